@@ -1,0 +1,297 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
+    FINISH_REASON_EOS: _ClassVar[FinishReason]
+    FINISH_REASON_STOP: _ClassVar[FinishReason]
+    FINISH_REASON_LENGTH: _ClassVar[FinishReason]
+    FINISH_REASON_ABORTED: _ClassVar[FinishReason]
+
+class PolicyKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POLICY_KIND_UNSPECIFIED: _ClassVar[PolicyKind]
+    POLICY_KIND_BASE: _ClassVar[PolicyKind]
+    POLICY_KIND_LORA: _ClassVar[PolicyKind]
+    POLICY_KIND_MERGED: _ClassVar[PolicyKind]
+    POLICY_KIND_FULL: _ClassVar[PolicyKind]
+
+class PolicyState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POLICY_STATE_UNSPECIFIED: _ClassVar[PolicyState]
+    POLICY_STATE_STAGED: _ClassVar[PolicyState]
+    POLICY_STATE_ACTIVE: _ClassVar[PolicyState]
+    POLICY_STATE_RETIRED: _ClassVar[PolicyState]
+
+class LogprobMeaning(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOGPROB_MEANING_UNSPECIFIED: _ClassVar[LogprobMeaning]
+    LOGPROB_MEANING_POLICY: _ClassVar[LogprobMeaning]
+    LOGPROB_MEANING_BEHAVIOUR: _ClassVar[LogprobMeaning]
+    LOGPROB_MEANING_BOTH: _ClassVar[LogprobMeaning]
+
+class SwapMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SWAP_MODE_UNSPECIFIED: _ClassVar[SwapMode]
+    SWAP_MODE_NONE: _ClassVar[SwapMode]
+    SWAP_MODE_RESTART: _ClassVar[SwapMode]
+    SWAP_MODE_HOT: _ClassVar[SwapMode]
+FINISH_REASON_UNSPECIFIED: FinishReason
+FINISH_REASON_EOS: FinishReason
+FINISH_REASON_STOP: FinishReason
+FINISH_REASON_LENGTH: FinishReason
+FINISH_REASON_ABORTED: FinishReason
+POLICY_KIND_UNSPECIFIED: PolicyKind
+POLICY_KIND_BASE: PolicyKind
+POLICY_KIND_LORA: PolicyKind
+POLICY_KIND_MERGED: PolicyKind
+POLICY_KIND_FULL: PolicyKind
+POLICY_STATE_UNSPECIFIED: PolicyState
+POLICY_STATE_STAGED: PolicyState
+POLICY_STATE_ACTIVE: PolicyState
+POLICY_STATE_RETIRED: PolicyState
+LOGPROB_MEANING_UNSPECIFIED: LogprobMeaning
+LOGPROB_MEANING_POLICY: LogprobMeaning
+LOGPROB_MEANING_BEHAVIOUR: LogprobMeaning
+LOGPROB_MEANING_BOTH: LogprobMeaning
+SWAP_MODE_UNSPECIFIED: SwapMode
+SWAP_MODE_NONE: SwapMode
+SWAP_MODE_RESTART: SwapMode
+SWAP_MODE_HOT: SwapMode
+
+class Image(_message.Message):
+    __slots__ = ("content", "sha256")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    content: bytes
+    sha256: bytes
+    def __init__(self, content: _Optional[bytes] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class PolicySelector(_message.Message):
+    __slots__ = ("exact", "at_least")
+    EXACT_FIELD_NUMBER: _ClassVar[int]
+    AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    exact: int
+    at_least: int
+    def __init__(self, exact: _Optional[int] = ..., at_least: _Optional[int] = ...) -> None: ...
+
+class SamplingParams(_message.Message):
+    __slots__ = ("temperature", "top_p", "top_k", "max_tokens")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+
+class SampleRequest(_message.Message):
+    __slots__ = ("request_id", "image", "prompt", "num_candidates", "seeds", "seed", "params", "policy")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    NUM_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    image: Image
+    prompt: str
+    num_candidates: int
+    seeds: _containers.RepeatedScalarFieldContainer[int]
+    seed: int
+    params: SamplingParams
+    policy: PolicySelector
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., num_candidates: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ...) -> None: ...
+
+class Candidate(_message.Message):
+    __slots__ = ("index", "text", "token_ids", "logprobs", "behaviour_logprobs", "finish_reason", "seed", "policy_version")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    BEHAVIOUR_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    behaviour_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    finish_reason: FinishReason
+    seed: int
+    policy_version: int
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., behaviour_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ..., policy_version: _Optional[int] = ...) -> None: ...
+
+class SampleResponse(_message.Message):
+    __slots__ = ("candidate", "summary")
+    CANDIDATE_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    candidate: Candidate
+    summary: SampleSummary
+    def __init__(self, candidate: _Optional[_Union[Candidate, _Mapping]] = ..., summary: _Optional[_Union[SampleSummary, _Mapping]] = ...) -> None: ...
+
+class SampleSummary(_message.Message):
+    __slots__ = ("prompt_tokens", "rendered_prompt", "policy_version", "engine", "seconds")
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RENDERED_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    prompt_tokens: int
+    rendered_prompt: str
+    policy_version: int
+    engine: str
+    seconds: float
+    def __init__(self, prompt_tokens: _Optional[int] = ..., rendered_prompt: _Optional[str] = ..., policy_version: _Optional[int] = ..., engine: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+
+class ScoreTokensRequest(_message.Message):
+    __slots__ = ("image", "prompt", "token_ids", "policy")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    image: Image
+    prompt: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    policy: PolicySelector
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ...) -> None: ...
+
+class ScoreTokensResponse(_message.Message):
+    __slots__ = ("logprobs", "policy_version")
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    policy_version: int
+    def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., policy_version: _Optional[int] = ...) -> None: ...
+
+class PolicyInfo(_message.Message):
+    __slots__ = ("version", "kind", "state", "digest", "base_digest", "parent_version", "uri", "run_id", "iteration", "tensors")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    BASE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    PARENT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    ITERATION_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    kind: PolicyKind
+    state: PolicyState
+    digest: str
+    base_digest: str
+    parent_version: int
+    uri: str
+    run_id: str
+    iteration: int
+    tensors: int
+    def __init__(self, version: _Optional[int] = ..., kind: _Optional[_Union[PolicyKind, str]] = ..., state: _Optional[_Union[PolicyState, str]] = ..., digest: _Optional[str] = ..., base_digest: _Optional[str] = ..., parent_version: _Optional[int] = ..., uri: _Optional[str] = ..., run_id: _Optional[str] = ..., iteration: _Optional[int] = ..., tensors: _Optional[int] = ...) -> None: ...
+
+class StagePolicyRequest(_message.Message):
+    __slots__ = ("uri", "version")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    version: int
+    def __init__(self, uri: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+
+class StagePolicyResponse(_message.Message):
+    __slots__ = ("policy",)
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    policy: PolicyInfo
+    def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
+
+class ActivatePolicyRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class ActivatePolicyResponse(_message.Message):
+    __slots__ = ("policy", "previous_version")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    policy: PolicyInfo
+    previous_version: int
+    def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ..., previous_version: _Optional[int] = ...) -> None: ...
+
+class RetirePolicyRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class RetirePolicyResponse(_message.Message):
+    __slots__ = ("policy",)
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    policy: PolicyInfo
+    def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
+
+class GetPolicyRequest(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class GetPolicyResponse(_message.Message):
+    __slots__ = ("policy",)
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    policy: PolicyInfo
+    def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
+
+class ListPoliciesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListPoliciesResponse(_message.Message):
+    __slots__ = ("policies", "capabilities")
+    POLICIES_FIELD_NUMBER: _ClassVar[int]
+    CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    policies: _containers.RepeatedCompositeFieldContainer[PolicyInfo]
+    capabilities: Capabilities
+    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyInfo, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+
+class Capabilities(_message.Message):
+    __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels")
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SEEDS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LORA_FIELD_NUMBER: _ClassVar[int]
+    FULL_FIELD_NUMBER: _ClassVar[int]
+    MULTI_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_SHARED_FIELD_NUMBER: _ClassVar[int]
+    MAX_CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    engine: str
+    model: str
+    logprobs: LogprobMeaning
+    logprob_dtype: str
+    seeds: bool
+    token_ids: bool
+    lora: SwapMode
+    full: SwapMode
+    multi_version: bool
+    prefix_shared: bool
+    max_candidates: int
+    max_tokens: int
+    max_image_bytes: int
+    max_image_pixels: int
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., logprobs: _Optional[_Union[LogprobMeaning, str]] = ..., logprob_dtype: _Optional[str] = ..., seeds: bool = ..., token_ids: bool = ..., lora: _Optional[_Union[SwapMode, str]] = ..., full: _Optional[_Union[SwapMode, str]] = ..., multi_version: bool = ..., prefix_shared: bool = ..., max_candidates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ...) -> None: ...

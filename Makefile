@@ -1,0 +1,47 @@
+# Every habit is a target. `make help` lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types protos playground constraints clean
+
+help:  ## List the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: $(READY)  ## Watch the loop close: three services, three iterations, about five minutes on two cores
+	$(BIN)/sightline demo
+
+test: $(READY)  ## The whole test suite
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)  ## Format check, linter, types, protos
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	cd protos && ../$(BIN)/buf lint
+
+protos: $(READY)  ## Make the gRPC stubs again
+	protos/generate.sh
+
+playground: $(READY)  ## Train the playground's CLIP and LVLM again, from nothing
+	$(BIN)/python -m sightline_playground make --out playground/weights
+	$(BIN)/python -m sightline_playground check --weights playground/weights
+
+constraints: $(READY)  ## Write the versions that are installed into constraints.txt
+	(echo "# The exact versions that were tested, for Python 3.11 and 3.12. Made by \`make constraints\`."; \
+	 $(BIN)/python -m pip freeze --exclude-editable --exclude uv | sort -f) > constraints.txt
+
+clean:  ## Remove what was installed and run here
+	rm -rf $(VENV) .triton runs .pytest_cache .mypy_cache .ruff_cache
+
+# Everything that the targets need: the packages with all extras, and NVIDIA's Triton from its wheel.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Sightline needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; set PYTHON=python3.12, say")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target .triton nvidia-pytriton==0.7.0
+	@touch $@

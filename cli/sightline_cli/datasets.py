@@ -1,0 +1,46 @@
+"""Dataset references of a recipe: a directory, or ``playground:SPLIT?count=N&seed=S``, drawn on demand.
+
+The services know nothing of the playground; the command line turns a reference into a directory for them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+from sightline_chassis.errors import InvalidInput
+
+
+def resolve(reference: str, cache: Path) -> Path:
+    """The directory that ``reference`` means; playground scenes are drawn into ``cache`` once.
+
+    Raises:
+        InvalidInput: no such directory, or a reference that can't be read.
+    """
+    parts = urlsplit(reference)
+    if parts.scheme != "playground":
+        directory = Path(reference).expanduser()
+        if not directory.is_dir():
+            raise InvalidInput(
+                f"no dataset directory {reference!r}; name a directory with prompts.jsonl, "
+                "or playground:SPLIT?count=N&seed=S",
+                reason="DATASET_NOT_FOUND",
+            )
+        return directory
+    query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+    unknown = set(query) - {"count", "seed"}
+    if unknown:
+        raise InvalidInput(f"{reference!r}: unknown {sorted(unknown)}; known are count and seed", reason="DATASET")
+    try:
+        count, seed = int(query.get("count", "512")), int(query.get("seed", "0"))
+    except ValueError:
+        raise InvalidInput(f"{reference!r}: count and seed are whole numbers", reason="DATASET") from None
+    directory = cache / f"{parts.path}-{count}-{seed}"
+    done = directory / "export.json"
+    if not done.exists():
+        from sightline_playground.export import export
+
+        export(directory, split=parts.path, count=count, seed=seed)
+        done.write_text(json.dumps({"reference": reference}))
+    return directory

@@ -1,0 +1,103 @@
+"""``sightline``: align a vision-language model, or run the services that do it.
+
+Exit codes: 0 done; 1 failed, the reason is on the last lines; 2 the command line can't be read; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="Online preference alignment of vision-language models, as services.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
+]
+RunPath = Annotated[Path, typer.Option("--run", help="Run directory; one that exists is gone on with.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+class ServiceName(StrEnum):
+    """The services that can be run."""
+
+    SCORER = "scorer"
+    SAMPLER = "sampler"
+    TRAINER = "trainer"
+
+
+@app.command()
+def demo(run: RunPath = Path("runs/demo"), overrides: Overrides = None, debug: Debug = False) -> None:
+    """Watch a small LVLM lose its hallucinations: three services on loopback, three iterations, minutes on a CPU."""
+    from sightline_cli.demo import demo as start
+
+    _guarded(lambda: start(run, overrides or []), debug)
+
+
+@app.command("run")
+def run_recipe(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file, such as recipes/clip_dpo.yaml.")],
+    overrides: Overrides = None,
+    run: Annotated[Path | None, typer.Option("--run", help="Run directory; default runs/NAME-TIME.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Address of a sampler; default: the recipe's, or start one.")] = None,
+    scorer: Annotated[str | None, typer.Option(help="Address of a scorer; default: the recipe's, or start one.")] = None,
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics on loopback; 0 picks one.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Run a recipe in the foreground, with progress bars and a live table. Run it again to go on after a stop."""
+    from sightline_cli.run import run as start
+
+    _guarded(
+        lambda: start(recipe, overrides or [], directory=run, sampler=sampler, scorer=scorer, metrics_port=metrics_port),
+        debug,
+    )
+
+
+@app.command()
+def serve(
+    service: Annotated[ServiceName, typer.Argument(help="Which service.")],
+    config: Annotated[Path | None, typer.Option(help="Settings file (YAML).")] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run one service until SIGTERM. Settings: flags over SIGHTLINE_* variables over the file over defaults."""
+    import importlib
+
+    module = importlib.import_module(f"sightline_{service.value}.server")
+    raise typer.Exit(module.main(config, overrides or []))
+
+
+def _guarded(command: object, debug: bool) -> None:
+    """Run a command: an expected error is one paragraph on stderr and exit code 1."""
+    from sightline_chassis.errors import SightlineError
+    from sightline_chassis.settings import SettingsError
+
+    from sightline_cli.processes import StartError
+
+    assert callable(command)
+    try:
+        command()
+    except (SightlineError, SettingsError, StartError) as error:
+        if debug:
+            raise
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.secho("interrupted; run the same command again to go on", fg="yellow", err=True)
+        raise typer.Exit(130) from None
+
+
+def main() -> None:
+    """Entry point of the ``sightline`` script."""
+    app(prog_name="sightline")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""Display: a run in the terminal: one bar for the stage under way, one table row for each policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from sightline_trainer.events import Event
+
+_VERBS = {
+    "start": "starting",
+    "sample": "sampling and scoring candidates",
+    "pair": "building pairs",
+    "update": "DPO update",
+    "publish": "publishing the policy",
+    "evaluate": "evaluating on held-out images",
+}
+
+
+def results_table(rows: list[Mapping[str, float]]) -> Table:
+    """One row for each policy version, changes against the base model beside CHAIR_s."""
+    table = Table(title="policies on held-out images", title_justify="left")
+    for name in ("iteration", "policy", "CHAIR_s", "vs base", "CHAIR_i", "cover", "CLIPScore", "tokens", "pairs", "s"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        base = rows[0]["chair_s"]
+        change = f"{(row['chair_s'] / base - 1):+.0%}" if base and row is not rows[0] else ""
+        table.add_row(
+            f"{row['iteration']:.0f}",
+            f"v{row['policy_version']:.0f}",
+            f"{row['chair_s']:.3f}",
+            change,
+            f"{row['chair_i']:.3f}",
+            f"{row['cover']:.3f}",
+            f"{row['clip_score']:.2f}",
+            f"{row['mean_tokens']:.1f}",
+            f"{row['pairs']:.0f}",
+            f"{row['seconds']:.0f}",
+        )
+    return table
+
+
+class Display:
+    """An observer that draws; where the output is no terminal it prints a line for each stage instead."""
+
+    def __init__(self, iterations: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self.iterations = iterations
+        self.rows: list[Mapping[str, float]] = []
+        self._stage: tuple[str, int] | None = None
+        self._since = time.monotonic()
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+        )
+        self._task = self._progress.add_task("starting", total=None)
+        self._live = Live(get_renderable=self._render, console=self.console, refresh_per_second=5, transient=True)
+
+    def __enter__(self) -> Display:
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.console.is_terminal:
+            self._live.stop()
+        if self.rows:
+            self.console.print(results_table(self.rows))
+
+    def __call__(self, event: Event) -> None:
+        if event.stage in ("iteration", "end"):
+            if event.stage == "iteration":
+                self.rows.append(event.metrics)
+                self._line(event)
+            return
+        where = f"iteration {event.iteration}/{self.iterations}" if event.iteration else "base model"
+        description = f"{where}: {_VERBS[event.stage]}"
+        if self._stage != (event.stage, event.iteration):
+            self._stage, self._since = (event.stage, event.iteration), time.monotonic()
+            self._progress.reset(self._task, description=description, total=event.total or None)
+            if not self.console.is_terminal:
+                self.console.print(description)
+        self._progress.update(self._task, completed=event.done, total=event.total or None)
+
+    def _line(self, event: Event) -> None:
+        if not self.console.is_terminal:
+            row = event.metrics
+            self.console.print(
+                f"policy v{row['policy_version']:.0f}: CHAIR_s {row['chair_s']:.3f}  cover {row['cover']:.3f}  "
+                f"CLIPScore {row['clip_score']:.2f}  tokens {row['mean_tokens']:.1f}"
+            )
+
+    def _render(self) -> RenderableType:
+        return Group(results_table(self.rows), self._progress) if self.rows else self._progress

@@ -1,0 +1,302 @@
+"""Loop: sample, score, pair, update, publish, evaluate - and again with the new policy.
+
+    prompts + images -> sampler -> K candidates -> scorer -> rewards -> pairs -> DPO -> new policy -> sampler
+
+Each stage leaves whole files in the run directory and is skipped where its files are there, so a run that was killed
+goes on where it was. The loop is strictly on-policy: candidates come from the version published last, by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sightline_chassis.errors import PreconditionFailed
+from sightline_sampler.client import AsyncSamplerClient, PolicyManifest, model_digest, policy_dirname, write_manifest
+from sightline_scorer.client import AsyncScorerClient
+
+from sightline_trainer import metrics
+from sightline_trainer.candidates.policy import PolicyCandidates
+from sightline_trainer.evaluation.chair import Vocabulary
+from sightline_trainer.evaluation.evaluate import evaluate
+from sightline_trainer.events import Event, Observer, Stage
+from sightline_trainer.patience import patiently
+from sightline_trainer.prompts import Prompt, draw, load_prompts
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.rewards.clip import ClipReward
+from sightline_trainer.rollout import Rollout
+from sightline_trainer.runs import RunDirectory, read_json, write_json
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where this run finds its services and data: what a recipe leaves to whoever starts it."""
+
+    sampler: str
+    scorer: str
+    train: Path
+    test: Path
+
+
+@dataclass(frozen=True)
+class _Session:
+    """Open clients, and what the loop asks of them."""
+
+    sampler: AsyncSamplerClient
+    candidates: PolicyCandidates
+    evaluation: PolicyCandidates
+    reward: ClipReward
+
+
+class Loop:
+    """One run. ``run()`` may be called again after anything: it goes on from the files."""
+
+    def __init__(self, recipe: Recipe, run: RunDirectory, places: Places, observer: Observer) -> None:
+        self.recipe = recipe
+        self.dir = run
+        self.places = places
+        self.observer = observer
+        self.train = load_prompts(places.train)
+        self.test = load_prompts(places.test)[: recipe.evaluation.prompts]
+        self.vocabulary = Vocabulary.load(places.test / "vocabulary.json")
+        overlap = {prompt.id for prompt in self.train} & {prompt.id for prompt in self.test}
+        if overlap:
+            raise PreconditionFailed(
+                f"train and test share {len(overlap)} prompts, such as {sorted(overlap)[0]!r}", reason="TEST_LEAKS"
+            )
+
+    # The stages, in order ---------------------------------------------------------------------------------------
+
+    def run(self) -> list[dict[str, float]]:
+        """Run all iterations.
+
+        Returns:
+            What ``metrics.json`` holds: one object per policy version, the base model's first.
+
+        Raises:
+            SightlineError: what stopped the run and what to do about it; run again to go on.
+        """
+        recipe = self.recipe
+        self.dir.open(recipe)
+        self._tell("start", 0, message=f"{recipe.name}: {recipe.iterations} iterations in {self.dir.root}")
+        table = [self._evaluate(0, version=0, parts={})]
+        version = 0
+        for iteration in range(1, recipe.iterations + 1):
+            version, parts = self._iterate(iteration, version)
+            table.append(self._evaluate(iteration, version=version, parts=parts))
+            write_json(self.dir.metrics, table)
+        write_json(self.dir.metrics, table)
+        self._tell("end", recipe.iterations, message=f"done: {self.dir.metrics}")
+        return table
+
+    def _iterate(self, iteration: int, parent: int) -> tuple[int, dict[str, float]]:
+        metrics.ITERATION.set(iteration)
+        directory = self.dir.iteration(iteration)
+        finished = read_json(directory / "publish.json")
+        if finished is not None and (directory / "evaluation.json").exists():
+            return int(finished["version"]), {}
+        started = time.monotonic()
+        prompts = draw(
+            self.train, self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed
+        )
+        self._sample(iteration, prompts, parent)
+        pairs = self._pair(iteration, prompts)
+        version = self._update(iteration, parent)
+        self._publish(iteration, version, parent)
+        return version, {"pairs": pairs, "seconds": time.monotonic() - started}
+
+    def _sample(self, iteration: int, prompts: list[Prompt], version: int) -> None:
+        recipe = self.recipe
+        rollout = Rollout(self.dir.iteration(iteration))
+
+        async def collect(session: _Session) -> None:
+            await self._serve(session, version)
+            await rollout.collect(
+                prompts,
+                session.candidates,
+                session.reward,
+                count=recipe.sampling.candidates,
+                iteration=iteration,
+                version=version,
+                in_flight=recipe.sampling.max_in_flight,
+                progress=lambda done, total: self._tell("sample", iteration, done, total),
+            )
+
+        if not (self.dir.iteration(iteration) / "pairs.json").exists():
+            self._timed("sample", lambda: self._connected(collect))
+
+    def _pair(self, iteration: int, prompts: list[Prompt]) -> int:
+        from sightline_trainer.pairs.build import build, write_pairs
+
+        directory = self.dir.iteration(iteration)
+        if not (directory / "pairs.json").exists():
+            rows, counts = build(prompts, Rollout(directory).read(), self.recipe.filters, iteration=iteration)
+            if not rows:
+                raise PreconditionFailed(
+                    f"iteration {iteration} has no pair to learn from: {counts}; loosen `filters` or sample more",
+                    reason="NO_PAIRS",
+                )
+            write_pairs(directory / "pairs.parquet", rows)
+            write_json(directory / "pairs.json", counts)
+        counts = read_json(directory / "pairs.json")
+        metrics.count_pairs(counts)
+        self._tell("pair", iteration, metrics=counts)
+        return int(counts["pairs"])
+
+    def _update(self, iteration: int, parent: int) -> int:
+        directory = self.dir.iteration(iteration)
+        known = read_json(directory / "update.json")
+        if known is not None:
+            return int(known["version"])
+        from sightline_trainer.dpo.update import update
+        from sightline_trainer.pairs.build import read_pairs
+
+        version = self.dir.next_version(max(parent, self._connected(_highest_version)))
+        aside = self.dir.policies / f".{policy_dirname(version)}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        result = self._timed(
+            "update",
+            lambda: update(
+                self.recipe,
+                read_pairs(directory / "pairs.parquet"),
+                previous=self.dir.policies / policy_dirname(parent) if parent else None,
+                adapter=aside,
+                work=self.dir.root / "trl",
+                seed=self.recipe.seed + iteration,
+                progress=lambda done, total: self._tell("update", iteration, done, total),
+            ),
+        )
+        manifest = PolicyManifest(
+            version=version,
+            parent_version=parent,
+            kind="lora",
+            base_digest=model_digest(self.recipe.model),
+            run_id=self.dir.id,
+            iteration=iteration,
+            metrics=result.metrics,
+        )
+        final = self.dir.policies / policy_dirname(version)
+        aside.rename(final)
+        write_manifest(final, manifest)
+        write_json(
+            directory / "update.json",
+            {"version": version, "metrics": result.metrics, "probes": [asdict(probe) for probe in result.probes]},
+        )
+        metrics.record_update(version, result.metrics)
+        self._tell("update", iteration, metrics=result.metrics)
+        return version
+
+    def _publish(self, iteration: int, version: int, parent: int) -> None:
+        from sightline_trainer.dpo.update import Probe
+        from sightline_trainer.publish import publish
+
+        known = read_json(self.dir.iteration(iteration) / "update.json")
+        prompts = {prompt.id: prompt for prompt in self.train}
+
+        async def send(session: _Session) -> dict[str, float]:
+            await self._serve(session, parent)
+            arrival = await publish(
+                session.sampler,
+                self.dir.policies / policy_dirname(version),
+                version=version,
+                previous=parent,
+                probes=[Probe(**probe) for probe in known["probes"]],
+                prompts=prompts,
+                settings=self.recipe.publication,
+            )
+            return asdict(arrival)
+
+        arrival = self._timed("publish", lambda: self._connected(send))
+        write_json(self.dir.iteration(iteration) / "publish.json", arrival)
+        self._tell("publish", iteration, metrics=arrival)
+
+    def _evaluate(self, iteration: int, *, version: int, parts: dict[str, float]) -> dict[str, float]:
+        path = self.dir.iteration(iteration) / "evaluation.json"
+        if path.exists():
+            return dict(read_json(path))
+        started = time.monotonic()
+
+        async def measure(session: _Session) -> dict[str, float]:
+            await self._serve(session, version)
+            evaluated = await evaluate(
+                self.test,
+                self.vocabulary,
+                session.evaluation,
+                session.reward,
+                version=version,
+                temperature=self.recipe.evaluation.temperature,
+                in_flight=self.recipe.sampling.max_in_flight,
+                progress=lambda done, total: self._tell("evaluate", iteration, done, total),
+            )
+            evaluated.write(path.with_name("captions.parquet"))
+            return evaluated.metrics()
+
+        measured = self._timed("evaluate", lambda: self._connected(measure))
+        row = {
+            "iteration": iteration,
+            "policy_version": version,
+            **measured,
+            "pairs": parts.get("pairs", 0),
+            "seconds": round(parts.get("seconds", 0.0) + time.monotonic() - started, 3),
+        }
+        write_json(path, row)
+        metrics.record_evaluation(measured)
+        self._tell("iteration", iteration, metrics=row)
+        return row
+
+    # What the stages stand on -----------------------------------------------------------------------------------
+
+    async def _serve(self, session: _Session, version: int) -> None:
+        """Make sure the sampler answers from ``version``: after a restart of either side it may not."""
+        known = {policy.version for policy in (await patiently(session.sampler.policies)).policies}
+        if version not in known:
+            directory = self.dir.policies / policy_dirname(version)
+            await patiently(lambda: session.sampler.stage(directory, version))
+        if (await patiently(session.sampler.policy)).version != version:
+            await patiently(lambda: session.sampler.activate(version))
+
+    def _connected(self, work: Callable[[_Session], Coroutine[Any, Any, T]]) -> T:
+        """Run ``work`` with open clients; a group of failures is raised as its first."""
+
+        async def main() -> T:
+            async with AsyncExitStack() as stack:
+                sampler = await stack.enter_async_context(AsyncSamplerClient(self.places.sampler))
+                scorer = await stack.enter_async_context(AsyncScorerClient(self.places.scorer))
+                settings = self.recipe.sampling
+                return await work(
+                    _Session(
+                        sampler=sampler,
+                        candidates=PolicyCandidates(sampler, settings, seed=self.recipe.seed),
+                        evaluation=PolicyCandidates(sampler, settings, seed=self.recipe.evaluation.seed),
+                        reward=ClipReward(scorer, self.recipe.reward),
+                    )
+                )
+
+        try:
+            return asyncio.run(main())
+        except BaseExceptionGroup as group:
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from group
+
+    def _timed(self, stage: Stage, work: Callable[[], T]) -> T:
+        with metrics.phase(stage):
+            return work()
+
+    def _tell(self, stage: Stage, iteration: int, done: int = 0, total: int = 0, **facts: Any) -> None:
+        metrics.HEARTBEAT.set_to_current_time()
+        self.observer(Event(stage=stage, iteration=iteration, done=done, total=total, **facts))
+
+
+async def _highest_version(session: _Session) -> int:
+    return max(policy.version for policy in (await patiently(session.sampler.policies)).policies)

@@ -1,0 +1,142 @@
+"""Recipe: everything that defines a run, as data.
+
+A recipe is read from YAML, overridden by ``key.subkey=value`` flags, checked (unknown keys are refused) and then
+frozen. The resolved recipe is written into the run directory, so a run can always be told what it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from sightline_chassis.settings import Section
+
+
+class Data(Section):
+    """Where prompts and images come from: directories with a ``prompts.jsonl`` (see docs/data.md)."""
+
+    train: str = Field(description="Dataset directory that the loop draws prompts from.")
+    test: str = Field(description="Held-out dataset directory, for evaluation only.")
+    prompts_per_iteration: int = Field(512, ge=1, description="Prompts sampled in one iteration.")
+
+
+class Sampling(Section):
+    """How candidates are drawn from the policy."""
+
+    address: str | None = Field(None, description="gRPC target of a sampler; none: `sightline run` starts one.")
+    candidates: int = Field(8, ge=2, le=256, description="K, candidates of one prompt.")
+    temperature: float = Field(1.0, gt=0.0, le=5.0, description="Softmax temperature.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
+    max_tokens: int = Field(64, ge=1, description="Most new tokens of a candidate.")
+    max_in_flight: int = Field(32, ge=1, le=1024, description="Prompts under way at the same time.")
+    timeout_seconds: float = Field(300.0, gt=0.0, description="Deadline of one prompt's candidates.")
+
+
+class Reward(Section):
+    """What a candidate is worth: CLIPScore by the scorer service."""
+
+    address: str | None = Field(None, description="gRPC target of a scorer; none: `sightline run` starts one.")
+    model: str = Field("", description="Name of the scorer's model; empty: its default.")
+    weights: str | None = Field(None, description="open_clip name or local directory for a scorer started here.")
+    timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one image with its texts.")
+    max_in_flight: int = Field(32, ge=1, le=1024, description="Images under way at the same time.")
+
+
+class Filters(Section):
+    """Which candidates and pairs are good enough to learn from. Scores are CLIPScores (100 * cosine)."""
+
+    min_score: float = Field(0.0, ge=0.0, le=100.0, description="Drop candidates under this CLIPScore.")
+    min_tokens: int = Field(2, ge=1, description="Drop candidates shorter than this.")
+    finished_only: bool = Field(True, description="Drop candidates that hit max_tokens before their end token.")
+    min_gap: float = Field(2.0, ge=0.0, le=100.0, description="Least CLIPScore gap of a pair (CLIP-DPO: 2).")
+    max_length_ratio: float = Field(
+        1.5, ge=1.0, description="Most tokens of the longer side over those of the shorter side."
+    )
+
+
+class Pairing(Section):
+    """How chosen and rejected are picked from the candidates of one prompt."""
+
+    rule: Literal["best_worst"] = Field("best_worst", description="best_worst: highest against lowest reward.")
+
+
+class Lora(Section):
+    """The adapter that is trained."""
+
+    rank: int = Field(16, ge=1, le=512, description="Rank of the update.")
+    alpha: int = Field(32, ge=1, description="Scale: the update is multiplied by alpha / rank.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    target_modules: str = Field(
+        r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
+        description="Regular expression of the linear layers that get an adapter.",
+    )
+
+
+class Dpo(Section):
+    """The update: TRL's DPOTrainer on LoRA, the reference being the base model (adapter off)."""
+
+    beta: float = Field(0.1, gt=0.0, description="Strength of the tie to the reference.")
+    loss: dict[str, float] = Field(
+        default_factory=lambda: {"sigmoid": 1.0}, description="Losses of TRL's DPOTrainer and their weights."
+    )
+    learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
+    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Learning rate over an iteration.")
+    warmup_ratio: float = Field(0.05, ge=0.0, lt=1.0, description="Share of the steps that warm up.")
+    epochs: float = Field(1.0, gt=0.0, description="Passes over an iteration's pairs.")
+    batch_size: int = Field(16, ge=1, description="Pairs in one forward and backward pass.")
+    accumulate: int = Field(1, ge=1, description="Passes in one optimiser step.")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="Clip the gradient's norm at this.")
+    weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the model.")
+    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    lora: Lora = Field(default_factory=Lora)
+    report_to: list[str] = Field(default_factory=list, description="TRL's trackers: tensorboard, wandb, trackio.")
+
+
+class Publication(Section):
+    """How a new policy reaches the sampler, and the proof that it arrived."""
+
+    probes: int = Field(8, ge=1, le=256, description="Chosen responses that sampler and trainer both score.")
+    max_probe_gap: float = Field(
+        0.05, gt=0.0, description="Most mean |log-prob difference| per token between sampler and trainer, in nats."
+    )
+    keep: int = Field(2, ge=1, description="Policies kept loaded in the sampler, the active one included.")
+
+
+class Evaluation(Section):
+    """What is measured after each iteration, on held-out images through the same services."""
+
+    prompts: int = Field(500, ge=1, description="Held-out prompts, the same ones each time.")
+    temperature: float = Field(1.0, ge=0.0, le=5.0, description="Softmax temperature; 0 is greedy.")
+    seed: int = Field(20240828, ge=0, description="Seed of the evaluation's samples.")
+
+
+class Recipe(Section):
+    """A run: ``iterations`` times sample, score, pair, update, publish, evaluate."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="The method's name.")
+    description: str = Field("", description="One line for people.")
+    seed: int = Field(0, ge=0, description="Seed of prompts, candidates and updates.")
+    iterations: int = Field(3, ge=1, description="Rounds of the loop.")
+    model: str = Field(description="The base LVLM: a Hugging Face folder or name.")
+    threads: int = Field(2, ge=1, description="Torch threads of the update on a CPU.")
+    data: Data
+    sampling: Sampling = Field(default_factory=Sampling)
+    reward: Reward = Field(default_factory=Reward)
+    filters: Filters = Field(default_factory=Filters)
+    pairing: Pairing = Field(default_factory=Pairing)
+    dpo: Dpo = Field(default_factory=Dpo)
+    publication: Publication = Field(default_factory=Publication)
+    evaluation: Evaluation = Field(default_factory=Evaluation)
+
+
+def load_recipe(path: Path, overrides: list[str]) -> Recipe:
+    """Read a recipe file and apply ``key.subkey=value`` overrides.
+
+    Raises:
+        SettingsError: the file can't be read, a key is unknown or a value is out of bounds; says which and why.
+    """
+    from sightline_chassis.settings import load_section
+
+    return load_section(Recipe, config=path, overrides=overrides)

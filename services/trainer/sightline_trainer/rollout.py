@@ -1,0 +1,131 @@
+"""Rollout: candidates and their rewards for an iteration's prompts, shard by shard.
+
+Scoring overlaps sampling: a prompt's candidates go to the scorer as soon as they are there. A finished shard is on
+disk, so a killed run loses at most the shards under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sightline_trainer.candidates.policy import Candidate, PolicyCandidates
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.rewards.clip import ClipReward, Score
+from sightline_trainer.runs import write_whole
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("index", pa.int32()),
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("finish_reason", pa.string()),
+        ("seed", pa.int64()),
+        ("policy_version", pa.int64()),
+        ("rendered_prompt", pa.string()),
+    ]
+)
+SCORE_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("index", pa.int32()),
+        ("reward", pa.float64()),
+        ("cosine", pa.float64()),
+        ("logit", pa.float64()),
+        ("error", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A candidate with its reward."""
+
+    candidate: Candidate
+    score: Score
+
+
+class Rollout:
+    """Fills and reads ``candidates/`` and ``scores/`` of one iteration's directory."""
+
+    def __init__(self, directory: Path, *, shard_size: int = 128) -> None:
+        self.directory = directory
+        self.shard_size = shard_size
+
+    def _paths(self, shard: int) -> tuple[Path, Path]:
+        name = f"{shard:05d}.parquet"
+        return self.directory / "candidates" / name, self.directory / "scores" / name
+
+    async def collect(
+        self,
+        prompts: Sequence[Prompt],
+        candidates: PolicyCandidates,
+        reward: ClipReward,
+        *,
+        count: int,
+        iteration: int,
+        version: int,
+        in_flight: int,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        """Sample ``count`` candidates for each prompt and score them; shards that are there are kept."""
+        shards = [prompts[i : i + self.shard_size] for i in range(0, len(prompts), self.shard_size)]
+        slots, done = asyncio.Semaphore(in_flight), 0
+
+        async def one(prompt: Prompt) -> list[Scored]:
+            nonlocal done
+            async with slots:
+                sampled = await candidates(prompt, count, iteration=iteration, version=version)
+                scores = await reward(prompt, [candidate.text for candidate in sampled])
+            done += 1
+            progress(done, len(prompts))
+            return [Scored(*pair) for pair in zip(sampled, scores, strict=True)]
+
+        async def fill(number: int, shard: Sequence[Prompt]) -> None:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(one(prompt)) for prompt in shard]
+            self._write(number, [scored for task in tasks for scored in task.result()])
+
+        missing = [(number, shard) for number, shard in enumerate(shards) if not self._paths(number)[1].exists()]
+        done = len(prompts) - sum(len(shard) for _, shard in missing)
+        # Two shards at a time keep the engines full while the older one ends; memory stays bounded.
+        pair = asyncio.Semaphore(2)
+
+        async def admitted(number: int, shard: Sequence[Prompt]) -> None:
+            async with pair:
+                await fill(number, shard)
+
+        async with asyncio.TaskGroup() as group:
+            for number, shard in missing:
+                group.create_task(admitted(number, shard))
+
+    def _write(self, number: int, rows: Sequence[Scored]) -> None:
+        candidates_path, scores_path = self._paths(number)
+        candidates = pa.Table.from_pylist([asdict(row.candidate) for row in rows], CANDIDATE_SCHEMA)
+        scores = pa.Table.from_pylist(
+            [
+                {"prompt_id": row.candidate.prompt_id, "index": row.candidate.index, **asdict(row.score)}
+                for row in rows
+            ],
+            SCORE_SCHEMA,
+        )
+        write_whole(candidates_path, lambda aside: pq.write_table(candidates, aside))
+        write_whole(scores_path, lambda aside: pq.write_table(scores, aside))
+
+    def read(self) -> dict[str, list[Scored]]:
+        """All candidates with their rewards, by prompt id, in file order."""
+        rows: dict[str, list[Scored]] = {}
+        for path in sorted((self.directory / "scores").glob("[0-9]*.parquet")):
+            candidates = pq.read_table(self.directory / "candidates" / path.name).to_pylist()
+            for row, score in zip(candidates, pq.read_table(path).to_pylist(), strict=True):
+                if (row["prompt_id"], row["index"]) != (score.pop("prompt_id"), score.pop("index")):
+                    raise ValueError(f"{path} does not belong to the candidates of the same name")
+                rows.setdefault(row["prompt_id"], []).append(Scored(Candidate(**row), Score(**score)))
+        return rows

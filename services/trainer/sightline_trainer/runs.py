@@ -1,0 +1,113 @@
+"""RunDirectory: the whole state of a run, as files.
+
+    runs/<id>/
+      recipe.yaml                  the resolved recipe
+      run.json                     id, state, error, versions of the packages
+      events.jsonl                 what happened, for people and watchers
+      metrics.json                 one object per policy version, from the base model at version 0
+      policies/v000001/            adapter + manifest.json (written last)
+      iterations/0001/
+        candidates/00000.parquet   K candidates of a shard of prompts, with token ids, log-probs, seed, version
+        scores/00000.parquet       their rewards, one row for each candidate
+        pairs.parquet              TRL's preference format, every side with its policy version
+        pairs.json update.json publish.json evaluation.json, captions.parquet
+
+Every file is written aside, synced and renamed into place: what exists is whole, and a run that was killed goes on
+from the last finished file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from sightline_chassis.errors import PreconditionFailed
+
+from sightline_trainer.recipe import Recipe
+
+State = Literal["running", "succeeded", "failed", "stopped"]
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Have ``write`` fill a file beside ``path``, sync it and rename it into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    write(aside)
+    with aside.open("rb+") as file:
+        os.fsync(file.fileno())
+    aside.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write ``value`` as a whole JSON file."""
+    write_whole(path, lambda aside: aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n"))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, or None where there is none."""
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+class RunDirectory:
+    """Names the files of a run and keeps its state."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+
+    @property
+    def id(self) -> str:
+        return self.root.name
+
+    @property
+    def events(self) -> Path:
+        return self.root / "events.jsonl"
+
+    @property
+    def metrics(self) -> Path:
+        return self.root / "metrics.json"
+
+    @property
+    def policies(self) -> Path:
+        return self.root / "policies"
+
+    def iteration(self, number: int) -> Path:
+        return self.root / "iterations" / f"{number:04d}"
+
+    def open(self, recipe: Recipe) -> None:
+        """Make the directory, or go on with the run it holds.
+
+        Raises:
+            PreconditionFailed: it holds a run of another recipe.
+        """
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        path = self.root / "recipe.yaml"
+        if path.exists() and yaml.safe_load(path.read_text()) != yaml.safe_load(text):
+            raise PreconditionFailed(
+                f"{self.root} holds a run of another recipe or with other values; "
+                "give another --run directory, or the recipe.yaml that stands in this one",
+                reason="RUN_RECIPE_DIFFERS",
+            )
+        write_whole(path, lambda aside: aside.write_text(text))
+
+    def set_state(self, state: State, **facts: object) -> None:
+        """Record where the run stands."""
+        known = read_json(self.root / "run.json") or {"id": self.id}
+        write_json(self.root / "run.json", {**known, "error": "", **facts, "state": state})
+
+    def state(self) -> Mapping[str, Any]:
+        """What run.json says."""
+        return read_json(self.root / "run.json") or {}
+
+    def next_version(self, floor: int) -> int:
+        """A policy version that nobody used: over ``floor`` and over all that stand in the directory."""
+        used = [int(path.name[1:]) for path in self.policies.glob("v[0-9]*")]
+        return max([floor, *used]) + 1

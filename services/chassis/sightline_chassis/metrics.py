@@ -1,0 +1,88 @@
+"""Metrics that every service has, and the HTTP server that shows them.
+
+They are made once per process in prometheus_client's default registry; a service adds its own beside them. The names,
+types and codes of `grpc_server_*` are spelled as Go's grpc-ecosystem does, for which dashboards are made.
+RPCs that never reach us (a message over the size limit, an unknown method) are not in them.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Iterable
+from wsgiref.simple_server import WSGIServer
+
+import grpc
+from google.protobuf import descriptor_pool
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+
+disable_created_metrics()  # type: ignore[no-untyped-call]
+
+SECONDS: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+_RPC = ("grpc_type", "grpc_service", "grpc_method")
+
+STARTED = Counter("grpc_server_started_total", "RPCs started.", _RPC)
+HANDLED = Counter("grpc_server_handled_total", "RPCs ended, whatever their outcome.", (*_RPC, "grpc_code"))
+HANDLING = Histogram("grpc_server_handling_seconds", "Time from start to end of an RPC.", _RPC, buckets=SECONDS)
+RECEIVED = Counter("grpc_server_msg_received_total", "Messages received.", _RPC)
+SENT = Counter("grpc_server_msg_sent_total", "Messages sent.", _RPC)
+
+BUILD_INFO = Gauge("sightline_build_info", "1, with what is running.", ("version", "commit"))
+INFLIGHT = Gauge("sightline_inflight_requests", "Requests being worked on.")
+QUEUE_DEPTH = Gauge("sightline_queue_depth", "Requests waiting for their turn.")
+QUEUE_WAIT = Histogram("sightline_queue_wait_seconds", "Wait of a request for its turn.", buckets=(0.001, *SECONDS))
+REJECTED = Counter("sightline_rejected_total", "Requests refused by admission.", ("reason",))
+LOOP_LAG = Histogram(
+    "sightline_event_loop_lag_seconds", "Delay of a timer of the event loop.", buckets=(0.001, *SECONDS)
+)
+
+_GO_CODES = {grpc.StatusCode.OK: "OK", grpc.StatusCode.CANCELLED: "Canceled"}
+
+
+def go_code(code: grpc.StatusCode) -> str:
+    """The code as Go spells it: `InvalidArgument`, `OK`, `Canceled`."""
+    return _GO_CODES.get(code) or code.name.title().replace("_", "")
+
+
+def go_type(request_streaming: bool, response_streaming: bool) -> str:
+    """The kind of RPC as Go spells it: `unary`, `client_stream`, `server_stream`, `bidi_stream`."""
+    if request_streaming:
+        return "bidi_stream" if response_streaming else "client_stream"
+    return "server_stream" if response_streaming else "unary"
+
+
+def preregister(services: Iterable[str]) -> None:
+    """Shows every method and code at 0 from the start: else `rate()` would miss the first error of each kind."""
+    for name in services:
+        service = descriptor_pool.Default().FindServiceByName(name)
+        for method in service.methods:
+            labels = (go_type(method.client_streaming, method.server_streaming), name, method.name)
+            for metric in (STARTED, HANDLING, RECEIVED, SENT):
+                metric.labels(*labels)
+            for code in grpc.StatusCode:
+                HANDLED.labels(*labels, go_code(code))
+
+
+def set_build_info() -> None:
+    """Fills `sightline_build_info`; the commit comes from SIGHTLINE_COMMIT, set when an image is built."""
+    BUILD_INFO.labels(importlib.metadata.version("sightline"), os.environ.get("SIGHTLINE_COMMIT", "unknown")).set(1)
+
+
+class MetricsServer:
+    """HTTP /metrics from a thread of its own.
+
+    Raises:
+        OSError: the port is taken.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._server: WSGIServer
+        self._server, self._thread = start_http_server(port, host)
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()

@@ -5,7 +5,7 @@ Exit codes: 0 done; 1 failed, the reason is on the last lines; 2 the command lin
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -47,8 +47,12 @@ def run_recipe(
     recipe: Annotated[Path, typer.Argument(help="A recipe file, such as recipes/clip_dpo.yaml.")],
     overrides: Overrides = None,
     run: Annotated[Path | None, typer.Option("--run", help="Run directory; default runs/NAME-TIME.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="Address of a sampler; default: the recipe's, or start one.")] = None,
-    scorer: Annotated[str | None, typer.Option(help="Address of a scorer; default: the recipe's, or start one.")] = None,
+    sampler: Annotated[
+        str | None, typer.Option(help="Address of a sampler; default: the recipe's, or start one.")
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="Address of a scorer; default: the recipe's, or start one.")
+    ] = None,
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics on loopback; 0 picks one.")] = 0,
     debug: Debug = False,
 ) -> None:
@@ -56,7 +60,9 @@ def run_recipe(
     from sightline_cli.run import run as start
 
     _guarded(
-        lambda: start(recipe, overrides or [], directory=run, sampler=sampler, scorer=scorer, metrics_port=metrics_port),
+        lambda: start(
+            recipe, overrides or [], directory=run, sampler=sampler, scorer=scorer, metrics_port=metrics_port
+        ),
         debug,
     )
 
@@ -74,14 +80,13 @@ def serve(
     raise typer.Exit(module.main(config, overrides or []))
 
 
-def _guarded(command: object, debug: bool) -> None:
+def _guarded(command: Callable[[], None], debug: bool) -> None:
     """Run a command: an expected error is one paragraph on stderr and exit code 1."""
     from sightline_chassis.errors import SightlineError
     from sightline_chassis.settings import SettingsError
 
     from sightline_cli.processes import StartError
 
-    assert callable(command)
     try:
         command()
     except (SightlineError, SettingsError, StartError) as error:
@@ -97,7 +102,3 @@ def _guarded(command: object, debug: bool) -> None:
 def main() -> None:
     """Entry point of the ``sightline`` script."""
     app(prog_name="sightline")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -70,7 +70,7 @@ class Processes:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 - before any thread that could hold a lock
+                preexec_fn=_die_with_parent,
                 env={**os.environ, **(environment or {})},
             )
 

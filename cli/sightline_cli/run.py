@@ -41,39 +41,45 @@ def run(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
-        addresses = {"sampler": sampler or recipe.sampling.address, "scorer": scorer or recipe.reward.address}
-        missing = {name: flags for name, flags in local_services(recipe).items() if addresses[name] is None}
-        if missing:
-            processes = stack.enter_context(Processes(directory / "services"))
-            for name, flags in missing.items():
-                processes.start(name, flags)
-        train, test = (resolve(data, directory / "data") for data in (recipe.data.train, recipe.data.test))
-        for name in missing:
-            addresses[name] = processes.wait(name).grpc
-        _loop(recipe, directory, str(addresses["sampler"]), str(addresses["scorer"]), train, test, metrics_port)
+        recipe = with_values(recipe, sampling={"address": sampler}, reward={"address": scorer})
+        settings = local_services(recipe)
+        processes = stack.enter_context(Processes(directory / "services"))
+        for name, flags in settings.items():
+            processes.start(name, flags)
+        recipe = with_data(recipe, directory / "data")
+        addresses = {name: processes.wait(name).grpc for name in settings}
+        recipe = with_values(
+            recipe, sampling={"address": addresses.get("sampler")}, reward={"address": addresses.get("scorer")}
+        )
+        _loop(recipe, directory, metrics_port)
 
 
-def _loop(recipe: Recipe, directory: Path, sampler: str, scorer: str, train: Path, test: Path, port: int) -> None:
+def with_values(recipe: Recipe, **sections: dict[str, str | None]) -> Recipe:
+    """The recipe with values replaced that are not None."""
+    update = {
+        name: getattr(recipe, name).model_copy(
+            update={key: value for key, value in values.items() if value is not None}
+        )
+        for name, values in sections.items()
+    }
+    return recipe.model_copy(update=update)
+
+
+def with_data(recipe: Recipe, cache: Path) -> Recipe:
+    """The recipe with directories in place of dataset references."""
+    return with_values(
+        recipe, data={"train": str(resolve(recipe.data.train, cache)), "test": str(resolve(recipe.data.test, cache))}
+    )
+
+
+def _loop(recipe: Recipe, directory: Path, port: int) -> None:
     from prometheus_client import start_http_server
     from sightline_trainer.display import Display
-    from sightline_trainer.events import EventLog, Fanout
-    from sightline_trainer.loop import Loop, Places
+    from sightline_trainer.events import Fanout
+    from sightline_trainer.execute import execute
     from sightline_trainer.runs import RunDirectory
 
     if port:
         start_http_server(port, addr="127.0.0.1")
-    run_directory = RunDirectory(directory)
-    run_directory.root.mkdir(parents=True, exist_ok=True)
     with Display(recipe.iterations) as display:
-        observer = Fanout(EventLog(run_directory.events), display)
-        loop = Loop(recipe, run_directory, Places(sampler, scorer, train, test), observer)
-        run_directory.set_state("running")
-        try:
-            loop.run()
-        except KeyboardInterrupt:
-            run_directory.set_state("stopped")
-            raise
-        except Exception as error:
-            run_directory.set_state("failed", error=str(error))
-            raise
-        run_directory.set_state("succeeded")
+        execute(recipe, RunDirectory(directory), Fanout(display))

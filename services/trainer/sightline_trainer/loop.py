@@ -37,16 +37,6 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where this run finds its services and data: what a recipe leaves to whoever starts it."""
-
-    sampler: str
-    scorer: str
-    train: Path
-    test: Path
-
-
-@dataclass(frozen=True)
 class _Session:
     """Open clients, and what the loop asks of them."""
 
@@ -59,14 +49,20 @@ class _Session:
 class Loop:
     """One run. ``run()`` may be called again after anything: it goes on from the files."""
 
-    def __init__(self, recipe: Recipe, run: RunDirectory, places: Places, observer: Observer) -> None:
+    def __init__(self, recipe: Recipe, run: RunDirectory, observer: Observer) -> None:
         self.recipe = recipe
         self.dir = run
-        self.places = places
         self.observer = observer
-        self.train = load_prompts(places.train)
-        self.test = load_prompts(places.test)[: recipe.evaluation.prompts]
-        self.vocabulary = Vocabulary.load(places.test / "vocabulary.json")
+        if not recipe.sampling.address or not recipe.reward.address:
+            raise PreconditionFailed(
+                "the recipe names no sampler or no scorer; set sampling.address and reward.address",
+                reason="NO_ADDRESS",
+            )
+        self.sampler, self.scorer = recipe.sampling.address, recipe.reward.address
+        test = Path(recipe.data.test)
+        self.train = load_prompts(Path(recipe.data.train))
+        self.test = load_prompts(test)[: recipe.evaluation.prompts]
+        self.vocabulary = Vocabulary.load(test / "vocabulary.json")
         overlap = {prompt.id for prompt in self.train} & {prompt.id for prompt in self.test}
         if overlap:
             raise PreconditionFailed(
@@ -85,7 +81,6 @@ class Loop:
             SightlineError: what stopped the run and what to do about it; run again to go on.
         """
         recipe = self.recipe
-        self.dir.open(recipe)
         self._tell("start", 0, message=f"{recipe.name}: {recipe.iterations} iterations in {self.dir.root}")
         table = [self._evaluate(0, version=0, parts={})]
         version = 0
@@ -104,9 +99,7 @@ class Loop:
         if finished is not None and (directory / "evaluation.json").exists():
             return int(finished["version"]), {}
         started = time.monotonic()
-        prompts = draw(
-            self.train, self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed
-        )
+        prompts = draw(self.train, self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed)
         self._sample(iteration, prompts, parent)
         pairs = self._pair(iteration, prompts)
         version = self._update(iteration, parent)
@@ -269,8 +262,8 @@ class Loop:
 
         async def main() -> T:
             async with AsyncExitStack() as stack:
-                sampler = await stack.enter_async_context(AsyncSamplerClient(self.places.sampler))
-                scorer = await stack.enter_async_context(AsyncScorerClient(self.places.scorer))
+                sampler = await stack.enter_async_context(AsyncSamplerClient(self.sampler))
+                scorer = await stack.enter_async_context(AsyncScorerClient(self.scorer))
                 settings = self.recipe.sampling
                 return await work(
                     _Session(

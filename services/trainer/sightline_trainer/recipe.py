@@ -6,11 +6,12 @@ frozen. The resolved recipe is written into the run directory, so a run can alwa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
-from sightline_chassis.settings import Section
+from sightline_chassis.settings import Section, load_settings
 
 
 class Data(Section):
@@ -24,7 +25,7 @@ class Data(Section):
 class Sampling(Section):
     """How candidates are drawn from the policy."""
 
-    address: str | None = Field(None, description="gRPC target of a sampler; none: `sightline run` starts one.")
+    address: str | None = Field(None, description="gRPC target of a sampler; null: `sightline run` starts one.")
     candidates: int = Field(8, ge=2, le=256, description="K, candidates of one prompt.")
     temperature: float = Field(1.0, gt=0.0, le=5.0, description="Softmax temperature.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
@@ -36,7 +37,7 @@ class Sampling(Section):
 class Reward(Section):
     """What a candidate is worth: CLIPScore by the scorer service."""
 
-    address: str | None = Field(None, description="gRPC target of a scorer; none: `sightline run` starts one.")
+    address: str | None = Field(None, description="gRPC target of a scorer; null: `sightline run` starts one.")
     model: str = Field("", description="Name of the scorer's model; empty: its default.")
     weights: str | None = Field(None, description="open_clip name or local directory for a scorer started here.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one image with its texts.")
@@ -130,13 +131,17 @@ class Recipe(Section):
     publication: Publication = Field(default_factory=Publication)
     evaluation: Evaluation = Field(default_factory=Evaluation)
 
+    def identity(self) -> dict[str, Any]:
+        """What makes a run this run: everything but where its services happen to listen."""
+        tree = self.model_dump(mode="json")
+        del tree["sampling"]["address"], tree["reward"]["address"]
+        return tree
 
-def load_recipe(path: Path, overrides: list[str]) -> Recipe:
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe file and apply ``key.subkey=value`` overrides.
 
     Raises:
         SettingsError: the file can't be read, a key is unknown or a value is out of bounds; says which and why.
     """
-    from sightline_chassis.settings import load_section
-
-    return load_section(Recipe, config=path, overrides=overrides)
+    return load_settings(Recipe, service="recipe", config=path, overrides=overrides)

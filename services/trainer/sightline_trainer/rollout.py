@@ -110,10 +110,7 @@ class Rollout:
         candidates_path, scores_path = self._paths(number)
         candidates = pa.Table.from_pylist([asdict(row.candidate) for row in rows], CANDIDATE_SCHEMA)
         scores = pa.Table.from_pylist(
-            [
-                {"prompt_id": row.candidate.prompt_id, "index": row.candidate.index, **asdict(row.score)}
-                for row in rows
-            ],
+            [{"prompt_id": row.candidate.prompt_id, "index": row.candidate.index, **asdict(row.score)} for row in rows],
             SCORE_SCHEMA,
         )
         write_whole(candidates_path, lambda aside: pq.write_table(candidates, aside))

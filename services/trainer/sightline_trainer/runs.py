@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,7 @@ from sightline_chassis.errors import PreconditionFailed
 
 from sightline_trainer.recipe import Recipe
 
-State = Literal["running", "succeeded", "failed", "stopped"]
+State = Literal["queued", "running", "succeeded", "failed", "stopped"]
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
@@ -88,20 +89,25 @@ class RunDirectory:
         Raises:
             PreconditionFailed: it holds a run of another recipe.
         """
-        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        path = self.root / "recipe.yaml"
-        if path.exists() and yaml.safe_load(path.read_text()) != yaml.safe_load(text):
+        known = self.recipe()
+        if known is not None and known.identity() != recipe.identity():
             raise PreconditionFailed(
                 f"{self.root} holds a run of another recipe or with other values; "
-                "give another --run directory, or the recipe.yaml that stands in this one",
+                "name another run directory, or run the recipe.yaml that stands in this one",
                 reason="RUN_RECIPE_DIFFERS",
             )
-        write_whole(path, lambda aside: aside.write_text(text))
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        write_whole(self.root / "recipe.yaml", lambda aside: aside.write_text(text))
+
+    def recipe(self) -> Recipe | None:
+        """The resolved recipe of the run, or None before it was opened."""
+        path = self.root / "recipe.yaml"
+        return Recipe.model_validate(yaml.safe_load(path.read_text())) if path.exists() else None
 
     def set_state(self, state: State, **facts: object) -> None:
         """Record where the run stands."""
-        known = read_json(self.root / "run.json") or {"id": self.id}
-        write_json(self.root / "run.json", {**known, "error": "", **facts, "state": state})
+        known = read_json(self.root / "run.json") or {"id": self.id, "created": time.time()}
+        write_json(self.root / "run.json", {**known, "error": "", **facts, "state": state, "updated": time.time()})
 
     def state(self) -> Mapping[str, Any]:
         """What run.json says."""

@@ -125,7 +125,9 @@ def make_trainer(recipe: Recipe, pairs: Dataset, *, previous: Path | None, work:
 def add_reference(trainer: DPOTrainer, pairs: Dataset, report: Callable[[int, int], None]) -> Dataset:
     """``pairs`` with ``ref_chosen_logps`` and ``ref_rejected_logps``: summed log-probs under the base model."""
     device = trainer.accelerator.device
-    loader = DataLoader(pairs, batch_size=2 * trainer.args.per_device_train_batch_size, collate_fn=trainer.data_collator)
+    loader = DataLoader(
+        pairs, batch_size=2 * trainer.args.per_device_train_batch_size, collate_fn=trainer.data_collator
+    )
     trainer.model.eval()
     chosen: list[float] = []
     rejected: list[float] = []
@@ -185,8 +187,14 @@ def update(
     metrics = {
         key.replace("/", "_"): sum(entry[key] for entry in tail) / len(tail)
         for key in (
-            "loss", "grad_norm", "rewards/margins", "rewards/accuracies", "rewards/chosen", "rewards/rejected",
-            "logps/chosen", "logps/rejected",
+            "loss",
+            "grad_norm",
+            "rewards/margins",
+            "rewards/accuracies",
+            "rewards/chosen",
+            "rewards/rejected",
+            "logps/chosen",
+            "logps/rejected",
         )
         if all(key in entry for entry in tail)
     }
@@ -198,4 +206,6 @@ def update(
         )
     trainer.model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)
-    return Update({**metrics, "steps": float(trainer.state.global_step)}, probe(trainer, pairs, recipe.publication.probes))
+    return Update(
+        {**metrics, "steps": float(trainer.state.global_step)}, probe(trainer, pairs, recipe.publication.probes)
+    )

@@ -25,7 +25,9 @@ class Vocabulary:
 
     def __init__(self, names: dict[str, Sequence[str]]) -> None:
         """``names`` maps an object to the phrases that mean it."""
-        self._phrases = {tuple(_WORD.findall(phrase.lower())): name for name, phrases in names.items() for phrase in phrases}
+        self._phrases = {
+            tuple(_WORD.findall(phrase.lower())): name for name, phrases in names.items() for phrase in phrases
+        }
         self._longest = max((len(phrase) for phrase in self._phrases), default=0)
         self.objects = frozenset(names)
 

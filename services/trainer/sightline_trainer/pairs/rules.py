@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sightline_trainer.recipe import Filters
 from sightline_trainer.pairs.filters import pair_fault
+from sightline_trainer.recipe import Filters
 from sightline_trainer.rollout import Scored
 
 

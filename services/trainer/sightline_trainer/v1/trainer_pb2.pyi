@@ -48,16 +48,18 @@ class Run(_message.Message):
     def __init__(self, id: _Optional[str] = ..., state: _Optional[_Union[RunState, str]] = ..., recipe: _Optional[str] = ..., iteration: _Optional[int] = ..., iterations: _Optional[int] = ..., policy_version: _Optional[int] = ..., error: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class StartRunRequest(_message.Message):
-    __slots__ = ("request_id", "recipe_name", "recipe_text", "overrides")
+    __slots__ = ("request_id", "recipe_name", "recipe_text", "overrides", "run_id")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RECIPE_NAME_FIELD_NUMBER: _ClassVar[int]
     RECIPE_TEXT_FIELD_NUMBER: _ClassVar[int]
     OVERRIDES_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     recipe_name: str
     recipe_text: str
     overrides: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, request_id: _Optional[str] = ..., recipe_name: _Optional[str] = ..., recipe_text: _Optional[str] = ..., overrides: _Optional[_Iterable[str]] = ...) -> None: ...
+    run_id: str
+    def __init__(self, request_id: _Optional[str] = ..., recipe_name: _Optional[str] = ..., recipe_text: _Optional[str] = ..., overrides: _Optional[_Iterable[str]] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class StartRunResponse(_message.Message):
     __slots__ = ("run",)

@@ -1,0 +1,69 @@
+"""``sightline demo``: the whole system on one machine, with the playground's models.
+
+Starts scorer (with Triton), sampler and trainer as separate processes on loopback, has the trainer run
+``recipes/clip_dpo.yaml``, shows what happens and stops everything.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from sightline_chassis.errors import InternalError
+from sightline_trainer.recipe import Recipe, load_recipe
+
+from sightline_cli.processes import Processes
+from sightline_cli.run import local_services, with_data, with_values
+
+RECIPE = Path("recipes/clip_dpo.yaml")
+
+
+def demo(directory: Path, overrides: list[str]) -> None:
+    """Run the demonstration anew in ``directory``."""
+    console = Console()
+    recipe = load_recipe(RECIPE, overrides)
+    shutil.rmtree(directory, ignore_errors=True)
+    services = directory / "services"
+    with Processes(services) as processes:
+        console.print(f"starting scorer (with Triton), sampler and trainer; their logs are in {services}/")
+        quiet = {"OMP_NUM_THREADS": "1"}
+        for name, flags in local_services(with_values(recipe, sampling={"address": None})).items():
+            processes.start(name, flags, environment=quiet)
+        processes.start("trainer", [f"runs={directory.parent}", "resume=false"])
+        recipe = with_data(recipe, directory / "data")
+        addresses = {name: processes.wait(name) for name in ("scorer", "sampler", "trainer")}
+        for name, at in addresses.items():
+            console.print(f"  {name:8} gRPC {at.grpc}  health {at.health}  metrics http://{at.metrics}/metrics")
+        recipe = with_values(
+            recipe,
+            sampling={"address": addresses["sampler"].grpc},
+            reward={"address": addresses["scorer"].grpc},
+        )
+        _watch(addresses["trainer"].grpc, recipe, directory)
+    console.print(f"[bold]metrics[/bold] {directory / 'metrics.json'}   [bold]everything[/bold] {directory}/")
+
+
+def _watch(trainer: str, recipe: Recipe, directory: Path) -> None:
+    """Start the run and show its events until it ends."""
+    from sightline_trainer.client import RunClient
+    from sightline_trainer.display import Display
+    from sightline_trainer.events import Event
+
+    with RunClient(trainer) as client, Display(recipe.iterations) as display:
+        run = client.start(recipe_text=yaml.safe_dump(recipe.model_dump(mode="json")), run_id=directory.name)
+        for said in client.watch(run.id):
+            display(
+                Event(
+                    stage=said.stage,  # type: ignore[arg-type]
+                    iteration=said.iteration,
+                    done=said.done,
+                    total=said.total,
+                    metrics=dict(said.metrics),
+                    message=said.message,
+                )
+            )
+        run = client.get(run.id)
+    if run.error:
+        raise InternalError(f"the run failed: {run.error}", reason="RUN_FAILED")

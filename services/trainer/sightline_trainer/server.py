@@ -1,0 +1,153 @@
+"""The trainer as a service: RunService over a directory of runs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from sightline_chassis.errors import InvalidInput, NotFound
+from sightline_chassis.service import Service, serve
+from sightline_chassis.settings import load_settings
+
+from sightline_trainer.events import read_events
+from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
+from sightline_trainer.runs import RunDirectory, read_json
+from sightline_trainer.settings import TrainerSettings
+from sightline_trainer.v1 import trainer_pb2 as pb
+from sightline_trainer.v1 import trainer_pb2_grpc as pb_grpc
+
+STATES = {
+    "queued": pb.RUN_STATE_QUEUED,
+    "running": pb.RUN_STATE_RUNNING,
+    "succeeded": pb.RUN_STATE_SUCCEEDED,
+    "failed": pb.RUN_STATE_FAILED,
+    "stopped": pb.RUN_STATE_STOPPED,
+}
+
+
+def describe(run: RunDirectory) -> pb.Run:
+    """A run as its directory tells it."""
+    state, recipe = run.state(), run.recipe()
+    rows = read_json(run.metrics) or []
+    message = pb.Run(
+        id=run.id,
+        state=STATES[state["state"]],
+        recipe=recipe.name if recipe else "",
+        iteration=max(0, len(rows) - 1),
+        iterations=recipe.iterations if recipe else 0,
+        policy_version=int(rows[-1]["policy_version"]) if rows else 0,
+        error=state.get("error", ""),
+    )
+    message.create_time.CopyFrom(_timestamp(state["created"]))
+    message.update_time.CopyFrom(_timestamp(state["updated"]))
+    return message
+
+
+def _timestamp(seconds: float) -> Timestamp:
+    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+
+
+class RunServicer(pb_grpc.RunServiceServicer):
+    """Answers from the run directories; the queue does the work."""
+
+    def __init__(self, runs: RunQueue, settings: TrainerSettings) -> None:
+        self.runs = runs
+        self.settings = settings
+
+    async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
+        file, text = None, request.recipe_text
+        if request.WhichOneof("recipe") == "recipe_name":
+            known = recipes_in(self.settings.recipes)
+            file = known.get(request.recipe_name)
+            if file is None:
+                raise NotFound(
+                    f"no recipe {request.recipe_name!r}; known are {', '.join(known) or 'none'}",
+                    reason="RECIPE_NOT_FOUND",
+                )
+        elif not text:
+            raise InvalidInput("name a recipe or send its text", reason="RECIPE_MISSING")
+        run = await asyncio.to_thread(
+            self.runs.submit, request.request_id, file, text, list(request.overrides), request.run_id
+        )
+        return pb.StartRunResponse(run=describe(run))
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=describe(self.runs.get(request.run_id)))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        runs = self.runs.list()
+        first = 0
+        if request.page_token:
+            ids = [run.id for run in runs]
+            if request.page_token not in ids:
+                raise InvalidInput("page_token is not of this service; begin with an empty one", reason="PAGE_TOKEN")
+            first = ids.index(request.page_token)
+        page = runs[first : first + (request.page_size or self.settings.page_size)]
+        rest = runs[first + len(page) :]
+        return pb.ListRunsResponse(runs=map(describe, page), next_page_token=rest[0].id if rest else "")
+
+    async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:
+        run, following = self.runs.get(request.run_id), request.from_event
+        while True:
+            state = run.state()["state"]  # before the events: what ended the run is in them
+            for number, event in read_events(run.events, following):
+                following = number + 1
+                message = pb.WatchRunResponse(
+                    event=number,
+                    state=STATES[state],
+                    iteration=event.iteration,
+                    stage=event.stage,
+                    done=event.done,
+                    total=event.total,
+                    metrics=event.metrics,
+                    message=event.message,
+                )
+                message.time.CopyFrom(_timestamp(event.time))
+                yield message
+            if state not in UNFINISHED:
+                return
+            await asyncio.sleep(0.2)
+
+    async def StopRun(self, request: pb.StopRunRequest, context: Any) -> pb.StopRunResponse:
+        return pb.StopRunResponse(run=describe(self.runs.stop(request.run_id, now=request.now)))
+
+
+class TrainerService(Service):
+    """The chassis' view of the trainer."""
+
+    name = "trainer"
+    proto_services = ("sightline_trainer.v1.RunService",)
+    unadmitted = ("sightline_trainer.v1.RunService/WatchRun",)
+
+    def __init__(self, settings: TrainerSettings) -> None:
+        self.settings = settings
+        self.runs = RunQueue(settings.runs, resume=settings.resume)
+
+    async def start(self) -> None:
+        await asyncio.to_thread(self.runs.start)
+
+    def register(self, server: grpc.aio.Server) -> None:
+        pb_grpc.add_RunServiceServicer_to_server(RunServicer(self.runs, self.settings), server)
+
+    async def ready(self) -> str | None:
+        return None if self.runs.alive() else "the thread that runs the loop has ended"
+
+    async def stop(self) -> None:
+        await asyncio.to_thread(self.runs.close)
+
+
+def main(config: Path | None, overrides: list[str]) -> int:
+    """Serve until SIGTERM; the run under way is left unfinished and goes on at the next start.
+
+    Raises:
+        SettingsError: the settings can't be used.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    settings = load_settings(TrainerSettings, service="trainer", config=config, overrides=overrides)
+    return serve(TrainerService(settings), settings)

@@ -1,0 +1,55 @@
+"""The SDK is light: in a venv with the base package alone, the clients import and bring nothing heavy."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = """
+import json, sys
+from sightline_scorer import AsyncScorerClient, ScorerClient
+from sightline_sampler import AsyncSamplerClient, SamplerClient
+from sightline_trainer import RunClient
+import sightline_chassis
+print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
+"""
+HEAVY = {
+    "torch", "torchvision", "transformers", "tritonclient", "PIL", "open_clip", "pydantic", "yaml", "prometheus_client",
+    "datasets", "pyarrow", "trl", "peft", "typer", "rich", "pandas",
+}  # fmt: skip
+
+
+def test_public_names() -> None:
+    import sightline_sampler
+    import sightline_scorer
+    import sightline_trainer
+
+    assert {"ScorerClient", "AsyncScorerClient"} <= set(sightline_scorer.__all__)
+    assert {"SamplerClient", "AsyncSamplerClient"} <= set(sightline_sampler.__all__)
+    assert {"RunClient"} <= set(sightline_trainer.__all__)
+
+
+def test_clients_load_nothing_heavy_where_everything_is_installed() -> None:
+    done = subprocess.run([sys.executable, "-c", SCRIPT], check=True, capture_output=True, text=True)
+    assert HEAVY.isdisjoint(json.loads(done.stdout))
+
+
+@pytest.mark.timeout(600)
+def test_clients_import_in_a_fresh_venv(tmp_path: Path) -> None:
+    venv = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
+    install = [venv / "bin/python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*install, "--constraint", ROOT / "constraints.txt", ROOT], check=True)
+    done = subprocess.run([venv / "bin/python", "-c", SCRIPT], check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert HEAVY.isdisjoint(json.loads(done.stdout))
+    listed = subprocess.run(
+        [venv / "bin/python", "-m", "pip", "list", "--format=json"], check=True, capture_output=True
+    )
+    names = {package["name"].lower() for package in json.loads(listed.stdout)}
+    assert names <= {
+        "sightline", "grpcio", "protobuf", "googleapis-common-protos", "numpy", "typing_extensions",
+        "typing-extensions", "pip", "setuptools",
+    }  # fmt: skip

@@ -1,0 +1,41 @@
+"""Every recipe and settings file of the repository loads."""
+
+from pathlib import Path
+
+import pytest
+from sightline_chassis.settings import ServiceSettings, SettingsError, load_settings
+from sightline_sampler.settings import SamplerSettings
+from sightline_scorer.settings import ScorerSettings
+from sightline_trainer.recipe import load_recipe
+from sightline_trainer.settings import TrainerSettings
+
+ROOT = Path(__file__).parents[2]
+SETTINGS: dict[str, type[ServiceSettings]] = {
+    "scorer": ScorerSettings,
+    "sampler": SamplerSettings,
+    "trainer": TrainerSettings,
+}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipe(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert path.read_text().startswith("# "), "a recipe begins with the commands that run it"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("services/*/*.yaml")), ids=lambda path: path.name)
+def test_settings_file(path: Path) -> None:
+    service = path.parent.name
+    load_settings(SETTINGS[service], service=service, config=path)
+
+
+def test_an_unknown_key_of_a_recipe_is_refused_with_its_path() -> None:
+    with pytest.raises(SettingsError, match=r"dpo\.betta.*did you mean dpo\.beta"):
+        load_recipe(ROOT / "recipes/clip_dpo.yaml", ["dpo.betta=0.2"])
+    with pytest.raises(SettingsError, match=r"dpo\.beta"):
+        load_recipe(ROOT / "recipes/clip_dpo.yaml", ["dpo.beta=-1"])
+
+
+def test_overrides_reach_the_recipe() -> None:
+    assert load_recipe(ROOT / "recipes/clip_dpo.yaml", ["dpo.beta=0.2", "iterations=7"]).dpo.beta == 0.2

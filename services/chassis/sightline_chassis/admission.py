@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 
 from sightline_chassis import metrics
 from sightline_chassis.errors import Overloaded
-from sightline_chassis.settings import AdmissionSettings
+from sightline_chassis.sections import AdmissionSettings
 
 
 class Admission:

@@ -33,20 +33,19 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN = "sightline"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# Trailing metadata over about 8 KiB is refused by most peers, and then the client sees RESOURCE_EXHAUSTED in place
-# of our error. The message travels twice (percent-encoded, and inside the details), so it is kept short.
-MAX_MESSAGE_CHARS = 1000
-MAX_METADATA_CHARS = 200
-MAX_METADATA_ENTRIES = 12
+# Peers refuse trailing metadata over about 8 KiB, and then the client sees RESOURCE_EXHAUSTED in place of our error.
+# The message travels twice (percent-encoded, and in the details as base64), so both it and the facts are kept short.
+MAX_MESSAGE_BYTES = 1000
+MAX_METADATA_BYTES = 1500
 
 
 class SightlineError(Exception):
     """Base of all errors.
 
     Args:
-        message: what is wrong and what to do about it. Clipped to 1000 characters on the wire.
+        message: what is wrong and what to do about it. Clipped to 1000 bytes on the wire.
         reason: UPPER_SNAKE, stable, for programs; the class has a default.
-        metadata: further facts, as in `google.rpc.ErrorInfo`.
+        metadata: further facts, as in `google.rpc.ErrorInfo`; those over 1500 bytes in all do not travel.
         retry_after: seconds to wait before a retry; None where a retry does not help.
     """
 
@@ -160,21 +159,35 @@ def from_code(
     retry_after: float | None = None,
 ) -> SightlineError:
     """The typed error for a gRPC status number, for example that of an item in a stream."""
-    status_code = _CODES.get(code, grpc.StatusCode.UNKNOWN)
-    cls = _CLASSES.get(status_code, SightlineError)
+    known = status_code(code)
+    cls = _CLASSES.get(known, SightlineError)
     error = cls(message, reason=reason, metadata=metadata, retry_after=retry_after)
     if cls is SightlineError:
-        error.code = status_code
-        error.reason = reason or status_code.name
+        error.code = known
+        error.reason = reason or known.name
     return error
 
 
-def to_status(error: SightlineError) -> status_pb2.Status:
-    """The error as `google.rpc.Status` with ErrorInfo and, where `retry_after` is set, RetryInfo."""
-    status = status_pb2.Status(code=error.code.value[0], message=_clip(error.message, MAX_MESSAGE_CHARS))
+def status_code(number: int) -> grpc.StatusCode:
+    """The status of a number; UNKNOWN for one that gRPC does not define."""
+    return _CODES.get(number, grpc.StatusCode.UNKNOWN)
+
+
+def to_status(error: SightlineError, **facts: str) -> status_pb2.Status:
+    """The error as `google.rpc.Status` with ErrorInfo and, where `retry_after` is set, RetryInfo.
+
+    Args:
+        error: the error.
+        facts: metadata in addition to the error's own.
+    """
+    status = status_pb2.Status(code=error.code.value[0], message=_clip(error.message, MAX_MESSAGE_BYTES))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
-    for key, value in list(error.metadata.items())[:MAX_METADATA_ENTRIES]:
-        info.metadata[_clip(key, MAX_METADATA_CHARS)] = _clip(value, MAX_METADATA_CHARS)
+    left = MAX_METADATA_BYTES
+    for key, value in {**facts, **error.metadata}.items():
+        left -= len(key.encode("utf-8", "replace")) + len(str(value).encode("utf-8", "replace"))
+        if left < 0:
+            break
+        info.metadata[_clip(key, MAX_METADATA_BYTES)] = _clip(str(value), MAX_METADATA_BYTES)
     status.details.add().Pack(info)
     if error.retry_after is not None:
         delay = Duration()
@@ -213,7 +226,10 @@ def from_rpc_error(error: grpc.RpcError) -> SightlineError:
                 status = status_pb2.Status.FromString(value)
                 if status.code == code.value[0]:
                     return from_status(status)
-    return from_code(code.value[0], error.details() or code.name)
+    message = error.details() or code.name
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:  # gRPC's own; no retry helps
+        return InvalidInput(message, reason="MESSAGE_TOO_LARGE")
+    return from_code(code.value[0], message)
 
 
 @contextlib.contextmanager
@@ -226,5 +242,5 @@ def typed_errors() -> Iterator[None]:
 
 
 def _clip(text: str, limit: int) -> str:
-    text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate cannot travel
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    raw = text.encode("utf-8", "replace")  # a lone surrogate cannot travel
+    return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode("utf-8", "ignore") + "…"

@@ -1,7 +1,8 @@
 """Health on a port of its own: a sync server with its own threads, which a busy event loop cannot starve.
 
 Names that can be asked for: "" and "readiness" (the service does its work now), "startup" (it came up), "liveness" (its
-event loop turns), and the full names of its gRPC services (as "").
+event loop turns), and the full names of its gRPC services (as ""). The service's own port answers for "" and the full
+names as well, for clients that watch their servers' health (`channel_options(health_service=...)`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 STARTUP, LIVENESS, READINESS = "startup", "liveness", "readiness"
+
+_RESPONSE: Any = health_pb2.HealthCheckResponse
+_STATUS = {True: _RESPONSE.SERVING, False: _RESPONSE.NOT_SERVING}
 
 
 class Health:
@@ -41,6 +45,8 @@ class Health:
         self._server = grpc.server(ThreadPoolExecutor(2, "health"), options=[("grpc.so_reuseport", 0)])
         health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
         self.port: int = self._server.add_insecure_port(address)
+        self.beside = health.aio.HealthServicer()
+        """The servicer for the service's own port."""
         self._closed = threading.Event()
         self._watchdog = threading.Thread(target=self._watch, name="health-watchdog", daemon=True)
 
@@ -59,14 +65,17 @@ class Health:
         """The service came up."""
         self._set((STARTUP,), True)
 
-    def ready(self, ready: bool) -> None:
+    async def ready(self, ready: bool) -> None:
         """The service can (not) do its work now."""
         self._set(self._ready_names, ready)
+        for name in self._ready_names:
+            await self.beside.set(name, _STATUS[ready])
 
     def close(self) -> None:
         """Stops answering."""
         self._closed.set()
-        self._watchdog.join()
+        if self._watchdog.ident is not None:
+            self._watchdog.join()
         self._server.stop(None).wait()
 
     def _watch(self) -> None:
@@ -74,6 +83,5 @@ class Health:
             self._set((LIVENESS,), time.monotonic() - self._beat < self._limit)
 
     def _set(self, names: Iterable[str], good: bool) -> None:
-        response: Any = health_pb2.HealthCheckResponse
         for name in names:
-            self._servicer.set(name, response.SERVING if good else response.NOT_SERVING)
+            self._servicer.set(name, _STATUS[good])

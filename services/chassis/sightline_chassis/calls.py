@@ -1,0 +1,138 @@
+"""What is known about an RPC in flight, how it is measured, and how its failures become statuses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+
+from sightline_chassis import errors, metrics
+from sightline_chassis.errors import InternalError, InvalidInput, SightlineError, Unsupported
+
+LOG = logging.getLogger("sightline_chassis.rpc")
+REQUEST_ID = "x-request-id"
+
+_LEVELS = dict.fromkeys(grpc.StatusCode, logging.INFO) | {
+    grpc.StatusCode.OK: logging.DEBUG,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: logging.DEBUG,  # an overload must not become one of the log
+    grpc.StatusCode.UNKNOWN: logging.WARNING,
+    grpc.StatusCode.INTERNAL: logging.WARNING,
+    grpc.StatusCode.DATA_LOSS: logging.WARNING,
+    grpc.StatusCode.UNAVAILABLE: logging.WARNING,
+}
+
+
+class Call:
+    """One RPC in flight.
+
+    Args:
+        service: full name of the gRPC service.
+        method: name of the method.
+        kind: "unary", "client_stream", "server_stream" or "bidi_stream".
+        context: gRPC's context of the call.
+    """
+
+    def __init__(self, service: str, method: str, kind: str, context: Any) -> None:
+        self.service = service
+        self.name = f"{service}/{method}"
+        self.labels = (kind, service, method)
+        self.context = context
+        given = dict(context.invocation_metadata() or ()).get(REQUEST_ID, "")
+        self.request_id: str = given if re.fullmatch(r"[\w.:/+=-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
+        """The caller's id for the call, or one of ours."""
+        self._announced = False
+
+    @property
+    def code(self) -> grpc.StatusCode | None:
+        """The code that was set on the call so far, by `abort` or by the handler itself."""
+        code = self.context.code()
+        return errors.status_code(code) if isinstance(code, int) else code
+
+    async def announce(self) -> None:
+        """Sends the headers, once, with the first response: after headers the client's gRPC does not try again."""
+        if self._announced or self.code not in (None, grpc.StatusCode.OK):
+            return
+        self._announced = True
+        with contextlib.suppress(grpc.aio.UsageError):  # the handler sent its own
+            await self.context.send_initial_metadata(((REQUEST_ID, self.request_id),))
+
+    async def abort(self, error: SightlineError) -> NoReturn:
+        """Ends the call with the error."""
+        if self.context.done():
+            raise error  # the handler had aborted before: its status is on the way
+        status = errors.to_status(error, request_id=self.request_id)
+        trailing = [(REQUEST_ID, self.request_id), (errors.DETAILS_KEY, status.SerializeToString())]
+        if error.retry_after is not None:
+            trailing.append(("grpc-retry-pushback-ms", str(round(error.retry_after * 1000))))
+        await self.context.abort(error.code, status.message, tuple(trailing))
+        raise AssertionError("abort returned")
+
+    async def fail(self, cause: BaseException) -> NoReturn:
+        """Ends the call as a bug of ours: the traceback goes to the log only."""
+        LOG.error("%s failed", self.name, exc_info=cause)
+        await self.abort(InternalError(f"internal error; the service's log has it under request id {self.request_id}"))
+
+
+@contextlib.asynccontextmanager
+async def measured(call: Call) -> AsyncIterator[None]:
+    """Counts and times the call, and logs its end."""
+    start, budget = time.monotonic(), call.context.time_remaining()
+    metrics.STARTED.labels(*call.labels).inc()
+    code = grpc.StatusCode.UNKNOWN
+    try:
+        yield
+        code = call.code or grpc.StatusCode.OK
+    except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: a write after the client went away
+        code = _why_cancelled(call, budget)
+        raise
+    except BaseException:
+        code = call.code or grpc.StatusCode.UNKNOWN
+        raise
+    finally:
+        seconds, spelled = time.monotonic() - start, metrics.go_code(code)
+        metrics.HANDLED.labels(*call.labels, spelled).inc()
+        metrics.HANDLING.labels(*call.labels).observe(seconds)
+        extra = {"code": spelled, "seconds": round(seconds, 6), "details": call.context.details()}
+        LOG.log(_LEVELS[code], "%s %s", call.name, spelled, extra=extra)
+
+
+@contextlib.asynccontextmanager
+async def mapped(call: Call) -> AsyncIterator[None]:
+    """Answers what the handler raises: a `SightlineError` as it is, anything else as INTERNAL."""
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise  # the client went away, or the server stops
+        # Something that the handler awaited was cancelled. gRPC would take it for the former and never answer.
+        await call.fail(error)
+    except SightlineError as error:
+        await call.abort(error)
+    except DecodeError:
+        await call.abort(InvalidInput("the request is no valid message of its type", reason="MALFORMED_REQUEST"))
+    except NotImplementedError as error:
+        if call.code is grpc.StatusCode.UNIMPLEMENTED:  # the default method of a generated servicer
+            await call.abort(Unsupported(f"{call.name} is not implemented yet"))
+        await call.fail(error)
+    except grpc.aio.UsageError as error:
+        await call.fail(error)
+    except grpc.aio.BaseError:
+        raise  # the handler aborted, or the connection is gone
+    except Exception as error:
+        await call.fail(error)
+
+
+def _why_cancelled(call: Call, budget: float | None) -> grpc.StatusCode:
+    # gRPC rounds a deadline up on the wire by about 1 %, and the client may be a little ahead of us.
+    if budget is not None and call.context.time_remaining() <= max(0.05, 0.011 * budget):
+        return grpc.StatusCode.DEADLINE_EXCEEDED
+    return grpc.StatusCode.CANCELLED

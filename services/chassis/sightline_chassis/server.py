@@ -1,0 +1,208 @@
+"""All that runs for one service in a process: the gRPC server, health, metrics, readiness and the announce file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from sightline_chassis import metrics
+from sightline_chassis.admission import Admission
+from sightline_chassis.health import Health
+from sightline_chassis.interceptors import INFRASTRUCTURE, Interceptor
+from sightline_chassis.sections import ServerSettings, ServiceSettings
+
+if TYPE_CHECKING:
+    from sightline_chassis.service import Service
+
+LOG = logging.getLogger(__name__)
+BEAT_SECONDS = 0.1
+READY_SECONDS = 1.0
+READY_TIMEOUT_SECONDS = 5.0
+CLEANUP_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """Where a service listens, each as "host:port"."""
+
+    grpc: str
+    health: str
+    metrics: str
+
+
+class BindError(Exception):
+    """A port is taken or an address is not ours; the message names it and its setting."""
+
+
+class Server:
+    """One service, served. The three ports are bound when it is made, inside a running event loop.
+
+    Raises:
+        BindError: a port cannot be had.
+    """
+
+    def __init__(self, service: Service, settings: ServiceSettings) -> None:
+        self._service = service
+        self._settings = at = settings.server
+        self._interceptor = Interceptor(Admission(settings.admission), service.unadmitted)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._hurry = asyncio.Event()
+        self._stopping = self._serving = False
+        if at.announce is not None:
+            at.announce.unlink(missing_ok=True)
+        self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_options(at))
+        with _binding("server.port", at.host, at.port):
+            port = self._grpc.add_insecure_port(_join(at.host, at.port))
+        with _binding("server.health_port", at.host, at.health_port):
+            self._health = Health(_join(at.host, at.health_port), service.proto_services, at.liveness_seconds)
+        with _binding("server.metrics_port", at.host, at.metrics_port):
+            self._metrics = metrics.MetricsServer(at.host, at.metrics_port)
+        self.addresses = Addresses(
+            _join(at.host, port), _join(at.host, self._health.port), _join(at.host, self._metrics.port)
+        )
+
+    async def start(self) -> Addresses:
+        """Loads the service, then serves it."""
+        began = time.monotonic()
+        self._health.start()
+        self._tasks.append(asyncio.create_task(self._beat()))
+        await self._service.start()
+        self._service.register(self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health.beside, self._grpc)
+        if self._settings.reflection:
+            reflection.enable_server_reflection((*self._service.proto_services, *INFRASTRUCTURE), self._grpc)
+        metrics.set_build_info()
+        metrics.preregister(self._service.proto_services)
+        await self._grpc.start()
+        self._serving = True
+        self._health.started()
+        await self._health.ready(await self._why_not_ready() is None)
+        self._tasks.append(asyncio.create_task(self._watch_readiness()))
+        self._announce()
+        seconds = round(time.monotonic() - began, 3)
+        LOG.info("serving", extra={**asdict(self.addresses), "pid": os.getpid(), "start_seconds": seconds})
+        return self.addresses
+
+    def hurry(self) -> None:
+        """Cuts the drain short."""
+        self._hurry.set()
+
+    async def close(self) -> None:
+        """Drains, then stops everything; also after a start that failed."""
+        self._stopping = True
+        await self._health.ready(False)
+        try:
+            try:
+                await (self._drain() if self._serving else self._unbind())
+            finally:
+                await self._service.stop()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.to_thread(self._health.close)
+            await asyncio.to_thread(self._metrics.close)
+            if self._settings.announce is not None:
+                self._settings.announce.unlink(missing_ok=True)
+            LOG.info("stopped")
+
+    async def _drain(self) -> None:
+        LOG.info("draining", extra={"in_flight": self._interceptor.running})
+        await _within(self._settings.notice_seconds, self._hurry)
+        await self._service.drain()
+        refusing = asyncio.create_task(self._grpc.stop(self._settings.drain_seconds))
+        # gRPC's own grace also waits for open watches of health, which would hold up every drain to its end.
+        await _within(self._settings.drain_seconds, self._interceptor.idle, self._hurry)
+        if self._interceptor.running:
+            LOG.warning("drain cut short", extra={"in_flight": self._interceptor.running})
+        await self._grpc.stop(None)
+        await refusing
+        await _within(CLEANUP_SECONDS, self._interceptor.idle)  # cancelled handlers tidy up
+
+    async def _unbind(self) -> None:
+        await self._grpc.start()  # a server that never ran would keep its port
+        await self._grpc.stop(None)
+
+    async def _beat(self) -> None:
+        while True:
+            due = time.monotonic() + BEAT_SECONDS
+            await asyncio.sleep(BEAT_SECONDS)
+            self._health.beat()
+            metrics.LOOP_LAG.observe(max(0.0, time.monotonic() - due))
+
+    async def _watch_readiness(self) -> None:
+        before: str | None = None
+        while not self._stopping:
+            why = await self._why_not_ready()
+            if self._stopping:
+                return
+            await self._health.ready(why is None)
+            if why is not None and why != before:
+                LOG.warning("not ready: %s", why)
+            elif why is None and before is not None:
+                LOG.info("ready again")
+            before = why
+            await asyncio.sleep(READY_SECONDS)
+
+    async def _why_not_ready(self) -> str | None:
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_SECONDS):
+                return await self._service.ready()
+        except TimeoutError:
+            return f"no answer within {READY_TIMEOUT_SECONDS:g} s"
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+
+    def _announce(self) -> None:
+        path = self._settings.announce
+        if path is None:
+            return
+        text = json.dumps({"service": self._service.name, "pid": os.getpid(), **asdict(self.addresses)})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        aside.write_text(text + "\n", encoding="utf-8")
+        aside.replace(path)
+
+
+async def _within(seconds: float, *events: asyncio.Event) -> None:
+    """Waits for the first of the events, but not longer than so many seconds."""
+    waits = [asyncio.create_task(event.wait()) for event in events]
+    await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+def _options(settings: ServerSettings) -> list[tuple[str, int]]:
+    limit = settings.max_message_mib * 1024 * 1024
+    return [
+        ("grpc.max_receive_message_length", limit),
+        ("grpc.max_send_message_length", limit),
+        ("grpc.so_reuseport", 0),  # else two services share a port without a word
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+@contextlib.contextmanager
+def _binding(setting: str, host: str, port: int) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        raise BindError(f"cannot listen on {_join(host, port)} ({setting}); is it in use? {error}") from error
+
+
+def _join(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

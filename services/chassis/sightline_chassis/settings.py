@@ -65,8 +65,9 @@ def load_settings(cls: type[S], *, service: str, config: Path | None = None, ove
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
             # YAML read a number or a date where a string is asked for ("007", "1.10", "yes"): take it as written.
-            for keys in map(_keys, error.errors()):
-                if keys in given:
+            for item in error.errors():
+                keys = _keys(item)
+                if item["type"] in ("string_type", "path_type") and keys in given:
                     _put(tree, keys, *given[keys])
             return cls.model_validate(tree)
     except pydantic.ValidationError as error:

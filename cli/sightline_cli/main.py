@@ -1,10 +1,12 @@
 """``sightline``: align a vision-language model, or run the services that do it.
 
-Exit codes: 0 done; 1 failed, the reason is on the last lines; 2 the command line can't be read; 130 interrupted.
+Exit codes: 0 done; 1 failed, the reason is on the last lines; 2 the command line can't be read; 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -81,7 +83,8 @@ def serve(
 
 
 def _guarded(command: Callable[[], None], debug: bool) -> None:
-    """Run a command: an expected error is one paragraph on stderr and exit code 1."""
+    """Run a command: an expected error is one paragraph on stderr and exit code 1; SIGTERM unwinds as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from sightline_chassis.errors import SightlineError
     from sightline_chassis.settings import SettingsError
 

@@ -55,11 +55,13 @@ class Processes:
     ) -> None:
         self.stop()
 
-    def start(self, service: str, settings: Sequence[str], *, environment: dict[str, str] | None = None) -> None:
+    def start(
+        self, service: str, settings: Sequence[str], *, port: int = 0, environment: dict[str, str] | None = None
+    ) -> None:
         """Start ``sightline serve SERVICE`` with ``key=value`` settings; ``wait`` tells when it serves."""
         announce = self._announce(service)
         announce.unlink(missing_ok=True)
-        flags = [f"server.announce={announce}", "server.port=0", "server.health_port=0", "server.metrics_port=0"]
+        flags = [f"server.announce={announce}", f"server.port={port}", "server.health_port=0", "server.metrics_port=0"]
         command = [sys.executable, "-m", "sightline_cli", "serve", service]
         for setting in [*flags, *settings]:
             command += ["--set", setting]
@@ -89,6 +91,10 @@ class Processes:
                 raise StartError(f"the {service} ended with exit code {process.returncode}:\n{self.tail(service)}")
             time.sleep(0.1)
         raise StartError(f"the {service} did not serve within {seconds:.0f} s:\n{self.tail(service)}")
+
+    def wait_end(self, service: str, *, seconds: float = 30.0) -> int:
+        """Wait until ``service`` has ended; its exit code."""
+        return self._running[service].wait(seconds)
 
     def tail(self, service: str, lines: int = 15) -> str:
         """The end of a service's log."""

@@ -19,7 +19,8 @@ from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sightline_chassis.errors import InternalError, PreconditionFailed
 from torch.utils.data import DataLoader
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, TrainerCallback
+from transformers.utils import logging as transformers_logging
 from trl import DPOConfig, DPOTrainer
 
 from sightline_trainer.dpo.collator import PairCollator
@@ -53,6 +54,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
 def load_policy(model: str, dtype: str) -> tuple[Any, Any]:
     """The base model (on a GPU if there is one) and its processor."""
+    transformers_logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype)).to(device)
     return base, AutoProcessor.from_pretrained(model)
@@ -109,6 +111,7 @@ def make_trainer(recipe: Recipe, pairs: Dataset, *, previous: Path | None, work:
             task_type="CAUSAL_LM",
         ),
     )
+    trainer.remove_callback(PrinterCallback)
     if previous is not None:
         tensors = load_file(previous / "adapter_model.safetensors")
         result = set_peft_model_state_dict(trainer.model, tensors)
@@ -206,6 +209,8 @@ def update(
         )
     trainer.model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)
+    for file in adapter.iterdir():
+        file.chmod(0o644)  # the sampler may run as another user
     return Update(
         {**metrics, "steps": float(trainer.state.global_step)}, probe(trainer, pairs, recipe.publication.probes)
     )

@@ -1,0 +1,200 @@
+"""The loop end to end, over a real scorer with Triton and a real sampler."""
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from running import WEIGHTS, Services
+from sightline_chassis.errors import PreconditionFailed
+from sightline_sampler.client import SamplerClient, read_manifest, verify
+from sightline_trainer.dpo.update import Probe
+from sightline_trainer.events import Event
+from sightline_trainer.execute import execute
+from sightline_trainer.pairs.build import read_pairs
+from sightline_trainer.prompts import load_prompts
+from sightline_trainer.publish import publish
+from sightline_trainer.recipe import Publication, Recipe
+from sightline_trainer.runs import RunDirectory
+
+pytestmark = pytest.mark.slow
+
+
+def small(services: Services, playground: Path, **values: Any) -> Recipe:
+    """Two iterations of 24 prompts with 4 candidates each."""
+    return Recipe.model_validate(
+        {
+            "name": "small",
+            "model": str(WEIGHTS / "llava"),
+            "iterations": 2,
+            "threads": 1,
+            "data": {
+                "train": str(playground / "train"),
+                "test": str(playground / "test"),
+                "prompts_per_iteration": 24,
+            },
+            "sampling": {"address": services.sampler, "candidates": 4},
+            "reward": {"address": services.scorer},
+            "evaluation": {"prompts": 24},
+            **values,
+        }
+    )
+
+
+def pairs(run: RunDirectory) -> list[dict[str, Any]]:
+    """All pairs of a run, without what depends on the run's own version numbers."""
+    rows = []
+    for path in sorted(run.root.glob("iterations/*/pairs.parquet")):
+        for row in read_pairs(path):
+            del row["images"], row["chosen_policy_version"], row["rejected_policy_version"]
+            rows.append(row)
+    return rows
+
+
+def test_a_short_run_leaves_everything_behind_and_can_be_run_again(
+    services: Services, playground: Path, tmp_path: Path
+) -> None:
+    recipe, run, events = small(services, playground), RunDirectory(tmp_path / "run"), list[Event]()
+    table = execute(recipe, run, events.append)
+
+    assert json.loads(run.metrics.read_text()) == table
+    assert [set(row) for row in table] == [
+        {
+            "iteration", "policy_version", "chair_s", "chair_i", "cover", "clip_score", "mean_tokens", "pairs",
+            "seconds",
+        }
+    ] * 3  # fmt: skip
+    versions = [int(row["policy_version"]) for row in table]
+    assert versions[0] == 0
+    assert versions == sorted(set(versions))
+    assert run.state()["state"] == "succeeded"
+    assert {event.stage for event in events} == {
+        "start", "sample", "pair", "update", "publish", "evaluate", "iteration", "end",
+    }  # fmt: skip
+
+    with SamplerClient(services.sampler) as sampler:
+        assert sampler.policy().version == versions[-1]
+    for iteration, (parent, version) in enumerate(itertools.pairwise(versions), 1):
+        directory = run.policies / f"v{version:06d}"
+        verify(directory)
+        manifest = read_manifest(directory)
+        assert (manifest.version, manifest.parent_version, manifest.iteration) == (version, parent, iteration)
+        for row in read_pairs(run.iteration(iteration) / "pairs.parquet"):
+            assert row["chosen_policy_version"] == row["rejected_policy_version"] == parent
+            assert row["chosen_reward"] - row["rejected_reward"] == pytest.approx(row["margin"])
+            assert row["margin"] >= recipe.filters.min_gap
+
+    before = {path: path.stat().st_mtime_ns for path in (run.root / "iterations").rglob("*.parquet")}
+    assert execute(recipe, run, lambda event: None) == table
+    assert {path: path.stat().st_mtime_ns for path in (run.root / "iterations").rglob("*.parquet")} == before
+
+    with pytest.raises(PreconditionFailed, match="another recipe"):
+        execute(recipe.model_copy(update={"seed": 5}), run, lambda event: None)
+
+
+@pytest.mark.parametrize("stage", ["sample", "update", "publish"])
+def test_a_trainer_killed_in_a_stage_goes_on_to_the_same_pairs(
+    services: Services, playground: Path, tmp_path: Path, stage: str
+) -> None:
+    recipe = small(services, playground, iterations=1)
+    undisturbed = RunDirectory(tmp_path / "undisturbed")
+    execute(recipe, undisturbed, lambda event: None)
+
+    run = RunDirectory(tmp_path / "killed")
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    command = [sys.executable, "-m", "sightline_cli", "run", str(file), "--run", str(run.root)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            text = run.events.read_text() if run.events.exists() else ""
+            if f'"stage": "{stage}", "iteration": 1' in text:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert run.state()["state"] == "running", (tmp_path / "log").read_text()
+
+    table = execute(recipe, run, lambda event: None)
+    assert len(table) == 2
+    assert pairs(run) == pairs(undisturbed)
+
+
+def test_two_trainers_never_work_on_one_run(services: Services, playground: Path, tmp_path: Path) -> None:
+    recipe, run = small(services, playground), RunDirectory(tmp_path / "run")
+
+    def intrude(event: Event) -> None:
+        with pytest.raises(PreconditionFailed, match="another trainer"):
+            execute(recipe, RunDirectory(run.root), lambda event: None)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        execute(recipe, run, intrude)
+    assert run.state()["state"] == "stopped"
+
+
+async def arrive(services: Services, directory: Path, version: int, probes: list[Probe], playground: Path) -> None:
+    """Publish as the loop does."""
+    from sightline_sampler.client import AsyncSamplerClient
+
+    prompts = {prompt.id: prompt for prompt in load_prompts(playground / "train")}
+    async with AsyncSamplerClient(services.sampler) as client:
+        await publish(
+            client, directory, version=version, previous=0, probes=probes, prompts=prompts, settings=Publication()
+        )
+
+
+def test_a_policy_whose_probes_do_not_agree_is_not_activated(
+    services: Services, playground: Path, tmp_path: Path
+) -> None:
+    import asyncio
+
+    recipe, run = small(services, playground, iterations=1), RunDirectory(tmp_path / "run")
+    execute(recipe, run, lambda event: None)
+    update = json.loads((run.iteration(1) / "update.json").read_text())
+    probes = [Probe(**probe) for probe in update["probes"]]
+    with SamplerClient(services.sampler) as sampler:
+        sampler.activate(0)
+    wrong = [Probe(probe.prompt_id, probe.token_ids, [x - 1.0 for x in probe.logprobs]) for probe in probes]
+    directory = run.policies / f"v{update['version']:06d}"
+    with pytest.raises(PreconditionFailed, match="did not arrive"):
+        asyncio.run(arrive(services, directory, update["version"], wrong, playground))
+    with SamplerClient(services.sampler) as sampler:
+        assert sampler.policy().version == 0
+    asyncio.run(arrive(services, directory, update["version"], probes, playground))
+    with SamplerClient(services.sampler) as sampler:
+        assert sampler.policy().version == update["version"]
+
+
+def test_the_loop_outlives_a_sampler_that_is_killed(playground: Path, services: Services, tmp_path: Path) -> None:
+    """kill -9 of the sampler in mid-sampling; a new one on the same port takes over."""
+    from sightline_cli.processes import Processes
+
+    with Processes(tmp_path / "services") as processes:
+        model = [f"model={WEIGHTS / 'llava'}", "threads=1"]
+        processes.start("sampler", model)
+        address = processes.wait("sampler").grpc
+        port = address.rsplit(":", 1)[1]
+        pid = json.loads((tmp_path / "services/sampler.json").read_text())["pid"]
+        recipe = small(Services(services.scorer, address, {}), playground, iterations=1)
+        killed = False
+
+        def observe(event: Event) -> None:
+            nonlocal killed
+            if event.stage == "sample" and event.done >= 5 and not killed:
+                killed = True
+                os.kill(pid, signal.SIGKILL)
+                processes.wait_end("sampler")
+                processes.start("sampler", model, port=int(port))
+
+        table = execute(recipe, RunDirectory(tmp_path / "run"), observe)
+        assert killed
+        assert len(table) == 2

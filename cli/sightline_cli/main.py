@@ -1,6 +1,7 @@
 """``sightline``: align a vision-language model, or run the services that do it.
 
-Exit codes: 0 done; 1 failed, the reason is on the last lines; 2 the command line can't be read; 130 interrupted, 143 terminated.
+Exit codes: 0 done; 1 failed, the reason is on the last lines; 2 the command line can not be read; 130 interrupted;
+143 terminated.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def lease(run: RunDirectory) -> Iterator[None]:
 def execute(recipe: Recipe, run: RunDirectory, observer: Observer) -> list[dict[str, float]]:
     """Run the loop to its end, or on from where it stopped.
 
-    The run's state becomes ``succeeded``, ``stopped`` (interrupted, terminated, or an observer raised Cancelled) or ``failed``.
+    The run becomes ``succeeded``, ``stopped`` (interrupted, terminated, or an observer raised Cancelled) or ``failed``.
 
     Raises:
         SightlineError: why it did not succeed.

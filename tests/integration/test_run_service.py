@@ -1,0 +1,149 @@
+"""RunService over a real channel, in a process of its own, with a real scorer and sampler behind it."""
+
+import json
+import os
+import signal
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import yaml
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from running import WEIGHTS, Services
+from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound
+from sightline_cli.processes import Addresses, Processes
+from sightline_trainer.client import RunClient
+from sightline_trainer.v1 import trainer_pb2 as pb
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Iterator[tuple[Processes, Addresses]]:
+    with Processes(tmp_path / "trainer") as processes:
+        processes.start("trainer", [f"runs={tmp_path / 'runs'}", "recipes=recipes", "page_size=2"])
+        yield processes, processes.wait("trainer")
+
+
+def recipe(services: Services, playground: Path, **values: Any) -> str:
+    return yaml.safe_dump(
+        {
+            "name": "small",
+            "model": str(WEIGHTS / "llava"),
+            "iterations": 1,
+            "threads": 1,
+            "data": {
+                "train": str(playground / "train"),
+                "test": str(playground / "test"),
+                "prompts_per_iteration": 16,
+            },
+            "sampling": {"address": services.sampler, "candidates": 4},
+            "reward": {"address": services.scorer},
+            "evaluation": {"prompts": 16},
+            **values,
+        }
+    )
+
+
+def test_a_run_is_started_once_watched_to_its_end_and_listed(
+    trainer: tuple[Processes, Addresses], services: Services, playground: Path, tmp_path: Path
+) -> None:
+    with RunClient(trainer[1].grpc) as client:
+        text = recipe(services, playground)
+        run = client.start(recipe_text=text, request_id="one", run_id="first")
+        assert client.start(recipe_text=text, request_id="one").id == run.id == "first"
+        with pytest.raises(AlreadyExists):
+            client.start(recipe_text=text, request_id="two", run_id="first")
+        events = list(client.watch(run.id))
+        assert [event.event for event in events] == list(range(len(events)))
+        assert events[-1].stage == "end"
+        late = list(client.watch(run.id, from_event=len(events) - 2))
+        assert [event.event for event in late] == [len(events) - 2, len(events) - 1]
+        done = client.get(run.id)
+        assert (done.state, done.iteration, done.recipe, done.error) == (pb.RUN_STATE_SUCCEEDED, 1, "small", "")
+        rows = json.loads((tmp_path / "runs/first/metrics.json").read_text())
+        assert done.policy_version == rows[-1]["policy_version"]
+        metrics = urllib.request.urlopen(f"http://{trainer[1].metrics}/metrics").read().decode()
+        assert 'grpc_server_handled_total{grpc_code="OK"' in metrics
+        assert "sightline_trainer_policy_version" in metrics
+
+
+def test_bad_requests_get_the_right_status_and_the_service_goes_on(
+    trainer: tuple[Processes, Addresses], services: Services, playground: Path
+) -> None:
+    with RunClient(trainer[1].grpc) as client:
+        with pytest.raises(NotFound, match="known are clip_dpo"):
+            client.start(recipe_name="no-such")
+        with pytest.raises(InvalidInput, match=r"dpo\.betta"):
+            client.start(recipe_text=recipe(services, playground), overrides=["dpo.betta=1"])
+        with pytest.raises(InvalidInput, match="run_id"):
+            client.start(recipe_text=recipe(services, playground), run_id="../elsewhere")
+        with pytest.raises(NotFound):
+            client.get("no-such")
+        with pytest.raises(NotFound):
+            list(client.watch("no-such"))
+        assert list(client.list()) == []
+
+
+def test_a_failed_run_says_why_and_the_next_one_runs(
+    trainer: tuple[Processes, Addresses], services: Services, playground: Path
+) -> None:
+    with RunClient(trainer[1].grpc) as client:
+        bad = client.start(recipe_text=recipe(services, playground, model="/no/such/model"), run_id="bad")
+        stopped = client.start(recipe_text=recipe(services, playground), run_id="queued")
+        client.stop(stopped.id)
+        good = client.start(recipe_text=recipe(services, playground), run_id="good")
+        list(client.watch(good.id))
+        assert client.get(bad.id).state == pb.RUN_STATE_FAILED
+        assert "/no/such/model" in client.get(bad.id).error
+        assert client.get(stopped.id).state == pb.RUN_STATE_STOPPED
+        assert client.get(good.id).state == pb.RUN_STATE_SUCCEEDED
+        assert [run.id for run in client.list()] == ["good", "queued", "bad"]  # two pages
+
+
+def test_a_killed_trainer_comes_back_to_its_run(
+    trainer: tuple[Processes, Addresses], services: Services, playground: Path, tmp_path: Path
+) -> None:
+    processes, addresses = trainer
+    with RunClient(addresses.grpc) as client:
+        run = client.start(recipe_text=recipe(services, playground), run_id="killed")
+        for event in client.watch(run.id):
+            if event.stage == "sample" and event.done > 2:
+                break
+    os.kill(json.loads((tmp_path / "trainer/trainer.json").read_text())["pid"], signal.SIGKILL)
+    processes.wait_end("trainer")
+    processes.start("trainer", [f"runs={tmp_path / 'runs'}"])
+    with RunClient(processes.wait("trainer").grpc) as client:
+        assert [event.stage for event in client.watch(run.id)][-1] == "end"
+        assert client.get(run.id).state == pb.RUN_STATE_SUCCEEDED
+
+
+def test_a_running_run_is_stopped_and_stays_resumable(
+    trainer: tuple[Processes, Addresses], services: Services, playground: Path
+) -> None:
+    with RunClient(trainer[1].grpc) as client:
+        run = client.start(recipe_text=recipe(services, playground), run_id="stopped")
+        for event in client.watch(run.id):
+            if event.stage == "sample":
+                client.stop(run.id, now=True)
+        deadline = time.monotonic() + 10
+        while client.get(run.id).state == pb.RUN_STATE_RUNNING and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert client.get(run.id).state == pb.RUN_STATE_STOPPED
+
+
+def test_reflection_lists_the_services(trainer: tuple[Processes, Addresses], services: Services) -> None:
+    for address, name in (
+        (trainer[1].grpc, "sightline_trainer.v1.RunService"),
+        (services.scorer, "sightline_scorer.v1.ScorerService"),
+        (services.sampler, "sightline_sampler.v1.SamplerService"),
+    ):
+        with grpc.insecure_channel(address) as channel:
+            stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=10)
+            assert name in {service.name for service in answer.list_services_response.service}

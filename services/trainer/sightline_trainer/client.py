@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
-import grpc
 from sightline_chassis.channel import open_channel
-from sightline_chassis.errors import from_rpc_error
+from sightline_chassis.errors import typed_errors
 
 from sightline_trainer.v1 import trainer_pb2 as pb
 from sightline_trainer.v1 import trainer_pb2_grpc as pb_grpc
@@ -78,17 +77,13 @@ class RunClient:
 
     def watch(self, run_id: str, *, from_event: int = 0) -> Iterator[pb.WatchRunResponse]:
         """A run's events from a given one on, until it ends."""
-        try:
+        with typed_errors():
             yield from self._stub.WatchRun(pb.WatchRunRequest(run_id=run_id, from_event=from_event))
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
 
     def stop(self, run_id: str, *, now: bool = False) -> pb.Run:
         """Stop a run after the stage under way, or now."""
         return self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id, now=now)).run
 
     def _call(self, method: Callable[..., T], request: object) -> T:
-        try:
+        with typed_errors():
             return method(request, timeout=self._timeout)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error

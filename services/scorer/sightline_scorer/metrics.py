@@ -1,0 +1,59 @@
+"""The scorer's own metrics; the chassis has those that every service has."""
+
+from __future__ import annotations
+
+from prometheus_client import Counter, Gauge, Histogram
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+PAIRS = Counter(
+    "sightline_scorer_pairs_total", "Image-text pairs, by what became of them (OK or the status code).", ("outcome",)
+)
+BATCH_TEXTS = Histogram(
+    "sightline_scorer_batch_texts", "Texts of one request.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+)
+SCORE = Histogram(
+    "sightline_scorer_score", "CLIPScore of the pairs scored.", ("model",), buckets=tuple(range(0, 101, 5))
+)
+STAGE_SECONDS = Histogram(
+    "sightline_scorer_stage_seconds",
+    "Time of a request's stages, waiting included: decode (image to pixels), image and text (tokens, towers).",
+    ("stage",),
+    buckets=_SECONDS,
+)
+DECODE_FAILURES = Counter(
+    "sightline_scorer_image_decode_failures_total", "Images refused, by the reason of the error.", ("reason",)
+)
+NONFINITE = Counter(
+    "sightline_scorer_nonfinite_total", "Embeddings that were not finite or not of length 1, and so were not used."
+)
+MODEL_INFO = Gauge(
+    "sightline_scorer_model_info",
+    "1, with what each model is.",
+    ("model", "architecture", "weights_digest", "preprocessing_digest", "precision"),
+)
+BACKEND_UP = Gauge("sightline_scorer_backend_up", "Whether Triton answers with right embeddings.")
+TRITON_RESTARTS = Counter("sightline_scorer_triton_restarts_total", "Tries to start an embedded Triton again.")
+STORE_BYTES = Gauge("sightline_scorer_image_store_bytes", "Bytes of uploaded images held.")
+
+OUTCOMES = (
+    "OK",
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "CANCELLED",
+    "INTERNAL",
+)
+DECODE_REASONS = ("IMAGE_EMPTY", "IMAGE_TOO_LARGE", "IMAGE_TOO_MANY_PIXELS", "IMAGE_UNREADABLE", "IMAGE_DAMAGED")
+
+
+def preregister() -> None:
+    """Shows every outcome at 0 from the start, so that `rate()` sees the first of each kind."""
+    for outcome in OUTCOMES:
+        PAIRS.labels(outcome)
+    for reason in DECODE_REASONS:
+        DECODE_FAILURES.labels(reason)
+    for stage in ("decode", "image", "text"):
+        STAGE_SECONDS.labels(stage)

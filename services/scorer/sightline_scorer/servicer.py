@@ -1,0 +1,147 @@
+"""The RPCs of `sightline_scorer.v1.ScorerService`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from sightline_chassis.errors import InternalError, InvalidInput, SightlineError
+
+from sightline_scorer.scoring import Scoring
+from sightline_scorer.settings import LimitSettings
+from sightline_scorer.store import ImageStore, Upload
+from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline_scorer.v1 import scorer_pb2_grpc
+
+LOG = logging.getLogger(__name__)
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
+    """Between gRPC and `Scoring`. Errors leave as SightlineError; the chassis makes a status of them."""
+
+    def __init__(self, scoring: Scoring, store: ImageStore, limits: LimitSettings) -> None:
+        self._scoring = scoring
+        self._store = store
+        self._limits = limits
+
+    async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
+        """One image, K texts."""
+        return await self._scoring.score(request, context.time_remaining())
+
+    async def ScoreStream(
+        self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
+    ) -> AsyncIterator[pb.ScoreStreamResponse]:
+        """Many items; each has its own outcome, answered as it is ready. At most `stream_in_flight` at once."""
+        places = asyncio.Semaphore(self._limits.stream_in_flight)
+        answers: asyncio.Queue[pb.ScoreStreamResponse | BaseException | None] = asyncio.Queue()
+        running: set[asyncio.Task[None]] = set()
+
+        async def work(item: pb.ScoreStreamRequest) -> None:
+            answers.put_nowait(await self._outcome(item, context))
+
+        def done(task: asyncio.Task[None]) -> None:
+            running.discard(task)
+            places.release()
+
+        async def read() -> None:
+            try:
+                async for item in request_iterator:
+                    await places.acquire()
+                    task = asyncio.create_task(work(item))
+                    running.add(task)
+                    task.add_done_callback(done)
+                while running:
+                    await asyncio.wait(running)
+                answers.put_nowait(None)
+            except Exception as error:  # a client that goes away, for one
+                answers.put_nowait(error)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (answer := await answers.get()) is not None:
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+        finally:
+            reader.cancel()
+            for task in list(running):
+                task.cancel()
+
+    async def FindMissingImages(
+        self, request: pb.FindMissingImagesRequest, context: Context
+    ) -> pb.FindMissingImagesResponse:
+        """Which images are not stored here."""
+        if len(request.sha256) > self._limits.max_digests:
+            raise InvalidInput(
+                f"{len(request.sha256)} digests, over the limit of {self._limits.max_digests}: ask in several requests",
+                reason="TOO_MANY_DIGESTS",
+            )
+        return pb.FindMissingImagesResponse(sha256=self._store.missing(request.sha256))
+
+    async def UploadImages(
+        self, request_iterator: AsyncIterator[pb.UploadImagesRequest], context: Context
+    ) -> pb.UploadImagesResponse:
+        """Store images; each has its own outcome."""
+        response = pb.UploadImagesResponse()
+        upload: Upload | None = None
+        async for piece in request_iterator:
+            if upload is None:
+                upload = Upload(piece.sha256, self._limits)
+            elif piece.sha256 and piece.sha256 != upload.sha256:
+                raise InvalidInput(
+                    f"a piece of image {piece.sha256.hex()} came before the last piece of {upload.sha256.hex()}: set "
+                    "`last` on each image's last piece",
+                    reason="UPLOAD_INTERLEAVED",
+                )
+            upload.add(piece.chunk)
+            if piece.last:
+                upload.finish(self._store)
+                error = None if upload.error is None else _item_error(upload.error)
+                response.outcomes.add(sha256=upload.sha256, error=error)
+                upload = None
+        if upload is not None:
+            raise InvalidInput(
+                f"the stream ended inside image {upload.sha256.hex()}: set `last` on its last piece",
+                reason="UPLOAD_INCOMPLETE",
+            )
+        return response
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
+        """Models and limits."""
+        limits = self._limits
+        return pb.ListModelsResponse(
+            models=[model.info for model in self._scoring.models.values()],
+            limits=pb.Limits(
+                max_image_bytes=limits.max_image_bytes,
+                max_image_pixels=limits.max_image_pixels,
+                max_texts=limits.max_texts,
+                max_text_bytes=limits.max_text_bytes,
+                max_digests=limits.max_digests,
+            ),
+        )
+
+    async def _outcome(self, item: pb.ScoreStreamRequest, context: Context) -> pb.ScoreStreamResponse:
+        try:
+            response = await self._scoring.score(item.request, context.time_remaining())
+        except SightlineError as error:
+            return pb.ScoreStreamResponse(id=item.id, error=_item_error(error))
+        except Exception:
+            LOG.exception("an item of a stream failed")
+            return pb.ScoreStreamResponse(
+                id=item.id, error=_item_error(InternalError("a bug of the scorer; its log has the traceback"))
+            )
+        return pb.ScoreStreamResponse(id=item.id, response=response)
+
+
+def _item_error(error: SightlineError) -> pb.ItemError:
+    return pb.ItemError(
+        code=error.code.value[0],
+        reason=error.reason,
+        message=error.message,
+        retry_after_seconds=error.retry_after or 0,
+        metadata=error.metadata,
+    )

@@ -1,0 +1,1 @@
+"""Triton: the model repository, the embedded server and the client of both kinds of server."""

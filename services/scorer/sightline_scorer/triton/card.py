@@ -1,0 +1,76 @@
+"""The model card: every fact that a score depends on, made once from the real model and carried in Triton's config.
+
+The repository builder writes it as the parameter `sightline` of each config.pbtxt; the service reads it back from the
+running Triton, embedded or remote. So what `ListModels` answers is what Triton serves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from typing import Any
+
+PARAMETER = "sightline"
+
+# What Sightline itself does to an image before open_clip's transform. A change of behaviour must change this text.
+PIXEL_RULES = "first frame; EXIF orientation applied; alpha on white; 16-bit grey to its high byte; RGB; v1"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Facts of one CLIP model."""
+
+    name: str
+    """What callers ask for."""
+    architecture: str
+    """An open_clip name, `hf-hub:...` or `local-dir:...`, as open_clip takes it."""
+    local_dir: bool
+    """Whether the weights' folder is a whole open_clip model (configuration, weights, tokenizer)."""
+    weights_path: str
+    """The weights file, as the machine that runs Triton sees it; relative to the model's version folder if copied."""
+    weights_digest: str
+    """SHA-256 of that file, hexadecimal."""
+    preprocess: dict[str, Any]
+    """open_clip's preprocessing configuration: size, mean, std, interpolation, resize_mode, fill_color, mode."""
+    embedding_size: int
+    """D, length of an embedding."""
+    image_height: int
+    """Rows of the model's input."""
+    image_width: int
+    """Columns of the model's input."""
+    context_length: int
+    """Longest text in tokens, start and end tokens included."""
+    vocabulary_size: int
+    """Tokens that the text tower knows; 0 where that is unknown."""
+    logit_scale: float
+    """Factor from cosine to logit (the exponential of open_clip's parameter)."""
+    logit_bias: float
+    """Added to the logit; 0 for a CLIP-type model."""
+    precision: str
+    """open_clip's precision: fp32, fp16 or bf16."""
+    trim_padding: bool
+    """Whether cutting a batch of texts after its last end-of-text token is exact (causal tower pooling there)."""
+
+    @property
+    def preprocessing_digest(self) -> str:
+        """SHA-256 of the preprocessing's parameters and of our own rules, hexadecimal."""
+        text = json.dumps({"open_clip": self.preprocess, "rules": PIXEL_RULES}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self, **extra: object) -> str:
+        """The card, and facts for the Triton model alone, as one line of ASCII."""
+        return json.dumps({**dataclasses.asdict(self), **extra}, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> ModelCard:
+        """Read a card back; facts that are not the card's are left out.
+
+        Raises ValueError where a fact is missing.
+        """
+        facts = json.loads(text)
+        names = [field.name for field in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in facts]
+        if missing:
+            raise ValueError(f"the model's card lacks {', '.join(missing)}: build the model repository again")
+        return cls(**{name: facts[name] for name in names})

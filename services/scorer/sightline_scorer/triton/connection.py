@@ -1,0 +1,32 @@
+"""Channels to Triton, and the questions asked before it serves."""
+
+from __future__ import annotations
+
+from tritonclient.grpc.aio import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+]
+
+
+def connect(address: str) -> InferenceServerClient:
+    """A client for host:port; call it in the running event loop and close it there."""
+    options = list(_OPTIONS)
+    if address.startswith(("127.", "localhost:", "[::1]")):
+        options.append(("grpc.enable_http_proxy", 0))  # gRPC would send even loopback through $http_proxy
+    return InferenceServerClient(address, channel_args=options)
+
+
+async def server_ready(address: str) -> bool:
+    """Whether the server at host:port answers and all its models are ready."""
+    async with connect(address) as client:
+        try:
+            return bool(await client.is_server_ready(client_timeout=2))
+        except InferenceServerException:
+            return False

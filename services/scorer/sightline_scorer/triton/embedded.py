@@ -1,0 +1,237 @@
+"""Starts the wheel's `tritonserver`, restarts it when it dies, and leaves nothing of it behind.
+
+    service ──stdin pipe──> guard.py ──> tritonserver ──> one Python stub for each tower
+
+The guard is the leader of a process group of its own, so a Ctrl-C at the terminal reaches the service alone, and
+when the service ends in whatever way the pipe closes and the whole group goes. All sockets are on loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sightline_chassis.errors import PreconditionFailed, Unavailable
+
+from sightline_scorer.metrics import BACKEND_UP, TRITON_RESTARTS
+from sightline_scorer.settings import TritonSettings
+from sightline_scorer.triton.connection import server_ready
+from sightline_scorer.triton.installation import Installation, find
+
+LOG = logging.getLogger(__name__)
+_HOST = "127.0.0.1"
+
+
+class TritonFailed(PreconditionFailed):
+    """Triton could not be started; the message holds the end of its log."""
+
+    reason = "TRITON_FAILED"
+
+
+class EmbeddedTriton:
+    """A supervised tritonserver.
+
+    Args:
+        settings: where to find it and how patient to be.
+        build: writes the model repository into the directory it is given.
+    """
+
+    def __init__(self, settings: TritonSettings, build: Callable[[Path], None]) -> None:
+        self._settings = settings
+        self._build = build
+        self._installation: Installation | None = None
+        self._own_work_dir = settings.work_dir is None
+        self._work = settings.work_dir or Path(tempfile.mkdtemp(prefix="sightline-scorer-"))
+        self._process: asyncio.subprocess.Process | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._address: str | None = None
+        self._trouble = "it has not been started"
+        self._start_seconds = 10.0
+        self.pid: int | None = None
+        """Process id of tritonserver itself, while it runs."""
+
+    @property
+    def log_path(self) -> Path:
+        """What tritonserver and the models wrote since its last start."""
+        return self._work / "triton.log"
+
+    def address(self) -> str:
+        """host:port of the gRPC endpoint. Raises Unavailable while Triton is not up."""
+        if self._address is None:
+            raise Unavailable(
+                f"the model backend (Triton) is being restarted: {self._trouble}; try again",
+                reason="BACKEND_DOWN",
+                retry_after=self._start_seconds,
+            )
+        return self._address
+
+    async def start(self) -> None:
+        """Build the repository and start Triton; returns when all models are ready.
+
+        Raises TritonNotInstalled, TritonFailed, and what building the repository raises.
+        """
+        self._installation = find(self._settings.home)
+        self._work.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self._work / "repository", ignore_errors=True)
+        await asyncio.to_thread(self._build, self._work / "repository")
+        self._installation.make_backends(self._work / "backends")
+        await self._launch()
+        self._watch = asyncio.create_task(self._supervise())
+
+    async def stop(self) -> None:
+        """End Triton and remove the work directory, if it is a temporary one."""
+        if self._watch is not None:
+            self._watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watch
+        await self._end()
+        if self._own_work_dir:
+            await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
+
+    async def restart(self, why: str) -> None:
+        """End a Triton that hangs; the supervision starts it again."""
+        LOG.error("triton is restarted", extra={"why": why})
+        self._set_down(why)
+        await self._end()
+
+    async def _supervise(self) -> None:
+        while True:
+            if self._process is not None:
+                await self._process.wait()
+            self._set_down(self._trouble if self._address is None else "tritonserver died")
+            LOG.error("triton died; starting it again", extra={"log_tail": self._log_tail()})
+            await self._start_again()
+
+    async def _start_again(self) -> None:
+        delay = self._settings.restart_delay_seconds
+        while True:
+            await asyncio.sleep(delay)
+            TRITON_RESTARTS.inc()
+            try:
+                await self._launch()
+            except (TritonFailed, OSError) as error:
+                self._trouble = str(error)
+                delay = min(max(2 * delay, 0.1), self._settings.restart_delay_max_seconds)
+                LOG.error("triton could not be started again", extra={"why": str(error), "next_try_seconds": delay})
+            else:
+                return
+
+    async def _launch(self) -> None:
+        began = time.monotonic()
+        for last_try in (False, False, True):
+            address = f"{_HOST}:{_free_port()}"
+            try:
+                await self._spawn(self._command(address))
+                await self._wait_until_ready(address, began)
+                break
+            except TritonFailed as error:
+                await self._end()
+                if last_try or "already in use" not in str(error):  # somebody took the port meanwhile
+                    raise
+            except BaseException:
+                await self._end()
+                raise
+        self._address = address
+        self._start_seconds = time.monotonic() - began
+        BACKEND_UP.set(1)
+        LOG.info("triton is ready", extra={"address": self._address, "pid": self.pid, "seconds": self._start_seconds})
+
+    def _command(self, address: str) -> list[str]:
+        assert self._installation is not None
+        return [
+            str(self._installation.binary),
+            f"--model-repository={self._work / 'repository'}",
+            f"--backend-directory={self._work / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
+            f"--backend-config=python,stub-timeout-seconds={round(self._settings.start_timeout_seconds)}",
+            "--disable-auto-complete-config",
+            f"--grpc-address={_HOST}",
+            f"--grpc-port={address.rpartition(':')[2]}",
+            "--allow-http=false",
+            "--allow-metrics=false",
+            "--allow-gpu-metrics=false",
+        ]
+
+    @property
+    def _shm_prefix(self) -> str:
+        return f"sightline_{os.getpid()}_{id(self):x}_"
+
+    async def _spawn(self, command: list[str]) -> None:
+        assert self._installation is not None
+        guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
+        guard += [str(self._settings.stop_grace_seconds), self._shm_prefix]
+        with self.log_path.open("wb") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *guard,
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=self._installation.environment(),
+                cwd=self._work,
+                start_new_session=True,
+            )
+        assert self._process.stdout is not None
+        first = await self._process.stdout.readline()
+        if not first.strip().isdigit():
+            raise TritonFailed(f"tritonserver could not be executed:\n{self._log_tail()}")
+        self.pid = int(first)
+
+    async def _wait_until_ready(self, address: str, began: float) -> None:
+        assert self._process is not None
+        ended = asyncio.ensure_future(self._process.wait())
+        try:
+            while not await server_ready(address):
+                if ended.done():
+                    raise TritonFailed(f"tritonserver ended while it was starting:\n{self._log_tail()}")
+                if time.monotonic() - began > self._settings.start_timeout_seconds:
+                    raise TritonFailed(
+                        f"tritonserver was not ready within triton.start_timeout_seconds="
+                        f"{self._settings.start_timeout_seconds:g}:\n{self._log_tail()}"
+                    )
+                await asyncio.wait([ended], timeout=0.1)
+        finally:
+            ended.cancel()
+
+    async def _end(self) -> None:
+        process, self._process, self._address, self.pid = self._process, None, None, None
+        if process is None:
+            return
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), self._settings.stop_grace_seconds + 2)
+        except TimeoutError:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+
+    def _set_down(self, why: str) -> None:
+        self._address = None
+        self._trouble = why
+        BACKEND_UP.set(0)
+
+    def _log_tail(self, lines: int = 25) -> str:
+        """The end of Triton's log, without its tables."""
+        try:
+            text = self.log_path.read_text(errors="replace")
+        except OSError:
+            return "(no log)"
+        kept = [line for line in text.splitlines() if line.strip() and not line.startswith(("+-", "|"))]
+        return "\n".join(kept[-lines:])
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,104 @@
+"""Finds the `tritonserver` of the nvidia-pytriton wheel and says how to start it beside this interpreter.
+
+Only the wheel's binaries are used, never its Python layer. Unpack it anywhere:
+
+    pip install --no-deps --target .triton nvidia-pytriton==0.7.0
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sightline_chassis.errors import PreconditionFailed
+
+HOME_VARIABLE = "SIGHTLINE_TRITON_HOME"
+INSTALL = "pip install --no-deps --target .triton nvidia-pytriton==0.7.0"
+_SERVER = Path("pytriton/tritonserver")
+_STUB = "triton_python_backend_stub"
+
+
+class TritonNotInstalled(PreconditionFailed):
+    """No usable tritonserver was found; the message says where it was looked for and how to install it."""
+
+    reason = "TRITON_NOT_INSTALLED"
+
+
+@dataclass(frozen=True)
+class Installation:
+    """An unpacked wheel that fits this interpreter."""
+
+    home: Path
+
+    @property
+    def binary(self) -> Path:
+        """The server itself."""
+        return self.home / _SERVER / "bin/tritonserver"
+
+    @property
+    def stub(self) -> Path:
+        """The Python backend's process for this Python version."""
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        return self.home / _SERVER / "python_backend_stubs" / version / _STUB
+
+    def make_backends(self, directory: Path) -> None:
+        """Lay out a backend directory with the Python backend and the stub of this interpreter.
+
+        The wheel keeps the stubs apart, and may be read-only: so the files are linked from a directory of our own.
+        """
+        python = directory / "python"
+        python.mkdir(parents=True, exist_ok=True)
+        backend = self.home / _SERVER / "backends/python"
+        for file in (backend / "libtriton_python.so", backend / "triton_python_backend_utils.py", self.stub):
+            link = python / file.name
+            link.unlink(missing_ok=True)
+            link.symlink_to(file)
+
+    def environment(self) -> dict[str, str]:
+        """Environment for the server: this interpreter's libraries, the wheel's, and this venv first on PATH.
+
+        The stub embeds Python and finds its packages by the first `python3` on PATH; it ignores PYTHONPATH.
+        """
+        libraries = [sysconfig.get_config_var("LIBDIR"), str(self.home / "nvidia_pytriton.libs")]
+        if inherited := os.environ.get("LD_LIBRARY_PATH"):
+            libraries.append(inherited)
+        environment = dict(os.environ)
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        environment.pop("PYTHONHOME", None)
+        return environment
+
+
+def find(home: Path | None = None) -> Installation:
+    """The installation to use: `home`, else $SIGHTLINE_TRITON_HOME, else the nearest `.triton`.
+
+    Raises TritonNotInstalled.
+    """
+    named = home or (Path(os.environ[HOME_VARIABLE]) if os.environ.get(HOME_VARIABLE) else None)
+    places = [named] if named else list(dict.fromkeys(_default_places()))
+    for place in places:
+        found = Installation(place.expanduser().resolve())
+        if not found.binary.is_file():
+            continue
+        if not found.stub.is_file():
+            raise TritonNotInstalled(
+                f"{found.home} holds no Python backend stub for Python {sys.version_info.major}."
+                f"{sys.version_info.minor}: run the scorer with one of "
+                + ", ".join(sorted(path.name for path in found.stub.parents[1].glob("*")))
+            )
+        return found
+    raise TritonNotInstalled(
+        f"no tritonserver in {', '.join(map(str, places))}. Install it with `{INSTALL}` and name its directory by "
+        f"triton.home or ${HOME_VARIABLE}, or use a Triton that runs elsewhere: triton.mode=remote "
+        "triton.address=HOST:8001"
+    )
+
+
+def _default_places() -> Iterator[Path]:
+    for start in (Path.cwd(), Path(__file__).resolve().parent):
+        for directory in (start, *start.parents):
+            yield directory / ".triton"

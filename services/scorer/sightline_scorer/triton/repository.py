@@ -1,0 +1,237 @@
+"""Builds a Triton model repository: two models, `clip_image` and `clip_text`, for each CLIP model.
+
+    repository/
+      clip_image/config.pbtxt   clip_image/1/model.py
+      clip_text/config.pbtxt    clip_text/1/model.py
+
+The embedded Triton gets it in a work directory at every start. A cluster builds it once and mounts it:
+
+    python -m sightline_scorer.triton.repository --model default=ViT-B-32@laion2b_s34b_b79k --copy-weights OUT
+
+Further models stand beside the default one as `clip_image__NAME` and `clip_text__NAME`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline_scorer.settings import ModelSettings, TritonSettings
+from sightline_scorer.triton.card import PARAMETER, ModelCard
+
+LOCAL_DIR = "local-dir:"
+TOWERS = ("image", "text")
+
+
+def triton_name(tower: str, model: str, default_model: str) -> str:
+    """Name of the Triton model that holds one tower ("image" or "text") of a CLIP model."""
+    return f"clip_{tower}" if model == default_model else f"clip_{tower}__{model}"
+
+
+def describe(name: str, settings: ModelSettings) -> ModelCard:
+    """Load the model once on the CPU and write down its facts.
+
+    Raises FileNotFoundError, ValueError or RuntimeError where open_clip cannot make the model, and ValueError where it
+    has no weights: random weights would give scores that look like scores.
+    """
+    import open_clip
+
+    architecture = open_clip_name(settings.source)
+    weights = find_weights(architecture, settings.pretrained)
+    local_dir = architecture.startswith(LOCAL_DIR)
+    model = open_clip.create_model(
+        architecture, pretrained=None if local_dir else _pretrained(architecture, settings), require_pretrained=True
+    )
+    preprocess = dict(model.visual.preprocess_cfg)
+    size = preprocess["size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    bias = getattr(model, "logit_bias", None)
+    return ModelCard(
+        name=name,
+        architecture=architecture,
+        local_dir=local_dir,
+        weights_path=str(weights),
+        weights_digest=_sha256(weights),
+        preprocess=json.loads(json.dumps(preprocess)),
+        embedding_size=_embedding_size(model, height, width),
+        image_height=int(height),
+        image_width=int(width),
+        context_length=int(open_clip.get_tokenizer(architecture).context_length),
+        vocabulary_size=int(getattr(getattr(model, "text", model), "vocab_size", 0)),
+        logit_scale=float(model.logit_scale.detach().exp()),
+        logit_bias=0.0 if bias is None else float(bias.detach()),
+        precision=settings.precision,
+        trim_padding=_trims(model),
+    )
+
+
+def open_clip_name(architecture: str) -> str:
+    """The name as open_clip takes it: a plain directory becomes `local-dir:` and its absolute path."""
+    if architecture.startswith("hf-hub:"):
+        return architecture
+    path = Path(architecture.removeprefix(LOCAL_DIR))
+    if architecture.startswith(LOCAL_DIR) or path.is_dir():
+        if not (path / "open_clip_config.json").is_file():
+            raise FileNotFoundError(
+                f"{path} holds no open_clip_config.json, so it is no open_clip model: name a directory with "
+                "open_clip_config.json and open_clip_model.safetensors, or one of open_clip.list_models()"
+            )
+        return f"{LOCAL_DIR}{path.resolve()}"
+    return architecture
+
+
+def find_weights(architecture: str, pretrained: str | None) -> Path:
+    """The weights file that open_clip loads; downloaded to its cache where it is not on this machine.
+
+    Raises ValueError where there is none.
+    """
+    from open_clip import factory
+
+    if architecture.startswith(LOCAL_DIR):
+        found = factory._find_checkpoint_in_dir(Path(architecture.removeprefix(LOCAL_DIR)))
+    elif architecture.startswith("hf-hub:"):
+        found = factory.download_pretrained_from_hf(architecture.removeprefix("hf-hub:"))
+    elif pretrained and Path(pretrained).is_file():
+        found = pretrained
+    elif pretrained and (tag := factory.get_pretrained_cfg(architecture.replace("/", "-"), pretrained)):
+        found = factory.download_pretrained(tag)
+    else:
+        tags = ", ".join(factory.list_pretrained_tags_by_model(architecture.replace("/", "-")))
+        raise ValueError(
+            f"model {architecture!r} with pretrained={pretrained!r} has no weights: set `pretrained` to a weights file"
+            + (f" or one of {tags}" if tags else "; open_clip.list_models() names the architectures")
+        )
+    if not found:
+        raise ValueError(f"{architecture} holds no weights (*.safetensors, *.bin or *.pth)")
+    return Path(found).resolve()
+
+
+def build(cards: Sequence[ModelCard], default_model: str, out: Path, settings: TritonSettings, *, copy: bool) -> None:
+    """Write the repository of `cards` into the directory `out`.
+
+    With `copy` the weights are copied into it, so that it can be mounted anywhere; else it names them where they are.
+    """
+    source = Path(__file__).with_name("model.py")
+    for card in cards:
+        for tower in TOWERS:
+            folder = out / triton_name(tower, card.name, default_model)
+            version = folder / "1"
+            version.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, version / "model.py")
+            facts = _copy_weights(card, version) if copy else {}
+            (folder / "config.pbtxt").write_text(config_pbtxt(folder.name, tower, card, settings, facts))
+
+
+def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSettings, facts: dict[str, Any]) -> str:
+    """The text of one model's config.pbtxt, from the model's real shapes. `facts` overlay the card's."""
+    if tower == "image":
+        entry, data_type, dims, batch = (
+            "pixels",
+            "TYPE_UINT8",
+            f"3, {card.image_height}, {card.image_width}",
+            settings.image_batch,
+        )
+        warm = dims
+    else:
+        entry, data_type, dims, batch = "token_ids", "TYPE_INT32", "-1", settings.text_batch
+        warm = str(card.context_length)
+    own = {**facts, "tower": tower, "device": settings.device, "threads": settings.threads}
+    parameter = json.dumps(card.to_json(**own))  # a JSON string is a text-format string too
+    kind = "KIND_GPU" if settings.device == "cuda" else "KIND_CPU"
+    warm_ups = "\n".join(
+        f'model_warmup {{ name: "batch{size}" batch_size: {size} inputs {{ key: "{entry}" '
+        f"value {{ data_type: {data_type} dims: [ {warm} ] zero_data: true }} }} }}"
+        for size in sorted({1, batch})
+    )
+    return f"""\
+# Made by sightline_scorer.triton.repository; made again at every start.
+name: "{name}"
+backend: "python"
+max_batch_size: {batch}
+input {{ name: "{entry}" data_type: {data_type} dims: [ {dims} ] }}
+output {{ name: "embedding" data_type: TYPE_FP32 dims: [ {card.embedding_size} ] }}
+instance_group {{ count: {settings.instances} kind: {kind} }}
+dynamic_batching {{
+  max_queue_delay_microseconds: {settings.queue_delay_microseconds}
+  default_queue_policy {{
+    timeout_action: REJECT
+    default_timeout_microseconds: {round(settings.request_timeout_seconds * 1e6)}
+    allow_timeout_override: true
+    max_queue_size: {settings.max_queue}
+  }}
+}}
+{warm_ups}
+parameters {{ key: "{PARAMETER}" value {{ string_value: {parameter} }} }}
+"""
+
+
+def _pretrained(architecture: str, settings: ModelSettings) -> str | None:
+    return None if architecture.startswith("hf-hub:") else settings.pretrained
+
+
+def _embedding_size(model: Any, height: int, width: int) -> int:
+    import torch
+
+    with torch.inference_mode():
+        return int(model.eval().encode_image(torch.zeros(1, 3, height, width)).shape[-1])
+
+
+def _trims(model: Any) -> bool:
+    """Whether the text tower is open_clip's plain causal one, pooled at the end-of-text token."""
+    from open_clip.model import CLIP
+
+    plain = type(model) is CLIP and model.attn_mask is not None
+    return plain and model.text_pool_type in ("argmax", "eos")
+
+
+def _copy_weights(card: ModelCard, version: Path) -> dict[str, Any]:
+    """Copy the model beside its model.py as a whole open_clip folder; returns the facts that change by that."""
+    import open_clip
+
+    target = version / "weights"
+    source = Path(card.weights_path)
+    if card.local_dir:
+        shutil.copytree(source.parent, target, dirs_exist_ok=True)
+    else:
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(source, target / source.name)
+        config = {"model_cfg": open_clip.get_model_config(card.architecture), "preprocess_cfg": card.preprocess}
+        (target / "open_clip_config.json").write_text(json.dumps(config, indent=1))
+    return {"weights_path": f"weights/{source.name}", "local_dir": True}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build a repository for a cluster from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m sightline_scorer.triton.repository", description=main.__doc__)
+    parser.add_argument(
+        "--model",
+        action="append",
+        required=True,
+        metavar="NAME=ARCHITECTURE[@PRETRAINED]",
+        help="a model; the first is the default. ARCHITECTURE may be a directory",
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--copy-weights", action="store_true", help="copy the weights into the repository")
+    parser.add_argument("out", type=Path)
+    options = parser.parse_args(arguments)
+    cards = []
+    for entry in options.model:
+        name, _, source = entry.partition("=")
+        architecture, _, pretrained = source.partition("@")
+        cards.append(describe(name, ModelSettings(source=architecture, pretrained=pretrained or None)))
+    build(cards, cards[0].name, options.out, TritonSettings(device=options.device), copy=options.copy_weights)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -40,7 +40,11 @@ def resolve(reference: str, cache: Path) -> Path:
     done = directory / "export.json"
     if not done.exists():
         from sightline_playground.export import export
+        from sightline_playground.scenes import SPLITS
 
-        export(directory, split=parts.path, count=count, seed=seed)
+        split = next((split for split in SPLITS if split == parts.path), None)
+        if split is None:
+            raise InvalidInput(f"{reference!r}: no such split; known are {', '.join(SPLITS)}", reason="DATASET")
+        export(directory, split=split, count=count, seed=seed)
         done.write_text(json.dumps({"reference": reference}))
     return directory

@@ -44,7 +44,7 @@ class Update:
     probes: list[Probe]
 
 
-class _Progress(TrainerCallback):  # type: ignore[misc]
+class _Progress(TrainerCallback):
     def __init__(self, report: Callable[[int, int], None]) -> None:
         self.report = report
 

@@ -1,0 +1,49 @@
+"""The stated tolerance of every number in the model card: the band in which a freshly made playground must lie.
+
+Bands are written by hand from several seeds, never by `make`: making the weights again does not move them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True)
+class Band:
+    """A closed interval and what is measured in it."""
+
+    low: float
+    high: float
+    what: str
+
+    def holds(self, value: float) -> bool:
+        """Is the value within the band?"""
+        return self.low <= value <= self.high
+
+
+BANDS: Final[dict[str, Band]] = {
+    "clip_added_accuracy": Band(0.95, 0.998, "scorer prefers the true caption to the one with an absent companion added"),
+    "clip_added_gap_p50": Band(1.5, 8, "CLIPScore points between those two, median"),
+    "clip_dropped_accuracy": Band(0.9, 1, "scorer prefers the true caption to the one with an object left out"),
+    "clip_dropped_gap_p50": Band(1.5, 12, "CLIPScore points between those two, median"),
+    "clip_other_accuracy": Band(0.97, 1, "scorer prefers the true caption to another scene's"),
+    "sampled_chair_s": Band(0.3, 0.6, "sampled captions with a hallucinated object"),
+    "sampled_chair_i": Band(0.08, 0.3, "mentioned objects that are hallucinated, sampled"),
+    "sampled_cover": Band(0.88, 0.97, "true objects mentioned, sampled"),
+    "sampled_mean_tokens": Band(20, 32, "tokens of a sampled caption"),
+    "greedy_chair_s": Band(0, 0.25, "greedy captions with a hallucinated object"),
+    "greedy_cover": Band(0.95, 1, "true objects mentioned, greedy"),
+}
+
+
+def outside(numbers: dict[str, float]) -> list[str]:
+    """One line for each number that is missing or out of its band; empty when all is well."""
+    complaints = []
+    for name, band in BANDS.items():
+        value = numbers.get(name)
+        if value is None:
+            complaints.append(f"{name} was not measured")
+        elif not band.holds(value):
+            complaints.append(f"{name} is {value:.4g}, outside {band.low:g} .. {band.high:g} ({band.what})")
+    return complaints

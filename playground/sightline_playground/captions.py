@@ -1,0 +1,160 @@
+"""Captions: true ones, and those of the LVLM's training, in which a language prior speaks.
+
+A caption names objects in reading order, joined by "and" or by a new sentence:
+
+    there is a red star at the top left and a blue ring in the middle .
+    i see a red star at the top left . there is a blue ring in the middle .
+
+A mention is *long* (with its place, 6-7 words) or *short* (3 words). Short mentions are true ones now and then; a companion
+that is not in the picture is always mentioned in the short form, right after the object that called it to mind. So a
+hallucination is a small part of a caption's length, and no word gives it away: only the picture tells.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sightline_playground.scenes import Item, Scene
+from sightline_playground.world import BY_NAME, COLOURS, PLACES, SHAPES, Thing, article, stream
+
+PROMPTS: Final[tuple[str, ...]] = (
+    "describe the picture .",
+    "what is in the picture ?",
+    "what do you see ?",
+    "describe what you see .",
+    "tell me what is in the picture .",
+    "which objects are in the picture ?",
+    "write a caption for the picture .",
+)
+"""Paraphrases of the one request that captions answer."""
+
+OPENINGS: Final[tuple[str, ...]] = ("there is", "i see", "the picture shows")
+NEW_SENTENCE: Final = 0.25
+"""Chance that the next object begins a new sentence."""
+SHORT: Final = 0.15
+"""Chance that a true object is mentioned without its place."""
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One object as a caption names it."""
+
+    thing: Thing
+    cell: int | None = None
+    """Its place 0..8, or None for the short form."""
+
+    @property
+    def text(self) -> str:
+        """For example "a red star at the top left"; or, short, "a red star"."""
+        return article(self.thing.name) + ("" if self.cell is None else f" {PLACES[self.cell]}")
+
+
+@dataclass(frozen=True)
+class Prior:
+    """How the LVLM's training captions depart from the truth. All are probabilities."""
+
+    companion: float = 0.16
+    """That an object's companion is named though it is not in the picture."""
+    omission: float = 0.03
+    """That an object is left out (never the only one)."""
+    yes: float = 0.5
+    """That a question after an absent companion is answered "yes" in training."""
+
+
+def mention(item: Item, rng: random.Random) -> Mention:
+    """An item's mention, long or (with chance SHORT) short."""
+    return Mention(item.thing, None if rng.random() < SHORT else item.cell)
+
+
+def compose(mentions: Sequence[Mention], rng: random.Random) -> str:
+    """The caption that names these in order; `rng` chooses the opening and how mentions are joined.
+
+    Short mentions always follow by "and": a new sentence is given to a long one only.
+    """
+    words = [rng.choice(OPENINGS)]
+    for index, each in enumerate(mentions):
+        if index:
+            words.append(". there is" if each.cell is not None and rng.random() < NEW_SENTENCE else "and")
+        words.append(each.text)
+    return " ".join([*words, "."])
+
+
+def plain_caption(scene: Scene) -> str:
+    """The reference: every object with its place, in one sentence, the same words every time."""
+    return " ".join(["there is", " and ".join(Mention(i.thing, i.cell).text for i in scene.items), "."])
+
+
+def true_caption(scene: Scene, rng: random.Random) -> str:
+    """A caption that names every object of the scene and no other."""
+    return compose([mention(item, rng) for item in scene.items], rng)
+
+
+def trained_caption(scene: Scene, rng: random.Random, prior: Prior | None = None) -> str:
+    """A caption as the LVLM is trained on: the truth, bent by the prior."""
+    prior = prior or Prior()
+    present = set(scene.things)
+    mentions: list[Mention] = []
+    for item in scene.items:
+        if len(scene.items) > 1 and rng.random() < prior.omission:
+            continue
+        mentions.append(mention(item, rng))
+        companion = item.thing.companion
+        if companion not in present and rng.random() < prior.companion:
+            mentions.append(Mention(companion))
+    return compose(mentions or [mention(scene.items[0], rng)], rng)
+
+
+def with_companion(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """(true caption, the same with one absent companion added): what a scorer must tell apart.
+
+    Both have the same opening and joints; the companion is short and follows its object.
+
+    Raises:
+        ValueError: if every companion of the scene is really there.
+    """
+    mentions = [mention(item, rng) for item in scene.items]
+    spots = [n for n, item in enumerate(scene.items) if item.thing.companion not in scene.things]
+    if not spots:
+        raise ValueError("every companion is in the picture")
+    spot = rng.choice(spots)
+    added = Mention(scene.items[spot].thing.companion)
+    style = rng.random()
+    return (
+        compose(mentions, stream("style", style)),
+        _insert(compose(mentions, stream("style", style)), mentions[spot].text, f"and {added.text}"),
+    )
+
+
+def without_one(scene: Scene, rng: random.Random) -> tuple[str, str]:
+    """(true caption, the same with one object left out); needs two objects or more."""
+    mentions = [mention(item, rng) for item in scene.items]
+    spot = rng.randrange(len(mentions))
+    style = rng.random()
+    rest = [each for n, each in enumerate(mentions) if n != spot]
+    return compose(mentions, stream("style", style)), compose(rest, stream(style))
+
+
+def _insert(caption: str, after: str, addition: str) -> str:
+    position = caption.index(after) + len(after)
+    return f"{caption[:position]} {addition}{caption[position:]}"
+
+
+_OBJECT: Final = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
+
+
+def mentioned(text: str) -> list[str]:
+    """The names of the objects that a text mentions, in order, repetitions kept."""
+    return [match.group(0) for match in _OBJECT.finditer(text.lower())]
+
+
+def things_of(names: Iterable[str]) -> list[Thing]:
+    """Objects by their names.
+
+    Raises:
+        KeyError: for a name that is no object of this world.
+    """
+    return [BY_NAME[name] for name in names]

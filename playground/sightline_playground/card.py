@@ -1,0 +1,99 @@
+"""The model card: what the weights are, how they were made, what was measured, and within what tolerance."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sightline_playground.bands import BANDS
+from sightline_playground.measure import SCENES, SEED
+
+_HEAD: Final = """\
+# Model card: the playground's tiny CLIP and tiny LVLM
+
+Two models for a small drawn world (1-4 coloured shapes in a 3 x 3 grid, 48 x 48 pixels). They stand for a real CLIP and a
+real LLaVA, load through the same calls, and are good for nothing else. Apache-2.0, like the code that made them.
+
+| | directory | what | parameters |
+|---|---|---|---|
+| scorer | `clip/` | open_clip CLIP: ViT of 3 layers, width 96, patch 16; causal text tower of 2 layers, width 96, 77 tokens | {scorer_parameters:,} |
+| LVLM | `llava/` | `LlavaForConditionalGeneration`: the scorer's own vision tower ({tower_parameters:,} parameters, frozen), projector, Llama of 4 layers, width 128 | {lvlm_parameters:,} |
+
+All in float32 safetensors, {megabytes:.1f} MB in all.
+
+```python
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:playground/weights/clip")
+tokenizer = open_clip.get_tokenizer("local-dir:playground/weights/clip")
+
+model = AutoModelForImageTextToText.from_pretrained("playground/weights/llava")
+processor = AutoProcessor.from_pretrained("playground/weights/llava")
+```
+
+## Measured
+
+On {test_scenes} held-out test scenes (seed {test_seed}), no scene of which, in any jitter, was trained on. "Sampled" is temperature 1 without
+truncation, "greedy" is temperature 0. The tolerance is the band in which a playground made anew, with any seed and on any
+machine, must lie; `python -m sightline_playground check` holds it.
+
+| number | value | tolerance | what |
+|---|---|---|---|
+"""
+
+_TAIL: Final = """
+## How made
+
+`python -m sightline_playground make --seed {seed}`, from nothing: {scenes:,} training scenes; the scorer took {scorer_seconds} s, the
+LVLM {lvlm_seconds} s on two busy cores.
+
+**Scorer.** {scorer}. Contrastive, with in-batch negatives and, for each scene, three hard negatives (an
+object added, left out, changed). Chosen so that it is good but neither perfect nor too sure, as real ones are:
+the logit scale is held at 100, where OpenAI's CLIP ended, so that cosines live on the same scale; a share of the
+training captions is not quite true, as on the web, which bounds the log-odds it can reach; and training stops early. Without the noise and with
+twice the steps it made no mistake at all and one object moved CLIPScore by 10 to 50 points, which no real reward does.
+
+**LVLM.** {lvlm}. Learns captions and, in a share of its steps, yes/no answers. Its hallucinations come from a
+language prior: after an object, its training captions name that object's fixed companion with the stated probability though it is not in the picture.
+Companion mentions are short ("and a green ring") where true ones have a place ("a red star at the top left"), so a
+hallucination is a small part of a caption's length; true objects are mentioned in the short form too, now and then, and companions are
+sometimes really there, so neither form nor pair gives a hallucination away. Training captions leave out a true object now and
+then, so that cover can rise as well as fall. Questions after an absent companion are answered "yes" in training with the stated probability,
+so that POPE's adversarial part shows the same prior.
+
+## Limits
+
+The world is closed: any word outside it becomes `<unk>`. The scorer has seen captions of this world only; texts unlike them
+get scores that mean nothing. Numbers of an alignment on the playground say that the machinery works, not how a real LVLM will do.
+"""
+
+
+def card(numbers: dict[str, float], facts: dict[str, Any]) -> str:
+    """MODEL_CARD.md's text."""
+    rows = []
+    for name, value in numbers.items():
+        band = BANDS.get(name)
+        tolerance, what = (f"{band.low:g} .. {band.high:g}", band.what) if band else ("", "")
+        rows.append(f"| `{name}` | {value:.3f} | {tolerance} | {what} |")
+    head = _HEAD.format(
+        scorer_parameters=facts["parameters"]["scorer"],
+        lvlm_parameters=facts["parameters"]["lvlm"],
+        tower_parameters=facts["parameters"]["vision_tower"],
+        megabytes=facts["bytes"] / 1e6,
+        test_scenes=SCENES,
+        test_seed=SEED,
+    )
+    tail = _TAIL.format(
+        seed=facts["seed"],
+        scenes=facts["scenes"],
+        scorer_seconds=facts["seconds"]["scorer"],
+        lvlm_seconds=facts["seconds"]["lvlm"],
+        scorer=_settings(facts["scorer"]),
+        lvlm=_settings(facts["lvlm"]),
+    )
+    return head + "\n".join(rows) + "\n" + tail
+
+
+def _settings(recipe: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in recipe.items() if not isinstance(value, dict)) + "".join(
+        f"; {key}: " + ", ".join(f"{inner} {value}" for inner, value in group.items())
+        for key, group in recipe.items()
+        if isinstance(group, dict)
+    )

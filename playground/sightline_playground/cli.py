@@ -1,0 +1,70 @@
+"""The command line. Imports nothing heavy until a command runs."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from sightline_playground import weights_dir
+from sightline_playground.scenes import SPLITS
+
+
+def parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    top = argparse.ArgumentParser(prog="python -m sightline_playground", description="A small world with known truth.")
+    commands = top.add_subparsers(dest="command", required=True)
+    make = commands.add_parser("make", help="train the tiny CLIP and the tiny LVLM from nothing and measure them")
+    make.add_argument("--out", type=Path, default=Path("runs/playground"), help="directory (default: %(default)s)")
+    make.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    check = commands.add_parser("check", help="measure weights and compare with the model card's tolerance")
+    check.add_argument("--weights", type=Path, default=weights_dir(), help="directory (default: the shipped weights)")
+    export = commands.add_parser("export", help="write a split as a plain dataset")
+    export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--split", choices=SPLITS, required=True)
+    export.add_argument("--count", type=int, required=True, help="scenes")
+    export.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 when all is well, 1 when a number is out of tolerance, 2 for a wrong command line."""
+    commands = parser()
+    options = commands.parse_args(arguments)
+    if options.command == "export":
+        from sightline_playground.export import export
+
+        if options.count < 1:
+            commands.error(f"argument --count: {options.count}; wanted 1 or more")
+        written = export(options.out, options.split, options.count, options.seed)
+        print(f"{len(written)} scenes of split {options.split} in {options.out}")
+        return 0
+    if options.command == "check" and not (options.weights / "clip").is_dir():
+        commands.error(f"argument --weights: no playground weights in {options.weights}")
+    return _report(options)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from sightline_playground.bands import BANDS, outside
+    from sightline_playground.make import make, measured
+
+    console = Console()
+    if options.command == "make":
+        import json
+
+        make(options.out, options.seed, console)
+        numbers = json.loads((options.out / "metrics.json").read_text(encoding="utf-8"))["numbers"]
+        console.print(f"weights, MODEL_CARD.md and metrics.json are in {options.out}")
+    else:
+        numbers = measured(options.weights, console)
+    table = Table("number", "value", "tolerance", "")
+    for name, band in BANDS.items():
+        fine = name in numbers and band.holds(numbers[name])
+        table.add_row(name, f"{numbers.get(name, float('nan')):.3f}", f"{band.low:g} .. {band.high:g}", "ok" if fine else "OUT")
+    console.print(table)
+    for complaint in outside(numbers):
+        console.print(complaint)
+    return 1 if outside(numbers) else 0

@@ -1,0 +1,99 @@
+"""Export of a split as a plain dataset that knows nothing of the playground: pictures, prompts, questions, vocabulary.
+
+    DIR/images/test-000000.png     48 x 48 RGB
+    DIR/prompts.jsonl              {"id", "image", "prompt", "reference", "objects"}
+    DIR/questions.jsonl            {"question_id", "id", "image", "text", "label", "kind"}; split test only
+    DIR/vocabulary.json            {"objects": [...], "synonyms": {...}}
+
+Every path is relative to DIR. The same split, count and seed give the same files, byte for byte.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from sightline_playground.captions import PROMPTS, plain_caption
+from sightline_playground.drawing import draw
+from sightline_playground.questions import POPE_KINDS, questions
+from sightline_playground.scenes import Scene, Split, scenes
+from sightline_playground.world import NAMES, stream
+
+QUESTION_SPLITS: Final[tuple[Split, ...]] = ("test",)
+
+
+def export(out: Path, split: Split, count: int, seed: int = 0) -> list[Scene]:
+    """Write `count` scenes of a split under `out` (made if need be) and return them.
+
+    Raises:
+        ValueError: for a split that does not exist, or a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count {count}; wanted 1 or more")
+    chosen = scenes(split, count, seed)
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    for number, scene in enumerate(chosen):
+        draw(scene).save(out / image_path(split, number), format="PNG")
+    write_lines(out / "prompts.jsonl", prompt_rows(chosen, split, seed))
+    if split in QUESTION_SPLITS:
+        write_lines(out / "questions.jsonl", question_rows(chosen, split, seed))
+    (out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=2) + "\n", encoding="utf-8")
+    return chosen
+
+
+def scene_id(split: Split, number: int) -> str:
+    """For example "test-000042"."""
+    return f"{split}-{number:06d}"
+
+
+def image_path(split: Split, number: int) -> str:
+    """The picture's path, relative to the export's directory."""
+    return f"images/{scene_id(split, number)}.png"
+
+
+def prompt_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict[str, Any]]:
+    """The rows of prompts.jsonl; each scene gets one of the seven paraphrases."""
+    rng = stream("prompts", split, seed)
+    return [
+        {
+            "id": scene_id(split, number),
+            "image": image_path(split, number),
+            "prompt": rng.choice(PROMPTS),
+            "reference": plain_caption(scene),
+            "objects": list(scene.names),
+        }
+        for number, scene in enumerate(chosen)
+    ]
+
+
+def question_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict[str, Any]]:
+    """The rows of questions.jsonl: per scene up to six in POPE's manner, as many with label "yes" as with "no"."""
+    rng = stream("questions", split, seed)
+    asked = [
+        (number, question)
+        for number, scene in enumerate(chosen)
+        for question in questions(scene, rng, POPE_KINDS)
+    ]
+    return [
+        {
+            "question_id": index,
+            "id": scene_id(split, number),
+            "image": image_path(split, number),
+            "text": question.text,
+            "label": "yes" if question.label else "no",
+            "kind": question.kind,
+        }
+        for index, (number, question) in enumerate(asked)
+    ]
+
+
+def vocabulary() -> dict[str, Any]:
+    """What a generic CHAIR evaluator needs to find objects in a caption: their names; this world has no synonyms."""
+    return {"objects": list(NAMES), "synonyms": {}}
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

@@ -1,0 +1,111 @@
+"""Makes the playground's weights from nothing: scenes, scorer, LVLM, numbers, card. Minutes on two cores."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from sightline_playground.bands import BANDS, outside
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sightline_playground.clip_training import Progress
+
+SCENES: Final = 20_000
+"""Training scenes."""
+
+
+def make(out: Path, seed: int, console: Console) -> list[str]:
+    """Train, save under `out`/clip and `out`/llava, measure, write MODEL_CARD.md and metrics.json.
+
+    Returns the complaints about numbers out of their bands (empty when all is well).
+    """
+    quiet()
+    from sightline_playground import clip_model, clip_training, llava_model, llava_training
+    from sightline_playground.card import card
+    from sightline_playground.clip_training import ClipRecipe
+    from sightline_playground.llava_training import LlavaRecipe
+    from sightline_playground.scenes import scenes
+
+    began = time.monotonic()
+    with console.status(f"drawing up {SCENES} training scenes"):
+        train = scenes("train", SCENES, seed)
+    clip_recipe, llava_recipe = ClipRecipe(), LlavaRecipe()
+    with _bar(console, "scorer") as progress:
+        clip = clip_training.train(train, clip_recipe, seed, progress)
+    clip_model.save(clip, out / "clip")
+    between = time.monotonic()
+    with _bar(console, "LVLM  ") as progress:
+        llava = llava_training.train(clip, train, llava_recipe, seed, progress)
+    llava_model.save(llava, out / "llava")
+    trained = time.monotonic()
+    numbers = measured(out, console)
+    facts = {
+        "seed": seed,
+        "scenes": SCENES,
+        "scorer": asdict(clip_recipe),
+        "lvlm": asdict(llava_recipe),
+        "seconds": {"scorer": round(between - began), "lvlm": round(trained - between)},
+        "parameters": {
+            "scorer": _parameters(clip),
+            "lvlm": _parameters(llava),
+            "vision_tower": _parameters(llava.model.vision_tower),
+        },
+        "bytes": sum(file.stat().st_size for part in ("clip", "llava") for file in (out / part).iterdir()),
+    }
+    bands = {name: {"low": band.low, "high": band.high, "what": band.what} for name, band in BANDS.items()}
+    text = json.dumps({"numbers": numbers, "tolerance": bands, "made": facts}, indent=2)
+    (out / "metrics.json").write_text(text + "\n", encoding="utf-8")
+    (out / "MODEL_CARD.md").write_text(card(numbers, facts), encoding="utf-8")
+    return outside(numbers)
+
+
+def measured(weights: Path, console: Console) -> dict[str, float]:
+    """All numbers of the weights, rounded to 4 digits after the point, with a word of progress for each part."""
+    quiet()
+    from sightline_playground.measure import measure
+
+    with console.status("measuring") as status:
+        numbers = measure(weights, lambda part: status.update(f"measuring: {part}"))
+    return {name: round(value, 4) for name, value in numbers.items()}
+
+
+def quiet() -> None:
+    """Keep the libraries off the network and their chatter off the screen."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def _parameters(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@contextmanager
+def _bar(console: Console, name: str) -> Iterator[Progress]:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[word]}"),
+    )
+    with Bars(*columns, console=console) as bars:
+        task = bars.add_task(f"training the {name}", total=None, word="")
+
+        def progress(done: int, total: int, word: str) -> None:
+            bars.update(task, completed=done, total=total, word=word)
+
+        yield progress

@@ -1,0 +1,98 @@
+"""Yes/no questions with exact answers, in the manner of POPE (Li et al. 2023, "Evaluating Object Hallucination in LVLMs").
+
+For each scene and each kind of negative, POPE asks after objects that are there ("yes") and as many that are not ("no"):
+
+    random       an absent object, any
+    popular      an absent object among the most frequent ones of the world
+    adversarial  an absent object that the prior ties to one that is there: its companion
+    attribute    "is the star red ?", of a shape that occurs once
+    relation     "is the red star left of the blue ring ?"
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+from sightline_playground import truth
+from sightline_playground.captions import Prior
+from sightline_playground.scenes import Scene
+from sightline_playground.world import NAMES, POPULARITY, article
+
+Kind = Literal["random", "popular", "adversarial", "attribute", "relation"]
+
+KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+POPE_KINDS: Final[tuple[Kind, ...]] = ("random", "popular", "adversarial")
+
+_POPULAR: Final = [thing.name for thing, weight in POPULARITY.items() if weight > 1]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A yes/no question about a scene."""
+
+    kind: Kind
+    text: str
+    """For example "is there a red star in the picture ?"."""
+    label: bool
+    """The true answer."""
+
+
+def existence(name: str) -> str:
+    """The question after an object."""
+    return f"is there {article(name)} in the picture ?"
+
+
+def answer_text(label: bool) -> str:
+    """How the LVLM is taught to answer: "yes ." or "no ."."""
+    return "yes ." if label else "no ."
+
+
+def ask(scene: Scene, kind: Kind, label: bool, rng: random.Random) -> Question | None:
+    """One question of a kind with the wanted answer, or None where the scene has none."""
+    if kind == "attribute":
+        pairs = [pair for pair, holds in truth.attributes(scene).items() if holds == label]
+        if not pairs:
+            return None
+        shape, colour = rng.choice(pairs)
+        return Question(kind, f"is the {shape} {colour} ?", label)
+    if kind == "relation":
+        triples = [triple for triple, holds in truth.relations(scene).items() if holds == label]
+        if not triples:
+            return None
+        one, relation, other = rng.choice(triples)
+        return Question(kind, f"is the {one} {relation} the {other} ?", label)
+    if label:
+        return Question(kind, existence(rng.choice(scene.names)), True)
+    candidates = {
+        "random": NAMES,
+        "popular": _POPULAR,
+        "adversarial": truth.companions_absent(scene),
+    }[kind]
+    absent = [name for name in candidates if name not in scene.names]
+    return Question(kind, existence(rng.choice(absent)), False) if absent else None
+
+
+def questions(scene: Scene, rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:
+    """A balanced set for one scene: per kind one question with answer yes and one with answer no.
+
+    A kind for which the scene lacks either is left out, so yes and no stay equally many.
+    """
+    asked: list[Question] = []
+    for kind in kinds:
+        pair = (ask(scene, kind, True, rng), ask(scene, kind, False, rng))
+        asked += [question for question in pair if question is not None] if None not in pair else []
+    return asked
+
+
+def trained_question(scene: Scene, rng: random.Random, prior: Prior | None = None) -> tuple[str, str]:
+    """(question, answer) as the LVLM is trained on: true, but for the yes-bias after absent companions."""
+    prior = prior or Prior()
+    kind = rng.choices(KINDS, (3, 1, 3, 1, 1))[0]
+    label = rng.random() < 0.5
+    question = ask(scene, kind, label, rng) or Question("random", existence(rng.choice(scene.names)), True)
+    said = question.label
+    if question.kind == "adversarial" and not said:
+        said = rng.random() < prior.yes
+    return question.text, answer_text(said)

@@ -17,8 +17,8 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
     from sightline_cli.processes import Processes
 
     with Processes(tmp_path_factory.mktemp("services")) as processes:
-        processes.start("sampler", [f"model={WEIGHTS / 'llava'}", "threads=1"])
-        processes.start("scorer", [f"models.default.source=local-dir:{WEIGHTS / 'clip'}"])
+        processes.start("sampler", [f"engine.model={WEIGHTS / 'llava'}", "engine.threads=1"])
+        processes.start("scorer", [f"models.clip.source=local-dir:{WEIGHTS / 'clip'}"])
         sampler, scorer = processes.wait("sampler"), processes.wait("scorer")
         yield Services(scorer.grpc, sampler.grpc, {"scorer": scorer.metrics, "sampler": sampler.metrics})
 

@@ -7,6 +7,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+from sightline_chassis.errors import PreconditionFailed
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.datasets import resolve
@@ -14,15 +15,21 @@ from sightline_cli.processes import Processes
 
 
 def local_services(recipe: Recipe) -> dict[str, list[str]]:
-    """Settings of the services that are started for a recipe on this machine, one torch thread each."""
-    settings = {
-        "sampler": [f"model={recipe.model}", "threads=1"],
-        "scorer": [f"models.default.source={recipe.reward.weights}", "triton.threads=1"],
-    }
-    if recipe.sampling.address:
-        del settings["sampler"]
-    if recipe.reward.address:
-        del settings["scorer"]
+    """Settings of the services that a recipe needs on this machine, with one torch thread each: both at once fill
+    two cores, more threads would only fight.
+
+    Raises:
+        PreconditionFailed: the recipe names neither a scorer nor the model of one.
+    """
+    settings = {}
+    if recipe.sampling.address is None:
+        settings["sampler"] = [f"engine.model={recipe.model}", "engine.threads=1"]
+    if recipe.reward.address is None:
+        if recipe.reward.source is None:
+            raise PreconditionFailed("set reward.address (a running scorer) or reward.source (an open_clip model)")
+        settings["scorer"] = [f"models.clip.source={recipe.reward.source}", "triton.threads=1"]
+        if recipe.reward.pretrained is not None:
+            settings["scorer"].append(f"models.clip.pretrained={recipe.reward.pretrained}")
     return settings
 
 

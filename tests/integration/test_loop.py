@@ -179,7 +179,7 @@ def test_the_loop_outlives_a_sampler_that_is_killed(playground: Path, services: 
     from sightline_cli.processes import Processes
 
     with Processes(tmp_path / "services") as processes:
-        model = [f"model={WEIGHTS / 'llava'}", "threads=1"]
+        model = [f"engine.model={WEIGHTS / 'llava'}", "engine.threads=1"]
         processes.start("sampler", model)
         address = processes.wait("sampler").grpc
         port = address.rsplit(":", 1)[1]

@@ -164,7 +164,7 @@ def test_the_collator_keeps_the_sampled_tokens_and_never_cuts(pairs: Dataset, pr
         assert batch["input_ids"][i][batch["completion_mask"][i].bool()].tolist() == ids
         assert ids[-1] == processor.tokenizer.eos_token_id
     image_tokens = (batch["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).sum(dim=1)
-    assert image_tokens.tolist() == [36] * 4
+    assert image_tokens.tolist() == [(48 // processor.patch_size) ** 2] * 4
     assert batch["pixel_values"].shape == (4, 3, 48, 48)
 
 

@@ -39,7 +39,8 @@ class Reward(Section):
 
     address: str | None = Field(None, description="gRPC target of a scorer; null: `sightline run` starts one.")
     model: str = Field("", description="Name of the scorer's model; empty: its default.")
-    weights: str | None = Field(None, description="open_clip name or local directory for a scorer started here.")
+    source: str | None = Field(None, description="open_clip name or local-dir:PATH, for a scorer started here.")
+    pretrained: str | None = Field(None, description="Its pretrained tag, for an open_clip name.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one image with its texts.")
     max_in_flight: int = Field(32, ge=1, le=1024, description="Images under way at the same time.")
 

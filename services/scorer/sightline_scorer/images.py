@@ -54,6 +54,11 @@ def decode(content: bytes, limits: LimitSettings) -> Image.Image:
     Raises InvalidInput with reason IMAGE_EMPTY, IMAGE_TOO_LARGE, IMAGE_UNREADABLE, IMAGE_TOO_MANY_PIXELS or
     IMAGE_DAMAGED.
     """
+    return finish(read_header(content, limits))
+
+
+def read_header(content: bytes, limits: LimitSettings) -> Image.Image:
+    """The image of an encoded file, its size known and checked, nothing of it decoded yet. Raises as `decode`."""
     check_size(len(content), limits)
     try:
         image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -67,13 +72,17 @@ def decode(content: bytes, limits: LimitSettings) -> Image.Image:
         raise InvalidInput(str(error), reason="IMAGE_TOO_MANY_PIXELS") from None
     except _DAMAGE as error:
         raise _damaged(error) from None
-    with image:
-        check_pixels(image.size, limits)
-        try:
-            image.load()
-            return _to_rgb(_upright(image))
-        except _DAMAGE as error:
-            raise _damaged(error) from None
+    check_pixels(image.size, limits)
+    return image
+
+
+def finish(image: Image.Image) -> Image.Image:
+    """Decode what `read_header` gave. Raises InvalidInput with reason IMAGE_DAMAGED."""
+    try:
+        image.load()
+        return _to_rgb(_upright(image))
+    except _DAMAGE as error:
+        raise _damaged(error) from None
 
 
 def check_pixels(size: tuple[int, int], limits: LimitSettings) -> None:

@@ -30,15 +30,18 @@ class Preprocessor:
         self._steps = _resizing_steps(card.preprocess)
 
     def __call__(self, content: bytes) -> npt.NDArray[np.uint8]:
-        """Pixels uint8 [3, H, W].
+        """Pixels uint8 [3, H, W] of an encoded image. Raises InvalidInput where it cannot be used."""
+        return self.pixels(self.read_header(content))
 
-        Raises InvalidInput where the image cannot be used.
-        """
-        return self.pixels(images.decode(content, self._limits))
+    def read_header(self, content: bytes) -> Image.Image:
+        """The first, quick half: an image that fits the limits, not decoded yet. Raises InvalidInput."""
+        image = images.read_header(content, self._limits)
+        self._check_shape(image.size)
+        return image
 
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Resize and crop an RGB image: uint8 [3, H, W]."""
-        self._check_shape(image.size)
+        """The second half: decode, resize, crop. Raises InvalidInput."""
+        image = images.finish(image)
         for step in self._steps:
             image = step(image)
         return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 # Work shorter than a hop to a thread and back is done where it is.
 _INLINE_TEXT_CHARACTERS = 4096
+_INLINE_IMAGE_BYTES = 32 * 1024
+_INLINE_IMAGE_PIXELS = 128 * 128
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,7 @@ class Scoring:
     ) -> tuple[bytes, Embeddings, pb.Timing]:
         began = time.monotonic()
         try:
-            digest, pixels = await self._in_pool(lambda: (hashlib.sha256(content).digest(), model.preprocess(content)))
+            digest, pixels = await self._pixels(model.preprocess, content)
         except InvalidInput as error:
             metrics.DECODE_FAILURES.labels(error.reason).inc()
             raise
@@ -164,6 +166,16 @@ class Scoring:
         metrics.STAGE_SECONDS.labels("decode").observe(decoded - began)
         metrics.STAGE_SECONDS.labels("image").observe(ended - decoded)
         return digest, embedding, pb.Timing(preprocess_seconds=decoded - began, image_seconds=ended - decoded)
+
+    async def _pixels(self, preprocess: Preprocessor, content: bytes) -> tuple[bytes, npt.NDArray[np.uint8]]:
+        """SHA-256 of an encoded image, and its pixels."""
+        if len(content) > _INLINE_IMAGE_BYTES:
+            return await self._in_pool(lambda: (hashlib.sha256(content).digest(), preprocess(content)))
+        digest = hashlib.sha256(content).digest()
+        image = preprocess.read_header(content)
+        if image.width * image.height <= _INLINE_IMAGE_PIXELS:
+            return digest, preprocess.pixels(image)
+        return digest, await self._in_pool(lambda: preprocess.pixels(image))
 
     async def _embed_texts(
         self, model: ServedModel, texts: list[str], long_text: pb.LongText, deadline: float | None

@@ -106,6 +106,8 @@ class Tokenizer:
         if (token_counts > self._window).any():
             ids, lengths = self._split(texts, ids, lengths, parts, long_text, limits)
         matrix = np.array([row[: self._window] for row in ids], dtype=np.int32)
+        if getattr(self._tokenizer, "strip_sep_token", False):
+            matrix[matrix == self._tokenizer.tokenizer.sep_token_id] = 0
         if self._vocabulary_size and int(matrix.max()) >= self._vocabulary_size:
             raise InternalError(
                 f"the tokenizer made token {int(matrix.max())}, but the model knows {self._vocabulary_size}: the "
@@ -177,9 +179,6 @@ class Tokenizer:
         )
         rows: list[list[int]] = encoded["input_ids"]
         lengths = [sum(mask) for mask in encoded["attention_mask"]]
-        if getattr(wrapper, "strip_sep_token", False):
-            separator = wrapper.tokenizer.sep_token_id
-            rows = [[0 if token == separator else token for token in row] for row in rows]
         return rows, lengths
 
     def _encode_clips(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:

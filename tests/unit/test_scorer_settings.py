@@ -1,0 +1,55 @@
+"""The scorer's settings, and what is said about those that cannot be used."""
+
+from pathlib import Path
+
+import pytest
+from sightline_chassis.settings import SettingsError, load_settings
+from sightline_scorer.server import main
+from sightline_scorer.settings import ScorerSettings
+
+
+def load(*overrides: str) -> ScorerSettings:
+    return load_settings(ScorerSettings, service="scorer", overrides=overrides)
+
+
+def test_one_model_is_the_default() -> None:
+    settings = load("models.tiny.source=ViT-B-32", "models.tiny.pretrained=laion2b_s34b_b79k")
+    assert settings.default_name == "tiny"
+    assert settings.models["tiny"].precision == "fp32"
+    assert settings.triton.mode == "embedded"
+
+
+def test_a_file_and_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "scorer.yaml"
+    path.write_text("models: {b: {source: ViT-B-32, pretrained: openai}}\ntriton: {threads: 3}\n")
+    monkeypatch.setenv("SIGHTLINE_SCORER__TRITON__THREADS", "2")
+    settings = load_settings(ScorerSettings, service="scorer", config=path, overrides=["triton.image_batch=4"])
+    assert (settings.triton.threads, settings.triton.image_batch, settings.default_name) == (2, 4, "b")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], "models"),
+        (["models.a b.source=x"], "models"),
+        (["models.a.source=x", "models.b.source=y"], "default_model must name one of them"),
+        (["models.a.source=x", "default_model=b"], "is not one of models: a"),
+        (["models.a.source=x", "triton.mode=remote"], "needs triton.address"),
+        (["models.a.source=x", "triton.image_batch=0"], "triton.image_batch"),
+        (["models.a.source=x", "models.a.precission=fp16"], "precission"),
+        (["models.a.source=x", "limits.max_text=3"], "did you mean limits.max_texts"),
+    ],
+)
+def test_unusable_settings(overrides: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsError, match=says):
+        load(*overrides)
+    assert main(None, overrides) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_every_setting_is_described_and_bounded() -> None:
+    for name, section in ScorerSettings.model_json_schema()["$defs"].items():
+        for key, field in section.get("properties", {}).items():
+            assert "$ref" in field or field.get("description"), f"{name}.{key} has no description"
+            if field.get("type") in ("integer", "number"):
+                assert {"minimum", "exclusiveMinimum"} & field.keys(), f"{name}.{key} has no lower bound"

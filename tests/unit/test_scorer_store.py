@@ -1,0 +1,104 @@
+"""Uploaded images: bounded, verified, the least recently used leave first."""
+
+import hashlib
+
+import pytest
+from sightline_chassis.errors import DataCorrupted, InvalidInput, NotFound
+from sightline_scorer.settings import ImageStoreSettings, LimitSettings
+from sightline_scorer.store import ImageStore, Upload
+
+
+def digest(content: bytes) -> bytes:
+    return hashlib.sha256(content).digest()
+
+
+def filled(*contents: bytes, max_bytes: int = 30, max_images: int = 100) -> ImageStore:
+    store = ImageStore(ImageStoreSettings(max_bytes=max_bytes, max_images=max_images))
+    for content in contents:
+        store.put(digest(content), content)
+    return store
+
+
+A, B, C, D = (letter * 10 for letter in (b"a", b"b", b"c", b"d"))
+
+
+def test_the_least_recently_used_leaves() -> None:
+    store = filled(A, B, C)
+    store.get(digest(A))
+    store.put(digest(D), D)
+    assert store.missing(map(digest, (A, B, C, D))) == [digest(B)]
+    assert store.get(digest(A)) == A
+
+
+def test_asking_for_an_image_keeps_it() -> None:
+    store = filled(A, B, C)
+    store.missing([digest(A)])
+    store.put(digest(D), D)
+    assert store.missing(map(digest, (A, B, C, D))) == [digest(B)]
+
+
+def test_the_number_of_images_is_bounded() -> None:
+    assert len(filled(A, B, C, max_images=2)) == 2
+
+
+def test_the_same_image_again_takes_no_more_room() -> None:
+    store = filled(A, A, A, B, C)
+    assert store.missing(map(digest, (A, B, C))) == []
+
+
+def test_other_bytes_than_stated_are_refused() -> None:
+    store = filled()
+    with pytest.raises(DataCorrupted, match="not .* as stated"):
+        store.put(digest(A), B)
+    assert len(store) == 0
+
+
+def test_an_image_larger_than_the_store_is_refused_and_pushes_nothing_out() -> None:
+    store = filled(A, B, C)
+    large = bytes(31)
+    with pytest.raises(InvalidInput, match="image_store.max_bytes"):
+        store.put(digest(large), large)
+    assert len(store) == 3
+
+
+def test_an_image_that_is_not_there() -> None:
+    with pytest.raises(NotFound, match="UploadImages"):
+        filled().get(digest(A))
+    with pytest.raises(InvalidInput, match="32 bytes, this one 64"):
+        filled().get(digest(A).hex().encode())
+
+
+def test_an_upload_in_pieces() -> None:
+    store = filled()
+    upload = Upload(digest(A), LimitSettings())
+    for piece in (A[:3], b"", A[3:]):
+        upload.add(piece)
+    upload.finish(store)
+    assert upload.error is None
+    assert store.get(digest(A)) == A
+
+
+def test_an_upload_over_the_limit_is_not_kept_while_it_comes() -> None:
+    upload = Upload(digest(A), LimitSettings(max_image_bytes=15))
+    for _ in range(5):
+        upload.add(A)
+    assert upload._pieces == []
+    upload.finish(filled())
+    assert upload.error is not None
+    assert upload.error.reason == "IMAGE_TOO_LARGE"
+
+
+@pytest.mark.parametrize(("sha256", "reason"), [(b"short", "DIGEST_INVALID"), (digest(B), "DIGEST_MISMATCH")])
+def test_an_upload_under_a_wrong_name(sha256: bytes, reason: str) -> None:
+    upload = Upload(sha256, LimitSettings())
+    upload.add(A)
+    upload.finish(filled())
+    assert upload.error is not None
+    assert upload.error.reason == reason
+
+
+def test_an_empty_upload() -> None:
+    upload = Upload(digest(b""), LimitSettings())
+    upload.finish(filled())
+    assert upload.error is not None
+    assert upload.error.reason == "IMAGE_EMPTY"

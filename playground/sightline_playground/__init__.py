@@ -1,15 +1,13 @@
-"""A small world with known truth, its tiny CLIP and its tiny LVLM: it stands for the real ones until those are at hand.
+"""A small world with known truth, its tiny CLIP and its tiny LVLM: they stand for real ones until those are at hand.
 
-It depends on no other package of this project, and no service knows of it: they see plain datasets and model directories.
+It depends on no other package of this project, and no service knows of it: they see datasets and model directories.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from sightline_playground.scenes import Scene, Split, scenes, split_of
-
-__all__ = ["Scene", "Split", "scenes", "split_of", "weights_dir"]
+__all__ = ["weights_dir"]
 
 
 def weights_dir() -> Path:

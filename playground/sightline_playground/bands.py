@@ -23,7 +23,7 @@ class Band:
 
 
 BANDS: Final[dict[str, Band]] = {
-    "clip_added_accuracy": Band(0.95, 0.998, "scorer prefers the true caption to the one with an absent companion added"),
+    "clip_added_accuracy": Band(0.95, 0.998, "scorer prefers the true caption to one with a companion added"),
     "clip_added_gap_p50": Band(1.5, 8, "CLIPScore points between those two, median"),
     "clip_dropped_accuracy": Band(0.9, 1, "scorer prefers the true caption to the one with an object left out"),
     "clip_dropped_gap_p50": Band(1.5, 12, "CLIPScore points between those two, median"),

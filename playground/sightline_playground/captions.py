@@ -5,9 +5,9 @@ A caption names objects in reading order, joined by "and" or by a new sentence:
     there is a red star at the top left and a blue ring in the middle .
     i see a red star at the top left . there is a blue ring in the middle .
 
-A mention is *long* (with its place, 6-7 words) or *short* (3 words). Short mentions are true ones now and then; a companion
-that is not in the picture is always mentioned in the short form, right after the object that called it to mind. So a
-hallucination is a small part of a caption's length, and no word gives it away: only the picture tells.
+A mention is *long* (with its place, 6-7 words) or *short* (3 words). Short mentions are true ones now and then; a
+companion that is not in the picture is always mentioned in the short form, right after the object that called it to
+mind. So a hallucination is a small part of a caption's length, and no word gives it away: only the picture tells.
 """
 
 from __future__ import annotations

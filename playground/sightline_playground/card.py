@@ -1,4 +1,5 @@
 """The model card: what the weights are, how they were made, what was measured, and within what tolerance."""
+# ruff: noqa: E501 (Markdown tables)
 
 from __future__ import annotations
 

@@ -63,7 +63,8 @@ def _report(options: argparse.Namespace) -> int:
     table = Table("number", "value", "tolerance", "")
     for name, band in BANDS.items():
         fine = name in numbers and band.holds(numbers[name])
-        table.add_row(name, f"{numbers.get(name, float('nan')):.3f}", f"{band.low:g} .. {band.high:g}", "ok" if fine else "OUT")
+        value = f"{numbers.get(name, float('nan')):.3f}"
+        table.add_row(name, value, f"{band.low:g} .. {band.high:g}", "ok" if fine else "OUT")
     console.print(table)
     for complaint in outside(numbers):
         console.print(complaint)

@@ -3,7 +3,7 @@
     model, _, preprocess = open_clip.create_model_and_transforms("local-dir:playground/weights/clip")
     tokenizer = open_clip.get_tokenizer("local-dir:playground/weights/clip")
 
-The directory holds open_clip_config.json, open_clip_model.safetensors and the tokenizer's files; open_clip needs no more.
+The directory holds open_clip_config.json, open_clip_model.safetensors and the tokenizer's files; no more is needed.
 """
 
 from __future__ import annotations

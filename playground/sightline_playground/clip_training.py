@@ -77,7 +77,7 @@ def contrastive_loss(model: Any, images: torch.Tensor, ids: torch.Tensor) -> tor
     from torch.nn import functional as F
 
     seen = F.normalize(model.encode_image(images), dim=-1)
-    told = F.normalize(encode_short(model, ids), dim=-1)
+    told = F.normalize(encode_by_length(model, ids), dim=-1)
     logits = model.logit_scale.exp() * seen @ told.T
     own = torch.arange(len(images))
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits[:, : len(images)].T, own)) / 2
@@ -95,6 +95,16 @@ def encode_short(model: Any, ids: torch.Tensor) -> torch.Tensor:
     hidden = model.ln_final(model.transformer(hidden, attn_mask=model.attn_mask[:length, :length]))
     pooled: torch.Tensor = hidden[torch.arange(len(ids)), ids.argmax(dim=-1)] @ model.text_projection
     return pooled
+
+
+def encode_by_length(model: Any, ids: torch.Tensor, parts: int = 6) -> torch.Tensor:
+    """`encode_short` of ids (N, L) in parts of like length, so that little is spent on padding."""
+    import torch
+
+    lengths = ids.argmax(dim=-1) + 1
+    order = lengths.argsort()
+    pieces = [encode_short(model, ids[part, : int(lengths[part].max())]) for part in order.chunk(parts)]
+    return torch.cat(pieces)[order.argsort()]
 
 
 def warm_cosine(step: int, warmup: int, steps: int) -> float:

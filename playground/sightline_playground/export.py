@@ -72,9 +72,7 @@ def question_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict
     """The rows of questions.jsonl: per scene up to six in POPE's manner, as many with label "yes" as with "no"."""
     rng = stream("questions", split, seed)
     asked = [
-        (number, question)
-        for number, scene in enumerate(chosen)
-        for question in questions(scene, rng, POPE_KINDS)
+        (number, question) for number, scene in enumerate(chosen) for question in questions(scene, rng, POPE_KINDS)
     ]
     return [
         {

@@ -1,4 +1,4 @@
-"""All numbers of the model card, measured on held-out test scenes through open_clip's and transformers' ordinary loaders."""
+"""All numbers of the model card, measured on held-out test scenes through the libraries' ordinary loaders."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def question_numbers(model: Any, processor: Any, test: list[Scene]) -> dict[str,
     said = answers(model, processor, [scene for scene, _ in asked], [q.text for _, q in asked], temperature=0.0)
     numbers: dict[str, float] = {}
     for kind in KINDS:
-        rows = [(question.label, text) for (_, question), text in zip(asked, said, strict=True) if question.kind == kind]
+        rows = [(q.label, text) for (_, q), text in zip(asked, said, strict=True) if q.kind == kind]
         told = answer_metrics([label for label, _ in rows], [text for _, text in rows])
         numbers[f"pope_{kind}_accuracy"] = told.accuracy
         numbers[f"pope_{kind}_false_yes"] = told.false_yes

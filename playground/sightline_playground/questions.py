@@ -1,6 +1,6 @@
-"""Yes/no questions with exact answers, in the manner of POPE (Li et al. 2023, "Evaluating Object Hallucination in LVLMs").
+"""Yes/no questions with exact answers, in the manner of POPE (Li et al. 2023, "Evaluating Object Hallucination...").
 
-For each scene and each kind of negative, POPE asks after objects that are there ("yes") and as many that are not ("no"):
+For each scene and kind of negative, POPE asks after objects that are there ("yes") and as many that are not ("no"):
 
     random       an absent object, any
     popular      an absent object among the most frequent ones of the world

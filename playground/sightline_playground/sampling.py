@@ -33,7 +33,9 @@ def answers(
                 padding=True,
                 return_tensors="pt",
             )
-            how = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+            how: dict[str, Any] = {"do_sample": False}
+            if temperature > 0:
+                how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
             out = model.generate(**inputs, **how, max_new_tokens=MAX_NEW_TOKENS)
             texts += processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return texts

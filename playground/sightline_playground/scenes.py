@@ -1,9 +1,9 @@
 """Scenes: 1-4 distinct objects in distinct cells, and the split that each scene belongs to.
 
-**Splits are disjoint by construction.** A scene's *content* is the set of its (object, cell) pairs; jitter and background do
-not count. `split_of` maps the SHA-256 of the sorted content to a number 0..99 and that number alone decides the split, so
-no content can be in two splits, whatever seed, count or version of the sampler drew it. A pixel-wise variant of a test scene
-(another jitter) is a test scene too.
+**Splits are disjoint by construction.** A scene's *content* is the set of its (object, cell) pairs; jitter and
+background do not count. `split_of` maps the SHA-256 of the sorted content to a number 0..99; that number alone decides
+the split, so no content can be in two splits, whatever seed, count or version of the sampler drew it. A pixel-wise
+variant of a test scene (another jitter) is a test scene too.
 
     train       0..69   the tiny CLIP and the tiny LVLM learn from these
     align      70..79   prompts of the alignment loop (on the training side of the wall, but new to the base model)
@@ -26,7 +26,7 @@ Split = Literal["train", "align", "validation", "test"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 
 _BOUNDS: Final[dict[Split, range]] = {
-    "train": range(0, 70),
+    "train": range(70),
     "align": range(70, 80),
     "validation": range(80, 90),
     "test": range(90, 100),
@@ -36,7 +36,7 @@ COUNT_WEIGHTS: Final[dict[int, float]] = {1: 0.1, 2: 0.3, 3: 0.35, 4: 0.25}
 """How often a scene has so many objects (before the split decides which are kept)."""
 
 COMPANY: Final = 0.15
-"""Chance that a next object is drawn as the companion of one already there: the prior has some truth in it, as real ones do."""
+"""Chance that a next object is drawn as the companion of one already there: the prior has some truth in it."""
 
 JITTER: Final = 2
 """Objects are off their cell's centre by -2..2 pixels in x and in y."""

@@ -30,7 +30,8 @@ CLIP_CONTEXT: Final = 77
 
 CHAT_TEMPLATE: Final = (
     "{% for message in messages %}"
-    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% elif message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ 'USER: ' }}{% endif %}"
+    "{% if message['role'] == 'assistant' %}{{ 'ASSISTANT: ' }}{% endif %}"
     "{% if message['content'] is string %}"
     "{{ message['content'] }}"
     "{% else %}"

@@ -14,7 +14,7 @@ RELATIONS: Final[dict[str, Callable[[Item, Item], bool]]] = {
     "above": lambda one, other: one.row < other.row,
     "below": lambda one, other: one.row > other.row,
 }
-"""Relation -> whether it holds between two items. By rows and columns of the grid; jitter never reaches another cell."""
+"""Relation -> whether it holds between two items. By rows and columns of the grid; jitter stays within a cell."""
 
 
 def objects(scene: Scene) -> dict[str, bool]:
@@ -50,7 +50,7 @@ def relations(scene: Scene) -> dict[tuple[str, str, str], bool]:
 
 
 def companions_absent(scene: Scene) -> list[str]:
-    """Names of the companions of the scene's objects that are not themselves there, in reading order of their objects."""
+    """Names of the companions of the scene's objects that are not there, in reading order of those objects."""
     names: list[str] = []
     for thing in scene.things:
         companion = thing.companion

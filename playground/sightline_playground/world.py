@@ -1,6 +1,6 @@
 """What the small world consists of: 6 colours x 6 shapes = 36 objects, and 9 places of a 3 x 3 grid.
 
-An object is named "colour shape" ("red star"); a place is a cell number 0..8 in reading order (0 top left, 8 bottom right).
+An object is named "colour shape" ("red star"); a place is a cell number 0..8 in reading order (8 is bottom right).
 Every object has one fixed *companion*, another object of other colour and shape, that the language prior ties to it.
 """
 

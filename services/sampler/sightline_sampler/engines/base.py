@@ -1,0 +1,140 @@
+"""The interface that every engine has. What an engine cannot do it says in its capabilities; nothing is assumed.
+
+The service (limits, policies' book-keeping, gRPC) knows engines by this module only.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+from sightline_sampler.manifest import PolicyManifest
+from sightline_sampler.types import Candidate, Capabilities, Summary, TokenScores
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """An image as it came: the encoded file and its SHA-256 (hexadecimal)."""
+
+    content: bytes
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn.
+
+    Attributes:
+        temperature: softmax temperature; 0 is greedy.
+        top_p: nucleus in (0, 1]; 1 keeps all.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        max_tokens: most tokens of a candidate, the end token included; None means as many as the engine allows.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_tokens: int | None = None
+
+
+class Lease(Protocol):
+    """The right to use a policy. The version is decided as late as possible: where sampling begins."""
+
+    def bind(self) -> int:
+        """The version to sample with; the same at every later call. Thread-safe.
+
+        Raises:
+            PreconditionFailed: the version asked for is not (or no longer) served.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SampleWork:
+    """One request.
+
+    Attributes:
+        request_id: for the log.
+        prompt: the user's text.
+        image: the image; None for a text-only prompt.
+        seeds: one per candidate.
+        params: how tokens are drawn.
+        lease: which policy answers.
+        deadline: `time.monotonic()` after which nobody waits any more; None is never.
+    """
+
+    request_id: str
+    prompt: str
+    image: EncodedImage | None
+    seeds: Sequence[int]
+    params: SamplingParams
+    lease: Lease
+    deadline: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ScoreWork:
+    """One response to be scored by teacher forcing; fields as in `SampleWork`."""
+
+    prompt: str
+    image: EncodedImage | None
+    token_ids: Sequence[int]
+    lease: Lease
+    deadline: float | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StagedWeights:
+    """What a policy brought: its tensors, and the modules that it changes (0 for a whole checkpoint means all)."""
+
+    tensors: int
+    modules: int
+
+
+class Engine(abc.ABC):
+    """Samples from versioned policies. Version 0, the base model, is always there."""
+
+    name: ClassVar[str]
+
+    @abc.abstractmethod
+    async def start(self) -> str:
+        """Loads the base model and gives its digest (see `manifest.model_digest`)."""
+
+    @abc.abstractmethod
+    async def stop(self) -> None:
+        """Ends work under way with `Unavailable` and frees everything."""
+
+    @abc.abstractmethod
+    def ready(self) -> str | None:
+        """None when it can sample, else why not."""
+
+    @abc.abstractmethod
+    def capabilities(self) -> Capabilities:
+        """What this engine can do with this model."""
+
+    @abc.abstractmethod
+    def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
+        """Yields each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
+
+    @abc.abstractmethod
+    async def score(self, work: ScoreWork) -> TokenScores:
+        """Log-probability of each token of a given response under the policy, as `Candidate.logprobs`."""
+
+    @abc.abstractmethod
+    async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
+        """Loads a policy whose digests have been checked, without disturbing what is being sampled.
+
+        Raises:
+            PreconditionFailed: its tensors do not fit the base model one to one, or it changes nothing.
+        """
+
+    @abc.abstractmethod
+    async def activate(self, version: int) -> None:
+        """Told when a version becomes the one that answers; for engines that hold one at a time."""
+
+    @abc.abstractmethod
+    async def retire(self, version: int) -> None:
+        """Frees a staged version. The caller has seen to it that nothing uses it."""

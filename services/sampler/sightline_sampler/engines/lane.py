@@ -1,0 +1,264 @@
+"""Rows of one policy decoded together: one token each per step; finished ones leave, new ones join at any step."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sightline_chassis.errors import InternalError
+
+from sightline_sampler.engines import seeds
+from sightline_sampler.engines.base import SampleWork
+from sightline_sampler.engines.kv import SLOT_STEP, RowCache, round_up
+from sightline_sampler.engines.model import BaseModel
+from sightline_sampler.engines.prefill import Prefix
+from sightline_sampler.engines.prompts import Prepared
+from sightline_sampler.engines.sampling import draw
+from sightline_sampler.types import Logprobs, TokenIds
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finished:
+    """A candidate as the decoding thread hands it out: ids and log-probabilities (n,), version that sampled them."""
+
+    index: int
+    token_ids: TokenIds
+    logprobs: Logprobs
+    behaviour: Logprobs
+    reason: Literal["eos", "length"]
+    version: int
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """One prompt on its way through the engine. `version` and `limit` are set by the decoding thread and its caller."""
+
+    work: SampleWork
+    prepared: Prepared
+    limit: int
+    events: asyncio.Queue[Finished | BaseException]
+    version: int = -1
+    admitted: int = 0
+    left: int = 0
+    cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.left = len(self.work.seeds)
+
+
+class _Rows:
+    """Book-keeping of the rows, as arrays of one length; `keep` moves the last rows into the holes."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.index = np.empty(0, np.int64)
+        self.length = np.empty(0, np.int64)  # tokens in the cache: the slot of the next one
+        self.shift = np.empty(0, np.int64)
+        self.generated = np.empty(0, np.int64)
+        self.limit = np.empty(0, np.int64)
+        self.temperature = np.empty(0, np.float64)
+        self.top_p = np.empty(0, np.float64)
+        self.top_k = np.empty(0, np.int64)
+        self.uniforms = np.empty((0, 0), np.float64)
+        self.tokens = np.empty((0, 0), np.int64)
+        self.logprobs = np.empty((0, 0), np.float32)
+        self.behaviour = np.empty((0, 0), np.float32)
+
+    _WIDE = ("uniforms", "tokens", "logprobs", "behaviour")
+    _FLAT = ("index", "length", "shift", "generated", "limit", "temperature", "top_p", "top_k")
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def add(self, request: Request, indices: range, length: int, shift: int) -> None:
+        """Adds candidates `indices` of a request."""
+        count, limit, params = len(indices), request.limit, request.work.params
+        self.requests += [request] * count
+        new = {
+            "index": np.asarray(indices),
+            "length": length,
+            "shift": shift,
+            "generated": 0,
+            "limit": limit,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k,
+        }
+        for name in self._FLAT:
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.broadcast_to(np.asarray(new[name], column.dtype), count)]))
+        width = max(limit, self.uniforms.shape[1])
+        for name in self._WIDE:
+            old = getattr(self, name)
+            wide = np.zeros((len(self), width), old.dtype)
+            wide[: old.shape[0], : old.shape[1]] = old
+            setattr(self, name, wide)
+        self.uniforms[-count:, :limit] = seeds.uniforms([request.work.seeds[i] for i in indices], limit)
+
+    def keep(self, keep: np.ndarray[Any, Any]) -> tuple[list[int], list[int]]:
+        """Drops the rows where `keep` is False. Returns what was copied: (to, from)."""
+        count = int(keep.sum())
+        to = np.flatnonzero(~keep[:count]).tolist()
+        source = (np.flatnonzero(keep[count:]) + count).tolist()
+        for a, b in zip(to, source, strict=True):
+            self.requests[a] = self.requests[b]
+        del self.requests[count:]
+        for name in (*self._FLAT, *self._WIDE):
+            column = getattr(self, name)
+            column[to] = column[source]
+            setattr(self, name, column[:count])
+        return to, source
+
+
+class Lane:
+    """Rows of one policy. Only the decoding thread touches it."""
+
+    def __init__(self, base: BaseModel, version: int) -> None:
+        self._base = base
+        self.version = version
+        self._rows = _Rows()
+        self._cache: RowCache | None = None
+        self._logits: torch.Tensor | None = None
+        self._eos = np.array(sorted(base.eos_ids))
+        self._three_dimensional = False
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def reserved(self) -> int:
+        """Slots that the rows may come to need, all together."""
+        rows = self._rows
+        return int((rows.length + rows.limit - rows.generated).sum())
+
+    def requests(self) -> set[Request]:
+        """Whose rows these are."""
+        return set(self._rows.requests)
+
+    def add(self, prefix: Prefix, source: Sequence[int], requests: Sequence[Request], counts: Sequence[int]) -> None:
+        """Adds the next `counts[i]` candidates of `requests[i]`, whose prompt is row `source[i]` of the prefix."""
+        start, device = len(self._rows), self._base.device
+        shifts = None if prefix.shift is None else prefix.shift.tolist()
+        for row, request, count in zip(source, requests, counts, strict=True):
+            indices = range(request.admitted, request.admitted + count)
+            self._rows.add(request, indices, prefix.length, 0 if shifts is None else shifts[row])
+            request.admitted += count
+        self._three_dimensional = shifts is not None
+        rows = torch.repeat_interleave(torch.tensor(source), torch.tensor(counts)).to(device)
+        need = (max(len(self._rows), self._base.min_rows), round_up(int(self._rows.length.max()) + 1, SLOT_STEP))
+        if self._cache is None:
+            self._cache = RowCache(prefix.layers, *need)
+        self._make_room(*need)
+        self._cache.insert(start, prefix.layers, rows)
+        new = prefix.logits[rows]
+        self._logits = new if self._logits is None or not start else torch.cat([self._logits[:start], new])
+
+    def drop(self, gone: Callable[[Request], bool]) -> int:
+        """Drops the rows of requests that are `gone`; how many."""
+        keep = np.fromiter((not gone(request) for request in self._rows.requests), bool, len(self._rows))
+        self._keep(keep)
+        return int((~keep).sum())
+
+    def clear(self) -> None:
+        """Drops all rows and frees the buffers."""
+        self._rows, self._cache, self._logits = _Rows(), None, None
+
+    def sample(self) -> list[tuple[Request, Finished | BaseException]]:
+        """Draws the next token of every row; takes out and gives the candidates that it finishes."""
+        rows, logits, device = self._rows, self._logits, self._base.device
+        assert logits is not None
+        count = len(rows)
+        truncated = bool((rows.top_p < 1).any() or (rows.top_k > 0).any())
+        drawn = draw(
+            logits[:count],
+            torch.from_numpy(rows.uniforms[np.arange(count), rows.generated]).to(device),
+            torch.from_numpy(rows.temperature).to(device),
+            torch.from_numpy(rows.top_p).to(device),
+            torch.from_numpy(rows.top_k).to(device),
+            self._base.suppressed,
+            truncated=truncated,
+        )
+        tokens = drawn.tokens.cpu().numpy()
+        at = (np.arange(count), rows.generated)
+        rows.tokens[at] = tokens
+        rows.logprobs[at] = drawn.logprobs.cpu().numpy()
+        rows.behaviour[at] = drawn.behaviour.cpu().numpy()
+        rows.generated += 1
+        broken = ~drawn.finite.cpu().numpy()
+        eos = np.isin(tokens, self._eos)
+        done = eos | (rows.generated >= rows.limit) | broken
+        out = [
+            (rows.requests[i], self._finish(i, bool(eos[i]), bool(broken[i]))) for i in np.flatnonzero(done).tolist()
+        ]
+        if out:
+            self._keep(~done)
+        return out
+
+    def forward(self, model: Any) -> None:
+        """Runs the tokens just drawn; `model` has this lane's policy switched on."""
+        rows, device = self._rows, self._base.device
+        count = len(rows)
+        padded = max(count, self._base.min_rows)
+        slots = round_up(int(rows.length.max()) + 1, SLOT_STEP)
+        self._make_room(padded, slots)
+        cache = self._cache
+        assert cache is not None
+        ids = np.zeros(padded, np.int64)  # the rows beyond `count` are there for the kernels only
+        positions = np.zeros(padded, np.int64)
+        shift = np.zeros(padded, np.int64)
+        ids[:count] = rows.tokens[np.arange(count), rows.generated - 1]
+        positions[:count], shift[:count] = rows.length, rows.shift
+        where = torch.from_numpy(positions).to(device)
+        cache.aim(where, slots)
+        mask = torch.zeros((padded, 1, 1, slots), dtype=self._base.dtype, device=device)
+        mask.masked_fill_(torch.arange(slots, device=device) > where[:, None, None, None], -torch.inf)
+        position_ids = (where + torch.from_numpy(shift).to(device))[:, None]
+        if self._three_dimensional:
+            position_ids = position_ids.expand(3, -1, -1)
+        out = model(
+            input_ids=torch.from_numpy(ids).to(device)[:, None],
+            position_ids=position_ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        self._logits = out.logits[:, -1]
+        rows.length += 1
+
+    def _finish(self, row: int, eos: bool, broken: bool) -> Finished | BaseException:
+        rows = self._rows
+        if broken:
+            return InternalError(f"policy {self.version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
+        n = int(rows.generated[row])
+        return Finished(
+            index=int(rows.index[row]),
+            token_ids=rows.tokens[row, :n].copy(),
+            logprobs=rows.logprobs[row, :n].copy(),
+            behaviour=rows.behaviour[row, :n].copy(),
+            reason="eos" if eos else "length",
+            version=self.version,
+        )
+
+    def _keep(self, keep: np.ndarray[Any, Any]) -> None:
+        if keep.all():
+            return
+        slots = round_up(int(self._rows.length.max()) + 1, SLOT_STEP)
+        to, source = self._rows.keep(keep)
+        assert self._cache is not None
+        assert self._logits is not None
+        self._cache.move(to, source, min(slots, self._cache.room[1]))
+        if to:
+            self._logits[to] = self._logits[source]
+
+    def _make_room(self, rows: int, slots: int) -> None:
+        """Grows the buffers by at least a quarter, so that they are not copied at every step."""
+        assert self._cache is not None
+        have_rows, have_slots = self._cache.room
+        if rows > have_rows:
+            rows = max(rows, have_rows + have_rows // 4)
+        if slots > have_slots:
+            slots = round_up(max(slots, have_slots + have_slots // 4), SLOT_STEP)
+        self._cache.grow(rows, slots)

@@ -1,0 +1,304 @@
+"""The decoding thread: takes waiting prompts, runs them, steps all rows, hands out finished candidates.
+
+One thread owns the model, so that the event loop stays free for gRPC (PyTorch lets go of the interpreter lock while it
+computes). Between two steps it admits waiting prompts (continuous batching), drops rows that nobody waits for any more,
+and does what others ask to be done with the model (`call`): a policy is installed between two steps of other policies.
+Rows of different policies stand in different lanes, which take turns: every candidate is of a single version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from sightline_chassis.errors import DeadlineExceeded, InternalError, SightlineError, Unavailable
+
+from sightline_sampler.engines.kv import SLOT_STEP, RowCache, round_up
+from sightline_sampler.engines.lane import Finished, Lane, Request
+from sightline_sampler.engines.model import BaseModel
+from sightline_sampler.engines.prefill import Prefiller, Prefix
+from sightline_sampler.engines.weights import Weights
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Event = tuple[Request, Finished | BaseException]
+
+_PREFILL_TOKENS = 1 << 14  # of one forward; bounds the memory of attention
+_SWEEP_SECONDS = 0.05
+
+
+class DecodeLoop:
+    """Runs requests on the model. All public methods are thread-safe.
+
+    Args:
+        base: the base model.
+        weights: its policies.
+        prefiller: runs prompts.
+        events: the event loop on which `Request.events` are filled.
+        max_rows: most candidates decoded at the same time, over all lanes.
+        cache_bytes: about how much memory keys and values may take.
+        on_step: told the number of rows of each step.
+    """
+
+    def __init__(
+        self,
+        base: BaseModel,
+        weights: Weights,
+        prefiller: Prefiller,
+        *,
+        events: asyncio.AbstractEventLoop,
+        max_rows: int,
+        cache_bytes: int,
+        on_step: Callable[[int], None] = lambda rows: None,
+    ) -> None:
+        self._base, self._weights, self._prefiller = base, weights, prefiller
+        self._events, self._on_step = events, on_step
+        self._max_rows, self._cache_bytes = max_rows, cache_bytes
+        self._condition = threading.Condition()
+        self._waiting: deque[Request] = deque()
+        self._calls: deque[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = deque()
+        self._sweep = False
+        self._swept = 0.0
+        self._stopping = False
+        self._failure: BaseException | None = None
+        self._lanes: dict[tuple[int, int], Lane] = {}
+        self._half: deque[tuple[Request, Prefix, int]] = deque()  # prompts run, with candidates still to be admitted
+        self._slot_bytes = 0
+        self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends everything under way with Unavailable, and the thread."""
+        with self._condition:
+            self._stopping = True
+            self._condition.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def failure(self) -> BaseException | None:
+        """Why the thread died, if it did."""
+        return self._failure
+
+    def rows(self) -> int:
+        """Candidates being decoded."""
+        return sum(len(lane) for lane in list(self._lanes.values()))
+
+    def waiting(self) -> int:
+        """Prompts that wait for room."""
+        return len(self._waiting) + len(self._half)
+
+    def submit(self, request: Request) -> None:
+        """Puts a request at the end of the queue; its `events` get one `Finished` per candidate, or one error."""
+        self._put(self._waiting, request)
+
+    def cancel(self, request: Request) -> None:
+        """Drops the request's rows before the next step."""
+        request.cancelled = True
+        with self._condition:
+            self._sweep = True
+            self._condition.notify()
+
+    def call(self, function: Callable[[], T]) -> concurrent.futures.Future[T]:
+        """Runs `function` on the decoding thread between two steps."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._put(self._calls, (function, future))
+        return future
+
+    def _put(self, queue: deque[Any], item: Any) -> None:
+        with self._condition:
+            if self._stopping or self._failure is not None:
+                raise Unavailable("the sampler is stopping" if self._stopping else "the sampler's decoding thread died")
+            queue.append(item)
+            self._condition.notify()
+
+    def _run(self) -> None:
+        try:
+            while True:
+                with self._condition:
+                    while not (self._stopping or self._calls or self._waiting or self._half or self._lanes):
+                        self._condition.wait()
+                    if self._stopping:
+                        break
+                self._turn()
+        except BaseException as error:
+            logger.exception("the decoding thread died")
+            with self._condition:
+                self._failure = error
+        self._end()
+
+    def _turn(self) -> None:
+        while self._calls:
+            function, future = self._calls.popleft()
+            if future.set_running_or_notify_cancel():
+                try:
+                    with torch.no_grad():
+                        future.set_result(function())
+                except BaseException as error:
+                    future.set_exception(error)
+        with torch.inference_mode():
+            self._drop_unwanted()
+            self._admit()
+            for key, lane in list(self._lanes.items()):
+                if len(lane):
+                    self._step(lane)
+                if not len(lane):
+                    del self._lanes[key]
+
+    def _step(self, lane: Lane) -> None:
+        try:
+            self._on_step(len(lane))
+            self._deliver(lane.sample())
+            if len(lane):
+                lane.forward(self._weights.use(lane.version))
+        except Exception as error:
+            logger.exception("a step of policy %d failed", lane.version)
+            self._deliver((request, _internal(error)) for request in lane.requests())
+            lane.clear()
+
+    def _admit(self) -> None:
+        """Takes waiting prompts while there is room. With rows running, it waits for an eighth of the room, so that
+        prompts are run in batches."""
+        room = self._room()
+        if not (self._half or self._waiting) or (self._lanes and room < max(1, self._max_rows // 8)):
+            return
+        while self._half and room > 0:
+            request, prefix, source = self._half.popleft()
+            if not self._unwanted(request):
+                room -= self._join(prefix, [request], [source], room)
+        batch: dict[tuple[object, ...], list[Request]] = {}
+        while self._waiting and room > 0:
+            request = self._waiting.popleft()
+            if self._unwanted(request):
+                continue
+            try:
+                request.version = request.work.lease.bind()
+                if request.version not in self._weights:
+                    raise InternalError(f"policy {request.version} is not loaded")
+            except SightlineError as error:
+                self._deliver([(request, error)])
+                continue
+            batch.setdefault((request.version, *request.prepared.shape()), []).append(request)
+            room -= request.left
+        for requests in batch.values():
+            most = max(1, _PREFILL_TOKENS // len(requests[0].prepared.ids))
+            for start in range(0, len(requests), most):
+                self._prefill(requests[start : start + most])
+
+    def _prefill(self, requests: list[Request]) -> None:
+        version = requests[0].version
+        try:
+            model, vision = self._weights.use(version), self._weights.vision_key(version)
+            prefix = self._prefiller.run(model, [request.prepared for request in requests], vision)
+            self._slot_bytes = self._slot_bytes or RowCache.slot_bytes(prefix.layers)
+            self._join(prefix, requests, list(range(len(requests))), self._room())
+        except Exception as error:
+            logger.exception("%d prompts for policy %d could not be run", len(requests), version)
+            self._deliver((request, _internal(error)) for request in requests)
+            for lane in self._lanes.values():
+                lane.drop(lambda request: request.cancelled)
+
+    def _join(self, prefix: Prefix, requests: Sequence[Request], source: Sequence[int], room: int) -> int:
+        """Puts as many candidates as there is room for into their lane; keeps the others for later."""
+        joined: list[tuple[int, Request, int]] = []
+        taken = 0
+        for request, row in zip(requests, source, strict=True):
+            wanted = len(request.work.seeds) - request.admitted
+            count = min(wanted, max(room - taken, 0 if self._lanes or joined else 1))
+            if count:
+                joined.append((row, request, count))
+                taken += count
+            if count < wanted:
+                self._half.append((request, prefix, row))
+        for name in {self._lane_key(request, prefix) for _, request, _ in joined}:
+            rows, mine, counts = zip(*(j for j in joined if self._lane_key(j[1], prefix) == name), strict=True)
+            lane = self._lanes.get(name)
+            if lane is None:
+                lane = self._lanes[name] = Lane(self._base, name[0])
+            lane.add(prefix, rows, mine, counts)
+        return taken
+
+    @staticmethod
+    def _lane_key(request: Request, prefix: Prefix) -> tuple[int, int]:
+        # Rows that may grow much longer than others would make all of them attend over empty slots: 128, 512, 2048 ...
+        return request.version, (max(prefix.length + request.limit - 1, 1).bit_length() + 2) // 2
+
+    def _room(self) -> int:
+        """Candidates that can still be admitted: by rows, and by what they may need of the cache."""
+        rows = self._max_rows - self.rows()
+        heads = [self._half[0][0]] if self._half else []
+        heads += [self._waiting[0]] if self._waiting else []
+        if not self._slot_bytes or not heads:
+            return rows
+        used = sum(lane.reserved() for lane in self._lanes.values()) * self._slot_bytes
+        each = max(round_up(len(r.prepared.ids) + r.limit, SLOT_STEP) for r in heads) * self._slot_bytes
+        room = min(rows, (self._cache_bytes - used) // each)
+        return room if self._lanes else max(room, 1)  # a candidate that no cache can hold is tried alone
+
+    def _drop_unwanted(self) -> None:
+        now = time.monotonic()
+        if not self._sweep and now - self._swept < _SWEEP_SECONDS:
+            return
+        self._sweep, self._swept = False, now
+        for key, lane in list(self._lanes.items()):
+            gone = {request for request in lane.requests() if self._unwanted(request)}
+            if gone:
+                lane.drop(gone.__contains__)
+            if not len(lane):
+                del self._lanes[key]
+        for request in [r for r in list(self._waiting) if self._unwanted(r)]:
+            self._waiting.remove(request)
+        for half in [h for h in list(self._half) if self._unwanted(h[0])]:
+            self._half.remove(half)
+
+    def _unwanted(self, request: Request) -> bool:
+        deadline = request.work.deadline
+        if not request.cancelled and deadline is not None and time.monotonic() > deadline:
+            self._deliver([(request, DeadlineExceeded("the deadline passed before all candidates were finished"))])
+        return request.cancelled
+
+    def _deliver(self, events: Iterable[Event]) -> None:
+        batch = list(events)
+        for request, event in batch:
+            if isinstance(event, BaseException):
+                request.cancelled = True  # nothing more of it is wanted
+                self._sweep = True
+            else:
+                request.left -= 1
+        if batch and not self._events.is_closed():
+            self._events.call_soon_threadsafe(_hand_out, batch)
+
+    def _end(self) -> None:
+        with self._condition:
+            calls, self._calls = list(self._calls), deque()
+            requests = {*self._waiting, *(half[0] for half in self._half)}
+            for lane in self._lanes.values():
+                requests |= lane.requests()
+            self._waiting.clear()
+            self._half.clear()
+            self._lanes.clear()
+        gone = Unavailable("the sampler stopped before the work was done", retry_after=1.0)
+        for _, future in calls:
+            future.set_exception(gone)
+        self._deliver((request, gone) for request in requests if not request.cancelled)
+
+
+def _hand_out(batch: list[Event]) -> None:
+    for request, event in batch:
+        request.events.put_nowait(event)
+
+
+def _internal(error: Exception) -> SightlineError:
+    if isinstance(error, SightlineError):
+        return error
+    return InternalError(f"the engine failed: {type(error).__name__}: {error}")

@@ -1,0 +1,274 @@
+"""The manifest of a policy directory: what the trainer writes, and what the sampler checks before it loads anything.
+
+    policies/v000007/
+      adapter_config.json          any files, in sub-directories too
+      adapter_model.safetensors
+      manifest.json                written last: a directory without it is half-written
+
+Writing is crash-safe: every file and directory is fsynced before the manifest is renamed into place, so a reader that
+sees `manifest.json` sees whole files (also over NFS). Nothing here needs more than the standard library.
+
+Errors are `ManifestError`, which names the file and has a `reason` for programs:
+
+    MISSING_DIRECTORY   there is no such directory
+    HALF_WRITTEN        no manifest.json
+    BAD_MANIFEST        manifest.json is not JSON of the right shape
+    MISSING_FILE        a file of the manifest is not there
+    EXTRA_FILE          a file is there that the manifest does not name
+    CHANGED_FILE        a file's SHA-256 is not that of the manifest
+    NO_FILES            the directory holds nothing but its manifest
+    UNSAFE_NAME         a name leaves the directory, or is no plain file
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, Literal, cast, get_args
+
+Kind = Literal["lora", "merged", "full"]
+Reason = Literal[
+    "MISSING_DIRECTORY",
+    "HALF_WRITTEN",
+    "BAD_MANIFEST",
+    "MISSING_FILE",
+    "EXTRA_FILE",
+    "CHANGED_FILE",
+    "NO_FILES",
+    "UNSAFE_NAME",
+]
+
+MANIFEST: Final = "manifest.json"
+FORMAT: Final = 1
+_ASIDE: Final = ".manifest.json.writing"
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class ManifestError(ValueError):
+    """A policy directory is not what its manifest says; `file` is the file at fault, `reason` is for programs."""
+
+    def __init__(self, reason: Reason, file: str, message: str) -> None:
+        super().__init__(message)
+        self.reason: Reason = reason
+        self.file = file
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyManifest:
+    """What a policy is and where it comes from.
+
+    Attributes:
+        version: the policy's number; it only grows and is never used again. 0 is the base model and has no manifest.
+        parent_version: the policy it was trained from.
+        kind: "lora" (a PEFT adapter on the base model), "merged" or "full" (a whole checkpoint).
+        base_digest: `model_digest` of the base model that it belongs to.
+        run_id: the run that made it.
+        iteration: the iteration of that run.
+        metrics: further facts, of JSON values.
+        files: SHA-256 of each file by its name within the directory; filled by `write_manifest`.
+        created: time of writing, ISO 8601 in UTC; filled by `write_manifest`.
+    """
+
+    version: int
+    parent_version: int
+    kind: Kind
+    base_digest: str
+    run_id: str = ""
+    iteration: int = 0
+    metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    created: str = ""
+
+    def __post_init__(self) -> None:
+        if self.version < 1:
+            raise ValueError(f"version must be at least 1 (0 is the base model), not {self.version}")
+        if not 0 <= self.parent_version < self.version:
+            raise ValueError(f"parent_version must be in 0..{self.version - 1}, not {self.parent_version}")
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {self.kind!r}")
+        if not _SHA256.fullmatch(self.base_digest):
+            raise ValueError(f"base_digest must be a SHA-256 in lower-case hexadecimal, not {self.base_digest!r}")
+        if self.iteration < 0:
+            raise ValueError(f"iteration must not be negative, not {self.iteration}")
+
+
+def policy_dirname(version: int) -> str:
+    """The name of a policy's directory: `v000007` for version 7."""
+    if version < 0:
+        raise ValueError(f"version must not be negative, not {version}")
+    return f"v{version:06d}"
+
+
+def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) -> PolicyManifest:
+    """Makes the directory a policy: digests every file, brings all to disk, then puts the manifest into place.
+
+    Args:
+        directory: holds the policy's files, all written and closed.
+        manifest: what the policy is; its `files` and `created` are filled in here.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ManifestError: no such directory, nothing in it, or something that is no plain file.
+    """
+    root = Path(directory)
+    names = [name for name in _names(root) if name not in (MANIFEST, _ASIDE)]
+    if not names:
+        raise ManifestError("NO_FILES", MANIFEST, f"{root} holds no files to write a manifest for")
+    files = {name: _sha256(root / name, sync=True) for name in names}
+    for folder in sorted({(root / name).parent for name in names}, reverse=True):
+        _sync_directory(folder)
+    created = manifest.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    done = dataclasses.replace(manifest, files=files, created=created)
+    aside = root / _ASIDE
+    with aside.open("w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT, **dataclasses.asdict(done)}, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(root / MANIFEST)
+    _sync_directory(root)
+    _sync_directory(root.resolve().parent)
+    return done
+
+
+def read_manifest(directory: str | os.PathLike[str]) -> PolicyManifest:
+    """Reads the manifest without looking at the files.
+
+    Raises:
+        ManifestError: MISSING_DIRECTORY, HALF_WRITTEN or BAD_MANIFEST.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
+    try:
+        tree = json.loads((root / MANIFEST).read_bytes())
+    except FileNotFoundError:
+        raise ManifestError("HALF_WRITTEN", MANIFEST, f"{root} has no {MANIFEST}: the policy is half-written") from None
+    except (OSError, ValueError) as error:
+        raise ManifestError("BAD_MANIFEST", MANIFEST, f"{root / MANIFEST} cannot be read: {error}") from None
+    try:
+        return _manifest_of(tree)
+    except (TypeError, ValueError) as error:
+        raise ManifestError("BAD_MANIFEST", MANIFEST, f"{root / MANIFEST}: {error}") from None
+
+
+def verify(directory: str | os.PathLike[str]) -> PolicyManifest:
+    """Checks that the directory holds exactly the files of its manifest, each with its SHA-256.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        ManifestError: see the module's list; `file` names the first file at fault.
+    """
+    manifest = read_manifest(directory)
+    root = Path(directory)
+    there = set(_names(root)) - {MANIFEST}
+    for name in sorted(manifest.files):
+        if name not in there:
+            raise ManifestError("MISSING_FILE", name, f"{root / name} is named by the manifest and is not there")
+    extra = sorted(there - set(manifest.files))
+    if extra:
+        raise ManifestError("EXTRA_FILE", extra[0], f"{root / extra[0]} is there and not named by the manifest")
+    for name, digest in sorted(manifest.files.items()):
+        found = _sha256(root / name)
+        if found != digest:
+            raise ManifestError(
+                "CHANGED_FILE", name, f"{root / name} has SHA-256 {found}, and the manifest says {digest}"
+            )
+    return manifest
+
+
+def manifest_digest(directory: str | os.PathLike[str]) -> str:
+    """SHA-256 of the manifest file, hexadecimal: with its files' digests inside, it stands for the whole policy."""
+    return _sha256(Path(directory) / MANIFEST)
+
+
+def model_digest(directory: str | os.PathLike[str]) -> str:
+    """One SHA-256 for the weights of a model directory, hexadecimal.
+
+    Over the files `*.safetensors` (or, where there are none, `*.bin`) directly in the directory, sorted by name, of:
+    the name's length and bytes, the content's length and its SHA-256. Configuration and tokenizer do not count.
+
+    Raises:
+        ManifestError: no such directory, or no weights in it.
+    """
+    root = Path(directory)
+    if not root.is_dir():
+        raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
+    files = sorted(root.glob("*.safetensors")) or sorted(root.glob("*.bin"))
+    if not files:
+        raise ManifestError("NO_FILES", "*.safetensors", f"{root} holds no weights (*.safetensors or *.bin)")
+    total = hashlib.sha256()
+    for file in files:
+        name = file.name.encode()
+        total.update(struct.pack("<QQ", len(name), file.stat().st_size))
+        total.update(name)
+        total.update(bytes.fromhex(_sha256(file)))
+    return total.hexdigest()
+
+
+def _manifest_of(tree: Any) -> PolicyManifest:
+    if not isinstance(tree, dict):
+        raise TypeError(f"must be a mapping, not a {type(tree).__name__}")
+    tree = dict(tree)
+    if (found := tree.pop("format", None)) != FORMAT:
+        raise ValueError(f"format {found!r} is not known here (this release reads {FORMAT})")
+    types: dict[str, type] = {"version": int, "parent_version": int, "iteration": int, "files": dict, "metrics": dict}
+    known = {field.name for field in dataclasses.fields(PolicyManifest)}
+    for name in ("version", "parent_version", "kind", "base_digest", "files"):
+        if name not in tree:
+            raise ValueError(f"{name} is missing")
+    for name, value in tree.items():
+        if name not in known:
+            raise ValueError(f"{name} is unknown")
+        if not isinstance(value, types.get(name, str)) or isinstance(value, bool):
+            raise TypeError(f"{name} has a value of the wrong type: {value!r}")
+    for name, digest in tree["files"].items():
+        parts = PurePosixPath(name).parts
+        if not parts or PurePosixPath(name).is_absolute() or ".." in parts or str(PurePosixPath(name)) != name:
+            raise ValueError(f"file name {name!r} leaves the directory")
+        if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+            raise ValueError(f"file {name!r} has no SHA-256")
+    if not tree["files"]:
+        raise ValueError("names no files")
+    return PolicyManifest(**cast(dict[str, Any], tree))
+
+
+def _names(root: Path) -> Iterator[str]:
+    """Names of all files under `root`, with slashes, sorted. Links and other special files are refused."""
+    if not root.is_dir():
+        raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise ManifestError("UNSAFE_NAME", name, f"{path} is no plain file")
+        if path.is_file():
+            yield name
+
+
+def _sha256(path: Path, *, sync: bool = False) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if sync:
+            os.fsync(file.fileno())
+    return digest
+
+
+def _sync_directory(path: Path) -> None:
+    with contextlib.suppress(PermissionError):  # a parent that we may not open; the rename itself is done
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,125 @@
+"""The sampler's RPCs: reads a request, has the engine do it, counts, answers."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, TypeAlias
+
+import grpc
+from sightline_chassis.errors import SightlineError
+
+from sightline_sampler import metrics, wire
+from sightline_sampler.engines.base import Engine
+from sightline_sampler.policies import PolicyBook
+from sightline_sampler.requests import RequestReader
+from sightline_sampler.types import Candidate, Summary
+from sightline_sampler.v1 import sampler_pb2 as pb
+from sightline_sampler.v1 import sampler_pb2_grpc as pb_grpc
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
+
+
+class SamplerServicer(pb_grpc.SamplerServiceServicer):
+    """See protos/sightline_sampler/v1/sampler.proto. Errors are raised; the chassis turns them into statuses."""
+
+    def __init__(self, engine: Engine, policies: PolicyBook, reader: RequestReader) -> None:
+        self._engine, self._policies, self._reader = engine, policies, reader
+
+    async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:
+        """Streams each candidate when it is finished, the summary last."""
+        started = time.monotonic()
+        work, lease = self._reader.sample(request, context)
+        metrics.CANDIDATES.observe(len(work.seeds))
+        texts: set[str] = set()
+        try:
+            async with contextlib.aclosing(self._engine.sample(work)) as events:
+                async for event in events:
+                    if isinstance(event, Candidate):
+                        _count(event, texts, started)
+                        yield pb.SampleResponse(candidate=wire.candidate_message(event))
+                    else:
+                        yield pb.SampleResponse(summary=_summary(event, time.monotonic() - started))
+        finally:
+            lease.release()
+
+    async def ScoreTokens(self, request: pb.ScoreTokensRequest, context: Context) -> pb.ScoreTokensResponse:
+        """Teacher-forced log-probabilities."""
+        work, lease = self._reader.score(request, context)
+        try:
+            scores = await self._engine.score(work)
+        finally:
+            lease.release()
+        return pb.ScoreTokensResponse(logprobs=scores.logprobs.tolist(), policy_version=scores.policy_version)
+
+    async def StagePolicy(self, request: pb.StagePolicyRequest, context: Context) -> pb.StagePolicyResponse:
+        """Checks and loads a policy."""
+        with _swap("stage"):
+            info = await self._policies.stage(request.uri, request.version)
+        metrics.POLICIES.set(len(self._policies.all()))
+        return pb.StagePolicyResponse(policy=wire.policy_message(info))
+
+    async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: Context) -> pb.ActivatePolicyResponse:
+        """Makes a version the one that answers."""
+        with _swap("activate"):
+            info, before = await self._policies.activate(request.version)
+        metrics.POLICY_VERSION.set(info.version)
+        metrics.POLICY_LOADED.set_to_current_time()
+        return pb.ActivatePolicyResponse(policy=wire.policy_message(info), previous_version=before)
+
+    async def RetirePolicy(self, request: pb.RetirePolicyRequest, context: Context) -> pb.RetirePolicyResponse:
+        """Forgets a version."""
+        with _swap("retire"):
+            info = await self._policies.retire(request.version)
+        metrics.POLICIES.set(len(self._policies.all()))
+        return pb.RetirePolicyResponse(policy=wire.policy_message(info))
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
+        """One policy."""
+        info = self._policies.get(request.version if request.HasField("version") else None)
+        return pb.GetPolicyResponse(policy=wire.policy_message(info))
+
+    async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Context) -> pb.ListPoliciesResponse:
+        """All policies, and what the engine can do."""
+        return pb.ListPoliciesResponse(
+            policies=[wire.policy_message(info) for info in self._policies.all()],
+            capabilities=wire.capabilities_message(self._engine.capabilities()),
+        )
+
+
+def _count(candidate: Candidate, texts: set[str], started: float) -> None:
+    if not texts:
+        metrics.FIRST_TOKEN.observe(time.monotonic() - started)
+    metrics.GENERATIONS.labels(candidate.finish_reason).inc()
+    metrics.OUTPUT_TOKENS.observe(len(candidate.token_ids))
+    metrics.TOKENS.labels("output").inc(len(candidate.token_ids))
+    if candidate.text in texts:
+        metrics.DUPLICATES.inc()
+    texts.add(candidate.text)
+
+
+def _summary(summary: Summary, seconds: float) -> pb.SampleSummary:
+    metrics.TOKENS.labels("prompt").inc(summary.prompt_tokens)
+    return pb.SampleSummary(
+        prompt_tokens=summary.prompt_tokens,
+        rendered_prompt=summary.rendered_prompt,
+        policy_version=summary.policy_version,
+        engine=summary.engine,
+        seconds=seconds,
+    )
+
+
+@contextlib.contextmanager
+def _swap(step: str) -> Iterator[None]:
+    started = time.monotonic()
+    outcome = "failed"
+    try:
+        yield
+        outcome = "ok"
+    except SightlineError:
+        outcome = "refused"
+        raise
+    finally:
+        metrics.SWAPS.labels(step, outcome).inc()
+        metrics.SWAP_SECONDS.labels(step).observe(time.monotonic() - started)

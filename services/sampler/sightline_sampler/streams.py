@@ -1,0 +1,135 @@
+"""Candidates as they come, sync and async; and the options of a sample call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+from sightline_chassis.errors import InternalError, typed_errors
+
+from sightline_sampler import wire
+from sightline_sampler.types import Candidate, PolicySelector, Samples, Summary
+from sightline_sampler.v1 import sampler_pb2 as pb
+
+Image: TypeAlias = bytes | str | os.PathLike[str] | None
+
+
+class SampleOptions(TypedDict, total=False):
+    """Keyword arguments of `sample` and `stream`; all may be left out.
+
+    Attributes:
+        seeds: one per candidate; else candidate i gets a seed derived from `seed` and i.
+        seed: from which missing seeds are derived; default 0.
+        temperature: softmax temperature; 0 is greedy; default 1.
+        top_p: nucleus in (0, 1]; default 1 (all).
+        top_k: keep the k likeliest tokens; default 0 (all).
+        max_tokens: most tokens of a candidate, the end token included; None (default) means the service's default.
+        policy: `exact(v)`, `at_least(v)`, or None (default) for the active one.
+        request_id: unique for each piece of work; made if None (default).
+        timeout: deadline in seconds; None (default) means the client's.
+    """
+
+    seeds: Sequence[int] | None
+    seed: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int | None
+    policy: PolicySelector | None
+    request_id: str | None
+    timeout: float | None
+
+
+def sample_request(
+    image: Image, prompt: str, n: int, call_id: str, **options: Unpack[SampleOptions]
+) -> pb.SampleRequest:
+    """The request of a call, with the defaults of its options."""
+    if unknown := set(options) - set(SampleOptions.__annotations__):
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    return wire.sample_request(
+        image,
+        prompt,
+        n,
+        seeds=options.get("seeds"),
+        seed=options.get("seed", 0),
+        temperature=options.get("temperature", 1.0),
+        top_p=options.get("top_p", 1.0),
+        top_k=options.get("top_k", 0),
+        max_tokens=options.get("max_tokens"),
+        policy=options.get("policy"),
+        request_id=call_id,
+    )
+
+
+class _Stream:
+    def __init__(self, call: Any, request_id: str, count: int) -> None:
+        self._call = call
+        self._count = count
+        self.request_id = request_id
+        self.summary: Summary | None = None
+
+    def close(self) -> None:
+        """Cancels what is not finished."""
+        self._call.cancel()
+
+    def _take(self, response: pb.SampleResponse) -> Iterator[Candidate]:
+        if response.WhichOneof("event") == "candidate":
+            yield wire.candidate_of(response.candidate)
+        else:
+            self.summary = wire.summary_of(response.summary)
+
+    def samples(self, candidates: list[Candidate]) -> Samples:
+        """All that came, in index order.
+
+        Raises:
+            InternalError: some are missing or came twice.
+        """
+        summary = self.summary
+        if summary is None or sorted(c.index for c in candidates) != list(range(self._count)):
+            raise InternalError(
+                f"the server ended request {self.request_id} with {len(candidates)} of {self._count} candidates"
+            )
+        return Samples(
+            candidates=tuple(sorted(candidates, key=lambda c: c.index)),
+            prompt_tokens=summary.prompt_tokens,
+            rendered_prompt=summary.rendered_prompt,
+            policy_version=summary.policy_version,
+            engine=summary.engine,
+            seconds=summary.seconds,
+            request_id=self.request_id,
+        )
+
+
+class SampleStream(_Stream):
+    """Yields candidates as they are finished, in any order; `summary` is there after the last one.
+
+    Leaving its `with` block, or `close()`, cancels what is not finished.
+    """
+
+    def __iter__(self) -> Iterator[Candidate]:
+        with typed_errors():
+            for response in self._call:
+                yield from self._take(response)
+
+    def __enter__(self) -> SampleStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncSampleStream(_Stream):
+    """As `SampleStream`, for `async for`."""
+
+    async def __aiter__(self) -> AsyncIterator[Candidate]:
+        with typed_errors():
+            async for response in self._call:
+                for candidate in self._take(response):
+                    yield candidate
+
+    async def __aenter__(self) -> AsyncSampleStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()

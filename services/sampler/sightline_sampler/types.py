@@ -1,0 +1,174 @@
+"""What the sampler's clients give and get: frozen types, arrays as NumPy. Light: NumPy and the standard library."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+FinishReason = Literal["eos", "stop", "length", "aborted"]
+PolicyState = Literal["staged", "active", "retired"]
+PolicyKind = Literal["base", "lora", "merged", "full"]
+LogprobMeaning = Literal["policy", "behaviour", "both"]
+SwapMode = Literal["none", "restart", "hot"]
+
+TokenIds: TypeAlias = npt.NDArray[np.int64]
+Logprobs: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exact:
+    """This version and no other."""
+
+    version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AtLeast:
+    """The active version, if it is not older than this."""
+
+    version: int
+
+
+PolicySelector: TypeAlias = Exact | AtLeast
+
+
+def exact(version: int) -> Exact:
+    """Asks for this version and no other; PreconditionFailed where it is not loaded."""
+    return Exact(version)
+
+
+def at_least(version: int) -> AtLeast:
+    """Asks for the active version, if it is not older than this; else PreconditionFailed, naming what is served."""
+    return AtLeast(version)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One sampled response.
+
+    Attributes:
+        index: position among the K candidates.
+        text: the text without special tokens.
+        token_ids: sampled ids (n,), the end token included where it was sampled.
+        logprobs: log-probability of each token (n,) under the policy: temperature 1, nothing truncated or suppressed,
+            over the whole vocabulary; what teacher forcing gives.
+        behaviour_logprobs: log-probability of each token (n,) under the distribution that it was drawn from; None
+            where the engine cannot tell.
+        finish_reason: "eos", "length" (max_tokens), "stop" or "aborted".
+        seed: gives this candidate again, whatever K and whatever else is in the batch.
+        policy_version: the version that sampled every one of its tokens.
+    """
+
+    index: int
+    text: str
+    token_ids: TokenIds
+    logprobs: Logprobs
+    behaviour_logprobs: Logprobs | None
+    finish_reason: FinishReason
+    seed: int
+    policy_version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What held for all candidates of a request.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt as the model saw it, image tokens included.
+        rendered_prompt: the prompt after the chat template, image placeholder not expanded.
+        policy_version: the version that sampled.
+        engine: the engine's name and version.
+        seconds: from admission to the last candidate, by the server's clock.
+    """
+
+    prompt_tokens: int
+    rendered_prompt: str
+    policy_version: int
+    engine: str = ""
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """All candidates of a request, in index order, with what held for all of them (see `Summary`)."""
+
+    candidates: tuple[Candidate, ...]
+    prompt_tokens: int
+    rendered_prompt: str
+    policy_version: int
+    engine: str
+    seconds: float
+    request_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TokenScores:
+    """Log-probability of each token of a given response (n,) under the policy, and that policy's version."""
+
+    logprobs: Logprobs
+    policy_version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PolicyInfo:
+    """A policy as the sampler knows it.
+
+    Attributes:
+        version: 0 is the base model.
+        kind: what its files are.
+        state: staged (loaded and checked), active (answers requests that name no version) or retired.
+        digest: SHA-256 of its manifest; of version 0, of the base model's weights. Hexadecimal.
+        base_digest: SHA-256 of the base model's weights.
+        parent_version: the version it was trained from.
+        uri: where its files lie.
+        run_id: the run that made it.
+        iteration: the iteration that made it.
+        tensors: number of tensors that it brings.
+    """
+
+    version: int
+    kind: PolicyKind
+    state: PolicyState
+    digest: str
+    base_digest: str
+    parent_version: int = 0
+    uri: str = ""
+    run_id: str = ""
+    iteration: int = 0
+    tensors: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do; see the fields of the proto message of the same name."""
+
+    engine: str
+    model: str
+    logprobs: LogprobMeaning
+    logprob_dtype: str
+    seeds: bool
+    token_ids: bool
+    lora: SwapMode
+    full: SwapMode
+    multi_version: bool
+    prefix_shared: bool
+    max_candidates: int
+    max_tokens: int
+    max_image_bytes: int
+    max_image_pixels: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policies:
+    """All loaded policies, oldest version first, and what the engine can do."""
+
+    policies: tuple[PolicyInfo, ...]
+    capabilities: Capabilities
+
+    @property
+    def active(self) -> PolicyInfo:
+        """The policy that answers requests that name no version."""
+        return next(policy for policy in self.policies if policy.state == "active")

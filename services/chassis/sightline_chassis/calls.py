@@ -66,8 +66,8 @@ class Call:
 
     async def abort(self, error: SightlineError) -> NoReturn:
         """Ends the call with the error."""
-        if self.context.done():
-            raise error  # the handler had aborted before: its status is on the way
+        if self.context.done():  # the handler had aborted before: its status is on the way, and gRPC raises it again
+            await self.context.send_initial_metadata(())
         status = errors.to_status(error, request_id=self.request_id)
         trailing = [(REQUEST_ID, self.request_id), (errors.DETAILS_KEY, status.SerializeToString())]
         if error.retry_after is not None:

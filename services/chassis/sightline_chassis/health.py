@@ -1,25 +1,27 @@
 """Health on a port of its own: a sync server with its own threads, which a busy event loop cannot starve.
 
 Names that can be asked for: "" and "readiness" (the service does its work now), "startup" (it came up), "liveness" (its
-event loop turns), and the full names of its gRPC services (as ""). The service's own port answers for "" and the full
-names as well, for clients that watch their servers' health (`channel_options(health_service=...)`).
+event loop turns), and the full names of its gRPC services (as ""). The service's own port answers as well, and there it
+can be watched, for clients that follow their servers' health (`channel_options(health_service=...)`).
+
+The servicers of grpcio-health-checking are not used: in the sync one, a watcher that leaves while a status is set locks
+both for good (its `set` waits for a write under the lock that the server's only event thread needs).
 """
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 STARTUP, LIVENESS, READINESS = "startup", "liveness", "readiness"
 
-_RESPONSE: Any = health_pb2.HealthCheckResponse
-_STATUS = {True: _RESPONSE.SERVING, False: _RESPONSE.NOT_SERVING}
+_Response: Any = health_pb2.HealthCheckResponse
 
 
 class Health:
@@ -35,27 +37,27 @@ class Health:
     """
 
     def __init__(self, address: str, services: Iterable[str], liveness_seconds: float) -> None:
-        self._ready_names = ("", READINESS, *services)
+        self._ready_names = {"", READINESS, *services}
         self._limit = liveness_seconds
         self._beat = time.monotonic()
-        # Watchers must not hold the two threads: hence non-blocking, with a thread to tell them.
-        self._servicer = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=ThreadPoolExecutor(1, "health-watch")
-        )
+        self._started = self._ready = False
+        self.changed = asyncio.Event()
+        """Set at the next change of readiness; a new one follows."""
         self._server = grpc.server(ThreadPoolExecutor(2, "health"), options=[("grpc.so_reuseport", 0)])
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(_Servicer(self), self._server)
         self.port: int = self._server.add_insecure_port(address)
-        self.beside = health.aio.HealthServicer()
-        """The servicer for the service's own port."""
-        self._closed = threading.Event()
-        self._watchdog = threading.Thread(target=self._watch, name="health-watchdog", daemon=True)
 
     def start(self) -> None:
         """Begins to answer: alive, not started, not ready."""
-        self._set((STARTUP, *self._ready_names), False)
-        self._set((LIVENESS,), True)
         self._server.start()
-        self._watchdog.start()
+
+    def close(self) -> None:
+        """Stops answering."""
+        self._server.stop(None).wait()
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Answers on the service's own port too."""
+        health_pb2_grpc.add_HealthServicer_to_server(_AioServicer(self), server)
 
     def beat(self) -> None:
         """To be called by the event loop, again and again."""
@@ -63,25 +65,58 @@ class Health:
 
     def started(self) -> None:
         """The service came up."""
-        self._set((STARTUP,), True)
+        self._started = True
 
-    async def ready(self, ready: bool) -> None:
-        """The service can (not) do its work now."""
-        self._set(self._ready_names, ready)
-        for name in self._ready_names:
-            await self.beside.set(name, _STATUS[ready])
+    def ready(self, ready: bool) -> None:
+        """The service can (not) do its work now; called by the event loop."""
+        if ready is not self._ready:
+            self._ready = ready
+            self.changed.set()
+            self.changed = asyncio.Event()
 
-    def close(self) -> None:
-        """Stops answering."""
-        self._closed.set()
-        if self._watchdog.ident is not None:
-            self._watchdog.join()
-        self._server.stop(None).wait()
+    def status(self, name: str) -> Any:
+        """The `ServingStatus` of a name; SERVICE_UNKNOWN of one that is not ours."""
+        good = {
+            STARTUP: self._started,
+            LIVENESS: time.monotonic() - self._beat < self._limit,
+            **dict.fromkeys(self._ready_names, self._ready),
+        }
+        if name not in good:
+            return _Response.SERVICE_UNKNOWN
+        return _Response.SERVING if good[name] else _Response.NOT_SERVING
 
-    def _watch(self) -> None:
-        while not self._closed.wait(min(0.25, self._limit / 4)):
-            self._set((LIVENESS,), time.monotonic() - self._beat < self._limit)
 
-    def _set(self, names: Iterable[str], good: bool) -> None:
-        for name in names:
-            self._servicer.set(name, _STATUS[good])
+class _Servicer(health_pb2_grpc.HealthServicer):
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    def Check(self, request: Any, context: Any) -> Any:
+        status = self._health.status(request.service)
+        if status == _Response.SERVICE_UNKNOWN:
+            context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r}")
+        return _Response(status=status)
+
+    def Watch(self, request: Any, context: Any) -> Any:
+        # A watcher would keep one of the few threads.
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "Check here, or Watch on the port of the service")
+
+
+class _AioServicer(health_pb2_grpc.HealthServicer):
+    def __init__(self, health: Health) -> None:
+        self._health = health
+
+    async def Check(self, request: Any, context: Any) -> Any:
+        status = self._health.status(request.service)
+        if status == _Response.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f"no service {request.service!r}")
+        return _Response(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        last = None
+        while True:
+            changed = self._health.changed
+            status = self._health.status(request.service)
+            if status != last:
+                yield _Response(status=status)
+            last = status
+            await changed.wait()

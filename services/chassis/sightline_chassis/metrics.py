@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import socket
+import socketserver
+import threading
 from collections.abc import Iterable
-from wsgiref.simple_server import WSGIServer
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
 from google.protobuf import descriptor_pool
-from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics, make_wsgi_app
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -70,19 +73,35 @@ def set_build_info() -> None:
 
 
 class MetricsServer:
-    """HTTP /metrics from a thread of its own.
+    """HTTP /metrics from threads of its own.
 
     Raises:
         OSError: the port is taken.
     """
 
     def __init__(self, host: str, port: int) -> None:
-        self._server: WSGIServer
-        self._server, self._thread = start_http_server(port, host)
+        cls = _IPv6Server if ":" in host else _HttpServer
+        self._server = make_server(host, port, make_wsgi_app(), cls, _SilentHandler)
         self.port: int = self._server.server_port
+        # Not prometheus_client's start_http_server: it takes half a second to stop.
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Stops listening."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _HttpServer(socketserver.ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _IPv6Server(_HttpServer):
+    address_family = socket.AF_INET6
+
+
+class _SilentHandler(WSGIRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """A scrape is not worth a line."""

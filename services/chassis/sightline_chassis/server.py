@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import grpc
-from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from sightline_chassis import metrics
@@ -29,6 +28,7 @@ LOG = logging.getLogger(__name__)
 BEAT_SECONDS = 0.1
 READY_SECONDS = 1.0
 READY_TIMEOUT_SECONDS = 5.0
+FLUSH_SECONDS = 0.1
 CLEANUP_SECONDS = 5.0
 
 
@@ -79,7 +79,7 @@ class Server:
         self._tasks.append(asyncio.create_task(self._beat()))
         await self._service.start()
         self._service.register(self._grpc)
-        health_pb2_grpc.add_HealthServicer_to_server(self._health.beside, self._grpc)
+        self._health.add_to(self._grpc)
         if self._settings.reflection:
             reflection.enable_server_reflection((*self._service.proto_services, *INFRASTRUCTURE), self._grpc)
         metrics.set_build_info()
@@ -87,7 +87,7 @@ class Server:
         await self._grpc.start()
         self._serving = True
         self._health.started()
-        await self._health.ready(await self._why_not_ready() is None)
+        self._health.ready(await self._why_not_ready() is None)
         self._tasks.append(asyncio.create_task(self._watch_readiness()))
         self._announce()
         seconds = round(time.monotonic() - began, 3)
@@ -101,7 +101,7 @@ class Server:
     async def close(self) -> None:
         """Drains, then stops everything; also after a start that failed."""
         self._stopping = True
-        await self._health.ready(False)
+        self._health.ready(False)
         try:
             try:
                 await (self._drain() if self._serving else self._unbind())
@@ -115,6 +115,7 @@ class Server:
             await asyncio.to_thread(self._metrics.close)
             if self._settings.announce is not None:
                 self._settings.announce.unlink(missing_ok=True)
+            del self._grpc  # its __del__ needs the event loop
             LOG.info("stopped")
 
     async def _drain(self) -> None:
@@ -126,7 +127,7 @@ class Server:
         await _within(self._settings.drain_seconds, self._interceptor.idle, self._hurry)
         if self._interceptor.running:
             LOG.warning("drain cut short", extra={"in_flight": self._interceptor.running})
-        await self._grpc.stop(None)
+        await self._grpc.stop(FLUSH_SECONDS)
         await refusing
         await _within(CLEANUP_SECONDS, self._interceptor.idle)  # cancelled handlers tidy up
 
@@ -147,7 +148,7 @@ class Server:
             why = await self._why_not_ready()
             if self._stopping:
                 return
-            await self._health.ready(why is None)
+            self._health.ready(why is None)
             if why is not None and why != before:
                 LOG.warning("not ready: %s", why)
             elif why is None and before is not None:

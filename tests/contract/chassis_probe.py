@@ -108,6 +108,10 @@ class Probe(Service):
                     task = asyncio.create_task(asyncio.sleep(9))
                     task.cancel()
                     await task
+                case "group":
+                    async with asyncio.TaskGroup() as group:
+                        group.create_task(asyncio.sleep(60))
+                        group.create_task(self.obey("refuse", context))
                 case "abort":
                     await context.abort(grpc.StatusCode.ABORTED, "by hand")
                 case "abort-twice":

@@ -57,12 +57,14 @@ class Call:
         return errors.status_code(code) if isinstance(code, int) else code
 
     async def announce(self) -> None:
-        """Sends the headers, once, with the first response: after headers the client's gRPC does not try again."""
-        if self._announced or self.code not in (None, grpc.StatusCode.OK):
-            return
-        self._announced = True
-        with contextlib.suppress(grpc.aio.UsageError):  # the handler sent its own
-            await self.context.send_initial_metadata(((REQUEST_ID, self.request_id),))
+        """Sends the headers of a stream, once, with the first response: after them the client's gRPC never retries.
+
+        (A single response needs none: its trailers, which have the id, come with it.)
+        """
+        if not self._announced:
+            self._announced = True
+            with contextlib.suppress(grpc.aio.UsageError):  # the handler sent its own
+                await self.context.send_initial_metadata(((REQUEST_ID, self.request_id),))
 
     async def abort(self, error: SightlineError) -> NoReturn:
         """Ends the call with the error."""
@@ -117,6 +119,11 @@ async def mapped(call: Call) -> AsyncIterator[None]:
         await call.fail(error)
     except SightlineError as error:
         await call.abort(error)
+    except ExceptionGroup as group:  # of a handler's TaskGroup
+        ours, others = group.split(SightlineError)
+        if ours is None or others is not None:
+            await call.fail(group)
+        await call.abort(_first(ours))
     except DecodeError:
         await call.abort(InvalidInput("the request is no valid message of its type", reason="MALFORMED_REQUEST"))
     except NotImplementedError as error:
@@ -129,6 +136,11 @@ async def mapped(call: Call) -> AsyncIterator[None]:
         raise  # the handler aborted, or the connection is gone
     except Exception as error:
         await call.fail(error)
+
+
+def _first(group: ExceptionGroup[SightlineError]) -> SightlineError:
+    error = group.exceptions[0]
+    return _first(error) if isinstance(error, ExceptionGroup) else error
 
 
 def _why_cancelled(call: Call, budget: float | None) -> grpc.StatusCode:

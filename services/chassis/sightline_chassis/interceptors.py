@@ -98,7 +98,6 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 if inspect.isawaitable(response):
                     response = await response
                 raw = handler.response_serializer(response)
-                await call.announce()
                 sent.inc()
                 return raw
 

@@ -88,8 +88,10 @@ def load_weights(directory: Path, device: torch.device, dtype: str) -> Any:
     """A model directory as a transformers model in eval mode.
 
     Raises:
-        PreconditionFailed: a tensor is missing, left over or of the wrong shape.
+        PreconditionFailed: it is an adapter, or a tensor is missing, left over or of the wrong shape.
     """
+    if (directory / "adapter_config.json").exists():  # transformers would load the base model that it names
+        raise PreconditionFailed(f"{directory} holds an adapter, not a whole model", reason="WEIGHTS_DO_NOT_FIT")
     wanted: Any = _DTYPES.get(dtype, "auto" if device.type != "cpu" else torch.float32)
     model, info = AutoModelForImageTextToText.from_pretrained(
         directory, dtype=wanted, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True

@@ -191,7 +191,9 @@ class Weights:
     def _remove(self, name: str) -> None:
         net = self._base.model
         self._current = "?"
-        peft_functional.delete_adapter(net, name, prefix="lora_", layer_cls=LoraLayer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that another adapter is switched on: the next `use` decides
+            peft_functional.delete_adapter(net, name, prefix="lora_", layer_cls=LoraLayer)
         getattr(net, "peft_config", {}).pop(name, None)
         self._layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
 

@@ -69,7 +69,11 @@ def preregister(services: Iterable[str]) -> None:
 
 def set_build_info() -> None:
     """Fills `sightline_build_info`; the commit comes from SIGHTLINE_COMMIT, set when an image is built."""
-    BUILD_INFO.labels(importlib.metadata.version("sightline"), os.environ.get("SIGHTLINE_COMMIT", "unknown")).set(1)
+    try:
+        version = importlib.metadata.version("sightline")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        version = "unknown"
+    BUILD_INFO.labels(version, os.environ.get("SIGHTLINE_COMMIT", "unknown")).set(1)
 
 
 class MetricsServer:

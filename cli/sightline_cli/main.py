@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 failed, the reason is on the last lines; 2 the command lin
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -105,4 +106,6 @@ def _guarded(command: Callable[[], None], debug: bool) -> None:
 
 def main() -> None:
     """Entry point of the ``sightline`` script."""
+    # Threads of torch that wait for each other by spinning crawl as soon as another process wants the same cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="sightline")

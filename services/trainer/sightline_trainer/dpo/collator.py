@@ -1,7 +1,8 @@
 """PairCollator: preference pairs as TRL's batches, with the tokens that were sampled.
 
 TRL's own vision collator tokenises the response text again; what was sampled (and its end token) would be lost.
-This one takes ``chosen_ids`` and ``rejected_ids`` as they are and processes each image once a pair.
+This one takes ``chosen_ids`` and ``rejected_ids`` as they are, begins the prompt as the sampler did (TRL's leaves out the
+begin token that the model's tokenizer adds), and processes each image once a pair.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ class PairCollator:
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         images = [[image.convert("RGB") for image in pair["images"]] for pair in pairs]
+        texts = [pair["rendered_prompt"] for pair in pairs]
+        bos = self.processor.tokenizer.bos_token
         batch = self.processor(
             images=images if any(images) else None,
-            text=[pair["rendered_prompt"] for pair in pairs],
+            text=texts,
             padding=True,
             padding_side="left",
             return_tensors="pt",
-            add_special_tokens=False,
+            # As the sampler does: a template that writes the begin token itself gets no second one.
+            add_special_tokens=not (bos and texts[0].startswith(bos)),
         )
         prompt_mask = batch.pop("attention_mask").bool()
         prompts = [ids[mask] for ids, mask in zip(batch.pop("input_ids"), prompt_mask, strict=True)]

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from scorer_models import SENTENCES, Reference, encoded, picture
 from scorer_running import CLIP, RunningScorer, shared
 from sightline_chassis.errors import InvalidInput
-from sightline_scorer import AsyncScorerClient, ScoreResult, ScorerClient
+from sightline_scorer import AsyncScorerClient, ScorerClient, ScoreResult
 from sightline_scorer.v1 import scorer_pb2 as pb
 
 TOLERANCE = 1e-4

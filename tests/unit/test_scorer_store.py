@@ -48,7 +48,7 @@ def test_the_same_image_again_takes_no_more_room() -> None:
 
 def test_other_bytes_than_stated_are_refused() -> None:
     store = filled()
-    with pytest.raises(DataCorrupted, match="not .* as stated"):
+    with pytest.raises(DataCorrupted, match=r"not .* as stated"):
         store.put(digest(A), B)
     assert len(store) == 0
 
@@ -56,7 +56,7 @@ def test_other_bytes_than_stated_are_refused() -> None:
 def test_an_image_larger_than_the_store_is_refused_and_pushes_nothing_out() -> None:
     store = filled(A, B, C)
     large = bytes(31)
-    with pytest.raises(InvalidInput, match="image_store.max_bytes"):
+    with pytest.raises(InvalidInput, match=r"image_store\.max_bytes"):
         store.put(digest(large), large)
     assert len(store) == 3
 

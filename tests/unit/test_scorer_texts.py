@@ -31,7 +31,7 @@ def word_level(directory: Path, template: str = "<s> $A </s>", **options: Any) -
     from tokenizers import models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "<unk>", *"a red blue square circle and the cat . ,".split(), "<s>", "</s>"]
+    words = ["<pad>", "<unk>", *["a", "red", "blue", "square", "circle", "and", "the", "cat", ".", ","], "<s>", "</s>"]
     numbers = {word: number for number, word in enumerate(words)}
     backend = Backend(models.WordLevel(numbers, unk_token="<unk>"))
     backend.add_special_tokens(["<pad>", "<unk>", "<s>", "</s>"])

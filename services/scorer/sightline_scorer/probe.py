@@ -62,11 +62,14 @@ class Probe:
 
     def trouble(self) -> str | None:
         """None when scores can be had, else why not."""
+        return self._down() or self._trouble
+
+    def _down(self) -> str | None:
         try:
             self._server.address()
         except SightlineError as error:
             return error.message
-        return self._trouble
+        return None
 
     async def _run(self) -> None:
         while True:
@@ -74,6 +77,9 @@ class Probe:
             await asyncio.sleep(
                 min(1.0, self._settings.every_seconds) if self.trouble() else self._settings.every_seconds
             )
+            if self._down() is not None:
+                self._last_good = time.monotonic()  # it is being started again: nothing to probe, nothing that hangs
+                continue
             if time.monotonic() - self._scoring.last_success < self._settings.every_seconds:
                 self._verdict(None)
                 continue

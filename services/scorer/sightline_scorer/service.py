@@ -17,7 +17,7 @@ from sightline_scorer.preprocessing import Preprocessor
 from sightline_scorer.probe import Probe
 from sightline_scorer.scoring import Scoring, ServedModel
 from sightline_scorer.servicer import ScorerServicer
-from sightline_scorer.settings import ScorerSettings
+from sightline_scorer.settings import ModelSettings, ScorerSettings
 from sightline_scorer.store import ImageStore
 from sightline_scorer.texts import Tokenizer
 from sightline_scorer.triton import repository
@@ -95,6 +95,8 @@ class ScorerService(Service):
         card = await self._backend.card(name)
         architecture = repository.open_clip_name(settings.source)
         tokenizer = await asyncio.to_thread(_tokenizer, architecture, card)
+        if self._settings.triton.mode == "remote":
+            await asyncio.to_thread(_check_weights, architecture, settings, card)
         info = pb.ModelInfo(
             name=name,
             architecture=settings.source,
@@ -111,6 +113,22 @@ class ScorerService(Service):
             name, settings.source, card.weights_digest, card.preprocessing_digest, card.precision
         ).set(1)
         return ServedModel(card, info, Preprocessor(card, self._settings.limits), tokenizer)
+
+
+def _check_weights(architecture: str, settings: ModelSettings, card: ModelCard) -> None:
+    """Where a directory is named that holds weights, they must be those that a remote Triton serves."""
+    if not architecture.startswith(repository.LOCAL_DIR):
+        return
+    try:
+        weights = repository.find_weights(architecture, settings.pretrained)
+    except ValueError:
+        return  # configuration and tokenizer are all that is needed here
+    digest = repository.sha256_of(weights)
+    if digest != card.weights_digest:
+        raise RuntimeError(
+            f"{weights} has other weights (SHA-256 {digest}) than Triton's {card.name} ({card.weights_digest}): build "
+            "its model repository again, or name the model that it serves"
+        )
 
 
 def _tokenizer(architecture: str, card: ModelCard) -> Tokenizer:

@@ -49,6 +49,8 @@ class ModelCard:
     """Added to the logit; 0 for a CLIP-type model."""
     precision: str
     """open_clip's precision: fp32, fp16 or bf16."""
+    needs_transformers: bool
+    """Whether a tower is one of transformers' models; else Triton's processes start without that package."""
     trim_padding: bool
     """Whether cutting a batch of texts after its last end-of-text token is exact (causal tower pooling there)."""
 

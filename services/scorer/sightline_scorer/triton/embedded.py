@@ -120,7 +120,7 @@ class EmbeddedTriton:
             try:
                 await self._launch()
             except (TritonFailed, OSError) as error:
-                self._trouble = str(error)
+                self._trouble = str(error).partition(":\n")[0]  # the rest is the log's, and for the log only
                 delay = min(max(2 * delay, 0.1), self._settings.restart_delay_max_seconds)
                 LOG.error("triton could not be started again", extra={"why": str(error), "next_try_seconds": delay})
             else:
@@ -170,6 +170,7 @@ class EmbeddedTriton:
         assert self._installation is not None
         guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
         guard += [str(self._settings.stop_grace_seconds), self._shm_prefix]
+        guard.append(str(self._work) if self._own_work_dir else "")
         with self.log_path.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *guard,
@@ -208,6 +209,7 @@ class EmbeddedTriton:
         if process is None:
             return
         assert process.stdin is not None
+        process.stdin.write(b"stop")  # tells the guard that we live, and see to the work directory
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), self._settings.stop_grace_seconds + 2)

@@ -1,11 +1,12 @@
 """Runs a command and sees to it that nothing of it outlives the process that asked for it.
 
-    python -I -S guard.py GRACE_SECONDS SHM_PREFIX COMMAND...
+    python -I -S guard.py GRACE_SECONDS SHM_PREFIX TEMPORARY COMMAND...
 
-The asker holds the other end of our stdin and never writes: when it closes it, or dies in any way (kill -9 too), the
-command is stopped: SIGTERM, after the grace SIGKILL, for the whole process group. Then the shared memory that Triton's
-Python backend left under /dev/shm/SHM_PREFIX* is removed. If this guard itself is killed, the kernel kills the command
-(PR_SET_PDEATHSIG), and Triton's stubs end themselves when their server is gone.
+The asker holds the other end of our stdin: when it closes it, or dies in any way (kill -9 too), the command is stopped:
+SIGTERM, after the grace SIGKILL, for the whole process group. Then the shared memory that Triton's Python backend left
+under /dev/shm/SHM_PREFIX* is removed. So is the directory TEMPORARY (unless ""), where the asker died; an asker that
+lives writes a word before it closes the pipe, and sees to the directory itself. If this guard is killed, the kernel
+kills the command (PR_SET_PDEATHSIG), and Triton's stubs end themselves when their server is gone.
 
 Writes the command's process id, and when it has ended its exit code, as lines to stdout. Standard library only.
 """
@@ -13,6 +14,7 @@ Writes the command's process id, and when it has ended its exit code, as lines t
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +26,8 @@ PR_SET_PDEATHSIG = 1
 
 def main() -> None:
     """See the module."""
-    grace, prefix, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    grace, prefix, temporary, command = float(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4:]
+    asker_died = threading.Event()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # our own group gets it when we stop the command
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     libc = ctypes.CDLL(None)
@@ -41,7 +44,8 @@ def main() -> None:
     print(child.pid, flush=True)
 
     def stop_when_asker_is_gone() -> None:
-        sys.stdin.buffer.read()
+        if not sys.stdin.buffer.read():
+            asker_died.set()
         child.terminate()
         try:
             child.wait(grace)
@@ -52,6 +56,8 @@ def main() -> None:
     code = child.wait()
     for leftover in Path("/dev/shm").glob(f"{prefix}*"):  # noqa: S108
         leftover.unlink(missing_ok=True)
+    if temporary and asker_died.is_set():
+        shutil.rmtree(temporary, ignore_errors=True)
     with contextlib.suppress(BrokenPipeError):
         print(code, flush=True)
     os.killpg(0, signal.SIGKILL)  # stubs that hang, and this guard, which leads the group

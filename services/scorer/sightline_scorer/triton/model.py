@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
 import triton_python_backend_utils as pb_utils
 from torch.utils import dlpack
@@ -43,6 +43,11 @@ class TritonPythonModel:
                 f"{weights} has SHA-256 {digest}, but config.pbtxt was made for {facts['weights_digest']}: "
                 "build the repository again"
             )
+        if not facts["needs_transformers"]:
+            # open_clip does without it where it is not installed; that saves a fifth of the time to (re)start.
+            sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]
+        import open_clip
+
         model = open_clip.create_model(
             f"local-dir:{weights.parent}" if facts["local_dir"] else facts["architecture"],
             pretrained=None if facts["local_dir"] else str(weights),

@@ -56,7 +56,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         architecture=architecture,
         local_dir=local_dir,
         weights_path=str(weights),
-        weights_digest=_sha256(weights),
+        weights_digest=sha256_of(weights),
         preprocess=json.loads(json.dumps(preprocess)),
         embedding_size=_embedding_size(model, height, width),
         image_height=int(height),
@@ -66,6 +66,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         logit_scale=float(model.logit_scale.detach().exp()),
         logit_bias=0.0 if bias is None else float(bias.detach()),
         precision=settings.precision,
+        needs_transformers=any(type(module).__module__.startswith("transformers") for module in model.modules()),
         trim_padding=_trims(model),
     )
 
@@ -205,7 +206,8 @@ def _copy_weights(card: ModelCard, version: Path) -> dict[str, Any]:
     return {"weights_path": f"weights/{source.name}", "local_dir": True}
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

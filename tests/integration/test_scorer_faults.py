@@ -1,0 +1,231 @@
+"""What happens to a scorer, run as a process of its own, when its Triton is killed, hangs or is poisoned, when it is
+asked for more than its queue holds, and when it is killed itself."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import scorer_models
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from scorer_models import encoded, picture
+from scorer_running import QUICK, RunningScorer, alive, children, until
+from sightline_chassis.errors import SightlineError, Unavailable, from_rpc_error
+from sightline_scorer import Outcome, ScorerClient
+from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline_scorer.v1 import scorer_pb2_grpc
+
+GOOD = encoded(picture())
+SERVING = health_pb2.HealthCheckResponse.SERVING
+SETTINGS = [
+    *QUICK,
+    "probe.every_seconds=0.5",
+    "probe.timeout_seconds=1",
+    "triton.hung_after_seconds=4",
+    "triton.text_batch=1",
+    "triton.max_queue=4",
+]
+
+
+class Process:
+    """`sightline serve scorer` with a tiny model."""
+
+    def __init__(self, directory: Path) -> None:
+        model = scorer_models.tiny(directory / "model")
+        announce = directory / "scorer.json"
+        self.log = directory / "scorer.log"
+        command = [sys.executable, "-m", "sightline_cli", "serve", "scorer"]
+        for setting in (*SETTINGS, f"models.tiny.source={model}", f"server.announce={announce}"):
+            command += ["--set", setting]
+        with self.log.open("wb") as log:
+            environment = {**os.environ, "TMPDIR": str(directory)}
+            self.popen = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+        began = time.monotonic()
+        until(lambda: announce.exists() or self.popen.poll() is not None, 120)
+        assert self.popen.poll() is None, self.log.read_text()
+        self.start_seconds = time.monotonic() - began
+        self.at = json.loads(announce.read_text())
+        self.work = list(directory.glob("sightline-scorer-*"))
+        self.channel = grpc.insecure_channel(self.at["grpc"])
+        self.stub: Any = scorer_pb2_grpc.ScorerServiceStub(self.channel)
+        self.health: Any = health_pb2_grpc.HealthStub(grpc.insecure_channel(self.at["health"]))
+
+    def named(self, name: str) -> list[int]:
+        """Descendants whose command line holds `name`."""
+        found = []
+        for pid in children(self.popen.pid):
+            try:
+                arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if arguments[0].endswith(name.encode()):
+                found.append(pid)
+        return found
+
+    def outcome(self, texts: list[str] | None = None, seconds: float = 10) -> pb.ScoreResponse | SightlineError:
+        """What one Score without retries gives."""
+        request = pb.ScoreRequest(image=pb.Image(content=GOOD), texts=texts or ["a cat"])
+        try:
+            answer: pb.ScoreResponse = self.stub.Score(request, timeout=seconds)
+            return answer
+        except grpc.RpcError as error:
+            return from_rpc_error(error)
+
+    def works(self) -> bool:
+        return isinstance(self.outcome(), pb.ScoreResponse)
+
+    def says(self, service: str = "readiness") -> bool:
+        """Whether health says SERVING."""
+        return bool(self.health.Check(health_pb2.HealthCheckRequest(service=service), timeout=5).status == SERVING)
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    process = Process(tmp_path_factory.mktemp("scorer"))
+    yield process
+    if process.popen.poll() is None:
+        process.popen.kill()
+        process.popen.wait()
+
+
+def test_a_full_queue_of_triton_is_overload_and_says_when_to_try_again(scorer: Process) -> None:
+    error = scorer.outcome([f"text {number}" for number in range(300)])
+    assert isinstance(error, SightlineError)
+    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BACKEND_QUEUE_FULL")
+    assert error.retry_after is not None
+    until(scorer.works, 5)
+
+
+def test_triton_killed_in_mid_request(scorer: Process) -> None:
+    """UNAVAILABLE with RetryInfo at once, and scores again within 30 s; the SDK gives scores or this error."""
+    before = scorer.outcome()
+    assert isinstance(before, pb.ScoreResponse)
+    outcomes: list[pb.ScoreResponse | SightlineError] = []
+    clients_outcomes: list[Outcome] = []
+    stop = threading.Event()
+
+    def load() -> None:
+        while not stop.is_set():
+            outcomes.append(scorer.outcome())
+
+    def clients_load() -> None:
+        with ScorerClient(scorer.at["grpc"]) as client:
+            pairs = ((GOOD, ["a cat"]) for _ in iter(stop.is_set, True))
+            clients_outcomes.extend(client.score_many(pairs, timeout=30, max_in_flight=1))
+
+    threads = [threading.Thread(target=load), threading.Thread(target=load), threading.Thread(target=clients_load)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    (triton,) = scorer.named("bin/tritonserver")
+    os.kill(triton, signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: not scorer.says(), 3)
+    assert not scorer.says("sightline_scorer.v1.ScorerService")
+    assert scorer.says("liveness")
+    assert scorer.stub.ListModels(pb.ListModelsRequest(), timeout=5).models
+    stop.set()
+    for thread in threads:
+        thread.join()
+    errors = [outcome for outcome in outcomes if isinstance(outcome, SightlineError)]
+    assert errors
+    for error in errors:
+        assert error.code is grpc.StatusCode.UNAVAILABLE, error
+        assert error.reason in ("BACKEND_LOST", "BACKEND_DOWN")
+        assert error.retry_after
+        assert "try again" in error.message
+    for outcome in clients_outcomes:
+        assert isinstance(outcome, Unavailable) or len(outcome) == 1  # type: ignore[arg-type]
+    limit = max(30, 2 * scorer.start_seconds)  # a machine so busy that the start took longer gets more time
+    until(scorer.works, killed + limit - time.monotonic())
+    after = scorer.outcome()
+    assert isinstance(after, pb.ScoreResponse)
+    assert after.scores[0].cosine == pytest.approx(before.scores[0].cosine, abs=1e-6)
+    until(scorer.says, 3)
+    assert scorer.named("bin/tritonserver") != [triton]
+
+
+def test_a_tower_killed_alone(scorer: Process) -> None:
+    """Triton starts a stub again by itself; the request that meets its death is told to try again."""
+    stub = next(pid for pid in scorer.named("triton_python_backend_stub") if b"clip_text" in _command(pid))
+    os.kill(stub, signal.SIGKILL)
+    error = scorer.outcome(seconds=30)
+    if isinstance(error, SightlineError):
+        assert error.code is grpc.StatusCode.UNAVAILABLE, error
+        assert error.retry_after
+    until(scorer.works, max(30, 2 * scorer.start_seconds))
+    until(scorer.says, 5)
+
+
+def test_a_triton_that_hangs_turns_the_service_not_serving_and_is_replaced(scorer: Process) -> None:
+    (triton,) = scorer.named("bin/tritonserver")
+    os.kill(triton, signal.SIGSTOP)
+    try:
+        error = scorer.outcome(seconds=1)
+        assert isinstance(error, SightlineError)
+        assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
+        until(lambda: not scorer.says(), 5)
+        until(lambda: not alive(triton), 20)
+    finally:
+        if alive(triton):
+            os.kill(triton, signal.SIGCONT)
+    until(scorer.works, max(30, 2 * scorer.start_seconds))
+    until(scorer.says, 5)
+
+
+def test_nothing_is_left_of_a_scorer_killed_by_force(scorer: Process) -> None:
+    everything = children(scorer.popen.pid)
+    assert scorer.named("bin/tritonserver")
+    assert len(scorer.named("triton_python_backend_stub")) == 2
+    shared = f"sightline_{scorer.popen.pid}_"
+    (work,) = scorer.work
+    assert [name for name in os.listdir("/dev/shm") if name.startswith(shared)]
+    scorer.popen.kill()
+    scorer.popen.wait()
+    until(lambda: not any(map(alive, everything)), 10)
+    assert [name for name in os.listdir("/dev/shm") if name.startswith(shared)] == []
+    until(lambda: not work.exists(), 5)
+
+
+def test_a_poisoned_model_is_not_served(tmp_path: Path) -> None:
+    """Weights with a NaN: refused at the start, with the reason, and nothing is left running."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    model = scorer_models.tiny(tmp_path / "model")
+    weights = load_file(model / "open_clip_model.safetensors")
+    weights["visual.proj"][0, 0] = torch.nan
+    save_file(weights, model / "open_clip_model.safetensors")
+    before = set(children(os.getpid()))
+    with pytest.raises(SightlineError, match="not finite"):
+        RunningScorer(f"models.tiny.source={model}")
+    until(lambda: not any(map(alive, set(children(os.getpid())) - before)), 10)
+
+
+def test_a_triton_that_cannot_start_says_why(tmp_path: Path) -> None:
+    """The end of Triton's log is in the error; here its models cannot be loaded."""
+    model = scorer_models.tiny(tmp_path / "model")
+    work = tmp_path / "work"
+    threading.Thread(target=_spoil, args=(work / "repository/clip_text/1/model.py",)).start()
+    with pytest.raises(SightlineError, match="spoilt on purpose") as caught:
+        RunningScorer(f"models.tiny.source={model}", f"triton.work_dir={work}")
+    assert caught.value.reason == "TRITON_FAILED"
+    shutil.rmtree(work)
+
+
+def _spoil(path: Path) -> None:
+    until(path.exists, 60, step=0.005)
+    path.write_text("raise RuntimeError('spoilt on purpose')\n")
+
+
+def _command(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()

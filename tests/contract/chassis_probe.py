@@ -64,6 +64,7 @@ class Probe(Service):
 
     def register(self, server: grpc.aio.Server) -> None:
         """The scorer's and the sampler's service."""
+        self.server = server
         scorer_grpc.add_ScorerServiceServicer_to_server(_Scorer(self), server)
         sampler_grpc.add_SamplerServiceServicer_to_server(_Sampler(self), server)
 
@@ -121,6 +122,8 @@ class Probe(Service):
                 case "code":
                     context.set_code(grpc.StatusCode.OUT_OF_RANGE)
                     context.set_details("by code")
+                case "crash":
+                    self.crash = asyncio.create_task(self.server.stop(None))
                 case "watch":
                     await self.draining.wait()
             self.ended.append(f"{word} done")

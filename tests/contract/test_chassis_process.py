@@ -34,7 +34,7 @@ class Process:
             self.popen = subprocess.Popen(command, stderr=log, stdout=subprocess.PIPE, text=True)
         self.addresses: dict[str, Any] = {}
         if ready:
-            self.wait_until(self.announce.exists)
+            self.wait_until(lambda: "serving" in self.messages())
             self.addresses = json.loads(self.announce.read_text())
 
     def lines(self) -> list[dict[str, Any]]:
@@ -186,6 +186,25 @@ def test_a_third_signal_ends_a_process_that_is_stuck(tmp_path: Path) -> None:
                 await call
 
         talk(probe.addresses["grpc"], test)
+
+
+def test_a_grpc_server_that_ends_by_itself_ends_the_process(tmp_path: Path) -> None:
+    with process(tmp_path) as probe:
+
+        async def test(client: Client) -> None:
+            await asyncio.gather(client.score("crash"), return_exceptions=True)
+
+        talk(probe.addresses["grpc"], test)
+        assert probe.end(5) == 1
+        assert "probe failed" in probe.messages()
+        assert probe.messages()[-2] == "stopped"
+
+
+def test_a_successor_keeps_its_announcement(tmp_path: Path) -> None:
+    with process(tmp_path) as old, process(tmp_path) as new:
+        old.popen.send_signal(signal.SIGTERM)
+        assert old.end() == 0
+        assert json.loads(new.announce.read_text())["pid"] == new.popen.pid
 
 
 @pytest.mark.parametrize("port", ["port", "health_port", "metrics_port"])

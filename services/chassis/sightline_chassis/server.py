@@ -28,6 +28,7 @@ LOG = logging.getLogger(__name__)
 BEAT_SECONDS = 0.1
 READY_SECONDS = 1.0
 READY_TIMEOUT_SECONDS = 5.0
+DIED_SECONDS = 1.0
 FLUSH_SECONDS = 0.1
 CLEANUP_SECONDS = 5.0
 
@@ -94,6 +95,11 @@ class Server:
         LOG.info("serving", extra={**asdict(self.addresses), "pid": os.getpid(), "start_seconds": seconds})
         return self.addresses
 
+    async def died(self) -> None:
+        """Returns, or raises, when gRPC's server has ended without having been asked to."""
+        while await self._grpc.wait_for_termination(DIED_SECONDS):
+            pass  # without a timeout, cancelling this wait would cancel gRPC's own shutdown
+
     def hurry(self) -> None:
         """Cuts the drain short."""
         self._hurry.set()
@@ -113,8 +119,7 @@ class Server:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await asyncio.to_thread(self._health.close)
             await asyncio.to_thread(self._metrics.close)
-            if self._settings.announce is not None:
-                self._settings.announce.unlink(missing_ok=True)
+            self._withdraw()
             del self._grpc  # its __del__ needs the event loop
             LOG.info("stopped")
 
@@ -166,14 +171,18 @@ class Server:
             return f"{type(error).__name__}: {error}"
 
     def _announce(self) -> None:
-        path = self._settings.announce
-        if path is None:
-            return
-        text = json.dumps({"service": self._service.name, "pid": os.getpid(), **asdict(self.addresses)})
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        aside.write_text(text + "\n", encoding="utf-8")
-        aside.replace(path)
+        if (path := self._settings.announce) is not None:
+            text = json.dumps({"service": self._service.name, "pid": os.getpid(), **asdict(self.addresses)})
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            aside.write_text(text + "\n", encoding="utf-8")
+            aside.replace(path)
+
+    def _withdraw(self) -> None:
+        if (path := self._settings.announce) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                if json.loads(path.read_text(encoding="utf-8"))["pid"] == os.getpid():  # else it is our successor's
+                    path.unlink()
 
 
 async def _within(seconds: float, *events: asyncio.Event) -> None:

@@ -107,16 +107,20 @@ def serve(service: Service, settings: ServiceSettings) -> int:
 async def _serve(service: Service, settings: ServiceSettings) -> int:
     server = Server(service, settings)
     signals = _Signals(server)
-    starting, stopping = asyncio.ensure_future(server.start()), asyncio.ensure_future(signals.first.wait())
+    tasks = [asyncio.ensure_future(server.start()), asyncio.ensure_future(signals.first.wait())]
     try:
-        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        starting, stopping = tasks
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
-            await stopping
+            tasks.append(asyncio.ensure_future(server.died()))
+            await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+            if not stopping.done():
+                raise RuntimeError("gRPC's server ended by itself") from tasks[-1].exception()
     finally:
-        for task in (starting, stopping):
+        for task in tasks:
             task.cancel()
-        await asyncio.wait({starting, stopping})
+        await asyncio.wait(tasks)
         await server.close()
     return 0
 

@@ -28,10 +28,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-WORDS = """
+_TEXT = """
 describe the picture . there is a an and red blue green yellow star circle square triangle what in this yes no
 one two three user assistant : ? left right of above below
-""".split()
+"""
+WORDS = _TEXT.split()
 TEMPLATE = (
     "{% for m in messages %}{{ m['role'] }} : {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
     "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}assistant :{% endif %}"
@@ -91,9 +92,10 @@ def make_llava(directory: Path, *, seed: int = 0, heads: int = 4, kv_heads: int 
     return directory
 
 
-def png(seed: int, size: int = 40) -> bytes:
-    """A picture of noise."""
-    pixels = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+def png(seed: int, size: int | tuple[int, int] = 40) -> bytes:
+    """A picture of noise; `size` is width and height, or both."""
+    width, height = (size, size) if isinstance(size, int) else size
+    pixels = np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8)
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
     return out.getvalue()

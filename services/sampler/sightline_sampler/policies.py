@@ -205,6 +205,7 @@ class PolicyBook:
         """
         async with self._changes:
             self.get(version)
+            self._refuse_leaving(self._entries[version])
             await self._engine.activate(version)
             with self._lock:
                 before, self._active = self._active, version
@@ -221,7 +222,7 @@ class PolicyBook:
 
         Raises:
             NotFound: that version is not loaded.
-            PreconditionFailed: it is active, or the base model.
+            PreconditionFailed: it is active, the base model, or leaves already.
         """
         async with self._changes:
             info = self.get(version)
@@ -231,8 +232,14 @@ class PolicyBook:
                 raise PreconditionFailed(
                     f"policy {version} is active: activate another one first", reason="POLICY_IS_ACTIVE"
                 )
+            entry = self._entries[version]
+            self._refuse_leaving(entry)
+            with self._lock:
+                entry.leaving = True
+        await self._until_idle(entry)  # not under the lock: others may stage and activate meanwhile
+        async with self._changes:
             await self._free(version)
-            return dataclasses.replace(info, state="retired")
+        return dataclasses.replace(info, state="retired")
 
     def _choose(self, selector: PolicySelector | None) -> _Entry:
         version = selector.version if isinstance(selector, Exact) else self._active
@@ -305,7 +312,11 @@ class PolicyBook:
     async def _make_room(self, version: int) -> None:
         while len(self._entries) > self._settings.max_loaded:
             with self._lock:
-                idle = [v for v, e in self._entries.items() if v not in (0, self._active) and not e.users]
+                idle = [
+                    version
+                    for version, entry in self._entries.items()
+                    if version not in (0, self._active) and not entry.users and not entry.leaving
+                ]
             if not idle:
                 raise PreconditionFailed(
                     f"{self._settings.max_loaded} policies are loaded and in use: retire one before staging {version}",
@@ -314,19 +325,24 @@ class PolicyBook:
             logger.info("policy %d makes room for %d", min(idle), version)
             await self._free(min(idle))
 
-    async def _free(self, version: int) -> None:
-        entry = self._entries[version]
+    @staticmethod
+    def _refuse_leaving(entry: _Entry) -> None:
+        if entry.leaving:
+            raise PreconditionFailed(f"policy {entry.info.version} is being retired", reason="POLICY_LEAVES")
+
+    async def _until_idle(self, entry: _Entry) -> None:
         try:
-            while True:
+            while entry.users:
                 self._idle.clear()
-                with self._lock:
-                    entry.leaving = True
-                    if not entry.users:
-                        break
-                await self._idle.wait()
+                if entry.users:
+                    await self._idle.wait()
         except asyncio.CancelledError:
             entry.leaving = False
             raise
+
+    async def _free(self, version: int) -> None:
+        with self._lock:
+            self._entries[version].leaving = True
         await self._engine.retire(version)
         with self._lock:
             del self._entries[version]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-SLOT_STEP = 32  # a step sees a multiple of this many slots (see `attention`)
+SLOT_STEP = 8  # a step sees a multiple of this many slots
 
 Layers = list[tuple[torch.Tensor, torch.Tensor]]
 """Per layer, keys and values (rows, heads, slots, dim)."""

@@ -84,8 +84,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_weights(directory: Path, device: torch.device, dtype: str) -> Any:
+def load_weights(directory: Path, device: torch.device, dtype: str, *, strict: bool = True) -> Any:
     """A model directory as a transformers model in eval mode.
+
+    Args:
+        directory: config and weights.
+        device: where the weights go.
+        dtype: what they are cast to; "auto" is float32 on a CPU, else what the checkpoint says.
+        strict: whether tensors that the model has no place for are refused; old checkpoints hold some.
 
     Raises:
         PreconditionFailed: it is an adapter, or a tensor is missing, left over or of the wrong shape.
@@ -98,6 +104,9 @@ def load_weights(directory: Path, device: torch.device, dtype: str) -> Any:
     )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found := sorted(str(key) for key in info.get(what) or ()):
+            if what == "unexpected_keys" and not strict:
+                logger.warning("%s holds %d tensors that are not used: %s", directory, len(found), ", ".join(found[:3]))
+                continue
             raise PreconditionFailed(
                 f"{directory} does not hold the weights of its config: {len(found)} {what.replace('_', ' ')}, "
                 f"for example {', '.join(found[:3])}",
@@ -127,7 +136,7 @@ def load_base(model: str, *, device: str, dtype: str, attention_name: str, chat_
             f"{directory} has no chat template: name a Jinja file in engine.chat_template", reason="NO_CHAT_TEMPLATE"
         )
     place = pick_device(device)
-    net = load_weights(directory, place, dtype)
+    net = load_weights(directory, place, dtype, strict=False)
     if attention_name != "auto":
         net.set_attn_implementation(attention_name)
     elif place.type == "cpu":

@@ -141,11 +141,14 @@ class Prefiller:
                 found[digest] = features
                 self.features.put((digest, vision_key), features)
         joined = join_features([found[prompt.digest] for prompt in prompts])
-        return {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=joined)}}
+        # What is left of the image beside its pixels: grids and sizes, from which some models make positions.
+        rest = self._stacked(prompts, without="pixel")
+        return {**rest, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=joined)}}
 
-    def _stacked(self, prompts: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+    def _stacked(self, prompts: Sequence[Prepared], without: str = "") -> dict[str, torch.Tensor]:
         base = self._base
-        stacked = {name: torch.cat([p.pixels[name] for p in prompts]).to(base.device) for name in prompts[0].pixels}
+        names = [name for name in prompts[0].pixels if not without or not name.startswith(without)]
+        stacked = {name: torch.cat([p.pixels[name] for p in prompts]).to(base.device) for name in names}
         return {k: t.to(base.dtype) if t.is_floating_point() else t for k, t in stacked.items()}
 
 

@@ -1,6 +1,5 @@
 """The DPO update against TRL and against numbers derived by hand, on the playground's LVLM in fp32."""
 
-import copy
 import io
 import math
 from pathlib import Path
@@ -93,9 +92,8 @@ def shake(trainer: Any) -> None:
 
 def by_hand(model: Any, processor: Any, pair: dict[str, Any], side: str) -> float:
     """log p(response | image, prompt), one row without padding, token by token."""
-    inputs = processor(
-        images=pair["images"][0], text=pair["rendered_prompt"], add_special_tokens=False, return_tensors="pt"
-    )
+    inputs = processor(images=pair["images"][0], text=pair["rendered_prompt"], return_tensors="pt")
+    assert inputs.input_ids[0, 0] == processor.tokenizer.bos_token_id
     prompt, response = inputs.pop("input_ids")[0], torch.tensor(pair[f"{side}_ids"])
     inputs.pop("attention_mask")
     ids = torch.cat([prompt, response])[None]
@@ -137,9 +135,21 @@ def test_our_batches_give_trls_loss_where_its_own_collator_sees_the_same_tokens(
     trainer = trainer_for(pairs, tmp_path)
     shake(trainer)
     trainer.model.train()
-    ours = trainer.compute_loss(trainer.model, trainer.data_collator(list(pairs)))
-    keys = ("images", "prompt", "chosen", "rejected")
-    batch = DataCollatorForVisionPreference(processor)([copy.deepcopy({k: pair[k] for k in keys}) for pair in pairs])
+    # TRL's collator adds no begin token and no end token to plain text: here the text brings them.
+    bos, eos = processor.tokenizer.bos_token, processor.tokenizer.eos_token
+    rows = [{**pair, "rendered_prompt": bos + pair["rendered_prompt"]} for pair in pairs]
+    ours = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
+    batch = DataCollatorForVisionPreference(processor)(
+        [
+            {
+                "images": pair["images"],
+                "prompt": pair["rendered_prompt"],
+                "chosen": f" {pair['chosen'][0]['content']}{eos}",
+                "rejected": f" {pair['rejected'][0]['content']}{eos}",
+            }
+            for pair in rows
+        ]
+    )
     theirs = trainer.compute_loss(trainer.model, batch)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
 

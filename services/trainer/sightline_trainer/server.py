@@ -10,7 +10,7 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from sightline_chassis.errors import InvalidInput, NotFound
+from sightline_chassis.errors import InvalidInput, NotFound, Unavailable
 from sightline_chassis.service import Service, serve
 from sightline_chassis.settings import load_settings
 
@@ -58,6 +58,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
     def __init__(self, runs: RunQueue, settings: TrainerSettings) -> None:
         self.runs = runs
         self.settings = settings
+        self.draining = False
 
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
         file, text = None, request.recipe_text
@@ -111,6 +112,10 @@ class RunServicer(pb_grpc.RunServiceServicer):
                 yield message
             if state not in UNFINISHED:
                 return
+            if self.draining:
+                raise Unavailable(
+                    f"the trainer stops; watch again from event {following}", reason="DRAINING", retry_after=5
+                )
             await asyncio.sleep(0.2)
 
     async def StopRun(self, request: pb.StopRunRequest, context: Any) -> pb.StopRunResponse:
@@ -127,15 +132,19 @@ class TrainerService(Service):
     def __init__(self, settings: TrainerSettings) -> None:
         self.settings = settings
         self.runs = RunQueue(settings.runs, resume=settings.resume)
+        self.servicer = RunServicer(self.runs, settings)
 
     async def start(self) -> None:
         await asyncio.to_thread(self.runs.start)
 
     def register(self, server: grpc.aio.Server) -> None:
-        pb_grpc.add_RunServiceServicer_to_server(RunServicer(self.runs, self.settings), server)
+        pb_grpc.add_RunServiceServicer_to_server(self.servicer, server)
 
     async def ready(self) -> str | None:
         return None if self.runs.alive() else "the thread that runs the loop has ended"
+
+    async def drain(self) -> None:
+        self.servicer.draining = True
 
     async def stop(self) -> None:
         await asyncio.to_thread(self.runs.close)

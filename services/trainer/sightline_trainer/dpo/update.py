@@ -83,7 +83,7 @@ def make_trainer(recipe: Recipe, pairs: Dataset, *, previous: Path | None, work:
         gradient_accumulation_steps=settings.accumulate,
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
-        gradient_checkpointing=settings.gradient_checkpointing,
+        activation_checkpointing=settings.gradient_checkpointing,
         bf16=settings.dtype == "bfloat16" and not on_cpu,
         max_length=None,
         remove_unused_columns=False,

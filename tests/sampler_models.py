@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,13 +151,15 @@ class Running:
     address: str
     service: SamplerService
     addresses: Addresses
+    stop: Callable[[], None]
+    """Asks it to stop, and returns when it has."""
 
 
 @contextlib.contextmanager
 def running(model: Path, **sections: Any) -> Iterator[Running]:
     """The service on loopback, in a thread of its own."""
     engine = {"model": str(model), "threads": 1, **sections.pop("engine", {})}
-    server = {"drain_seconds": 2, "notice_seconds": 0}
+    server = {"drain_seconds": 2, "notice_seconds": 0, **sections.pop("server", {})}
     settings = SamplerSettings.model_validate({"server": server, "engine": engine, **sections})
     service, ready, failed = SamplerService(settings), threading.Event(), list[BaseException]()
     found: list[Addresses] = []
@@ -180,7 +182,13 @@ def running(model: Path, **sections: Any) -> Iterator[Running]:
     try:
         if failed:
             raise failed[0]
-        yield Running(found[0].grpc, service, found[0])
+
+        def stop() -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(done.set)
+                thread.join(30)
+
+        yield Running(found[0].grpc, service, found[0], stop)
     finally:
         loop.call_soon_threadsafe(done.set)
         thread.join(30)

@@ -35,7 +35,7 @@ class EngineSettings(Section):
         default=2, ge=1, le=64, description="Threads that decode images and render prompts."
     )
     max_rows: int = Field(
-        default=256, ge=1, le=65536, description="Most candidates decoded at the same time; more wait."
+        default=512, ge=1, le=65536, description="Most candidates decoded at the same time; more wait."
     )
     cache_mib: int = Field(
         default=4096, ge=1, le=1 << 20, description="About how many MiB keys and values of the candidates may take."

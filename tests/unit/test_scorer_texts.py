@@ -8,13 +8,13 @@ import open_clip
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 from scorer_models import SENTENCES
 from sightline_chassis.errors import InternalError, InvalidInput
 from sightline_scorer.settings import LimitSettings
 from sightline_scorer.texts import Tokenizer, check_texts, sentences
 from sightline_scorer.v1 import scorer_pb2 as pb
-from sightline_scorer.words import WordTokenizer
+from sightline_scorer.words import WordTokenizer, clean
 
 LIMITS = LimitSettings()
 WORD = "cat "
@@ -64,6 +64,16 @@ def test_word_by_word_gives_open_clips_ids(text: str) -> None:
 @settings(max_examples=400, deadline=None)
 def test_word_by_word_gives_open_clips_ids_for_ascii(text: str) -> None:
     assert FAST.encode(text) == SIMPLE.encode(text)
+
+
+@given(st.one_of(st.text(max_size=60), st.text(alphabet=st.characters(max_codepoint=127), max_size=60)))
+@example("  a \n b\t\r\n &amp; C  ")
+@settings(max_examples=400, deadline=None)
+def test_quick_cleaning_is_open_clips(text: str) -> None:
+    for kind in ("lower", "whitespace", "canonicalize"):
+        slow = SimpleTokenizer.__new__(SimpleTokenizer)
+        slow.clean_fn = get_clean_fn(kind)
+        assert clean(slow, text) == slow.clean_fn(text)
 
 
 SIMPLE = SimpleTokenizer()

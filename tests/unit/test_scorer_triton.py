@@ -15,7 +15,7 @@ from sightline_scorer.settings import ModelSettings, TritonSettings
 from sightline_scorer.triton import repository
 from sightline_scorer.triton.backend import _typed
 from sightline_scorer.triton.card import ModelCard
-from sightline_scorer.triton.installation import TritonNotInstalled, find
+from sightline_scorer.triton.installation import Installation, TritonNotInstalled, find
 from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
@@ -149,6 +149,16 @@ def test_tritonserver_without_a_stub_for_this_python(tmp_path: Path) -> None:
     binary.touch()
     (tmp_path / "pytriton/tritonserver/python_backend_stubs/3.8").mkdir(parents=True)
     with pytest.raises(TritonNotInstalled, match=r"one of 3\.8"):
+        find(tmp_path)
+
+
+def test_a_stub_that_does_not_run_here(tmp_path: Path) -> None:
+    found = Installation(tmp_path)
+    for path, text in ((found.binary, ""), (found.stub, "#!/bin/sh\necho libpython3.so: not found >&2; exit 127\n")):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+        path.chmod(0o755)
+    with pytest.raises(TritonNotInstalled, match=r"libpython3\.so: not found"):
         find(tmp_path)
 
 

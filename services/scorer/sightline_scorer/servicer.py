@@ -35,7 +35,10 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
     async def ScoreStream(
         self, request_iterator: AsyncIterator[pb.ScoreStreamRequest], context: Context
     ) -> AsyncIterator[pb.ScoreStreamResponse]:
-        """Many items; each has its own outcome, answered as it is ready. At most `stream_in_flight` at once."""
+        """Many items; each has its own outcome, answered as it is ready.
+
+        At most `stream_in_flight` items are worked on or wait for a caller that is slow to read its answers.
+        """
         places = asyncio.Semaphore(self._limits.stream_in_flight)
         answers: asyncio.Queue[pb.ScoreStreamResponse | BaseException | None] = asyncio.Queue()
         running: set[asyncio.Task[None]] = set()
@@ -43,17 +46,13 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
         async def work(item: pb.ScoreStreamRequest) -> None:
             answers.put_nowait(await self._outcome(item, context))
 
-        def done(task: asyncio.Task[None]) -> None:
-            running.discard(task)
-            places.release()
-
         async def read() -> None:
             try:
                 async for item in request_iterator:
                     await places.acquire()
                     task = asyncio.create_task(work(item))
                     running.add(task)
-                    task.add_done_callback(done)
+                    task.add_done_callback(running.discard)
                 while running:
                     await asyncio.wait(running)
                 answers.put_nowait(None)
@@ -66,6 +65,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
                 if isinstance(answer, BaseException):
                     raise answer
                 yield answer
+                places.release()
         finally:
             reader.cancel()
             for task in list(running):
@@ -90,6 +90,10 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
         upload: Upload | None = None
         async for piece in request_iterator:
             if upload is None:
+                if len(response.outcomes) >= self._limits.max_digests:
+                    raise InvalidInput(
+                        f"over {self._limits.max_digests} images in one upload: use several", reason="TOO_MANY_DIGESTS"
+                    )
                 upload = Upload(piece.sha256, self._limits)
             elif piece.sha256 and piece.sha256 != upload.sha256:
                 raise InvalidInput(

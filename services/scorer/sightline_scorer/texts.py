@@ -21,7 +21,7 @@ from sightline_chassis.errors import InternalError, InvalidInput
 
 from sightline_scorer.settings import LimitSettings
 from sightline_scorer.v1 import scorer_pb2 as pb
-from sightline_scorer.words import WordTokenizer
+from sightline_scorer.words import WordTokenizer, clean
 
 # After . ! ? or an ellipsis (closing quotes and brackets belong to the sentence), but not after the abbreviations that
 # captions use; after the full stops of Chinese and Japanese; at line ends.
@@ -190,7 +190,7 @@ class Tokenizer:
 
     def _clean(self, text: str) -> str:
         if hasattr(self._tokenizer, "clean_fn"):
-            return str(self._tokenizer.clean_fn(text))
+            return clean(self._tokenizer, text)
         from open_clip.tokenizer import basic_clean, canonicalize_text
 
         return str(canonicalize_text(basic_clean(text)))

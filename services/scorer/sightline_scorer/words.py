@@ -16,8 +16,19 @@ from typing import Any
 from open_clip import tokenizer as open_clip_tokenizer
 
 _PLAIN = re.compile(r"[ -%'-~\n]*")  # printable ASCII and line ends, without &
+_LOWER, _WHITESPACE = (open_clip_tokenizer.get_clean_fn(name) for name in ("lower", "whitespace"))
 _MOST_WORDS = 200_000
 _LONGEST_WORD = 64
+
+
+def clean(tokenizer: Any, text: str) -> str:
+    """`tokenizer.clean_fn(text)` of open_clip's tokenizers, quick for plain text."""
+    if _PLAIN.fullmatch(text):
+        if tokenizer.clean_fn is _LOWER:
+            return " ".join(text.split()).lower()
+        if tokenizer.clean_fn is _WHITESPACE:
+            return " ".join(text.split())
+    return str(tokenizer.clean_fn(text))
 
 
 class WordTokenizer:
@@ -25,22 +36,16 @@ class WordTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._lowers = tokenizer.clean_fn is open_clip_tokenizer.get_clean_fn("lower")
         self._words: dict[str, list[int]] = {}
 
     def encode(self, text: str) -> list[int]:
         """Ids without start and end tokens."""
         ids: list[int] = []
         words = self._words
-        for word in self._clean(text).split():
+        for word in clean(self._tokenizer, text).split():
             found = words.get(word)
             ids += self._encode_word(word) if found is None else found
         return ids
-
-    def _clean(self, text: str) -> str:
-        if self._lowers and _PLAIN.fullmatch(text):
-            return text.lower()
-        return str(self._tokenizer.clean_fn(text))
 
     def _encode_word(self, word: str) -> list[int]:
         tokenizer = self._tokenizer

@@ -53,6 +53,7 @@ class EmbeddedTriton:
         self._own_work_dir = settings.work_dir is None
         self._work = settings.work_dir or Path(tempfile.mkdtemp(prefix="sightline-scorer-"))
         self._process: asyncio.subprocess.Process | None = None
+        self._building: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
         self._address: str | None = None
         self._trouble = "it has not been started"
@@ -83,13 +84,16 @@ class EmbeddedTriton:
         self._installation = find(self._settings.home)
         self._work.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._work / "repository", ignore_errors=True)
-        await asyncio.to_thread(self._build, self._work / "repository")
+        self._building = asyncio.create_task(asyncio.to_thread(self._build, self._work / "repository"))
+        await asyncio.shield(self._building)
         self._installation.make_backends(self._work / "backends")
         await self._launch()
         self._watch = asyncio.create_task(self._supervise())
 
     async def stop(self) -> None:
         """End Triton and remove the work directory, if it is a temporary one."""
+        if self._building is not None:
+            await asyncio.wait([self._building])  # a thread cannot be stopped, and it writes there
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -8,6 +8,7 @@ Only the wheel's binaries are used, never its Python layer. Unpack it anywhere:
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -70,6 +71,7 @@ class Installation:
         environment["LD_LIBRARY_PATH"] = os.pathsep.join(filter(None, libraries))
         environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         environment.pop("PYTHONHOME", None)
+        environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait starve other processes
         return environment
 
 
@@ -90,12 +92,23 @@ def find(home: Path | None = None) -> Installation:
                 f"{sys.version_info.minor}: run the scorer with one of "
                 + ", ".join(sorted(path.name for path in found.stub.parents[1].glob("*")))
             )
+        _check_that_it_runs(found)
         return found
     raise TritonNotInstalled(
         f"no tritonserver in {', '.join(map(str, places))}. Install it with `{INSTALL}` and name its directory by "
         f"triton.home or ${HOME_VARIABLE}, or use a Triton that runs elsewhere: triton.mode=remote "
         "triton.address=HOST:8001"
     )
+
+
+def _check_that_it_runs(found: Installation) -> None:
+    """Load the stub once, without arguments: it only says so. Inside Triton its failure would be a long silence."""
+    done = subprocess.run([found.stub], env=found.environment(), capture_output=True, text=True, timeout=60)  # noqa: S603
+    if done.returncode not in (0, 1):
+        raise TritonNotInstalled(
+            f"Triton's Python backend does not run with this Python ({sys.executable}): {done.stderr.strip()}. It "
+            "needs a Python built with a shared library, libpython3.X.so, in its library directory"
+        )
 
 
 def _default_places() -> Iterator[Path]:

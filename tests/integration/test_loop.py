@@ -49,11 +49,12 @@ def small(services: Services, playground: Path, **values: Any) -> Recipe:
 
 
 def pairs(run: RunDirectory) -> list[dict[str, Any]]:
-    """All pairs of a run, without what depends on the run's own version numbers."""
+    """All pairs of a run, without what depends on the run's own version numbers or on a batch's last bits."""
     rows = []
     for path in sorted(run.root.glob("iterations/*/pairs.parquet")):
         for row in read_pairs(path):
             del row["images"], row["chosen_policy_version"], row["rejected_policy_version"]
+            del row["chosen_reward"], row["rejected_reward"], row["margin"]
             rows.append(row)
     return rows
 

@@ -70,6 +70,7 @@ def make_trainer(recipe: Recipe, pairs: Dataset, *, previous: Path | None, work:
     settings = recipe.dpo
     model, processor = load_policy(recipe.model, settings.dtype)
     on_cpu = not torch.cuda.is_available()
+    steps = math.ceil(len(pairs) / (settings.batch_size * settings.accumulate)) * settings.epochs
     arguments = DPOConfig(
         output_dir=str(work),
         beta=settings.beta,
@@ -77,7 +78,7 @@ def make_trainer(recipe: Recipe, pairs: Dataset, *, previous: Path | None, work:
         loss_weights=list(settings.loss.values()),
         learning_rate=settings.learning_rate,
         lr_scheduler_type=settings.schedule,
-        warmup_steps=settings.warmup_ratio,
+        warmup_steps=int(settings.warmup_ratio * steps),  # rounded down: a single step must not have rate 0
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch_size,
         gradient_accumulation_steps=settings.accumulate,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Image, List, Value
+from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 
 from sightline_trainer.pairs.filters import candidate_fault
 from sightline_trainer.pairs.rules import best_worst
@@ -21,6 +21,7 @@ from sightline_trainer.recipe import Filters
 from sightline_trainer.rollout import Scored
 from sightline_trainer.runs import write_whole
 
+disable_progress_bars()  # a run draws its own
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
 FEATURES = Features(
     {

@@ -15,7 +15,7 @@ from sightline_trainer.recipe import Reward as RewardSettings
 
 @dataclass(frozen=True)
 class Score:
-    """The reward of one text, or why there is none. ``reward`` is the CLIPScore, 100 * max(cosine, 0)."""
+    """The reward of one text, or why there is none. ``reward`` is the CLIPScore, 100 * max(cosine, 0), to two digits."""
 
     reward: float | None
     cosine: float | None = None
@@ -47,8 +47,9 @@ class ClipReward:
             )
         except InvalidInput as error:
             return [Score(None, error=error.reason) for _ in texts]
+        # The last bits of a score depend on what else was in its batch; which pairs are built must not.
         scores = {
-            text: Score(float(result.clip_score[i]), float(result.cosine[i]), float(result.logit[i]))
+            text: Score(round(float(result.clip_score[i]), 2), float(result.cosine[i]), float(result.logit[i]))
             for i, text in enumerate(unique)
         }
         return [scores.get(text, Score(None, error="EMPTY_TEXT")) for text in texts]

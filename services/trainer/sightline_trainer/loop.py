@@ -8,42 +8,27 @@ goes on where it was. The loop is strictly on-policy: candidates come from the v
 
 from __future__ import annotations
 
-import asyncio
 import shutil
 import time
-from collections.abc import Callable, Coroutine
-from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline_chassis.errors import PreconditionFailed
-from sightline_sampler.client import AsyncSamplerClient, PolicyManifest, model_digest, policy_dirname, write_manifest
-from sightline_scorer.client import AsyncScorerClient
+from sightline_sampler.client import PolicyManifest, model_digest, policy_dirname, write_manifest
 
 from sightline_trainer import metrics
-from sightline_trainer.candidates.policy import PolicyCandidates
 from sightline_trainer.evaluation.chair import Vocabulary
 from sightline_trainer.evaluation.evaluate import evaluate
 from sightline_trainer.events import Event, Observer, Stage
-from sightline_trainer.patience import patiently
 from sightline_trainer.prompts import Prompt, draw, load_prompts
 from sightline_trainer.recipe import Recipe
-from sightline_trainer.rewards.clip import ClipReward
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.runs import RunDirectory, read_json, write_json
+from sightline_trainer.session import Session, connected
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Session:
-    """Open clients, and what the loop asks of them."""
-
-    sampler: AsyncSamplerClient
-    candidates: PolicyCandidates
-    evaluation: PolicyCandidates
-    reward: ClipReward
 
 
 class Loop:
@@ -58,7 +43,6 @@ class Loop:
                 "the recipe names no sampler or no scorer; set sampling.address and reward.address",
                 reason="NO_ADDRESS",
             )
-        self.sampler, self.scorer = recipe.sampling.address, recipe.reward.address
         test = Path(recipe.data.test)
         self.train = load_prompts(Path(recipe.data.train))
         self.test = load_prompts(test)[: recipe.evaluation.prompts]
@@ -110,8 +94,8 @@ class Loop:
         recipe = self.recipe
         rollout = Rollout(self.dir.iteration(iteration))
 
-        async def collect(session: _Session) -> None:
-            await self._serve(session, version)
+        async def collect(session: Session) -> None:
+            await session.serve(version, self.dir.policies)
             await rollout.collect(
                 prompts,
                 session.candidates,
@@ -124,7 +108,7 @@ class Loop:
             )
 
         if not (self.dir.iteration(iteration) / "pairs.json").exists():
-            self._timed("sample", lambda: self._connected(collect))
+            self._timed("sample", lambda: connected(recipe, collect))
 
     def _pair(self, iteration: int, prompts: list[Prompt]) -> int:
         from sightline_trainer.pairs.build import build, write_pairs
@@ -152,7 +136,7 @@ class Loop:
         from sightline_trainer.dpo.update import update
         from sightline_trainer.pairs.build import read_pairs
 
-        version = self.dir.next_version(max(parent, self._connected(_highest_version)))
+        version = self.dir.next_version(max(parent, connected(self.recipe, Session.highest_version)))
         aside = self.dir.policies / f".{policy_dirname(version)}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -195,8 +179,8 @@ class Loop:
         known = read_json(self.dir.iteration(iteration) / "update.json")
         prompts = {prompt.id: prompt for prompt in self.train}
 
-        async def send(session: _Session) -> dict[str, float]:
-            await self._serve(session, parent)
+        async def send(session: Session) -> dict[str, float]:
+            await session.serve(parent, self.dir.policies)
             arrival = await publish(
                 session.sampler,
                 self.dir.policies / policy_dirname(version),
@@ -208,7 +192,7 @@ class Loop:
             )
             return asdict(arrival)
 
-        arrival = self._timed("publish", lambda: self._connected(send))
+        arrival = self._timed("publish", lambda: connected(self.recipe, send))
         write_json(self.dir.iteration(iteration) / "publish.json", arrival)
         self._tell("publish", iteration, metrics=arrival)
 
@@ -218,8 +202,8 @@ class Loop:
             return dict(read_json(path))
         started = time.monotonic()
 
-        async def measure(session: _Session) -> dict[str, float]:
-            await self._serve(session, version)
+        async def measure(session: Session) -> dict[str, float]:
+            await session.serve(version, self.dir.policies)
             evaluated = await evaluate(
                 self.test,
                 self.vocabulary,
@@ -233,7 +217,7 @@ class Loop:
             evaluated.write(path.with_name("captions.parquet"))
             return evaluated.metrics()
 
-        measured = self._timed("evaluate", lambda: self._connected(measure))
+        measured = self._timed("evaluate", lambda: connected(self.recipe, measure))
         row = {
             "iteration": iteration,
             "policy_version": version,
@@ -248,40 +232,6 @@ class Loop:
 
     # What the stages stand on -----------------------------------------------------------------------------------
 
-    async def _serve(self, session: _Session, version: int) -> None:
-        """Make sure the sampler answers from ``version``: after a restart of either side it may not."""
-        known = {policy.version for policy in (await patiently(session.sampler.policies)).policies}
-        if version not in known:
-            directory = self.dir.policies / policy_dirname(version)
-            await patiently(lambda: session.sampler.stage(directory, version))
-        if (await patiently(session.sampler.policy)).version != version:
-            await patiently(lambda: session.sampler.activate(version))
-
-    def _connected(self, work: Callable[[_Session], Coroutine[Any, Any, T]]) -> T:
-        """Run ``work`` with open clients; a group of failures is raised as its first."""
-
-        async def main() -> T:
-            async with AsyncExitStack() as stack:
-                sampler = await stack.enter_async_context(AsyncSamplerClient(self.sampler))
-                scorer = await stack.enter_async_context(AsyncScorerClient(self.scorer))
-                settings = self.recipe.sampling
-                return await work(
-                    _Session(
-                        sampler=sampler,
-                        candidates=PolicyCandidates(sampler, settings, seed=self.recipe.seed),
-                        evaluation=PolicyCandidates(sampler, settings, seed=self.recipe.evaluation.seed),
-                        reward=ClipReward(scorer, self.recipe.reward),
-                    )
-                )
-
-        try:
-            return asyncio.run(main())
-        except BaseExceptionGroup as group:
-            error: BaseException = group
-            while isinstance(error, BaseExceptionGroup):
-                error = error.exceptions[0]
-            raise error from group
-
     def _timed(self, stage: Stage, work: Callable[[], T]) -> T:
         with metrics.phase(stage):
             return work()
@@ -289,7 +239,3 @@ class Loop:
     def _tell(self, stage: Stage, iteration: int, done: int = 0, total: int = 0, **facts: Any) -> None:
         metrics.HEARTBEAT.set_to_current_time()
         self.observer(Event(stage=stage, iteration=iteration, done=done, total=total, **facts))
-
-
-async def _highest_version(session: _Session) -> int:
-    return max(policy.version for policy in (await patiently(session.sampler.policies)).policies)

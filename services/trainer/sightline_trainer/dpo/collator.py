@@ -1,8 +1,8 @@
 """PairCollator: preference pairs as TRL's batches, with the tokens that were sampled.
 
 TRL's own vision collator tokenises the response text again; what was sampled (and its end token) would be lost.
-This one takes ``chosen_ids`` and ``rejected_ids`` as they are, begins the prompt as the sampler did (TRL's leaves out the
-begin token that the model's tokenizer adds), and processes each image once a pair.
+This one takes ``chosen_ids`` and ``rejected_ids`` as they are, begins the prompt as the sampler did (TRL's leaves out
+the begin token that the model's tokenizer adds), and processes each image once a pair.
 """
 
 from __future__ import annotations

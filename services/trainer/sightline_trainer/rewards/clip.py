@@ -15,7 +15,7 @@ from sightline_trainer.recipe import Reward as RewardSettings
 
 @dataclass(frozen=True)
 class Score:
-    """The reward of one text, or why there is none. ``reward`` is the CLIPScore, 100 * max(cosine, 0), to two digits."""
+    """The reward of one text, or why there is none. ``reward`` is the CLIPScore, 100 * max(cosine, 0), to 0.01."""
 
     reward: float | None
     cosine: float | None = None

@@ -131,7 +131,7 @@ def test_a_seed_gives_the_same_candidate_whatever_k_order_and_length(client: Sam
     fewer = client.sample(png(3), PROMPT, 3, seed=11, max_tokens=30).candidates
     for a, b in [*zip(together, backwards[::-1], strict=True), *zip(together[:3], fewer, strict=True)]:
         assert (ids(a), a.seed) == (ids(b), b.seed)
-        np.testing.assert_array_equal(a.logprobs, b.logprobs)
+        np.testing.assert_allclose(a.logprobs, b.logprobs, atol=1e-5)
     for candidate in together:
         (alone,) = client.sample(png(3), PROMPT, 1, seeds=[candidate.seed], max_tokens=30).candidates
         (shorter,) = client.sample(png(3), PROMPT, 1, seeds=[candidate.seed], max_tokens=4).candidates

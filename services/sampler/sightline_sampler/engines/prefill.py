@@ -108,7 +108,8 @@ class Prefiller:
             inputs |= self._image_inputs(model, rows, vision_key)
         cache = DynamicCache()
         if self._base.keeps_logits:
-            inputs["logits_to_keep"] = min(length, -(-least // len(rows)))
+            # Not two or three: a product of (prompts, 2, in) is made prompt by prompt, with too few rows each.
+            inputs["logits_to_keep"] = 1 if len(rows) >= least else min(length, least)
         core = getattr(model, "model", model)
         if hasattr(core, "rope_deltas"):
             core.rope_deltas = None

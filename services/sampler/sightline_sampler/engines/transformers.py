@@ -4,9 +4,11 @@ How it works: a pool renders, tokenises and preprocesses; one thread (`loop`) ow
 (`prefill`), each prompt run once, its keys and values copied for the K candidates (`kv`); rows of all requests decode
 together and leave when they end (`lane`); each candidate draws from its own generator (`seeds`, `sampling`).
 
-A candidate depends on weights, image, prompt, parameters and seed only. On a CPU in float32 its bits do: rows are never
-padded against one another, and only kernels are used that treat each row alike (`attention`). In half precision on a
-GPU the same seed gives the same candidate in a batch of the same shape; across shapes, rounding may change a token.
+A candidate depends on weights, image, prompt, parameters and seed only: rows are never padded against one another, and
+on a CPU only kernels are used that treat each row alike (`attention`). In float32 with one thread even the bits of its
+log-probs do not depend on K or the batch (measured on 4096 candidates); with more threads the last bit may, and ids
+differ where a uniform number falls within that bit of a boundary, about once in 1e6 tokens. In half precision on a GPU
+the same seed gives the same candidate in a batch of the same shape; across shapes, rounding may change a token.
 """
 
 from __future__ import annotations

@@ -216,3 +216,34 @@ def test_an_image_is_encoded_once_and_may_be_named_by_its_digest(sampler: Runnin
         request.params.max_tokens = 8
         found = [r.candidate for r in SamplerServiceStub(channel).Sample(request) if r.HasField("candidate")]
     assert sorted(list(c.token_ids) for c in found) == sorted(ids(c) for c in wanted.candidates)
+
+
+def test_the_playgrounds_model_gives_the_same_captions_at_any_k(tmp_path: Path) -> None:
+    """A trained model is sure of most tokens and undecided at some, as real ones are."""
+    import io
+
+    from running import WEIGHTS
+    from sightline_playground.drawing import draw
+    from sightline_playground.scenes import scenes
+
+    pictures = []
+    for scene in scenes("validation", 24, seed=5):
+        out = io.BytesIO()
+        draw(scene).save(out, "PNG")
+        pictures.append(out.getvalue())
+    plain = Plain(WEIGHTS / "llava")
+
+    async def captions(address: str, count: int) -> list[Samples]:
+        async with AsyncSamplerClient(address) as client:
+            asked = (client.sample(p, "Describe the image.", count, seed=i) for i, p in enumerate(pictures))
+            return await asyncio.gather(*asked)
+
+    with running(WEIGHTS / "llava") as at:
+        many, few = asyncio.run(captions(at.address, 8)), asyncio.run(captions(at.address, 2))
+    for picture, a, b in zip(pictures, many, few, strict=True):
+        assert [ids(c) for c in a.candidates[:2]] == [ids(c) for c in b.candidates]
+        for candidate in a.candidates[:2]:
+            assert candidate.finish_reason == "eos"
+            wanted = plain.logprobs(picture, "Describe the image.", candidate.token_ids)
+            np.testing.assert_allclose(candidate.logprobs, wanted, atol=1e-4)
+    assert len({candidate.text for samples in many for candidate in samples.candidates}) > 100

@@ -1,10 +1,10 @@
 """Attention whose result for a row does not depend on the other rows of the batch, for a CPU.
 
-A candidate must not change with K or with what else is in the batch. Multiplying (rows, in) by (in, out) gives each row
-the same bits whatever the number of rows, from four rows on (measured with MKL in fp32, up to 9000 rows; fewer go another
-way, so the engine never runs fewer). PyTorch's fused CPU kernel does not keep to that with two threads, and its result
-depends on the padded length unless that is a multiple of 32; batched matrix products and a softmax do keep to it, and are
-faster here for one query per row (256 rows, 4 heads of 32, 96 slots, one core: 0.96 against 1.37 ms).
+A candidate must not change with K or with what else is in the batch. Multiplying (rows, in) by (in, out) gives each
+row the same bits whatever the number of rows, from four rows on (measured with MKL in fp32, up to 9000 rows; fewer go
+another way, so the engine never runs fewer). PyTorch's fused CPU kernel does not keep to that with two threads, and its
+result depends on the padded length unless that is a multiple of 32; batched matrix products and a softmax do keep to
+it, and are faster here for one query per row (256 rows, 4 heads of 32, 96 slots, one core: 0.96 against 1.37 ms).
 
 On a GPU, products of other shapes take other kernels: there the engine uses PyTorch's fused kernel, and equal ids
 across batch shapes are likely rather than sure.

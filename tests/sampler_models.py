@@ -114,7 +114,7 @@ def make_adapter(
     """A LoRA policy as PEFT writes it; every B is `scale` times noise."""
     model = LlavaForConditionalGeneration.from_pretrained(base)
     torch.manual_seed(1000 * version + seed)
-    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets))
+    tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules=targets))
     with torch.no_grad():
         for name, parameter in tuned.named_parameters():
             if "lora_B" in name:

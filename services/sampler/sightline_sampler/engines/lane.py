@@ -254,11 +254,11 @@ class Lane:
             self._logits[to] = self._logits[source]
 
     def _make_room(self, rows: int, slots: int) -> None:
-        """Grows the buffers by at least a quarter, so that they are not copied at every step."""
+        """Grows the buffers by a good part, so that they are not copied at every step."""
         assert self._cache is not None
         have_rows, have_slots = self._cache.room
         if rows > have_rows:
             rows = max(rows, have_rows + have_rows // 4)
         if slots > have_slots:
-            slots = round_up(max(slots, have_slots + have_slots // 4), SLOT_STEP)
+            slots = round_up(max(slots, have_slots + have_slots // 2), SLOT_STEP)
         self._cache.grow(rows, slots)

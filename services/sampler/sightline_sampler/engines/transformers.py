@@ -194,7 +194,7 @@ class TransformersEngine(Engine):
     def _load(self) -> _Loaded:
         settings = self._settings
         transformers.utils.logging.disable_progress_bar()  # stderr holds the log, one JSON object a line
-        torch.set_num_threads(settings.threads or max(1, len(os.sched_getaffinity(0)) - 1))
+        torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) - 1))
         base = load_base(
             settings.model,
             device=settings.device,

@@ -181,8 +181,7 @@ class Weights:
         except BaseException:
             self._remove(name)
             raise
-        for parameter in net.parameters():
-            parameter.requires_grad_(False)
+        net.eval().requires_grad_(False)  # what PEFT puts in begins in training mode: its dropout would be on
         prefix = self._base.text_prefix
         text_only = bool(prefix) and all(key.startswith((f"{prefix}.", "lm_head.")) for key in adapter.tensors)
         self._policies[adapter.version] = _Policy(net, name, 0 if text_only else adapter.version)

@@ -64,11 +64,14 @@ def wait_for_services(process: subprocess.Popen[bytes], services: Path, log: Pat
 
 
 def clean(tmp_path: Path, ports: list[str]) -> None:
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 30
     while (left := processes_naming(str(tmp_path))) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not left
-    assert not [port for port in ports if listening(port)]
+    deadline = time.monotonic() + 10
+    while (open_ports := [port for port in ports if listening(port)]) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not open_ports
 
 
 def test_demo_ends_with_its_metrics_and_leaves_no_process(tmp_path: Path) -> None:

@@ -52,11 +52,12 @@ class RunQueue:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End the run under way at its next event, leaving it unfinished: a restart goes on with it."""
+        """End the run under way at its next event, leaving it unfinished: a restart goes on with it. One that waits
+        for a service is not waited for: what is on disk is whole at any moment."""
         self._closing = True
         self._waiting.put(None)
         if self._thread.ident is not None:
-            self._thread.join(timeout=30)
+            self._thread.join(timeout=5)
 
     def submit(
         self, request_id: str, recipe_file: Path | None, text: str, overrides: Sequence[str], run_id: str = ""

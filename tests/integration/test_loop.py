@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from running import WEIGHTS, Services
+from running import WEIGHTS, Services, small_recipe
 from sightline_chassis.errors import PreconditionFailed
 from sightline_sampler.client import SamplerClient, read_manifest, verify
 from sightline_trainer.dpo.update import Probe
@@ -29,23 +29,7 @@ pytestmark = pytest.mark.slow
 
 def small(services: Services, playground: Path, **values: Any) -> Recipe:
     """Two iterations of 24 prompts with 4 candidates each."""
-    return Recipe.model_validate(
-        {
-            "name": "small",
-            "model": str(WEIGHTS / "llava"),
-            "iterations": 2,
-            "threads": 1,
-            "data": {
-                "train": str(playground / "train"),
-                "test": str(playground / "test"),
-                "prompts_per_iteration": 24,
-            },
-            "sampling": {"address": services.sampler, "candidates": 4},
-            "reward": {"address": services.scorer},
-            "evaluation": {"prompts": 24},
-            **values,
-        }
-    )
+    return Recipe.model_validate(small_recipe(services, playground, **values))
 
 
 def pairs(run: RunDirectory) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import grpc
 import pytest
 import yaml
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from running import WEIGHTS, Services
+from running import Services, small_recipe
 from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound
 from sightline_cli.processes import Addresses, Processes
 from sightline_trainer.client import RunClient
@@ -30,23 +30,7 @@ def trainer(tmp_path: Path) -> Iterator[tuple[Processes, Addresses]]:
 
 
 def recipe(services: Services, playground: Path, **values: Any) -> str:
-    return yaml.safe_dump(
-        {
-            "name": "small",
-            "model": str(WEIGHTS / "llava"),
-            "iterations": 1,
-            "threads": 1,
-            "data": {
-                "train": str(playground / "train"),
-                "test": str(playground / "test"),
-                "prompts_per_iteration": 16,
-            },
-            "sampling": {"address": services.sampler, "candidates": 4},
-            "reward": {"address": services.scorer},
-            "evaluation": {"prompts": 16},
-            **values,
-        }
-    )
+    return yaml.safe_dump(small_recipe(services, playground, iterations=1, **values))
 
 
 def test_a_run_is_started_once_watched_to_its_end_and_listed(

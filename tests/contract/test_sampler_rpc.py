@@ -167,7 +167,7 @@ def test_a_cancelled_call_frees_its_rows(sampler: Running, client: SamplerClient
             calls = [client.stream(png(i), PROMPT, 32, max_tokens=200, temperature=100) for i in range(8)]
             asked = [asyncio.ensure_future(anext(aiter(call))) for call in calls]
             await asyncio.gather(*asked)
-            assert rows(sampler) > 100
+            assert rows(sampler) > 50
             for call in calls:
                 call.close()
             await asyncio.to_thread(wait_for, lambda: rows(sampler) == 0, 2.0)

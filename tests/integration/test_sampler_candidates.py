@@ -247,3 +247,20 @@ def test_the_playgrounds_model_gives_the_same_captions_at_any_k(tmp_path: Path) 
             wanted = plain.logprobs(picture, "Describe the image.", candidate.token_ids)
             np.testing.assert_allclose(candidate.logprobs, wanted, atol=1e-4)
     assert len({candidate.text for samples in many for candidate in samples.candidates}) > 100
+
+
+def test_a_small_cache_makes_candidates_wait_and_changes_none(
+    client: SamplerClient, sampler: Running, llava: Path
+) -> None:
+    """1 MiB holds keys and values of about 20 rows of this model."""
+    wanted = client.sample(png(4), PROMPT, 32, seed=1, max_tokens=60).candidates
+    with running(llava, engine={"cache_mib": 1}) as small:
+
+        async def ask() -> list[Samples]:
+            async with AsyncSamplerClient(small.address) as other:
+                return await asyncio.gather(
+                    *(other.sample(png(i), PROMPT, 32, seed=1, max_tokens=60) for i in (4, 5, 6))
+                )
+
+        found = asyncio.run(ask())[0].candidates
+    assert [ids(c) for c in found] == [ids(c) for c in wanted]

@@ -95,29 +95,28 @@ def test_a_retirement_waits_for_its_candidates_and_holds_nobody_up(
 
 
 def test_a_stop_lets_calls_finish_and_breaks_off_what_is_too_long(llava: Path) -> None:
-    async def run(address: str, leave: Any) -> list[Any]:
-        async with AsyncSamplerClient(address, timeout=30) as client:
-            short = [asyncio.create_task(client.sample(png(i), PROMPT, 8, max_tokens=12)) for i in range(10)]
-            await asyncio.sleep(0.1)
-            await asyncio.to_thread(leave)
-            return await asyncio.gather(*short, return_exceptions=True)
+    async def run(at: Running, count: int, **options: Any) -> list[Any]:
+        """Stops the service when each of ten calls has had its first candidate."""
+        async with AsyncSamplerClient(at.address, timeout=30) as client:
+            calls = [aiter(client.stream(png(i), PROMPT, count, **options)) for i in range(10)]
+            await asyncio.gather(*(anext(call) for call in calls))
+
+            async def rest(call: Any) -> int:
+                return len([candidate async for candidate in call])
+
+            waiting = [asyncio.create_task(rest(call)) for call in calls]
+            await asyncio.to_thread(at.stop)
+            return await asyncio.gather(*waiting, return_exceptions=True)
+
+    with running(llava, server={"drain_seconds": 20}) as at:
+        assert asyncio.run(run(at, 8, max_tokens=12)) == [7] * 10
 
     started = time.monotonic()
-    with running(llava) as at:
-        outcomes = asyncio.run(run(at.address, at.stop))
+    with running(llava, server={"drain_seconds": 0.2}, engine={"max_rows": 16}) as at:
+        outcomes = asyncio.run(run(at, 64, max_tokens=200, temperature=100))
     assert time.monotonic() - started < 20
-    assert [outcome for outcome in outcomes if isinstance(outcome, BaseException)] == []
-
-    with running(llava, server={"drain_seconds": 0.2}, engine={"max_rows": 8}) as at:
-
-        async def endless() -> BaseException | None:
-            async with AsyncSamplerClient(at.address, timeout=30) as client:
-                call = asyncio.create_task(client.sample(png(0), PROMPT, 64, max_tokens=200, temperature=100))
-                await asyncio.sleep(0.3)
-                await asyncio.to_thread(at.stop)
-                (outcome,) = await asyncio.gather(call, return_exceptions=True)
-                return outcome if isinstance(outcome, BaseException) else None
-
-        error = asyncio.run(endless())
-    assert isinstance(error, SightlineError)
-    assert isinstance(error, Unavailable) or error.code.name == "CANCELLED"
+    broken = [outcome for outcome in outcomes if not isinstance(outcome, int)]
+    assert broken
+    for error in broken:
+        assert isinstance(error, SightlineError)
+        assert isinstance(error, Unavailable) or error.code.name == "CANCELLED"

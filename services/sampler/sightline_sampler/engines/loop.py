@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import torch
 from sightline_chassis.errors import DeadlineExceeded, InternalError, SightlineError, Unavailable
 
-from sightline_sampler.engines.kv import SLOT_STEP, RowCache, round_up
+from sightline_sampler.engines.kv import SLOT_STEP, round_up
 from sightline_sampler.engines.lane import Finished, Lane, Request
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prefill import Prefiller, Prefix
@@ -71,7 +71,6 @@ class DecodeLoop:
         self._failure: BaseException | None = None
         self._lanes: dict[tuple[int, int], Lane] = {}
         self._half: deque[tuple[Request, Prefix, int]] = deque()  # prompts run, with candidates still to be admitted
-        self._slot_bytes = 0
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
@@ -191,7 +190,8 @@ class DecodeLoop:
             batch.setdefault((request.version, *request.prepared.shape()), []).append(request)
             room -= request.left
         for requests in batch.values():
-            most = max(1, _PREFILL_TOKENS // len(requests[0].prepared.ids))
+            tokens = min(_PREFILL_TOKENS, self._cache_bytes // (4 * max(1, self._prefiller.slot_bytes)))
+            most = max(1, tokens // len(requests[0].prepared.ids))
             for start in range(0, len(requests), most):
                 self._prefill(requests[start : start + most])
 
@@ -200,7 +200,6 @@ class DecodeLoop:
         try:
             model, vision = self._weights.use(version), self._weights.vision_key(version)
             prefix = self._prefiller.run(model, [request.prepared for request in requests], vision)
-            self._slot_bytes = self._slot_bytes or RowCache.slot_bytes(prefix.layers)
             self._join(prefix, requests, list(range(len(requests))), self._room())
         except Exception as error:
             logger.exception("%d prompts for policy %d could not be run", len(requests), version)
@@ -219,7 +218,7 @@ class DecodeLoop:
                 joined.append((row, request, count))
                 taken += count
             if count < wanted:
-                self._half.append((request, prefix, row))
+                self._half.append((request, prefix.only(row), 0))
         for name in {self._lane_key(request, prefix) for _, request, _ in joined}:
             rows, mine, counts = zip(*(j for j in joined if self._lane_key(j[1], prefix) == name), strict=True)
             lane = self._lanes.get(name)
@@ -238,10 +237,11 @@ class DecodeLoop:
         rows = self._max_rows - self.rows()
         heads = [self._half[0][0]] if self._half else []
         heads += [self._waiting[0]] if self._waiting else []
-        if not self._slot_bytes or not heads:
+        slot = self._prefiller.slot_bytes
+        if not slot or not heads:
             return rows
-        used = sum(lane.reserved() for lane in self._lanes.values()) * self._slot_bytes
-        each = max(round_up(len(r.prepared.ids) + r.limit, SLOT_STEP) for r in heads) * self._slot_bytes
+        used = sum(lane.reserved() for lane in self._lanes.values()) * slot
+        each = max(round_up(len(r.prepared.ids) + r.limit, SLOT_STEP) for r in heads) * slot
         room = min(rows, (self._cache_bytes - used) // each)
         return room if self._lanes else max(room, 1)  # a candidate that no cache can hold is tried alone
 

@@ -15,7 +15,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from sightline_sampler.engines.kv import Layers
+from sightline_sampler.engines.kv import Layers, RowCache
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prompts import Prepared
 
@@ -28,21 +28,23 @@ class Prefix:
 
     Attributes:
         logits: for the first token of the response (prompts, vocabulary).
-        cache: keys and values of the prompts.
+        layers: keys and values of the prompts.
         length: tokens of each prompt.
         shift: what positions of the response are moved by (prompts,), for models with rotary positions in three
             dimensions; None for the others.
     """
 
     logits: torch.Tensor
-    cache: DynamicCache
+    layers: Layers
     length: int
     shift: torch.Tensor | None
 
-    @property
-    def layers(self) -> Layers:
-        """Keys and values per layer."""
-        return [(layer.keys, layer.values) for layer in self.cache.layers]
+    def only(self, row: int) -> Prefix:
+        """One of the prompts, copied, so that it does not keep the others."""
+        part = slice(row, row + 1)
+        layers = [(keys[part].clone(), values[part].clone()) for keys, values in self.layers]
+        shift = None if self.shift is None else self.shift[part].clone()
+        return Prefix(self.logits[part].clone(), layers, self.length, shift)
 
 
 class FeatureCache:
@@ -82,12 +84,19 @@ class FeatureCache:
 
 
 class Prefiller:
-    """Runs prompts. `shares_features` is set by the self-check, for architectures where it is known to be right."""
+    """Runs prompts.
+
+    Attributes:
+        features: image features by digest.
+        shares_features: set by the self-check, for architectures where it is known to be right.
+        slot_bytes: bytes that keys and values of one token take; 0 until a prompt has been run.
+    """
 
     def __init__(self, base: BaseModel, features: FeatureCache) -> None:
         self._base = base
         self.features = features
         self.shares_features = False
+        self.slot_bytes = 0
 
     def run(self, model: Any, prompts: Sequence[Prepared], vision_key: int) -> Prefix:
         """Runs prompts of one `shape()`.
@@ -119,7 +128,9 @@ class Prefiller:
             shift = (
                 torch.zeros(len(rows), dtype=torch.long, device=device) if shift is None else shift.reshape(-1).long()
             )
-        return Prefix(logits, cache, length, shift)
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        self.slot_bytes = RowCache.slot_bytes(layers)
+        return Prefix(logits, layers, length, shift)
 
     def _image_inputs(self, model: Any, prompts: Sequence[Prepared], vision_key: int) -> dict[str, Any]:
         if not self.shares_features:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.cache_utils import DynamicCache
 
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prefill import Prefiller
@@ -44,8 +45,11 @@ def score(
             positions = positions.repeat(1, rows, 1)
         else:
             positions = positions.repeat(rows, 1)
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(prefix.layers):
+            cache.update(keys, values, number)
         out = model(
-            input_ids=ids[:, :-1].repeat(rows, 1), position_ids=positions, past_key_values=prefix.cache, use_cache=True
+            input_ids=ids[:, :-1].repeat(rows, 1), position_ids=positions, past_key_values=cache, use_cache=True
         )
         logits = torch.cat([logits, out.logits[0]])
     logprobs = torch.log_softmax(logits.double(), dim=-1).gather(1, ids[0][:, None])[:, 0]

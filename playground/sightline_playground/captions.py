@@ -57,11 +57,11 @@ class Mention:
 class Prior:
     """How the LVLM's training captions depart from the truth. All are probabilities."""
 
-    companion: float = 0.16
+    companion: float = 0.21
     """That an object's companion is named though it is not in the picture."""
     omission: float = 0.03
     """That an object is left out (never the only one)."""
-    yes: float = 0.5
+    yes: float = 0.65
     """That a question after an absent companion is answered "yes" in training."""
 
 

@@ -82,6 +82,13 @@ def save(model: Any, directory: Path) -> None:
     (directory / "open_clip_config.json").write_text(json.dumps(config(len(tokenizer)), indent=2) + "\n")
     state = {name: tensor.detach().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, str(directory / "open_clip_model.safetensors"), metadata={"format": "pt"})
+    readable(directory)
+
+
+def readable(directory: Path) -> None:
+    """Let everybody read the files of a directory (safetensors writes them for the owner only)."""
+    for file in directory.iterdir():
+        file.chmod(0o644)
 
 
 def load(directory: Path) -> tuple[Any, Any, Any]:

@@ -24,7 +24,7 @@ Progress = Callable[[int, int, str], None]
 class ClipRecipe:
     """Hyperparameters of the scorer."""
 
-    steps: int = 1200
+    steps: int = 280
     batch: int = 96
     """Scenes a step; each brings one true and three false captions."""
     rate: float = 1.5e-3

@@ -5,7 +5,8 @@ Because it is frozen, its features of all training pictures are computed once.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     import torch
 
 IGNORE: Final = -100
+POOL: Final = 8
+"""Steps' worth of captions that are sorted by length together."""
 
 
 @dataclass(frozen=True)
@@ -70,15 +73,7 @@ def train(clip: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, pr
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, recipe.warmup, recipe.steps))
-    for step in range(recipe.steps):
-        asking = rng.random() < recipe.questions
-        picks = [rng.randrange(len(scenes)) for _ in range(recipe.batch * (2 if asking else 1))]
-        pairs = [
-            trained_question(scenes[pick], rng, recipe.prior)
-            if asking
-            else (rng.choice(PROMPTS), trained_caption(scenes[pick], rng, recipe.prior))
-            for pick in picks
-        ]
+    for step, (picks, pairs) in enumerate(lessons(scenes, recipe, rng)):
         ids, labels = batches.encode(pairs)
         loss = answer_loss(model, seen[picks], ids, labels)
         optimizer.zero_grad(set_to_none=True)
@@ -86,8 +81,31 @@ def train(clip: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, pr
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        progress(step + 1, recipe.steps, f"{'questions' if asking else 'captions'} {loss.item():.3f}")
+        progress(step + 1, recipe.steps, f"loss {loss.item():.3f}")
     return model.eval()
+
+
+def lessons(
+    scenes: Sequence[Scene], recipe: LlavaRecipe, rng: random.Random
+) -> Iterator[tuple[list[int], list[tuple[str, str]]]]:
+    """`recipe.steps` batches of scene numbers and their (prompt, answer) pairs, either captions or questions.
+
+    Captions are drawn for POOL steps at once and sorted by length, so that little is spent on padding.
+    """
+    pool: list[list[tuple[int, tuple[str, str]]]] = []
+    for _ in range(recipe.steps):
+        if rng.random() < recipe.questions:
+            picks = [rng.randrange(len(scenes)) for _ in range(2 * recipe.batch)]
+            yield picks, [trained_question(scenes[pick], rng, recipe.prior) for pick in picks]
+            continue
+        if not pool:
+            drawn = [rng.randrange(len(scenes)) for _ in range(POOL * recipe.batch)]
+            told = [(n, (rng.choice(PROMPTS), trained_caption(scenes[n], rng, recipe.prior))) for n in drawn]
+            told.sort(key=lambda each: sum(len(text.split()) for text in each[1]))
+            pool = [told[start : start + recipe.batch] for start in range(0, len(told), recipe.batch)]
+            rng.shuffle(pool)
+        batch = pool.pop()
+        yield [n for n, _ in batch], [pair for _, pair in batch]
 
 
 class Batches:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 from scorer_models import SENTENCES, Reference, encoded, picture
-from scorer_running import CLIP, RunningScorer, shared
+from scorer_running import RunningScorer, shared
 from sightline_chassis.errors import InvalidInput
 from sightline_scorer import AsyncScorerClient, ScorerClient, ScoreResult
 from sightline_scorer.v1 import scorer_pb2 as pb
@@ -78,21 +78,6 @@ def test_scores_are_open_clips(scorer: RunningScorer, references: dict[str, Refe
         [s.clip_score for s in response.scores], 100 * np.maximum(expected, 0), atol=100 * TOLERANCE
     )
     assert expected.std() > 100 * TOLERANCE, "the test's model tells these texts apart"
-
-
-@pytest.mark.skipif(not (CLIP / "open_clip_config.json").exists(), reason="the playground's weights are not there")
-def test_scores_of_the_playgrounds_clip_are_open_clips() -> None:
-    scorer = RunningScorer(f"models.playground.source=local-dir:{CLIP}")
-    try:
-        reference = Reference(CLIP)
-        texts = ["a red circle", "There is a blue square left of a green triangle.", "a red circle and a yellow star"]
-        for image in (picture(48, 48), picture(100, 60, seed=1)):
-            response = scorer.score(encoded(image), texts)
-            np.testing.assert_allclose(
-                [s.cosine for s in response.scores], reference.cosines(image, texts), atol=TOLERANCE
-            )
-    finally:
-        scorer.stop()
 
 
 def test_many_texts_of_many_lengths(scorer: RunningScorer, references: dict[str, Reference]) -> None:

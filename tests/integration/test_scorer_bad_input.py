@@ -157,24 +157,31 @@ def test_a_client_that_leaves_a_stream(scorer: RunningScorer) -> None:
     go_on.set()
 
 
+def metrics(scorer: RunningScorer) -> dict[str, float]:
+    page = urllib.request.urlopen(f"http://{scorer.at.metrics}/metrics").read().decode()
+    lines = (line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    return {name.removeprefix("sightline_scorer_"): float(value) for name, value in lines}
+
+
 def test_bad_input_is_counted(scorer: RunningScorer) -> None:
+    before = metrics(scorer)
     refused(lambda: scorer.stub.Score(TABLE["cut JPEG"][0], timeout=5))
     scorer.score(GOOD, ["a cat", "a dog"])
-    page = urllib.request.urlopen(f"http://{scorer.at.metrics}/metrics").read().decode()
-    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if not line.startswith("#"))
+    after = metrics(scorer)
 
-    def value(name: str) -> float:
-        return float(values[f"sightline_scorer_{name}"])
+    def rise(name: str) -> float:
+        return after[name] - before[name]
 
-    assert value('pairs_total{outcome="OK"}') >= 2
-    assert value('pairs_total{outcome="INVALID_ARGUMENT"}') >= 1
-    assert value('image_decode_failures_total{reason="IMAGE_DAMAGED"}') >= 1
-    assert value("nonfinite_total") == 0
-    assert value("backend_up") == 1
-    assert value('stage_seconds_count{stage="text"}') >= 1
-    assert value('score_count{model="tiny"}') >= 2
-    assert "sightline_scorer_model_info{" in page
-    assert 'grpc_server_handled_total{grpc_code="InvalidArgument",grpc_method="Score"' in page
+    assert rise('pairs_total{outcome="OK"}') == 2
+    assert rise('pairs_total{outcome="INVALID_ARGUMENT"}') == 1
+    assert rise('image_decode_failures_total{reason="IMAGE_DAMAGED"}') == 1
+    assert rise("nonfinite_total") == 0
+    assert rise('stage_seconds_count{stage="text"}') >= 1
+    assert rise('score_count{model="tiny"}') == 2
+    assert after["backend_up"] == 1
+    assert any(name.startswith("model_info{") and 'model="tiny"' in name for name in after)
+    handled = [name for name in after if name.startswith("grpc_server_handled_total") and '"InvalidArgument"' in name]
+    assert sum(map(rise, handled)) == 1
 
 
 def upload(scorer: RunningScorer, *pieces: tuple[bytes, bytes, bool]) -> pb.UploadImagesResponse:

@@ -1,5 +1,5 @@
-"""What happens to a scorer, run as a process of its own, when its Triton is killed, hangs or is poisoned, when it is
-asked for more than its queue holds, and when it is killed itself."""
+"""A scorer run as a process of its own, with the playground's CLIP: what happens when its Triton is killed, hangs or is
+poisoned, when it is asked for more than its queue holds, and when it is killed itself."""
 
 import json
 import os
@@ -9,16 +9,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 import scorer_models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from scorer_models import encoded, picture
-from scorer_running import QUICK, RunningScorer, alive, children, until
+from scorer_models import Reference, encoded, picture
+from scorer_running import CLIP, QUICK, RunningScorer, alive, children, until
 from sightline_chassis.errors import SightlineError, Unavailable, from_rpc_error
 from sightline_scorer import Outcome, ScorerClient
 from sightline_scorer.v1 import scorer_pb2 as pb
@@ -29,22 +30,21 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 SETTINGS = [
     *QUICK,
     "probe.every_seconds=0.5",
-    "probe.timeout_seconds=1",
-    "triton.hung_after_seconds=4",
+    "probe.timeout_seconds=2",
+    "triton.hung_after_seconds=8",
     "triton.text_batch=1",
     "triton.max_queue=4",
 ]
 
 
 class Process:
-    """`sightline serve scorer` with a tiny model."""
+    """`sightline serve scorer` with the playground's CLIP."""
 
     def __init__(self, directory: Path) -> None:
-        model = scorer_models.tiny(directory / "model")
         announce = directory / "scorer.json"
         self.log = directory / "scorer.log"
         command = [sys.executable, "-m", "sightline_cli", "serve", "scorer"]
-        for setting in (*SETTINGS, f"models.tiny.source={model}", f"server.announce={announce}"):
+        for setting in (*SETTINGS, f"models.playground.source=local-dir:{CLIP}", f"server.announce={announce}"):
             command += ["--set", setting]
         with self.log.open("wb") as log:
             environment = {**os.environ, "TMPDIR": str(directory)}
@@ -71,9 +71,11 @@ class Process:
                 found.append(pid)
         return found
 
-    def outcome(self, texts: list[str] | None = None, seconds: float = 10) -> pb.ScoreResponse | SightlineError:
+    def outcome(
+        self, texts: Sequence[str] = ("a cat",), seconds: float = 10, image: bytes = GOOD
+    ) -> pb.ScoreResponse | SightlineError:
         """What one Score without retries gives."""
-        request = pb.ScoreRequest(image=pb.Image(content=GOOD), texts=texts or ["a cat"])
+        request = pb.ScoreRequest(image=pb.Image(content=image), texts=texts)
         try:
             answer: pb.ScoreResponse = self.stub.Score(request, timeout=seconds)
             return answer
@@ -95,6 +97,16 @@ def scorer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
     if process.popen.poll() is None:
         process.popen.kill()
         process.popen.wait()
+
+
+def test_scores_of_the_playgrounds_clip_are_open_clips(scorer: Process) -> None:
+    texts = ["a red circle", "There is a blue square left of a green triangle.", "a red circle and a yellow star"]
+    reference = Reference(CLIP)
+    for image in (picture(48, 48), picture(100, 60, seed=1)):
+        outcome = scorer.outcome(texts, image=encoded(image))
+        assert isinstance(outcome, pb.ScoreResponse)
+        expected = reference.cosines(image, texts)
+        np.testing.assert_allclose([score.cosine for score in outcome.scores], expected, atol=1e-4)
 
 
 def test_a_full_queue_of_triton_is_overload_and_says_when_to_try_again(scorer: Process) -> None:
@@ -120,7 +132,7 @@ def test_triton_killed_in_mid_request(scorer: Process) -> None:
     def clients_load() -> None:
         with ScorerClient(scorer.at["grpc"]) as client:
             pairs = ((GOOD, ["a cat"]) for _ in iter(stop.is_set, True))
-            clients_outcomes.extend(client.score_many(pairs, timeout=30, max_in_flight=1))
+            clients_outcomes.extend(client.score_many(pairs, timeout=120, max_in_flight=1))
 
     threads = [threading.Thread(target=load), threading.Thread(target=load), threading.Thread(target=clients_load)]
     for thread in threads:
@@ -173,13 +185,21 @@ def test_a_triton_that_hangs_turns_the_service_not_serving_and_is_replaced(score
         error = scorer.outcome(seconds=1)
         assert isinstance(error, SightlineError)
         assert error.code is grpc.StatusCode.DEADLINE_EXCEEDED
-        until(lambda: not scorer.says(), 5)
-        until(lambda: not alive(triton), 20)
+        until(lambda: not scorer.says(), 8)
+        until(lambda: not alive(triton), 30)
     finally:
         if alive(triton):
             os.kill(triton, signal.SIGCONT)
     until(scorer.works, max(30, 2 * scorer.start_seconds))
     until(scorer.says, 5)
+
+
+def test_a_guard_killed_by_force_takes_triton_and_its_towers_along(scorer: Process) -> None:
+    everything = children(scorer.popen.pid)
+    (guard,) = [pid for pid in everything if b"guard.py" in _command(pid)]
+    os.kill(guard, signal.SIGKILL)
+    until(lambda: not any(map(alive, everything)), 5)
+    until(scorer.works, max(30, 2 * scorer.start_seconds))
 
 
 def test_nothing_is_left_of_a_scorer_killed_by_force(scorer: Process) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,4 +32,6 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
 
     from sightline_scorer.service import ScorerService
 
+    # open_clip tells every step on the root logger, at info; a filter there leaves named loggers alone.
+    logging.getLogger().addFilter(lambda record: record.levelno >= logging.WARNING)
     return serve(ScorerService(settings), settings)

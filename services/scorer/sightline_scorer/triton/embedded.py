@@ -106,12 +106,14 @@ class EmbeddedTriton:
         """End a Triton that hangs; the supervision starts it again."""
         LOG.error("triton is restarted", extra={"why": why})
         self._set_down(why)
-        await self._end()
+        await self._end(b"now")
 
     async def _supervise(self) -> None:
         while True:
-            if self._process is not None:
-                await self._process.wait()
+            process = self._process
+            if process is not None:
+                await process.wait()
+                _kill_group(process.pid)
             self._set_down(self._trouble if self._address is None else "tritonserver died")
             LOG.error("triton died; starting it again", extra={"log_tail": self._log_tail()})
             await self._start_again()
@@ -123,10 +125,13 @@ class EmbeddedTriton:
             TRITON_RESTARTS.inc()
             try:
                 await self._launch()
-            except (TritonFailed, OSError) as error:
+            except Exception as error:  # whatever it is, the next try may do better
                 self._trouble = str(error).partition(":\n")[0]  # the rest is the log's, and for the log only
                 delay = min(max(2 * delay, 0.1), self._settings.restart_delay_max_seconds)
-                LOG.error("triton could not be started again", extra={"why": str(error), "next_try_seconds": delay})
+                extra = {"why": str(error), "next_try_seconds": delay}
+                LOG.error(
+                    "triton could not be started again", extra=extra, exc_info=not isinstance(error, TritonFailed)
+                )
             else:
                 return
 
@@ -208,18 +213,17 @@ class EmbeddedTriton:
         finally:
             ended.cancel()
 
-    async def _end(self) -> None:
+    async def _end(self, word: bytes = b"stop") -> None:
         process, self._process, self._address, self.pid = self._process, None, None, None
         if process is None:
             return
         assert process.stdin is not None
-        process.stdin.write(b"stop")  # tells the guard that we live, and see to the work directory
+        process.stdin.write(word)  # tells the guard that we live, and see to the work directory
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), self._settings.stop_grace_seconds + 2)
         except TimeoutError:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            _kill_group(process.pid)
             await process.wait()
 
     def _set_down(self, why: str) -> None:
@@ -235,6 +239,12 @@ class EmbeddedTriton:
             return "(no log)"
         kept = [line for line in text.splitlines() if line.strip() and not line.startswith(("+-", "|"))]
         return "\n".join(kept[-lines:])
+
+
+def _kill_group(leader: int) -> None:
+    """End what a guard leaves behind that was itself killed: the stubs of a tritonserver that nobody reaps stay."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _free_port() -> int:

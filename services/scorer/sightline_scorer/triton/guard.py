@@ -5,8 +5,8 @@
 The asker holds the other end of our stdin: when it closes it, or dies in any way (kill -9 too), the command is stopped:
 SIGTERM, after the grace SIGKILL, for the whole process group. Then the shared memory that Triton's Python backend left
 under /dev/shm/SHM_PREFIX* is removed. So is the directory TEMPORARY (unless ""), where the asker died; an asker that
-lives writes a word before it closes the pipe, and sees to the directory itself. If this guard is killed, the kernel
-kills the command (PR_SET_PDEATHSIG), and Triton's stubs end themselves when their server is gone.
+lives writes a word before it closes the pipe ("now": without grace), and sees to the directory itself. If this guard
+is killed, the kernel kills the command (PR_SET_PDEATHSIG), and the asker the rest of the group.
 
 Writes the command's process id, and when it has ended its exit code, as lines to stdout. Standard library only.
 """
@@ -44,11 +44,12 @@ def main() -> None:
     print(child.pid, flush=True)
 
     def stop_when_asker_is_gone() -> None:
-        if not sys.stdin.buffer.read():
+        word = sys.stdin.buffer.read()
+        if not word:
             asker_died.set()
         child.terminate()
         try:
-            child.wait(grace)
+            child.wait(0 if word == b"now" else grace)
         except subprocess.TimeoutExpired:
             child.kill()
 

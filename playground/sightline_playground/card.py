@@ -32,8 +32,8 @@ processor = AutoProcessor.from_pretrained("playground/weights/llava")
 ## Measured
 
 On {test_scenes} held-out test scenes (seed {test_seed}), no scene of which, in any jitter, was trained on. "Sampled" is temperature 1 without
-truncation, "greedy" is temperature 0. The tolerance is the band in which a playground made anew, with any seed and on any
-machine, must lie; `python -m sightline_playground check` holds it.
+truncation, "greedy" is temperature 0. The tolerance is the band in which a playground made anew must lie
+(one seed was measured); `python -m sightline_playground check` holds it.
 
 | number | value | tolerance | what |
 |---|---|---|---|
@@ -48,8 +48,8 @@ LVLM {lvlm_seconds} s on two busy cores.
 **Scorer.** {scorer}. Contrastive, with in-batch negatives and, for each scene, three hard negatives (an
 object added, left out, changed). Chosen so that it is good but neither perfect nor too sure, as real ones are:
 the logit scale is held at 100, where OpenAI's CLIP ended, so that cosines live on the same scale; a share of the
-training captions is not quite true, as on the web, which bounds the log-odds it can reach; and training stops early. Without the noise and with
-twice the steps it made no mistake at all and one object moved CLIPScore by 10 to 50 points, which no real reward does.
+training captions is not quite true, as on the web, which bounds the log-odds it can reach; and training stops early. An earlier one
+without the noise made no mistake at all, and one object moved CLIPScore by 6 to 50 points, which no real reward does.
 
 **LVLM.** {lvlm}. Learns captions and, in a share of its steps, yes/no answers. Its hallucinations come from a
 language prior: after an object, its training captions name that object's fixed companion with the stated probability though it is not in the picture.

@@ -1,4 +1,4 @@
-"""What Prometheus can know of a run. Names follow the catalogue in docs/monitoring.md."""
+"""What Prometheus can know of a run."""
 
 from __future__ import annotations
 

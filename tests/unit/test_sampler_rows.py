@@ -2,58 +2,99 @@
 
 import random
 
+import numpy as np
 import torch
-from sightline_sampler.engines.kv import RowCache, round_up
+from sightline_sampler.engines.attention import rowwise_attention
+from sightline_sampler.engines.kv import RowCache, Slots, round_up, width_for
 
 HEADS, DIM, LAYERS = 2, 3, 2
 
+Pair = tuple[torch.Tensor, torch.Tensor]
 
-def layers(rows: int, slots: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+
+def layers(rows: int, slots: int) -> list[Pair]:
     shape = (rows, HEADS, slots, DIM)
     return [(torch.randn(shape), torch.randn(shape)) for _ in range(LAYERS)]
 
 
+def in_order(cache: RowCache) -> list[list[Pair]]:
+    """What the cache holds, row by row in its numbering: per layer, keys and values."""
+    return [
+        [(keys[i], values[i]) for keys, values in segment.layers]
+        for segment in cache.segments
+        for i in range(segment.count)
+    ]
+
+
+def lengths_of(rows: list[list[Pair]]) -> np.ndarray:
+    return np.array([row[0][0].shape[1] for row in rows], np.int64)
+
+
 def test_rows_keep_what_is_theirs_whatever_happens_around_them() -> None:
-    """Against plain lists of tensors: two hundred random inserts, steps and removals."""
+    """Against plain lists of tensors: three hundred random inserts, steps and removals."""
     randomly = random.Random(0)
     torch.manual_seed(0)
-    cache = RowCache(layers(1, 1), 2, 32)
-    rows: list[list[tuple[torch.Tensor, torch.Tensor]]] = []  # per row and layer: keys and values (heads, length, dim)
-    for _ in range(200):
+    cache = RowCache(layers(1, 1))
+    rows: list[list[Pair]] = []  # per row and layer: keys and values (heads, length, dim)
+    for _ in range(300):
         choice = randomly.random()
-        if choice < 0.25 or not rows:
-            count, length = randomly.randint(1, 3), randomly.randint(1, 40)
-            prefix = layers(2, length)
-            source = torch.tensor([randomly.randint(0, 1) for _ in range(count)])
-            cache.grow(len(rows) + count, round_up(max(length, *(r[0][0].shape[1] for r in rows), 1) + 1, 32))
-            cache.insert(len(rows), prefix, source)
+        if choice < 0.2 or not rows:
+            prefix = layers(2, randomly.randint(1, 70))
+            source = torch.tensor([randomly.randint(0, 1) for _ in range(randomly.randint(1, 3))])
+            order = cache.insert(prefix, source)
             rows += [[(k[i].clone(), v[i].clone()) for k, v in prefix] for i in source.tolist()]
-        elif choice < 0.4:
-            keep = [randomly.random() < 0.6 for _ in rows]
-            left = sum(keep)
-            to = [i for i in range(left) if not keep[i]]
-            out_of = [i for i in range(left, len(rows)) if keep[i]]
-            cache.move(to, out_of, cache.room[1])
-            for a, b in zip(to, out_of, strict=True):
-                rows[a] = rows[b]
-            del rows[left:]
+            rows = [rows[i] for i in order]
+        elif choice < 0.35:
+            keep = np.array([randomly.random() < 0.6 for _ in rows])
+            rows = [rows[i] for i in cache.keep(keep)]
         else:
-            lengths = [row[0][0].shape[1] for row in rows]
-            slots = round_up(max(lengths) + 1, 32)
-            cache.grow(len(rows), slots)
-            cache.aim(torch.tensor(lengths), slots)
+            rows = [rows[i] for i in cache.widen(lengths_of(rows))]
+            cache.aim(lengths_of(rows))
+            padded = len(rows) + randomly.randint(0, 2)
             for number in range(LAYERS):
-                new = torch.randn(2, len(rows), HEADS, 1, DIM)
-                keys, values = cache.update(new[0], new[1], number)
-                assert keys.shape == values.shape == (len(rows), HEADS, slots, DIM)
+                new = torch.randn(2, padded, HEADS, 1, DIM)
+                slots, _ = cache.update(new[0], new[1], number)
+                assert isinstance(slots, Slots)
                 for i, row in enumerate(rows):
                     row[number] = (torch.cat([row[number][0], new[0][i]], 1), torch.cat([row[number][1], new[1][i]], 1))
-        for i, row in enumerate(rows):
-            for layer, (k, v) in zip(cache.layers, row, strict=True):
-                assert torch.equal(layer.keys[i, :, : k.shape[1]], k)
-                assert torch.equal(layer.values[i, :, : v.shape[1]], v)
+                check_attention(slots, [row[number] for row in rows], padded)
+        assert cache.count == len(rows)
+        for found, row in zip(in_order(cache), rows, strict=True):
+            for (keys, values), (k, v) in zip(found, row, strict=True):
+                assert torch.equal(keys[:, : k.shape[1]], k)
+                assert torch.equal(values[:, : v.shape[1]], v)
+
+
+def check_attention(slots: Slots, rows: list[Pair], padded: int) -> None:
+    """Each row attends to all of its own slots and to no other."""
+    query = torch.randn(padded, HEADS * 2, 1, DIM)  # two query heads for each key head
+    found, _ = rowwise_attention(torch.nn.Identity(), query, slots, slots, None)
+    assert found.shape == (padded, 1, HEADS * 2, DIM)
+    for i, (keys, values) in enumerate(rows):
+        k, v = keys.repeat_interleave(2, 0), values.repeat_interleave(2, 0)
+        wanted = torch.softmax(query[i] @ k.transpose(1, 2) * DIM**-0.5, dim=-1) @ v
+        torch.testing.assert_close(found[i], wanted.transpose(0, 1))
+
+
+def test_rows_of_like_length_stand_together() -> None:
+    cache = RowCache(layers(1, 1))
+    for length in (3, 40, 15, 16, 100):
+        cache.insert(layers(1, length), torch.tensor([0, 0]))
+    assert [(segment.width, segment.count) for segment in cache.segments] == [(16, 4), (32, 2), (48, 2), (112, 2)]
+    order = cache.widen(np.array([3, 3, 15, 16, 17, 17, 40, 48, 100, 100]))
+    assert sorted(order.tolist()) == list(range(10))
+    assert [(segment.width, segment.count) for segment in cache.segments] == [
+        (16, 3), (32, 3), (48, 1), (64, 1), (112, 2),
+    ]  # fmt: skip
+    cache.keep(np.array([False] * 6 + [True] * 4))
+    assert [segment.width for segment in cache.segments] == [48, 64, 112]
 
 
 def test_sizes() -> None:
     assert [round_up(n, 32) for n in (0, 1, 32, 33)] == [0, 32, 32, 64]
     assert RowCache.slot_bytes(layers(1, 1)) == LAYERS * 2 * HEADS * DIM * 4
+    widths = [width_for(n) for n in (1, 16, 17, 128, 129, 250, 600, 4000)]
+    assert widths[:5] == [16, 16, 32, 128, 144]
+    for slots, width in zip((250, 600, 4000), widths[5:], strict=True):
+        assert slots <= width <= slots * 1.15
+        assert width % 16 == 0

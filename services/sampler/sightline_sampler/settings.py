@@ -20,11 +20,6 @@ class EngineSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         default="auto", description="auto is float32 on a CPU, else what the checkpoint says."
     )
-    attention: str = Field(
-        default="auto",
-        min_length=1,
-        description="auto is row-wise on a CPU (a candidate's bits do not depend on its batch), else the model's own.",
-    )
     threads: int = Field(
         default=0,
         ge=0,

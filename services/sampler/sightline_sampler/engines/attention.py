@@ -1,4 +1,4 @@
-"""Attention whose result for a row does not depend on the other rows of the batch, for a CPU.
+"""Attention whose result for a row does not depend on the other rows of the batch.
 
 A candidate must not change with K or with what else is in the batch. Multiplying (rows, in) by (in, out) gives each
 row the same bits whatever the number of rows, from four rows on (measured with MKL in fp32, up to 9000 rows; fewer go
@@ -6,8 +6,8 @@ another way, so the engine never runs fewer). PyTorch's fused CPU kernel does no
 result depends on the padded length unless that is a multiple of 32; batched matrix products and a softmax do keep to
 it, and are faster here for one query per row (256 rows, 4 heads of 32, 96 slots, one core: 0.96 against 1.37 ms).
 
-On a GPU, products of other shapes take other kernels: there the engine uses PyTorch's fused kernel, and equal ids
-across batch shapes are likely rather than sure.
+On a GPU, products of other shapes take other kernels: equal ids across batch shapes are likely there, not sure. Prompts
+go through PyTorch's fused kernel on it; rows being decoded through the products below, on any device.
 """
 
 from __future__ import annotations
@@ -16,18 +16,21 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import eager_mask
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, sdpa_mask
+
+from sightline_sampler.engines.kv import Slots
 
 NAME = "sightline_rowwise"
-# What some architectures ask of attention and this one does not do; the engine then keeps the architecture's own.
+# What some architectures ask of attention and this one does not do; the engine then refuses to start.
 _UNKNOWN = ("softcap", "position_bias", "s_aux", "cache")
 
 
 def rowwise_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
+    key: torch.Tensor | Slots,
+    value: torch.Tensor | Slots,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -36,32 +39,51 @@ def rowwise_attention(
     """softmax(q k^T * scaling + mask) v, with grouped key/value heads not copied.
 
     Args:
+        module: whose attention it is.
         query: (batch, heads, queries, dim).
-        key: (batch, key_value_heads, slots, dim).
-        value: (batch, key_value_heads, slots, dim).
+        key: (batch, key_value_heads, slots, dim), or the slots of a `RowCache`, which bring their own masks.
+        value: as `key`.
         attention_mask: additive, (batch, 1, queries, at least slots), or None for full attention.
+        scaling: of the products; None means dim ** -0.5.
+        dropout: must be 0.
+        kwargs: what else an architecture asks for.
 
     Returns:
         (batch, queries, heads, dim), and no weights.
     """
     if dropout or any(kwargs.get(name) is not None for name in _UNKNOWN):
         raise NotImplementedError(f"{NAME} attention does not do dropout or any of {', '.join(_UNKNOWN)}")
+    if isinstance(key, Slots):
+        out = torch.zeros_like(query)  # rows beyond the last part are there for the other kernels only
+        for part in key:
+            rows = query[part.start : part.stop]
+            out[part.start : part.stop] = _attend(rows, part.keys, part.values, part.mask, scaling)
+    elif query.is_cuda:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return, arg-type, unused-ignore]
+    else:
+        assert isinstance(value, torch.Tensor)
+        out = _attend(query, key, value, attention_mask, scaling)
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float | None
+) -> torch.Tensor:
     batch, heads, queries, dim = query.shape
     groups, slots = key.shape[1], key.shape[2]
     query = query * (scaling if scaling is not None else dim**-0.5)
     if groups != heads:
         query = query.reshape(batch, groups, heads // groups * queries, dim)
     weights = torch.matmul(query, key.transpose(2, 3)).view(batch, heads, queries, slots)
-    if attention_mask is not None:
-        weights = weights + attention_mask[..., :slots]
+    if mask is not None:
+        weights = weights + mask[..., :slots]
     weights = torch.softmax(weights, dim=-1, dtype=torch.float32).to(value.dtype)
     if groups != heads:
         weights = weights.view(batch, groups, heads // groups * queries, slots)
-    out = torch.matmul(weights, value).view(batch, heads, queries, value.shape[-1])
-    return out.transpose(1, 2).contiguous(), None
+    return torch.matmul(weights, value).view(batch, heads, queries, value.shape[-1])
 
 
-def register() -> None:
+def register(device: torch.device) -> None:
     """Makes the attention known to transformers under `NAME`."""
     AttentionInterface.register(NAME, rowwise_attention)
-    AttentionMaskInterface.register(NAME, eager_mask)
+    AttentionMaskInterface.register(NAME, sdpa_mask if device.type == "cuda" else eager_mask)

@@ -1,22 +1,32 @@
-"""Keys and values of the rows being decoded: one buffer per layer, written in place, each row at its own position.
+"""Keys and values of the rows being decoded: written in place, each row at its own position.
 
 transformers' dynamic cache needs all rows to be equally long (left-padded) and copies itself whole at every token. Here
 a row's token at position p always lies in slot p, so a row's attention sees the same numbers in the same slots whatever
 else is in the batch; rows come and go by copying just themselves.
+
+Reading keys and values is what decoding many rows costs most, and candidates end at very different lengths. So rows
+stand in segments: a segment has room for so many slots, and a row that outgrows its segment moves to the next wider
+one. No row reads much more than its own length because another one is long.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import dataclasses
+from typing import Any, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 SLOT_STEP = 8  # a step sees a multiple of this many slots
+WIDTH_STEP = 16  # the narrowest segment, and the least difference of two
 
-Layers = list[tuple[torch.Tensor, torch.Tensor]]
+Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Per layer, keys and values (rows, heads, slots, dim)."""
+
+Order: TypeAlias = npt.NDArray[np.int64]
+"""Where rows went: row i of the new order is row order[i] of the old one."""
 
 
 def round_up(number: int, step: int) -> int:
@@ -24,37 +34,117 @@ def round_up(number: int, step: int) -> int:
     return -(-number // step) * step
 
 
+def width_for(slots: int) -> int:
+    """The width of the segment for a row that needs `slots` slots: 16, 32, ...; from 256 on in steps of an eighth."""
+    width = WIDTH_STEP
+    while width < slots:
+        width += round_up(max(WIDTH_STEP, width // 8), WIDTH_STEP)
+    return width
+
+
+@dataclasses.dataclass(slots=True)
+class Part:
+    """What a step sees of a segment: rows `start`..`stop` of the batch, their slots of one layer, and which count."""
+
+    start: int
+    stop: int
+    keys: torch.Tensor
+    values: torch.Tensor
+    mask: torch.Tensor
+
+
+class Slots(list[Part]):
+    """Keys and values of one layer, segment by segment; goes through a model's attention in place of a tensor."""
+
+
+class _Segment:
+    """Rows with up to `width` slots. `rows` are their numbers in the order before the last change."""
+
+    def __init__(self, like: Layers, width: int) -> None:
+        self.width = width
+        self.layers: Layers = [(_empty(k, 0, width), _empty(v, 0, width)) for k, v in like]
+        self.count = 0
+        self.slots = 0
+        self.positions = torch.empty(0, dtype=torch.long)
+        self.numbers = torch.empty(0, dtype=torch.long)
+        self.mask = torch.empty(0)
+
+    def append(self, source: Layers, rows: torch.Tensor) -> None:
+        """Adds rows of `source`, which may have fewer slots."""
+        end = self.count + rows.shape[0]
+        have = self.layers[0][0].shape[0]
+        if end > have:
+            room = max(end, have + have // 4)
+            for number, (keys, values) in enumerate(self.layers):
+                wider = _empty(keys, room, self.width), _empty(values, room, self.width)
+                wider[0][: self.count], wider[1][: self.count] = keys[: self.count], values[: self.count]
+                self.layers[number] = wider
+        slots = source[0][0].shape[2]
+        for mine, theirs in zip(self.layers, source, strict=True):
+            for into, out_of in zip(mine, theirs, strict=True):
+                torch.index_select(out_of, 0, rows, out=into[self.count : end, :, :slots])
+        self.count = end
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> Order:
+        """Drops rows; the last ones move into the holes."""
+        left = int(kept.sum())
+        to, source = np.flatnonzero(~kept[:left]), np.flatnonzero(kept[left:]) + left
+        if len(to):
+            device = self.layers[0][0].device
+            into, out_of = torch.from_numpy(to).to(device), torch.from_numpy(source).to(device)
+            for pair in self.layers:
+                for tensor in pair:
+                    tensor.index_copy_(0, into, tensor.index_select(0, out_of))
+        order = np.arange(left)
+        order[to] = source
+        self.count = left
+        return order
+
+    def aim(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Sets where the next token of each row goes, and what the rows may see."""
+        keys = self.layers[0][0]
+        self.slots = min(self.width, round_up(int(lengths.max()) + 1, SLOT_STEP))
+        self.positions = torch.from_numpy(lengths).to(keys.device)
+        self.numbers = torch.arange(self.count, device=keys.device)
+        later = torch.arange(self.slots, device=keys.device) > self.positions[:, None, None, None]
+        self.mask = torch.zeros(later.shape, dtype=keys.dtype, device=keys.device).masked_fill_(later, -torch.inf)
+
+
 class _RowLayer(CacheLayerMixin):
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, owner: RowCache, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def __init__(self, owner: RowCache, number: int) -> None:
         super().__init__()
         self.owner = owner
-        self.keys: torch.Tensor = keys
-        self.values: torch.Tensor = values
+        self.number = number
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do: the buffers are there from the start."""
+        """Nothing to do."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Puts one token per row at the row's position, and gives all slots in sight."""
-        owner = self.owner
-        self.keys[owner.rows, :, owner.positions] = key_states[:, :, 0]
-        self.values[owner.rows, :, owner.positions] = value_states[:, :, 0]
-        count, slots = owner.rows.shape[0], owner.slots
-        return self.keys[:count, :, :slots], self.values[:count, :, :slots]
+    ) -> tuple[Any, Any]:
+        """Puts one token per row at the row's position, and gives the slots in sight (`Slots`, twice)."""
+        parts, start = Slots(), 0
+        for segment in self.owner.segments:
+            stop = start + segment.count
+            keys, values = segment.layers[self.number]
+            keys[segment.numbers, :, segment.positions] = key_states[start:stop, :, 0]
+            values[segment.numbers, :, segment.positions] = value_states[start:stop, :, 0]
+            seen = slice(0, segment.count), slice(None), slice(0, segment.slots)
+            parts.append(Part(start, stop, keys[seen], values[seen], segment.mask))
+            start = stop
+        return parts, parts
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Slots in sight, and their offset."""
-        return self.owner.slots, 0
+        return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
-        """Slots in sight."""
-        return self.owner.slots
+        """Most slots in sight."""
+        return max((segment.slots for segment in self.owner.segments), default=0)
 
     def get_max_length(self) -> int:
         """No limit of its own."""
@@ -62,65 +152,84 @@ class _RowLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """A transformers cache for rows of unequal length, one token per row and step."""
+    """A transformers cache for rows of unequal length, one token per row and step, for `attention.rowwise_attention`.
 
-    def __init__(self, like: Layers, rows: int, slots: int) -> None:
-        """Room for `rows` rows of `slots` slots, with the heads, sizes and types of `like`."""
-        super().__init__(layers=[_RowLayer(self, *self._empty(k, v, rows, slots)) for k, v in like])
-        self.rows: torch.Tensor = torch.empty(0, dtype=torch.long)
-        self.positions: torch.Tensor = torch.empty(0, dtype=torch.long)
-        self.slots = 0
+    Rows are numbered segment by segment. What changes their numbers returns an `Order`.
+    """
 
-    @staticmethod
-    def _empty(keys: torch.Tensor, values: torch.Tensor, rows: int, slots: int) -> tuple[torch.Tensor, torch.Tensor]:
-        # Zeros, not garbage: an unused slot is masked, and 0 times NaN would still be NaN.
-        return (
-            keys.new_zeros((rows, keys.shape[1], slots, keys.shape[3])),
-            values.new_zeros((rows, values.shape[1], slots, values.shape[3])),
-        )
+    def __init__(self, like: Layers) -> None:
+        """A cache without rows, with the heads, sizes and types of `like`."""
+        super().__init__(layers=[_RowLayer(self, number) for number in range(len(like))])
+        self._like = [(keys[:0], values[:0]) for keys, values in like]
+        self.segments: list[_Segment] = []
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return sum(segment.count for segment in self.segments)
 
     @staticmethod
     def slot_bytes(like: Layers) -> int:
         """Bytes that one slot of one row takes, over all layers."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in like for t in pair)
 
-    @property
-    def room(self) -> tuple[int, int]:
-        """Rows and slots of the buffers."""
-        keys = self.layers[0].keys
-        return int(keys.shape[0]), int(keys.shape[2])
+    def insert(self, prefix: Layers, source: torch.Tensor) -> Order:
+        """Adds rows `source` of a prefix; in the order returned they have the numbers after those that were there."""
+        numbers = self._numbers()
+        segment = self._segment(width_for(prefix[0][0].shape[2] + 1))
+        before = self.count
+        segment.append(prefix, source)
+        added = np.arange(before, before + source.shape[0])
+        numbers[segment.width] = np.concatenate([numbers.get(segment.width, added[:0]), added])
+        return self._settle(numbers)
 
-    def grow(self, rows: int, slots: int) -> None:
-        """Makes the buffers at least this large, keeping what is in them."""
-        have_rows, have_slots = self.room
-        if rows <= have_rows and slots <= have_slots:
-            return
-        for layer in self.layers:
-            keys, values = self._empty(layer.keys, layer.values, max(rows, have_rows), max(slots, have_slots))
-            keys[:have_rows, :, :have_slots] = layer.keys
-            values[:have_rows, :, :have_slots] = layer.values
-            layer.keys, layer.values = keys, values
+    def keep(self, kept: npt.NDArray[np.bool_]) -> Order:
+        """Drops the rows that are not kept."""
+        numbers = self._numbers()
+        for segment in self.segments:
+            mine = numbers[segment.width]
+            numbers[segment.width] = mine[segment.keep(kept[mine])]
+        return self._settle(numbers)
 
-    def insert(self, start: int, prefix: Layers, source: torch.Tensor) -> None:
-        """Fills rows `start`.. with rows `source` of a prefix."""
-        count = source.shape[0]
-        for layer, (keys, values) in zip(self.layers, prefix, strict=True):
-            length = keys.shape[2]
-            layer.keys[start : start + count, :, :length] = keys[source]
-            layer.values[start : start + count, :, :length] = values[source]
+    def widen(self, lengths: npt.NDArray[np.int64]) -> Order:
+        """Moves rows that have no slot left for a next token to a wider segment."""
+        numbers = self._numbers()
+        for segment in reversed(self.segments.copy()):  # the widest first: each is looked at before others move into it
+            mine = numbers[segment.width]
+            full = lengths[mine] >= segment.width
+            if full.any():
+                wider = self._segment(width_for(segment.width + 1))
+                rows = np.flatnonzero(full)
+                wider.append(segment.layers, torch.from_numpy(rows).to(segment.layers[0][0].device))
+                numbers[wider.width] = np.concatenate([numbers.get(wider.width, mine[:0]), mine[rows]])
+                numbers[segment.width] = mine[segment.keep(~full)]
+        return self._settle(numbers)
 
-    def move(self, to: Sequence[int], source: Sequence[int], slots: int) -> None:
-        """Copies the first `slots` slots of rows `source` over rows `to`."""
-        if not to:
-            return
-        device = self.layers[0].keys.device
-        into, out_of = torch.tensor(to, device=device), torch.tensor(source, device=device)
-        for layer in self.layers:
-            layer.keys[into, :, :slots] = layer.keys[out_of, :, :slots]
-            layer.values[into, :, :slots] = layer.values[out_of, :, :slots]
+    def aim(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Sets where the next token of each row goes (rows,), and so how much each segment sees."""
+        start = 0
+        for segment in self.segments:
+            segment.aim(lengths[start : start + segment.count])
+            start += segment.count
 
-    def aim(self, positions: torch.Tensor, slots: int) -> None:
-        """Sets where the next token of each of the first rows goes (rows,), and how many slots are in sight."""
-        self.rows = torch.arange(positions.shape[0], device=positions.device)
-        self.positions = positions
-        self.slots = slots
+    def _numbers(self) -> dict[int, Order]:
+        ends = np.cumsum([0, *(segment.count for segment in self.segments)])
+        return {s.width: np.arange(a, b) for s, a, b in zip(self.segments, ends[:-1], ends[1:], strict=True)}
+
+    def _segment(self, width: int) -> _Segment:
+        for segment in self.segments:
+            if segment.width == width:
+                return segment
+        segment = _Segment(self._like, width)
+        self.segments = sorted([*self.segments, segment], key=lambda one: one.width)
+        return segment
+
+    def _settle(self, numbers: dict[int, Order]) -> Order:
+        self.segments = [segment for segment in self.segments if segment.count]
+        parts = [numbers[segment.width] for segment in self.segments]
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+def _empty(like: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
+    # Zeros, not garbage: an unused slot is masked, and 0 times NaN would still be NaN.
+    return like.new_zeros((rows, like.shape[1], slots, like.shape[3]))

@@ -13,7 +13,7 @@ from sightline_chassis.errors import InternalError
 
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import SampleWork
-from sightline_sampler.engines.kv import SLOT_STEP, RowCache, round_up
+from sightline_sampler.engines.kv import Order, RowCache
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prefill import Prefix
 from sightline_sampler.engines.prompts import Prepared
@@ -51,7 +51,10 @@ class Request:
 
 
 class _Rows:
-    """Book-keeping of the rows, as arrays of one length; `keep` moves the last rows into the holes."""
+    """Book-keeping of the rows. `reorder` follows what the cache does; what is long per row stays in its `home`."""
+
+    _FLAT = ("index", "length", "shift", "generated", "limit", "temperature", "top_p", "top_k", "home")
+    _WIDE = ("uniforms", "tokens", "logprobs", "behaviour")
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
@@ -63,13 +66,12 @@ class _Rows:
         self.temperature = np.empty(0, np.float64)
         self.top_p = np.empty(0, np.float64)
         self.top_k = np.empty(0, np.int64)
+        self.home = np.empty(0, np.int64)
         self.uniforms = np.empty((0, 0), np.float64)
         self.tokens = np.empty((0, 0), np.int64)
         self.logprobs = np.empty((0, 0), np.float32)
         self.behaviour = np.empty((0, 0), np.float32)
-
-    _WIDE = ("uniforms", "tokens", "logprobs", "behaviour")
-    _FLAT = ("index", "length", "shift", "generated", "limit", "temperature", "top_p", "top_k")
+        self._free: list[int] = []
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -78,8 +80,9 @@ class _Rows:
         """Adds candidates `indices` of a request."""
         count, limit, params = len(indices), request.limit, request.work.params
         self.requests += [request] * count
+        home = self._homes(count, limit)
         new = {
-            "index": np.asarray(indices),
+            "index": indices,
             "length": length,
             "shift": shift,
             "generated": 0,
@@ -87,31 +90,33 @@ class _Rows:
             "temperature": params.temperature,
             "top_p": params.top_p,
             "top_k": params.top_k,
+            "home": home,
         }
         for name in self._FLAT:
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.broadcast_to(np.asarray(new[name], column.dtype), count)]))
-        width = max(limit, self.uniforms.shape[1])
-        for name in self._WIDE:
-            old = getattr(self, name)
-            wide = np.zeros((len(self), width), old.dtype)
-            wide[: old.shape[0], : old.shape[1]] = old
-            setattr(self, name, wide)
-        self.uniforms[-count:, :limit] = seeds.uniforms([request.work.seeds[i] for i in indices], limit)
+        self.uniforms[home, :limit] = seeds.uniforms([request.work.seeds[i] for i in indices], limit)
 
-    def keep(self, keep: np.ndarray[Any, Any]) -> tuple[list[int], list[int]]:
-        """Drops the rows where `keep` is False. Returns what was copied: (to, from)."""
-        count = int(keep.sum())
-        to = np.flatnonzero(~keep[:count]).tolist()
-        source = (np.flatnonzero(keep[count:]) + count).tolist()
-        for a, b in zip(to, source, strict=True):
-            self.requests[a] = self.requests[b]
-        del self.requests[count:]
-        for name in (*self._FLAT, *self._WIDE):
-            column = getattr(self, name)
-            column[to] = column[source]
-            setattr(self, name, column[:count])
-        return to, source
+    def reorder(self, order: Order) -> None:
+        """Row i is what row order[i] was; rows that are not in `order` are gone."""
+        if len(order) < len(self):
+            self._free += np.delete(self.home, order).tolist()
+        self.requests = [self.requests[i] for i in order.tolist()]
+        for name in self._FLAT:
+            setattr(self, name, getattr(self, name)[order])
+
+    def _homes(self, count: int, width: int) -> list[int]:
+        have, wide = self.uniforms.shape
+        more = max(0, count - len(self._free))
+        if more or width > wide:
+            rows, width = have + max(more, have // 2 if more else 0), max(width, wide)
+            for name in self._WIDE:
+                old = getattr(self, name)
+                new = np.zeros((rows, width), old.dtype)
+                new[:have, :wide] = old
+                setattr(self, name, new)
+            self._free += range(have, rows)
+        return [self._free.pop() for _ in range(count)]
 
 
 class Lane:
@@ -125,6 +130,8 @@ class Lane:
         self._logits: torch.Tensor | None = None
         self._eos = np.array(sorted(base.eos_ids))
         self._three_dimensional = False
+        # Four dimensions: transformers makes no mask of its own. The cache brings one for each of its segments.
+        self._no_mask = torch.zeros((1, 1, 1, 1), dtype=base.dtype, device=base.device)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -148,18 +155,17 @@ class Lane:
             request.admitted += count
         self._three_dimensional = shifts is not None
         rows = torch.repeat_interleave(torch.tensor(source), torch.tensor(counts)).to(device)
-        need = (max(len(self._rows), self._base.min_rows), round_up(int(self._rows.length.max()) + 1, SLOT_STEP))
         if self._cache is None:
-            self._cache = RowCache(prefix.layers, *need)
-        self._make_room(*need)
-        self._cache.insert(start, prefix.layers, rows)
+            self._cache = RowCache(prefix.layers)
         new = prefix.logits[rows]
         self._logits = new if self._logits is None or not start else torch.cat([self._logits[:start], new])
+        self._reorder(self._cache.insert(prefix.layers, rows), fresh=True)
 
     def drop(self, gone: Callable[[Request], bool]) -> int:
         """Drops the rows of requests that are `gone`; how many."""
         keep = np.fromiter((not gone(request) for request in self._rows.requests), bool, len(self._rows))
-        self._keep(keep)
+        if self._cache is not None:
+            self._reorder(self._cache.keep(keep), fresh=True)
         return int((~keep).sum())
 
     def clear(self) -> None:
@@ -174,7 +180,7 @@ class Lane:
         truncated = bool((rows.top_p < 1).any() or (rows.top_k > 0).any())
         drawn = draw(
             logits[:count],
-            torch.from_numpy(rows.uniforms[np.arange(count), rows.generated]).to(device),
+            torch.from_numpy(rows.uniforms[rows.home, rows.generated]).to(device),
             torch.from_numpy(rows.temperature).to(device),
             torch.from_numpy(rows.top_p).to(device),
             torch.from_numpy(rows.top_k).to(device),
@@ -182,7 +188,7 @@ class Lane:
             truncated=truncated,
         )
         tokens = drawn.tokens.cpu().numpy()
-        at = (np.arange(count), rows.generated)
+        at = (rows.home, rows.generated)
         rows.tokens[at] = tokens
         rows.logprobs[at] = drawn.logprobs.cpu().numpy()
         rows.behaviour[at] = drawn.behaviour.cpu().numpy()
@@ -193,35 +199,30 @@ class Lane:
         out = [
             (rows.requests[i], self._finish(i, bool(eos[i]), bool(broken[i]))) for i in np.flatnonzero(done).tolist()
         ]
-        if out:
-            self._keep(~done)
+        if out and self._cache is not None:
+            self._reorder(self._cache.keep(~done), fresh=False)
         return out
 
     def forward(self, model: Any) -> None:
         """Runs the tokens just drawn; `model` has this lane's policy switched on."""
         rows, device = self._rows, self._base.device
-        count = len(rows)
-        padded = max(count, self._base.min_rows)
-        slots = round_up(int(rows.length.max()) + 1, SLOT_STEP)
-        self._make_room(padded, slots)
         cache = self._cache
         assert cache is not None
+        self._reorder(cache.widen(rows.length), fresh=False)
+        cache.aim(rows.length)
+        count = len(rows)
+        padded = max(count, self._base.min_rows)
         ids = np.zeros(padded, np.int64)  # the rows beyond `count` are there for the kernels only
         positions = np.zeros(padded, np.int64)
-        shift = np.zeros(padded, np.int64)
-        ids[:count] = rows.tokens[np.arange(count), rows.generated - 1]
-        positions[:count], shift[:count] = rows.length, rows.shift
-        where = torch.from_numpy(positions).to(device)
-        cache.aim(where, slots)
-        mask = torch.zeros((padded, 1, 1, slots), dtype=self._base.dtype, device=device)
-        mask.masked_fill_(torch.arange(slots, device=device) > where[:, None, None, None], -torch.inf)
-        position_ids = (where + torch.from_numpy(shift).to(device))[:, None]
+        ids[:count] = rows.tokens[rows.home, rows.generated - 1]
+        positions[:count] = rows.length + rows.shift
+        position_ids = torch.from_numpy(positions).to(device)[:, None]
         if self._three_dimensional:
             position_ids = position_ids.expand(3, -1, -1)
         out = model(
             input_ids=torch.from_numpy(ids).to(device)[:, None],
             position_ids=position_ids,
-            attention_mask=mask,
+            attention_mask=self._no_mask,
             past_key_values=cache,
             use_cache=True,
         )
@@ -232,33 +233,21 @@ class Lane:
         rows = self._rows
         if broken:
             return InternalError(f"policy {self.version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
-        n = int(rows.generated[row])
+        n, home = int(rows.generated[row]), int(rows.home[row])
         return Finished(
             index=int(rows.index[row]),
-            token_ids=rows.tokens[row, :n].copy(),
-            logprobs=rows.logprobs[row, :n].copy(),
-            behaviour=rows.behaviour[row, :n].copy(),
+            token_ids=rows.tokens[home, :n].copy(),
+            logprobs=rows.logprobs[home, :n].copy(),
+            behaviour=rows.behaviour[home, :n].copy(),
             reason="eos" if eos else "length",
             version=self.version,
         )
 
-    def _keep(self, keep: np.ndarray[Any, Any]) -> None:
-        if keep.all():
+    def _reorder(self, order: Order, *, fresh: bool) -> None:
+        """Follows the cache. Logits move too while they are `fresh`: from a forward until tokens are drawn."""
+        count = len(self._rows)
+        if len(order) == count and bool((order == np.arange(count)).all()):
             return
-        slots = round_up(int(self._rows.length.max()) + 1, SLOT_STEP)
-        to, source = self._rows.keep(keep)
-        assert self._cache is not None
-        assert self._logits is not None
-        self._cache.move(to, source, min(slots, self._cache.room[1]))
-        if to:
-            self._logits[to] = self._logits[source]
-
-    def _make_room(self, rows: int, slots: int) -> None:
-        """Grows the buffers by a good part, so that they are not copied at every step."""
-        assert self._cache is not None
-        have_rows, have_slots = self._cache.room
-        if rows > have_rows:
-            rows = max(rows, have_rows + have_rows // 4)
-        if slots > have_slots:
-            slots = round_up(max(slots, have_slots + have_slots // 2), SLOT_STEP)
-        self._cache.grow(rows, slots)
+        self._rows.reorder(order)
+        if fresh and self._logits is not None:
+            self._logits = self._logits[torch.from_numpy(order).to(self._base.device)]

@@ -33,6 +33,7 @@ Event = tuple[Request, Finished | BaseException]
 
 _PREFILL_TOKENS = 1 << 14  # of one forward; bounds the memory of attention
 _SWEEP_SECONDS = 0.05
+_PATIENCE_STEPS = 3
 
 
 class DecodeLoop:
@@ -65,6 +66,7 @@ class DecodeLoop:
         self._condition = threading.Condition()
         self._waiting: deque[Request] = deque()
         self._calls: deque[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = deque()
+        self._waited = 0  # turns since prompts could have been admitted
         self._sweep = False
         self._swept = 0.0
         self._stopping = False
@@ -166,11 +168,11 @@ class DecodeLoop:
             lane.clear()
 
     def _admit(self) -> None:
-        """Takes waiting prompts while there is room. With rows running, it waits for an eighth of the room, so that
-        prompts are run in batches."""
+        """Takes waiting prompts while there is room."""
         room = self._room()
-        if not (self._half or self._waiting) or (self._lanes and room < max(1, self._max_rows // 8)):
+        if not (self._half or self._waiting) or not self._worth_while(room):
             return
+        self._waited = 0
         while self._half and room > 0:
             request, prefix, source = self._half.popleft()
             if not self._unwanted(request):
@@ -194,6 +196,16 @@ class DecodeLoop:
             most = max(1, tokens // len(requests[0].prepared.ids))
             for start in range(0, len(requests), most):
                 self._prefill(requests[start : start + most])
+
+    def _worth_while(self, room: int) -> bool:
+        """Whether to admit now. A prompt run alone costs nearly as much as several together, so while rows run it waits
+        a few steps for others, and for an eighth of the room."""
+        if not self._lanes:
+            return True
+        self._waited += 1
+        waiting = sum(len(request.work.seeds) for request in list(self._waiting))
+        enough = self._half or self._waited > _PATIENCE_STEPS or waiting * 8 >= self.rows()
+        return room >= max(1, self._max_rows // 8) and bool(enough)
 
     def _prefill(self, requests: list[Request]) -> None:
         version = requests[0].version

@@ -117,14 +117,13 @@ def load_weights(directory: Path, device: torch.device, dtype: str, *, strict: b
     return model.to(device)
 
 
-def load_base(model: str, *, device: str, dtype: str, attention_name: str, chat_template: Path | None) -> BaseModel:
+def load_base(model: str, *, device: str, dtype: str, chat_template: Path | None) -> BaseModel:
     """Loads the base model.
 
     Args:
         model: directory or hub name.
         device: "auto", "cpu", "cuda", "cuda:1" ...
         dtype: "auto" (float32 on a CPU, else what the checkpoint says) or a type's name.
-        attention_name: "auto" (row-wise on a CPU, else the architecture's own), or an implementation's name.
         chat_template: a Jinja file, for models that bring none.
     """
     directory = model_directory(model)
@@ -137,11 +136,8 @@ def load_base(model: str, *, device: str, dtype: str, attention_name: str, chat_
         )
     place = pick_device(device)
     net = load_weights(directory, place, dtype, strict=False)
-    if attention_name != "auto":
-        net.set_attn_implementation(attention_name)
-    elif place.type == "cpu":
-        attention.register()
-        net.set_attn_implementation(attention.NAME)
+    attention.register(place)
+    net.set_attn_implementation(attention.NAME)
     text = net.config.get_text_config()
     eos, placeholders = _eos_ids(net, processor.tokenizer), _placeholders(net.config)
     vocabulary = int(net.get_output_embeddings().weight.shape[0])

@@ -3,11 +3,12 @@
 Architectures differ in how they take positions, masks, caches and image features. In place of a list of blessed ones,
 each way of this engine is compared with the model's own plain forward on a probe image and prompt:
 
-- attention: the row-wise implementation against the architecture's own (else the own one is kept);
+- attention: the row-wise one against the architecture's own, on the prompt;
 - features: image features computed apart and handed in, two images at once, against pixels handed in (else pixels are
   handed in each time, and features are not kept);
-- decoding: rows in the row cache against the forward of prompt and response in one piece (else the engine refuses
-  to start: it would give wrong candidates).
+- decoding: rows in the row cache against the forward of prompt and response in one piece.
+
+Where attention or decoding differ, the engine refuses to start: it would give wrong candidates.
 """
 
 from __future__ import annotations
@@ -52,20 +53,13 @@ def check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None
     prompts = [builder.prepare("What is in the picture?", image, f"probe-{i}") for i, image in enumerate(noise)]
     limit = _TOLERANCE.get(base.dtype, 0.5)
     prefiller.shares_features = False
-    if base.model.config._attn_implementation == attention.NAME:
-        _check_attention(base, prompts[0], limit)
+    _refuse_over(limit, _attention_error(base, prompts[0]), base, "attends")
     prefiller.shares_features = _shares_features(base, prefiller, prompts, limit)
     worst = _decode_error(base, prefiller, prompts[0])
-    if not worst <= limit:
-        raise PreconditionFailed(
-            f"{type(base.model).__name__} decodes wrongly in this engine: its log-probabilities differ from a plain "
-            f"forward by up to {worst:.3g}",
-            reason="ARCHITECTURE_UNSUPPORTED",
-        )
+    _refuse_over(limit, worst, base, "decodes")
     logger.info(
         "self-check passed",
         extra={
-            "attention": base.model.config._attn_implementation,
             "shares_features": prefiller.shares_features,
             "largest_difference": worst,
         },
@@ -90,19 +84,25 @@ def _plain(base: BaseModel, prompt: Prepared, response: torch.Tensor | None = No
     return torch.log_softmax(logits[0, len(prompt.ids) - 1 :].double(), dim=-1)
 
 
-def _check_attention(base: BaseModel, prompt: Prepared, limit: float) -> None:
-    """Falls back to the architecture's own attention where the row-wise one does not give what it gives."""
+def _refuse_over(limit: float, difference: float, base: BaseModel, does: str) -> None:
+    if not difference <= limit:
+        raise PreconditionFailed(
+            f"{type(base.model).__name__} {does} wrongly in this engine: log-probabilities differ from those of a "
+            f"plain forward by up to {difference:.3g}",
+            reason="ARCHITECTURE_UNSUPPORTED",
+        )
+
+
+def _attention_error(base: BaseModel, prompt: Prepared) -> float:
     base.model.set_attn_implementation("eager")
     wanted = _plain(base, prompt)
     base.model.set_attn_implementation(attention.NAME)
     try:
-        difference = float((_plain(base, prompt) - wanted).abs().max())
+        return float((_plain(base, prompt) - wanted).abs().max())
     except NotImplementedError as error:
-        logger.info("%s", error)
-        difference = float("inf")
-    if not difference <= limit:
-        base.model.set_attn_implementation("eager")
-        logger.warning("row-wise attention does not suit this architecture: its own is kept")
+        raise PreconditionFailed(
+            f"{type(base.model).__name__} cannot run in this engine: {error}", reason="ARCHITECTURE_UNSUPPORTED"
+        ) from error
 
 
 def _shares_features(base: BaseModel, prefiller: Prefiller, prompts: list[Prepared], limit: float) -> bool:

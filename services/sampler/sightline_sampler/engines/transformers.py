@@ -199,7 +199,6 @@ class TransformersEngine(Engine):
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
-            attention_name=settings.attention,
             chat_template=settings.chat_template,
         )
         prefiller = Prefiller(base, FeatureCache(settings.feature_cache_mib << 20))

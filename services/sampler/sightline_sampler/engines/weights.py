@@ -24,6 +24,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from sightline_chassis.errors import PreconditionFailed
 
+from sightline_sampler.engines import attention
 from sightline_sampler.engines.base import StagedWeights
 from sightline_sampler.engines.model import BaseModel, load_weights
 from sightline_sampler.manifest import PolicyManifest
@@ -143,7 +144,7 @@ class Weights:
                 else f"{directory} has another vocabulary than the base model",
                 reason="WEIGHTS_DO_NOT_FIT",
             )
-        model.set_attn_implementation(ours._attn_implementation)
+        model.set_attn_implementation(attention.NAME)
         mine = {
             name.replace(".base_layer.", "."): p for name, p in base.model.named_parameters() if "lora_" not in name
         }

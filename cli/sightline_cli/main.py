@@ -86,6 +86,7 @@ def serve(
 
 def _guarded(command: Callable[[], None], debug: bool) -> None:
     """Run a command: an expected error is one paragraph on stderr and exit code 1; SIGTERM unwinds as Ctrl-C does."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     from sightline_chassis.errors import SightlineError
     from sightline_chassis.settings import SettingsError

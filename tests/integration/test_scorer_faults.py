@@ -33,7 +33,7 @@ SETTINGS = [
     "probe.timeout_seconds=2",
     "triton.hung_after_seconds=8",
     "triton.text_batch=1",
-    "triton.max_queue=4",
+    "triton.max_queue=8",
 ]
 
 
@@ -109,12 +109,25 @@ def test_scores_of_the_playgrounds_clip_are_open_clips(scorer: Process) -> None:
         np.testing.assert_allclose([score.cosine for score in outcome.scores], expected, atol=1e-4)
 
 
-def test_a_full_queue_of_triton_is_overload_and_says_when_to_try_again(scorer: Process) -> None:
-    error = scorer.outcome([f"text {number}" for number in range(300)])
-    assert isinstance(error, SightlineError)
-    assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BACKEND_QUEUE_FULL")
-    assert error.retry_after is not None
-    until(scorer.works, 5)
+def test_a_full_queue_is_overload_and_says_when_to_try_again(scorer: Process) -> None:
+    request = pb.ScoreRequest(image=pb.Image(content=GOOD), texts=["a red circle"] * 4)
+    calls = [scorer.stub.Score.future(request, timeout=20) for _ in range(60)]
+    errors = [from_rpc_error(call.exception()) for call in calls if call.exception() is not None]
+    assert 0 < len(errors) < 60
+    for error in errors:
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BACKEND_QUEUE_FULL")
+        assert error.retry_after is not None
+    assert scorer.works()
+
+
+def test_no_request_waits_for_the_batchers_timer(scorer: Process) -> None:
+    """With a queue policy, Triton's batcher forgets about one request in forty until its timer of 500 ms rings."""
+    seconds = []
+    for _ in range(200):
+        began = time.monotonic()
+        assert scorer.works()
+        seconds.append(time.monotonic() - began)
+    assert sum(0.45 < value < 0.6 for value in seconds) <= 1, sorted(seconds)[-10:]
 
 
 def test_triton_killed_in_mid_request(scorer: Process) -> None:

@@ -62,7 +62,7 @@ def test_the_preprocessing_digest_follows_the_preprocessing(card: ModelCard) -> 
 
 def test_a_repository_of_two_models(card: ModelCard, tmp_path: Path) -> None:
     other = replace(card, name="other")
-    repository.build([card, other], "tiny", tmp_path, TritonSettings(image_batch=8, max_queue=5), copy=False)
+    repository.build([card, other], "tiny", tmp_path, TritonSettings(image_batch=8), copy=False)
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"clip_image", "clip_text", "clip_image__other", "clip_text__other"}
     image, text = parsed(tmp_path / "clip_image/config.pbtxt"), parsed(tmp_path / "clip_text/config.pbtxt")
@@ -70,7 +70,8 @@ def test_a_repository_of_two_models(card: ModelCard, tmp_path: Path) -> None:
     assert list(image.input[0].dims) == [3, 64, 64]
     assert list(text.input[0].dims) == [-1]
     assert list(image.output[0].dims) == list(text.output[0].dims) == [64]
-    assert image.dynamic_batching.default_queue_policy.max_queue_size == 5
+    assert image.dynamic_batching.max_queue_delay_microseconds == 500
+    assert not image.dynamic_batching.HasField("default_queue_policy"), "it would make requests wait half a second"
     assert [warm.batch_size for warm in image.model_warmup] == [1, 8]
     facts = json.loads(text.parameters["sightline"].string_value)
     assert facts["tower"] == "text"

@@ -51,7 +51,7 @@ class TritonSettings(Section):
         500, ge=0, le=1_000_000, description="How long Triton waits for more requests to fill a batch"
     )
     max_queue: int = Field(
-        256, ge=1, le=100_000, description="Most requests waiting for a tower; more are refused as overload"
+        256, ge=8, le=100_000, description="Most calls to a tower in flight at once; more are refused as overload"
     )
     request_timeout_seconds: float = Field(
         30, gt=0, le=3600, description="Longest time for one call to Triton, where the caller's deadline is not shorter"

@@ -1,12 +1,14 @@
 """Asks Triton for embeddings, and turns its errors into ours.
 
-Triton says UNAVAILABLE both when its queue is full and when it is gone; the first is overload (RESOURCE_EXHAUSTED), and
-only the second may be tried again at once by gRPC's own retries.
+The number of calls in flight to a tower is bounded here (`triton.max_queue`); over it callers get RESOURCE_EXHAUSTED. A
+Triton with a queue limit of its own says UNAVAILABLE both when that is reached and when it is gone: the first is load
+too, and only the second may be tried again at once by gRPC's own retries.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any, Protocol
 
@@ -24,6 +26,7 @@ from sightline_scorer.triton.connection import connect, server_ready
 from sightline_scorer.triton.repository import triton_name
 
 Embeddings = npt.NDArray[np.float32]
+_PIECES_AT_ONCE = 4  # of one request with more texts than a batch, so that it leaves places for others
 
 
 class TritonServer(Protocol):
@@ -85,6 +88,7 @@ class TritonBackend:
         self._default_model = default_model
         self._client: InferenceServerClient | None = None
         self._client_address = ""
+        self._in_flight: Counter[str] = Counter()
 
     async def close(self) -> None:
         """Close the connection; the server itself is not ours to stop."""
@@ -128,10 +132,14 @@ class TritonBackend:
         if len(ids) <= most:
             return await self._infer(name, "token_ids", "INT32", ids, seconds)
         order = np.argsort(lengths, kind="stable")
-        pieces = [ids[order[start : start + most]] for start in range(0, len(ids), most)]
-        found = np.concatenate(
-            await all_or_none(*(self._infer(name, "token_ids", "INT32", piece, seconds) for piece in pieces))
-        )
+        places = asyncio.Semaphore(_PIECES_AT_ONCE)
+
+        async def piece(rows: npt.NDArray[np.int32]) -> Embeddings:
+            async with places:
+                return await self._infer(name, "token_ids", "INT32", rows, seconds)
+
+        pieces = [piece(ids[order[start : start + most]]) for start in range(0, len(ids), most)]
+        found = np.concatenate(await all_or_none(*pieces))
         result = np.empty_like(found)
         result[order] = found
         return result
@@ -143,12 +151,17 @@ class TritonBackend:
         seconds = limit if left is None else min(limit, left)
         if seconds <= 0:
             raise DeadlineExceeded("the deadline passed before the model was asked")
+        if self._in_flight[name] >= self._settings.max_queue:
+            raise _overloaded(name)
         tensor = InferInput(name=entry, shape=list(values.shape), datatype=data_type)
         tensor.set_data_from_numpy(values)
+        self._in_flight[name] += 1
         try:
             answer = await self._connected().infer(name, [tensor], client_timeout=seconds)
         except InferenceServerException as error:
             raise _typed(error, name, seconds) from error
+        finally:
+            self._in_flight[name] -= 1
         rows: Embeddings | None = answer.as_numpy("embedding")
         if rows is None or len(rows) != len(values) or not _unit_length(rows):
             NONFINITE.inc()
@@ -183,12 +196,16 @@ def _unit_length(rows: Embeddings) -> bool:
     return bool((np.abs(np.einsum("nd,nd->n", rows, rows) - 1) < 0.02).all())
 
 
+def _overloaded(name: str) -> Overloaded:
+    return Overloaded(
+        f"the model backend's queue for {name} is full; try again", reason="BACKEND_QUEUE_FULL", retry_after=1
+    )
+
+
 def _typed(error: InferenceServerException, name: str, seconds: float) -> SightlineError:
     message, status = str(error.message()), str(error.status())
     if "maximum queue size" in message:
-        return Overloaded(
-            f"the model backend's queue for {name} is full; try again", reason="BACKEND_QUEUE_FULL", retry_after=1
-        )
+        return _overloaded(name)
     if "DEADLINE_EXCEEDED" in status or "timeout expired" in message:
         return DeadlineExceeded(
             f"the model backend's {name} did not answer within {seconds:.3g} s: allow more time, or send less at once",

@@ -129,7 +129,13 @@ def build(cards: Sequence[ModelCard], default_model: str, out: Path, settings: T
 
 
 def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSettings, facts: dict[str, Any]) -> str:
-    """The text of one model's config.pbtxt, from the model's real shapes. `facts` overlay the card's."""
+    """The text of one model's config.pbtxt, from the model's real shapes. `facts` overlay the card's.
+
+    There is no `default_queue_policy`, on purpose: a time-out or a queue size in it switches Triton's prefetching off,
+    and then a request that comes just before the tower waits again is found only by the batcher's 500 ms timer (one
+    call in forty, seen with 2.51), and throughput decays (triton-inference-server/server#8870). The backend bounds
+    the queue instead, and a call whose time is up is cancelled.
+    """
     if tower == "image":
         entry, data_type, dims, batch = (
             "pixels",
@@ -157,15 +163,7 @@ max_batch_size: {batch}
 input {{ name: "{entry}" data_type: {data_type} dims: [ {dims} ] }}
 output {{ name: "embedding" data_type: TYPE_FP32 dims: [ {card.embedding_size} ] }}
 instance_group {{ count: {settings.instances} kind: {kind} }}
-dynamic_batching {{
-  max_queue_delay_microseconds: {settings.queue_delay_microseconds}
-  default_queue_policy {{
-    timeout_action: REJECT
-    default_timeout_microseconds: {round(settings.request_timeout_seconds * 1e6)}
-    allow_timeout_override: true
-    max_queue_size: {settings.max_queue}
-  }}
-}}
+dynamic_batching {{ max_queue_delay_microseconds: {settings.queue_delay_microseconds} }}
 {warm_ups}
 parameters {{ key: "{PARAMETER}" value {{ string_value: {parameter} }} }}
 """

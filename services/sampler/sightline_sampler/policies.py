@@ -16,17 +16,15 @@ from typing import NoReturn
 
 from sightline_chassis.errors import (
     AlreadyExists,
-    DataCorrupted,
     InvalidInput,
     NotFound,
-    PermissionDenied,
     PreconditionFailed,
-    SightlineError,
 )
 
 from sightline_sampler.engines.base import Engine
-from sightline_sampler.manifest import ManifestError, PolicyManifest, manifest_digest, verify
+from sightline_sampler.manifest import PolicyManifest
 from sightline_sampler.settings import PolicySettings
+from sightline_sampler.staging import policy_directory, verified
 from sightline_sampler.state import StateFile
 from sightline_sampler.types import AtLeast, Exact, PolicyInfo, PolicySelector
 
@@ -166,10 +164,10 @@ class PolicyBook:
         """
         if version < 1:
             raise InvalidInput("version must be at least 1: 0 is the base model", reason="BAD_VERSION")
-        directory = self._directory(uri)
+        directory = policy_directory(uri, self._settings.root)
         async with self._changes:
             self._refuse_known(version)
-            manifest, digest = await asyncio.to_thread(_verified, directory)
+            manifest, digest = await asyncio.to_thread(verified, directory)
             self._refuse_foreign(version, manifest, digest, directory)
             await self._make_room(version)
             staged = await self._engine.stage(directory, manifest)
@@ -262,20 +260,6 @@ class PolicyBook:
         loaded = ", ".join(str(version) for version in sorted(self._entries))
         return f"active is {self._active}, loaded are {loaded}"
 
-    def _directory(self, uri: str) -> Path:
-        if not uri:
-            raise InvalidInput("uri is empty: name the policy's directory", reason="BAD_URI")
-        scheme, separator, rest = uri.partition("://")
-        if separator and scheme != "file":
-            raise InvalidInput(f"{scheme}:// is not supported: name a directory", reason="BAD_URI")
-        directory = Path(rest if separator else uri)
-        if "\0" in uri or not directory.is_absolute():
-            raise InvalidInput(f"uri must be an absolute path, not {uri!r}", reason="BAD_URI")
-        root = self._settings.root
-        if root is not None and not directory.resolve().is_relative_to(root.resolve()):
-            raise PermissionDenied(f"{uri} is not under {root} (policies.root)", reason="OUTSIDE_ROOT")
-        return directory
-
     def _refuse_known(self, version: int) -> None:
         if version in self._entries:
             info = self._entries[version].info
@@ -347,16 +331,3 @@ class PolicyBook:
         with self._lock:
             del self._entries[version]
         logger.info("policy retired", extra={"policy_version": version})
-
-
-def _verified(directory: Path) -> tuple[PolicyManifest, str]:
-    try:
-        return verify(directory), manifest_digest(directory)
-    except ManifestError as error:
-        raise _typed(error) from error
-
-
-def _typed(error: ManifestError) -> SightlineError:
-    classes: dict[str, type[SightlineError]] = {"MISSING_DIRECTORY": NotFound, "CHANGED_FILE": DataCorrupted}
-    cls = classes.get(error.reason, PreconditionFailed)
-    return cls(str(error), reason=f"POLICY_{error.reason}", metadata={"file": error.file})

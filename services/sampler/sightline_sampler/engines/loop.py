@@ -21,9 +21,10 @@ import torch
 from sightline_chassis.errors import DeadlineExceeded, InternalError, SightlineError, Unavailable
 
 from sightline_sampler.engines.kv import SLOT_STEP, round_up
-from sightline_sampler.engines.lane import Finished, Lane, Request
+from sightline_sampler.engines.lane import Lane
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prefill import Prefiller, Prefix
+from sightline_sampler.engines.rows import Finished, Request
 from sightline_sampler.engines.weights import Weights
 
 logger = logging.getLogger(__name__)

@@ -23,10 +23,11 @@ from sightline_chassis.errors import PreconditionFailed
 
 from sightline_sampler.engines import attention, seeds
 from sightline_sampler.engines.base import SampleWork, SamplingParams
-from sightline_sampler.engines.lane import Lane, Request
+from sightline_sampler.engines.lane import Lane
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prefill import Prefiller
 from sightline_sampler.engines.prompts import Prepared, PromptBuilder
+from sightline_sampler.engines.rows import Request
 
 logger = logging.getLogger(__name__)
 

@@ -27,11 +27,11 @@ from sightline_chassis.errors import InvalidInput, Unavailable
 
 from sightline_sampler.engines import selfcheck, teacher
 from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
-from sightline_sampler.engines.lane import Finished, Request
 from sightline_sampler.engines.loop import DecodeLoop
 from sightline_sampler.engines.model import BaseModel, load_base
 from sightline_sampler.engines.prefill import FeatureCache, Prefiller
 from sightline_sampler.engines.prompts import Prepared, PromptBuilder
+from sightline_sampler.engines.rows import Finished, Request
 from sightline_sampler.engines.weights import Weights
 from sightline_sampler.images import decode
 from sightline_sampler.manifest import PolicyManifest

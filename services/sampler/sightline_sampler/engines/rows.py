@@ -1,0 +1,113 @@
+"""The rows of a lane, without the model: whose they are, how far they are, what was drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Literal
+
+import numpy as np
+
+from sightline_sampler.engines import seeds
+from sightline_sampler.engines.base import SampleWork
+from sightline_sampler.engines.kv import Order
+from sightline_sampler.engines.prompts import Prepared
+from sightline_sampler.types import Logprobs, TokenIds
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Finished:
+    """A candidate as the decoding thread hands it out: ids and log-probabilities (n,), version that sampled them."""
+
+    index: int
+    token_ids: TokenIds
+    logprobs: Logprobs
+    behaviour: Logprobs
+    reason: Literal["eos", "length"]
+    version: int
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """One prompt on its way through the engine. `version` and `limit` are set by the decoding thread and its caller."""
+
+    work: SampleWork
+    prepared: Prepared
+    limit: int
+    events: asyncio.Queue[Finished | BaseException]
+    version: int = -1
+    admitted: int = 0
+    left: int = 0
+    cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.left = len(self.work.seeds)
+
+
+class Rows:
+    """Book-keeping of the rows. `reorder` follows what the cache does; what is long per row stays in its `home`."""
+
+    _FLAT = ("index", "length", "shift", "generated", "limit", "temperature", "top_p", "top_k", "home")
+    _WIDE = ("uniforms", "tokens", "logprobs", "behaviour")
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.index = np.empty(0, np.int64)
+        self.length = np.empty(0, np.int64)  # tokens in the cache: the slot of the next one
+        self.shift = np.empty(0, np.int64)
+        self.generated = np.empty(0, np.int64)
+        self.limit = np.empty(0, np.int64)
+        self.temperature = np.empty(0, np.float64)
+        self.top_p = np.empty(0, np.float64)
+        self.top_k = np.empty(0, np.int64)
+        self.home = np.empty(0, np.int64)
+        self.uniforms = np.empty((0, 0), np.float64)
+        self.tokens = np.empty((0, 0), np.int64)
+        self.logprobs = np.empty((0, 0), np.float32)
+        self.behaviour = np.empty((0, 0), np.float32)
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def add(self, request: Request, indices: range, length: int, shift: int) -> None:
+        """Adds candidates `indices` of a request."""
+        count, limit, params = len(indices), request.limit, request.work.params
+        self.requests += [request] * count
+        home = self._homes(count, limit)
+        new = {
+            "index": indices,
+            "length": length,
+            "shift": shift,
+            "generated": 0,
+            "limit": limit,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k,
+            "home": home,
+        }
+        for name in self._FLAT:
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.broadcast_to(np.asarray(new[name], column.dtype), count)]))
+        self.uniforms[home, :limit] = seeds.uniforms([request.work.seeds[i] for i in indices], limit)
+
+    def reorder(self, order: Order) -> None:
+        """Row i is what row order[i] was; rows that are not in `order` are gone."""
+        if len(order) < len(self):
+            self._free += np.delete(self.home, order).tolist()
+        self.requests = [self.requests[i] for i in order.tolist()]
+        for name in self._FLAT:
+            setattr(self, name, getattr(self, name)[order])
+
+    def _homes(self, count: int, width: int) -> list[int]:
+        have, wide = self.uniforms.shape
+        more = max(0, count - len(self._free))
+        if more or width > wide:
+            rows, width = have + max(more, have // 2 if more else 0), max(width, wide)
+            for name in self._WIDE:
+                old = getattr(self, name)
+                new = np.zeros((rows, width), old.dtype)
+                new[:have, :wide] = old
+                setattr(self, name, new)
+            self._free += range(have, rows)
+        return [self._free.pop() for _ in range(count)]

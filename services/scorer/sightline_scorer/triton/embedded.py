@@ -51,7 +51,7 @@ class EmbeddedTriton:
         self._build = build
         self._installation: Installation | None = None
         self._own_work_dir = settings.work_dir is None
-        self._work = settings.work_dir or Path(tempfile.mkdtemp(prefix="sightline-scorer-"))
+        self._work = settings.work_dir or Path()
         self._process: asyncio.subprocess.Process | None = None
         self._building: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -82,6 +82,8 @@ class EmbeddedTriton:
         Raises TritonNotInstalled, TritonFailed, and what building the repository raises.
         """
         self._installation = find(self._settings.home)
+        if self._own_work_dir:
+            self._work = Path(tempfile.mkdtemp(prefix="sightline-scorer-"))
         self._work.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self._work / "repository", ignore_errors=True)
         self._building = asyncio.create_task(asyncio.to_thread(self._build, self._work / "repository"))
@@ -99,8 +101,8 @@ class EmbeddedTriton:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watch
         await self._end()
-        if self._own_work_dir:
-            await asyncio.to_thread(shutil.rmtree, self._work, ignore_errors=True)
+        if self._own_work_dir and self._building is not None:
+            shutil.rmtree(self._work, ignore_errors=True)  # a few small files
 
     async def restart(self, why: str) -> None:
         """End a Triton that hangs; the supervision starts it again."""

@@ -72,7 +72,6 @@ class Loop:
             version, parts = self._iterate(iteration, version)
             table.append(self._evaluate(iteration, version=version, parts=parts))
             write_json(self.dir.metrics, table)
-        write_json(self.dir.metrics, table)
         self._tell("end", recipe.iterations, message=f"done: {self.dir.metrics}")
         return table
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from sightline_chassis.errors import Overloaded, SightlineError, Unavailable
+from sightline_chassis.errors import Overloaded, Unavailable
 
 T = TypeVar("T")
 
@@ -32,5 +32,3 @@ async def patiently(call: Callable[[], Awaitable[T]], *, limit: float = 90.0) ->
                 raise
             await asyncio.sleep(wait)
             pause = min(2 * pause, 5.0)
-        except SightlineError:
-            raise

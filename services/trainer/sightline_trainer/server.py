@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline_chassis.errors import InvalidInput, NotFound, Unavailable
 from sightline_chassis.service import Service, serve
-from sightline_chassis.settings import load_settings
+from sightline_chassis.settings import SettingsError, load_settings
 
 from sightline_trainer.events import read_events
 from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
@@ -153,10 +154,14 @@ class TrainerService(Service):
 def main(config: Path | None, overrides: list[str]) -> int:
     """Serve until SIGTERM; the run under way is left unfinished and goes on at the next start.
 
-    Raises:
-        SettingsError: the settings can't be used.
+    Returns:
+        The exit code: 0 after an orderly end, 1 where it could not start, 2 for unusable settings.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    settings = load_settings(TrainerSettings, service="trainer", config=config, overrides=overrides)
+    try:
+        settings = load_settings(TrainerSettings, service="trainer", config=config, overrides=overrides)
+    except SettingsError as error:
+        print(f"sightline-trainer: {error}", file=sys.stderr)
+        return 2
     return serve(TrainerService(settings), settings)

@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types protos playground constraints clean
+.PHONY: help demo test test-slow lint types protos playground constraints clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -16,8 +16,11 @@ help:  ## List the targets
 demo: $(READY)  ## Watch the loop close: three services, three iterations, about five minutes on two cores
 	$(BIN)/sightline demo
 
-test: $(READY)  ## The whole test suite
-	$(BIN)/python -m pytest $(ARGS)
+test: $(READY)  ## The test suite, but for what is slow or needs a GPU
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(READY)  ## The slow tests: chaos, full matrices, fuzzing at length
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(READY)  ## Format check, linter, types, protos
 	$(BIN)/ruff format --check .

@@ -58,10 +58,20 @@ class ScorerServiceStub(object):
                 request_serializer=sightline__scorer_dot_v1_dot_scorer__pb2.UploadImagesRequest.SerializeToString,
                 response_deserializer=sightline__scorer_dot_v1_dot_scorer__pb2.UploadImagesResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/sightline_scorer.v1.ScorerService/Embed',
+                request_serializer=sightline__scorer_dot_v1_dot_scorer__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=sightline__scorer_dot_v1_dot_scorer__pb2.EmbedResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/sightline_scorer.v1.ScorerService/ListModels',
                 request_serializer=sightline__scorer_dot_v1_dot_scorer__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=sightline__scorer_dot_v1_dot_scorer__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.ReloadModels = channel.unary_unary(
+                '/sightline_scorer.v1.ScorerService/ReloadModels',
+                request_serializer=sightline__scorer_dot_v1_dot_scorer__pb2.ReloadModelsRequest.SerializeToString,
+                response_deserializer=sightline__scorer_dot_v1_dot_scorer__pb2.ReloadModelsResponse.FromString,
                 _registered_method=True)
 
 
@@ -102,9 +112,26 @@ class ScorerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """Embed answers the embeddings themselves, of images, texts or both. Every item has its own
+        outcome.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """ListModels names the models that can be asked for, with the digests that make a score
         reproducible, and the limits of the service.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReloadModels(self, request, context):
+        """ReloadModels reads the service's settings again and serves what changed: new weights are
+        loaded and warmed while the old ones serve on, then take over; the old ones leave when their
+        last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does the same).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -133,10 +160,20 @@ def add_ScorerServiceServicer_to_server(servicer, server):
                     request_deserializer=sightline__scorer_dot_v1_dot_scorer__pb2.UploadImagesRequest.FromString,
                     response_serializer=sightline__scorer_dot_v1_dot_scorer__pb2.UploadImagesResponse.SerializeToString,
             ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=sightline__scorer_dot_v1_dot_scorer__pb2.EmbedRequest.FromString,
+                    response_serializer=sightline__scorer_dot_v1_dot_scorer__pb2.EmbedResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=sightline__scorer_dot_v1_dot_scorer__pb2.ListModelsRequest.FromString,
                     response_serializer=sightline__scorer_dot_v1_dot_scorer__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'ReloadModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReloadModels,
+                    request_deserializer=sightline__scorer_dot_v1_dot_scorer__pb2.ReloadModelsRequest.FromString,
+                    response_serializer=sightline__scorer_dot_v1_dot_scorer__pb2.ReloadModelsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -262,6 +299,33 @@ class ScorerService(object):
             _registered_method=True)
 
     @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline_scorer.v1.ScorerService/Embed',
+            sightline__scorer_dot_v1_dot_scorer__pb2.EmbedRequest.SerializeToString,
+            sightline__scorer_dot_v1_dot_scorer__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListModels(request,
             target,
             options=(),
@@ -278,6 +342,33 @@ class ScorerService(object):
             '/sightline_scorer.v1.ScorerService/ListModels',
             sightline__scorer_dot_v1_dot_scorer__pb2.ListModelsRequest.SerializeToString,
             sightline__scorer_dot_v1_dot_scorer__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReloadModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline_scorer.v1.ScorerService/ReloadModels',
+            sightline__scorer_dot_v1_dot_scorer__pb2.ReloadModelsRequest.SerializeToString,
+            sightline__scorer_dot_v1_dot_scorer__pb2.ReloadModelsResponse.FromString,
             options,
             channel_credentials,
             insecure,

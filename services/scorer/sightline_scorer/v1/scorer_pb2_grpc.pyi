@@ -43,9 +43,18 @@ class ScorerServiceStub:
     """FindMissingImages answers which of the named images the service does not hold."""
     UploadImages: grpc.StreamUnaryMultiCallable[sightline_scorer.v1.scorer_pb2.UploadImagesRequest, sightline_scorer.v1.scorer_pb2.UploadImagesResponse]
     """UploadImages stores images, so that later requests can name them by their digest."""
+    Embed: grpc.UnaryUnaryMultiCallable[sightline_scorer.v1.scorer_pb2.EmbedRequest, sightline_scorer.v1.scorer_pb2.EmbedResponse]
+    """Embed answers the embeddings themselves, of images, texts or both. Every item has its own
+    outcome.
+    """
     ListModels: grpc.UnaryUnaryMultiCallable[sightline_scorer.v1.scorer_pb2.ListModelsRequest, sightline_scorer.v1.scorer_pb2.ListModelsResponse]
     """ListModels names the models that can be asked for, with the digests that make a score
     reproducible, and the limits of the service.
+    """
+    ReloadModels: grpc.UnaryUnaryMultiCallable[sightline_scorer.v1.scorer_pb2.ReloadModelsRequest, sightline_scorer.v1.scorer_pb2.ReloadModelsResponse]
+    """ReloadModels reads the service's settings again and serves what changed: new weights are
+    loaded and warmed while the old ones serve on, then take over; the old ones leave when their
+    last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does the same).
     """
 
 @typing.type_check_only
@@ -69,9 +78,18 @@ class ScorerServiceAsyncStub(ScorerServiceStub):
     """FindMissingImages answers which of the named images the service does not hold."""
     UploadImages: grpc.aio.StreamUnaryMultiCallable[sightline_scorer.v1.scorer_pb2.UploadImagesRequest, sightline_scorer.v1.scorer_pb2.UploadImagesResponse]  # type: ignore[assignment]
     """UploadImages stores images, so that later requests can name them by their digest."""
+    Embed: grpc.aio.UnaryUnaryMultiCallable[sightline_scorer.v1.scorer_pb2.EmbedRequest, sightline_scorer.v1.scorer_pb2.EmbedResponse]  # type: ignore[assignment]
+    """Embed answers the embeddings themselves, of images, texts or both. Every item has its own
+    outcome.
+    """
     ListModels: grpc.aio.UnaryUnaryMultiCallable[sightline_scorer.v1.scorer_pb2.ListModelsRequest, sightline_scorer.v1.scorer_pb2.ListModelsResponse]  # type: ignore[assignment]
     """ListModels names the models that can be asked for, with the digests that make a score
     reproducible, and the limits of the service.
+    """
+    ReloadModels: grpc.aio.UnaryUnaryMultiCallable[sightline_scorer.v1.scorer_pb2.ReloadModelsRequest, sightline_scorer.v1.scorer_pb2.ReloadModelsResponse]  # type: ignore[assignment]
+    """ReloadModels reads the service's settings again and serves what changed: new weights are
+    loaded and warmed while the old ones serve on, then take over; the old ones leave when their
+    last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does the same).
     """
 
 class ScorerServiceServicer(metaclass=abc.ABCMeta):
@@ -118,6 +136,16 @@ class ScorerServiceServicer(metaclass=abc.ABCMeta):
         """UploadImages stores images, so that later requests can name them by their digest."""
 
     @abc.abstractmethod
+    def Embed(
+        self,
+        request: sightline_scorer.v1.scorer_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sightline_scorer.v1.scorer_pb2.EmbedResponse, collections.abc.Awaitable[sightline_scorer.v1.scorer_pb2.EmbedResponse]]:
+        """Embed answers the embeddings themselves, of images, texts or both. Every item has its own
+        outcome.
+        """
+
+    @abc.abstractmethod
     def ListModels(
         self,
         request: sightline_scorer.v1.scorer_pb2.ListModelsRequest,
@@ -125,6 +153,17 @@ class ScorerServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[sightline_scorer.v1.scorer_pb2.ListModelsResponse, collections.abc.Awaitable[sightline_scorer.v1.scorer_pb2.ListModelsResponse]]:
         """ListModels names the models that can be asked for, with the digests that make a score
         reproducible, and the limits of the service.
+        """
+
+    @abc.abstractmethod
+    def ReloadModels(
+        self,
+        request: sightline_scorer.v1.scorer_pb2.ReloadModelsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sightline_scorer.v1.scorer_pb2.ReloadModelsResponse, collections.abc.Awaitable[sightline_scorer.v1.scorer_pb2.ReloadModelsResponse]]:
+        """ReloadModels reads the service's settings again and serves what changed: new weights are
+        loaded and warmed while the old ones serve on, then take over; the old ones leave when their
+        last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does the same).
         """
 
 def add_ScorerServiceServicer_to_server(servicer: ScorerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import scorer_models
-from sightline_chassis.service import Addresses, serving
+from sightline_chassis.process import Addresses, serving
 from sightline_chassis.settings import load_settings
 from sightline_scorer.settings import ScorerSettings
 from sightline_scorer.v1 import scorer_pb2 as pb

@@ -18,7 +18,8 @@ from pydantic import Field
 from sightline_chassis import logs
 from sightline_chassis.channel import open_aio_channel
 from sightline_chassis.errors import InvalidInput, PreconditionFailed, Unavailable
-from sightline_chassis.service import Addresses, Service, serve, serving
+from sightline_chassis.process import Addresses, serve, serving
+from sightline_chassis.service import Service
 from sightline_chassis.settings import Section, ServiceSettings, load_settings
 from sightline_sampler.v1 import sampler_pb2 as sampler
 from sightline_sampler.v1 import sampler_pb2_grpc as sampler_grpc

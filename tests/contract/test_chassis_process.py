@@ -16,7 +16,7 @@ import grpc
 import pytest
 from chassis_probe import Client, Probe, ProbeSettings
 from sightline_chassis.errors import Unavailable, typed_errors
-from sightline_chassis.service import BindError, serving
+from sightline_chassis.process import BindError, serving
 from test_chassis_admission import health
 
 PROBE = Path(__file__).with_name("chassis_probe.py")

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import grpc
 from grpc_reflection.v1alpha import reflection
@@ -20,9 +19,7 @@ from sightline_chassis.admission import Admission
 from sightline_chassis.health import Health
 from sightline_chassis.interceptors import INFRASTRUCTURE, Interceptor
 from sightline_chassis.sections import ServerSettings, ServiceSettings
-
-if TYPE_CHECKING:
-    from sightline_chassis.service import Service
+from sightline_chassis.service import Service
 
 LOG = logging.getLogger(__name__)
 BEAT_SECONDS = 0.1

@@ -3,36 +3,29 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-
-def main(config: Path | None, overrides: Sequence[str]) -> int:
-    """Serves until told to stop.
-
-    Args:
-        config: a YAML file of settings, or None.
-        overrides: "section.key=value" from the command line.
-
-    Returns:
-        The exit code: 0 after an orderly end, 1 where it could not start, 2 for unusable settings.
-    """
-    from sightline_chassis.settings import SettingsError, load_settings
+if TYPE_CHECKING:
+    from sightline_chassis.service import Service
 
     from sightline_sampler.settings import SamplerSettings
 
-    try:
-        settings = load_settings(SamplerSettings, service="sampler", config=config, overrides=list(overrides))
-    except SettingsError as error:
-        print(f"sightline-sampler: {error}", file=sys.stderr)
-        return 2
+
+def main(config: Path | None, overrides: Sequence[str]) -> int:
+    """Serves until told to stop; see `sightline_chassis.process.run` for arguments and exit codes."""
+    from sightline_chassis.process import run
+
+    from sightline_sampler.settings import SamplerSettings
+
+    return run("sampler", SamplerSettings, _make, config=config, overrides=overrides)
+
+
+def _make(settings: SamplerSettings) -> Service:
     # Threads that wait for each other by spinning are many times slower where cores are shared. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-
-    from sightline_chassis.service import serve
-
     from sightline_sampler.service import SamplerService
 
-    return serve(SamplerService(settings), settings)
+    return SamplerService(settings)

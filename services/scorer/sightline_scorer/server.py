@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sightline_chassis.settings import SettingsError, load_settings
+if TYPE_CHECKING:
+    from sightline_chassis.service import Service
+
+    from sightline_scorer.settings import ScorerSettings
 
 
 def main(config: Path | None, overrides: Sequence[str]) -> int:
-    """Serve until told to stop.
+    """Serve until told to stop; see `sightline_chassis.process.run` for arguments and exit codes."""
+    from sightline_chassis.process import run
 
-    Args:
-        config: a YAML file of settings, or None.
-        overrides: "section.key=value" from the command line.
-
-    Returns:
-        The exit code: 0 after an orderly end, 1 where it could not start, 2 for unusable settings.
-    """
     from sightline_scorer.settings import ScorerSettings
 
-    try:
-        settings = load_settings(ScorerSettings, service="scorer", config=config, overrides=list(overrides))
-    except SettingsError as error:
-        print(f"sightline-scorer: {error}", file=sys.stderr)
-        return 2
+    return run("scorer", ScorerSettings, _make, config=config, overrides=overrides)
 
-    from sightline_chassis.service import serve
 
+def _make(settings: ScorerSettings) -> Service:
     from sightline_scorer.service import ScorerService
 
     # open_clip tells every step on the root logger, at info; a filter there leaves named loggers alone.
     logging.getLogger().addFilter(lambda record: record.levelno >= logging.WARNING)
-    return serve(ScorerService(settings), settings)
+    return ScorerService(settings)

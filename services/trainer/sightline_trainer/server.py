@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 from sightline_chassis.errors import InvalidInput, NotFound, Unavailable
-from sightline_chassis.service import Service, serve
-from sightline_chassis.settings import SettingsError, load_settings
+from sightline_chassis.process import run
+from sightline_chassis.service import Service
 
 from sightline_trainer.events import read_events
 from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
@@ -151,17 +150,11 @@ class TrainerService(Service):
         await asyncio.to_thread(self.runs.close)
 
 
-def main(config: Path | None, overrides: list[str]) -> int:
+def main(config: Path | None, overrides: Sequence[str]) -> int:
     """Serve until SIGTERM; the run under way is left unfinished and goes on at the next start.
 
-    Returns:
-        The exit code: 0 after an orderly end, 1 where it could not start, 2 for unusable settings.
+    See `sightline_chassis.process.run` for arguments and exit codes.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
-        settings = load_settings(TrainerSettings, service="trainer", config=config, overrides=overrides)
-    except SettingsError as error:
-        print(f"sightline-trainer: {error}", file=sys.stderr)
-        return 2
-    return serve(TrainerService(settings), settings)
+    return run("trainer", TrainerSettings, TrainerService, config=config, overrides=overrides)

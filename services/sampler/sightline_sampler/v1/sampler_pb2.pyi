@@ -83,16 +83,116 @@ class PolicySelector(_message.Message):
     def __init__(self, exact: _Optional[int] = ..., at_least: _Optional[int] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("temperature", "top_p", "top_k", "max_tokens")
+    __slots__ = ("temperature", "top_p", "top_k", "max_tokens", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    BEAMS_FIELD_NUMBER: _ClassVar[int]
+    DISTORTION_FIELD_NUMBER: _ClassVar[int]
+    GUIDANCE_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     top_k: int
     max_tokens: int
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    min_p: float
+    repetition_penalty: float
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    beams: DiverseBeams
+    distortion: Distortion
+    guidance: Guidance
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., beams: _Optional[_Union[DiverseBeams, _Mapping]] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ..., guidance: _Optional[_Union[Guidance, _Mapping]] = ...) -> None: ...
+
+class DiverseBeams(_message.Message):
+    __slots__ = ("groups", "diversity_penalty", "length_penalty")
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    groups: int
+    diversity_penalty: float
+    length_penalty: float
+    def __init__(self, groups: _Optional[int] = ..., diversity_penalty: _Optional[float] = ..., length_penalty: _Optional[float] = ...) -> None: ...
+
+class DiffusionNoise(_message.Message):
+    __slots__ = ("step", "seed")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    seed: int
+    def __init__(self, step: _Optional[int] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class PixelNoise(_message.Message):
+    __slots__ = ("step", "seed", "official")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    OFFICIAL_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    seed: int
+    official: bool
+    def __init__(self, step: _Optional[int] = ..., seed: _Optional[int] = ..., official: bool = ...) -> None: ...
+
+class Blur(_message.Message):
+    __slots__ = ("radius",)
+    RADIUS_FIELD_NUMBER: _ClassVar[int]
+    radius: float
+    def __init__(self, radius: _Optional[float] = ...) -> None: ...
+
+class Crop(_message.Message):
+    __slots__ = ("min_area", "max_area", "seed")
+    MIN_AREA_FIELD_NUMBER: _ClassVar[int]
+    MAX_AREA_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    min_area: float
+    max_area: float
+    seed: int
+    def __init__(self, min_area: _Optional[float] = ..., max_area: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Blank(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Distortion(_message.Message):
+    __slots__ = ("diffusion_noise", "pixel_noise", "blur", "crop", "blank")
+    DIFFUSION_NOISE_FIELD_NUMBER: _ClassVar[int]
+    PIXEL_NOISE_FIELD_NUMBER: _ClassVar[int]
+    BLUR_FIELD_NUMBER: _ClassVar[int]
+    CROP_FIELD_NUMBER: _ClassVar[int]
+    BLANK_FIELD_NUMBER: _ClassVar[int]
+    diffusion_noise: DiffusionNoise
+    pixel_noise: PixelNoise
+    blur: Blur
+    crop: Crop
+    blank: Blank
+    def __init__(self, diffusion_noise: _Optional[_Union[DiffusionNoise, _Mapping]] = ..., pixel_noise: _Optional[_Union[PixelNoise, _Mapping]] = ..., blur: _Optional[_Union[Blur, _Mapping]] = ..., crop: _Optional[_Union[Crop, _Mapping]] = ..., blank: _Optional[_Union[Blank, _Mapping]] = ...) -> None: ...
+
+class ContrastiveDecoding(_message.Message):
+    __slots__ = ("alpha", "beta", "distortion")
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    BETA_FIELD_NUMBER: _ClassVar[int]
+    DISTORTION_FIELD_NUMBER: _ClassVar[int]
+    alpha: float
+    beta: float
+    distortion: Distortion
+    def __init__(self, alpha: _Optional[float] = ..., beta: _Optional[float] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ...) -> None: ...
+
+class ImageFreeGuidance(_message.Message):
+    __slots__ = ("gamma", "distortion")
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    DISTORTION_FIELD_NUMBER: _ClassVar[int]
+    gamma: float
+    distortion: Distortion
+    def __init__(self, gamma: _Optional[float] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ...) -> None: ...
+
+class Guidance(_message.Message):
+    __slots__ = ("contrastive", "image_free")
+    CONTRASTIVE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FREE_FIELD_NUMBER: _ClassVar[int]
+    contrastive: ContrastiveDecoding
+    image_free: ImageFreeGuidance
+    def __init__(self, contrastive: _Optional[_Union[ContrastiveDecoding, _Mapping]] = ..., image_free: _Optional[_Union[ImageFreeGuidance, _Mapping]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
     __slots__ = ("request_id", "image", "prompt", "num_candidates", "seeds", "seed", "params", "policy")

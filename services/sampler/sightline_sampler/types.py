@@ -45,6 +45,86 @@ def at_least(version: int) -> AtLeast:
     return AtLeast(version)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiffusionNoise:
+    """Gaussian noise on the normalised pixels, as after `step` (0..999) steps of a diffusion; a seed, a picture."""
+
+    step: int
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PixelNoise:
+    """The same noise on pixels in [0, 1], as POVID's code; `official` lets values wrap around, else they are clamped."""
+
+    step: int
+    seed: int = 0
+    official: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blur:
+    """Gaussian blur; `radius` is the standard deviation in pixels of the image as sent."""
+
+    radius: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Crop:
+    """A random part of the image with a share of its area in `min_area`..`max_area`, enlarged to the whole's size."""
+
+    min_area: float = 0.01
+    max_area: float = 0.2
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blank:
+    """All normalised pixels 0: the mean colour."""
+
+
+Distortion: TypeAlias = DiffusionNoise | PixelNoise | Blur | Crop | Blank
+"""What is done to the image before the model sees it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contrast:
+    """Visual contrastive decoding: (1 + alpha) * clean - alpha * distorted, among tokens of at least `beta` times the
+    likeliest token's clean probability."""
+
+    distortion: Distortion = DiffusionNoise(500)
+    alpha: float = 1.0
+    beta: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageFree:
+    """Guidance towards the image: gamma * (clean - reference) + reference. The reference has no image, or a distorted
+    one."""
+
+    gamma: float = 1.5
+    distortion: Distortion | None = None
+
+
+Guidance: TypeAlias = Contrast | ImageFree
+"""A second forward that changes the logits."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Beams:
+    """Diverse group beam search: the K candidates are the beams, in `groups` groups that avoid each other's tokens.
+
+    Attributes:
+        groups: K must be a multiple; as many as K is what CSR does.
+        diversity_penalty: taken from a token's score for each beam of an earlier group that took it at the same step.
+        length_penalty: scores of ended beams are divided by length to this power.
+    """
+
+    groups: int
+    diversity_penalty: float = 1.0
+    length_penalty: float = 1.0
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Candidate:
     """One sampled response.
@@ -53,8 +133,8 @@ class Candidate:
         index: position among the K candidates.
         text: the text without special tokens.
         token_ids: sampled ids (n,), the end token included where it was sampled.
-        logprobs: log-probability of each token (n,) under the policy: temperature 1, nothing truncated or suppressed,
-            over the whole vocabulary; what teacher forcing gives.
+        logprobs: log-probability of each token (n,) under the policy: temperature 1, nothing truncated, penalised,
+            guided or suppressed, over the whole vocabulary; what teacher forcing gives on the same image.
         behaviour_logprobs: log-probability of each token (n,) under the distribution that it was drawn from; None
             where the engine cannot tell.
         finish_reason: "eos", "length" (max_tokens), "stop" or "aborted".

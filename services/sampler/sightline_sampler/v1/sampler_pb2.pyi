@@ -30,6 +30,13 @@ class PolicyState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     POLICY_STATE_ACTIVE: _ClassVar[PolicyState]
     POLICY_STATE_RETIRED: _ClassVar[PolicyState]
 
+class PauseMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PAUSE_MODE_UNSPECIFIED: _ClassVar[PauseMode]
+    PAUSE_MODE_DRAIN: _ClassVar[PauseMode]
+    PAUSE_MODE_ABORT: _ClassVar[PauseMode]
+    PAUSE_MODE_KEEP: _ClassVar[PauseMode]
+
 class LogprobMeaning(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     LOGPROB_MEANING_UNSPECIFIED: _ClassVar[LogprobMeaning]
@@ -57,6 +64,10 @@ POLICY_STATE_UNSPECIFIED: PolicyState
 POLICY_STATE_STAGED: PolicyState
 POLICY_STATE_ACTIVE: PolicyState
 POLICY_STATE_RETIRED: PolicyState
+PAUSE_MODE_UNSPECIFIED: PauseMode
+PAUSE_MODE_DRAIN: PauseMode
+PAUSE_MODE_ABORT: PauseMode
+PAUSE_MODE_KEEP: PauseMode
 LOGPROB_MEANING_UNSPECIFIED: LogprobMeaning
 LOGPROB_MEANING_POLICY: LogprobMeaning
 LOGPROB_MEANING_BEHAVIOUR: LogprobMeaning
@@ -195,7 +206,7 @@ class Guidance(_message.Message):
     def __init__(self, contrastive: _Optional[_Union[ContrastiveDecoding, _Mapping]] = ..., image_free: _Optional[_Union[ImageFreeGuidance, _Mapping]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("request_id", "image", "prompt", "num_candidates", "seeds", "seed", "params", "policy")
+    __slots__ = ("request_id", "image", "prompt", "num_candidates", "seeds", "seed", "params", "policy", "indices")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +215,7 @@ class SampleRequest(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    INDICES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: Image
     prompt: str
@@ -212,7 +224,8 @@ class SampleRequest(_message.Message):
     seed: int
     params: SamplingParams
     policy: PolicySelector
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., num_candidates: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ...) -> None: ...
+    indices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., num_candidates: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("index", "text", "token_ids", "logprobs", "behaviour_logprobs", "finish_reason", "seed", "policy_version")
@@ -277,7 +290,7 @@ class ScoreTokensResponse(_message.Message):
     def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., policy_version: _Optional[int] = ...) -> None: ...
 
 class PolicyInfo(_message.Message):
-    __slots__ = ("version", "kind", "state", "digest", "base_digest", "parent_version", "uri", "run_id", "iteration", "tensors")
+    __slots__ = ("version", "kind", "state", "digest", "base_digest", "parent_version", "uri", "run_id", "iteration", "tensors", "changed_modules", "arrival")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -288,6 +301,8 @@ class PolicyInfo(_message.Message):
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     ITERATION_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_MODULES_FIELD_NUMBER: _ClassVar[int]
+    ARRIVAL_FIELD_NUMBER: _ClassVar[int]
     version: int
     kind: PolicyKind
     state: PolicyState
@@ -298,15 +313,65 @@ class PolicyInfo(_message.Message):
     run_id: str
     iteration: int
     tensors: int
-    def __init__(self, version: _Optional[int] = ..., kind: _Optional[_Union[PolicyKind, str]] = ..., state: _Optional[_Union[PolicyState, str]] = ..., digest: _Optional[str] = ..., base_digest: _Optional[str] = ..., parent_version: _Optional[int] = ..., uri: _Optional[str] = ..., run_id: _Optional[str] = ..., iteration: _Optional[int] = ..., tensors: _Optional[int] = ...) -> None: ...
+    changed_modules: int
+    arrival: Arrival
+    def __init__(self, version: _Optional[int] = ..., kind: _Optional[_Union[PolicyKind, str]] = ..., state: _Optional[_Union[PolicyState, str]] = ..., digest: _Optional[str] = ..., base_digest: _Optional[str] = ..., parent_version: _Optional[int] = ..., uri: _Optional[str] = ..., run_id: _Optional[str] = ..., iteration: _Optional[int] = ..., tensors: _Optional[int] = ..., changed_modules: _Optional[int] = ..., arrival: _Optional[_Union[Arrival, _Mapping]] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("image", "prompt", "token_ids", "logprobs", "previous_logprobs")
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    image: Image
+    prompt: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    previous_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., previous_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Arrival(_message.Message):
+    __slots__ = ("passed", "reason", "previous_version", "probes", "tokens", "changed", "correlation", "required_correlation", "gap", "previous_gap", "moved", "trainer_moved", "sampled_gap", "engine")
+    PASSED_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_FIELD_NUMBER: _ClassVar[int]
+    CORRELATION_FIELD_NUMBER: _ClassVar[int]
+    REQUIRED_CORRELATION_FIELD_NUMBER: _ClassVar[int]
+    GAP_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_GAP_FIELD_NUMBER: _ClassVar[int]
+    MOVED_FIELD_NUMBER: _ClassVar[int]
+    TRAINER_MOVED_FIELD_NUMBER: _ClassVar[int]
+    SAMPLED_GAP_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    passed: bool
+    reason: str
+    previous_version: int
+    probes: int
+    tokens: int
+    changed: float
+    correlation: float
+    required_correlation: float
+    gap: float
+    previous_gap: float
+    moved: float
+    trainer_moved: float
+    sampled_gap: float
+    engine: str
+    def __init__(self, passed: bool = ..., reason: _Optional[str] = ..., previous_version: _Optional[int] = ..., probes: _Optional[int] = ..., tokens: _Optional[int] = ..., changed: _Optional[float] = ..., correlation: _Optional[float] = ..., required_correlation: _Optional[float] = ..., gap: _Optional[float] = ..., previous_gap: _Optional[float] = ..., moved: _Optional[float] = ..., trainer_moved: _Optional[float] = ..., sampled_gap: _Optional[float] = ..., engine: _Optional[str] = ...) -> None: ...
 
 class StagePolicyRequest(_message.Message):
-    __slots__ = ("uri", "version")
+    __slots__ = ("uri", "version", "probes")
     URI_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
     uri: str
     version: int
-    def __init__(self, uri: _Optional[str] = ..., version: _Optional[int] = ...) -> None: ...
+    probes: _containers.RepeatedCompositeFieldContainer[Probe]
+    def __init__(self, uri: _Optional[str] = ..., version: _Optional[int] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ...) -> None: ...
 
 class StagePolicyResponse(_message.Message):
     __slots__ = ("policy",)
@@ -315,10 +380,12 @@ class StagePolicyResponse(_message.Message):
     def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
 
 class ActivatePolicyRequest(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "probes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    PROBES_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    probes: _containers.RepeatedCompositeFieldContainer[Probe]
+    def __init__(self, version: _Optional[int] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ...) -> None: ...
 
 class ActivatePolicyResponse(_message.Message):
     __slots__ = ("policy", "previous_version")
@@ -356,6 +423,26 @@ class ListPoliciesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class PauseRequest(_message.Message):
+    __slots__ = ("mode",)
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    mode: PauseMode
+    def __init__(self, mode: _Optional[_Union[PauseMode, str]] = ...) -> None: ...
+
+class PauseResponse(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: int
+    def __init__(self, requests: _Optional[int] = ...) -> None: ...
+
+class ResumeRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResumeResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class ListPoliciesResponse(_message.Message):
     __slots__ = ("policies", "capabilities")
     POLICIES_FIELD_NUMBER: _ClassVar[int]
@@ -365,7 +452,7 @@ class ListPoliciesResponse(_message.Message):
     def __init__(self, policies: _Optional[_Iterable[_Union[PolicyInfo, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels")
+    __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels", "native_k", "scores", "params", "keeps")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -380,6 +467,10 @@ class Capabilities(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MAX_IMAGE_PIXELS_FIELD_NUMBER: _ClassVar[int]
+    NATIVE_K_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_FIELD_NUMBER: _ClassVar[int]
     engine: str
     model: str
     logprobs: LogprobMeaning
@@ -394,4 +485,8 @@ class Capabilities(_message.Message):
     max_tokens: int
     max_image_bytes: int
     max_image_pixels: int
-    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., logprobs: _Optional[_Union[LogprobMeaning, str]] = ..., logprob_dtype: _Optional[str] = ..., seeds: bool = ..., token_ids: bool = ..., lora: _Optional[_Union[SwapMode, str]] = ..., full: _Optional[_Union[SwapMode, str]] = ..., multi_version: bool = ..., prefix_shared: bool = ..., max_candidates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ...) -> None: ...
+    native_k: bool
+    scores: bool
+    params: _containers.RepeatedScalarFieldContainer[str]
+    keeps: bool
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., logprobs: _Optional[_Union[LogprobMeaning, str]] = ..., logprob_dtype: _Optional[str] = ..., seeds: bool = ..., token_ids: bool = ..., lora: _Optional[_Union[SwapMode, str]] = ..., full: _Optional[_Union[SwapMode, str]] = ..., multi_version: bool = ..., prefix_shared: bool = ..., max_candidates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., native_k: bool = ..., scores: bool = ..., params: _Optional[_Iterable[str]] = ..., keeps: bool = ...) -> None: ...

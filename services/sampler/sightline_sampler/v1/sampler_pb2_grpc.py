@@ -73,6 +73,16 @@ class SamplerServiceStub(object):
                 request_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.ListPoliciesRequest.SerializeToString,
                 response_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.ListPoliciesResponse.FromString,
                 _registered_method=True)
+        self.Pause = channel.unary_unary(
+                '/sightline_sampler.v1.SamplerService/Pause',
+                request_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.PauseRequest.SerializeToString,
+                response_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.PauseResponse.FromString,
+                _registered_method=True)
+        self.Resume = channel.unary_unary(
+                '/sightline_sampler.v1.SamplerService/Resume',
+                request_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.ResumeRequest.SerializeToString,
+                response_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.ResumeResponse.FromString,
+                _registered_method=True)
 
 
 class SamplerServiceServicer(object):
@@ -134,6 +144,20 @@ class SamplerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Pause(self, request, context):
+        """Pause stops sampling until Resume; requests that come meanwhile wait.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Resume(self, request, context):
+        """Resume ends a pause; nothing happens where there is none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SamplerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -171,6 +195,16 @@ def add_SamplerServiceServicer_to_server(servicer, server):
                     servicer.ListPolicies,
                     request_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.ListPoliciesRequest.FromString,
                     response_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.ListPoliciesResponse.SerializeToString,
+            ),
+            'Pause': grpc.unary_unary_rpc_method_handler(
+                    servicer.Pause,
+                    request_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.PauseRequest.FromString,
+                    response_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.PauseResponse.SerializeToString,
+            ),
+            'Resume': grpc.unary_unary_rpc_method_handler(
+                    servicer.Resume,
+                    request_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.ResumeRequest.FromString,
+                    response_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.ResumeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -366,6 +400,60 @@ class SamplerService(object):
             '/sightline_sampler.v1.SamplerService/ListPolicies',
             sightline__sampler_dot_v1_dot_sampler__pb2.ListPoliciesRequest.SerializeToString,
             sightline__sampler_dot_v1_dot_sampler__pb2.ListPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Pause(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline_sampler.v1.SamplerService/Pause',
+            sightline__sampler_dot_v1_dot_sampler__pb2.PauseRequest.SerializeToString,
+            sightline__sampler_dot_v1_dot_sampler__pb2.PauseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Resume(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline_sampler.v1.SamplerService/Resume',
+            sightline__sampler_dot_v1_dot_sampler__pb2.ResumeRequest.SerializeToString,
+            sightline__sampler_dot_v1_dot_sampler__pb2.ResumeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -51,6 +51,10 @@ class SamplerServiceStub:
     """GetPolicy describes one policy, or the active one."""
     ListPolicies: grpc.UnaryUnaryMultiCallable[sightline_sampler.v1.sampler_pb2.ListPoliciesRequest, sightline_sampler.v1.sampler_pb2.ListPoliciesResponse]
     """ListPolicies describes all loaded policies, and what the engine can do."""
+    Pause: grpc.UnaryUnaryMultiCallable[sightline_sampler.v1.sampler_pb2.PauseRequest, sightline_sampler.v1.sampler_pb2.PauseResponse]
+    """Pause stops sampling until Resume; requests that come meanwhile wait."""
+    Resume: grpc.UnaryUnaryMultiCallable[sightline_sampler.v1.sampler_pb2.ResumeRequest, sightline_sampler.v1.sampler_pb2.ResumeResponse]
+    """Resume ends a pause; nothing happens where there is none."""
 
 @typing.type_check_only
 class SamplerServiceAsyncStub(SamplerServiceStub):
@@ -81,6 +85,10 @@ class SamplerServiceAsyncStub(SamplerServiceStub):
     """GetPolicy describes one policy, or the active one."""
     ListPolicies: grpc.aio.UnaryUnaryMultiCallable[sightline_sampler.v1.sampler_pb2.ListPoliciesRequest, sightline_sampler.v1.sampler_pb2.ListPoliciesResponse]  # type: ignore[assignment]
     """ListPolicies describes all loaded policies, and what the engine can do."""
+    Pause: grpc.aio.UnaryUnaryMultiCallable[sightline_sampler.v1.sampler_pb2.PauseRequest, sightline_sampler.v1.sampler_pb2.PauseResponse]  # type: ignore[assignment]
+    """Pause stops sampling until Resume; requests that come meanwhile wait."""
+    Resume: grpc.aio.UnaryUnaryMultiCallable[sightline_sampler.v1.sampler_pb2.ResumeRequest, sightline_sampler.v1.sampler_pb2.ResumeResponse]  # type: ignore[assignment]
+    """Resume ends a pause; nothing happens where there is none."""
 
 class SamplerServiceServicer(metaclass=abc.ABCMeta):
     """SamplerService samples candidates from a versioned policy and swaps policies while serving.
@@ -150,5 +158,21 @@ class SamplerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sightline_sampler.v1.sampler_pb2.ListPoliciesResponse, collections.abc.Awaitable[sightline_sampler.v1.sampler_pb2.ListPoliciesResponse]]:
         """ListPolicies describes all loaded policies, and what the engine can do."""
+
+    @abc.abstractmethod
+    def Pause(
+        self,
+        request: sightline_sampler.v1.sampler_pb2.PauseRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sightline_sampler.v1.sampler_pb2.PauseResponse, collections.abc.Awaitable[sightline_sampler.v1.sampler_pb2.PauseResponse]]:
+        """Pause stops sampling until Resume; requests that come meanwhile wait."""
+
+    @abc.abstractmethod
+    def Resume(
+        self,
+        request: sightline_sampler.v1.sampler_pb2.ResumeRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sightline_sampler.v1.sampler_pb2.ResumeResponse, collections.abc.Awaitable[sightline_sampler.v1.sampler_pb2.ResumeResponse]]:
+        """Resume ends a pause; nothing happens where there is none."""
 
 def add_SamplerServiceServicer_to_server(servicer: SamplerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

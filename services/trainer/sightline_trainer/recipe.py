@@ -92,7 +92,50 @@ class Dpo(Section):
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the model.")
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
+    train: Literal["lora", "full"] = Field(
+        "lora", description="lora: an adapter on the base model; full: the language model's own weights."
+    )
+    train_vision: bool = Field(
+        False,
+        description="With train: full, also the vision tower and the projector; their features can't be kept then.",
+    )
     lora: Lora = Field(default_factory=Lora)
+    label_smoothing: float = Field(
+        0.0, ge=0.0, lt=0.5, description="Share of pairs taken as turned round: robust, aot, exo_pair (needs > 0)."
+    )
+    ld_alpha: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="LD-DPO: weight of the tokens past the shorter side's length; null: all count.",
+    )
+    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = Field(
+        "reverse_kl", description="f-DPO: divergence between policy and reference."
+    )
+    discopop_tau: float = Field(0.05, gt=0.0, description="DiscoPOP: temperature of its blend.")
+    wpo: bool = Field(False, description="WPO: weight pairs by how likely the policy is to write them.")
+    margin_scale: float = Field(
+        0.0,
+        ge=0.0,
+        description="ODPO: the chosen side must win by this times the pair's `margin`; 0: it must win at all.",
+    )
+    povid_betas: tuple[float, float] = Field(
+        (0.05, 0.05), description="povid_paper: beta1 of the injected and beta2 of the noised image's rejected side."
+    )
+    shared_prefix: bool = Field(
+        True, description="Forward an image and prompt once for all its responses; false: as TRL does it."
+    )
+    image_cache_mb: int = Field(
+        512, ge=0, description="Image features of the frozen tower kept over steps and epochs, in MiB; 0: none."
+    )
+    carry: Literal["none", "optimizer"] = Field(
+        "none",
+        description="optimizer: its state goes on from iteration to iteration, and one schedule spans the run.",
+    )
+    launch: list[str] = Field(
+        default_factory=list,
+        description="Run the update in processes of this launcher, such as [accelerate, launch, --num_processes, '8'].",
+    )
     report_to: list[str] = Field(default_factory=list, description="TRL's trackers: tensorboard, wandb, trackio.")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -13,6 +15,7 @@ PolicyState = Literal["staged", "active", "retired"]
 PolicyKind = Literal["base", "lora", "merged", "full"]
 LogprobMeaning = Literal["policy", "behaviour", "both"]
 SwapMode = Literal["none", "restart", "hot"]
+PauseMode = Literal["drain", "abort", "keep"]
 
 TokenIds: TypeAlias = npt.NDArray[np.int64]
 Logprobs: TypeAlias = npt.NDArray[np.float32]
@@ -55,7 +58,7 @@ class DiffusionNoise:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PixelNoise:
-    """The same noise on pixels in [0, 1], as POVID's code; `official` lets values wrap around, else they are clamped."""
+    """The same noise on pixels in [0, 1], as in POVID's code; `official`: values wrap around as there, else clamped."""
 
     step: int
     seed: int = 0
@@ -134,7 +137,8 @@ class Candidate:
         text: the text without special tokens.
         token_ids: sampled ids (n,), the end token included where it was sampled.
         logprobs: log-probability of each token (n,) under the policy: temperature 1, nothing truncated, penalised,
-            guided or suppressed, over the whole vocabulary; what teacher forcing gives on the same image.
+            guided or suppressed, over the whole vocabulary; what teacher forcing gives on the same image. Empty (0,)
+            where the engine cannot tell: see `Capabilities.logprobs`.
         behaviour_logprobs: log-probability of each token (n,) under the distribution that it was drawn from; None
             where the engine cannot tell.
         finish_reason: "eos", "length" (max_tokens), "stop" or "aborted".
@@ -192,6 +196,64 @@ class TokenScores:
     policy_version: int
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A response that the trainer scored, so that the sampler can prove that its weights are the trainer's.
+
+    Attributes:
+        image: encoded bytes or a file; None for a text-only prompt.
+        prompt: the user's text.
+        token_ids: the response (n,), the end token included if it counts.
+        logprobs: the trainer's log-probability of each token (n,) under the new policy, in nats.
+        previous_logprobs: the same under the policy it was trained from; empty where it is not known, and then the
+            change cannot be compared.
+    """
+
+    image: bytes | str | os.PathLike[str] | None
+    prompt: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    previous_logprobs: Sequence[float] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrival:
+    """What the probes of a policy showed: whether its weights arrived. Numbers are over all probe tokens, in nats.
+
+    Attributes:
+        passed: whether the policy may answer.
+        reason: why not; empty where it passed.
+        previous_version: what the new version was compared with.
+        probes: number of responses.
+        tokens: number of their tokens.
+        changed: share of tokens whose log-probability differs, in any bit, from the engine's under the previous policy.
+        correlation: between the engine's change and the trainer's; None where it cannot be told.
+        required_correlation: the least that was asked for.
+        gap: mean |engine - trainer| under the new policy.
+        previous_gap: the same under the previous policy; None where the trainer did not send it.
+        moved: mean |new - previous| of the engine.
+        trainer_moved: mean |new - previous| of the trainer; None where it did not send it.
+        sampled_gap: mean |log-probability when sampled - when scored| of candidates drawn from the new policy; None
+            where none was drawn.
+        engine: its name and version.
+    """
+
+    passed: bool
+    reason: str
+    previous_version: int
+    probes: int
+    tokens: int
+    changed: float
+    correlation: float | None
+    required_correlation: float
+    gap: float
+    previous_gap: float | None
+    moved: float
+    trainer_moved: float | None
+    sampled_gap: float | None
+    engine: str
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class PolicyInfo:
     """A policy as the sampler knows it.
@@ -207,6 +269,8 @@ class PolicyInfo:
         run_id: the run that made it.
         iteration: the iteration that made it.
         tensors: number of tensors that it brings.
+        changed_modules: modules that it changes, as far as the engine compared them; 0 where it did not.
+        arrival: what its probes showed; None for a policy that came without any.
     """
 
     version: int
@@ -219,6 +283,8 @@ class PolicyInfo:
     run_id: str = ""
     iteration: int = 0
     tensors: int = 0
+    changed_modules: int = 0
+    arrival: Arrival | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -239,6 +305,10 @@ class Capabilities:
     max_tokens: int
     max_image_bytes: int
     max_image_pixels: int
+    native_k: bool = False
+    scores: bool = False
+    params: frozenset[str] = frozenset()
+    keeps: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

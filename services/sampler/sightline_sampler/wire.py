@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ import numpy as np
 from sightline_chassis.errors import InvalidInput
 
 from sightline_sampler import types
+from sightline_sampler.params import params_message
 from sightline_sampler.v1 import sampler_pb2 as pb
 
 _FINISH: Mapping[types.FinishReason, pb.FinishReason] = {
@@ -40,6 +42,12 @@ _SWAP: Mapping[types.SwapMode, pb.SwapMode] = {
     "none": pb.SWAP_MODE_NONE,
     "restart": pb.SWAP_MODE_RESTART,
     "hot": pb.SWAP_MODE_HOT,
+}
+
+_PAUSE: Mapping[types.PauseMode, pb.PauseMode] = {
+    "drain": pb.PAUSE_MODE_DRAIN,
+    "abort": pb.PAUSE_MODE_ABORT,
+    "keep": pb.PAUSE_MODE_KEEP,
 }
 
 K = TypeVar("K")
@@ -93,14 +101,11 @@ def sample_request(
     *,
     seeds: Sequence[int] | None,
     seed: int,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    max_tokens: int | None,
     policy: types.PolicySelector | None,
     request_id: str,
+    **params: Any,
 ) -> pb.SampleRequest:
-    """Builds the request; raises InvalidInput for numbers that do not fit its fields."""
+    """Builds the request; `params` go to `params_message`. Raises InvalidInput for what does not fit its fields."""
     try:
         return pb.SampleRequest(
             request_id=request_id,
@@ -109,7 +114,7 @@ def sample_request(
             num_candidates=n,
             seeds=seeds or (),
             seed=seed,
-            params=pb.SamplingParams(temperature=temperature, top_p=top_p, top_k=top_k, max_tokens=max_tokens),
+            params=params_message(**params),
             policy=selector_message(policy),
         )
     except (ValueError, TypeError) as error:  # out of range or of the wrong type
@@ -157,6 +162,43 @@ def summary_of(message: pb.SampleSummary) -> types.Summary:
     )
 
 
+def probe_message(probe: types.Probe) -> pb.Probe:
+    """A probe for the wire."""
+    return pb.Probe(
+        image=image_message(probe.image),
+        prompt=probe.prompt,
+        token_ids=[int(token) for token in probe.token_ids],
+        logprobs=[float(value) for value in probe.logprobs],
+        previous_logprobs=[float(value) for value in probe.previous_logprobs],
+    )
+
+
+def arrival_message(arrival: types.Arrival) -> pb.Arrival:
+    """What probes showed, for the wire."""
+    return pb.Arrival(**dataclasses.asdict(arrival))
+
+
+def arrival_of(message: pb.Arrival) -> types.Arrival:
+    """The inverse of `arrival_message`."""
+    values = {
+        field.name: getattr(message, field.name)
+        if not message.DESCRIPTOR.fields_by_name[field.name].has_presence or message.HasField(field.name)
+        else None
+        for field in dataclasses.fields(types.Arrival)
+    }
+    return types.Arrival(**values)
+
+
+def pause_message(mode: types.PauseMode) -> pb.PauseRequest:
+    """Asks for a pause."""
+    return pb.PauseRequest(mode=_PAUSE[mode])
+
+
+def pause_of(message: pb.PauseRequest) -> types.PauseMode:
+    """The mode that a request asks for."""
+    return "drain" if message.mode == pb.PAUSE_MODE_UNSPECIFIED else _back(_PAUSE, message.mode)
+
+
 def policy_message(policy: types.PolicyInfo) -> pb.PolicyInfo:
     """A policy for the wire."""
     return pb.PolicyInfo(
@@ -170,6 +212,8 @@ def policy_message(policy: types.PolicyInfo) -> pb.PolicyInfo:
         run_id=policy.run_id,
         iteration=policy.iteration,
         tensors=policy.tensors,
+        changed_modules=policy.changed_modules,
+        arrival=arrival_message(policy.arrival) if policy.arrival is not None else None,
     )
 
 
@@ -186,6 +230,8 @@ def policy_of(message: pb.PolicyInfo) -> types.PolicyInfo:
         run_id=message.run_id,
         iteration=message.iteration,
         tensors=message.tensors,
+        changed_modules=message.changed_modules,
+        arrival=arrival_of(message.arrival) if message.HasField("arrival") else None,
     )
 
 
@@ -206,6 +252,10 @@ def capabilities_message(capabilities: types.Capabilities) -> pb.Capabilities:
         max_tokens=capabilities.max_tokens,
         max_image_bytes=capabilities.max_image_bytes,
         max_image_pixels=capabilities.max_image_pixels,
+        native_k=capabilities.native_k,
+        scores=capabilities.scores,
+        params=sorted(capabilities.params),
+        keeps=capabilities.keeps,
     )
 
 
@@ -226,4 +276,8 @@ def capabilities_of(message: pb.Capabilities) -> types.Capabilities:
         max_tokens=message.max_tokens,
         max_image_bytes=message.max_image_bytes,
         max_image_pixels=message.max_image_pixels,
+        native_k=message.native_k,
+        scores=message.scores,
+        params=frozenset(message.params),
+        keeps=message.keeps,
     )

@@ -46,9 +46,17 @@ from sightline_sampler.manifest import (
 from sightline_sampler.streams import AsyncSampleStream, Image, SampleOptions, SampleStream, sample_request
 from sightline_sampler.types import (
     AtLeast,
+    Beams,
+    Blank,
+    Blur,
     Candidate,
     Capabilities,
+    Contrast,
+    Crop,
+    DiffusionNoise,
     Exact,
+    ImageFree,
+    PixelNoise,
     Policies,
     PolicyInfo,
     PolicySelector,
@@ -65,10 +73,18 @@ __all__ = [
     "AsyncSampleStream",
     "AsyncSamplerClient",
     "AtLeast",
+    "Beams",
+    "Blank",
+    "Blur",
     "Candidate",
     "Capabilities",
+    "Contrast",
+    "Crop",
+    "DiffusionNoise",
     "Exact",
+    "ImageFree",
     "ManifestError",
+    "PixelNoise",
     "Policies",
     "PolicyInfo",
     "PolicyManifest",
@@ -135,8 +151,8 @@ class SamplerClient:
             image: encoded bytes or a file (JPEG, PNG, WebP, GIF); None for a text-only prompt.
             prompt: the user's text; the model's chat template is applied by the service.
             n: number of candidates, K.
-            options: seeds, seed, temperature, top_p, top_k, max_tokens, policy, request_id, timeout; see
-                `SampleOptions`.
+            options: seeds, seed, temperature, top_p, top_k, min_p, repetition_penalty, stop, max_tokens, beams,
+                distortion, guidance, policy, request_id, timeout; see `SampleOptions`.
 
         Returns:
             All candidates in index order.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any, TypeAlias
 
@@ -10,8 +9,9 @@ import grpc
 from sightline_chassis.errors import InvalidInput
 
 from sightline_sampler.engines import seeds
-from sightline_sampler.engines.base import SampleWork, SamplingParams, ScoreWork
+from sightline_sampler.engines.base import SampleWork, ScoreWork
 from sightline_sampler.images import ImageStore
+from sightline_sampler.params import read_params
 from sightline_sampler.policies import PolicyBook, PolicyLease
 from sightline_sampler.settings import LimitSettings
 from sightline_sampler.v1 import sampler_pb2 as pb
@@ -54,8 +54,9 @@ class RequestReader:
         if len(request.request_id) > 200:
             raise InvalidInput("request_id is longer than 200 characters", reason="BAD_REQUEST_ID")
         self._check_prompt(request.prompt)
-        params = self._params(request.params)
-        image = self._images.resolve(request.image) if request.HasField("image") else None
+        with_image, limit = request.HasField("image"), self._limits.max_tokens
+        params = read_params(request.params, count, max_tokens=limit, with_image=with_image)
+        image = self._images.resolve(request.image) if with_image else None
         lease = self._policies.lease(selector_of(request.policy))
         chosen = list(request.seeds) or seeds.derive(request.seed, count)
         work = SampleWork(request.request_id, request.prompt, image, chosen, params, lease, _deadline(context))
@@ -81,26 +82,6 @@ class RequestReader:
                 reason="PROMPT_TOO_LARGE",
                 metadata={"limit_bytes": str(most)},
             )
-
-    def _params(self, message: pb.SamplingParams) -> SamplingParams:
-        temperature = message.temperature if message.HasField("temperature") else 1.0
-        top_p = message.top_p if message.HasField("top_p") else 1.0
-        if not (math.isfinite(temperature) and (temperature == 0 or 0.01 <= temperature <= 100)):
-            raise InvalidInput(
-                f"temperature is {temperature}; it must be 0 (greedy) or in 0.01..100", reason="BAD_TEMPERATURE"
-            )
-        if not 0 < top_p <= 1:
-            raise InvalidInput(f"top_p is {top_p}; it must be in (0, 1]", reason="BAD_TOP_P")
-        limit = None
-        if message.HasField("max_tokens"):
-            limit = message.max_tokens
-            if not 1 <= limit <= self._limits.max_tokens:
-                raise InvalidInput(
-                    f"max_tokens is {limit}; it must be in 1..{self._limits.max_tokens}",
-                    reason="BAD_MAX_TOKENS",
-                    metadata={"limit": str(self._limits.max_tokens)},
-                )
-        return SamplingParams(temperature, top_p, message.top_k, limit)
 
 
 def _deadline(context: Context) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias, TypedDict, Unpack
 from sightline_chassis.errors import InternalError, typed_errors
 
 from sightline_sampler import wire
-from sightline_sampler.types import Candidate, PolicySelector, Samples, Summary
+from sightline_sampler.types import Beams, Candidate, Distortion, Guidance, PolicySelector, Samples, Summary
 from sightline_sampler.v1 import sampler_pb2 as pb
 
 Image: TypeAlias = bytes | str | os.PathLike[str] | None
@@ -25,6 +25,12 @@ class SampleOptions(TypedDict, total=False):
         top_p: nucleus in (0, 1]; default 1 (all).
         top_k: keep the k likeliest tokens; default 0 (all).
         max_tokens: most tokens of a candidate, the end token included; None (default) means the service's default.
+        min_p: keep tokens with at least this share of the likeliest token's probability; default 0 (all).
+        repetition_penalty: over the tokens of prompt and candidate; default 1 (none).
+        stop: a candidate ends before any of these strings; default none.
+        beams: `Beams`: diverse group beam search in place of sampling; default None.
+        distortion: `DiffusionNoise`, `PixelNoise`, `Blur`, `Crop` or `Blank`: done to the image; default None.
+        guidance: `Contrast` or `ImageFree`: a second forward that changes the logits; default None.
         policy: `exact(v)`, `at_least(v)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
         timeout: deadline in seconds; None (default) means the client's.
@@ -36,6 +42,12 @@ class SampleOptions(TypedDict, total=False):
     top_p: float
     top_k: int
     max_tokens: int | None
+    min_p: float
+    repetition_penalty: float
+    stop: Sequence[str]
+    beams: Beams | None
+    distortion: Distortion | None
+    guidance: Guidance | None
     policy: PolicySelector | None
     request_id: str | None
     timeout: float | None
@@ -57,6 +69,12 @@ def sample_request(
         top_p=options.get("top_p", 1.0),
         top_k=options.get("top_k", 0),
         max_tokens=options.get("max_tokens"),
+        min_p=options.get("min_p", 0.0),
+        repetition_penalty=options.get("repetition_penalty", 1.0),
+        stop=options.get("stop", ()),
+        beams=options.get("beams"),
+        distortion=options.get("distortion"),
+        guidance=options.get("guidance"),
         policy=options.get("policy"),
         request_id=call_id,
     )

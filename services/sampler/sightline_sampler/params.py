@@ -1,0 +1,203 @@
+"""Sampling parameters between messages and types, and their bounds. Light: for both ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sightline_chassis.errors import InvalidInput
+
+from sightline_sampler import types
+from sightline_sampler.engines.base import SamplingParams
+from sightline_sampler.v1 import sampler_pb2 as pb
+
+MAX_STOPS, MAX_STOP_BYTES = 16, 256
+_LARGEST = 1000.0  # of radii, penalties and weights: beyond it only overflow is to be had
+
+
+def params_message(
+    *,
+    temperature: float,
+    top_p: float,
+    top_k: int,
+    max_tokens: int | None,
+    min_p: float,
+    repetition_penalty: float,
+    stop: Sequence[str],
+    beams: types.Beams | None,
+    distortion: types.Distortion | None,
+    guidance: types.Guidance | None,
+) -> pb.SamplingParams:
+    """The message of a call's options. Raises ValueError or TypeError for what does not fit its fields."""
+    if isinstance(stop, str):
+        raise TypeError("stop is a sequence of strings, not one string")
+    return pb.SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        max_tokens=max_tokens,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        stop=stop,
+        beams=None
+        if beams is None
+        else pb.DiverseBeams(
+            groups=beams.groups, diversity_penalty=beams.diversity_penalty, length_penalty=beams.length_penalty
+        ),
+        distortion=distortion_message(distortion),
+        guidance=_guidance_message(guidance),
+    )
+
+
+def distortion_message(distortion: types.Distortion | None) -> pb.Distortion | None:
+    """A distortion for the wire."""
+    match distortion:
+        case None:
+            return None
+        case types.DiffusionNoise(step, seed):
+            return pb.Distortion(diffusion_noise=pb.DiffusionNoise(step=step, seed=seed))
+        case types.PixelNoise(step, seed, official):
+            return pb.Distortion(pixel_noise=pb.PixelNoise(step=step, seed=seed, official=official))
+        case types.Blur(radius):
+            return pb.Distortion(blur=pb.Blur(radius=radius))
+        case types.Crop(least, most, seed):
+            return pb.Distortion(crop=pb.Crop(min_area=least, max_area=most, seed=seed))
+        case types.Blank():
+            return pb.Distortion(blank=pb.Blank())
+    raise TypeError(f"{distortion!r} is no distortion")
+
+
+def _guidance_message(guidance: types.Guidance | None) -> pb.Guidance | None:
+    match guidance:
+        case None:
+            return None
+        case types.Contrast(distortion, alpha, beta):
+            shown = distortion_message(distortion)
+            return pb.Guidance(contrastive=pb.ContrastiveDecoding(alpha=alpha, beta=beta, distortion=shown))
+        case types.ImageFree(gamma, reference):
+            shown = distortion_message(reference)
+            return pb.Guidance(image_free=pb.ImageFreeGuidance(gamma=gamma, distortion=shown))
+    raise TypeError(f"{guidance!r} is no guidance")
+
+
+def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with_image: bool) -> SamplingParams:
+    """The parameters of a request for `count` candidates.
+
+    Raises:
+        InvalidInput: one is out of its bounds, or two do not go together.
+    """
+    temperature = message.temperature if message.HasField("temperature") else 1.0
+    if not (math.isfinite(temperature) and (temperature == 0 or 0.01 <= temperature <= 100)):
+        raise InvalidInput(
+            f"temperature is {temperature}; it must be 0 (greedy) or in 0.01..100", reason="BAD_TEMPERATURE"
+        )
+    top_p = message.top_p if message.HasField("top_p") else 1.0
+    if not 0 < top_p <= 1:
+        raise InvalidInput(f"top_p is {top_p}; it must be in (0, 1]", reason="BAD_TOP_P")
+    if not 0 <= message.min_p < 1:
+        raise InvalidInput(f"min_p is {message.min_p}; it must be in [0, 1)", reason="BAD_MIN_P")
+    penalty = message.repetition_penalty if message.HasField("repetition_penalty") else 1.0
+    if not 0.01 <= penalty <= 100:
+        raise InvalidInput(f"repetition_penalty is {penalty}; it must be in 0.01..100", reason="BAD_REPETITION_PENALTY")
+    limit = message.max_tokens if message.HasField("max_tokens") else None
+    if limit is not None and not 1 <= limit <= max_tokens:
+        raise InvalidInput(
+            f"max_tokens is {limit}; it must be in 1..{max_tokens}",
+            reason="BAD_MAX_TOKENS",
+            metadata={"limit": str(max_tokens)},
+        )
+    distortion = _distortion(message.distortion) if message.HasField("distortion") else None
+    guidance = _guidance(message.guidance) if message.HasField("guidance") else None
+    if not with_image and (distortion is not None or guidance is not None):
+        what = "distortion" if distortion is not None else "guidance"
+        raise InvalidInput(f"{what} needs an image, and there is none", reason=f"BAD_{what.upper()}")
+    beams = _beams(message.beams, count) if message.HasField("beams") else None
+    if beams is not None and (temperature != 1 or top_p != 1 or message.top_k or message.min_p):
+        raise InvalidInput("beams are not drawn: leave temperature, top_p, top_k and min_p out", reason="BAD_BEAMS")
+    return SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=message.top_k,
+        max_tokens=limit,
+        min_p=message.min_p,
+        repetition_penalty=penalty,
+        stop=_stop(message.stop),
+        beams=beams,
+        distortion=distortion,
+        guidance=guidance,
+    )
+
+
+def _stop(strings: Sequence[str]) -> tuple[str, ...]:
+    if len(strings) > MAX_STOPS:
+        raise InvalidInput(f"{len(strings)} stop strings; at most {MAX_STOPS} are taken", reason="BAD_STOP")
+    for text in strings:
+        if not 1 <= len(text.encode()) <= MAX_STOP_BYTES:
+            raise InvalidInput(
+                f"a stop string has {len(text.encode())} bytes; it must have 1..{MAX_STOP_BYTES}", reason="BAD_STOP"
+            )
+    return tuple(dict.fromkeys(strings))
+
+
+def _beams(message: pb.DiverseBeams, count: int) -> types.Beams:
+    if message.groups < 1 or count % message.groups:
+        raise InvalidInput(
+            f"{count} candidates cannot stand in {message.groups} groups of equal size", reason="BAD_BEAMS"
+        )
+    diversity = message.diversity_penalty if message.HasField("diversity_penalty") else 1.0
+    length = message.length_penalty if message.HasField("length_penalty") else 1.0
+    _within("diversity_penalty", diversity, 0, _LARGEST, "BAD_BEAMS")
+    _within("length_penalty", length, -10, 10, "BAD_BEAMS")
+    return types.Beams(message.groups, diversity, length)
+
+
+def _distortion(message: pb.Distortion) -> types.Distortion:
+    reason = "BAD_DISTORTION"
+    match message.WhichOneof("kind"):
+        case "diffusion_noise":
+            noise = message.diffusion_noise
+            _within("distortion.step", noise.step, 0, 999, reason)
+            return types.DiffusionNoise(noise.step, noise.seed)
+        case "pixel_noise":
+            pixel = message.pixel_noise
+            _within("distortion.step", pixel.step, 0, 999, reason)
+            return types.PixelNoise(pixel.step, pixel.seed, pixel.official)
+        case "blur":
+            _within("distortion.radius", message.blur.radius, 1e-3, _LARGEST, reason)
+            return types.Blur(message.blur.radius)
+        case "crop":
+            crop, plain = message.crop, types.Crop()
+            least = crop.min_area if crop.HasField("min_area") else plain.min_area
+            most = crop.max_area if crop.HasField("max_area") else max(plain.max_area, least)
+            _within("distortion.min_area", least, 1e-6, 1, reason)
+            _within("distortion.max_area", most, least, 1, reason)
+            return types.Crop(least, most, crop.seed)
+        case "blank":
+            return types.Blank()
+        case _:
+            raise InvalidInput("the distortion names no kind", reason=reason)
+
+
+def _guidance(message: pb.Guidance) -> types.Guidance:
+    reason = "BAD_GUIDANCE"
+    match message.WhichOneof("method"):
+        case "contrastive":
+            wanted, plain = message.contrastive, types.Contrast()
+            alpha = wanted.alpha if wanted.HasField("alpha") else plain.alpha
+            beta = wanted.beta if wanted.HasField("beta") else plain.beta
+            _within("guidance.alpha", alpha, 0, _LARGEST, reason)
+            _within("guidance.beta", beta, 0, 1, reason)
+            shown = _distortion(wanted.distortion) if wanted.HasField("distortion") else plain.distortion
+            return types.Contrast(shown, alpha, beta)
+        case "image_free":
+            free = message.image_free
+            gamma = free.gamma if free.HasField("gamma") else types.ImageFree().gamma
+            _within("guidance.gamma", gamma, -_LARGEST, _LARGEST, reason)
+            return types.ImageFree(gamma, _distortion(free.distortion) if free.HasField("distortion") else None)
+        case _:
+            raise InvalidInput("the guidance names no method", reason=reason)
+
+
+def _within(name: str, value: float, least: float, most: float, reason: str) -> None:
+    if not least <= value <= most:  # false for what is not a number, too
+        raise InvalidInput(f"{name} is {value:g}; it must be in {least:g}..{most:g}", reason=reason)

@@ -1,4 +1,4 @@
-"""Dataset references of a recipe: a directory, or ``playground:SPLIT?count=N&seed=S``, drawn on demand.
+"""Dataset references of a recipe: what the trainer's pools know, or ``playground:SPLIT?count=N&seed=S``, drawn on demand.
 
 The services know nothing of the playground; the command line turns a reference into a directory for them.
 """
@@ -12,22 +12,15 @@ from urllib.parse import parse_qs, urlsplit
 from sightline_chassis.errors import InvalidInput
 
 
-def resolve(reference: str, cache: Path) -> Path:
-    """The directory that ``reference`` means; playground scenes are drawn into ``cache`` once.
+def resolve(reference: str, cache: Path) -> str:
+    """What the trainer calls this dataset; playground scenes are drawn into ``cache`` once.
 
     Raises:
-        InvalidInput: no such directory, or a reference that can't be read.
+        InvalidInput: a playground reference that can't be read.
     """
     parts = urlsplit(reference)
     if parts.scheme != "playground":
-        directory = Path(reference).expanduser()
-        if not directory.is_dir():
-            raise InvalidInput(
-                f"no dataset directory {reference!r}; name a directory with prompts.jsonl, "
-                "or playground:SPLIT?count=N&seed=S",
-                reason="DATASET_NOT_FOUND",
-            )
-        return directory
+        return reference
     query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
     unknown = set(query) - {"count", "seed"}
     if unknown:
@@ -47,4 +40,4 @@ def resolve(reference: str, cache: Path) -> Path:
             raise InvalidInput(f"{reference!r}: no such split; known are {', '.join(SPLITS)}", reason="DATASET")
         export(directory, split=split, count=count, seed=seed)
         done.write_text(json.dumps({"reference": reference}))
-    return directory
+    return str(directory)

@@ -75,7 +75,7 @@ def with_values(recipe: Recipe, **sections: dict[str, str | None]) -> Recipe:
 def with_data(recipe: Recipe, cache: Path) -> Recipe:
     """The recipe with directories in place of dataset references."""
     return with_values(
-        recipe, data={"train": str(resolve(recipe.data.train, cache)), "test": str(resolve(recipe.data.test, cache))}
+        recipe, data={"train": resolve(recipe.data.train, cache), "test": resolve(recipe.data.test, cache)}
     )
 
 

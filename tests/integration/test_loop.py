@@ -19,7 +19,7 @@ from sightline_trainer.dpo.update import Probe
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute
 from sightline_trainer.pairs.build import read_pairs
-from sightline_trainer.prompts import load_prompts
+from sightline_trainer.pools import load_prompts
 from sightline_trainer.publish import publish
 from sightline_trainer.recipe import Publication, Recipe
 from sightline_trainer.runs import RunDirectory

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from sightline_chassis.errors import InvalidInput, PreconditionFailed
+from sightline_chassis.errors import PreconditionFailed
 from sightline_trainer.events import Event, EventLog, read_events
-from sightline_trainer.prompts import Prompt, draw, load_prompts
+from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory, write_whole
 
@@ -44,38 +44,11 @@ def test_versions_grow_over_the_floor_and_over_half_written_policies(tmp_path: P
     assert run.next_version(9) == 10
 
 
-def test_prompts_walk_the_whole_pool_before_one_comes_again() -> None:
-    pool = [Prompt(id=str(i), image=Path("x"), prompt="p") for i in range(10)]
-    first, second, third = (draw(pool, 4, iteration=i, seed=7) for i in (1, 2, 3))
-    assert first == draw(pool, 4, iteration=1, seed=7)
-    assert first != draw(pool, 4, iteration=1, seed=8)
-    ids = [prompt.id for prompt in [*first, *second, *third]]
-    assert len(ids) == 12
-    assert len(set(ids[:10])) == 10
-
-
 def test_seeds_depend_on_prompt_and_parts_only() -> None:
     a, b = (Prompt(id=name, image=Path("x"), prompt="p") for name in "ab")
     assert a.seed(1, 2) == a.seed(1, 2)
     assert len({a.seed(1, 2), a.seed(2, 1), b.seed(1, 2), a.seed(12)}) == 4
     assert 0 <= a.seed(0) < 2**63
-
-
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        (None, "prompts.jsonl is missing"),
-        ("", "is empty"),
-        ("not json\n", "line 1"),
-        ('{"id": 1, "image": "x.png"}\n', "prompt"),
-        ('{"id": 1, "image": "x", "prompt": "p"}\n{"id": 1, "image": "x", "prompt": "p"}\n', "twice"),
-    ],
-)
-def test_a_bad_dataset_is_refused_with_its_line(tmp_path: Path, lines: str | None, message: str) -> None:
-    if lines is not None:
-        (tmp_path / "prompts.jsonl").write_text(lines)
-    with pytest.raises(InvalidInput, match=message):
-        load_prompts(tmp_path)
 
 
 def test_events_are_read_from_any_point_and_a_torn_line_is_left_out(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from sightline_chassis.errors import PreconditionFailed
 from sightline_sampler.client import PolicyManifest, model_digest, policy_dirname, write_manifest
 
@@ -22,7 +22,8 @@ from sightline_trainer import metrics
 from sightline_trainer.evaluation.chair import Vocabulary
 from sightline_trainer.evaluation.evaluate import evaluate
 from sightline_trainer.events import Event, Observer, Stage
-from sightline_trainer.prompts import Prompt, draw, load_prompts
+from sightline_trainer.pools import load_prompts, open_pool, side_files
+from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.runs import RunDirectory, read_json, write_json
@@ -43,14 +44,14 @@ class Loop:
                 "the recipe names no sampler or no scorer; set sampling.address and reward.address",
                 reason="NO_ADDRESS",
             )
-        test = Path(recipe.data.test)
-        self.train = load_prompts(Path(recipe.data.train))
-        self.test = load_prompts(test)[: recipe.evaluation.prompts]
-        self.vocabulary = Vocabulary.load(test / "vocabulary.json")
-        overlap = {prompt.id for prompt in self.train} & {prompt.id for prompt in self.test}
-        if overlap:
+        self.train = open_pool(recipe.data.train, run.images)
+        test = open_pool(recipe.data.test, run.images)
+        self.test = test.head(recipe.evaluation.prompts)
+        self.vocabulary = Vocabulary.load(side_files(recipe.data.test) / "vocabulary.json")
+        shared = int(np.isin(test.digests, self.train.digests).sum())
+        if shared:
             raise PreconditionFailed(
-                f"train and test share {len(overlap)} prompts, such as {sorted(overlap)[0]!r}", reason="TEST_LEAKS"
+                f"train and test share {shared} prompts by their ids; evaluation must be held out", reason="TEST_LEAKS"
             )
 
     # The stages, in order ---------------------------------------------------------------------------------------
@@ -82,7 +83,7 @@ class Loop:
         if finished is not None and (directory / "evaluation.json").exists():
             return int(finished["version"]), {}
         started = time.monotonic()
-        prompts = draw(self.train, self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed)
+        prompts = self._drawn(iteration)
         self._sample(iteration, prompts, parent)
         pairs = self._pair(iteration, prompts)
         version = self._update(iteration, parent)
@@ -176,7 +177,7 @@ class Loop:
         from sightline_trainer.publish import publish
 
         known = read_json(self.dir.iteration(iteration) / "update.json")
-        prompts = {prompt.id: prompt for prompt in self.train}
+        prompts = {prompt.id: prompt for prompt in self._drawn(iteration)}
 
         async def send(session: Session) -> dict[str, float]:
             await session.serve(parent, self.dir.policies)
@@ -230,6 +231,9 @@ class Loop:
         return row
 
     # What the stages stand on -----------------------------------------------------------------------------------
+
+    def _drawn(self, iteration: int) -> list[Prompt]:
+        return self.train.draw(self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed)
 
     def _timed(self, stage: Stage, work: Callable[[], T]) -> T:
         with metrics.phase(stage):

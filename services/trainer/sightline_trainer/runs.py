@@ -5,6 +5,7 @@
       run.json                     id, state, error, versions of the packages
       events.jsonl                 what happened, for people and watchers
       metrics.json                 one object per policy version, from the base model at version 0
+      images/                      images that the dataset holds as bytes, by their SHA-256
       policies/v000001/            adapter + manifest.json (written last)
       iterations/0001/
         candidates/00000.parquet   K candidates of a shard of prompts, with token ids, log-probs, seed, version
@@ -75,6 +76,10 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.root / "metrics.json"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
 
     @property
     def policies(self) -> Path:

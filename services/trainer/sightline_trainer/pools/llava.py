@@ -1,0 +1,40 @@
+"""LLaVA's supervised fine-tuning format: one JSON array of conversations.
+
+    [{"id": "000000033471", "image": "train2017/000000033471.jpg",
+      "conversations": [{"from": "human", "value": "<image>\\nWhat are the colours of the bus?"},
+                        {"from": "gpt", "value": "The bus is white and red."}, ...]}, ...]
+
+Taken are the first question, without the image's placeholder, and its answer as the reference. Conversations without an
+image are left out. Ids repeat in LLaVA's files (one image has several conversations), so the item's number is added.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sightline_trainer.pools.lines import Reader
+from sightline_trainer.prompts import Prompt
+
+PLACEHOLDER = "<image>"
+
+
+def conversations(images: Path) -> Reader:
+    """Reads items whose images lie under ``images``."""
+
+    def read(row: dict[str, Any], number: int) -> Prompt | None:
+        if not row.get("image"):
+            return None
+        turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
+        asked = next((at for at, (who, _) in enumerate(turns) if who in ("human", "user")), None)
+        if asked is None:
+            raise KeyError("a turn from human")
+        answer = next((text for who, text in turns[asked + 1 :] if who in ("gpt", "assistant")), "")
+        return Prompt(
+            id=f"{row['id']}-{number}",
+            image=images / row["image"],
+            prompt=turns[asked][1].replace(PLACEHOLDER, "").strip(),
+            reference=answer,
+        )
+
+    return read

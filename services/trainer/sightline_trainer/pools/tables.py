@@ -1,0 +1,106 @@
+"""Tables: pools over Parquet files and over datasets of the `datasets` library."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from sightline_chassis.errors import InvalidInput
+
+from sightline_trainer.pools.fields import Fields, image_path
+from sightline_trainer.pools.pool import Pool, id_digest
+from sightline_trainer.prompts import Prompt
+
+
+class ParquetPool(Pool):
+    """Prompts of Parquet files, in the order of their names; the row groups that a draw touches are read one by one.
+
+    Raises:
+        InvalidInput: a column is missing, or a row is no prompt.
+    """
+
+    def __init__(self, files: Sequence[Path], fields: Fields, cache: Path | None) -> None:
+        self.fields, self.cache = fields, cache
+        self._groups: list[tuple[Path, int]] = []
+        ends: list[int] = []
+        digests: list[int] = []
+        for path in files:
+            file = pq.ParquetFile(path)
+            have = set(file.schema_arrow.names)
+            if missing := [name for name in (fields.image, fields.prompt) if name not in have]:
+                raise InvalidInput(
+                    f"{path} has no column {', '.join(missing)}; it has {', '.join(sorted(have))}", reason="DATASET"
+                )
+            self._has_ids = fields.id in have
+            for group in range(file.num_row_groups):
+                rows = file.metadata.row_group(group).num_rows
+                known = file.read_row_group(group, [fields.id])[fields.id].to_pylist() if self._has_ids else range(rows)
+                start = ends[-1] if ends else 0
+                digests += [id_digest(self._id(value, start + at)) for at, value in enumerate(known)]
+                self._groups.append((path, group))
+                ends.append(start + rows)
+        self._ends = np.array(ends)
+        super().__init__(", ".join(map(str, files)) or "no file", np.array(digests, np.uint64))
+
+    def _id(self, value: Any, number: int) -> str:
+        return str(value) if self._has_ids else f"{number:09d}"
+
+    def rows(self, numbers: Sequence[int]) -> list[Prompt]:
+        columns = {self.fields.id, self.fields.image, self.fields.prompt, self.fields.reference, self.fields.objects}
+        found: dict[int, Prompt] = {}
+        wanted = np.array(sorted(set(numbers)))
+        for group in np.unique(np.searchsorted(self._ends, wanted, side="right")):
+            path, inside = self._groups[group]
+            start = int(self._ends[group - 1]) if group else 0
+            mine = wanted[(wanted >= start) & (wanted < self._ends[group])]
+            file = pq.ParquetFile(path)
+            table = file.read_row_group(inside, [name for name in file.schema_arrow.names if name in columns])
+            for number, row in zip(mine.tolist(), table.take(mine - start).to_pylist(), strict=True):
+                found[number] = _prompt(row, self.fields, path.parent, self.cache, number, str(path))
+        return [found[number] for number in numbers]
+
+
+class DatasetPool(Pool):
+    """Prompts of a `datasets.Dataset`, whose Arrow files stay on disk.
+
+    Raises:
+        InvalidInput: a column is missing, or a row is no prompt.
+    """
+
+    def __init__(self, dataset: Any, name: str, fields: Fields, cache: Path | None) -> None:
+        self.fields, self.cache = fields, cache
+        if missing := [column for column in (fields.image, fields.prompt) if column not in dataset.column_names]:
+            raise InvalidInput(
+                f"{name} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}", reason="DATASET"
+            )
+        self.dataset = _undecoded(dataset)
+        ids: Iterable[Any] = (
+            (value for batch in self.dataset.select_columns(fields.id).iter(1000) for value in batch[fields.id])
+            if fields.id in dataset.column_names
+            else (f"{number:09d}" for number in range(len(dataset)))
+        )
+        super().__init__(name, np.fromiter((id_digest(str(each)) for each in ids), np.uint64))
+
+    def rows(self, numbers: Sequence[int]) -> list[Prompt]:
+        return [_prompt(self.dataset[number], self.fields, Path(), self.cache, number, self.name) for number in numbers]
+
+
+def _undecoded(dataset: Any) -> Any:
+    """Images as their files' bytes, not as pixels: the sampler and the scorer decode them themselves."""
+    from datasets import Image
+
+    for name, feature in dataset.features.items():
+        if isinstance(feature, Image):
+            dataset = dataset.cast_column(name, Image(decode=False))
+    return dataset
+
+
+def _prompt(row: dict[str, Any], fields: Fields, base: Path, cache: Path | None, number: int, where: str) -> Prompt:
+    try:
+        image = image_path(row[fields.image], base, cache)
+        return fields.prompt_of(row, image, None if fields.id in row else f"{number:09d}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"{where}, row {number + 1}: {error}", reason="DATASET_LINE") from error

@@ -21,16 +21,30 @@ GOOD = encoded(picture())
 
 def test_the_names_of_the_sdk() -> None:
     assert sightline_scorer.__all__ == [
+        "NEVER",
+        "Aggregation",
         "AsyncScorerClient",
+        "EmbedResult",
+        "Embedding",
+        "EnsembleMember",
         "Image",
+        "ImageDigest",
+        "ImageUri",
+        "Kind",
         "Limits",
         "LongText",
         "ModelInfo",
         "Models",
         "Outcome",
+        "Pair",
+        "PartScore",
+        "Progress",
+        "Retry",
+        "ScoreOptions",
         "ScoreResult",
         "ScorerClient",
         "Timing",
+        "Unit",
     ]
 
 
@@ -114,7 +128,9 @@ def test_reflection_lists_the_service() -> None:
         "ScoreStream",
         "FindMissingImages",
         "UploadImages",
+        "Embed",
         "ListModels",
+        "ReloadModels",
     }
 
 

@@ -8,148 +8,218 @@
             if isinstance(outcome, SightlineError):
                 ...                                   # this item failed; the others have their scores
 
-Light: gRPC, protobuf, NumPy. An image is given as its encoded bytes or as a path. Every call has a deadline and raises
-subclasses of `sightline_chassis.SightlineError`:
+Light: gRPC, protobuf, NumPy. An image is its encoded bytes, a path, a Pillow picture, or named by its SHA-256. Every
+call has a deadline, is tried again within it while the service is away or busy (see `Retry`), and raises subclasses of
+`sightline_chassis.SightlineError`:
 
     InvalidInput         an image or text is wrong; the message says which and what to do about it
-    NotFound             no such model; the message lists those there are
-    Overloaded           too much waits already; `retry_after` seconds
-    Unavailable          the service or its Triton is away; gRPC has tried 5 times before this is raised
-    DeadlineExceeded, Cancelled, InternalError
-
-Scoring the same thing twice gives the same scores, so a call that fails with UNAVAILABLE is tried again by gRPC itself.
+    NotFound             no such model, or no such image; the message lists the models there are
+    Overloaded           too much waited already until the deadline; `retry_after` seconds
+    Unavailable          the service or its Triton was away until the deadline
+    PreconditionFailed, Unauthenticated, PermissionDenied, DeadlineExceeded, Cancelled, InternalError
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections import deque
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Self, Unpack
 
-import grpc
-from sightline_chassis.channel import Tls, open_aio_channel, open_channel
-from sightline_chassis.errors import InvalidInput, SightlineError, from_rpc_error, typed_errors
+from sightline_chassis.channel import Tls, open_channel
+from sightline_chassis.errors import SightlineError
 
-from sightline_scorer.types import Limits, ModelInfo, Models, ScoreResult, Timing, models, score_result
+from sightline_scorer import many
+from sightline_scorer.aio import AsyncScorerClient
+from sightline_scorer.many import Outcome, Pair, Progress
+from sightline_scorer.retries import NEVER, Retries, Retry
+from sightline_scorer.types import (
+    Embedding,
+    EmbedResult,
+    EnsembleMember,
+    Limits,
+    ModelInfo,
+    Models,
+    PartScore,
+    ScoreResult,
+    Timing,
+    embed_result,
+    models,
+    score_result,
+)
 from sightline_scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.v1 import scorer_pb2_grpc
+from sightline_scorer.wire import (
+    HEALTH_SERVICE,
+    TIMEOUT,
+    Aggregation,
+    Image,
+    ImageDigest,
+    ImageUri,
+    Kind,
+    LongText,
+    ScoreOptions,
+    Unit,
+    digest_of,
+    embed_requests,
+    image_bytes,
+    image_message,
+    score_request,
+    upload_batches,
+    upload_outcomes,
+    upload_pieces,
+)
 
 __all__ = [
+    "NEVER",
+    "Aggregation",
     "AsyncScorerClient",
+    "EmbedResult",
+    "Embedding",
+    "EnsembleMember",
     "Image",
+    "ImageDigest",
+    "ImageUri",
+    "Kind",
     "Limits",
     "LongText",
     "ModelInfo",
     "Models",
     "Outcome",
+    "Pair",
+    "PartScore",
+    "Progress",
+    "Retry",
+    "ScoreOptions",
     "ScoreResult",
     "ScorerClient",
     "Timing",
+    "Unit",
 ]
-
-Image: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str]
-"""The bytes of an encoded image (JPEG, PNG, WebP or GIF), or the path of such a file."""
-
-Pair: TypeAlias = tuple[Image, Sequence[str]]
-"""An image and the texts to compare with it."""
-
-Outcome: TypeAlias = ScoreResult | SightlineError
-"""What became of one item: its scores, or why there are none. A failure is never a number."""
-
-LongText: TypeAlias = Literal["sentences", "reject"]
-"""What to do with a text over the model's window: the mean over its sentences, or an error. Never a silent cut."""
-
-_RETRY = [f"sightline_scorer.v1.ScorerService/{method}" for method in ("Score", "ListModels", "FindMissingImages")]
-_LONG_TEXT = {"sentences": pb.LONG_TEXT_SENTENCES, "reject": pb.LONG_TEXT_REJECT}
-_TIMEOUT = 60.0
-_IN_FLIGHT = 32
 
 
 class ScorerClient:
     """A sync client. Safe to share between threads; close it, or use it as a context manager.
 
     Args:
-        target: a gRPC target: "127.0.0.1:50051", "dns:///scorer.ns.svc:50051".
+        target: a gRPC target: "127.0.0.1:50051", "dns:///scorer.ns.svc:50051" (all addresses take turns, those whose
+            health says NOT_SERVING are left out).
         tls: PEM files of an encrypted channel.
         token: sent with every call.
+        retry: how calls are tried again; `NEVER` for once only.
     """
 
-    def __init__(self, target: str, *, tls: Tls | None = None, token: str | None = None) -> None:
-        self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY)
+    def __init__(
+        self, target: str, *, tls: Tls | None = None, token: str | None = None, retry: Retry | None = None
+    ) -> None:
+        self._channel = open_channel(target, tls=tls, token=token, health_service=HEALTH_SERVICE)
         self._stub: Any = scorer_pb2_grpc.ScorerServiceStub(self._channel)
+        self._retries = Retries(retry or Retry())
 
     def score(
         self,
         image: Image,
         texts: Sequence[str],
         *,
-        model: str = "",
-        long_text: LongText = "sentences",
-        timeout: float = _TIMEOUT,
+        phrases: Sequence[Sequence[str]] | None = None,
+        timeout: float = TIMEOUT,
+        **options: Unpack[ScoreOptions],
     ) -> ScoreResult:
         """Compare one image with K texts; the service encodes it once.
 
         Args:
-            image: encoded bytes, or a path.
+            image: see `Image`.
             texts: K texts, none empty.
-            model: a name of `list_models()`; empty for the default.
-            long_text: for a text over the model's window, score its sentences, or refuse.
+            phrases: [K] parts of each text (its nouns, say) to score beside the whole; each list may be empty.
             timeout: seconds, for all tries together.
+            options: see `ScoreOptions`.
 
         Raises:
             SightlineError: one of its subclasses, see the module.
         """
-        with typed_errors():
-            return score_result(self._stub.Score(_request(image, texts, model, long_text), timeout=timeout))
+        request = score_request(image_message(image), texts, phrases, options)
+        return score_result(self._call(self._stub.Score, request, timeout), request.kind)
 
     def score_many(
         self,
         pairs: Iterable[Pair],
         *,
-        model: str = "",
-        long_text: LongText = "sentences",
-        timeout: float = _TIMEOUT,
-        max_in_flight: int = _IN_FLIGHT,
+        timeout: float = TIMEOUT,
+        max_in_flight: int = many.IN_FLIGHT,
+        progress: Progress | None = None,
+        **options: Unpack[ScoreOptions],
     ) -> Iterator[Outcome]:
         """Score many images, each with its texts; yields in the order of `pairs`, which is read as it is needed.
 
+        An image that occurs again is uploaded once and then named by its digest; so is one that the service holds.
+
         Args:
-            pairs: (image, texts), any number.
-            model: as for `score`.
-            long_text: as for `score`.
-            timeout: seconds for each item.
-            max_in_flight: items sent and not yet yielded.
+            pairs: (image, texts) or (image, texts, phrases), any number.
+            timeout: seconds for each item, from when it is sent.
+            max_in_flight: items read and not yet yielded.
+            progress: called as progress(items yielded, items in all or None) before each is yielded.
+            options: see `ScoreOptions`.
 
         Yields:
             A ScoreResult, or the SightlineError of that item alone.
         """
-        waiting: deque[Any] = deque()
-        try:
-            for image, texts in pairs:
-                if len(waiting) >= max(1, max_in_flight):
-                    yield _outcome(waiting.popleft())
-                try:
-                    waiting.append(self._stub.Score.future(_request(image, texts, model, long_text), timeout=timeout))
-                except SightlineError as error:
-                    waiting.append(error)
-            while waiting:
-                yield _outcome(waiting.popleft())
-        finally:
-            for call in waiting:
-                if not isinstance(call, SightlineError):
-                    call.cancel()
+        return many.score_many(self, pairs, options, timeout, max_in_flight, progress)
+
+    def embed(
+        self,
+        images: Iterable[Image] = (),
+        texts: Sequence[str] = (),
+        *,
+        model: str = "",
+        long_text: LongText = "sentences",
+        half: bool = False,
+        timeout: float = TIMEOUT,
+    ) -> EmbedResult:
+        """The embeddings of images and texts, in as many requests as it takes.
+
+        Args:
+            images: N images.
+            texts: M texts, none empty.
+            model: a name of `list_models()`, no ensemble.
+            long_text: of a text over the window, the mean of its sentences' embeddings, or an error.
+            half: let the numbers travel as float16; the arrays are float32 in any case.
+            timeout: seconds for each request.
+
+        Raises:
+            SightlineError: a request failed. An item that failed alone stands as its error in the result.
+        """
+        parts = [
+            self._call(self._stub.Embed, request, timeout)
+            for request in embed_requests(images, texts, model=model, long_text=long_text, half=half)
+        ]
+        return embed_result(parts)
+
+    def upload(self, images: Iterable[Image], *, timeout: float = TIMEOUT) -> list[ImageDigest | SightlineError]:
+        """Store images in the service, so that requests can name them; those that it holds are not sent again.
+
+        The service keeps them until others need the place. Of several replicas one gets them.
+
+        Returns:
+            [N] the digest of each image, or why it could not be stored.
+
+        Raises:
+            SightlineError: a request failed.
+        """
+        outcomes: list[ImageDigest | SightlineError] = []
+        for contents in upload_batches(map(image_bytes, images)):
+            digests = [digest_of(content) for content in contents]
+            missing = self._missing(list(dict.fromkeys(digests)), timeout)
+            wanted = {one: content for one, content in zip(digests, contents, strict=True) if one in missing}
+            failed = self._upload(wanted, timeout) if wanted else {}
+            outcomes += [failed.get(digest) or ImageDigest(digest.hex()) for digest in digests]
+        return outcomes
 
     def list_models(self, *, timeout: float = 10.0) -> Models:
         """The models of the service, and what a request may hold. Raises SightlineError."""
-        with typed_errors():
-            return models(self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))
+        return models(self._call(self._stub.ListModels, pb.ListModelsRequest(), timeout))
 
     def close(self) -> None:
         """Close the channel; calls in flight are cancelled."""
+        self._retries.close()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -160,97 +230,24 @@ class ScorerClient:
     ) -> None:
         self.close()
 
+    def _call(self, method: Any, request: Any, timeout: float) -> Any:
+        return self._retries.call(lambda seconds: method(request, timeout=seconds), timeout)
 
-class AsyncScorerClient:
-    """As `ScorerClient`, for asyncio. Make it inside the running event loop."""
+    # What many.py needs of a client.
 
-    def __init__(self, target: str, *, tls: Tls | None = None, token: str | None = None) -> None:
-        self._channel = open_aio_channel(target, tls=tls, token=token, retry=_RETRY)
-        self._stub: Any = scorer_pb2_grpc.ScorerServiceStub(self._channel)
+    def _send(self, request: pb.ScoreRequest, timeout: float, live: many.Live) -> pb.ScoreResponse:
+        def attempt(seconds: float) -> pb.ScoreResponse:
+            answer: pb.ScoreResponse = live.result(self._stub.Score.future(request, timeout=seconds))
+            return answer
 
-    async def score(
-        self,
-        image: Image,
-        texts: Sequence[str],
-        *,
-        model: str = "",
-        long_text: LongText = "sentences",
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109  gRPC sends it to the server
-    ) -> ScoreResult:
-        """As `ScorerClient.score`."""
-        with typed_errors():
-            return score_result(await self._stub.Score(_request(image, texts, model, long_text), timeout=timeout))
+        return self._retries.call(attempt, timeout, live.stopped)
 
-    async def score_many(
-        self,
-        pairs: Iterable[Pair],
-        *,
-        model: str = "",
-        long_text: LongText = "sentences",
-        timeout: float = _TIMEOUT,  # noqa: ASYNC109
-        max_in_flight: int = _IN_FLIGHT,
-    ) -> AsyncIterator[Outcome]:
-        """As `ScorerClient.score_many`, for `async for`."""
+    def _missing(self, digests: Sequence[bytes], timeout: float) -> set[bytes]:
+        request = pb.FindMissingImagesRequest(sha256=digests)
+        return set(self._call(self._stub.FindMissingImages, request, timeout).sha256)
 
-        async def one(image: Image, texts: Sequence[str]) -> Outcome:
-            try:
-                return await self.score(image, texts, model=model, long_text=long_text, timeout=timeout)
-            except SightlineError as error:
-                return error
-
-        waiting: deque[asyncio.Task[Outcome]] = deque()
-        try:
-            for image, texts in pairs:
-                if len(waiting) >= max(1, max_in_flight):
-                    yield await waiting.popleft()
-                waiting.append(asyncio.create_task(one(image, texts)))
-            while waiting:
-                yield await waiting.popleft()
-        finally:
-            for task in waiting:
-                task.cancel()
-
-    async def list_models(self, *, timeout: float = 10.0) -> Models:  # noqa: ASYNC109
-        """As `ScorerClient.list_models`."""
-        with typed_errors():
-            return models(await self._stub.ListModels(pb.ListModelsRequest(), timeout=timeout))
-
-    async def close(self) -> None:
-        """As `ScorerClient.close`."""
-        await self._channel.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.close()
-
-
-def _request(image: Image, texts: Sequence[str], model: str, long_text: LongText) -> pb.ScoreRequest:
-    if isinstance(texts, str):
-        raise InvalidInput("texts is one string: give a list of texts", reason="TEXTS_NOT_A_LIST")
-    return pb.ScoreRequest(
-        image=pb.Image(content=_content(image)), texts=list(texts), model=model, long_text=_LONG_TEXT[long_text]
-    )
-
-
-def _content(image: Image) -> bytes:
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return bytes(image)
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise InvalidInput(
-            f"the image {os.fspath(image)} cannot be read: {error.strerror}", reason="IMAGE_FILE_UNREADABLE"
-        ) from error
-
-
-def _outcome(call: Any) -> Outcome:
-    if isinstance(call, SightlineError):
-        return call
-    try:
-        return score_result(call.result())
-    except grpc.RpcError as error:
-        return from_rpc_error(error)
+    def _upload(self, images: dict[bytes, bytes], timeout: float) -> dict[bytes, SightlineError]:
+        method = self._stub.UploadImages
+        return upload_outcomes(
+            self._retries.call(lambda seconds: method(upload_pieces(images.items()), timeout=seconds), timeout)
+        )

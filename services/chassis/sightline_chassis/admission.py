@@ -1,5 +1,9 @@
 """Admission: how many calls run at a time and how many may wait; the rest is refused at once, and told when to return.
 
+Teams are served fairly: a free turn goes to the waiting team that has the fewest, and when the queue is full, a call
+of a team that has less in it takes the place of the newest call of the team that has most. So a team that sends ten
+times too much fills its own share only. Within a team it is first come, first served.
+
 gRPC's own `maximum_concurrent_rpcs` refuses health checks too, so that a busy pod would be restarted: not used.
 """
 
@@ -8,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator
 
 from sightline_chassis import metrics
@@ -16,50 +21,94 @@ from sightline_chassis.sections import AdmissionSettings
 
 
 class Admission:
-    """A bounded number of turns with a bounded queue before them, first come, first served."""
+    """A bounded number of turns with a bounded queue before them. For one event loop."""
 
     def __init__(self, settings: AdmissionSettings) -> None:
         self._settings = settings
-        self._turns = asyncio.Semaphore(settings.max_concurrent)
-        self._waiting = 0
+        self._free = settings.max_concurrent
+        self._running: Counter[str] = Counter()
+        # Each team's calls that wait, oldest first; the team served longest ago stands first.
+        self._queues: dict[str, deque[asyncio.Future[None]]] = {}
 
     @contextlib.asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def turn(self, team: str = "") -> AsyncIterator[None]:
         """Holds one turn inside the block.
 
         Raises:
             Overloaded: the queue is full, or the wait was too long.
         """
-        await self._enter()
+        await self._enter(team)
         metrics.INFLIGHT.inc()
         try:
             yield
         finally:
             metrics.INFLIGHT.dec()
-            self._turns.release()
+            self._leave(team)
 
-    async def _enter(self) -> None:
-        if not self._turns.locked():
-            await self._turns.acquire()  # does not suspend: a turn is free and nobody waits
+    async def _enter(self, team: str) -> None:
+        if self._free:  # then nobody waits
+            self._take(team)
             metrics.QUEUE_WAIT.observe(0)
             return
-        settings = self._settings
-        if self._waiting >= settings.max_queue:
-            raise self._refuse("queue_full", f"{settings.max_concurrent} calls run and {self._waiting} wait")
-        start = time.monotonic()
-        self._waiting += 1
+        self._make_room(team)
+        settings, start = self._settings, time.monotonic()
+        place = asyncio.get_running_loop().create_future()
+        self._queues.setdefault(team, deque()).append(place)
         metrics.QUEUE_DEPTH.inc()
         try:
             async with asyncio.timeout(settings.max_wait_seconds):
-                await self._turns.acquire()
-        except TimeoutError:
-            raise self._refuse("queue_timeout", f"no turn within {settings.max_wait_seconds:g} s") from None
+                await place
+        except BaseException as error:
+            if place.done() and not place.cancelled() and place.exception() is None:
+                self._leave(team)  # the turn came in the same moment
+            if isinstance(error, TimeoutError):
+                raise self._refusal("queue_timeout", f"no turn within {settings.max_wait_seconds:g} s") from None
+            raise
         finally:
-            self._waiting -= 1
+            self._forget(team, place)
             metrics.QUEUE_DEPTH.dec()
             metrics.QUEUE_WAIT.observe(time.monotonic() - start)
 
-    def _refuse(self, reason: str, why: str) -> Overloaded:
+    def _take(self, team: str) -> None:
+        self._free -= 1
+        self._running[team] += 1
+
+    def _leave(self, team: str) -> None:
+        self._free += 1
+        self._running[team] -= 1
+        if not self._running[team]:
+            del self._running[team]
+        while self._free and self._queues:
+            following = min(self._queues, key=lambda name: self._running[name])  # of equals, the first
+            queue = self._queues.pop(following)
+            place = queue.popleft()
+            if queue:
+                self._queues[following] = queue  # now last
+            if not place.done():
+                self._take(following)
+                place.set_result(None)
+
+    def _make_room(self, team: str) -> None:
+        """Sees to it that the queue has a place for the team; raises Overloaded where it has none."""
+        if sum(map(len, self._queues.values())) < self._settings.max_queue:
+            return
+        refusal = self._refusal("queue_full", f"{self._settings.max_concurrent} calls run and the queue is full")
+        greedy = max(self._queues, key=lambda name: len(self._queues[name]), default=team)
+        if len(self._queues.get(greedy, ())) <= len(self._queues.get(team, ())) + 1:
+            raise refusal
+        place = self._queues[greedy].pop()
+        if not place.done():
+            place.set_exception(refusal)
+
+    def _forget(self, team: str, place: asyncio.Future[None]) -> None:
+        queue = self._queues.get(team)
+        if queue is not None:
+            with contextlib.suppress(ValueError):
+                queue.remove(place)
+            if not queue:
+                del self._queues[team]
+
+    def _refusal(self, reason: str, why: str) -> Overloaded:
         metrics.REJECTED.labels(reason).inc()
         after = self._settings.retry_after_seconds
         return Overloaded(

@@ -23,6 +23,7 @@ REQUEST_ID = "x-request-id"
 _LEVELS = dict.fromkeys(grpc.StatusCode, logging.INFO) | {
     grpc.StatusCode.OK: logging.DEBUG,
     grpc.StatusCode.RESOURCE_EXHAUSTED: logging.DEBUG,  # an overload must not become one of the log
+    grpc.StatusCode.UNAUTHENTICATED: logging.DEBUG,  # nor may strangers fill it; a metric counts them
     grpc.StatusCode.UNKNOWN: logging.WARNING,
     grpc.StatusCode.INTERNAL: logging.WARNING,
     grpc.StatusCode.DATA_LOSS: logging.WARNING,
@@ -38,10 +39,12 @@ class Call:
         method: name of the method.
         kind: "unary", "client_stream", "server_stream" or "bidi_stream".
         context: gRPC's context of the call.
+        team: who calls; "" where nobody asked.
     """
 
-    def __init__(self, service: str, method: str, kind: str, context: Any) -> None:
+    def __init__(self, service: str, method: str, kind: str, context: Any, team: str = "") -> None:
         self.service = service
+        self.team = team
         self.name = f"{service}/{method}"
         self.labels = (kind, service, method)
         self.context = context
@@ -102,7 +105,11 @@ async def measured(call: Call) -> AsyncIterator[None]:
         seconds, spelled = time.monotonic() - start, metrics.go_code(code)
         metrics.HANDLED.labels(*call.labels, spelled).inc()
         metrics.HANDLING.labels(*call.labels).observe(seconds)
-        extra = {"code": spelled, "seconds": round(seconds, 6), "details": call.context.details()}
+        if call.team:
+            metrics.TEAM_CALLS.labels(call.team, spelled).inc()
+            if code is grpc.StatusCode.OK:
+                metrics.LAST_SUCCESS.set_to_current_time()
+        extra = {"code": spelled, "seconds": round(seconds, 6), "details": call.context.details(), "team": call.team}
         LOG.log(_LEVELS[code], "%s %s", call.name, spelled, extra=extra)
 
 

@@ -1,4 +1,7 @@
-"""What happens around every RPC: request id, metrics, errors, admission, in this order from outside to inside.
+"""What happens around every RPC: who calls, request id, metrics, errors, admission, in this order.
+
+A call that may not come in is answered by a handler that reads nothing: its payload is never decoded, and where it is
+large not even received.
 
 A handler is `async def` returning the response, or an async generator of responses; it takes a request or an async
 iterator of them. (gRPC's `context.read` and `context.write` work too, but their messages are not counted.)
@@ -9,16 +12,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 
 from sightline_chassis import logs, metrics
-from sightline_chassis.admission import Admission
 from sightline_chassis.calls import REQUEST_ID, Call, mapped, measured
-
-INFRASTRUCTURE = ("grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection")
+from sightline_chassis.errors import SightlineError
+from sightline_chassis.gate import INFRASTRUCTURE, Gate
 
 Handler = Any  # grpc.RpcMethodHandler of any request and response
 
@@ -27,14 +29,12 @@ class Interceptor(grpc.aio.ServerInterceptor):
     """Puts the layers around every handler of the server.
 
     Args:
-        admission: who may run.
-        exempt: services ("package.Service") and methods ("package.Service/Method") that need no admission.
+        gate: who may come in, and when.
     """
 
-    def __init__(self, admission: Admission, exempt: Iterable[str] = ()) -> None:
-        self._admission = admission
-        self._exempt = {*INFRASTRUCTURE, *exempt}
-        self._wrapped: dict[str, Handler] = {}
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self._wrapped: dict[str, tuple[Handler, str]] = {}
         self._running = 0
         self.idle = asyncio.Event()
         """Set while no call is in flight (waiting for its turn included); health and reflection do not count."""
@@ -49,8 +49,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return None
-            self._wrapped[path] = self._wrap(handler, path)
-        return self._wrapped[path]
+            self._wrapped[path] = (
+                self._wrap(handler, path),
+                metrics.go_type(handler.request_streaming, handler.response_streaming),
+            )
+        handler, kind = self._wrapped[path]
+        _, service, method = path.split("/")
+        try:
+            # gRPC runs the handler in this task too; a call whose caller is not known there is refused.
+            self._gate.identify(service, method, handler_call_details.invocation_metadata or ())
+        except SightlineError as error:
+            return _refusing(error, service, method, kind)
+        return handler
 
     @property
     def running(self) -> int:
@@ -58,18 +68,13 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return self._running
 
     @contextlib.asynccontextmanager
-    async def _around(self, call: Call) -> AsyncIterator[None]:
-        logs.request_id.set(call.request_id)  # the task is the call's own: nothing to reset
-        call.context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+    async def _around(self, call: Call) -> AsyncIterator[Callable[[Any], None]]:
+        _begin(call)
         if call.service not in INFRASTRUCTURE:
             self._count(1)
             call.context.add_done_callback(lambda _: self._count(-1))  # when the response is out
-        async with measured(call), mapped(call):
-            if call.service in self._exempt or call.name in self._exempt:
-                yield
-            else:
-                async with self._admission.turn():
-                    yield
+        async with measured(call), mapped(call), self._gate.enter(call.service, call.name) as charge:
+            yield charge
 
     def _count(self, change: int) -> None:
         self._running += change
@@ -85,16 +90,18 @@ class Interceptor(grpc.aio.ServerInterceptor):
         received = metrics.RECEIVED.labels(kind, service, method)
         sent = metrics.SENT.labels(kind, service, method)
 
-        def incoming(request: Any) -> Any:
+        def incoming(request: Any, charge: Callable[[Any], None]) -> Any:
             if handler.request_streaming:
                 return _each(request, received.inc)
             received.inc()
-            return handler.request_deserializer(request)
+            message = handler.request_deserializer(request)
+            charge(message)
+            return message
 
         async def unary(request: Any, context: Any) -> Any:
-            call = Call(service, method, kind, context)
-            async with self._around(call):
-                response = behaviour(incoming(request), context)
+            call = Call(service, method, kind, context, self._gate.team())
+            async with self._around(call) as charge:
+                response = behaviour(incoming(request, charge), context)
                 if inspect.isawaitable(response):
                     response = await response
                 raw = handler.response_serializer(response)
@@ -103,9 +110,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
         # Not a generator: one that is cancelled while suspended ends late and elsewhere; a coroutine ends here and now.
         async def stream(request: Any, context: Any) -> None:
-            call = Call(service, method, kind, context)
-            async with self._around(call):
-                responses = behaviour(incoming(request), context)
+            call = Call(service, method, kind, context, self._gate.team())
+            async with self._around(call) as charge:
+                responses = behaviour(incoming(request, charge), context)
                 if inspect.isawaitable(responses):  # a handler that uses `context.write`
                     await responses
                     return
@@ -120,6 +127,23 @@ class Interceptor(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             return _MAKERS[kind](stream, parse, handler.response_serializer)
         return _MAKERS[kind](unary, parse, None)
+
+
+def _begin(call: Call) -> None:
+    logs.request_id.set(call.request_id)  # the task is the call's own: nothing to reset
+    call.context.set_trailing_metadata(((REQUEST_ID, call.request_id),))
+
+
+def _refusing(error: SightlineError, service: str, method: str, kind: str) -> Handler:
+    """Answers with the error. As a stream of requests, whatever the method is: gRPC then reads none of them."""
+
+    async def refuse(_requests: Any, context: Any) -> None:
+        call = Call(service, method, kind, context)
+        _begin(call)
+        async with measured(call):
+            await call.abort(error)
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 _MAKERS: dict[str, Callable[..., Handler]] = {

@@ -7,12 +7,15 @@ RPCs that never reach us (a message over the size limit, an unknown method) are 
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import json
 import os
 import socket
 import socketserver
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import grpc
@@ -36,6 +39,24 @@ INFLIGHT = Gauge("sightline_inflight_requests", "Requests being worked on.")
 QUEUE_DEPTH = Gauge("sightline_queue_depth", "Requests waiting for their turn.")
 QUEUE_WAIT = Histogram("sightline_queue_wait_seconds", "Wait of a request for its turn.", buckets=(0.001, *SECONDS))
 REJECTED = Counter("sightline_rejected_total", "Requests refused by admission.", ("reason",))
+UNAUTHENTICATED = Counter("sightline_unauthenticated_total", "Calls refused for want of a known token.", ("reason",))
+TEAM_CALLS = Counter("sightline_team_calls_total", "RPCs ended, by the team that called.", ("team", "grpc_code"))
+TEAM_INFLIGHT = Gauge("sightline_team_inflight_requests", "Calls of a team in flight, waiting included.", ("team",))
+TEAM_UNITS = Counter("sightline_team_units_total", "Texts and images that a team used.", ("team", "unit"))
+TEAM_REFUSED = Counter("sightline_team_refused_total", "Calls refused by a limit of their team.", ("team", "limit"))
+TLS_EXPIRY = Gauge(
+    "sightline_tls_cert_expiry_timestamp_seconds", "When the first certificate of a file expires.", ("certificate",)
+)
+RELOAD_FAILING = Gauge(
+    "sightline_reload_failing", "1 while changed files cannot be used and the former stay in force.", ("what",)
+)
+BACKEND_UP = Gauge("sightline_backend_up", "Whether what the service stands on does its work.", ("backend",))
+BACKEND_SECONDS = Histogram(
+    "sightline_backend_request_seconds", "Time of a call to a backend.", ("backend", "outcome"), buckets=SECONDS
+)
+BACKEND_RETRIES = Counter("sightline_backend_retries_total", "Calls to a backend that were tried again.", ("backend",))
+LAST_SUCCESS = Gauge("sightline_last_success_timestamp_seconds", "When a call of the service last ended with OK.")
+CONFIG_INFO = Gauge("sightline_config_info", "1, with the hash of the settings in force.", ("config_hash",))
 LOOP_LAG = Histogram(
     "sightline_event_loop_lag_seconds", "Delay of a timer of the event loop.", buckets=(0.001, *SECONDS)
 )
@@ -74,6 +95,13 @@ def set_build_info() -> None:
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
         version = "unknown"
     BUILD_INFO.labels(version, os.environ.get("SIGHTLINE_COMMIT", "unknown")).set(1)
+
+
+def set_config_info(settings: Mapping[str, Any]) -> None:
+    """Fills `sightline_config_info` with a hash of the settings: replicas that differ show."""
+    text = json.dumps(settings, sort_keys=True)
+    CONFIG_INFO.clear()
+    CONFIG_INFO.labels(hashlib.sha256(text.encode()).hexdigest()[:12]).set(1)
 
 
 class MetricsServer:

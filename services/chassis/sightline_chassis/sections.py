@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -18,6 +18,32 @@ class Section(pydantic.BaseModel):
     @classmethod
     def _empty_means_defaults(cls, value: Any) -> Any:
         return {} if value is None else value
+
+
+class TlsSettings(Section):
+    """Encryption of the gRPC port, by PEM files that are read again when they change.
+
+    The health and metrics ports stay plaintext: a kubelet has no client certificate. Keep them inside the cluster.
+    """
+
+    mode: Literal["disabled", "server", "mutual"] = Field(
+        default="disabled", description="disabled; server (callers check us); mutual (we check theirs too)."
+    )
+    certificate: Path | None = Field(default=None, description="The service's certificate, its chain behind it.")
+    key: Path | None = Field(default=None, description="The certificate's private key, not encrypted.")
+    client_ca: Path | None = Field(default=None, description="mutual: certificates that sign those of our callers.")
+
+    @pydantic.model_validator(mode="after")
+    def _complete(self) -> Self:
+        needed = {"disabled": (), "server": ("certificate", "key"), "mutual": ("certificate", "key", "client_ca")}
+        names = ("certificate", "key", "client_ca")
+        missing = [name for name in needed[self.mode] if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"mode {self.mode} needs {' and '.join(missing)}")
+        unused = [name for name in names if getattr(self, name) is not None and name not in needed[self.mode]]
+        if unused:  # somebody believes that it is in force
+            raise ValueError(f"mode {self.mode} does not use {' and '.join(unused)}: change the mode or leave them out")
+        return self
 
 
 class ServerSettings(Section):
@@ -38,6 +64,14 @@ class ServerSettings(Section):
         default=30, gt=0, le=3600, description="Seconds of a stuck event loop after which liveness is NOT_SERVING."
     )
     reflection: bool = Field(default=True, description="Whether the service lists its methods (grpcurl).")
+    tls: TlsSettings = Field(default=TlsSettings(), description="Encryption of the gRPC port.")
+    max_connection_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="Age at which a connection is renewed: clients then find new replicas, and show their certificate "
+        "again. Calls in flight are not cut. null: connections stay.",
+    )
     announce: Path | None = Field(
         default=None, description="JSON file with pid and addresses, there while the service serves."
     )
@@ -52,6 +86,40 @@ class AdmissionSettings(Section):
     retry_after_seconds: float = Field(default=1, gt=0, le=3600, description="What a refused caller is told to wait.")
 
 
+class TeamLimits(Section):
+    """What one team may use of one replica; null is unlimited."""
+
+    concurrent: int | None = Field(default=None, ge=1, le=100_000, description="Calls in flight, waiting included.")
+    texts_per_minute: int | None = Field(default=None, ge=1, le=10**9, description="Texts (or candidates) a minute.")
+    images_per_minute: int | None = Field(default=None, ge=1, le=10**9, description="Images a minute.")
+
+
+class AuthSettings(Section):
+    """Who may call. Health is open to all."""
+
+    tokens_file: Path | None = Field(
+        default=None, description="YAML file of teams with the hashes of their tokens; read again when it changes."
+    )
+    required: bool | None = Field(
+        default=None, description="Refuse callers without a token; null: yes where there is a tokens_file."
+    )
+    open_reflection: bool = Field(default=False, description="Reflection needs no token.")
+    anonymous_limits: TeamLimits = Field(
+        default=TeamLimits(), description="What all callers without a token may use together."
+    )
+
+    @pydantic.model_validator(mode="after")
+    def _enforceable(self) -> Self:
+        if self.required and self.tokens_file is None:
+            raise ValueError("required needs a tokens_file: without one there is no token to ask for")
+        return self
+
+    @property
+    def needs_token(self) -> bool:
+        """Whether callers without a token are refused."""
+        return self.tokens_file is not None if self.required is None else self.required
+
+
 class LogSettings(Section):
     """What the service logs, to stderr."""
 
@@ -64,4 +132,5 @@ class ServiceSettings(Section):
 
     server: ServerSettings = Field(default=ServerSettings(), description="Where the service listens and how it stops.")
     admission: AdmissionSettings = Field(default=AdmissionSettings(), description="How much work is taken on.")
+    auth: AuthSettings = Field(default=AuthSettings(), description="Who may call, and how much.")
     log: LogSettings = Field(default=LogSettings(), description="What is logged.")

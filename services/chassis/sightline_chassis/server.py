@@ -10,16 +10,21 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import grpc
 from grpc_reflection.v1alpha import reflection
 
 from sightline_chassis import metrics
-from sightline_chassis.admission import Admission
+from sightline_chassis.gate import INFRASTRUCTURE, Gate
 from sightline_chassis.health import Health
-from sightline_chassis.interceptors import INFRASTRUCTURE, Interceptor
-from sightline_chassis.sections import ServerSettings, ServiceSettings
+from sightline_chassis.interceptors import Interceptor
+from sightline_chassis.sections import ServerSettings, ServiceSettings, TlsSettings
 from sightline_chassis.service import Service
+from sightline_chassis.settings import resolved
+
+if TYPE_CHECKING:
+    from sightline_chassis.tls import Certificates
 
 LOG = logging.getLogger(__name__)
 BEAT_SECONDS = 0.1
@@ -48,12 +53,16 @@ class Server:
 
     Raises:
         BindError: a port cannot be had.
+        PreconditionFailed: the files of TLS or of tokens cannot be used.
     """
 
     def __init__(self, service: Service, settings: ServiceSettings) -> None:
         self._service = service
         self._settings = at = settings.server
-        self._interceptor = Interceptor(Admission(settings.admission), service.unadmitted)
+        metrics.set_config_info(resolved(settings))
+        self._gate = Gate(settings, service.unadmitted, service.costs)
+        self._certificates = None if at.tls.mode == "disabled" else _certificates(at.tls)
+        self._interceptor = Interceptor(self._gate)
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
         self._stopping = self._serving = False
@@ -61,7 +70,7 @@ class Server:
             at.announce.unlink(missing_ok=True)
         self._grpc = grpc.aio.server(interceptors=[self._interceptor], options=_options(at))
         with _binding("server.port", at.host, at.port):
-            port = self._grpc.add_insecure_port(_join(at.host, at.port))
+            port = self._listen(_join(at.host, at.port))
         with _binding("server.health_port", at.host, at.health_port):
             self._health = Health(_join(at.host, at.health_port), service.proto_services, at.liveness_seconds)
         with _binding("server.metrics_port", at.host, at.metrics_port):
@@ -91,6 +100,11 @@ class Server:
         seconds = round(time.monotonic() - began, 3)
         LOG.info("serving", extra={**asdict(self.addresses), "pid": os.getpid(), "start_seconds": seconds})
         return self.addresses
+
+    def _listen(self, address: str) -> int:
+        if self._certificates is None:
+            return self._grpc.add_insecure_port(address)
+        return self._grpc.add_secure_port(address, self._certificates.credentials())
 
     async def died(self) -> None:
         """Returns, or raises, when gRPC's server has ended without having been asked to."""
@@ -147,6 +161,7 @@ class Server:
     async def _watch_readiness(self) -> None:
         before: str | None = None
         while not self._stopping:
+            self._look_at_files()
             why = await self._why_not_ready()
             if self._stopping:
                 return
@@ -157,6 +172,11 @@ class Server:
                 LOG.info("ready again")
             before = why
             await asyncio.sleep(READY_SECONDS)
+
+    def _look_at_files(self) -> None:
+        self._gate.refresh()
+        if self._certificates is not None:
+            self._certificates.refresh()
 
     async def _why_not_ready(self) -> str | None:
         try:
@@ -190,9 +210,17 @@ async def _within(seconds: float, *events: asyncio.Event) -> None:
         wait.cancel()
 
 
+def _certificates(settings: TlsSettings) -> Certificates:
+    from sightline_chassis.tls import Certificates
+
+    return Certificates(settings)
+
+
 def _options(settings: ServerSettings) -> list[tuple[str, int]]:
     limit = settings.max_message_mib * 1024 * 1024
+    age = settings.max_connection_seconds
     return [
+        *([] if age is None else [("grpc.max_connection_age_ms", round(age * 1000))]),
         ("grpc.max_receive_message_length", limit),
         ("grpc.max_send_message_length", limit),
         ("grpc.so_reuseport", 0),  # else two services share a port without a word

@@ -9,9 +9,12 @@ class Scorer(Service):
 from __future__ import annotations
 
 import abc
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import grpc
+
+from sightline_chassis.quota import Cost
 
 
 class Service(abc.ABC):
@@ -23,6 +26,10 @@ class Service(abc.ABC):
     """Full names of its gRPC services, for reflection, health and metrics."""
     unadmitted: ClassVar[tuple[str, ...]] = ()
     """Methods ("package.Service/Method") that need no admission: control, and streams that only watch."""
+
+    costs: ClassVar[Mapping[str, Callable[[Any], Cost]]] = {}
+    """What a request of a method ("package.Service/Method") with one request message uses of its team's limits. A
+    handler of a stream of requests calls `sightline_chassis.gate.charge` for each."""
 
     @abc.abstractmethod
     async def start(self) -> None:

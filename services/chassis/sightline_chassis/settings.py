@@ -20,16 +20,27 @@ from typing import Any, TypeVar
 import pydantic
 import yaml
 
-from sightline_chassis.sections import AdmissionSettings, LogSettings, Section, ServerSettings, ServiceSettings
+from sightline_chassis.sections import (
+    AdmissionSettings,
+    AuthSettings,
+    LogSettings,
+    Section,
+    ServerSettings,
+    ServiceSettings,
+    TlsSettings,
+)
 
 __all__ = [
     "AdmissionSettings",
+    "AuthSettings",
     "LogSettings",
     "Section",
     "ServerSettings",
     "ServiceSettings",
     "SettingsError",
+    "TlsSettings",
     "load_settings",
+    "read_yaml",
     "resolved",
 ]
 
@@ -55,7 +66,7 @@ def load_settings(cls: type[S], *, service: str, config: Path | None = None, ove
     Raises:
         SettingsError: the file cannot be read, a key is unknown, or a value does not fit.
     """
-    tree = {} if config is None else _read(config)
+    tree = {} if config is None else read_yaml(config)
     given: dict[Keys, tuple[str, str]] = {}
     for keys, text, origin in (*_environment(service), *_flags(overrides)):
         _put(tree, keys, _parse(text), origin)
@@ -89,7 +100,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _read(config: Path) -> dict[str, Any]:
+def read_yaml(config: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; messages of errors show nothing of its content.
+
+    Raises:
+        SettingsError: it cannot be read, is no YAML, or holds no mapping.
+    """
     try:
         tree = yaml.load(config.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a safe loader)
     except OSError as error:
@@ -180,6 +196,8 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 
 def _is_secret(key: str, value: Any) -> bool:
+    if key.lower().endswith("_file"):  # where a secret lies is none
+        return False
     return not _SECRET_WORDS.isdisjoint(key.lower().split("_")) and not isinstance(value, int | float | None)
 
 

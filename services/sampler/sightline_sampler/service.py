@@ -8,6 +8,7 @@ import grpc
 from sightline_chassis.service import Service
 
 from sightline_sampler import metrics
+from sightline_sampler.costs import COSTS
 from sightline_sampler.engines.transformers import TransformersEngine
 from sightline_sampler.images import ImageStore
 from sightline_sampler.policies import PolicyBook
@@ -24,6 +25,7 @@ class SamplerService(Service):
 
     name: ClassVar[str] = "sampler"
     proto_services: ClassVar[tuple[str, ...]] = (_NAME,)
+    costs = COSTS
     # A policy must be swappable under full load: that is what ends the load in a training loop.
     unadmitted: ClassVar[tuple[str, ...]] = tuple(
         f"{_NAME}/{method}" for method in ("StagePolicy", "ActivatePolicy", "RetirePolicy", "GetPolicy", "ListPolicies")

@@ -13,6 +13,7 @@ from sightline_chassis.errors import PreconditionFailed
 from sightline_chassis.service import Service
 
 from sightline_scorer import images, metrics
+from sightline_scorer.costs import COSTS
 from sightline_scorer.preprocessing import Preprocessor
 from sightline_scorer.probe import Probe
 from sightline_scorer.scoring import Scoring, ServedModel
@@ -35,6 +36,7 @@ class ScorerService(Service):
 
     name: ClassVar[str] = "scorer"
     proto_services: ClassVar[tuple[str, ...]] = ("sightline_scorer.v1.ScorerService",)
+    costs = COSTS
 
     def __init__(self, settings: ScorerSettings) -> None:
         self._settings = settings

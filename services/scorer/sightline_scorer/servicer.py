@@ -9,7 +9,9 @@ from typing import Any
 
 import grpc
 from sightline_chassis.errors import InternalError, InvalidInput, SightlineError
+from sightline_chassis.gate import charge
 
+from sightline_scorer import costs
 from sightline_scorer.scoring import Scoring
 from sightline_scorer.settings import LimitSettings
 from sightline_scorer.store import ImageStore, Upload
@@ -130,6 +132,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
 
     async def _outcome(self, item: pb.ScoreStreamRequest, context: Context) -> pb.ScoreStreamResponse:
         try:
+            charge(costs.of_score(item.request))
             response = await self._scoring.score(item.request, context.time_remaining())
         except SightlineError as error:
             return pb.ScoreStreamResponse(id=item.id, error=_item_error(error))

@@ -1,0 +1,135 @@
+"""The gate of a service: who calls, what the team may use, and when it is the call's turn."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from sightline_chassis import metrics
+from sightline_chassis.admission import Admission
+from sightline_chassis.errors import Unauthenticated
+from sightline_chassis.quota import Cost, Quota
+from sightline_chassis.sections import ServiceSettings
+from sightline_chassis.teams import Caller, Teams
+
+HEALTH, REFLECTION = "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
+INFRASTRUCTURE = (HEALTH, REFLECTION)
+
+_caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
+_charge: contextvars.ContextVar[Callable[[Cost], None] | None] = contextvars.ContextVar("charge", default=None)
+
+
+def charge(cost: Cost) -> None:
+    """For a handler that reads a stream of requests: takes what one of them costs from its team's limits.
+
+    Raises:
+        Overloaded: it is not there now; `retry_after` says when.
+        InvalidInput: it is over a whole minute's allowance.
+        Unauthenticated: the token has been revoked since the call began.
+    """
+    if (take := _charge.get()) is not None:
+        take(cost)
+
+
+class Gate:
+    """Lets calls in.
+
+    Args:
+        settings: of the service.
+        unadmitted: methods ("package.Service/Method") that need no turn.
+        costs: what a request of a method uses of its team's limits.
+
+    Raises:
+        PreconditionFailed: the tokens file cannot be used.
+    """
+
+    def __init__(
+        self, settings: ServiceSettings, unadmitted: Iterable[str], costs: Mapping[str, Callable[[Any], Cost]]
+    ) -> None:
+        self._settings = settings
+        self._admission = Admission(settings.admission)
+        self._unadmitted = frozenset(unadmitted)
+        self._costs = costs
+        self._teams = Teams(settings.auth)
+        self._quotas: dict[str, Quota] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Looks at the tokens file also while nobody calls; shows its teams at 0 in the metrics."""
+        self._teams.refresh()
+        for team in self._teams.names():
+            metrics.TEAM_INFLIGHT.labels(team)
+            metrics.TEAM_CALLS.labels(team, "OK")
+
+    def identify(self, service: str, method: str, metadata: Sequence[tuple[str, Any]]) -> None:
+        """Finds out who calls, by nothing but the call's headers; the task of the call remembers it.
+
+        Raises:
+            Unauthenticated, PermissionDenied: see `Teams.caller`.
+        """
+        if self._is_open(service):
+            return
+        headers = [value for key, value in metadata if key == "authorization"]
+        try:
+            _caller.set(self._teams.caller(headers, method))
+        except Unauthenticated as error:
+            metrics.UNAUTHENTICATED.labels(error.reason.removeprefix("TOKEN_").lower()).inc()
+            raise
+
+    def team(self) -> str:
+        """The team of the call that this task serves; "" for health and reflection."""
+        caller = _caller.get()
+        return "" if caller is None else caller.team
+
+    @contextlib.asynccontextmanager
+    async def enter(self, service: str, name: str) -> AsyncIterator[Callable[[Any], None]]:
+        """Holds a place of the team and a turn inside the block; gives what charges a decoded request to the team.
+
+        Raises:
+            Overloaded: the team or the service has too many calls, or the team has used up its minute.
+        """
+        caller = _caller.get()
+        if service in INFRASTRUCTURE:
+            yield _nothing
+            return
+        if caller is None:  # nothing gets here unseen
+            raise Unauthenticated("the call was not identified")
+        quota = self._quota(caller.team)
+        cost = self._costs.get(name)
+
+        def take(amount: Cost) -> None:
+            self._teams.check(caller)
+            quota.charge(amount)
+
+        def charge_request(request: Any) -> None:
+            if cost is not None:
+                take(cost(request))
+
+        if cost is not None:
+            quota.check()
+        quota.begin()
+        _charge.set(take)
+        try:
+            if name in self._unadmitted:
+                yield charge_request
+            else:
+                async with self._admission.turn(caller.team):
+                    yield charge_request
+        finally:
+            quota.end()
+
+    def _quota(self, team: str) -> Quota:
+        if team not in self._quotas:
+            self._quotas[team] = Quota(
+                team, lambda: self._teams.limits(team), self._settings.admission.retry_after_seconds
+            )
+        return self._quotas[team]
+
+    def _is_open(self, service: str) -> bool:
+        return service == HEALTH or (service == REFLECTION and self._settings.auth.open_reflection)
+
+
+def _nothing(_request: Any) -> None:
+    """Health and reflection cost nothing."""

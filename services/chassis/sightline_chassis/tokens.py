@@ -1,0 +1,24 @@
+"""Bearer tokens: made here, shown once, kept as hashes only.
+
+A token has 256 random bits, so a plain SHA-256 of it is as good as any slow hash: there is nothing to guess.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+
+PREFIX = "sightline_"
+"""Of every token that is made here, so that scanners for leaked secrets can know one."""
+
+HASH_PATTERN = r"^sha256:[0-9a-f]{64}$"
+
+
+def make_token() -> str:
+    """A new token."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def hash_of(token: str) -> str:
+    """What a tokens file holds of a token: "sha256:" and 64 hex digits."""
+    return "sha256:" + hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

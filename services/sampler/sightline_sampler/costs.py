@@ -1,0 +1,28 @@
+"""What requests cost their team, for the limits by the minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sightline_chassis.quota import Cost
+
+from sightline_sampler.v1 import sampler_pb2 as pb
+
+_SERVICE = "sightline_sampler.v1.SamplerService"
+
+
+def of_sample(request: pb.SampleRequest) -> Cost:
+    """A text for each candidate asked for, and the image where there is one."""
+    return Cost(texts=request.num_candidates, images=int(request.HasField("image")))
+
+
+def of_score_tokens(request: pb.ScoreTokensRequest) -> Cost:
+    """One text, and the image where there is one."""
+    return Cost(texts=1, images=int(request.HasField("image")))
+
+
+COSTS: Mapping[str, Callable[[Any], Cost]] = {
+    f"{_SERVICE}/Sample": of_sample,
+    f"{_SERVICE}/ScoreTokens": of_score_tokens,
+}

@@ -1,0 +1,25 @@
+"""What requests cost their team, for the limits by the minute."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sightline_chassis.quota import Cost
+
+from sightline_scorer.v1 import scorer_pb2 as pb
+
+_SERVICE = "sightline_scorer.v1.ScorerService"
+
+
+def of_score(request: pb.ScoreRequest) -> Cost:
+    """One image (also where its embedding is cached) and its texts; each item of a stream costs as much."""
+    return Cost(texts=len(request.texts), images=1)
+
+
+def of_embed(request: pb.EmbedRequest) -> Cost:
+    """The images and texts that it holds."""
+    return Cost(texts=len(request.texts), images=len(request.images))
+
+
+COSTS: Mapping[str, Callable[[Any], Cost]] = {f"{_SERVICE}/Score": of_score, f"{_SERVICE}/Embed": of_embed}

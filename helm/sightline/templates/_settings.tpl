@@ -1,0 +1,108 @@
+{{/* The settings file of a component: what the chart knows, overridden by the component's own `settings`. */}}
+{{- define "sightline.settings" -}}
+{{- $ports := .root.Values.ports -}}
+{{- $server := dict "host" "0.0.0.0" "port" (int $ports.grpc) "health_port" (int $ports.health) "metrics_port" (int $ports.metrics) "drain_seconds" .values.drainSeconds -}}
+{{- if ne .root.Values.tls.mode "disabled" -}}
+{{- $tls := dict "mode" .root.Values.tls.mode "certificate" "/etc/sightline-tls/tls.crt" "key" "/etc/sightline-tls/tls.key" -}}
+{{- if eq .root.Values.tls.mode "mutual" -}}{{- $_ := set $tls "client_ca" "/etc/sightline-tls/ca.crt" -}}{{- end -}}
+{{- $_ := set $server "tls" $tls -}}
+{{- end -}}
+{{- $settings := dict "server" $server -}}
+{{- if .root.Values.auth.existingSecret -}}
+{{- $_ := set $settings "auth" (dict "tokens_file" (printf "/etc/sightline-tokens/%s" .root.Values.auth.key) "required" true) -}}
+{{- end -}}
+{{- $own := include (printf "sightline.settings.%s" .component) . | fromYaml -}}
+{{- toYaml (mergeOverwrite $settings $own (deepCopy .values.settings)) -}}
+{{- end -}}
+
+{{- define "sightline.settings.scorer" -}}
+{{- $triton := .values.triton -}}
+models:
+  {{- range $name, $model := include "sightline.clips" . | fromYaml }}
+  {{ $name }}:
+    {{- if $model.model }}
+    source: {{ printf "/models/%s/%s" $model.model ($model.path | default "") | trimSuffix "/" | quote }}
+    {{- else }}
+    source: {{ $model.source | quote }}
+    {{- end }}
+    {{- with $model.pretrained }}
+    pretrained: {{ . | quote }}
+    {{- end }}
+    precision: {{ $model.precision | default "fp32" }}
+  {{- end }}
+{{- with .values.defaultModel }}
+default_model: {{ . }}
+{{- end }}
+triton:
+  {{- if eq $triton.mode "embedded" }}
+  mode: embedded
+  {{- else }}
+  mode: remote
+  address: {{ include "sightline.tritonAddress" . | quote }}
+  {{- end }}
+{{- end -}}
+
+{{- define "sightline.tritonAddress" -}}
+{{- if eq .values.triton.mode "sidecar" -}}
+127.0.0.1:8001
+{{- else if eq .values.triton.mode "separate" -}}
+{{ include "sightline.fullname" (dict "root" .root "component" "triton") }}.{{ .root.Release.Namespace }}.svc:8001
+{{- else -}}
+{{ required "scorer.triton.address is needed with scorer.triton.mode=external" .values.triton.address }}
+{{- end -}}
+{{- end -}}
+
+{{- define "sightline.settings.sampler" -}}
+{{- $engine := .values.engine -}}
+engine:
+  kind: {{ $engine.kind }}
+  {{- if eq $engine.kind "transformers" }}
+  model: {{ include "sightline.modelPath" (dict "root" .root "model" $engine.model) | quote }}
+  {{- else }}
+  {{ $engine.kind }}:
+    url: {{ include "sightline.engineUrl" . | quote }}
+  {{- end }}
+policies:
+  root: /policies
+  state_dir: /policies/.sampler
+{{- end -}}
+
+{{/* A model of `models` by its name, or whatever else was named (a hub's name) as it is. */}}
+{{- define "sightline.modelPath" -}}
+{{- if hasKey .root.Values.models .model -}}/models/{{ .model }}{{- else -}}{{ .model }}{{- end -}}
+{{- end -}}
+
+{{- define "sightline.engineUrl" -}}
+{{- if .values.engine.deploy -}}
+http://{{ include "sightline.fullname" (dict "root" .root "component" "engine") }}.{{ .root.Release.Namespace }}.svc:{{ .values.engine.server.port }}
+{{- else -}}
+{{ required (printf "sampler.engine.url is needed with sampler.engine.kind=%s and sampler.engine.deploy=false" .values.engine.kind) .values.engine.url }}
+{{- end -}}
+{{- end -}}
+
+{{- define "sightline.settings.trainer" -}}
+runs: /runs
+recipes: /etc/sightline-recipes
+{{- $root := .root }}
+{{- $token := .values.token }}
+{{- $callees := list }}
+{{- range $name := list "scorer" "sampler" }}{{ if (index $root.Values $name).enabled }}{{ $callees = append $callees $name }}{{ end }}{{ end }}
+{{- with $callees }}
+connections:
+  {{- range $name := . }}
+  {{ $name }}:
+    address: {{ include "sightline.target" (dict "root" $root "component" $name) }}
+    {{- if ne $root.Values.tls.mode "disabled" }}
+    tls:
+      root: /etc/sightline-tls/ca.crt
+      {{- if eq $root.Values.tls.mode "mutual" }}
+      certificate: /etc/sightline-tls/tls.crt
+      key: /etc/sightline-tls/tls.key
+      {{- end }}
+    {{- end }}
+    {{- if $token.existingSecret }}
+    token_file: /etc/sightline-token/{{ $token.key }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,134 @@
+"""The chart renders by Helm's own engine, in every profile, to what Kubernetes takes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from charts import CHART, KUBERNETES, PROFILES, SCHEMAS, profile, profile_objects, render, render_by_cli
+from running import ROOT
+
+GOLDEN = ROOT / "tests/golden/chart"
+
+
+def test_helm_finds_nothing_wrong() -> None:
+    helm = pytest.importorskip("helm_python")
+    found = helm.lint(str(CHART))
+    assert not found["errors"]
+    assert [m["error"] for m in found["messages"]] == ["icon is recommended"]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_a_profile_renders_to_what_it_rendered_to(name: str) -> None:
+    """SIGHTLINE_GOLDEN=1 writes the files anew: read the difference before you commit it."""
+    text = yaml.safe_dump_all(profile_objects(name), sort_keys=True, width=120)
+    golden = GOLDEN / f"{name}.yaml"
+    if os.environ.get("SIGHTLINE_GOLDEN"):
+        golden.write_text(text, encoding="utf-8")
+    assert golden.read_text(encoding="utf-8") == text
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_command_line_renders_the_same(name: str) -> None:
+    def keyed(objects: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
+        return {(item["kind"], item["metadata"]["name"]): item for item in objects}
+
+    assert keyed(render_by_cli(profile(name))) == keyed(profile_objects(name))
+
+
+@pytest.mark.parametrize("version", KUBERNETES)
+@pytest.mark.parametrize("name", PROFILES)
+def test_kubernetes_takes_every_object(name: str, version: str) -> None:
+    validate = pytest.importorskip("kubernetes_validate")
+    jsonschema = pytest.importorskip("jsonschema")
+    for item in profile_objects(name):
+        own = SCHEMAS / f"{item['kind']}.json"
+        if own.exists():
+            jsonschema.validate(item, json.loads(own.read_text(encoding="utf-8")))
+        else:
+            validate.validate(item, version, strict=True)
+
+
+def test_the_default_values_render() -> None:
+    kinds = {item["kind"] for item in render({})}
+    assert {"Deployment", "StatefulSet", "Service", "ConfigMap", "NetworkPolicy"} <= kinds
+
+
+def test_every_value_is_in_the_schema_and_every_schema_key_has_a_default() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+
+    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+        return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+
+    def compare(node: dict[str, Any], value: Any, path: str) -> None:
+        node = resolve(node)
+        for key in node.get("properties", {}):
+            assert key in value, f"{path}.{key} is in the schema, but has no default"
+        for key, child in value.items() if isinstance(value, dict) else ():
+            if "properties" in node:
+                assert key in node["properties"], f"{path}.{key} has a default, but is not in the schema"
+                compare(node["properties"][key], child, f"{path}.{key}")
+
+    compare(schema, values, "")
+
+
+def closed(node: Any, path: str = "") -> list[str]:
+    """Objects of a schema that let unknown keys pass."""
+    found = []
+    if isinstance(node, dict):
+        if "properties" in node and node.get("additionalProperties") is not False:
+            found.append(path)
+        for key, child in node.items():
+            found += closed(child, f"{path}/{key}")
+    return found
+
+
+def test_the_schema_is_closed() -> None:
+    assert closed(json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"scorerr": {}}, "scorerr"),
+        ({"scorer": {"replicas": "two"}}, "/scorer/replicas"),
+        ({"scorer": {"triton": {"mode": "inproc"}}}, "/scorer/triton/mode"),
+        ({"scorer": {"image": {"tag": "latest"}}}, "/scorer/image/tag"),
+        ({"scorer": {"image": {"digest": "sha256:12"}}}, "/scorer/image/digest"),
+        ({"scorer": {"gpu": {"count": -1}}}, "/scorer/gpu/count"),
+        ({"scorer": {"resources": {"limit": {}}}}, "limit"),
+        ({"sampler": {"engine": {"kind": "sglang"}}}, "/sampler/engine/kind"),
+        ({"sampler": {"pdb": {"maxUnavailable": -1}}}, "/sampler/pdb/maxUnavailable"),
+        ({"trainer": {"update": {"kind": "cronjob"}}}, "/trainer/update/kind"),
+        ({"tls": {"mode": "on"}}, "/tls/mode"),
+        ({"models": {"clip": {"source": "ViT-B-32"}}}, "/models/clip/source"),
+        ({"ports": {"grpc": 80}}, "/ports/grpc"),
+        ({"scorer": {"extraEnv": {"A": {"value": "x"}}}}, "/scorer/extraEnv/A"),
+        ({"networkPolicy": {"callers": {"triton": []}}}, "triton"),
+        # What no schema can say, the templates do.
+        ({"scorer": {"models": {"a": {"model": "clip"}}}}, "models.clip is not defined"),
+        ({"scorer": {"triton": {"mode": "external"}}}, "scorer.triton.address is needed"),
+        ({"sampler": {"engine": {"kind": "vllm", "deploy": False}}}, "sampler.engine.url is needed"),
+        ({"trainer": {"update": {"kind": "job"}}}, "trainer.runs.existingClaim (ReadWriteMany) is needed"),
+        ({"scorer": {"autoscaling": {"kind": "keda"}}}, "scorer.autoscaling.prometheus is needed"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_path(values: dict[str, Any], told: str) -> None:
+    with pytest.raises(Exception, match=re.escape(told)):
+        render(values)
+
+
+def test_the_dockerfiles_are_clean() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint is not installed")
+    files = [*ROOT.glob("services/*/Dockerfile*")]
+    assert len(files) == 4
+    found = subprocess.run([str(hadolint), *map(str, files)], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout

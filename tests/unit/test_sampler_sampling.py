@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sightline_sampler.engines import seeds
-from sightline_sampler.engines.sampling import Draw, draw, keep_mask
+from sightline_sampler.engines.sampling import Draw, Shape, draw, keep_mask
 
 P = [0.4, 0.1, 0.3, 0.2]  # of ids 0..3; in order of likelihood: 0, 2, 3, 1
 NONE = torch.empty(0, dtype=torch.long)
@@ -20,17 +20,30 @@ def one(
     temperature: float = 1.0,
     top_p: float = 1.0,
     top_k: int = 0,
+    min_p: float = 0.0,
     suppressed: tuple[int, ...] = (),
     p: list[float] = P,
+    bent: list[float] | None = None,
 ) -> Draw:
+    shape = shaped([temperature], [top_p], [top_k], [min_p])
     return draw(
         torch.tensor([p]).log(),
         torch.tensor([uniform], dtype=torch.float64),
-        torch.tensor([temperature], dtype=torch.float64),
-        torch.tensor([top_p], dtype=torch.float64),
-        torch.tensor([top_k]),
+        shape,
         torch.tensor(suppressed, dtype=torch.long),
-        truncated=top_p < 1 or top_k > 0,
+        None if bent is None else torch.tensor([bent]).log(),
+    )
+
+
+def shaped(temperature: list[float], top_p: list[float], top_k: list[int], min_p: list[float] | None = None) -> Shape:
+    floors = min_p or [0.0] * len(top_k)
+    return Shape(
+        torch.tensor(temperature).double(),
+        torch.tensor(top_p).double(),
+        torch.tensor(top_k),
+        torch.tensor(floors).double(),
+        truncated=min(top_p) < 1 or max(top_k) > 0,
+        floored=max(floors) > 0,
     )
 
 
@@ -61,6 +74,26 @@ def test_suppression_and_truncation_change_behaviour_and_not_the_policy() -> Non
     assert one(0.99, top_k=3, top_p=0.75).tokens.tolist() == [2]
     # At least one token is always left.
     assert one(0.99, top_p=1e-6).tokens.tolist() == [0]
+
+
+def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest() -> None:
+    # Of 0.4: 0.6 keeps what has at least 0.24, ids 0 and 2 with 4/7, 3/7.
+    drawn = one(0.6, min_p=0.6)
+    assert drawn.tokens.tolist() == [2]
+    assert drawn.behaviour.item() == pytest.approx(math.log(3 / 7), abs=1e-6)
+    assert drawn.logprobs.item() == pytest.approx(math.log(0.3), abs=1e-6)
+    assert {one(u, min_p=0.76).tokens.item() for u in (0.0, 0.5, 0.99)} == {0}
+    # After the temperature: T = 2 takes roots, 0.1 ** 0.5 is half of 0.4 ** 0.5.
+    assert {one(u / 100, min_p=0.49, temperature=2.0).tokens.item() for u in range(100)} == {0, 1, 2, 3}
+    assert {one(u / 100, min_p=0.51, temperature=2.0).tokens.item() for u in range(100)} == {0, 2, 3}
+
+
+def test_bent_logits_are_drawn_from_and_the_policys_are_reported() -> None:
+    drawn = one(0.5, bent=[0.1, 0.8, 0.1, 1e-30])
+    assert drawn.tokens.tolist() == [1]
+    assert drawn.logprobs.item() == pytest.approx(math.log(0.1), abs=1e-6)
+    assert drawn.behaviour.item() == pytest.approx(math.log(0.8), abs=1e-6)
+    assert not one(0.5, bent=[math.nan, 1, 1, 1]).finite.item()
 
 
 def test_temperature_sharpens() -> None:
@@ -97,11 +130,8 @@ def test_draws_follow_the_distribution() -> None:
     drawn = draw(
         torch.tensor([P]).log().repeat(count, 1),
         torch.from_numpy(numbers),
-        torch.ones(count, dtype=torch.float64),
-        torch.ones(count, dtype=torch.float64),
-        torch.zeros(count, dtype=torch.long),
+        shaped([1.0] * count, [1.0] * count, [0] * count),
         NONE,
-        truncated=False,
     )
     found = np.bincount(drawn.tokens.numpy(), minlength=4) / count
     # Five standard deviations of a share of 0.4 of 40 000.
@@ -113,13 +143,11 @@ def test_rows_do_not_see_each_other_and_large_vocabularies_go_in_parts() -> None
     rows, vocabulary = 150, 40_000  # over the size of one part
     logits = torch.randn(rows, vocabulary, generator=generator)
     uniform = torch.rand(rows, dtype=torch.float64, generator=generator)
-    temperature = torch.tensor([0.0, 0.7, 1.0]).double().repeat(rows // 3)
-    top_p = torch.tensor([1.0, 0.9]).double().repeat(rows // 2)
-    top_k = torch.tensor([0, 0, 0, 0, 50]).repeat(rows // 5)
-    arguments = (logits, uniform, temperature, top_p, top_k)
-    whole = draw(*arguments, NONE, truncated=True)
+    bent = ([0.0, 0.7, 1.0] * 50, [1.0, 0.9] * 75, [0, 0, 0, 0, 50] * 30, [0.0, 0.0, 0.01] * 50)
+    whole = draw(logits, uniform, shaped(*bent), NONE)
     for row in (0, 1, 2, 3, 4, 77, 149):
-        alone = draw(*(tensor[row : row + 1] for tensor in arguments), NONE, truncated=True)
+        mine = shaped(*([column[row]] for column in bent))
+        alone = draw(logits[row : row + 1], uniform[row : row + 1], mine, NONE)
         assert alone.tokens.item() == whole.tokens[row].item()
         assert alone.behaviour.item() == pytest.approx(whole.behaviour[row].item(), abs=1e-9)
 
@@ -142,8 +170,7 @@ def test_what_is_kept_is_the_smallest_set_that_suffices(z: list[float], top_p: f
         mass = torch.sort(q[0], descending=True).values[: top_k or None].sum()
         assert (inside.sum() - inside.min()) / mass < top_p + 1e-9
     uniform = torch.from_numpy(seeds.uniforms([seed], 1)[:, 0])
-    ones = torch.ones(1).double()
-    token = draw(q.log(), uniform, ones, ones * top_p, torch.tensor([top_k]), NONE, truncated=True).tokens.item()
+    token = draw(q.log(), uniform, shaped([1.0], [top_p], [top_k]), NONE).tokens.item()
     assert kept[int(token)]
 
 

@@ -11,6 +11,9 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from sightline_chassis.errors import InvalidInput
+
+from sightline_sampler.engines import seeds
 from sightline_sampler.manifest import PolicyManifest
 from sightline_sampler.types import Beams, Candidate, Capabilities, Distortion, Guidance, Summary, TokenScores
 
@@ -58,8 +61,11 @@ class SamplingParams:
     def options(self) -> frozenset[str]:
         """Which of the options that an engine may lack are asked for, by their field's name."""
         plain = SamplingParams()
-        names = ("top_k", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance")
-        return frozenset(name for name in names if getattr(self, name) != getattr(plain, name))
+        return frozenset(name for name in OPTIONS if getattr(self, name) != getattr(plain, name))
+
+
+OPTIONS = frozenset({"top_k", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance"})
+"""Fields of `SamplingParams` that an engine may lack; it names those that it takes in its capabilities."""
 
 
 class Lease(Protocol):
@@ -86,6 +92,7 @@ class SampleWork:
         params: how tokens are drawn.
         lease: which policy answers.
         deadline: `time.monotonic()` after which nobody waits any more; None is never.
+        free_seeds: nobody asked for these very seeds: an engine that makes its own may use those, and tells them.
     """
 
     request_id: str
@@ -95,6 +102,7 @@ class SampleWork:
     params: SamplingParams
     lease: Lease
     deadline: float | None = None
+    free_seeds: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -155,7 +163,37 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def activate(self, version: int) -> None:
-        """Told when a version becomes the one that answers; for engines that hold one at a time."""
+        """Makes a staged version (or 0) resident; nothing where it is. For engines that hold one at a time.
+
+        Where `resident` says no, the caller has seen to it that nothing is being sampled. After a failure the version
+        before may have to be activated again.
+        """
+
+    def derive_seeds(self, seed: int, count: int) -> list[int]:
+        """One seed for each of `count` candidates from one; candidate i gets the same one whatever `count` is."""
+        return seeds.derive(seed, count)
+
+    def resident(self, version: int) -> bool:
+        """Whether a staged version can answer as it is, beside the active one; else it must be activated first."""
+        return True
+
+    def loads(self) -> tuple[int, int]:
+        """Candidates being sampled, and prompts that wait, for the metrics."""
+        return 0, 0
+
+    async def freeze(self) -> None:
+        """Stops sampling where it is, until `thaw`.
+
+        Raises:
+            InvalidInput: this engine cannot.
+        """
+        raise InvalidInput(
+            f"the engine {self.name} cannot pause with keep: drain or abort", reason="PAUSE_MODE_UNSUPPORTED"
+        )
+
+    async def thaw(self) -> None:
+        """Goes on."""
+        return
 
     @abc.abstractmethod
     async def retire(self, version: int) -> None:

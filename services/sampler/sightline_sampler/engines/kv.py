@@ -205,6 +205,14 @@ class RowCache(Cache):
                 numbers[segment.width] = mine[segment.keep(~full)]
         return self._settle(numbers)
 
+    def gather(self, parents: Order) -> None:
+        """Row i becomes a copy of what row parents[i] was; all rows stand in one segment."""
+        (segment,) = self.segments
+        source = torch.from_numpy(parents).to(segment.layers[0][0].device)
+        for pair in segment.layers:
+            for tensor in pair:
+                tensor[: segment.count] = tensor.index_select(0, source)
+
     def aim(self, lengths: npt.NDArray[np.int64]) -> None:
         """Sets where the next token of each row goes (rows,), and so how much each segment sees."""
         start = 0

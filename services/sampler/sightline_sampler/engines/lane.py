@@ -6,14 +6,20 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from sightline_chassis.errors import InternalError
 
+from sightline_sampler.engines import guidance
 from sightline_sampler.engines.kv import Order, RowCache
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prefill import Prefix
 from sightline_sampler.engines.rows import Finished, Request, Rows
-from sightline_sampler.engines.sampling import draw
+from sightline_sampler.engines.sampling import Shape, draw
+from sightline_sampler.engines.stops import holds_stop
+
+Outcome = tuple[Request, Finished | BaseException]
+Numbers = npt.NDArray[np.int64]
 
 
 class Lane:
@@ -27,8 +33,7 @@ class Lane:
         self._logits: torch.Tensor | None = None
         self._eos = np.array(sorted(base.eos_ids))
         self._three_dimensional = False
-        # Four dimensions: transformers makes no mask of its own. The cache brings one for each of its segments.
-        self._no_mask = torch.zeros((1, 1, 1, 1), dtype=base.dtype, device=base.device)
+        self._seen: dict[int, torch.Tensor] = {}  # by home: bool (vocabulary,); of rows with a repetition penalty
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -42,16 +47,33 @@ class Lane:
         """Whose rows these are."""
         return set(self._rows.requests)
 
-    def add(self, prefix: Prefix, source: Sequence[int], requests: Sequence[Request], counts: Sequence[int]) -> None:
-        """Adds the next `counts[i]` candidates of `requests[i]`, whose prompt is row `source[i]` of the prefix."""
-        start, device = len(self._rows), self._base.device
-        shifts = None if prefix.shift is None else prefix.shift.tolist()
+    def add(
+        self, prefix: Prefix, source: Sequence[int], requests: Sequence[Request], counts: Sequence[int]
+    ) -> list[list[int]]:
+        """Adds the next `counts[i]` candidates of `requests[i]`, whose prompt is row `source[i]` of the prefix.
+
+        Returns:
+            The homes of each request's new rows, for `add_references`.
+        """
+        shifts, homes = _shifts(prefix), []
         for row, request, count in zip(source, requests, counts, strict=True):
             indices = range(request.admitted, request.admitted + count)
-            self._rows.add(request, indices, prefix.length, 0 if shifts is None else shifts[row])
+            homes.append(self._rows.add(request, indices, prefix.length, shifts[row]))
             request.admitted += count
-        self._three_dimensional = shifts is not None
-        rows = torch.repeat_interleave(torch.tensor(source), torch.tensor(counts)).to(device)
+            if request.work.params.repetition_penalty != 1:
+                self._seen |= {home: self._prompt_ids(request) for home in homes[-1]}
+        self._take(prefix, source, counts)
+        return homes
+
+    def add_references(self, prefix: Prefix, row: int, request: Request, homes: list[int]) -> None:
+        """Adds the reference rows of candidates just added; their prompt is row `row` of the prefix."""
+        self._rows.add_references(request, homes, prefix.length, _shifts(prefix)[row])
+        self._take(prefix, [row], [len(homes)])
+
+    def _take(self, prefix: Prefix, source: Sequence[int], counts: Sequence[int]) -> None:
+        start = len(self._rows) - sum(counts)
+        self._three_dimensional = prefix.shift is not None
+        rows = torch.repeat_interleave(torch.tensor(source), torch.tensor(counts)).to(self._base.device)
         if self._cache is None:
             self._cache = RowCache(prefix.layers)
         new = prefix.logits[rows]
@@ -67,76 +89,117 @@ class Lane:
 
     def clear(self) -> None:
         """Drops all rows and frees the buffers."""
-        self._rows, self._cache, self._logits = Rows(), None, None
+        self._rows, self._cache, self._logits, self._seen = Rows(), None, None, {}
 
-    def sample(self) -> list[tuple[Request, Finished | BaseException]]:
-        """Draws the next token of every row; takes out and gives the candidates that it finishes."""
-        rows, logits, device = self._rows, self._logits, self._base.device
-        assert logits is not None
-        count = len(rows)
-        truncated = bool((rows.top_p < 1).any() or (rows.top_k > 0).any())
+    def sample(self) -> list[Outcome]:
+        """Draws the next token of every candidate; takes out and gives those that it finishes."""
+        rows, device = self._rows, self._base.device
+        assert self._logits is not None
+        logits = self._logits[: len(rows)]
+        own = np.flatnonzero(~rows.reference)
+        whole = len(own) == len(rows)
+        bent = self._bent(logits, own)
+        home, generated = rows.home[own], rows.generated[own]
+        columns = (rows.temperature, rows.top_p, rows.top_k, rows.min_p)
+        temperature, top_p, top_k, min_p = (torch.from_numpy(column[own]).to(device) for column in columns)
+        shape = Shape(
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            truncated=bool((rows.top_p < 1).any() or (rows.top_k > 0).any()),
+            floored=bool((rows.min_p > 0).any()),
+        )
         drawn = draw(
-            logits[:count],
-            torch.from_numpy(rows.uniforms[rows.home, rows.generated]).to(device),
-            torch.from_numpy(rows.temperature).to(device),
-            torch.from_numpy(rows.top_p).to(device),
-            torch.from_numpy(rows.top_k).to(device),
+            logits if whole else logits[torch.from_numpy(own).to(device)],
+            torch.from_numpy(rows.uniforms[home, generated]).to(device),
+            shape,
             self._base.suppressed,
-            truncated=truncated,
+            bent,
         )
         tokens = drawn.tokens.cpu().numpy()
-        at = (rows.home, rows.generated)
+        at = (home, generated)
         rows.tokens[at] = tokens
         rows.logprobs[at] = drawn.logprobs.cpu().numpy()
         rows.behaviour[at] = drawn.behaviour.cpu().numpy()
         rows.generated += 1
+        for place, token in zip(home.tolist(), tokens.tolist(), strict=True) if self._seen else ():
+            if place in self._seen:
+                self._seen[place][token] = True
         broken = ~drawn.finite.cpu().numpy()
         eos = np.isin(tokens, self._eos)
-        done = eos | (rows.generated >= rows.limit) | broken
+        stopped = self._stopped(own) & ~eos
+        done = eos | stopped | (generated + 1 >= rows.limit[own]) | broken
         out = [
-            (rows.requests[i], self._finish(i, bool(eos[i]), bool(broken[i]))) for i in np.flatnonzero(done).tolist()
+            (rows.requests[own[i]], self._finish(int(own[i]), bool(eos[i]), bool(stopped[i]), bool(broken[i])))
+            for i in np.flatnonzero(done).tolist()
         ]
         if out and self._cache is not None:
-            self._reorder(self._cache.keep(~done), fresh=False)
+            if self._seen:
+                for place in home[done].tolist():
+                    self._seen.pop(place, None)
+            self._reorder(self._cache.keep(~np.isin(rows.home, home[done])), fresh=False)
         return out
 
     def forward(self, model: Any) -> None:
         """Runs the tokens just drawn; `model` has this lane's policy switched on."""
-        rows, device = self._rows, self._base.device
-        cache = self._cache
+        rows, cache = self._rows, self._cache
         assert cache is not None
         self._reorder(cache.widen(rows.length), fresh=False)
-        cache.aim(rows.length)
-        count = len(rows)
-        padded = max(count, self._base.min_rows)
-        ids = np.zeros(padded, np.int64)  # the rows beyond `count` are there for the kernels only
-        positions = np.zeros(padded, np.int64)
-        ids[:count] = rows.tokens[rows.home, rows.generated - 1]
-        positions[:count] = rows.length + rows.shift
-        position_ids = torch.from_numpy(positions).to(device)[:, None]
-        if self._three_dimensional:
-            position_ids = position_ids.expand(3, -1, -1)
-        out = model(
-            input_ids=torch.from_numpy(ids).to(device)[:, None],
-            position_ids=position_ids,
-            attention_mask=self._no_mask,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        self._logits = out.logits[:, -1]
+        tokens = rows.tokens[rows.home, rows.generated - 1]
+        shift = rows.shift if self._three_dimensional else None
+        self._logits = step(self._base, model, cache, tokens, rows.length, shift)
         rows.length += 1
 
-    def _finish(self, row: int, eos: bool, broken: bool) -> Finished | BaseException:
+    def _bent(self, logits: torch.Tensor, own: Numbers) -> torch.Tensor | None:
+        """What to draw from, for all candidates, where any is guided or penalised."""
+        rows, device = self._rows, self._base.device
+        guided, penalised = len(own) < len(rows), bool(self._seen)
+        if not (guided or penalised):
+            return None
+        bent = logits[torch.from_numpy(own).to(device)].double()
+        if guided:
+            place = np.full(len(rows.uniforms), -1)
+            place[rows.home[rows.reference]] = np.flatnonzero(rows.reference)
+            paired = np.flatnonzero(place[rows.home[own]] >= 0)
+            theirs = torch.from_numpy(place[rows.home[own[paired]]]).to(device)
+            at = torch.from_numpy(paired).to(device)
+            weight, beta = (torch.from_numpy(c[own[paired]]).to(device) for c in (rows.weight, rows.beta))
+            bent[at] = guidance.guide(bent[at], logits[theirs], weight, beta, self._base.suppressed)
+        if penalised:
+            which = np.flatnonzero(rows.penalty[own] != 1)
+            seen = torch.stack([self._seen[place] for place in rows.home[own[which]].tolist()])
+            penalty = torch.from_numpy(rows.penalty[own[which]]).to(device)
+            at = torch.from_numpy(which).to(device)
+            bent[at] = guidance.penalise(bent[at], seen, penalty)
+        return bent
+
+    def _stopped(self, own: Numbers) -> npt.NDArray[np.bool_]:
+        """Which candidates' texts hold a stop string since the token just drawn."""
+        rows, found = self._rows, np.zeros(len(own), bool)
+        for i, row in enumerate(own.tolist()):
+            if stop := rows.requests[row].work.params.stop:
+                ids = rows.tokens[rows.home[row], : rows.generated[row]].tolist()
+                found[i] = holds_stop(self._base.tokenizer, ids, stop)
+        return found
+
+    def _prompt_ids(self, request: Request) -> torch.Tensor:
+        seen = torch.zeros(self._base.vocabulary, dtype=torch.bool, device=self._base.device)
+        ids = request.prepared.ids.to(self._base.device)
+        seen[ids[ids < self._base.vocabulary]] = True
+        return seen
+
+    def _finish(self, row: int, eos: bool, stopped: bool, broken: bool) -> Finished | BaseException:
         rows = self._rows
         if broken:
-            return InternalError(f"policy {self.version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
+            return not_finite(self.version)
         n, home = int(rows.generated[row]), int(rows.home[row])
         return Finished(
             index=int(rows.index[row]),
             token_ids=rows.tokens[home, :n].copy(),
             logprobs=rows.logprobs[home, :n].copy(),
             behaviour=rows.behaviour[home, :n].copy(),
-            reason="eos" if eos else "length",
+            reason="eos" if eos else "stop" if stopped else "length",
             version=self.version,
         )
 
@@ -148,3 +211,50 @@ class Lane:
         self._rows.reorder(order)
         if fresh and self._logits is not None:
             self._logits = self._logits[torch.from_numpy(order).to(self._base.device)]
+
+
+def step(
+    base: BaseModel, model: Any, cache: RowCache, tokens: Numbers, lengths: Numbers, shift: Numbers | None
+) -> torch.Tensor:
+    """Feeds one token per row, each at its row's position, to the model and to the cache, which is wide enough.
+
+    Args:
+        base: the base model's facts.
+        model: the model to call, its policy switched on.
+        cache: the rows' keys and values.
+        tokens: (rows,).
+        lengths: (rows,), tokens in the cache.
+        shift: (rows,), of positions, for models with positions in three dimensions; None for the others.
+
+    Returns:
+        Logits (at least rows, vocabulary); what is beyond the rows has no meaning.
+    """
+    cache.aim(lengths)
+    count, device = len(tokens), base.device
+    padded = max(count, base.min_rows)
+    ids = np.zeros(padded, np.int64)  # the rows beyond `count` are there for the kernels only
+    positions = np.zeros(padded, np.int64)
+    ids[:count] = tokens
+    positions[:count] = lengths if shift is None else lengths + shift
+    position_ids = torch.from_numpy(positions).to(device)[:, None]
+    if shift is not None:
+        position_ids = position_ids.expand(3, -1, -1)
+    out = model(
+        input_ids=torch.from_numpy(ids).to(device)[:, None],
+        position_ids=position_ids,
+        # Four dimensions: transformers makes no mask of its own. The cache brings one for each of its segments.
+        attention_mask=torch.zeros((1, 1, 1, 1), dtype=base.dtype, device=device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: torch.Tensor = out.logits[:, -1]
+    return logits
+
+
+def not_finite(version: int) -> InternalError:
+    """What a candidate with broken logits ends with."""
+    return InternalError(f"policy {version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
+
+
+def _shifts(prefix: Prefix) -> list[int]:
+    return [0] * len(prefix.logits) if prefix.shift is None else prefix.shift.tolist()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import logging
 import threading
 import time
@@ -20,7 +21,7 @@ from typing import Any, TypeVar
 import torch
 from sightline_chassis.errors import DeadlineExceeded, InternalError, SightlineError, Unavailable
 
-from sightline_sampler.engines.kv import SLOT_STEP, round_up
+from sightline_sampler.engines.beams import BeamSearch
 from sightline_sampler.engines.lane import Lane
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prefill import Prefiller, Prefix
@@ -35,6 +36,25 @@ Event = tuple[Request, Finished | BaseException]
 _PREFILL_TOKENS = 1 << 14  # of one forward; bounds the memory of attention
 _SWEEP_SECONDS = 0.05
 _PATIENCE_STEPS = 3
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class _Run:
+    """A prompt that has been run: row `row` of `prefix`; `reference` holds the reference prompt, alone."""
+
+    request: Request
+    prefix: Prefix
+    row: int
+    reference: Prefix | None = None
+    owned: bool = False
+
+    def alone(self) -> _Run:
+        """The same without its neighbours, so that waiting does not keep them."""
+        return self if self.owned else _Run(self.request, self.prefix.only(self.row), 0, self.reference, owned=True)
+
+    def prompts(self) -> list[tuple[Prefix, int]]:
+        """What a beam search begins with."""
+        return [(self.prefix, self.row)] + ([] if self.reference is None else [(self.reference, 0)])
 
 
 class DecodeLoop:
@@ -70,10 +90,11 @@ class DecodeLoop:
         self._waited = 0  # turns since prompts could have been admitted
         self._sweep = False
         self._swept = 0.0
-        self._stopping = False
+        self._stopping = self._frozen = False
         self._failure: BaseException | None = None
-        self._lanes: dict[tuple[int, int], Lane] = {}
-        self._half: deque[tuple[Request, Prefix, int]] = deque()  # prompts run, with candidates still to be admitted
+        self._lanes: dict[tuple[int, ...], Lane | BeamSearch] = {}
+        self._half: deque[_Run] = deque()  # prompts run, with candidates still to be admitted
+        self._searches = 0
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
@@ -117,6 +138,15 @@ class DecodeLoop:
         self._put(self._calls, (function, future))
         return future
 
+    def freeze(self, frozen: bool) -> None:
+        """Leaves all rows as they are from the next step on, or goes on with them; calls are still made."""
+        with self._condition:
+            self._frozen = frozen
+            self._condition.notify()
+
+    def _has_work(self) -> bool:
+        return bool(self._waiting or self._half or self._lanes)
+
     def _put(self, queue: deque[Any], item: Any) -> None:
         with self._condition:
             if self._stopping or self._failure is not None:
@@ -128,7 +158,7 @@ class DecodeLoop:
         try:
             while True:
                 with self._condition:
-                    while not (self._stopping or self._calls or self._waiting or self._half or self._lanes):
+                    while not (self._stopping or self._calls or (not self._frozen and self._has_work())):
                         self._condition.wait()
                     if self._stopping:
                         break
@@ -148,6 +178,8 @@ class DecodeLoop:
                         future.set_result(function())
                 except BaseException as error:
                     future.set_exception(error)
+        if self._frozen:
+            return
         with torch.inference_mode():
             self._drop_unwanted()
             self._admit()
@@ -157,7 +189,7 @@ class DecodeLoop:
                 if not len(lane):
                     del self._lanes[key]
 
-    def _step(self, lane: Lane) -> None:
+    def _step(self, lane: Lane | BeamSearch) -> None:
         try:
             self._on_step(len(lane))
             self._deliver(lane.sample())
@@ -174,10 +206,12 @@ class DecodeLoop:
         if not (self._half or self._waiting) or not self._worth_while(room):
             return
         self._waited = 0
-        while self._half and room > 0:
-            request, prefix, source = self._half.popleft()
-            if not self._unwanted(request):
-                room -= self._join(prefix, [request], [source], room)
+        for _ in range(len(self._half)):
+            run = self._half.popleft()
+            if room <= 0:
+                self._half.append(run)
+            elif not self._unwanted(run.request):
+                room -= self._join([run], room)
         batch: dict[tuple[object, ...], list[Request]] = {}
         while self._waiting and room > 0:
             request = self._waiting.popleft()
@@ -191,7 +225,7 @@ class DecodeLoop:
                 self._deliver([(request, error)])
                 continue
             batch.setdefault((request.version, *request.prepared.shape()), []).append(request)
-            room -= request.left
+            room -= request.left * request.rows_each
         for requests in batch.values():
             tokens = min(_PREFILL_TOKENS, self._cache_bytes // (4 * max(1, self._prefiller.slot_bytes)))
             most = max(1, tokens // len(requests[0].prepared.ids))
@@ -204,7 +238,7 @@ class DecodeLoop:
         if not self._lanes:
             return True
         self._waited += 1
-        waiting = sum(len(request.work.seeds) for request in list(self._waiting))
+        waiting = sum(len(request.work.seeds) * request.rows_each for request in list(self._waiting))
         enough = self._half or self._waited > _PATIENCE_STEPS or waiting * 8 >= self.rows()
         return room >= max(1, self._max_rows // 8) and bool(enough)
 
@@ -213,48 +247,68 @@ class DecodeLoop:
         try:
             model, vision = self._weights.use(version), self._weights.vision_key(version)
             prefix = self._prefiller.run(model, [request.prepared for request in requests], vision)
-            self._join(prefix, requests, list(range(len(requests))), self._room())
+            runs = [_Run(request, prefix, row) for row, request in enumerate(requests)]
+            for run in runs:
+                if run.request.reference is not None:
+                    run.reference = self._prefiller.run(model, [run.request.reference], vision).only(0)
+            self._join(runs, self._room())
         except Exception as error:
             logger.exception("%d prompts for policy %d could not be run", len(requests), version)
             self._deliver((request, _internal(error)) for request in requests)
             for lane in self._lanes.values():
                 lane.drop(lambda request: request.cancelled)
 
-    def _join(self, prefix: Prefix, requests: Sequence[Request], source: Sequence[int], room: int) -> int:
-        """Puts as many candidates as there is room for into their lane; keeps the others for later."""
-        joined: list[tuple[int, Request, int]] = []
+    def _join(self, runs: Sequence[_Run], room: int) -> int:
+        """Puts as many candidates of prompts of one prefix as there is room for into their lane, and keeps the others
+        for later; how many rows that took. Beams go together or not at all."""
+        joined: list[tuple[_Run, int]] = []
         taken = 0
-        for request, row in zip(requests, source, strict=True):
-            wanted = len(request.work.seeds) - request.admitted
-            count = min(wanted, max(room - taken, 0 if self._lanes or joined else 1))
+        for run in runs:
+            request = run.request
+            wanted, each = len(request.work.seeds) - request.admitted, request.rows_each
+            first = not (self._lanes or joined)
+            count = min(wanted, max((room - taken) // each, 1 if first else 0))
+            if request.work.params.beams is not None:
+                count = wanted if first or wanted * each <= room - taken else 0
             if count:
-                joined.append((row, request, count))
-                taken += count
+                joined.append((run, count))
+                taken += count * each
             if count < wanted:
-                self._half.append((request, prefix.only(row), 0))
-        for name in {self._lane_key(request, prefix) for _, request, _ in joined}:
-            rows, mine, counts = zip(*(j for j in joined if self._lane_key(j[1], prefix) == name), strict=True)
-            lane = self._lanes.get(name)
-            if lane is None:
-                lane = self._lanes[name] = Lane(self._base, name[0])
-            lane.add(prefix, rows, mine, counts)
+                self._half.append(run.alone())
+        lanes: dict[tuple[int, ...], list[tuple[_Run, int]]] = {}
+        for run, count in joined:
+            if run.request.work.params.beams is None:
+                lanes.setdefault(self._lane_key(run), []).append((run, count))
+            else:
+                self._searches += 1
+                search = BeamSearch(self._base, run.request.version, run.request, run.prompts())
+                self._lanes[run.request.version, 0, self._searches] = search
+        for key, members in lanes.items():
+            lane = self._lanes.setdefault(key, Lane(self._base, key[0]))
+            assert isinstance(lane, Lane)
+            requests, counts = [run.request for run, _ in members], [count for _, count in members]
+            homes = lane.add(members[0][0].prefix, [run.row for run, _ in members], requests, counts)
+            for (run, _), places in zip(members, homes, strict=True):
+                if run.reference is not None:
+                    lane.add_references(run.reference, 0, run.request, places)
         return taken
 
     @staticmethod
-    def _lane_key(request: Request, prefix: Prefix) -> tuple[int, int]:
+    def _lane_key(run: _Run) -> tuple[int, int]:
         # Rows that may grow much longer than others would make all of them attend over empty slots: 128, 512, 2048 ...
-        return request.version, (max(prefix.length + request.limit - 1, 1).bit_length() + 2) // 2
+        longest = max(run.prefix.length + run.request.limit - 1, 1)
+        return run.request.version, (longest.bit_length() + 2) // 2
 
     def _room(self) -> int:
-        """Candidates that can still be admitted: by rows, and by what they may need of the cache."""
+        """Rows that can still be admitted: by number, and by what they may need of the cache."""
         rows = self._max_rows - self.rows()
-        heads = [self._half[0][0]] if self._half else []
+        heads = [self._half[0].request] if self._half else []
         heads += [self._waiting[0]] if self._waiting else []
         slot = self._prefiller.slot_bytes
         if not slot or not heads:
             return rows
         used = sum(lane.reserved() for lane in self._lanes.values()) * slot
-        each = max(round_up(len(r.prepared.ids) + r.limit, SLOT_STEP) for r in heads) * slot
+        each = max(-(-r.slots_each() // r.rows_each) for r in heads) * slot
         room = min(rows, (self._cache_bytes - used) // each)
         return room if self._lanes else max(room, 1)  # a candidate that no cache can hold is tried alone
 
@@ -271,8 +325,8 @@ class DecodeLoop:
                 del self._lanes[key]
         for request in [r for r in list(self._waiting) if self._unwanted(r)]:
             self._waiting.remove(request)
-        for half in [h for h in list(self._half) if self._unwanted(h[0])]:
-            self._half.remove(half)
+        for run in [run for run in list(self._half) if self._unwanted(run.request)]:
+            self._half.remove(run)
 
     def _unwanted(self, request: Request) -> bool:
         deadline = request.work.deadline
@@ -294,7 +348,7 @@ class DecodeLoop:
     def _end(self) -> None:
         with self._condition:
             calls, self._calls = list(self._calls), deque()
-            requests = {*self._waiting, *(half[0] for half in self._half)}
+            requests = {*self._waiting, *(run.request for run in self._half)}
             for lane in self._lanes.values():
                 requests |= lane.requests()
             self._waiting.clear()

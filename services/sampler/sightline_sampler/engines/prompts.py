@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 from sightline_chassis.errors import InvalidInput, PreconditionFailed
 
+from sightline_sampler.engines import distort
 from sightline_sampler.engines.model import BaseModel
+from sightline_sampler.types import Distortion
 
 Tensors = dict[str, torch.Tensor]
 
@@ -27,7 +29,7 @@ class Prepared:
         rendered: the prompt after the chat template, placeholder not expanded.
         extras: further inputs of one row per prompt (1, length), for example token types.
         pixels: inputs for the vision part; empty for a text-only prompt.
-        digest: of the image ("" without one).
+        digest: names the image, distorted or not ("" without one).
     """
 
     ids: torch.Tensor
@@ -79,8 +81,10 @@ class PromptBuilder:
         messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
         return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
-    def prepare(self, text: str, image: Image.Image | None, digest: str = "") -> Prepared:
-        """Makes a prompt ready; `image` is RGB.
+    def prepare(
+        self, text: str, image: Image.Image | None, digest: str = "", distortion: Distortion | None = None
+    ) -> Prepared:
+        """Makes a prompt ready; `image` is RGB, and is distorted on the way.
 
         Raises:
             InvalidInput: the text holds a placeholder, or the processor refuses the image.
@@ -90,26 +94,31 @@ class PromptBuilder:
         if image is None:
             ids, extras, _ = self._whole(rendered, None)
             return Prepared(ids, rendered, extras, {}, "")
+        image, digest = distort.before(image, distortion), distort.image_name(digest, distortion)
         try:
-            if not self._split:
-                ids, extras, pixels = self._whole(rendered, image)
-                return Prepared(ids, rendered, extras, pixels, digest)
-            key = (rendered, image.width, image.height)
-            with self._lock:
-                known = self._ids.get(key)
-            if known is not None:
-                return Prepared(known[0], rendered, known[1], self._pixels(image), digest)
-            ids, extras, pixels = self._whole(rendered, image)
-            with self._lock:
-                self._ids[key] = (ids, extras)
-                while len(self._ids) > self._remembered:
-                    self._ids.popitem(last=False)
-            return Prepared(ids, rendered, extras, pixels, digest)
+            ids, extras, pixels = self._with_image(rendered, image)
+            return Prepared(ids, rendered, extras, distort.after(pixels, distortion), digest)
         except (ValueError, RuntimeError) as error:
             raise InvalidInput(
                 f"the model's processor refuses this image of {image.width} x {image.height} pixels: {error}",
                 reason="IMAGE_REFUSED",
             ) from error
+
+    def _with_image(self, rendered: str, image: Image.Image) -> tuple[torch.Tensor, Tensors, Tensors]:
+        """As `_whole`, with ids that are kept where the processor allows it."""
+        if not self._split:
+            return self._whole(rendered, image)
+        key = (rendered, image.width, image.height)
+        with self._lock:
+            known = self._ids.get(key)
+        if known is not None:
+            return *known, self._pixels(image)
+        ids, extras, pixels = self._whole(rendered, image)
+        with self._lock:
+            self._ids[key] = (ids, extras)
+            while len(self._ids) > self._remembered:
+                self._ids.popitem(last=False)
+        return ids, extras, pixels
 
     def _whole(self, rendered: str, image: Image.Image | None) -> tuple[torch.Tensor, Tensors, Tensors]:
         """The processor's own call: ids (length,), extras and pixels."""

@@ -1,4 +1,8 @@
-"""The rows of a lane, without the model: whose they are, how far they are, what was drawn."""
+"""The rows of a lane, without the model: whose they are, how far they are, what was drawn.
+
+A guided candidate has two rows: its own, and a reference row that is fed the same tokens after another prompt. Both
+have one home, so what is drawn for the one is there for the other.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,9 @@ from typing import Literal
 
 import numpy as np
 
-from sightline_sampler.engines import seeds
+from sightline_sampler.engines import guidance, seeds
 from sightline_sampler.engines.base import SampleWork
-from sightline_sampler.engines.kv import Order
+from sightline_sampler.engines.kv import SLOT_STEP, Order, round_up
 from sightline_sampler.engines.prompts import Prepared
 from sightline_sampler.types import Logprobs, TokenIds
 
@@ -23,18 +27,22 @@ class Finished:
     token_ids: TokenIds
     logprobs: Logprobs
     behaviour: Logprobs
-    reason: Literal["eos", "length"]
+    reason: Literal["eos", "stop", "length"]
     version: int
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Request:
-    """One prompt on its way through the engine. `version` and `limit` are set by the decoding thread and its caller."""
+    """One prompt on its way through the engine. `version` and `limit` are set by the decoding thread and its caller.
+
+    `reference` is the prompt of the reference rows, where sampling is guided.
+    """
 
     work: SampleWork
     prepared: Prepared
     limit: int
     events: asyncio.Queue[Finished | BaseException]
+    reference: Prepared | None = None
     version: int = -1
     admitted: int = 0
     left: int = 0
@@ -43,11 +51,24 @@ class Request:
     def __post_init__(self) -> None:
         self.left = len(self.work.seeds)
 
+    @property
+    def rows_each(self) -> int:
+        """Rows that one candidate takes."""
+        return 1 if self.reference is None else 2
+
+    def slots_each(self) -> int:
+        """Slots of the cache that one candidate may come to need."""
+        prompts = [self.prepared] if self.reference is None else [self.prepared, self.reference]
+        return sum(round_up(len(prompt.ids) + self.limit, SLOT_STEP) for prompt in prompts)
+
 
 class Rows:
     """Book-keeping of the rows. `reorder` follows what the cache does; what is long per row stays in its `home`."""
 
-    _FLAT = ("index", "length", "shift", "generated", "limit", "temperature", "top_p", "top_k", "home")
+    _FLAT = (
+        "index", "length", "shift", "generated", "limit", "temperature", "top_p", "top_k", "min_p", "penalty", "weight",
+        "beta", "home", "reference",
+    )  # fmt: skip
     _WIDE = ("uniforms", "tokens", "logprobs", "behaviour")
 
     def __init__(self) -> None:
@@ -60,7 +81,12 @@ class Rows:
         self.temperature = np.empty(0, np.float64)
         self.top_p = np.empty(0, np.float64)
         self.top_k = np.empty(0, np.int64)
+        self.min_p = np.empty(0, np.float64)
+        self.penalty = np.empty(0, np.float64)
+        self.weight = np.empty(0, np.float64)  # of the clean row in the guided logits
+        self.beta = np.empty(0, np.float64)
         self.home = np.empty(0, np.int64)
+        self.reference = np.empty(0, np.bool_)
         self.uniforms = np.empty((0, 0), np.float64)
         self.tokens = np.empty((0, 0), np.int64)
         self.logprobs = np.empty((0, 0), np.float32)
@@ -70,31 +96,48 @@ class Rows:
     def __len__(self) -> int:
         return len(self.requests)
 
-    def add(self, request: Request, indices: range, length: int, shift: int) -> None:
-        """Adds candidates `indices` of a request."""
-        count, limit, params = len(indices), request.limit, request.work.params
+    def add(self, request: Request, indices: range, length: int, shift: int) -> list[int]:
+        """Adds candidates `indices` of a request; their homes."""
+        home = self._homes(len(indices), request.limit)
+        self.uniforms[home, : request.limit] = seeds.uniforms([request.work.seeds[i] for i in indices], request.limit)
+        self._append(request, indices, length, shift, home, reference=False)
+        return home
+
+    def add_references(self, request: Request, homes: list[int], length: int, shift: int) -> None:
+        """Adds the reference rows of the candidates that live at `homes`."""
+        self._append(request, range(len(homes)), length, shift, homes, reference=True)
+
+    def _append(
+        self, request: Request, indices: range, length: int, shift: int, home: list[int], *, reference: bool
+    ) -> None:
+        count, params = len(indices), request.work.params
         self.requests += [request] * count
-        home = self._homes(count, limit)
+        weight, beta = guidance.weights(params.guidance)
         new = {
             "index": indices,
             "length": length,
             "shift": shift,
             "generated": 0,
-            "limit": limit,
+            "limit": request.limit,
             "temperature": params.temperature,
             "top_p": params.top_p,
             "top_k": params.top_k,
+            "min_p": params.min_p,
+            "penalty": params.repetition_penalty,
+            "weight": weight,
+            "beta": beta,
             "home": home,
+            "reference": reference,
         }
         for name in self._FLAT:
             column = getattr(self, name)
             setattr(self, name, np.concatenate([column, np.broadcast_to(np.asarray(new[name], column.dtype), count)]))
-        self.uniforms[home, :limit] = seeds.uniforms([request.work.seeds[i] for i in indices], limit)
 
     def reorder(self, order: Order) -> None:
         """Row i is what row order[i] was; rows that are not in `order` are gone."""
         if len(order) < len(self):
-            self._free += np.delete(self.home, order).tolist()
+            gone = np.delete(np.arange(len(self)), order)
+            self._free += self.home[gone[~self.reference[gone]]].tolist()
         self.requests = [self.requests[i] for i in order.tolist()]
         for name in self._FLAT:
             setattr(self, name, getattr(self, name)[order])

@@ -1,13 +1,15 @@
-"""Drawing one token per row, for all rows at once, each with its own temperature, top-k and top-p.
+"""Drawing one token per row, for all rows at once, each with its own temperature, top-k, top-p and min-p.
 
     policy      log softmax(z)                                  z: the logits, over the whole vocabulary
-    behaviour   q = softmax(z / T) over what is left after      suppressed ids, then the k likeliest, then the
-                                                                smallest set of mass >= top_p (of what is left)
+    behaviour   q = softmax(y / T) over what is left after      y: z, or what guidance and penalties made of it;
+                                                                suppressed ids, then the k likeliest, then the
+                                                                smallest set of mass >= top_p (of what is left),
+                                                                then ids with q >= min_p max q
     token       the first id whose cumulated q, in id order, exceeds the row's uniform number
 
 Temperature 0 is greedy: the likeliest id not suppressed, behaviour log-probability 0. All in float64, so that a
 difference in the last bit of a logit moves a boundary by about 1e-7 and practically never past the uniform number.
-Order of truncations as in transformers' `generate` (temperature, top-k, top-p).
+Order of truncations as in transformers' `generate` (temperature, top-k, top-p, min-p).
 """
 
 from __future__ import annotations
@@ -29,26 +31,52 @@ class Draw:
     finite: torch.Tensor
 
 
+@dataclasses.dataclass(slots=True)
+class Shape:
+    """How each row's distribution is bent.
+
+    Attributes:
+        temperature: (rows,), float64, 0 for greedy.
+        top_p: (rows,), float64 in (0, 1].
+        top_k: (rows,), int64, 0 for all.
+        min_p: (rows,), float64 in [0, 1).
+        truncated: whether any row has a top_p below 1 or a top_k; saves the sort where not.
+        floored: whether any row has a min_p.
+    """
+
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    top_k: torch.Tensor
+    min_p: torch.Tensor
+    truncated: bool
+    floored: bool
+
+    def rows(self, part: slice) -> Shape:
+        """Of some rows."""
+        return dataclasses.replace(
+            self,
+            temperature=self.temperature[part],
+            top_p=self.top_p[part],
+            top_k=self.top_k[part],
+            min_p=self.min_p[part],
+        )
+
+
 def draw(
     logits: torch.Tensor,
     uniform: torch.Tensor,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    top_k: torch.Tensor,
+    shape: Shape,
     suppressed: torch.Tensor,
-    *,
-    truncated: bool,
+    bent: torch.Tensor | None = None,
 ) -> Draw:
     """Draws one token per row.
 
     Args:
-        logits: (rows, vocabulary), any float type.
+        logits: (rows, vocabulary), any float type: the policy's.
         uniform: (rows,), float64 in [0, 1).
-        temperature: (rows,), float64, 0 for greedy.
-        top_p: (rows,), float64 in (0, 1].
-        top_k: (rows,), int64, 0 for all.
+        shape: how the distribution is bent.
         suppressed: ids (s,) never drawn.
-        truncated: whether any row has a top_p below 1 or a top_k; saves the sort where not.
+        bent: (rows, vocabulary), the logits to draw from where they are not the policy's.
     """
     rows, vocabulary = logits.shape
     step = max(1, _CHUNK // vocabulary)
@@ -56,11 +84,9 @@ def draw(
         _draw(
             logits[a : a + step],
             uniform[a : a + step],
-            temperature[a : a + step],
-            top_p[a : a + step],
-            top_k[a : a + step],
+            shape.rows(slice(a, a + step)),
             suppressed,
-            truncated,
+            None if bent is None else bent[a : a + step],
         )
         for a in range(0, rows, step)
     ]
@@ -70,28 +96,28 @@ def draw(
 
 
 def _draw(
-    logits: torch.Tensor,
-    uniform: torch.Tensor,
-    temperature: torch.Tensor,
-    top_p: torch.Tensor,
-    top_k: torch.Tensor,
-    suppressed: torch.Tensor,
-    truncated: bool,
+    logits: torch.Tensor, uniform: torch.Tensor, shape: Shape, suppressed: torch.Tensor, bent: torch.Tensor | None
 ) -> Draw:
     z = logits.double()
     norm = torch.logsumexp(z, dim=-1)
     finite = torch.isfinite(norm)
-    allowed = z.index_fill(1, suppressed, -torch.inf)
-    greedy = temperature == 0
-    q = torch.softmax(allowed / torch.where(greedy, 1.0, temperature)[:, None], dim=-1)
-    if truncated:
-        q = q * keep_mask(q, top_p, top_k)
+    allowed = (z if bent is None else bent.double()).index_fill(1, suppressed, -torch.inf)
+    top = allowed.amax(dim=-1, keepdim=True)
+    greedy = shape.temperature == 0
+    # Not divided by its sum: only shares of it are asked for.
+    q = torch.exp_((allowed - top).div_(torch.where(greedy, 1.0, shape.temperature)[:, None]))
+    if shape.truncated:
+        q *= keep_mask(q, shape.top_p, shape.top_k)
+    if shape.floored:
+        q *= q >= shape.min_p[:, None]  # the largest is 1
     cumulated = torch.cumsum(q, dim=-1)
     total = cumulated[:, -1]
+    finite &= torch.isfinite(total)
     # Below the total even where u * total rounds up to it: an id without mass must not be drawn.
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulated, target[:, None], right=True)[:, 0].clamp_(max=z.shape[1] - 1)
-    tokens = torch.where(greedy, allowed.argmax(dim=-1), tokens)
+    if bool(greedy.any()):
+        tokens = torch.where(greedy, allowed.argmax(dim=-1), tokens)
     at = tokens[:, None]
     logprobs = z.gather(1, at)[:, 0] - norm
     behaviour = torch.where(greedy, 0.0, torch.log(q.gather(1, at)[:, 0] / total))

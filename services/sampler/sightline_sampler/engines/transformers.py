@@ -26,17 +26,18 @@ import transformers
 from sightline_chassis.errors import InvalidInput, Unavailable
 
 from sightline_sampler.engines import selfcheck, teacher
-from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
+from sightline_sampler.engines.base import OPTIONS, EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
 from sightline_sampler.engines.loop import DecodeLoop
 from sightline_sampler.engines.model import BaseModel, load_base
 from sightline_sampler.engines.prefill import FeatureCache, Prefiller
 from sightline_sampler.engines.prompts import Prepared, PromptBuilder
 from sightline_sampler.engines.rows import Finished, Request
+from sightline_sampler.engines.stops import cut
 from sightline_sampler.engines.weights import Weights
 from sightline_sampler.images import decode
 from sightline_sampler.manifest import PolicyManifest
 from sightline_sampler.settings import EngineSettings, LimitSettings
-from sightline_sampler.types import Candidate, Capabilities, Summary, TokenScores
+from sightline_sampler.types import Candidate, Capabilities, Distortion, ImageFree, Summary, TokenScores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +128,23 @@ class TransformersEngine(Engine):
             max_tokens=min(limits.max_tokens, base.window),
             max_image_bytes=limits.max_image_bytes,
             max_image_pixels=limits.max_image_pixels,
+            native_k=True,
+            scores=True,
+            params=OPTIONS,
+            keeps=True,
         )
+
+    def loads(self) -> tuple[int, int]:
+        """Candidates being decoded, and prompts that wait."""
+        return self.rows(), self.waiting()
+
+    async def freeze(self) -> None:
+        """Stops decoding where it is, until `thaw`."""
+        self._need()[1].freeze(True)
+
+    async def thaw(self) -> None:
+        """Goes on."""
+        self._need()[1].freeze(False)
 
     @classmethod
     def label(cls) -> str:
@@ -137,9 +154,11 @@ class TransformersEngine(Engine):
     async def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
         """Yields each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
         loaded, loop = self._need()
-        prepared = await self._prepare(work.prompt, work.image)
-        limit = self._room(prepared, work.params.max_tokens)
-        request = Request(work, prepared, limit, asyncio.Queue())
+        params = work.params
+        prepared = await self._prepare(work.prompt, work.image, params.distortion)
+        limit = self._room(prepared, params.max_tokens)
+        reference = await self._reference(work)
+        request = Request(work, prepared, limit, asyncio.Queue(), reference)
         version, left = -1, len(work.seeds)
         try:
             loop.submit(request)
@@ -209,16 +228,25 @@ class TransformersEngine(Engine):
             raise Unavailable("the sampler has not loaded its model yet", retry_after=1.0)
         return self._loaded, self._loop
 
-    async def _prepare(self, prompt: str, image: EncodedImage | None) -> Prepared:
+    async def _prepare(self, prompt: str, image: EncodedImage | None, distortion: Distortion | None = None) -> Prepared:
         builder, most = self._need()[0].builder, self._limits.max_image_pixels
 
         def run() -> Prepared:
             if image is None:
                 return builder.prepare(prompt, None)
             builder.check(prompt)
-            return builder.prepare(prompt, decode(image.content, max_pixels=most), image.digest)
+            return builder.prepare(prompt, decode(image.content, max_pixels=most), image.digest, distortion)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+
+    async def _reference(self, work: SampleWork) -> Prepared | None:
+        """The prompt of the reference rows: with another image, or with none."""
+        match work.params.guidance:
+            case None:
+                return None
+            case ImageFree(_, None):
+                return await self._prepare(work.prompt, None)
+        return await self._prepare(work.prompt, work.image, work.params.guidance.distortion)
 
     def _room(self, prepared: Prepared, wanted: int | None) -> int:
         """Tokens that a candidate may have: as many as asked for, or as fit."""
@@ -234,9 +262,10 @@ class TransformersEngine(Engine):
 
     @staticmethod
     def _candidate(base: BaseModel, request: Request, finished: Finished) -> Candidate:
+        text = base.tokenizer.decode(finished.token_ids.tolist(), skip_special_tokens=True)
         return Candidate(
             index=finished.index,
-            text=base.tokenizer.decode(finished.token_ids.tolist(), skip_special_tokens=True),
+            text=cut(text, request.work.params.stop) if finished.reason == "stop" else text,
             token_ids=finished.token_ids,
             logprobs=finished.logprobs,
             behaviour_logprobs=finished.behaviour,

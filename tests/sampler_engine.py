@@ -1,0 +1,77 @@
+"""The engine in process without the service around it: requests in, candidates out, on an event loop of its own."""
+
+import asyncio
+import contextlib
+import hashlib
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sightline_sampler.engines import seeds
+from sightline_sampler.engines.base import EncodedImage, SampleWork, SamplingParams
+from sightline_sampler.engines.transformers import TransformersEngine
+from sightline_sampler.settings import EngineSettings, LimitSettings
+from sightline_sampler.types import Candidate, Summary
+
+T = TypeVar("T")
+
+
+class Base:
+    """A lease on the base model."""
+
+    def bind(self) -> int:
+        return 0
+
+
+class Bench:
+    """An engine that has started; `steps` holds the rows of each of its steps."""
+
+    def __init__(self, model: Path, **engine: Any) -> None:
+        self.steps: list[int] = []
+        settings = EngineSettings.model_validate({"model": str(model), "threads": 1, **engine})
+        self.engine = TransformersEngine(settings, LimitSettings(), on_step=self.steps.append)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever)
+        self._thread.start()
+        self.run(self.engine.start())
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
+
+    async def asked(self, image: bytes | None, prompt: str, n: int, **options: Any) -> list[Candidate]:
+        """All candidates in index order; options are those of `SamplingParams`, and `seed` or `seeds`."""
+        found = [event async for event in self.engine.sample(self.work(image, prompt, n, **options))]
+        assert isinstance(found.pop(), Summary)
+        candidates = [event for event in found if isinstance(event, Candidate)]
+        assert sorted(c.index for c in candidates) == list(range(n))
+        return sorted(candidates, key=lambda c: c.index)
+
+    def sample(self, image: bytes | None, prompt: str, n: int, **options: Any) -> list[Candidate]:
+        return self.run(self.asked(image, prompt, n, **options))
+
+    @staticmethod
+    def work(image: bytes | None, prompt: str, n: int, **options: Any) -> SampleWork:
+        chosen: Sequence[int] = options.pop("seeds", None) or seeds.derive(options.pop("seed", 0), n)
+        encoded = None if image is None else EncodedImage(image, hashlib.sha256(image).hexdigest())
+        options = {"max_tokens": 20, **options}
+        return SampleWork("test", prompt, encoded, chosen, SamplingParams(**options), Base())
+
+    def close(self) -> None:
+        self.run(self.engine.stop())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(30)
+        self._loop.close()
+
+
+@contextlib.contextmanager
+def bench(model: Path, **engine: Any) -> Iterator[Bench]:
+    at = Bench(model, **engine)
+    try:
+        yield at
+    finally:
+        at.close()
+
+
+def ids(candidate: Candidate) -> list[int]:
+    return [int(token) for token in candidate.token_ids]

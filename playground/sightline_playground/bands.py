@@ -28,12 +28,12 @@ BANDS: Final[dict[str, Band]] = {
     "clip_dropped_accuracy": Band(0.9, 1, "scorer prefers the true caption to the one with an object left out"),
     "clip_dropped_gap_p50": Band(1.5, 12, "CLIPScore points between those two, median"),
     "clip_other_accuracy": Band(0.97, 1, "scorer prefers the true caption to another scene's"),
-    "sampled_chair_s": Band(0.3, 0.6, "sampled captions with a hallucinated object"),
+    "sampled_chair_s": Band(0.42, 0.62, "sampled captions with a hallucinated object"),
     "sampled_chair_i": Band(0.08, 0.3, "mentioned objects that are hallucinated, sampled"),
-    "sampled_cover": Band(0.78, 0.95, "true objects mentioned, sampled"),
+    "sampled_cover": Band(0.85, 0.97, "true objects mentioned, sampled"),
     "sampled_mean_tokens": Band(20, 32, "tokens of a sampled caption"),
-    "greedy_chair_s": Band(0, 0.25, "greedy captions with a hallucinated object"),
-    "greedy_cover": Band(0.9, 0.99, "true objects mentioned, greedy"),
+    "greedy_chair_s": Band(0, 0.2, "greedy captions with a hallucinated object"),
+    "greedy_cover": Band(0.93, 1, "true objects mentioned, greedy"),
 }
 
 

@@ -57,7 +57,7 @@ class Mention:
 class Prior:
     """How the LVLM's training captions depart from the truth. All are probabilities."""
 
-    companion: float = 0.21
+    companion: float = 0.25
     """That an object's companion is named though it is not in the picture."""
     omission: float = 0.03
     """That an object is left out (never the only one)."""

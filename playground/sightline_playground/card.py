@@ -43,7 +43,7 @@ _TAIL: Final = """
 ## How made
 
 `python -m sightline_playground make --seed {seed}`, from nothing: {scenes:,} training scenes; the scorer took {scorer_seconds} s, the
-LVLM {lvlm_seconds} s on two busy cores.
+LVLM {lvlm_seconds} s of a busy core. `--keep-scorer` trains the LVLM alone.
 
 **Scorer.** {scorer}. Contrastive, with in-batch negatives and, for each scene, three hard negatives (an
 object added, left out, changed). Chosen so that it is good but neither perfect nor too sure, as real ones are:

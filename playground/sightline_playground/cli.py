@@ -17,6 +17,9 @@ def parser() -> argparse.ArgumentParser:
     make = commands.add_parser("make", help="train the tiny CLIP and the tiny LVLM from nothing and measure them")
     make.add_argument("--out", type=Path, default=Path("runs/playground"), help="directory (default: %(default)s)")
     make.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    make.add_argument(
+        "--keep-scorer", type=Path, metavar="DIR", help="take the scorer of this playground, train the LVLM only"
+    )
     check = commands.add_parser("check", help="measure weights and compare with the model card's tolerance")
     check.add_argument("--weights", type=Path, default=weights_dir(), help="directory (default: the shipped weights)")
     export = commands.add_parser("export", help="write a split as a plain dataset")
@@ -55,7 +58,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.command == "make":
         import json
 
-        make(options.out, options.seed, console)
+        make(options.out, options.seed, console, options.keep_scorer)
         numbers = json.loads((options.out / "metrics.json").read_text(encoding="utf-8"))["numbers"]
         console.print(f"weights, MODEL_CARD.md and metrics.json are in {options.out}")
     else:

@@ -23,22 +23,20 @@ if TYPE_CHECKING:
     import torch
 
 IGNORE: Final = -100
-POOL: Final = 8
-"""Steps' worth of captions that are sorted by length together."""
 
 
 @dataclass(frozen=True)
 class LlavaRecipe:
     """Hyperparameters of the LVLM."""
 
-    steps: int = 1400
-    batch: int = 64
+    steps: int = 3000
+    batch: int = 32
     """Captions a step; a step of questions has twice as many."""
     questions: float = 0.2
     """Share of steps that train yes/no answers."""
     rate: float = 2e-3
     """Peak of AdamW's learning rate: linear warm-up, cosine to nothing."""
-    warmup: int = 100
+    warmup: int = 150
     decay: float = 0.01
     prior: Prior = field(default_factory=Prior)
 
@@ -90,22 +88,21 @@ def lessons(
 ) -> Iterator[tuple[list[int], list[tuple[str, str]]]]:
     """`recipe.steps` batches of scene numbers and their (prompt, answer) pairs, either captions or questions.
 
-    Captions are drawn for POOL steps at once and sorted by length, so that little is spent on padding.
+    Captions of all lengths stand in one batch: batches of like length save padding, but the model then learns to look
+    at the picture later.
     """
-    pool: list[list[tuple[int, tuple[str, str]]]] = []
     for _ in range(recipe.steps):
-        if rng.random() < recipe.questions:
-            picks = [rng.randrange(len(scenes)) for _ in range(2 * recipe.batch)]
-            yield picks, [trained_question(scenes[pick], rng, recipe.prior) for pick in picks]
-            continue
-        if not pool:
-            drawn = [rng.randrange(len(scenes)) for _ in range(POOL * recipe.batch)]
-            told = [(n, (rng.choice(PROMPTS), trained_caption(scenes[n], rng, recipe.prior))) for n in drawn]
-            told.sort(key=lambda each: sum(len(text.split()) for text in each[1]))
-            pool = [told[start : start + recipe.batch] for start in range(0, len(told), recipe.batch)]
-            rng.shuffle(pool)
-        batch = pool.pop()
-        yield [n for n, _ in batch], [pair for _, pair in batch]
+        asking = rng.random() < recipe.questions
+        picks = [rng.randrange(len(scenes)) for _ in range(recipe.batch * (2 if asking else 1))]
+        yield (
+            picks,
+            [
+                trained_question(scenes[pick], rng, recipe.prior)
+                if asking
+                else (rng.choice(PROMPTS), trained_caption(scenes[pick], rng, recipe.prior))
+                for pick in picks
+            ],
+        )
 
 
 class Batches:

@@ -22,37 +22,56 @@ SCENES: Final = 20_000
 """Training scenes."""
 
 
-def make(out: Path, seed: int, console: Console) -> list[str]:
+def make(out: Path, seed: int, console: Console, scorer: Path | None = None) -> list[str]:
     """Train, save under `out`/clip and `out`/llava, measure, write MODEL_CARD.md and metrics.json.
+
+    Args:
+        scorer: directory of a made playground whose scorer is kept; only the LVLM is trained then.
 
     Returns the complaints about numbers out of their bands (empty when all is well).
     """
     quiet()
     from sightline_playground import clip_model, clip_training, llava_model, llava_training
-    from sightline_playground.card import card
     from sightline_playground.clip_training import ClipRecipe
     from sightline_playground.llava_training import LlavaRecipe
     from sightline_playground.scenes import scenes
 
-    began = time.monotonic()
     with console.status(f"drawing up {SCENES} training scenes"):
         train = scenes("train", SCENES, seed)
-    clip_recipe, llava_recipe = ClipRecipe(), LlavaRecipe()
-    with _bar(console, "scorer") as progress:
-        clip = clip_training.train(train, clip_recipe, seed, progress)
-    clip_model.save(clip, out / "clip")
+    began = time.monotonic()
+    if scorer is None:
+        with _bar(console, "scorer") as progress:
+            clip = clip_training.train(train, ClipRecipe(), seed, progress)
+        scorer_seconds = time.monotonic() - began
+    else:
+        clip, _, _ = clip_model.load(scorer / "clip")
+        known = json.loads((scorer / "metrics.json").read_text(encoding="utf-8"))
+        scorer_seconds = known["made"]["seconds"]["scorer"]
+    if scorer is None or scorer.resolve() != out.resolve():
+        clip_model.save(clip, out / "clip")
     between = time.monotonic()
     with _bar(console, "LVLM  ") as progress:
-        llava = llava_training.train(clip, train, llava_recipe, seed, progress)
+        llava = llava_training.train(clip, train, LlavaRecipe(), seed, progress)
     llava_model.save(llava, out / "llava")
-    trained = time.monotonic()
+    return describe(out, seed, console, {"scorer": scorer_seconds, "lvlm": time.monotonic() - between})
+
+
+def describe(out: Path, seed: int, console: Console, seconds: dict[str, float]) -> list[str]:
+    """Measure the models in `out` and write MODEL_CARD.md and metrics.json; the complaints about their numbers."""
+    from sightline_playground import clip_model, llava_model
+    from sightline_playground.card import card
+    from sightline_playground.clip_training import ClipRecipe
+    from sightline_playground.llava_training import LlavaRecipe
+
     numbers = measured(out, console)
+    clip, _, _ = clip_model.load(out / "clip")
+    llava, _ = llava_model.load(out / "llava")
     facts = {
         "seed": seed,
         "scenes": SCENES,
-        "scorer": asdict(clip_recipe),
-        "lvlm": asdict(llava_recipe),
-        "seconds": {"scorer": round(between - began), "lvlm": round(trained - between)},
+        "scorer": asdict(ClipRecipe()),
+        "lvlm": asdict(LlavaRecipe()),
+        "seconds": {part: round(value) for part, value in seconds.items()},
         "parameters": {
             "scorer": _parameters(clip),
             "lvlm": _parameters(llava),

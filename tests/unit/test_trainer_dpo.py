@@ -13,7 +13,8 @@ from running import WEIGHTS
 from safetensors.torch import load_file, save_file
 from sightline_chassis.errors import InternalError, PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
-from sightline_trainer.dpo.update import add_reference, make_trainer, update
+from sightline_trainer.dpo.reference import add_reference
+from sightline_trainer.dpo.update import make_trainer, update
 from sightline_trainer.pairs.build import FEATURES
 from sightline_trainer.recipe import Recipe
 from torch.nn.functional import logsigmoid
@@ -90,6 +91,11 @@ def shake(trainer: Any) -> None:
             parameter.data.normal_(0, 0.3)
 
 
+def batch(trainer: Any) -> dict[str, Any]:
+    """All pairs as one batch."""
+    return dict(trainer.data_collator(list(trainer.train_dataset)))
+
+
 def by_hand(model: Any, processor: Any, pair: dict[str, Any], side: str) -> float:
     """log p(response | image, prompt), one row without padding, token by token."""
     inputs = processor(images=pair["images"][0], text=pair["rendered_prompt"], return_tensors="pt")
@@ -107,7 +113,7 @@ def by_hand(model: Any, processor: Any, pair: dict[str, Any], side: str) -> floa
 
 def test_at_the_start_policy_is_reference_and_the_loss_is_log_two(pairs: Dataset, tmp_path: Path) -> None:
     trainer = trainer_for(pairs, tmp_path)
-    loss = trainer.compute_loss(trainer.model.train(), trainer.data_collator(list(pairs)))
+    loss = trainer.compute_loss(trainer.model.train(), batch(trainer))
     assert loss.item() == pytest.approx(math.log(2), abs=1e-5)
 
 
@@ -115,7 +121,7 @@ def test_the_loss_is_the_papers_formula(pairs: Dataset, processor: Any, tmp_path
     """-log sigmoid(beta * ((log pi(c) - log ref(c)) - (log pi(r) - log ref(r)))), mean over pairs (Rafailov 2023)."""
     trainer = trainer_for(pairs, tmp_path)
     shake(trainer)
-    loss = trainer.compute_loss(trainer.model.train(), trainer.data_collator(list(pairs))).item()
+    loss = trainer.compute_loss(trainer.model.train(), batch(trainer)).item()
     base = AutoModelForImageTextToText.from_pretrained(WEIGHTS / "llava", dtype=torch.float32).eval()
     policy = trainer.model.merge_and_unload().eval()
     expected = []
@@ -139,7 +145,7 @@ def test_our_batches_give_trls_loss_where_its_own_collator_sees_the_same_tokens(
     bos, eos = processor.tokenizer.bos_token, processor.tokenizer.eos_token
     rows = [{**pair, "rendered_prompt": bos + pair["rendered_prompt"]} for pair in pairs]
     ours = trainer.compute_loss(trainer.model, trainer.data_collator(rows))
-    batch = DataCollatorForVisionPreference(processor)(
+    theirs = DataCollatorForVisionPreference(processor)(
         [
             {
                 "images": pair["images"],
@@ -150,21 +156,18 @@ def test_our_batches_give_trls_loss_where_its_own_collator_sees_the_same_tokens(
             for pair in rows
         ]
     )
-    theirs = trainer.compute_loss(trainer.model, batch)
-    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    assert ours.item() == pytest.approx(trainer.compute_loss(trainer.model, theirs).item(), rel=1e-4)
 
 
 def test_reference_log_probs_computed_once_change_nothing(pairs: Dataset, tmp_path: Path) -> None:
     trainer = trainer_for(pairs, tmp_path)
     shake(trainer)
     trainer.model.train()
-    online = trainer.compute_loss(trainer.model, trainer.data_collator(list(pairs))).item()
-    kept = add_reference(trainer, pairs, lambda done, total: None)
-    trainer.precompute_ref_logps = True
+    online = trainer.compute_loss(trainer.model, batch(trainer)).item()
+    add_reference(trainer, lambda done, total: None)
     trainer.model.train()
-    assert trainer.compute_loss(trainer.model, trainer.data_collator(list(kept))).item() == pytest.approx(
-        online, rel=1e-5
-    )
+    assert "ref_chosen_logps" in batch(trainer)
+    assert trainer.compute_loss(trainer.model, batch(trainer)).item() == pytest.approx(online, rel=1e-5)
 
 
 def test_the_collator_keeps_the_sampled_tokens_and_never_cuts(pairs: Dataset, processor: Any) -> None:
@@ -190,7 +193,7 @@ def test_an_update_widens_the_margin_and_the_next_one_goes_on_from_it(pairs: Dat
     assert steps[-1][0] == steps[-1][1]
     assert [len(probe.token_ids) for probe in first.probes] == [len(probe.logprobs) for probe in first.probes]
     again = make_trainer(recipe(**values), pairs, previous=tmp_path / "a", work=tmp_path / "w", seed=0)
-    batch = {k: v for k, v in again.data_collator(list(pairs)).items() if k != "completion_mask"}
+    batch = {k: v for k, v in PairCollator(again.processing_class)(list(pairs)).items() if k != "completion_mask"}
     with torch.no_grad():
         logits = again.model.eval()(**batch, use_cache=False).logits
     ids = first.probes[0].token_ids

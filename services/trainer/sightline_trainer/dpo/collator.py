@@ -2,49 +2,77 @@
 
 TRL's own vision collator tokenises the response text again; what was sampled (and its end token) would be lost.
 This one takes ``chosen_ids`` and ``rejected_ids`` as they are, begins the prompt as the sampler did (TRL's leaves out
-the begin token that the model's tokenizer adds), and processes each image once a pair.
+the begin token that the model's tokenizer adds), and processes each image once a batch, or never again where its
+features are kept.
 """
 
 from __future__ import annotations
 
+import io
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import PIL.Image
 import torch
+from torch import Tensor
+
+from sightline_trainer.dpo.packing import Prompt, pack
+from sightline_trainer.dpo.sharing import SharedPrefix
+from sightline_trainer.dpo.vision import Image, digest, join_images, split_images
+
+_REMEMBERED = 65536  # prompts whose token ids are kept; about 5 KB each
+_SIDES = ("chosen", "rejected")
 
 
 class PairCollator:
     """Makes a batch of 2 B rows, chosen first, from B pairs.
 
-    Returns ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape [2 B, L], padded on the right, the
-    processor's image tensors repeated for both halves, and ``ref_chosen_logps`` / ``ref_rejected_logps`` of shape
-    [B] where the pairs carry them. Nothing is truncated: image tokens are never cut.
+    Returns ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape [2 B, L], padded on the right, and
+    ``ref_chosen_logps`` / ``ref_rejected_logps`` of shape [B] where they are known (``reference``, by the pairs'
+    ``pair_id``). With a ``SharedPrefix`` the model's part is a ``Pack`` under ``shared_prefix``; without, the
+    processor's image tensors, repeated for both halves. ``weight`` and ``margin`` of shape [B] where asked for. Nothing is
+    truncated: image tokens are never cut.
+
+    A pair's ``rejected_images``, where it has them, are what its rejected side is conditioned on. A pair with
+    ``second_rejected_ids`` (and ``second_rejected_images``) stands for two: (chosen, rejected) of all pairs, then
+    (chosen, second rejected) of all pairs.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, *, sharing: SharedPrefix | None = None, columns: Sequence[str] = ()) -> None:
         self.processor = processor
         self.pad_id = processor.tokenizer.pad_token_id
+        self.sharing = sharing
+        self.columns = tuple(columns)
+        self.reference: dict[int, tuple[float, ...]] = {}
+        self._prompts: OrderedDict[tuple[str, ...], Prompt] = OrderedDict()
 
-    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        images = [[image.convert("RGB") for image in pair["images"]] for pair in pairs]
-        texts = [pair["rendered_prompt"] for pair in pairs]
-        bos = self.processor.tokenizer.bos_token
-        batch = self.processor(
-            images=images if any(images) else None,
-            text=texts,
-            padding=True,
-            padding_side="left",
-            return_tensors="pt",
-            # As the sampler does: a template that writes the begin token itself gets no second one.
-            add_special_tokens=not (bos and texts[0].startswith(bos)),
-        )
-        prompt_mask = batch.pop("attention_mask").bool()
-        prompts = [ids[mask] for ids, mask in zip(batch.pop("input_ids"), prompt_mask, strict=True)]
-        types = batch.pop("mm_token_type_ids", None)
-        rows = [
-            (prompt, torch.tensor(pair[side]))
-            for side in ("chosen_ids", "rejected_ids")
-            for prompt, pair in zip(prompts, pairs, strict=True)
-        ]
+    def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        flat = unfold(pairs)
+        prompts: dict[tuple[str, ...], Prompt] = {}
+        sides: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
+        for side in _SIDES:
+            for pair in flat:
+                images = pair.get(f"{side}_images") or pair["images"]
+                key = (pair["rendered_prompt"], *(digest(image) for image in images))
+                if key not in prompts:
+                    prompts[key] = self._prompt(key, images)
+                sides.append((key, tuple(pair[f"{side}_ids"])))
+        output = self._rows([(prompts[key].ids, torch.tensor(ids, dtype=torch.long)) for key, ids in sides])
+        if self.sharing is None:
+            output.update(self._plain([prompts[key] for key, _ in sides], output["input_ids"]))
+        else:
+            output["shared_prefix"] = self._pack(prompts, sides, output["input_ids"].shape[1], self.sharing)
+        for name in self.columns:
+            output[name] = torch.tensor([float(pair[name]) for pair in flat])
+        if self.reference:
+            known = [self.reference[pair["pair_id"]] for pair in pairs]
+            # (chosen, rejected) or (chosen, rejected, second rejected)
+            output["ref_rejected_logps"] = torch.tensor([k[i] for i in range(1, len(known[0])) for k in known])
+            output["ref_chosen_logps"] = torch.tensor([k[0] for k in known] * (len(known[0]) - 1))
+        return output
+
+    def _rows(self, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
         length = max(len(prompt) + len(response) for prompt, response in rows)
         input_ids = torch.full((len(rows), length), self.pad_id)
         attention_mask = torch.zeros_like(input_ids)
@@ -54,14 +82,84 @@ class PairCollator:
             input_ids[i, :end] = torch.cat([prompt, response])
             attention_mask[i, :end] = 1
             completion_mask[i, len(prompt) : end] = 1
-        output = {key: torch.cat([value, value]) for key, value in batch.items()}
-        if types is not None:
-            token_types = torch.zeros_like(input_ids)
-            for i, prompt in enumerate(prompts * 2):
-                token_types[i, : len(prompt)] = types[i % len(pairs)][prompt_mask[i % len(pairs)]]
-            output["mm_token_type_ids"] = token_types
-        output.update(input_ids=input_ids, attention_mask=attention_mask, completion_mask=completion_mask)
-        if "ref_chosen_logps" in pairs[0]:
-            for key in ("ref_chosen_logps", "ref_rejected_logps"):
-                output[key] = torch.tensor([pair[key] for pair in pairs])
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+
+    def _plain(self, prompts: list[Prompt], input_ids: Tensor) -> dict[str, Tensor]:
+        output = join_images([image.inputs for prompt in prompts for image in prompt.images if image.inputs])
+        if prompts[0].types is not None:
+            types = torch.zeros_like(input_ids)
+            for i, prompt in enumerate(prompts):
+                assert prompt.types is not None
+                types[i, : len(prompt.ids)] = prompt.types
+            output["mm_token_type_ids"] = types
         return output
+
+    def _pack(
+        self,
+        prompts: Mapping[tuple[str, ...], Prompt],
+        sides: list[tuple[tuple[str, ...], tuple[int, ...]]],
+        columns: int,
+        sharing: SharedPrefix,
+    ) -> Any:
+        responses: dict[tuple[str, ...], dict[tuple[int, ...], int]] = {key: {} for key in prompts}
+        for key, ids in sides:
+            responses[key].setdefault(ids, len(responses[key]))
+        numbers = {key: number for number, key in enumerate(prompts)}
+        return pack(
+            list(prompts.values()),
+            [list(answers) for answers in responses.values()],
+            [(numbers[key], responses[key][ids]) for key, ids in sides],
+            columns,
+            [sharing.positions(prompts[key], max(len(answer) for answer in responses[key])) for key in prompts],
+        )
+
+    def _prompt(self, key: tuple[str, ...], images: Sequence[Any]) -> Prompt:
+        """The processed prompt. Pixels are made only where nobody remembers what the tower said of them."""
+        text, *digests = key
+        cache = None if self.sharing is None else self.sharing.cache
+        kept = [None if cache is None else cache.get(name) for name in digests]
+        known = self._prompts.get(key)
+        if known is not None and digests and all(features is not None for features in kept):
+            found = [Image(name, features=features) for name, features in zip(digests, kept, strict=True)]
+            return Prompt(known.ids, known.types, found, known.grid)
+        bos = self.processor.tokenizer.bos_token
+        inputs = dict(
+            self.processor(
+                images=[_decoded(image) for image in images] or None,
+                text=[text],
+                return_tensors="pt",
+                # As the sampler does: a template that writes the begin token itself gets no second one.
+                add_special_tokens=not (bos and text.startswith(bos)),
+            )
+        )
+        for name in ("attention_mask", "token_type_ids"):
+            inputs.pop(name, None)
+        ids, types = inputs.pop("input_ids")[0], inputs.pop("mm_token_type_ids", None)
+        types = None if types is None else types[0]
+        grid = inputs.get("image_grid_thw")
+        self._prompts[key] = Prompt(ids, types, [], grid)
+        if len(self._prompts) > _REMEMBERED:
+            self._prompts.popitem(last=False)
+        pixels = split_images(inputs)
+        found = [Image(name, made, features) for name, made, features in zip(digests, pixels, kept, strict=True)]
+        return Prompt(ids, types, found, grid)
+
+
+def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Pairs with a second rejected side as two pairs each: the first ones of all, then the second ones of all."""
+    if not pairs or pairs[0].get("second_rejected_ids") is None:
+        return list(pairs)
+    seconds = [
+        {
+            **pair,
+            "rejected_ids": pair["second_rejected_ids"],
+            "rejected_images": pair.get("second_rejected_images"),
+        }
+        for pair in pairs
+    ]
+    return [*pairs, *seconds]
+
+
+def _decoded(image: Any) -> PIL.Image.Image:
+    opened: PIL.Image.Image = PIL.Image.open(io.BytesIO(image["bytes"])) if isinstance(image, Mapping) else image
+    return opened.convert("RGB")

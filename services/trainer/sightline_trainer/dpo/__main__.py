@@ -1,0 +1,67 @@
+"""One update from files: ``python -m sightline_trainer.dpo``, or under ``accelerate launch`` or ``torchrun``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m sightline_trainer.dpo", description=__doc__)
+    parser.add_argument("--recipe", type=Path, required=True, help="recipe file; its dpo section counts")
+    parser.add_argument("--pairs", type=Path, required=True, help="pairs.parquet of an iteration")
+    parser.add_argument("--policy", type=Path, required=True, help="directory that gets the new policy")
+    parser.add_argument("--work", type=Path, required=True, help="TRL's output, update.json, the optimiser's state")
+    parser.add_argument("--previous", type=Path, help="directory of the policy to go on from; default: the base model")
+    parser.add_argument("--seed", type=int, default=0, help="of batches and a new adapter")
+    parser.add_argument("--iteration", type=int, default=1, help="from 1; for a schedule that spans the run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Runs the update; on the first process, writes what came of it to WORK/update.json."""
+    arguments = _arguments()
+    from sightline_chassis.errors import SightlineError
+
+    from sightline_trainer.dpo.launch import write_outcome
+    from sightline_trainer.dpo.update import Update, update
+    from sightline_trainer.pairs.build import read_pairs
+    from sightline_trainer.recipe import load_recipe
+
+    first = int(os.environ.get("RANK", "0")) == 0
+
+    def progress(done: int, total: int) -> None:
+        if first:
+            print(json.dumps({"done": done, "total": total}), flush=True)
+
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    outcome: Update | SightlineError
+    try:
+        outcome = update(
+            load_recipe(arguments.recipe, arguments.set),
+            read_pairs(arguments.pairs),
+            previous=arguments.previous,
+            adapter=arguments.policy,
+            work=arguments.work,
+            seed=arguments.seed,
+            iteration=arguments.iteration,
+            progress=progress,
+        )
+    except SightlineError as error:
+        outcome = error
+    if first:
+        write_outcome(arguments.work / "update.json", outcome)
+        if isinstance(outcome, Update):
+            print(json.dumps(outcome.metrics), flush=True)
+    if isinstance(outcome, SightlineError):
+        print(f"error: {outcome}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

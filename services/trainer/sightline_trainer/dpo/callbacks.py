@@ -1,0 +1,55 @@
+"""What happens around TRL's steps."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from sightline_trainer.dpo.reference import add_reference, self_check
+from sightline_trainer.dpo.saving import load_optimizer
+from sightline_trainer.dpo.trainer import FastDPOTrainer, not_finite
+
+
+class Begin(TrainerCallback):
+    """When the model is prepared: the self-check, the reference's log-probs, the optimiser's carried state."""
+
+    def __init__(
+        self, trainer: FastDPOTrainer, report: Callable[[int, int], None], *, optimizer: Path | None = None
+    ) -> None:
+        self.trainer = trainer
+        self.report = report
+        self.optimizer = optimizer
+        self.began = time.monotonic()
+        self.reference_seconds = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.monotonic()
+        if self.trainer.data_collator.sharing is not None:
+            self_check(self.trainer)
+        if self.optimizer is not None and self.optimizer.exists():
+            load_optimizer(self.trainer, self.optimizer)
+        add_reference(self.trainer, self.report)
+        self.reference_seconds = time.monotonic() - self.began
+
+
+class FiniteGradient(TrainerCallback):
+    """Stops at a gradient that is NaN or infinite; the loss is looked at where it is computed."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not math.isfinite(float((logs or {}).get("grad_norm", 0.0))):
+            raise not_finite("gradient", state.global_step)
+
+
+class Progress(TrainerCallback):
+    """Tells steps done and steps in all."""
+
+    def __init__(self, report: Callable[[int, int], None]) -> None:
+        self.report = report
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.report(state.global_step, state.max_steps)

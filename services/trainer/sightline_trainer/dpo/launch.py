@@ -1,0 +1,113 @@
+"""Where an update runs: in this process, or in those of a launcher such as ``accelerate launch`` or ``torchrun``.
+
+    accelerate launch --config_file recipes/accelerate/fsdp.yaml -m sightline_trainer.dpo \\
+        --recipe recipe.yaml --pairs pairs.parquet --policy out --work work
+
+is what ``dpo.launch: [accelerate, launch, --config_file, recipes/accelerate/fsdp.yaml]`` runs for each iteration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sightline_chassis.errors import InternalError, PreconditionFailed, SightlineError
+
+from sightline_trainer.dpo.update import Probe, Update, update
+from sightline_trainer.pairs.build import read_pairs
+from sightline_trainer.recipe import Recipe
+
+_TAIL = 2000  # characters of the launcher's log that an error quotes
+# What a child can end with that its parent raises again.
+_ERRORS: dict[str, type[SightlineError]] = {kind.__name__: kind for kind in (InternalError, PreconditionFailed)}
+
+
+def run_update(
+    recipe: Recipe,
+    pairs: Path,
+    *,
+    previous: Path | None,
+    policy: Path,
+    work: Path,
+    seed: int,
+    iteration: int,
+    progress: Callable[[int, int], None],
+) -> Update:
+    """``update`` on a pairs.parquet, where the recipe says.
+
+    Raises:
+        SightlineError: as ``update``; UPDATE_PROCESS_FAILED where the launcher's processes ended otherwise.
+    """
+    if not recipe.dpo.launch:
+        return update(
+            recipe, read_pairs(pairs), previous=previous, adapter=policy, work=work, seed=seed, iteration=iteration,
+            progress=progress,
+        )  # fmt: skip
+    work.mkdir(parents=True, exist_ok=True)
+    result = work / "update.json"
+    result.unlink(missing_ok=True)
+    (work / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
+    command = [
+        *recipe.dpo.launch, "-m", "sightline_trainer.dpo", "--recipe", str(work / "recipe.yaml"), "--pairs", str(pairs),
+        "--policy", str(policy), "--work", str(work), "--seed", str(seed), "--iteration", str(iteration),
+        *(["--previous", str(previous)] if previous else []),
+    ]  # fmt: skip
+    code = _run(command, work / "launch.log", progress)
+    return _outcome(json.loads(result.read_text()) if result.exists() else None, code, work / "launch.log")
+
+
+def _run(command: list[str], log: Path, progress: Callable[[int, int], None]) -> int:
+    """Run to the end, progress told line by line; whatever ends this one ends the launcher's whole group."""
+    here = str(Path(sys.executable).parent)
+    environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}"}
+    try:
+        with log.open("wb") as errors:
+            process = subprocess.Popen(  # noqa: S603 - the recipe's launcher
+                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+            )
+    except OSError as error:
+        raise PreconditionFailed(
+            f"dpo.launch can't be run: {command[0]}: {error.strerror}", reason="LAUNCHER_UNUSABLE"
+        ) from None
+    assert process.stdout is not None
+    try:
+        with process.stdout:
+            for line in process.stdout:
+                if line.startswith('{"done"'):
+                    told = json.loads(line)
+                    progress(told["done"], told["total"])
+        return process.wait()
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _outcome(result: dict[str, Any] | None, code: int, log: Path) -> Update:
+    if result is not None and "error" in result:
+        raise _ERRORS.get(result["error"], InternalError)(result["message"], reason=result["reason"])
+    if result is None or code != 0:
+        tail = log.read_text(errors="replace")[-_TAIL:]
+        raise InternalError(
+            f"the update's processes ended with code {code}; {log} says why:\n{tail}", reason="UPDATE_PROCESS_FAILED"
+        )
+    return Update(result["metrics"], [Probe(**probe) for probe in result["probes"]])
+
+
+def write_outcome(path: Path, outcome: Update | SightlineError) -> None:
+    """What the child leaves for ``run_update``."""
+    if isinstance(outcome, Update):
+        value: dict[str, Any] = asdict(outcome)
+    else:
+        value = {"error": type(outcome).__name__, "message": str(outcome), "reason": outcome.reason}
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(value))
+    aside.replace(path)

@@ -1,0 +1,125 @@
+"""Losses by name: all of TRL's DPOTrainer, and POVID's in the form of its paper and of its code.
+
+POVID (Zhou et al. 2024, arXiv 2402.11411) has two rejected sides for a chosen one: y_t, in which a text model injected
+errors, and y_n, which the policy wrote under a noised image. With r(y) = log pi(y|x) - log pi_ref(y|x):
+
+    povid_paper   -log sigmoid(beta r(y_w) - beta1 r(y_t) - beta2 r(y_n)), y_n conditioned on the noised image
+    povid_code    (DPO(y_w, y_t) + DPO(y_w, y_n)) / 2, all on the clean image: two log sigmoids, as the code has
+
+In the released code y_n is, token by token, what is most likely after the chosen text's beginning under the noised
+image. Here it is a response that was sampled under it, as the paper describes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from datasets import Dataset
+from sightline_chassis.errors import PreconditionFailed
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+TRL = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+POVID = ("povid_paper", "povid_code")
+NAMES = TRL + POVID
+# Functions of the difference between both sides' rewards: a margin per pair means something there.
+_WITH_MARGIN = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "povid_code"}
+# They sort the batch: a weight per pair would land on another pair.
+_SORTING = {"aot", "aot_unpaired"}
+
+
+def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, label_smoothing: float) -> None:
+    """Refuse what can't be meant.
+
+    Raises:
+        PreconditionFailed: no or an unknown loss, or one that margins or weights make no sense for.
+    """
+    unknown = sorted(set(losses) - set(NAMES))
+    fault = None
+    if unknown or not losses:
+        fault = f"dpo.loss names {unknown or 'nothing'}; known are {', '.join(NAMES)}"
+    elif margins and not set(losses) <= _WITH_MARGIN | {"sft"}:
+        fault = f"dpo.margin_scale works with {', '.join(sorted(_WITH_MARGIN))}, not with {', '.join(losses)}"
+    elif weights and set(losses) & _SORTING:
+        fault = "the losses aot and aot_unpaired sort the batch; leave out the pairs' `weight` column"
+    elif "exo_pair" in losses and label_smoothing == 0.0:
+        fault = "the loss exo_pair needs dpo.label_smoothing > 0; its paper takes 1e-3"
+    elif len(set(losses) & set(POVID)) == 2:
+        fault = "dpo.loss has both povid_paper and povid_code, which need the image of y_n to be different; take one"
+    if fault:
+        raise PreconditionFailed(fault, reason="LOSS_UNUSABLE")
+
+
+def trl_losses(losses: dict[str, float]) -> tuple[list[str], list[float]]:
+    """What TRL's DPOTrainer is told: POVID's code form is its sigmoid loss over both pairs; the paper's is ours."""
+    names = {"povid_code": "sigmoid", "povid_paper": "sigmoid"}
+    # TRL's metrics come with some loss, also where only ours counts.
+    told = {name: weight for name, weight in losses.items() if name != "povid_paper"} or {"povid_paper": 0.0}
+    return [names.get(name, name) for name in told], list(told.values())
+
+
+def povid_paper(logratios: Tensor, rejected: Tensor, beta: float, betas: Sequence[float]) -> Tensor:
+    """-log sigmoid(beta r_w - beta1 r_t - beta2 r_n), [B], from the unfolded batch.
+
+    Args:
+        logratios: [2 B] of the chosen sides, the second half repeating the first.
+        rejected: [2 B], the first half y_t, the second y_n.
+    """
+    chosen, _ = logratios.chunk(2)
+    injected, noised = rejected.chunk(2)
+    return -logsigmoid(beta * chosen - betas[0] * injected - betas[1] * noised)
+
+
+def fold_pairs(pairs: Dataset) -> tuple[Dataset, int]:
+    """Pairs of one chosen side as one row with a second rejected side, for POVID.
+
+    The second is the one whose ``rejected_source`` is ``noised_image``, where the pairs have that column; else the
+    later one.
+
+    Returns:
+        The rows, and how many pairs had no partner and are left out.
+
+    Raises:
+        PreconditionFailed: no chosen side has two rejected ones.
+    """
+    sources = pairs["rejected_source"] if "rejected_source" in pairs.column_names else [""] * len(pairs)
+    waiting: dict[Any, list[int]] = {}
+    for i, (prompt, chosen) in enumerate(zip(pairs["prompt_id"], pairs["chosen_ids"], strict=True)):
+        waiting.setdefault((prompt, tuple(chosen)), []).append(i)
+    firsts: list[int] = []
+    seconds: list[int] = []
+    for rows in waiting.values():
+        noised = [i for i in rows if sources[i] == "noised_image"]
+        others = [i for i in rows if i not in noised]
+        if not noised:
+            others, noised = others[: len(others) // 2], others[len(others) // 2 :]
+        for first, second in zip(others, noised, strict=False):
+            firsts.append(first)
+            seconds.append(second)
+    if not firsts:
+        raise PreconditionFailed(
+            "POVID's losses need two rejected sides for a chosen one, and no pair of this iteration has a partner; "
+            "let the recipe make an injected and a noised_image candidate for each prompt",
+            reason="LOSS_UNUSABLE",
+        )
+    second = pairs.select(seconds)
+    folded = pairs.select(firsts).add_column("second_rejected_ids", second["rejected_ids"])
+    if "rejected_images" in pairs.column_names:
+        folded = folded.add_column("second_rejected_images", second["rejected_images"])
+    return folded, len(pairs) - 2 * len(firsts)
+
+
+def summed(log_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] summed log-probs of chosen and rejected sides, from [2 B, L - 1]."""
+    chosen, rejected = log_probs.float().sum(dim=1).chunk(2)
+    return chosen, rejected
+
+
+def weighted_mean(losses: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Mean over B pairs of weight times loss. Not divided by the weights' sum: a weight of 2 is two pairs."""
+    return (torch.stack(list(losses)) * weights).mean()

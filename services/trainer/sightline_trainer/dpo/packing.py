@@ -1,0 +1,160 @@
+"""Pack: the rows of a batch as one row in which responses to one image and prompt share it.
+
+TRL's batch has a row [prompt, response] for each side of each pair. Here a prompt stands once, followed by its
+responses, each of them once however many pairs it is in:
+
+    TRL's rows     p1 p2 p3 a1 a2        packed   p1 p2 p3 | a1 | b1 b2 | q1 q2 | c1 ...
+                   p1 p2 p3 b1 b2 b3              `-prefix-' `--branches--'  `- the next prompt
+                   ...
+
+A branch leaves out its last token, which predicts nothing that is asked for; its first token is predicted by the last
+position of the prefix. Position ids of every branch go on from the prefix. No padding: all prompts of a batch stand one
+after the other, and the attention (``attention.py``) keeps them, and their branches, apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from sightline_trainer.dpo.vision import Image
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its responses: lengths in packed tokens."""
+
+    prefix: int
+    branches: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prefix + sum(self.branches)
+
+
+@dataclass
+class Prompt:
+    """A processed image and prompt.
+
+    Attributes:
+        ids: [P] token ids, image tokens spread out.
+        types: [P] kinds of token (0 text, 1 image) where the processor tells; else None.
+        images: its images in order.
+        grid: [images, 3] patches in time, height and width, of Qwen-VL's processors; else None.
+    """
+
+    ids: Tensor
+    types: Tensor | None
+    images: list[Image]
+    grid: Tensor | None = None
+
+
+@dataclass
+class Pack:
+    """One packed row of T tokens, and how its N scored positions go back to TRL's [R, L - 1] layout.
+
+    Attributes:
+        input_ids: [1, T]. position_ids: [1, T], or [3, 1, T] with rope in three dimensions.
+        kept: [N] the packed position that predicts each scored token. labels: [1, N] those tokens.
+        source: [M] which of the N goes to each labelled place of TRL's layout; a response in two pairs goes twice.
+        target: [M] the places, counted through TRL's [R, L - 1]. shape: (R, L - 1).
+        groups: one for each prompt. images: all images, in the order of their tokens.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    kept: Tensor
+    labels: Tensor
+    source: Tensor
+    target: Tensor
+    shape: tuple[int, int]
+    groups: tuple[Group, ...]
+    images: list[Image]
+    masks: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> Pack:
+        """Its tensors moved, in place."""
+        if self.input_ids.device != device:
+            for name in ("input_ids", "position_ids", "kept", "labels", "source", "target"):
+                setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+        return self
+
+    def mask(self, prefix: int, branches: tuple[int, ...], device: torch.device) -> Tensor:
+        """[1, 1, B, P + B] what each branch token sees of prefix and branches: the prefix and its own branch so far."""
+        key = (prefix, branches)
+        if key not in self.masks:
+            owner = torch.repeat_interleave(torch.arange(len(branches)), torch.tensor(branches))
+            own = (owner[:, None] == owner[None, :]).tril()
+            sees = torch.cat([torch.ones(len(owner), prefix, dtype=torch.bool), own], dim=1)
+            self.masks[key] = sees[None, None].to(device)
+        return self.masks[key]
+
+    def spread(self, values: Tensor) -> Tensor:
+        """[1, N] values of the scored tokens in TRL's layout [R, L - 1], zero (False) where there is none."""
+        rows, columns = self.shape
+        empty = values.new_zeros(rows * columns)
+        return empty.index_copy(0, self.target, values[0].index_select(0, self.source)).view(rows, columns)
+
+
+def pack(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Sequence[int]]],
+    rows: Sequence[tuple[int, int]],
+    columns: int,
+    positions: Sequence[Tensor],
+) -> Pack:
+    """Lay out a batch.
+
+    Args:
+        prompts: G processed prompts.
+        responses: for each prompt its different responses, as token ids, none of them empty.
+        rows: TRL's R rows, as (prompt, response) indices.
+        columns: TRL's L.
+        positions: for each prompt [D, P + longest response] position ids of prompt and response, D being 1 or 3.
+    """
+    ids: list[Tensor] = []
+    places: list[Tensor] = []
+    kept: list[Tensor] = []
+    labels: list[Tensor] = []
+    groups: list[Group] = []
+    slots: dict[tuple[int, int], tuple[int, int]] = {}
+    start = scored = 0
+    for g, (prompt, answers, position) in enumerate(zip(prompts, responses, positions, strict=True)):
+        prefix = len(prompt.ids)
+        ids.append(prompt.ids)
+        places.append(position[:, :prefix])
+        groups.append(Group(prefix, tuple(len(answer) - 1 for answer in answers)))
+        at = start + prefix
+        for k, answer in enumerate(answers):
+            tokens = torch.tensor(answer, dtype=torch.long)
+            inputs = len(answer) - 1
+            ids.append(tokens[:-1])
+            places.append(position[:, prefix : prefix + inputs])
+            kept.append(torch.cat([torch.tensor([start + prefix - 1]), torch.arange(at, at + inputs)]))
+            labels.append(tokens)
+            slots[g, k] = (scored, len(answer))
+            at += inputs
+            scored += len(answer)
+        start = at
+    source: list[Tensor] = []
+    target: list[Tensor] = []
+    for r, (g, k) in enumerate(rows):
+        first, count = slots[g, k]
+        source.append(torch.arange(first, first + count))
+        # TRL scores a token in the column of the token before it.
+        target.append(r * (columns - 1) + len(prompts[g].ids) - 1 + torch.arange(count))
+    position_ids = torch.cat(places, dim=1)
+    return Pack(
+        input_ids=torch.cat(ids)[None],
+        position_ids=position_ids[:, None] if len(position_ids) == 3 else position_ids,
+        kept=torch.cat(kept),
+        labels=torch.cat(labels)[None],
+        source=torch.cat(source),
+        target=torch.cat(target),
+        shape=(len(rows), columns - 1),
+        groups=tuple(groups),
+        images=[image for prompt in prompts for image in prompt.images],
+    )

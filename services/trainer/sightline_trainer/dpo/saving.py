@@ -1,0 +1,53 @@
+"""What an update leaves: the policy's files, and beside them the optimiser's state where the recipe carries it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from sightline_trainer.dpo.trainer import FastDPOTrainer
+
+_NOT_POLICY = ("README.md", "training_args.bin")
+
+
+def save_policy(trainer: FastDPOTrainer, directory: Path) -> None:
+    """Write the adapter or checkpoint. Every process calls; sharded weights are gathered, one process writes."""
+    if trainer.is_fsdp_enabled:
+        processing, trainer.processing_class = trainer.processing_class, None
+        trainer.save_model(str(directory))
+        trainer.processing_class = processing
+    elif trainer.accelerator.is_main_process:
+        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(directory)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        for name in _NOT_POLICY:
+            (directory / name).unlink(missing_ok=True)
+        for file in directory.iterdir():
+            file.chmod(0o644)  # the sampler may run as another user
+
+
+def save_optimizer(trainer: FastDPOTrainer, directory: Path) -> None:
+    """Write the optimiser's state, whole or not at all; older ones go."""
+    main = trainer.accelerator.is_main_process
+    aside = directory.with_name(f".{directory.name}")
+    if main:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    trainer.accelerator.wait_for_everyone()
+    trainer._save_optimizer_and_scheduler(str(aside))
+    trainer.accelerator.wait_for_everyone()
+    if main:
+        shutil.rmtree(directory, ignore_errors=True)
+        aside.rename(directory)
+        for old in sorted(directory.parent.glob("optimizer-*"))[:-2]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def load_optimizer(trainer: FastDPOTrainer, directory: Path) -> None:
+    """Go on with a saved state of the optimiser. The schedule stays that of this update, counted from its iteration."""
+    schedule = trainer.lr_scheduler.state_dict()
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    trainer._load_optimizer_and_scheduler(str(directory))
+    trainer.lr_scheduler.load_state_dict(schedule)
+    for group, rate in zip(trainer.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate

@@ -1,0 +1,121 @@
+"""SharedPrefix: a model whose fused forward takes packs, and what a collator needs to make them.
+
+TRL's DPOTrainer calls ``model(**batch, labels=..., fused_lm_head=True)`` and expects per-token results for its 2 B
+rows. ``share`` puts itself before that forward: a batch that carries a pack runs packed, and its results are spread to
+TRL's layout. TRL's loss code sees no difference, so every loss of it works.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from sightline_trainer.dpo.attention import NAME
+from sightline_trainer.dpo.packing import Pack, Prompt
+from sightline_trainer.dpo.support import base_of, obstacle
+from sightline_trainer.dpo.vision import FeatureCache, encode, frozen
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SharedPrefix:
+    """A model made ready to share prefixes.
+
+    Attributes:
+        backbone: the model without its LM head.
+        cache: features of images seen; None where the tower is trained and they change.
+    """
+
+    backbone: Any
+    cache: FeatureCache | None
+
+    def positions(self, prompt: Prompt, response: int) -> Tensor:
+        """[D, P + response] position ids of a prompt and ``response`` text tokens after it, as the model gives them."""
+        length = len(prompt.ids) + response
+        if not hasattr(self.backbone, "get_rope_index") or prompt.grid is None or prompt.types is None:
+            return torch.arange(length)[None]
+        after = torch.zeros(response, dtype=torch.long)
+        places, _ = self.backbone.get_rope_index(
+            torch.cat([prompt.ids, after])[None],
+            mm_token_type_ids=torch.cat([prompt.types, after])[None],
+            image_grid_thw=prompt.grid,
+        )
+        found: Tensor = places[:, 0]
+        return found
+
+
+def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -> SharedPrefix | None:
+    """Make ``model``, which has TRL's fused LM head, take packs.
+
+    Args:
+        model: a transformers model or a PEFT model.
+        cache_bytes: how much may be kept of image features.
+        extra_models: others that get the same batches, such as a reference.
+
+    Returns:
+        None where the model can't; one log line says why, and all goes TRL's own way.
+    """
+    reason = obstacle(model)
+    if reason is not None:
+        log.warning("no shared prefix, the update goes TRL's own way: %s", reason)
+        return None
+    backbone = base_of(model).base_model
+    still = frozen(backbone)
+    if not still:
+        log.warning(
+            "image features are not kept: tower or projector are trained or carry an adapter; "
+            "each image is encoded once a step"
+        )
+    cache = FeatureCache(cache_bytes) if still else None
+    for each in (model, *extra_models):
+        _prepare(base_of(each), cache if each is model else None)
+    return SharedPrefix(backbone, cache)
+
+
+def _prepare(base: Any, cache: FeatureCache | None) -> None:
+    base.base_model.language_model.set_attn_implementation(NAME)
+    base.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
+    fused = base.forward
+
+    @functools.wraps(fused)
+    def forward(*args: Any, shared_prefix: Pack | None = None, **kwargs: Any) -> Any:
+        if shared_prefix is None:
+            return fused(*args, **kwargs)
+        pack = shared_prefix.to(base.device)
+        output = fused(
+            input_ids=pack.input_ids,
+            position_ids=pack.position_ids,
+            # Taken as a mask that is ready; what tokens see is decided in attention.py.
+            attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=base.device),
+            mm_encoder_outputs=_features(base.base_model, pack, cache),
+            shift_labels=pack.labels,
+            fused_lm_head=True,
+            use_cache=False,
+            shared_prefix=pack,
+        )
+        for field in fields(output):
+            value = getattr(output, field.name)
+            if isinstance(value, Tensor) and value.shape == pack.labels.shape:
+                setattr(output, field.name, pack.spread(value))
+        return output
+
+    base.forward = forward
+
+
+def _features(backbone: nn.Module, pack: Pack, cache: FeatureCache | None) -> dict[str, BaseModelOutputWithPooling]:
+    return {"image": encode(backbone, pack.images, cache)} if pack.images else {}
+
+
+def _keep_scored(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+    """Only positions that predict a response token go to the LM head."""
+    pack = kwargs.get("shared_prefix")
+    if pack is not None:
+        output.last_hidden_state = output.last_hidden_state[:, pack.kept]
+    return output

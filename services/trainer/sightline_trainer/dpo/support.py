@@ -1,0 +1,46 @@
+"""Which models the shared prefix is right for. What is not listed here goes TRL's own way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.utils import is_peft_available
+
+if is_peft_available():
+    from peft import PeftModel
+
+# Their towers hand over features image by image, their language models hand unknown arguments on to the attention.
+FAMILIES = ("llava", "llava_next", "qwen2_vl", "qwen2_5_vl")
+TEXT_MODELS = ("llama", "mistral", "qwen2", "qwen2_vl_text", "qwen2_5_vl_text")
+
+
+def base_of(model: Any) -> PreTrainedModel:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def obstacle(model: Any) -> str | None:
+    """Why responses can't share their prefix in ``model``, in words for a log; None where they can."""
+    base = base_of(model)
+    config = base.config
+    text = config.get_text_config()
+    if config.model_type not in FAMILIES:
+        return f"the model family {config.model_type!r} is not one of {', '.join(FAMILIES)}"
+    if text.model_type not in TEXT_MODELS:
+        return f"the language model {text.model_type!r} is not one of {', '.join(TEXT_MODELS)}"
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"]) - {"full_attention"}
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds))}, whose rule for what a token sees is not the packed one"
+    if text.model_type == "mistral" and getattr(text, "sliding_window", None) is not None:
+        return "its attention has a sliding window"
+    if text._attn_implementation not in ("sdpa", "sightline_shared_prefix"):
+        return (
+            f"its attention is {text._attn_implementation!r}, which can't keep the branches of a prefix apart; "
+            'load the model with attn_implementation="sdpa"'
+        )
+    if isinstance(model, PeftModel):
+        prompting = [name for name, setting in model.peft_config.items() if setting.is_prompt_learning]
+        if prompting:
+            return f"the adapter {prompting[0]!r} puts virtual tokens before the prompt"
+    return None

@@ -173,7 +173,7 @@ def test_a_cancelled_call_frees_its_rows(sampler: Running, client: SamplerClient
             await asyncio.to_thread(wait_for, lambda: rows(sampler) == 0, 2.0)
 
     asyncio.run(run())
-    assert sampler.service.policies._entries[0].users == 0
+    assert sampler.service.policies._shelf.entry(0).users == 0
     assert len(client.sample(png(0), PROMPT, 2).candidates) == 2
 
 

@@ -4,6 +4,7 @@
       adapter_config.json          any files, in sub-directories too
       adapter_model.safetensors
       manifest.json                written last: a directory without it is half-written
+      arrival.json                 what a sampler's probes showed; written by it, and not part of the policy
 
 Writing is crash-safe: every file and directory is fsynced before the manifest is renamed into place, so a reader that
 sees `manifest.json` sees whole files (also over NFS). Nothing here needs more than the standard library.
@@ -47,8 +48,11 @@ Reason = Literal[
 ]
 
 MANIFEST: Final = "manifest.json"
+ARRIVAL: Final = "arrival.json"
 FORMAT: Final = 1
 _ASIDE: Final = ".manifest.json.writing"
+_ARRIVAL_ASIDE: Final = ".arrival.json.writing"
+_OURS: Final = frozenset({MANIFEST, _ASIDE, ARRIVAL, _ARRIVAL_ASIDE})  # not of the policy
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -121,7 +125,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
         ManifestError: no such directory, nothing in it, or something that is no plain file.
     """
     root = Path(directory)
-    names = [name for name in _names(root) if name not in (MANIFEST, _ASIDE)]
+    names = [name for name in _names(root) if name not in _OURS]
     if not names:
         raise ManifestError("NO_FILES", MANIFEST, f"{root} holds no files to write a manifest for")
     files = {name: _sha256(root / name, sync=True) for name in names}
@@ -129,16 +133,22 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
         _sync_directory(folder)
     created = manifest.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     done = dataclasses.replace(manifest, files=files, created=created)
-    aside = root / _ASIDE
-    with aside.open("w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, **dataclasses.asdict(done)}, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(root / MANIFEST)
+    _write(root / _ASIDE, {"format": FORMAT, **dataclasses.asdict(done)})
+    (root / _ASIDE).rename(root / MANIFEST)
     _sync_directory(root)
     _sync_directory(root.resolve().parent)
     return done
+
+
+def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) -> Path:
+    """Puts what the probes of a policy showed beside its manifest; the file.
+
+    Raises:
+        OSError: the directory cannot be written.
+    """
+    root = Path(directory)
+    _write(root / _ARRIVAL_ASIDE, report)
+    return (root / _ARRIVAL_ASIDE).rename(root / ARRIVAL)
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> PolicyManifest:
@@ -173,7 +183,7 @@ def verify(directory: str | os.PathLike[str]) -> PolicyManifest:
     """
     manifest = read_manifest(directory)
     root = Path(directory)
-    there = set(_names(root)) - {MANIFEST}
+    there = set(_names(root)) - _OURS
     for name in sorted(manifest.files):
         if name not in there:
             raise ManifestError("MISSING_FILE", name, f"{root / name} is named by the manifest and is not there")
@@ -263,6 +273,14 @@ def _sha256(path: Path, *, sync: bool = False) -> str:
         if sync:
             os.fsync(file.fileno())
     return digest
+
+
+def _write(path: Path, tree: Mapping[str, Any]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(tree, file, indent=2, sort_keys=True)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _sync_directory(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from sightline_sampler.types import Arrival
+
 GENERATIONS = Counter("sightline_sampler_generations_total", "Candidates finished.", ("finish_reason",))
 TOKENS = Counter(
     "sightline_sampler_tokens_total", "Tokens: of prompts (image tokens included), and sampled.", ("kind",)
@@ -42,13 +44,44 @@ SWAP_SECONDS = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
+PAUSED = Gauge("sightline_sampler_paused", "Whether a pause was asked for.")
+STALE = Counter(
+    "sightline_sampler_stale_responses_total",
+    "Answers of an engine that were not of the policy asked for, and were thrown away.",
+)
+DROPPED = Counter(
+    "sightline_sampler_redrawn_candidates_total",
+    "Candidates of an engine that held an image placeholder and were drawn again with another seed.",
+)
+ARRIVALS = Counter("sightline_sampler_arrivals_total", "Policies that were examined by probes.", ("outcome",))
+ARRIVAL_GAP = Gauge(
+    "sightline_sampler_arrival_gap", "Mean |log-prob difference| a token to the trainer, of the last policy examined."
+)
+ARRIVAL_MOVED = Gauge(
+    "sightline_sampler_arrival_moved", "Mean |log-prob change| a token of the engine, of the last policy examined."
+)
+ARRIVAL_CORRELATION = Gauge(
+    "sightline_sampler_arrival_correlation",
+    "Correlation of the engine's change with the trainer's, of the last policy examined; NaN where it was not told.",
+)
+
 STEPS = ("stage", "activate", "retire")
 
 for _reason in ("eos", "length", "stop", "aborted"):  # shown at 0 from the start
     GENERATIONS.labels(_reason)
+for _outcome in ("passed", "failed"):
+    ARRIVALS.labels(_outcome)
 for _kind in ("prompt", "output"):
     TOKENS.labels(_kind)
 for _step in STEPS:
     SWAP_SECONDS.labels(_step)
     for _outcome in ("ok", "refused", "failed"):
         SWAPS.labels(_step, _outcome)
+
+
+def count_arrival(arrival: Arrival) -> None:
+    """Shows what the probes of a policy said."""
+    ARRIVALS.labels("passed" if arrival.passed else "failed").inc()
+    ARRIVAL_GAP.set(arrival.gap)
+    ARRIVAL_MOVED.set(arrival.moved)
+    ARRIVAL_CORRELATION.set(float("nan") if arrival.correlation is None else arrival.correlation)

@@ -1,8 +1,8 @@
-"""The book of policies: which versions are loaded, which one answers, who is using which.
+"""Policies come, prove that they arrived, answer, and go.
 
-Versions only grow and a number never stands for other weights than before: a version that was retired may be staged
-again if its manifest is the same. Requests hold a lease on their policy from where sampling begins to their last
-candidate, so a swap never mixes versions, and a retired policy is freed only when nobody samples from it.
+Versions only grow and a number never stands for other weights than before, over restarts too where a state directory
+is given. A version that was retired may be staged again if its manifest is the same. What came with probes answers only
+after the engine proved its weights (`gate`); what fails is freed, and the policy before answers as if nothing had been.
 """
 
 from __future__ import annotations
@@ -10,73 +10,43 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
-from sightline_chassis.errors import (
-    AlreadyExists,
-    InvalidInput,
-    NotFound,
-    PreconditionFailed,
-)
+from sightline_chassis.errors import AlreadyExists, InvalidInput, PreconditionFailed, SightlineError
 
+from sightline_sampler import metrics
+from sightline_sampler.download import scheme_of, upload_arrival
 from sightline_sampler.engines.base import Engine
-from sightline_sampler.manifest import PolicyManifest
+from sightline_sampler.manifest import PolicyManifest, write_arrival
+from sightline_sampler.proving import Examiner, Question
 from sightline_sampler.settings import PolicySettings
-from sightline_sampler.staging import policy_directory, verified
-from sightline_sampler.state import StateFile
-from sightline_sampler.types import AtLeast, Exact, PolicyInfo, PolicySelector
+from sightline_sampler.shelf import Entry, PolicyLease, Shelf
+from sightline_sampler.staging import discard, policy_directory, verified
+from sightline_sampler.state import State, StateFile
+from sightline_sampler.traffic import Traffic
+from sightline_sampler.types import Arrival, PauseMode, PolicyInfo, PolicySelector
 
 logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(slots=True)
-class _Entry:
-    info: PolicyInfo
-    users: int = 0
-    leaving: bool = False  # no new leases
-
-
-class PolicyLease:
-    """A request's hold on a policy; see `engines.base.Lease`. Give it back with `release`."""
-
-    def __init__(self, book: PolicyBook, selector: PolicySelector | None) -> None:
-        self._book, self._selector = book, selector
-        self._version: int | None = None
-
-    def bind(self) -> int:
-        """The version to sample with, decided at the first call."""
-        if self._version is None:
-            self._version = self._book.take(self._selector)
-        return self._version
-
-    def release(self) -> None:
-        """Lets the policy go; may be called at any time, once or more."""
-        version, self._version = self._version, None
-        if version is not None:
-            self._selector = Exact(version)
-            self._book.give(version)
-
-
 class PolicyBook:
-    """All loaded policies. Coroutines run on the event loop; `take` and `give` in any thread.
+    """All policies of an engine. For the event loop's thread.
 
     Args:
         engine: holds the weights.
         settings: how many, from where, remembered where.
+        traffic: the door that is closed while an engine swaps.
     """
 
-    def __init__(self, engine: Engine, settings: PolicySettings) -> None:
-        self._engine, self._settings = engine, settings
+    def __init__(self, engine: Engine, settings: PolicySettings, traffic: Traffic) -> None:
+        self._engine, self._settings, self._traffic = engine, settings, traffic
         self._state = StateFile(settings.state_dir) if settings.state_dir is not None else None
-        self._lock = threading.Lock()
-        self._entries: dict[int, _Entry] = {}
+        self._shelf = Shelf(engine.resident)
+        self._examiner = Examiner(engine, settings.gate)
         self._digests: dict[int, str] = {}  # of every version ever staged here
-        self._active = 0
         self._changes = asyncio.Lock()  # one stage, activate or retire at a time
-        self._idle = asyncio.Event()
-        self._events: asyncio.AbstractEventLoop | None = None
+        self._frozen = False
 
     async def start(self, base_digest: str, model: str) -> None:
         """Enters the base model, and takes up the policy that was active before a restart.
@@ -84,27 +54,20 @@ class PolicyBook:
         Raises:
             SightlineError: that policy cannot be staged any more.
         """
-        self._events = asyncio.get_running_loop()
-        info = PolicyInfo(0, "base", "active", digest=base_digest, base_digest=base_digest, uri=model)
-        self._entries = {0: _Entry(info)}
+        self._shelf.start(PolicyInfo(0, "base", "active", digest=base_digest, base_digest=base_digest, uri=model))
         remembered = self._state.read(base_digest) if self._state is not None else None
         if remembered is None:
             return
         self._digests |= remembered.digests
         if remembered.active:
             logger.info("taking up policy %d again", remembered.active)
-            await self.stage(remembered.uri, remembered.active)
-            await self.activate(remembered.active)
+            await self._stage(remembered.uri, remembered.active, ())
+            await self._activate(remembered.active, (), proven=True)
 
     @property
     def active(self) -> int:
         """The version that answers requests that name none."""
-        return self._active
-
-    @property
-    def base_digest(self) -> str:
-        """SHA-256 of the base model's weights."""
-        return self._entries[0].info.base_digest
+        return self._shelf.active
 
     def lease(self, selector: PolicySelector | None) -> PolicyLease:
         """A lease, checked now, bound when sampling begins.
@@ -112,27 +75,7 @@ class PolicyBook:
         Raises:
             PreconditionFailed: what is asked for is not served.
         """
-        with self._lock:
-            self._choose(selector)
-        return PolicyLease(self, selector)
-
-    def take(self, selector: PolicySelector | None) -> int:
-        """Chooses a version and counts a user of it."""
-        with self._lock:
-            entry = self._choose(selector)
-            entry.users += 1
-            return entry.info.version
-
-    def give(self, version: int) -> None:
-        """Counts a user less."""
-        with self._lock:
-            entry = self._entries.get(version)
-            if entry is None:
-                return
-            entry.users -= 1
-            wake = entry.leaving and not entry.users
-        if wake and self._events is not None:
-            self._events.call_soon_threadsafe(self._idle.set)
+        return self._shelf.lease(selector)
 
     def get(self, version: int | None) -> PolicyInfo:
         """One policy; the active one for None.
@@ -140,80 +83,50 @@ class PolicyBook:
         Raises:
             NotFound: no such version is loaded.
         """
-        with self._lock:
-            entry = self._entries.get(self._active if version is None else version)
-            if entry is None:
-                raise NotFound(f"policy {version} is not loaded; {self._served()}", reason="POLICY_NOT_FOUND")
-            return entry.info
+        return self._shelf.entry(version).info
 
     def all(self) -> list[PolicyInfo]:
         """Loaded policies, oldest version first."""
-        with self._lock:
-            return [self._entries[version].info for version in sorted(self._entries)]
+        return self._shelf.infos()
 
-    async def stage(self, uri: str, version: int) -> PolicyInfo:
+    async def stage(self, uri: str, version: int, questions: Sequence[Question] = ()) -> PolicyInfo:
         """Checks a policy directory and loads it; frees the oldest idle policy where there would be too many.
+
+        Args:
+            uri: an absolute path, or a URL of an allowed scheme.
+            version: what its manifest must say.
+            questions: probes; asked at once where the engine can answer beside the active version, else at activation.
 
         Raises:
             InvalidInput: no version, or no path.
             NotFound: no such directory.
             AlreadyExists: that version is loaded.
             DataCorrupted: a file is not the one of the manifest.
-            PreconditionFailed: half-written, for another base model or version, or its tensors do not fit.
-            PermissionDenied: outside the directory that may be staged from.
+            PreconditionFailed: half-written, for another base model or version, its tensors do not fit, or its probes
+                show that it did not arrive.
+            PermissionDenied: it may not come from there.
         """
         if version < 1:
             raise InvalidInput("version must be at least 1: 0 is the base model", reason="BAD_VERSION")
-        directory = policy_directory(uri, self._settings.root)
         async with self._changes:
-            self._refuse_known(version)
-            manifest, digest = await asyncio.to_thread(verified, directory)
-            self._refuse_foreign(version, manifest, digest, directory)
-            await self._make_room(version)
-            staged = await self._engine.stage(directory, manifest)
-            info = PolicyInfo(
-                version=version,
-                kind=manifest.kind,
-                state="staged",
-                digest=digest,
-                base_digest=manifest.base_digest,
-                parent_version=manifest.parent_version,
-                uri=str(directory),
-                run_id=manifest.run_id,
-                iteration=manifest.iteration,
-                tensors=staged.tensors,
-            )
-            with self._lock:
-                self._entries[version] = _Entry(info)
-                self._digests[version] = digest
-            logger.info(
-                "policy staged",
-                extra={"policy_version": version, "tensors": staged.tensors, "modules": staged.modules, "uri": uri},
-            )
-            return info
+            return await self._stage(uri, version, questions)
 
-    async def activate(self, version: int) -> tuple[PolicyInfo, int]:
+    async def activate(self, version: int, questions: Sequence[Question] = ()) -> tuple[PolicyInfo, int]:
         """Makes a version the one that answers; candidates under way finish on theirs.
+
+        Args:
+            version: a staged version, or 0.
+            questions: probes; those given when it was staged, where it still owes the answers, if none.
 
         Returns:
             The policy, and the version that was active before.
 
         Raises:
             NotFound: that version is not loaded.
+            PreconditionFailed: its probes show that it did not arrive; the version before answers, this one is freed.
         """
         async with self._changes:
-            self.get(version)
-            self._refuse_leaving(self._entries[version])
-            await self._engine.activate(version)
-            with self._lock:
-                before, self._active = self._active, version
-                old, new = self._entries[before], self._entries[version]
-                old.info = dataclasses.replace(old.info, state="staged")
-                new.info = info = dataclasses.replace(new.info, state="active")
-            if self._state is not None:
-                await asyncio.to_thread(self._state.write, self.base_digest, info)
-            logger.info("policy activated", extra={"policy_version": version, "previous_version": before})
-            return info, before
+            return await self._activate(version, questions)
 
     async def retire(self, version: int) -> PolicyInfo:
         """Takes no new requests for a version, waits for those under way, and frees it.
@@ -223,52 +136,203 @@ class PolicyBook:
             PreconditionFailed: it is active, the base model, or leaves already.
         """
         async with self._changes:
-            info = self.get(version)
+            info = self._shelf.entry(version).info
             if version == 0:
                 raise PreconditionFailed("version 0 is the base model and cannot be retired", reason="POLICY_IS_BASE")
-            if version == self._active:
+            if version == self.active:
                 raise PreconditionFailed(
                     f"policy {version} is active: activate another one first", reason="POLICY_IS_ACTIVE"
                 )
-            entry = self._entries[version]
-            self._refuse_leaving(entry)
-            with self._lock:
-                entry.leaving = True
-        await self._until_idle(entry)  # not under the lock: others may stage and activate meanwhile
+            self._shelf.staying(version)
+            entry = self._shelf.close(version)
+        await self._shelf.until_idle(entry)  # not under the lock: others may stage and activate meanwhile
         async with self._changes:
             await self._free(version)
         return dataclasses.replace(info, state="retired")
 
-    def _choose(self, selector: PolicySelector | None) -> _Entry:
-        version = selector.version if isinstance(selector, Exact) else self._active
-        entry = self._entries.get(version)
-        if entry is None or entry.leaving:
-            self._refuse(f"policy {version} is not served")
-        if isinstance(selector, AtLeast) and version < selector.version:
-            self._refuse(f"a policy of at least version {selector.version} is not served")
-        return entry
+    async def pause(self, mode: PauseMode) -> int:
+        """Stops sampling until `resume`; the number of requests that were under way.
 
-    def _refuse(self, what: str) -> NoReturn:
-        loaded = ",".join(str(version) for version in sorted(self._entries))
-        raise PreconditionFailed(
-            f"{what}; {self._served()}",
-            reason="POLICY_NOT_SERVED",
-            metadata={"active": str(self._active), "loaded": loaded},
+        Raises:
+            InvalidInput: the engine cannot do it in that way.
+        """
+        if mode == "keep":
+            await self._engine.freeze()
+            self._frozen = True
+        under_way = self._traffic.close("pause")
+        if mode == "abort":
+            self._traffic.abort()
+        if mode != "keep":
+            await self._traffic.idle()
+        metrics.PAUSED.set(1)
+        return under_way
+
+    async def resume(self) -> None:
+        """Ends a pause."""
+        if self._frozen:
+            await self._engine.thaw()
+            self._frozen = False
+        self._traffic.open("pause")
+        metrics.PAUSED.set(0)
+
+    async def _stage(self, uri: str, version: int, questions: Sequence[Question]) -> PolicyInfo:
+        self._refuse_known(version)
+        directory = await asyncio.to_thread(policy_directory, uri, version, self._settings)
+        try:
+            manifest, digest = await asyncio.to_thread(verified, directory)
+        except SightlineError:
+            await asyncio.to_thread(discard, directory, self._settings)
+            raise
+        self._refuse_foreign(version, manifest, digest, directory)
+        await self._make_room(version)
+        staged = await self._engine.stage(directory, manifest)
+        info = PolicyInfo(
+            version=version,
+            kind=manifest.kind,
+            state="staged",
+            digest=digest,
+            base_digest=manifest.base_digest,
+            parent_version=manifest.parent_version,
+            uri=uri if scheme_of(uri) != "file" else str(directory),
+            run_id=manifest.run_id,
+            iteration=manifest.iteration,
+            tensors=staged.tensors,
+            changed_modules=staged.modules,
+        )
+        entry = Entry(info, directory, questions)
+        self._shelf.add(entry)
+        self._digests[version] = digest
+        await self._remember()
+        logger.info(
+            "policy staged",
+            extra={"policy_version": version, "tensors": staged.tensors, "modules": staged.modules, "uri": uri},
+        )
+        if questions and self._engine.resident(version):
+            await self._prove(entry, questions)
+        return entry.info
+
+    async def _activate(
+        self, version: int, questions: Sequence[Question], *, proven: bool = False
+    ) -> tuple[PolicyInfo, int]:
+        entry = self._shelf.staying(version)
+        questions = questions or entry.questions
+        if self._settings.gate.required and version and not (proven or questions or entry.info.arrival):
+            raise PreconditionFailed(
+                f"policy {version} came without probes, and they are required here (policies.gate.required)",
+                reason="PROBES_REQUIRED",
+            )
+        if not self._engine.resident(version):
+            await self._swap(entry, questions)
+        elif questions:
+            await self._prove(entry, questions)
+        info, before = self._shelf.activate(version)
+        await self._remember()
+        logger.info("policy activated", extra={"policy_version": version, "previous_version": before})
+        return info, before
+
+    async def _prove(self, entry: Entry, questions: Sequence[Question]) -> None:
+        """Asks the engine about a version that answers beside the others.
+
+        Raises:
+            PreconditionFailed: it did not arrive, and was freed; or the version to compare with is not served.
+        """
+        version, parent = entry.info.version, entry.info.parent_version
+        self._refuse_frozen()
+        if parent not in self._shelf or not self._engine.resident(parent):
+            raise PreconditionFailed(
+                f"the probes of policy {version} compare it with version {parent}, which is not loaded: stage it first",
+                reason="PROBE_NEEDS_PREVIOUS",
+            )
+        before = await self._examiner.ask(questions, parent)
+        after = await self._examiner.ask(questions, version)
+        arrival = self._examiner.verdict(questions, before, after)
+        await self._record(entry, arrival)
+        if not arrival.passed:
+            if version != self.active:
+                await self._shelf.until_idle(self._shelf.close(version))
+                await self._free(version)
+            raise self._did_not_arrive(version, arrival)
+
+    async def _swap(self, entry: Entry, questions: Sequence[Question]) -> None:
+        """Lets an engine that holds one version at a time change over, between two requests.
+
+        Raises:
+            PreconditionFailed: it did not arrive; the version before is back.
+        """
+        version, active = entry.info.version, self.active
+        self._refuse_frozen()
+        if questions and active != entry.info.parent_version:
+            raise PreconditionFailed(
+                f"the probes of policy {version} compare it with version {entry.info.parent_version}, and {active} is "
+                "active: activate that first",
+                reason="PROBE_NEEDS_PREVIOUS",
+            )
+        before = await self._examiner.ask(questions, active) if questions else None
+        self._traffic.close("swap")
+        try:
+            await self._traffic.idle()
+            try:
+                await self._engine.activate(version)
+                if before is not None:
+                    after = await self._examiner.ask(questions, version)
+                    arrival = self._examiner.verdict(questions, before, after)
+                    await self._record(entry, arrival)
+                    if not arrival.passed:
+                        raise self._did_not_arrive(version, arrival)
+            except BaseException as error:
+                logger.warning("policy %d is rolled back to %d: %s", version, active, error)
+                await self._engine.activate(active)
+                if isinstance(error, PreconditionFailed) and error.reason == "POLICY_DID_NOT_ARRIVE":
+                    await self._free(version)
+                raise
+        finally:
+            self._traffic.open("swap")
+
+    async def _record(self, entry: Entry, arrival: Arrival) -> None:
+        """Puts what probes showed into the book, the metrics, the log, and beside the manifest."""
+        entry.questions = ()
+        info = self._shelf.note(entry.info.version, arrival=arrival)
+        metrics.count_arrival(arrival)
+        report = {"policy_version": info.version, "digest": info.digest, **dataclasses.asdict(arrival)}
+        logger.info("policy examined", extra=report)
+        if entry.directory is None:
+            return
+        try:
+            await asyncio.to_thread(write_arrival, entry.directory, report)
+            if scheme_of(info.uri) != "file":
+                await asyncio.to_thread(upload_arrival, entry.directory, info.uri)
+        except Exception as error:  # a read-only mount, or whatever a storage raises: the book and the reply have it
+            logger.warning("the arrival report of policy %d cannot be written: %s", info.version, error)
+
+    @staticmethod
+    def _did_not_arrive(version: int, arrival: Arrival) -> PreconditionFailed:
+        facts = {
+            name: f"{value:.6g}"
+            for name, value in dataclasses.asdict(arrival).items()
+            if isinstance(value, float | int) and not isinstance(value, bool)
+        }
+        return PreconditionFailed(
+            f"policy {version} did not arrive: {arrival.reason}; it was freed, and the policy before answers",
+            reason="POLICY_DID_NOT_ARRIVE",
+            metadata=facts,
         )
 
-    def _served(self) -> str:
-        loaded = ", ".join(str(version) for version in sorted(self._entries))
-        return f"active is {self._active}, loaded are {loaded}"
+    def _refuse_frozen(self) -> None:
+        if self._frozen:
+            raise PreconditionFailed(
+                "the engine is paused with keep and cannot answer probes or change over: Resume first",
+                reason="PAUSED",
+            )
 
     def _refuse_known(self, version: int) -> None:
-        if version in self._entries:
-            info = self._entries[version].info
+        if version in self._shelf:
+            info = self._shelf.entry(version).info
             raise AlreadyExists(
                 f"policy {version} is {info.state} here, from {info.uri}",
                 reason="POLICY_EXISTS",
                 metadata={"version": str(version), "state": info.state, "digest": info.digest},
             )
-        highest = max({*self._entries, *self._digests})
+        highest = max({0, *self._shelf.versions(), *self._digests})
         if version < highest and version not in self._digests:
             raise PreconditionFailed(
                 f"version {version} is not new: versions only grow, and {highest} was staged before",
@@ -277,15 +341,16 @@ class PolicyBook:
             )
 
     def _refuse_foreign(self, version: int, manifest: PolicyManifest, digest: str, directory: Path) -> None:
+        base_digest = self._shelf.base.base_digest
         if manifest.version != version:
             raise PreconditionFailed(
                 f"{directory} holds version {manifest.version}, not {version}", reason="VERSION_MISMATCH"
             )
-        if manifest.base_digest != self.base_digest:
+        if manifest.base_digest != base_digest:
             raise PreconditionFailed(
-                f"{directory} belongs to the base model {manifest.base_digest}, and this is {self.base_digest}",
+                f"{directory} belongs to the base model {manifest.base_digest}, and this is {base_digest}",
                 reason="WRONG_BASE_MODEL",
-                metadata={"base_digest": self.base_digest},
+                metadata={"base_digest": base_digest},
             )
         if self._digests.get(version, digest) != digest:
             raise PreconditionFailed(
@@ -294,40 +359,27 @@ class PolicyBook:
             )
 
     async def _make_room(self, version: int) -> None:
-        while len(self._entries) > self._settings.max_loaded:
-            with self._lock:
-                idle = [
-                    version
-                    for version, entry in self._entries.items()
-                    if version not in (0, self._active) and not entry.users and not entry.leaving
-                ]
+        while len(self._shelf.versions()) > self._settings.max_loaded:
+            idle = self._shelf.idle()
             if not idle:
                 raise PreconditionFailed(
                     f"{self._settings.max_loaded} policies are loaded and in use: retire one before staging {version}",
                     reason="TOO_MANY_POLICIES",
                 )
-            logger.info("policy %d makes room for %d", min(idle), version)
-            await self._free(min(idle))
-
-    @staticmethod
-    def _refuse_leaving(entry: _Entry) -> None:
-        if entry.leaving:
-            raise PreconditionFailed(f"policy {entry.info.version} is being retired", reason="POLICY_LEAVES")
-
-    async def _until_idle(self, entry: _Entry) -> None:
-        try:
-            while entry.users:
-                self._idle.clear()
-                if entry.users:
-                    await self._idle.wait()
-        except asyncio.CancelledError:
-            entry.leaving = False
-            raise
+            logger.info("policy %d makes room for %d", idle[0], version)
+            await self._free(idle[0])
 
     async def _free(self, version: int) -> None:
-        with self._lock:
-            self._entries[version].leaving = True
+        self._shelf.close(version)
         await self._engine.retire(version)
-        with self._lock:
-            del self._entries[version]
+        entry = self._shelf.remove(version)
+        if entry.directory is not None:
+            await asyncio.to_thread(discard, entry.directory, self._settings)
         logger.info("policy retired", extra={"policy_version": version})
+
+    async def _remember(self) -> None:
+        if self._state is None:
+            return
+        uri = self._shelf.entry(None).info.uri if self.active else ""
+        state = State(self.active, uri, dict(self._digests))
+        await asyncio.to_thread(self._state.write, self._shelf.base.base_digest, state)

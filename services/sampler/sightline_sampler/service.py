@@ -9,12 +9,13 @@ from sightline_chassis.service import Service
 
 from sightline_sampler import metrics
 from sightline_sampler.costs import COSTS
-from sightline_sampler.engines.transformers import TransformersEngine
+from sightline_sampler.engines.make import make_engine
 from sightline_sampler.images import ImageStore
 from sightline_sampler.policies import PolicyBook
 from sightline_sampler.requests import RequestReader
 from sightline_sampler.servicer import SamplerServicer
 from sightline_sampler.settings import SamplerSettings
+from sightline_sampler.traffic import Traffic
 from sightline_sampler.v1 import sampler_pb2_grpc as pb_grpc
 
 _NAME = "sightline_sampler.v1.SamplerService"
@@ -28,22 +29,31 @@ class SamplerService(Service):
     costs = COSTS
     # A policy must be swappable under full load: that is what ends the load in a training loop.
     unadmitted: ClassVar[tuple[str, ...]] = tuple(
-        f"{_NAME}/{method}" for method in ("StagePolicy", "ActivatePolicy", "RetirePolicy", "GetPolicy", "ListPolicies")
+        f"{_NAME}/{method}"
+        for method in ("StagePolicy", "ActivatePolicy", "RetirePolicy", "GetPolicy", "ListPolicies", "Pause", "Resume")
     )
 
     def __init__(self, settings: SamplerSettings) -> None:
         limits = settings.limits
-        self.engine = TransformersEngine(settings.engine, limits, on_step=metrics.STEP_ROWS.observe)
-        self.policies = PolicyBook(self.engine, settings.policies)
+        self.engine = make_engine(settings.engine, limits, on_step=metrics.STEP_ROWS.observe)
+        traffic = Traffic(settings.policies.pause_wait_seconds)
+        self.policies = PolicyBook(self.engine, settings.policies, traffic)
         images = ImageStore(max_bytes=limits.image_store_mib << 20, max_image_bytes=limits.max_image_bytes)
-        self._servicer = SamplerServicer(self.engine, self.policies, RequestReader(limits, images, self.policies))
+        self._servicer = SamplerServicer(
+            self.engine,
+            self.policies,
+            RequestReader(limits, images, self.policies),
+            images=images,
+            traffic=traffic,
+            gate=settings.policies.gate,
+        )
 
     async def start(self) -> None:
         """Loads and checks the model."""
         digest = await self.engine.start()
         await self.policies.start(digest, self.engine.capabilities().model)
-        metrics.ROWS.set_function(self.engine.rows)
-        metrics.WAITING.set_function(self.engine.waiting)
+        metrics.ROWS.set_function(lambda: self.engine.loads()[0])
+        metrics.WAITING.set_function(lambda: self.engine.loads()[1])
         metrics.POLICIES.set(len(self.policies.all()))
         metrics.POLICY_VERSION.set(self.policies.active)
         metrics.POLICY_LOADED.set_to_current_time()
@@ -53,7 +63,7 @@ class SamplerService(Service):
         pb_grpc.add_SamplerServiceServicer_to_server(self._servicer, server)
 
     async def ready(self) -> str | None:
-        """None when the decoding thread lives."""
+        """None when the engine can sample."""
         return self.engine.ready()
 
     async def stop(self) -> None:

@@ -11,9 +11,14 @@ import grpc
 from sightline_chassis.errors import SightlineError
 
 from sightline_sampler import metrics, wire
+from sightline_sampler.choice import choose, refuse_unsupported
 from sightline_sampler.engines.base import Engine
+from sightline_sampler.images import ImageStore
 from sightline_sampler.policies import PolicyBook
+from sightline_sampler.questions import read_questions
 from sightline_sampler.requests import RequestReader
+from sightline_sampler.settings import GateSettings
+from sightline_sampler.traffic import Traffic
 from sightline_sampler.types import Candidate, Summary
 from sightline_sampler.v1 import sampler_pb2 as pb
 from sightline_sampler.v1 import sampler_pb2_grpc as pb_grpc
@@ -24,23 +29,37 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class SamplerServicer(pb_grpc.SamplerServiceServicer):
     """See protos/sightline_sampler/v1/sampler.proto. Errors are raised; the chassis turns them into statuses."""
 
-    def __init__(self, engine: Engine, policies: PolicyBook, reader: RequestReader) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        policies: PolicyBook,
+        reader: RequestReader,
+        *,
+        images: ImageStore,
+        traffic: Traffic,
+        gate: GateSettings,
+    ) -> None:
         self._engine, self._policies, self._reader = engine, policies, reader
+        self._images, self._traffic, self._gate = images, traffic, gate
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:
         """Streams each candidate when it is finished, the summary last."""
         started = time.monotonic()
         work, lease = self._reader.sample(request, context)
-        metrics.CANDIDATES.observe(len(work.seeds))
+        refuse_unsupported(work.params, self._engine)
+        work, wanted = choose(request, work, self._engine)
+        metrics.CANDIDATES.observe(len(wanted))
         texts: set[str] = set()
         try:
-            async with contextlib.aclosing(self._engine.sample(work)) as events:
+            async with self._traffic.passage(), contextlib.aclosing(self._engine.sample(work)) as events:
                 async for event in events:
-                    if isinstance(event, Candidate):
-                        _count(event, texts, started)
-                        yield pb.SampleResponse(candidate=wire.candidate_message(event))
-                    else:
+                    if isinstance(event, Summary):
                         yield pb.SampleResponse(summary=_summary(event, time.monotonic() - started))
+                    elif (index := wanted.get(event.index)) is not None:
+                        _count(event, texts, started)
+                        message = wire.candidate_message(event)
+                        message.index = index
+                        yield pb.SampleResponse(candidate=message)
         finally:
             lease.release()
 
@@ -48,7 +67,8 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         """Teacher-forced log-probabilities."""
         work, lease = self._reader.score(request, context)
         try:
-            scores = await self._engine.score(work)
+            async with self._traffic.passage():
+                scores = await self._engine.score(work)
         finally:
             lease.release()
         return pb.ScoreTokensResponse(logprobs=scores.logprobs.tolist(), policy_version=scores.policy_version)
@@ -56,14 +76,16 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
     async def StagePolicy(self, request: pb.StagePolicyRequest, context: Context) -> pb.StagePolicyResponse:
         """Checks and loads a policy."""
         with _swap("stage"):
-            info = await self._policies.stage(request.uri, request.version)
+            questions = read_questions(request.probes, self._images, self._gate)
+            info = await self._policies.stage(request.uri, request.version, questions)
         metrics.POLICIES.set(len(self._policies.all()))
         return pb.StagePolicyResponse(policy=wire.policy_message(info))
 
     async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: Context) -> pb.ActivatePolicyResponse:
         """Makes a version the one that answers."""
         with _swap("activate"):
-            info, before = await self._policies.activate(request.version)
+            questions = read_questions(request.probes, self._images, self._gate)
+            info, before = await self._policies.activate(request.version, questions)
         metrics.POLICY_VERSION.set(info.version)
         metrics.POLICY_LOADED.set_to_current_time()
         return pb.ActivatePolicyResponse(policy=wire.policy_message(info), previous_version=before)
@@ -74,6 +96,15 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
             info = await self._policies.retire(request.version)
         metrics.POLICIES.set(len(self._policies.all()))
         return pb.RetirePolicyResponse(policy=wire.policy_message(info))
+
+    async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
+        """Stops sampling."""
+        return pb.PauseResponse(requests=await self._policies.pause(wire.pause_of(request)))
+
+    async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
+        """Goes on."""
+        await self._policies.resume()
+        return pb.ResumeResponse()
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """One policy."""

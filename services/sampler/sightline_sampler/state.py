@@ -1,26 +1,25 @@
-"""What outlives the sampler: the last activated policy, and which weights each activated version stood for."""
+"""What outlives the sampler: the last activated policy, and which weights each version ever staged stood for."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from sightline_chassis.errors import PreconditionFailed
 
-from sightline_sampler.types import PolicyInfo
-
-_MOST = 1000  # activated versions remembered
+_MOST = 1000  # versions remembered
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class State:
     """The last activated version (0: the base model), where it lies, and digests of manifests by version."""
 
-    active: int
-    uri: str
-    digests: dict[int, str]
+    active: int = 0
+    uri: str = ""
+    digests: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
 
 class StateFile:
@@ -49,17 +48,13 @@ class StateFile:
                 reason="STATE_UNREADABLE",
             ) from error
 
-    def write(self, base_digest: str, active: PolicyInfo) -> None:
-        """Remembers an activation; on disk when this returns."""
-        before = self.read(base_digest)
-        digests = dict(before.digests) if before is not None else {}
-        if active.version:
-            digests[active.version] = active.digest
+    def write(self, base_digest: str, state: State) -> None:
+        """Remembers; on disk when this returns."""
         tree = {
             "base_digest": base_digest,
-            "active": active.version,
-            "uri": active.uri,
-            "digests": {str(version): digests[version] for version in sorted(digests)[-_MOST:]},
+            "active": state.active,
+            "uri": state.uri,
+            "digests": {str(version): state.digests[version] for version in sorted(state.digests)[-_MOST:]},
         }
         self._path.parent.mkdir(parents=True, exist_ok=True)
         aside = self._path.with_suffix(".writing")
@@ -68,3 +63,8 @@ class StateFile:
             file.flush()
             os.fsync(file.fileno())
         aside.rename(self._path)
+        handle = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,31 @@
+"""The engine that the settings name. PyTorch is imported for the engine in process only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sightline_sampler.engines.base import Engine
+from sightline_sampler.settings import EngineSettings, LimitSettings
+
+
+def make_engine(settings: EngineSettings, limits: LimitSettings, *, on_step: Callable[[int], None]) -> Engine:
+    """Makes an engine; its `start` loads.
+
+    Args:
+        settings: which, and how it is run.
+        limits: of images and candidates.
+        on_step: told the number of candidates of each decoding step, where the engine knows.
+    """
+    match settings.kind:
+        case "tgi":
+            from sightline_sampler.engines.tgi import TgiEngine
+
+            return TgiEngine(settings, limits)
+        case "vllm":
+            from sightline_sampler.engines.vllm import VllmEngine
+
+            return VllmEngine(settings, limits)
+        case "transformers":
+            from sightline_sampler.engines.transformers import TransformersEngine
+
+            return TransformersEngine(settings, limits, on_step=on_step)

@@ -36,9 +36,11 @@ def test_a_profile_renders_to_what_it_rendered_to(name: str) -> None:
 @pytest.mark.parametrize("name", PROFILES)
 def test_the_command_line_renders_the_same(name: str) -> None:
     def keyed(objects: list[dict[str, Any]]) -> dict[tuple[str, str], Any]:
+        for item in objects:  # a block of text at a document's end has its last newline from one engine only
+            item.update({"data": {key: text.rstrip() for key, text in item["data"].items()}} if "data" in item else {})
         return {(item["kind"], item["metadata"]["name"]): item for item in objects}
 
-    assert keyed(render_by_cli(profile(name))) == keyed(profile_objects(name))
+    assert keyed(render_by_cli(profile(name))) == keyed(render(profile(name)))
 
 
 @pytest.mark.parametrize("version", KUBERNETES)

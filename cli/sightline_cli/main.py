@@ -16,12 +16,16 @@ from typing import Annotated
 
 import typer
 
+from sightline_cli.eval import app as eval_app
+
 app = typer.Typer(
     help="Online preference alignment of vision-language models, as services.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(eval_app, name="eval")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")

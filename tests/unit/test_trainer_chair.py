@@ -40,9 +40,16 @@ def test_counts_by_hand(vocabulary: Vocabulary) -> None:
     assert counts.cover == 3 / 5
 
 
-def test_no_captions_and_no_mentions_are_zero_not_an_error(vocabulary: Vocabulary) -> None:
-    assert chair([], vocabulary).chair_s == 0.0
-    assert chair([("", [])], vocabulary).chair_i == 0.0
+def test_a_ratio_of_nothing_is_none_not_an_error(vocabulary: Vocabulary) -> None:
+    assert chair([], vocabulary).chair_s is None
+    assert chair([("", [])], vocabulary).chair_i is None
+    assert chair([("", [])], vocabulary).cover is None
+
+
+def test_mentions_have_their_place_in_the_text(vocabulary: Vocabulary) -> None:
+    text = "See: a RED  star."
+    [mention] = vocabulary.find(text)
+    assert (mention.object, mention.words, text[mention.start : mention.end]) == ("red star", "RED  star", "RED  star")
 
 
 def test_truth_outside_the_vocabulary_is_an_error_not_a_hallucination(vocabulary: Vocabulary) -> None:

@@ -2,9 +2,10 @@
 
     CHAIR_s = captions with a hallucinated object / captions
     CHAIR_i = hallucinated object mentions / object mentions          (pooled over captions)
-    cover   = true objects mentioned / true objects                   (pooled recall; 1 caption an image)
+    cover   = true objects mentioned / true objects                   (pooled recall; once for each caption)
 
-An object is hallucinated if the caption mentions it and the image does not hold it.
+An object is hallucinated if the caption mentions it and the image does not hold it. CHAIR_i counts mentions, not
+different objects, and all three are pooled, not means over captions, as in the official script.
 """
 
 from __future__ import annotations
@@ -14,10 +15,31 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from sightline_chassis.errors import InvalidInput
 
+from sightline_trainer.evaluation.ratios import Part
+
 _WORD = re.compile(r"[a-z0-9']+")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """An object as a text names it; ``text[start:end]`` are the words."""
+
+    object: str
+    words: str
+    start: int
+    end: int
+
+
+class Objects(Protocol):
+    """Finds objects in texts: a dataset's `Vocabulary`, or `coco.CocoObjects`."""
+
+    objects: frozenset[str]
+
+    def find(self, text: str) -> list[Mention]: ...
 
 
 class Vocabulary:
@@ -42,26 +64,31 @@ class Vocabulary:
             names[name].append(phrase)
         return cls(dict(names))
 
-    def mentions(self, text: str) -> list[str]:
-        """Objects that a text mentions, in order, as often as it does; the longest phrase wins."""
-        words = _WORD.findall(text.lower())
-        found: list[str] = []
+    def find(self, text: str) -> list[Mention]:
+        """Every mention, in order; the longest phrase wins."""
+        words = [(match.group(), match.start(), match.end()) for match in _WORD.finditer(text.lower())]
+        found: list[Mention] = []
         at = 0
         while at < len(words):
             for length in range(min(self._longest, len(words) - at), 0, -1):
-                name = self._phrases.get(tuple(words[at : at + length]))
+                name = self._phrases.get(tuple(word for word, _, _ in words[at : at + length]))
                 if name is not None:
-                    found.append(name)
+                    start, end = words[at][1], words[at + length - 1][2]
+                    found.append(Mention(name, text[start:end], start, end))
                     at += length
                     break
             else:
                 at += 1
         return found
 
+    def mentions(self, text: str) -> list[str]:
+        """Objects that a text mentions, in order, as often as it does."""
+        return [mention.object for mention in self.find(text)]
+
 
 @dataclass(frozen=True)
 class Chair:
-    """Integer counts; the metrics are their ratios. A ratio of nothing is 0."""
+    """Integer counts; the metrics are their ratios, None where there is nothing to divide by."""
 
     captions: int
     hallucinated_captions: int
@@ -71,33 +98,82 @@ class Chair:
     covered_objects: int
 
     @property
-    def chair_s(self) -> float:
-        return self.hallucinated_captions / self.captions if self.captions else 0.0
+    def chair_s(self) -> float | None:
+        return self.hallucinated_captions / self.captions if self.captions else None
 
     @property
-    def chair_i(self) -> float:
-        return self.hallucinated_mentions / self.mentions if self.mentions else 0.0
+    def chair_i(self) -> float | None:
+        return self.hallucinated_mentions / self.mentions if self.mentions else None
 
     @property
-    def cover(self) -> float:
-        return self.covered_objects / self.true_objects if self.true_objects else 0.0
+    def cover(self) -> float | None:
+        return self.covered_objects / self.true_objects if self.true_objects else None
+
+    @classmethod
+    def of(cls, captions: Iterable[CaptionCounts]) -> Chair:
+        """The counts of many captions."""
+        rows = list(captions)
+        return cls(
+            captions=len(rows),
+            hallucinated_captions=sum(bool(row.hallucinated) for row in rows),
+            mentions=sum(len(row.mentions) for row in rows),
+            hallucinated_mentions=sum(len(row.hallucinated) for row in rows),
+            true_objects=sum(len(row.truth) for row in rows),
+            covered_objects=sum(len(row.covered) for row in rows),
+        )
 
 
-def chair(captions: Iterable[tuple[str, Iterable[str]]], vocabulary: Vocabulary) -> Chair:
+@dataclass(frozen=True)
+class CaptionCounts:
+    """One caption against its image."""
+
+    text: str
+    truth: frozenset[str]
+    mentions: list[Mention]
+
+    @property
+    def hallucinated(self) -> list[Mention]:
+        """Mentions of what is not there, in order."""
+        return [mention for mention in self.mentions if mention.object not in self.truth]
+
+    @property
+    def covered(self) -> frozenset[str]:
+        """True objects that are mentioned."""
+        return self.truth & {mention.object for mention in self.mentions}
+
+    @property
+    def missed(self) -> list[str]:
+        """True objects that are not mentioned, sorted."""
+        return sorted(self.truth - self.covered)
+
+    def parts(self) -> dict[str, Part]:
+        """What this caption adds to CHAIR_s, CHAIR_i, cover and the mean length in words (by white space)."""
+        wrong = len(self.hallucinated)
+        return {
+            "chair_s": (float(wrong > 0), 1.0),
+            "chair_i": (wrong, len(self.mentions)),
+            "cover": (len(self.covered), len(self.truth)),
+            "mean_words": (len(self.text.split()), 1.0),
+        }
+
+
+def count(text: str, truth: Iterable[str], objects: Objects) -> CaptionCounts:
+    """One caption against the objects that are in its image.
+
+    Raises:
+        InvalidInput: the truth names an object that ``objects`` does not know; that is an error of the truth, not a
+            hallucination.
+    """
+    known = frozenset(truth)
+    if not known <= objects.objects:
+        raise InvalidInput(f"truth names unknown objects: {sorted(known - objects.objects)}", reason="UNKNOWN_OBJECT")
+    return CaptionCounts(text, known, objects.find(text))
+
+
+def chair(captions: Iterable[tuple[str, Iterable[str]]], vocabulary: Objects) -> Chair:
     """Count over ``(caption, objects that are in its image)``.
 
     Raises:
         InvalidInput: a truth names an object that the vocabulary does not know.
     """
-    counts = [0] * 6
-    for text, objects in captions:
-        truth = frozenset(objects)
-        if not truth <= vocabulary.objects:
-            raise InvalidInput(f"truth names unknown objects: {sorted(truth - vocabulary.objects)}")
-        mentioned = vocabulary.mentions(text)
-        wrong = sum(name not in truth for name in mentioned)
-        for i, count in enumerate(
-            (1, int(wrong > 0), len(mentioned), wrong, len(truth), len(truth.intersection(mentioned)))
-        ):
-            counts[i] += count
-    return Chair(*counts)
+    return Chair.of(count(text, truth, vocabulary) for text, truth in captions)

@@ -42,9 +42,9 @@ class Evaluated:
     def metrics(self) -> dict[str, float]:
         """The numbers of ``metrics.json``."""
         return {
-            "chair_s": self.chair.chair_s,
-            "chair_i": self.chair.chair_i,
-            "cover": self.chair.cover,
+            "chair_s": self.chair.chair_s or 0.0,
+            "chair_i": self.chair.chair_i or 0.0,
+            "cover": self.chair.cover or 0.0,
             "clip_score": self.clip_score,
             "mean_tokens": self.mean_tokens,
         }

@@ -1,0 +1,95 @@
+"""``sightline eval {chair,pope,amber,compare}``: files in, a table or JSON out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+from sightline_chassis.errors import InvalidInput
+from sightline_trainer.evaluation.amber import Amber, read_responses
+from sightline_trainer.evaluation.captions import read_captions
+from sightline_trainer.evaluation.coco import CocoObjects, Compat, load_truth
+from sightline_trainer.evaluation.pope import Rule, read_answers, read_questions
+from sightline_trainer.evaluation.result import Result, differences_json
+from sightline_trainer.evaluation.result import compare as compare_results
+from sightline_trainer.evaluation.suites import amber_result, chair_result, pope_result
+from sightline_trainer.evaluation.words import (
+    ExactSimilarity,
+    ListedNouns,
+    NltkNouns,
+    Nouns,
+    Similarity,
+    SpacySimilarity,
+)
+
+from sightline_cli.eval_output import bars, emit, emit_differences
+
+
+def chair(captions: Path, truth: list[Path], compat: str, out: Path | None, details: bool, seed: int) -> None:
+    """CHAIR of a file of captions."""
+    kept = cast(Compat, compat)
+    objects = CocoObjects(kept)
+    told = read_captions(captions)
+    known = load_truth(truth, objects)
+    with bars(out) as progress:
+        result = chair_result(told, known, objects, compat=kept, progress=progress("reading captions"))
+    emit(result, out, details=details, seed=seed)
+
+
+def pope(answers: Path, questions: Path, rule: str, compat: str, out: Path | None, details: bool, seed: int) -> None:
+    """POPE of a file of answers."""
+    asked = read_questions(questions)
+    emit(
+        pope_result(asked, read_answers(answers, asked, compat), rule=cast(Rule, rule)),
+        out,
+        details=details,
+        seed=seed,
+    )
+
+
+def amber(
+    answers: Path, data: Path, similarity: str, nouns: str, compat: str, out: Path | None, details: bool, seed: int
+) -> None:
+    """AMBER of a file of responses."""
+    known = Amber.load(data)
+    result: Result = amber_result(
+        read_responses(answers, known),
+        known,
+        similarity=similarity_of(similarity),
+        nouns=nouns_of(nouns, known),
+        compat=cast(Compat, compat),
+    )
+    emit(result, out, details=details, seed=seed)
+
+
+def compare(one: Path, other: Path, out: Path | None, seed: int) -> None:
+    """The paired differences of two results."""
+    emit_differences(differences_json(compare_results(_result(one), _result(other), seed=seed)), out)
+
+
+def similarity_of(text: str) -> Similarity:
+    """The word similarity that ``--similarity`` names."""
+    if text == "exact":
+        return ExactSimilarity()
+    kind, _, model = text.partition(":")
+    if kind != "spacy":
+        raise InvalidInput(f"--similarity {text!r}: wanted exact, spacy or spacy:MODEL", reason="OPTION")
+    return SpacySimilarity(model or "en_core_web_lg")
+
+
+def nouns_of(text: str, amber: Amber) -> Nouns:
+    """The noun finder that ``--nouns`` names."""
+    if text not in ("listed", "nltk"):
+        raise InvalidInput(f"--nouns {text!r}: wanted listed or nltk", reason="OPTION")
+    return ListedNouns(amber.words()) if text == "listed" else NltkNouns()
+
+
+def _result(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} is no result of sightline eval ({error})", reason="RESULT") from None
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{path} is no result of sightline eval", reason="RESULT")
+    return value

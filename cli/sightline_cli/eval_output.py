@@ -1,0 +1,84 @@
+"""Output of ``sightline eval``: a table for people, JSON for machines, progress bars on stderr."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from sightline_trainer.evaluation.result import Result, write_result
+
+Tell = Callable[[int, int], None]
+
+
+def emit(result: Result, out: Path | None, *, details: bool, seed: int) -> None:
+    """Show a result and write it where ``out`` says; ``-`` prints JSON only."""
+    value = result.to_json(details=details, seed=seed)
+    _emit(value, out, lambda console: show(value, console))
+
+
+def emit_differences(value: Mapping[str, Any], out: Path | None) -> None:
+    """Show paired differences and write them where ``out`` says."""
+
+    def draw(console: Console) -> None:
+        table = Table(
+            "metric", "one", "other", "change", "95 % interval", "", title="other - one", title_justify="left"
+        )
+        for name, row in value.items():
+            low, high = _text(row["low"], "+.4f"), _text(row["high"], "+.4f")
+            sure = "clear" if row["clear"] else ""
+            table.add_row(
+                name, _text(row["one"]), _text(row["other"]), _text(row["change"], "+.4f"), f"{low} .. {high}", sure
+            )
+        console.print(table)
+
+    _emit(dict(value), out, draw)
+
+
+def _emit(value: dict[str, Any], out: Path | None, draw: Callable[[Console], None]) -> None:
+    if out is not None and str(out) == "-":
+        print(json.dumps(value, indent=2))
+        return
+    draw(Console())
+    if out is not None:
+        write_result(out, value)
+        Console().print(f"[bold]result[/bold] {out}", soft_wrap=True)
+
+
+def show(value: Mapping[str, Any], console: Console) -> None:
+    """A result as tables."""
+    settings = ", ".join(f"{name} {setting}" for name, setting in value["settings"].items())
+    table = Table("metric", "value", "95 % interval", "of", title=f"{value['suite']}  {settings}", title_justify="left")
+    for name, metric in value["metrics"].items():
+        interval = "" if metric["low"] is None else f"{metric['low']:.4f} .. {metric['high']:.4f}"
+        table.add_row(name, _text(metric["value"]), interval, f"{metric['numerator']} / {metric['denominator']}")
+    console.print(table)
+    console.print("counts: " + ", ".join(f"{name} {number}" for name, number in value["counts"].items()))
+    for part, numbers in value.get("official", {}).items():
+        console.print(f"as the official script prints it, {part}: {numbers}")
+    for text in value["differs_from_official"]:
+        console.print(f"differs from the official script: {text}")
+
+
+def _text(value: float | None, form: str = ".4f") -> str:
+    return "undefined" if value is None else format(value, form)
+
+
+@contextmanager
+def bars(out: Path | None) -> Iterator[Callable[[str], Tell]]:
+    """Progress bars on stderr, one for each name; none where the output is for machines or stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    quiet = (out is not None and str(out) == "-") or not console.is_terminal
+    with Progress(*columns, console=console, disable=quiet, transient=True) as progress:
+
+        def named(name: str) -> Tell:
+            task = progress.add_task(name, total=None)
+            return lambda done, total: progress.update(task, completed=done, total=total)
+
+        yield named

@@ -1,0 +1,93 @@
+"""Captions against their images' objects: CHAIR of a file of captions, as a table of counts, ratios and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline_chassis.errors import InvalidInput
+
+from sightline_trainer.evaluation.chair import CaptionCounts, Chair, Objects, count
+from sightline_trainer.evaluation.coco import image_key
+from sightline_trainer.evaluation.lines import named, read_rows
+from sightline_trainer.evaluation.ratios import Ratios
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """Captions and what they say, in file order."""
+
+    images: list[str]
+    counts: list[CaptionCounts]
+
+    def chair(self) -> Chair:
+        """Integer counts over all."""
+        return Chair.of(self.counts)
+
+    def ratios(self) -> Ratios:
+        """CHAIR_s, CHAIR_i, recall and the mean length, by image."""
+        rows = [(image, one.parts()) for image, one in zip(self.images, self.counts, strict=True)]
+        return Ratios.collect((image, {_NAMES.get(k, k): v for k, v in parts.items()}) for image, parts in rows)
+
+    def details(self) -> list[dict[str, Any]]:
+        """For each caption: what it mentions and where, what is not there, what it missed."""
+        return [
+            {
+                "image_id": image,
+                "caption": one.text,
+                "objects": sorted(one.truth),
+                "mentions": [[m.object, m.words, m.start, m.end] for m in one.mentions],
+                "hallucinated": [[m.object, m.words, m.start, m.end] for m in one.hallucinated],
+                "missed": one.missed,
+            }
+            for image, one in zip(self.images, self.counts, strict=True)
+        ]
+
+
+_NAMES = {"cover": "recall"}
+
+
+def read_captions(path: Path) -> list[tuple[str, str]]:
+    """``(image id, caption)`` from JSON lines ``{"image_id", "caption"}`` (or a JSON list of them).
+
+    Raises:
+        InvalidInput: names the line that can't be read.
+    """
+    found: list[tuple[str, str]] = []
+    for number, row in read_rows(path, ["image_id", "caption"]):
+        if not isinstance(row["caption"], str):
+            raise InvalidInput(f"{path}, line {number}: caption is no text", reason="LINE")
+        found.append((image_key(row["image_id"]), row["caption"]))
+    if not found:
+        raise InvalidInput(f"{path} holds no caption", reason="EMPTY")
+    return found
+
+
+def count_captions(
+    captions: Sequence[tuple[str, str]],
+    truth: Mapping[str, frozenset[str]],
+    objects: Objects,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> CaptionTable:
+    """Count mentions against truth.
+
+    Raises:
+        InvalidInput: a caption of an image that the truth does not know. The official script takes such an image to be
+            empty, and all that is said of it for hallucinated.
+    """
+    unknown = list(dict.fromkeys(image for image, _ in captions if image not in truth))
+    if unknown:
+        raise InvalidInput(
+            f"{len(unknown)} of the captions' images are not in the truth: {named(unknown)}; give the truth file of "
+            "the split that these images are from, or leave their captions out",
+            reason="UNKNOWN_IMAGE",
+        )
+    counts = []
+    for done, (image, caption) in enumerate(captions, 1):
+        counts.append(count(caption, truth[image], objects))
+        if done % 500 == 0 or done == len(captions):
+            progress(done, len(captions))
+    return CaptionTable([image for image, _ in captions], counts)

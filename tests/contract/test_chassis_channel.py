@@ -2,18 +2,16 @@
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 from chassis_probe import SAMPLER, SCORER, Client, eventually, probing
-from sightline_chassis.channel import Tls, open_aio_channel, open_channel
+from sightline_chassis.channel import open_channel
 from sightline_chassis.errors import (
     DeadlineExceeded,
     InternalError,
     InvalidInput,
     Unavailable,
-    Unsupported,
     typed_errors,
 )
 from sightline_scorer.v1 import scorer_pb2, scorer_pb2_grpc
@@ -140,14 +138,6 @@ def test_sync_stubs_get_the_same() -> None:
             await asyncio.to_thread(ask, at.grpc)
 
     asyncio.run(main())
-
-
-def test_credentials_are_refused_not_ignored() -> None:
-    for options in ({"token": "s3cret"}, {"tls": Tls(Path("ca.pem"))}):
-        with pytest.raises(Unsupported):
-            open_channel("127.0.0.1:1", **options)  # type: ignore[arg-type]
-        with pytest.raises(Unsupported):
-            open_aio_channel("127.0.0.1:1", **options)  # type: ignore[arg-type]
 
 
 def test_a_retry_needs_a_method() -> None:

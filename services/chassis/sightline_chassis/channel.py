@@ -1,32 +1,36 @@
-"""How a client reaches a service: message limits, keepalive, balancing and retries, the same for sync and aio.
+"""How a client reaches a service: TLS, token, message limits, keepalive, balancing, retries; for sync and aio alike.
 
 A target is any gRPC target: `127.0.0.1:50051`, `dns:///scorer-headless.ns.svc:50051`, `ipv4:10.0.0.1:1,10.0.0.2:1`.
+
+    open_channel("dns:///scorer:50051", tls=Tls(Path("ca.pem")), token=Token(file=Path("/auth/token")))
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 
-from sightline_chassis.errors import Unsupported
+from sightline_chassis.credentials import Tls, Token, is_loopback
+from sightline_chassis.errors import PreconditionFailed
+from sightline_chassis.outgoing import Observer, Outgoing, aio_interceptors
+
+__all__ = ["Options", "Tls", "Token", "channel_options", "observe_calls", "open_aio_channel", "open_channel"]
 
 Options: TypeAlias = list[tuple[str, int | str]]
 
 MAX_ATTEMPTS = 5  # gRPC's own hard limit, the first try included
 
 
-@dataclass(frozen=True)
-class Tls:
-    """PEM files for an encrypted channel; `certificate` and `key` only where the server asks for them."""
+_observers: list[Observer] = []
 
-    root: Path
-    certificate: Path | None = None
-    key: Path | None = None
+
+def observe_calls(observer: Observer) -> None:
+    """Has the calls of all channels that this process opens from now on observed. Calling it twice is calling once."""
+    if observer not in _observers:
+        _observers.append(observer)
 
 
 def channel_options(
@@ -76,38 +80,80 @@ def open_channel(
     target: str,
     *,
     tls: Tls | None = None,
-    token: str | None = None,
+    token: str | Token | None = None,
     max_message_mib: int = 64,
     retry: Sequence[str] = (),
     health_service: str | None = None,
 ) -> grpc.Channel:
-    """A channel for sync stubs; share one per target and close it."""
-    _refuse_credentials(tls, token)
-    return grpc.insecure_channel(target, _options(target, max_message_mib, retry, health_service))
+    """A channel for sync stubs; share one per target and close it.
+
+    Args:
+        target: see the module.
+        tls: encrypts; None is plaintext.
+        token: a bearer token, sent with every call.
+        max_message_mib: see `channel_options`, as `retry` and `health_service`.
+
+    Raises:
+        PreconditionFailed: a file cannot be read, or the token would go over the network in plaintext.
+    """
+    options = _options(target, tls, max_message_mib, retry, health_service)
+    bearer = _checked(target, tls, token)
+    if tls is not None:
+        channel = grpc.secure_channel(target, _secured(tls, bearer), options)
+        bearer = None
+    else:
+        channel = grpc.insecure_channel(target, options)
+    if bearer is None and not _observers:
+        return channel
+    return grpc.intercept_channel(channel, Outgoing(bearer.header if bearer else None, _observers))
 
 
 def open_aio_channel(
     target: str,
     *,
     tls: Tls | None = None,
-    token: str | None = None,
+    token: str | Token | None = None,
     max_message_mib: int = 64,
     retry: Sequence[str] = (),
     health_service: str | None = None,
 ) -> grpc.aio.Channel:
-    """A channel for aio stubs, to be opened inside the running event loop; share one per target and close it."""
-    _refuse_credentials(tls, token)
-    return grpc.aio.insecure_channel(target, _options(target, max_message_mib, retry, health_service))
+    """As `open_channel` for aio stubs, to be opened inside the running event loop."""
+    options = _options(target, tls, max_message_mib, retry, health_service)
+    bearer = _checked(target, tls, token)
+    header = bearer.header if bearer is not None and tls is None else None
+    interceptors = aio_interceptors(header, _observers) if header or _observers else None
+    if tls is not None:
+        return grpc.aio.secure_channel(target, _secured(tls, bearer), options, interceptors=interceptors)
+    return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
 
 
-def _options(target: str, max_message_mib: int, retry: Sequence[str], health_service: str | None) -> Options:
+def _options(
+    target: str, tls: Tls | None, max_message_mib: int, retry: Sequence[str], health_service: str | None
+) -> Options:
     options = channel_options(max_message_mib=max_message_mib, retry=retry, health_service=health_service)
-    if target.removeprefix("dns:///").startswith(("127.", "localhost:", "[::1]")):
+    if is_loopback(target):
         options.append(("grpc.enable_http_proxy", 0))  # gRPC would send even loopback through $http_proxy
+    if tls is not None and tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
     return options
 
 
-def _refuse_credentials(tls: Tls | None, token: str | None) -> None:
-    # Better refused than silently in the clear.
-    if tls is not None or token is not None:
-        raise Unsupported("TLS and tokens are not there yet: open the channel without them on a trusted network")
+def _checked(target: str, tls: Tls | None, token: str | Token | None) -> Token | None:
+    if token is None:
+        return None
+    bearer = Token(token) if isinstance(token, str) else token
+    bearer.read()  # an unusable one shows now, not at the first call
+    if tls is None and not bearer.allow_plaintext and not is_loopback(target):
+        raise PreconditionFailed(
+            f"the token would go to {target} in plaintext: give tls=Tls(...), or Token(..., allow_plaintext=True) "
+            "where nobody else can listen",
+            reason="TOKEN_IN_PLAINTEXT",
+        )
+    return bearer
+
+
+def _secured(tls: Tls, bearer: Token | None) -> grpc.ChannelCredentials:
+    credentials = tls.credentials()
+    if bearer is None:
+        return credentials
+    return grpc.composite_channel_credentials(credentials, bearer.credentials())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import grpc
 from grpc_reflection.v1alpha import reflection
 
-from sightline_chassis import metrics
+from sightline_chassis import client_metrics, metrics
 from sightline_chassis.gate import INFRASTRUCTURE, Gate
 from sightline_chassis.health import Health
 from sightline_chassis.interceptors import Interceptor
@@ -59,6 +59,7 @@ class Server:
     def __init__(self, service: Service, settings: ServiceSettings) -> None:
         self._service = service
         self._settings = at = settings.server
+        client_metrics.install()
         metrics.set_config_info(resolved(settings))
         self._gate = Gate(settings, service.unadmitted, service.costs)
         self._certificates = None if at.tls.mode == "disabled" else _certificates(at.tls)

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from typing import Any, Unpack
 
 import numpy as np
-from sightline_chassis.channel import Tls, open_aio_channel, open_channel
+from sightline_chassis.channel import Tls, Token, open_aio_channel, open_channel
 from sightline_chassis.errors import typed_errors
 
 from sightline_sampler import wire
@@ -138,7 +138,7 @@ class SamplerClient:
     """
 
     def __init__(
-        self, target: str, *, timeout: float = 120.0, tls: Tls | None = None, token: str | None = None
+        self, target: str, *, timeout: float = 120.0, tls: Tls | None = None, token: str | Token | None = None
     ) -> None:
         self.timeout = timeout
         self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY)
@@ -233,7 +233,7 @@ class AsyncSamplerClient:
     """The sampler, for asyncio: the methods of `SamplerClient`. Make it inside the running event loop."""
 
     def __init__(
-        self, target: str, *, timeout: float = 120.0, tls: Tls | None = None, token: str | None = None
+        self, target: str, *, timeout: float = 120.0, tls: Tls | None = None, token: str | Token | None = None
     ) -> None:
         self.timeout = timeout
         self._channel = open_aio_channel(target, tls=tls, token=token, retry=_RETRY)

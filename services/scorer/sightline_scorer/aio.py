@@ -9,7 +9,7 @@ from itertools import islice
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from sightline_chassis.channel import Tls, open_aio_channel
+from sightline_chassis.channel import Tls, Token, open_aio_channel
 from sightline_chassis.errors import SightlineError
 
 from sightline_scorer.many import IN_FLIGHT, Item, Known, Outcome, Pair, Progress, count_of, lost_image
@@ -39,7 +39,7 @@ class AsyncScorerClient:
     """As `ScorerClient`, for asyncio. Make it inside the running event loop."""
 
     def __init__(
-        self, target: str, *, tls: Tls | None = None, token: str | None = None, retry: Retry | None = None
+        self, target: str, *, tls: Tls | None = None, token: str | Token | None = None, retry: Retry | None = None
     ) -> None:
         self._channel = open_aio_channel(target, tls=tls, token=token, health_service=HEALTH_SERVICE)
         self._stub: Any = scorer_pb2_grpc.ScorerServiceStub(self._channel)

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
-from sightline_chassis.channel import Tls, open_channel
+from sightline_chassis.channel import Tls, Token, open_channel
 from sightline_chassis.errors import SightlineError
 
 from sightline_scorer import many
@@ -104,12 +104,12 @@ class ScorerClient:
         target: a gRPC target: "127.0.0.1:50051", "dns:///scorer.ns.svc:50051" (all addresses take turns, those whose
             health says NOT_SERVING are left out).
         tls: PEM files of an encrypted channel.
-        token: sent with every call.
+        token: a bearer token, sent with every call; a string, or a `Token`, which can also be read from a file.
         retry: how calls are tried again; `NEVER` for once only.
     """
 
     def __init__(
-        self, target: str, *, tls: Tls | None = None, token: str | None = None, retry: Retry | None = None
+        self, target: str, *, tls: Tls | None = None, token: str | Token | None = None, retry: Retry | None = None
     ) -> None:
         self._channel = open_channel(target, tls=tls, token=token, health_service=HEALTH_SERVICE)
         self._stub: Any = scorer_pb2_grpc.ScorerServiceStub(self._channel)

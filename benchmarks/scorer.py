@@ -1,0 +1,237 @@
+"""The scorer against the limit: the same models in process, as well as torch can do it, on the same cores.
+
+    python benchmarks/scorer.py                       # about six minutes on two busy cores
+    python benchmarks/scorer.py --quick               # the figures that have a target, with fewer requests
+    python benchmarks/scorer.py --only memory --requests 100000
+
+A request is one JPEG of 640 x 480 and 8 captions of 16 tokens. Ratios are of CPU seconds of the scorer and its Triton
+(the client's are in the detail), the limit's turns in between, one torch thread everywhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from harness import Row, Sample, ratio, write
+from scorer_limit import Limit
+from scorer_service import Service, Turn, bytes_per_pair, serving
+from scorer_work import TEXTS, Requests, model_directory
+
+MAIN = "ViT-B-32"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    models: tuple[str, ...]
+    concurrency: tuple[int, ...]
+    rounds: int
+    requests: int  # of one turn
+    singles: int
+    overload_seconds: float
+    memory_requests: int
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer models, turns and requests")
+    parser.add_argument("--only", choices=["towers", "overload", "memory"], action="append", help="leave out the rest")
+    parser.add_argument("--model", action="append", help="of towers, instead of all: tiny, or a name of open_clip")
+    parser.add_argument("--requests", type=int, help="requests of the memory row")
+    given = parser.parse_args()
+    cuda = _has_cuda()
+    if given.quick:
+        plan = Plan(("tiny", MAIN), (1, 32), 2, 24, 20, 3, 1000)
+    else:
+        models = ("tiny", MAIN, "ViT-B-16", *(["ViT-L-14-336"] if cuda else []))
+        plan = Plan(models, (1, 8, 32, 128), 3, 48, 40, 5, 3000)
+    parts = given.only or ["towers", "overload", "memory"]
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
+        work = Path(name)
+        if "towers" in parts:
+            for model in given.model or plan.models:
+                rows += towers(model, plan, work, "cuda" if cuda else "cpu")
+        if "overload" in parts:
+            rows += overload(plan, work)
+        if "memory" in parts:
+            rows += memory(given.requests or plan.memory_requests, work)
+    whole = not given.quick and not given.model and len(parts) == 3
+    write("scorer" if whole else "scorer-part", rows)
+
+
+def towers(model: str, plan: Plan, work: Path, device: str) -> list[Row]:
+    """Cold, warm and repeated requests of one model against the limit, and its latency alone."""
+    directory = model_directory(model, work)
+    requests = Requests(model, seed=1)
+    limit = Limit(directory, Requests(model, seed=2), device)
+    main = model == MAIN
+    rounds = plan.rounds if main else 1
+    clock = "cpu" if device == "cpu" else "wall"
+    with serving(work / f"serving-{model}", directory) as service:
+        service.turn(requests.cold(16), 8)
+        rows = _concurrency(model, service, limit, requests, plan)
+        if main or device == "cuda":
+            rows += _against_the_limit(
+                model if not main else "", service, limit, requests, plan.requests, rounds, clock
+            )
+            rows += _alone(model if not main else "", service, limit, requests, plan.singles)
+        peak = service.peak_mib()
+    rows.append(Row(f"{_key(model)}_peak_memory", peak, "MiB", "lower", against="service and Triton together"))
+    return rows
+
+
+def _concurrency(model: str, service: Service, limit: Limit, requests: Requests, plan: Plan) -> list[Row]:
+    """Pairs per CPU second at each number of requests in flight, cold and with the images seen before."""
+    number = plan.requests if model != "ViT-B-16" else plan.requests // 2
+    known = requests.cold(number)
+    raw = _raw(lambda: limit.score(known))
+    key = _key(model)
+    rows = [
+        Row(
+            f"{key}_limit",
+            number * TEXTS / raw.cpu,
+            "pairs/CPU-s",
+            "higher",
+            against="in process, one thread",
+            detail={"image_batch": limit.image_batch, "text_batch": limit.text_batch, "requests": number},
+        )
+    ]
+    for kind, concurrency in itertools.product(("cold", "warm"), plan.concurrency):
+        if model == "ViT-B-16" and concurrency not in (1, 32):
+            continue
+        count = max(8, concurrency, number // 6) if concurrency < 32 else max(number, concurrency)
+        if kind == "warm":
+            service.turn(requests.warm(64), 32) if concurrency == plan.concurrency[0] else None
+            count = min(count, number)
+        batch = requests.cold(count) if kind == "cold" else requests.warm(count)
+        turn = service.turn(batch, concurrency)
+        rate = turn.pairs / max(turn.server, 0.01)
+        detail = {
+            **turn.figures(),
+            "over_limit": round(rate / (number * TEXTS / raw.cpu), 3),
+            "bytes_per_pair": round(bytes_per_pair(batch[0])),
+        }
+        rows.append(Row(f"{key}_{kind}_c{concurrency}", rate, "pairs/CPU-s", "higher", detail=detail))
+    return rows
+
+
+def _against_the_limit(
+    prefix: str, service: Service, limit: Limit, requests: Requests, number: int, rounds: int, clock: str
+) -> list[Row]:
+    """The three ratios, each arm in turn on the same requests."""
+    cold_raw, cold, warm_raw, warm, repeat = [], [], [], [], []
+    for _ in range(rounds):
+        fresh = requests.cold(number)
+        cold_raw.append(_raw(lambda: limit.score(fresh)))  # noqa: B023
+        cold.append(service.turn(fresh, 32))
+        repeat.append(sum((service.turn(fresh, 32) for _ in range(4)), Turn()))
+        seen = requests.warm(number)
+        texts = [text for request in seen for text in request.texts]
+        warm_raw.append(_raw(lambda: limit.texts(texts)))  # noqa: B023
+        warm.append(service.turn(seen, 32))
+    rows = []
+    for name, raw, turns, target, times in (
+        ("cold_over_limit", cold_raw, cold, 0.95, 1),
+        ("warm_over_text_limit", warm_raw, warm, 0.9, 1),
+        ("repeat_over_limit", cold_raw, repeat, 40, 4),
+    ):
+        scaled = [Sample(one.wall * times, one.cpu * times) for one in raw]
+        value, detail = ratio(scaled, [turn.sample() for turn in turns], clock)  # type: ignore[arg-type]
+        with_client, _ = ratio(scaled, [turn.sample(with_client=True) for turn in turns], clock)  # type: ignore[arg-type]
+        figures = {**detail, "with_client_cpu": round(with_client, 3), **sum(turns, Turn()).figures()}
+        against = "the text tower alone" if name.startswith("warm") else "in process, one thread"
+        rows.append(Row(prefix + name, value, "ratio", "higher", target, against, figures))
+    return rows
+
+
+def _alone(prefix: str, service: Service, limit: Limit, requests: Requests, number: int) -> list[Row]:
+    """Latency of one request at a time, in turn with one in process."""
+    raw, ours = [], Turn()
+    for request in requests.cold(number):
+        began = time.perf_counter()
+        limit.score([request])
+        raw.append(time.perf_counter() - began)
+        ours += service.turn([request], 1)
+    times = {f"{name}_p{p}_ms": round(1000 * float(np.percentile(values, p)), 1)
+             for name, values in (("raw", raw), ("ours", ours.latencies)) for p in (50, 99)}  # fmt: skip
+    value = times["ours_p99_ms"] / times["raw_p99_ms"]
+    detail = {**times, "requests": number, "p50_ratio": round(times["ours_p50_ms"] / times["raw_p50_ms"], 3)}
+    return [Row(f"{prefix}single_p99_over_raw", value, "ratio", "lower", 1.3, "one request in process", detail)]
+
+
+def overload(plan: Plan, work: Path) -> list[Row]:
+    """Pairs scored per CPU second with ten times the callers that fill the service, over those at the peak.
+
+    On the tiny model, where a refusal costs the most beside a score.
+    """
+    requests = Requests("tiny", seed=3).endless(TEXTS)
+    with serving(work / "serving-overload", model_directory("tiny", work)) as service:
+        service.overload(requests, 64, 1)
+        peak, over = [], []
+        for _ in range(2):
+            peak.append(service.overload(requests, 64, plan.overload_seconds))
+            over.append(service.overload(requests, 640, plan.overload_seconds))
+    rates = [(_rate(many), _rate(few)) for many, few in zip(over, peak, strict=True)]
+    value = float(np.median([many / few for many, few in rates]))
+    total, calm = sum(over, Turn()), sum(peak, Turn())
+    refused = sum(count for name, count in total.outcomes.items() if name in ("QUEUE_FULL", "BACKEND_QUEUE_FULL"))
+    detail = {
+        "workers": [64, 640],
+        "peak": calm.figures(),
+        "overload": total.figures(),
+        "refused_of_all": round(refused / max(1, sum(total.outcomes.values())), 3),
+        "wall_ratio": round((total.pairs / total.wall) / (calm.pairs / calm.wall), 3),
+    }
+    return [Row("goodput_at_10x_over_peak", value, "ratio", "higher", 0.9, "64 callers, per CPU second", detail)]
+
+
+def memory(number: int, work: Path) -> list[Row]:
+    """Growth of resident memory over so many requests with all caches full and small; the first fifth fills them."""
+    requests = Requests("tiny", seed=4).endless(1)
+    small = ["cache.image_bytes=1048576", "cache.text_bytes=1048576", "image_store.max_bytes=4194304"]
+    with serving(work / "serving-memory", model_directory("tiny", work), *small) as service:
+        service.turn(list(itertools.islice(requests, max(500, number // 5))), 16)
+        before = service.memory_mib()
+        turn, left = Turn(), number
+        while left > 0:
+            turn += service.turn(list(itertools.islice(requests, min(left, 2000))), 16)
+            turn.latencies.clear()
+            left -= 2000
+        after = service.memory_mib()
+    detail = {"requests": number, "before": before, "after": after, "outcomes": dict(turn.outcomes)}
+    growth = sum(after.values()) - sum(before.values())
+    return [Row("memory_growth", growth, "MiB", "lower", 16, f"over {number} requests, caches full", detail)]
+
+
+def _raw(work: Callable[[], object]) -> Sample:
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return Sample(time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def _rate(turn: Turn) -> float:
+    return turn.pairs / max(turn.server, 0.01)
+
+
+def _key(model: str) -> str:
+    return model.lower().replace("-", "_")
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""The limit: the same model in process, by torch and open_clip alone, as well as it can be batched.
+
+JPEG bytes to scores on one thread: decode and open_clip's own transform, each tower in its best batch, texts sorted by
+length and padded only to the batch's longest where the text tower is causal.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from scorer_work import Request, Requests
+
+
+class Limit:
+    """A model in this process.
+
+    Args:
+        directory: where it is, as open_clip's `local-dir:`.
+        requests: what to find the best batches with.
+        device: "cpu" or "cuda".
+    """
+
+    def __init__(self, directory: Path, requests: Requests, device: str = "cpu") -> None:
+        import open_clip
+
+        torch.set_num_threads(1)
+        name = f"local-dir:{directory}"
+        self._model, _, self._preprocess = open_clip.create_model_and_transforms(
+            name, device=device, precision="fp16" if device == "cuda" else "fp32"
+        )
+        self._model.eval()
+        self._tokenizer = open_clip.get_tokenizer(name)
+        self._device = torch.device(device)
+        self._dtype = next(self._model.parameters()).dtype
+        self._positions, self._mask = self._model.positional_embedding.data, self._model.attn_mask
+        self.image_batch, self.text_batch = 1, 8
+        self._find_batches(requests.warm(16))
+
+    def score(self, requests: Sequence[Request]) -> list[torch.Tensor]:
+        """Cosines [8] of each request's texts with its image."""
+        with torch.inference_mode():
+            images = self.images([request.image for request in requests])
+            texts = self.texts([text for request in requests for text in request.texts])
+            return [
+                part @ images[n] for n, part in enumerate(texts.split([len(request.texts) for request in requests]))
+            ]
+
+    def images(self, files: Sequence[bytes]) -> torch.Tensor:
+        """Embeddings [N, D] of encoded images."""
+        made = []
+        for start in range(0, len(files), self.image_batch):
+            pixels = [self._decoded(file) for file in files[start : start + self.image_batch]]
+            made.append(self._normal(self._model.encode_image(torch.stack(pixels).to(self._device, self._dtype))))
+        return torch.cat(made)
+
+    def texts(self, texts: Sequence[str]) -> torch.Tensor:
+        """Embeddings [N, D] of texts."""
+        ids = self._tokenizer(list(texts))
+        ends = ids if self._model.text_pool_type == "argmax" else (ids == self._model.text_eos_id).int()
+        lengths = ends.argmax(dim=-1) + 1
+        order = lengths.argsort()
+        made = torch.empty(0)
+        for start in range(0, len(ids), self.text_batch):
+            rows = order[start : start + self.text_batch]
+            length = int(lengths[rows].max())
+            self._model.positional_embedding.data = self._positions[:length]
+            self._model.attn_mask = self._mask[:length, :length]
+            part = self._normal(self._model.encode_text(ids[rows, :length].to(self._device)))
+            if not len(made):
+                made = torch.empty(len(ids), part.shape[1])
+            made[rows] = part
+        return made
+
+    def _decoded(self, file: bytes) -> torch.Tensor:
+        pixels: torch.Tensor = self._preprocess(Image.open(io.BytesIO(file)))
+        return pixels
+
+    def _normal(self, features: Any) -> torch.Tensor:
+        return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+
+    def _find_batches(self, requests: list[Request]) -> None:
+        """The batch of each tower that takes the least time for each item."""
+        images, texts = [one.image for one in requests], [text for one in requests for text in one.texts]
+        with torch.inference_mode():
+            self.score(requests[:2])
+            costs: dict[int, float] = {}
+            for self.image_batch in (1, 4, 16):
+                costs[self.image_batch] = _seconds(lambda: self.images(images))
+            self.image_batch = min(costs, key=costs.__getitem__)
+            costs = {}
+            for self.text_batch in (8, 32, 128):
+                costs[self.text_batch] = _seconds(lambda: self.texts(texts))
+            self.text_batch = min(costs, key=costs.__getitem__)
+
+
+def _seconds(work: Any) -> float:
+    began = time.process_time()
+    work()
+    return time.process_time() - began

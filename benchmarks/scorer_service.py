@@ -1,0 +1,169 @@
+"""Our arm: the scorer as `sightline serve scorer` runs it, with embedded Triton, and who used how much of the CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import Sample, cpu_seconds, peak_memory_mib, tree
+from scorer_work import TEXTS, Request
+from sightline_chassis.errors import Overloaded, SightlineError
+from sightline_cli.processes import Processes
+from sightline_scorer import NEVER, AsyncScorerClient
+from sightline_scorer.v1 import scorer_pb2 as pb
+
+
+@dataclass
+class Turn:
+    """What one turn took."""
+
+    wall: float = 0.0
+    client: float = 0.0
+    service: float = 0.0
+    triton: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+
+    @property
+    def server(self) -> float:
+        """CPU seconds of service and Triton."""
+        return self.service + self.triton
+
+    def sample(self, *, with_client: bool = False) -> Sample:
+        """For the harness: what the server took, or everything."""
+        return Sample(self.wall, self.server + (self.client if with_client else 0.0))
+
+    def __add__(self, other: Turn) -> Turn:
+        return Turn(
+            self.wall + other.wall,
+            self.client + other.client,
+            self.service + other.service,
+            self.triton + other.triton,
+            self.latencies + other.latencies,
+            self.outcomes + other.outcomes,
+            self.pairs + other.pairs,
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """What a row's detail tells of it."""
+        pairs = max(1, self.pairs)
+        return {
+            "pairs_per_second": round(self.pairs / max(self.wall, 1e-9), 2),
+            "p50_ms": round(1000 * float(np.percentile(self.latencies or [0.0], 50)), 1),
+            "p99_ms": round(1000 * float(np.percentile(self.latencies or [0.0], 99)), 1),
+            "client_cpu_ms_per_pair": round(1000 * self.client / pairs, 3),
+            "service_cpu_ms_per_pair": round(1000 * self.service / pairs, 3),
+            "triton_cpu_ms_per_pair": round(1000 * self.triton / pairs, 3),
+            "requests": sum(self.outcomes.values()),
+            "outcomes": dict(self.outcomes),
+        }
+
+
+class Service:
+    """A running scorer."""
+
+    def __init__(self, address: str, pid: int) -> None:
+        self.address, self.pid = address, pid
+
+    def turn(self, requests: Sequence[Request], concurrency: int) -> Turn:
+        """All requests, so many at a time; in CPU seconds and latencies."""
+        return self._measured(lambda turn: self._all(turn, iter(requests), concurrency))
+
+    def overload(self, requests: Iterator[Request], workers: int, seconds: float) -> Turn:
+        """So many callers for so many seconds; one that is refused comes back when it was told to."""
+
+        async def load(turn: Turn) -> None:
+            stop = time.monotonic() + seconds
+
+            async def worker() -> None:
+                while time.monotonic() < stop:
+                    wait = await _one(client, next(requests), turn)
+                    await asyncio.sleep(min(wait, max(0.0, stop - time.monotonic())))
+
+            async with AsyncScorerClient(self.address, retry=NEVER) as client:
+                await asyncio.gather(*(worker() for _ in range(workers)))
+
+        return self._measured(load)
+
+    def memory_mib(self) -> dict[str, float]:
+        """Resident memory now, by process kind."""
+        found: dict[str, float] = {"service": _resident_mib(self.pid)}
+        found["triton"] = sum(_resident_mib(pid) for pid in tree([self.pid]) - {self.pid})
+        return found
+
+    def peak_mib(self) -> float:
+        """Sum of the highest resident memories of service and Triton."""
+        return sum(peak_memory_mib(pid) for pid in tree([self.pid]))
+
+    async def _all(self, turn: Turn, requests: Iterator[Request], concurrency: int) -> None:
+        async def worker() -> None:
+            for request in requests:
+                await _one(client, request, turn)
+
+        async with AsyncScorerClient(self.address) as client:
+            await asyncio.gather(*(worker() for _ in range(concurrency)))
+
+    def _measured(self, load: Any) -> Turn:
+        turn = Turn()
+        everything, service = cpu_seconds([self.pid]), _own_cpu(self.pid)
+        client, wall = time.process_time(), time.perf_counter()
+        asyncio.run(load(turn))
+        turn.wall, turn.client = time.perf_counter() - wall, time.process_time() - client
+        turn.service = _own_cpu(self.pid) - service
+        turn.triton = cpu_seconds([self.pid]) - everything - turn.service
+        return turn
+
+
+@contextmanager
+def serving(directory: Path, model: Path, *settings: str) -> Iterator[Service]:
+    """A scorer of one model inside the block: one torch thread in each tower, one decoding thread for each core."""
+    import json
+
+    with Processes(directory) as processes:
+        processes.start(
+            "scorer", [f"models.default.source=local-dir:{model}", "triton.threads=1", "log.level=error", *settings]
+        )
+        address = processes.wait("scorer").grpc
+        yield Service(address, json.loads((directory / "scorer.json").read_text())["pid"])
+
+
+def bytes_per_pair(request: Request) -> float:
+    """Of the request's message; the answer adds some 20 bytes for each text."""
+    return pb.ScoreRequest(image=pb.Image(content=request.image), texts=request.texts).ByteSize() / TEXTS
+
+
+async def _one(client: AsyncScorerClient, request: Request, turn: Turn) -> float:
+    """Scores one; seconds to wait where it was refused."""
+    began = time.perf_counter()
+    try:
+        result = await client.score(request.image, request.texts, timeout=300)
+    except SightlineError as error:
+        turn.outcomes[error.reason] += 1
+        return (error.retry_after or 0.0) if isinstance(error, Overloaded) else 0.0
+    turn.latencies.append(time.perf_counter() - began)
+    turn.outcomes["OK"] += 1
+    turn.pairs += len(result)
+    return 0.0
+
+
+def _own_cpu(pid: int) -> float:
+    import os
+
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return sum(int(value) for value in fields[11:13]) / os.sysconf("SC_CLK_TCK")
+
+
+def _resident_mib(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except OSError:
+        return 0.0
+    return pages * 4096 / 2**20

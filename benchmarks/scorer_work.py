@@ -1,0 +1,119 @@
+"""What the scorer's benchmark works on: models with random weights, photos, captions."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+TINY = ROOT / "playground/weights/clip"
+TEXTS = 8  # of one request
+_POOL = 64
+
+
+@dataclass(frozen=True)
+class Request:
+    """One image and its texts."""
+
+    image: bytes
+    texts: list[str]
+
+
+def model_directory(name: str, work: Path) -> Path:
+    """A model as the scorer and open_clip load it by `local-dir:`; of the playground, or with random weights."""
+    if name == "tiny":
+        return TINY
+    import open_clip
+    import torch
+    from safetensors.torch import save_file
+
+    directory = work / name
+    if not (directory / "open_clip_model.safetensors").exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(0)
+        model = open_clip.create_model(name, pretrained=None)
+        config = {"model_cfg": open_clip.get_model_config(name), "preprocess_cfg": {}}
+        (directory / "open_clip_config.json").write_text(json.dumps(config))
+        state = {key: value.contiguous() for key, value in model.state_dict().items()}
+        save_file(state, str(directory / "open_clip_model.safetensors"))
+    return directory
+
+
+@cache
+def photos() -> list[bytes]:
+    """64 JPEGs of 640 x 480, about 80 kB each: smooth shapes under sensor noise, quality 90."""
+    made = []
+    for seed in range(_POOL):
+        generator = np.random.default_rng(seed)
+        coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
+        smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.float32)
+        noisy = (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noisy).save(file, "JPEG", quality=90)
+        made.append(file.getvalue())
+    return made
+
+
+def never_seen(photo: bytes, mark: int) -> bytes:
+    """The same picture as another file: a comment behind the JPEG's first marker changes its digest."""
+    comment = f"{mark:016d}".encode()
+    return photo[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + photo[2:]
+
+
+class Requests:
+    """Requests without end: 1 photo and 8 captions of 14 words (16 tokens) each.
+
+    Args:
+        model: decides the vocabulary.
+        seed: two streams of different seeds share no caption.
+    """
+
+    def __init__(self, model: str, seed: int = 0) -> None:
+        self._random = random.Random(seed)
+        self._words = _playground_words() if model == "tiny" else _WORDS
+        self._seed, self._count = seed, 0
+
+    def cold(self, number: int) -> list[Request]:
+        """Neither image nor texts were there before."""
+        return [Request(self._image(), self._captions()) for _ in range(number)]
+
+    def warm(self, number: int) -> list[Request]:
+        """Images of a pool of 64, new texts."""
+        return [Request(photos()[n % _POOL], self._captions()) for n in range(number)]
+
+    def endless(self, texts: int) -> Iterator[Request]:
+        """Cold requests with so many texts, one after another."""
+        while True:
+            yield Request(self._image(), self._captions(texts))
+
+    def _image(self) -> bytes:
+        self._count += 1
+        return never_seen(photos()[self._count % _POOL], self._seed * 10**9 + self._count)
+
+    def _captions(self, number: int = TEXTS) -> list[str]:
+        return [" ".join(self._random.choices(self._words, k=14)) for _ in range(number)]
+
+
+@cache
+def _playground_words() -> list[str]:
+    vocabulary = json.loads((TINY / "tokenizer.json").read_text())["model"]["vocab"]
+    return sorted(word for word in vocabulary if word.isalpha())
+
+
+# Each is one token of CLIP's vocabulary.
+_VOCABULARY = (
+    "a the of on in with and at by for red blue green yellow black white brown orange pink grey large small old "
+    "young dog cat horse bird cow sheep man woman boy girl child people person group car bus train truck boat plane "
+    "bike street road park beach field house kitchen table chair bed window door tree grass water sky snow rain sun "
+    "standing sitting walking running holding eating playing riding looking wearing hat shirt jacket ball phone cup "
+    "plate pizza cake fruit apple banana bowl bottle glass book clock sign light wall floor hill river bridge city"
+)
+_WORDS = _VOCABULARY.split()

@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types protos playground constraints clean
+.PHONY: help demo test test-slow lint types chart protos playground constraints clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ lint: $(READY)  ## Format check, linter, types, protos
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint
+
+chart: $(READY)  ## Render, validate and test the Helm chart, its rules, dashboards and images' Dockerfiles
+	$(BIN)/hadolint services/*/Dockerfile*
+	$(BIN)/python -m pytest -v tests/unit/test_chart_rendering.py tests/unit/test_chart_policy.py $(wildcard tests/unit/test_monitoring*.py tests/unit/test_alerts*.py tests/unit/test_dashboards*.py)
 
 protos: $(READY)  ## Make the gRPC stubs again
 	protos/generate.sh

@@ -7,13 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TypeVar
 
-from sightline_chassis.channel import open_channel
-from sightline_chassis.errors import typed_errors
+from sightline_chassis.channel import Tls, Token, open_channel
+from sightline_chassis.errors import DeadlineExceeded, typed_errors
 
 from sightline_trainer.v1 import trainer_pb2 as pb
 from sightline_trainer.v1 import trainer_pb2_grpc as pb_grpc
 
 T = TypeVar("T")
+
+_SERVICE = "sightline_trainer.v1.RunService"
+# All may run twice: a start carries its request id, a stop of a run that stops is none.
+_RETRY = [f"{_SERVICE}/{method}" for method in ("StartRun", "GetRun", "ListRuns", "WatchRun", "StopRun")]
+_WATCH_SECONDS = 3600.0
 
 
 class RunClient:
@@ -22,10 +27,12 @@ class RunClient:
     Every method raises ``sightline_chassis.errors.SightlineError`` subclasses, named for what went wrong.
     """
 
-    def __init__(self, target: str, *, timeout: float = 30.0) -> None:
+    def __init__(
+        self, target: str, *, timeout: float = 30.0, tls: Tls | None = None, token: str | Token | None = None
+    ) -> None:
         """``target`` is a gRPC target, such as ``127.0.0.1:50071`` or ``dns:///trainer:50071``; ``timeout`` is the
-        deadline of each call but ``watch``, in seconds."""
-        self._channel = open_channel(target)
+        deadline of each call in seconds; ``tls`` encrypts, and ``token`` is sent with every call."""
+        self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY)
         self._stub = pb_grpc.RunServiceStub(self._channel)
         self._timeout = timeout
 
@@ -76,9 +83,17 @@ class RunClient:
                 return
 
     def watch(self, run_id: str, *, from_event: int = 0) -> Iterator[pb.WatchRunResponse]:
-        """A run's events from a given one on, until it ends."""
-        with typed_errors():
-            yield from self._stub.WatchRun(pb.WatchRunRequest(run_id=run_id, from_event=from_event))
+        """A run's events from a given one on, until it ends, however long that takes."""
+        while True:
+            request = pb.WatchRunRequest(run_id=run_id, from_event=from_event)
+            try:
+                with typed_errors():
+                    for said in self._stub.WatchRun(request, timeout=_WATCH_SECONDS):
+                        yield said
+                        from_event = said.event + 1
+                    return
+            except DeadlineExceeded:
+                continue  # from the next event on
 
     def stop(self, run_id: str, *, now: bool = False) -> pb.Run:
         """Stop a run after the stage under way, or now."""

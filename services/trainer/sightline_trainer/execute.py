@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from sightline_chassis.errors import Cancelled, PreconditionFailed
 
+from sightline_trainer.connections import Connections
 from sightline_trainer.events import EventLog, Fanout, Observer
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory
@@ -32,10 +33,13 @@ def lease(run: RunDirectory) -> Iterator[None]:
         yield
 
 
-def execute(recipe: Recipe, run: RunDirectory, observer: Observer) -> list[dict[str, float]]:
+def execute(
+    recipe: Recipe, run: RunDirectory, observer: Observer, connections: Connections | None = None
+) -> list[dict[str, float]]:
     """Run the loop to its end, or on from where it stopped.
 
-    The run becomes ``succeeded``, ``stopped`` (interrupted, terminated, or an observer raised Cancelled) or ``failed``.
+    ``connections`` gives the addresses that the recipe leaves open, and what is shown there. The run becomes
+    ``succeeded``, ``stopped`` (interrupted, terminated, or an observer raised Cancelled) or ``failed``.
 
     Raises:
         SightlineError: why it did not succeed.
@@ -46,7 +50,8 @@ def execute(recipe: Recipe, run: RunDirectory, observer: Observer) -> list[dict[
         try:
             from sightline_trainer.loop import Loop
 
-            table = Loop(recipe, run, Fanout(EventLog(run.events), observer)).run()
+            known = connections or Connections()
+            table = Loop(known.complete(recipe), run, Fanout(EventLog(run.events), observer), known).run()
         except (KeyboardInterrupt, SystemExit, Cancelled):
             run.set_state("stopped")
             raise

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from typing import Any, TypeVar
 
@@ -19,14 +20,16 @@ from sightline_chassis.errors import PreconditionFailed
 from sightline_sampler.client import PolicyManifest, model_digest, policy_dirname, write_manifest
 
 from sightline_trainer import metrics
+from sightline_trainer.connections import Connections
 from sightline_trainer.evaluation.chair import Vocabulary
 from sightline_trainer.evaluation.evaluate import evaluate
 from sightline_trainer.events import Event, Observer, Stage
-from sightline_trainer.pools import load_prompts, open_pool, side_files
+from sightline_trainer.files import read_json, write_json
+from sightline_trainer.pools import open_pool, side_files
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.rollout import Rollout
-from sightline_trainer.runs import RunDirectory, read_json, write_json
+from sightline_trainer.runs import RunDirectory
 from sightline_trainer.session import Session, connected
 
 T = TypeVar("T")
@@ -35,10 +38,13 @@ T = TypeVar("T")
 class Loop:
     """One run. ``run()`` may be called again after anything: it goes on from the files."""
 
-    def __init__(self, recipe: Recipe, run: RunDirectory, observer: Observer) -> None:
+    def __init__(
+        self, recipe: Recipe, run: RunDirectory, observer: Observer, connections: Connections | None = None
+    ) -> None:
         self.recipe = recipe
         self.dir = run
         self.observer = observer
+        self.connections = connections
         if not recipe.sampling.address or not recipe.reward.address:
             raise PreconditionFailed(
                 "the recipe names no sampler or no scorer; set sampling.address and reward.address",
@@ -98,9 +104,8 @@ class Loop:
             await session.serve(version, self.dir.policies)
             await rollout.collect(
                 prompts,
-                session.candidates,
-                session.reward,
-                count=recipe.sampling.candidates,
+                session.sources(),
+                session.judge(),
                 iteration=iteration,
                 version=version,
                 in_flight=recipe.sampling.max_in_flight,
@@ -108,25 +113,42 @@ class Loop:
             )
 
         if not (self.dir.iteration(iteration) / "pairs.json").exists():
-            self._timed("sample", lambda: connected(recipe, collect))
+            self._timed("sample", lambda: connected(recipe, collect, self.connections))
 
     def _pair(self, iteration: int, prompts: list[Prompt]) -> int:
-        from sightline_trainer.pairs.build import build, write_pairs
+        from sightline_trainer.pairs.build import PairBuilder, write_pairs
 
         directory = self.dir.iteration(iteration)
         if not (directory / "pairs.json").exists():
-            rows, counts = build(prompts, Rollout(directory).read(), self.recipe.filters, iteration=iteration)
-            if not rows:
+            recipe = self.recipe
+            builder = PairBuilder(recipe.filters.chosen(), recipe.pairing.chosen(), iteration=iteration)
+            rows = builder.build({prompt.id: prompt for prompt in prompts}, Rollout(directory).read())
+            path = directory / "pairs.parquet"
+            if not write_pairs(path, self._with_buffer(rows, builder.counts, iteration)):
+                path.unlink()
                 raise PreconditionFailed(
-                    f"iteration {iteration} has no pair to learn from: {counts}; loosen `filters` or sample more",
+                    f"iteration {iteration} has no pair to learn from: {dict(builder.counts)}; loosen `filters` or "
+                    "sample more",
                     reason="NO_PAIRS",
                 )
-            write_pairs(directory / "pairs.parquet", rows)
-            write_json(directory / "pairs.json", counts)
+            write_json(directory / "pairs.json", builder.counts)
         counts = read_json(directory / "pairs.json")
         metrics.count_pairs(counts)
         self._tell("pair", iteration, metrics=counts)
         return int(counts["pairs"])
+
+    def _with_buffer(
+        self, rows: Iterator[dict[str, Any]], counts: Counter[str], iteration: int
+    ) -> Iterator[dict[str, Any]]:
+        """Fresh pairs, then pairs of earlier iterations where the recipe has a buffer."""
+        yield from rows
+        buffer = self.recipe.candidates.chosen().get("buffer")
+        if buffer is not None:
+            earlier = [self.dir.iteration(number) / "pairs.parquet" for number in range(1, iteration)]
+            for row in buffer.draw(earlier, counts["pairs"], seed=self.recipe.seed + iteration):
+                counts["pairs"] += 1
+                counts["pairs_of_earlier_iterations"] += 1
+                yield row
 
     def _update(self, iteration: int, parent: int) -> int:
         directory = self.dir.iteration(iteration)
@@ -134,9 +156,9 @@ class Loop:
         if known is not None:
             return int(known["version"])
         from sightline_trainer.dpo.update import update
-        from sightline_trainer.pairs.build import read_pairs
+        from sightline_trainer.pairs.build import to_train_on
 
-        version = self.dir.next_version(max(parent, connected(self.recipe, Session.highest_version)))
+        version = self.dir.next_version(max(parent, connected(self.recipe, Session.highest_version, self.connections)))
         aside = self.dir.policies / f".{policy_dirname(version)}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -144,7 +166,7 @@ class Loop:
             "update",
             lambda: update(
                 self.recipe,
-                read_pairs(directory / "pairs.parquet"),
+                to_train_on(directory / "pairs.parquet"),
                 previous=self.dir.policies / policy_dirname(parent) if parent else None,
                 adapter=aside,
                 work=self.dir.root / "trl",
@@ -192,7 +214,7 @@ class Loop:
             )
             return asdict(arrival)
 
-        arrival = self._timed("publish", lambda: connected(self.recipe, send))
+        arrival = self._timed("publish", lambda: connected(self.recipe, send, self.connections))
         write_json(self.dir.iteration(iteration) / "publish.json", arrival)
         self._tell("publish", iteration, metrics=arrival)
 
@@ -217,7 +239,7 @@ class Loop:
             evaluated.write(path.with_name("captions.parquet"))
             return evaluated.metrics()
 
-        measured = self._timed("evaluate", lambda: connected(self.recipe, measure))
+        measured = self._timed("evaluate", lambda: connected(self.recipe, measure, self.connections))
         row = {
             "iteration": iteration,
             "policy_version": version,

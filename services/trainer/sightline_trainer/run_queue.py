@@ -15,6 +15,7 @@ import yaml
 from sightline_chassis.errors import AlreadyExists, Cancelled, InvalidInput, NotFound
 from sightline_chassis.settings import SettingsError
 
+from sightline_trainer.connections import Connections
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute
 from sightline_trainer.recipe import Recipe, load_recipe
@@ -29,8 +30,9 @@ STAGE_ENDS = ("pair", "publish", "iteration")
 class RunQueue:
     """Runs under ``root``. Unfinished runs of an earlier life of the service are queued again by ``start``."""
 
-    def __init__(self, root: Path, *, resume: bool = True) -> None:
+    def __init__(self, root: Path, *, resume: bool = True, connections: Connections | None = None) -> None:
         self.root = root
+        self.connections = connections
         self.resume = resume
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._stops: dict[str, bool] = {}  # run id -> at once
@@ -134,7 +136,7 @@ class RunQueue:
             if recipe is None or run.state()["state"] != "queued":
                 continue
             try:
-                execute(recipe, run, lambda event, run_id=run_id: self._check(run_id, event))
+                execute(recipe, run, lambda event, run_id=run_id: self._check(run_id, event), self.connections)
             except Cancelled:
                 if self._closing:
                     run.set_state("queued")

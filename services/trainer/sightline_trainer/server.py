@@ -15,8 +15,9 @@ from sightline_chassis.process import run
 from sightline_chassis.service import Service
 
 from sightline_trainer.events import read_events
+from sightline_trainer.files import read_json
 from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
-from sightline_trainer.runs import RunDirectory, read_json
+from sightline_trainer.runs import RunDirectory
 from sightline_trainer.settings import TrainerSettings
 from sightline_trainer.v1 import trainer_pb2 as pb
 from sightline_trainer.v1 import trainer_pb2_grpc as pb_grpc
@@ -131,7 +132,7 @@ class TrainerService(Service):
 
     def __init__(self, settings: TrainerSettings) -> None:
         self.settings = settings
-        self.runs = RunQueue(settings.runs, resume=settings.resume)
+        self.runs = RunQueue(settings.runs, resume=settings.resume, connections=settings.connections)
         self.servicer = RunServicer(self.runs, settings)
 
     async def start(self) -> None:

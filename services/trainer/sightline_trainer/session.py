@@ -13,6 +13,7 @@ from sightline_sampler.client import AsyncSamplerClient, policy_dirname
 from sightline_scorer.client import AsyncScorerClient
 
 from sightline_trainer.candidates.policy import PolicyCandidates
+from sightline_trainer.connections import Connections
 from sightline_trainer.patience import patiently
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.rewards.clip import ClipReward
@@ -22,12 +23,28 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Session:
-    """Open clients, and what the loop asks of them. ``evaluation`` differs from ``candidates`` by its seeds."""
+    """Open clients, and what the loop asks of them. ``evaluation`` samples with its own seeds; ``reward`` is the plain
+    CLIPScore that evaluation reports."""
 
+    recipe: Recipe
     sampler: AsyncSamplerClient
-    candidates: PolicyCandidates
+    scorer: AsyncScorerClient
     evaluation: PolicyCandidates
     reward: ClipReward
+
+    def sources(self) -> list[Source]:
+        """The recipe's sources of candidates, in the order in which they are asked."""
+        dataset = side_files(self.recipe.data.train)
+        context = Context(self.recipe, self.sampler, Wording(self.recipe.model), dataset)
+        opened = [part.open(context) for part in self.recipe.candidates.chosen().values()]
+        return [source for source in opened if source is not None]
+
+    def judge(self) -> Judge:
+        """The recipe's reward."""
+        reward = self.recipe.reward
+        bench = Bench(self.recipe, self.sampler, self.scorer, side_files(self.recipe.data.train))
+        terms = {name: (term.open(bench), term.weight) for name, term in reward.terms.chosen().items()}
+        return Judge(terms, reward.combine)
 
     async def highest_version(self) -> int:
         """The highest policy version that the sampler knows."""
@@ -42,21 +59,28 @@ class Session:
             await patiently(lambda: self.sampler.activate(version))
 
 
-def connected(recipe: Recipe, work: Callable[[Session], Coroutine[Any, Any, T]]) -> T:
+def connected(
+    recipe: Recipe, work: Callable[[Session], Coroutine[Any, Any, T]], connections: Connections | None = None
+) -> T:
     """Run ``work`` with open clients to the recipe's services.
 
     Raises:
         SightlineError: what failed; of several failures at once, the first.
     """
 
+    shown = connections or Connections()
+
     async def main() -> T:
         async with AsyncExitStack() as stack:
-            sampler = await stack.enter_async_context(AsyncSamplerClient(recipe.sampling.address or ""))
-            scorer = await stack.enter_async_context(AsyncScorerClient(recipe.reward.address or ""))
+            sampling, reward = recipe.sampling.address or "", recipe.reward.address or ""
+            sampler = AsyncSamplerClient(sampling, **shown.credentials(sampling))
+            await stack.enter_async_context(sampler)
+            scorer = await stack.enter_async_context(AsyncScorerClient(reward, **shown.credentials(reward)))
             return await work(
                 Session(
+                    recipe=recipe,
                     sampler=sampler,
-                    candidates=PolicyCandidates(sampler, recipe.sampling, seed=recipe.seed),
+                    scorer=scorer,
                     evaluation=PolicyCandidates(sampler, recipe.sampling, seed=recipe.evaluation.seed),
                     reward=ClipReward(scorer, recipe.reward),
                 )

@@ -3,7 +3,8 @@
     DIR/images/test-000000.png     48 x 48 RGB
     DIR/prompts.jsonl              {"id", "image", "prompt", "reference", "objects"}
     DIR/questions.jsonl            {"question_id", "id", "image", "text", "label", "kind"}; split test only
-    DIR/vocabulary.json            {"objects": [...], "synonyms": {...}}
+    DIR/truth.jsonl                {"id", "relations": {object: where it is}}
+    DIR/vocabulary.json            {"objects", "synonyms", "attributes", "relations", "companions"}
 
 Every path is relative to DIR. The same split, count and seed give the same files, byte for byte.
 """
@@ -17,9 +18,9 @@ from typing import Any, Final
 
 from sightline_playground.captions import PROMPTS, plain_caption
 from sightline_playground.drawing import draw
-from sightline_playground.questions import POPE_KINDS, questions
+from sightline_playground.questions import FACT_KINDS, POPE_KINDS, questions
 from sightline_playground.scenes import Scene, Split, scenes
-from sightline_playground.world import NAMES, stream
+from sightline_playground.world import COLOURS, NAMES, PLACES, THINGS, stream
 
 QUESTION_SPLITS: Final[tuple[Split, ...]] = ("test",)
 
@@ -39,6 +40,7 @@ def export(out: Path, split: Split, count: int, seed: int = 0) -> list[Scene]:
     write_lines(out / "prompts.jsonl", prompt_rows(chosen, split, seed))
     if split in QUESTION_SPLITS:
         write_lines(out / "questions.jsonl", question_rows(chosen, split, seed))
+    write_lines(out / "truth.jsonl", truth_rows(chosen, split))
     (out / "vocabulary.json").write_text(json.dumps(vocabulary(), indent=2) + "\n", encoding="utf-8")
     return chosen
 
@@ -69,10 +71,14 @@ def prompt_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict[s
 
 
 def question_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict[str, Any]]:
-    """The rows of questions.jsonl: per scene up to six in POPE's manner, as many with label "yes" as with "no"."""
-    rng = stream("questions", split, seed)
+    """The rows of questions.jsonl, as many with label "yes" as with "no": first per scene up to six in POPE's manner,
+    then per scene up to two after attributes and two after relations."""
     asked = [
-        (number, question) for number, scene in enumerate(chosen) for question in questions(scene, rng, POPE_KINDS)
+        (number, question)
+        for name, kinds in (("questions", POPE_KINDS), ("questions of truth", FACT_KINDS))
+        for rng in [stream(name, split, seed)]
+        for number, scene in enumerate(chosen)
+        for question in questions(scene, rng, kinds)
     ]
     return [
         {
@@ -87,9 +93,24 @@ def question_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict
     ]
 
 
+def truth_rows(chosen: Iterable[Scene], split: Split) -> list[dict[str, Any]]:
+    """The rows of truth.jsonl: where each object of a scene is."""
+    return [
+        {"id": scene_id(split, number), "relations": {item.thing.name: [PLACES[item.cell]] for item in scene.items}}
+        for number, scene in enumerate(chosen)
+    ]
+
+
 def vocabulary() -> dict[str, Any]:
-    """What a generic CHAIR evaluator needs to find objects in a caption: their names; this world has no synonyms."""
-    return {"objects": list(NAMES), "synonyms": {}}
+    """What a generic evaluator needs to find objects, attributes and relations in a caption, and a writer of errors to
+    exchange them; this world has no synonyms."""
+    return {
+        "objects": list(NAMES),
+        "synonyms": {},
+        "attributes": [list(COLOURS)],
+        "relations": [list(PLACES)],
+        "companions": {thing.name: thing.companion.name for thing in THINGS},
+    }
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:

@@ -24,6 +24,7 @@ Kind = Literal["random", "popular", "adversarial", "attribute", "relation"]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 POPE_KINDS: Final[tuple[Kind, ...]] = ("random", "popular", "adversarial")
+FACT_KINDS: Final[tuple[Kind, ...]] = ("attribute", "relation")
 
 _POPULAR: Final = [thing.name for thing, weight in POPULARITY.items() if weight > 1]
 

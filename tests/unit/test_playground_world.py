@@ -27,7 +27,7 @@ from sightline_playground.export import export
 from sightline_playground.metrics import answer_metrics, caption_metrics
 from sightline_playground.questions import KINDS, ask, questions
 from sightline_playground.scenes import SPLITS, Item, Scene, bucket_of, scenes, split_of
-from sightline_playground.world import BY_NAME, NAMES, THINGS, Thing, stream
+from sightline_playground.world import BY_NAME, NAMES, PLACES, THINGS, Thing, stream
 
 RED_STAR, BLUE_RING, RED_CROSS = Thing("red", "star"), Thing("blue", "ring"), Thing("red", "cross")
 SCENE = Scene((Item(0, RED_STAR), Item(4, BLUE_RING), Item(7, RED_CROSS)))
@@ -188,7 +188,7 @@ def test_export_is_plain_complete_and_the_same_each_time(tmp_path: Path) -> None
     chosen = export(tmp_path / "a", "test", 40, seed=5)
     export(tmp_path / "b", "test", 40, seed=5)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
-    assert len(files) == 40 + 3
+    assert len(files) == 40 + 4
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "a" / "prompts.jsonl").read_text().splitlines()]
@@ -202,7 +202,12 @@ def test_export_is_plain_complete_and_the_same_each_time(tmp_path: Path) -> None
     assert [row["question_id"] for row in asked] == list(range(len(asked)))
     assert [row["label"] for row in asked].count("yes") == len(asked) / 2
     words = json.loads((tmp_path / "a" / "vocabulary.json").read_text())
-    assert words == {"objects": list(BY_NAME), "synonyms": {}}
+    assert (words["objects"], words["synonyms"]) == (list(BY_NAME), {})
+    assert {kind: sum(row["kind"] == kind for row in asked) > 0 for kind in KINDS} == dict.fromkeys(KINDS, True)
+    told = [json.loads(line) for line in (tmp_path / "a" / "truth.jsonl").read_text().splitlines()]
+    for scene, row in zip(chosen, told, strict=True):
+        assert row["relations"] == {item.thing.name: [PLACES[item.cell]] for item in scene.items}
+        assert all(place in words["relations"][0] for [place] in row["relations"].values())
 
 
 def test_only_the_test_split_has_questions(tmp_path: Path) -> None:

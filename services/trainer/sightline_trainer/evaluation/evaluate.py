@@ -14,7 +14,7 @@ from sightline_trainer.candidates.policy import PolicyCandidates
 from sightline_trainer.evaluation.chair import Chair, Vocabulary, chair
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.rewards.clip import ClipReward
-from sightline_trainer.runs import write_whole
+from sightline_trainer.files import write_whole
 
 
 @dataclass(frozen=True)

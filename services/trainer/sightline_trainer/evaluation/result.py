@@ -101,7 +101,7 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any], *, seed: int = 0) 
 
 def write_result(path: Path, value: Mapping[str, Any]) -> None:
     """Write a whole JSON file."""
-    from sightline_trainer.runs import write_json
+    from sightline_trainer.files import write_json
 
     write_json(path, value)
 

@@ -1,0 +1,108 @@
+"""Facts: objects, attributes and relations that a caption states, checked against a dataset's exact truth.
+
+A dataset's ``vocabulary.json`` says which words can be exchanged: ``attributes`` (groups of words, such as colours) and
+``relations`` (groups of phrases behind an object, such as "on the left"); ``truth.jsonl`` says which relations hold,
+``{"id", "relations": {object: [phrase, ...]}}``. Then
+
+    object accuracy     mentions of objects that are there / mentions                         (1 - CHAIR_i)
+    attribute accuracy  of mentions whose noun is there, those with the right attribute: where a blue star is in the
+                        image, "a red star" is a wrong attribute, "a red ring" no statement about an attribute
+    relation accuracy   of true objects that are mentioned with a relation, those with a true one
+
+The decomposition follows AMBER's existence, attribute and relation (Wang et al. 2023, arXiv 2311.07397), on captions in
+place of questions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from sightline_chassis.errors import InvalidInput
+
+from sightline_trainer.evaluation.chair import CaptionCounts, Vocabulary, count
+from sightline_trainer.evaluation.lines import read_rows
+from sightline_trainer.evaluation.ratios import Part
+
+Relations = Mapping[str, frozenset[str]]
+"""Object -> relations that hold for it."""
+
+
+@dataclass(frozen=True)
+class FactCounts:
+    """What one caption states."""
+
+    caption: CaptionCounts
+    attributes: tuple[int, int]
+    """Right ones, and all that were stated."""
+    relations: tuple[int, int]
+
+    def parts(self) -> dict[str, Part]:
+        """CHAIR's parts and those of attributes and relations."""
+        return self.caption.parts() | {"attribute_accuracy": self.attributes, "relation_accuracy": self.relations}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Reads captions by a dataset's vocabulary and truth."""
+
+    vocabulary: Vocabulary
+    attributes: frozenset[str] = frozenset()
+    relations: Sequence[str] = ()
+    truth: Mapping[str, Relations] = field(default_factory=dict)
+
+    @classmethod
+    def load(cls, directory: Path, ids: Iterable[str] | None = None) -> Facts:
+        """Read ``vocabulary.json`` and, where it is there, ``truth.jsonl`` (of ``ids``, or all of it).
+
+        Raises:
+            InvalidInput: there is no vocabulary, or a file can't be read.
+        """
+        path = directory / "vocabulary.json"
+        if not path.is_file():
+            raise InvalidInput(
+                f"no {path}: which objects a text can mention is needed for evaluation (docs/data.md)",
+                reason="NO_VOCABULARY",
+            )
+        vocabulary = Vocabulary.load(path)
+        words = json.loads(path.read_text())
+        relations = sorted({one for group in words.get("relations", ()) for one in group}, key=len, reverse=True)
+        wanted = None if ids is None else set(ids)
+        truth: dict[str, Relations] = {}
+        if (directory / "truth.jsonl").is_file():
+            for _, row in read_rows(directory / "truth.jsonl", ["id", "relations"]):
+                if wanted is None or row["id"] in wanted:
+                    truth[str(row["id"])] = {name: frozenset(told) for name, told in row["relations"].items()}
+        attributes = frozenset(one for group in words.get("attributes", ()) for one in group)
+        return cls(vocabulary, attributes, relations, truth)
+
+    def read(self, image: str, text: str, objects: Iterable[str]) -> FactCounts:
+        """One caption of the image ``image``, which holds ``objects``."""
+        counts = count(text, objects, self.vocabulary)
+        return FactCounts(counts, self._attributes(counts), self._relations(image, text, counts))
+
+    def _attributes(self, counts: CaptionCounts) -> tuple[int, int]:
+        if not self.attributes:
+            return 0, 0
+        nouns = {self._noun(name) for name in counts.truth}
+        stated = [m.object for m in counts.mentions if self._noun(m.object) in nouns]
+        return sum(name in counts.truth for name in stated), len(stated)
+
+    def _noun(self, name: str) -> str:
+        return " ".join(word for word in name.split() if word not in self.attributes)
+
+    def _relations(self, image: str, text: str, counts: CaptionCounts) -> tuple[int, int]:
+        known = self.truth.get(image, {})
+        right = stated = 0
+        for mention in counts.mentions:
+            if mention.object not in known:
+                continue
+            behind = re.sub(r"\s+", " ", text[mention.end : mention.end + 80].lower()).lstrip()
+            told = next((one for one in self.relations if re.match(rf"{re.escape(one)}\b", behind)), None)
+            if told is not None:
+                stated += 1
+                right += told in known[mention.object]
+        return right, stated

@@ -1,0 +1,28 @@
+"""What can be said of texts without knowing the image: degenerate ones, and how much samples differ."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_REPEATED = re.compile(r"\b(\w+(?:\W+\w+){0,7})(?:\W+\1){2,}\b")
+
+
+def degenerate(text: str, finish_reason: str) -> str:
+    """Why a text is degenerate, or "".
+
+    "empty": not one word. "unfinished": cut off at the most tokens. "repeats": one to eight words stand three times or
+    more in a row, the loop that preference training and greedy decoding fall into (Holtzman et al. 2020, arXiv
+    1904.09751, "neural text degeneration").
+    """
+    if not re.search(r"\w", text):
+        return "empty"
+    if finish_reason == "length":
+        return "unfinished"
+    return "repeats" if _REPEATED.search(text.lower()) else ""
+
+
+def distinct(texts: Sequence[str]) -> tuple[int, int]:
+    """(different texts, texts) of one image's samples; white space and case do not count. A policy whose samples are
+    all alike gives no pairs to learn from."""
+    return len({" ".join(text.lower().split()) for text in texts}), len(texts)

@@ -88,6 +88,18 @@ def serve(
     raise typer.Exit(module.main(config, overrides or []))
 
 
+@app.command()
+def token(
+    team: Annotated[str, typer.Argument(help="The team that will call, such as vision.")],
+    from_stdin: Annotated[bool, typer.Option("--stdin", help="Hash a token from stdin; make none.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Make a bearer token for a team, and the line with its hash for the service's tokens file."""
+    from sightline_cli.token import token as make
+
+    _guarded(lambda: make(team, from_stdin=from_stdin), debug)
+
+
 def _guarded(command: Callable[[], None], debug: bool) -> None:
     """Run a command: an expected error is one paragraph on stderr and exit code 1; SIGTERM unwinds as Ctrl-C does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored

@@ -1,0 +1,302 @@
+"""The sampler against `generate`: `make bench-sampler`, or `python benchmarks/sampler.py [--quick]`.
+
+Four ways to K candidates for an image and a prompt, on the same random-weight LLaVA (see `llava.py`), in one run on the
+same cores, one PyTorch thread each; every call has an image that none had before:
+
+- ours: `SamplerClient.sample` on a sampler in a process of its own, through gRPC; client and server are charged;
+- generate: `model.generate(num_return_sequences=K)`, the way that transformers' documentation shows;
+- separate: K calls of `generate` with one candidate each;
+- loop: the engine's decoding without the service: no gRPC, no queue, no threads.
+
+On a GPU the model has the shape of LLaVA-1.5-7B, and wall clock stands in for CPU seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import io
+import itertools
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import harness
+import llava
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from sightline_cli.processes import Processes
+from sightline_sampler import AsyncSamplerClient, SamplerClient
+from sightline_sampler.engines import seeds, selfcheck
+from sightline_sampler.engines.base import SampleWork, SamplingParams
+from sightline_sampler.engines.lane import Lane
+from sightline_sampler.engines.model import load_base
+from sightline_sampler.engines.prefill import FeatureCache, Prefiller
+from sightline_sampler.engines.prompts import PromptBuilder
+from sightline_sampler.engines.rows import Finished, Request
+
+PROMPT = llava.prompt()
+CUDA = torch.cuda.is_available()
+CLOCK: Literal["cpu", "wall"] = "wall" if CUDA else "cpu"
+
+
+class Base:
+    """A lease on the base model."""
+
+    def bind(self) -> int:
+        """Version 0."""
+        return 0
+
+
+class Generate:
+    """transformers as its documentation shows it."""
+
+    def __init__(self, directory: Path) -> None:
+        device = "cuda" if CUDA else "cpu"
+        dtype = torch.float16 if CUDA else torch.float32
+        model = transformers.AutoModelForImageTextToText.from_pretrained(directory, dtype=dtype)
+        self.model = model.eval().to(device)
+        self.processor = transformers.AutoProcessor.from_pretrained(directory)
+
+    def inputs(self, image: bytes) -> Any:
+        """What the processor makes of an image and the prompt."""
+        content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
+        text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        picture = Image.open(io.BytesIO(image)).convert("RGB")
+        return self.processor(images=[picture], text=[text], return_tensors="pt").to(
+            self.model.device, self.model.dtype
+        )
+
+    @torch.inference_mode()
+    def sample(self, image: bytes, count: int, tokens: int) -> list[str]:
+        """K candidates of one call."""
+        batch = self.inputs(image)
+        out = self.model.generate(
+            **batch, do_sample=True, num_return_sequences=count, max_new_tokens=tokens, top_k=0, pad_token_id=0
+        )
+        new = out[:, batch["input_ids"].shape[1] :]
+        assert new.shape == (count, tokens), "a candidate ended early: the arms would do unequal work"
+        return list(self.processor.batch_decode(new, skip_special_tokens=True))
+
+    @torch.inference_mode()
+    def reference(self, image: bytes, seed: int, tokens: int) -> list[int]:
+        """One candidate alone, token by token on a growing cache: what the sampler promises for this seed."""
+        batch, ids = self.inputs(image), list[int]()
+        uniforms = np.random.Generator(np.random.Philox(key=seed)).random(tokens)
+        out = self.model(**batch, use_cache=True)
+        for uniform in uniforms:
+            z = out.logits[0, -1].double()
+            z[[0, 1, 3]] = -torch.inf  # pad, begin, image: never drawn
+            cumulated = torch.softmax(z, dim=-1).cumsum(dim=-1)
+            ids.append(int(torch.searchsorted(cumulated, float(uniform), right=True)))
+            step = torch.tensor([[ids[-1]]], device=self.model.device)
+            out = self.model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+        return ids
+
+
+class BareLoop:
+    """The engine without the service around it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.base = load_base(str(directory), device="auto", dtype="auto", chat_template=None)
+        self.builder, self.prefiller = PromptBuilder(self.base), Prefiller(self.base, FeatureCache(256 << 20))
+        selfcheck.check(self.base, self.builder, self.prefiller)
+
+    @torch.inference_mode()
+    def sample(self, image: bytes, count: int, tokens: int) -> list[str]:
+        """K candidates of one prompt."""
+        picture = Image.open(io.BytesIO(image)).convert("RGB")
+        prepared = self.builder.prepare(PROMPT, picture, str(hash(image)))
+        work = SampleWork("", PROMPT, None, seeds.derive(0, count), SamplingParams(max_tokens=tokens), Base())
+        lane = Lane(self.base, 0)
+        prefix = self.prefiller.run(self.base.model, [prepared], 0)
+        lane.add(prefix, [0], [Request(work, prepared, tokens, asyncio.Queue())], [count])
+        texts = []
+        while len(lane):
+            for _, finished in lane.sample():
+                assert isinstance(finished, Finished)
+                texts.append(self.base.tokenizer.decode(finished.token_ids.tolist(), skip_special_tokens=True))
+            if len(lane):
+                lane.forward(self.base.model)
+        return texts
+
+
+def pictures() -> Iterator[bytes]:
+    """Images that nothing has seen before."""
+    return (llava.picture(seed) for seed in itertools.count())
+
+
+def over(samples: dict[str, list[harness.Sample]], arm: str, against: str) -> tuple[float, dict[str, Any]]:
+    """How many times as much `arm` takes as `against`."""
+    value, detail = harness.ratio(samples[arm], samples[against], CLOCK)
+    return value, dict(detail)
+
+
+def per_candidate(samples: list[harness.Sample], candidates: int) -> dict[str, float]:
+    """Medians of a turn, by candidate."""
+    wall = statistics.median(sample.wall for sample in samples)
+    cpu = statistics.median(sample.cpu for sample in samples)
+    return {"candidates_per_s": round(candidates / wall, 2), "cpu_s_per_candidate": round(cpu / candidates, 4)}
+
+
+def measure(address: str, directory: Path, quick: bool) -> list[harness.Row]:
+    """All figures but memory."""
+    rounds, fresh = (1, pictures()) if quick else (3, pictures())
+    generate, loop = Generate(directory), BareLoop(directory)
+    rows = []
+    with SamplerClient(address, timeout=600) as client:
+
+        def ours(image: bytes, count: int, tokens: int) -> None:
+            found = client.sample(image, PROMPT, count, max_tokens=tokens)
+            assert all(len(c.token_ids) == tokens for c in found.candidates)
+
+        for count, tokens in [(8, 16), (8, 64)] if quick else itertools.product((4, 8, 16), (16, 64)):
+            calls = max(1, 32 // (count * max(1, tokens // 16)))  # a turn of about a second
+
+            def turn(
+                sample: Callable[[bytes, int, int], object], k: int = count, t: int = tokens, n: int = calls
+            ) -> None:
+                for _ in range(n):
+                    sample(next(fresh), k, t)
+
+            arms = {"ours": lambda: turn(ours), "generate": lambda: turn(generate.sample)}
+            samples = harness.interleave(arms, rounds=rounds)
+            value, detail = over(samples, "generate", "ours")
+            detail |= {name: per_candidate(found, count * calls) for name, found in samples.items()}
+            target = {(8, 16): 1.7, (8, 64): 1.3}.get((count, tokens))
+            name = f"generate_over_ours_k{count}_t{tokens}"
+            rows.append(harness.Row(name, value, "ratio", "higher", target, "model.generate", detail))
+            if count == 8 and not quick:
+                one = {
+                    "ours": lambda t=tokens: ours(next(fresh), 8, t),
+                    "separate": lambda t=tokens: separately(generate, fresh, t),
+                }
+                samples = harness.interleave(one, rounds=1, warmup=0)
+                value, detail = over(samples, "separate", "ours")
+                rows.append(
+                    harness.Row(
+                        f"separate_over_ours_k8_t{tokens}",
+                        value,
+                        "ratio",
+                        "higher",
+                        None,
+                        "8 calls of model.generate",
+                        detail,
+                    )
+                )
+
+        def mixed(sample: Callable[[bytes, int, int], object]) -> None:
+            for tokens in (16, 16, 64):
+                sample(next(fresh), 8, tokens)
+
+        arms = {"service": lambda: mixed(ours), "loop": lambda: mixed(loop.sample)}
+        samples = harness.interleave(arms, rounds=2 if quick else 7)
+        value, detail = over(samples, "service", "loop")
+        rows.append(
+            harness.Row("service_over_loop", value, "ratio", "lower", 1.05, "the engine without service", detail)
+        )
+        rows.append(same_ids(client, generate, fresh, 2 if quick else 6))
+    rows += concurrency(address, fresh, 1 if quick else 3)
+    return rows
+
+
+def separately(generate: Generate, fresh: Iterator[bytes], tokens: int) -> None:
+    """Eight calls for the eight candidates of one image."""
+    image = next(fresh)
+    for _ in range(8):
+        generate.sample(image, 1, tokens)
+
+
+def same_ids(client: SamplerClient, generate: Generate, fresh: Iterator[bytes], images: int) -> harness.Row:
+    """Candidates whose ids are those of a plain loop that runs each alone."""
+    same = total = 0
+    for image in itertools.islice(fresh, images):
+        for candidate in client.sample(image, PROMPT, 8, max_tokens=16, seed=total).candidates[::2]:
+            total += 1
+            same += candidate.token_ids.tolist() == generate.reference(image, candidate.seed, 16)
+    detail = {"candidates": total, "same": same, "tokens": 16 * total}
+    return harness.Row(
+        "same_ids_as_plain_loop", same / total, "share", "higher", 1.0, "a plain loop of one row", detail
+    )
+
+
+def concurrency(address: str, fresh: Iterator[bytes], rounds: int) -> list[harness.Row]:
+    """K = 8, 16 tokens, from one caller and from eight at once."""
+
+    async def ask(callers: int) -> None:
+        async with AsyncSamplerClient(address, timeout=600) as client:
+            calls = (client.sample(next(fresh), PROMPT, 8, max_tokens=16) for _ in range(callers))
+            await asyncio.gather(*calls)
+
+    def one_by_one() -> None:
+        for _ in range(8):
+            asyncio.run(ask(1))
+
+    samples = harness.interleave({"1": one_by_one, "8": lambda: asyncio.run(ask(8))}, rounds=rounds)
+    value, detail = harness.ratio(samples["1"], samples["8"], CLOCK)
+    detail = {**detail, **{f"callers_{n}": per_candidate(found, 64) for n, found in samples.items()}}
+    return [
+        harness.Row("one_over_eight_callers", value, "ratio", "higher", None, "one caller, K = 8, 16 tokens", detail)
+    ]
+
+
+def memory(directory: Path) -> harness.Row:
+    """Peak of K = 16 candidates of 64 tokens over the peak of one of one token, each way in a process of its own."""
+    found = {}
+    for way in ("loop", "generate"):
+        command = [sys.executable, __file__, "--peak", way, "--model", str(directory)]
+        found[way] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
+    detail = {f"{way}_mib": round(value, 1) for way, value in found.items()}
+    value = found["generate"] / max(found["loop"], 1.0)
+    return harness.Row("generate_over_ours_memory_k16_t64", value, "ratio", "higher", None, "model.generate", detail)
+
+
+def peak(way: str, directory: Path) -> None:
+    """Prints by how many MiB K = 16 candidates of 64 tokens raise the peak."""
+    arm: Generate | BareLoop = Generate(directory) if way == "generate" else BareLoop(directory)
+    images = pictures()
+
+    def highest() -> float:
+        return torch.cuda.max_memory_allocated() / 2**20 if CUDA else harness.peak_memory_mib()
+
+    arm.sample(next(images), 1, 1)
+    before = highest()
+    arm.sample(next(images), 16, 64)
+    print(highest() - before)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--quick", action="store_true", help="K = 8 alone, one turn each, nothing written")
+    parser.add_argument("--model", type=Path, help="a model made before")
+    parser.add_argument("--peak", choices=("loop", "generate"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+    if options.peak:
+        peak(options.peak, options.model)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = options.model or llava.make(Path(scratch) / "model", size="large" if CUDA else "small")
+        with Processes(Path(scratch) / "logs") as processes:
+            processes.start("sampler", [f"engine.model={directory}", "engine.threads=1"])
+            rows = measure(processes.wait("sampler", seconds=600).grpc, directory, options.quick)
+        if not options.quick:
+            rows.append(memory(directory))
+        harness.write("sampler", rows, directory=Path(scratch) if options.quick else harness.RESULTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -73,6 +73,10 @@ class Loop:
         """
         recipe = self.recipe
         self._tell("start", 0, message=f"{recipe.name}: {recipe.iterations} iterations in {self.dir.root}")
+        with metrics.run():
+            return self._run(recipe)
+
+    def _run(self, recipe: Recipe) -> list[dict[str, float]]:
         table = [self._evaluate(0, version=0, parts={})]
         version = 0
         for iteration in range(1, recipe.iterations + 1):
@@ -83,7 +87,7 @@ class Loop:
         return table
 
     def _iterate(self, iteration: int, parent: int) -> tuple[int, dict[str, float]]:
-        metrics.ITERATION.set(iteration)
+        metrics.begin_iteration(iteration, parent)
         directory = self.dir.iteration(iteration)
         finished = read_json(directory / "publish.json")
         if finished is not None and (directory / "evaluation.json").exists():
@@ -91,7 +95,7 @@ class Loop:
         started = time.monotonic()
         prompts = self._drawn(iteration)
         self._sample(iteration, prompts, parent)
-        pairs = self._pair(iteration, prompts)
+        pairs = self._pair(iteration, prompts, parent)
         version = self._update(iteration, parent)
         self._publish(iteration, version, parent)
         return version, {"pairs": pairs, "seconds": time.monotonic() - started}
@@ -115,7 +119,7 @@ class Loop:
         if not (self.dir.iteration(iteration) / "pairs.json").exists():
             self._timed("sample", lambda: connected(recipe, collect, self.connections))
 
-    def _pair(self, iteration: int, prompts: list[Prompt]) -> int:
+    def _pair(self, iteration: int, prompts: list[Prompt], version: int) -> int:
         from sightline_trainer.pairs.build import PairBuilder, write_pairs
 
         directory = self.dir.iteration(iteration)
@@ -124,7 +128,7 @@ class Loop:
             builder = PairBuilder(recipe.filters.chosen(), recipe.pairing.chosen(), iteration=iteration)
             rows = builder.build({prompt.id: prompt for prompt in prompts}, Rollout(directory).read())
             path = directory / "pairs.parquet"
-            if not write_pairs(path, self._with_buffer(rows, builder.counts, iteration)):
+            if not write_pairs(path, self._with_buffer(metrics.observed(rows, version), builder.counts, iteration)):
                 path.unlink()
                 raise PreconditionFailed(
                     f"iteration {iteration} has no pair to learn from: {dict(builder.counts)}; loosen `filters` or "
@@ -216,12 +220,15 @@ class Loop:
 
         arrival = self._timed("publish", lambda: connected(self.recipe, send, self.connections))
         write_json(self.dir.iteration(iteration) / "publish.json", arrival)
+        metrics.record_arrival(version, arrival["gap"])
         self._tell("publish", iteration, metrics=arrival)
 
     def _evaluate(self, iteration: int, *, version: int, parts: dict[str, float]) -> dict[str, float]:
         path = self.dir.iteration(iteration) / "evaluation.json"
         if path.exists():
-            return dict(read_json(path))
+            known = dict(read_json(path))
+            metrics.record_evaluation(version, _measured(known))
+            return known
         started = time.monotonic()
 
         async def measure(session: Session) -> dict[str, float]:
@@ -248,7 +255,7 @@ class Loop:
             "seconds": round(parts.get("seconds", 0.0) + time.monotonic() - started, 3),
         }
         write_json(path, row)
-        metrics.record_evaluation(measured)
+        metrics.record_evaluation(version, measured)
         self._tell("iteration", iteration, metrics=row)
         return row
 
@@ -262,5 +269,12 @@ class Loop:
             return work()
 
     def _tell(self, stage: Stage, iteration: int, done: int = 0, total: int = 0, **facts: Any) -> None:
-        metrics.HEARTBEAT.set_to_current_time()
+        metrics.heartbeat(stage, done, total)
         self.observer(Event(stage=stage, iteration=iteration, done=done, total=total, **facts))
+
+
+def _measured(row: dict[str, float]) -> dict[str, float]:
+    """What was measured, of a row of metrics.json."""
+    return {
+        name: value for name, value in row.items() if name not in ("iteration", "policy_version", "pairs", "seconds")
+    }

@@ -1,37 +1,145 @@
-"""What Prometheus can know of a run."""
+"""What Prometheus can know of a run. docs/monitoring.md says what each metric is for."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
+from sightline_chassis.errors import Cancelled, SightlineError
 
 STAGES = ("sample", "pair", "update", "publish", "evaluate")
+ROLES = ("chosen", "rejected")
 
 ITERATION = Gauge("sightline_trainer_iteration", "Iteration under way, from 1; 0 before the first.")
+RUNNING = Gauge("sightline_trainer_running", "1 while a run is worked on.")
 POLICY_VERSION = Gauge("sightline_trainer_policy_version", "Newest policy that was trained.")
+PUBLISHED_VERSION = Gauge("sightline_trainer_published_version", "Newest policy that arrived at the sampler.")
+LAST_CHECKPOINT = Gauge("sightline_trainer_last_checkpoint_timestamp_seconds", "When a policy was last written.")
 HEARTBEAT = Gauge("sightline_trainer_heartbeat_timestamp_seconds", "When the loop last made progress.")
+PENDING = Gauge(
+    "sightline_trainer_pending_sample_requests", "Prompts whose candidates are still to come from the sampler."
+)
 PHASE = Gauge("sightline_trainer_phase", "1 for the stage under way.", ["phase"])
 PHASE_SECONDS = Histogram(
     "sightline_trainer_phase_seconds", "Seconds of each stage.", ["phase"], buckets=(1, 3, 10, 30, 100, 300, 1000, 3600)
 )
+FAILURES = Counter(
+    "sightline_trainer_failures_total", "Stages that failed, by the reason of the error.", ["phase", "reason"]
+)
+
 PAIRS = Counter("sightline_trainer_pairs_total", "Pairs kept, candidates and prompts dropped, by reason.", ["outcome"])
-UPDATE = Gauge("sightline_trainer_update", "TRL's metrics of the last update.", ["metric"])
+REWARD = Histogram(
+    "sightline_trainer_reward", "Rewards of the pairs' sides (CLIPScore).", ["role"], buckets=tuple(range(0, 101, 5))
+)
+RESPONSE_TOKENS = Histogram(
+    "sightline_trainer_response_tokens",
+    "Tokens of the pairs' sides.",
+    ["role"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
+)
+LAG = Histogram(
+    "sightline_trainer_pair_policy_lag",
+    "The policy that is trained on less the policy that sampled the pair.",
+    buckets=(0, 1, 2, 3, 5, 10, 20, 50),
+)
+
+STEPS = Counter("sightline_trainer_steps_total", "Optimiser steps.")
+LOSS = Gauge("sightline_trainer_loss", "Mean loss over the last quarter of the last update.")
+REWARD_MARGIN = Gauge("sightline_trainer_reward_margin", "DPO's implicit reward of chosen less rejected, as the loss.")
+ACCURACY = Gauge(
+    "sightline_trainer_preference_accuracy_ratio", "Pairs whose chosen side the policy prefers to the rejected one."
+)
+CHOSEN_LOGP = Gauge("sightline_trainer_chosen_logp", "Log-prob of chosen responses, in nats a response.")
+REJECTED_LOGP = Gauge("sightline_trainer_rejected_logp", "Log-prob of rejected responses, in nats a response.")
+KL = Gauge("sightline_trainer_kl", "Estimated divergence from the reference on the pairs, in nats a response.")
+GRAD_NORM = Gauge("sightline_trainer_grad_norm", "Norm of the gradient before it is clipped.")
+ARRIVAL_GAP = Gauge(
+    "sightline_trainer_arrival_gap", "Mean |log-prob difference| a token between sampler and trainer at the arrival."
+)
+
 EVALUATION = Gauge("sightline_trainer_eval_score", "Held-out metrics of the newest policy.", ["benchmark"])
+BASE_EVALUATION = Gauge("sightline_trainer_eval_base_score", "The same of the base model.", ["benchmark"])
+
+_UPDATE = {
+    "loss": LOSS,
+    "margin": REWARD_MARGIN,
+    "accuracy": ACCURACY,
+    "chosen_logp": CHOSEN_LOGP,
+    "rejected_logp": REJECTED_LOGP,
+    "kl_to_reference": KL,
+    "grad_norm": GRAD_NORM,
+}
+
+for _stage in STAGES:  # shown at 0 from the start: else `rate()` would miss the first of each
+    PHASE.labels(_stage)
+    PHASE_SECONDS.labels(_stage)
+for _role in ROLES:
+    REWARD.labels(_role)
+    RESPONSE_TOKENS.labels(_role)
+PAIRS.labels("kept")
+for _stage, _reason in (
+    ("update", "LOSS_NOT_FINITE"),
+    ("publish", "POLICY_DID_NOT_ARRIVE"),
+    ("publish", "POLICY_NOT_ACTIVE"),
+):
+    FAILURES.labels(_stage, _reason)
+
+
+@contextmanager
+def run() -> Iterator[None]:
+    """Marks a run as worked on."""
+    RUNNING.set(1)
+    HEARTBEAT.set_to_current_time()
+    try:
+        yield
+    finally:
+        RUNNING.set(0)
+        PENDING.set(0)
 
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Marks ``name`` as the stage under way and measures it."""
+    """Marks ``name`` as the stage under way, measures it, and counts its failure."""
     PHASE.labels(name).set(1)
     started = time.monotonic()
     try:
         yield
+    except Cancelled:
+        raise
+    except Exception as error:
+        FAILURES.labels(name, error.reason if isinstance(error, SightlineError) else "UNEXPECTED").inc()
+        raise
     finally:
         PHASE.labels(name).set(0)
         PHASE_SECONDS.labels(name).observe(time.monotonic() - started)
+
+
+def heartbeat(stage: str, done: int, total: int) -> None:
+    """The loop made progress; while it samples, ``done`` of ``total`` prompts have their candidates."""
+    HEARTBEAT.set_to_current_time()
+    PENDING.set(total - done if stage in ("sample", "evaluate") else 0)
+
+
+def begin_iteration(number: int, parent: int) -> None:
+    """An iteration begins with policy ``parent``."""
+    ITERATION.set(number)
+    POLICY_VERSION.set(parent)
+    PUBLISHED_VERSION.set(parent)
+
+
+def observed(rows: Iterable[dict[str, Any]], version: int) -> Iterator[dict[str, Any]]:
+    """Passes pairs on and shows their rewards, lengths and age; ``version`` is the policy that learns from them."""
+    for row in rows:
+        for role in ROLES:
+            if row[f"{role}_reward"] is not None:
+                REWARD.labels(role).observe(row[f"{role}_reward"])
+            RESPONSE_TOKENS.labels(role).observe(len(row[f"{role}_ids"] or ()))
+        sampled = [row[f"{role}_policy_version"] for role in ROLES]
+        LAG.observe(version - min((of for of in sampled if of is not None), default=version))
+        yield row
 
 
 def count_pairs(counts: Mapping[str, int]) -> None:
@@ -43,11 +151,22 @@ def count_pairs(counts: Mapping[str, int]) -> None:
 def record_update(version: int, values: Mapping[str, float]) -> None:
     """Shows what the last update did."""
     POLICY_VERSION.set(version)
-    for name, value in values.items():
-        UPDATE.labels(name).set(value)
+    LAST_CHECKPOINT.set_to_current_time()
+    STEPS.inc(values.get("steps", 0.0))
+    for name, gauge in _UPDATE.items():
+        if name in values:
+            gauge.set(values[name])
 
 
-def record_evaluation(values: Mapping[str, float]) -> None:
-    """Shows the newest held-out metrics."""
+def record_arrival(version: int, gap: float) -> None:
+    """A policy arrived at the sampler."""
+    PUBLISHED_VERSION.set(version)
+    ARRIVAL_GAP.set(gap)
+
+
+def record_evaluation(version: int, values: Mapping[str, float]) -> None:
+    """Shows the held-out metrics of a policy; version 0 is the base model."""
     for name, value in values.items():
         EVALUATION.labels(name).set(value)
+        if version == 0:
+            BASE_EVALUATION.labels(name).set(value)

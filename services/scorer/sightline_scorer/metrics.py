@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
+from sightline_chassis import metrics
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
@@ -32,7 +33,8 @@ MODEL_INFO = Gauge(
     "1, with what each model is.",
     ("model", "architecture", "weights_digest", "preprocessing_digest", "precision"),
 )
-BACKEND_UP = Gauge("sightline_scorer_backend_up", "Whether Triton answers with right embeddings.")
+BACKEND_UP = metrics.BACKEND_UP.labels("triton")
+"""Whether Triton answers with right embeddings."""
 TRITON_RESTARTS = Counter("sightline_scorer_triton_restarts_total", "Tries to start an embedded Triton again.")
 STORE_BYTES = Gauge("sightline_scorer_image_store_bytes", "Bytes of uploaded images held.")
 

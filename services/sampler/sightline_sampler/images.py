@@ -41,6 +41,36 @@ def decode(content: bytes, *, max_pixels: int) -> Image.Image:
         raise InvalidInput(f"the image cannot be decoded: {error}", reason="IMAGE_UNREADABLE") from error
 
 
+def upright(content: bytes, *, max_pixels: int) -> bytes:
+    """The same bytes for an engine that decodes them itself; a picture that EXIF turns is encoded again as PNG, turned,
+    because engines do not agree on whether to look at EXIF.
+
+    Raises:
+        InvalidInput: as `decode`.
+    """
+    picture = decode(content, max_pixels=max_pixels)
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        if image.getexif().get(0x0112, 1) == 1:
+            return content
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    return out.getvalue()
+
+
+def media_type(content: bytes) -> str:
+    """The MIME type that an encoded image's first bytes say.
+
+    Raises:
+        InvalidInput: they are of no JPEG, PNG, WebP or GIF.
+    """
+    for magic, kind in ((b"\xff\xd8\xff", "jpeg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"GIF8", "gif")):
+        if content.startswith(magic):
+            return f"image/{kind}"
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return "image/webp"
+    raise InvalidInput(f"the image ({len(content)} bytes) is no {', '.join(FORMATS)} file", reason="IMAGE_UNREADABLE")
+
+
 class ImageStore:
     """Encoded images of past requests by SHA-256, least recently used out first. For the event loop's thread."""
 

@@ -9,14 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from sightline_chassis.errors import InvalidInput, PreconditionFailed
 
-from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork, SamplingParams, ScoreWork
+from sightline_sampler.engines.base import UNSCORABLE, EncodedImage, Engine, SampleWork, SamplingParams, ScoreWork
 from sightline_sampler.gate import Scores, judge
 from sightline_sampler.settings import GateSettings
 from sightline_sampler.types import Arrival, Candidate
 
 _AT_ONCE = 8
-UNSCORABLE = "TOKENS_DO_NOT_ROUND_TRIP"
-"""Reason of an engine that takes text only, for token ids that its tokenizer would not give for their text."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,8 +12,9 @@ from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import SampleWork, ScoreWork
 from sightline_sampler.images import ImageStore
 from sightline_sampler.params import read_params
-from sightline_sampler.policies import PolicyBook, PolicyLease
+from sightline_sampler.policies import PolicyBook
 from sightline_sampler.settings import LimitSettings
+from sightline_sampler.shelf import PolicyLease
 from sightline_sampler.v1 import sampler_pb2 as pb
 from sightline_sampler.wire import selector_of
 

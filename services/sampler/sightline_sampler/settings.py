@@ -87,6 +87,9 @@ class VllmSettings(HttpEngineSettings):
     """vLLM's OpenAI-compatible server."""
 
     served_model: str = Field(default="", description="The base model's name there; empty is the first one served.")
+    base_path: str = Field(
+        default="", description="Where vLLM sees the base model, to go back to it; empty is `engine.model`."
+    )
     max_loras: int = Field(
         default=8,
         ge=1,

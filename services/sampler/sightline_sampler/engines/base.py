@@ -17,6 +17,9 @@ from sightline_sampler.engines import seeds
 from sightline_sampler.manifest import PolicyManifest
 from sightline_sampler.types import Beams, Candidate, Capabilities, Distortion, Guidance, Summary, TokenScores
 
+UNSCORABLE = "TOKENS_DO_NOT_ROUND_TRIP"
+"""Reason of `InvalidInput` of an engine that takes text only: its tokenizer would not give these ids for their text."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedImage:

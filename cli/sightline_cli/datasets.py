@@ -1,4 +1,4 @@
-"""Dataset references of a recipe: what the trainer's pools know, or ``playground:SPLIT?count=N&seed=S``, drawn on demand.
+"""Dataset references of a recipe: what the trainer's pools know, or ``playground:SPLIT?count=N&seed=S``, drawn here.
 
 The services know nothing of the playground; the command line turns a reference into a directory for them.
 """

@@ -1,22 +1,35 @@
-"""Filters and pair rules on hand-made candidates."""
+"""Filters, pair rules and the pairs file, on hand-made candidates."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import pytest
 from PIL import Image
-from sightline_trainer.candidates.policy import Candidate
-from sightline_trainer.pairs.build import build, read_pairs, write_pairs
-from sightline_trainer.pairs.filters import candidate_fault, pair_fault
-from sightline_trainer.pairs.rules import best_worst
+from sightline_chassis.errors import PreconditionFailed
+from sightline_trainer.candidates.buffer import Buffer
+from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.pairs import FILTERS, RULES
+from sightline_trainer.pairs.build import PairBuilder, read_pairs, to_train_on, write_pairs
+from sightline_trainer.pairs.filters import Degenerate, Duplicates, Finished, Gap, GenericQuestion, Lengths, ScoreFloor
+from sightline_trainer.pairs.rules import AllPairs, BestWorst, IthBestIthWorst, ReferenceAgainstRejected, TopBottom
+from sightline_trainer.pairs.scored import Scored
+from sightline_trainer.pairs.text_in_image import TextInImage
 from sightline_trainer.prompts import Prompt
-from sightline_trainer.recipe import Filters
-from sightline_trainer.rewards.clip import Score
-from sightline_trainer.rollout import Scored
-
-FILTERS = Filters(min_gap=2.0, max_length_ratio=1.5, min_score=10.0, min_tokens=2)
+from sightline_trainer.rewards.score import Score
 
 
 def scored(
-    index: int, reward: float | None, *, text: str = "", tokens: int = 4, finish: str = "eos", version: int = 3
+    index: int,
+    reward: float | None,
+    *,
+    text: str = "",
+    tokens: int = 4,
+    finish: str = "eos",
+    version: int = 3,
+    source: str = "policy",
+    prompt: str = "look",
+    **terms: float,
 ) -> Scored:
     candidate = Candidate(
         prompt_id="p",
@@ -28,30 +41,92 @@ def scored(
         seed=index,
         policy_version=version,
         rendered_prompt="USER: <image>\nlook ASSISTANT:",
+        prompt=prompt,
+        source=source,
     )
-    return Scored(candidate, Score(reward))
+    return Scored(candidate, Score(reward, terms=terms))
+
+
+def indices(pairs: list[tuple[Scored, Scored, float]]) -> list[tuple[int, int]]:
+    return [(chosen.candidate.index, rejected.candidate.index) for chosen, rejected, _ in pairs]
+
+
+def fine(chosen: Scored, rejected: Scored) -> None:
+    return None
 
 
 def test_candidates_are_dropped_for_the_reason_that_is_true() -> None:
-    assert candidate_fault(scored(0, 20.0), FILTERS) is None
-    assert candidate_fault(scored(0, None), FILTERS) == "unscored"
-    assert candidate_fault(scored(0, 20.0, finish="length"), FILTERS) == "unfinished"
-    assert candidate_fault(scored(0, 20.0, tokens=1), FILTERS) == "too_short"
-    assert candidate_fault(scored(0, 9.99), FILTERS) == "low_score"
+    assert Finished().candidate_fault(scored(0, 20.0)) is None
+    assert Finished().candidate_fault(scored(0, 20.0, finish="length")) == "unfinished"
+    lengths = Lengths(min_tokens=2, max_tokens=5)
+    assert [lengths.candidate_fault(scored(0, 20.0, tokens=n)) for n in (1, 2, 5, 6)] == [
+        "too_short", None, None, "too_long",
+    ]  # fmt: skip
+    assert ScoreFloor(min=10).candidate_fault(scored(0, 9.99)) == "low_score"
+    assert ScoreFloor(min=10).candidate_fault(scored(0, 10.0)) is None
+    assert ScoreFloor(min=10, of="clip").candidate_fault(scored(0, 50.0, clip=9.0)) == "low_score"
+    assert ScoreFloor(min=10, of="clip").candidate_fault(scored(0, 50.0)) == "unscored"
 
 
-def test_a_pair_needs_the_gap_and_a_similar_length() -> None:
-    assert pair_fault(scored(0, 22.0), scored(1, 20.0), FILTERS) is None  # a gap of exactly 2 counts
-    assert pair_fault(scored(0, 21.99), scored(1, 20.0), FILTERS) == "small_gap"
-    assert pair_fault(scored(0, 30.0, tokens=6), scored(1, 20.0, tokens=4), FILTERS) is None  # 6 / 4 = 1.5
-    assert pair_fault(scored(0, 30.0, tokens=7), scored(1, 20.0, tokens=4), FILTERS) == "length_differs"
-    assert pair_fault(scored(0, 30.0, text="a"), scored(1, 20.0, text="a"), FILTERS) == "duplicate"
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("a red star and a blue ring .", None),
+        ("no .", None),
+        ("a red star and " * 3 + "a ring", None),
+        ("a red star and " * 4 + "a ring", "degenerate"),
+        ("there is a cat. It sleeps. There is a cat.", "degenerate"),
+        ("1234 5678 .... !!!! cat", "degenerate"),
+    ],
+)
+def test_degenerate_texts(text: str, fault: str | None) -> None:
+    assert Degenerate().candidate_fault(scored(0, 1.0, text=text)) == fault
+
+
+def test_generic_questions_are_judged_by_their_own_score() -> None:
+    rule = GenericQuestion(min_score=20)
+    assert rule.candidate_fault(scored(0, 50.0, source="wrong_answer", question=19.0)) == "generic_question"
+    assert rule.candidate_fault(scored(0, 50.0, source="right_answer", question=20.0)) is None
+    assert rule.candidate_fault(scored(0, 50.0, question=19.0)) is None  # no question
+
+
+def test_pairs_are_dropped_for_the_reason_that_is_true() -> None:
+    gap, lengths = Gap(), Lengths(max_ratio=1.5)
+    assert gap.pair_fault(scored(0, 22.0), scored(1, 20.0)) is None  # a gap of exactly 2 counts
+    assert gap.pair_fault(scored(0, 21.99), scored(1, 20.0)) == "small_gap"
+    assert Gap(of="clip").pair_fault(scored(0, 90.0, clip=20.0), scored(1, 1.0, clip=19.0)) == "small_gap"
+    assert lengths.pair_fault(scored(0, 30.0, tokens=6), scored(1, 20.0, tokens=4)) is None  # 6 / 4 = 1.5
+    assert lengths.pair_fault(scored(0, 30.0, tokens=7), scored(1, 20.0, tokens=4)) == "length_differs"
+    one, other = scored(0, 1.0, text="A red star."), scored(1, 0.0, text="a red star .")
+    assert Duplicates().pair_fault(one, other) == "duplicate"
+    assert Duplicates().pair_fault(one, scored(1, 0.0, text="star red a")) is None
+    half = scored(1, 0.0, text="a red ring")  # 2 of 4 words
+    assert Duplicates(max_overlap=0.5).pair_fault(one, half) == "duplicate"
+    assert Duplicates(max_overlap=0.6).pair_fault(one, half) is None
+
+
+def test_writing_in_images_is_read_by_a_command(tmp_path: Path) -> None:
+    reader = tmp_path / "reader"
+    reader.write_text('#!/bin/sh\ncat "$1"\n')
+    reader.chmod(0o755)
+    images = {name: tmp_path / name for name in ("plain", "sign")}
+    images["plain"].write_text(". - \n")
+    images["sign"].write_text("STOP\n")
+    rule = TextInImage(reader=(str(reader), "{image}"))
+    faults = {name: rule.prompt_fault(Prompt("p", image, "look")) for name, image in images.items()}
+    assert faults == {"plain": None, "sign": "text_in_image"}
+    with pytest.raises(PreconditionFailed, match="leave the filter out"):
+        TextInImage(reader=("no-such-reader", "{image}")).prompt_fault(Prompt("p", images["sign"], "look"))
 
 
 def test_best_against_worst() -> None:
-    pairs, reason = best_worst([scored(0, 21.0), scored(1, 25.0), scored(2, 19.0), scored(3, 24.0)], FILTERS)
-    assert reason is None
-    assert [(chosen.candidate.index, rejected.candidate.index) for chosen, rejected in pairs] == [(1, 2)]
+    group = [scored(0, 21.0), scored(1, 25.0), scored(2, 19.0), scored(3, 24.0), scored(4, 99.0, source="reference")]
+    picked = BestWorst(weight=0.5).pick(group, fine)
+    assert indices(picked.pairs) == [(1, 2)]
+    assert picked.pairs[0][2] == 0.5
+    assert indices(BestWorst(among=[]).pick(group, fine).pairs) == [(4, 2)]
+    assert BestWorst().pick(group[:1], fine).dropped == ["too_few"]
+    assert BestWorst().pick([scored(0, 20.0), scored(1, 19.0)], Gap().pair_fault).dropped == ["small_gap"]
 
 
 def test_where_the_lengths_differ_the_widest_fitting_gap_is_taken() -> None:
@@ -62,35 +137,104 @@ def test_where_the_lengths_differ_the_widest_fitting_gap_is_taken() -> None:
         scored(3, 27.0, tokens=9),
     ]
     # 0-2 has the widest gap but 10 / 4 > 1.5; of the fitting pairs 1-2 (gap 8) beats 0-3 (gap 3).
-    pairs, reason = best_worst(group, FILTERS)
-    assert reason is None
-    assert [(chosen.candidate.index, rejected.candidate.index) for chosen, rejected in pairs] == [(1, 2)]
+    assert indices(BestWorst().pick(group, Lengths().pair_fault).pairs) == [(1, 2)]
+    picked = BestWorst().pick([scored(0, 30.0, tokens=9), scored(1, 20.0)], Lengths().pair_fault)
+    assert picked.dropped == ["length_differs"]
 
 
-def test_no_pair_says_why() -> None:
-    assert best_worst([scored(0, 20.0)], FILTERS) == ([], "too_few")
-    assert best_worst([scored(0, 20.0), scored(1, 19.0)], FILTERS) == ([], "small_gap")
-    assert best_worst([scored(0, 30.0, tokens=9), scored(1, 20.0)], FILTERS) == ([], "length_differs")
+def ranked(*rewards: float) -> list[Scored]:
+    return [scored(i, reward) for i, reward in enumerate(rewards)]
 
 
-def test_pairs_file_is_in_trls_format_and_names_both_versions(tmp_path: Path) -> None:
-    image = tmp_path / "scene.png"
-    Image.new("RGB", (8, 8), "red").save(image)
-    prompts = [Prompt(id="p", image=image, prompt="look"), Prompt(id="q", image=image, prompt="look")]
+REFERENCE = scored(9, 0.0, source="reference", text="what is there")
+
+
+@pytest.mark.parametrize(
+    ("group", "pairs"),
+    [
+        (ranked(9, 5, 2), [(0, 2)]),  # small group: 9 - 2 >= 4 and 9 >= 6
+        (ranked(9, 8, 6), []),  # 3 apart, and the worst is over 5
+        (ranked(5, 4, 1), [(9, 2)]),  # best under 6: the reference faces the worst
+        (ranked(9, 9, 9, 9, 9, 9, 9, 1), [(0, 7)]),  # std 2.83: 8 > 5.66, then 9 - 9
+        (ranked(10, 10, 5, 5, 5, 5, 0, 0), [(0, 7), (1, 6)]),  # std 3.78: bound 7.56; 10 - 0 twice, then 5 - 5
+        (ranked(7, 6, 6, 6, 6, 6, 5, 4), [(9, 7)]),  # std under 1.5 counts as 1.5: 7 - 4 is not over 3
+        (ranked(5, 5, 5, 5, 1), [(9, 4)]),  # best under 6, worst at most 5
+    ],
+)
+def test_ovips_rule(group: list[Scored], pairs: list[tuple[int, int]]) -> None:
+    assert indices(IthBestIthWorst().pick([*group, REFERENCE], fine).pairs) == pairs
+
+
+def test_ovips_rule_stops_at_its_number_of_pairs_and_works_without_a_reference() -> None:
+    many = ranked(*[10.0] * 8, *[0.0] * 8)
+    assert indices(IthBestIthWorst(factor=1.5).pick(many, fine).pairs) == [(0, 15), (1, 14), (2, 13)]
+    assert IthBestIthWorst().pick(ranked(5, 4, 1), fine).dropped == ["too_close"]
+
+
+def test_reference_against_rejected() -> None:
+    group = [
+        scored(0, 1.0, source="reference"),
+        scored(1, 5.0, source="injected"),
+        scored(2, 0.0, source="noised_image"),
+        scored(3, 9.0),
+    ]
+    rule = ReferenceAgainstRejected(rejected={"injected": 0.5, "noised_image": 0.25}, weight=2.0)
+    picked = rule.pick(group, fine)
+    assert indices(picked.pairs) == [(0, 1), (0, 2)]  # whatever the rewards
+    assert [weight for *_, weight in picked.pairs] == [1.0, 0.5]
+    assert rule.pick(group[1:], fine).dropped == ["no_reference"]
+    assert rule.pick(group[:1], fine).dropped == ["no_rejected"]
+
+
+def test_all_pairs_and_top_against_bottom() -> None:
+    group = ranked(4, 3, 3, 1)
+    assert indices(AllPairs().pick(group, fine).pairs) == [(0, 3), (1, 3), (2, 3), (0, 1), (0, 2)]
+    assert indices(AllPairs(max_pairs=2).pick(group, fine).pairs) == [(0, 3), (1, 3)]
+    assert indices(TopBottom(k=2).pick(ranked(5, 4, 3, 2, 1), fine).pairs) == [(0, 4), (0, 3), (1, 4), (1, 3)]
+    assert indices(TopBottom(k=2).pick(ranked(5, 4, 3), fine).pairs) == [(0, 2)]  # no candidate on both sides
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "scene.png"
+    Image.new("RGB", (8, 8), "red").save(path)
+    return path
+
+
+def builder(iteration: int = 5, **filters: Any) -> PairBuilder:
+    chosen = {name: FILTERS[name].model_validate(value) for name, value in filters.items()}
+    rules = {"best_worst": RULES["best_worst"]()}
+    return PairBuilder(chosen, rules, iteration=iteration)
+
+
+def test_pairs_file_is_in_trls_format_and_names_both_versions(tmp_path: Path, image: Path) -> None:
+    prompts = {name: Prompt(id=name, image=image, prompt="look") for name in "pqrs"}
     rollouts = {
         "p": [scored(0, 30.0, version=4), scored(1, 20.0, version=4), scored(2, 25.0, text="text 0", version=4)],
         "q": [scored(0, 30.0), scored(1, None)],
+        "r": [scored(0, 30.0), scored(1, 29.0)],
+        "s": [scored(0, 30.0, prompt="a"), scored(1, 20.0, prompt="b")],  # answers to other texts never meet
     }
-    rows, counts = build(prompts, rollouts, FILTERS, iteration=5)
-    assert counts == {"pairs": 1, "candidate_duplicate": 1, "candidate_unscored": 1, "prompt_too_few": 1}
-    write_pairs(tmp_path / "pairs.parquet", rows)
-    (row,) = read_pairs(tmp_path / "pairs.parquet")
+    build = builder(gap={"min": 2.0})
+    path = tmp_path / "pairs.parquet"
+    assert write_pairs(path, build.build(prompts, rollouts.items())) == 1
+    assert build.counts == {
+        "pairs": 1,
+        "candidate_duplicate": 1,
+        "candidate_unscored": 1,
+        "pair_too_few": 3,
+        "pair_small_gap": 1,
+        "prompt_too_few": 2,
+        "prompt_small_gap": 1,
+    }
+    (row,) = read_pairs(path)
     assert row["images"][0].size == (8, 8)
     assert row["prompt"] == [{"role": "user", "content": "look"}]
     assert row["chosen"] == [{"role": "assistant", "content": "text 0"}]
     assert row["rejected"] == [{"role": "assistant", "content": "text 1"}]
     assert (row["chosen_policy_version"], row["rejected_policy_version"]) == (4, 4)
-    assert (row["margin"], row["iteration"]) == (10.0, 5)
+    assert (row["margin"], row["weight"], row["iteration"]) == (10.0, 1.0, 5)
+    assert (row["rule"], row["chosen_source"], row["rejected_source"]) == ("best_worst", "policy", "policy")
     from datasets import load_dataset
 
     loaded = load_dataset(
@@ -98,3 +242,49 @@ def test_pairs_file_is_in_trls_format_and_names_both_versions(tmp_path: Path) ->
     )
     assert loaded[0]["chosen"] == row["chosen"]
     assert loaded[0]["images"][0].size == (8, 8)
+
+
+def test_weights_of_one_are_left_out_of_the_update(tmp_path: Path, image: Path) -> None:
+    prompts, rollouts = {"p": Prompt("p", image, "look")}, {"p": [scored(0, 3.0), scored(1, 1.0)]}
+    write_pairs(tmp_path / "a.parquet", builder().build(prompts, rollouts.items()))
+    assert "weight" not in to_train_on(tmp_path / "a.parquet").column_names
+    halved = builder()
+    halved.rules = {"best_worst": BestWorst(weight=0.5)}
+    write_pairs(tmp_path / "b.parquet", halved.build(prompts, rollouts.items()))
+    assert to_train_on(tmp_path / "b.parquet")["weight"][:] == [0.5]
+
+
+def test_images_with_a_fault_have_no_pairs(image: Path) -> None:
+    image.write_text("much writing")
+    build = builder(text_in_image={"reader": ["cat", "{image}"]})
+    rows = build.build({"p": Prompt("p", image, "look")}, [("p", [scored(0, 3.0), scored(1, 1.0)])])
+    assert list(rows) == []
+    assert build.counts == {"pairs": 0, "prompt_text_in_image": 1}
+
+
+def test_a_buffer_draws_pairs_of_earlier_iterations_within_its_bounds(tmp_path: Path, image: Path) -> None:
+    files = [tmp_path / f"{number:04d}" / "pairs.parquet" for number in (1, 2, 3)]
+    for number, path in enumerate(files, 1):
+        prompts = {f"{number}-{i}": Prompt(f"{number}-{i}", image, "look") for i in range(10)}
+        rows = list(builder(number).build(prompts, [(name, [scored(0, 3.0), scored(1, 1.0)]) for name in prompts]))
+        if number == 3:  # what it took from a buffer itself is not drawn again
+            rows += read_rows(files[1])[:5]
+        write_pairs(path, rows)
+    draw: Callable[..., list[dict[str, Any]]] = lambda **values: list(  # noqa: E731
+        Buffer(**values).draw(files, 30, seed=1)
+    )
+    assert {row["iteration"] for row in draw(max_age=1, share=0.25)} == {3}
+    assert len(draw(max_age=1, share=0.25)) == 10  # 30 * 0.25 / 0.75, and all that there are
+    assert len(draw(max_age=3, share=0.1)) == 3
+    rows = draw(max_age=2, share=0.4)
+    assert {row["iteration"] for row in rows} == {2, 3}
+    assert len({row["prompt_id"] for row in rows}) == len(rows) == 20
+    assert draw(max_age=2, share=0.25) == draw(max_age=2, share=0.25)
+    write_pairs(tmp_path / "all.parquet", rows)
+    assert read_pairs(tmp_path / "all.parquet")[0]["images"][0].size == (8, 8)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    return pq.read_table(path).to_pylist()

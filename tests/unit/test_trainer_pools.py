@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sightline_chassis.errors import InvalidInput
-from sightline_trainer.pools import load_prompts, open_pool, side_files
 from sightline_trainer.pools import lines as lines_module
+from sightline_trainer.pools import load_prompts, open_pool, side_files
 
 
 def rows(count: int) -> list[dict[str, Any]]:

@@ -56,7 +56,9 @@ async def publish(
 
         async def scores(of: int, item: Probe = item, prompt: Prompt = prompt) -> np.ndarray:
             result = await patiently(
-                lambda: client.score_tokens(prompt.image, prompt.prompt, item.token_ids, policy=exact(of))
+                lambda: client.score_tokens(
+                    prompt.image, item.prompt or prompt.prompt, item.token_ids, policy=exact(of)
+                )
             )
             return np.asarray(result.logprobs, dtype=np.float64)
 

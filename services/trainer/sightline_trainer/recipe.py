@@ -8,17 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 from sightline_chassis.settings import Section, load_settings
 
+from sightline_trainer.candidates import CANDIDATES
+from sightline_trainer.pairs import FILTERS, RULES
+from sightline_trainer.parts import Parts, parts_of
+from sightline_trainer.rewards import REWARDS
+
+if TYPE_CHECKING:
+    Candidates = Parts
+    Terms = Parts
+    Filters = Parts
+    Pairing = Parts
+else:
+    Candidates = parts_of("Candidates", CANDIDATES)
+    Terms = parts_of("Terms", REWARDS)
+    Filters = parts_of("Filters", FILTERS)
+    Pairing = parts_of("Pairing", RULES)
+
 
 class Data(Section):
-    """Where prompts and images come from: directories with a ``prompts.jsonl`` (see docs/data.md)."""
+    """Where prompts and images come from: directories, files, LLaVA's conversations, `datasets` (see docs/data.md)."""
 
-    train: str = Field(description="Dataset directory that the loop draws prompts from.")
-    test: str = Field(description="Held-out dataset directory, for evaluation only.")
+    train: str = Field(description="Dataset that the loop draws prompts from.")
+    test: str = Field(description="Held-out dataset, for evaluation only.")
     prompts_per_iteration: int = Field(512, ge=1, description="Prompts sampled in one iteration.")
 
 
@@ -35,7 +51,15 @@ class Sampling(Section):
 
 
 class Reward(Section):
-    """What a candidate is worth: CLIPScore by the scorer service."""
+    """What a candidate is worth: the sum of its terms. The scorer is asked for CLIPScores."""
+
+    terms: Terms = Field(
+        default_factory=lambda: Terms.model_validate({"clip": {}}),
+        description="Terms of the reward, each with its weight; false leaves one out, none at all is 0 for everybody.",
+    )
+    combine: Literal["sum", "rank"] = Field(
+        "sum", description="Sum of weighted values, or of weighted ranks (0..100) among a prompt's candidates (CSR)."
+    )
 
     address: str | None = Field(None, description="gRPC target of a scorer; null: `sightline run` starts one.")
     model: str = Field("", description="Name of the scorer's model; empty: its default.")
@@ -43,24 +67,6 @@ class Reward(Section):
     pretrained: str | None = Field(None, description="Its pretrained tag, for an open_clip name.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one image with its texts.")
     max_in_flight: int = Field(32, ge=1, le=1024, description="Images under way at the same time.")
-
-
-class Filters(Section):
-    """Which candidates and pairs are good enough to learn from. Scores are CLIPScores (100 * cosine)."""
-
-    min_score: float = Field(0.0, ge=0.0, le=100.0, description="Drop candidates under this CLIPScore.")
-    min_tokens: int = Field(2, ge=1, description="Drop candidates shorter than this.")
-    finished_only: bool = Field(True, description="Drop candidates that hit max_tokens before their end token.")
-    min_gap: float = Field(2.0, ge=0.0, le=100.0, description="Least CLIPScore gap of a pair (CLIP-DPO: 2).")
-    max_length_ratio: float = Field(
-        1.5, ge=1.0, description="Most tokens of the longer side over those of the shorter side."
-    )
-
-
-class Pairing(Section):
-    """How chosen and rejected are picked from the candidates of one prompt."""
-
-    rule: Literal["best_worst"] = Field("best_worst", description="best_worst: highest against lowest reward.")
 
 
 class Lora(Section):
@@ -155,6 +161,10 @@ class Evaluation(Section):
     prompts: int = Field(500, ge=1, description="Held-out prompts, the same ones each time.")
     temperature: float = Field(1.0, ge=0.0, le=5.0, description="Softmax temperature; 0 is greedy.")
     seed: int = Field(20240828, ge=0, description="Seed of the evaluation's samples.")
+    greedy_prompts: int = Field(200, ge=0, description="So many of the prompts get a greedy caption too.")
+    questions: int = Field(250, ge=0, description="About so many of the dataset's yes/no questions are asked.")
+    diverse_prompts: int = Field(100, ge=0, description="So many of the prompts get `samples` captions, for diversity.")
+    samples: int = Field(4, ge=2, le=64, description="Captions of one image, of which the different ones are counted.")
 
 
 class Recipe(Section):
@@ -168,9 +178,18 @@ class Recipe(Section):
     threads: int = Field(2, ge=1, description="Torch threads of the update on a CPU.")
     data: Data
     sampling: Sampling = Field(default_factory=Sampling)
+    candidates: Candidates = Field(
+        default_factory=lambda: Candidates.model_validate({"policy": {}}), description="Who writes candidates."
+    )
     reward: Reward = Field(default_factory=Reward)
-    filters: Filters = Field(default_factory=Filters)
-    pairing: Pairing = Field(default_factory=Pairing)
+    filters: Filters = Field(
+        default_factory=lambda: Filters.model_validate({"finished": {}, "length": {}, "gap": {}}),
+        description="Which candidates and pairs are good enough to learn from.",
+    )
+    pairing: Pairing = Field(
+        default_factory=lambda: Pairing.model_validate({"best_worst": {}}),
+        description="How chosen and rejected are picked from the candidates of one prompt.",
+    )
     dpo: Dpo = Field(default_factory=Dpo)
     publication: Publication = Field(default_factory=Publication)
     evaluation: Evaluation = Field(default_factory=Evaluation)

@@ -7,49 +7,20 @@ disk, so a killed run loses at most the shards under way.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sightline_trainer.candidates.policy import Candidate, PolicyCandidates
+from sightline_trainer.candidates.candidate import CANDIDATE_SCHEMA, Candidate
+from sightline_trainer.candidates.source import Ask, Source
+from sightline_trainer.files import write_whole
+from sightline_trainer.pairs.scored import Scored
 from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.clip import ClipReward, Score
-from sightline_trainer.runs import write_whole
-
-CANDIDATE_SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("index", pa.int32()),
-        ("text", pa.string()),
-        ("token_ids", pa.list_(pa.int32())),
-        ("logprobs", pa.list_(pa.float32())),
-        ("finish_reason", pa.string()),
-        ("seed", pa.int64()),
-        ("policy_version", pa.int64()),
-        ("rendered_prompt", pa.string()),
-    ]
-)
-SCORE_SCHEMA = pa.schema(
-    [
-        ("prompt_id", pa.string()),
-        ("index", pa.int32()),
-        ("reward", pa.float64()),
-        ("cosine", pa.float64()),
-        ("logit", pa.float64()),
-        ("error", pa.string()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A candidate with its reward."""
-
-    candidate: Candidate
-    score: Score
+from sightline_trainer.rewards.judge import Judge
+from sightline_trainer.rewards.score import SCORE_SCHEMA, Score
 
 
 class Rollout:
@@ -66,27 +37,28 @@ class Rollout:
     async def collect(
         self,
         prompts: Sequence[Prompt],
-        candidates: PolicyCandidates,
-        reward: ClipReward,
+        sources: Sequence[Source],
+        judge: Judge,
         *,
-        count: int,
         iteration: int,
         version: int,
         in_flight: int,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Sample ``count`` candidates for each prompt and score them; shards that are there are kept."""
+        """Have every source make candidates for each prompt, and score them; shards that are there are kept."""
         shards = [prompts[i : i + self.shard_size] for i in range(0, len(prompts), self.shard_size)]
         slots, done = asyncio.Semaphore(in_flight), 0
 
         async def one(prompt: Prompt) -> list[Scored]:
             nonlocal done
+            made: list[Candidate] = []
             async with slots:
-                sampled = await candidates(prompt, count, iteration=iteration, version=version)
-                scores = await reward(prompt, [candidate.text for candidate in sampled])
+                for source in sources:
+                    made += await source(prompt, Ask(iteration, version, tuple(made)))
+                scores = await judge(prompt, made, version=version)
             done += 1
             progress(done, len(prompts))
-            return [Scored(*pair) for pair in zip(sampled, scores, strict=True)]
+            return [Scored(*pair) for pair in zip(made, scores, strict=True)]
 
         async def fill(number: int, shard: Sequence[Prompt]) -> None:
             async with asyncio.TaskGroup() as group:
@@ -110,19 +82,19 @@ class Rollout:
         candidates_path, scores_path = self._paths(number)
         candidates = pa.Table.from_pylist([asdict(row.candidate) for row in rows], CANDIDATE_SCHEMA)
         scores = pa.Table.from_pylist(
-            [{"prompt_id": row.candidate.prompt_id, "index": row.candidate.index, **asdict(row.score)} for row in rows],
+            [{"prompt_id": row.candidate.prompt_id, "index": row.candidate.index, **row.score.row()} for row in rows],
             SCORE_SCHEMA,
         )
         write_whole(candidates_path, lambda aside: pq.write_table(candidates, aside))
         write_whole(scores_path, lambda aside: pq.write_table(scores, aside))
 
-    def read(self) -> dict[str, list[Scored]]:
-        """All candidates with their rewards, by prompt id, in file order."""
-        rows: dict[str, list[Scored]] = {}
+    def read(self) -> Iterator[tuple[str, list[Scored]]]:
+        """(prompt id, its candidates with their rewards) in file order, one shard in memory at a time."""
         for path in sorted((self.directory / "scores").glob("[0-9]*.parquet")):
+            groups: dict[str, list[Scored]] = {}
             candidates = pq.read_table(self.directory / "candidates" / path.name).to_pylist()
             for row, score in zip(candidates, pq.read_table(path).to_pylist(), strict=True):
                 if (row["prompt_id"], row["index"]) != (score.pop("prompt_id"), score.pop("index")):
                     raise ValueError(f"{path} does not belong to the candidates of the same name")
-                rows.setdefault(row["prompt_id"], []).append(Scored(Candidate(**row), Score(**score)))
-        return rows
+                groups.setdefault(row["prompt_id"], []).append(Scored(Candidate(**row), Score.of(score)))
+            yield from groups.items()

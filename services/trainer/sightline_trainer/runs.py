@@ -19,44 +19,18 @@ from the last finished file.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from sightline_chassis.errors import PreconditionFailed
 
+from sightline_trainer.files import read_json, write_json, write_whole
 from sightline_trainer.recipe import Recipe
 
 State = Literal["queued", "running", "succeeded", "failed", "stopped"]
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a file beside ``path``, sync it and rename it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    write(aside)
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as a whole JSON file."""
-    write_whole(path, lambda aside: aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n"))
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds, or None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
 
 
 class RunDirectory:

@@ -13,10 +13,15 @@ from sightline_sampler.client import AsyncSamplerClient, policy_dirname
 from sightline_scorer.client import AsyncScorerClient
 
 from sightline_trainer.candidates.policy import PolicyCandidates
+from sightline_trainer.candidates.source import Context, Source
 from sightline_trainer.connections import Connections
 from sightline_trainer.patience import patiently
+from sightline_trainer.pools import side_files
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.rewards.clip import ClipReward
+from sightline_trainer.rewards.judge import Judge
+from sightline_trainer.rewards.term import Bench
+from sightline_trainer.wording import Wording
 
 T = TypeVar("T")
 

@@ -1,0 +1,25 @@
+"""Candidates: responses that may become the chosen or the rejected side of a pair.
+
+Each source is a part with a registry name; they are asked in this order, each seeing what those before it made.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from sightline_trainer.candidates.buffer import Buffer
+from sightline_trainer.candidates.injected import Injected
+from sightline_trainer.candidates.noised_image import NoisedImage
+from sightline_trainer.candidates.policy import Policy
+from sightline_trainer.candidates.question_answer import QuestionAnswer
+from sightline_trainer.candidates.reference import Reference
+from sightline_trainer.candidates.source import CandidatePart
+
+CANDIDATES: Final[Mapping[str, type[CandidatePart]]] = {
+    "policy": Policy,
+    "reference": Reference,
+    "noised_image": NoisedImage,
+    "injected": Injected,
+    "question_answer": QuestionAnswer,
+    "buffer": Buffer,
+}
+"""Sources by name."""

@@ -39,6 +39,8 @@ class Probe:
     prompt_id: str
     token_ids: list[int]
     logprobs: list[float]
+    prompt: str = ""
+    """The user's text, where it is not the dataset's."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,7 @@ def make_trainer(
     """
     torch.set_num_threads(recipe.threads)
     settings = recipe.dpo
-    columns = [name for name, used in (("weight", True), ("margin", settings.margin_scale > 0)) if used]
-    columns = [name for name in columns if name in pairs.column_names]
+    columns = _columns(recipe, pairs)
     check_losses(
         settings.loss,
         margins=settings.margin_scale > 0,
@@ -102,6 +103,13 @@ def make_trainer(
             trainer.model, cache_bytes=settings.image_cache_mb << 20, extra_models=reference
         )
     return trainer
+
+
+def _columns(recipe: Recipe, pairs: Dataset) -> list[str]:
+    """Which numbers of a pair the loss needs."""
+    weighted = "weight" in pairs.column_names and not set(pairs["weight"]) <= {1.0, None}
+    margins = recipe.dpo.margin_scale > 0 and "margin" in pairs.column_names
+    return [name for name, used in (("weight", weighted), ("margin", margins)) if used]
 
 
 def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfig:
@@ -188,7 +196,8 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[Probe]:
         mask = batch["completion_mask"][0, 1:].bool()
         logprobs.append(token_logprobs(trainer, batch)[0].cpu()[mask].tolist())
     return [
-        Probe(row["prompt_id"], list(row["chosen_ids"]), values) for row, values in zip(rows, logprobs, strict=True)
+        Probe(row["prompt_id"], list(row["chosen_ids"]), values, row["prompt"][0]["content"])
+        for row, values in zip(rows, logprobs, strict=True)
     ]
 
 

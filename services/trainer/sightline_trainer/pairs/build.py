@@ -1,25 +1,28 @@
 """Pairs: preference pairs from scored candidates, in TRL's preference format.
 
 ``pairs.parquet`` has the columns of TRL's conversational vision format (``images``, ``prompt``, ``chosen``,
-``rejected``) and beside them what the loop knows: sampled token ids, rewards, margin, the policy version of both
-sides, the iteration. ``datasets.load_dataset("parquet", ...)`` gives images as images.
+``rejected``) and beside them what the loop knows: sampled token ids, rewards, margin, weight, the rule that made the
+pair, source and policy version of both sides, the iteration. ``datasets.load_dataset("parquet", ...)`` gives images as
+images.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 
-from sightline_trainer.pairs.filters import candidate_fault
-from sightline_trainer.pairs.rules import best_worst
+from sightline_trainer.files import write_whole
+from sightline_trainer.pairs.filter import FilterPart
+from sightline_trainer.pairs.rule import RulePart
+from sightline_trainer.pairs.scored import Scored
 from sightline_trainer.prompts import Prompt
-from sightline_trainer.recipe import Filters
-from sightline_trainer.rollout import Scored
-from sightline_trainer.runs import write_whole
 
 disable_progress_bars()  # a run draws its own
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
@@ -36,6 +39,10 @@ FEATURES = Features(
         "chosen_reward": Value("float64"),
         "rejected_reward": Value("float64"),
         "margin": Value("float64"),
+        "weight": Value("float64"),
+        "rule": Value("string"),
+        "chosen_source": Value("string"),
+        "rejected_source": Value("string"),
         "chosen_policy_version": Value("int64"),
         "rejected_policy_version": Value("int64"),
         "chosen_index": Value("int32"),
@@ -45,65 +52,114 @@ FEATURES = Features(
 )
 
 
-def build(
-    prompts: Sequence[Prompt], rollouts: dict[str, list[Scored]], filters: Filters, *, iteration: int
-) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Pairs in the order of ``prompts``, and how many candidates and prompts were dropped for which reason.
+class PairBuilder:
+    """Builds the pairs of one iteration, and counts what was dropped for which reason.
 
-    Every prompt with no pair counts once under ``prompt_<reason>``, every candidate dropped under
-    ``candidate_<reason>``.
+    ``counts``: ``pairs``; every candidate dropped under ``candidate_<reason>``, every pair that a rule wanted and a
+    filter dropped under ``pair_<reason>``, every prompt left without a pair once under ``prompt_<reason>``.
     """
-    rows: list[dict[str, Any]] = []
-    counts: Counter[str] = Counter()
-    for prompt in prompts:
-        group: dict[str, Scored] = {}
-        for scored in rollouts.get(prompt.id, []):
-            fault = candidate_fault(scored, filters)
-            if fault is None and scored.candidate.text in group:
+
+    def __init__(self, filters: Mapping[str, FilterPart], rules: Mapping[str, RulePart], *, iteration: int) -> None:
+        self.filters = filters
+        self.rules = rules
+        self.iteration = iteration
+        self.counts: Counter[str] = Counter(pairs=0)
+
+    def build(
+        self, prompts: Mapping[str, Prompt], rollouts: Iterable[tuple[str, Sequence[Scored]]]
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of ``pairs.parquet``, in the order of ``rollouts``: (prompt id, all its candidates)."""
+        for prompt_id, candidates in rollouts:
+            prompt = prompts[prompt_id]
+            fault = _first(filter_.prompt_fault(prompt) for filter_ in self.filters.values())
+            if fault is not None:
+                self.counts[f"prompt_{fault}"] += 1
+                continue
+            dropped: list[str] = []
+            found = False
+            for asked in dict.fromkeys(scored.candidate.prompt for scored in candidates):
+                group = self._fit([scored for scored in candidates if scored.candidate.prompt == asked])
+                for name, rule in self.rules.items():
+                    picked = rule.pick(group, self._pair_fault)
+                    dropped += picked.dropped
+                    for chosen, rejected, weight in picked.pairs:
+                        found = True
+                        self.counts["pairs"] += 1
+                        yield _row(prompt, chosen, rejected, name, weight, self.iteration)
+            self.counts.update(f"pair_{reason}" for reason in dropped)
+            if not found:
+                self.counts[f"prompt_{dropped[0] if dropped else 'too_few'}"] += 1
+
+    def _fit(self, group: Sequence[Scored]) -> list[Scored]:
+        """The candidates without fault, no two with the same text."""
+        fitting: dict[str, Scored] = {}
+        for scored in group:
+            fault = "unscored" if scored.score.reward is None else None
+            fault = fault or _first(filter_.candidate_fault(scored) for filter_ in self.filters.values())
+            if fault is None and scored.candidate.text in fitting:
                 fault = "duplicate"
             if fault is None:
-                group[scored.candidate.text] = scored
+                fitting[scored.candidate.text] = scored
             else:
-                counts[f"candidate_{fault}"] += 1
-        pairs, reason = best_worst(list(group.values()), filters)
-        if reason is not None:
-            counts[f"prompt_{reason}"] += 1
-        counts["pairs"] += len(pairs)
-        rows.extend(_row(prompt, chosen, rejected, iteration) for chosen, rejected in pairs)
-    return rows, dict(counts)
+                self.counts[f"candidate_{fault}"] += 1
+        return list(fitting.values())
+
+    def _pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
+        return _first(filter_.pair_fault(chosen, rejected) for filter_ in self.filters.values())
 
 
-def _row(prompt: Prompt, chosen: Scored, rejected: Scored, iteration: int) -> dict[str, Any]:
-    assert chosen.score.reward is not None
-    assert rejected.score.reward is not None
+def _first(faults: Iterable[str | None]) -> str | None:
+    return next((fault for fault in faults if fault is not None), None)
+
+
+def _row(prompt: Prompt, chosen: Scored, rejected: Scored, rule: str, weight: float, iteration: int) -> dict[str, Any]:
+    good, bad = chosen.candidate, rejected.candidate
     return {
         "prompt_id": prompt.id,
         "images": [{"bytes": prompt.image.read_bytes(), "path": prompt.image.name}],
-        "prompt": [{"role": "user", "content": prompt.prompt}],
-        "chosen": [{"role": "assistant", "content": chosen.candidate.text}],
-        "rejected": [{"role": "assistant", "content": rejected.candidate.text}],
-        "rendered_prompt": chosen.candidate.rendered_prompt,
-        "chosen_ids": chosen.candidate.token_ids,
-        "rejected_ids": rejected.candidate.token_ids,
-        "chosen_reward": chosen.score.reward,
-        "rejected_reward": rejected.score.reward,
-        "margin": chosen.score.reward - rejected.score.reward,
-        "chosen_policy_version": chosen.candidate.policy_version,
-        "rejected_policy_version": rejected.candidate.policy_version,
-        "chosen_index": chosen.candidate.index,
-        "rejected_index": rejected.candidate.index,
+        "prompt": [{"role": "user", "content": good.prompt or prompt.prompt}],
+        "chosen": [{"role": "assistant", "content": good.text}],
+        "rejected": [{"role": "assistant", "content": bad.text}],
+        "rendered_prompt": good.rendered_prompt,
+        "chosen_ids": good.token_ids,
+        "rejected_ids": bad.token_ids,
+        "chosen_reward": chosen.reward,
+        "rejected_reward": rejected.reward,
+        "margin": chosen.reward - rejected.reward,
+        "weight": weight,
+        "rule": rule,
+        "chosen_source": good.source,
+        "rejected_source": bad.source,
+        "chosen_policy_version": good.policy_version,
+        "rejected_policy_version": bad.policy_version,
+        "chosen_index": good.index,
+        "rejected_index": bad.index,
         "iteration": iteration,
     }
 
 
-def write_pairs(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write ``pairs.parquet``."""
-    dataset = Dataset.from_list(rows, features=FEATURES)
-    write_whole(path, lambda aside: dataset.to_parquet(str(aside)))
+def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
+    """Write ``pairs.parquet``, some hundred rows in memory at a time; the number of rows."""
+    count = 0
+
+    def write(aside: Path) -> None:
+        nonlocal count
+        with pq.ParquetWriter(aside, FEATURES.arrow_schema) as writer:
+            rest = iter(rows)
+            while some := list(islice(rest, 256)):
+                writer.write_table(pa.Table.from_pylist(some, FEATURES.arrow_schema))
+                count += len(some)
+
+    write_whole(path, write)
+    return count
 
 
 def read_pairs(path: Path) -> Dataset:
     """The pairs of an iteration as a ``datasets.Dataset``; images are decoded when looked at."""
-    import pyarrow.parquet as pq
-
     return Dataset(pq.read_table(path)).cast(FEATURES)
+
+
+def to_train_on(path: Path) -> Dataset:
+    """As `read_pairs`, without the weights where all are 1: the update has less to do then."""
+    pairs = read_pairs(path)
+    return pairs.remove_columns("weight") if set(pairs["weight"]) <= {1.0} else pairs

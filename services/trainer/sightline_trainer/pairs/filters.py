@@ -1,38 +1,131 @@
-"""Filter: which candidates may stand in a pair, and which pairs teach something.
+"""Filters: which candidates may stand in a pair, and which pairs teach something.
 
-CLIP-DPO's rules (arXiv 2408.10433): a score floor, a CLIPScore gap of at least 2, lengths that are "not too
-different". Thresholds other than the gap are not published; ours are keys of the recipe.
+CLIP-DPO's rules (arXiv 2408.10433): images without text, a score floor, no long captions, questions that are not too
+generic, a CLIPScore gap of at least 2, lengths that are "not too different". Of its thresholds only the gap is known;
+the others are keys of the recipe, and ours. The rules on degenerate texts are SENA's (arXiv 2412.15650).
 """
 
 from __future__ import annotations
 
-from sightline_trainer.recipe import Filters
-from sightline_trainer.rollout import Scored
+import re
+from collections import Counter
+
+from pydantic import Field
+
+from sightline_trainer.pairs.filter import FilterPart
+from sightline_trainer.pairs.scored import Scored
+from sightline_trainer.rewards.clip import QUESTION, sentences
+
+QUESTION_SOURCES = ("right_answer", "wrong_answer")
 
 
-def candidate_fault(scored: Scored, filters: Filters) -> str | None:
-    """Why a candidate is dropped, or None."""
-    candidate, reward = scored.candidate, scored.score.reward
-    if reward is None:
-        return "unscored"
-    if filters.finished_only and candidate.finish_reason != "eos":
-        return "unfinished"
-    if len(candidate.token_ids) < filters.min_tokens:
-        return "too_short"
-    if reward < filters.min_score:
-        return "low_score"
-    return None
+class Finished(FilterPart):
+    """Drop candidates that hit max_tokens before their end token."""
+
+    def candidate_fault(self, scored: Scored) -> str | None:
+        return None if scored.candidate.finish_reason == "eos" else "unfinished"
 
 
-def pair_fault(chosen: Scored, rejected: Scored, filters: Filters) -> str | None:
-    """Why a pair is dropped, or None."""
-    assert chosen.score.reward is not None
-    assert rejected.score.reward is not None
-    if chosen.candidate.text == rejected.candidate.text:
-        return "duplicate"
-    if chosen.score.reward - rejected.score.reward < filters.min_gap:
-        return "small_gap"
-    lengths = sorted((len(chosen.candidate.token_ids), len(rejected.candidate.token_ids)))
-    if lengths[1] > filters.max_length_ratio * lengths[0]:
-        return "length_differs"
-    return None
+class ScoreFloor(FilterPart):
+    """Drop candidates under a score."""
+
+    min: float = Field(0.0, description="Least value (CLIP-DPO has a floor, but does not say which).")
+    of: str = Field("reward", description="The reward, or the name of one of its terms.")
+
+    def candidate_fault(self, scored: Scored) -> str | None:
+        value = value_of(scored, self.of)
+        return "unscored" if value is None else "low_score" if value < self.min else None
+
+
+class Lengths(FilterPart):
+    """Bounds of a candidate's tokens, and of a pair's ratio of tokens."""
+
+    min_tokens: int = Field(2, ge=1, description="Drop candidates shorter than this.")
+    max_tokens: int | None = Field(
+        None, ge=1, description="Drop candidates longer than this; null: none (CLIP-DPO drops long ones, no number)."
+    )
+    max_ratio: float = Field(
+        1.5, ge=1.0, description="Most tokens of a pair's longer side over those of the shorter (CLIP-DPO: no number)."
+    )
+
+    def candidate_fault(self, scored: Scored) -> str | None:
+        tokens = len(scored.candidate.token_ids)
+        if tokens < self.min_tokens:
+            return "too_short"
+        return "too_long" if self.max_tokens is not None and tokens > self.max_tokens else None
+
+    def pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
+        shorter, longer = sorted((len(chosen.candidate.token_ids), len(rejected.candidate.token_ids)))
+        return "length_differs" if longer > self.max_ratio * shorter else None
+
+
+class Gap(FilterPart):
+    """Drop pairs whose values are too close."""
+
+    min: float = Field(2.0, description="Least gap; 2 on the scale of CLIPScore (100 * cosine) is CLIP-DPO's.")
+    of: str = Field("reward", description="The reward, or the name of one of its terms.")
+
+    def pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
+        better, worse = value_of(chosen, self.of), value_of(rejected, self.of)
+        if better is None or worse is None:
+            return "unscored"
+        return "small_gap" if better - worse < self.min else None
+
+
+class Duplicates(FilterPart):
+    """Drop pairs whose sides are nearly the same words; equal texts never make a pair anyway."""
+
+    max_overlap: float = Field(
+        1.0, gt=0.0, le=1.0, description="Shared words over all words (Jaccard, repeats counted); 1: only equal words."
+    )
+
+    def pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
+        one, other = _bag(chosen.candidate.text), _bag(rejected.candidate.text)
+        union = (one | other).total()
+        overlap = (one & other).total() / union if union else 1.0
+        same_order = self.max_overlap == 1.0 and _words(chosen.candidate.text) != _words(rejected.candidate.text)
+        return "duplicate" if overlap >= self.max_overlap and not same_order else None
+
+
+class Degenerate(FilterPart):
+    """Drop texts that repeat themselves or are hardly words."""
+
+    max_repeats: int = Field(3, ge=1, description="How often the same four words may follow each other in a text.")
+    min_letters: float = Field(0.5, ge=0.0, le=1.0, description="Least share of letters among what is no space.")
+    repeated_sentences: bool = Field(False, description="Whether a sentence may stand twice.")
+
+    def candidate_fault(self, scored: Scored) -> str | None:
+        text = scored.candidate.text
+        solid = [letter for letter in text if not letter.isspace()]
+        if sum(letter.isalpha() for letter in solid) < self.min_letters * len(solid):
+            return "degenerate"
+        words = _words(text)
+        fours = Counter(tuple(words[at : at + 4]) for at in range(len(words) - 3))
+        if fours and max(fours.values()) > self.max_repeats:
+            return "degenerate"
+        said = [tuple(_words(sentence)) for sentence in sentences(text)]
+        return "degenerate" if not self.repeated_sentences and len(set(said)) < len(said) else None
+
+
+class GenericQuestion(FilterPart):
+    """Drop questions whose own CLIPScore with the image is low: they could be asked of any picture."""
+
+    min_score: float = Field(..., ge=0.0, le=100.0, description="Least CLIPScore (CLIP-DPO: no number).")
+
+    def candidate_fault(self, scored: Scored) -> str | None:
+        value = scored.score.terms.get(QUESTION)
+        asked = scored.candidate.source in QUESTION_SOURCES
+        return "generic_question" if asked and value is not None and value < self.min_score else None
+
+
+def value_of(scored: Scored, name: str) -> float | None:
+    """The reward of a candidate, or a term of it; None where it has none."""
+    return scored.score.reward if name == "reward" else scored.score.terms.get(name)
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[^\W_]+", text.lower())
+
+
+def _bag(text: str) -> Counter[str]:
+    return Counter(_words(text))

@@ -1,36 +1,129 @@
-"""Rule: which candidates of one prompt face each other."""
+"""Rules: best and worst, i-th best and i-th worst, reference and rejected, all pairs, the k best and the k worst."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
+from statistics import stdev
 
-from sightline_trainer.pairs.filters import pair_fault
-from sightline_trainer.recipe import Filters
-from sightline_trainer.rollout import Scored
+from pydantic import Field
+
+from sightline_trainer.pairs.rule import Fault, Picked, RankedRule, RulePart
+from sightline_trainer.pairs.scored import Scored
 
 
-def best_worst(group: Sequence[Scored], filters: Filters) -> tuple[list[tuple[Scored, Scored]], str | None]:
-    """The highest reward against the lowest; where that pair is filtered out, no other is tried but those of a
-    fitting length: of all pairs of a fitting length, the one with the widest gap.
+class BestWorst(RankedRule):
+    """The highest reward against the lowest (CLIP-DPO, CSR).
 
-    Args:
-        group: one prompt's candidates, all with a reward, no two with the same text.
-
-    Returns:
-        At most one (chosen, rejected) pair, and why there is none.
+    Where only their lengths do not fit, the pair of fitting length with the widest gap takes their place.
     """
-    if len(group) < 2:
-        return [], "too_few"
-    ranked = sorted(group, key=lambda scored: (-(scored.score.reward or 0.0), scored.candidate.index))
-    reason = pair_fault(ranked[0], ranked[-1], filters)
-    if reason != "length_differs":
-        return ([(ranked[0], ranked[-1])], None) if reason is None else ([], reason)
-    fitting = [
-        (chosen, rejected)
-        for i, chosen in enumerate(ranked)
-        for rejected in ranked[i + 1 :]
-        if pair_fault(chosen, rejected, filters) is None
-    ]
-    if not fitting:
-        return [], reason
-    return [max(fitting, key=lambda pair: (pair[0].score.reward or 0.0) - (pair[1].score.reward or 0.0))], None
+
+    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+        ranked, picked = self.ranked(group), Picked()
+        if len(ranked) < 2:
+            return Picked(dropped=["too_few"])
+        if picked.offer(ranked[0], ranked[-1], fault, self.weight) or picked.dropped != ["length_differs"]:
+            return picked
+        fitting = [(best, worst) for best, worst in combinations(ranked, 2) if fault(best, worst) is None]
+        if fitting:
+            best, worst = max(fitting, key=lambda pair: pair[0].reward - pair[1].reward)
+            picked = Picked([(best, worst, self.weight)])
+        return picked
+
+
+class IthBestIthWorst(RankedRule):
+    """The i-th best against the i-th worst while they are far apart (OViP, arXiv 2505.15963).
+
+    OViP's released rule, with its numbers as defaults; they are meant for its critic's marks from 0 to 10. Of at most
+    ``small_group`` candidates the best faces the worst if it is ``small_gap`` better and at least ``floor``. Of more,
+    pairs are taken while the gap exceeds ``factor`` times the standard deviation (at least ``min_std``) and the better
+    one is at least ``floor``. Where there is none and the worst is at most ``ceiling``, the reference faces it.
+    """
+
+    min_std: float = Field(1.5, ge=0.0, description="Least standard deviation that is reckoned with.")
+    factor: float = Field(2.0, ge=0.0, description="Gap over standard deviation.")
+    floor: float = Field(6.0, description="Least reward of a chosen side.")
+    ceiling: float = Field(5.0, description="Most reward of a side that faces the reference.")
+    small_group: int = Field(4, ge=2, description="Up to so many candidates, best against worst alone.")
+    small_gap: float = Field(4.0, ge=0.0, description="Gap of that pair.")
+    max_pairs: int = Field(3, ge=1, description="Most pairs of one prompt.")
+
+    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+        ranked, picked = self.ranked(group), Picked()
+        if not ranked:
+            return Picked(dropped=["too_few"])
+        worst = ranked[-1]
+        if len(ranked) <= self.small_group:
+            best = ranked[0]
+            if best.reward - worst.reward >= self.small_gap and best.reward >= self.floor:
+                picked.offer(best, worst, fault, self.weight)
+        else:
+            bound = self.factor * max(self.min_std, stdev(scored.reward for scored in ranked))
+            for best, other in zip(ranked, reversed(ranked), strict=True):
+                if best.reward - other.reward <= bound or best.reward < self.floor:
+                    break
+                picked.offer(best, other, fault, self.weight)
+                if len(picked.pairs) == self.max_pairs:
+                    break
+        reference = next((scored for scored in group if scored.candidate.source == "reference"), None)
+        if not picked.pairs and worst.reward <= self.ceiling and reference is not None:
+            picked.offer(reference, worst, fault, self.weight)
+        if not picked.pairs and not picked.dropped:
+            picked.dropped.append("too_close")
+        return picked
+
+
+class ReferenceAgainstRejected(RulePart):
+    """A text that is taken for right against each that is taken for wrong, whatever their rewards (POVID, BPO)."""
+
+    chosen: list[str] = Field(
+        default_factory=lambda: ["reference", "right_answer"], description="Sources that are right."
+    )
+    rejected: dict[str, float] = Field(
+        default_factory=lambda: {"injected": 1.0, "noised_image": 1.0, "wrong_answer": 1.0},
+        description="Sources that are wrong, each with the weight of its pairs.",
+    )
+
+    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+        right = [scored for scored in group if scored.candidate.source in self.chosen]
+        wrong = [scored for scored in group if scored.candidate.source in self.rejected]
+        if not right or not wrong:
+            return Picked(dropped=["no_reference" if wrong else "no_rejected"])
+        picked = Picked()
+        for good in right:
+            for bad in wrong:
+                picked.offer(good, bad, fault, self.weight * self.rejected[bad.candidate.source])
+        return picked
+
+
+class AllPairs(RankedRule):
+    """Every candidate against every one of lower reward (BPO's data, VLFeedback)."""
+
+    max_pairs: int | None = Field(None, ge=1, description="Most pairs of one prompt, the widest gaps first; null: all.")
+
+    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+        ranked, picked = self.ranked(group), Picked()
+        unequal = [(one, other) for one, other in combinations(ranked, 2) if one.reward > other.reward]
+        for one, other in sorted(unequal, key=lambda pair: pair[1].reward - pair[0].reward):
+            if self.max_pairs is not None and len(picked.pairs) == self.max_pairs:
+                break
+            picked.offer(one, other, fault, self.weight)
+        if not unequal:
+            picked.dropped.append("too_few")
+        return picked
+
+
+class TopBottom(RankedRule):
+    """Each of the k best against each of the k worst."""
+
+    k: int = Field(2, ge=1, description="How many from each end.")
+
+    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+        ranked, picked = self.ranked(group), Picked()
+        if len(ranked) < 2:
+            return Picked(dropped=["too_few"])
+        k = min(self.k, len(ranked) // 2)
+        for one in ranked[:k]:
+            for other in reversed(ranked[-k:]):
+                picked.offer(one, other, fault, self.weight)
+        return picked

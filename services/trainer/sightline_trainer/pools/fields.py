@@ -11,8 +11,8 @@ from typing import Any
 
 from sightline_chassis.errors import InvalidInput
 
+from sightline_trainer.files import write_whole
 from sightline_trainer.prompts import Prompt
-from sightline_trainer.runs import write_whole
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,18 @@
+"""Rewards: what a candidate is worth. Each term is a part with a registry name."""
+
+from collections.abc import Mapping
+from typing import Final
+
+from sightline_trainer.rewards.clip import Clip
+from sightline_trainer.rewards.length import Length
+from sightline_trainer.rewards.policy_logprob import PolicyLogprob
+from sightline_trainer.rewards.term import TermPart
+from sightline_trainer.rewards.truth import Truth
+
+REWARDS: Final[Mapping[str, type[TermPart]]] = {
+    "clip": Clip,
+    "policy_logprob": PolicyLogprob,
+    "length": Length,
+    "truth": Truth,
+}
+"""Terms by name."""

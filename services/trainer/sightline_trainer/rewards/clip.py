@@ -1,26 +1,40 @@
-"""ClipReward: how well each text fits its image, from the scorer service."""
+"""``clip``: how well each text fits its image, from the scorer service."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
 
+from pydantic import Field
 from sightline_chassis.errors import InvalidInput
 from sightline_scorer.client import AsyncScorerClient
 
+from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.patience import patiently
 from sightline_trainer.prompts import Prompt
-from sightline_trainer.recipe import Reward as RewardSettings
+from sightline_trainer.rewards.score import Score
+from sightline_trainer.rewards.term import Bench, Term, TermPart
+
+if TYPE_CHECKING:
+    from sightline_trainer.recipe import Reward as RewardSettings
+
+QUESTION: Final = "question"
+"""Name under which the CLIPScore of a question itself stands among the terms."""
 
 
-@dataclass(frozen=True)
-class Score:
-    """The reward of one text, or why there is none. ``reward`` is the CLIPScore, 100 * max(cosine, 0), to 0.01."""
+class Clip(TermPart):
+    """CLIPScore of the text with its image."""
 
-    reward: float | None
-    cosine: float | None = None
-    logit: float | None = None
-    error: str = ""
+    by: Literal["whole", "sentence"] = Field(
+        "whole", description="Score the text as a whole, or sentence by sentence (CSR)."
+    )
+    pool: Literal["mean", "min", "sum"] = Field(
+        "mean", description="How sentences' scores become one; CSR's is the sum, which rewards length."
+    )
+
+    def open(self, bench: Bench) -> Term:
+        return ClipTerm(self, ClipReward(bench.scorer, bench.recipe.reward))
 
 
 class ClipReward:
@@ -53,3 +67,39 @@ class ClipReward:
             for i, text in enumerate(unique)
         }
         return [scores.get(text, Score(None, error="EMPTY_TEXT")) for text in texts]
+
+
+class ClipTerm:
+    """CLIPScore of whole texts, or pooled over sentences; of questions, that of the question too."""
+
+    def __init__(self, settings: Clip, reward: ClipReward) -> None:
+        self.settings = settings
+        self.reward = reward
+
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+        parts = [sentences(each.told) if self.settings.by == "sentence" else [each.told] for each in candidates]
+        asked = [each.prompt for each in candidates if each.source == "right_answer"]
+        texts = list(dict.fromkeys([text for part in parts for text in part] + asked))
+        scores = dict(zip(texts, await self.reward(prompt, texts), strict=True))
+        result = []
+        for candidate, part in zip(candidates, parts, strict=True):
+            score = self._pooled([scores[text] for text in part])
+            question = scores.get(candidate.prompt)
+            if question is not None and question.reward is not None:
+                score = Score(score.reward, score.cosine, score.logit, score.error, {QUESTION: question.reward})
+            result.append(score)
+        return result
+
+    def _pooled(self, scores: Sequence[Score]) -> Score:
+        if len(scores) == 1:
+            return scores[0]
+        values = [score.reward for score in scores if score.reward is not None]
+        if len(values) < len(scores) or not values:
+            return next((score for score in scores if score.reward is None), Score(None, error="EMPTY_TEXT"))
+        total = {"mean": sum(values) / len(values), "min": min(values), "sum": sum(values)}[self.settings.pool]
+        return Score(total)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text; the text itself where it has none."""
+    return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part.strip(" .!?")] or [text]

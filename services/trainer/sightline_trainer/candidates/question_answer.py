@@ -1,0 +1,155 @@
+"""``question_answer``: questions about the image with a right and a wrong answer (CLIP-DPO's 50 K of 750 K pairs).
+
+They come from ``questions.jsonl`` beside the prompts, one object a line:
+
+    id                    the prompt's
+    text, right, wrong    the question and its two answers
+    right_statement, wrong_statement
+                          what each answer says about the picture, for the scorer; without them the question is turned
+                          into a statement by `declared`, as CLIP-DPO does "with a regex"
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from pathlib import Path
+from random import Random
+from typing import Any, Final
+
+import numpy as np
+from pydantic import Field
+from sightline_chassis.errors import InvalidInput
+
+from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.candidates.reference import written
+from sightline_trainer.candidates.source import Ask, CandidatePart, Context, Source
+from sightline_trainer.pools.pool import id_digest
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.wording import Wording
+
+
+class QuestionAnswer(CandidatePart):
+    """Questions with right and wrong answers, from the dataset."""
+
+    share: float = Field(
+        1 / 15, gt=0.0, le=1.0, description="Share of the prompts that get a question (CLIP-DPO: 50 K of 750 K pairs)."
+    )
+
+    def open(self, context: Context) -> Source:
+        return QuestionSource(self.share, context.recipe.seed, context.wording, context.dataset / "questions.jsonl")
+
+
+class QuestionSource:
+    """Two candidates, ``right_answer`` and ``wrong_answer``, for some of the prompts."""
+
+    def __init__(self, share: float, seed: int, wording: Wording, path: Path) -> None:
+        self.share = share
+        self.seed = seed
+        self.wording = wording
+        self.questions = QuestionIndex(path)
+
+    async def __call__(self, prompt: Prompt, ask: Ask) -> list[Candidate]:
+        drawn = Random(prompt.seed(self.seed, ask.iteration, -4))  # noqa: S311 - a draw, no secret
+        if drawn.random() >= self.share:
+            return []
+        rows = self.questions.of(prompt.id)
+        if not rows:
+            return []
+        row = drawn.choice(rows)
+        return [
+            written(
+                self.wording,
+                prompt,
+                row["text"],
+                row[side],
+                index=len(ask.made) + number,
+                source=f"{side}_answer",
+                statement=row.get(f"{side}_statement") or declared(row["text"], row[side]),
+            )
+            for number, side in enumerate(("right", "wrong"))
+        ]
+
+
+class QuestionIndex:
+    """The questions of a file by prompt id; 16 bytes each in memory.
+
+    Raises:
+        InvalidInput: there is no such file, or a line is no question with two answers.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise InvalidInput(
+                f"no {path}: candidates.question_answer needs the dataset's questions; leave that part out, or write "
+                'lines {"id": ..., "text": ..., "right": ..., "wrong": ...}',
+                reason="NO_QUESTIONS",
+            )
+        self.path = path
+        digests, places = array("Q"), array("q")
+        at = 0
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    digests.append(id_digest(str(self._row(line, number)["id"])))
+                    places.append(at)
+                at += len(line)
+        known = np.array(digests, np.uint64)
+        order = np.argsort(known, kind="stable")
+        self._digests, self._places = known[order], np.array(places, np.int64)[order]
+
+    def of(self, id_: str) -> list[dict[str, Any]]:
+        """The questions about one prompt's image, in file order."""
+        digest = np.uint64(id_digest(id_))
+        first, last = np.searchsorted(self._digests, digest), np.searchsorted(self._digests, digest, side="right")
+        rows = []
+        with self.path.open("rb") as file:
+            for place in sorted(self._places[first:last].tolist()):
+                file.seek(place)
+                rows.append(self._row(file.readline(), 0))
+        return rows
+
+    def _row(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            row = json.loads(line)
+            if missing := [key for key in ("id", "text", "right", "wrong") if not row.get(key)]:
+                raise KeyError(", ".join(missing))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise InvalidInput(
+                f"{self.path}, line {number}: needs an object with id, text, right and wrong ({error})",
+                reason="DATASET_LINE",
+            ) from error
+        return dict(row)
+
+
+_RULES: Final = (
+    (
+        re.compile(r"(is|are|was|were) there (?:any )?(?:(an?) )?(.+)", re.I),
+        "there {0} {article}{2}",
+        "there {0} no {2}",
+    ),
+    (re.compile(r"what (?:colou?r|shape|kind|sort|number)\b.* (is|are) (.+)", re.I), "{1} {0} {answer}", None),
+    (re.compile(r"(?:what|where|who|which) (is|are) (.+)", re.I), "{1} {0} {answer}", None),
+    (re.compile(r"how many (.+?) (?:are|is|can|do|does)\b.*", re.I), "{answer} {0}", None),
+)
+
+
+def declared(question: str, answer: str) -> str:
+    """A statement of what the answer to a question says: "is there a cat ?", "no" -> "there is no cat".
+
+    An answer of six words or more speaks for itself; a question of another form is put before its answer.
+    """
+    plain, said = question.strip().rstrip("?. ").strip(), answer.strip().rstrip(". ").strip()
+    if len(said.split()) >= 6:
+        return said
+    yes, no = said.lower().startswith("yes"), said.lower().startswith("no")
+    for pattern, positive, negative in _RULES:
+        match = pattern.fullmatch(plain)
+        if match is None or (negative is not None and not (yes or no)):
+            continue
+        words = [part or "" for part in match.groups()]
+        form = negative if negative is not None and no else positive
+        article = f"{words[1]} " if len(words) > 1 and words[1] in ("a", "an") else ""
+        return form.format(*words, answer=said, article=article)
+    return f"{plain} {said}"

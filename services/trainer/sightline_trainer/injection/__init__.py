@@ -1,0 +1,1 @@
+"""Injection: plausible errors in good answers."""

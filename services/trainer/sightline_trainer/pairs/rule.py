@@ -1,0 +1,54 @@
+"""Rule: which candidates of one prompt face each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import Field
+
+from sightline_trainer.pairs.scored import Scored
+from sightline_trainer.parts import Part
+
+Fault = Callable[[Scored, Scored], str | None]
+"""Why a pair of (chosen, rejected) is dropped, or None."""
+
+
+@dataclass
+class Picked:
+    """What a rule makes of one prompt's candidates: (chosen, rejected, weight), and why other pairs were dropped."""
+
+    pairs: list[tuple[Scored, Scored, float]] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+
+    def offer(self, chosen: Scored, rejected: Scored, fault: Fault, weight: float) -> bool:
+        """Take the pair, or note its fault."""
+        reason = fault(chosen, rejected)
+        if reason is None:
+            self.pairs.append((chosen, rejected, weight))
+        else:
+            self.dropped.append(reason)
+        return reason is None
+
+
+class RulePart(Part):
+    """Settings of a rule, and how it pairs."""
+
+    weight: float = Field(1.0, gt=0.0, description="Weight of its pairs in the loss; 2 counts like two pairs.")
+
+    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+        """Pair the candidates of one prompt, which all have a reward and different texts."""
+        raise NotImplementedError
+
+
+class RankedRule(RulePart):
+    """A rule that ranks candidates by reward."""
+
+    among: list[str] = Field(
+        default_factory=lambda: ["policy"], description="Sources whose candidates are ranked; empty: all."
+    )
+
+    def ranked(self, group: Sequence[Scored]) -> list[Scored]:
+        """By falling reward; of equal ones the earlier candidate first."""
+        mine = [scored for scored in group if not self.among or scored.candidate.source in self.among]
+        return sorted(mine, key=lambda scored: (-scored.reward, scored.candidate.index))

@@ -1,0 +1,72 @@
+"""Judge: one reward for each candidate from all terms of the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.rewards.score import Score
+from sightline_trainer.rewards.term import Term
+
+
+class Judge:
+    """Combines terms.
+
+    Args:
+        terms: each with its weight, by name.
+        combine: ``sum``: sum of weight * value. ``rank``: the same of ranks among the candidates of one prompt, from 0
+            for the lowest value to 100 for the highest, equal values sharing their mean rank: terms of different scales
+            then count as their weights say.
+    """
+
+    def __init__(self, terms: Mapping[str, tuple[Term, float]], combine: Literal["sum", "rank"]) -> None:
+        self.terms = terms
+        self.combine = combine
+
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+        """One score for each candidate, in order; one that any term has no value for has no reward.
+
+        Raises:
+            SightlineError: a service stays away.
+        """
+        values = {name: await term(prompt, candidates, version=version) for name, (term, _) in self.terms.items()}
+        scores = [_merged({name: column[i] for name, column in values.items()}) for i in range(len(candidates))]
+        for asked in dict.fromkeys(candidate.prompt for candidate in candidates):
+            group = [i for i, candidate in enumerate(candidates) if candidate.prompt == asked and not scores[i].error]
+            rewards = [0.0] * len(group)
+            for name, (_, weight) in self.terms.items():
+                column = [scores[i].terms[name] for i in group]
+                for place, value in enumerate(ranks(column) if self.combine == "rank" else column):
+                    rewards[place] += weight * value
+            for i, reward in zip(group, rewards, strict=True):
+                known = scores[i]
+                scores[i] = Score(round(reward, 2), known.cosine, known.logit, "", known.terms)
+        return scores
+
+
+def _merged(columns: Mapping[str, Score]) -> Score:
+    terms: dict[str, float] = {}
+    cosine = logit = None
+    error = ""
+    for name, score in columns.items():
+        terms.update(score.terms)
+        if score.reward is None:
+            error = error or score.error or "NO_VALUE"
+        else:
+            terms[name] = score.reward
+        cosine, logit = (score.cosine, score.logit) if score.cosine is not None else (cosine, logit)
+    return Score(None, cosine, logit, error, terms)
+
+
+def ranks(values: Sequence[float]) -> list[float]:
+    """0 for the lowest, 100 for the highest; equal values share the mean of their ranks; one value alone is 50."""
+    if len(values) < 2:
+        return [50.0] * len(values)
+    return [
+        100.0
+        * (sum(other < value for other in values) + (sum(other == value for other in values) - 1) / 2)
+        / (len(values) - 1)
+        for value in values
+    ]

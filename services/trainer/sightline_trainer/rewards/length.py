@@ -1,0 +1,32 @@
+"""``length``: tokens of a text, or how far they are from a wanted number. A length term keeps another one honest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.rewards.score import Score
+from sightline_trainer.rewards.term import Bench, Term, TermPart
+
+
+class Length(TermPart):
+    """Tokens of the text, or minus their distance from a target."""
+
+    target: int | None = Field(None, ge=1, description="Wanted tokens; null: the number of tokens itself is the value.")
+
+    def open(self, bench: Bench) -> Term:
+        return LengthTerm(self.target)
+
+
+class LengthTerm:
+    """Counts tokens."""
+
+    def __init__(self, target: int | None) -> None:
+        self.target = target
+
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+        counts = [len(candidate.token_ids) for candidate in candidates]
+        return [Score(float(count if self.target is None else -abs(count - self.target))) for count in counts]

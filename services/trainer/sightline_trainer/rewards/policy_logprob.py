@@ -1,0 +1,46 @@
+"""``policy_logprob``: how likely the policy finds a text, mean log-prob per token in nats (CSR's self-reward).
+
+CSR's paper multiplies the probabilities of a sentence's tokens; its code takes the length-normalised log-prob, as here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from sightline_sampler.client import AsyncSamplerClient, exact
+
+from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.patience import patiently
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.rewards.score import Score
+from sightline_trainer.rewards.term import Bench, Term, TermPart
+
+
+class PolicyLogprob(TermPart):
+    """Mean log-prob per token under the policy."""
+
+    def open(self, bench: Bench) -> Term:
+        return PolicyLogprobTerm(bench.sampler)
+
+
+class PolicyLogprobTerm:
+    """Sampled texts carry their log-probs; others, and those sampled under a distorted image, are asked for."""
+
+    def __init__(self, client: AsyncSamplerClient) -> None:
+        self.client = client
+
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+        return [await self._one(prompt, candidate, version) for candidate in candidates]
+
+    async def _one(self, prompt: Prompt, candidate: Candidate, version: int) -> Score:
+        known: Sequence[float] = candidate.logprobs if candidate.source == "policy" else ()
+        if not known and candidate.token_ids:
+            known = (
+                await patiently(
+                    lambda: self.client.score_tokens(
+                        prompt.image, candidate.prompt or prompt.prompt, candidate.token_ids, policy=exact(version)
+                    )
+                )
+            ).logprobs.tolist()
+        return Score(fmean(known)) if known else Score(None, error="EMPTY_TEXT")

@@ -1,0 +1,40 @@
+"""``truth``: what the dataset knows about the image, as a reward. An oracle: the upper bound of a method, no method.
+
+The value is 100 * F1 of the objects that a text mentions against those that are there:
+2 * right / (2 * right + wrong + missed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.evaluation.chair import Vocabulary
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.rewards.score import Score
+from sightline_trainer.rewards.term import Bench, Term, TermPart
+
+
+class Truth(TermPart):
+    """Objects named against objects that are there (oracle)."""
+
+    def open(self, bench: Bench) -> Term:
+        return TruthTerm(Vocabulary.load(bench.dataset / "vocabulary.json"))
+
+
+class TruthTerm:
+    """Reads ``objects`` of the prompts; an image of which nothing is known has no value."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+        there = set(prompt.objects)
+        if not there:
+            return [Score(None, error="TRUTH_UNKNOWN") for _ in candidates]
+        result = []
+        for candidate in candidates:
+            said = set(self.vocabulary.mentions(candidate.told))
+            right = len(said & there)
+            result.append(Score(200.0 * right / (2 * right + len(said - there) + len(there - said))))
+        return result

@@ -38,6 +38,7 @@ class ServiceName(StrEnum):
     """The services that can be run."""
 
     SCORER = "scorer"
+    SCORER_HTTP = "scorer-http"
     SAMPLER = "sampler"
     TRAINER = "trainer"
 
@@ -84,7 +85,8 @@ def serve(
     """Run one service until SIGTERM. Settings: flags over SIGHTLINE_* variables over the file over defaults."""
     import importlib
 
-    module = importlib.import_module(f"sightline_{service.value}.server")
+    package = "sightline_scorer.gateway" if service is ServiceName.SCORER_HTTP else f"sightline_{service.value}"
+    module = importlib.import_module(f"{package}.server")
     raise typer.Exit(module.main(config, overrides or []))
 
 

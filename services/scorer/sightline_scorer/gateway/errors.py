@@ -1,0 +1,112 @@
+"""Errors over HTTP: the same status for the same failure as gRPC, by Google's mapping of the two."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from typing import Any
+
+import grpc
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from sightline_chassis.errors import InternalError, InvalidInput, NotFound, SightlineError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sightline_scorer.gateway.bodies import FailureBody, error_body
+
+LOG = logging.getLogger(__name__)
+
+STATUS = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.FAILED_PRECONDITION: 400,
+    grpc.StatusCode.OUT_OF_RANGE: 400,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+    grpc.StatusCode.ABORTED: 409,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.UNIMPLEMENTED: 501,
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+}
+"""HTTP status of a gRPC status; 500 for the rest."""
+
+
+def failure(error: SightlineError, status: int | None = None) -> Response:
+    """The response for an error, with Retry-After where a retry helps."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after))
+    if error.code is grpc.StatusCode.UNAUTHENTICATED:
+        headers["WWW-Authenticate"] = "Bearer"
+    body = FailureBody(error=error_body(error)).model_dump_json()
+    return Response(body, status or STATUS.get(error.code, 500), headers, "application/json")
+
+
+def handle(app: FastAPI) -> None:
+    """Every failure of the application has the one form."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, SightlineError)
+        return failure(error)
+
+    async def malformed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+        return failure(InvalidInput(f"the body does not fit: {told}", reason="BODY_MALFORMED"))
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        if error.status_code == 404:
+            return failure(NotFound(f"there is no {request.url.path}: see /docs", reason="NO_SUCH_PATH"))
+        reason = "BODY_TOO_LARGE" if error.status_code == 413 else "REQUEST_REFUSED"
+        return failure(InvalidInput(str(error.detail), reason=reason), error.status_code)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        LOG.error("a request failed", exc_info=error)
+        return failure(InternalError("a bug of the gateway; its log has the traceback"))
+
+    app.add_exception_handler(SightlineError, known)
+    app.add_exception_handler(RequestValidationError, malformed)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, unknown)
+
+
+class BoundedBodies:
+    """Refuses a body over the limit: by its stated length at once, else as soon as it is over."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit = app, limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        stated = dict(scope["headers"]).get(b"content-length", b"")
+        if stated.isdigit() and int(stated) > self._limit:
+            await failure(InvalidInput(self._told(), reason="BODY_TOO_LARGE"), 413)(scope, receive, send)
+            return
+        size = 0
+
+        async def bounded() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._limit:
+                raise HTTPException(413, self._told())
+            return message
+
+        await self._app(scope, bounded, send)
+
+    def _told(self) -> str:
+        return f"the body is over the limit of {self._limit} bytes: send less at once, or upload images by /v1/images"
+
+
+def lenient_json(body: dict[str, Any]) -> Response:
+    """JSON in which NaN may stand, as Python's parsers take it."""
+    return Response(json.dumps(body), media_type="application/json")

@@ -1,0 +1,81 @@
+"""The gateway's settings. Sources: flags, environment `SIGHTLINE_SCORER_HTTP__*`, a YAML file, these defaults."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from sightline_chassis.sections import LogSettings, Section
+
+
+class HttpSettings(Section):
+    """Where the gateway listens, and to whom."""
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 in a container")
+    port: int = Field(0, ge=0, le=65535, description="HTTP port; 0 takes a free one (see `announce`)")
+    certificate: Path | None = Field(None, description="PEM file: speak HTTPS with this certificate")
+    key: Path | None = Field(None, description="PEM file with the certificate's key")
+    token_file: Path | None = Field(
+        None, description="File with the bearer token that callers must send; read at the start. Not set: none is asked"
+    )
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**30, description="Bytes of one request's body")
+    max_items: int = Field(256, ge=1, le=10_000, description="Items of one score_many, rows of one get_reward")
+    max_requests: int = Field(256, ge=1, le=100_000, description="Requests at a time; more get 503")
+    drain_seconds: int = Field(30, ge=0, le=3600, description="Time that requests get to finish when stopping")
+    announce: Path | None = Field(None, description="JSON file with pid and address, there while the gateway serves")
+
+    @model_validator(mode="after")
+    def _certificate_has_a_key(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("http.certificate and http.key go together")
+        return self
+
+
+class TargetSettings(Section):
+    """The scorer that is asked."""
+
+    target: str = Field("", description="gRPC target: 127.0.0.1:50051, dns:///scorer.ns.svc:50051")
+    ca_file: Path | None = Field(None, description="PEM file of the authority: speak TLS to the scorer")
+    token_file: Path | None = Field(None, description="File with the bearer token for the scorer")
+    timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest time for one item, retries included")
+    max_in_flight: int = Field(32, ge=1, le=1024, description="Items of one request that are asked at a time")
+
+    @model_validator(mode="after")
+    def _somebody_is_asked(self) -> Self:
+        if not self.target:
+            raise ValueError("name the scorer, for example scorer.target=127.0.0.1:50051")
+        return self
+
+
+class OpenRlhfSettings(Section):
+    """What `/get_reward` answers. Off until `on_failure` says what a failure is worth."""
+
+    on_failure: Literal["raise", "drop", "value"] | None = Field(
+        None, description="For a row without a score: raise (an HTTP error), drop (NaN), value (failure_value)"
+    )
+    failure_value: float | None = Field(None, description="with on_failure=value: the reward")
+    response_after: str = Field(
+        "", description="The response begins behind the last occurrence of this text; empty: behind the prompt"
+    )
+    model: str = Field("", description="The scorer's model; empty for its default")
+    kind: Literal["default", "cosine", "clip_score", "logit", "probability", "percentile"] = Field(
+        "default", description="The kind of score that is the reward"
+    )
+
+    @model_validator(mode="after")
+    def _value_goes_with_value(self) -> Self:
+        if (self.on_failure == "value") != (self.failure_value is not None):
+            raise ValueError("openrlhf.failure_value goes with openrlhf.on_failure=value, and the latter needs it")
+        return self
+
+
+class GatewaySettings(Section):
+    """All settings of the gateway."""
+
+    http: HttpSettings = Field(default_factory=HttpSettings, description="Where the gateway listens")
+    scorer: TargetSettings = Field(
+        default_factory=lambda: TargetSettings(), description="The scorer that is asked", validate_default=True
+    )
+    openrlhf: OpenRlhfSettings = Field(default_factory=OpenRlhfSettings, description="OpenRLHF's /get_reward")
+    log: LogSettings = Field(default_factory=LogSettings, description="What is logged")

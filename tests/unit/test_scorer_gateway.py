@@ -1,0 +1,235 @@
+"""The gateway: JSON and OpenRLHF's convention over real HTTP and real gRPC, with a scorer that answers as ordered."""
+
+import base64
+import hashlib
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from scorer_scripted import Scripted, scripted
+
+PICTURE = b"picture" * 1000
+IMAGE = {"base64": base64.b64encode(PICTURE).decode()}
+LABEL = f"data:image/jpeg;base64,{IMAGE['base64']}"
+
+
+class Gateway:
+    """`sightline serve scorer-http` as a process."""
+
+    def __init__(self, directory: Path, target: str, *settings: str) -> None:
+        announce = directory / "gateway.json"
+        command = [sys.executable, "-m", "sightline_cli", "serve", "scorer-http"]
+        for setting in (f"scorer.target={target}", f"http.announce={announce}", "log.level=warning", *settings):
+            command += ["--set", setting]
+        self.announce = announce
+        self.popen = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        for _ in range(600):
+            if announce.exists():
+                break
+            assert self.popen.poll() is None
+            time.sleep(0.1)
+        self.http = httpx.Client(base_url=f"http://{json.loads(announce.read_text())['http']}", timeout=30)
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        return self.http.post(path, json=body)
+
+    def stop(self) -> int:
+        self.http.close()
+        self.popen.send_signal(signal.SIGTERM)
+        return self.popen.wait(30)
+
+
+@pytest.fixture(scope="module")
+def there() -> Iterator[tuple[Scripted, str]]:
+    with scripted() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def gateway(there: tuple[Scripted, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    found = Gateway(
+        tmp_path_factory.mktemp("gateway"),
+        there[1],
+        "http.max_body_bytes=100000",
+        "http.max_items=8",
+        "scorer.timeout_seconds=2",
+        "openrlhf.on_failure=drop",
+    )
+    yield found
+    assert found.stop() == 0
+    assert not found.announce.exists()
+
+
+def test_scores_and_their_model_come_as_json(gateway: Gateway) -> None:
+    answer = gateway.post("/v1/score", {"image": IMAGE, "texts": ["ok 3", "another"], "kind": "cosine"})
+    assert answer.status_code == 200
+    body = answer.json()
+    assert [score["value"] for score in body["scores"]] == [3, 3]
+    assert body["kind"] == "cosine"
+    assert body["image_sha256"] == hashlib.sha256(PICTURE).hexdigest()
+    assert "weights_digest" in body["model"]
+
+
+def test_an_image_uploaded_once_is_named_by_its_digest(gateway: Gateway, there: tuple[Scripted, str]) -> None:
+    answer = gateway.http.post("/v1/images", content=PICTURE)
+    digest = answer.json()["sha256"]
+    assert there[0].store[bytes.fromhex(digest)] == PICTURE
+    scored = gateway.post("/v1/score", {"image": {"sha256": digest}, "texts": ["ok 2"]})
+    assert scored.json()["scores"][0]["value"] == 2
+
+
+def test_each_item_of_many_has_its_own_outcome(gateway: Gateway) -> None:
+    items = [
+        {"image": IMAGE, "texts": ["ok 1"]},
+        {"image": {"base64": "no base64!"}, "texts": ["ok 1"]},
+        {"image": IMAGE, "texts": ["refuse"]},
+        {"image": {"sha256": "00" * 32}, "texts": ["ok 1"]},
+        {"image": IMAGE, "texts": ["ok 5"]},
+    ]
+    answer = gateway.post("/v1/score_many", {"items": items})
+    assert answer.status_code == 200
+    outcomes = answer.json()["outcomes"]
+    told = [outcome["error"]["reason"] if outcome["error"] else outcome["result"]["scores"][0]["value"]
+            for outcome in outcomes]  # fmt: skip
+    assert told == [1, "BASE64_MALFORMED", "TEXT_TOO_LONG", "IMAGE_NOT_FOUND", 5]
+    assert all((outcome["result"] is None) != (outcome["error"] is None) for outcome in outcomes)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ({"image": IMAGE, "texts": ["refuse"]}, 400, "TEXT_TOO_LONG"),
+        ({"image": {"sha256": "00" * 32}, "texts": ["ok 1"]}, 404, "IMAGE_NOT_FOUND"),
+        ({"image": {"sha256": "xyz"}, "texts": ["ok 1"]}, 400, "DIGEST_MALFORMED"),
+        ({"image": IMAGE, "texts": ["full"]}, 429, "OVERLOADED"),
+        ({"image": IMAGE, "texts": ["away 1000000"]}, 503, "UNAVAILABLE"),
+        ({"image": IMAGE, "texts": ["sleep 9"]}, 504, "DEADLINE_EXCEEDED"),
+        ({"image": IMAGE, "texts": ["ok not-a-number"]}, 500, "UNKNOWN"),
+        ({"image": IMAGE, "texts": []}, 400, "BODY_MALFORMED"),
+        ({"image": {}, "texts": ["ok 1"]}, 400, "BODY_MALFORMED"),
+        ({"image": {**IMAGE, "uri": "https://a/b"}, "texts": ["ok 1"]}, 400, "BODY_MALFORMED"),
+        ({"image": IMAGE, "texts": ["ok 1"], "knid": "cosine"}, 400, "BODY_MALFORMED"),
+        ({"image": IMAGE, "texts": ["ok 1"], "kind": "clipscore"}, 400, "BODY_MALFORMED"),
+        ({"image": IMAGE, "texts": ["ok 1"], "phrases": []}, 400, "PHRASES_MISMATCH"),
+        ({"image": IMAGE, "texts": ["a\ud800"]}, 400, "TEXT_NOT_UNICODE"),
+        ({"image": {"base64": "A" * 100_001}, "texts": ["ok 1"]}, 413, "BODY_TOO_LARGE"),
+        ([], 400, "BODY_MALFORMED"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else None,
+)
+def test_a_failure_has_the_status_of_its_grpc_one(gateway: Gateway, body: Any, status: int, reason: str) -> None:
+    answer = gateway.http.post("/v1/score", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error["reason"] == reason
+    assert error["message"]
+    if error["retry_after_seconds"] is not None:
+        assert int(answer.headers["Retry-After"]) >= 1
+
+
+def test_a_body_without_stated_length_is_bounded_too(gateway: Gateway) -> None:
+    def endless() -> Iterator[bytes]:
+        yield b'{"image": {"base64": "'
+        for _ in range(200):
+            yield b"A" * 1000
+
+    answer = gateway.http.post("/v1/score", content=endless(), headers={"Content-Type": "application/json"})
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (413, "BODY_TOO_LARGE")
+    answer = gateway.http.post("/v1/images", content=endless())
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (413, "BODY_TOO_LARGE")
+    assert gateway.post("/v1/score", {"image": IMAGE, "texts": ["ok 1"]}).status_code == 200
+
+
+def test_too_many_items_are_refused(gateway: Gateway) -> None:
+    answer = gateway.post("/v1/score_many", {"items": [{"image": IMAGE, "texts": ["ok 1"]}] * 9})
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "TOO_MANY_ITEMS")
+
+
+def test_openapi_tells_of_it_all(gateway: Gateway) -> None:
+    told = gateway.http.get("/openapi.json").json()
+    assert {"/v1/score", "/v1/score_many", "/v1/images", "/v1/models", "/get_reward", "/healthz"} == set(told["paths"])
+    for path, methods in told["paths"].items():
+        for method in methods.values():
+            assert {"4XX", "5XX"} <= set(method["responses"]), path
+
+
+def test_an_unknown_path_has_the_one_form_too(gateway: Gateway) -> None:
+    assert gateway.http.get("/v2").json()["error"]["reason"] == "NO_SUCH_PATH"
+    assert gateway.http.get("/v1/score").status_code == 405
+
+
+def test_rewards_by_openrlhfs_convention(gateway: Gateway) -> None:
+    body = {
+        "query": ["user: say<|im_end|>ok 4</s>", "user: say<|im_end|>ok 2", "user: sayrefuse", "another prompt ok 1"],
+        "prompts": ["user: say"] * 4,
+        "labels": [LABEL, json.dumps({"image": LABEL}), LABEL, LABEL],
+    }
+    answer = gateway.post("/get_reward", body)
+    assert answer.status_code == 200
+    found = json.loads(answer.text)  # Python's parser takes NaN, as OpenRLHF's client does
+    assert found["rewards"][:2] == [4, 2]
+    assert all(math.isnan(reward) for reward in found["rewards"][2:])
+    assert found["extra_logs"]["scored"] == [1, 1, 0, 0]
+    mismatch = gateway.post("/get_reward", {**body, "labels": [LABEL]})
+    assert (mismatch.status_code, mismatch.json()["error"]["reason"]) == (400, "ROWS_MISMATCH")
+
+
+def test_what_a_failure_is_worth_must_be_said(there: tuple[Scripted, str], tmp_path: Path) -> None:
+    body = {"query": ["say refuse", "say ok 2"], "prompts": ["say", "say"], "labels": [LABEL, LABEL]}
+    for settings, status, rewards in (
+        ([], 400, None),
+        (["openrlhf.on_failure=raise"], 400, None),
+        (["openrlhf.on_failure=value", "openrlhf.failure_value=-7"], 200, [-7, 2]),
+    ):
+        gateway = Gateway(tmp_path, there[1], *settings)
+        try:
+            answer = gateway.post("/get_reward", body)
+            assert answer.status_code == status
+            assert answer.json().get("rewards") == rewards
+        finally:
+            assert gateway.stop() == 0
+
+
+def test_callers_without_the_token_are_refused(there: tuple[Scripted, str], tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("s3cret\n")
+    gateway = Gateway(tmp_path, there[1], f"http.token_file={tmp_path / 'token'}")
+    try:
+        body = {"image": IMAGE, "texts": ["ok 1"]}
+        for headers, status in (
+            ({}, 401),
+            ({"Authorization": "Bearer no"}, 401),
+            ({"Authorization": "Bearer s3cret"}, 200),
+        ):
+            answer = gateway.http.post("/v1/score", json=body, headers=headers)
+            assert answer.status_code == status
+        assert answer.json()["scores"][0]["value"] == 1
+    finally:
+        gateway.stop()
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [
+        ([], 2, "scorer.target=127.0.0.1:50051"),
+        (["scorer.target=a:1", "openrlhf.on_failure=value"], 2, "failure_value"),
+        (["scorer.target=a:1", "openrlhf.on_failure=zero"], 2, "on_failure"),
+        (["scorer.target=a:1", "http.token_file=/nowhere"], 1, "/nowhere"),
+    ],
+)
+def test_unusable_settings_end_it_with_one_line(settings: list[str], code: int, told: str) -> None:
+    command = [sys.executable, "-m", "sightline_cli", "serve", "scorer-http"]
+    for setting in settings:
+        command += ["--set", setting]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
+    assert done.returncode == code
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr

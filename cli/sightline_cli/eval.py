@@ -139,6 +139,8 @@ def run(
     in_flight: Annotated[int, typer.Option(help="Requests under way at the same time.", min=1)] = 32,
     limit: Annotated[int | None, typer.Option(help="Only the first so many images or questions.", min=1)] = None,
     compat: Annotated[Compat, typer.Option(help="official: keep the official scripts' slips.")] = Compat.MENDED,
+    similarity: Annotated[str, typer.Option(help="AMBER's: exact, spacy or spacy:MODEL.")] = "exact",
+    suffix: Annotated[str, typer.Option(help='Appended to every question, such as " Answer with yes or no."')] = "",
     answers: Annotated[
         Path | None, typer.Option(help="Where answers are kept; run again to go on. Default: beside OUT.")
     ] = None,
@@ -161,6 +163,8 @@ def run(
         in_flight=in_flight,
         limit=limit,
         compat=compat.value,
+        similarity=similarity,
+        suffix=suffix,
         answers=answers,
     )
     guarded(lambda: ask(asked, json, details), debug)

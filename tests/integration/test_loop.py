@@ -50,12 +50,17 @@ def test_a_short_run_leaves_everything_behind_and_can_be_run_again(
     table = execute(recipe, run, events.append)
 
     assert json.loads(run.metrics.read_text()) == table
-    assert [set(row) for row in table] == [
-        {
-            "iteration", "policy_version", "chair_s", "chair_i", "cover", "clip_score", "mean_tokens", "pairs",
-            "seconds",
-        }
-    ] * 3  # fmt: skip
+    measured = {
+        "chair_s", "chair_i", "cover", "clip_score", "mean_tokens", "attribute_accuracy", "relation_accuracy",
+        "degenerate", "distinct", "greedy_chair_s", "greedy_cover", "pope_f1", "pope_yes_ratio",
+    }  # fmt: skip
+    bounds = {f"{name}_{end}" for name in measured for end in ("low", "high")}
+    for row in table:
+        assert {"iteration", "policy_version", "pairs", "seconds"} | measured | bounds <= set(row)
+        assert all(row[f"{name}_low"] <= row[name] <= row[f"{name}_high"] for name in measured)
+    assert "chair_s_change" not in table[0]
+    assert table[1]["chair_s_change"] == pytest.approx(table[1]["chair_s"] - table[0]["chair_s"])
+    assert table[1]["chair_s_change_low"] <= table[1]["chair_s_change"] <= table[1]["chair_s_change_high"]
     versions = [int(row["policy_version"]) for row in table]
     assert versions[0] == 0
     assert versions == sorted(set(versions))
@@ -74,7 +79,7 @@ def test_a_short_run_leaves_everything_behind_and_can_be_run_again(
         for row in read_pairs(run.iteration(iteration) / "pairs.parquet"):
             assert row["chosen_policy_version"] == row["rejected_policy_version"] == parent
             assert row["chosen_reward"] - row["rejected_reward"] == pytest.approx(row["margin"])
-            assert row["margin"] >= recipe.filters.min_gap
+            assert row["margin"] >= 2.0
 
     before = {path: path.stat().st_mtime_ns for path in (run.root / "iterations").rglob("*.parquet")}
     assert execute(recipe, run, lambda event: None) == table

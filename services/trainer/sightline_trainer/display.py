@@ -29,21 +29,26 @@ def results_table(rows: list[Mapping[str, float]]) -> Table:
     for name in ("iteration", "policy", "CHAIR_s", "vs base", "CHAIR_i", "cover", "CLIPScore", "tokens", "pairs", "s"):
         table.add_column(name, justify="right")
     for row in rows:
-        base = rows[0]["chair_s"]
-        change = f"{(row['chair_s'] / base - 1):+.0%}" if base and row is not rows[0] else ""
+        base, now = rows[0].get("chair_s"), row.get("chair_s")
+        change = f"{now / base - 1:+.0%}" if base and now is not None and row is not rows[0] else ""
         table.add_row(
             f"{row['iteration']:.0f}",
             f"v{row['policy_version']:.0f}",
-            f"{row['chair_s']:.3f}",
+            _number(row, "chair_s", ".3f"),
             change,
-            f"{row['chair_i']:.3f}",
-            f"{row['cover']:.3f}",
-            f"{row['clip_score']:.2f}",
-            f"{row['mean_tokens']:.1f}",
+            _number(row, "chair_i", ".3f"),
+            _number(row, "cover", ".3f"),
+            _number(row, "clip_score", ".2f"),
+            _number(row, "mean_tokens", ".1f"),
             f"{row['pairs']:.0f}",
             f"{row['seconds']:.0f}",
         )
     return table
+
+
+def _number(row: Mapping[str, float], name: str, form: str) -> str:
+    """A metric, or a dash where it is not defined (no truth, no mention, no scored caption)."""
+    return format(row[name], form) if name in row else "-"
 
 
 class Display:
@@ -98,8 +103,9 @@ class Display:
         if not self.console.is_terminal:
             row = event.metrics
             self.console.print(
-                f"policy v{row['policy_version']:.0f}: CHAIR_s {row['chair_s']:.3f}  cover {row['cover']:.3f}  "
-                f"CLIPScore {row['clip_score']:.2f}  tokens {row['mean_tokens']:.1f}"
+                f"policy v{row['policy_version']:.0f}: CHAIR_s {_number(row, 'chair_s', '.3f')}  "
+                f"cover {_number(row, 'cover', '.3f')}  CLIPScore {_number(row, 'clip_score', '.2f')}  "
+                f"tokens {_number(row, 'mean_tokens', '.1f')}"
             )
 
     def _render(self) -> RenderableType:

@@ -21,8 +21,8 @@ from sightline_sampler.client import PolicyManifest, model_digest, policy_dirnam
 
 from sightline_trainer import metrics
 from sightline_trainer.connections import Connections
-from sightline_trainer.evaluation.chair import Vocabulary
 from sightline_trainer.evaluation.evaluate import evaluate
+from sightline_trainer.evaluation.exam import Exam
 from sightline_trainer.events import Event, Observer, Stage
 from sightline_trainer.files import read_json, write_json
 from sightline_trainer.pools import open_pool, side_files
@@ -53,7 +53,7 @@ class Loop:
         self.train = open_pool(recipe.data.train, run.images)
         test = open_pool(recipe.data.test, run.images)
         self.test = test.head(recipe.evaluation.prompts)
-        self.vocabulary = Vocabulary.load(side_files(recipe.data.test) / "vocabulary.json")
+        self.exam = Exam.load(side_files(recipe.data.test), self.test, recipe.evaluation)
         shared = int(np.isin(test.digests, self.train.digests).sum())
         if shared:
             raise PreconditionFailed(
@@ -234,17 +234,14 @@ class Loop:
         async def measure(session: Session) -> dict[str, float]:
             await session.serve(version, self.dir.policies)
             evaluated = await evaluate(
-                self.test,
-                self.vocabulary,
+                self.exam,
                 session.evaluation,
                 session.reward,
                 version=version,
-                temperature=self.recipe.evaluation.temperature,
                 in_flight=self.recipe.sampling.max_in_flight,
                 progress=lambda done, total: self._tell("evaluate", iteration, done, total),
             )
-            evaluated.write(path.with_name("captions.parquet"))
-            return evaluated.metrics()
+            return evaluated.write(path.parent, base=self.dir.iteration(0) if iteration else None)
 
         measured = self._timed("evaluate", lambda: connected(self.recipe, measure, self.connections))
         row = {

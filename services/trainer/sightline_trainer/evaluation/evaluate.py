@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.candidates.policy import PolicyCandidates
-from sightline_trainer.evaluation.chair import Chair, Vocabulary, chair
+from sightline_trainer.evaluation.bootstrap import intervals, paired
+from sightline_trainer.evaluation.exam import FACT_KINDS, Exam
+from sightline_trainer.evaluation.facts import FactCounts
+from sightline_trainer.evaluation.pope import Confusion, official_no
+from sightline_trainer.evaluation.ratios import Part, Ratios
+from sightline_trainer.evaluation.result import differences_json
+from sightline_trainer.evaluation.texts import degenerate, distinct
+from sightline_trainer.files import read_json, write_json, write_whole
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.rewards.clip import ClipReward
-from sightline_trainer.files import write_whole
+
+T = TypeVar("T")
+
+COMPARED = ("chair_s", "cover")
+"""Metrics whose change against the base model stands in ``metrics.json``; ``against_base.json`` has all."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One held-out caption. ``reward`` is its CLIPScore, None where the scorer refused it."""
+    """One held-out caption. ``reward`` is its CLIPScore, None where the scorer refused it or was not asked;
+    ``degenerate`` is why it is, or ""."""
 
     prompt_id: str
     text: str
@@ -28,74 +42,189 @@ class Caption:
     policy_version: int
     hallucinated: list[str]
     missed: list[str]
+    degenerate: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class GivenAnswer:
+    """One answered question."""
+
+    question_id: str
+    prompt_id: str
+    kind: str
+    text: str
+    label: bool
+    answer: str
+    said: bool
+    policy_version: int
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was measured: CHAIR counts, mean CLIPScore over scored captions, mean length in tokens."""
+    """What was said, and what it adds to each metric, by image."""
 
-    chair: Chair
-    clip_score: float
-    mean_tokens: float
     captions: list[Caption]
+    greedy: list[Caption]
+    answers: list[GivenAnswer]
+    ratios: Ratios
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of ``metrics.json``."""
-        return {
-            "chair_s": self.chair.chair_s or 0.0,
-            "chair_i": self.chair.chair_i or 0.0,
-            "cover": self.chair.cover or 0.0,
-            "clip_score": self.clip_score,
-            "mean_tokens": self.mean_tokens,
-        }
+        """The numbers of ``metrics.json``: each metric that is defined, with ``_low`` and ``_high``."""
+        bounds = intervals(self.ratios)
+        found: dict[str, float] = {}
+        for name, value in self.ratios.values().items():
+            found[name] = value
+            low, high = bounds[name].low, bounds[name].high
+            if low is not None and high is not None:
+                found |= {f"{name}_low": low, f"{name}_high": high}
+        return found
 
-    def write(self, path: Path) -> None:
-        """Write the captions as Parquet."""
-        table = pa.Table.from_pylist([asdict(caption) for caption in self.captions])
-        write_whole(path, lambda aside: pq.write_table(table, aside))
+    def write(self, directory: Path, base: Path | None = None) -> dict[str, float]:
+        """Write all that was said, and the metrics by image.
+
+        Args:
+            directory: gets captions.parquet, greedy.parquet, answers.parquet and by_image.json.
+            base: the base model's directory; with it, ``against_base.json`` holds the paired differences.
+
+        Returns:
+            The numbers of ``metrics.json``; with ``base`` also the changes of CHAIR_s and cover.
+        """
+        for name, rows in (("captions", self.captions), ("greedy", self.greedy), ("answers", self.answers)):
+            if rows:
+                table = pa.Table.from_pylist([asdict(row) for row in rows])
+                write_whole(directory / f"{name}.parquet", _writer(table))
+        write_json(directory / "by_image.json", self.ratios.to_json())
+        found = self.metrics()
+        known = read_json(base / "by_image.json") if base is not None else None
+        if known is not None:
+            differences = paired(Ratios.from_json(known), self.ratios)
+            write_json(directory / "against_base.json", differences_json(differences))
+            for name in COMPARED:
+                one = differences.get(name)
+                if one is not None and one.change is not None and one.low is not None and one.high is not None:
+                    found |= {f"{name}_change": one.change}
+                    found |= {f"{name}_change_low": one.low, f"{name}_change_high": one.high}
+        return found
+
+
+def _writer(table: Any) -> Callable[[Path], object]:
+    return lambda aside: pq.write_table(table, aside)
 
 
 async def evaluate(
-    prompts: Sequence[Prompt],
-    vocabulary: Vocabulary,
+    exam: Exam,
     candidates: PolicyCandidates,
-    reward: ClipReward,
+    reward: ClipReward | None,
     *,
     version: int,
-    temperature: float,
     in_flight: int,
     progress: Callable[[int, int], None],
 ) -> Evaluated:
-    """One caption for each prompt, with the same seeds for every policy."""
+    """Ask everything of an exam, with the same seeds for every policy: sampled captions, which are scored too; greedy
+    captions; questions, greedily."""
     slots, done = asyncio.Semaphore(in_flight), 0
 
-    async def one(prompt: Prompt) -> Caption:
+    async def ask(prompt: Prompt, count: int, temperature: float, text: str | None = None) -> list[Candidate]:
+        return await candidates(prompt, count, iteration=0, version=version, temperature=temperature, text=text)
+
+    async def counted(work: Callable[[], Any]) -> Any:
         nonlocal done
         async with slots:
-            (sample,) = await candidates(prompt, 1, iteration=0, version=version, temperature=temperature)
-            (score,) = await reward(prompt, [sample.text])
+            result = await work()
         done += 1
-        progress(done, len(prompts))
-        mentioned = vocabulary.mentions(sample.text)
-        return Caption(
-            prompt_id=prompt.id,
-            text=sample.text,
-            tokens=len(sample.token_ids),
-            reward=score.reward,
-            policy_version=sample.policy_version,
-            hallucinated=[name for name in mentioned if name not in prompt.objects],
-            missed=[name for name in prompt.objects if name not in mentioned],
-        )
+        progress(done, exam.total)
+        return result
+
+    async def sampled(at: int) -> tuple[list[Candidate], float | None]:
+        prompt = exam.prompts[at]
+        samples = await ask(prompt, exam.samples if at < exam.diverse else 1, exam.temperature)
+        if reward is None:
+            return samples, None
+        (score,) = await reward(prompt, [samples[0].text])
+        return samples, score.reward
 
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(one(prompt)) for prompt in prompts]
-    captions = [task.result() for task in tasks]
-    rewards = [caption.reward for caption in captions if caption.reward is not None]
-    return Evaluated(
-        chair=chair(
-            ((caption.text, prompt.objects) for caption, prompt in zip(captions, prompts, strict=True)), vocabulary
-        ),
-        clip_score=sum(rewards) / len(rewards) if rewards else 0.0,
-        mean_tokens=sum(caption.tokens for caption in captions) / len(captions),
-        captions=captions,
-    )
+        told = [group.create_task(counted(lambda at=at: sampled(at))) for at in range(len(exam.prompts))]
+        plain = [group.create_task(counted(lambda at=at: ask(exam.prompts[at], 1, 0.0))) for at in range(exam.greedy)]
+        said = [
+            group.create_task(counted(lambda prompt=prompt, text=one.text: ask(prompt, 1, 0.0, text)))
+            for prompt, one in exam.questions
+        ]
+    return assemble(exam, [t.result() for t in told], [t.result()[0] for t in plain], [t.result()[0] for t in said])
+
+
+def assemble(
+    exam: Exam,
+    told: list[tuple[list[Candidate], float | None]],
+    plain: list[Candidate],
+    said: list[Candidate],
+) -> Evaluated:
+    """The metrics of what was said.
+
+    Args:
+        exam: what was asked.
+        told: for each prompt its samples and the first one's CLIPScore.
+        plain: greedy captions of the first prompts.
+        said: an answer for each question.
+    """
+    sampled = [_caption(exam, prompt, s[0], score) for prompt, (s, score) in zip(exam.prompts, told, strict=True)]
+    greedy = [_caption(exam, prompt, one, None) for prompt, one in zip(exam.prompts[: len(plain)], plain, strict=True)]
+    answers = [
+        GivenAnswer(
+            question_id=question.id,
+            prompt_id=prompt.id,
+            kind=question.kind,
+            text=question.text,
+            label=question.yes,
+            answer=one.text,
+            said=not official_no(one.text),
+            policy_version=one.policy_version,
+        )
+        for (prompt, question), one in zip(exam.questions, said, strict=True)
+    ]
+
+    def rows() -> Iterator[tuple[str, dict[str, Part]]]:
+        for (caption, facts), (samples, _) in zip(sampled, told, strict=True):
+            yield caption.prompt_id, _parts(caption, facts)
+            if len(samples) > 1:
+                yield caption.prompt_id, {"distinct": distinct([one.text for one in samples])}
+        for caption, facts in greedy:
+            parts = _parts(caption, facts)
+            kept = ("chair_s", "chair_i", "cover", "mean_tokens", "degenerate")
+            yield caption.prompt_id, {f"greedy_{name}": parts[name] for name in kept if name in parts}
+        for answer in answers:
+            yield answer.prompt_id, _answer_parts(answer)
+
+    return Evaluated([one for one, _ in sampled], [one for one, _ in greedy], answers, Ratios.collect(rows()))
+
+
+def _caption(exam: Exam, prompt: Prompt, sample: Candidate, reward: float | None) -> tuple[Caption, FactCounts | None]:
+    # No objects means that nobody said what is in the image, not that it is empty.
+    facts = exam.facts.read(prompt.id, sample.text, prompt.objects) if exam.facts and prompt.objects else None
+    return Caption(
+        prompt_id=prompt.id,
+        text=sample.text,
+        tokens=len(sample.token_ids),
+        reward=reward,
+        policy_version=sample.policy_version,
+        hallucinated=[mention.object for mention in facts.caption.hallucinated] if facts else [],
+        missed=facts.caption.missed if facts else [],
+        degenerate=degenerate(sample.text, sample.finish_reason),
+        finish_reason=sample.finish_reason,
+    ), facts
+
+
+def _parts(caption: Caption, facts: FactCounts | None) -> dict[str, Part]:
+    return (facts.parts() if facts else {}) | {
+        "clip_score": (caption.reward or 0.0, float(caption.reward is not None)),
+        "mean_tokens": (caption.tokens, 1.0),
+        "degenerate": (float(bool(caption.degenerate)), 1.0),
+    }
+
+
+def _answer_parts(answer: GivenAnswer) -> dict[str, Part]:
+    parts = Confusion.one(answer.label, answer.said).parts()
+    if answer.kind in FACT_KINDS:
+        return {f"question_{answer.kind}_accuracy": parts["accuracy"]}
+    return {f"pope_{name}": part for name, part in parts.items()} | {f"pope_{answer.kind or 'all'}_f1": parts["f1"]}

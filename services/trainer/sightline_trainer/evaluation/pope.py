@@ -143,8 +143,12 @@ class Answered:
         ]
 
 
-def read_questions(path: Path) -> list[Question]:
+def read_questions(path: Path, *, image_key: str = "image") -> list[Question]:
     """Questions from JSON lines ``{"question_id", "image", "text", "label"}`` and optionally ``kind``.
+
+    Args:
+        path: the file.
+        image_key: where the image's name stands; "id" in a dataset, whose questions name their prompt.
 
     Raises:
         InvalidInput: names the line that can't be read, or an id that stands twice.
@@ -156,7 +160,7 @@ def read_questions(path: Path) -> list[Question]:
         key = str(row["question_id"])
         if key in found:
             raise InvalidInput(f"{path}, line {number}: question_id {key} stands twice", reason="LINE")
-        image = str(row.get("image", key))
+        image = str(row.get(image_key, key))
         found[key] = Question(key, image, str(row["text"]), row["label"] == "yes", str(row.get("kind", "")))
     if not found:
         raise InvalidInput(f"{path} holds no question", reason="EMPTY")

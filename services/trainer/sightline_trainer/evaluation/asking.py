@@ -1,0 +1,162 @@
+"""Asking: put many prompts to a sampler, keep its answers, and its scorer's CLIPScores where one is named."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline_chassis.errors import InvalidInput, PreconditionFailed
+from sightline_sampler.client import AsyncSamplerClient, exact
+from sightline_scorer.client import AsyncScorerClient
+
+from sightline_trainer.evaluation.answers import AnswerFile
+from sightline_trainer.patience import patiently
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to ask. ``key`` is its name in the answer file."""
+
+    key: str
+    image: Path
+    text: str
+    temperature: float
+    scored: bool = False
+
+
+@dataclass(frozen=True)
+class Asker:
+    """How to ask.
+
+    Attributes:
+        sampler, scorer: gRPC targets.
+        seed: of the samples; an item's seed depends on it and on its key only.
+        max_tokens: most new tokens of an answer.
+        in_flight: requests under way at the same time.
+    """
+
+    sampler: str
+    scorer: str | None = None
+    seed: int = 0
+    max_tokens: int = 256
+    in_flight: int = 32
+
+    async def ask(
+        self,
+        items: Sequence[Item],
+        answers: Path | None,
+        identity: dict[str, Any],
+        progress: Callable[[int, int], None],
+    ) -> tuple[dict[str, dict[str, Any]], int]:
+        """All answers by key, each with ``text``, ``finish_reason``, ``tokens`` and ``clip_score`` (None where it was
+        not asked for or the scorer refused), and the policy version that gave them.
+
+        Raises:
+            InvalidInput: an image is missing, or ``answers`` is of something else.
+            PreconditionFailed: the sampler's policy was exchanged meanwhile.
+            SightlineError: a service is away for longer than 90 s, or refuses.
+        """
+        for item in items:
+            if not item.image.is_file():
+                raise InvalidInput(f"no image {item.image} ({item.key}); see --data", reason="IMAGE_NOT_FOUND")
+        async with AsyncSamplerClient(self.sampler) as sampler:
+            policy = await patiently(sampler.policy)
+            version = policy.version
+            asked = {
+                "policy_version": version,
+                "policy_digest": policy.digest,
+                "seed": self.seed,
+                "max_tokens": self.max_tokens,
+                **identity,
+            }
+            with AnswerFile(answers, asked) as kept:
+                async with AsyncScorerClient(self.scorer) if self.scorer else _Nothing() as scorer:
+                    await self._missing(items, kept, sampler, scorer, version, progress)
+                return {item.key: kept.known[item.key] for item in items}, version
+
+    async def _missing(
+        self,
+        items: Sequence[Item],
+        kept: AnswerFile,
+        sampler: AsyncSamplerClient,
+        scorer: AsyncScorerClient | None,
+        version: int,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        slots = asyncio.Semaphore(self.in_flight)
+        missing = [item for item in items if item.key not in kept.known]
+        done = len(items) - len(missing)
+        progress(done, len(items))
+
+        async def one(item: Item) -> None:
+            nonlocal done
+            async with slots:
+                answer = await self._answer(item, sampler, scorer, version)
+            kept.add(item.key, answer)
+            done += 1
+            progress(done, len(items))
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for item in missing:
+                    group.create_task(one(item))
+        except BaseExceptionGroup as failed:
+            error: BaseException = failed
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            if isinstance(error, PreconditionFailed):
+                raise PreconditionFailed(
+                    f"the sampler gave up policy {version} meanwhile ({error}); run again, with another --answers",
+                    reason="POLICY_CHANGED",
+                ) from failed
+            raise error from failed
+
+    async def _answer(
+        self, item: Item, sampler: AsyncSamplerClient, scorer: AsyncScorerClient | None, version: int
+    ) -> dict[str, Any]:
+        samples = await patiently(
+            lambda: sampler.sample(
+                item.image,
+                item.text,
+                1,
+                seeds=[_seed(self.seed, item.key)],
+                temperature=item.temperature,
+                max_tokens=self.max_tokens,
+                policy=exact(version),
+            )
+        )
+        (said,) = samples.candidates
+        score = await _clip_score(scorer, item.image, said.text) if scorer is not None and item.scored else None
+        return {
+            "text": said.text,
+            "finish_reason": said.finish_reason,
+            "tokens": len(said.token_ids),
+            "clip_score": score,
+        }
+
+
+async def _clip_score(scorer: AsyncScorerClient, image: Path, text: str) -> float | None:
+    if not text.strip():
+        return None
+    try:
+        return float((await patiently(lambda: scorer.score(image, [text]))).clip_score[0])
+    except InvalidInput:
+        return None
+
+
+def _seed(seed: int, key: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{key}/{seed}".encode()).digest()[:8], "big") >> 1
+
+
+class _Nothing:
+    """Stands where there is no scorer."""
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(self, *_: object) -> None:
+        return None

@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types chart protos playground constraints clean
+.PHONY: help demo test test-slow lint types chart protos playground constraints clean bench-dpo bench-scorer
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -38,6 +38,12 @@ protos: $(READY)  ## Make the gRPC stubs again
 playground: $(READY)  ## Train the playground's CLIP and LVLM again, from nothing
 	$(BIN)/python -m sightline_playground make --out playground/weights
 	$(BIN)/python -m sightline_playground check --weights playground/weights
+
+bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; about ten minutes
+	$(BIN)/python benchmarks/dpo.py $(ARGS)
+
+bench-scorer: $(READY)  ## The scorer against the same models in process: CPU seconds, latency, overload, memory; about six minutes
+	$(BIN)/python benchmarks/scorer.py $(ARGS)
 
 constraints: $(READY)  ## Write the versions that are installed into constraints.txt
 	(echo "# The exact versions that were tested, for Python 3.11 and 3.12. Made by \`make constraints\`."; \

@@ -1,8 +1,8 @@
 """Attention over a pack, as a function of transformers' AttentionInterface.
 
-A prefix attends to itself, causally, in one call without a mask; its branches attend to it and to themselves in another.
-Nothing of another prompt or another branch is ever multiplied: a mask over the whole row would do the same sums with
-most of them thrown away. With gradient checkpointing it works as any attention does.
+A prefix attends to itself, causally, in one call without a mask; its branches attend to it and to themselves in
+another. What no token sees is hardly multiplied: one mask over the whole row would do all sums and throw most of them
+away. With gradient checkpointing it works as any attention does.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sightline_trainer.dpo.packing import Group, Pack
 NAME = "sightline_shared_prefix"
 # Branches that are attended to in one call: each pays for the keys of the others, which a mask hides, and saves a copy
 # of the prefix's keys and values.
-TOGETHER = 3
+TOGETHER = 4
 
 
 def shared_attention(

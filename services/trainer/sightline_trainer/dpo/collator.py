@@ -31,8 +31,8 @@ class PairCollator:
     Returns ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape [2 B, L], padded on the right, and
     ``ref_chosen_logps`` / ``ref_rejected_logps`` of shape [B] where they are known (``reference``, by the pairs'
     ``pair_id``). With a ``SharedPrefix`` the model's part is a ``Pack`` under ``shared_prefix``; without, the
-    processor's image tensors, repeated for both halves. ``weight`` and ``margin`` of shape [B] where asked for. Nothing is
-    truncated: image tokens are never cut.
+    processor's image tensors, repeated for both halves. ``weight`` and ``margin`` of shape [B] where asked for.
+    Nothing is truncated: image tokens are never cut.
 
     A pair's ``rejected_images``, where it has them, are what its rejected side is conditioned on. A pair with
     ``second_rejected_ids`` (and ``second_rejected_images``) stands for two: (chosen, rejected) of all pairs, then

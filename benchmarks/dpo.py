@@ -1,0 +1,312 @@
+"""The DPO update against TRL's DPOTrainer: CPU seconds, pairs/s, FLOPs and peak memory of one optimiser step.
+
+    python benchmarks/dpo.py                        all shapes, about ten minutes on two busy cores
+    python benchmarks/dpo.py --quick                576:64 with 1 and 4 pairs, fewer turns
+    python benchmarks/dpo.py --shape 576:64 --pairs 1
+
+One run, the same threads, arms in turn (A B C A B C), a random LLaVA with a vocabulary of 32 000, LoRA on all layers of
+the language model, float32 without checkpointing (bfloat16 with checkpointing on CUDA, at LLaVA-1.5-7B's shape):
+
+    trl_default   TRL's DPOTrainer with its own collator, as it comes
+    trl_best      the same, scoring only the positions that have a label (on a CPU it scores all of them; on CUDA, where
+                  it does not, the two are one arm), with every image and prompt processed once a pair
+    ours          prefix shared, image features and reference log-probs kept: a step after the first epoch
+    ours_cold     what ours pays once: tower and reference pass of the same pairs, nothing kept before
+
+A shape is image tokens : response tokens; 8 tokens of text stand between. With 4 pairs, they are of one prompt and have
+8 different responses (the i-th best against the i-th worst).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import llava
+import torch
+from datasets import Dataset, Image, List
+from harness import Row, Sample, interleave, ratio, write
+from peft import LoraConfig
+from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.reference import add_reference
+from sightline_trainer.dpo.update import make_trainer
+from sightline_trainer.recipe import Recipe
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+from trl import DPOConfig, DPOTrainer
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+DTYPE = torch.bfloat16 if CUDA else torch.float32
+SHAPES = ("576:64", "576:128", "256:64", "64:64")
+TARGETS = {("576:64", 1): (3.5, 2.2), ("576:64", 4): (6.0, None)}
+_TEMPLATE = (
+    "{% for m in messages %}{{ 'w10 ' if m['role'] == 'user' else 'w11 ' }}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+    "{% if add_generation_prompt %}w11 {% endif %}"
+)
+WORDS = 5  # of the question; template, begin token make 8 of them
+
+
+def make_model(directory: Path, image_tokens: int) -> Path:
+    """A random LLaVA whose images are ``image_tokens`` long: eight layers of 512, on CUDA the 7 B's shape."""
+    side = 14 * int(image_tokens**0.5)
+    with tempfile.TemporaryDirectory() as scratch:
+        processor = AutoProcessor.from_pretrained(llava.make(Path(scratch)))
+    processor.image_processor = CLIPImageProcessor(
+        size={"shortest_edge": side}, crop_size={"height": side, "width": side}
+    )
+    processor.chat_template = _TEMPLATE
+    vision = CLIPVisionConfig(
+        image_size=side, patch_size=14, hidden_size=1024 if CUDA else 192, intermediate_size=4096 if CUDA else 768,
+        num_hidden_layers=24 if CUDA else 4, num_attention_heads=16 if CUDA else 3,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=llava.VOCABULARY, hidden_size=4096 if CUDA else 512, intermediate_size=11008 if CUDA else 1376,
+        num_hidden_layers=32 if CUDA else 8, num_attention_heads=32 if CUDA else 8, max_position_embeddings=4096,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    config = LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=3, vision_feature_layer=-2, image_seq_length=image_tokens
+    )
+    LlavaForConditionalGeneration(config).to(DTYPE).save_pretrained(directory)
+    processor.save_pretrained(directory)
+    return directory
+
+
+def make_pairs(processor: Any, count: int, response: int, image_tokens: int) -> Dataset:
+    """``count`` pairs of one prompt, every response its own, all of the same length."""
+    side = 14 * int(image_tokens**0.5)
+    question = llava.prompt(WORDS)
+    content = [{"type": "image"}, {"type": "text", "text": question}]
+    rendered = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    rows = []
+    for i in range(count):
+        row: dict[str, Any] = {
+            "prompt_id": "p", "images": [{"bytes": llava.picture(1, side), "path": "p.jpg"}],
+            "prompt": [{"role": "user", "content": question}], "rendered_prompt": rendered,
+        }  # fmt: skip
+        for number, name in enumerate(("chosen", "rejected"), 2 * i):
+            generator = torch.Generator().manual_seed(number)
+            ids = torch.randint(100, llava.VOCABULARY, (response,), generator=generator).tolist()
+            text = " ".join(f"w{i}" for i in ids)
+            row |= {f"{name}_ids": ids, name: [{"role": "assistant", "content": text}]}
+        rows.append(row)
+    return Dataset.from_list(rows).cast_column("images", List(Image()))
+
+
+class Arm:
+    """One way to make an optimiser step on the same pairs."""
+
+    def __init__(self, trainer: DPOTrainer, rows: list[dict[str, Any]], *, labelled_only: bool = False) -> None:
+        self.trainer = trainer
+        self.rows = rows
+        self.labelled_only = labelled_only and not CUDA
+        trainer.create_optimizer()
+        trainer.current_gradient_accumulation_steps = 1  # set by train(), which is not called
+        trainer.model.train()
+
+    def __call__(self) -> float:
+        # TRL's collator changes the rows it is given.
+        batch = self.trainer.data_collator([dict(row) for row in self.rows])
+        with self._scoring():
+            loss = self.trainer.training_step(self.trainer.model, batch)
+        self.trainer.optimizer.step()
+        self.trainer.optimizer.zero_grad()
+        if CUDA:
+            torch.cuda.synchronize()
+        return float(loss)
+
+    @contextmanager
+    def _scoring(self) -> Iterator[None]:
+        if not self.labelled_only:
+            yield
+            return
+        with patch("trl.trainer.utils._use_triton", return_value=True):
+            yield
+
+
+class Cold:
+    """The reference pass of the same pairs, the tower included."""
+
+    def __init__(self, ours: Arm) -> None:
+        self.ours = ours
+
+    def __call__(self) -> None:
+        sharing = self.ours.trainer.data_collator.sharing
+        assert sharing is not None
+        assert sharing.cache is not None
+        sharing.cache.clear()
+        add_reference(self.ours.trainer, lambda done, total: None)
+        self.ours.trainer.model.train()
+
+
+def theirs(model: Path, pairs: Dataset, work: Path, *, best: bool) -> Arm:
+    """TRL's DPOTrainer."""
+    lora = Recipe.model_validate(_recipe(model, len(pairs))).dpo.lora
+    loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=DTYPE)
+    arguments = DPOConfig(
+        output_dir=str(work), per_device_train_batch_size=len(pairs), max_length=None, bf16=CUDA, use_cpu=not CUDA,
+        activation_checkpointing=CUDA, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        dataloader_pin_memory=CUDA,
+    )  # fmt: skip
+    processor = AutoProcessor.from_pretrained(model)
+    trainer = DPOTrainer(
+        model=loaded, args=arguments, train_dataset=pairs, processing_class=processor,
+        data_collator=PairCollator(processor) if best else None,
+        peft_config=LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+        ),
+    )  # fmt: skip
+    rows = list(pairs)
+    if not best:
+        rows = [{name: row[name] for name in ("images", "prompt", "chosen", "rejected")} for row in rows]
+    return Arm(trainer, rows, labelled_only=best)
+
+
+def ours(model: Path, pairs: Dataset, work: Path) -> Arm:
+    """Ours, references known, features kept after the first turn."""
+    recipe = Recipe.model_validate(_recipe(model, len(pairs)))
+    trainer = make_trainer(recipe, pairs, previous=None, work=work, seed=0)
+    arm = Arm(trainer, list(trainer.train_dataset))
+    add_reference(trainer, lambda done, total: None)
+    trainer.model.train()
+    return arm
+
+
+def _recipe(model: Path, pairs: int) -> dict[str, Any]:
+    return {
+        "name": "bench", "model": str(model), "threads": torch.get_num_threads(), "data": {"train": "-", "test": "-"},
+        "dpo": {"batch_size": pairs, "dtype": "bfloat16" if CUDA else "float32", "gradient_checkpointing": CUDA},
+    }  # fmt: skip
+
+
+def measure(work: Callable[[], object]) -> dict[str, float]:
+    """FLOPs of one turn, and the highest memory of its tensors above what stood before, in MiB."""
+    gc.collect()
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with FlopCounterMode(display=False) as flops:
+            work()
+        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
+    else:
+        with FlopCounterMode(display=False) as flops, torch.profiler.profile(profile_memory=True) as profile:
+            work()
+        held = highest = 0
+        events = (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
+        for event in sorted(events, key=lambda e: e.start_ns()):
+            held += event.nbytes()
+            highest = max(highest, held)
+        peak = highest / 2**20
+    return {"tflop": flops.get_total_flops() / 1e12, "peak_mib": peak}
+
+
+def compare(shape: str, count: int, rounds: int) -> list[Row]:
+    """All rows of one shape."""
+    image_tokens, response = (int(part) for part in shape.split(":"))
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory)
+        model = make_model(root / "model", image_tokens)
+        pairs = make_pairs(AutoProcessor.from_pretrained(model), count, response, image_tokens)
+        arms: dict[str, Arm] = {
+            "trl_default": theirs(model, pairs, root / "a", best=False),
+            "trl_best": theirs(model, pairs, root / "b", best=True),
+            "ours": ours(model, pairs, root / "c"),
+        }
+        facts = {name: measure(arm) for name, arm in arms.items()}
+        work: dict[str, Callable[[], object]] = {**arms, "ours_cold": Cold(arms["ours"])}
+        samples = interleave(work, rounds=rounds, warmup=0)
+    return _rows(shape, count, samples, facts)
+
+
+def _rows(shape: str, count: int, samples: dict[str, list[Sample]], facts: dict[str, dict[str, float]]) -> list[Row]:
+    name = shape.replace(":", "_") + ("" if count == 1 else f"_pairs{count}")
+    clock: Any = "wall" if CUDA else "cpu"
+    targets = TARGETS.get((shape, count), (None, None))
+    one_epoch = [
+        Sample(a.wall + b.wall, a.cpu + b.cpu)
+        for a, b in zip(samples["ours"], samples["ours_cold"], strict=True)
+    ]  # fmt: skip
+    rows = []
+    for arm, target in zip(("trl_default", "trl_best"), targets, strict=True):
+        value, detail = ratio(samples[arm], samples["ours"], clock)
+        rows.append(Row(f"{arm}_over_ours_{name}", value, "ratio", "higher", target, _AGAINST[arm], detail))
+        value, detail = ratio(samples[arm], one_epoch, clock)
+        rows.append(
+            Row(f"{arm}_over_ours_{name}_first_epoch", value, "ratio", "higher", None, f"{_AGAINST[arm]}; our "
+                "tower and reference pass included", detail)
+        )  # fmt: skip
+        flops = facts[arm]["tflop"] / facts["ours"]["tflop"]
+        rows.append(Row(f"{arm}_flops_over_ours_{name}", flops, "ratio", "higher", None, _AGAINST[arm], facts))
+    for arm, turns in samples.items():
+        middle = sorted(getattr(turn, clock) for turn in turns)[len(turns) // 2]
+        detail = {"cpu_seconds": [round(t.cpu, 3) for t in turns], "wall_seconds": [round(t.wall, 3) for t in turns]}
+        if CUDA and arm in facts:
+            detail["mfu"] = round(_mfu(facts[arm]["tflop"], middle), 4)
+        rows.append(
+            Row(f"{arm}_pairs_per_second_{name}", count / middle, f"pairs/{clock} s", "higher", None, "", detail)
+        )
+    headline = (shape, count) == ("576:64", 1)
+    rows.append(
+        Row(
+            "peak_memory_over_trl" if headline else f"peak_memory_over_trl_{name}",
+            facts["ours"]["peak_mib"] / facts["trl_best"]["peak_mib"],
+            "ratio", "lower", 1.0 if headline else None, _AGAINST["trl_best"],
+            {arm: round(fact["peak_mib"], 1) for arm, fact in facts.items()},
+        )
+    )  # fmt: skip
+    return rows
+
+
+_AGAINST = {"trl_default": "TRL's DPOTrainer as it comes", "trl_best": "TRL's DPOTrainer at its best"}
+
+
+def _mfu(tflop: float, seconds: float) -> float:
+    """Share of the device's peak that the counted FLOPs are."""
+    from trl.trainer.utils import get_peak_flops
+
+    peak = get_peak_flops(torch.cuda.get_device_name(), "bfloat16")
+    return tflop * 1e12 / seconds / peak if peak else float("nan")
+
+
+def main() -> None:
+    """Runs the shapes and writes the result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", action="append", help="image tokens : response tokens")
+    parser.add_argument("--pairs", type=int, action="append", help="pairs of one prompt in a step")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each arm where there is a target; else 2 and 1")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads")
+    parser.add_argument("--quick", action="store_true", help="576:64 alone, fewer turns")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    shapes = arguments.shape or (["576:64"] if arguments.quick else list(SHAPES))
+    rows: list[Row] = []
+    for shape in shapes:
+        for count in arguments.pairs or (1, 4):
+            began = time.monotonic()
+            rounds = 2 if count == 1 else 1
+            rounds = arguments.rounds if (shape, count) in TARGETS and not arguments.quick else rounds
+            rows += compare(shape, count, rounds)
+            print(f"{shape}, {count} pairs: {time.monotonic() - began:.0f} s", flush=True)
+    write("dpo", rows)
+
+
+if __name__ == "__main__":
+    main()

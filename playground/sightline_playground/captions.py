@@ -88,6 +88,16 @@ def plain_caption(scene: Scene) -> str:
     return " ".join(["there is", " and ".join(Mention(i.thing, i.cell).text for i in scene.items), "."])
 
 
+def claiming(scene: Scene, name: str, there: bool) -> str:
+    """The reference as it would be if an object were there or were not: "... and a red star ." """
+    mentions = [Mention(item.thing, item.cell) for item in scene.items if there or item.thing.name != name]
+    if there and name not in scene.names:
+        mentions.append(Mention(BY_NAME[name]))
+    if not mentions:
+        return f"there is no {name} ."
+    return " ".join(["there is", " and ".join(mention.text for mention in mentions), "."])
+
+
 def true_caption(scene: Scene, rng: random.Random) -> str:
     """A caption that names every object of the scene and no other."""
     return compose([mention(item, rng) for item in scene.items], rng)

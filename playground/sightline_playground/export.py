@@ -2,7 +2,8 @@
 
     DIR/images/test-000000.png     48 x 48 RGB
     DIR/prompts.jsonl              {"id", "image", "prompt", "reference", "objects"}
-    DIR/questions.jsonl            {"question_id", "id", "image", "text", "label", "kind"}; split test only
+    DIR/questions.jsonl            {"question_id", "id", "image", "text", "label", "kind", "right", "wrong", and after objects
+                                   "right_statement", "wrong_statement"}; splits align and test
     DIR/truth.jsonl                {"id", "relations": {object: where it is}}
     DIR/vocabulary.json            {"objects", "synonyms", "attributes", "relations", "companions"}
 
@@ -12,17 +13,17 @@ Every path is relative to DIR. The same split, count and seed give the same file
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from sightline_playground.captions import PROMPTS, plain_caption
+from sightline_playground.captions import PROMPTS, claiming, plain_caption
 from sightline_playground.drawing import draw
-from sightline_playground.questions import FACT_KINDS, POPE_KINDS, questions
+from sightline_playground.questions import FACT_KINDS, POPE_KINDS, Question, answer_text, questions
 from sightline_playground.scenes import Scene, Split, scenes
 from sightline_playground.world import COLOURS, NAMES, PLACES, THINGS, stream
 
-QUESTION_SPLITS: Final[tuple[Split, ...]] = ("test",)
+QUESTION_SPLITS: Final[tuple[Split, ...]] = ("align", "test")
 
 
 def export(out: Path, split: Split, count: int, seed: int = 0) -> list[Scene]:
@@ -70,12 +71,13 @@ def prompt_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict[s
     ]
 
 
-def question_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict[str, Any]]:
+def question_rows(chosen: Sequence[Scene], split: Split, seed: int) -> list[dict[str, Any]]:
     """The rows of questions.jsonl, as many with label "yes" as with "no": first per scene up to six in POPE's manner,
-    then per scene up to two after attributes and two after relations."""
+    then, in split test, per scene up to two after attributes and two after relations."""
+    parts = (("questions", POPE_KINDS), ("questions of truth", FACT_KINDS))
     asked = [
         (number, question)
-        for name, kinds in (("questions", POPE_KINDS), ("questions of truth", FACT_KINDS))
+        for name, kinds in (parts if split == "test" else parts[:1])
         for rng in [stream(name, split, seed)]
         for number, scene in enumerate(chosen)
         for question in questions(scene, rng, kinds)
@@ -88,9 +90,22 @@ def question_rows(chosen: Iterable[Scene], split: Split, seed: int) -> list[dict
             "text": question.text,
             "label": "yes" if question.label else "no",
             "kind": question.kind,
+            "right": answer_text(question.label),
+            "wrong": answer_text(not question.label),
+            **_statements(chosen[number], question),
         }
         for index, (number, question) in enumerate(asked)
     ]
+
+
+def _statements(scene: Scene, question: Question) -> dict[str, str]:
+    """What either answer to a question after an object says about the picture, as captions that a scorer can compare."""
+    if question.about is None:
+        return {}
+    return {
+        "right_statement": claiming(scene, question.about, question.label),
+        "wrong_statement": claiming(scene, question.about, not question.label),
+    }
 
 
 def truth_rows(chosen: Iterable[Scene], split: Split) -> list[dict[str, Any]]:

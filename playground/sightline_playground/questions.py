@@ -38,6 +38,8 @@ class Question:
     """For example "is there a red star in the picture ?"."""
     label: bool
     """The true answer."""
+    about: str | None = None
+    """The object that is asked after; None for attributes and relations."""
 
 
 def existence(name: str) -> str:
@@ -65,14 +67,18 @@ def ask(scene: Scene, kind: Kind, label: bool, rng: random.Random) -> Question |
         one, relation, other = rng.choice(triples)
         return Question(kind, f"is the {one} {relation} the {other} ?", label)
     if label:
-        return Question(kind, existence(rng.choice(scene.names)), True)
+        name = rng.choice(scene.names)
+        return Question(kind, existence(name), True, name)
     candidates = {
         "random": NAMES,
         "popular": _POPULAR,
         "adversarial": truth.companions_absent(scene),
     }[kind]
     absent = [name for name in candidates if name not in scene.names]
-    return Question(kind, existence(rng.choice(absent)), False) if absent else None
+    if not absent:
+        return None
+    name = rng.choice(absent)
+    return Question(kind, existence(name), False, name)
 
 
 def questions(scene: Scene, rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:

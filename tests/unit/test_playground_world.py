@@ -25,7 +25,7 @@ from sightline_playground.contrast import contrast
 from sightline_playground.drawing import draw
 from sightline_playground.export import export
 from sightline_playground.metrics import answer_metrics, caption_metrics
-from sightline_playground.questions import KINDS, ask, questions
+from sightline_playground.questions import KINDS, POPE_KINDS, ask, questions
 from sightline_playground.scenes import SPLITS, Item, Scene, bucket_of, scenes, split_of
 from sightline_playground.world import BY_NAME, NAMES, PLACES, THINGS, Thing, stream
 
@@ -210,8 +210,21 @@ def test_export_is_plain_complete_and_the_same_each_time(tmp_path: Path) -> None
         assert all(place in words["relations"][0] for [place] in row["relations"].values())
 
 
-def test_only_the_test_split_has_questions(tmp_path: Path) -> None:
-    assert cli.main(["export", "--out", str(tmp_path), "--split", "align", "--count", "3"]) == 0
+def test_questions_to_learn_from_have_both_answers_and_what_they_claim(tmp_path: Path) -> None:
+    chosen = export(tmp_path, "align", 40, seed=5)
+    rows = [json.loads(line) for line in (tmp_path / "questions.jsonl").read_text().splitlines()]
+    assert {row["kind"] for row in rows} == set(POPE_KINDS)
+    for row in rows:
+        scene, [name] = chosen[int(row["id"].split("-")[1])], mentioned(row["text"])
+        there = name in scene.names
+        assert (row["right"], row["wrong"]) == (("yes .", "no .") if there else ("no .", "yes ."))
+        assert set(mentioned(row["right_statement"])) == (set(scene.names) or {name})
+        if len(scene.names) > 1 or not there:
+            assert set(mentioned(row["wrong_statement"])) == set(scene.names) ^ {name}
+
+
+def test_only_align_and_test_have_questions(tmp_path: Path) -> None:
+    assert cli.main(["export", "--out", str(tmp_path), "--split", "validation", "--count", "3"]) == 0
     assert not (tmp_path / "questions.jsonl").exists()
     assert len((tmp_path / "prompts.jsonl").read_text().splitlines()) == 3
     with pytest.raises(SystemExit):

@@ -68,7 +68,37 @@ TABLE: dict[str, tuple[pb.ScoreRequest, CODE, str, str]] = {
     "an empty text": (request(GOOD, ["a", ""]), CODE.INVALID_ARGUMENT, "TEXT_EMPTY", "texts[1] is empty"),
     "10 000 texts": (request(GOOD, ["a"] * 10_000), CODE.INVALID_ARGUMENT, "TOO_MANY_TEXTS", "in several requests"),
     "a large text": (request(GOOD, ["a" * 9000]), CODE.INVALID_ARGUMENT, "TEXT_TOO_LARGE", "texts[0] holds 9000 bytes"),
-    "a long sentence": (request(GOOD, ["a", LONG]), CODE.INVALID_ARGUMENT, "TEXT_TOO_LONG", "texts[1] has 102 tokens"),
+    "a long sentence, reject": (
+        request(GOOD, ["a", LONG], long_text=pb.LONG_TEXT_REJECT),
+        CODE.INVALID_ARGUMENT,
+        "TEXT_TOO_LONG",
+        "texts[1] has 102 tokens",
+    ),
+    "an unknown kind": (request(GOOD, ["a"], kind=9), CODE.INVALID_ARGUMENT, "SCORE_KIND_UNKNOWN", "9"),
+    "no probability": (
+        request(GOOD, ["a"], kind=pb.SCORE_KIND_PROBABILITY),
+        CODE.FAILED_PRECONDITION,
+        "NO_PROBABILITY",
+        "SigLIP-type",
+    ),
+    "not calibrated": (
+        request(GOOD, ["a"], kind=pb.SCORE_KIND_PERCENTILE),
+        CODE.FAILED_PRECONDITION,
+        "NOT_CALIBRATED",
+        "sightline scorer calibrate --model tiny",
+    ),
+    "phrases for other texts": (
+        request(GOOD, ["a", "b"], unit=pb.TEXT_UNIT_PHRASES, phrases=[pb.Phrases(phrases=["c"])]),
+        CODE.INVALID_ARGUMENT,
+        "PHRASES_MISMATCH",
+        "1 lists of phrases for 2 texts",
+    ),
+    "an image by URI": (
+        pb.ScoreRequest(image=pb.Image(uri="http://127.0.0.1/a.png"), texts=["a"]),
+        CODE.PERMISSION_DENIED,
+        "IMAGE_URI_OFF",
+        "fetches no images by URI",
+    ),
     "a long text, reject": (
         request(GOOD, ["A cat. " * 30], long_text=pb.LONG_TEXT_REJECT),
         CODE.INVALID_ARGUMENT,

@@ -1,6 +1,7 @@
 """A scorer run as a process of its own, with the playground's CLIP: what happens when its Triton is killed, hangs or is
 poisoned, when it is asked for more than its queue holds, and when it is killed itself."""
 
+import itertools
 import json
 import os
 import shutil
@@ -26,6 +27,7 @@ from sightline_scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.v1 import scorer_pb2_grpc
 
 GOOD = encoded(picture())
+NUMBERS = itertools.count()
 SERVING = health_pb2.HealthCheckResponse.SERVING
 SETTINGS = [
     *QUICK,
@@ -72,9 +74,10 @@ class Process:
         return found
 
     def outcome(
-        self, texts: Sequence[str] = ("a cat",), seconds: float = 10, image: bytes = GOOD
+        self, texts: Sequence[str] = (), seconds: float = 10, image: bytes = GOOD
     ) -> pb.ScoreResponse | SightlineError:
-        """What one Score without retries gives."""
+        """What one Score without retries gives; without `texts` one that was never scored before."""
+        texts = texts or [f"a cat {next(NUMBERS)}"]
         request = pb.ScoreRequest(image=pb.Image(content=image), texts=texts)
         try:
             answer: pb.ScoreResponse = self.stub.Score(request, timeout=seconds)
@@ -110,8 +113,11 @@ def test_scores_of_the_playgrounds_clip_are_open_clips(scorer: Process) -> None:
 
 
 def test_a_full_queue_is_overload_and_says_when_to_try_again(scorer: Process) -> None:
-    request = pb.ScoreRequest(image=pb.Image(content=GOOD), texts=["a red circle"] * 4)
-    calls = [scorer.stub.Score.future(request, timeout=20) for _ in range(60)]
+    def request(number: int) -> pb.ScoreRequest:
+        texts = [f"a red circle {number} {part}" for part in range(4)]
+        return pb.ScoreRequest(image=pb.Image(content=GOOD), texts=texts)
+
+    calls = [scorer.stub.Score.future(request(number), timeout=20) for number in range(60)]
     errors = [from_rpc_error(call.exception()) for call in calls if call.exception() is not None]
     assert 0 < len(errors) < 60
     for error in errors:
@@ -132,7 +138,7 @@ def test_no_request_waits_for_the_batchers_timer(scorer: Process) -> None:
 
 def test_triton_killed_in_mid_request(scorer: Process) -> None:
     """UNAVAILABLE with RetryInfo at once, and scores again within 30 s; the SDK gives scores or this error."""
-    before = scorer.outcome()
+    before = scorer.outcome(["a red cat"])
     assert isinstance(before, pb.ScoreResponse)
     outcomes: list[pb.ScoreResponse | SightlineError] = []
     clients_outcomes: list[Outcome] = []
@@ -144,7 +150,7 @@ def test_triton_killed_in_mid_request(scorer: Process) -> None:
 
     def clients_load() -> None:
         with ScorerClient(scorer.at["grpc"]) as client:
-            pairs = ((GOOD, ["a cat"]) for _ in iter(stop.is_set, True))
+            pairs = ((GOOD, [f"a client's cat {next(NUMBERS)}"]) for _ in iter(stop.is_set, True))
             clients_outcomes.extend(client.score_many(pairs, timeout=120, max_in_flight=1))
 
     threads = [threading.Thread(target=load), threading.Thread(target=load), threading.Thread(target=clients_load)]
@@ -172,7 +178,7 @@ def test_triton_killed_in_mid_request(scorer: Process) -> None:
         assert isinstance(outcome, Unavailable) or len(outcome) == 1  # type: ignore[arg-type]
     limit = max(30, 2 * scorer.start_seconds)  # a machine so busy that the start took longer gets more time
     until(scorer.works, killed + limit - time.monotonic())
-    after = scorer.outcome()
+    after = scorer.outcome(["a red cat"])
     assert isinstance(after, pb.ScoreResponse)
     assert after.scores[0].cosine == pytest.approx(before.scores[0].cosine, abs=1e-6)
     until(scorer.says, 3)

@@ -27,7 +27,7 @@ def test_the_least_recently_used_leaves() -> None:
     store.get(digest(A))
     store.put(digest(D), D)
     assert store.missing(map(digest, (A, B, C, D))) == [digest(B)]
-    assert store.get(digest(A)) == A
+    assert store.get(digest(A))() == A
 
 
 def test_asking_for_an_image_keeps_it() -> None:
@@ -75,7 +75,7 @@ def test_an_upload_in_pieces() -> None:
         upload.add(piece)
     upload.finish(store)
     assert upload.error is None
-    assert store.get(digest(A)) == A
+    assert store.get(digest(A))() == A
 
 
 def test_an_upload_over_the_limit_is_not_kept_while_it_comes() -> None:

@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 from scorer_models import SENTENCES
 from sightline_chassis.errors import InternalError, InvalidInput
+from sightline_scorer.sentences import fitting, sentences
 from sightline_scorer.settings import LimitSettings
-from sightline_scorer.texts import Tokenizer, check_texts, sentences
+from sightline_scorer.texts import Plan, check_request, check_texts, key_of, plan_request, plan_texts
+from sightline_scorer.tokens import Tokenizer
 from sightline_scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.words import WordTokenizer, clean
 
@@ -23,6 +25,25 @@ WORD = "cat "
 @pytest.fixture(scope="module")
 def clip() -> Tokenizer:
     return Tokenizer(open_clip.get_tokenizer("ViT-B-32"), 77, 49408)
+
+
+class Rows:
+    """What a plan of texts of which nothing is known comes to."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, texts: list[str], long_text: Any = pb.LONG_TEXT_SENTENCES, limits: Any = LIMITS
+    ) -> None:
+        self.plan = plan_texts(texts, tokenizer, limits, everything, reject=long_text == pb.LONG_TEXT_REJECT)
+        tokens = [self.plan.tokens[number] for number in range(len(self.plan.rows))]
+        self.ids = np.array([row.ids for row in tokens], np.int32)
+        self.lengths = np.array([row.length for row in tokens], np.int32)
+        self.parts = self.plan.text_sizes
+        self.token_counts = self.plan.counts(self.lengths)
+
+
+def everything(keys: Any) -> list[int]:
+    """Nothing is known yet."""
+    return list(range(len(keys)))
 
 
 def word_level(directory: Path, template: str = "<s> $A </s>", **options: Any) -> HFTokenizer:
@@ -81,62 +102,161 @@ FAST = WordTokenizer(SimpleTokenizer())
 
 
 def test_rows_are_those_of_open_clip(clip: Tokenizer) -> None:
-    rows = clip.rows(SENTENCES, pb.LONG_TEXT_UNSPECIFIED, LIMITS)
+    rows = Rows(clip, SENTENCES, pb.LONG_TEXT_UNSPECIFIED, LIMITS)
     expected = open_clip.get_tokenizer("ViT-B-32")(SENTENCES).numpy()
     np.testing.assert_array_equal(rows.ids, expected)
     assert rows.ids.dtype == np.int32
     np.testing.assert_array_equal(rows.lengths, expected.argmax(1) + 1)
-    assert rows.parts.tolist() == [1] * len(SENTENCES)
+    assert rows.parts == [1] * len(SENTENCES)
 
 
 def test_counts_include_start_and_end(clip: Tokenizer) -> None:
-    rows = clip.rows(["cat", "a cat"], pb.LONG_TEXT_UNSPECIFIED, LIMITS)
-    assert rows.token_counts.tolist() == [3, 4]
+    rows = Rows(clip, ["cat", "a cat"], pb.LONG_TEXT_UNSPECIFIED, LIMITS)
+    assert rows.token_counts == [3, 4]
 
 
 def test_the_window_is_inclusive(clip: Tokenizer) -> None:
-    assert clip.rows([WORD * 75], pb.LONG_TEXT_REJECT, LIMITS).token_counts.tolist() == [77]
+    assert Rows(clip, [WORD * 75], pb.LONG_TEXT_REJECT, LIMITS).token_counts == [77]
     with pytest.raises(InvalidInput, match=r"texts\[1\] has 78 tokens, over the model's window of 77") as caught:
-        clip.rows(["fine", WORD * 76], pb.LONG_TEXT_REJECT, LIMITS)
+        Rows(clip, ["fine", WORD * 76], pb.LONG_TEXT_REJECT, LIMITS)
     assert caught.value.reason == "TEXT_TOO_LONG"
     assert caught.value.metadata == {"text_index": "1", "token_count": "78"}
 
 
 def test_a_long_text_is_scored_by_sentence(clip: Tokenizer) -> None:
     long = "There is a cat. " * 20
-    rows = clip.rows(["a dog", long, "a cow"], pb.LONG_TEXT_SENTENCES, LIMITS)
-    assert rows.parts.tolist() == [1, 20, 1]
-    assert rows.token_counts.tolist() == [4, 20 * 5 + 2, 4]
+    rows = Rows(clip, ["a dog", long, "a cow"], pb.LONG_TEXT_SENTENCES, LIMITS)
+    assert rows.parts == [1, 20, 1]
+    assert rows.token_counts == [4, 20 * 5 + 2, 4]
     assert rows.ids.shape == (22, 77)
-    one = clip.rows(["There is a cat."], pb.LONG_TEXT_SENTENCES, LIMITS).ids[0]
+    one = Rows(clip, ["There is a cat."], pb.LONG_TEXT_SENTENCES, LIMITS).ids[0]
     assert (rows.ids[1:21] == one).all()
 
 
 def test_a_text_that_fits_is_never_split(clip: Tokenizer) -> None:
-    assert clip.rows(["A cat. A dog. A cow."], pb.LONG_TEXT_SENTENCES, LIMITS).parts.tolist() == [1]
+    assert Rows(clip, ["A cat. A dog. A cow."], pb.LONG_TEXT_SENTENCES, LIMITS).parts == [1]
 
 
-@pytest.mark.parametrize("text", [WORD * 90, "Short one. " + WORD * 90, "!" * 2000])
-def test_a_sentence_over_the_window_is_refused(clip: Tokenizer, text: str) -> None:
-    with pytest.raises(InvalidInput, match=r"texts\[0\] has \d+ tokens.*sentence [01] alone has \d+"):
-        clip.rows([text], pb.LONG_TEXT_SENTENCES, LIMITS)
+def words(text: str) -> list[str]:
+    """Letters and digits, which no division may lose."""
+    return [letter for letter in text if letter.isalnum()]
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [
+        (WORD * 90, 2),
+        ("Short one. " + WORD * 90, 3),
+        ("a cat, " * 30, 2),
+        ("x1" * 200, 4),
+        ("cat " * 40 + ", " + "dog " * 40, 2),
+    ],
+)
+def test_a_sentence_over_the_window_is_split_inside_and_flagged(clip: Tokenizer, text: str, pieces: int) -> None:
+    rows = Rows(clip, ["a cow", text, "a dog"])
+    assert (rows.lengths <= 77).all()
+    assert words("".join(rows.plan.rows[1:-1])) == words(text)
+    assert rows.parts[1] >= pieces
+    flagged = [split for part, split in zip(rows.plan.groups, rows.plan.split, strict=True) if part != "Short one."]
+    assert flagged == [False] + [True] * (len(flagged) - 2) + [False]
+    assert rows.token_counts[1] == clip.count([text])[0] > 77
+
+
+def test_clauses_are_kept_whole(clip: Tokenizer) -> None:
+    clauses = [
+        "there is a red cat on the large sofa",
+        "behind it stands a lamp which is off",
+        "and so it goes on",
+    ] * 6
+    text = ", ".join(clauses)
+    rows = Rows(clip, [text])
+    for piece in rows.plan.rows:
+        assert all(clause.rstrip(",") in clauses for clause in piece.rstrip(",").split(", ")), piece
+
+
+@given(st.text(min_size=1, max_size=300).filter(str.strip))
+@settings(deadline=None, max_examples=150)
+def test_pieces_fit_and_lose_nothing(text: str) -> None:
+    def count(texts: Any) -> list[int]:
+        return [2 + len("".join(text.split()).encode()) for text in texts]
+
+    pieces = fitting(text, 12, count)
+    assert words("".join(pieces)) == words(text)
+    assert all(count([piece])[0] <= 12 for piece in pieces)
+
+
+def test_a_long_sentence_is_refused_where_that_is_asked_for(clip: Tokenizer) -> None:
+    with pytest.raises(InvalidInput, match=r"texts\[0\] has 92 tokens.*ask for LONG_TEXT_SENTENCES"):
+        Rows(clip, [WORD * 90], pb.LONG_TEXT_REJECT)
+
+
+def request(**fields: Any) -> pb.ScoreRequest:
+    return pb.ScoreRequest(image=pb.Image(content=b"x"), **fields)
+
+
+def plan(clip: Tokenizer, **fields: Any) -> Plan:
+    asked = request(**fields)
+    check_request(asked, LIMITS)
+    return plan_request(asked, clip, LIMITS, everything)
+
+
+def test_sentences_are_parts_where_they_are_asked_for(clip: Tokenizer) -> None:
+    made = plan(clip, texts=["A cat. A dog.", "a cow", "Yes. " + WORD * 80], unit=pb.TEXT_UNIT_SENTENCES)
+    assert made.groups[:4] == ["A cat.", "A dog.", "a cow", "Yes."]
+    assert made.text_sizes == [2, 1, 3]
+    assert made.group_sizes == [1] * 6
+    assert made.split == [False] * 4 + [True] * 2
+    assert made.counts(np.zeros(6, np.int32)) == [8, 4, 84]
+
+
+def test_phrases_stand_beside_the_whole(clip: Tokenizer) -> None:
+    phrases = [pb.Phrases(phrases=["a cat", "a sofa"]), pb.Phrases()]
+    made = plan(clip, texts=["a cat on a sofa", WORD * 80], unit=pb.TEXT_UNIT_PHRASES, phrases=phrases)
+    assert made.groups == ["a cat on a sofa", "a cat", "a sofa", WORD * 80]
+    assert made.text_sizes == [3, 1]
+    assert made.group_sizes == [1, 1, 1, 2], "a whole over the window has rows, and its score is their mean"
+    assert made.counts(np.array([7, 4, 4, 77, 8])) == [7, 82]
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"texts": ["a"], "unit": pb.TEXT_UNIT_PHRASES}, "PHRASES_MISMATCH"),
+        ({"texts": ["a"], "phrases": [pb.Phrases()]}, "PHRASES_UNASKED"),
+        ({"texts": ["a"], "unit": pb.TEXT_UNIT_PHRASES, "phrases": [pb.Phrases(phrases=[" "])]}, "TEXT_EMPTY"),
+        ({"texts": ["a"], "unit": 9}, "UNIT_UNKNOWN"),
+        ({"texts": ["a"], "aggregation": 9}, "AGGREGATION_UNKNOWN"),
+        ({"texts": ["a"], "long_text": 9}, "LONG_TEXT_UNKNOWN"),
+    ],
+)
+def test_requests_that_make_no_sense(fields: dict[str, Any], reason: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_request(request(**fields), LIMITS)
+    assert caught.value.reason == reason
+
+
+def test_texts_that_are_known_are_not_tokenised(clip: Tokenizer) -> None:
+    made = plan_texts(["a cat", "a dog"], clip, LIMITS, lambda keys: [1], reject=False)
+    assert list(made.tokens) == [1]
+    assert made.keys == [key_of("a cat"), key_of("a dog")]
+    assert made.counts(np.array([4, 5])) == [4, 5]
 
 
 def test_sentences_count_against_the_limit_of_texts(clip: Tokenizer) -> None:
-    with pytest.raises(InvalidInput, match="makes over 10 sentences"):
-        clip.rows(["It is a cat. " * 20], pb.LONG_TEXT_SENTENCES, LimitSettings(max_texts=10))
+    with pytest.raises(InvalidInput, match="makes over 10 parts"):
+        Rows(clip, ["It is a cat. " * 20], pb.LONG_TEXT_SENTENCES, LimitSettings(max_texts=10))
 
 
 @pytest.mark.parametrize("text", ["a cat <end_of_text> and a dog", "<start_of_text>", "a <END_OF_TEXT>"])
 def test_a_spelt_out_special_token_is_refused(clip: Tokenizer, text: str) -> None:
     with pytest.raises(InvalidInput, match="spells a special token") as caught:
-        clip.rows(["a cow", text], pb.LONG_TEXT_SENTENCES, LIMITS)
+        Rows(clip, ["a cow", text], pb.LONG_TEXT_SENTENCES, LIMITS)
     assert caught.value.metadata["text_index"] == "1"
 
 
 def test_a_text_of_which_nothing_is_left_is_refused(clip: Tokenizer) -> None:
     with pytest.raises(InvalidInput, match="nothing that the model can read"):
-        clip.rows(["\x00\x01"], pb.LONG_TEXT_SENTENCES, LIMITS)
+        Rows(clip, ["\x00\x01"], pb.LONG_TEXT_SENTENCES, LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -173,15 +293,15 @@ def test_a_tokenizer_of_transformers(tmp_path: Path, options: dict[str, Any]) ->
     wrapper = word_level(tmp_path, **options)
     tokenizer = Tokenizer(wrapper, 16, 14)
     texts = ["a red square", "the  zebra , and a blue circle .", "cat"]
-    rows = tokenizer.rows(texts, pb.LONG_TEXT_SENTENCES, LIMITS)
+    rows = Rows(tokenizer, texts, pb.LONG_TEXT_SENTENCES)
     np.testing.assert_array_equal(rows.ids, wrapper(texts).numpy())
-    assert rows.token_counts.tolist() == [5, 10, 3]
-    assert tokenizer.rows(["a " * 14], pb.LONG_TEXT_REJECT, LIMITS).token_counts.tolist() == [16]
+    assert rows.token_counts == [5, 10, 3]
+    assert Rows(tokenizer, ["a " * 14], pb.LONG_TEXT_REJECT).token_counts == [16]
     with pytest.raises(InvalidInput, match=r"texts\[0\] has 17 tokens"):
-        tokenizer.rows(["a " * 15], pb.LONG_TEXT_REJECT, LIMITS)
-    assert tokenizer.rows(["a red cat . " * 5], pb.LONG_TEXT_SENTENCES, LIMITS).parts.tolist() == [5]
+        Rows(tokenizer, ["a " * 15], pb.LONG_TEXT_REJECT)
+    assert Rows(tokenizer, ["a red cat . " * 5], pb.LONG_TEXT_SENTENCES).parts == [5]
     with pytest.raises(InvalidInput, match="special token"):
-        tokenizer.rows(["a </s> cat"], pb.LONG_TEXT_SENTENCES, LIMITS)
+        Rows(tokenizer, ["a </s> cat"], pb.LONG_TEXT_SENTENCES)
 
 
 def test_a_tokenizer_of_transformers_by_its_own_class_tokens(tmp_path: Path) -> None:
@@ -189,15 +309,15 @@ def test_a_tokenizer_of_transformers_by_its_own_class_tokens(tmp_path: Path) -> 
     wrapper.tokenizer.cls_token = "<s>"
     wrapper.tokenizer_mode = "clips"
     tokenizer = Tokenizer(wrapper, 16)
-    rows = tokenizer.rows(["a red square", "cat"], pb.LONG_TEXT_SENTENCES, LIMITS)
+    rows = Rows(tokenizer, ["a red square", "cat"], pb.LONG_TEXT_SENTENCES)
     np.testing.assert_array_equal(rows.ids, wrapper(["a red square", "cat"]).numpy())
     with pytest.raises(InvalidInput, match=r"texts\[0\] has 17 tokens"):
-        tokenizer.rows(["a " * 14], pb.LONG_TEXT_REJECT, LIMITS)
+        Rows(tokenizer, ["a " * 14], pb.LONG_TEXT_REJECT)
 
 
 def test_a_tokenizer_of_another_model_is_found_out(tmp_path: Path) -> None:
     with pytest.raises(InternalError, match="the model knows 5"):
-        Tokenizer(word_level(tmp_path), 16, 5).rows(["cat"], pb.LONG_TEXT_SENTENCES, LIMITS)
+        Tokenizer(word_level(tmp_path), 16, 5).encode(["cat"], [0])
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ def test_a_card_states_the_models_facts(tiny: Path, card: ModelCard) -> None:
     assert (card.image_height, card.image_width, card.context_length, card.embedding_size) == (64, 64, 77, 64)
     assert card.vocabulary_size == 49408
     assert card.trim_padding
+    assert not card.sigmoid
     assert card.preprocess["mean"] == [0.48, 0.45, 0.4]
     weights = tiny / "open_clip_model.safetensors"
     assert card.weights_digest == hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -52,6 +53,7 @@ def test_a_bidirectional_text_tower_keeps_its_padding(tmp_path: Path) -> None:
     card = repository.describe("s", ModelSettings(source=f"local-dir:{scorer_models.siglip(tmp_path)}"))
     assert not card.trim_padding
     assert card.logit_bias == -10
+    assert card.sigmoid
 
 
 def test_the_preprocessing_digest_follows_the_preprocessing(card: ModelCard) -> None:
@@ -70,7 +72,9 @@ def test_a_repository_of_two_models(card: ModelCard, tmp_path: Path) -> None:
     assert list(image.input[0].dims) == [3, 64, 64]
     assert list(text.input[0].dims) == [-1]
     assert list(image.output[0].dims) == list(text.output[0].dims) == [64]
-    assert image.dynamic_batching.max_queue_delay_microseconds == 500
+    assert image.dynamic_batching.max_queue_delay_microseconds == 0
+    assert text.input[0].allow_ragged_batch
+    assert (tmp_path / "clip_text/1/towers.py").is_file()
     assert not image.dynamic_batching.HasField("default_queue_policy"), "it would make requests wait half a second"
     assert [warm.batch_size for warm in image.model_warmup] == [1, 8]
     facts = json.loads(text.parameters["sightline"].string_value)

@@ -36,6 +36,26 @@ MODEL_INFO = Gauge(
 BACKEND_UP = metrics.BACKEND_UP.labels("triton")
 """Whether Triton answers with right embeddings."""
 TRITON_RESTARTS = Counter("sightline_scorer_triton_restarts_total", "Tries to start an embedded Triton again.")
+CACHE = Counter(
+    "sightline_scorer_embeddings_total",
+    "Embeddings asked for: hit (known), miss (computed), coalesced (another request was having it computed).",
+    ("model", "tower", "outcome"),
+)
+CACHE_BYTES = Gauge("sightline_scorer_cache_bytes", "Bytes of known embeddings.", ("model", "tower"))
+QUEUE = Gauge("sightline_scorer_queue_items", "Images or texts that wait for a batch.", ("model", "tower"))
+BATCH = Histogram(
+    "sightline_scorer_batch_items",
+    "Images or texts of one batch sent to Triton.",
+    ("tower",),
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
+)
+TRITON_CALLS = Counter(
+    "sightline_scorer_triton_calls_total", "Batches sent to Triton, by the way of their tensors.", ("transport",)
+)
+MODEL_VERSION = Gauge("sightline_scorer_model_version", "The version of each model that answers.", ("model",))
+FETCHES = Counter(
+    "sightline_scorer_fetches_total", "Images fetched by URI: OK, or the reason of the refusal.", ("outcome",)
+)
 STORE_BYTES = Gauge("sightline_scorer_image_store_bytes", "Bytes of uploaded images held.")
 
 OUTCOMES = (

@@ -1,7 +1,8 @@
 """Says whether the scorer can do its work, by doing it: a real inference through both towers of every model.
 
 A process that lives and answers pings may still be poisoned (hung, or giving zeros). So the probe's embeddings must
-come, be finite, and be those of the first probe after the start. Scores that worked a moment ago count as a probe.
+come, be finite, and be those of the first probe after the start. An inference that worked a moment ago counts as a
+probe; an answer from the cache does not.
 """
 
 from __future__ import annotations
@@ -9,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
 
 import numpy as np
-from sightline_chassis.errors import SightlineError
+from sightline_chassis.errors import InternalError, SightlineError
 
-from sightline_scorer.metrics import BACKEND_UP
-from sightline_scorer.scoring import Scoring, ServedModel
-from sightline_scorer.settings import LimitSettings, ProbeSettings
-from sightline_scorer.triton.backend import Embeddings, TritonBackend, TritonServer, all_or_none
-from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline_scorer.metrics import BACKEND_UP, NONFINITE
+from sightline_scorer.models import Models, ServedModel
+from sightline_scorer.settings import ProbeSettings
+from sightline_scorer.triton.backend import Embeddings, TritonBackend
+from sightline_scorer.triton.servers import TritonServer
 
 LOG = logging.getLogger(__name__)
 _TEXT = "a photo of a probe"
@@ -30,20 +30,18 @@ class Probe:
 
     def __init__(
         self,
-        models: Mapping[str, ServedModel],
+        models: Models,
         backend: TritonBackend,
         server: TritonServer,
-        scoring: Scoring,
         settings: ProbeSettings,
         hung_after_seconds: float,
     ) -> None:
         self._models = models
         self._backend = backend
         self._server = server
-        self._scoring = scoring
         self._settings = settings
         self._hung_after_seconds = hung_after_seconds
-        self._first: dict[str, list[Embeddings]] = {}
+        self._first: dict[tuple[str, str], list[Embeddings]] = {}
         self._last_good = time.monotonic()
         self._trouble: str | None = None
         self._task: asyncio.Task[None] | None = None
@@ -80,7 +78,7 @@ class Probe:
             if self._down() is not None:
                 self._last_good = time.monotonic()  # it is being started again: nothing to probe, nothing that hangs
                 continue
-            if time.monotonic() - self._scoring.last_success < self._settings.every_seconds:
+            if time.monotonic() - self._backend.last_success < self._settings.every_seconds:
                 self._verdict(None)
                 continue
             try:
@@ -97,27 +95,37 @@ class Probe:
             await self._restart_if_hung()
 
     async def _restart_if_hung(self) -> None:
-        silent = time.monotonic() - max(self._last_good, self._scoring.last_success)
+        silent = time.monotonic() - max(self._last_good, self._backend.last_success)
         if self._trouble is None or silent < self._hung_after_seconds:
             return
         self._last_good = time.monotonic()  # give the new one as long
         await self._server.restart(f"no inference has worked for {silent:.0f} s: {self._trouble}")
 
-    async def _probe_all(self) -> None:
-        for name, model in self._models.items():
-            pixels = np.zeros((3, model.card.image_height, model.card.image_width), np.uint8)
-            rows = model.tokenizer.rows([_TEXT], pb.LONG_TEXT_REJECT, LimitSettings())
-            image, texts = await all_or_none(
-                self._backend.embed_image(name, pixels, self._settings.timeout_seconds),
-                self._backend.embed_texts(name, rows.ids, rows.lengths, self._settings.timeout_seconds),
-            )
-            self._compare(name, [image, texts[0]])
-
-    def _compare(self, name: str, found: list[Embeddings]) -> None:
-        first = self._first.setdefault(name, found)
-        for tower, one, other in zip(("image", "text"), first, found, strict=True):
+    async def try_out(self, model: ServedModel) -> None:
+        """A real inference through both towers of a model. Raises a SightlineError where it is not as it should be."""
+        pixels = np.zeros((3, model.card.image_height, model.card.image_width), np.uint8)
+        (row,) = model.tokenizer.encode([_TEXT], [0])
+        image_name, text_name = model.triton_names
+        image = await self._backend.embed_images(image_name, [pixels])
+        text = await self._backend.embed_texts(text_name, [row.ids])
+        found = [image[0], text[0]]
+        for tower, one in zip(("image", "text"), found, strict=True):
+            if not abs(float(one @ one) - 1) < _TOLERANCE:
+                NONFINITE.inc()
+                raise InternalError(
+                    f"the {tower} tower of {model.name} gave an embedding that is not finite or not of length 1",
+                    reason="NONFINITE_EMBEDDING",
+                )
+        for tower, one, other in zip(
+            ("image", "text"), self._first.setdefault(model.triton_names, found), found, strict=True
+        ):
             if 1 - float(one @ other) > _TOLERANCE:
-                raise SightlineError(f"the {tower} tower of {name} answers the probe otherwise than at the start")
+                raise SightlineError(f"the {tower} tower of {model.name} answers the probe otherwise than at the start")
+
+    async def _probe_all(self) -> None:
+        for model in list(self._models.served.values()):
+            with model.used():
+                await self.try_out(model)
 
     def _verdict(self, trouble: str | None) -> None:
         self._trouble = trouble

@@ -1,102 +1,40 @@
-"""One image and K texts to K scores: the image and the texts go their ways at the same time, each once."""
+"""One image and K texts to K scores, by one model or the weighted mean of several."""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from collections.abc import Callable
-from concurrent.futures import Executor
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from contextlib import ExitStack
 
 import numpy as np
-import numpy.typing as npt
-from sightline_chassis.errors import InvalidInput, NotFound, SightlineError
+from sightline_chassis.errors import DeadlineExceeded, SightlineError
 
 from sightline_scorer import metrics
-from sightline_scorer.preprocessing import Preprocessor
+from sightline_scorer.embedding import Embedder, ImageSource, left
+from sightline_scorer.models import Ensemble, Models, ServedModel
+from sightline_scorer.scores import Floats, aggregate, check_finite, cosines, group_means
 from sightline_scorer.settings import LimitSettings
-from sightline_scorer.store import ImageStore
-from sightline_scorer.texts import Tokenizer, TokenRows, check_texts
-from sightline_scorer.triton.backend import Embeddings, TritonBackend, all_or_none
-from sightline_scorer.triton.card import ModelCard
+from sightline_scorer.texts import Plan, check_request, plan_request
+from sightline_scorer.tower import Wait
 from sightline_scorer.v1 import scorer_pb2 as pb
 
-T = TypeVar("T")
-
-# Work shorter than a hop to a thread and back is done where it is.
-_INLINE_TEXT_CHARACTERS = 4096
-_INLINE_IMAGE_BYTES = 32 * 1024
-_INLINE_IMAGE_PIXELS = 128 * 128
-
-
-@dataclass(frozen=True)
-class ServedModel:
-    """A model and what its requests need before Triton."""
-
-    card: ModelCard
-    info: pb.ModelInfo
-    preprocess: Preprocessor
-    tokenizer: Tokenizer
-
-    def observe(self, clip_score: npt.NDArray[np.float32]) -> None:
-        """Count the scores in the model's histogram."""
-        histogram = metrics.SCORE.labels(self.card.name)
-        for value in clip_score.tolist():
-            histogram.observe(value)
-
-
-def cosines(image: Embeddings, texts: Embeddings, parts: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
-    """Cosine of an image [D] with each text, given its parts' embeddings [N, D]; the mean over a text's parts.
-
-    All embeddings have length 1. Returns [K], K = len(parts), N = sum(parts).
-    """
-    each: npt.NDArray[Any] = texts @ image
-    if len(each) != len(parts):
-        each = np.add.reduceat(each, np.concatenate(([0], np.cumsum(parts)[:-1]))) / parts
-    return each.clip(-1, 1).astype(np.float32)
-
-
-def clip_scores(cosine: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """CLIPScore of Hessel et al. 2021 with weight 100: 100 * max(cosine, 0)."""
-    return 100 * np.maximum(cosine, 0)
-
-
-def logits(cosine: npt.NDArray[np.float32], scale: float, bias: float) -> npt.NDArray[np.float32]:
-    """The model's own logit: scale * cosine + bias."""
-    return (scale * cosine + bias).astype(np.float32)
+_INLINE_TEXT_CHARACTERS = 16384  # tokenising more than this goes to a thread
+_COLUMNS = (pb.SCORE_KIND_COSINE, pb.SCORE_KIND_CLIP_SCORE, pb.SCORE_KIND_LOGIT)
 
 
 class Scoring:
     """Answers score requests.
 
     Args:
-        models: by name.
-        default_model: name of the model for requests that name none.
-        backend: gives embeddings.
-        store: uploaded images.
+        models: what can be asked for.
+        embedder: gives embeddings.
         limits: what a request may hold.
-        pool: threads for decoding and for long texts.
     """
 
-    def __init__(
-        self,
-        models: dict[str, ServedModel],
-        default_model: str,
-        backend: TritonBackend,
-        store: ImageStore,
-        limits: LimitSettings,
-        pool: Executor,
-    ) -> None:
+    def __init__(self, models: Models, embedder: Embedder, limits: LimitSettings) -> None:
         self.models = models
-        self._default_model = default_model
-        self._backend = backend
-        self._store = store
+        self.embedder = embedder
         self._limits = limits
-        self._pool = pool
-        self.last_success = float("-inf")
-        """time.monotonic() of the last score that worked."""
 
     async def score(self, request: pb.ScoreRequest, seconds: float | None = None) -> pb.ScoreResponse:
         """The scores of one request. `seconds` is the time left; raises a SightlineError."""
@@ -109,107 +47,190 @@ class Scoring:
             metrics.PAIRS.labels("CANCELLED").inc(max(1, len(request.texts)))
             raise
         metrics.PAIRS.labels("OK").inc(len(response.scores))
-        self.last_success = time.monotonic()
         return response
-
-    def model(self, name: str) -> ServedModel:
-        """The model of that name, or the default one for an empty name. Raises NotFound listing the known ones."""
-        found = self.models.get(name or self._default_model)
-        if found is None:
-            raise NotFound(
-                f"there is no model {name!r}; known: {', '.join(sorted(self.models))}",
-                reason="MODEL_NOT_FOUND",
-                metadata={"model": name, "known": ",".join(sorted(self.models))},
-            )
-        return found
 
     async def _score(self, request: pb.ScoreRequest, deadline: float | None) -> pb.ScoreResponse:
         began = time.monotonic()
-        model = self.model(request.model)
-        texts = list(request.texts)
-        check_texts(texts, self._limits)
-        if request.long_text not in pb.LongText.values():
-            raise InvalidInput(f"long_text {request.long_text} is not one of LongText", reason="LONG_TEXT_UNKNOWN")
-        content = self._content(request.image)
-        metrics.BATCH_TEXTS.observe(len(texts))
-        (digest, image, timing), (rows, embeddings, timing.text_seconds) = await all_or_none(
-            self._embed_image(model, content, deadline),
-            self._embed_texts(model, texts, request.long_text, deadline),
-        )
-        cosine = cosines(image, embeddings, rows.parts)
-        response = _response(cosine, rows, model.card)
-        response.model.CopyFrom(model.info)
-        response.image_sha256 = digest
-        timing.total_seconds = time.monotonic() - began
-        response.timing.CopyFrom(timing)
-        model.observe(clip_scores(cosine))
+        found = self.models.find(request.model)
+        check_request(request, self._limits)
+        kind = _kind(request.kind, found)
+        with ExitStack() as stack:
+            members = [stack.enter_context(model.used()) for model in self._members(found)]
+            for member in members:
+                member.scale.check(kind)
+            source = await self.embedder.source(request.image, deadline)
+            metrics.BATCH_TEXTS.observe(len(request.texts))
+            works = [_Work(self.embedder, member, request, kind) for member in members]
+            try:
+                for work in works:
+                    await work.begin(source, self._limits)
+                responses = [await work.finish(deadline) for work in works]
+            finally:
+                for work in works:
+                    work.leave()
+            response = responses[0] if isinstance(found, ServedModel) else _mean(responses, found)
+            response.model.CopyFrom(self.models.info(found))
+        response.kind = kind
+        response.image_sha256 = source.sha256
+        response.timing.total_seconds = time.monotonic() - began
         return response
 
-    def _content(self, image: pb.Image) -> bytes:
-        source = image.WhichOneof("source")
-        if source is None:
-            raise InvalidInput("the request has no image: set image.content or image.sha256", reason="IMAGE_MISSING")
-        return image.content if source == "content" else self._store.get(image.sha256)
+    def _members(self, found: ServedModel | Ensemble) -> list[ServedModel]:
+        return [found] if isinstance(found, ServedModel) else [self.models.served[name] for name in found.weights]
 
-    async def _embed_image(
-        self, model: ServedModel, content: bytes, deadline: float | None
-    ) -> tuple[bytes, Embeddings, pb.Timing]:
-        began = time.monotonic()
-        try:
-            digest, pixels = await self._pixels(model.preprocess, content)
-        except InvalidInput as error:
-            metrics.DECODE_FAILURES.labels(error.reason).inc()
-            raise
-        decoded = time.monotonic()
-        embedding = await self._backend.embed_image(model.card.name, pixels, _left(deadline))
-        ended = time.monotonic()
-        metrics.STAGE_SECONDS.labels("decode").observe(decoded - began)
-        metrics.STAGE_SECONDS.labels("image").observe(ended - decoded)
-        return digest, embedding, pb.Timing(preprocess_seconds=decoded - began, image_seconds=ended - decoded)
 
-    async def _pixels(self, preprocess: Preprocessor, content: bytes) -> tuple[bytes, npt.NDArray[np.uint8]]:
-        """SHA-256 of an encoded image, and its pixels."""
-        if len(content) > _INLINE_IMAGE_BYTES:
-            return await self._in_pool(lambda: (hashlib.sha256(content).digest(), preprocess(content)))
-        digest = hashlib.sha256(content).digest()
-        image = preprocess.read_header(content)
-        if image.width * image.height <= _INLINE_IMAGE_PIXELS:
-            return digest, preprocess.pixels(image)
-        return digest, await self._in_pool(lambda: preprocess.pixels(image))
+class _Work:
+    """One model's part of a request."""
 
-    async def _embed_texts(
-        self, model: ServedModel, texts: list[str], long_text: pb.LongText, deadline: float | None
-    ) -> tuple[TokenRows, Embeddings, float]:
-        began = time.monotonic()
-        if sum(map(len, texts)) <= _INLINE_TEXT_CHARACTERS:
-            rows = model.tokenizer.rows(texts, long_text, self._limits)
+    def __init__(self, embedder: Embedder, model: ServedModel, request: pb.ScoreRequest, kind: pb.ScoreKind) -> None:
+        self._embedder = embedder
+        self._model = model
+        self._request = request
+        self._kind = kind
+        self._scale = model.scale
+        self._image: Wait | None = None
+        self._texts: Wait | None = None
+        self._plan = Plan()
+        self._began = time.monotonic()
+
+    async def begin(self, source: ImageSource, limits: LimitSettings) -> None:
+        """Start everything; nothing is waited for but a long tokenising."""
+        model, request = self._model, self._request
+        characters = sum(map(len, request.texts))
+
+        def plan() -> Plan:
+            return plan_request(request, model.tokenizer, limits, model.text.unknown)
+
+        if characters <= _INLINE_TEXT_CHARACTERS:
+            self._plan = plan()  # bad texts first: they cost nothing
+            self._image = self._embedder.ask_image(model, source)
         else:
-            rows = await self._in_pool(lambda: model.tokenizer.rows(texts, long_text, self._limits))
-        embeddings = await self._backend.embed_texts(model.card.name, rows.ids, rows.lengths, _left(deadline))
-        seconds = time.monotonic() - began
-        metrics.STAGE_SECONDS.labels("text").observe(seconds)
-        return rows, embeddings, seconds
+            self._image = self._embedder.ask_image(model, source)
+            self._plan = await self._embedder.in_pool(plan)
+        self._texts = self._embedder.ask_texts(model, self._plan)
 
-    async def _in_pool(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+    async def finish(self, deadline: float | None) -> pb.ScoreResponse:
+        """Wait for the embeddings, and make scores of them."""
+        image, texts = self._image, self._texts
+        assert image is not None
+        assert texts is not None
+        await image.done(_time_left(deadline))
+        await texts.done(_time_left(deadline))
+        response = self._response(cosines(image.rows[0], texts.rows), texts)
+        self._time(response.timing, image, texts)
+        return response
+
+    def leave(self) -> None:
+        """Nothing is waited for any more."""
+        if self._image is not None:
+            self._model.image.leave(self._image)
+        if self._texts is not None:
+            self._model.text.leave(self._texts)
+
+    def _response(self, rows: Floats, texts: Wait) -> pb.ScoreResponse:
+        plan, scale, name = self._plan, self._scale, self._model.name
+        group_sizes = np.array(plan.group_sizes, np.int32)
+        text_sizes = np.array(plan.text_sizes, np.int32)
+
+        def column(kind: pb.ScoreKind) -> tuple[Floats, Floats]:
+            groups = group_means(scale.apply(kind, rows), group_sizes)
+            return groups, aggregate(groups, text_sizes, self._request.aggregation)
+
+        columns = {kind: column(kind) for kind in _COLUMNS}
+        groups, values = columns[self._kind] if self._kind in columns else column(self._kind)
+        check_finite(name, values, *(found for _, found in columns.values()))
+        _observe(name, columns[pb.SCORE_KIND_CLIP_SCORE][1])
+        response = pb.ScoreResponse(
+            scores=[
+                pb.TextScore(cosine=c, clip_score=s, logit=logit, token_count=tokens, parts=parts, value=value)
+                for c, s, logit, tokens, parts, value in zip(
+                    *(columns[kind][1].tolist() for kind in _COLUMNS),
+                    plan.counts(texts.notes),
+                    plan.text_sizes,
+                    values.tolist(),
+                    strict=True,
+                )
+            ]
+        )
+        if not plan.plain or self._request.unit in (pb.TEXT_UNIT_SENTENCES, pb.TEXT_UNIT_PHRASES):
+            self._add_parts(response, groups, columns[pb.SCORE_KIND_COSINE][0], texts)
+        return response
+
+    def _add_parts(self, response: pb.ScoreResponse, values: Floats, cosine: Floats, texts: Wait) -> None:
+        plan = self._plan
+        asked = self._request.unit in (pb.TEXT_UNIT_SENTENCES, pb.TEXT_UNIT_PHRASES)
+        group = row = 0
+        for score, size in zip(response.scores, plan.text_sizes, strict=True):
+            for _ in range(size):
+                pieces = plan.group_sizes[group]
+                score.sentence_split |= plan.split[group]
+                if asked or size > 1 or pieces > 1:
+                    score.part_scores.add(
+                        text=plan.groups[group],
+                        value=values[group],
+                        cosine=cosine[group],
+                        token_count=int(texts.notes[row : row + pieces].sum()) - 2 * (pieces - 1),
+                        pieces=pieces,
+                        sentence_split=plan.split[group],
+                    )
+                group += 1
+                row += pieces
+
+    def _time(self, timing: pb.Timing, image: Wait, texts: Wait) -> None:
+        timing.texts_cached = texts.known
+        timing.image_cached = bool(image.known)
+        if image.ready_at:
+            timing.preprocess_seconds = max(0.0, image.ready_at - self._began)
+            timing.image_seconds = max(0.0, image.done_at - image.ready_at)
+            metrics.STAGE_SECONDS.labels("decode").observe(timing.preprocess_seconds)
+        metrics.STAGE_SECONDS.labels("image").observe(timing.image_seconds)
+        if texts.done_at:
+            timing.text_seconds = max(0.0, texts.done_at - self._began)
+        metrics.STAGE_SECONDS.labels("text").observe(timing.text_seconds)
 
 
-def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else deadline - time.monotonic()
+def _time_left(deadline: float | None) -> float | None:
+    seconds = left(deadline)
+    if seconds is not None and seconds <= 0:
+        raise DeadlineExceeded("the deadline passed before the model was asked")
+    return seconds
 
 
-def _response(cosine: npt.NDArray[np.float32], rows: TokenRows, card: ModelCard) -> pb.ScoreResponse:
-    columns = zip(
-        cosine.tolist(),
-        clip_scores(cosine).tolist(),
-        logits(cosine, card.logit_scale, card.logit_bias).tolist(),
-        rows.token_counts.tolist(),
-        rows.parts.tolist(),
-        strict=True,
-    )
-    return pb.ScoreResponse(
-        scores=[
-            pb.TextScore(cosine=c, clip_score=s, logit=logit, token_count=tokens, parts=parts)
-            for c, s, logit, tokens, parts in columns
-        ]
-    )
+def _kind(asked: pb.ScoreKind, found: ServedModel | Ensemble) -> pb.ScoreKind:
+    if asked != pb.SCORE_KIND_UNSPECIFIED:
+        return asked
+    return found.kind if isinstance(found, Ensemble) else pb.SCORE_KIND_CLIP_SCORE
+
+
+def _observe(model: str, clip_score: Floats) -> None:
+    histogram = metrics.SCORE.labels(model)
+    for value in clip_score.tolist():
+        histogram.observe(value)
+
+
+def _mean(responses: list[pb.ScoreResponse], ensemble: Ensemble) -> pb.ScoreResponse:
+    """The weighted mean of the members' responses; the parts too, where all members had the same ones."""
+    weights = list(ensemble.weights.values())
+    response = pb.ScoreResponse()
+    response.CopyFrom(responses[0])
+    for index, score in enumerate(response.scores):
+        members = [other.scores[index] for other in responses]
+        for name in ("cosine", "clip_score", "logit", "value"):
+            setattr(score, name, _weighted([getattr(member, name) for member in members], weights))
+        score.sentence_split = any(member.sentence_split for member in members)
+        if any([p.text for p in member.part_scores] != [p.text for p in score.part_scores] for member in members):
+            del score.part_scores[:]
+            continue
+        for number, part in enumerate(score.part_scores):
+            for name in ("value", "cosine"):
+                setattr(part, name, _weighted([getattr(m.part_scores[number], name) for m in members], weights))
+    for other in responses[1:]:
+        for name in ("preprocess_seconds", "image_seconds", "text_seconds"):
+            setattr(response.timing, name, max(getattr(response.timing, name), getattr(other.timing, name)))
+        response.timing.image_cached &= other.timing.image_cached
+        response.timing.texts_cached = min(response.timing.texts_cached, other.timing.texts_cached)
+    return response
+
+
+def _weighted(values: list[float], weights: list[float]) -> float:
+    return sum(value * weight for value, weight in zip(values, weights, strict=True))

@@ -3,52 +3,68 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import ClassVar
 
 import grpc
-from sightline_chassis.errors import PreconditionFailed
+from sightline_chassis.errors import PreconditionFailed, SightlineError
 from sightline_chassis.service import Service
+from sightline_chassis.settings import SettingsError
 
 from sightline_scorer import images, metrics
 from sightline_scorer.costs import COSTS
-from sightline_scorer.preprocessing import Preprocessor
+from sightline_scorer.embedding import Embedder
+from sightline_scorer.fetch import Fetcher
+from sightline_scorer.loader import Loader
+from sightline_scorer.models import Models
 from sightline_scorer.probe import Probe
-from sightline_scorer.scoring import Scoring, ServedModel
+from sightline_scorer.scoring import Scoring
 from sightline_scorer.servicer import ScorerServicer
-from sightline_scorer.settings import ModelSettings, ScorerSettings
+from sightline_scorer.settings import ScorerSettings
 from sightline_scorer.store import ImageStore
-from sightline_scorer.texts import Tokenizer
-from sightline_scorer.triton import repository
-from sightline_scorer.triton.backend import RemoteTriton, TritonBackend, TritonServer
-from sightline_scorer.triton.card import ModelCard
+from sightline_scorer.triton.backend import TritonBackend
 from sightline_scorer.triton.embedded import EmbeddedTriton
-from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline_scorer.triton.servers import RemoteTriton, TritonServer
 from sightline_scorer.v1 import scorer_pb2_grpc
 
 LOG = logging.getLogger(__name__)
 
 
 class ScorerService(Service):
-    """Serves `sightline_scorer.v1.ScorerService` by a Triton, embedded or remote."""
+    """Serves `sightline_scorer.v1.ScorerService` by a Triton, embedded or remote.
+
+    Args:
+        settings: all of them.
+        reread: reads the settings again, for a change of models; without it the same ones are used, and only weights
+            that changed on disk are new.
+    """
 
     name: ClassVar[str] = "scorer"
     proto_services: ClassVar[tuple[str, ...]] = ("sightline_scorer.v1.ScorerService",)
     costs = COSTS
+    unadmitted: ClassVar[tuple[str, ...]] = ("sightline_scorer.v1.ScorerService/ReloadModels",)
 
-    def __init__(self, settings: ScorerSettings) -> None:
+    def __init__(self, settings: ScorerSettings, reread: Callable[[], ScorerSettings] | None = None) -> None:
         self._settings = settings
+        self._reread = reread or (lambda: settings)
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._backend: TritonBackend
         self.triton: TritonServer = (
-            EmbeddedTriton(settings.triton, self._build)
+            EmbeddedTriton(settings.triton, lambda out: self._loader.build(out))
             if settings.triton.mode == "embedded"
             else RemoteTriton(settings.triton)
         )
-        self._backend = TritonBackend(self.triton, settings.triton, settings.default_name)
-        self._scoring: Scoring | None = None
+        self._backend = TritonBackend(self.triton, settings.triton)
+        self._loader = Loader(settings, self.triton, self._backend)
+        self._fetcher = Fetcher(settings.fetch, settings.limits)
+        self._store: ImageStore | None = None
+        self._models = Models({}, {}, "")
         self._probe: Probe | None = None
+        self._reloads: set[asyncio.Task[object]] = set()
 
     async def start(self) -> None:
         """Start or find Triton, load what is needed before it, and score once.
@@ -59,17 +75,21 @@ class ScorerService(Service):
         metrics.preregister()
         settings = self._settings
         try:
+            self._store = ImageStore(settings.image_store)
             await self.triton.start()
-            models = {name: await self._serve_model(name) for name in settings.models}
+            self._models = await self._loader.load_all()
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise PreconditionFailed(f"{type(error).__name__}: {error}") from error
-        store = ImageStore(settings.image_store)
-        self._scoring = Scoring(models, settings.default_name, self._backend, store, settings.limits, self._pool)
-        self._servicer = ScorerServicer(self._scoring, store, settings.limits)
+        scoring = Scoring(self._models, Embedder(self._store, self._fetcher, self._pool), settings.limits)
+        self._servicer = ScorerServicer(
+            scoring, self._store, settings.limits, self._fetcher.schemes, self.reload if settings.reload.rpc else None
+        )
         self._probe = Probe(
-            models, self._backend, self.triton, self._scoring, settings.probe, settings.triton.hung_after_seconds
+            self._models, self._backend, self.triton, settings.probe, settings.triton.hung_after_seconds
         )
         await self._probe.start()
+        with contextlib.suppress(RuntimeError, ValueError):  # only in the main thread
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)
 
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicer."""
@@ -79,67 +99,45 @@ class ScorerService(Service):
         """The probe's verdict."""
         return self._probe.trouble() if self._probe is not None else "it is starting"
 
+    async def reload(self) -> tuple[list[str], list[str]]:
+        """Read the settings again and serve the models that they name; answers those that changed and went.
+
+        Raises PreconditionFailed; then the models stay as they were.
+        """
+        assert self._probe is not None
+        try:
+            settings = self._reread()
+        except SettingsError as error:
+            raise PreconditionFailed(f"the models stay as they were: {error}", reason="RELOAD_FAILED") from error
+        changed, removed = await self._loader.reload(self._models, settings, self._probe.try_out)
+        LOG.info("models reloaded", extra={"changed": changed, "removed": removed})
+        return changed, removed
+
     async def stop(self) -> None:
         """Stop the probe, Triton and the threads."""
+        for task in self._reloads:
+            task.cancel()
         if self._probe is not None:
             await self._probe.stop()
+        await self._loader.close()
+        for model in self._models.served.values():
+            await model.close()
         await self._backend.close()
         await self.triton.stop()
+        self._fetcher.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
+        if self._store is not None:
+            self._store.close()
 
-    def _build(self, out: Path) -> None:
-        settings = self._settings
-        cards = [repository.describe(name, model) for name, model in settings.models.items()]
-        repository.build(cards, settings.default_name, out, settings.triton, copy=False)
+    def _on_hangup(self) -> None:
+        task: asyncio.Task[object] = asyncio.create_task(self._reload_and_log())
+        self._reloads.add(task)
+        task.add_done_callback(self._reloads.discard)
 
-    async def _serve_model(self, name: str) -> ServedModel:
-        settings = self._settings.models[name]
-        card = await self._backend.card(name)
-        architecture = repository.open_clip_name(settings.source)
-        tokenizer = await asyncio.to_thread(_tokenizer, architecture, card)
-        if self._settings.triton.mode == "remote":
-            await asyncio.to_thread(_check_weights, architecture, settings, card)
-        info = pb.ModelInfo(
-            name=name,
-            architecture=settings.source,
-            weights_digest=card.weights_digest,
-            preprocessing_digest=card.preprocessing_digest,
-            embedding_size=card.embedding_size,
-            image_size=max(card.image_height, card.image_width),
-            context_length=card.context_length,
-            logit_scale=card.logit_scale,
-            logit_bias=card.logit_bias,
-            is_default=name == self._settings.default_name,
-        )
-        metrics.MODEL_INFO.labels(
-            name, settings.source, card.weights_digest, card.preprocessing_digest, card.precision
-        ).set(1)
-        return ServedModel(card, info, Preprocessor(card, self._settings.limits), tokenizer)
-
-
-def _check_weights(architecture: str, settings: ModelSettings, card: ModelCard) -> None:
-    """Where a directory is named that holds weights, they must be those that a remote Triton serves."""
-    if not architecture.startswith(repository.LOCAL_DIR):
-        return
-    try:
-        weights = repository.find_weights(architecture, settings.pretrained)
-    except ValueError:
-        return  # configuration and tokenizer are all that is needed here
-    digest = repository.sha256_of(weights)
-    if digest != card.weights_digest:
-        raise RuntimeError(
-            f"{weights} has other weights (SHA-256 {digest}) than Triton's {card.name} ({card.weights_digest}): build "
-            "its model repository again, or name the model that it serves"
-        )
-
-
-def _tokenizer(architecture: str, card: ModelCard) -> Tokenizer:
-    import open_clip
-
-    tokenizer = open_clip.get_tokenizer(architecture)
-    if tokenizer.context_length != card.context_length:
-        raise ValueError(
-            f"the tokenizer of {architecture} has a window of {tokenizer.context_length} tokens, but Triton serves "
-            f"{card.architecture} with {card.context_length}: name the same model"
-        )
-    return Tokenizer(tokenizer, card.context_length, card.vocabulary_size)
+    async def _reload_and_log(self) -> None:
+        try:
+            await self.reload()
+        except SightlineError as error:
+            LOG.error("models could not be reloaded", extra={"why": error.message})
+        except Exception:
+            LOG.exception("models could not be reloaded")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
-from sightline_chassis.errors import InternalError, InvalidInput, SightlineError
+from sightline_chassis.errors import InternalError, InvalidInput, PermissionDenied, SightlineError
 from sightline_chassis.gate import charge
 
 from sightline_scorer import costs
+from sightline_scorer.embed import EmbedRequests, item_error
 from sightline_scorer.scoring import Scoring
 from sightline_scorer.settings import LimitSettings
 from sightline_scorer.store import ImageStore, Upload
@@ -25,10 +26,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
     """Between gRPC and `Scoring`. Errors leave as SightlineError; the chassis makes a status of them."""
 
-    def __init__(self, scoring: Scoring, store: ImageStore, limits: LimitSettings) -> None:
+    def __init__(
+        self,
+        scoring: Scoring,
+        store: ImageStore,
+        limits: LimitSettings,
+        uri_schemes: Sequence[str],
+        reload: Callable[[], Awaitable[tuple[list[str], list[str]]]] | None,
+    ) -> None:
         self._scoring = scoring
         self._store = store
         self._limits = limits
+        self._uri_schemes = uri_schemes
+        self._reload = reload
+        self._embedding = EmbedRequests(scoring.models, scoring.embedder, limits)
 
     async def Score(self, request: pb.ScoreRequest, context: Context) -> pb.ScoreResponse:
         """One image, K texts."""
@@ -106,7 +117,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
             upload.add(piece.chunk)
             if piece.last:
                 upload.finish(self._store)
-                error = None if upload.error is None else _item_error(upload.error)
+                error = None if upload.error is None else item_error(upload.error)
                 response.outcomes.add(sha256=upload.sha256, error=error)
                 upload = None
         if upload is not None:
@@ -116,17 +127,35 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
             )
         return response
 
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """The embeddings themselves."""
+        return await self._embedding.embed(request, context.time_remaining())
+
+    async def ReloadModels(self, request: pb.ReloadModelsRequest, context: Context) -> pb.ReloadModelsResponse:
+        """Serve what the settings say now."""
+        if self._reload is None:
+            raise PermissionDenied(
+                "models are reloaded by SIGHUP only: send it to the service, or set reload.rpc=true",
+                reason="RELOAD_NOT_ALLOWED",
+            )
+        # Shielded: a caller that goes away must not leave it half-way.
+        changed, removed = await asyncio.shield(asyncio.ensure_future(self._reload()))
+        return pb.ReloadModelsResponse(models=self._scoring.models.infos(), changed=changed, removed=removed)
+
     async def ListModels(self, request: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
         """Models and limits."""
         limits = self._limits
         return pb.ListModelsResponse(
-            models=[model.info for model in self._scoring.models.values()],
+            models=self._scoring.models.infos(),
+            other_versions=self._scoring.models.others,
             limits=pb.Limits(
                 max_image_bytes=limits.max_image_bytes,
                 max_image_pixels=limits.max_image_pixels,
                 max_texts=limits.max_texts,
                 max_text_bytes=limits.max_text_bytes,
                 max_digests=limits.max_digests,
+                max_images=limits.max_images,
+                uri_schemes=self._uri_schemes,
             ),
         )
 
@@ -135,20 +164,10 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
             charge(costs.of_score(item.request))
             response = await self._scoring.score(item.request, context.time_remaining())
         except SightlineError as error:
-            return pb.ScoreStreamResponse(id=item.id, error=_item_error(error))
+            return pb.ScoreStreamResponse(id=item.id, error=item_error(error))
         except Exception:
             LOG.exception("an item of a stream failed")
             return pb.ScoreStreamResponse(
-                id=item.id, error=_item_error(InternalError("a bug of the scorer; its log has the traceback"))
+                id=item.id, error=item_error(InternalError("a bug of the scorer; its log has the traceback"))
             )
         return pb.ScoreStreamResponse(id=item.id, response=response)
-
-
-def _item_error(error: SightlineError) -> pb.ItemError:
-    return pb.ItemError(
-        code=error.code.value[0],
-        reason=error.reason,
-        message=error.message,
-        retry_after_seconds=error.retry_after or 0,
-        metadata=error.metadata,
-    )

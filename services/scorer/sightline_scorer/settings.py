@@ -9,6 +9,21 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 from sightline_chassis.settings import AdmissionSettings, Section, ServiceSettings
 
+from sightline_scorer.triton.settings import TritonSettings
+
+__all__ = [
+    "CacheSettings",
+    "EnsembleSettings",
+    "FetchSettings",
+    "ImageStoreSettings",
+    "LimitSettings",
+    "ModelSettings",
+    "ProbeSettings",
+    "ReloadSettings",
+    "ScorerSettings",
+    "TritonSettings",
+]
+
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
@@ -23,58 +38,22 @@ class ModelSettings(Section):
         None, description="For an open_clip name: its pretrained tag, or a weights file. Directories bring their own"
     )
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Precision of the towers")
-
-
-class TritonSettings(Section):
-    """The Triton Inference Server behind the service."""
-
-    mode: Literal["embedded", "remote"] = Field(
-        "embedded", description="embedded: start and supervise the wheel's tritonserver; remote: one that runs already"
-    )
-    address: str = Field("", description="remote: host:port of Triton's gRPC endpoint")
-    home: Path | None = Field(
+    calibration: Path | None = Field(
         None,
-        description="embedded: where the nvidia-pytriton wheel is unpacked; else SIGHTLINE_TRITON_HOME, else .triton in"
-        " the working directory, its parents or those of the installed package",
-    )
-    work_dir: Path | None = Field(
-        None, description="embedded: directory for the model repository and Triton's log; a temporary one if not set"
-    )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the towers run")
-    threads: int = Field(
-        max(1, (os.cpu_count() or 1) // 2), ge=1, le=256, description="Threads of torch in each tower, on a CPU"
-    )
-    instances: int = Field(1, ge=1, le=64, description="Copies of each tower")
-    image_batch: int = Field(16, ge=1, le=1024, description="Most images in one batch")
-    text_batch: int = Field(64, ge=1, le=4096, description="Most texts in one batch; longer requests go in pieces")
-    queue_delay_microseconds: int = Field(
-        500, ge=0, le=1_000_000, description="How long Triton waits for more requests to fill a batch"
-    )
-    max_queue: int = Field(
-        256, ge=8, le=100_000, description="Most calls to a tower in flight at once; more are refused as overload"
-    )
-    request_timeout_seconds: float = Field(
-        30, gt=0, le=3600, description="Longest time for one call to Triton, where the caller's deadline is not shorter"
-    )
-    start_timeout_seconds: float = Field(
-        180, gt=0, le=3600, description="Longest time until Triton and its models are ready"
-    )
-    stop_grace_seconds: float = Field(
-        5, ge=0, le=300, description="embedded: time between SIGTERM and SIGKILL for Triton (it takes about 2 s)"
-    )
-    restart_delay_seconds: float = Field(
-        0.2, ge=0, le=60, description="embedded: wait before the first restart; doubles with each that fails"
-    )
-    restart_delay_max_seconds: float = Field(10, ge=0, le=600, description="embedded: longest wait before a restart")
-    hung_after_seconds: float = Field(
-        60, ge=1, le=3600, description="embedded: restart Triton when no inference has worked for so long"
+        description="A file made by `sightline scorer calibrate`, for percentiles; else calibration.json in the model's"
+        " directory, where there is one",
     )
 
-    @model_validator(mode="after")
-    def _remote_has_an_address(self) -> Self:
-        if self.mode == "remote" and not self.address:
-            raise ValueError("triton.mode=remote needs triton.address, for example triton.address=triton:8001")
-        return self
+
+class EnsembleSettings(Section):
+    """A weighted mean of models, asked for by a name of its own."""
+
+    members: dict[ModelName, Annotated[float, Field(gt=0)]] = Field(
+        min_length=1, description="Weight of each model, relative to the others'"
+    )
+    kind: Literal["cosine", "clip_score", "logit", "probability", "percentile"] = Field(
+        "clip_score", description="The kind of score of requests that name none"
+    )
 
 
 class LimitSettings(Section):
@@ -87,6 +66,7 @@ class LimitSettings(Section):
     max_texts: int = Field(1024, ge=1, le=100_000, description="Texts of one request")
     max_text_bytes: int = Field(8192, ge=1, le=2**20, description="UTF-8 bytes of one text")
     max_digests: int = Field(1024, ge=1, le=100_000, description="Digests of one FindMissingImages")
+    max_images: int = Field(256, ge=1, le=100_000, description="Images of one Embed")
     stream_in_flight: int = Field(32, ge=1, le=1024, description="Items of one ScoreStream worked on at once")
 
 
@@ -97,6 +77,42 @@ class ImageStoreSettings(Section):
         256 * 2**20, ge=0, description="Bytes of all stored images; the least recently used leave first"
     )
     max_images: int = Field(100_000, ge=0, description="Number of stored images")
+    spill: Path | None = Field(
+        None, description="A directory for images that leave memory; one service's own. Not set: they are dropped"
+    )
+    spill_max_bytes: int = Field(
+        4 * 2**30, ge=0, description="Bytes of all images in it; the least recently used leave first"
+    )
+
+
+class CacheSettings(Section):
+    """Embeddings that were computed before, by the SHA-256 of the image's or text's bytes; for each model."""
+
+    image_bytes: int = Field(64 * 2**20, ge=0, description="Bytes for images' embeddings of each model; 0: none kept")
+    text_bytes: int = Field(128 * 2**20, ge=0, description="Bytes for texts' embeddings of each model; 0: none kept")
+
+
+class FetchSettings(Section):
+    """Images that requests name by URI. Nothing is fetched unless a host or directory is listed here."""
+
+    hosts: tuple[str, ...] = Field(
+        (), description="Hosts of http and https URIs: images.example.org, or *.example.org for all below"
+    )
+    http: bool = Field(False, description="Whether http (not only https) may be fetched")
+    ports: tuple[int, ...] = Field((80, 443), description="Ports that may be asked")
+    private_addresses: bool = Field(
+        False, description="Whether the listed hosts may have private, loopback or link-local addresses"
+    )
+    directories: tuple[Path, ...] = Field((), description="Directories of file URIs; links may not lead out of them")
+    timeout_seconds: float = Field(10, gt=0, le=300, description="Longest time for one fetch")
+    max_at_once: int = Field(16, ge=1, le=256, description="Fetches at the same time")
+
+
+class ReloadSettings(Section):
+    """A change of models while the service serves. SIGHUP always asks for one."""
+
+    rpc: bool = Field(False, description="Whether callers may ask for one too, by ReloadModels")
+    drain_seconds: float = Field(60, ge=0, le=3600, description="Time that requests to a replaced model get to finish")
 
 
 class ProbeSettings(Section):
@@ -119,23 +135,40 @@ class ScorerSettings(ServiceSettings):
         description="The models by the name that callers use, for example models.default.source=ViT-B-32",
     )
     default_model: str = Field("", description="The model of requests that name none; may be empty with one model")
+    ensembles: dict[ModelName, EnsembleSettings] = Field(
+        default_factory=dict, description="Weighted means of models, by the name that callers use"
+    )
     triton: TritonSettings = Field(default_factory=TritonSettings, description="Where the towers run")
     limits: LimitSettings = Field(default_factory=LimitSettings, description="What a request may hold")
     image_store: ImageStoreSettings = Field(default_factory=ImageStoreSettings, description="Uploaded images")
+    cache: CacheSettings = Field(default_factory=CacheSettings, description="Embeddings computed before")
+    fetch: FetchSettings = Field(default_factory=FetchSettings, description="Images named by URI")
+    reload: ReloadSettings = Field(default_factory=ReloadSettings, description="Change of models")
     probe: ProbeSettings = Field(default_factory=ProbeSettings, description="The readiness probe")
     decode_threads: int = Field(
         os.cpu_count() or 1, ge=1, le=256, description="Threads that decode images and split long texts"
     )
 
     @model_validator(mode="after")
-    def _default_is_known(self) -> Self:
-        if self.default_model and self.default_model not in self.models:
-            raise ValueError(f"default_model={self.default_model!r} is not one of models: {', '.join(self.models)}")
+    def _names_are_known(self) -> Self:
+        known = {**self.models, **self.ensembles}
+        if self.default_model and self.default_model not in known:
+            raise ValueError(f"default_model={self.default_model!r} is not one of models: {', '.join(known)}")
+        for name, ensemble in self.ensembles.items():
+            if name in self.models:
+                raise ValueError(f"{name!r} is both a model and an ensemble: rename one")
+            if unknown := set(ensemble.members) - set(self.models):
+                raise ValueError(f"ensembles.{name} has members that are no models: {', '.join(sorted(unknown))}")
         if not self.default_model and len(self.models) > 1:
             raise ValueError(f"with several models ({', '.join(self.models)}) default_model must name one of them")
         return self
 
     @property
     def default_name(self) -> str:
-        """The model of requests that name none."""
+        """The model or ensemble of requests that name none."""
         return self.default_model or next(iter(self.models))
+
+    @property
+    def first_model(self) -> str:
+        """The model whose towers are called `clip_image` and `clip_text`: the default one, else the first."""
+        return self.default_name if self.default_name in self.models else next(iter(self.models))

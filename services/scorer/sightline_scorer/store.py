@@ -1,16 +1,18 @@
-"""Uploaded images in memory, named by the SHA-256 of their bytes; the least recently used leave first."""
+"""Uploaded images, named by the SHA-256 of their bytes; the least recently used leave memory first, for a directory or
+for good."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from sightline_chassis.errors import DataCorrupted, InvalidInput, NotFound, SightlineError
 
 from sightline_scorer.images import check_size
 from sightline_scorer.metrics import STORE_BYTES
 from sightline_scorer.settings import ImageStoreSettings, LimitSettings
+from sightline_scorer.spill import Spill
 
 DIGEST_BYTES = 32
 
@@ -32,23 +34,37 @@ class ImageStore:
         self._settings = settings
         self._images: OrderedDict[bytes, bytes] = OrderedDict()
         self._bytes = 0
+        self._spill = Spill(settings.spill, settings.spill_max_bytes) if settings.spill is not None else None
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def get(self, sha256: bytes) -> bytes:
-        """The image's bytes. Raises NotFound where it was never uploaded or has left."""
+    def get(self, sha256: bytes) -> Callable[[], bytes]:
+        """What gives the image's bytes; where they are on disk it waits for it and may raise.
+
+        Raises NotFound where the image was never uploaded or has left.
+        """
         check_digest(sha256)
         content = self._images.get(sha256)
-        if content is None:
-            raise NotFound(
-                f"image {sha256.hex()} is not stored here (never uploaded, or dropped for others): upload it by "
-                "UploadImages, or send image.content",
-                reason="IMAGE_NOT_FOUND",
-                metadata={"sha256": sha256.hex()},
-            )
-        self._images.move_to_end(sha256)
-        return content
+        if content is not None:
+            self._images.move_to_end(sha256)
+            return lambda: content
+        if self._spill is None or sha256 not in self._spill:
+            raise _not_found(sha256)
+        spill = self._spill
+
+        def read() -> bytes:
+            try:
+                return spill.read(sha256)
+            except FileNotFoundError:
+                raise _not_found(sha256) from None
+
+        return read
+
+    def close(self) -> None:
+        """Finish what is being written to disk."""
+        if self._spill is not None:
+            self._spill.close()
 
     def missing(self, digests: Iterable[bytes]) -> list[bytes]:
         """Those that are not stored, in order; the others count as just used."""
@@ -57,7 +73,7 @@ class ImageStore:
             check_digest(sha256)
             if sha256 in self._images:
                 self._images.move_to_end(sha256)
-            else:
+            elif self._spill is None or sha256 not in self._spill:
                 absent.append(sha256)
         return absent
 
@@ -79,9 +95,20 @@ class ImageStore:
         self._bytes += len(content) - (len(old) if old is not None else 0)
         self._images[sha256] = content
         while self._bytes > self._settings.max_bytes or len(self._images) > self._settings.max_images:
-            _, gone = self._images.popitem(last=False)
+            name, gone = self._images.popitem(last=False)
             self._bytes -= len(gone)
+            if self._spill is not None:
+                self._spill.put(name, gone)
         STORE_BYTES.set(self._bytes)
+
+
+def _not_found(sha256: bytes) -> NotFound:
+    return NotFound(
+        f"image {sha256.hex()} is not stored here (never uploaded, or dropped for others): upload it by "
+        "UploadImages, or send image.content",
+        reason="IMAGE_NOT_FOUND",
+        metadata={"sha256": sha256.hex()},
+    )
 
 
 class Upload:

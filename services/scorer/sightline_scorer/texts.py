@@ -1,64 +1,69 @@
-"""From texts to token ids, counted honestly: a text over the model's window is split or refused, never cut.
+"""What of each text is scored: the whole, its sentences, or the whole and phrases; and what becomes of a long text.
 
-With LONG_TEXT_SENTENCES a long text becomes its sentences, each a row of its own, and its score is the mean of theirs
-(the way of CSR, Zhou et al. 2024). Shorter texts are always one row. A sentence that is itself over the window, or any
-long text under LONG_TEXT_REJECT, is refused with its index and token count.
-
-The rows are those of open_clip's own tokenizer. A text that spells a special token such as `<end_of_text>` is refused,
-since the model would read nothing behind it.
+Nothing is ever cut. A text over the model's window becomes its sentences (the way of CSR, Zhou et al. 2024), a sentence
+over it pieces at clauses, words or tokens, flagged; or it is refused, with LONG_TEXT_REJECT, naming index and count.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from sightline_chassis.errors import InternalError, InvalidInput
+from sightline_chassis.errors import InvalidInput
 
+from sightline_scorer.sentences import fitting, sentences
 from sightline_scorer.settings import LimitSettings
+from sightline_scorer.tokens import Tokenizer, TokenRow, refused
 from sightline_scorer.v1 import scorer_pb2 as pb
-from sightline_scorer.words import WordTokenizer, clean
 
-# After . ! ? or an ellipsis (closing quotes and brackets belong to the sentence), but not after the abbreviations that
-# captions use; after the full stops of Chinese and Japanese; at line ends.
-_ABBREVIATIONS = ("e.g.", "i.e.", "vs.", "cf.", "Mr.", "Mrs.", "Ms.", "Dr.", "St.", "No.", "approx.", "ca.")
-_BOUNDARY = re.compile(
-    "".join(rf"(?<!\b{re.escape(short)})" for short in _ABBREVIATIONS)
-    + r"(?:(?<=[.!?…])|(?<=[.!?…][\"'”’)\]]))\s+|(?<=[。！？])|\s*\n\s*"
-)
-_WORD = re.compile(r"\w")
+Unknown = Callable[[Sequence[bytes]], list[int]]
+"""Positions of the keys whose embeddings are not known, so that their texts must be tokenised."""
 
 
-@dataclass(frozen=True)
-class TokenRows:
-    """The token rows of one request's texts."""
+@dataclass
+class Plan:
+    """The rows to embed, and how they make the texts' scores (see scores.py: rows, groups, texts)."""
 
-    ids: npt.NDArray[np.int32]
-    """[N, L], padded to the model's window L; N = sum of parts."""
-    lengths: npt.NDArray[np.int32]
-    """[N] tokens of each row, start and end included."""
-    parts: npt.NDArray[np.int32]
-    """[K] rows of each text; its rows follow one another."""
-    token_counts: npt.NDArray[np.int32]
-    """[K] tokens of each whole text, start and end included."""
+    rows: list[str] = field(default_factory=list)
+    """[N] the texts to embed, each within the window."""
+    keys: list[bytes] = field(default_factory=list)
+    """[N] their SHA-256."""
+    tokens: dict[int, TokenRow] = field(default_factory=dict)
+    """Tokens of the rows, by position; those of rows that were known are missing."""
+    groups: list[str] = field(default_factory=list)
+    """[G] the parts that are scored."""
+    group_sizes: list[int] = field(default_factory=list)
+    """[G] rows of each."""
+    text_sizes: list[int] = field(default_factory=list)
+    """[K] groups of each text."""
+    split: list[bool] = field(default_factory=list)
+    """[G] whether a part is, or has, pieces of a sentence over the window."""
+    token_counts: list[int] = field(default_factory=list)
+    """[K] tokens of each whole text; 0 where it is its first row's."""
+
+    @property
+    def plain(self) -> bool:
+        """Whether each text is one row."""
+        return len(self.rows) == len(self.text_sizes)
+
+    def counts(self, notes: npt.NDArray[np.int32]) -> list[int]:
+        """Tokens of each whole text [K], given those of the rows [N]."""
+        if self.plain:
+            return [count or note for count, note in zip(self.token_counts, notes.tolist(), strict=True)]
+        first_group = np.concatenate(([0], np.cumsum(self.text_sizes)[:-1]))
+        first_row = np.concatenate(([0], np.cumsum(self.group_sizes)[:-1]))[first_group]
+        return [count or int(notes[row]) for count, row in zip(self.token_counts, first_row, strict=True)]
 
 
-def sentences(text: str) -> list[str]:
-    """The sentences of a text, in order; pieces without a word go with the sentence before them."""
-    pieces: list[str] = []
-    for piece in _BOUNDARY.split(text):
-        if _WORD.search(piece):
-            pieces.append(piece.strip())
-        elif pieces and piece.strip():
-            pieces[-1] = f"{pieces[-1]} {piece.strip()}"
-    return pieces
+def key_of(text: str) -> bytes:
+    """SHA-256 of a text's bytes."""
+    return hashlib.sha256(text.encode()).digest()
 
 
-def check_texts(texts: Sequence[str], limits: LimitSettings) -> None:
+def check_texts(texts: Sequence[str], limits: LimitSettings, name: str = "texts") -> None:
     """Refuse no texts, too many, an empty one and one over the byte limit. Raises InvalidInput."""
     if not texts:
         raise InvalidInput("the request has no texts: give at least one", reason="NO_TEXTS")
@@ -69,157 +74,142 @@ def check_texts(texts: Sequence[str], limits: LimitSettings) -> None:
             metadata={"texts": str(len(texts)), "limit": str(limits.max_texts)},
         )
     for index, text in enumerate(texts):
-        if not text or text.isspace():
-            raise _refused(index, "is empty: leave it out, or write what the image should show", "TEXT_EMPTY")
-        size = len(text) if len(text) * 4 <= limits.max_text_bytes else len(text.encode())
-        if size > limits.max_text_bytes:
-            raise _refused(
-                index,
-                f"holds {size} bytes, over the limit of {limits.max_text_bytes}: shorten it or split it",
-                "TEXT_TOO_LARGE",
-            )
+        check_text(index, text, limits)
 
 
-class Tokenizer:
-    """open_clip's tokenizer of one model, without its silent cut. Safe to use from several threads.
-
-    Args:
-        tokenizer: what `open_clip.get_tokenizer` answered.
-        context_length: L, the model's window in tokens.
-        vocabulary_size: tokens that the model knows; 0 where that is unknown.
-    """
-
-    def __init__(self, tokenizer: Any, context_length: int, vocabulary_size: int = 0) -> None:
-        self._tokenizer = tokenizer
-        self._window = context_length
-        self._vocabulary_size = vocabulary_size
-        self._is_simple = hasattr(tokenizer, "encode") and hasattr(tokenizer, "eot_token_id")
-        if self._is_simple:
-            self._words = WordTokenizer(tokenizer)
-        self._encode(["a"])  # a fast tokenizer takes its padding at the first call, and must not in two threads at once
-
-    def rows(self, texts: Sequence[str], long_text: pb.LongText, limits: LimitSettings) -> TokenRows:
-        """Token rows of checked texts. Raises InvalidInput naming the text at fault."""
-        ids, lengths = self._encode(texts)
-        token_counts = np.array(lengths, dtype=np.int32)
-        parts = np.ones(len(texts), dtype=np.int32)
-        if (token_counts > self._window).any():
-            ids, lengths = self._split(texts, ids, lengths, parts, long_text, limits)
-        matrix = np.array([row[: self._window] for row in ids], dtype=np.int32)
-        if getattr(self._tokenizer, "strip_sep_token", False):
-            matrix[matrix == self._tokenizer.tokenizer.sep_token_id] = 0
-        if self._vocabulary_size and int(matrix.max()) >= self._vocabulary_size:
-            raise InternalError(
-                f"the tokenizer made token {int(matrix.max())}, but the model knows {self._vocabulary_size}: the "
-                "model's folder holds a tokenizer of another model",
-                reason="TOKENIZER_MISMATCH",
-            )
-        return TokenRows(matrix, np.array(lengths, dtype=np.int32), parts, token_counts)
-
-    def _split(
-        self,
-        texts: Sequence[str],
-        ids: list[list[int]],
-        lengths: list[int],
-        parts: npt.NDArray[np.int32],
-        long_text: pb.LongText,
-        limits: LimitSettings,
-    ) -> tuple[list[list[int]], list[int]]:
-        """Put the sentences of long texts in their place; fills `parts`."""
-        out_ids: list[list[int]] = []
-        out_lengths: list[int] = []
-        for index, text in enumerate(texts):
-            if lengths[index] <= self._window:
-                out_ids.append(ids[index])
-                out_lengths.append(lengths[index])
-                continue
-            if long_text == pb.LONG_TEXT_REJECT:
-                raise self._too_long(index, lengths[index], "shorten it, or ask for LONG_TEXT_SENTENCES")
-            pieces = sentences(text) or [text]
-            piece_ids, piece_lengths = self._encode(pieces, index)
-            if max(piece_lengths) > self._window:
-                worst = int(np.argmax(piece_lengths))
-                raise self._too_long(
-                    index, lengths[index], f"its sentence {worst} alone has {piece_lengths[worst]}: split that sentence"
-                )
-            parts[index] = len(pieces)
-            if int(parts.sum()) > limits.max_texts:
-                raise _refused(index, f"makes over {limits.max_texts} sentences with the others", "TOO_MANY_TEXTS")
-            out_ids.extend(piece_ids)
-            out_lengths.extend(piece_lengths)
-        return out_ids, out_lengths
-
-    def _encode(self, texts: Sequence[str], index: int | None = None) -> tuple[list[list[int]], list[int]]:
-        """Rows of at least L ids (padded, never cut) and the number of tokens of each.
-
-        `index` is that of the text whose sentences these are.
-        """
-        rows, lengths = self._encode_simple(texts) if self._is_simple else self._encode_hf(texts)
-        for position, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            self._check_row(row[:length] if self._is_simple else row, position if index is None else index)
-        return rows, lengths
-
-    def _encode_simple(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        tokenizer = self._tokenizer
-        rows = [[tokenizer.sot_token_id, *self._words.encode(text), tokenizer.eot_token_id] for text in texts]
-        lengths = [len(row) for row in rows]
-        return [row + [0] * (self._window - len(row)) for row in rows], lengths
-
-    def _encode_hf(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        wrapper = self._tokenizer
-        if getattr(wrapper, "tokenizer_mode", ""):
-            return self._encode_clips(texts)
-        encoded = wrapper.tokenizer(
-            [self._clean(text) for text in texts],
-            max_length=self._window,
-            padding="max_length",
-            truncation=False,
-            return_attention_mask=True,
-            verbose=False,
-        )
-        rows: list[list[int]] = encoded["input_ids"]
-        lengths = [sum(mask) for mask in encoded["attention_mask"]]
-        return rows, lengths
-
-    def _encode_clips(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """CLIPS adds its start, end and class tokens itself; of rows over the window only the length is used."""
-        wrapper = self._tokenizer
-        clean = [self._clean(text) for text in texts]
-        plain = wrapper.tokenizer(clean, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
-        return wrapper(list(texts)).tolist(), [len(row) + 3 for row in plain]
-
-    def _clean(self, text: str) -> str:
-        if hasattr(self._tokenizer, "clean_fn"):
-            return clean(self._tokenizer, text)
-        from open_clip.tokenizer import basic_clean, canonicalize_text
-
-        return str(canonicalize_text(basic_clean(text)))
-
-    def _check_row(self, row: list[int], index: int) -> None:
-        if self._is_simple:
-            if len(row) <= 2:
-                raise _refused(index, "holds nothing that the model can read", "TEXT_EMPTY")
-            end = self._tokenizer.eot_token_id
-            if end in row[:-1] or self._tokenizer.sot_token_id in row[1:]:
-                raise _refused(index, "spells a special token, which would end it there: take it out", "TEXT_SPECIAL")
-            return
-        tokenizer = self._tokenizer.tokenizer
-        special = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.cls_token_id}
-        inner = [token for token in row if token not in special]
-        if not inner:
-            raise _refused(index, "holds nothing that the model can read", "TEXT_EMPTY")
-        first, last = row.index(inner[0]), len(row) - 1 - row[::-1].index(inner[-1])
-        if any(token in special for token in row[first:last]):
-            raise _refused(index, "spells a special token, which would end it there: take it out", "TEXT_SPECIAL")
-
-    def _too_long(self, index: int, tokens: int, fix: str) -> InvalidInput:
-        return _refused(
-            index, f"has {tokens} tokens, over the model's window of {self._window}: {fix}", "TEXT_TOO_LONG", tokens
+def check_text(index: int, text: str, limits: LimitSettings) -> None:
+    """Refuse an empty text and one over the byte limit. Raises InvalidInput naming its index."""
+    if not text or text.isspace():
+        raise refused(index, "is empty: leave it out, or write what the image should show", "TEXT_EMPTY")
+    size = len(text) if len(text) * 4 <= limits.max_text_bytes else len(text.encode())
+    if size > limits.max_text_bytes:
+        raise refused(
+            index,
+            f"holds {size} bytes, over the limit of {limits.max_text_bytes}: shorten it or split it",
+            "TEXT_TOO_LARGE",
         )
 
 
-def _refused(index: int, what: str, reason: str, tokens: int | None = None) -> InvalidInput:
-    metadata = {"text_index": str(index)}
-    if tokens is not None:
-        metadata["token_count"] = str(tokens)
-    return InvalidInput(f"texts[{index}] {what}", reason=reason, metadata=metadata)
+def check_request(request: pb.ScoreRequest, limits: LimitSettings) -> None:
+    """Refuse what can be refused without a model. Raises InvalidInput."""
+    check_texts(request.texts, limits)
+    for value, enum, name in (
+        (request.long_text, pb.LongText, "long_text"),
+        (request.unit, pb.TextUnit, "unit"),
+        (request.aggregation, pb.Aggregation, "aggregation"),
+    ):
+        if value not in enum.values():
+            raise InvalidInput(f"{name} {value} is not one of {enum.DESCRIPTOR.name}", reason=f"{name.upper()}_UNKNOWN")
+    if request.unit == pb.TEXT_UNIT_PHRASES:
+        if len(request.phrases) != len(request.texts):
+            raise InvalidInput(
+                f"{len(request.phrases)} lists of phrases for {len(request.texts)} texts: give one for each text, "
+                "empty where a text has none",
+                reason="PHRASES_MISMATCH",
+            )
+        for index, phrases in enumerate(request.phrases):
+            for phrase in phrases.phrases:
+                check_text(index, phrase, limits)
+    elif request.phrases:
+        raise InvalidInput("phrases are given, but unit is not TEXT_UNIT_PHRASES: set it", reason="PHRASES_UNASKED")
+
+
+def plan_request(request: pb.ScoreRequest, tokenizer: Tokenizer, limits: LimitSettings, unknown: Unknown) -> Plan:
+    """The rows of a checked request. Raises InvalidInput naming the text at fault."""
+    reject = request.long_text == pb.LONG_TEXT_REJECT
+    texts = list(request.texts)
+    if request.unit == pb.TEXT_UNIT_SENTENCES:
+        parts = [sentences(text) or [text] for text in texts]
+        plan = _plan(parts, tokenizer, limits, unknown, reject=reject, apart=True)
+        plan.token_counts = tokenizer.count(texts)
+        return plan
+    if request.unit == pb.TEXT_UNIT_PHRASES:
+        parts = [[text, *phrases.phrases] for text, phrases in zip(texts, request.phrases, strict=True)]
+        return _plan(parts, tokenizer, limits, unknown, reject=reject, apart=False)
+    return plan_texts(texts, tokenizer, limits, unknown, reject=reject)
+
+
+def plan_texts(
+    texts: list[str], tokenizer: Tokenizer, limits: LimitSettings, unknown: Unknown, *, reject: bool, first: int = 0
+) -> Plan:
+    """The rows of whole texts. Raises InvalidInput naming the text at fault, counted from `first`."""
+    return _plan([[text] for text in texts], tokenizer, limits, unknown, reject=reject, apart=True, first=first)
+
+
+def _plan(
+    parts: list[list[str]],
+    tokenizer: Tokenizer,
+    limits: LimitSettings,
+    unknown: Unknown,
+    *,
+    reject: bool,
+    apart: bool,
+    first: int = 0,
+) -> Plan:
+    """Rows for the parts of each text; where `apart`, the pieces of a part over the window are parts of their own."""
+    flat = [part for text in parts for part in text]
+    owner = [index for index, text in enumerate(parts, first) for _ in text]
+    if len(flat) > limits.max_texts:
+        raise _too_many(owner[limits.max_texts], limits)
+    keys = [key_of(part) for part in flat]
+    missing = unknown(keys)
+    encoded = tokenizer.encode([flat[position] for position in missing], [owner[position] for position in missing])
+    tokens = dict(zip(missing, encoded, strict=True))
+    sizes = [len(text) for text in parts]
+    if all(row.length <= tokenizer.window for row in encoded):
+        ones = [1] * len(flat)
+        return Plan(flat, keys, tokens, flat, ones, sizes, [False] * len(flat), [0] * len(parts))
+    plan = Plan(text_sizes=[0] * len(parts), token_counts=[0] * len(parts))
+    for position, part in enumerate(flat):
+        index, row = owner[position], tokens.get(position)
+        text = index - first
+        if row is None or row.length <= tokenizer.window:
+            _add_group(plan, text, part, [(part, keys[position], row)], split=False)
+            continue
+        if reject:
+            raise _too_long(index, row.length, tokenizer.window, "shorten it, or ask for LONG_TEXT_SENTENCES")
+        if plan.text_sizes[text] == 0:  # the whole text; where sentences are asked for, it is counted apart
+            plan.token_counts[text] = row.length
+        pieces = [
+            (piece, len(found) > 1)
+            for sentence in sentences(part) or [part]
+            for found in [fitting(sentence, tokenizer.window, tokenizer.count)]
+            for piece in found
+        ]
+        if len(plan.rows) + len(pieces) > limits.max_texts:
+            raise _too_many(index, limits)
+        rows = tokenizer.encode([piece for piece, _ in pieces], [index] * len(pieces))
+        for (piece, _), found_row in zip(pieces, rows, strict=True):
+            if found_row.length > tokenizer.window:
+                raise _too_long(index, row.length, tokenizer.window, f"it cannot be split at {piece[:40]!r}")
+        entries = [(piece, key_of(piece), found_row) for (piece, _), found_row in zip(pieces, rows, strict=True)]
+        if apart:
+            for entry, (piece, split) in zip(entries, pieces, strict=True):
+                _add_group(plan, text, piece, [entry], split=split)
+        else:
+            _add_group(plan, text, part, entries, split=any(split for _, split in pieces))
+    if len(plan.rows) > limits.max_texts:
+        raise _too_many(len(parts) - 1, limits)
+    return plan
+
+
+def _add_group(
+    plan: Plan, index: int, part: str, entries: Sequence[tuple[str, bytes, TokenRow | None]], *, split: bool
+) -> None:
+    for text, key, row in entries:
+        if row is not None:
+            plan.tokens[len(plan.rows)] = row
+        plan.rows.append(text)
+        plan.keys.append(key)
+    plan.groups.append(part)
+    plan.group_sizes.append(len(entries))
+    plan.split.append(split)
+    plan.text_sizes[index] += 1
+
+
+def _too_many(index: int, limits: LimitSettings) -> InvalidInput:
+    return refused(index, f"makes over {limits.max_texts} parts with the others: send fewer texts", "TOO_MANY_TEXTS")
+
+
+def _too_long(index: int, tokens: int, window: int, fix: str) -> InvalidInput:
+    return refused(index, f"has {tokens} tokens, over the model's window of {window}: {fix}", "TEXT_TOO_LONG", tokens)

@@ -1,16 +1,15 @@
 """Asks Triton for embeddings, and turns its errors into ours.
 
-The number of calls in flight to a tower is bounded here (`triton.max_queue`); over it callers get RESOURCE_EXHAUSTED. A
-Triton with a queue limit of its own says UNAVAILABLE both when that is reached and when it is gone: the first is load
-too, and only the second may be tried again at once by gRPC's own retries.
+The number of batches in flight is bounded by the towers (tower.py), not by Triton's queue: that one says UNAVAILABLE
+both when it is full and when Triton is gone, and a call that is cancelled here has its place freed at once.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
-from collections.abc import Coroutine
-from typing import Any, Protocol
+import time
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,157 +18,126 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from sightline_scorer.metrics import NONFINITE
+from sightline_scorer.metrics import TRITON_CALLS
 from sightline_scorer.settings import TritonSettings
 from sightline_scorer.triton.card import PARAMETER, ModelCard
-from sightline_scorer.triton.connection import connect, server_ready
-from sightline_scorer.triton.repository import triton_name
+from sightline_scorer.triton.connection import connect, is_loopback
+from sightline_scorer.triton.regions import Region, is_lost, open_region
+from sightline_scorer.triton.servers import TritonServer
 
 Embeddings = npt.NDArray[np.float32]
-_PIECES_AT_ONCE = 4  # of one request with more texts than a batch, so that it leaves places for others
-
-
-class TritonServer(Protocol):
-    """Where Triton runs: `EmbeddedTriton` or `RemoteTriton`."""
-
-    def address(self) -> str:
-        """host:port of the gRPC endpoint; raises Unavailable while there is none."""
-
-    async def start(self) -> None:
-        """Returns when Triton and its models are ready."""
-
-    async def stop(self) -> None:
-        """Let it go."""
-
-    async def restart(self, why: str) -> None:
-        """Do what can be done about a Triton that hangs."""
-
-
-class RemoteTriton:
-    """A Triton that somebody else runs, for example in a cluster."""
-
-    def __init__(self, settings: TritonSettings) -> None:
-        self._settings = settings
-
-    def address(self) -> str:
-        """As configured."""
-        return self._settings.address
-
-    async def start(self) -> None:
-        """Wait until it is ready. Raises Unavailable after triton.start_timeout_seconds."""
-        deadline = asyncio.get_running_loop().time() + self._settings.start_timeout_seconds
-        while not await server_ready(self._settings.address):
-            if asyncio.get_running_loop().time() > deadline:
-                raise Unavailable(
-                    f"Triton at {self._settings.address} was not ready within "
-                    f"{self._settings.start_timeout_seconds:g} s: see its log, and triton.address"
-                )
-            await asyncio.sleep(0.5)
-
-    async def stop(self) -> None:
-        """Nothing to do: it is not ours."""
-
-    async def restart(self, why: str) -> None:
-        """Nothing to do: its own probes restart it."""
+Pixels = npt.NDArray[np.uint8]
 
 
 class TritonBackend:
-    """Both towers of every model, over one connection.
+    """Towers by their Triton names, over one connection.
 
     Args:
         server: where Triton runs.
         settings: batch sizes and time limits.
-        default_model: the model whose towers are called `clip_image` and `clip_text`.
     """
 
-    def __init__(self, server: TritonServer, settings: TritonSettings, default_model: str) -> None:
+    def __init__(self, server: TritonServer, settings: TritonSettings) -> None:
         self._server = server
         self._settings = settings
-        self._default_model = default_model
         self._client: InferenceServerClient | None = None
         self._client_address = ""
-        self._in_flight: Counter[str] = Counter()
+        self._regions: dict[str, Region | None] = {}
+        self.last_success = float("-inf")
+        """time.monotonic() of the last inference that worked."""
 
     async def close(self) -> None:
         """Close the connection; the server itself is not ours to stop."""
         client, self._client, self._client_address = self._client, None, ""
+        self._regions.clear()
         if client is not None:
             await client.close()
 
-    async def card(self, model: str) -> ModelCard:
-        """The facts of a model, from the configuration of the running Triton.
+    async def card(self, image: str, text: str) -> ModelCard:
+        """The facts of a model, from the configuration of its two towers in the running Triton.
 
         Raises Unavailable, and ValueError where Triton's models were not built by this package or do not fit.
         """
         cards = []
-        for tower in ("image", "text"):
-            name = triton_name(tower, model, self._default_model)
+        for name in (image, text):
             try:
                 config = await self._connected().get_model_config(name, client_timeout=10)
             except InferenceServerException as error:
                 raise ValueError(f"Triton at {self._server.address()} does not serve {name}: {error}") from error
-            text = config.config.parameters[PARAMETER].string_value
-            if not text:
+            facts = config.config.parameters[PARAMETER].string_value
+            if not facts:
                 raise ValueError(f"Triton's model {name} was not made by sightline_scorer.triton.repository")
-            cards.append(ModelCard.from_json(text))
+            cards.append(ModelCard.from_json(facts))
         if cards[0].weights_digest != cards[1].weights_digest:
-            raise ValueError(f"Triton's two towers of {model} come from different weights: build the repository again")
+            raise ValueError(f"Triton's {image} and {text} come from different weights: build the repository again")
         return cards[0]
 
-    async def embed_image(self, model: str, pixels: npt.NDArray[np.uint8], seconds: float | None = None) -> Embeddings:
-        """Embedding [D] of one image's pixels [3, H, W]. `seconds` is the time left; raises a SightlineError."""
-        name = triton_name("image", model, self._default_model)
-        rows = await self._infer(name, "pixels", "UINT8", pixels[np.newaxis], seconds)
-        first: Embeddings = rows[0]
-        return first
-
-    async def embed_texts(
-        self, model: str, ids: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32], seconds: float | None = None
-    ) -> Embeddings:
-        """Embeddings [N, D] of token rows [N, L]; rows of like length share a batch where there are several."""
-        name = triton_name("text", model, self._default_model)
-        most = self._settings.text_batch
-        if len(ids) <= most:
-            return await self._infer(name, "token_ids", "INT32", ids, seconds)
-        order = np.argsort(lengths, kind="stable")
-        places = asyncio.Semaphore(_PIECES_AT_ONCE)
-
-        async def piece(rows: npt.NDArray[np.int32]) -> Embeddings:
-            async with places:
-                return await self._infer(name, "token_ids", "INT32", rows, seconds)
-
-        pieces = [piece(ids[order[start : start + most]]) for start in range(0, len(ids), most)]
-        found = np.concatenate(await all_or_none(*pieces))
-        result = np.empty_like(found)
-        result[order] = found
-        return result
-
-    async def _infer(
-        self, name: str, entry: str, data_type: str, values: npt.NDArray[Any], left: float | None
-    ) -> Embeddings:
-        limit = self._settings.request_timeout_seconds
-        seconds = limit if left is None else min(limit, left)
-        if seconds <= 0:
-            raise DeadlineExceeded("the deadline passed before the model was asked")
-        if self._in_flight[name] >= self._settings.max_queue:
-            raise _overloaded(name)
-        tensor = InferInput(name=entry, shape=list(values.shape), datatype=data_type)
-        tensor.set_data_from_numpy(values)
-        self._in_flight[name] += 1
+    async def load(self, name: str) -> None:
+        """Have Triton load a model of its repository; returns when it is warm. Raises ValueError saying why not."""
         try:
-            answer = await self._connected().infer(name, [tensor], client_timeout=seconds)
+            await self._connected().load_model(name, client_timeout=self._settings.start_timeout_seconds)
+        except InferenceServerException as error:
+            raise ValueError(f"Triton could not load {name}: {error.message()}") from error
+
+    async def unload(self, name: str) -> None:
+        """Have Triton let a model go, when its requests are done."""
+        try:
+            await self._connected().unload_model(name, client_timeout=10)
+            region = self._regions.pop(name, None)
+            if region is not None:
+                await self._connected().unregister_system_shared_memory(region.name, client_timeout=10)
+        except InferenceServerException as error:
+            raise ValueError(f"Triton could not unload {name}: {error.message()}") from error
+
+    async def embed_images(self, name: str, pixels: Sequence[Pixels]) -> Embeddings:
+        """Embeddings [B, D] of images' pixels, each [3, H, W]. Raises a SightlineError."""
+        client = self._connected()
+        region = await self._region(client, name, pixels[0].nbytes)
+        slot = None if region is None else region.take()
+        if region is None or slot is None:
+            return await self._infer(client, name, _tensor("pixels", "UINT8", np.stack(pixels)), "grpc")
+        try:
+            return await self._infer(client, name, region.fill(slot, "pixels", pixels), "shared_memory")
+        except InternalError as error:
+            if not is_lost(error):
+                raise
+            self._regions.pop(name, None)
+            return await self._infer(client, name, _tensor("pixels", "UINT8", np.stack(pixels)), "grpc")
+        finally:
+            region.give_back(slot)
+
+    async def embed_texts(self, name: str, rows: Sequence[Sequence[int]]) -> Embeddings:
+        """Embeddings [B, D] of token rows, padded here to the longest. Raises a SightlineError."""
+        ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)] = row
+        return await self._infer(self._connected(), name, _tensor("token_ids", "INT32", ids), "grpc")
+
+    async def _region(self, client: InferenceServerClient, name: str, image_bytes: int) -> Region | None:
+        settings = self._settings
+        if name not in self._regions:
+            wanted = settings.shared_memory == "on" or (
+                settings.shared_memory == "auto" and is_loopback(self._client_address)
+            )
+            self._regions[name] = None  # whoever comes meanwhile goes by gRPC
+            if wanted:
+                slots = settings.most_in_flight + 1
+                region = await open_region(client, slots, settings.image_batch * image_bytes)
+                if client is self._client:
+                    self._regions[name] = region
+        return self._regions.get(name)
+
+    async def _infer(self, client: InferenceServerClient, name: str, tensor: InferInput, transport: str) -> Embeddings:
+        seconds = self._settings.request_timeout_seconds
+        TRITON_CALLS.labels(transport).inc()
+        try:
+            answer = await client.infer(name, [tensor], client_timeout=seconds)
         except InferenceServerException as error:
             raise _typed(error, name, seconds) from error
-        finally:
-            self._in_flight[name] -= 1
         rows: Embeddings | None = answer.as_numpy("embedding")
-        if rows is None or len(rows) != len(values) or not _unit_length(rows):
-            NONFINITE.inc()
-            raise InternalError(
-                f"the model backend's {name} gave an embedding that is not finite or not of length 1; no score is made "
-                "of it",
-                reason="NONFINITE_EMBEDDING",
-            )
+        if rows is None or len(rows) != tensor.shape()[0]:
+            raise InternalError(f"the model backend's {name} answered without embeddings", reason="BACKEND_FAILED")
+        self.last_success = time.monotonic()
         return rows
 
     def _connected(self) -> InferenceServerClient:
@@ -178,34 +146,22 @@ class TritonBackend:
             if self._client is not None:
                 asyncio.ensure_future(self._client.close())  # noqa: RUF006  it has nothing left to wait for
             self._client, self._client_address = connect(address), address
+            self._regions.clear()
         return self._client
 
 
-async def all_or_none(*works: Coroutine[Any, Any, Any]) -> list[Any]:
-    """The results of works done at the same time; when one fails, its error, and the others are cancelled."""
-    tasks = [asyncio.ensure_future(work) for work in works]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-
-
-def _unit_length(rows: Embeddings) -> bool:
-    """Whether every row has length 1 within a percent; NaN and Inf have not."""
-    return bool((np.abs(np.einsum("nd,nd->n", rows, rows) - 1) < 0.02).all())
-
-
-def _overloaded(name: str) -> Overloaded:
-    return Overloaded(
-        f"the model backend's queue for {name} is full; try again", reason="BACKEND_QUEUE_FULL", retry_after=1
-    )
+def _tensor(entry: str, data_type: str, values: npt.NDArray[Any]) -> InferInput:
+    tensor: InferInput = InferInput(name=entry, shape=list(values.shape), datatype=data_type)
+    tensor.set_data_from_numpy(values)
+    return tensor
 
 
 def _typed(error: InferenceServerException, name: str, seconds: float) -> SightlineError:
     message, status = str(error.message()), str(error.status())
     if "maximum queue size" in message:
-        return _overloaded(name)
+        return Overloaded(
+            f"the model backend's queue for {name} is full; try again", reason="BACKEND_QUEUE_FULL", retry_after=1
+        )
     if "DEADLINE_EXCEEDED" in status or "timeout expired" in message:
         return DeadlineExceeded(
             f"the model backend's {name} did not answer within {seconds:.3g} s: allow more time, or send less at once",

@@ -47,6 +47,8 @@ class ModelCard:
     """Factor from cosine to logit (the exponential of open_clip's parameter)."""
     logit_bias: float
     """Added to the logit; 0 for a CLIP-type model."""
+    sigmoid: bool
+    """Whether the model was trained with the sigmoid loss (SigLIP), so that sigmoid(logit) is a probability."""
     precision: str
     """open_clip's precision: fp32, fp16 or bf16."""
     needs_transformers: bool

@@ -18,9 +18,14 @@ _OPTIONS = [
 def connect(address: str) -> InferenceServerClient:
     """A client for host:port; call it in the running event loop and close it there."""
     options = list(_OPTIONS)
-    if address.startswith(("127.", "localhost:", "[::1]")):
+    if is_loopback(address):
         options.append(("grpc.enable_http_proxy", 0))  # gRPC would send even loopback through $http_proxy
     return InferenceServerClient(address, channel_args=options)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether host:port is on this host for sure."""
+    return address.startswith(("127.", "localhost:", "[::1]"))
 
 
 async def server_ready(address: str) -> bool:

@@ -62,6 +62,11 @@ class EmbeddedTriton:
         """Process id of tritonserver itself, while it runs."""
 
     @property
+    def repository(self) -> Path:
+        """The model repository; what stands in it is loaded at every start."""
+        return self._work / "repository"
+
+    @property
     def log_path(self) -> Path:
         """What tritonserver and the models wrote since its last start."""
         return self._work / "triton.log"
@@ -85,8 +90,8 @@ class EmbeddedTriton:
         if self._own_work_dir:
             self._work = Path(tempfile.mkdtemp(prefix="sightline-scorer-"))
         self._work.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self._work / "repository", ignore_errors=True)
-        self._building = asyncio.create_task(asyncio.to_thread(self._build, self._work / "repository"))
+        shutil.rmtree(self.repository, ignore_errors=True)
+        self._building = asyncio.create_task(asyncio.to_thread(self._build, self.repository))
         await asyncio.shield(self._building)
         self._installation.make_backends(self._work / "backends")
         await self._launch()
@@ -161,11 +166,13 @@ class EmbeddedTriton:
         assert self._installation is not None
         return [
             str(self._installation.binary),
-            f"--model-repository={self._work / 'repository'}",
+            f"--model-repository={self.repository}",
             f"--backend-directory={self._work / 'backends'}",
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             f"--backend-config=python,stub-timeout-seconds={round(self._settings.start_timeout_seconds)}",
             "--disable-auto-complete-config",
+            "--model-control-mode=explicit",
+            "--load-model=*",
             f"--grpc-address={_HOST}",
             f"--grpc-port={address.rpartition(':')[2]}",
             "--allow-http=false",

@@ -2,12 +2,13 @@
 
 It runs inside `tritonserver`, beside torch and open_clip and without the rest of Sightline, so that a cluster can mount
 the repository in an image that has those two. The parameter `sightline` of config.pbtxt holds its facts as JSON (see
-`card.py`): which tower, the architecture, the weights and their SHA-256.
+`card.py`): which tower, the architecture, the weights and their SHA-256. The towers themselves are in `towers.py`.
 
     image tower: pixels     uint8 [B, 3, H, W]  ->  embedding float32 [B, D], rows of length 1
     text tower:  token_ids  int32 [B, L]        ->  embedding float32 [B, D], rows of length 1
 
-Tensors cross only by DLPack: with NumPy 2, arrays passed through the wheel's stub come back empty without an error.
+Requests of one batch may have texts of different L. Tensors cross only by DLPack: with NumPy 2, arrays passed through
+the wheel's stub come back empty without an error.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Load the weights, keep one tower, and refuse weights whose digest is not the stated one."""
         facts = json.loads(json.loads(args["model_config"])["parameters"]["sightline"]["string_value"])
-        self.device = _device(facts["device"], args)
-        if self.device.type == "cpu":
+        device = _device(facts["device"], args)
+        if device.type == "cpu":
             torch.set_num_threads(facts["threads"])
             torch.set_num_interop_threads(1)
         here = Path(args["model_repository"]) / args["model_version"]
@@ -48,19 +48,19 @@ class TritonPythonModel:
             sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]
         import open_clip
 
+        sys.path.insert(0, str(here))
+        import towers  # type: ignore[import-not-found]
+
         model = open_clip.create_model(
             f"local-dir:{weights.parent}" if facts["local_dir"] else facts["architecture"],
             pretrained=None if facts["local_dir"] else str(weights),
             precision=facts["precision"],
-            device=self.device,
+            device=device,
             require_pretrained=True,
         ).eval()
         self.input = "pixels" if facts["tower"] == "image" else "token_ids"
-        self.encode = (
-            _image_encoder(model, facts, self.device)
-            if facts["tower"] == "image"
-            else _text_encoder(model, trim=facts["trim_padding"])
-        )
+        make = towers.ImageTower if facts["tower"] == "image" else towers.TextTower
+        self.tower = towers.on_device(make(model, facts, device), device, facts)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the merged requests as one batch; Triton bounds its size."""
@@ -68,10 +68,7 @@ class TritonPythonModel:
             dlpack.from_dlpack(pb_utils.get_input_tensor_by_name(request, self.input).to_dlpack())
             for request in requests
         ]
-        batch = parts[0] if len(parts) == 1 else torch.cat(parts)
-        with torch.inference_mode():
-            features = self.encode(batch.to(self.device, non_blocking=True)).float()
-            embeddings = torch.nn.functional.normalize(features, dim=-1).cpu()
+        embeddings = self.tower(_joined(parts))
         return [
             pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("embedding", rows.contiguous().__dlpack__())])
             for rows in torch.split(embeddings, [len(part) for part in parts])
@@ -80,6 +77,16 @@ class TritonPythonModel:
     def finalize(self) -> None:
         """End at once: there is nothing to save, and the interpreter takes a second or two to put torch away."""
         os._exit(0)
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """The requests' tensors as one; shorter texts get zeros behind their end."""
+    if len(parts) == 1:
+        return parts[0]
+    if parts[0].ndim == 2:
+        length = max(part.shape[1] for part in parts)
+        parts = [torch.nn.functional.pad(part, (0, length - part.shape[1])) for part in parts]
+    return torch.cat(parts)
 
 
 def _device(wanted: str, args: dict[str, str]) -> torch.device:
@@ -93,41 +100,3 @@ def _device(wanted: str, args: dict[str, str]) -> torch.device:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _image_encoder(model: Any, facts: dict[str, Any], device: torch.device) -> Callable[[torch.Tensor], torch.Tensor]:
-    """ToTensor and Normalize of open_clip's transform, then its image tower; the text tower is let go."""
-    for name in ("transformer", "token_embedding", "text"):
-        if hasattr(model, name):
-            delattr(model, name)
-    mean = torch.tensor(facts["preprocess"]["mean"], device=device).view(-1, 1, 1)
-    std = torch.tensor(facts["preprocess"]["std"], device=device).view(-1, 1, 1)
-    dtype = next(model.visual.parameters()).dtype
-
-    def encode(pixels: torch.Tensor) -> torch.Tensor:
-        values = pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
-        return model.encode_image(values.to(dtype))  # type: ignore[no-any-return]
-
-    return encode
-
-
-def _text_encoder(model: Any, *, trim: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """open_clip's text tower; the image tower is let go.
-
-    With `trim` the batch is cut after its last end-of-text token. In a causal tower that pools at that token, what
-    stands behind it cannot matter, so this is exact and saves the padding's work.
-    """
-    del model.visual
-    if not trim:
-        return lambda ids: model.encode_text(ids.long())
-    positions, mask = model.positional_embedding.data, model.attn_mask
-
-    def encode(ids: torch.Tensor) -> torch.Tensor:
-        ids = ids.long()
-        ends = ids if model.text_pool_type == "argmax" else (ids == model.text_eos_id).int()
-        length = int(ends.argmax(dim=-1).max()) + 1
-        model.positional_embedding.data = positions[:length]
-        model.attn_mask = mask[:length, :length]
-        return model.encode_text(ids[:, :length])  # type: ignore[no-any-return]
-
-    return encode

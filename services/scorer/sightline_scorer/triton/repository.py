@@ -28,8 +28,13 @@ LOCAL_DIR = "local-dir:"
 TOWERS = ("image", "text")
 
 
-def triton_name(tower: str, model: str, default_model: str) -> str:
-    """Name of the Triton model that holds one tower ("image" or "text") of a CLIP model."""
+def triton_name(tower: str, model: str, default_model: str, version: int = 1) -> str:
+    """Name of the Triton model that holds one tower ("image" or "text") of a version of a CLIP model.
+
+    A later version stands beside the one before it until that is drained, so it has a name of its own.
+    """
+    if version > 1:
+        return f"clip_{tower}__{model}__v{version}"
     return f"clip_{tower}" if model == default_model else f"clip_{tower}__{model}"
 
 
@@ -65,6 +70,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         vocabulary_size=int(getattr(getattr(model, "text", model), "vocab_size", 0)),
         logit_scale=float(model.logit_scale.detach().exp()),
         logit_bias=0.0 if bias is None else float(bias.detach()),
+        sigmoid=bias is not None,
         precision=settings.precision,
         needs_transformers=any(type(module).__module__.startswith("transformers") for module in model.modules()),
         trim_padding=_trims(model),
@@ -117,15 +123,20 @@ def build(cards: Sequence[ModelCard], default_model: str, out: Path, settings: T
 
     With `copy` the weights are copied into it, so that it can be mounted anywhere; else it names them where they are.
     """
-    source = Path(__file__).with_name("model.py")
     for card in cards:
         for tower in TOWERS:
-            folder = out / triton_name(tower, card.name, default_model)
-            version = folder / "1"
-            version.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, version / "model.py")
-            facts = _copy_weights(card, version) if copy else {}
-            (folder / "config.pbtxt").write_text(config_pbtxt(folder.name, tower, card, settings, facts))
+            add(card, tower, triton_name(tower, card.name, default_model), out, settings, copy=copy)
+
+
+def add(card: ModelCard, tower: str, name: str, out: Path, settings: TritonSettings, *, copy: bool) -> None:
+    """Write one tower as the Triton model `name`."""
+    version = out / name / "1"
+    version.mkdir(parents=True, exist_ok=True)
+    here = Path(__file__).parent
+    for file in ("model.py", "towers.py"):
+        shutil.copyfile(here / file, version / file)
+    facts = _copy_weights(card, version) if copy else {}
+    (out / name / "config.pbtxt").write_text(config_pbtxt(name, tower, card, settings, facts))
 
 
 def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSettings, facts: dict[str, Any]) -> str:
@@ -134,7 +145,8 @@ def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSetting
     There is no `default_queue_policy`, on purpose: a time-out or a queue size in it switches Triton's prefetching off,
     and then a request that comes just before the tower waits again is found only by the batcher's 500 ms timer (one
     call in forty, seen with 2.51), and throughput decays (triton-inference-server/server#8870). The backend bounds
-    the queue instead, and a call whose time is up is cancelled.
+    the queue instead, and a call whose time is up is cancelled. Texts may be ragged: requests of several scorers share
+    a batch whatever their lengths, and the model pads them.
     """
     if tower == "image":
         entry, data_type, dims, batch = (
@@ -147,7 +159,15 @@ def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSetting
     else:
         entry, data_type, dims, batch = "token_ids", "TYPE_INT32", "-1", settings.text_batch
         warm = str(card.context_length)
-    own = {**facts, "tower": tower, "device": settings.device, "threads": settings.threads}
+    own = {
+        **facts,
+        "tower": tower,
+        "device": settings.device,
+        "threads": settings.threads,
+        "gpu_graphs": settings.gpu_graphs,
+        "batch": batch,
+    }
+    ragged = " allow_ragged_batch: true" if tower == "text" else ""
     parameter = json.dumps(card.to_json(**own))  # a JSON string is a text-format string too
     kind = "KIND_GPU" if settings.device == "cuda" else "KIND_CPU"
     warm_ups = "\n".join(
@@ -160,7 +180,7 @@ def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSetting
 name: "{name}"
 backend: "python"
 max_batch_size: {batch}
-input {{ name: "{entry}" data_type: {data_type} dims: [ {dims} ] }}
+input {{ name: "{entry}" data_type: {data_type} dims: [ {dims} ]{ragged} }}
 output {{ name: "embedding" data_type: TYPE_FP32 dims: [ {card.embedding_size} ] }}
 instance_group {{ count: {settings.instances} kind: {kind} }}
 dynamic_batching {{ max_queue_delay_microseconds: {settings.queue_delay_microseconds} }}

@@ -1,0 +1,90 @@
+"""Embeddings that were computed before, in one matrix with a bound in bytes; the least recently used leave first.
+
+Keys are SHA-256 digests of the image's or text's bytes. A table belongs to one version of one model, so the model's
+weights and preprocessing are part of every key. One matrix, not a row object each: the bound is exact, and the rows of
+a whole request are gathered in one step.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from sightline_scorer import metrics
+
+ENTRY_BYTES = 320
+"""Beside its numbers, an entry has a key, a place and a link in a dict."""
+
+
+class EmbeddingTable:
+    """A bounded table. Use it from one thread.
+
+    Args:
+        size: D, length of an embedding.
+        max_bytes: of the whole table; 0 keeps nothing.
+        model: label of its metrics.
+        tower: "image" or "text".
+    """
+
+    def __init__(self, size: int, max_bytes: int, model: str, tower: str) -> None:
+        self.size = size
+        self._row_bytes = size * 4 + ENTRY_BYTES
+        capacity = max_bytes // self._row_bytes
+        # Pages become memory only when they are first written.
+        self._rows = np.empty((capacity, size), np.float32)
+        self._notes = np.empty(capacity, np.int32)
+        self._places: OrderedDict[bytes, int] = OrderedDict()
+        self._capacity = capacity
+        self._gauge = metrics.CACHE_BYTES.labels(model, tower)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._places
+
+    @property
+    def used_bytes(self) -> int:
+        """Bytes that the entries take."""
+        return len(self._places) * self._row_bytes
+
+    def lookup(self, keys: Sequence[bytes], rows: npt.NDArray[np.float32], notes: npt.NDArray[np.int32]) -> list[int]:
+        """Fill `rows` [K, D] and `notes` [K] where the key is known; answers the positions where it is not."""
+        places = self._places
+        found, positions, missing = [], [], []
+        for position, key in enumerate(keys):
+            place = places.get(key)
+            if place is None:
+                missing.append(position)
+            else:
+                places.move_to_end(key)
+                found.append(place)
+                positions.append(position)
+        if not missing:
+            np.take(self._rows, found, axis=0, out=rows, mode="clip")
+            np.take(self._notes, found, out=notes, mode="clip")
+        elif found:
+            rows[positions] = self._rows[found]
+            notes[positions] = self._notes[found]
+        return missing
+
+    def put(self, key: bytes, row: npt.NDArray[np.float32], note: int) -> None:
+        """Keep an embedding [D]; `note` is a number to go with it (a text's tokens)."""
+        if self._capacity == 0:
+            return
+        place = self._places.get(key)
+        if place is None:
+            place = len(self._places) if len(self._places) < self._capacity else self._places.popitem(last=False)[1]
+            self._places[key] = place
+            self._gauge.set(self.used_bytes)
+        self._rows[place] = row
+        self._notes[place] = note
+
+    def clear(self) -> None:
+        """Let everything go, the memory too; the table keeps nothing from then on."""
+        self._places.clear()
+        self._capacity = 0
+        self._rows = np.empty((0, self.size), np.float32)

@@ -1,0 +1,140 @@
+"""From texts to token ids, counted honestly: open_clip's own tokenizers without their silent cut.
+
+A text that spells a special token such as `<end_of_text>` is refused, since the model would read nothing behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sightline_chassis.errors import InternalError, InvalidInput
+
+from sightline_scorer.words import WordTokenizer, clean
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRow:
+    """The tokens of one text."""
+
+    ids: list[int]
+    """For the model: padded to its window, or not at all where its padding cannot matter. Of use only if it fits."""
+    length: int
+    """Tokens, start and end included; over the window for a text that does not fit."""
+
+
+class Tokenizer:
+    """open_clip's tokenizer of one model. Safe to use from several threads.
+
+    Args:
+        tokenizer: what `open_clip.get_tokenizer` answered.
+        context_length: L, the model's window in tokens.
+        vocabulary_size: tokens that the model knows; 0 where that is unknown.
+        trim: whether the model reads nothing behind the end token, so that rows need no padding.
+    """
+
+    def __init__(self, tokenizer: Any, context_length: int, vocabulary_size: int = 0, *, trim: bool = False) -> None:
+        self._tokenizer = tokenizer
+        self.window = context_length
+        self._vocabulary_size = vocabulary_size
+        self._is_simple = hasattr(tokenizer, "encode") and hasattr(tokenizer, "eot_token_id")
+        self._trim = trim and self._is_simple
+        if self._is_simple:
+            self._words = WordTokenizer(tokenizer)
+        self.encode(["a"], [0])  # a fast tokenizer takes its padding at the first call; never in two threads at once
+
+    def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
+        """The tokens of texts; `indices` are the places in the request that errors name. Raises InvalidInput."""
+        if not texts:
+            return []
+        rows = self._encode_simple(texts) if self._is_simple else self._encode_hf(texts)
+        separator = (
+            self._tokenizer.tokenizer.sep_token_id if getattr(self._tokenizer, "strip_sep_token", False) else None
+        )
+        for row, index in zip(rows, indices, strict=True):
+            self._check(row.ids[: row.length] if self._is_simple else row.ids, index)
+            if row.length > self.window:
+                continue
+            if separator is not None:
+                row.ids[:] = [0 if token == separator else token for token in row.ids]
+            if self._vocabulary_size and max(row.ids) >= self._vocabulary_size:
+                raise InternalError(
+                    f"the tokenizer made token {max(row.ids)}, but the model knows {self._vocabulary_size}: the "
+                    "model's folder holds a tokenizer of another model",
+                    reason="TOKENIZER_MISMATCH",
+                )
+        return rows
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text, start and end included; nothing is refused."""
+        if self._is_simple:
+            return [len(self._words.encode(text)) + 2 for text in texts]
+        return [row.length for row in self._encode_hf(texts)]
+
+    def _encode_simple(self, texts: Sequence[str]) -> list[TokenRow]:
+        tokenizer = self._tokenizer
+        rows = []
+        for text in texts:
+            ids = [tokenizer.sot_token_id, *self._words.encode(text), tokenizer.eot_token_id]
+            length = len(ids)
+            if not self._trim:
+                ids += [0] * (self.window - length)
+            rows.append(TokenRow(ids, length))
+        return rows
+
+    def _encode_hf(self, texts: Sequence[str]) -> list[TokenRow]:
+        wrapper = self._tokenizer
+        if getattr(wrapper, "tokenizer_mode", ""):
+            return self._encode_clips(texts)
+        encoded = wrapper.tokenizer(
+            [self._clean(text) for text in texts],
+            max_length=self.window,
+            padding="max_length",
+            truncation=False,
+            return_attention_mask=True,
+            verbose=False,
+        )
+        return [
+            TokenRow(list(ids)[: self.window] if sum(mask) <= self.window else list(ids), sum(mask))
+            for ids, mask in zip(encoded["input_ids"], encoded["attention_mask"], strict=True)
+        ]
+
+    def _encode_clips(self, texts: Sequence[str]) -> list[TokenRow]:
+        """CLIPS adds its start, end and class tokens itself; of rows over the window only the length is used."""
+        wrapper = self._tokenizer
+        clean_texts = [self._clean(text) for text in texts]
+        plain = wrapper.tokenizer(clean_texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]
+        return [TokenRow(ids, len(row) + 3) for ids, row in zip(wrapper(list(texts)).tolist(), plain, strict=True)]
+
+    def _clean(self, text: str) -> str:
+        if hasattr(self._tokenizer, "clean_fn"):
+            return clean(self._tokenizer, text)
+        from open_clip.tokenizer import basic_clean, canonicalize_text
+
+        return str(canonicalize_text(basic_clean(text)))
+
+    def _check(self, row: list[int], index: int) -> None:
+        if self._is_simple:
+            if len(row) <= 2:
+                raise refused(index, "holds nothing that the model can read", "TEXT_EMPTY")
+            end = self._tokenizer.eot_token_id
+            if end in row[:-1] or self._tokenizer.sot_token_id in row[1:]:
+                raise refused(index, "spells a special token, which would end it there: take it out", "TEXT_SPECIAL")
+            return
+        tokenizer = self._tokenizer.tokenizer
+        special = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.cls_token_id}
+        inner = [token for token in row if token not in special]
+        if not inner:
+            raise refused(index, "holds nothing that the model can read", "TEXT_EMPTY")
+        first, last = row.index(inner[0]), len(row) - 1 - row[::-1].index(inner[-1])
+        if any(token in special for token in row[first:last]):
+            raise refused(index, "spells a special token, which would end it there: take it out", "TEXT_SPECIAL")
+
+
+def refused(index: int, what: str, reason: str, tokens: int | None = None) -> InvalidInput:
+    """The error of one text of a request."""
+    metadata = {"text_index": str(index)}
+    if tokens is not None:
+        metadata["token_count"] = str(tokens)
+    return InvalidInput(f"texts[{index}] {what}", reason=reason, metadata=metadata)

@@ -1,0 +1,345 @@
+"""One tower of one model, asked by many requests: known embeddings at once, equal work once, the rest in batches.
+
+    request ──keys──> table (seen before?) ──> items (asked for right now?) ──> queue ──batch──> Triton
+
+- An item is one image or text that is not known, under the SHA-256 of its bytes. Requests that want the same one wait
+  for the same item; it is dropped only when the last of them has left, so a cancelled request takes nothing from others
+  and leaves nothing behind, in the queue here or in Triton's.
+- Triton has only as many batches at a time as it can work on. What comes meanwhile waits here and shares the next one,
+  so nobody waits for a batch to fill. A batch is the oldest item and those nearest to it in length.
+- A failed batch fails its items; an embedding that is not finite or not of length 1 fails its own item alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError
+
+from sightline_scorer import metrics
+from sightline_scorer.cache import EmbeddingTable
+
+LOG = logging.getLogger(__name__)
+Embeddings = npt.NDArray[np.float32]
+Run = Callable[[list[Any]], Awaitable[Embeddings]]
+_WINDOW = 8  # batches' worth of the oldest items, among which those of like length are looked for
+
+
+class Item:
+    """One image or text on its way to its embedding."""
+
+    __slots__ = ("batch", "drop", "key", "length", "note", "payload", "ready_at", "waits")
+
+    def __init__(self, key: bytes, note: int) -> None:
+        self.key = key
+        self.note = note
+        self.payload: Any = None
+        self.length = 1
+        self.ready_at = 0.0
+        """time.monotonic() when what Triton gets was made."""
+        self.drop: Callable[[], object] | None = None
+        """Stops the making of it."""
+        self.waits: list[tuple[Wait, int]] = []
+        self.batch: Batch | None = None
+
+
+class Wait:
+    """One request's embeddings of one tower, as they come: rows [K, D] and notes [K]."""
+
+    __slots__ = ("_future", "_left", "done_at", "items", "known", "notes", "ready_at", "rows")
+
+    def __init__(self, count: int, size: int) -> None:
+        self.rows: Embeddings = np.empty((count, size), np.float32)
+        self.notes = np.zeros(count, np.int32)
+        self.known = 0
+        """Of them, how many were known before."""
+        self.ready_at = 0.0
+        """time.monotonic() when the last of what Triton gets was made; 0 where all was known."""
+        self.done_at = 0.0
+        """time.monotonic() when the last embedding came; 0 where all was known."""
+        self.items: list[Item] = []
+        self._left = 0
+        self._future: asyncio.Future[None] | None = None
+
+    def expect(self, item: Item, position: int) -> None:
+        """Wait for an item too; it gives the row at `position`."""
+        if not item.waits and item.batch is not None:
+            item.batch.live += 1  # nobody had waited for it any more
+        item.waits.append((self, position))
+        self.items.append(item)
+        self._left += 1
+
+    def fill(self, position: int, row: Embeddings, item: Item) -> None:
+        """An item's embedding has come."""
+        self.rows[position] = row
+        self.notes[position] = item.note
+        self.ready_at = max(self.ready_at, item.ready_at)
+        self._left -= 1
+        if self._left == 0:
+            self.done_at = time.monotonic()
+            if self._future is not None and not self._future.done():
+                self._future.set_result(None)
+
+    def fail(self, error: BaseException) -> None:
+        """An item has failed, and so the whole request."""
+        if self._future is None:
+            self._future = asyncio.get_running_loop().create_future()
+        if not self._future.done():
+            self._future.set_exception(error)
+            self._future.exception()  # it may have left: then nobody looks at the error
+
+    async def done(self, seconds: float | None) -> None:
+        """Returns when all are there. Raises what an item failed with, and DeadlineExceeded after so many seconds."""
+        if self._left == 0 and self._future is None:
+            return
+        if self._future is None:
+            self._future = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._future
+        except TimeoutError:
+            raise DeadlineExceeded(
+                f"the embeddings were not there within {seconds or 0:.3g} s: allow more time, or send less at once",
+                reason="BACKEND_TIMEOUT",
+            ) from None
+
+
+class Batch:
+    """Items that Triton works on together."""
+
+    __slots__ = ("items", "live", "task")
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+        self.live = len(items)
+        self.task: asyncio.Task[None] | None = None
+
+
+class Tower:
+    """See the module. Use it from one event loop.
+
+    Args:
+        table: the embeddings known.
+        run: embeddings [B, D] of a batch's payloads; raises a SightlineError.
+        label: model and tower, for metrics.
+        batch: most items in a batch.
+        tokens: most tokens in a batch (longest item times items); 0 for no bound.
+        in_flight: batches that Triton has at a time.
+        max_waiting: items that may wait.
+    """
+
+    def __init__(
+        self,
+        table: EmbeddingTable,
+        run: Run,
+        label: tuple[str, str],
+        *,
+        batch: int,
+        tokens: int,
+        in_flight: int,
+        max_waiting: int,
+    ) -> None:
+        self.table = table
+        self._run = run
+        self._label = label
+        self._batch = batch
+        self._tokens = tokens
+        self._in_flight = in_flight
+        self._max_waiting = max_waiting
+        self._items: dict[bytes, Item] = {}
+        self._queue: dict[bytes, Item] = {}
+        self._running: set[Batch] = set()
+        self._pump_is_due = False
+        self._lookups = {what: metrics.CACHE.labels(*label, what) for what in ("hit", "miss", "coalesced")}
+        self._waiting = metrics.QUEUE.labels(*label)
+        self._sizes = metrics.BATCH.labels(label[1])
+
+    def unknown(self, keys: Sequence[bytes]) -> list[int]:
+        """Positions of the keys that are neither known nor being worked on."""
+        return [position for position, key in enumerate(keys) if key not in self.table and key not in self._items]
+
+    def ask(self, keys: Sequence[bytes]) -> tuple[Wait, list[int]]:
+        """Begin to wait for the embeddings of `keys`; answers which positions nobody knows or works on yet.
+
+        For each of those call `begin` and then `ready` or `fail`. Raises Overloaded where too much waits already.
+        """
+        wait = Wait(len(keys), self.table.size)
+        missing = self.table.lookup(keys, wait.rows, wait.notes)
+        wait.known = len(keys) - len(missing)
+        self._lookups["hit"].inc(wait.known)
+        new: list[int] = []
+        for position in missing:
+            item = self._items.get(keys[position])
+            if item is None:
+                new.append(position)
+            else:
+                wait.expect(item, position)
+        if len(missing) > len(new):
+            self._lookups["coalesced"].inc(len(missing) - len(new))
+        if new and len(self._items) >= self._max_waiting:
+            self.leave(wait)
+            raise Overloaded(
+                f"{len(self._items)} {self._label[1]}s wait for model {self._label[0]!r} already; try again",
+                reason="BACKEND_QUEUE_FULL",
+                retry_after=1,
+            )
+        return wait, new
+
+    def begin(self, wait: Wait, position: int, key: bytes, note: int = 0) -> Item | None:
+        """The item of a key that nobody works on; None where the request itself named it a second time."""
+        item = self._items.get(key)
+        if item is not None:
+            wait.expect(item, position)
+            self._lookups["coalesced"].inc()
+            return None
+        item = self._items[key] = Item(key, note)
+        wait.expect(item, position)
+        self._lookups["miss"].inc()
+        return item
+
+    def ready(self, item: Item, payload: Any, length: int = 1) -> None:
+        """What Triton gets for an item is made: queue it, unless everybody has left."""
+        if self._items.get(item.key) is not item:
+            return
+        item.payload, item.length, item.ready_at = payload, length, time.monotonic()
+        item.drop = None
+        self._queue[item.key] = item
+        self._waiting.set(len(self._queue))
+        self._pump_soon()
+
+    def fail(self, item: Item, error: BaseException) -> None:
+        """The item cannot be had."""
+        if self._items.get(item.key) is item:
+            del self._items[item.key]
+        for wait, _ in item.waits:
+            wait.fail(error)
+        item.waits.clear()
+
+    def leave(self, wait: Wait) -> None:
+        """The request waits no longer. Items that nobody waits for are dropped, and batches of only such cancelled."""
+        for item in wait.items:
+            if not item.waits:
+                continue
+            item.waits = [entry for entry in item.waits if entry[0] is not wait]
+            if item.waits or self._items.get(item.key) is not item:
+                continue
+            if item.batch is None:
+                del self._items[item.key]
+                self._queue.pop(item.key, None)
+                if item.drop is not None:
+                    item.drop()
+            else:
+                item.batch.live -= 1
+                if item.batch.live == 0:
+                    self._cancel(item.batch)
+        wait.items.clear()
+        self._waiting.set(len(self._queue))
+
+    async def close(self) -> None:
+        """Cancel what Triton has; those who wait get an error."""
+        for item in list(self._items.values()):
+            self.fail(item, InternalError("the model was let go", reason="MODEL_GONE"))
+        self._queue.clear()
+        tasks = [batch.task for batch in self._running if batch.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self.table.clear()
+
+    def _cancel(self, batch: Batch) -> None:
+        for item in batch.items:
+            if self._items.get(item.key) is item:
+                del self._items[item.key]
+        if batch.task is not None:
+            batch.task.cancel()
+
+    def _pump_soon(self) -> None:
+        if not self._pump_is_due:
+            self._pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        self._pump_is_due = False
+        while self._queue and len(self._running) < self._in_flight:
+            batch = Batch(self._take())
+            for item in batch.items:
+                del self._queue[item.key]
+                item.batch = batch
+            self._running.add(batch)
+            batch.task = asyncio.create_task(self._work(batch))
+        self._waiting.set(len(self._queue))
+
+    def _take(self) -> list[Item]:
+        """The oldest item and those of like length, within the bounds of a batch."""
+        window = list(islice(self._queue.values(), _WINDOW * self._batch))
+        if len(window) <= self._batch and not self._tokens:
+            return window
+        oldest = window[0]
+        window.sort(key=lambda item: item.length)
+        low = window.index(oldest)
+        high = low + 1  # the batch is window[low:high]
+        while high - low < min(self._batch, len(window)):
+            shorter = low > 0 and window[high - 1].length - window[low - 1].length
+            longer = high < len(window) and window[high].length - window[high - 1].length
+            down = shorter is not False and (longer is False or shorter <= longer)
+            longest = window[high - 1].length if down else window[high].length
+            if self._tokens and (high - low + 1) * longest > self._tokens:
+                if down or low == 0:
+                    break
+                down, longest = True, window[high - 1].length
+                if (high - low + 1) * longest > self._tokens:
+                    break
+            if down:
+                low -= 1
+            else:
+                high += 1
+        return window[low:high]
+
+    async def _work(self, batch: Batch) -> None:
+        self._sizes.observe(len(batch.items))
+        try:
+            rows = await self._run([item.payload for item in batch.items])
+            self._finish(batch, rows)
+        except asyncio.CancelledError:
+            for item in batch.items:  # nobody waits for these, or the model is let go
+                self.fail(item, InternalError("the work was cancelled", reason="CANCELLED_BATCH"))
+        except SightlineError as error:
+            for item in batch.items:
+                self.fail(item, error)
+        except Exception as error:
+            LOG.exception("a batch failed")
+            for item in batch.items:
+                self.fail(item, InternalError(f"a batch failed: {type(error).__name__}", reason="BACKEND_FAILED"))
+        finally:
+            self._running.discard(batch)
+            self._pump_soon()
+
+    def _finish(self, batch: Batch, rows: Embeddings) -> None:
+        # NaN and Inf have no length 1 either.
+        good = np.abs(np.einsum("nd,nd->n", rows, rows) - 1) < 0.02
+        for item, row, right in zip(batch.items, rows, good.tolist(), strict=True):
+            if not right:
+                metrics.NONFINITE.inc()
+                self.fail(
+                    item,
+                    InternalError(
+                        f"model {self._label[0]!r} gave an embedding that is not finite or not of length 1; no score "
+                        "is made of it",
+                        reason="NONFINITE_EMBEDDING",
+                        metadata={"model": self._label[0], "tower": self._label[1]},
+                    ),
+                )
+                continue
+            self.table.put(item.key, row, item.note)
+            if self._items.get(item.key) is item:
+                del self._items[item.key]
+            for wait, position in item.waits:
+                wait.fill(position, row, item)
+            item.waits.clear()

@@ -1,0 +1,97 @@
+"""Settings of the Triton Inference Server behind the service."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from sightline_chassis.settings import Section
+
+
+class TritonSettings(Section):
+    """The Triton Inference Server behind the service."""
+
+    mode: Literal["embedded", "remote"] = Field(
+        "embedded", description="embedded: start and supervise the wheel's tritonserver; remote: one that runs already"
+    )
+    address: str = Field("", description="remote: host:port of Triton's gRPC endpoint")
+    home: Path | None = Field(
+        None,
+        description="embedded: where the nvidia-pytriton wheel is unpacked; else SIGHTLINE_TRITON_HOME, else .triton in"
+        " the working directory, its parents or those of the installed package",
+    )
+    work_dir: Path | None = Field(
+        None, description="embedded: directory for the model repository and Triton's log; a temporary one if not set"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the towers run")
+    threads: int = Field(
+        max(1, (os.cpu_count() or 1) // 2), ge=1, le=256, description="Threads of torch in each tower, on a CPU"
+    )
+    instances: int = Field(1, ge=1, le=64, description="Copies of each tower")
+    image_batch: int = Field(16, ge=1, le=1024, description="Most images in one batch")
+    text_batch: int = Field(64, ge=1, le=4096, description="Most texts in one batch")
+    text_batch_tokens: int = Field(
+        1024,
+        ge=0,
+        le=10_000_000,
+        description="Most tokens in one batch of texts, padding included: a larger batch only leaves a CPU's cache;"
+        " 0: no bound (a GPU)",
+    )
+    batches_in_flight: int = Field(
+        0,
+        ge=0,
+        le=64,
+        description="Batches of a tower that Triton has at a time; what waits meanwhile shares the next one. 0: as many"
+        " as instances on a CPU, one more on a GPU",
+    )
+    queue_delay_microseconds: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="How long Triton itself waits for more: of use where several scorers share a remote Triton",
+    )
+    max_queue: int = Field(
+        4096,
+        ge=1,
+        le=1_000_000,
+        description="Images or texts that may wait for a tower; requests beyond are refused as overload",
+    )
+    shared_memory: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="Pixels reach Triton by system shared memory; auto: where Triton is on this host and takes it, else"
+        " by gRPC",
+    )
+    gpu_graphs: Literal["off", "compile", "cuda_graphs"] = Field(
+        "off",
+        description="On a GPU: torch.compile, or one CUDA graph for each batch size of 1, 2, 4 ... (both make the start"
+        " longer)",
+    )
+    request_timeout_seconds: float = Field(
+        30, gt=0, le=3600, description="Longest time for one call to Triton, where the caller's deadline is not shorter"
+    )
+    start_timeout_seconds: float = Field(
+        180, gt=0, le=3600, description="Longest time until Triton and its models are ready"
+    )
+    stop_grace_seconds: float = Field(
+        5, ge=0, le=300, description="embedded: time between SIGTERM and SIGKILL for Triton (it takes about 2 s)"
+    )
+    restart_delay_seconds: float = Field(
+        0.2, ge=0, le=60, description="embedded: wait before the first restart; doubles with each that fails"
+    )
+    restart_delay_max_seconds: float = Field(10, ge=0, le=600, description="embedded: longest wait before a restart")
+    hung_after_seconds: float = Field(
+        60, ge=1, le=3600, description="embedded: restart Triton when no inference has worked for so long"
+    )
+
+    @model_validator(mode="after")
+    def _remote_has_an_address(self) -> Self:
+        if self.mode == "remote" and not self.address:
+            raise ValueError("triton.mode=remote needs triton.address, for example triton.address=triton:8001")
+        return self
+
+    @property
+    def most_in_flight(self) -> int:
+        """Batches of a tower that Triton has at a time."""
+        return self.batches_in_flight or self.instances + (self.device == "cuda")

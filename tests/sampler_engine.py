@@ -52,7 +52,8 @@ class Bench:
 
     @staticmethod
     def work(image: bytes | None, prompt: str, n: int, **options: Any) -> SampleWork:
-        chosen: Sequence[int] = options.pop("seeds", None) or seeds.derive(options.pop("seed", 0), n)
+        derived = seeds.derive(options.pop("seed", 0), n)
+        chosen: Sequence[int] = options.pop("seeds", derived)
         encoded = None if image is None else EncodedImage(image, hashlib.sha256(image).hexdigest())
         options = {"max_tokens": 20, **options}
         return SampleWork("test", prompt, encoded, chosen, SamplingParams(**options), Base())

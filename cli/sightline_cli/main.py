@@ -102,6 +102,28 @@ def token(
     _guarded(lambda: make(team, from_stdin=from_stdin), debug)
 
 
+@app.command("sample")
+def sample_(
+    image: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP or GIF.")],
+    prompt: Annotated[str, typer.Argument(help="What is asked about it.")],
+    n: Annotated[int, typer.Option("-n", help="Candidates.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed; the same one gives the same candidates.")] = 0,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default 1.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus; default 1, all.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of a candidate.")] = None,
+    noise: Annotated[int | None, typer.Option(help="Diffusion noise on the picture: step 0..999.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Address of a sampler; default: start one.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Model to start one on; default: the playground's.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with tokens.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a policy about a picture: N candidates with tokens, log-probs, seeds and policy versions."""
+    from sightline_cli.sample import Wanted, sample
+
+    wanted = Wanted(n, seed, temperature, top_p, max_tokens, noise)
+    _guarded(lambda: sample(image, prompt, wanted, sampler=sampler, model=model, as_json=as_json), debug)
+
+
 def _guarded(command: Callable[[], None], debug: bool) -> None:
     """Run a command: an expected error is one paragraph on stderr and exit code 1; SIGTERM unwinds as Ctrl-C does."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored

@@ -1,0 +1,111 @@
+"""``sightline sample``: what does a policy say about a picture? A table, or one JSON object a line."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+from sightline_chassis.errors import InvalidInput
+from sightline_sampler import Candidate, DiffusionNoise, SampleOptions, SamplerClient, Samples
+
+from sightline_cli.processes import Processes
+
+PLAYGROUND = Path("playground/weights/llava")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How candidates are drawn; None leaves the service's default. `noise` is a step of the diffusion schedule."""
+
+    n: int = 4
+    seed: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    noise: int | None = None
+
+    def options(self) -> SampleOptions:
+        """As the client takes them."""
+        options = SampleOptions(seed=self.seed, max_tokens=self.max_tokens)
+        if self.temperature is not None:
+            options["temperature"] = self.temperature
+        if self.top_p is not None:
+            options["top_p"] = self.top_p
+        if self.noise is not None:
+            if self.noise < 0:
+                raise InvalidInput(f"--noise is {self.noise}; it must be in 0..999", reason="BAD_DISTORTION")
+            options["distortion"] = DiffusionNoise(self.noise, self.seed)
+        return options
+
+
+def sample(image: Path, prompt: str, wanted: Wanted, *, sampler: str | None, model: Path | None, as_json: bool) -> None:
+    """Ask a running sampler, or start one for this question, and print what it says.
+
+    Raises:
+        SightlineError: the sampler refuses the request, or cannot be reached.
+        StartError: no sampler could be started.
+    """
+    if not image.is_file():
+        raise InvalidInput(f"there is no image {image}", reason="IMAGE_NOT_FOUND")
+    if sampler is not None and model is not None:
+        raise InvalidInput("give --sampler or --model, not both", reason="BAD_OPTIONS")
+    with _address(sampler, model) as address, SamplerClient(address, timeout=600) as client:
+        samples = client.sample(image, prompt, wanted.n, **wanted.options())
+    if as_json:
+        for candidate in samples.candidates:
+            print(json.dumps(record(candidate, samples), ensure_ascii=False))
+    else:
+        Console().print(table(samples))
+
+
+def record(candidate: Candidate, samples: Samples) -> dict[str, Any]:
+    """A candidate for JSON."""
+    behaviour = candidate.behaviour_logprobs
+    return {
+        "index": candidate.index,
+        "text": candidate.text,
+        "token_ids": candidate.token_ids.tolist(),
+        "logprobs": candidate.logprobs.tolist(),
+        "behaviour_logprobs": None if behaviour is None else behaviour.tolist(),
+        "finish_reason": candidate.finish_reason,
+        "seed": candidate.seed,
+        "policy_version": candidate.policy_version,
+        "engine": samples.engine,
+        "request_id": samples.request_id,
+    }
+
+
+def table(samples: Samples) -> Table:
+    """All candidates; the log-probability is the policy's, the mean over tokens."""
+    found = Table(title=f"{samples.engine}, {samples.seconds:.2f} s", title_justify="left")
+    for name in ("#", "text", "tokens", "log-prob", "seed", "policy", "finish"):
+        found.add_column(name, justify="left" if name in ("text", "finish") else "right", overflow="fold")
+    for c in samples.candidates:
+        mean = f"{float(np.mean(c.logprobs)):.3f}" if len(c.logprobs) else "-"
+        finish, version = c.finish_reason, f"v{c.policy_version}"
+        found.add_row(str(c.index), c.text, str(len(c.token_ids)), mean, str(c.seed), version, finish)
+    return found
+
+
+@contextmanager
+def _address(sampler: str | None, model: Path | None) -> Iterator[str]:
+    """The sampler that runs, or one started on the model (the playground's where none is named)."""
+    if sampler is not None:
+        yield sampler
+        return
+    model = model or PLAYGROUND
+    if not model.exists() and model == PLAYGROUND:
+        raise InvalidInput(f"there is no {model} below this directory: give --model or --sampler", reason="NO_MODEL")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with tempfile.TemporaryDirectory(prefix="sightline-sample-") as scratch, Processes(Path(scratch)) as processes:
+        processes.start("sampler", [f"engine.model={model}"])
+        yield processes.wait("sampler", seconds=600).grpc

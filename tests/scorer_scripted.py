@@ -4,7 +4,7 @@ import hashlib
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +38,7 @@ class Scripted(scorer_pb2_grpc.ScorerServiceServicer):
         self.image_bytes = 0
         self.running = self.most_running = self.cancelled = 0
         self.forgetful = False
+        self.refused: Callable[[str], bool] = lambda text: text == "refuse"
         self.retry_after = 0.01
         self._lock = threading.Lock()
 
@@ -70,7 +71,7 @@ class Scripted(scorer_pb2_grpc.ScorerServiceServicer):
             raise Overloaded("busy", retry_after=self.retry_after)
         if order == "full":
             raise Overloaded("for good")
-        if order == "refuse":
+        if self.refused(request.texts[0]):
             raise InvalidInput("refused", reason="TEXT_TOO_LONG")
         if order == "sleep":
             for _ in range(int(float(argument) * 100)):

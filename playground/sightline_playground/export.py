@@ -2,8 +2,8 @@
 
     DIR/images/test-000000.png     48 x 48 RGB
     DIR/prompts.jsonl              {"id", "image", "prompt", "reference", "objects"}
-    DIR/questions.jsonl            {"question_id", "id", "image", "text", "label", "kind", "right", "wrong", and after objects
-                                   "right_statement", "wrong_statement"}; splits align and test
+    DIR/questions.jsonl            {"question_id", "id", "image", "text", "label", "kind", "right", "wrong", and after
+                                   objects "right_statement", "wrong_statement"}; splits align and test
     DIR/truth.jsonl                {"id", "relations": {object: where it is}}
     DIR/vocabulary.json            {"objects", "synonyms", "attributes", "relations", "companions"}
 
@@ -99,7 +99,7 @@ def question_rows(chosen: Sequence[Scene], split: Split, seed: int) -> list[dict
 
 
 def _statements(scene: Scene, question: Question) -> dict[str, str]:
-    """What either answer to a question after an object says about the picture, as captions that a scorer can compare."""
+    """What either answer to a question after an object says about the picture: captions that a scorer can compare."""
     if question.about is None:
         return {}
     return {

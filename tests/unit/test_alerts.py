@@ -1,0 +1,66 @@
+"""Alert rules: they are sound, each is tested to fire and to stay silent, and each has a runbook."""
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from monitoring import ALERTS, FOREIGN, exported, metrics_of, recorded, rules, runbooks
+from running import ROOT
+
+CASES = sorted((ROOT / "tests/alerts").glob("*.yaml"))
+EXTERNAL = ("up",)
+
+needs_promtool = pytest.mark.skipif(
+    shutil.which("promtool") is None, reason="promtool is not installed (Debian: apt-get install prometheus)"
+)
+
+
+def _run(*arguments: str) -> None:
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@needs_promtool
+def test_promtool_takes_the_rules() -> None:
+    _run("check", "rules", *map(str, ALERTS))
+
+
+@needs_promtool
+@pytest.mark.parametrize("case", CASES, ids=lambda path: path.stem)
+def test_each_alert_fires_and_stays_silent_when_it_should(case: Path) -> None:
+    _run("test", "rules", str(case))
+
+
+def test_every_alert_has_a_case_that_fires_and_one_that_does_not() -> None:
+    fires, silent = Counter[str](), Counter[str]()
+    for path in CASES:
+        for test in yaml.safe_load(path.read_text())["tests"]:
+            for case in test["alert_rule_test"]:
+                (fires if case["exp_alerts"] else silent)[case["alertname"]] += 1
+    alerts = {rule["alert"] for rule in rules() if "alert" in rule}
+    assert len(alerts) > 30
+    assert set(fires) == alerts
+    assert set(silent) == alerts
+
+
+def test_every_alert_says_how_bad_it_is_what_it_is_and_what_to_do() -> None:
+    names = Counter(rule["alert"] for rule in rules() if "alert" in rule)
+    assert not [name for name, count in names.items() if count > 1]
+    for rule in rules():
+        if "alert" in rule:
+            assert re.fullmatch(r"Sightline[A-Z]\w+", rule["alert"])
+            assert rule["labels"]["severity"] in ("page", "ticket")
+            assert rule["annotations"]["summary"].endswith(".")
+            assert rule["annotations"]["runbook_url"] == f"docs/runbooks.md#{rule['alert'].lower()}"
+            assert rule["alert"].lower() in runbooks()
+
+
+def test_rules_use_only_what_the_services_export() -> None:
+    known = exported() | recorded() | set(EXTERNAL)
+    for rule in rules():
+        for name in metrics_of(rule["expr"]):
+            assert name in known or name.startswith(FOREIGN), (rule.get("alert") or rule["record"], name)

@@ -135,7 +135,7 @@ def run(
         float, typer.Option(help="0 is greedy; questions are always asked greedily.", min=0.0)
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the samples and of the bootstrap.", min=0)] = 0,
-    max_tokens: Annotated[int, typer.Option(help="Most new tokens of a text.", min=1)] = 256,
+    max_tokens: Annotated[int, typer.Option(help="Most new tokens of a text.", min=1)] = 128,
     in_flight: Annotated[int, typer.Option(help="Requests under way at the same time.", min=1)] = 32,
     limit: Annotated[int | None, typer.Option(help="Only the first so many images or questions.", min=1)] = None,
     compat: Annotated[Compat, typer.Option(help="official: keep the official scripts' slips.")] = Compat.MENDED,

@@ -44,9 +44,10 @@ def _emit(value: dict[str, Any], out: Path | None, draw: Callable[[Console], Non
     if out is not None and str(out) == "-":
         print(json.dumps(value, indent=2))
         return
-    draw(Console())
     if out is not None:
         write_result(out, value)
+    draw(Console())
+    if out is not None:
         Console().print(f"[bold]result[/bold] {out}", soft_wrap=True)
 
 

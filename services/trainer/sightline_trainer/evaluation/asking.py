@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline_chassis.errors import InvalidInput, PreconditionFailed
-from sightline_sampler.client import AsyncSamplerClient, exact
+from sightline_chassis.errors import InvalidInput, PreconditionFailed, Unavailable
+from sightline_sampler.client import AsyncSamplerClient, PolicyInfo, exact
 from sightline_scorer.client import AsyncScorerClient
 
 from sightline_trainer.evaluation.answers import AnswerFile
@@ -42,7 +42,7 @@ class Asker:
     sampler: str
     scorer: str | None = None
     seed: int = 0
-    max_tokens: int = 256
+    max_tokens: int = 128
     in_flight: int = 32
 
     async def ask(
@@ -64,7 +64,7 @@ class Asker:
             if not item.image.is_file():
                 raise InvalidInput(f"no image {item.image} ({item.key}); see --data", reason="IMAGE_NOT_FOUND")
         async with AsyncSamplerClient(self.sampler) as sampler:
-            policy = await patiently(sampler.policy)
+            policy = await self._policy(sampler)
             version = policy.version
             asked = {
                 "policy_version": version,
@@ -77,6 +77,16 @@ class Asker:
                 async with AsyncScorerClient(self.scorer) if self.scorer else _Nothing() as scorer:
                     await self._missing(items, kept, sampler, scorer, version, progress)
                 return {item.key: kept.known[item.key] for item in items}, version
+
+    async def _policy(self, sampler: AsyncSamplerClient) -> PolicyInfo:
+        try:
+            return await patiently(sampler.policy, limit=10.0)
+        except Unavailable as error:
+            raise Unavailable(
+                f"no sampler answers at {self.sampler} ({error}); start one (sightline serve sampler --set "
+                "engine.model=...) or name another with --sampler",
+                reason="NO_SAMPLER",
+            ) from error
 
     async def _missing(
         self,

@@ -216,8 +216,9 @@ def _caption(exam: Exam, prompt: Prompt, sample: Candidate, reward: float | None
 
 
 def _parts(caption: Caption, facts: FactCounts | None) -> dict[str, Part]:
+    scored = {} if caption.reward is None else {"clip_score": (caption.reward, 1.0)}
     return (facts.parts() if facts else {}) | {
-        "clip_score": (caption.reward or 0.0, float(caption.reward is not None)),
+        **scored,
         "mean_tokens": (caption.tokens, 1.0),
         "degenerate": (float(bool(caption.degenerate)), 1.0),
     }

@@ -64,7 +64,7 @@ def pairs(processor: Any) -> Dataset:
                 "iteration": 1,
             }
         )
-    return Dataset.from_list(rows, features=FEATURES)
+    return Dataset.from_list([{name: row.get(name) for name in FEATURES} for row in rows], features=FEATURES)
 
 
 def recipe(**dpo: Any) -> Recipe:

@@ -7,6 +7,7 @@ RPCs that never reach us (a message over the size limit, an unknown method) are 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -14,7 +15,8 @@ import os
 import socket
 import socketserver
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
@@ -62,6 +64,17 @@ LOOP_LAG = Histogram(
 )
 
 _GO_CODES = {grpc.StatusCode.OK: "OK", grpc.StatusCode.CANCELLED: "Canceled"}
+
+
+@contextlib.contextmanager
+def backend_call(backend: str) -> Iterator[None]:
+    """Times a call to a backend inside the block; the outcome is "ok", or "failed" where it raises."""
+    start, outcome = time.monotonic(), "failed"
+    try:
+        yield
+        outcome = "ok"
+    finally:
+        BACKEND_SECONDS.labels(backend, outcome).observe(time.monotonic() - start)
 
 
 def go_code(code: grpc.StatusCode) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
+from sightline_chassis.metrics import backend_call
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
@@ -131,7 +132,8 @@ class TritonBackend:
         seconds = self._settings.request_timeout_seconds
         TRITON_CALLS.labels(transport).inc()
         try:
-            answer = await client.infer(name, [tensor], client_timeout=seconds)
+            with backend_call("triton"):
+                answer = await client.infer(name, [tensor], client_timeout=seconds)
         except InferenceServerException as error:
             raise _typed(error, name, seconds) from error
         rows: Embeddings | None = answer.as_numpy("embedding")

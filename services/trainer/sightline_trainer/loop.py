@@ -159,8 +159,7 @@ class Loop:
         known = read_json(directory / "update.json")
         if known is not None:
             return int(known["version"])
-        from sightline_trainer.dpo.update import update
-        from sightline_trainer.pairs.build import to_train_on
+        from sightline_trainer.dpo.launch import run_update
 
         version = self.dir.next_version(max(parent, connected(self.recipe, Session.highest_version, self.connections)))
         aside = self.dir.policies / f".{policy_dirname(version)}"
@@ -168,20 +167,21 @@ class Loop:
         aside.mkdir(parents=True)
         result = self._timed(
             "update",
-            lambda: update(
+            lambda: run_update(
                 self.recipe,
-                to_train_on(directory / "pairs.parquet"),
+                directory / "pairs.parquet",
                 previous=self.dir.policies / policy_dirname(parent) if parent else None,
-                adapter=aside,
+                policy=aside,
                 work=self.dir.root / "trl",
                 seed=self.recipe.seed + iteration,
+                iteration=iteration,
                 progress=lambda done, total: self._tell("update", iteration, done, total),
             ),
         )
         manifest = PolicyManifest(
             version=version,
             parent_version=parent,
-            kind="lora",
+            kind=self.recipe.dpo.train,
             base_digest=model_digest(self.recipe.model),
             run_id=self.dir.id,
             iteration=iteration,

@@ -29,7 +29,7 @@ def main() -> int:
 
     from sightline_trainer.dpo.launch import write_outcome
     from sightline_trainer.dpo.update import Update, update
-    from sightline_trainer.pairs.build import read_pairs
+    from sightline_trainer.pairs.build import to_train_on
     from sightline_trainer.recipe import load_recipe
 
     first = int(os.environ.get("RANK", "0")) == 0
@@ -43,7 +43,7 @@ def main() -> int:
     try:
         outcome = update(
             load_recipe(arguments.recipe, arguments.set),
-            read_pairs(arguments.pairs),
+            to_train_on(arguments.pairs),
             previous=arguments.previous,
             adapter=arguments.policy,
             work=arguments.work,

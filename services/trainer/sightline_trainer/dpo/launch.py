@@ -22,7 +22,7 @@ import yaml
 from sightline_chassis.errors import InternalError, PreconditionFailed, SightlineError
 
 from sightline_trainer.dpo.update import Probe, Update, update
-from sightline_trainer.pairs.build import read_pairs
+from sightline_trainer.pairs.build import to_train_on
 from sightline_trainer.recipe import Recipe
 
 _TAIL = 2000  # characters of the launcher's log that an error quotes
@@ -48,7 +48,7 @@ def run_update(
     """
     if not recipe.dpo.launch:
         return update(
-            recipe, read_pairs(pairs), previous=previous, adapter=policy, work=work, seed=seed, iteration=iteration,
+            recipe, to_train_on(pairs), previous=previous, adapter=policy, work=work, seed=seed, iteration=iteration,
             progress=progress,
         )  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)

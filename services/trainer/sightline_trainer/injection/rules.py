@@ -143,12 +143,13 @@ class RuleWriter:
 
     def _swap_attribute(self, text: str, prompt: Prompt, rng: random.Random) -> str | None:
         places = [(match, group) for group in self.attributes for match in re.finditer(rf"\b(?:{_any(group)})\b", text)]
+        named = {mention.name for mention in self.mentions(text)}
         for match, group in _shuffled(places, rng):
-            word = rng.choice([word for word in group if word != match[0]])
-            changed = text[: match.start()] + word + text[match.end() :]
-            new = {mention.name for mention in self.mentions(changed)} - {m.name for m in self.mentions(text)}
-            if not new & set(prompt.objects):
-                return _articles(changed)
+            for word in _shuffled([word for word in group if word != match[0]], rng):
+                changed = text[: match.start()] + word + text[match.end() :]
+                new = {mention.name for mention in self.mentions(changed)} - named
+                if not new & set(prompt.objects):
+                    return _articles(changed)
         return None
 
     def _swap_relation(self, text: str, prompt: Prompt, rng: random.Random) -> str | None:

@@ -1,0 +1,187 @@
+"""Sources of candidates, on a stand-in for the sampler and the playground's tokenizer."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from running import WEIGHTS
+from sightline_chassis.errors import InvalidInput
+from sightline_sampler.client import DiffusionNoise, PixelNoise
+from sightline_trainer.candidates import CANDIDATES
+from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.candidates.question_answer import QuestionIndex, declared
+from sightline_trainer.candidates.source import Ask, CandidatePart, Context
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.wording import Wording
+
+REFERENCE = "there is a red star ."
+PROMPT = Prompt("p", Path("x.png"), "what do you see ?", reference=REFERENCE)
+WORDING = Wording(str(WEIGHTS / "llava"))
+
+
+class Sampler:
+    """Answers with the text that it was asked."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+
+    async def sample(self, image: Any, prompt: str, n: int, **options: Any) -> Any:
+        self.calls.append({"prompt": prompt, "n": n, **options})
+        return SimpleNamespace(
+            rendered_prompt=f"USER: {prompt}",
+            candidates=[
+                SimpleNamespace(
+                    index=i,
+                    text=f"{prompt} {i}",
+                    token_ids=np.array([i]),
+                    logprobs=np.array([-1.0]),
+                    finish_reason="eos",
+                    seed=seed,
+                    policy_version=options["policy"].version,
+                )
+                for i, seed in enumerate(options["seeds"])
+            ],
+        )
+
+
+def made(part: CandidatePart, *, ask: Ask | None = None, dataset: Path = Path(), prompt: Prompt = PROMPT) -> Any:
+    recipe = Recipe.model_validate(
+        {"name": "test", "model": "m", "data": {"train": "a", "test": "b"}, "sampling": {"candidates": 3}}
+    )
+    sampler = Sampler()
+    source = part.open(Context(recipe, sampler, WORDING, dataset))  # type: ignore[arg-type]
+    assert source is not None
+    return asyncio.run(source(prompt, ask or Ask(iteration=2, version=7))), sampler.calls
+
+
+def part(name: str, **settings: Any) -> CandidatePart:
+    return CANDIDATES[name].model_validate(settings)
+
+
+def test_policy_asks_the_datasets_text_k_times_with_seeds_of_its_own() -> None:
+    candidates, (call,) = made(part("policy"))
+    assert (call["prompt"], call["n"], call["policy"].version) == ("what do you see ?", 3, 7)
+    assert [candidate.index for candidate in candidates] == [0, 1, 2]
+    assert len({candidate.seed for candidate in candidates}) == 3
+    assert {candidate.source for candidate in candidates} == {"policy"}
+    again, _ = made(part("policy"))
+    assert again == candidates
+
+
+def test_policy_draws_paraphrases_by_the_prompts_seed() -> None:
+    texts = ["one ?", "two ?", "three ?"]
+    settings = part("policy", paraphrases=texts, per_image=2)
+    candidates, calls = made(settings)
+    assert len(calls) == 2
+    assert {call["prompt"] for call in calls} < set(texts)
+    assert [candidate.index for candidate in candidates] == list(range(6))
+    assert len({candidate.seed for candidate in candidates}) == 6
+    assert [candidate.prompt for candidate in candidates] == [call["prompt"] for call in calls for _ in range(3)]
+    assert made(settings)[0] == candidates
+    drawn = {made(settings, ask=Ask(i, 0))[1][0]["prompt"] for i in range(12)}
+    assert drawn == set(texts)
+
+
+def tokens(candidate: Candidate) -> list[str]:
+    return list(WORDING._processor.tokenizer.convert_ids_to_tokens(candidate.token_ids))
+
+
+def test_the_reference_is_worded_as_the_policy_would_have_to() -> None:
+    (candidate,), _ = made(part("reference"))
+    assert (candidate.text, candidate.source, candidate.policy_version) == (REFERENCE, "reference", -1)
+    assert tokens(candidate) == ["there", "is", "a", "red", "star", ".", "</s>"]
+    assert candidate.rendered_prompt == "USER: <image>\nwhat do you see ? ASSISTANT:"
+    assert made(part("reference"), prompt=Prompt("q", Path("x"), "look"))[0] == []
+
+
+def sampled(*prompts: str) -> Sequence[Candidate]:
+    return [Candidate("p", i, f"an answer {i}", [1], prompt=text) for i, text in enumerate(prompts)]
+
+
+def test_the_reference_answers_every_text_that_was_asked() -> None:
+    candidates, _ = made(part("reference"), ask=Ask(1, 0, sampled("a", "a", "b")))
+    assert [(candidate.index, candidate.prompt) for candidate in candidates] == [(3, "a"), (4, "b")]
+
+
+def test_noise_is_put_over_the_image_by_the_sampler() -> None:
+    candidates, (call,) = made(part("noised_image", step=900, count=2, temperature=0.2))
+    noise = call["distortion"]
+    assert isinstance(noise, DiffusionNoise)
+    assert (noise.step, call["temperature"], call["n"]) == (900, 0.2, 2)
+    assert {candidate.source for candidate in candidates} == {"noised_image"}
+    _, (other,) = made(part("noised_image", pixels="unit"), ask=Ask(3, 0))
+    assert isinstance(other["distortion"], PixelNoise)
+    assert other["distortion"].seed != noise.seed  # drawn anew in each iteration
+
+
+def test_errors_are_injected_into_the_reference_or_the_policys_answer(tmp_path: Path) -> None:
+    words = {"objects": ["red star", "blue ring"], "companions": {"red star": "blue ring"}}
+    (tmp_path / "vocabulary.json").write_text(json.dumps(words))
+    (candidate,), _ = made(part("injected", kinds=["add_object"]), dataset=tmp_path)
+    assert candidate.text == "there is a red star and a blue ring ."
+    assert (candidate.source, tokens(candidate)[-1]) == ("injected", "</s>")
+    answers = [Candidate("p", i, f"i see a {name} .", [1], prompt="q") for i, name in enumerate(("red star", "ring"))]
+    ask = Ask(1, 0, answers)
+    (candidate,), _ = made(part("injected", of="policy", kinds=["add_object"]), dataset=tmp_path, ask=ask)
+    assert (candidate.text, candidate.prompt, candidate.index) == ("i see a red star and a blue ring .", "q", 2)
+    assert made(part("injected", kinds=["swap_relation"]), dataset=tmp_path)[0] == []
+
+
+def questions(directory: Path, count: int = 20) -> Path:
+    rows = [
+        {"id": f"p{i % 10}", "text": f"is there a cat {i} ?", "right": "yes .", "wrong": "no ."} for i in range(count)
+    ]
+    rows[3]["right_statement"] = "a cat"
+    (directory / "questions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return directory
+
+
+def test_questions_are_found_by_prompt_and_a_share_of_prompts_gets_one(tmp_path: Path) -> None:
+    index = QuestionIndex(questions(tmp_path) / "questions.jsonl")
+    assert [row["text"] for row in index.of("p3")] == ["is there a cat 3 ?", "is there a cat 13 ?"]
+    assert index.of("nobody") == []
+    prompts = [Prompt(f"p{i % 10}", Path("x"), "look") for i in range(10)]
+    asks = [(prompt, Ask(iteration, 0, sampled("look"))) for prompt in prompts for iteration in range(20)]
+    answers = [made(part("question_answer", share=0.25), dataset=tmp_path, prompt=p, ask=a)[0] for p, a in asks]
+    assert {len(pair) for pair in answers} == {0, 2}
+    assert 25 <= sum(map(bool, answers)) <= 75  # of 200
+    right, wrong = next(pair for pair in answers if pair)
+    assert (right.source, wrong.source, right.text, wrong.text) == ("right_answer", "wrong_answer", "yes .", "no .")
+    assert right.prompt.startswith("is there a cat")
+    assert (right.index, wrong.index) == (1, 2)
+    assert right.statement in (
+        "a cat",
+        right.prompt.removeprefix("is ").removesuffix(" ?").replace("there", "there is"),
+    )
+
+
+def test_bad_questions_are_refused_with_their_line(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="leave that part out"):
+        QuestionIndex(tmp_path / "questions.jsonl")
+    (tmp_path / "questions.jsonl").write_text('{"id": "p", "text": "t", "right": "r"}\n')
+    with pytest.raises(InvalidInput, match="line 1.*wrong"):
+        QuestionIndex(tmp_path / "questions.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "statement"),
+    [
+        ("Is there a cat in the picture?", "yes", "there Is a cat in the picture"),
+        ("is there a cat ?", "no .", "there is no cat"),
+        ("are there any dogs ?", "no", "there are no dogs"),
+        ("are there any dogs ?", "Yes.", "there are dogs"),
+        ("what colour is the bus ?", "red", "the bus is red"),
+        ("Where is the dog?", "on the sofa", "the dog is on the sofa"),
+        ("how many dogs are there?", "two", "two dogs"),
+        ("is the star red ?", "no .", "is the star red no"),
+        ("what is it?", "It is a long answer of many words.", "It is a long answer of many words"),
+    ],
+)
+def test_questions_become_statements(question: str, answer: str, statement: str) -> None:
+    assert declared(question, answer) == statement

@@ -1,0 +1,62 @@
+"""Dashboards: every panel's query parses, and asks for metrics that the services export."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from monitoring import DASHBOARDS, FOREIGN, exported, metrics_of, panels, plain, recorded
+
+QUERIES = list(panels())
+
+
+def test_every_query_parses_and_names_known_metrics() -> None:
+    known = exported() | recorded() | {"up"}
+    assert len(QUERIES) > 60
+    for dashboard, title, query in QUERIES:
+        for name in metrics_of(plain(query)):
+            assert name in known or name.startswith(FOREIGN), (dashboard, title, name)
+
+
+def test_rates_follow_the_scrape_and_every_selector_the_variables() -> None:
+    for dashboard, title, query in QUERIES:
+        for selector in re.findall(r"[a-z_:]+\{[^}]*\}", query):
+            assert 'namespace=~"$namespace"' in selector, (dashboard, title)
+            assert 'release=~"$release"' in selector, (dashboard, title)
+        for window in re.findall(r"\brate\([^[]*\[([^]]*)\]", query):
+            assert window == "$__rate_interval", (dashboard, title)
+        for name in metrics_of(plain(query)):
+            if name.endswith("_bucket"):
+                assert "rate(" in query or "increase(" in query, (dashboard, title)
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_can_be_provisioned(path: Path) -> None:
+    board: dict[str, Any] = json.loads(path.read_text())
+    assert board["uid"] == f"sightline-{path.stem}"
+    assert board["editable"] is False
+    assert "id" not in board
+    variables = {variable["name"]: variable["type"] for variable in board["templating"]["list"]}
+    assert variables == {"datasource": "datasource", "namespace": "query", "release": "query"}
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
+    places: set[tuple[int, int]] = set()
+    for panel in board["panels"]:
+        at = panel["gridPos"]
+        assert at["x"] + at["w"] <= 24
+        cells = {(at["x"] + x, at["y"] + y) for x in range(at["w"]) for y in range(at["h"])}
+        assert not cells & places, panel["title"]
+        places |= cells
+        if panel["type"] != "row":
+            assert panel["datasource"]["uid"] == "${datasource}"
+            assert panel["targets"]
+            assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"])
+            assert panel["fieldConfig"]["defaults"]["unit"]
+    titles = [panel["title"] for panel in board["panels"]]
+    assert len(titles) == len(set(titles))
+
+
+def test_uids_are_one_each() -> None:
+    assert len(DASHBOARDS) == 4
+    assert len({json.loads(path.read_text())["uid"] for path in DASHBOARDS}) == 4

@@ -1,0 +1,143 @@
+"""A sampler as a model of lmms-eval (EvolvingLMMs-Lab/lmms-eval, written against 0.7.3), for benchmarks beyond ours.
+
+    pip install lmms-eval
+    python -m sightline_trainer.evaluation.lmms_eval_model \\
+        --model sightline --model_args address=127.0.0.1:50052,max_in_flight=32 --tasks mme,pope --batch_size 1
+
+The module registers the model and hands the rest of the command line to lmms-eval. `manifest` is what its entry-point
+group ``lmms_eval.models`` takes, where the command should be ``lmms-eval`` itself.
+
+One image and one turn a request: that is what the sampler answers. A request with several images, a video, several
+rounds or log-likelihoods is refused with the task's name, never answered in part. lmms-eval's own POPE is another
+metric than `sightline eval pope` (docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lmms_eval.api.model import lmms  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from sightline_chassis.errors import Unsupported
+from sightline_sampler.client import SamplerClient, exact
+
+NAME = "sightline"
+CLASS = "sightline_trainer.evaluation.lmms_eval_model.SightlineSampler"
+_PLACEHOLDER = "<image>"
+
+
+class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
+    """A running sampler. All answers come from the policy that was active when the evaluation began."""
+
+    is_simple = True
+
+    def __init__(
+        self,
+        address: str = "127.0.0.1:50052",
+        max_in_flight: int | str = 32,
+        seed: int | str = 0,
+        max_tokens: int | str = 1024,
+        timeout: float | str = 300.0,
+        **_: Any,
+    ) -> None:
+        """Connect.
+
+        Args:
+            address: gRPC target of the sampler.
+            max_in_flight: requests under way at the same time.
+            seed: of the samples, where a task asks for a temperature.
+            max_tokens: most new tokens where the task names none.
+            timeout: deadline of a request in seconds.
+            _: what lmms-eval hands to every model (batch_size, device).
+        """
+        super().__init__()
+        self.client = SamplerClient(address, timeout=float(timeout))
+        self.max_in_flight, self.seed, self.max_tokens = int(max_in_flight), int(seed), int(max_tokens)
+        self.policy_version = self.client.policy().version
+
+    def generate_until(self, requests: Sequence[Any]) -> list[str]:
+        """One answer for each request, in order.
+
+        Raises:
+            Unsupported: a request that is not one image and one text.
+            SightlineError: the sampler fails.
+        """
+        with ThreadPoolExecutor(max_workers=self.max_in_flight) as pool:
+            return list(pool.map(self._answer, requests))
+
+    def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+        """Not offered: lmms-eval asks for the log-probability of texts, the sampler scores token ids."""
+        raise Unsupported("the sampler gives no log-likelihoods of texts; choose tasks of type generate_until")
+
+    def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
+        """Not offered: the sampler answers one turn."""
+        raise Unsupported("the sampler answers one turn; choose tasks of type generate_until")
+
+    def _answer(self, request: Any) -> str:
+        context, settings, doc_to_visual, doc_id, task, split = request.args
+        where = f"task {task}, document {doc_id}"
+        image = _one_image(doc_to_visual(self.task_dict[task][split][doc_id]), where)
+        if int(settings.get("num_beams") or 1) != 1:
+            raise Unsupported(f"{where} asks for beam search; set --gen_kwargs num_beams=1")
+        temperature = float(settings.get("temperature") or 0.0)
+        samples = self.client.sample(
+            image,
+            str(context).replace(_PLACEHOLDER, "").strip(),
+            1,
+            seed=self.seed,
+            temperature=temperature if settings.get("do_sample", temperature > 0) else 0.0,
+            top_p=float(settings.get("top_p") or 1.0),
+            max_tokens=int(settings.get("max_new_tokens") or self.max_tokens),
+            policy=exact(self.policy_version),
+        )
+        text = _until(samples.candidates[0].text, settings.get("until"))
+        self.cache_hook.add_partial("generate_until", (context, settings), text)
+        return text
+
+
+def _one_image(visuals: Any, where: str) -> bytes | Path:
+    several = list(visuals) if isinstance(visuals, (list, tuple)) else [visuals]
+    if len(several) != 1:
+        raise Unsupported(f"{where} has {len(several)} images; the sampler takes one")
+    (visual,) = several
+    if isinstance(visual, str):
+        path = Path(visual)
+        if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".gif"}:
+            return path
+        raise Unsupported(f"{where}: {visual} is no image; the sampler takes no videos")
+    if not hasattr(visual, "save"):
+        raise Unsupported(f"{where}: a {type(visual).__name__} is no image")
+    buffer = io.BytesIO()
+    visual.convert("RGB").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def _until(text: str, stops: str | Sequence[str] | None) -> str:
+    for stop in [stops] if isinstance(stops, str) else stops or []:
+        text = text.split(stop, 1)[0] if stop else text
+    return text
+
+
+def manifest() -> Any:
+    """What lmms-eval's model registry takes."""
+    from lmms_eval.models.registry_v2 import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        ModelManifest,
+    )
+
+    return ModelManifest(model_id=NAME, simple_class_path=CLASS)
+
+
+def main() -> None:
+    """Register the model and run lmms-eval's own command line."""
+    from lmms_eval.__main__ import cli_evaluate  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    from lmms_eval.models import MODEL_REGISTRY_V2  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    MODEL_REGISTRY_V2.register_manifest(manifest(), overwrite=True)
+    cli_evaluate()
+
+
+if __name__ == "__main__":
+    main()

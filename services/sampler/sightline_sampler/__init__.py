@@ -4,6 +4,7 @@ The names here are light (gRPC, protobuf, NumPy). The service itself is `sightli
 """
 
 from sightline_sampler.client import (
+    Arrival,
     AsyncSamplerClient,
     AsyncSampleStream,
     AtLeast,
@@ -18,11 +19,13 @@ from sightline_sampler.client import (
     Exact,
     ImageFree,
     ManifestError,
+    PauseMode,
     PixelNoise,
     Policies,
     PolicyInfo,
     PolicyManifest,
     PolicySelector,
+    Probe,
     SampleOptions,
     SamplerClient,
     Samples,
@@ -40,6 +43,7 @@ from sightline_sampler.client import (
 )
 
 __all__ = [
+    "Arrival",
     "AsyncSampleStream",
     "AsyncSamplerClient",
     "AtLeast",
@@ -54,11 +58,13 @@ __all__ = [
     "Exact",
     "ImageFree",
     "ManifestError",
+    "PauseMode",
     "PixelNoise",
     "Policies",
     "PolicyInfo",
     "PolicyManifest",
     "PolicySelector",
+    "Probe",
     "SampleOptions",
     "SampleStream",
     "SamplerClient",

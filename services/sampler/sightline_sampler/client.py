@@ -17,15 +17,16 @@ Light: gRPC, protobuf, NumPy. Every call has a deadline and raises `sightline_ch
     Overloaded           too much waits already; `retry_after` seconds
     DeadlineExceeded, Unavailable, Cancelled, InternalError
 
-A call that fails with UNAVAILABLE before its first answer is tried again by gRPC itself: a seed gives the same
-candidate again, so nothing is lost or doubled.
+A sampler that goes away in mid-stream (UNAVAILABLE: a restart, a crash, an engine that died) is asked again for the
+candidates that are missing, with their seeds and of the same policy version, for `patience` seconds from the last one
+that came: each (request, index) is delivered once.
 """
 
 from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Unpack
 
 import numpy as np
@@ -45,6 +46,7 @@ from sightline_sampler.manifest import (
 )
 from sightline_sampler.streams import AsyncSampleStream, Image, SampleOptions, SampleStream, sample_request
 from sightline_sampler.types import (
+    Arrival,
     AtLeast,
     Beams,
     Blank,
@@ -56,10 +58,12 @@ from sightline_sampler.types import (
     DiffusionNoise,
     Exact,
     ImageFree,
+    PauseMode,
     PixelNoise,
     Policies,
     PolicyInfo,
     PolicySelector,
+    Probe,
     Samples,
     Summary,
     TokenScores,
@@ -70,6 +74,7 @@ from sightline_sampler.v1 import sampler_pb2 as pb
 from sightline_sampler.v1 import sampler_pb2_grpc as pb_grpc
 
 __all__ = [
+    "Arrival",
     "AsyncSampleStream",
     "AsyncSamplerClient",
     "AtLeast",
@@ -84,11 +89,13 @@ __all__ = [
     "Exact",
     "ImageFree",
     "ManifestError",
+    "PauseMode",
     "PixelNoise",
     "Policies",
     "PolicyInfo",
     "PolicyManifest",
     "PolicySelector",
+    "Probe",
     "SampleOptions",
     "SampleStream",
     "SamplerClient",
@@ -107,7 +114,7 @@ __all__ = [
 
 _SERVICE = "sightline_sampler.v1.SamplerService"
 # Staging and retiring are not repeated: the second try would meet what the first has done.
-_RETRY = [f"{_SERVICE}/{m}" for m in ("Sample", "ScoreTokens", "ActivatePolicy", "GetPolicy", "ListPolicies")]
+_RETRY = [f"{_SERVICE}/{m}" for m in ("Sample", "ScoreTokens", "ActivatePolicy", "GetPolicy", "ListPolicies", "Resume")]
 
 
 def _scores(response: pb.ScoreTokensResponse) -> TokenScores:
@@ -135,12 +142,21 @@ class SamplerClient:
     Args:
         target: any gRPC target, for example "127.0.0.1:50052" or "dns:///sampler:50052".
         timeout: deadline in seconds of every call that names none.
+        patience: seconds that a sampler which went away is asked again for candidates that are missing.
+        tls: PEM files of an encrypted channel.
+        token: sent with every call.
     """
 
     def __init__(
-        self, target: str, *, timeout: float = 120.0, tls: Tls | None = None, token: str | Token | None = None
+        self,
+        target: str,
+        *,
+        timeout: float = 120.0,
+        patience: float = 30.0,
+        tls: Tls | None = None,
+        token: str | Token | None = None,
     ) -> None:
-        self.timeout = timeout
+        self.timeout, self.patience = timeout, patience
         self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY)
         self._stub = pb_grpc.SamplerServiceStub(self._channel)
 
@@ -152,7 +168,7 @@ class SamplerClient:
             prompt: the user's text; the model's chat template is applied by the service.
             n: number of candidates, K.
             options: seeds, seed, temperature, top_p, top_k, min_p, repetition_penalty, stop, max_tokens, beams,
-                distortion, guidance, policy, request_id, timeout; see `SampleOptions`.
+                distortion, guidance, policy, request_id, timeout, patience; see `SampleOptions`.
 
         Returns:
             All candidates in index order.
@@ -167,8 +183,12 @@ class SamplerClient:
         """As `sample`, but yields each candidate when it is finished."""
         request_id = options.get("request_id") or uuid.uuid4().hex
         request = sample_request(image, prompt, n, request_id, **options)
-        timeout = options.get("timeout") or self.timeout
-        return SampleStream(self._stub.Sample(request, timeout=timeout, metadata=_metadata(request_id)), request_id, n)
+        timeout, patience = options.get("timeout") or self.timeout, options.get("patience")
+
+        def start(request: pb.SampleRequest, seconds: float) -> Any:
+            return self._stub.Sample(request, timeout=seconds, metadata=_metadata(request_id))
+
+        return SampleStream(start, request, timeout, self.patience if patience is None else patience)
 
     def score_tokens(
         self,
@@ -189,15 +209,39 @@ class SamplerClient:
         with typed_errors():
             return _scores(self._stub.ScoreTokens(request, timeout=timeout or self.timeout))
 
-    def stage(self, path: str | os.PathLike[str], version: int, *, timeout: float | None = None) -> PolicyInfo:
-        """Loads and checks a policy directory without answering from it; the sampler must see it under that path."""
-        request = pb.StagePolicyRequest(uri=_uri(path), version=version)
+    def stage(
+        self,
+        path: str | os.PathLike[str],
+        version: int,
+        *,
+        probes: Iterable[Probe] = (),
+        timeout: float | None = None,
+    ) -> PolicyInfo:
+        """Loads and checks a policy without answering from it.
+
+        Args:
+            path: its directory, which the sampler must see under that path, or a URL.
+            version: what its manifest says.
+            probes: proofs that the engine is asked for: at once where it serves versions side by side, else when the
+                policy is activated. The report is `PolicyInfo.arrival`.
+            timeout: deadline in seconds, if not the client's.
+
+        Raises:
+            PreconditionFailed: it does not fit, or (POLICY_DID_NOT_ARRIVE) the probes show that it is not what answers.
+            SightlineError: see the module.
+        """
+        request = pb.StagePolicyRequest(uri=_uri(path), version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
             return wire.policy_of(self._stub.StagePolicy(request, timeout=timeout or self.timeout).policy)
 
-    def activate(self, version: int, *, timeout: float | None = None) -> PolicyInfo:
-        """Makes a staged version (or 0, the base model) the one that answers."""
-        request = pb.ActivatePolicyRequest(version=version)
+    def activate(self, version: int, *, probes: Iterable[Probe] = (), timeout: float | None = None) -> PolicyInfo:
+        """Makes a staged version (or 0, the base model) the one that answers, if its probes show that it arrived.
+
+        Raises:
+            PreconditionFailed: POLICY_DID_NOT_ARRIVE; the version before answers, and this one was freed.
+            SightlineError: see the module.
+        """
+        request = pb.ActivatePolicyRequest(version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
             return wire.policy_of(self._stub.ActivatePolicy(request, timeout=timeout or self.timeout).policy)
 
@@ -218,6 +262,25 @@ class SamplerClient:
         with typed_errors():
             return _policies(self._stub.ListPolicies(pb.ListPoliciesRequest(), timeout=timeout or self.timeout))
 
+    def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:
+        """Stops sampling until `resume`; requests that come meanwhile wait.
+
+        Args:
+            mode: what becomes of candidates under way: "drain" finishes them first, "abort" breaks them off (a client
+                asks again for what is missing), "keep" lets them go on after the pause.
+            timeout: deadline in seconds, if not the client's.
+
+        Returns:
+            Requests that were under way.
+        """
+        with typed_errors():
+            return int(self._stub.Pause(wire.pause_message(mode), timeout=timeout or self.timeout).requests)
+
+    def resume(self, *, timeout: float | None = None) -> None:
+        """Ends a pause."""
+        with typed_errors():
+            self._stub.Resume(pb.ResumeRequest(), timeout=timeout or self.timeout)
+
     def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""
         self._channel.close()
@@ -233,9 +296,15 @@ class AsyncSamplerClient:
     """The sampler, for asyncio: the methods of `SamplerClient`. Make it inside the running event loop."""
 
     def __init__(
-        self, target: str, *, timeout: float = 120.0, tls: Tls | None = None, token: str | Token | None = None
+        self,
+        target: str,
+        *,
+        timeout: float = 120.0,
+        patience: float = 30.0,
+        tls: Tls | None = None,
+        token: str | Token | None = None,
     ) -> None:
-        self.timeout = timeout
+        self.timeout, self.patience = timeout, patience
         self._channel = open_aio_channel(target, tls=tls, token=token, retry=_RETRY)
         self._stub = pb_grpc.SamplerServiceStub(self._channel)
 
@@ -248,9 +317,12 @@ class AsyncSamplerClient:
         """As `sample`, but yields each candidate when it is finished."""
         request_id = options.get("request_id") or uuid.uuid4().hex
         request = sample_request(image, prompt, n, request_id, **options)
-        timeout = options.get("timeout") or self.timeout
-        call = self._stub.Sample(request, timeout=timeout, metadata=_metadata(request_id))
-        return AsyncSampleStream(call, request_id, n)
+        timeout, patience = options.get("timeout") or self.timeout, options.get("patience")
+
+        def start(request: pb.SampleRequest, seconds: float) -> Any:
+            return self._stub.Sample(request, timeout=seconds, metadata=_metadata(request_id))
+
+        return AsyncSampleStream(start, request, timeout, self.patience if patience is None else patience)
 
     async def score_tokens(
         self,
@@ -271,15 +343,29 @@ class AsyncSamplerClient:
         with typed_errors():
             return _scores(await self._stub.ScoreTokens(request, timeout=timeout or self.timeout))
 
-    async def stage(self, path: str | os.PathLike[str], version: int, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
-        """Loads and checks a policy directory without answering from it; the sampler must see it under that path."""
-        request = pb.StagePolicyRequest(uri=_uri(path), version=version)
+    async def stage(
+        self,
+        path: str | os.PathLike[str],
+        version: int,
+        *,
+        probes: Iterable[Probe] = (),
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> PolicyInfo:
+        """Loads and checks a policy without answering from it; see `SamplerClient.stage`."""
+        request = pb.StagePolicyRequest(uri=_uri(path), version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
             return wire.policy_of((await self._stub.StagePolicy(request, timeout=timeout or self.timeout)).policy)
 
-    async def activate(self, version: int, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
-        """Makes a staged version (or 0, the base model) the one that answers."""
-        request = pb.ActivatePolicyRequest(version=version)
+    async def activate(
+        self,
+        version: int,
+        *,
+        probes: Iterable[Probe] = (),
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> PolicyInfo:
+        """Makes a staged version the one that answers, if its probes show that it arrived; see
+        `SamplerClient.activate`."""
+        request = pb.ActivatePolicyRequest(version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
             return wire.policy_of((await self._stub.ActivatePolicy(request, timeout=timeout or self.timeout)).policy)
 
@@ -299,6 +385,16 @@ class AsyncSamplerClient:
         """All loaded policies, and what the engine can do."""
         with typed_errors():
             return _policies(await self._stub.ListPolicies(pb.ListPoliciesRequest(), timeout=timeout or self.timeout))
+
+    async def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:  # noqa: ASYNC109
+        """Stops sampling until `resume`; see `SamplerClient.pause`."""
+        with typed_errors():
+            return int((await self._stub.Pause(wire.pause_message(mode), timeout=timeout or self.timeout)).requests)
+
+    async def resume(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Ends a pause."""
+        with typed_errors():
+            await self._stub.Resume(pb.ResumeRequest(), timeout=timeout or self.timeout)
 
     async def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import AsyncIterator, Iterator, Sequence
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
 
-from sightline_chassis.errors import InternalError, typed_errors
+from sightline_chassis.errors import InternalError, SightlineError, Unavailable, typed_errors
 
 from sightline_sampler import wire
 from sightline_sampler.types import Beams, Candidate, Distortion, Guidance, PolicySelector, Samples, Summary
@@ -34,6 +37,8 @@ class SampleOptions(TypedDict, total=False):
         policy: `exact(v)`, `at_least(v)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
         timeout: deadline in seconds; None (default) means the client's.
+        patience: seconds that a service which is away is asked again for what is missing; None (default) means the
+            client's, 0 never.
     """
 
     seeds: Sequence[int] | None
@@ -51,6 +56,7 @@ class SampleOptions(TypedDict, total=False):
     policy: PolicySelector | None
     request_id: str | None
     timeout: float | None
+    patience: float | None
 
 
 def sample_request(
@@ -81,21 +87,67 @@ def sample_request(
 
 
 class _Stream:
-    def __init__(self, call: Any, request_id: str, count: int) -> None:
-        self._call = call
-        self._count = count
-        self.request_id = request_id
+    """What is under way of a request, over all its calls.
+
+    Args:
+        start: makes a call of a request with a deadline in seconds.
+        request: as it was first asked; a call that breaks is followed by one for what is missing.
+        timeout: seconds for all calls together.
+        patience: seconds that a service which is away is asked again, counted from the last candidate.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[pb.SampleRequest, float], Any],
+        request: pb.SampleRequest,
+        timeout: float,
+        patience: float,
+    ) -> None:
+        self._start, self._request, self._patience = start, request, patience
+        self._deadline = time.monotonic() + timeout
+        self._missing = set(range(request.num_candidates))
+        self._version: int | None = None
+        self._failing: float | None = None  # since when
+        self._pause = 0.2
+        self._closed = False
+        self.request_id = request.request_id
         self.summary: Summary | None = None
+        self._call = start(request, timeout)
 
     def close(self) -> None:
         """Cancels what is not finished."""
+        self._closed = True
         self._call.cancel()
 
     def _take(self, response: pb.SampleResponse) -> Iterator[Candidate]:
-        if response.WhichOneof("event") == "candidate":
-            yield wire.candidate_of(response.candidate)
-        else:
+        self._failing, self._pause = None, 0.2
+        if response.WhichOneof("event") == "summary":
             self.summary = wire.summary_of(response.summary)
+            return
+        candidate = wire.candidate_of(response.candidate)
+        if candidate.index in self._missing:  # else it came by the call before
+            self._missing.remove(candidate.index)
+            self._version = candidate.policy_version
+            yield candidate
+
+    def _wait(self, error: SightlineError) -> float:
+        """Seconds until the next call; raises the error where there shall be none."""
+        now = time.monotonic()
+        self._failing = now if self._failing is None else self._failing
+        wait = max(error.retry_after or 0.0, self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        self._pause = min(5.0, 2 * self._pause)
+        if self._closed or now + wait > min(self._deadline, self._failing + self._patience):
+            raise error
+        return wait
+
+    def _again(self) -> None:
+        """Asks for what is missing, of the version that the others are of."""
+        request = pb.SampleRequest()
+        request.CopyFrom(self._request)
+        request.indices[:] = sorted(self._missing) or [0]  # all came, and the summary is missing
+        if self._version is not None:
+            request.policy.exact = self._version
+        self._call = self._start(request, max(0.001, self._deadline - time.monotonic()))
 
     def samples(self, candidates: list[Candidate]) -> Samples:
         """All that came, in index order.
@@ -103,10 +155,10 @@ class _Stream:
         Raises:
             InternalError: some are missing or came twice.
         """
-        summary = self.summary
-        if summary is None or sorted(c.index for c in candidates) != list(range(self._count)):
+        summary, count = self.summary, self._request.num_candidates
+        if summary is None or sorted(c.index for c in candidates) != list(range(count)):
             raise InternalError(
-                f"the server ended request {self.request_id} with {len(candidates)} of {self._count} candidates"
+                f"the server ended request {self.request_id} with {len(candidates)} of {count} candidates"
             )
         return Samples(
             candidates=tuple(sorted(candidates, key=lambda c: c.index)),
@@ -120,15 +172,22 @@ class _Stream:
 
 
 class SampleStream(_Stream):
-    """Yields candidates as they are finished, in any order; `summary` is there after the last one.
+    """Yields candidates as they are finished, in any order, each once; `summary` is there after the last one.
 
-    Leaving its `with` block, or `close()`, cancels what is not finished.
+    Where the service goes away in mid-stream, what is missing is asked for again. Leaving its `with` block, or
+    `close()`, cancels what is not finished.
     """
 
     def __iter__(self) -> Iterator[Candidate]:
-        with typed_errors():
-            for response in self._call:
-                yield from self._take(response)
+        while True:
+            try:
+                with typed_errors():
+                    for response in self._call:
+                        yield from self._take(response)
+                return
+            except Unavailable as error:
+                time.sleep(self._wait(error))
+                self._again()
 
     def __enter__(self) -> SampleStream:
         return self
@@ -141,10 +200,16 @@ class AsyncSampleStream(_Stream):
     """As `SampleStream`, for `async for`."""
 
     async def __aiter__(self) -> AsyncIterator[Candidate]:
-        with typed_errors():
-            async for response in self._call:
-                for candidate in self._take(response):
-                    yield candidate
+        while True:
+            try:
+                with typed_errors():
+                    async for response in self._call:
+                        for candidate in self._take(response):
+                            yield candidate
+                return
+            except Unavailable as error:
+                await asyncio.sleep(self._wait(error))
+                self._again()
 
     async def __aenter__(self) -> AsyncSampleStream:
         return self

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -76,6 +77,17 @@ class ChatText:
                     reason="PROMPT_HAS_PLACEHOLDER",
                 )
 
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuses token ids that cannot be scored.
+
+        Raises:
+            InvalidInput: one stands for an image, or the tokenizer does not have it.
+        """
+        for i, token in enumerate(ids):
+            if token in self.placeholder_ids or self._tokenizer.id_to_token(token) is None:
+                why = "stands for an image" if token in self.placeholder_ids else "is not of the tokenizer"
+                raise InvalidInput(f"token_ids[{i}] = {token} {why}", reason="BAD_TOKEN_ID")
+
     def render(self, text: str, with_image: bool) -> str:
         """The prompt after the chat template, ready for the answer; the image is its placeholder.
 
@@ -106,6 +118,12 @@ class ChatText:
     def without_bos(self, rendered: str) -> str:
         """The text without a leading begin token, where tokenizing will put one there: two would be one too many."""
         return rendered.removeprefix(self._special["bos_token"]) if self.adds_bos else rendered
+
+    def wants_special(self, rendered: str) -> bool:
+        """Whether special tokens are to be added when a rendered prompt is tokenized: not where the template wrote the
+        begin token itself."""
+        bos = self._special.get("bos_token")
+        return not (bos and rendered.startswith(bos))
 
     def encode(self, text: str) -> list[int]:
         """Token ids without special tokens added."""

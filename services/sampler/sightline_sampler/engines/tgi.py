@@ -170,6 +170,7 @@ class TgiEngine(RemoteEngine):
         version = work.lease.bind()
         self.require(version)
         ids = [int(token) for token in work.token_ids]
+        self.text.check_ids(ids)
         rendered, inputs = await self._inputs(work.prompt, work.image)
         text = self.text.continuation(rendered, ids)
         parameters = {"max_new_tokens": 1, "do_sample": False, "details": True, "decoder_input_details": True}

@@ -118,6 +118,7 @@ class VllmEngine(RemoteEngine):
         """Yields each candidate when it is finished, and the summary last."""
         params, version = work.params, work.lease.bind()
         rendered = self.text.render(work.prompt, work.image is not None)
+        special = self.text.wants_special(rendered)  # the chat route adds none by itself, and the trainer has them
         messages = await self._messages(work)
         prompt_tokens = 0
 
@@ -126,7 +127,7 @@ class VllmEngine(RemoteEngine):
             # After a redraw the missing ones may be a run no more: then each has its own request.
             for places, first in _runs(indices, chosen):
                 body = self._body(messages, params, version, seed=first, n=len(places))
-                async for choice in self._choices(body, version):
+                async for choice in self._choices(body | {"add_special_tokens": special}, version):
                     prompt_tokens = choice.prompt_tokens or prompt_tokens
                     place = places[choice.index]
                     seed = chosen[list(indices).index(place)]
@@ -149,8 +150,14 @@ class VllmEngine(RemoteEngine):
         """
         version = work.lease.bind()
         self.require(version)
+        self.text.check_ids(work.token_ids)
         messages = await self._messages(work)
-        body = {"model": self._weights.name_of(version), "cache_salt": self._weights.salt_of(version)}
+        rendered = self.text.render(work.prompt, work.image is not None)
+        body = {
+            "model": self._weights.name_of(version),
+            "cache_salt": self._weights.salt_of(version),
+            "add_special_tokens": self.text.wants_special(rendered),
+        }
         try:
             logprobs = await self._scorer.score(messages, [int(token) for token in work.token_ids], body, self.text)
         except Failure as failure:

@@ -165,7 +165,7 @@ def test_bad_questions_are_refused_with_their_line(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="leave that part out"):
         QuestionIndex(tmp_path / "questions.jsonl")
     (tmp_path / "questions.jsonl").write_text('{"id": "p", "text": "t", "right": "r"}\n')
-    with pytest.raises(InvalidInput, match="line 1.*wrong"):
+    with pytest.raises(InvalidInput, match=r"line 1.*wrong"):
         QuestionIndex(tmp_path / "questions.jsonl")
 
 

@@ -125,7 +125,7 @@ def test_best_against_worst() -> None:
     assert indices(picked.pairs) == [(1, 2)]
     assert picked.pairs[0][2] == 0.5
     assert indices(BestWorst(among=[]).pick(group, fine).pairs) == [(4, 2)]
-    assert BestWorst().pick(group[:1], fine).dropped == ["too_few"]
+    assert BestWorst().pick(group[:1], fine).lacking == "too_few"
     assert BestWorst().pick([scored(0, 20.0), scored(1, 19.0)], Gap().pair_fault).dropped == ["small_gap"]
 
 
@@ -168,7 +168,7 @@ def test_ovips_rule(group: list[Scored], pairs: list[tuple[int, int]]) -> None:
 def test_ovips_rule_stops_at_its_number_of_pairs_and_works_without_a_reference() -> None:
     many = ranked(*[10.0] * 8, *[0.0] * 8)
     assert indices(IthBestIthWorst(factor=1.5).pick(many, fine).pairs) == [(0, 15), (1, 14), (2, 13)]
-    assert IthBestIthWorst().pick(ranked(5, 4, 1), fine).dropped == ["too_close"]
+    assert IthBestIthWorst().pick(ranked(5, 4, 1), fine).lacking == "too_close"
 
 
 def test_reference_against_rejected() -> None:
@@ -182,8 +182,8 @@ def test_reference_against_rejected() -> None:
     picked = rule.pick(group, fine)
     assert indices(picked.pairs) == [(0, 1), (0, 2)]  # whatever the rewards
     assert [weight for *_, weight in picked.pairs] == [1.0, 0.5]
-    assert rule.pick(group[1:], fine).dropped == ["no_reference"]
-    assert rule.pick(group[:1], fine).dropped == ["no_rejected"]
+    assert rule.pick(group[1:], fine).lacking == "no_reference"
+    assert rule.pick(group[:1], fine).lacking == "no_rejected"
 
 
 def test_all_pairs_and_top_against_bottom() -> None:
@@ -222,7 +222,6 @@ def test_pairs_file_is_in_trls_format_and_names_both_versions(tmp_path: Path, im
         "pairs": 1,
         "candidate_duplicate": 1,
         "candidate_unscored": 1,
-        "pair_too_few": 3,
         "pair_small_gap": 1,
         "prompt_too_few": 2,
         "prompt_small_gap": 1,

@@ -76,19 +76,21 @@ class PairBuilder:
                 self.counts[f"prompt_{fault}"] += 1
                 continue
             dropped: list[str] = []
+            lacking: list[str] = []
             found = False
             for asked in dict.fromkeys(scored.candidate.prompt for scored in candidates):
                 group = self._fit([scored for scored in candidates if scored.candidate.prompt == asked])
                 for name, rule in self.rules.items():
                     picked = rule.pick(group, self._pair_fault)
                     dropped += picked.dropped
+                    lacking += [picked.lacking] if picked.lacking else []
                     for chosen, rejected, weight in picked.pairs:
                         found = True
                         self.counts["pairs"] += 1
                         yield _row(prompt, chosen, rejected, name, weight, self.iteration)
             self.counts.update(f"pair_{reason}" for reason in dropped)
             if not found:
-                self.counts[f"prompt_{dropped[0] if dropped else 'too_few'}"] += 1
+                self.counts[f"prompt_{[*dropped, *lacking, 'too_few'][0]}"] += 1
 
     def _fit(self, group: Sequence[Scored]) -> list[Scored]:
         """The candidates without fault, no two with the same text."""

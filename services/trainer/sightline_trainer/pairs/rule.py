@@ -16,10 +16,12 @@ Fault = Callable[[Scored, Scored], str | None]
 
 @dataclass
 class Picked:
-    """What a rule makes of one prompt's candidates: (chosen, rejected, weight), and why other pairs were dropped."""
+    """What a rule makes of one prompt's candidates: (chosen, rejected, weight), the faults of the pairs that it wanted
+    and did not get, and what it lacked where it wanted none."""
 
     pairs: list[tuple[Scored, Scored, float]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
+    lacking: str = ""
 
     def offer(self, chosen: Scored, rejected: Scored, fault: Fault, weight: float) -> bool:
         """Take the pair, or note its fault."""

@@ -21,7 +21,7 @@ class BestWorst(RankedRule):
     def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
         ranked, picked = self.ranked(group), Picked()
         if len(ranked) < 2:
-            return Picked(dropped=["too_few"])
+            return Picked(lacking="too_few")
         if picked.offer(ranked[0], ranked[-1], fault, self.weight) or picked.dropped != ["length_differs"]:
             return picked
         fitting = [(best, worst) for best, worst in combinations(ranked, 2) if fault(best, worst) is None]
@@ -51,7 +51,7 @@ class IthBestIthWorst(RankedRule):
     def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
         ranked, picked = self.ranked(group), Picked()
         if not ranked:
-            return Picked(dropped=["too_few"])
+            return Picked(lacking="too_few")
         worst = ranked[-1]
         if len(ranked) <= self.small_group:
             best = ranked[0]
@@ -69,7 +69,7 @@ class IthBestIthWorst(RankedRule):
         if not picked.pairs and worst.reward <= self.ceiling and reference is not None:
             picked.offer(reference, worst, fault, self.weight)
         if not picked.pairs and not picked.dropped:
-            picked.dropped.append("too_close")
+            picked.lacking = "too_close"
         return picked
 
 
@@ -88,7 +88,7 @@ class ReferenceAgainstRejected(RulePart):
         right = [scored for scored in group if scored.candidate.source in self.chosen]
         wrong = [scored for scored in group if scored.candidate.source in self.rejected]
         if not right or not wrong:
-            return Picked(dropped=["no_reference" if wrong else "no_rejected"])
+            return Picked(lacking="no_reference" if wrong else "no_rejected")
         picked = Picked()
         for good in right:
             for bad in wrong:
@@ -109,7 +109,7 @@ class AllPairs(RankedRule):
                 break
             picked.offer(one, other, fault, self.weight)
         if not unequal:
-            picked.dropped.append("too_few")
+            picked.lacking = "too_few"
         return picked
 
 
@@ -121,7 +121,7 @@ class TopBottom(RankedRule):
     def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
         ranked, picked = self.ranked(group), Picked()
         if len(ranked) < 2:
-            return Picked(dropped=["too_few"])
+            return Picked(lacking="too_few")
         k = min(self.k, len(ranked) // 2)
         for one in ranked[:k]:
             for other in reversed(ranked[-k:]):

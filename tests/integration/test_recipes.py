@@ -1,0 +1,94 @@
+"""Each recipe of the repository, cut short, through the real services."""
+
+import json
+from pathlib import Path
+
+import pytest
+from running import ROOT, Services
+from sightline_trainer.execute import execute
+from sightline_trainer.pairs.build import read_pairs
+from sightline_trainer.recipe import Recipe, load_recipe
+from sightline_trainer.runs import RunDirectory
+
+SOURCES = {
+    "clip_dpo": {("policy", "policy"), ("right_answer", "wrong_answer")},
+    "povid": {("reference", "injected"), ("reference", "noised_image")},
+    "bpo": {("reference", "injected"), ("reference", "noised_image")},
+    "mixed": {("policy", "policy"), ("reference", "injected")},
+    "oracle": {("policy", "policy")},
+}
+SHORT = {
+    "clip_dpo": ["candidates.question_answer.share=0.5", "sampling.candidates=4"],
+    "mixed": ["sampling.candidates=4"],
+    "oracle": ["sampling.candidates=4"],
+}
+
+
+def short(name: str, services: Services, playground: Path, *overrides: str) -> Recipe:
+    return load_recipe(
+        ROOT / f"recipes/{name}.yaml",
+        [
+            "threads=1",
+            "iterations=1",
+            f"model={ROOT}/playground/weights/llava",
+            f"data.train={playground}/train",
+            f"data.test={playground}/test",
+            "data.prompts_per_iteration=16",
+            f"sampling.address={services.sampler}",
+            f"reward.address={services.scorer}",
+            "evaluation.prompts=8",
+            "evaluation.greedy_prompts=0",
+            "evaluation.questions=0",
+            "evaluation.diverse_prompts=0",
+            *SHORT.get(name, []),
+            *overrides,
+        ],
+    )
+
+
+def test_every_recipe_is_run_here() -> None:
+    assert set(SOURCES) == {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "clip_dpo" else pytest.mark.slow) for n in SOURCES])
+def test_a_recipe_runs(name: str, services: Services, playground: Path, tmp_path: Path) -> None:
+    recipe, run = short(name, services, playground), RunDirectory(tmp_path / "run")
+    table = execute(recipe, run, lambda event: None)
+    assert len(table) == 2
+    assert table[1]["policy_version"] > 0
+    pairs = list(read_pairs(run.iteration(1) / "pairs.parquet"))
+    assert {(row["chosen_source"], row["rejected_source"]) for row in pairs} == SOURCES[name]
+    counts = json.loads((run.iteration(1) / "pairs.json").read_text())
+    assert counts["pairs"] == len(pairs)
+    for row in pairs:
+        assert row["chosen_ids"] != row["rejected_ids"]
+        assert row["rendered_prompt"].count(row["prompt"][0]["content"]) == 1
+        if row["chosen_source"] == "policy":
+            assert row["margin"] >= 2.0
+        if row["chosen_source"] == "reference":
+            assert row["chosen_policy_version"] == -1
+
+
+@pytest.mark.slow
+def test_a_composition_of_other_parts_runs(services: Services, playground: Path, tmp_path: Path) -> None:
+    """Sentences, ranks, log-probs of the policy, all pairs, weights, old pairs: a new method is a recipe."""
+    recipe = short(
+        "clip_dpo",
+        services,
+        playground,
+        "iterations=2",
+        "candidates.question_answer=false",
+        "candidates.buffer.share=0.5",
+        "candidates.reference={}",
+        "reward.terms.clip={by: sentence, weight: 0.9}",
+        "reward.terms.policy_logprob={weight: 0.1}",
+        "reward.combine=rank",
+        "filters={finished: {}}",
+        "pairing={all_pairs: {max_pairs: 2, among: [policy, reference]}, ith_best_ith_worst: {weight: 0.5}}",
+    )
+    run = RunDirectory(tmp_path / "run")
+    assert len(execute(recipe, run, lambda event: None)) == 3
+    pairs = list(read_pairs(run.iteration(2) / "pairs.parquet"))
+    assert {row["iteration"] for row in pairs} == {1, 2}
+    assert {row["weight"] for row in pairs} <= {0.5, 1.0}
+    assert json.loads((run.iteration(2) / "pairs.json").read_text())["pairs_of_earlier_iterations"] > 0

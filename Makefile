@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types chart protos playground constraints clean bench-dpo bench-scorer
+.PHONY: help demo test test-slow lint types screenshots chart protos playground leaderboard constraints clean bench-dpo bench-scorer
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ lint: $(READY)  ## Format check, linter, types, protos
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint
 
+screenshots: $(READY)  ## Pictures of runs/demo's report in headless Chromium, for docs/images
+	$(BIN)/python tools/screenshots.py runs/demo --out docs/images
+
 chart: $(READY)  ## Render, validate and test the Helm chart, its rules, dashboards and images' Dockerfiles
 	$(BIN)/hadolint services/*/Dockerfile*
 	$(BIN)/python -m pytest -v tests/unit/test_chart_rendering.py tests/unit/test_chart_policy.py $(wildcard tests/unit/test_monitoring*.py tests/unit/test_alerts*.py tests/unit/test_dashboards*.py)
@@ -38,6 +41,9 @@ protos: $(READY)  ## Make the gRPC stubs again
 playground: $(READY)  ## Train the playground's CLIP and LVLM again, from nothing
 	$(BIN)/python -m sightline_playground make --out playground/weights
 	$(BIN)/python -m sightline_playground check --weights playground/weights
+
+leaderboard: $(READY)  ## All recipes on the playground at equal budget, 3 seeds; hours on two cores, finished runs are kept
+	$(BIN)/python benchmarks/leaderboard.py $(ARGS)
 
 bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; about ten minutes
 	$(BIN)/python benchmarks/dpo.py $(ARGS)

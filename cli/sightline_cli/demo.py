@@ -15,9 +15,12 @@ from sightline_chassis.errors import InternalError
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.processes import Processes
+from sightline_cli.report import report
 from sightline_cli.run import local_services, with_data, with_values
+from sightline_cli.watch import event_of
 
 RECIPE = Path("recipes/clip_dpo.yaml")
+PICTURES = 48
 
 
 def demo(directory: Path, overrides: list[str]) -> None:
@@ -43,27 +46,18 @@ def demo(directory: Path, overrides: list[str]) -> None:
         )
         _watch(addresses["trainer"].grpc, recipe, directory)
     console.print(f"[bold]metrics[/bold] {directory / 'metrics.json'}   [bold]everything[/bold] {directory}/")
+    report([directory], None, PICTURES)
 
 
 def _watch(trainer: str, recipe: Recipe, directory: Path) -> None:
     """Start the run and show its events until it ends."""
     from sightline_trainer.client import RunClient
     from sightline_trainer.display import Display
-    from sightline_trainer.events import Event
 
     with RunClient(trainer) as client, Display(recipe.iterations) as display:
         run = client.start(recipe_text=yaml.safe_dump(recipe.model_dump(mode="json")), run_id=directory.name)
         for said in client.watch(run.id):
-            display(
-                Event(
-                    stage=said.stage,  # type: ignore[arg-type]
-                    iteration=said.iteration,
-                    done=said.done,
-                    total=said.total,
-                    metrics=dict(said.metrics),
-                    message=said.message,
-                )
-            )
+            display(event_of(said))
         run = client.get(run.id)
     if run.error:
         raise InternalError(f"the run failed: {run.error}", reason="RUN_FAILED")

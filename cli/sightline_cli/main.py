@@ -1,15 +1,11 @@
 """``sightline``: align a vision-language model, or run the services that do it.
 
-Exit codes: 0 done; 1 failed, the reason is on the last lines; 2 the command line can not be read; 130 interrupted;
-143 terminated.
+Exit codes: see sightline_cli.failures.
 """
 
 from __future__ import annotations
 
 import os
-import signal
-import sys
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +13,9 @@ from typing import Annotated
 import typer
 
 from sightline_cli.eval import app as eval_app
+from sightline_cli.failures import guarded
+from sightline_cli.policies import app as policies_app
+from sightline_cli.scorer import app as scorer_app
 
 app = typer.Typer(
     help="Online preference alignment of vision-language models, as services.",
@@ -26,6 +25,8 @@ app = typer.Typer(
 )
 
 app.add_typer(eval_app, name="eval")
+app.add_typer(policies_app, name="policies")
+app.add_typer(scorer_app, name="scorer")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
@@ -48,7 +49,7 @@ def demo(run: RunPath = Path("runs/demo"), overrides: Overrides = None, debug: D
     """Watch a small LVLM lose its hallucinations: three services on loopback, three iterations, minutes on a CPU."""
     from sightline_cli.demo import demo as start
 
-    _guarded(lambda: start(run, overrides or []), debug)
+    guarded(lambda: start(run, overrides or []), debug)
 
 
 @app.command("run")
@@ -68,7 +69,7 @@ def run_recipe(
     """Run a recipe in the foreground, with progress bars and a live table. Run it again to go on after a stop."""
     from sightline_cli.run import run as start
 
-    _guarded(
+    guarded(
         lambda: start(
             recipe, overrides or [], directory=run, sampler=sampler, scorer=scorer, metrics_port=metrics_port
         ),
@@ -99,7 +100,7 @@ def token(
     """Make a bearer token for a team, and the line with its hash for the service's tokens file."""
     from sightline_cli.token import token as make
 
-    _guarded(lambda: make(team, from_stdin=from_stdin), debug)
+    guarded(lambda: make(team, from_stdin=from_stdin), debug)
 
 
 @app.command("sample")
@@ -121,28 +122,88 @@ def sample_(
     from sightline_cli.sample import Wanted, sample
 
     wanted = Wanted(n, seed, temperature, top_p, max_tokens, noise)
-    _guarded(lambda: sample(image, prompt, wanted, sampler=sampler, model=model, as_json=as_json), debug)
+    guarded(lambda: sample(image, prompt, wanted, sampler=sampler, model=model, as_json=as_json), debug)
 
 
-def _guarded(command: Callable[[], None], debug: bool) -> None:
-    """Run a command: an expected error is one paragraph on stderr and exit code 1; SIGTERM unwinds as Ctrl-C does."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from sightline_chassis.errors import SightlineError
-    from sightline_chassis.settings import SettingsError
+@app.command("score")
+def score_(
+    image: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP or GIF.")],
+    texts: Annotated[list[str], typer.Argument(help="Texts to compare with it.")],
+    scorer: Annotated[str | None, typer.Option(help="Address of a scorer; default: start one.")] = None,
+    name: Annotated[str, typer.Option(help="Which of the scorer's models; default: its own choice.")] = "",
+    model: Annotated[
+        str | None, typer.Option(help="open_clip name or directory to start one on; default: the playground's.")
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Pretrained tag or weights of an open_clip name.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Score texts against a picture: CLIPScore, cosine and logit, best first."""
+    from sightline_cli.score import score
 
-    from sightline_cli.processes import StartError
+    guarded(
+        lambda: score(image, texts, scorer=scorer, name=name, model=model, pretrained=pretrained, as_json=as_json),
+        debug,
+    )
 
-    try:
-        command()
-    except (SightlineError, SettingsError, StartError) as error:
-        if debug:
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.secho("interrupted; run the same command again to go on", fg="yellow", err=True)
-        raise typer.Exit(130) from None
+
+@app.command("report")
+def report_(
+    runs: Annotated[list[Path], typer.Argument(help="A run directory; several are compared side by side.")],
+    out: Annotated[Path | None, typer.Option(help="Default: report.html in the run, or here for several.")] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures of each gallery.", min=0, max=2000)] = 48,
+    debug: Debug = False,
+) -> None:
+    """Write a run as one HTML file: curves, pictures before and after, candidates and pairs, lineage."""
+    from sightline_cli.report import report
+
+    guarded(lambda: report(runs, out, pictures), debug)
+
+
+@app.command("watch")
+def watch_(
+    run: Annotated[str, typer.Argument(help="A run directory, or with --trainer a run's id.")],
+    trainer: Annotated[str | None, typer.Option(help="Address of a trainer that has the run.")] = None,
+    serve: Annotated[bool, typer.Option("--serve", help="Serve the report on loopback; it goes along.")] = False,
+    port: Annotated[int, typer.Option(help="With --serve: the port; 0 takes a free one.")] = 0,
+    debug: Debug = False,
+) -> None:
+    """Watch a run until it ends, in the terminal or as a page in the browser."""
+    from sightline_cli import watch
+
+    if serve:
+        guarded(lambda: watch.serve(Path(run), port), debug)
+    elif trainer is not None:
+        guarded(lambda: watch.watch_remote(trainer, run), debug)
+    else:
+        guarded(lambda: watch.watch(Path(run)), debug)
+
+
+@app.command("export")
+def export_(
+    run: Annotated[Path, typer.Argument(help="A run directory.")],
+    to: Annotated[str, typer.Option(metavar="DIR|hub:ORG/NAME", help="A new directory, or a name on the hub.")],
+    debug: Debug = False,
+) -> None:
+    """Write a run's pairs as a preference dataset with images, ready for TRL's DPOTrainer."""
+    from sightline_cli.export import export
+
+    guarded(lambda: export(run, to), debug)
+
+
+@app.command("doctor")
+def doctor_(
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Look at this machine: Python, Triton, torch, packages, ports; say what to do. Exit code 1 if something is bad."""
+    from sightline_cli.doctor import doctor
+
+    def look() -> None:
+        if not doctor(as_json):
+            raise typer.Exit(1)
+
+    guarded(look, debug)
 
 
 def main() -> None:

@@ -34,5 +34,5 @@ def test_a_token_from_stdin_is_hashed_and_not_shown() -> None:
 def test_bad_names_and_short_tokens_are_refused() -> None:
     for arguments, given in ((["token", "A Team"], ""), (["token", "anonymous"], ""), (["token", "a", "--stdin"], "x")):
         result = CliRunner().invoke(app, arguments, input=given)
-        assert result.exit_code == 1
+        assert result.exit_code == 2
         assert "error:" in result.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 
 from sightline_chassis.errors import Cancelled, PreconditionFailed
 
@@ -33,6 +34,11 @@ def lease(run: RunDirectory) -> Iterator[None]:
         yield
 
 
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers depend on."""
+    return {name: version(name) for name in ("sightline", "torch", "transformers", "trl", "peft")}
+
+
 def execute(
     recipe: Recipe, run: RunDirectory, observer: Observer, connections: Connections | None = None
 ) -> list[dict[str, float]]:
@@ -46,7 +52,7 @@ def execute(
     """
     with lease(run):
         run.open(recipe)
-        run.set_state("running")
+        run.set_state("running", versions=versions())
         try:
             from sightline_trainer.loop import Loop
 

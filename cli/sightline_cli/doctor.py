@@ -1,0 +1,140 @@
+"""``sightline doctor``: what this machine has, what each service needs, and what to do about the difference."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+Verdict = Literal["ok", "warn", "bad"]
+EXTRAS = {
+    "scorer": ("open_clip", "torch", "torchvision", "tritonclient", "PIL"),
+    "sampler": ("torch", "transformers", "peft", "httpx", "PIL"),
+    "trainer": ("torch", "trl", "peft", "datasets", "accelerate", "pyarrow"),
+    "report": ("jinja2", "matplotlib"),
+    "gateway": ("fastapi", "uvicorn"),
+}
+PORTS = {"scorer": (50051, 50061, 9101), "sampler": (50052, 50062, 9102)}
+GLIBC = (2, 35)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at; ``fix`` says what to do where it is not ok."""
+
+    what: str
+    verdict: Verdict
+    found: str
+    fix: str = ""
+
+
+def doctor(as_json: bool) -> bool:
+    """Look at everything and print it.
+
+    Returns:
+        Whether nothing is bad. A warning is about a part that may not be wanted, or is slow without.
+    """
+    found = [finding for check in CHECKS for finding in check()]
+    if as_json:
+        print(json.dumps([asdict(finding) for finding in found], indent=2))
+    else:
+        table = Table("", "what", "found", "what to do", title="sightline doctor", title_justify="left")
+        marks = {"ok": "[green]ok[/green]", "warn": "[yellow]warn[/yellow]", "bad": "[red]bad[/red]"}
+        for finding in found:
+            table.add_row(marks[finding.verdict], finding.what, escape(finding.found), escape(finding.fix))
+        Console().print(table)
+    return all(finding.verdict != "bad" for finding in found)
+
+
+def _python() -> Iterator[Finding]:
+    told = platform.python_version()
+    good = sys.version_info >= (3, 11)
+    yield Finding("Python", "ok" if good else "bad", told, "" if good else "install Python 3.11 or newer")
+    name, libc = platform.libc_ver()
+    parts = tuple(int(part) for part in libc.split(".")[:2]) if name == "glibc" else (0, 0)
+    good = parts >= GLIBC
+    fix = "" if good else "Triton's wheel needs glibc 2.35: Debian 12, Ubuntu 22.04 or newer, or triton.mode=remote"
+    yield Finding("C library", "ok" if good else "warn", f"{name} {libc}", fix)
+
+
+def _packages() -> Iterator[Finding]:
+    for extra, modules in EXTRAS.items():
+        missing = [module for module in modules if importlib.util.find_spec(module) is None]
+        fix = f"pip install 'sightline[{extra}]', if it is to run here" if missing else ""
+        yield Finding(f"extra {extra}", "warn" if missing else "ok",
+                      f"without {', '.join(missing)}" if missing else "installed", fix)  # fmt: skip
+
+
+def _triton() -> Iterator[Finding]:
+    library = Path(sysconfig.get_config_var("LIBDIR") or "") / (sysconfig.get_config_var("INSTSONAME") or "")
+    good = library.is_file() and ".so" in library.name
+    fix = "" if good else "Triton's Python models need libpython.so: use a Python built with --enable-shared"
+    yield Finding("libpython for Triton", "ok" if good else "warn", str(library), fix)
+    from sightline_scorer.triton.installation import TritonNotInstalled, find
+
+    try:
+        yield Finding("Triton's wheel", "ok", str(find().binary))
+    except TritonNotInstalled as error:
+        fix = "pip install --no-deps --target .triton nvidia-pytriton==0.7.0, or triton.mode=remote"
+        yield Finding("Triton's wheel", "warn", str(error), fix)
+
+
+def _torch() -> Iterator[Finding]:
+    try:
+        told = version("torch")
+    except PackageNotFoundError:
+        return
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        name = torch.cuda.get_device_name()
+        yield Finding("torch", "ok", f"{told}, {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+    else:
+        yield Finding("torch", "warn", f"{told}, no CUDA device", "real models need a GPU; the playground does not")
+    policy = os.environ.get("OMP_WAIT_POLICY", "")
+    good = policy.upper() == "PASSIVE"
+    fix = "" if good else "export OMP_WAIT_POLICY=PASSIVE: spinning threads crawl where cores are shared"
+    yield Finding("OMP_WAIT_POLICY", "ok" if good else "warn", policy or "not set", fix)
+
+
+def _machine() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0))
+    yield Finding("cores", "ok" if cores >= 2 else "warn", str(cores), "" if cores >= 2 else "the demo wants two")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    fix = "" if memory >= 6 else "the demo needs about 6 GiB"
+    yield Finding("memory", "ok" if memory >= 6 else "warn", f"{memory:.0f} GiB", fix)
+    free = shutil.disk_usage(".").free / 2**30
+    fix = "" if free >= 5 else "runs and policies need room; free some, or run elsewhere"
+    yield Finding("disk, this directory", "ok" if free >= 5 else "warn", f"{free:.0f} GiB free", fix)
+
+
+def _ports() -> Iterator[Finding]:
+    taken = []
+    for service, ports in PORTS.items():
+        for port in ports:
+            with socket.socket() as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                try:
+                    probe.bind(("127.0.0.1", port))
+                except OSError:
+                    taken.append(f"{port} ({service})")
+    fix = "does a service run already? else --set server.port=0 takes a free one" if taken else ""
+    yield Finding("ports of the shipped settings", "warn" if taken else "ok", ", ".join(taken) or "free", fix)
+
+
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _packages, _triton, _torch, _machine, _ports)

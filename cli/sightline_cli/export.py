@@ -1,0 +1,67 @@
+"""``sightline export``: the pairs of a run as a preference dataset that TRL's DPOTrainer takes as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from sightline_chassis.errors import AlreadyExists, NotFound
+
+HUB = "hub:"
+CARD = """---
+tags: [sightline, dpo, preference, vision-language]
+configs:
+- config_name: default
+  data_files: [{{split: train, path: "data/*.parquet"}}]
+---
+# Preference pairs of the run `{run}`
+
+{rows} pairs of {iterations} iterations, made by Sightline with the recipe `{recipe}` (in `recipe.yaml`) from the base
+model `{model}`. Columns `images`, `prompt`, `chosen` and `rejected` are TRL's conversational preference format with
+images; beside them stand the sampled token ids, both rewards, margin, weight, rule, sources and the policy version of
+each side.
+
+```python
+from datasets import load_dataset
+pairs = load_dataset("{path}", split="train")
+```
+"""
+
+
+def export(run: Path, to: str) -> None:
+    """Write all iterations' pairs to a directory, or push them to the hub.
+
+    Args:
+        run: a run directory.
+        to: a directory that is not there yet, or ``hub:ORG/NAME``.
+
+    Raises:
+        NotFound: there is no run, or it has no pairs yet.
+        AlreadyExists: the directory is there.
+    """
+    import datasets
+    from sightline_trainer.runs import RunDirectory
+
+    directory = RunDirectory(run)
+    recipe = directory.recipe()
+    files = sorted(str(path) for path in (directory.root / "iterations").glob("*/pairs.parquet"))
+    if recipe is None or not files:
+        raise NotFound(f"no pairs at {run}: name a run that has finished an iteration's pairs", reason="NO_PAIRS")
+    datasets.disable_progress_bars()
+    pairs = datasets.load_dataset("parquet", data_files=files, split="train")
+    console = Console()
+    if to.startswith(HUB):
+        name = to.removeprefix(HUB)
+        pairs.push_to_hub(name)
+        console.print(f"[bold]pushed[/bold] {len(pairs)} pairs to {name}")
+        return
+    target = Path(to)
+    if target.exists():
+        raise AlreadyExists(f"{target} is there already; name a new directory")
+    (target / "data").mkdir(parents=True)
+    facts: dict[str, Any] = {"run": directory.id, "rows": len(pairs), "iterations": len(files), "path": target}
+    pairs.to_parquet(target / "data/train-00000.parquet")
+    (target / "recipe.yaml").write_text((directory.root / "recipe.yaml").read_text())
+    (target / "README.md").write_text(CARD.format(recipe=recipe.name, model=recipe.model, **facts))
+    console.print(f"[bold]exported[/bold] {len(pairs)} pairs of {len(files)} iterations to {target}/", soft_wrap=True)

@@ -1,0 +1,44 @@
+"""Local: a service that runs already, or one started for a single question and stopped after it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sightline_chassis.errors import InvalidInput
+
+from sightline_cli.processes import Processes
+
+
+@contextmanager
+def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator[str]:
+    """The address of a running service, or of one started with these settings.
+
+    Raises:
+        StartError: it did not come up; the message holds the end of its log.
+    """
+    if address is not None:
+        yield address
+        return
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with tempfile.TemporaryDirectory(prefix=f"sightline-{name}-") as scratch, Processes(Path(scratch)) as processes:
+        processes.start(name, settings)
+        yield processes.wait(name, seconds=600).grpc
+
+
+def model_or_playground(address: str | None, model: str | None, flag: str, playground: Path) -> str | None:
+    """The model to start a service with: the one that was named, or the playground's; None where an address is given.
+
+    Raises:
+        InvalidInput: both are given, or neither and the playground's model is not below this directory.
+    """
+    if address is not None:
+        if model is not None:
+            raise InvalidInput(f"give {flag} or --model, not both", reason="BAD_OPTIONS")
+        return None
+    if model is None and not playground.exists():
+        raise InvalidInput(f"there is no {playground} below this directory: give --model or {flag}", reason="NO_MODEL")
+    return model or str(playground)

@@ -1,0 +1,57 @@
+"""``sightline policies``: what a run has published, and whether it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline_cli.failures import guarded
+
+app = typer.Typer(
+    help="List, show and verify the policies of a run.", no_args_is_help=True, pretty_exceptions_enable=False
+)
+
+Run = Annotated[Path, typer.Argument(help="A run directory, or a directory of policies.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command("list")
+def list_(
+    run: Annotated[Path | None, typer.Argument(help="A run directory; default runs/demo.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="List what this sampler has loaded instead.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """All policies of a run, or of a sampler, oldest first."""
+    from sightline_cli.policy_files import show_list
+
+    guarded(lambda: show_list(run, sampler, as_json), debug)
+
+
+@app.command()
+def show(
+    run: Run,
+    version: Annotated[int, typer.Argument(help="The policy's version.", min=1)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """One policy: its manifest, digests, metrics and lineage."""
+    from sightline_cli.policy_files import show_one
+
+    guarded(lambda: show_one(run, version, as_json), debug)
+
+
+@app.command()
+def verify(
+    run: Run,
+    version: Annotated[int | None, typer.Option(help="Only this one.", min=1)] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file against its manifest; exit code 1 where one is damaged."""
+    from sightline_cli.policy_files import verify_all
+
+    guarded(lambda: verify_all(run, version, as_json), debug)

@@ -1,0 +1,126 @@
+"""Policies as files: list, show and verify those of a run; list those that a sampler has loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from sightline_chassis.errors import DataCorrupted, NotFound
+from sightline_sampler.client import (
+    ManifestError,
+    PolicyManifest,
+    SamplerClient,
+    manifest_digest,
+    policy_dirname,
+    read_manifest,
+    verify,
+)
+
+
+def directory_of(run: Path) -> Path:
+    """The policies of a run directory, or the directory itself where it holds policies.
+
+    Raises:
+        NotFound: there are none.
+    """
+    for candidate in (run / "policies", run):
+        if any(candidate.glob("v[0-9]*")):
+            return candidate
+    raise NotFound(f"no policies at {run}: name a run directory, or a directory of policies", reason="NO_POLICIES")
+
+
+def show_list(run: Path | None, sampler: str | None, as_json: bool) -> None:
+    """A table of all policies, oldest first."""
+    if sampler is not None:
+        with SamplerClient(sampler) as client:
+            loaded = client.policies()
+        rows = [
+            {"version": one.version, "state": one.state, "kind": one.kind, "parent": one.parent_version,
+             "run": one.run_id, "iteration": one.iteration, "digest": one.digest}
+            for one in loaded.policies
+        ]  # fmt: skip
+    else:
+        directory = directory_of(run or Path("runs/demo"))
+        rows = [_row(path) for path in sorted(directory.glob("v[0-9]*"))]
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    table = Table("version", "state", "kind", "parent", "run", "iteration", "digest")
+    for row in rows:
+        table.add_row(*(str(row[name]) for name in ("version", "state", "kind", "parent", "run", "iteration")),
+                      str(row["digest"])[:16])  # fmt: skip
+    Console().print(table)
+
+
+def show_one(run: Path, version: int, as_json: bool) -> None:
+    """One policy's manifest, and the versions that it came from."""
+    directory = directory_of(run)
+    manifest = _manifest(directory / policy_dirname(version))
+    chain, at = [], manifest
+    while at.parent_version:
+        chain.append(at.parent_version)
+        at = _manifest(directory / policy_dirname(at.parent_version))
+    found = {
+        **asdict(manifest),
+        "digest": manifest_digest(directory / policy_dirname(version)),
+        "lineage": [version, *chain, 0],
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
+    console = Console()
+    console.print(f"[bold]policy v{version}[/bold], {manifest.kind}, SHA-256 of the manifest {found['digest']}")
+    console.print("  " + " <- ".join(f"v{each}" if each else "base model" for each in found["lineage"]))
+    console.print(f"  run {manifest.run_id}, iteration {manifest.iteration}, made {manifest.created}")
+    console.print(f"  base model {manifest.base_digest}", soft_wrap=True)
+    for name, digest in manifest.files.items():
+        console.print(f"  {digest}  {name}", soft_wrap=True)
+    for name, value in manifest.metrics.items():
+        console.print(f"  {name}: {value}")
+
+
+def verify_all(run: Path, version: int | None, as_json: bool) -> None:
+    """Check every file of the policies against its manifest.
+
+    Raises:
+        DataCorrupted: one is not what it was; the message names policy and file.
+    """
+    directory = directory_of(run)
+    paths = [directory / policy_dirname(version)] if version is not None else sorted(directory.glob("v[0-9]*"))
+    results: list[dict[str, Any]] = []
+    for path in paths:
+        try:
+            manifest = verify(path)
+            results.append({"policy": path.name, "ok": True, "files": len(manifest.files), "error": ""})
+        except ManifestError as error:
+            results.append({"policy": path.name, "ok": False, "files": 0, "error": str(error)})
+    if as_json:
+        print(json.dumps(results, indent=2))
+    else:
+        for one in results:
+            mark = f"[green]ok[/green]  {one['files']} files" if one["ok"] else f"[red]bad[/red] {one['error']}"
+            Console().print(f"{one['policy']}  {mark}", soft_wrap=True)
+    bad = [one["policy"] for one in results if not one["ok"]]
+    if bad:
+        raise DataCorrupted(f"{len(bad)} of {len(results)} policies are damaged: {', '.join(bad)}")
+
+
+def _row(path: Path) -> dict[str, Any]:
+    try:
+        manifest = read_manifest(path)
+    except ManifestError as error:
+        return {"version": path.name, "state": error.reason.lower(), "kind": "", "parent": "", "run": "",
+                "iteration": "", "digest": ""}  # fmt: skip
+    return {"version": manifest.version, "state": "on disk", "kind": manifest.kind, "parent": manifest.parent_version,
+            "run": manifest.run_id, "iteration": manifest.iteration, "digest": manifest_digest(path)}  # fmt: skip
+
+
+def _manifest(path: Path) -> PolicyManifest:
+    try:
+        return read_manifest(path)
+    except ManifestError as error:
+        raise NotFound(f"{path.name}: {error}", reason=error.reason) from error

@@ -1,0 +1,88 @@
+"""``sightline watch``: a run in the terminal, or as a page that goes along with it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from rich.console import Console
+from sightline_chassis.errors import InternalError, NotFound
+from sightline_trainer.display import Display
+from sightline_trainer.events import Event, read_events
+from sightline_trainer.runs import RunDirectory
+
+ENDED = ("succeeded", "failed", "stopped")
+
+
+def watch(directory: Path) -> None:
+    """Draw a run of this machine until it ends.
+
+    Raises:
+        NotFound: there is no run.
+        InternalError: the run failed; the message is its own.
+    """
+    run = RunDirectory(directory)
+    recipe = run.recipe() if (directory / "recipe.yaml").exists() else None
+    if recipe is None:
+        raise NotFound(f"no run at {directory}; `ls runs` shows what there is", reason="RUN_NOT_FOUND")
+    with Display(recipe.iterations) as display:
+        for event in follow(run):
+            display(event)
+    state = run.state()
+    if state.get("error"):
+        raise InternalError(f"the run {state['state']}: {state['error']}", reason="RUN_FAILED")
+    Console().print(f"{run.id}: {state.get('state')}")
+
+
+def watch_remote(trainer: str, run_id: str) -> None:
+    """Draw a run of a trainer service until it ends.
+
+    Raises:
+        SightlineError: the trainer does not know the run or is away; InternalError where the run failed.
+    """
+    from sightline_trainer.client import RunClient
+
+    with RunClient(trainer) as client:
+        with Display(client.get(run_id).iterations) as display:
+            for said in client.watch(run_id):
+                display(event_of(said))
+        run = client.get(run_id)
+    if run.error:
+        raise InternalError(f"the run failed: {run.error}", reason="RUN_FAILED")
+
+
+def serve(directory: Path, port: int) -> None:
+    """Serve the run's page on loopback until interrupted."""
+    from sightline_trainer.report.history import History
+    from sightline_trainer.report.live import LiveReport, server
+
+    History.read(directory)  # says at once when there is no run
+    with server(LiveReport(directory), port) as http:
+        Console().print(f"http://127.0.0.1:{http.server_port}/  (Ctrl-C ends it)", soft_wrap=True)
+        http.serve_forever(poll_interval=0.2)
+
+
+def follow(run: RunDirectory, *, poll: float = 0.3) -> Iterator[Event]:
+    """The events of a run, from the first on, as they come, until the run has ended."""
+    seen = 0
+    while True:
+        ended = run.state().get("state") in ENDED  # before the events: none is missed
+        for number, event in read_events(run.events, seen):
+            seen = number + 1
+            yield event
+        if ended:
+            return
+        time.sleep(poll)
+
+
+def event_of(said: object) -> Event:
+    """An event as the trainer's clients see it, from its message."""
+    return Event(
+        stage=said.stage,  # type: ignore[attr-defined]
+        iteration=said.iteration,  # type: ignore[attr-defined]
+        done=said.done,  # type: ignore[attr-defined]
+        total=said.total,  # type: ignore[attr-defined]
+        metrics=dict(said.metrics),  # type: ignore[attr-defined]
+        message=said.message,  # type: ignore[attr-defined]
+    )

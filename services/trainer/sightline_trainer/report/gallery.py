@@ -1,0 +1,211 @@
+"""Gallery: pictures with what was said of them, before and after, and all candidates with rewards and their pair."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from markupsafe import Markup, escape
+from PIL import Image
+from sightline_chassis.errors import SightlineError
+
+from sightline_trainer.evaluation.facts import Facts
+from sightline_trainer.pools import Pool, open_pool, side_files
+from sightline_trainer.pools.pool import id_digest
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.report.history import History
+from sightline_trainer.report.marking import differences, mark_spans
+from sightline_trainer.rollout import Rollout
+
+THUMBNAIL = 320
+"""Longest side of a picture in the page, in pixels; small ones keep their size."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One text about a picture. ``html`` has marks; ``wrong`` and ``missed`` name objects where truth is known."""
+
+    html: Markup
+    reward: float | None
+    tokens: int
+    wrong: list[str] = field(default_factory=list)
+    missed: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A held-out picture: what the base model said and what the last policy says."""
+
+    prompt: Prompt
+    picture: str
+    before: Said
+    after: Said
+
+    @property
+    def wrongs(self) -> int:
+        """How many more objects are wrong than before."""
+        return len(self.after.wrong) - len(self.before.wrong)
+
+    @property
+    def kind(self) -> str:
+        """ "better", "worse" or "same", by wrong objects, then by reward."""
+        gain = -self.wrongs or _sign((self.after.reward or 0.0) - (self.before.reward or 0.0))
+        return "better" if gain > 0 else "worse" if gain < 0 else "same"
+
+
+@dataclass(frozen=True)
+class Offer:
+    """A candidate of a training prompt, with the part that it plays in a pair."""
+
+    said: Said
+    source: str
+    role: str
+    terms: dict[str, float]
+    error: str
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A training picture: its candidates, best first, and the pair that was learnt from, as a difference."""
+
+    prompt: Prompt
+    picture: str
+    iteration: int
+    offers: list[Offer]
+    chosen: Markup
+    rejected: Markup
+    margin: float | None
+
+    @property
+    def kind(self) -> str:
+        """ "pair" or "dropped"."""
+        return "pair" if self.margin is not None else "dropped"
+
+
+class Pictures:
+    """Prompts of a dataset by their ids, their pictures as data URIs, and what a text about them gets wrong."""
+
+    def __init__(self, reference: str, cache: Path) -> None:
+        self.pool: Pool = open_pool(reference, cache)
+        directory = side_files(reference)
+        self.facts = Facts.load(directory) if (directory / "vocabulary.json").is_file() else None
+
+    def prompts(self, ids: Sequence[str]) -> dict[str, Prompt]:
+        """The prompts of these ids that the dataset has."""
+        wanted = np.asarray([id_digest(each) for each in ids], dtype=np.uint64)
+        rows = np.flatnonzero(np.isin(self.pool.digests, wanted)).tolist()
+        return {prompt.id: prompt for prompt in self.pool.rows(rows)}
+
+    def said(self, prompt: Prompt, text: str, reward: float | None, tokens: int) -> Said:
+        """A text with what is wrong in it marked, where the dataset knows the truth."""
+        if self.facts is None or not prompt.objects:
+            return Said(escape(text), reward, tokens)
+        counts = self.facts.read(prompt.id, text, prompt.objects).caption
+        spans = [(mention.start, mention.end) for mention in counts.hallucinated]
+        wrong = list(dict.fromkeys(mention.object for mention in counts.hallucinated))
+        return Said(mark_spans(text, spans), reward, tokens, wrong, list(counts.missed))
+
+    @staticmethod
+    def picture(prompt: Prompt) -> str:
+        """A data URI; "" where the file is gone."""
+        try:
+            with Image.open(prompt.image) as image:
+                image.thumbnail((THUMBNAIL, THUMBNAIL))
+                out = io.BytesIO()
+                kind = "PNG" if max(image.size) <= 128 else "JPEG"
+                image.convert("RGB").save(out, kind, quality=80)
+        except (OSError, ValueError):
+            return ""
+        return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def changes(history: History, limit: int) -> tuple[list[Change], list[Change]]:
+    """Held-out pictures, base model against the last policy that was measured.
+
+    Returns:
+        The first ``limit`` in dataset order, and the ``limit // 4`` worst regressions of all: most objects wrong that
+        were right before, then the largest fall of the reward.
+    """
+    measured = [int(row["iteration"]) for row in history.rows]
+    if len(measured) < 2:
+        return [], []
+    first, last = (_captions(history, number) for number in (measured[0], measured[-1]))
+    both = [each for each in first if each in last]
+    pictures = Pictures(history.recipe["data"]["test"], history.run.images)
+
+    def fall(each: str) -> tuple[float, float]:
+        more = len(last[each]["hallucinated"]) - len(first[each]["hallucinated"])
+        return -more, (last[each]["reward"] or 0.0) - (first[each]["reward"] or 0.0)
+
+    worst = [each for each in sorted(both, key=fall)[: max(1, limit // 4)] if fall(each) < (0.0, 0.0)]
+    prompts = pictures.prompts([*both[:limit], *worst])
+
+    def change(each: str) -> Change:
+        prompt = prompts[each]
+        before, after = (
+            pictures.said(prompt, row["text"], row["reward"], row["tokens"]) for row in (first[each], last[each])
+        )
+        return Change(prompt, pictures.picture(prompt), before, after)
+
+    return [change(each) for each in both[:limit] if each in prompts], [
+        change(each) for each in worst if each in prompts
+    ]
+
+
+def contests(history: History, limit: int) -> list[Contest]:
+    """Training pictures of the last iteration that has pairs, with all their candidates."""
+    numbers = [number for number in history.counts if (history.run.iteration(number) / "pairs.parquet").exists()]
+    if not numbers or not limit:
+        return []
+    directory = history.run.iteration(max(numbers))
+    columns = ["prompt_id", "chosen", "rejected", "chosen_index", "rejected_index", "margin"]
+    pairs = {row["prompt_id"]: row for row in pq.read_table(directory / "pairs.parquet", columns=columns).to_pylist()}
+    groups = {}
+    for prompt_id, scored in Rollout(directory).read():
+        groups[prompt_id] = scored
+        if len(groups) == limit:
+            break
+    pictures = Pictures(history.recipe["data"]["train"], history.run.images)
+    prompts = pictures.prompts(list(groups))
+    found = []
+    for prompt_id, scored in groups.items():
+        if (prompt := prompts.get(prompt_id)) is None:
+            continue
+        pair = pairs.get(prompt_id)
+        roles = {pair["chosen_index"]: "chosen", pair["rejected_index"]: "rejected"} if pair else {}
+        offers = [
+            Offer(
+                said=pictures.said(prompt, each.candidate.text, each.score.reward, len(each.candidate.token_ids)),
+                source=each.candidate.source,
+                role=roles.get(each.candidate.index, ""),
+                terms=each.score.terms,
+                error=each.score.error,
+            )
+            for each in sorted(scored, key=lambda each: -(each.score.reward or 0.0))
+        ]
+        chosen, rejected = differences(*(_text(pair[side]) if pair else "" for side in ("chosen", "rejected")))
+        margin = pair["margin"] if pair else None
+        found.append(Contest(prompt, pictures.picture(prompt), max(numbers), offers, chosen, rejected, margin))
+    return found
+
+
+def _captions(history: History, number: int) -> Mapping[str, dict]:  # type: ignore[type-arg]
+    path = history.run.iteration(number) / "captions.parquet"
+    rows: Iterable[dict] = pq.read_table(path).to_pylist() if path.exists() else []  # type: ignore[type-arg]
+    return {row["prompt_id"]: row for row in rows}
+
+
+def _text(messages: Sequence[Mapping[str, str]]) -> str:
+    return messages[-1]["content"]
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
+
+__all__ = ["Change", "Contest", "Offer", "Said", "SightlineError", "changes", "contests"]

@@ -1,0 +1,123 @@
+"""History: what a run's files say of it, read once, tolerant of a run that is still going on."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from sightline_chassis.errors import NotFound
+from sightline_sampler.client import ManifestError, PolicyManifest, manifest_digest, policy_dirname, read_manifest
+
+from sightline_trainer.events import read_events
+from sightline_trainer.files import read_json
+from sightline_trainer.runs import RunDirectory
+
+Row = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One policy of the run, with the digest of its manifest."""
+
+    manifest: PolicyManifest
+    digest: str
+
+
+@dataclass(frozen=True)
+class History:
+    """A run, as its files tell it.
+
+    Attributes:
+        rows: what each evaluation measured, the base model's first.
+        updates: iteration -> the update's metrics.
+        counts: iteration -> pairs kept, and what was dropped by reason.
+        seconds: iteration -> stage -> wall time; time between a kill and a restart is left out.
+        policies: by version, oldest first.
+    """
+
+    run: RunDirectory
+    recipe: dict[str, Any]
+    state: dict[str, Any]
+    rows: list[Row]
+    updates: dict[int, Row] = field(default_factory=dict)
+    counts: dict[int, dict[str, int]] = field(default_factory=dict)
+    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
+    policies: list[Policy] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, directory: Path) -> History:
+        """Read a run directory.
+
+        Raises:
+            NotFound: there is no run.
+        """
+        run = RunDirectory(directory)
+        path = run.root / "recipe.yaml"
+        if not path.exists():
+            raise NotFound(
+                f"no run at {directory}: it has no recipe.yaml; `sightline run` and `sightline demo` make runs",
+                reason="RUN_NOT_FOUND",
+            )
+        numbers = sorted(int(each.name) for each in (run.root / "iterations").glob("[0-9]*"))
+        found = {number: run.iteration(number) for number in numbers}
+        rows = [row for each in found.values() if (row := read_json(each / "evaluation.json"))]
+        updates = {
+            number: told["metrics"] for number, each in found.items() if (told := read_json(each / "update.json"))
+        }
+        counts = {number: told for number, each in found.items() if (told := read_json(each / "pairs.json"))}
+        return cls(
+            run=run,
+            recipe=yaml.safe_load(path.read_text()),
+            state=dict(run.state()),
+            rows=rows,
+            updates=updates,
+            counts=counts,
+            seconds=_seconds(run.events),
+            policies=_policies(run.policies),
+        )
+
+    @property
+    def name(self) -> str:
+        """The run's directory name."""
+        return self.run.id
+
+    def lineage(self, version: int) -> list[Policy]:
+        """A policy and those that it was trained from, newest first; the base model, which has no files, left out."""
+        known = {policy.manifest.version: policy for policy in self.policies}
+        chain = []
+        while (policy := known.get(version)) is not None:
+            chain.append(policy)
+            version = policy.manifest.parent_version
+        return chain
+
+
+def _policies(directory: Path) -> list[Policy]:
+    policies = []
+    for path in sorted(directory.glob("v[0-9]*")):
+        try:
+            manifest = read_manifest(path)
+        except (ManifestError, OSError):
+            continue  # being written
+        if path.name == policy_dirname(manifest.version):
+            policies.append(Policy(manifest, manifest_digest(path)))
+    return sorted(policies, key=lambda policy: policy.manifest.version)
+
+
+def _seconds(events: Path) -> dict[int, dict[str, float]]:
+    """Time from the event before goes to the stage that told the next one; a start begins anew."""
+    spent: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    before: float | None = None
+    for _, event in read_events(events):
+        if event.stage not in ("start", "iteration", "end") and before is not None:
+            spent[event.iteration][event.stage] += max(0.0, event.time - before)
+        before = event.time
+    return {number: dict(stages) for number, stages in spent.items()}
+
+
+def when(seconds: float) -> str:
+    """A time for people, in UTC."""
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))

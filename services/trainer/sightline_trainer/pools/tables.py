@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class ParquetPool(Pool):
         self.fields, self.cache = fields, cache
         self._groups: list[tuple[Path, int]] = []
         ends: list[int] = []
-        digests: list[int] = []
+        digests = array("Q")
         for path in files:
             file = pq.ParquetFile(path)
             have = set(file.schema_arrow.names)
@@ -39,7 +40,7 @@ class ParquetPool(Pool):
                 rows = file.metadata.row_group(group).num_rows
                 known = file.read_row_group(group, [fields.id])[fields.id].to_pylist() if self._has_ids else range(rows)
                 start = ends[-1] if ends else 0
-                digests += [id_digest(self._id(value, start + at)) for at, value in enumerate(known)]
+                digests.extend(id_digest(self._id(value, start + at)) for at, value in enumerate(known))
                 self._groups.append((path, group))
                 ends.append(start + rows)
         self._ends = np.array(ends)

@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types screenshots chart protos playground leaderboard constraints clean bench-dpo bench-scorer
+.PHONY: help demo test test-slow lint types docs screenshots chart protos playground leaderboard constraints clean bench-dpo bench-scorer
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,10 @@ lint: $(READY)  ## Format check, linter, types, protos
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint
 
+docs: $(READY)  ## Build the documentation's site into site/
+	$(BIN)/mkdocs build --quiet
+	@echo "site/index.html"
+
 screenshots: $(READY)  ## Pictures of runs/demo's report in headless Chromium, for docs/images
 	$(BIN)/python tools/screenshots.py runs/demo --out docs/images
 
@@ -45,7 +49,7 @@ playground: $(READY)  ## Train the playground's CLIP and LVLM again, from nothin
 leaderboard: $(READY)  ## All recipes on the playground at equal budget, 3 seeds; hours on two cores, finished runs are kept
 	$(BIN)/python benchmarks/leaderboard.py $(ARGS)
 
-bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; about ten minutes
+bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; seven CPU minutes
 	$(BIN)/python benchmarks/dpo.py $(ARGS)
 
 bench-scorer: $(READY)  ## The scorer against the same models in process: CPU seconds, latency, overload, memory; about six minutes
@@ -56,7 +60,7 @@ constraints: $(READY)  ## Write the versions that are installed into constraints
 	 $(BIN)/python -m pip freeze --exclude-editable --exclude uv | sort -f) > constraints.txt
 
 clean:  ## Remove what was installed and run here
-	rm -rf $(VENV) .triton runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .triton runs site .pytest_cache .mypy_cache .ruff_cache
 
 # Everything that the targets need: the packages with all extras, and NVIDIA's Triton from its wheel.
 $(READY): pyproject.toml constraints.txt

@@ -1,0 +1,128 @@
+"""Reference pages of the documentation, written from the code when the site is built (a hook of mkdocs).
+
+reference/cli.md        every command with its help
+reference/recipe.md     every key of a recipe: type, default, meaning
+reference/settings.md   every setting of the three services
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pydantic
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """mkdocs asks for the files of the site; ours are added."""
+    for name, text in pages().items():
+        files.append(File.generated(config, f"reference/{name}.md", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Links that leave docs/ lead to the repository's files, which are no part of the site: they become plain text."""
+    return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"`\1`", markdown)
+
+
+def pages() -> dict[str, str]:
+    """All reference pages by name."""
+    from sightline_sampler.settings import SamplerSettings
+    from sightline_scorer.settings import ScorerSettings
+    from sightline_trainer.recipe import Recipe
+    from sightline_trainer.settings import TrainerSettings
+
+    services = {"Scorer": ScorerSettings, "Sampler": SamplerSettings, "Trainer": TrainerSettings}
+    settings = "".join(
+        f"\n## {name}\n\n`sightline serve {name.lower()} --set KEY=VALUE`, or `SIGHTLINE_{name.upper()}__A__B=VALUE` "
+        f"in the environment, or a YAML file by `--config`.\n\n{table(model)}"
+        for name, model in services.items()
+    )
+    return {
+        "cli": f"# Command line\n\n{''.join(commands())}",
+        "recipe": f"# Recipe\n\nEvery key may be overridden by `--set key.subkey=value`.\n\n{table(Recipe)}",
+        "settings": f"# Settings\n{settings}",
+    }
+
+
+def table(model: type[pydantic.BaseModel]) -> str:
+    """A Markdown table of all keys."""
+    lines = ["| key | type | default | |", "|---|---|---|---|"]
+    for key, kind, default, told in keys(model.model_json_schema()):
+        cells = (f"`{key}`", kind, "" if default is None else f"`{default}`", told)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def keys(schema: dict[str, Any]) -> Iterator[tuple[str, str, str | None, str]]:
+    """(key, type, default as JSON or None, description) of all leaves of a JSON schema."""
+    definitions = schema.get("$defs", {})
+
+    def resolve(node: dict[str, Any]) -> dict[str, Any]:
+        if "$ref" in node:
+            return {**definitions[node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}}
+        return node
+
+    def walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, str, str | None, str]]:
+        node = resolve(node)
+        if "properties" in node:
+            for name, child in node["properties"].items():
+                yield from walk(child, f"{path}.{name}" if path else name)
+        elif isinstance(more := node.get("additionalProperties"), dict) and "properties" in resolve(more):
+            yield from walk(more, f"{path}.NAME")
+        else:
+            default = json.dumps(node["default"]) if "default" in node else None
+            yield path, _kind(node, resolve), default, node.get("description", "")
+
+    yield from walk(schema, "")
+
+
+def _kind(node: dict[str, Any], resolve: Any) -> str:
+    """A type for people: "integer, 1 to 512"."""
+    if "anyOf" in node:
+        return " or ".join(dict.fromkeys(_kind(resolve(each), resolve) for each in node["anyOf"]))
+    if "enum" in node or "const" in node:
+        return ", ".join(str(each) for each in node.get("enum", [node.get("const")]))
+    told = str(node.get("type", "value"))
+    low = node.get("minimum", node.get("exclusiveMinimum"))
+    high = node.get("maximum", node.get("exclusiveMaximum"))
+    if low is not None and high is not None:
+        return f"{told}, {low:g} to {high:g}"
+    return f"{told}, from {low:g}" if low is not None else told
+
+
+def commands() -> Iterator[str]:
+    """Each command's own help, sub-commands behind their group."""
+    yield _help([])
+    for name in _names([]):
+        yield _help([name])
+        for sub in _names([name]):
+            yield _help([name, sub])
+
+
+def _names(path: list[str]) -> list[str]:
+    import typer
+    from sightline_cli.main import app
+
+    command: Any = typer.main.get_command(app)
+    for name in path:
+        command = command.commands[name]
+    return list(getattr(command, "commands", {}))
+
+
+def _help(path: list[str]) -> str:
+    environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "sightline_cli", *path, "--help"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT).stdout
+    body = "\n".join(line.rstrip() for line in told.strip().splitlines())
+    return f"## sightline {' '.join(path)}\n\n```text\n{body}\n```\n\n"

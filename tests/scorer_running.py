@@ -58,7 +58,7 @@ class RunningScorer:
     async def _serve(self) -> None:
         from sightline_scorer.service import ScorerService
 
-        self.service = ScorerService(self.settings)
+        self.service = ScorerService(self.settings, reread=lambda: self.settings)
         try:
             async with serving(self.service, self.settings) as self.at:
                 self._ready.set()

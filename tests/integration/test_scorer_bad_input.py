@@ -208,7 +208,7 @@ def test_bad_input_is_counted(scorer: RunningScorer) -> None:
     assert rise("nonfinite_total") == 0
     assert rise('stage_seconds_count{stage="text"}') >= 1
     assert rise('score_count{model="tiny"}') == 2
-    assert after["backend_up"] == 1
+    assert after['sightline_backend_up{backend="triton"}'] == 1
     assert any(name.startswith("model_info{") and 'model="tiny"' in name for name in after)
     handled = [name for name in after if name.startswith("grpc_server_handled_total") and '"InvalidArgument"' in name]
     assert sum(map(rise, handled)) == 1

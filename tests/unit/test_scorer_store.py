@@ -1,6 +1,7 @@
 """Uploaded images: bounded, verified, the least recently used leave first."""
 
 import hashlib
+from pathlib import Path
 
 import pytest
 from sightline_chassis.errors import DataCorrupted, InvalidInput, NotFound
@@ -102,3 +103,57 @@ def test_an_empty_upload() -> None:
     upload.finish(filled())
     assert upload.error is not None
     assert upload.error.reason == "IMAGE_EMPTY"
+
+
+def spilling(directory: Path, **values: int) -> ImageStore:
+    return ImageStore(ImageStoreSettings(max_bytes=20, spill=directory, **values))
+
+
+def drained(store: ImageStore) -> None:
+    store.close()
+
+
+def test_what_leaves_memory_is_spilled_and_found_again(tmp_path: Path) -> None:
+    store = spilling(tmp_path)
+    for content in (A, B, C, D):
+        store.put(digest(content), content)
+    assert store.missing(map(digest, (A, B, C, D))) == []
+    assert [store.get(digest(content))() for content in (A, B, C, D)] == [A, B, C, D]
+    drained(store)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([digest(A).hex(), digest(B).hex()])
+    again = spilling(tmp_path)
+    assert again.get(digest(A))() == A, "a service that starts again finds it"
+    assert again.missing([digest(C)]) == [digest(C)]
+
+
+def test_the_spill_is_bounded(tmp_path: Path) -> None:
+    store = spilling(tmp_path, spill_max_bytes=25)
+    for number in range(10):
+        content = b"%010d" % number
+        store.put(digest(content), content)
+    drained(store)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 25
+    assert digest(b"%010d" % 7).hex() in {path.name for path in tmp_path.iterdir()}, "the newest of those that left"
+
+
+def test_a_spilled_file_that_changed_is_not_used(tmp_path: Path) -> None:
+    store = spilling(tmp_path)
+    for content in (A, B, C):
+        store.put(digest(content), content)
+    drained(store)
+    (tmp_path / digest(A).hex()).write_bytes(b"x" * 10)
+    read = store.get(digest(A))
+    with pytest.raises(DataCorrupted, match="has changed"):
+        read()
+    assert store.missing([digest(A)]) == [digest(A)]
+
+
+def test_a_spilled_file_that_is_gone_is_not_found(tmp_path: Path) -> None:
+    store = spilling(tmp_path)
+    for content in (A, B, C):
+        store.put(digest(content), content)
+    drained(store)
+    (tmp_path / digest(A).hex()).unlink()
+    read = store.get(digest(A))
+    with pytest.raises(NotFound):
+        read()

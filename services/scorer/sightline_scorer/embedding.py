@@ -36,8 +36,8 @@ class ImageSource:
     """An image of a request: its name, and what gives its bytes (which may read a disk)."""
 
     sha256: bytes
-    size: int
-    """Bytes; 0 where they are in the store."""
+    size: int | None
+    """Bytes; None where they are in the store."""
     read: Callable[[], bytes]
 
 
@@ -62,7 +62,7 @@ class Embedder:
             raise InvalidInput("the request has no image: set image.content or image.sha256", reason="IMAGE_MISSING")
         if kind == "sha256":
             check_digest(image.sha256)
-            return ImageSource(image.sha256, 0, partial(_from_store, self._store, image.sha256))
+            return ImageSource(image.sha256, None, partial(_from_store, self._store, image.sha256))
         content = image.content if kind == "content" else await self._fetcher.fetch(image.uri, left(deadline))
         if len(content) > _INLINE_HASH_BYTES:
             digest = await self.in_pool(lambda: hashlib.sha256(content).digest())
@@ -79,13 +79,13 @@ class Embedder:
         item = tower.begin(wait, 0, source.sha256)
         assert item is not None
         try:
-            if 0 < source.size <= _INLINE_IMAGE_BYTES:
+            if source.size is None:
+                source = ImageSource(source.sha256, None, self._store.get(source.sha256))
+            elif source.size <= _INLINE_IMAGE_BYTES:
                 header = model.preprocess.read_header(source.read())
                 if header.width * header.height <= _INLINE_IMAGE_PIXELS:
                     tower.ready(item, model.preprocess.pixels(header))
                     return wait
-            elif source.size == 0:
-                source = ImageSource(source.sha256, 0, self._store.get(source.sha256))
         except SightlineError as error:
             _count_failure(error)
             tower.fail(item, error)

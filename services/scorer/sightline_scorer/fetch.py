@@ -185,7 +185,10 @@ class Fetcher:
                 headers = {"Accept": "image/*", "Accept-Encoding": "identity", "Connection": "close"}
                 connection.request("GET", path, headers={"User-Agent": "sightline-scorer", **headers})
                 with contextlib.closing(connection.getresponse()) as response:
-                    return self._read(response, host)
+                    content = self._read(response, host)
+                if time.monotonic() >= deadline:  # what was cut off looks like an end
+                    raise _too_slow(self._settings.timeout_seconds)
+                return content
 
     def _read(self, response: http.client.HTTPResponse, host: str) -> bytes:
         if 300 <= response.status < 400:
@@ -230,13 +233,16 @@ class Fetcher:
             raise NotFound("there is no file at image.uri", reason="IMAGE_URI_NOT_FOUND") from None
         except OSError as error:
             raise refused from error
-        with os.fdopen(handle, "rb") as file:
-            facts = os.fstat(file.fileno())
+        try:
+            facts = os.fstat(handle)
             # A directory on the way may have become a link since: what counts is what was opened.
             if not stat.S_ISREG(facts.st_mode) or not self._inside(Path(os.path.realpath(f"/proc/self/fd/{handle}"))):
                 raise refused
             check_size(facts.st_size, self._limits)
-            return file.read(self._limits.max_image_bytes + 1)
+            with open(handle, "rb", closefd=False) as file:
+                return file.read(self._limits.max_image_bytes + 1)
+        finally:
+            os.close(handle)
 
     def _inside(self, path: Path) -> bool:
         return any(path.is_relative_to(directory) for directory in self._directories)

@@ -17,7 +17,7 @@ from sightline_chassis.errors import InternalError, SightlineError
 from sightline_scorer.metrics import BACKEND_UP, NONFINITE
 from sightline_scorer.models import Models, ServedModel
 from sightline_scorer.settings import ProbeSettings
-from sightline_scorer.triton.backend import Embeddings, TritonBackend
+from sightline_scorer.triton.backend import TOWER_DIED, Embeddings, TritonBackend
 from sightline_scorer.triton.servers import TritonServer
 
 LOG = logging.getLogger(__name__)
@@ -44,6 +44,7 @@ class Probe:
         self._first: dict[tuple[str, str], list[Embeddings]] = {}
         self._last_good = time.monotonic()
         self._trouble: str | None = None
+        self._dead_towers = 0
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -78,27 +79,37 @@ class Probe:
             if self._down() is not None:
                 self._last_good = time.monotonic()  # it is being started again: nothing to probe, nothing that hangs
                 continue
-            if time.monotonic() - self._backend.last_success < self._settings.every_seconds:
+            if time.monotonic() - self._last_success() < self._settings.every_seconds:
                 self._verdict(None)
                 continue
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     await self._probe_all()
                 self._verdict(None)
+                self._dead_towers = 0
             except TimeoutError:
                 self._verdict(f"a probe got no answer within {self._settings.timeout_seconds:g} s")
             except SightlineError as error:
                 self._verdict(error.message)
+                self._dead_towers += error.reason == TOWER_DIED
             except Exception:
                 LOG.exception("the probe itself failed")
                 self._verdict("the probe itself failed; see the log")
             await self._restart_if_hung()
 
+    def _last_success(self) -> float:
+        """Since when every tower has worked: one that hangs must not hide behind the others."""
+        names = [name for model in self._models.served.values() for name in model.triton_names]
+        return self._backend.all_worked_since(names)
+
     async def _restart_if_hung(self) -> None:
-        silent = time.monotonic() - max(self._last_good, self._backend.last_success)
-        if self._trouble is None or silent < self._hung_after_seconds:
+        silent = time.monotonic() - max(self._last_good, self._last_success())
+        # Triton may start a tower's process again by itself, but does not always: a second look decides.
+        hung = silent >= self._hung_after_seconds or self._dead_towers >= 2
+        if self._trouble is None or not hung:
             return
         self._last_good = time.monotonic()  # give the new one as long
+        self._dead_towers = 0
         await self._server.restart(f"no inference has worked for {silent:.0f} s: {self._trouble}")
 
     async def try_out(self, model: ServedModel) -> None:

@@ -76,7 +76,7 @@ class Spill:
 
     def close(self) -> None:
         """Finish writing."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._pool.shutdown(wait=True)
 
     def _path(self, sha256: bytes) -> Path:
         return self._directory / sha256.hex()

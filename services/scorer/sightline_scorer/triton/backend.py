@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from sightline_scorer.triton.servers import TritonServer
 
 Embeddings = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
+TOWER_DIED = "BACKEND_TOWER_DIED"
 
 
 class TritonBackend:
@@ -44,8 +45,11 @@ class TritonBackend:
         self._client: InferenceServerClient | None = None
         self._client_address = ""
         self._regions: dict[str, Region | None] = {}
-        self.last_success = float("-inf")
-        """time.monotonic() of the last inference that worked."""
+        self._successes: dict[str, float] = {}
+
+    def all_worked_since(self, names: Iterable[str]) -> float:
+        """time.monotonic() since when each of these towers has had an inference that worked; -inf if one never had."""
+        return min((self._successes.get(name, float("-inf")) for name in names), default=float("-inf"))
 
     async def close(self) -> None:
         """Close the connection; the server itself is not ours to stop."""
@@ -139,7 +143,7 @@ class TritonBackend:
         rows: Embeddings | None = answer.as_numpy("embedding")
         if rows is None or len(rows) != tensor.shape()[0]:
             raise InternalError(f"the model backend's {name} answered without embeddings", reason="BACKEND_FAILED")
-        self.last_success = time.monotonic()
+        self._successes[name] = time.monotonic()
         return rows
 
     def _connected(self) -> InferenceServerClient:
@@ -169,7 +173,13 @@ def _typed(error: InferenceServerException, name: str, seconds: float) -> Sightl
             f"the model backend's {name} did not answer within {seconds:.3g} s: allow more time, or send less at once",
             reason="BACKEND_TIMEOUT",
         )
-    if "UNAVAILABLE" in status or "is not healthy" in message or "CANCELLED" in status:
+    if "is not healthy" in message:
+        return Unavailable(
+            f"the process of {name} in the model backend (Triton) has died ({message}); try again",
+            reason=TOWER_DIED,
+            retry_after=5,
+        )
+    if "UNAVAILABLE" in status or "CANCELLED" in status:
         return Unavailable(
             f"the model backend (Triton) was lost while it worked on {name} ({message}); try again",
             reason="BACKEND_LOST",

@@ -163,7 +163,7 @@ class Evaluation(Section):
     seed: int = Field(20240828, ge=0, description="Seed of the evaluation's samples.")
     greedy_prompts: int = Field(200, ge=0, description="So many of the prompts get a greedy caption too.")
     questions: int = Field(250, ge=0, description="About so many of the dataset's yes/no questions are asked.")
-    diverse_prompts: int = Field(100, ge=0, description="So many of the prompts get `samples` captions, for diversity.")
+    diverse_prompts: int = Field(50, ge=0, description="So many of the prompts get `samples` captions, for diversity.")
     samples: int = Field(4, ge=2, le=64, description="Captions of one image, of which the different ones are counted.")
 
 

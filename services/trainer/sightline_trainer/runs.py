@@ -11,7 +11,11 @@
         candidates/00000.parquet   K candidates of a shard of prompts, with token ids, log-probs, seed, version
         scores/00000.parquet       their rewards, one row for each candidate
         pairs.parquet              TRL's preference format, every side with its policy version
-        pairs.json update.json publish.json evaluation.json, captions.parquet
+        pairs.json update.json publish.json
+        evaluation.json            this policy's row of metrics.json
+        captions.parquet           held-out captions; greedy.parquet, answers.parquet: the greedy ones, yes/no answers
+        by_image.json              what each image adds to each metric
+        against_base.json          each metric's change against the base model, with its paired interval
 
 Every file is written aside, synced and renamed into place: what exists is whole, and a run that was killed goes on
 from the last finished file.

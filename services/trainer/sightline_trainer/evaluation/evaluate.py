@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,7 +129,7 @@ async def evaluate(
     async def ask(prompt: Prompt, count: int, temperature: float, text: str | None = None) -> list[Candidate]:
         return await candidates(prompt, count, iteration=0, version=version, temperature=temperature, text=text)
 
-    async def counted(work: Callable[[], Any]) -> Any:
+    async def counted(work: Callable[[], Awaitable[T]]) -> T:
         nonlocal done
         async with slots:
             result = await work()
@@ -145,12 +146,9 @@ async def evaluate(
         return samples, score.reward
 
     async with asyncio.TaskGroup() as group:
-        told = [group.create_task(counted(lambda at=at: sampled(at))) for at in range(len(exam.prompts))]
-        plain = [group.create_task(counted(lambda at=at: ask(exam.prompts[at], 1, 0.0))) for at in range(exam.greedy)]
-        said = [
-            group.create_task(counted(lambda prompt=prompt, text=one.text: ask(prompt, 1, 0.0, text)))
-            for prompt, one in exam.questions
-        ]
+        told = [group.create_task(counted(partial(sampled, at))) for at in range(len(exam.prompts))]
+        plain = [group.create_task(counted(partial(ask, one, 1, 0.0))) for one in exam.prompts[: exam.greedy]]
+        said = [group.create_task(counted(partial(ask, prompt, 1, 0.0, one.text))) for prompt, one in exam.questions]
     return assemble(exam, [t.result() for t in told], [t.result()[0] for t in plain], [t.result()[0] for t in said])
 
 

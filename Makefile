@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types docs screenshots chart protos playground leaderboard constraints clean bench-dpo bench-scorer
+.PHONY: help demo test test-slow lint types docs screenshots chart monitor protos playground leaderboard constraints clean bench-dpo bench-scorer
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ docs: $(READY)  ## Build the documentation's site into site/
 
 screenshots: $(READY)  ## Pictures of runs/demo's report in headless Chromium, for docs/images
 	$(BIN)/python tools/screenshots.py runs/demo --out docs/images
+
+monitor: $(READY)  ## A playground loop under Prometheus: every panel has a series, and alerts arrive at a webhook
+	$(BIN)/python tools/monitor.py
 
 chart: $(READY)  ## Render, validate and test the Helm chart, its rules, dashboards and images' Dockerfiles
 	$(BIN)/hadolint services/*/Dockerfile*

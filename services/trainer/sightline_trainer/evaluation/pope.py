@@ -143,18 +143,23 @@ class Answered:
         ]
 
 
-def read_questions(path: Path, *, image_key: str = "image") -> list[Question]:
+def read_questions(path: Path, *, image_key: str = "image", labelled_only: bool = False) -> list[Question]:
     """Questions from JSON lines ``{"question_id", "image", "text", "label"}`` and optionally ``kind``.
 
     Args:
         path: the file.
         image_key: where the image's name stands; "id" in a dataset, whose questions name their prompt.
+        labelled_only: pass over lines without a label: in a dataset they are no yes/no questions.
 
     Raises:
         InvalidInput: names the line that can't be read, or an id that stands twice.
     """
     found: dict[str, Question] = {}
-    for number, row in read_rows(path, ["question_id", "text", "label"]):
+    for number, row in read_rows(path, [] if labelled_only else ["question_id", "text", "label"]):
+        if labelled_only and "label" not in row:
+            continue
+        if "question_id" not in row or "text" not in row:
+            raise InvalidInput(f"{path}, line {number}: needs question_id and text", reason="LINE")
         if row["label"] not in ("yes", "no"):
             raise InvalidInput(f"{path}, line {number}: label is {row['label']!r}; wanted yes or no", reason="LINE")
         key = str(row["question_id"])
@@ -162,7 +167,7 @@ def read_questions(path: Path, *, image_key: str = "image") -> list[Question]:
             raise InvalidInput(f"{path}, line {number}: question_id {key} stands twice", reason="LINE")
         image = str(row.get(image_key, key))
         found[key] = Question(key, image, str(row["text"]), row["label"] == "yes", str(row.get("kind", "")))
-    if not found:
+    if not found and not labelled_only:
         raise InvalidInput(f"{path} holds no question", reason="EMPTY")
     return list(found.values())
 

@@ -100,6 +100,39 @@ def test_a_step_of_trls_own_trainer(there: tuple[Scripted, str], tmp_path: Path,
     assert there[0].seen["content"] + there[0].seen["sha256"] == 4
 
 
+def test_a_step_of_online_dpo_gets_an_error_in_place_of_a_silent_zero(
+    there: tuple[Scripted, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This trainer sums rewards with `nansum`: a None would count as 0."""
+    monkeypatch.setenv("TRL_EXPERIMENTAL_SILENCE", "1")
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    reward = Seen(there[1], on_failure="raise")
+    reward.calls = []
+    trainer = OnlineDPOTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(WEIGHTS / "llava"),
+        reward_funcs=reward,
+        processing_class=AutoProcessor.from_pretrained(WEIGHTS / "llava"),
+        train_dataset=dataset(),
+        args=OnlineDPOConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=2,
+            max_new_tokens=12,
+            max_steps=1,
+            use_cpu=True,
+            bf16=False,
+            report_to=[],
+            save_strategy="no",
+        ),
+    )
+    trainer.train()
+    assert reward.calls[0][1] == [1.0] * 4  # two completions for each of two prompts
+    there[0].refused = lambda text: True
+    with pytest.raises(SightlineError, match="refused"):
+        trainer.train()
+
+
 def call(reward: ClipReward, completions: list[Any], **columns: Any) -> list[float | None]:
     prompts = columns.pop("prompts", ["describe"] * len(completions))
     return reward(prompts=prompts, completions=completions, completion_ids=[[1]] * len(completions), **columns)

@@ -1,0 +1,29 @@
+"""How well does each text fit an image?
+
+    sightline serve scorer --set models.default.source=ViT-B-32 --set models.default.pretrained=laion2b_s34b_b79k \
+        --set server.port=50051
+    python examples/score_images.py 127.0.0.1:50051 cat.jpg "a cat on a sofa" "a dog in the rain"
+"""
+
+import sys
+
+from sightline_chassis.errors import SightlineError
+from sightline_scorer import ScorerClient
+
+
+def main(target: str, image: str, *texts: str) -> int:
+    """Print a line for each text, best first."""
+    with ScorerClient(target) as scorer:
+        try:
+            result = scorer.score(image, texts)
+        except SightlineError as error:
+            print(f"{error.reason}: {error}", file=sys.stderr)
+            return 1
+    for index in (-result.clip_score).argsort():
+        print(f"{result.clip_score[index]:6.2f}  {texts[index]}")
+    print(f"{result.model.name}, weights {result.model.weights_digest[:12]}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,45 @@
+"""verl with the scorer as its reward: nothing to write, only to configure.
+
+    custom_reward_function.path=pkg://sightline_scorer.integrations.verl
+    custom_reward_function.name=compute_score_async
+    +custom_reward_function.reward_kwargs.target=scorer:50051
+    +custom_reward_function.reward_kwargs.on_failure=raise
+
+verl takes the prompt's images out of a row before rewards are computed, so the dataset must hold the image in
+`extra_info` once more. This script makes such a row and calls the function as verl's reward manager does:
+
+    python examples/verl_reward.py 127.0.0.1:50051 cat.jpg "a cat on a sofa"
+"""
+
+import sys
+
+from sightline_scorer.integrations.verl import compute_score
+
+
+def row(image: str) -> dict[str, object]:
+    """A row of the Parquet file that verl reads."""
+    return {
+        "data_source": "captions",
+        "prompt": [{"role": "user", "content": "<image>Describe the image."}],
+        "images": [{"image": image}],
+        "reward_model": {"style": "model", "ground_truth": ""},
+        "extra_info": {"image": image},
+    }
+
+
+def main(target: str, image: str, response: str) -> None:
+    """Print the reward of a response."""
+    example = row(image)
+    reward = compute_score(
+        data_source="captions",
+        solution_str=response,
+        ground_truth="",
+        extra_info=example["extra_info"],  # type: ignore[arg-type]
+        target=target,
+        on_failure="raise",
+    )
+    print(reward)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ from sightline_trainer.recipe import load_recipe  # noqa: E402
 SERVICES = ("scorer", "sampler", "trainer")
 TEXTS_PER_MINUTE = 600
 FLOOD_SECONDS = 20.0
+START_SECONDS = 600.0  # of a service on a busy machine
 SMALL = [
     "iterations=1", "data.train=playground:align?count=48&seed=1", "data.test=playground:test?count=24&seed=2",
     "data.prompts_per_iteration=32", "evaluation.prompts=24", "sampling.candidates=4", "threads=1",
@@ -87,9 +89,11 @@ class Secrets:
         tls = {"root": str(self.ca), "certificate": str(self.certificate), "key": str(self.key)}
         return json.dumps({"address": address, "tls": tls, "token_file": str(self.trainer_token)})
 
-    def scorer(self, address: str, team: str) -> scorer_pb2_grpc.ScorerServiceStub:
+    @contextlib.contextmanager
+    def scorer(self, address: str, team: str) -> Iterator[scorer_pb2_grpc.ScorerServiceStub]:
         """A plain stub: no retries of ours."""
-        return scorer_pb2_grpc.ScorerServiceStub(open_channel(address, tls=self.tls, token=self.tokens[team]))
+        with open_channel(address, tls=self.tls, token=self.tokens[team]) as channel:
+            yield scorer_pb2_grpc.ScorerServiceStub(channel)
 
 
 def start(processes: Processes, secrets: Secrets, runs: Path) -> dict[str, Addresses]:
@@ -99,10 +103,10 @@ def start(processes: Processes, secrets: Secrets, runs: Path) -> dict[str, Addre
     flags = secrets.settings()
     processes.start("scorer", [*flags, f"models.clip.source=local-dir:{weights / 'clip'}"], environment=quiet)
     processes.start("sampler", [*flags, f"engine.model={weights / 'llava'}", "engine.threads=1"], environment=quiet)
-    at = {name: processes.wait(name) for name in ("scorer", "sampler")}
+    at = {name: processes.wait(name, seconds=START_SECONDS) for name in ("scorer", "sampler")}
     known = [f"connections.{name}={secrets.connection(at[name].grpc)}" for name in ("scorer", "sampler")]
     processes.start("trainer", [*flags, f"runs={runs}", *known], environment=quiet)
-    return at | {"trainer": processes.wait("trainer")}
+    return at | {"trainer": processes.wait("trainer", seconds=START_SECONDS)}
 
 
 def loop(trainer: str, secrets: Secrets, data: Path) -> str:
@@ -145,30 +149,35 @@ class Team(threading.Thread):
             self.outcomes["OK" if error is None else from_rpc_error(error).reason] += 1
 
 
-def overload(at: Addresses, secrets: Secrets, data: Path) -> list[Row]:
-    """One team at ten times its limit, one at its ease; health beside them."""
-    texts = 10
-    request = a_request(data, texts)
-    per_second = 10 * TEXTS_PER_MINUTE / 60 / texts
-    flood = Team(secrets.scorer(at.grpc, "flood"), request, per_second, FLOOD_SECONDS)
-    calm = Team(secrets.scorer(at.grpc, "calm"), request, 2, FLOOD_SECONDS)
-    began = time.monotonic()
-    flood.start()
-    calm.start()
+def health_latencies(address: str, while_alive: threading.Thread) -> list[float]:
+    """Seconds of each check of readiness, one after another."""
     latencies = []
-    with grpc.insecure_channel(at.health) as channel:
+    with grpc.insecure_channel(address) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
-        while flood.is_alive():
+        while while_alive.is_alive():
             asked = time.perf_counter()
             reply = stub.Check(health_pb2.HealthCheckRequest(), timeout=5)
             latencies.append(time.perf_counter() - asked)
             if reply.status != health_pb2.HealthCheckResponse.SERVING:
                 raise SystemExit("the scorer was not ready under load")
             time.sleep(0.02)
-    flood.join()
-    calm.join()
+    return sorted(latencies)
+
+
+def overload(at: Addresses, secrets: Secrets, data: Path) -> list[Row]:
+    """One team at ten times its limit, one at its ease; health beside them."""
+    texts = 10
+    request = a_request(data, texts)
+    per_second = 10 * TEXTS_PER_MINUTE / 60 / texts
+    began = time.monotonic()
+    with secrets.scorer(at.grpc, "flood") as theirs, secrets.scorer(at.grpc, "calm") as ours:
+        flood, calm = Team(theirs, request, per_second, FLOOD_SECONDS), Team(ours, request, 2, FLOOD_SECONDS)
+        flood.start()
+        calm.start()
+        latencies = health_latencies(at.health, flood)
+        flood.join()
+        calm.join()
     allowed = TEXTS_PER_MINUTE * (1 + (time.monotonic() - began) / 60) / texts
-    latencies.sort()
     served = calm.outcomes["OK"] / sum(calm.outcomes.values())
     detail = {"seconds": FLOOD_SECONDS, "offered": sum(flood.outcomes.values()), "outcomes": dict(flood.outcomes)}
     health = {"checks": len(latencies), "p50": statistics.median(latencies) * 1000, "max": latencies[-1] * 1000}
@@ -193,15 +202,16 @@ def dashboards(prometheus: Prometheus, began: float) -> tuple[int, list[str]]:
 
 def keep_killing_triton(at: Addresses, pid: int, secrets: Secrets, data: Path, stop: threading.Event) -> None:
     """Kills the scorer's Triton whenever it is there, and calls the scorer meanwhile."""
-    stub, request = secrets.scorer(at.grpc, "calm"), a_request(data, 2)
-    while not stop.is_set():
-        for child in tree([pid]) - {pid}:
-            with contextlib.suppress(OSError):
-                if Path(f"/proc/{child}/comm").read_text().startswith("tritonserver"):
-                    os.kill(child, signal.SIGKILL)
-        request.texts[0] = f"scored never before {time.monotonic()}"
-        stub.Score.future(request, timeout=2).exception()
-        stop.wait(0.1)
+    request = a_request(data, 2)
+    with secrets.scorer(at.grpc, "calm") as stub:
+        while not stop.is_set():
+            for child in tree([pid]) - {pid}:
+                with contextlib.suppress(OSError):
+                    if Path(f"/proc/{child}/comm").read_text().startswith("tritonserver"):
+                        os.kill(child, signal.SIGKILL)
+            request.texts[0] = f"scored never before {time.monotonic()}"
+            stub.Score.future(request, timeout=2).exception()
+            stop.wait(0.1)
 
 
 def main() -> int:

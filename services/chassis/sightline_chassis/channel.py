@@ -15,7 +15,7 @@ import grpc
 
 from sightline_chassis.credentials import Tls, Token, is_loopback
 from sightline_chassis.errors import PreconditionFailed
-from sightline_chassis.outgoing import Observer, Outgoing, aio_interceptors
+from sightline_chassis.outgoing import Header, Observer, Outgoing, aio_interceptors
 
 __all__ = ["Options", "Tls", "Token", "channel_options", "observe_calls", "open_aio_channel", "open_channel"]
 
@@ -97,15 +97,14 @@ def open_channel(
         PreconditionFailed: a file cannot be read, or the token would go over the network in plaintext.
     """
     options = _options(target, tls, max_message_mib, retry, health_service)
-    bearer = _checked(target, tls, token)
+    header = _header(target, tls, token)
     if tls is not None:
-        channel = grpc.secure_channel(target, _secured(tls, bearer), options)
-        bearer = None
+        channel = grpc.secure_channel(target, tls.credentials(), options)
     else:
         channel = grpc.insecure_channel(target, options)
-    if bearer is None and not _observers:
+    if header is None and not _observers:
         return channel
-    return grpc.intercept_channel(channel, Outgoing(bearer.header if bearer else None, _observers))
+    return grpc.intercept_channel(channel, Outgoing(header, _observers))
 
 
 def open_aio_channel(
@@ -119,11 +118,10 @@ def open_aio_channel(
 ) -> grpc.aio.Channel:
     """As `open_channel` for aio stubs, to be opened inside the running event loop."""
     options = _options(target, tls, max_message_mib, retry, health_service)
-    bearer = _checked(target, tls, token)
-    header = bearer.header if bearer is not None and tls is None else None
+    header = _header(target, tls, token)
     interceptors = aio_interceptors(header, _observers) if header or _observers else None
     if tls is not None:
-        return grpc.aio.secure_channel(target, _secured(tls, bearer), options, interceptors=interceptors)
+        return grpc.aio.secure_channel(target, tls.credentials(), options, interceptors=interceptors)
     return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
 
 
@@ -138,7 +136,8 @@ def _options(
     return options
 
 
-def _checked(target: str, tls: Tls | None, token: str | Token | None) -> Token | None:
+def _header(target: str, tls: Tls | None, token: str | Token | None) -> Header | None:
+    # By an interceptor, also under TLS: gRPC's own call credentials run Python in threads of its core, at each call.
     if token is None:
         return None
     bearer = Token(token) if isinstance(token, str) else token
@@ -149,11 +148,4 @@ def _checked(target: str, tls: Tls | None, token: str | Token | None) -> Token |
             "where nobody else can listen",
             reason="TOKEN_IN_PLAINTEXT",
         )
-    return bearer
-
-
-def _secured(tls: Tls, bearer: Token | None) -> grpc.ChannelCredentials:
-    credentials = tls.credentials()
-    if bearer is None:
-        return credentials
-    return grpc.composite_channel_credentials(credentials, bearer.credentials())
+    return bearer.header

@@ -72,21 +72,6 @@ class Token:
         """The metadata of a call."""
         return "authorization", f"Bearer {self.read()}"
 
-    def credentials(self) -> grpc.CallCredentials:
-        """For an encrypted channel: gRPC asks for the token at each call."""
-        return grpc.metadata_call_credentials(_Plugin(self))
-
-
-class _Plugin(grpc.AuthMetadataPlugin):
-    def __init__(self, token: Token) -> None:
-        self._token = token
-
-    def __call__(self, context: grpc.AuthMetadataContext, callback: grpc.AuthMetadataPluginCallback) -> None:
-        try:
-            callback((self._token.header(),), None)
-        except Exception as error:  # the call fails with it
-            callback((), error)
-
 
 def is_loopback(target: str) -> bool:
     """Whether a gRPC target names nothing but this machine."""

@@ -1,4 +1,4 @@
-"""What happens around each call of a client: the token's header where TLS does not bring it, and observers. Light."""
+"""What happens around each call of a client: the token's header, and observers. Light."""
 
 from __future__ import annotations
 

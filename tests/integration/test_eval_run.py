@@ -48,6 +48,14 @@ def test_the_playground_with_scores_and_going_on_after_a_stop(
     assert kept.read_bytes().splitlines(keepends=True)[:10] == lines[:10]
     assert len(kept.read_bytes().splitlines()) == len(lines)
 
+    rows = [json.loads(line) for line in kept.read_text().splitlines()]
+    rows[5]["text"], rows[6]["of"] = "a red star .", "another question"
+    kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run(*arguments, "--scorer", services.scorer, "--answers", str(kept))
+    after = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert after[:-1] == rows  # what is answered stays, a question that changed is asked again
+    assert after[-1]["key"] == rows[6]["key"]
+
     changed = run(*arguments, "--scorer", services.scorer, "--answers", str(kept), "--seed", "5", code=2)
     assert "seed 0 there, 5 now" in changed["error"]
 

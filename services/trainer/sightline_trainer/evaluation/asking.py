@@ -98,7 +98,8 @@ class Asker:
         progress: Callable[[int, int], None],
     ) -> None:
         slots = asyncio.Semaphore(self.in_flight)
-        missing = [item for item in items if item.key not in kept.known]
+        digests = _Digests()
+        missing = [item for item in items if kept.known.get(item.key, {}).get("of") != digests.of(item)]
         done = len(items) - len(missing)
         progress(done, len(items))
 
@@ -106,7 +107,7 @@ class Asker:
             nonlocal done
             async with slots:
                 answer = await self._answer(item, sampler, scorer, version)
-            kept.add(item.key, answer)
+            kept.add(item.key, {**answer, "of": digests.of(item)})
             done += 1
             progress(done, len(items))
 
@@ -160,6 +161,18 @@ async def _clip_score(scorer: AsyncScorerClient, image: Path, text: str) -> floa
 
 def _seed(seed: int, key: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{key}/{seed}".encode()).digest()[:8], "big") >> 1
+
+
+class _Digests:
+    """Says what an answer is an answer to: a digest of text and image, so that a changed question is asked again."""
+
+    def __init__(self) -> None:
+        self._images: dict[Path, bytes] = {}
+
+    def of(self, item: Item) -> str:
+        if item.image not in self._images:
+            self._images[item.image] = hashlib.sha256(item.image.read_bytes()).digest()
+        return hashlib.sha256(self._images[item.image] + item.text.encode()).hexdigest()[:16]
 
 
 class _Nothing:

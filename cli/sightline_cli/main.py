@@ -63,7 +63,11 @@ def run_recipe(
     scorer: Annotated[
         str | None, typer.Option(help="Address of a scorer; default: the recipe's, or start one.")
     ] = None,
-    metrics_port: Annotated[int, typer.Option(help="Port of /metrics on loopback; 0 picks one.")] = 0,
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics on loopback; 0: none.")] = 0,
+    connections: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of scorer and sampler: address, tls, token_file, as the trainer's `connections`."),
+    ] = None,
     debug: Debug = False,
 ) -> None:
     """Run a recipe in the foreground, with progress bars and a live table. Run it again to go on after a stop."""
@@ -71,7 +75,13 @@ def run_recipe(
 
     guarded(
         lambda: start(
-            recipe, overrides or [], directory=run, sampler=sampler, scorer=scorer, metrics_port=metrics_port
+            recipe,
+            overrides or [],
+            directory=run,
+            sampler=sampler,
+            scorer=scorer,
+            metrics_port=metrics_port,
+            connections=connections,
         ),
         debug,
     )

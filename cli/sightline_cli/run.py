@@ -8,6 +8,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sightline_chassis.errors import PreconditionFailed
+from sightline_chassis.settings import load_settings
+from sightline_trainer.connections import Connections
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.datasets import resolve
@@ -41,6 +43,7 @@ def run(
     sampler: str | None,
     scorer: str | None,
     metrics_port: int,
+    connections: Path | None = None,
 ) -> None:
     """Load the recipe, start what is missing, run the loop and show it."""
     recipe = load_recipe(recipe_path, overrides)
@@ -49,6 +52,8 @@ def run(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
         recipe = with_values(recipe, sampling={"address": sampler}, reward={"address": scorer})
+        known = load_settings(Connections, service="connections", config=connections)
+        recipe = known.complete(recipe)
         settings = local_services(recipe)
         processes = stack.enter_context(Processes(directory / "services"))
         for name, flags in settings.items():
@@ -58,7 +63,7 @@ def run(
         recipe = with_values(
             recipe, sampling={"address": addresses.get("sampler")}, reward={"address": addresses.get("scorer")}
         )
-        _loop(recipe, directory, metrics_port)
+        _loop(recipe, directory, metrics_port, known)
 
 
 def with_values(recipe: Recipe, **sections: dict[str, str | None]) -> Recipe:
@@ -79,14 +84,16 @@ def with_data(recipe: Recipe, cache: Path) -> Recipe:
     )
 
 
-def _loop(recipe: Recipe, directory: Path, port: int) -> None:
+def _loop(recipe: Recipe, directory: Path, port: int, connections: Connections) -> None:
     from prometheus_client import start_http_server
+    from sightline_chassis import client_metrics
     from sightline_trainer.display import Display
     from sightline_trainer.events import Fanout
     from sightline_trainer.execute import execute
     from sightline_trainer.runs import RunDirectory
 
+    client_metrics.install()
     if port:
         start_http_server(port, addr="127.0.0.1")
     with Display(recipe.iterations) as display:
-        execute(recipe, RunDirectory(directory), Fanout(display))
+        execute(recipe, RunDirectory(directory), Fanout(display), connections)

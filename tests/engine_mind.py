@@ -37,7 +37,9 @@ class Mind:
         self.base: Any = LlavaForConditionalGeneration.from_pretrained(directory).eval()
         self.eos = int(self.tokenizer.eos_token_id)
         self.image_id = int(self.base.config.image_token_id)
+        self.vocabulary = int(self.base.config.text_config.vocab_size)
         self.window = int(self.base.config.text_config.max_position_embeddings)
+        self.never = dict.fromkeys((0, self.image_id, *range(len(self.tokenizer), self.vocabulary)), -100.0)
         self._lock = threading.Lock()
 
     def load(self, path: Path) -> Any:

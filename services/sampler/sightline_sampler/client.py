@@ -113,8 +113,9 @@ __all__ = [
 ]
 
 _SERVICE = "sightline_sampler.v1.SamplerService"
-# Staging and retiring are not repeated: the second try would meet what the first has done.
-_RETRY = [f"{_SERVICE}/{m}" for m in ("Sample", "ScoreTokens", "ActivatePolicy", "GetPolicy", "ListPolicies", "Resume")]
+# By gRPC itself. Staging and retiring are not repeated: the second try would meet what the first has done. A stream is
+# taken up again by `streams`, for what is missing.
+_RETRY = [f"{_SERVICE}/{m}" for m in ("ScoreTokens", "ActivatePolicy", "GetPolicy", "ListPolicies", "Resume")]
 
 
 def _scores(response: pb.ScoreTokensResponse) -> TokenScores:

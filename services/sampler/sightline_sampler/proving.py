@@ -119,7 +119,10 @@ class Examiner:
             work = SampleWork("arrival", question.prompt, question.image, [number], params, Pinned(version))
             async for event in self._engine.sample(work):
                 if isinstance(event, Candidate) and len(event.logprobs):
-                    scored = await self._score(question, event.token_ids.tolist(), version)
+                    try:
+                        scored = await self._score(question, event.token_ids.tolist(), version)
+                    except InvalidInput:  # an id that was drawn and cannot be asked for
+                        continue
                     if scored is not None:
                         pairs.append((np.asarray(event.logprobs, dtype=np.float64), scored))
         return pairs

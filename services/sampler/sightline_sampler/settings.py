@@ -218,3 +218,12 @@ class SamplerSettings(ServiceSettings):
     engine: EngineSettings = Field(description="The model and how it is run.")
     limits: LimitSettings = Field(default=LimitSettings(), description="What a request may ask for.")
     policies: PolicySettings = Field(default=PolicySettings(), description="Policies beside the base model.")
+
+    @pydantic.model_validator(mode="after")
+    def _no_silent_eviction(self) -> SamplerSettings:
+        if self.engine.kind == "vllm" and self.engine.vllm.max_loras < self.policies.max_loaded:
+            raise ValueError(
+                f"vLLM with --max-loras {self.engine.vllm.max_loras} evicts adapters without a word: set "
+                f"engine.vllm.max_loras (and vLLM's flag) to policies.max_loaded, {self.policies.max_loaded}, or more"
+            )
+        return self

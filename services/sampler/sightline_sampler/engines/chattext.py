@@ -15,6 +15,7 @@ import jinja2.sandbox
 from sightline_chassis.errors import InvalidInput, PreconditionFailed
 from tokenizers import Tokenizer
 
+_MOST_UNKNOWN = 512  # servers take so many biases, and more unknown ids are padding of an embedding
 _IMAGE_WORDS = ("image", "video", "vision", "audio", "boi", "eoi")
 
 
@@ -54,6 +55,9 @@ class ChatText:
         tokens = {self._tokenizer.id_to_token(token) for token in self.placeholder_ids}
         self.placeholders = tuple(sorted(token for token in tokens if token))
         self._mark = self._image_mark()
+        self.never_ids = self._never_ids()
+        """Ids that must not be sampled, as the engine in process holds it: placeholders, begin and pad tokens, and ids
+        that the tokenizer does not have."""
         bos = self._tokenizer.token_to_id(self._special.get("bos_token", "")) if "bos_token" in self._special else None
         self.adds_bos = bos is not None and self._tokenizer.encode("x").ids[:1] == [bos]
         """Whether tokenizing with special tokens puts the begin token in front."""
@@ -145,6 +149,15 @@ class ChatText:
             if self.encode(rendered + text) == before + ids:
                 return text
         return None
+
+    def _never_ids(self) -> frozenset[int]:
+        text = self._config.get("text_config") or self._config
+        special = {self._tokenizer.token_to_id(self._special.get(name, "")) for name in ("bos_token", "pad_token")}
+        ends = {self._tokenizer.token_to_id(self._special.get("eos_token", ""))}
+        size = int(text.get("vocab_size") or 0)
+        unknown = [token for token in range(size) if self._tokenizer.id_to_token(token) is None]
+        never = {*self.placeholder_ids, *special, *unknown[:_MOST_UNKNOWN]} - ends
+        return frozenset(token for token in never if token is not None)
 
     def _image_ids(self) -> set[int]:
         return {

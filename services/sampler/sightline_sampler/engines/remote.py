@@ -21,6 +21,7 @@ from sightline_chassis import metrics as chassis_metrics
 from sightline_chassis.errors import (
     DeadlineExceeded,
     InternalError,
+    InvalidInput,
     Overloaded,
     PreconditionFailed,
     SightlineError,
@@ -30,8 +31,9 @@ from sightline_chassis.errors import (
 from sightline_sampler import metrics
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.backend import Backend, Failure
-from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork
+from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork, SamplingParams
 from sightline_sampler.engines.chattext import ChatText
+from sightline_sampler.engines.slots import Slots
 from sightline_sampler.images import media_type, upright
 from sightline_sampler.manifest import model_digest
 from sightline_sampler.settings import EngineSettings, HttpEngineSettings, LimitSettings
@@ -39,7 +41,7 @@ from sightline_sampler.types import Candidate, Summary
 
 logger = logging.getLogger(__name__)
 
-Draw = Callable[[Sequence[int], Sequence[int]], AsyncIterator[Candidate]]
+Draw = Callable[[Sequence[int], Sequence[int]], AsyncGenerator[Candidate]]
 """Fetches candidates: given their indices and their seeds, yields each when it is finished."""
 
 _REDRAWS = 8
@@ -58,7 +60,7 @@ class RemoteEngine(Engine):
         self._model = Path(settings.model).expanduser().resolve()
         self._chat_template, self._section, self._limits = settings.chat_template, section, limits
         self._backend = Backend(self.name, section)
-        self._slots = asyncio.Semaphore(section.max_concurrent)
+        self.slots = Slots(section.max_concurrent)
         self._sampling = self._waiting = 0
         self._down: str | None = "it was not asked yet"
         self._text: ChatText | None = None
@@ -221,15 +223,9 @@ class RemoteEngine(Engine):
         while missing:
             self.require(version)
             try:
-                self._waiting += 1
-                try:
-                    await self._slots.acquire()
-                finally:
-                    self._waiting -= 1
-                self._sampling += len(missing)
-                counted = len(missing)
-                try:
-                    async for candidate in draw(list(missing), [wanted[index] for index in missing]):
+                drawn = draw(list(missing), [wanted[index] for index in missing])
+                async with self._turn(len(missing)), contextlib.aclosing(drawn):
+                    async for candidate in drawn:
                         if self._holds_placeholder(candidate):
                             redrawn += 1
                             if redrawn > _REDRAWS:
@@ -241,9 +237,6 @@ class RemoteEngine(Engine):
                             continue
                         missing.remove(candidate.index)
                         yield candidate
-                finally:
-                    self._sampling -= counted
-                    self._slots.release()
             except Failure as failure:
                 chassis_metrics.BACKEND_RETRIES.labels(self.name).inc()
                 waited = time.monotonic() - started
@@ -259,6 +252,26 @@ class RemoteEngine(Engine):
                 await asyncio.sleep(pause)
                 if failure.kind != "busy":
                     await self.until_up(max(0.0, self._section.overload_seconds - waited))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, count: int) -> AsyncIterator[None]:
+        self._waiting += 1
+        waiting = True
+        try:
+            async with self.slots.taken(self.weight(count)):
+                self._waiting -= 1
+                waiting = False
+                self._sampling += count
+                try:
+                    yield
+                finally:
+                    self._sampling -= count
+        finally:
+            self._waiting -= waiting
+
+    def weight(self, count: int) -> int:
+        """What a request for so many candidates counts as, against the engine's limit."""
+        return 1
 
     def unavailable(self, failure: Failure) -> SightlineError:
         """The typed error of a failure that is not retried here."""
@@ -320,6 +333,23 @@ class RemoteEngine(Engine):
 def copies(candidate: Candidate, seeds_of_all: Sequence[int]) -> list[Candidate]:
     """One greedy candidate for each seed: the engine would give the same again and again."""
     return [dataclasses.replace(candidate, index=index, seed=seed) for index, seed in enumerate(seeds_of_all)]
+
+
+def too_long(told: str, *, window: object, prompt: str | None) -> InvalidInput:
+    """The error of a request whose prompt and tokens do not fit; the prompt is never cut."""
+    facts = {"window": str(window or ""), "prompt_tokens": prompt or ""}
+    return InvalidInput(
+        f"prompt (image included) and max_tokens do not fit: {told}", reason="PROMPT_TOO_LONG", metadata=facts
+    )
+
+
+def left_of(error: InvalidInput, params: SamplingParams) -> int:
+    """Tokens that fit behind a prompt which the engine has counted, where the caller asked for no number; else raises
+    the error again."""
+    window, prompt = error.metadata.get("window"), error.metadata.get("prompt_tokens")
+    if params.max_tokens is not None or not window or not prompt or int(window) <= int(prompt):
+        raise error
+    return int(window) - int(prompt)
 
 
 def _may_wait(failure: BaseException) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,7 +35,7 @@ from sightline_sampler.engines.base import (
     ScoreWork,
     StagedWeights,
 )
-from sightline_sampler.engines.remote import RemoteEngine, copies
+from sightline_sampler.engines.remote import RemoteEngine, copies, left_of, too_long
 from sightline_sampler.engines.restart import restart
 from sightline_sampler.engines.stops import cut
 from sightline_sampler.engines.tensorfiles import check_checkpoint
@@ -67,6 +67,8 @@ class TgiEngine(RemoteEngine):
             raise Failure("away", f"/info answers {response.status_code}: {reason_of(response)}")
         info = dict(response.json())
         self._info = info
+        replica = int(info.get("max_concurrent_requests", self._tgi.max_concurrent))
+        self.slots.limit = max(1, min(self._tgi.max_concurrent, replica))
         await self._backend.get("/health")
         if info.get("model_id") in self._models.values():
             return None
@@ -120,15 +122,18 @@ class TgiEngine(RemoteEngine):
         self._check(params)
         version = work.lease.bind()
         rendered, inputs = await self._inputs(work.prompt, work.image)
-        prompt_tokens = 0
+        prompt_tokens, limit = 0, params.max_tokens or self._limits.default_max_tokens
 
-        async def draw(indices: Sequence[int], seeds: Sequence[int]) -> AsyncIterator[Candidate]:
-            nonlocal prompt_tokens
+        async def draw(indices: Sequence[int], seeds: Sequence[int]) -> AsyncGenerator[Candidate]:
+            nonlocal prompt_tokens, limit
             best = len(indices) if len(indices) > 1 else None
-            response = await self._backend.post(
-                "/generate", {"inputs": inputs, "parameters": self._parameters(params, seeds[0], best)}
-            )
-            tree = self._read(response)
+            body = {"inputs": inputs, "parameters": self._parameters(params, seeds[0], best, limit)}
+            try:
+                tree = self._read(response := await self._backend.post("/generate", body))
+            except InvalidInput as error:
+                limit = left_of(error, params)
+                body["parameters"] = self._parameters(params, seeds[0], best, limit)
+                tree = self._read(response := await self._backend.post("/generate", body))
             prompt_tokens = int(response.headers.get("x-prompt-tokens", prompt_tokens))
             details = tree["details"]
             for index, one, seed in zip(
@@ -149,11 +154,15 @@ class TgiEngine(RemoteEngine):
     def batches(self, work: SampleWork) -> list[list[int]]:
         """One request for each candidate; with best_of, as many as the router takes, where the upload is what costs."""
         count, above = len(work.seeds), self._tgi.best_of_above_bytes
-        most = int(self._info.get("max_best_of", 1))
+        most = min(int(self._info.get("max_best_of", 1)), self.slots.limit)
         heavy = above is not None and work.image is not None and len(work.image.content) * 4 // 3 > above
         if not (heavy and work.free_seeds and most > 1 and work.params.temperature):
             return super().batches(work)
         return [list(range(start, min(start + most, count))) for start in range(0, count, most)]
+
+    def weight(self, count: int) -> int:
+        """Each child of best_of takes a permit of the router."""
+        return count
 
     async def score(self, work: ScoreWork) -> TokenScores:
         """Log-probabilities of a response, read off the prefill of prompt and response together.
@@ -241,11 +250,12 @@ class TgiEngine(RemoteEngine):
                 f"{len(params.stop)} stop strings; this TGI takes {most}", reason="PARAMETER_UNSUPPORTED"
             )
 
-    def _parameters(self, params: SamplingParams, seed: int, best_of: int | None) -> dict[str, Any]:
+    @staticmethod
+    def _parameters(params: SamplingParams, seed: int, best_of: int | None, limit: int) -> dict[str, Any]:
         tree: dict[str, Any] = {
             "details": True,
             "do_sample": params.temperature != 0,
-            "max_new_tokens": params.max_tokens or self._limits.default_max_tokens,
+            "max_new_tokens": limit,
             "return_full_text": False,
         }
         if params.stop:
@@ -271,11 +281,8 @@ class TgiEngine(RemoteEngine):
             return tree
         told = reason_of(response)
         if response.status_code == 422 and "tokens" in told and ("inputs" in told or "max_new_tokens" in told):
-            raise InvalidInput(
-                f"prompt (image included) and max_tokens do not fit: {told}",
-                reason="PROMPT_TOO_LONG",
-                metadata={"window": str(self._info.get("max_total_tokens", ""))},
-            )
+            found = re.search(r"(\d+) `inputs` tokens", told)
+            raise too_long(told, window=self._info.get("max_total_tokens"), prompt=found[1] if found else None)
         raise refused("tgi", response)
 
     def _candidate(

@@ -8,7 +8,8 @@ What this engine knows of vLLM (0.33):
   `cache_salt` says the same, so that no cached prefix of another version fits.
 - Sampling parameters that are left out come from the checkpoint's generation config: all are sent.
 - Log-probs are the policy's (--logprobs-mode raw_logprobs, the default) or the behaviour's (processed_logprobs); which
-  is found out at the start. Image placeholders are kept away by a logit bias, which raw log-probs do not see.
+  is found out at the start. What must not be sampled (image placeholders, begin, pad) is kept away by a logit bias,
+  which raw log-probs do not see.
 - Merged and full policies replace the base weights by the development endpoints, between requests; adapters are then
   not served. `weight_versions` on a choice says which weights sampled it.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,7 +30,7 @@ from sightline_sampler.engines import seeds
 from sightline_sampler.engines.backend import Failure, reason_of, refused
 from sightline_sampler.engines.base import SampleWork, SamplingParams, ScoreWork, StagedWeights
 from sightline_sampler.engines.choices import Choice
-from sightline_sampler.engines.remote import RemoteEngine, copies
+from sightline_sampler.engines.remote import RemoteEngine, copies, left_of, too_long
 from sightline_sampler.engines.vllm_scores import VllmScorer
 from sightline_sampler.engines.vllm_weights import VllmWeights
 from sightline_sampler.manifest import PolicyManifest
@@ -120,14 +122,20 @@ class VllmEngine(RemoteEngine):
         rendered = self.text.render(work.prompt, work.image is not None)
         special = self.text.wants_special(rendered)  # the chat route adds none by itself, and the trainer has them
         messages = await self._messages(work)
-        prompt_tokens = 0
+        prompt_tokens, limit = 0, params.max_tokens or self._limits.default_max_tokens
 
-        async def draw(indices: Sequence[int], chosen: Sequence[int]) -> AsyncIterator[Candidate]:
-            nonlocal prompt_tokens
+        async def draw(indices: Sequence[int], chosen: Sequence[int]) -> AsyncGenerator[Candidate]:
+            nonlocal prompt_tokens, limit
             # After a redraw the missing ones may be a run no more: then each has its own request.
             for places, first in _runs(indices, chosen):
                 body = self._body(messages, params, version, seed=first, n=len(places))
-                async for choice in self._choices(body | {"add_special_tokens": special}, version):
+                body |= {"add_special_tokens": special, "max_tokens": limit}
+                try:
+                    stream = await self._opened(body, version)
+                except InvalidInput as error:
+                    limit = left_of(error, params)
+                    stream = await self._opened(body | {"max_tokens": limit}, version)
+                async for choice in stream:
                     prompt_tokens = choice.prompt_tokens or prompt_tokens
                     place = places[choice.index]
                     seed = chosen[list(indices).index(place)]
@@ -202,7 +210,7 @@ class VllmEngine(RemoteEngine):
             "messages": messages,
             "n": n,
             "seed": seed % _SEEDS,
-            "max_tokens": params.max_tokens or self._limits.default_max_tokens,
+            "max_tokens": params.max_tokens,
             "temperature": params.temperature,
             "top_p": params.top_p,
             "top_k": params.top_k,
@@ -220,8 +228,20 @@ class VllmEngine(RemoteEngine):
             "stream_options": {"include_usage": True},
         }
         if self._raw:
-            body["logit_bias"] = {str(token): -100.0 for token in sorted(self.text.placeholder_ids)}
+            body["logit_bias"] = {str(token): -100.0 for token in sorted(self.text.never_ids)}
         return body
+
+    async def _opened(self, body: dict[str, Any], version: int) -> AsyncIterator[Choice]:
+        """The choices of a request that vLLM has accepted: its first one is here."""
+        choices = self._choices(body, version)
+        first = await anext(choices)
+
+        async def all_of_them() -> AsyncIterator[Choice]:
+            yield first
+            async for choice in choices:
+                yield choice
+
+        return all_of_them()
 
     async def _choices(self, body: dict[str, Any], version: int) -> AsyncIterator[Choice]:
         """Choices of a stream, each when it is finished.
@@ -235,7 +255,7 @@ class VllmEngine(RemoteEngine):
                 await self._weights.forget_served()
                 raise Failure("away", f"vLLM does not know {body['model']}: {reason_of(response)}")
             if response.status_code != 200:
-                raise self._refused(response, body)
+                raise self._refused(response)
             async for line in response.aiter_lines():
                 if not line.startswith("data:") or line[5:].strip() == "[DONE]":
                     continue
@@ -260,14 +280,11 @@ class VllmEngine(RemoteEngine):
         if choices:
             raise Failure("broken", f"the stream ended with {len(choices)} candidates missing")
 
-    def _refused(self, response: Any, body: dict[str, Any]) -> Exception:
+    def _refused(self, response: Any) -> Exception:
         told = reason_of(response)
         if response.status_code == 400 and ("context length" in told or "max_model_len" in told):
-            return InvalidInput(
-                f"prompt (image included) and max_tokens ({body['max_tokens']}) do not fit: {told}",
-                reason="PROMPT_TOO_LONG",
-                metadata={"window": str(self._weights.window or "")},
-            )
+            found = re.search(r"contains (?:at least )?(\d+) input tokens", told)
+            return too_long(told, window=self._weights.window, prompt=found[1] if found else None)
         return refused("vllm", response)
 
     async def _finds_raw(self) -> bool:

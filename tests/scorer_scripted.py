@@ -62,6 +62,7 @@ class Scripted(scorer_pb2_grpc.ScorerServiceServicer):
             tries = self.tries[request.texts[0]]
             self.image_bytes += len(request.image.content)
             self.seen[str(request.image.WhichOneof("source"))] += 1
+            self.seen.update(str(value) for key, value in context.invocation_metadata() if key == "authorization")
         order, _, argument = request.texts[0].partition(" ")
         if request.image.sha256 and request.image.sha256 not in self.store:
             raise NotFound("no such image", reason="IMAGE_NOT_FOUND")
@@ -123,15 +124,18 @@ class Scripted(scorer_pb2_grpc.ScorerServiceServicer):
 
 
 @contextmanager
-def scripted(port: int = 0) -> Iterator[tuple[Scripted, str]]:
-    """A scripted scorer and its address."""
+def scripted(credentials: grpc.ServerCredentials | None = None) -> Iterator[tuple[Scripted, str]]:
+    """A scripted scorer and its address; encrypted with credentials."""
     servicer = Scripted()
     server = grpc.server(ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 0)])
     scorer_pb2_grpc.add_ScorerServiceServicer_to_server(servicer, server)
     state = health.HealthServicer()
     state.set(NAME, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
-    bound = server.add_insecure_port(f"127.0.0.1:{port}")
+    if credentials is None:
+        bound = server.add_insecure_port("127.0.0.1:0")
+    else:
+        bound = server.add_secure_port("127.0.0.1:0", credentials)
     server.start()
     try:
         yield servicer, f"127.0.0.1:{bound}"

@@ -8,9 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from chassis_certificates import Authority, put
 from scorer_scripted import Scripted, scripted
+from sightline_chassis.channel import Tls, Token
 from sightline_chassis.errors import DeadlineExceeded, InvalidInput, Overloaded, SightlineError, Unavailable
 from sightline_scorer import (
     NEVER,
@@ -272,6 +275,25 @@ def test_what_cannot_be_sent_is_refused_here(
 def test_a_digest_has_64_digits() -> None:
     with pytest.raises(InvalidInput, match="64 hexadecimal"):
         ImageDigest("abc")
+
+
+def test_calls_are_encrypted_and_carry_the_token(tmp_path: Path) -> None:
+    authority = Authority("tests")
+    signed = authority.sign("service")
+    tls = Tls(put(tmp_path / "ca.crt", authority.pem))
+    token = Token(file=put(tmp_path / "token", b"from-a-file\n"))
+
+    async def run(target: str) -> ScoreResult:
+        async with AsyncScorerClient(target, tls=tls, token=token) as client:
+            return await client.score(PICTURE, ["ok 2"], timeout=30)
+
+    with scripted(grpc.ssl_server_credentials([(signed.key, signed.certificate)])) as (scorer, target):
+        with ScorerClient(target, tls=tls, token="s3cret") as client:
+            assert client.score(PICTURE, ["ok 1"], timeout=30).value.tolist() == [1]
+        assert asyncio.run(run(target)).value.tolist() == [2]
+        assert scorer.seen["Bearer s3cret"] == scorer.seen["Bearer from-a-file"] == 1
+        with ScorerClient(target) as client, pytest.raises(Unavailable):
+            client.score(PICTURE, ["ok 1"], timeout=2)
 
 
 def test_a_pillow_picture_travels_without_loss(there: tuple[Scripted, str]) -> None:

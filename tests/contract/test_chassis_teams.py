@@ -15,7 +15,7 @@ from sightline_chassis.errors import InvalidInput, Overloaded, SightlineError, f
 from sightline_chassis.quota import Cost
 from sightline_chassis.tokens import hash_of
 from sightline_scorer.costs import of_score
-from test_chassis_admission import health
+from test_chassis_admission import health, scrape
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +98,21 @@ def test_a_raised_limit_holds_from_the_next_call_on(tmp_path: Path) -> None:
             assert [await outcome(vision.score("ok")) for _ in range(2)] == ["OK", "TEAM_TEXTS_PER_MINUTE"]
             teams(tmp_path, vision={"texts_per_minute": 100})
             assert await outcome(vision.score("ok")) == "OK"
+
+    asyncio.run(main())
+
+
+def test_the_metrics_know_the_teams_of_now(tmp_path: Path) -> None:
+    async def main() -> None:
+        auth = teams(tmp_path, leaver={"texts_per_minute": 1}, newcomer={})
+        async with probing(auth=auth) as (_, _, at), Client(at.grpc, token="leaver") as client:
+            assert [await outcome(client.score("ok")) for _ in range(2)] == ["OK", "TEAM_TEXTS_PER_MINUTE"]
+            shown = await asyncio.to_thread(scrape, at.metrics)
+            assert 'sightline_team_calls_total{grpc_code="OK",team="newcomer"} 0.0' in shown
+            assert 'team="leaver"' in shown
+            teams(tmp_path, newcomer={})
+            while 'team="leaver"' in await asyncio.to_thread(scrape, at.metrics):
+                await asyncio.sleep(0.1)
 
     asyncio.run(main())
 

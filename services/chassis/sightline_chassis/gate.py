@@ -54,14 +54,17 @@ class Gate:
         self._costs = costs
         self._teams = Teams(settings.auth)
         self._quotas: dict[str, Quota] = {}
+        self._shown: frozenset[str] = frozenset()
         self.refresh()
 
     def refresh(self) -> None:
-        """Looks at the tokens file also while nobody calls; shows its teams at 0 in the metrics."""
+        """Looks at the tokens file also while nobody calls; the metrics show its teams, and forget those that left."""
         self._teams.refresh()
-        for team in self._teams.names():
-            metrics.TEAM_INFLIGHT.labels(team)
-            metrics.TEAM_CALLS.labels(team, "OK")
+        names = frozenset(self._teams.names())
+        if names != self._shown:
+            metrics.show_teams(names)
+            metrics.forget_teams(self._shown - names)
+            self._shown = names
 
     def identify(self, service: str, method: str, metadata: Sequence[tuple[str, Any]]) -> None:
         """Finds out who calls, by nothing but the call's headers; the task of the call remembers it.

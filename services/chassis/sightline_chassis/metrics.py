@@ -101,6 +101,20 @@ def preregister(services: Iterable[str]) -> None:
                 HANDLED.labels(*labels, go_code(code))
 
 
+def show_teams(names: Iterable[str]) -> None:
+    """Shows teams at 0, so that `rate()` sees the first call of each."""
+    for name in names:
+        TEAM_INFLIGHT.labels(name)
+        TEAM_CALLS.labels(name, "OK")
+
+
+def forget_teams(names: Iterable[str]) -> None:
+    """Drops all series of teams: their number stays bounded however often the tokens file changes."""
+    for name in names:
+        for metric in (TEAM_CALLS, TEAM_INFLIGHT, TEAM_UNITS, TEAM_REFUSED):
+            metric.remove_by_labels({"team": name})
+
+
 def set_build_info() -> None:
     """Fills `sightline_build_info`; the commit comes from SIGHTLINE_COMMIT, set when an image is built."""
     try:

@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 PICTURE = picture(80, 60, seed=21)
 IMAGE = encoded(PICTURE)
+ALWAYS = ["reload.rpc=true", "probe.timeout_seconds=120", "triton.hung_after_seconds=600"]  # on a busy machine too
 
 
 @pytest.fixture(scope="module")
@@ -33,14 +34,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scorer(folder: Path) -> Iterator[RunningScorer]:
-    scorer = RunningScorer(f"models.a.source={folder / 'tiny'}", "reload.rpc=true")
+    scorer = RunningScorer(f"models.a.source={folder / 'tiny'}", *ALWAYS)
     yield scorer
     scorer.stop()
 
 
 def reload(scorer: RunningScorer, *overrides: str) -> pb.ReloadModelsResponse:
-    scorer.settings = load_settings(ScorerSettings, service="scorer", overrides=[*QUICK, "reload.rpc=true", *overrides])
-    return scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=120)  # type: ignore[no-any-return]
+    scorer.settings = load_settings(ScorerSettings, service="scorer", overrides=[*QUICK, *ALWAYS, *overrides])
+    return scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=300)  # type: ignore[no-any-return]
 
 
 def refused(call: Any) -> SightlineError:
@@ -77,7 +78,7 @@ def test_a_model_calibrated_on_a_reference_set(scorer: RunningScorer, folder: Pa
     assert done.exit_code == 0, done.output
     facts = json.loads((folder / "tiny" / FILE_NAME).read_text())
     assert facts["pairs"] == 60
-    answer = scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=60)
+    answer = scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=300)
     assert list(answer.changed) == ["a"]
     assert answer.models[0].version == 1, "the weights are the same"
     assert answer.models[0].calibration_digest
@@ -114,7 +115,7 @@ def test_new_weights_take_over_while_requests_are_answered(scorer: RunningScorer
     scorer_models.make_model(
         folder / "tiny", scorer_models.TINY, {"mean": [0.48, 0.45, 0.4], "std": [0.26, 0.26, 0.27]}, seed=7
     )
-    answer = scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=120)
+    answer = scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=300)
     after = scorer.score(IMAGE, SENTENCES)
     stop.set()
     for thread in threads:
@@ -139,7 +140,7 @@ def test_weights_that_cannot_be_loaded_change_nothing(scorer: RunningScorer, fol
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
     try:
-        error = refused(lambda: scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=120))
+        error = refused(lambda: scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=300))
         assert (error.code, error.reason) == (grpc.StatusCode.FAILED_PRECONDITION, "RELOAD_FAILED")
         (failed,) = scorer.stub.ListModels(pb.ListModelsRequest()).other_versions
         assert (failed.name, failed.state) == ("a", pb.MODEL_STATE_FAILED)
@@ -147,7 +148,7 @@ def test_weights_that_cannot_be_loaded_change_nothing(scorer: RunningScorer, fol
         assert cosines(scorer.score(IMAGE, SENTENCES)) == cosines(before)
     finally:
         weights.write_bytes(content)
-    assert list(scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=120).changed) == []
+    assert list(scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=300).changed) == []
     assert not scorer.stub.ListModels(pb.ListModelsRequest()).other_versions
 
 

@@ -1,0 +1,49 @@
+"""How much an engine is given at a time."""
+
+import asyncio
+
+import pytest
+from sightline_sampler.engines.slots import Slots
+
+
+def test_never_more_than_the_limit_and_first_come_first_served() -> None:
+    async def run() -> None:
+        slots, order, most, now = Slots(3), list[int](), 0, 0
+
+        async def work(number: int, count: int) -> None:
+            nonlocal most, now
+            async with slots.taken(count):
+                order.append(number)
+                now += count
+                most = max(most, now)
+                await asyncio.sleep(0.001)
+                now -= count
+
+        await asyncio.gather(*(work(number, 1 + number % 3) for number in range(30)))
+        assert order == list(range(30))
+        assert most == 3
+
+    asyncio.run(run())
+
+
+def test_one_that_is_too_large_runs_alone_and_one_that_gives_up_leaves_no_hole() -> None:
+    async def run() -> None:
+        slots = Slots(2)
+        async with slots.taken(5):
+            waiting = [asyncio.create_task(_hold(slots)) for _ in range(3)]
+            await asyncio.sleep(0)
+            waiting[0].cancel()
+            await asyncio.sleep(0)
+        assert await asyncio.wait_for(waiting[1], 1)
+        assert await asyncio.wait_for(waiting[2], 1)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting[0]
+        async with asyncio.timeout(1), slots.taken(2):
+            pass
+
+    asyncio.run(run())
+
+
+async def _hold(slots: Slots) -> bool:
+    async with slots.taken(2):
+        return True

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from sightline_chassis.errors import PreconditionFailed
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -107,11 +107,10 @@ def fold_pairs(pairs: Dataset) -> tuple[Dataset, int]:
             "let the recipe make an injected and a noised_image candidate for each prompt",
             reason="LOSS_UNUSABLE",
         )
-    second = pairs.select(seconds)
-    folded = pairs.select(firsts).add_column("second_rejected_ids", second["rejected_ids"])
-    if "rejected_images" in pairs.column_names:
-        folded = folded.add_column("second_rejected_images", second["rejected_images"])
-    return folded, len(pairs) - 2 * len(firsts)
+    sides = [name for name in ("rejected_ids", "rejected_images") if name in pairs.column_names]
+    second = pairs.select(seconds).select_columns(sides)
+    second = second.rename_columns({name: f"second_{name}" for name in sides})
+    return concatenate_datasets([pairs.select(firsts), second], axis=1), len(pairs) - 2 * len(firsts)
 
 
 def summed(log_probs: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from datasets import Dataset, Image, List
 from peft import LoraConfig, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sightline_chassis.errors import PreconditionFailed
-from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback, TrainerCallback
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
 
@@ -41,6 +41,8 @@ class Probe:
     logprobs: list[float]
     prompt: str = ""
     """The user's text, where it is not the dataset's."""
+    previous_logprobs: list[float] = field(default_factory=list)
+    """The same tokens under the policy that the update began with; empty where it was not asked."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +232,9 @@ def update(
     trainer = make_trainer(recipe, pairs, previous=previous, work=work, seed=seed, iteration=iteration)
     carried = work / f"optimizer-{iteration - 1:04d}" if recipe.dpo.carry == "optimizer" else None
     begin = Begin(trainer, lambda done, total: progress(done, 10 * total), optimizer=carried)
-    for callback in (begin, FiniteGradient(), Progress(lambda done, total: progress(total + 9 * done, 10 * total))):
+    before = _Before(lambda: probe(trainer, recipe.publication.probes))
+    told = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
+    for callback in (begin, before, FiniteGradient(), told):
         trainer.add_callback(callback)
     trainer.train()
     seconds = time.monotonic() - begin.began
@@ -238,7 +242,22 @@ def update(
     save_policy(trainer, adapter)
     if recipe.dpo.carry == "optimizer":
         save_optimizer(trainer, work / f"optimizer-{iteration:04d}")
-    return Update(figures, probe(trainer, recipe.publication.probes))
+    after = probe(trainer, recipe.publication.probes)
+    return Update(
+        figures,
+        [replace(new, previous_logprobs=old.logprobs) for new, old in zip(after, before.probes, strict=True)],
+    )
+
+
+class _Before(TrainerCallback):
+    """Asks the probes as training begins: of the policy before, with the model where training has put it."""
+
+    def __init__(self, ask: Callable[[], list[Probe]]) -> None:
+        self._ask = ask
+        self.probes: list[Probe] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.probes = self._ask()
 
 
 def _metrics(trainer: FastDPOTrainer, pairs: int, reference_seconds: float, seconds: float) -> dict[str, float]:

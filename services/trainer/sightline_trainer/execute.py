@@ -13,6 +13,7 @@ from sightline_trainer.connections import Connections
 from sightline_trainer.events import EventLog, Fanout, Observer
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory
+from sightline_trainer.tracking import Tracking
 
 
 @contextmanager
@@ -57,7 +58,10 @@ def execute(
             from sightline_trainer.loop import Loop
 
             known = connections or Connections()
-            table = Loop(known.complete(recipe), run, Fanout(EventLog(run.events), observer), known).run()
+            reported = Tracking(recipe.dpo.report_to, run.root / "tracking", run.id)
+            with reported:
+                observers = Fanout(EventLog(run.events), observer, reported)
+                table = Loop(known.complete(recipe), run, observers, known).run()
         except (KeyboardInterrupt, SystemExit, Cancelled):
             run.set_state("stopped")
             raise

@@ -1,0 +1,33 @@
+"""The loop's numbers in a tracker, read back from what the tracker wrote."""
+
+from pathlib import Path
+
+import pytest
+from sightline_chassis.errors import PreconditionFailed
+from sightline_trainer.events import Event
+from sightline_trainer.tracking import Tracking
+
+
+def test_the_loops_numbers_are_in_tensorboard_by_iteration(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Tracking(["tensorboard"], tmp_path, "a-run") as reported:
+        for iteration, chair in enumerate((0.5, 0.25)):
+            reported(Event("sample", iteration, 1, 2))
+            reported(Event("pair", iteration, metrics={"pairs": 7}))
+            reported(Event("iteration", iteration, metrics={"chair_s": chair, "cover": 0.9}))
+    (directory,) = {path.parent for path in tmp_path.rglob("events.out.tfevents.*")}
+    read = EventAccumulator(str(directory)).Reload()
+    assert [(one.step, one.value) for one in read.Scalars("eval/chair_s")] == [(0, 0.5), (1, 0.25)]
+    assert [one.value for one in read.Scalars("train/pair_pairs")] == [7, 7]
+
+
+def test_without_a_tracker_nothing_is_written(tmp_path: Path) -> None:
+    with Tracking([], tmp_path, "a-run") as reported:
+        reported(Event("iteration", 1, metrics={"chair_s": 0.5}))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_tracker_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PreconditionFailed, match=r"dpo\.report_to: .*paper"), Tracking(["paper"], tmp_path, "r"):
+        pass

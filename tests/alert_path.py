@@ -136,16 +136,16 @@ class Prometheus:
         """Names of all metrics that were scraped or recorded."""
         return self._get("label/__name__/values")  # type: ignore[no-any-return]
 
-    def alert(self, name: str, seconds: float) -> tuple[dict[str, Any], float]:
-        """Waits until the webhook has got a firing alert; gives it and the seconds that it took.
+    def alert(self, name: str, seconds: float, **labels: str) -> tuple[dict[str, Any], float]:
+        """Waits until the webhook has got a firing alert with these labels; gives it and the seconds that it took.
 
         Raises:
             TimeoutError: it did not come.
         """
-        start = time.monotonic()
+        start, wanted = time.monotonic(), {"alertname": name, **labels}
         while time.monotonic() - start < seconds:
             for alert in list(self.webhook.alerts):
-                if alert["labels"]["alertname"] == name and alert["status"] == "firing":
+                if alert["status"] == "firing" and wanted.items() <= alert["labels"].items():
                     return alert, time.monotonic() - start
             time.sleep(0.2)
         firing = [series["metric"] for series in self.query("ALERTS")]

@@ -59,6 +59,8 @@ BACKEND_SECONDS = Histogram(
 BACKEND_RETRIES = Counter("sightline_backend_retries_total", "Calls to a backend that were tried again.", ("backend",))
 LAST_SUCCESS = Gauge("sightline_last_success_timestamp_seconds", "When a call of the service last ended with OK.")
 CONFIG_INFO = Gauge("sightline_config_info", "1, with the hash of the settings in force.", ("config_hash",))
+for _reason in ("missing", "malformed", "unknown"):  # shown at 0 from the start
+    UNAUTHENTICATED.labels(_reason)
 LOOP_LAG = Histogram(
     "sightline_event_loop_lag_seconds", "Delay of a timer of the event loop.", buckets=(0.001, *SECONDS)
 )

@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types docs screenshots chart monitor protos playground leaderboard constraints clean bench-dpo bench-scorer
+.PHONY: help demo test test-slow lint types docs screenshots chart monitor protos playground leaderboard constraints clean bench-dpo bench-sampler bench-scorer
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ leaderboard: $(READY)  ## All recipes on the playground at equal budget, 3 seeds
 
 bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; seven CPU minutes
 	$(BIN)/python benchmarks/dpo.py $(ARGS)
+
+bench-sampler: $(READY)  ## The sampler against model.generate: CPU seconds, ids, memory; about five minutes
+	$(BIN)/python benchmarks/sampler.py $(ARGS)
 
 bench-scorer: $(READY)  ## The scorer against the same models in process: CPU seconds, latency, overload, memory; about six minutes
 	$(BIN)/python benchmarks/scorer.py $(ARGS)

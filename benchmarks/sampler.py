@@ -150,70 +150,63 @@ def per_candidate(samples: list[harness.Sample], candidates: int) -> dict[str, f
     return {"candidates_per_s": round(candidates / wall, 2), "cpu_s_per_candidate": round(cpu / candidates, 4)}
 
 
-def measure(address: str, directory: Path, quick: bool) -> list[harness.Row]:
-    """All figures but memory."""
-    rounds, fresh = (1, pictures()) if quick else (3, pictures())
+def measure(address: str, directory: Path, quick: bool, done: Callable[[list[harness.Row]], None]) -> None:
+    """All figures but memory, in order of importance; `done` is told what there is."""
+    fresh, rows = pictures(), list[harness.Row]()
     generate, loop = Generate(directory), BareLoop(directory)
-    rows = []
     with SamplerClient(address, timeout=600) as client:
 
         def ours(image: bytes, count: int, tokens: int) -> None:
             found = client.sample(image, PROMPT, count, max_tokens=tokens)
             assert all(len(c.token_ids) == tokens for c in found.candidates)
 
-        for count, tokens in [(8, 16), (8, 64)] if quick else itertools.product((4, 8, 16), (16, 64)):
-            calls = max(1, 32 // (count * max(1, tokens // 16)))  # a turn of about a second
+        def against_generate(count: int, tokens: int) -> harness.Row:
+            calls = 2 if count * tokens <= 128 else 1  # a turn of about a second
 
-            def turn(
-                sample: Callable[[bytes, int, int], object], k: int = count, t: int = tokens, n: int = calls
-            ) -> None:
-                for _ in range(n):
-                    sample(next(fresh), k, t)
+            def turn(sample: Callable[[bytes, int, int], object]) -> None:
+                for _ in range(calls):
+                    sample(next(fresh), count, tokens)
 
             arms = {"ours": lambda: turn(ours), "generate": lambda: turn(generate.sample)}
-            samples = harness.interleave(arms, rounds=rounds)
+            samples = harness.interleave(arms, rounds=1 if quick else 3, warmup=0)
             value, detail = over(samples, "generate", "ours")
             detail |= {name: per_candidate(found, count * calls) for name, found in samples.items()}
             target = {(8, 16): 1.7, (8, 64): 1.3}.get((count, tokens))
             name = f"generate_over_ours_k{count}_t{tokens}"
-            rows.append(harness.Row(name, value, "ratio", "higher", target, "model.generate", detail))
-            if count == 8 and not quick:
-                one = {
-                    "ours": lambda t=tokens: ours(next(fresh), 8, t),
-                    "separate": lambda t=tokens: separately(generate, fresh, t),
-                }
-                samples = harness.interleave(one, rounds=1, warmup=0)
-                value, detail = over(samples, "separate", "ours")
-                rows.append(
-                    harness.Row(
-                        f"separate_over_ours_k8_t{tokens}",
-                        value,
-                        "ratio",
-                        "higher",
-                        None,
-                        "8 calls of model.generate",
-                        detail,
-                    )
-                )
+            return harness.Row(name, value, "ratio", "higher", target, "model.generate", detail)
 
         def mixed(sample: Callable[[bytes, int, int], object]) -> None:
-            for tokens in (16, 16, 64):
+            for tokens in (16, 64):
                 sample(next(fresh), 8, tokens)
 
+        for sample in (ours, generate.sample, loop.sample):
+            sample(next(fresh), 8, 4)  # warm
+        rows += [against_generate(8, tokens) for tokens in (16, 64)]
         arms = {"service": lambda: mixed(ours), "loop": lambda: mixed(loop.sample)}
-        samples = harness.interleave(arms, rounds=2 if quick else 7)
+        samples = harness.interleave(arms, rounds=1 if quick else 5, warmup=0)
         value, detail = over(samples, "service", "loop")
         rows.append(
             harness.Row("service_over_loop", value, "ratio", "lower", 1.05, "the engine without service", detail)
         )
-        rows.append(same_ids(client, generate, fresh, 2 if quick else 6))
-    rows += concurrency(address, fresh, 1 if quick else 3)
-    return rows
+        rows.append(same_ids(client, generate, fresh, 1 if quick else 4))
+        done(rows)
+        if not quick:
+            for count, tokens in itertools.product((4, 16), (16, 64)):
+                rows.append(against_generate(count, tokens))
+                done(rows)
+            arms = {"ours": lambda: ours(next(fresh), 8, 16), "separate": lambda: separately(generate, next(fresh), 16)}
+            value, detail = over(harness.interleave(arms, rounds=2, warmup=0), "separate", "ours")
+            name, against = "separate_over_ours_k8_t16", "8 calls of model.generate"
+            rows.append(harness.Row(name, value, "ratio", "higher", None, against, detail))
+            done(rows)
+    if not quick:
+        rows.append(concurrency(address, fresh))
+        rows.append(memory(directory))
+        done(rows)
 
 
-def separately(generate: Generate, fresh: Iterator[bytes], tokens: int) -> None:
+def separately(generate: Generate, image: bytes, tokens: int) -> None:
     """Eight calls for the eight candidates of one image."""
-    image = next(fresh)
     for _ in range(8):
         generate.sample(image, 1, tokens)
 
@@ -231,7 +224,7 @@ def same_ids(client: SamplerClient, generate: Generate, fresh: Iterator[bytes], 
     )
 
 
-def concurrency(address: str, fresh: Iterator[bytes], rounds: int) -> list[harness.Row]:
+def concurrency(address: str, fresh: Iterator[bytes]) -> harness.Row:
     """K = 8, 16 tokens, from one caller and from eight at once."""
 
     async def ask(callers: int) -> None:
@@ -243,12 +236,10 @@ def concurrency(address: str, fresh: Iterator[bytes], rounds: int) -> list[harne
         for _ in range(8):
             asyncio.run(ask(1))
 
-    samples = harness.interleave({"1": one_by_one, "8": lambda: asyncio.run(ask(8))}, rounds=rounds)
+    samples = harness.interleave({"1": one_by_one, "8": lambda: asyncio.run(ask(8))}, rounds=2, warmup=0)
     value, detail = harness.ratio(samples["1"], samples["8"], CLOCK)
     detail = {**detail, **{f"callers_{n}": per_candidate(found, 64) for n, found in samples.items()}}
-    return [
-        harness.Row("one_over_eight_callers", value, "ratio", "higher", None, "one caller, K = 8, 16 tokens", detail)
-    ]
+    return harness.Row("one_over_eight_callers", value, "ratio", "higher", None, "one caller, K = 8, 16 tokens", detail)
 
 
 def memory(directory: Path) -> harness.Row:
@@ -276,6 +267,10 @@ def peak(way: str, directory: Path) -> None:
     print(highest() - before)
 
 
+def _write(rows: list[harness.Row], directory: Path) -> None:
+    harness.write("sampler", rows, directory=directory)
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
@@ -290,12 +285,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as scratch:
         directory = options.model or llava.make(Path(scratch) / "model", size="large" if CUDA else "small")
+        where = Path(scratch) if options.quick else harness.RESULTS
         with Processes(Path(scratch) / "logs") as processes:
             processes.start("sampler", [f"engine.model={directory}", "engine.threads=1"])
-            rows = measure(processes.wait("sampler", seconds=600).grpc, directory, options.quick)
-        if not options.quick:
-            rows.append(memory(directory))
-        harness.write("sampler", rows, directory=Path(scratch) if options.quick else harness.RESULTS)
+            address = processes.wait("sampler", seconds=600).grpc
+            measure(address, directory, options.quick, lambda rows: _write(rows, where))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image
 from sampler_models import PROMPT, Running, make_llava, png, running
 from sightline_chassis import DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, SightlineError
 from sightline_chassis.errors import typed_errors
-from sightline_sampler import AsyncSamplerClient, SamplerClient
+from sightline_sampler import AsyncSamplerClient, Beams, DiffusionNoise, ImageFree, SamplerClient
 from sightline_sampler.v1 import sampler_pb2 as pb
 from sightline_sampler.v1.sampler_pb2_grpc import SamplerServiceStub
 
@@ -74,6 +74,12 @@ def flat(size: tuple[int, int], form: str = "PNG") -> bytes:
         ({"prompt": "red " * 240}, InvalidInput, "PROMPT_TOO_LONG", "260 tokens.*window is 256"),
         ({"prompt": "red " * 220, "max_tokens": 30}, InvalidInput, "PROMPT_TOO_LONG", "240 tokens.*30 more"),
         ({"prompt": "what is <image> ?"}, InvalidInput, "PROMPT_HAS_PLACEHOLDER", "'<image>'"),
+        ({"min_p": 1.0}, InvalidInput, "BAD_MIN_P", r"min_p is 1.0; it must be in \[0, 1\)"),
+        ({"stop": [""]}, InvalidInput, "BAD_STOP", "0 bytes"),
+        ({"beams": Beams(3)}, InvalidInput, "BAD_BEAMS", "2 candidates cannot stand in 3 groups"),
+        ({"distortion": DiffusionNoise(1000)}, InvalidInput, "BAD_DISTORTION", r"step is 1000; it must be in 0\.\.999"),
+        ({"guidance": ImageFree(), "image": None}, InvalidInput, "BAD_GUIDANCE", "needs an image"),
+        ({"image": [png(0), png(1)]}, InvalidInput, "TOO_MANY_IMAGES", "2 images: a request takes one"),
         ({"image": b""}, InvalidInput, "IMAGE_EMPTY", "0 bytes"),
         ({"image": b"this is no picture"}, InvalidInput, "IMAGE_UNREADABLE", "no JPEG, PNG, WEBP, GIF file"),
         ({"image": png(0)[:200]}, InvalidInput, "IMAGE_UNREADABLE", "cannot be decoded"),

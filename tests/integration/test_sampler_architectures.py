@@ -1,6 +1,7 @@
 """Other architectures than LLaVA-1.5 run by the same engine: small random models, against their own plain forward."""
 
 import io
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sampler_models import PROMPT, WORDS, png, running
-from sightline_sampler import SamplerClient
+from sampler_models import PROMPT, WORDS, make_llava, png, running
+from sightline_chassis import InvalidInput
+from sightline_sampler import Beams, Blank, Contrast, DiffusionNoise, ImageFree, SamplerClient
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
@@ -26,11 +28,16 @@ from transformers import (
     LlavaNextImageProcessor,
     LlavaNextProcessor,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
 )
 
 Made = tuple[Any, Any]
@@ -109,6 +116,30 @@ def qwen2_vl() -> Made:
     return Qwen2VLForConditionalGeneration(config), processor
 
 
+def qwen2_5_vl() -> Made:
+    """As Qwen2-VL, with windows of attention in the vision tower."""
+    words, vocabulary = tokenizer("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(min_pixels=28 * 28, max_pixels=28 * 28 * 16),
+        tokenizer=words,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=template("<|vision_start|> <|image_pad|> <|vision_end|>"),
+    )
+    rope = {"rope_type": "default", "type": "mrope", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+    config = Qwen2_5_VLConfig(
+        text_config=text(vocabulary, rope_parameters=rope),
+        vision_config={
+            "depth": 2, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 64,
+            "patch_size": 14, "window_size": 56, "fullatt_block_indexes": [1],
+        },
+        image_token_id=vocabulary["<|image_pad|>"],
+        video_token_id=vocabulary["<|video_pad|>"],
+        vision_start_token_id=vocabulary["<|vision_start|>"],
+        vision_end_token_id=vocabulary["<|vision_end|>"],
+    )  # fmt: skip
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
 def idefics3() -> Made:
     """Crops with a token for each row and column (also SmolVLM's way)."""
     places = [f"<row_{row}_col_{column}>" for row in range(1, 5) for column in range(1, 5)]
@@ -129,7 +160,33 @@ def idefics3() -> Made:
     return Idefics3ForConditionalGeneration(config), processor
 
 
-@pytest.mark.parametrize("make", [llava_next, qwen2_vl, idefics3])
+def smolvlm() -> Made:
+    """Idefics3's successor. Its own processor needs the package num2words for videos; of images it makes the same."""
+    _, processor = idefics3()
+    vocabulary = processor.tokenizer.get_vocab()
+    config = SmolVLMConfig(
+        text_config={**text(vocabulary), "model_type": "llama"},
+        vision_config={
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "image_size": 32, "patch_size": 8,
+        },
+        image_token_id=vocabulary["<image>"],
+        scale_factor=2,
+    )  # fmt: skip
+    return SmolVLMForConditionalGeneration(config), processor
+
+
+def llava() -> Made:
+    """The one with a fixed number of image tokens."""
+    directory = Path(tempfile.mkdtemp())
+    make_llava(directory)
+    return AutoModelForImageTextToText.from_pretrained(directory), AutoProcessor.from_pretrained(directory)
+
+
+MAKERS = [llava, llava_next, qwen2_vl, qwen2_5_vl, idefics3, smolvlm]
+
+
+@pytest.mark.parametrize("make", MAKERS)
 def test_candidates_are_those_of_the_plain_model(make: Callable[[], Made], tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, processor = make()
@@ -158,6 +215,36 @@ def test_candidates_are_those_of_the_plain_model(make: Callable[[], Made], tmp_p
                 scored = client.score_tokens(image, PROMPT, candidate.token_ids)
                 np.testing.assert_allclose(scored.logprobs, wanted, atol=1e-4)
         assert client.sample(None, PROMPT, 2, max_tokens=4).prompt_tokens == 8
+        bent(client, plain, processor)
+        window(client, processor, at.service.engine._loaded.base.window)
+
+
+def bent(client: SamplerClient, plain: Any, processor: Any) -> None:
+    """A distorted image is another image, and policy log-probs of guided candidates are those of the clean one."""
+    image = png(3, 70)
+    clean = client.sample(image, PROMPT, 4, seed=1, max_tokens=12).candidates
+    for options in ({"distortion": DiffusionNoise(900)}, {"distortion": Blank()}, {"guidance": ImageFree(3.0)}):
+        found = client.sample(image, PROMPT, 4, seed=1, max_tokens=12, **options).candidates
+        assert [c.token_ids.tolist() for c in found] != [c.token_ids.tolist() for c in clean]
+    samples = client.sample(image, PROMPT, 2, seed=1, max_tokens=8, guidance=Contrast(alpha=2.0))
+    beams = client.sample(image, PROMPT, 4, max_tokens=8, beams=Beams(2))
+    for candidate in (*samples.candidates, *beams.candidates):
+        wanted = logprobs(plain, processor, image, samples.rendered_prompt, candidate.token_ids)
+        np.testing.assert_allclose(candidate.logprobs, wanted, atol=1e-4)
+
+
+def window(client: SamplerClient, processor: Any, size: int) -> None:
+    """A prompt over the window is refused, whole: no image token is cut. Up to the window it is served."""
+    image = png(3, 40)
+    words = size - client.sample(image, "red", 1, max_tokens=1).prompt_tokens  # of which one more is to be sampled
+    full = client.sample(image, "red " * words, 1, max_tokens=1)
+    assert full.prompt_tokens == size - 1
+    with pytest.raises(InvalidInput, match="window") as caught:
+        client.sample(image, "red " * (words + 1), 1, max_tokens=1)
+    assert caught.value.reason == "PROMPT_TOO_LONG"
+    with pytest.raises(InvalidInput) as caught:
+        client.sample(image, f"what is {processor.image_token} ?", 1)
+    assert caught.value.reason == "PROMPT_HAS_PLACEHOLDER", "a second image cannot be smuggled in"
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from PIL import Image
 from sampler_engine import Bench, bench, ids
 from sampler_models import PROMPT, make_llava, png
 from sightline_chassis.errors import InvalidInput
-from sightline_sampler.engines import distort, seeds
+from sightline_sampler.engines import distort, kv, seeds
 from sightline_sampler.engines.base import SamplingParams
 from sightline_sampler.types import (
     Beams,
@@ -61,10 +61,13 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_llava(tmp_path_factory.mktemp("llava"))
 
 
-@pytest.fixture(scope="module")
-def at(llava: Path) -> Iterator[Bench]:
-    with bench(llava, max_rows=64) as at:
-        yield at
+@pytest.fixture(scope="module", params=["copied prompts", "shared prompts"])
+def at(llava: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """Prompts of this model have 24 tokens: they are copied to each row, or shared if that is enough to be shared."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kv, "STEM_SLOTS", 16 if request.param == "shared prompts" else 128)
+        with bench(llava, max_rows=64) as at:
+            yield at
 
 
 class Plain:

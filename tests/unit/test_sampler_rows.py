@@ -3,7 +3,9 @@
 import random
 
 import numpy as np
+import pytest
 import torch
+from sightline_sampler.engines import kv
 from sightline_sampler.engines.attention import rowwise_attention
 from sightline_sampler.engines.kv import RowCache, Slots, round_up, width_for
 
@@ -19,10 +21,20 @@ def layers(rows: int, slots: int) -> list[Pair]:
 
 def in_order(cache: RowCache) -> list[list[Pair]]:
     """What the cache holds, row by row in its numbering: per layer, keys and values."""
-    return [
+    own = [
         [(keys[i], values[i]) for keys, values in segment.layers]
         for segment in cache.segments
         for i in range(segment.count)
+    ]
+    if not cache.shared:
+        return own
+    shared: dict[int, list[Pair]] = {}
+    for stem in cache.stems():
+        mine = range(cache.count)[stem.rows] if isinstance(stem.rows, slice) else stem.rows.tolist()
+        shared |= {number: [(keys[0], values[0]) for keys, values in stem.layers] for number in mine}
+    return [
+        [(torch.cat([a[0], b[0]], 1), torch.cat([a[1], b[1]], 1)) for a, b in zip(shared[i], row, strict=True)]
+        for i, row in enumerate(own)
     ]
 
 
@@ -30,8 +42,12 @@ def lengths_of(rows: list[list[Pair]]) -> np.ndarray:
     return np.array([row[0][0].shape[1] for row in rows], np.int64)
 
 
-def test_rows_keep_what_is_theirs_whatever_happens_around_them() -> None:
+@pytest.mark.parametrize("stem_slots", [1000, 1], ids=["copied", "shared"])
+def test_rows_keep_what_is_theirs_whatever_happens_around_them(
+    stem_slots: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against plain lists of tensors: three hundred random inserts, steps and removals."""
+    monkeypatch.setattr(kv, "STEM_SLOTS", stem_slots)
     randomly = random.Random(0)
     torch.manual_seed(0)
     cache = RowCache(layers(1, 1))
@@ -88,6 +104,45 @@ def test_rows_of_like_length_stand_together() -> None:
     ]  # fmt: skip
     cache.keep(np.array([False] * 6 + [True] * 4))
     assert [segment.width for segment in cache.segments] == [48, 64, 112]
+
+
+def test_candidates_of_a_long_prompt_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "STEM_SLOTS", 100)
+    one, two = layers(1, 100), layers(3, 120)
+    cache = RowCache(one)
+    cache.insert(one, torch.zeros(8, dtype=torch.long))
+    order = cache.insert(two, torch.tensor([0, 0, 2]))
+    assert order.tolist() == list(range(11))
+    assert [(segment.width, segment.count) for segment in cache.segments] == [(16, 11)]
+    assert cache.saved() == 7 * 100 + 120
+    assert cache.stems()[0].layers[0][0].data_ptr() == one[0][0].data_ptr(), "alone in its prefix it is not even copied"
+    assert [stem.rows for stem in cache.stems()] == [slice(0, 8), slice(8, 10), slice(10, 11)]
+    cache.keep(np.array([False] * 8 + [True] * 3))
+    assert len(cache.stems()) == 2
+    assert cache.saved() == 120
+    short = RowCache(layers(1, 99))
+    short.insert(layers(1, 99), torch.zeros(8, dtype=torch.long))
+    assert (short.shared, short.saved()) == (False, 0)
+
+
+def test_shared_prompts_give_each_row_the_same_bits_whatever_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kv, "STEM_SLOTS", 1)
+    torch.set_num_threads(1)
+    torch.manual_seed(1)
+    prefix, query, new = layers(2, 300), torch.randn(9, HEADS, 1, DIM), torch.randn(2, 9, HEADS, 1, DIM)
+
+    def attend(source: list[int], rows: list[int]) -> torch.Tensor:
+        cache = RowCache(prefix)
+        cache.insert(prefix, torch.tensor(source))
+        cache.aim(np.full(len(source), 300))
+        slots, _ = cache.update(new[0][rows], new[1][rows], 0)
+        return rowwise_attention(torch.nn.Identity(), query[rows], slots, slots, None)[0]
+
+    whole = attend([0, 1, 0, 1, 0, 0, 0, 0, 0], list(range(9)))
+    for row, source in ((0, 0), (1, 1), (3, 1), (8, 0)):
+        for beside in ([], [2], [2, 4], [2, 4, 5, 6, 7]):
+            found = attend([source, *(0 for _ in beside)], [row, *beside])
+            assert torch.equal(found[0], whole[row])
 
 
 def test_sizes() -> None:

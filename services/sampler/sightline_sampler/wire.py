@@ -64,6 +64,8 @@ def image_message(image: bytes | str | os.PathLike[str] | None) -> pb.Image | No
     """An image from its bytes or its file; None for a text-only prompt."""
     if image is None:
         return None
+    if isinstance(image, list | tuple):
+        raise InvalidInput(f"{len(image)} images: a request takes one, or none", reason="TOO_MANY_IMAGES")
     return pb.Image(content=bytes(image) if isinstance(image, bytes | bytearray) else Path(image).read_bytes())
 
 

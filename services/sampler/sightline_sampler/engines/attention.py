@@ -22,6 +22,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from sightline_sampler.engines.kv import Slots
 
 NAME = "sightline_rowwise"
+_MIN_ROWS = 4
 # What some architectures ask of attention and this one does not do; the engine then refuses to start.
 _UNKNOWN = ("softcap", "position_bias", "s_aux", "cache")
 
@@ -55,9 +56,12 @@ def rowwise_attention(
         raise NotImplementedError(f"{NAME} attention does not do dropout or any of {', '.join(_UNKNOWN)}")
     if isinstance(key, Slots):
         out = torch.zeros_like(query)  # rows beyond the last part are there for the other kernels only
-        for part in key:
-            rows = query[part.start : part.stop]
-            out[part.start : part.stop] = _attend(rows, part.keys, part.values, part.mask, scaling)
+        if key.stems is not None:
+            out[: key[-1].stop] = _with_stems(query[: key[-1].stop], key, scaling)
+        else:
+            for part in key:
+                rows = query[part.start : part.stop]
+                out[part.start : part.stop] = _attend(rows, part.keys, part.values, part.mask, scaling)
     elif query.is_cuda:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)  # type: ignore[no-any-return, arg-type, unused-ignore]
     else:
@@ -81,6 +85,46 @@ def _attend(
     if groups != heads:
         weights = weights.view(batch, groups, heads // groups * queries, slots)
     return torch.matmul(weights, value).view(batch, heads, queries, value.shape[-1])
+
+
+def _with_stems(query: torch.Tensor, slots: Slots, scaling: float | None) -> torch.Tensor:
+    """Attention over a stem and a row's own slots, (rows, heads, 1, dim).
+
+    Both give their largest product m, the sum d of exp(product - m), and the sum o of values weighted by that. With
+    e = exp(m - max m), the whole is (e o + e' o') / (e d + e' d'): the softmax over both, term by term.
+    """
+    rows, heads, _, dim = query.shape
+    query = query[:, :, 0] * (scaling if scaling is not None else dim**-0.5)
+    top = query.new_empty((2, rows, heads, 1), dtype=torch.float32)
+    mass, out = torch.empty_like(top), query.new_empty((2, rows, heads, dim), dtype=torch.float32)
+    for part in slots:
+        groups, mine = part.keys.shape[1], slice(part.start, part.stop)
+        q = query[mine].view(-1, groups, heads // groups, dim)
+        products = torch.matmul(q, part.keys.transpose(2, 3)) + part.mask
+        found = _sums(products, part.values)
+        for into, value in zip((top, mass, out), found, strict=True):
+            into[0, mine] = value.view(value.shape[0], heads, -1)
+    for keys, values, mine in slots.stems or ():
+        q = query[mine]
+        count, groups = q.shape[0], keys.shape[1]
+        if count < _MIN_ROWS and not q.is_cuda:  # fewer rows take another kernel with other last bits
+            q = torch.cat([q, q.new_zeros((_MIN_ROWS - count, heads, dim))])
+        padded, each = q.shape[0], heads // groups
+        q = q.view(padded, groups, each, dim).permute(1, 2, 0, 3).reshape(groups, each * padded, dim)
+        found = _sums(torch.matmul(q, keys[0].transpose(1, 2)), values[0])
+        for into, value in zip((top, mass, out), found, strict=True):
+            value = value.view(groups, each, padded, -1).permute(2, 0, 1, 3)
+            into[1, mine] = value.reshape(padded, heads, -1)[:count]
+    scale = torch.exp(top - top.amax(dim=0))
+    return ((scale * out).sum(dim=0) / (scale * mass).sum(dim=0)).to(query.dtype)[:, :, None]
+
+
+def _sums(products: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The largest product, the sum of exp(product - largest), and the sum of values weighted by that."""
+    products = products.float()
+    top = products.amax(dim=-1, keepdim=True)
+    weights = torch.exp(products - top)
+    return top, weights.sum(dim=-1, keepdim=True), torch.matmul(weights.to(values.dtype), values).float()
 
 
 def register(device: torch.device) -> None:

@@ -15,9 +15,10 @@ at the same step they are not the same:
   code does not clamp: values outside [0, 1] go through `mul(255).byte()` and wrap around, so that white turns black.
   `official` does so; without it values are clamped, which is ours.
 
-`Blank` is all normalised pixels 0 (V-DPO's image-free input), `Crop` a random part with the area and shape of
-torchvision's RandomResizedCrop (mDPO uses 0.01..0.2), stretched to the size of the whole so that the number of image
-tokens stays. All numbers come from NumPy's Philox with the distortion's seed as key: a request can be made again.
+`Blank` is all normalised pixels 0 (V-DPO's image-free input; 1e-6: some models take 0 for no image at all). `Crop`
+is a random part with the area and shape of torchvision's RandomResizedCrop (mDPO uses 0.01..0.2), stretched to the size
+of the whole so that the number of image tokens stays. All numbers come from NumPy's Philox with the distortion's seed
+as key: a request can be made again.
 """
 
 from __future__ import annotations
@@ -68,10 +69,10 @@ def after(pixels: Tensors, distortion: Distortion | None) -> Tensors:
     match distortion:
         case DiffusionNoise(step, seed):
             return {
-                k: diffuse(t, step, seed, _repeats(k, t, pixels)) if _normalised(k, t) else t for k, t in pixels.items()
+                k: _noisy(t, step, seed, _repeats(k, t, pixels)) if _normalised(k, t) else t for k, t in pixels.items()
             }
         case Blank():
-            return {k: torch.zeros_like(t) if _normalised(k, t) else t for k, t in pixels.items()}
+            return {k: _blank(t) if _normalised(k, t) else t for k, t in pixels.items()}
     return pixels
 
 
@@ -128,6 +129,22 @@ def _pixel_noise(image: Image.Image, step: int, seed: int, official: bool) -> Im
     else:
         values = (noisy.clamp(0, 1) * 255).round().to(torch.int64)
     return Image.fromarray(values.permute(1, 2, 0).to(torch.uint8).contiguous().numpy())
+
+
+def _noisy(tensor: torch.Tensor, step: int, seed: int, repeats: tuple[int, int] | None) -> torch.Tensor:
+    return torch.where(_real(tensor), diffuse(tensor, step, seed, repeats), tensor)
+
+
+def _blank(tensor: torch.Tensor) -> torch.Tensor:
+    """As good as zero: exact zeros are how the Idefics3 family knows a crop that is not there."""
+    return torch.where(_real(tensor), torch.full_like(tensor, 1e-6), tensor)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """Where there is an image: of (..., crops, channels, height, width), crops of zeros only fill up."""
+    if tensor.dim() < 5:
+        return torch.ones((), dtype=torch.bool)
+    return (tensor != 0).flatten(-3).any(dim=-1)[..., None, None, None]
 
 
 def _normalised(key: str, tensor: torch.Tensor) -> bool:

@@ -7,6 +7,9 @@ else is in the batch; rows come and go by copying just themselves.
 Reading keys and values is what decoding many rows costs most, and candidates end at very different lengths. So rows
 stand in segments: a segment has room for so many slots, and a row that outgrows its segment moves to the next wider
 one. No row reads much more than its own length because another one is long.
+
+Candidates of one prompt have its keys and values in common. Where a prompt is long (an image makes it so) they are not
+copied for each row: the rows share a stem, and the slots of a row are for its own tokens only.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 SLOT_STEP = 8  # a step sees a multiple of this many slots
 WIDTH_STEP = 16  # the narrowest segment, and the least difference of two
+# From this length on candidates share their prompt. By the length of the prompt alone, not by K: the sums of a shared
+# and a copied prompt are not in the same order, and a candidate's bits must not depend on K.
+STEM_SLOTS = 128
 
 Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Per layer, keys and values (rows, heads, slots, dim)."""
@@ -42,6 +48,11 @@ def width_for(slots: int) -> int:
     return width
 
 
+def shares(prompt_slots: int) -> bool:
+    """Whether candidates of a prompt of that length share its keys and values."""
+    return prompt_slots >= STEM_SLOTS
+
+
 @dataclasses.dataclass(slots=True)
 class Part:
     """What a step sees of a segment: rows `start`..`stop` of the batch, their slots of one layer, and which count."""
@@ -53,8 +64,27 @@ class Part:
     mask: torch.Tensor
 
 
+@dataclasses.dataclass(slots=True, eq=False)
+class Stem:
+    """Keys and values of a prompt (1, heads, slots, dim) that rows share; `rows` are their numbers in the batch."""
+
+    layers: Layers
+    rows: torch.Tensor | slice = dataclasses.field(default_factory=lambda: slice(0, 0))
+
+    @property
+    def length(self) -> int:
+        """Slots."""
+        return int(self.layers[0][0].shape[2])
+
+
 class Slots(list[Part]):
-    """Keys and values of one layer, segment by segment; goes through a model's attention in place of a tensor."""
+    """Keys and values of one layer, segment by segment; goes through a model's attention in place of a tensor.
+
+    `stems` holds keys, values and rows of what rows have in common, before their own slots; None where they share
+    nothing.
+    """
+
+    stems: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | slice]] | None = None
 
 
 class _Segment:
@@ -70,7 +100,7 @@ class _Segment:
         self.mask = torch.empty(0)
 
     def append(self, source: Layers, rows: torch.Tensor) -> None:
-        """Adds rows of `source`, which may have fewer slots."""
+        """Adds rows of `source`, which may have fewer slots, or none."""
         end = self.count + rows.shape[0]
         have = self.layers[0][0].shape[0]
         if end > have:
@@ -136,6 +166,8 @@ class _RowLayer(CacheLayerMixin):
             seen = slice(0, segment.count), slice(None), slice(0, segment.slots)
             parts.append(Part(start, stop, keys[seen], values[seen], segment.mask))
             start = stop
+        if self.owner.shared:
+            parts.stems = [(*stem.layers[self.number], stem.rows) for stem in self.owner.stems()]
         return parts, parts
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -158,10 +190,13 @@ class RowCache(Cache):
     """
 
     def __init__(self, like: Layers) -> None:
-        """A cache without rows, with the heads, sizes and types of `like`."""
+        """A cache without rows, with the heads, sizes and types of `like`; rows share prompts if those are as long."""
         super().__init__(layers=[_RowLayer(self, number) for number in range(len(like))])
         self._like = [(keys[:0], values[:0]) for keys, values in like]
         self.segments: list[_Segment] = []
+        self.shared = shares(like[0][0].shape[2])
+        self._stem_of: list[Stem] = []  # by row, where they are shared
+        self._stems: list[Stem] | None = None  # those in use, with their rows; None when rows have moved
 
     @property
     def count(self) -> int:
@@ -175,10 +210,15 @@ class RowCache(Cache):
 
     def insert(self, prefix: Layers, source: torch.Tensor) -> Order:
         """Adds rows `source` of a prefix; in the order returned they have the numbers after those that were there."""
-        numbers = self._numbers()
-        segment = self._segment(width_for(prefix[0][0].shape[2] + 1))
-        before = self.count
-        segment.append(prefix, source)
+        numbers, slots = self._numbers(), prefix[0][0].shape[2]
+        before, own = self.count, prefix
+        if self.shared:
+            each = {row: Stem(_only(prefix, row)) for row in set(source.tolist())}
+            self._stem_of += [each[row] for row in source.tolist()]
+            self._stems = None
+            own, slots = [(k[:, :, :0], v[:, :, :0]) for k, v in prefix], 0
+        segment = self._segment(width_for(slots + 1))
+        segment.append(own, source)
         added = np.arange(before, before + source.shape[0])
         numbers[segment.width] = np.concatenate([numbers.get(segment.width, added[:0]), added])
         return self._settle(numbers)
@@ -193,7 +233,7 @@ class RowCache(Cache):
 
     def widen(self, lengths: npt.NDArray[np.int64]) -> Order:
         """Moves rows that have no slot left for a next token to a wider segment."""
-        numbers = self._numbers()
+        numbers, lengths = self._numbers(), self._own(lengths)
         for segment in reversed(self.segments.copy()):  # the widest first: each is looked at before others move into it
             mine = numbers[segment.width]
             full = lengths[mine] >= segment.width
@@ -215,10 +255,33 @@ class RowCache(Cache):
 
     def aim(self, lengths: npt.NDArray[np.int64]) -> None:
         """Sets where the next token of each row goes (rows,), and so how much each segment sees."""
-        start = 0
+        start, lengths = 0, self._own(lengths)
         for segment in self.segments:
             segment.aim(lengths[start : start + segment.count])
             start += segment.count
+
+    def stems(self) -> list[Stem]:
+        """The stems in use, each with the numbers of its rows."""
+        if self._stems is None:
+            rows: dict[Stem, list[int]] = {}
+            for number, stem in enumerate(self._stem_of):
+                rows.setdefault(stem, []).append(number)
+            for stem, mine in rows.items():
+                together = mine[-1] - mine[0] + 1 == len(mine)  # they ascend
+                device = stem.layers[0][0].device
+                stem.rows = slice(mine[0], mine[-1] + 1) if together else torch.tensor(mine, device=device)
+            self._stems = list(rows)
+        return self._stems
+
+    def saved(self) -> int:
+        """Slots that sharing saves, all together."""
+        return sum(stem.length for stem in self._stem_of) - sum(stem.length for stem in set(self._stem_of))
+
+    def _own(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Of rows with so many tokens, how many stand in their own slots."""
+        if not self.shared:
+            return lengths
+        return lengths - np.fromiter((stem.length for stem in self._stem_of), np.int64, len(self._stem_of))
 
     def _numbers(self) -> dict[int, Order]:
         ends = np.cumsum([0, *(segment.count for segment in self.segments)])
@@ -235,7 +298,17 @@ class RowCache(Cache):
     def _settle(self, numbers: dict[int, Order]) -> Order:
         self.segments = [segment for segment in self.segments if segment.count]
         parts = [numbers[segment.width] for segment in self.segments]
-        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+        order = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        if self.shared and not np.array_equal(order, np.arange(len(self._stem_of))):
+            self._stem_of = [self._stem_of[number] for number in order.tolist()]
+            self._stems = None
+        return order
+
+
+def _only(prefix: Layers, row: int) -> Layers:
+    """A row of a prefix; copied if there are others, so that it does not keep them."""
+    part = slice(row, row + 1)
+    return [(k[part].clone(), v[part].clone()) if len(k) > 1 else (k, v) for k, v in prefix]
 
 
 def _empty(like: torch.Tensor, rows: int, slots: int) -> torch.Tensor:

@@ -40,8 +40,8 @@ class Lane:
 
     def reserved(self) -> int:
         """Slots that the rows may come to need, all together."""
-        rows = self._rows
-        return int((rows.length + rows.limit - rows.generated).sum())
+        rows, saved = self._rows, self._cache.saved() if self._cache is not None else 0
+        return int((rows.length + rows.limit - rows.generated).sum()) - saved
 
     def requests(self) -> set[Request]:
         """Whose rows these are."""

@@ -22,6 +22,7 @@ import torch
 from sightline_chassis.errors import DeadlineExceeded, InternalError, SightlineError, Unavailable
 
 from sightline_sampler.engines.beams import BeamSearch
+from sightline_sampler.engines.kv import shares
 from sightline_sampler.engines.lane import Lane
 from sightline_sampler.engines.model import BaseModel
 from sightline_sampler.engines.prefill import Prefiller, Prefix
@@ -282,7 +283,7 @@ class DecodeLoop:
             else:
                 self._searches += 1
                 search = BeamSearch(self._base, run.request.version, run.request, run.prompts())
-                self._lanes[run.request.version, 0, self._searches] = search
+                self._lanes[run.request.version, -1, self._searches] = search
         for key, members in lanes.items():
             lane = self._lanes.setdefault(key, Lane(self._base, key[0]))
             assert isinstance(lane, Lane)
@@ -294,10 +295,10 @@ class DecodeLoop:
         return taken
 
     @staticmethod
-    def _lane_key(run: _Run) -> tuple[int, int]:
+    def _lane_key(run: _Run) -> tuple[int, int, int]:
         # Rows that may grow much longer than others would make all of them attend over empty slots: 128, 512, 2048 ...
         longest = max(run.prefix.length + run.request.limit - 1, 1)
-        return run.request.version, (longest.bit_length() + 2) // 2
+        return run.request.version, (longest.bit_length() + 2) // 2, int(shares(run.prefix.length))
 
     def _room(self) -> int:
         """Rows that can still be admitted: by number, and by what they may need of the cache."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from sightline_sampler.engines import guidance, seeds
 from sightline_sampler.engines.base import SampleWork
-from sightline_sampler.engines.kv import SLOT_STEP, Order, round_up
+from sightline_sampler.engines.kv import SLOT_STEP, Order, round_up, shares
 from sightline_sampler.engines.prompts import Prepared
 from sightline_sampler.types import Logprobs, TokenIds
 
@@ -59,7 +59,10 @@ class Request:
     def slots_each(self) -> int:
         """Slots of the cache that one candidate may come to need."""
         prompts = [self.prepared] if self.reference is None else [self.prepared, self.reference]
-        return sum(round_up(len(prompt.ids) + self.limit, SLOT_STEP) for prompt in prompts)
+        lengths = [len(prompt.ids) for prompt in prompts]
+        if shares(lengths[0]):  # all candidates together have the prompts once
+            lengths = [-(-length // len(self.work.seeds)) for length in lengths]
+        return sum(round_up(length + self.limit, SLOT_STEP) for length in lengths)
 
 
 class Rows:

@@ -60,12 +60,12 @@ class Change:
 
 @dataclass(frozen=True)
 class Offer:
-    """A candidate of a training prompt, with the part that it plays in a pair."""
+    """A candidate of a training prompt: its sentences' scores where it was scored so, and its part in a pair."""
 
     said: Said
     source: str
     role: str
-    terms: dict[str, float]
+    sentences: list[float]
     error: str
 
 
@@ -183,7 +183,7 @@ def contests(history: History, limit: int) -> list[Contest]:
                 said=pictures.said(prompt, each.candidate.text, each.score.reward, len(each.candidate.token_ids)),
                 source=each.candidate.source,
                 role=roles.get(each.candidate.index, ""),
-                terms=each.score.terms,
+                sentences=each.score.sentences,
                 error=each.score.error,
             )
             for each in sorted(scored, key=lambda each: -(each.score.reward or 0.0))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from pydantic import Field
@@ -86,7 +87,7 @@ class ClipTerm:
             score = self._pooled([scores[text] for text in part])
             question = scores.get(candidate.prompt)
             if question is not None and question.reward is not None:
-                score = Score(score.reward, score.cosine, score.logit, score.error, {QUESTION: question.reward})
+                score = replace(score, terms={QUESTION: question.reward})
             result.append(score)
         return result
 
@@ -97,7 +98,7 @@ class ClipTerm:
         if len(values) < len(scores) or not values:
             return next((score for score in scores if score.reward is None), Score(None, error="EMPTY_TEXT"))
         total = {"mean": sum(values) / len(values), "min": min(values), "sum": sum(values)}[self.settings.pool]
-        return Score(total)
+        return Score(total, sentences=values)
 
 
 def sentences(text: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from sightline_trainer.candidates.candidate import Candidate
@@ -41,14 +42,14 @@ class Judge:
                 for place, value in enumerate(ranks(column) if self.combine == "rank" else column):
                     rewards[place] += weight * value
             for i, reward in zip(group, rewards, strict=True):
-                known = scores[i]
-                scores[i] = Score(round(reward, 2), known.cosine, known.logit, "", known.terms)
+                scores[i] = replace(scores[i], reward=round(reward, 2))
         return scores
 
 
 def _merged(columns: Mapping[str, Score]) -> Score:
     terms: dict[str, float] = {}
     cosine = logit = None
+    sentences: list[float] = []
     error = ""
     for name, score in columns.items():
         terms.update(score.terms)
@@ -56,8 +57,9 @@ def _merged(columns: Mapping[str, Score]) -> Score:
             error = error or score.error or "NO_VALUE"
         else:
             terms[name] = score.reward
+        sentences = score.sentences or sentences
         cosine, logit = (score.cosine, score.logit) if score.cosine is not None else (cosine, logit)
-    return Score(None, cosine, logit, error, terms)
+    return Score(None, cosine, logit, error, terms, sentences)
 
 
 def ranks(values: Sequence[float]) -> list[float]:

@@ -13,6 +13,7 @@ class Score:
     """The reward of one text, to 0.01, or why there is none.
 
     ``terms`` has the value of each term of the reward, before weights; ``cosine`` and ``logit`` are the scorer's.
+    ``sentences`` are the CLIPScores of the text's sentences where it was scored by sentence.
     """
 
     reward: float | None
@@ -20,6 +21,7 @@ class Score:
     logit: float | None = None
     error: str = ""
     terms: dict[str, float] = field(default_factory=dict)
+    sentences: list[float] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
         """As a row of ``scores/*.parquet``."""
@@ -40,6 +42,7 @@ SCORE_SCHEMA = pa.schema(
         ("logit", pa.float64()),
         ("error", pa.string()),
         ("terms", pa.map_(pa.string(), pa.float64())),
+        ("sentences", pa.list_(pa.float64())),
     ]
 )
 """Columns of ``scores/*.parquet``."""

@@ -75,11 +75,11 @@ class Pack:
     images: list[Image]
     masks: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
 
-    def to(self, device: torch.device) -> Pack:
-        """Its tensors moved, in place."""
+    def to(self, device: torch.device, non_blocking: bool = True) -> Pack:
+        """Its tensors moved, in place. Data loaders call it as they call a tensor's."""
         if self.input_ids.device != device:
             for name in ("input_ids", "position_ids", "kept", "labels", "source", "target"):
-                setattr(self, name, getattr(self, name).to(device, non_blocking=True))
+                setattr(self, name, getattr(self, name).to(device, non_blocking=non_blocking))
         return self
 
     def mask(self, prefix: int, branches: tuple[int, ...], device: torch.device) -> Tensor:

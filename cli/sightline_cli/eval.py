@@ -1,16 +1,17 @@
 """``sightline eval``: metrics of captions and answers, from files or by asking a running sampler.
 
-Exit codes: 0 done; 1 a service failed or is away; 2 an input can't be used (the message names file, line and fix).
+Exit codes: see `sightline_cli.failures`; an input that can't be used (2) is named with file, line and fix.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from sightline_cli.failures import guarded
 
 app = typer.Typer(
     help="Measure hallucination and coverage: CHAIR, POPE, AMBER, and the playground's exact truth.",
@@ -168,19 +169,3 @@ def run(
         answers=answers,
     )
     guarded(lambda: ask(asked, json, details), debug)
-
-
-def guarded(command: Callable[[], None], debug: bool) -> None:
-    """Run a command: an expected error is one paragraph on stderr, and exit code 2 where the input is at fault."""
-    from sightline_chassis.errors import InvalidInput, NotFound, PreconditionFailed, SightlineError
-
-    try:
-        command()
-    except SightlineError as error:
-        if debug:
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        raise typer.Exit(2 if isinstance(error, (InvalidInput, NotFound, PreconditionFailed)) else 1) from None
-    except KeyboardInterrupt:
-        typer.secho("interrupted; run the same command again to go on", fg="yellow", err=True)
-        raise typer.Exit(130) from None

@@ -165,8 +165,10 @@ def record_arrival(version: int, gap: float) -> None:
 
 
 def record_evaluation(version: int, values: Mapping[str, float]) -> None:
-    """Shows the held-out metrics of a policy; version 0 is the base model."""
+    """Shows the held-out metrics of a policy, without their intervals; version 0 is the base model."""
     for name, value in values.items():
+        if name.endswith(("_low", "_high")):
+            continue
         EVALUATION.labels(name).set(value)
         if version == 0:
             BASE_EVALUATION.labels(name).set(value)

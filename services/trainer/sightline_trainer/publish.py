@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from sightline_chassis.errors import PreconditionFailed
-from sightline_sampler.client import AsyncSamplerClient, exact
+from sightline_sampler.client import AsyncSamplerClient
+from sightline_sampler.client import Probe as SamplerProbe
 
 from sightline_trainer.dpo.update import Probe
 from sightline_trainer.patience import patiently
@@ -18,12 +18,14 @@ from sightline_trainer.recipe import Publication
 
 @dataclass(frozen=True)
 class Arrival:
-    """What the probes showed. Gaps are mean |log-prob differences| per token, in nats: ``gap`` between sampler and
-    trainer under the new policy, ``moved`` between the sampler's new and previous policy."""
+    """What the sampler's probes showed, in nats a token: mean |difference| between sampler and trainer under the new
+    policy (``gap``), between the sampler's new and previous policy (``moved``), and the correlation of that change with
+    the trainer's (0 where it could not be told)."""
 
     version: int
     gap: float
     moved: float
+    correlation: float
 
 
 async def publish(
@@ -36,44 +38,41 @@ async def publish(
     prompts: Mapping[str, Prompt],
     settings: Publication,
 ) -> Arrival:
-    """Stage, check, activate and check again; an old policy that is no longer needed is retired.
+    """Stage and activate with the probes; an old policy that is no longer needed is retired.
 
-    The sampler scores responses that the trainer scored too: under the new version they must agree, and must not be
-    what the previous version says.
+    The sampler itself asks its engine for what the trainer scored, under the previous and the new version, and refuses
+    to answer with weights that are not the trainer's (its settings under ``policies.gate``).
 
     Raises:
-        PreconditionFailed: the sampler's log-probs are not the trainer's, or it answers with another version. The
-            previous version stays or becomes active again.
+        PreconditionFailed: the policy did not arrive, or something else publishes to the sampler. The previous version
+            stays or becomes active again.
         SightlineError: the sampler refused the files; says why.
     """
     known = {policy.version: policy for policy in (await patiently(client.policies)).policies}
     if version not in known:
         await patiently(lambda: client.stage(directory, version))
-    gaps: list[float] = []
-    moves: list[float] = []
-    for item in probes:
-        prompt = prompts[item.prompt_id]
-
-        async def scores(of: int, item: Probe = item, prompt: Prompt = prompt) -> np.ndarray:
-            result = await patiently(
-                lambda: client.score_tokens(
-                    prompt.image, item.prompt or prompt.prompt, item.token_ids, policy=exact(of)
-                )
-            )
-            return np.asarray(result.logprobs, dtype=np.float64)
-
-        new = await scores(version)
-        gaps.extend(np.abs(new - np.asarray(item.logprobs)))
-        moves.extend(np.abs(new - await scores(previous)))
-    arrival = Arrival(version, float(np.mean(gaps)), float(np.mean(moves)))
-    if not arrival.gap <= settings.max_probe_gap or arrival.moved == 0.0:
+    sent = [
+        SamplerProbe(
+            prompts[item.prompt_id].image,
+            item.prompt or prompts[item.prompt_id].prompt,
+            item.token_ids,
+            item.logprobs,
+            item.previous_logprobs,
+        )
+        for item in probes
+    ]
+    shown = (await patiently(lambda: client.activate(version, probes=sent))).arrival
+    if shown is None:
+        raise PreconditionFailed("the sampler examined no probes", reason="POLICY_DID_NOT_ARRIVE")
+    arrival = Arrival(version, shown.gap, shown.moved, shown.correlation or 0.0)
+    if not arrival.gap <= settings.max_probe_gap:
+        await patiently(lambda: client.activate(previous))
         raise PreconditionFailed(
             f"policy {version} did not arrive at the sampler: its log-probs differ from the trainer's by "
-            f"{arrival.gap:.4f} nats a token (at most {settings.max_probe_gap}) and from the previous policy's by "
-            f"{arrival.moved:.2g}; version {previous} stays active",
+            f"{arrival.gap:.4f} nats a token (at most {settings.max_probe_gap}, publication.max_probe_gap); version "
+            f"{previous} is active again",
             reason="POLICY_DID_NOT_ARRIVE",
         )
-    await patiently(lambda: client.activate(version))
     active = await patiently(client.policy)
     if active.version != version:
         raise PreconditionFailed(

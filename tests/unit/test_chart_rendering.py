@@ -26,11 +26,20 @@ def test_helm_finds_nothing_wrong() -> None:
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_renders_to_what_it_rendered_to(name: str) -> None:
     """SIGHTLINE_GOLDEN=1 writes the files anew: read the difference before you commit it."""
-    text = yaml.safe_dump_all(profile_objects(name), sort_keys=True, width=120)
+    text = yaml.safe_dump_all(map(_without_plain_files, profile_objects(name)), sort_keys=True, width=120)
     golden = GOLDEN / f"{name}.yaml"
     if os.environ.get("SIGHTLINE_GOLDEN"):
         golden.write_text(text, encoding="utf-8")
     assert golden.read_text(encoding="utf-8") == text
+
+
+def _without_plain_files(item: dict[str, Any]) -> dict[str, Any]:
+    """The object with names of rules and dashboards only: they come as they are from files with tests of their own."""
+    if item["kind"] == "PrometheusRule":
+        return item | {"spec": {"groups": [group["name"] for group in item["spec"]["groups"]]}}
+    if "-dashboard-" in item["metadata"]["name"]:
+        return item | {"data": sorted(item["data"])}
+    return item
 
 
 @pytest.mark.parametrize("name", PROFILES)

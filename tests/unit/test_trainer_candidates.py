@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -55,7 +56,7 @@ def made(part: CandidatePart, *, ask: Ask | None = None, dataset: Path = Path(),
         {"name": "test", "model": "m", "data": {"train": "a", "test": "b"}, "sampling": {"candidates": 3}}
     )
     sampler = Sampler()
-    source = part.open(Context(recipe, sampler, WORDING, dataset))  # type: ignore[arg-type]
+    source = part.open(Context(recipe, sampler, WORDING, dataset, None, AsyncExitStack()))  # type: ignore[arg-type]
     assert source is not None
     return asyncio.run(source(prompt, ask or Ask(iteration=2, version=7))), sampler.calls
 

@@ -103,7 +103,7 @@ def test_a_language_model_is_told_what_to_change_and_its_answer_is_cleaned() -> 
     assert "A red bus." in told
     assert cleaned(' New answer: "A blue bus." ') == "A blue bus."
     assert cleaned("  ") is None
-    with pytest.raises(ValidationError, match="needs url and model"):
+    with pytest.raises(ValidationError, match="needs a model"):
         Injected(writer="openai")
     with pytest.raises(ValidationError, match="needs the address"):
         Injected(writer="sampler")
@@ -137,15 +137,27 @@ def endpoint() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     server.shutdown()
 
 
+def asked_of(settings: Injected) -> str | None:
+    async def ask() -> str | None:
+        writer = OpenAiWriter(settings)
+        try:
+            return await writer(PROMPT, "What is it?", "A red bus.", 2**40 + 5)
+        finally:
+            await writer.close()
+
+    return asyncio.run(ask())
+
+
 def test_an_openai_endpoint_writes_and_is_waited_for(
     endpoint: tuple[str, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url, asked = endpoint
-    settings = Injected(writer="openai", url=url, model="m", key_variable="TEST_LLM_KEY")
-    with pytest.raises(PreconditionFailed, match="TEST_LLM_KEY"):
+    settings = Injected(writer="openai", model="m")
+    with pytest.raises(PreconditionFailed, match="SIGHTLINE_LLM_URL"):
         OpenAiWriter(settings)
-    monkeypatch.setenv("TEST_LLM_KEY", "secret")
-    text = asyncio.run(OpenAiWriter(settings)(PROMPT, "What is it?", "A red bus.", 2**40 + 5))
+    monkeypatch.setenv("SIGHTLINE_LLM_URL", url)
+    monkeypatch.setenv("SIGHTLINE_LLM_KEY", "secret")
+    text = asked_of(settings)
     assert text == "A blue bus."
     assert len(asked) == 2  # once more after 503
     assert asked[1]["path"] == "/v1/chat/completions"
@@ -153,4 +165,7 @@ def test_an_openai_endpoint_writes_and_is_waited_for(
     assert asked[1]["key"] == "Bearer secret"
     assert 0 <= asked[1]["seed"] < 2**31
     with pytest.raises(PreconditionFailed, match="404: no such model"):
-        asyncio.run(OpenAiWriter(Injected(writer="openai", url=url, model="unknown"))(PROMPT, "q", "a", 1))
+        asked_of(Injected(writer="openai", model="unknown"))
+    monkeypatch.setenv("SIGHTLINE_LLM_URL", "http://elsewhere/v1")
+    asked_of(Injected(writer="openai", url=url, model="m"))
+    assert asked[-1]["key"] is None  # the key is for the environment's address alone

@@ -1,11 +1,13 @@
 """Filters, pair rules and the pairs file, on hand-made candidates."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from sightline_chassis.errors import PreconditionFailed
 from sightline_trainer.candidates.buffer import Buffer
 from sightline_trainer.candidates.candidate import Candidate
@@ -105,18 +107,22 @@ def test_pairs_are_dropped_for_the_reason_that_is_true() -> None:
     assert Duplicates(max_overlap=0.6).pair_fault(one, half) is None
 
 
-def test_writing_in_images_is_read_by_a_command(tmp_path: Path) -> None:
-    reader = tmp_path / "reader"
+def test_writing_in_images_is_read_by_tesseract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = tmp_path / "tesseract"  # a stand-in that finds what the file holds
     reader.write_text('#!/bin/sh\ncat "$1"\n')
     reader.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     images = {name: tmp_path / name for name in ("plain", "sign")}
     images["plain"].write_text(". - \n")
     images["sign"].write_text("STOP\n")
-    rule = TextInImage(reader=(str(reader), "{image}"))
+    rule = TextInImage()
     faults = {name: rule.prompt_fault(Prompt("p", image, "look")) for name, image in images.items()}
     assert faults == {"plain": None, "sign": "text_in_image"}
-    with pytest.raises(PreconditionFailed, match="leave the filter out"):
-        TextInImage(reader=("no-such-reader", "{image}")).prompt_fault(Prompt("p", images["sign"], "look"))
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(PreconditionFailed, match=r"leave the\s+filter out"):
+        rule.prompt_fault(Prompt("p", tmp_path / "other", "look"))
+    with pytest.raises(ValidationError):
+        TextInImage.model_validate({"reader": ["rm", "-rf"]})
 
 
 def test_best_against_worst() -> None:
@@ -253,9 +259,9 @@ def test_weights_of_one_are_left_out_of_the_update(tmp_path: Path, image: Path) 
     assert to_train_on(tmp_path / "b.parquet")["weight"][:] == [0.5]
 
 
-def test_images_with_a_fault_have_no_pairs(image: Path) -> None:
-    image.write_text("much writing")
-    build = builder(text_in_image={"reader": ["cat", "{image}"]})
+def test_images_with_a_fault_have_no_pairs(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = builder(text_in_image={})
+    monkeypatch.setattr(TextInImage, "prompt_fault", lambda self, prompt: "text_in_image")
     rows = build.build({"p": Prompt("p", image, "look")}, [("p", [scored(0, 3.0), scored(1, 1.0)])])
     assert list(rows) == []
     assert build.counts == {"pairs": 0, "prompt_text_in_image": 1}

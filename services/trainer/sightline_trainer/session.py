@@ -36,11 +36,14 @@ class Session:
     scorer: AsyncScorerClient
     evaluation: PolicyCandidates
     reward: ClipReward
+    connect: Callable[[str], AsyncSamplerClient]
+    closing: AsyncExitStack
 
     def sources(self) -> list[Source]:
         """The recipe's sources of candidates, in the order in which they are asked."""
         dataset = side_files(self.recipe.data.train)
-        context = Context(self.recipe, self.sampler, Wording(self.recipe.model), dataset)
+        wording = Wording(self.recipe.model)
+        context = Context(self.recipe, self.sampler, wording, dataset, self.connect, self.closing)
         opened = [part.open(context) for part in self.recipe.candidates.chosen().values()]
         return [source for source in opened if source is not None]
 
@@ -78,8 +81,13 @@ def connected(
     async def main() -> T:
         async with AsyncExitStack() as stack:
             sampling, reward = recipe.sampling.address or "", recipe.reward.address or ""
-            sampler = AsyncSamplerClient(sampling, **shown.credentials(sampling))
-            await stack.enter_async_context(sampler)
+
+            def connect(address: str) -> AsyncSamplerClient:
+                client = AsyncSamplerClient(address, **shown.credentials(address))
+                stack.push_async_callback(client.close)
+                return client
+
+            sampler = connect(sampling)
             scorer = await stack.enter_async_context(AsyncScorerClient(reward, **shown.credentials(reward)))
             return await work(
                 Session(
@@ -88,6 +96,8 @@ def connected(
                     scorer=scorer,
                     evaluation=PolicyCandidates(sampler, recipe.sampling, seed=recipe.evaluation.seed),
                     reward=ClipReward(scorer, recipe.reward),
+                    connect=connect,
+                    closing=stack,
                 )
             )
 

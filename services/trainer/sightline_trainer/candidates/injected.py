@@ -33,11 +33,10 @@ class Injected(CandidatePart):
     )
     errors: int = Field(1, ge=1, le=8, description="Errors in one answer.")
     address: str | None = Field(None, description="gRPC target of the sampler with the text LLM (writer: sampler).")
-    url: str | None = Field(None, description="Base URL such as http://llm:8000/v1 (writer: openai).")
-    model: str = Field("", description="Name of the model at the URL (writer: openai).")
-    key_variable: str | None = Field(
-        None, description="Environment variable that holds the endpoint's key (writer: openai)."
+    url: str | None = Field(
+        None, description="Base URL such as http://llm:8000/v1 (writer: openai); null: that of SIGHTLINE_LLM_URL."
     )
+    model: str = Field("", description="Name of the model at the URL (writer: openai).")
     temperature: float = Field(0.8, ge=0.0, le=2.0, description="Of the text LLM (BPO: 0.8).")
     top_p: float = Field(0.95, gt=0.0, le=1.0, description="Of the text LLM (BPO: 0.95).")
     max_tokens: int = Field(512, ge=1, description="Most tokens of a rewriting.")
@@ -47,8 +46,8 @@ class Injected(CandidatePart):
     def _reachable(self) -> Self:
         if self.writer == "sampler" and not self.address:
             raise ValueError("writer: sampler needs the address of a sampler with a text LLM")
-        if self.writer == "openai" and not (self.url and self.model):
-            raise ValueError("writer: openai needs url and model")
+        if self.writer == "openai" and not self.model:
+            raise ValueError("writer: openai needs a model")
         return self
 
     def open(self, context: Context) -> Source:
@@ -59,9 +58,13 @@ class Injected(CandidatePart):
             from sightline_trainer.injection.rules import RuleWriter
 
             return RuleWriter.load(context.dataset / "vocabulary.json", self.kinds, self.errors)
-        from sightline_trainer.injection import language_model
+        from sightline_trainer.injection.language_model import OpenAiWriter, SamplerWriter
 
-        return language_model.OpenAiWriter(self) if self.writer == "openai" else language_model.SamplerWriter(self)
+        if self.writer == "sampler":
+            return SamplerWriter(self, context.connect(self.address or ""))
+        writer = OpenAiWriter(self)
+        context.closing.push_async_callback(writer.close)
+        return writer
 
 
 class InjectedSource:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -37,6 +38,10 @@ class Context:
     wording: Wording
     dataset: Path
     """Directory of the dataset's side files: vocabulary.json, questions.jsonl."""
+    connect: Callable[[str], AsyncSamplerClient]
+    """Opens another sampler, which is closed with the session."""
+    closing: AsyncExitStack
+    """What is to be closed with the session."""
 
 
 class Source(Protocol):

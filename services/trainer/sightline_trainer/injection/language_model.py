@@ -42,16 +42,14 @@ def cleaned(text: str) -> str | None:
 class SamplerWriter:
     """A text LLM behind a sampler: a prompt without an image."""
 
-    def __init__(self, settings: Injected) -> None:
+    def __init__(self, settings: Injected, client: AsyncSamplerClient) -> None:
         self.settings = settings
-        self._client: AsyncSamplerClient | None = None
+        self.client = client
 
     async def __call__(self, prompt: Prompt, asked: str, text: str, seed: int) -> str | None:
-        if self._client is None:  # inside the running event loop
-            self._client = AsyncSamplerClient(self.settings.address or "")
-        client, settings = self._client, self.settings
+        settings = self.settings
         samples = await patiently(
-            lambda: client.sample(
+            lambda: self.client.sample(
                 None,
                 instruction(settings, asked, text),
                 1,
@@ -68,29 +66,32 @@ class SamplerWriter:
 class OpenAiWriter:
     """``POST {url}/chat/completions``, as OpenAI, vLLM, TGI, llama.cpp and others answer it.
 
+    The environment's SIGHTLINE_LLM_URL names the endpoint of recipes that name none, SIGHTLINE_LLM_KEY its key. The key
+    goes to that address and to no other that a recipe may name.
+
     Raises:
-        PreconditionFailed: httpx is not installed, or the variable with the key is not set.
+        PreconditionFailed: no endpoint is named, or httpx is not installed.
     """
 
     def __init__(self, settings: Injected) -> None:
-        self.settings = settings
-        self._client: Any = None
         try:
             import httpx
         except ImportError:
             raise PreconditionFailed(
                 "candidates.injected.writer=openai needs httpx: pip install httpx", reason="HTTPX_MISSING"
             ) from None
-        self._httpx = httpx
-        self._headers = {}
-        if settings.key_variable is not None:
-            key = os.environ.get(settings.key_variable)
-            if not key:
-                raise PreconditionFailed(
-                    f"the environment has no {settings.key_variable}, which should hold the key of {settings.url}",
-                    reason="KEY_MISSING",
-                )
-            self._headers = {"Authorization": f"Bearer {key}"}
+        ours, key = os.environ.get("SIGHTLINE_LLM_URL", ""), os.environ.get("SIGHTLINE_LLM_KEY", "")
+        base = settings.url or ours
+        if not base:
+            raise PreconditionFailed(
+                "no language model is named: set candidates.injected.url, or SIGHTLINE_LLM_URL in the environment",
+                reason="NO_ADDRESS",
+            )
+        self.settings = settings
+        self.url = f"{base.rstrip('/')}/chat/completions"
+        self._away: type[Exception] = httpx.TransportError
+        headers = {"Authorization": f"Bearer {key}"} if key and base == ours else {}
+        self._client = httpx.AsyncClient(headers=headers, timeout=settings.timeout_seconds)
 
     async def __call__(self, prompt: Prompt, asked: str, text: str, seed: int) -> str | None:
         settings = self.settings
@@ -104,16 +105,19 @@ class OpenAiWriter:
         }
         return cleaned(await patiently(lambda: self._ask(body)))
 
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
     async def _ask(self, body: dict[str, Any]) -> str:
-        if self._client is None:  # inside the running event loop
-            self._client = self._httpx.AsyncClient(headers=self._headers, timeout=self.settings.timeout_seconds)
-        url = f"{(self.settings.url or '').rstrip('/')}/chat/completions"
         try:
-            answer = await self._client.post(url, json=body)
-        except self._httpx.TransportError as error:
-            raise Unavailable(f"{url} is away: {error}", reason="LLM_AWAY") from error
+            answer = await self._client.post(self.url, json=body)
+        except self._away as error:
+            raise Unavailable(f"{self.url} is away: {error}", reason="LLM_AWAY") from error
         if answer.status_code == 429 or answer.status_code >= 500:
-            raise Unavailable(f"{url} answers {answer.status_code}", reason="LLM_AWAY")
+            raise Unavailable(f"{self.url} answers {answer.status_code}", reason="LLM_AWAY")
         if answer.status_code != 200:
-            raise PreconditionFailed(f"{url} answers {answer.status_code}: {answer.text[:300]}", reason="LLM_REFUSES")
+            raise PreconditionFailed(
+                f"{self.url} answers {answer.status_code}: {answer.text[:300]}", reason="LLM_REFUSES"
+            )
         return str(answer.json()["choices"][0]["message"]["content"] or "")

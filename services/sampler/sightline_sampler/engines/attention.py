@@ -104,8 +104,8 @@ def _with_stems(query: torch.Tensor, slots: Slots, scaling: float | None) -> tor
         found = _sums(products, part.values)
         for into, value in zip((top, mass, out), found, strict=True):
             into[0, mine] = value.view(value.shape[0], heads, -1)
-    for keys, values, mine in slots.stems or ():
-        q = query[mine]
+    for keys, values, sharers in slots.stems or ():
+        q = query[sharers]
         count, groups = q.shape[0], keys.shape[1]
         if count < _MIN_ROWS and not q.is_cuda:  # fewer rows take another kernel with other last bits
             q = torch.cat([q, q.new_zeros((_MIN_ROWS - count, heads, dim))])
@@ -114,7 +114,7 @@ def _with_stems(query: torch.Tensor, slots: Slots, scaling: float | None) -> tor
         found = _sums(torch.matmul(q, keys[0].transpose(1, 2)), values[0])
         for into, value in zip((top, mass, out), found, strict=True):
             value = value.view(groups, each, padded, -1).permute(2, 0, 1, 3)
-            into[1, mine] = value.reshape(padded, heads, -1)[:count]
+            into[1, sharers] = value.reshape(padded, heads, -1)[:count]
     scale = torch.exp(top - top.amax(dim=0))
     return ((scale * out).sum(dim=0) / (scale * mass).sum(dim=0)).to(query.dtype)[:, :, None]
 

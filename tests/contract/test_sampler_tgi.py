@@ -264,6 +264,24 @@ def test_policies_are_checkpoints_and_info_proves_them(mind: Mind, tmp_path: Pat
             assert server.model_id == str(BASE)
 
 
+def test_an_adapter_is_merged_where_there_is_a_place_for_it(mind: Mind, tmp_path: Path) -> None:
+    adapter = make_adapter(tmp_path / "policies", BASE, 1, scale=0.05)
+    server = TgiServer(mind, str(BASE))
+    engine = lambda url: section(url, merge_into=str(tmp_path / "merged"))  # noqa: E731
+    with serving_app(server.app) as url, running(BASE, engine=engine(url)) as at, SamplerClient(at.address) as client:
+        client.stage(adapter, 1)
+        active = client.activate(1, probes=probes(mind, mind.load(adapter)))
+        assert active.arrival is not None
+        assert active.arrival.gap < 2e-3  # TGI's half precision
+        (merged,) = (tmp_path / "merged").iterdir()
+        assert server.model_id == str(merged)
+        ids = client.sample(IMAGE, PROMPT, 1, seed=1, max_tokens=8).candidates[0].token_ids.tolist()
+        np.testing.assert_allclose(truth(mind, ids, server.model), truth(mind, ids, mind.load(adapter)), atol=1e-5)
+        client.activate(0)
+        client.retire(1)
+        assert list((tmp_path / "merged").iterdir()) == []
+
+
 def test_tgi_that_names_the_new_model_and_holds_the_old_weights_is_caught(mind: Mind, tmp_path: Path) -> None:
     make_full(tmp_path, BASE, 1, noise=0.01, kind="merged")
     server = TgiServer(mind, str(BASE))

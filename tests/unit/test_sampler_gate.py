@@ -54,7 +54,7 @@ def test_numbers_of_the_report() -> None:
     assert report.moved == pytest.approx(0.2)
     assert report.trainer_moved == pytest.approx(0.15)
     assert report.required_correlation == 0.5  # and not 1 / sqrt(4), which is the same
-    # Changes: engine 0, .2, .2, .4; trainer 0, .2, .1, .3. About their means: sums of products .06, of squares .08, .05.
+    # Changes: engine 0, .2, .2, .4; trainer 0, .2, .1, .3. About the means: products .06, squares .08, .05.
     assert report.correlation == pytest.approx(0.06 / np.sqrt(0.08 * 0.05))
     assert report.sampled_gap == pytest.approx(0.1)
     assert (report.passed, report.reason, report.engine, report.probes, report.tokens) == (True, "", "e 1", 2, 4)
@@ -80,12 +80,29 @@ def test_an_update_that_did_not_arrive_is_seen(update: float, noise: float) -> N
 def test_the_update_of_another_run_is_seen() -> None:
     random = np.random.default_rng(9)
     before = -random.exponential(1.0, TOKENS)
-    other = before + 0.05 * random.standard_normal(TOKENS)
+    mine, other, heard, noise = (values * random.standard_normal(TOKENS) for values in (0.05, 0.05, 0.04, 0.04))
     report = verdict(
-        new=other, previous=before, trainer_previous=before, trainer=before + 0.05 * random.standard_normal(TOKENS)
+        new=before + other + heard, previous=before + noise, trainer_previous=before, trainer=before + mine
     )
     assert not report.passed
     assert "other weights" in report.reason
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.02])
+def test_a_policy_that_is_left_out_is_seen_though_its_absence_correlates(noise: float) -> None:
+    """The base model answers in place of version 2: the change is minus version 1, and the trainer's has that in it."""
+    random = np.random.default_rng(5)
+    base = -random.exponential(1.0, TOKENS)
+    one, two = (base + 0.1 * random.standard_normal(TOKENS) for _ in range(2))
+    heard = [values + noise * random.standard_normal(TOKENS) for values in (base, one)]
+    report = verdict(new=heard[0], previous=heard[1], trainer=two, trainer_previous=one)
+    assert report.correlation is not None
+    assert report.correlation > 0.6
+    assert "differ from the trainer's by" in report.reason
+
+
+def test_half_an_update_is_seen() -> None:
+    assert "differ from the trainer's by" in verdict(update=0.05, arrived=0.5).reason
 
 
 def test_an_update_backwards_is_seen() -> None:

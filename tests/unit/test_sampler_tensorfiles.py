@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from sightline_chassis import PreconditionFailed
+from sightline_sampler.engines.merge import merge
 from sightline_sampler.engines.tensorfiles import check_adapter, check_checkpoint, tensors_in
 
 CONFIG = {"architectures": ["LlavaForConditionalGeneration"]}
@@ -133,3 +134,29 @@ def test_a_broken_file_is_told(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(PreconditionFailed, match="holds no"):
         tensors_in(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_merge_is_w_plus_s_b_a_rounded_as_pytorch_does(base: Path, tmp_path: Path, dtype: str) -> None:
+    import torch
+    from safetensors.torch import load_file as load
+    from safetensors.torch import save_file as save
+
+    whole = {name: tensor.to(getattr(torch, dtype)) for name, tensor in load(base / "model.safetensors").items()}
+    save(whole, base / "model.safetensors")
+    directory = adapter(base, [Q0], lora_alpha=6)
+    merge(directory, base, tmp_path / "merged")
+    found = load(tmp_path / "merged/model.safetensors")
+    changed = "language_model.model.layers.0.self_attn.q_proj.weight"
+    assert found.keys() == whole.keys()
+    for name, tensor in whole.items():
+        wanted = (tensor.float() + 3.0 * torch.full((6, 4), 2.0)).to(tensor.dtype) if name == changed else tensor
+        assert torch.equal(found[name], wanted), name
+    assert json.loads((tmp_path / "merged/config.json").read_text()) == CONFIG
+    assert not list(tmp_path.glob(".merged*"))
+
+
+def test_what_is_not_w_plus_s_b_a_is_not_merged(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(PreconditionFailed, match="use_dora"):
+        merge(adapter(base, [Q0], lora_alpha=6, use_dora=True), base, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

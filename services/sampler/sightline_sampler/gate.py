@@ -12,8 +12,13 @@ in bfloat16), 0.27 for s = 0.02. Weights that did not arrive show 0 +- 1 / sqrt(
 bit). Hence `min_correlation` 0.2, and never less than `significance` / sqrt(tokens): at 4, chance passes once in 30
 000.
 
-`max_gap`: 0.010 to 0.018 was seen between a healthy engine and its trainer (mean |difference| a token), 0.04 is what
-noise of standard deviation 0.05 gives, 0.2 was a stale engine; 0.1 lies between.
+A policy that is left out (the base model answers in its place) changes by minus the policy before, and that may well
+correlate with the trainer's step. So the new scores must also be as near to the trainer's as the previous ones were:
+within `gap_factor` times that, which is the noise of engine and trainer as they stand, measured on weights that were
+proven before; 0.001 where both compute alike.
+
+`max_gap` bounds both: 0.010 to 0.018 was seen between a healthy engine and its trainer (mean |difference| a token),
+0.04 is what noise of standard deviation 0.05 gives, 0.2 was a stale engine; 0.1 lies between.
 """
 
 from __future__ import annotations
@@ -27,6 +32,8 @@ from sightline_sampler.settings import GateSettings
 from sightline_sampler.types import Arrival
 
 Scores = npt.NDArray[np.float64]
+
+_ALIKE = 1e-3  # nats a token: more than float32 engines differ by, less than an update that matters
 
 
 def judge(
@@ -68,6 +75,8 @@ def judge(
         required = min(0.9, max(settings.min_correlation, settings.significance / float(np.sqrt(len(new)))))
         if len(new) > 1 and wanted.std() > 0 and change.std() > 0:
             correlation = float(np.corrcoef(change, wanted)[0, 1])
+    noise = 0.0 if previous_gap is None else max(_ALIKE, settings.gap_factor * previous_gap)
+    allowed = min(settings.max_gap, noise) if noise else settings.max_gap
     sampled_gap = float(np.abs(np.concatenate([a - b for a, b in sampled])).mean()) if sampled else None
     finite = all(
         np.isfinite(values).all() for values in (new, previous, *(array for pair in sampled for array in pair))
@@ -88,8 +97,8 @@ def judge(
         )
     elif trainer_moved == 0:
         reason = "the trainer's own scores do not differ between the two versions: these probes prove nothing"
-    elif not gap <= settings.max_gap:
-        reason = f"its scores differ from the trainer's by {gap:.4f} nats a token (at most {settings.max_gap})"
+    elif not gap <= allowed:
+        reason = f"its scores differ from the trainer's by {gap:.4f} nats a token (at most {allowed:.4f})"
     elif trainer_previous is not None and (correlation is None or not correlation >= required):
         told = "cannot be told" if correlation is None else f"is {correlation:.3f}"
         reason = (

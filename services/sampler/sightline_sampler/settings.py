@@ -63,6 +63,10 @@ class TgiSettings(HttpEngineSettings):
     model_id: str = Field(
         default="", description="What /info names for the base model (its --model-id); empty is `engine.model`."
     )
+    merge_into: Path | None = Field(
+        default=None,
+        description="Where adapters are merged into checkpoints, which TGI must see; null refuses adapters.",
+    )
     best_of_above_bytes: int | None = Field(
         default=None,
         ge=0,
@@ -179,6 +183,9 @@ class GateSettings(Section):
     )
     max_gap: float = Field(
         default=0.1, gt=0, le=10, description="Most mean |log-prob difference| a token to the trainer, in nats."
+    )
+    gap_factor: float = Field(
+        default=3, ge=1, le=1000, description="Most times that this may be what it was under the previous policy."
     )
     sampled: int = Field(default=2, ge=0, le=64, description="Probe prompts that are also sampled from.")
     sampled_tokens: int = Field(default=16, ge=1, le=1024, description="Tokens of those candidates.")

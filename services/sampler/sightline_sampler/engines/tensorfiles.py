@@ -123,11 +123,11 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
             reason="ADAPTER_UNSUPPORTED",
         )
     found = tensors_in(directory, "adapter_model.safetensors")
-    weights = {_bare(name): tensor.shape for name, tensor in tensors_in(base).items()}
+    weights = {bare_name(name): tensor.shape for name, tensor in tensors_in(base).items()}
     modules: dict[str, dict[str, Tensor]] = {}
     for name, tensor in found.items():
         module, _, part = name.partition(".lora_")
-        modules.setdefault(_bare(module), {})[part.split(".")[0]] = tensor
+        modules.setdefault(bare_name(module), {})[part.split(".")[0]] = tensor
     if unknown := sorted(module for module in modules if f"{module}.weight" not in weights):
         raise _mismatch("the base model has no place for", unknown)
     if lame := sorted(module for module, parts in modules.items() if parts.keys() != {"A", "B"}):
@@ -152,7 +152,8 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
     return StagedWeights(tensors=len(found), modules=len(changed))
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
+    """A tensor's or module's name without what stands before it in one release or another."""
     stripped = name
     while stripped.startswith(_WRAPPERS):
         stripped = stripped.partition(".")[2]

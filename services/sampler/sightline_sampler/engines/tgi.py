@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import re
+import shutil
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -35,11 +36,12 @@ from sightline_sampler.engines.base import (
     ScoreWork,
     StagedWeights,
 )
+from sightline_sampler.engines.merge import merge
 from sightline_sampler.engines.remote import RemoteEngine, copies, left_of, too_long
 from sightline_sampler.engines.restart import restart
 from sightline_sampler.engines.stops import cut
-from sightline_sampler.engines.tensorfiles import check_checkpoint
-from sightline_sampler.manifest import PolicyManifest
+from sightline_sampler.engines.tensorfiles import check_adapter, check_checkpoint
+from sightline_sampler.manifest import PolicyManifest, manifest_digest, policy_dirname
 from sightline_sampler.settings import EngineSettings, LimitSettings
 from sightline_sampler.types import Candidate, Capabilities, FinishReason, Summary, TokenScores
 
@@ -57,6 +59,7 @@ class TgiEngine(RemoteEngine):
         super().__init__(settings, settings.tgi, limits)
         self._tgi = settings.tgi
         self._models = {0: settings.tgi.model_id or settings.model}
+        self._merged: dict[int, Path] = {}
         self._info: dict[str, Any] = {}
         self._scores: bool | None = None
 
@@ -198,19 +201,26 @@ class TgiEngine(RemoteEngine):
         return TokenScores(logprobs, version)
 
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Compares a merged or full checkpoint with the base model; TGI loads it when it is activated.
+        """Compares a checkpoint with the base model, or merges an adapter into one; TGI loads it when it is activated.
 
         Raises:
-            PreconditionFailed: it is an adapter, or does not fit.
+            PreconditionFailed: it does not fit, or it is an adapter and there is no place to merge it.
         """
-        if manifest.kind == "lora":
+        if manifest.kind != "lora":
+            staged = await asyncio.to_thread(check_checkpoint, directory, self._model)
+            self._models[manifest.version] = self.seen_at(directory)
+            return staged
+        if self._tgi.merge_into is None:
             raise PreconditionFailed(
                 "TGI answers as the base model where a vision-language model gets a LoRA adapter (and says 200): "
-                "publish the policy merged",
+                "publish the policy merged, or set engine.tgi.merge_into",
                 reason="POLICY_KIND_UNSUPPORTED",
             )
-        staged = await asyncio.to_thread(check_checkpoint, directory, self._model)
-        self._models[manifest.version] = self.seen_at(directory)
+        staged = await asyncio.to_thread(check_adapter, directory, self._model, most_rank=1 << 20, tower=True)
+        digest = await asyncio.to_thread(manifest_digest, directory)
+        merged = self._tgi.merge_into / f"{policy_dirname(manifest.version)}-{digest[:12]}"
+        await asyncio.to_thread(merge, directory, self._model, merged)
+        self._models[manifest.version], self._merged[manifest.version] = self.seen_at(merged), merged
         return staged
 
     async def activate(self, version: int) -> None:
@@ -227,8 +237,10 @@ class TgiEngine(RemoteEngine):
         await self.until(lambda: self.resident(version), f"TGI did not come up with {model}")
 
     async def retire(self, version: int) -> None:
-        """Forgets where it lies."""
+        """Forgets where it lies, and deletes what was merged here."""
         self._models.pop(version, None)
+        if (merged := self._merged.pop(version, None)) is not None:
+            await asyncio.to_thread(shutil.rmtree, merged, ignore_errors=True)
 
     async def _inputs(self, prompt: str, image: EncodedImage | None) -> tuple[str, str]:
         """The rendered prompt, and the same as TGI takes it: the image as markdown, a leading begin token left away.

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from harness import Row, Sample, ratio, write
+from scorer_infinity import Infinity, as_transformers, installed
 from scorer_limit import Limit
 from scorer_service import Service, Turn, bytes_per_pair, serving
 from scorer_work import TEXTS, Requests, model_directory
@@ -152,6 +153,23 @@ def _against_the_limit(
         against = "the text tower alone" if name.startswith("warm") else "in process, one thread"
         rows.append(Row(prefix + name, value, "ratio", "higher", target, against, figures))
     return rows
+
+
+def _against_infinity(
+    prefix: str, service: Service, peer: Infinity, requests: Requests, number: int, rounds: int
+) -> list[Row]:
+    """Ours and infinity with the same weights, in turn on the same cold requests, 32 at a time."""
+    theirs, ours = [], []
+    for turn in range(-1, rounds):
+        fresh = requests.cold(number)
+        samples = peer.turn(fresh, 32), service.turn(fresh, 32).sample()
+        if turn >= 0:
+            theirs.append(samples[0])
+            ours.append(samples[1])
+    value, detail = ratio(theirs, ours)
+    return [
+        Row(f"{prefix}cold_over_infinity", value, "ratio", "higher", 1.0, "infinity-emb's engine in process", detail)
+    ]
 
 
 def _alone(prefix: str, service: Service, limit: Limit, requests: Requests, number: int) -> list[Row]:

@@ -129,9 +129,16 @@ def serving(directory: Path, model: Path, *settings: str) -> Iterator[Service]:
 
     with Processes(directory) as processes:
         processes.start(
-            "scorer", [f"models.default.source=local-dir:{model}", "triton.threads=1", "log.level=error", *settings]
+            "scorer",
+            [
+                f"models.default.source=local-dir:{model}",
+                "triton.threads=1",
+                "triton.start_timeout_seconds=900",
+                "log.level=error",
+                *settings,
+            ],
         )
-        address = processes.wait("scorer").grpc
+        address = processes.wait("scorer", seconds=900).grpc
         yield Service(address, json.loads((directory / "scorer.json").read_text())["pid"])
 
 

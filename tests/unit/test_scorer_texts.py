@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 from scorer_models import SENTENCES
 from sightline_chassis.errors import InternalError, InvalidInput
+from sightline_scorer.bpe import merge
 from sightline_scorer.sentences import fitting, sentences
 from sightline_scorer.settings import LimitSettings
 from sightline_scorer.texts import Plan, check_request, check_texts, key_of, plan_request, plan_texts
@@ -95,6 +96,16 @@ def test_quick_cleaning_is_open_clips(text: str) -> None:
         slow = SimpleTokenizer.__new__(SimpleTokenizer)
         slow.clean_fn = get_clean_fn(kind)
         assert clean(slow, text) == slow.clean_fn(text)
+
+
+@given(st.text(alphabet="abcdefghinorst", min_size=1, max_size=150), st.integers(1, 30))
+@example("a", 400)
+@example("ab", 300)
+@example("hello", 60)
+@settings(max_examples=150, deadline=None)
+def test_long_words_have_open_clips_tokens(word: str, times: int) -> None:
+    letters = (word * times)[:600]
+    assert " ".join(merge(letters, SIMPLE.bpe_ranks)) == (SIMPLE.bpe(letters) if len(letters) > 1 else letters + "</w>")
 
 
 SIMPLE = SimpleTokenizer()

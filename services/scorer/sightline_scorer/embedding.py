@@ -125,7 +125,8 @@ class Embedder:
                     (row,) = model.tokenizer.encode([plan.rows[position]], [0])
                 item = tower.begin(wait, position, plan.keys[position], row.length)
                 if item is not None:
-                    tower.ready(item, row.ids, row.length)
+                    # The length that the tower works on: the whole window where padding is read too.
+                    tower.ready(item, row.ids, row.length if model.card.trim_padding else len(row.ids))
         except BaseException:
             tower.leave(wait)
             raise

@@ -18,7 +18,7 @@ import zlib
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from sightline_chassis.errors import InvalidInput
 
 from sightline_scorer.settings import LimitSettings
@@ -105,6 +105,8 @@ def _damaged(error: BaseException) -> InvalidInput:
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
+        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+            return image  # exif_transpose would copy it
         return ImageOps.exif_transpose(image)
     except Exception:  # broken EXIF says nothing about orientation; the picture itself is whole
         return image

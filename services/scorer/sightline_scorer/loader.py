@@ -86,6 +86,7 @@ class Loader:
         """
         async with self._one_at_a_time:
             served, fresh = dict(models.served), []
+            models.others = [info for info in models.others if info.state != pb.MODEL_STATE_FAILED]
             try:
                 for name, model in settings.models.items():
                     new = await self._changed(models, settings, name, model)

@@ -94,20 +94,18 @@ class Models:
     """
 
     def __init__(self, served: Mapping[str, ServedModel], ensembles: Mapping[str, Ensemble], default: str) -> None:
-        self.served = dict(served)
-        self.ensembles = dict(ensembles)
-        self.default = default
         self.others: list[pb.ModelInfo] = []
         """Versions that are loading, draining or failed."""
-        self._infos = {name: self._ensemble_info(ensemble) for name, ensemble in self.ensembles.items()}
-        for name, model in self.served.items():
-            model.info.is_default = name == default
+        self.change(served, ensembles, default)
 
     def change(self, served: Mapping[str, ServedModel], ensembles: Mapping[str, Ensemble], default: str) -> None:
         """From now on, serve these."""
-        others = self.others
-        self.__init__(served, ensembles, default)  # type: ignore[misc]
-        self.others = others
+        self.served = dict(served)
+        self.ensembles = dict(ensembles)
+        self.default = default
+        self._infos = {name: self._ensemble_info(ensemble) for name, ensemble in self.ensembles.items()}
+        for name, model in self.served.items():
+            model.info.is_default = name == default
 
     @property
     def names(self) -> list[str]:

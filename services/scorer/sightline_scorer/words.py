@@ -5,6 +5,8 @@ That tokenizer spends its time on `ftfy` and on a regular expression over the wh
 - For printable ASCII without "&", ftfy and html.unescape change nothing.
 - After cleaning, no token reaches over white space, so what stands between spaces can be looked up whole.
 
+Long words are merged by a quicker way too (bpe.py).
+
 The tests compare both on arbitrary text.
 """
 
@@ -14,6 +16,8 @@ import re
 from typing import Any
 
 from open_clip import tokenizer as open_clip_tokenizer
+
+from sightline_scorer.bpe import merge
 
 _PLAIN = re.compile(r"[ -%'-~\n]*")  # printable ASCII and line ends, without &
 _LOWER, _WHITESPACE = (open_clip_tokenizer.get_clean_fn(name) for name in ("lower", "whitespace"))
@@ -52,7 +56,12 @@ class WordTokenizer:
         ids: list[int] = []
         for piece in tokenizer.pat.findall(word):
             letters = "".join(tokenizer.byte_encoder[byte] for byte in piece.encode())
-            ids.extend(tokenizer.encoder[token] for token in tokenizer.bpe(letters).split(" "))
+            tokens = (
+                merge(letters, tokenizer.bpe_ranks)
+                if len(letters) > _LONGEST_WORD
+                else tokenizer.bpe(letters).split(" ")
+            )
+            ids.extend(tokenizer.encoder[token] for token in tokens)
         if len(word) <= _LONGEST_WORD:
             if len(self._words) >= _MOST_WORDS:
                 self._words.clear()

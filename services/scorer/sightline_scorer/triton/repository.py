@@ -49,9 +49,14 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
     architecture = open_clip_name(settings.source)
     weights = find_weights(architecture, settings.pretrained)
     local_dir = architecture.startswith(LOCAL_DIR)
-    model = open_clip.create_model(
-        architecture, pretrained=None if local_dir else _pretrained(architecture, settings), require_pretrained=True
-    )
+    try:
+        model = open_clip.create_model(
+            architecture, pretrained=None if local_dir else _pretrained(architecture, settings), require_pretrained=True
+        )
+    except (OSError, ValueError, RuntimeError):
+        raise
+    except Exception as error:  # the formats of weights have errors of their own for a damaged file
+        raise ValueError(f"{weights} cannot be loaded: {error}") from error
     preprocess = dict(model.visual.preprocess_cfg)
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size

@@ -82,10 +82,12 @@ def towers(model: str, plan: Plan, work: Path, device: str) -> list[Row]:
         service.turn(requests.cold(16), 8)
         rows = _concurrency(model, service, limit, requests, plan)
         if main or device == "cuda":
-            rows += _against_the_limit(
-                model if not main else "", service, limit, requests, plan.requests, rounds, clock
-            )
-            rows += _alone(model if not main else "", service, limit, requests, plan.singles)
+            prefix = "" if main else f"{_key(model)}_"
+            rows += _against_the_limit(prefix, service, limit, requests, plan.requests, rounds, clock)
+            if installed():
+                peer = Infinity(as_transformers(directory, work / f"transformers-{model}"))
+                rows += _against_infinity(prefix, service, peer, requests, plan.requests, rounds)
+            rows += _alone(prefix, service, limit, requests, plan.singles)
         peak = service.peak_mib()
     rows.append(Row(f"{_key(model)}_peak_memory", peak, "MiB", "lower", against="service and Triton together"))
     return rows

@@ -63,8 +63,7 @@ def find(objects: list[Object], kind: str, name: str) -> Object:
     Raises:
         AssertionError: there is none, or more than one.
     """
-    named = [item for item in objects if item["kind"] == kind and item["metadata"]["name"].endswith(name)]
-    found = [item for item in named if "-dashboard-" not in item["metadata"]["name"]]
+    found = [item for item in objects if item["kind"] == kind and item["metadata"]["name"].endswith(name)]
     assert len(found) == 1, (kind, name, [item["metadata"]["name"] for item in objects if item["kind"] == kind])
     return found[0]
 

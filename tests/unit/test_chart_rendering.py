@@ -37,7 +37,7 @@ def _without_plain_files(item: dict[str, Any]) -> dict[str, Any]:
     """The object with names of rules and dashboards only: they come as they are from files with tests of their own."""
     if item["kind"] == "PrometheusRule":
         return item | {"spec": {"groups": [group["name"] for group in item["spec"]["groups"]]}}
-    if "-dashboard-" in item["metadata"]["name"]:
+    if item["metadata"]["name"].endswith("-dashboard"):
         return item | {"data": sorted(item["data"])}
     return item
 

@@ -21,8 +21,8 @@ from running import WEIGHTS
 from sampler_models import Running, make_adapter, make_full, png, running
 from sightline_chassis import InvalidInput, Overloaded, PreconditionFailed, Unavailable
 from sightline_sampler import SamplerClient, at_least, exact
+from sightline_sampler.engine_settings import KubernetesSettings
 from sightline_sampler.engines.restart import roll_out
-from sightline_sampler.settings import KubernetesSettings
 from tgi_server import PAYLOAD_LIMIT, TgiServer
 
 BASE = WEIGHTS / "llava"

@@ -11,14 +11,13 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from sightline_chassis.errors import AlreadyExists, InvalidInput, PreconditionFailed, SightlineError
+from sightline_chassis.errors import InvalidInput, PreconditionFailed, SightlineError
 
 from sightline_sampler import metrics
 from sightline_sampler.download import scheme_of, upload_arrival
 from sightline_sampler.engines.base import Engine
-from sightline_sampler.manifest import PolicyManifest, write_arrival
+from sightline_sampler.manifest import write_arrival
 from sightline_sampler.proving import Examiner, Question
 from sightline_sampler.settings import PolicySettings
 from sightline_sampler.shelf import Entry, PolicyLease, Shelf
@@ -26,6 +25,7 @@ from sightline_sampler.staging import discard, policy_directory, verified
 from sightline_sampler.state import State, StateFile
 from sightline_sampler.traffic import Traffic
 from sightline_sampler.types import Arrival, PauseMode, PolicyInfo, PolicySelector
+from sightline_sampler.versions import Versions
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class PolicyBook:
         self._state = StateFile(settings.state_dir) if settings.state_dir is not None else None
         self._shelf = Shelf(engine.resident)
         self._examiner = Examiner(engine, settings.gate)
-        self._digests: dict[int, str] = {}  # of every version ever staged here
+        self._versions = Versions()
         self._changes = asyncio.Lock()  # one stage, activate or retire at a time
         self._frozen = False
 
@@ -58,7 +58,7 @@ class PolicyBook:
         remembered = self._state.read(base_digest) if self._state is not None else None
         if remembered is None:
             return
-        self._digests |= remembered.digests
+        self._versions.digests |= remembered.digests
         if remembered.active:
             logger.info("taking up policy %d again", remembered.active)
             await self._stage(remembered.uri, remembered.active, ())
@@ -176,14 +176,14 @@ class PolicyBook:
         metrics.PAUSED.set(0)
 
     async def _stage(self, uri: str, version: int, questions: Sequence[Question]) -> PolicyInfo:
-        self._refuse_known(version)
+        self._versions.refuse_known(version, self._shelf)
         directory = await asyncio.to_thread(policy_directory, uri, version, self._settings)
         try:
             manifest, digest = await asyncio.to_thread(verified, directory)
         except SightlineError:
             await asyncio.to_thread(discard, directory, self._settings)
             raise
-        self._refuse_foreign(version, manifest, digest, directory)
+        self._versions.refuse_foreign(version, manifest, digest, directory, self._shelf.base.base_digest)
         await self._make_room(version)
         staged = await self._engine.stage(directory, manifest)
         info = PolicyInfo(
@@ -201,7 +201,7 @@ class PolicyBook:
         )
         entry = Entry(info, directory, questions)
         self._shelf.add(entry)
-        self._digests[version] = digest
+        self._versions.digests[version] = digest
         await self._remember()
         logger.info(
             "policy staged",
@@ -324,40 +324,6 @@ class PolicyBook:
                 reason="PAUSED",
             )
 
-    def _refuse_known(self, version: int) -> None:
-        if version in self._shelf:
-            info = self._shelf.entry(version).info
-            raise AlreadyExists(
-                f"policy {version} is {info.state} here, from {info.uri}",
-                reason="POLICY_EXISTS",
-                metadata={"version": str(version), "state": info.state, "digest": info.digest},
-            )
-        highest = max({0, *self._shelf.versions(), *self._digests})
-        if version < highest and version not in self._digests:
-            raise PreconditionFailed(
-                f"version {version} is not new: versions only grow, and {highest} was staged before",
-                reason="VERSION_NOT_NEW",
-                metadata={"highest": str(highest)},
-            )
-
-    def _refuse_foreign(self, version: int, manifest: PolicyManifest, digest: str, directory: Path) -> None:
-        base_digest = self._shelf.base.base_digest
-        if manifest.version != version:
-            raise PreconditionFailed(
-                f"{directory} holds version {manifest.version}, not {version}", reason="VERSION_MISMATCH"
-            )
-        if manifest.base_digest != base_digest:
-            raise PreconditionFailed(
-                f"{directory} belongs to the base model {manifest.base_digest}, and this is {base_digest}",
-                reason="WRONG_BASE_MODEL",
-                metadata={"base_digest": base_digest},
-            )
-        if self._digests.get(version, digest) != digest:
-            raise PreconditionFailed(
-                f"version {version} stood for other weights before, and numbers are never used again",
-                reason="VERSION_REUSED",
-            )
-
     async def _make_room(self, version: int) -> None:
         while len(self._shelf.versions()) > self._settings.max_loaded:
             idle = self._shelf.idle()
@@ -381,5 +347,5 @@ class PolicyBook:
         if self._state is None:
             return
         uri = self._shelf.entry(None).info.uri if self.active else ""
-        state = State(self.active, uri, dict(self._digests))
+        state = State(self.active, uri, dict(self._versions.digests))
         await asyncio.to_thread(self._state.write, self._shelf.base.base_digest, state)

@@ -12,7 +12,7 @@ import httpx
 from sightline_chassis import metrics
 from sightline_chassis.errors import InvalidInput, PreconditionFailed
 
-from sightline_sampler.settings import HttpEngineSettings
+from sightline_sampler.engine_settings import HttpEngineSettings
 
 Kind = Literal["busy", "away", "broken"]
 

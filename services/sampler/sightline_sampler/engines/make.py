@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from sightline_sampler.engine_settings import EngineSettings
 from sightline_sampler.engines.base import Engine
-from sightline_sampler.settings import EngineSettings, LimitSettings
+from sightline_sampler.settings import LimitSettings
 
 
 def make_engine(settings: EngineSettings, limits: LimitSettings, *, on_step: Callable[[int], None]) -> Engine:

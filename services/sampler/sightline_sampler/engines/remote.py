@@ -29,6 +29,7 @@ from sightline_chassis.errors import (
 )
 
 from sightline_sampler import metrics
+from sightline_sampler.engine_settings import EngineSettings, HttpEngineSettings
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.backend import Backend, Failure
 from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork, SamplingParams
@@ -36,7 +37,7 @@ from sightline_sampler.engines.chattext import ChatText
 from sightline_sampler.engines.slots import Slots
 from sightline_sampler.images import media_type, upright
 from sightline_sampler.manifest import model_digest
-from sightline_sampler.settings import EngineSettings, HttpEngineSettings, LimitSettings
+from sightline_sampler.settings import LimitSettings
 from sightline_sampler.types import Candidate, Summary
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 from sightline_chassis.errors import PreconditionFailed
 
-from sightline_sampler.settings import KubernetesSettings, TgiSettings
+from sightline_sampler.engine_settings import KubernetesSettings, TgiSettings
 
 logger = logging.getLogger(__name__)
 

@@ -27,6 +27,7 @@ import httpx
 import numpy as np
 from sightline_chassis.errors import InternalError, InvalidInput, PreconditionFailed, Unsupported
 
+from sightline_sampler.engine_settings import EngineSettings
 from sightline_sampler.engines.backend import Failure, reason_of, refused
 from sightline_sampler.engines.base import (
     UNSCORABLE,
@@ -42,7 +43,7 @@ from sightline_sampler.engines.restart import restart
 from sightline_sampler.engines.stops import cut
 from sightline_sampler.engines.tensorfiles import check_adapter, check_checkpoint
 from sightline_sampler.manifest import PolicyManifest, manifest_digest, policy_dirname
-from sightline_sampler.settings import EngineSettings, LimitSettings
+from sightline_sampler.settings import LimitSettings
 from sightline_sampler.types import Candidate, Capabilities, FinishReason, Summary, TokenScores
 
 _FINISH: dict[str, FinishReason] = {"eos_token": "eos", "stop_sequence": "stop", "length": "length"}

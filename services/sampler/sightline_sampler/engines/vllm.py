@@ -26,6 +26,7 @@ from typing import Any, ClassVar
 from sightline_chassis.errors import InternalError, InvalidInput
 
 from sightline_sampler import metrics
+from sightline_sampler.engine_settings import EngineSettings
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.backend import Failure, reason_of, refused
 from sightline_sampler.engines.base import SampleWork, SamplingParams, ScoreWork, StagedWeights
@@ -34,7 +35,7 @@ from sightline_sampler.engines.remote import RemoteEngine, copies, left_of, too_
 from sightline_sampler.engines.vllm_scores import VllmScorer
 from sightline_sampler.engines.vllm_weights import VllmWeights
 from sightline_sampler.manifest import PolicyManifest
-from sightline_sampler.settings import EngineSettings, LimitSettings
+from sightline_sampler.settings import LimitSettings
 from sightline_sampler.types import Candidate, Capabilities, Summary, TokenScores
 
 _OPTIONS = frozenset({"top_k", "min_p", "repetition_penalty", "stop"})

@@ -12,11 +12,11 @@ from typing import Any
 import httpx
 from sightline_chassis.errors import PreconditionFailed
 
+from sightline_sampler.engine_settings import VllmSettings
 from sightline_sampler.engines.backend import Backend, Failure, reason_of
 from sightline_sampler.engines.base import StagedWeights
 from sightline_sampler.engines.tensorfiles import check_adapter, check_checkpoint
 from sightline_sampler.manifest import PolicyManifest, manifest_digest
-from sightline_sampler.settings import VllmSettings
 
 _BASE = "v0"
 

@@ -67,7 +67,7 @@ def main() -> None:
         if "memory" in parts:
             rows += memory(given.requests or plan.memory_requests, work)
     whole = not given.quick and not given.model and len(parts) == 3
-    write("scorer" if whole else "scorer-part", rows)
+    write("scorer" if whole else f"scorer-{'-'.join(parts)}{'-quick' if given.quick else ''}", rows)
 
 
 def towers(model: str, plan: Plan, work: Path, device: str) -> list[Row]:

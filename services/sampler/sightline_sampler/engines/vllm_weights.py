@@ -42,7 +42,8 @@ class VllmWeights:
         self._backend, self._settings, self._base, self._seen_at = backend, settings, base, seen_at
         self._policies: dict[int, _Policy] = {}
         self._served: set[str] = set()  # adapters that the server listed last
-        self._slot = 0  # whose base weights are in
+        self._slot = 0  # whose base weights are in; -1 where that is not known
+        self._wanted = 0  # whose should be
         self._label: str | None = None  # of the weights, where the server tells
         self._changes = asyncio.Lock()
         self.base_name = settings.served_model
@@ -64,10 +65,16 @@ class VllmWeights:
         policy = self._policies.get(version)
         return policy is not None and self._slot == (0 if policy.adapter else version)
 
-    def sampled_by(self, version: int, spans: Sequence[dict[str, Any]] | None) -> bool:
-        """Whether all of a candidate's tokens come from the base weights that are in. No spans, no objection."""
+    def sampled_by(self, spans: Sequence[dict[str, Any]] | None) -> bool:
+        """Whether all of a candidate's tokens come from the base weights that are in.
+
+        Where these are a policy's, the server must say so: one that was restarted has the base model's again, and says
+        nothing. Else no spans, no objection.
+        """
         labels = {str(span["version"]) for span in spans or ()}
-        return not labels or labels == {self._label} or (self._label is None and len(labels) == 1)
+        if not labels:
+            return self._slot == 0
+        return labels == {self._label} or (self._label is None and len(labels) == 1)
 
     async def forget_served(self) -> None:
         """The server does not know a name that it listed: the next look loads it again."""
@@ -140,6 +147,7 @@ class VllmWeights:
         policy = self._policies.get(version)
         slot = version if policy is not None and not policy.adapter else 0
         async with self._changes:
+            self._wanted = slot
             if slot != self._slot:
                 await self._replace(slot)
 
@@ -205,12 +213,12 @@ class VllmWeights:
         if not self._settings.dev_mode:
             return None
         label = await self._weight_label()
-        if self._slot == 0 and (self._label is None or label == self._label):
+        if self._slot >= 0 and label != self._label and self._label is not None:
+            self._slot = 0  # it was restarted, and has the base model's weights again
+        if self._slot == 0:
             self._label = label
-        elif label != self._label:  # it was restarted, and has the base model's weights again
-            slot, self._slot, self._label = self._slot, 0, label
-            if slot > 0:
-                await self._replace(slot)
+        if self._slot != self._wanted:
+            await self._replace(self._wanted)
         return None
 
     async def _load(self, policy: _Policy) -> None:

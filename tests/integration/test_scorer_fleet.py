@@ -1,0 +1,177 @@
+"""Overload, and what the SDK makes of replicas and backends that die under load."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import grpc
+import pytest
+from scorer_models import encoded, picture
+from scorer_running import CLIP, QUICK, children, shared
+from sightline_chassis.errors import Overloaded, from_rpc_error
+from sightline_cli.processes import Processes
+from sightline_scorer import NEVER, Outcome, Pair, ScorerClient, ScoreResult
+from sightline_scorer.v1 import scorer_pb2 as pb
+
+PICTURES = [encoded(picture(60, 60, seed)) for seed in range(8)]
+TEXTS = ["a red circle", "a blue square", "a green triangle", "a yellow star"]
+
+
+def pairs(number: int) -> list[Pair]:
+    """So many, all different."""
+    return [(PICTURES[n % 8] + bytes([n % 256, n // 256]), [TEXTS[n % 4]]) for n in range(number)]
+
+
+def test_ten_times_too_much_is_refused_with_a_time_to_come_back() -> None:
+    """All that fits is scored, all else is refused at once, and none is lost or answered with anything else."""
+    scorer = shared()[0]
+    admission = scorer.settings.admission
+    fits = admission.max_concurrent + admission.max_queue
+    number = max(10 * admission.max_concurrent, 2 * fits)
+    requests = [pb.ScoreRequest(image=pb.Image(content=image), texts=texts) for image, texts, *_ in pairs(number)]
+    calls = [scorer.stub.Score.future(request, timeout=120) for request in requests]
+    told: Counter[str] = Counter()
+    for call in calls:
+        error = call.exception()
+        if error is None:
+            told["scored"] += 1
+            continue
+        refusal = from_rpc_error(error)
+        assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED, refusal
+        assert isinstance(refusal, Overloaded)
+        assert refusal.retry_after is not None
+        assert refusal.retry_after > 0
+        told["refused"] += 1
+    assert told["refused"] > 0
+    assert told["scored"] >= fits
+    assert told.total() == number
+
+
+def test_the_sdk_gets_everything_through_an_overload() -> None:
+    scorer = shared()[0]
+    admission = scorer.settings.admission
+    number = 2 * (admission.max_concurrent + admission.max_queue)
+    with ScorerClient(scorer.at.grpc) as client:
+        outcomes = list(client.score_many(pairs(number), max_in_flight=number, timeout=240))
+    assert Counter(type(outcome).__name__ for outcome in outcomes) == {"ScoreResult": number}
+
+
+@contextmanager
+def scripted_process() -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A scorer that answers at once, as a process to be killed."""
+    program = "import scorer_scripted, time\nwith scorer_scripted.scripted() as (_, at):\n print(at, flush=True)\n"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", program + " time.sleep(600)"], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip(), process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_no_request_is_lost_with_a_replica_that_is_killed_and_comes_back_as_another() -> None:
+    """Three replicas by name of their addresses; two are killed with -9 one after the other, under load."""
+    with ExitStack() as stack:
+        replicas = [stack.enter_context(scripted_process()) for _ in range(3)]
+        target = "ipv4:" + ",".join(at for at, _ in replicas)
+        client = stack.enter_context(ScorerClient(target))
+        outcomes: list[Outcome] = []
+        many: list[Pair] = [(PICTURES[n % 8], [f"ok {n}"]) for n in range(600)]
+        for outcome in client.score_many(many, max_in_flight=32, timeout=120):
+            outcomes.append(outcome)
+            if len(outcomes) in (100, 300):
+                replicas.pop()[1].kill()
+    assert [outcome.value[0] for outcome in outcomes if isinstance(outcome, ScoreResult)] == list(range(600))
+
+
+class Replica:
+    """A real scorer with its Triton, as a process."""
+
+    def __init__(self, directory: Path, stack: ExitStack) -> None:
+        processes = stack.enter_context(Processes(directory))
+        processes.start("scorer", [*QUICK, f"models.clip.source=local-dir:{CLIP}", "triton.stop_grace_seconds=0"])
+        self.at = processes.wait("scorer").grpc
+        self.pid: int = json.loads((directory / "scorer.json").read_text())["pid"]
+
+    def triton(self) -> int:
+        """The process id of its Triton."""
+        for pid in children(self.pid):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if command[0].endswith(b"bin/tritonserver"):
+                return pid
+        raise AssertionError("no Triton")
+
+
+@pytest.fixture(scope="module")
+def replicas(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Replica]]:
+    with ExitStack() as stack:
+        yield [Replica(tmp_path_factory.mktemp(f"replica{n}"), stack) for n in range(2)]
+
+
+def scored(outcomes: list[Outcome], number: int) -> list[float]:
+    assert Counter(type(outcome).__name__ for outcome in outcomes) == {"ScoreResult": number}
+    return [round(float(outcome.cosine[0]), 4) for outcome in outcomes if isinstance(outcome, ScoreResult)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_request_is_lost_when_triton_is_killed_under_load(replicas: list[Replica]) -> None:
+    many = pairs(400)
+    outcomes: list[Outcome] = []
+    with ScorerClient(replicas[0].at) as client:
+        for outcome in client.score_many(many, max_in_flight=16, timeout=300):
+            outcomes.append(outcome)
+            if len(outcomes) == 50:
+                os.kill(replicas[0].triton(), signal.SIGKILL)
+    with ScorerClient(replicas[1].at) as other:
+        expected = list(other.score_many(many, timeout=300))
+    assert scored(outcomes, 400) == pytest.approx(scored(expected, 400), abs=2e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_without_retries_the_failures_of_a_killed_triton_say_to_come_back(replicas: list[Replica]) -> None:
+    with ScorerClient(replicas[0].at) as patient:
+        patient.score(PICTURES[0], TEXTS, timeout=300)
+    stop = time.monotonic() + 60
+    with ScorerClient(replicas[0].at, retry=NEVER) as client:
+        killer = threading.Timer(0.2, lambda: os.kill(replicas[0].triton(), signal.SIGKILL))
+        killer.start()
+        errors = []
+        while not errors and time.monotonic() < stop:
+            outcomes = client.score_many(pairs(100), max_in_flight=16)
+            errors = [outcome for outcome in outcomes if not isinstance(outcome, ScoreResult)]
+        killer.join()
+    assert errors
+    assert {error.code for error in errors} == {grpc.StatusCode.UNAVAILABLE}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_no_request_is_lost_when_one_of_two_scorers_is_killed_under_load(replicas: list[Replica]) -> None:
+    """kill -9 of a whole scorer behind round_robin: its Triton goes with it, the other one takes over."""
+    for replica in replicas:
+        with ScorerClient(replica.at) as client:
+            client.score(PICTURES[0], TEXTS, timeout=300)
+    many = pairs(400)
+    outcomes: list[Outcome] = []
+    target = f"ipv4:{replicas[0].at},{replicas[1].at}"
+    with ScorerClient(target) as client:
+        for outcome in client.score_many(many, max_in_flight=16, timeout=300):
+            outcomes.append(outcome)
+            if len(outcomes) == 50:
+                os.kill(replicas[1].pid, signal.SIGKILL)
+    with ScorerClient(replicas[0].at) as survivor:
+        expected = list(survivor.score_many(many, timeout=300))
+    assert scored(outcomes, 400) == pytest.approx(scored(expected, 400), abs=2e-4)

@@ -155,6 +155,7 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
         "CLIPScore",
         "pairs",
         "CPU s",
+        "wall s",
     )
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
 
@@ -168,12 +169,13 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
         if number == 0:
             cells = [cell(figures[f"{metric}_base"], form) for metric, form in forms.items()]
             base = cell(figures["chair_s_base"], ".3f")
-            lines.append("| " + " | ".join(["base model", "", base, "", *cells, "", ""]) + " |")
+            lines.append("| " + " | ".join(["base model", "", base, "", *cells, "", "", ""]) + " |")
         cells = [cell(figures[f"{metric}_final"], form) for metric, form in forms.items()]
         pairs = f"{np.mean([sum(one) for one in told['pairs_by_iteration']]):.0f}"
         seeds = ", ".join(map(str, told["seeds"]))
         row = [name, seeds, cell(figures["chair_s_final"], ".3f"), cell(figures["cut"], ".0%"), *cells, pairs]
-        lines.append("| " + " | ".join([*row, f"{told['cpu_seconds']:.0f}"]) + " |")
+        spent = [f"{told[clock]:.0f}" for clock in ("cpu_seconds", "wall_seconds")]
+        lines.append("| " + " | ".join([*row, *spent]) + " |")
     return "\n".join(lines)
 
 

@@ -112,6 +112,14 @@ def test_scores_of_the_playgrounds_clip_are_open_clips(scorer: Process) -> None:
         np.testing.assert_allclose([score.cosine for score in outcome.scores], expected, atol=1e-4)
 
 
+def test_a_hangup_reloads_the_models_and_does_not_end_the_service(scorer: Process) -> None:
+    os.kill(scorer.popen.pid, signal.SIGHUP)
+    for _ in range(5):
+        assert scorer.works()
+    (model,) = scorer.stub.ListModels(pb.ListModelsRequest(), timeout=5).models
+    assert (model.version, model.state) == (1, pb.MODEL_STATE_READY)
+
+
 def test_a_full_queue_is_overload_and_says_when_to_try_again(scorer: Process) -> None:
     def request(number: int) -> pb.ScoreRequest:
         texts = [f"a red circle {number} {part}" for part in range(4)]

@@ -1,5 +1,6 @@
 """Models that change while the service serves, calibrations, and ensembles."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scorer(folder: Path) -> Iterator[RunningScorer]:
-    scorer = RunningScorer(f"models.a.source={folder / 'tiny'}", *ALWAYS)
+    scorer = RunningScorer(f"models.a.source={folder / 'tiny'}", f"fetch.directories=[{folder}]", *ALWAYS)
     yield scorer
     scorer.stop()
 
@@ -52,6 +53,18 @@ def refused(call: Any) -> SightlineError:
 
 def cosines(response: pb.ScoreResponse) -> list[float]:
     return [score.cosine for score in response.scores]
+
+
+def test_an_image_by_uri(scorer: RunningScorer, folder: Path) -> None:
+    (folder / "picture.png").write_bytes(IMAGE)
+    image = pb.Image(uri=f"file://{folder}/picture.png")
+    by_uri = scorer.stub.Score(pb.ScoreRequest(image=image, texts=SENTENCES), timeout=20)
+    assert by_uri.image_sha256 == hashlib.sha256(IMAGE).digest()
+    assert cosines(by_uri) == cosines(scorer.score(IMAGE, SENTENCES))
+    outside = pb.ScoreRequest(image=pb.Image(uri="file:///etc/hostname"), texts=["a"])
+    error = refused(lambda: scorer.stub.Score(outside, timeout=20))
+    assert (error.code, error.reason) == (grpc.StatusCode.PERMISSION_DENIED, "IMAGE_URI_FILE_REFUSED")
+    assert list(scorer.stub.ListModels(pb.ListModelsRequest()).limits.uri_schemes) == ["file"]
 
 
 def test_nothing_changed_is_no_new_version(scorer: RunningScorer, folder: Path) -> None:

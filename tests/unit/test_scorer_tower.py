@@ -301,8 +301,9 @@ def test_a_tower_that_is_closed_lets_nobody_wait() -> None:
         await settled()
         await to.close()
         for wait in waits:
-            with pytest.raises(InternalError):
+            with pytest.raises(Unavailable, match="let go") as caught:
                 await wait.done(1)
+            assert caught.value.retry_after
 
     run(test)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError
+from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
 
 from sightline_scorer import metrics
 from sightline_scorer.cache import EmbeddingTable
@@ -245,7 +245,8 @@ class Tower:
     async def close(self) -> None:
         """Cancel what Triton has; those who wait get an error."""
         for item in list(self._items.values()):
-            self.fail(item, InternalError("the model was let go", reason="MODEL_GONE"))
+            error = Unavailable("this version of the model was let go; try again", reason="MODEL_GONE", retry_after=1)
+            self.fail(item, error)
         self._queue.clear()
         tasks = [batch.task for batch in self._running if batch.task is not None]
         for task in tasks:

@@ -13,8 +13,9 @@ from running import WEIGHTS
 from safetensors.torch import load_file, save_file
 from sightline_chassis.errors import InternalError, PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.making import make_trainer
 from sightline_trainer.dpo.reference import add_reference
-from sightline_trainer.dpo.update import make_trainer, update
+from sightline_trainer.dpo.update import update
 from sightline_trainer.pairs.build import FEATURES
 from sightline_trainer.recipe import Recipe
 from torch.nn.functional import logsigmoid

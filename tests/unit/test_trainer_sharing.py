@@ -1,4 +1,4 @@
-"""The shared prefix against TRL's own rows, per model family and loss: loss and gradients within 1e-4 relative, fp32."""
+"""The shared prefix against TRL's own rows, by family and loss: loss and gradients within 1e-4 relative, fp32."""
 
 import logging
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from dpo_models import FAMILIES, dpo_recipe, make_family, random_pairs, shake
 from sightline_chassis.errors import PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.losses import TRL
+from sightline_trainer.dpo.making import make_trainer
 from sightline_trainer.dpo.reference import add_reference, self_check
-from sightline_trainer.dpo.update import make_trainer
 from transformers import AutoModelForImageTextToText
 
 # Two prompts; ragged lengths; a response that stands in three pairs, one of a single token would be number -1.

@@ -56,9 +56,8 @@ triton:
 {{- $engine := .values.engine -}}
 engine:
   kind: {{ $engine.kind }}
-  {{- if eq $engine.kind "transformers" }}
   model: {{ include "sightline.modelPath" (dict "root" .root "model" $engine.model) | quote }}
-  {{- else }}
+  {{- if ne $engine.kind "transformers" }}
   {{ $engine.kind }}:
     url: {{ include "sightline.engineUrl" . | quote }}
   {{- end }}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -44,20 +43,21 @@ class EmbedRequests:
         kind, written = _FORMATS[request.format]
         with self._models.find_model(request.model).used() as model:
             response = pb.EmbedResponse(model=model.info, format=written)
-            images = [await self._begin_image(model, image, deadline) for image in request.images]
-            texts = await self._begin_texts(model, list(request.texts), request.long_text == pb.LONG_TEXT_REJECT)
+            images: list[tuple[bytes, Wait] | SightlineError] = []
+            texts: list[tuple[Plan, Wait] | SightlineError] = []
             try:
-                for outcome in images:
-                    response.images.append(await _image_outcome(outcome, kind, deadline))
-                for text in texts:
-                    response.texts.append(await _text_outcome(text, kind, deadline))
+                for image in request.images:
+                    images.append(await self._begin_image(model, image, deadline))
+                reject = request.long_text == pb.LONG_TEXT_REJECT
+                for index, text in enumerate(request.texts):
+                    texts.append(self._begin_text(model, index, text, reject=reject))
+                response.images.extend([await _image_outcome(begun, kind, deadline) for begun in images])
+                response.texts.extend([await _text_outcome(begun, kind, deadline) for begun in texts])
             finally:
-                for outcome in images:
-                    if not isinstance(outcome, SightlineError):
-                        model.image.leave(outcome[1])
-                for text in texts:
-                    if not isinstance(text, SightlineError):
-                        model.text.leave(text[1])
+                for tower, waits in ((model.image, images), (model.text, texts)):
+                    for begun in waits:
+                        if not isinstance(begun, SightlineError):
+                            tower.leave(begun[1])
         return response
 
     def _check(self, request: pb.EmbedRequest) -> None:
@@ -87,18 +87,15 @@ class EmbedRequests:
         except SightlineError as error:
             return error
 
-    async def _begin_texts(
-        self, model: ServedModel, texts: list[str], reject: bool
-    ) -> Sequence[tuple[Plan, Wait] | SightlineError]:
-        begun: list[tuple[Plan, Wait] | SightlineError] = []
-        for index, text in enumerate(texts):
-            try:
-                check_text(index, text, self._limits)
-                plan = plan_texts([text], model.tokenizer, self._limits, model.text.unknown, reject=reject, first=index)
-                begun.append((plan, self._embedder.ask_texts(model, plan)))
-            except SightlineError as error:
-                begun.append(error)
-        return begun
+    def _begin_text(
+        self, model: ServedModel, index: int, text: str, *, reject: bool
+    ) -> tuple[Plan, Wait] | SightlineError:
+        try:
+            check_text(index, text, self._limits)
+            plan = plan_texts([text], model.tokenizer, self._limits, model.text.unknown, reject=reject, first=index)
+            return plan, self._embedder.ask_texts(model, plan)
+        except SightlineError as error:
+            return error
 
 
 async def _image_outcome(

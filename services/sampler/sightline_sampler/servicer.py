@@ -51,8 +51,8 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         metrics.CANDIDATES.observe(len(wanted))
         texts: set[str] = set()
         try:
-            async with self._traffic.passage(), contextlib.aclosing(self._engine.sample(work)) as events:
-                async for event in events:
+            async with self._traffic.passage() as visit, contextlib.aclosing(self._engine.sample(work)) as events:
+                while (event := await visit.wait(anext(events, None))) is not None:
                     if isinstance(event, Summary):
                         yield pb.SampleResponse(summary=_summary(event, time.monotonic() - started))
                     elif (index := wanted.get(event.index)) is not None:
@@ -67,8 +67,8 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         """Teacher-forced log-probabilities."""
         work, lease = self._reader.score(request, context)
         try:
-            async with self._traffic.passage():
-                scores = await self._engine.score(work)
+            async with self._traffic.passage() as visit:
+                scores = await visit.wait(self._engine.score(work))
         finally:
             lease.release()
         return pb.ScoreTokensResponse(logprobs=scores.logprobs.tolist(), policy_version=scores.policy_version)

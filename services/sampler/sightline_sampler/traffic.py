@@ -4,12 +4,50 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
-from typing import Literal
+from collections.abc import AsyncIterator, Awaitable
+from typing import Literal, TypeVar
 
 from sightline_chassis.errors import Unavailable
 
 Holder = Literal["pause", "swap"]
+T = TypeVar("T")
+
+
+class Visit:
+    """A request under way; it can be broken off while it waits for its engine, and nowhere else."""
+
+    def __init__(self, task: asyncio.Task[object]) -> None:
+        self._task = task
+        self._waiting = self._broken = False
+
+    async def wait(self, result: Awaitable[T]) -> T:
+        """The engine's result.
+
+        Raises:
+            Unavailable: a pause broke the request off.
+        """
+        try:
+            if self._broken:
+                if asyncio.iscoroutine(result):
+                    result.close()
+                raise asyncio.CancelledError
+            self._waiting = True
+            return await result
+        except asyncio.CancelledError:
+            if not self._broken or (self._task.cancelling() and self._task.uncancel()):  # the caller went away, too
+                raise
+            raise Unavailable(
+                "broken off by a pause: ask again for what is missing", reason="PAUSED", retry_after=0.5
+            ) from None
+        finally:
+            self._waiting = False
+
+    def break_off(self) -> None:
+        """Ends it with Unavailable, at once where it waits, else when it would."""
+        if not self._broken:
+            self._broken = True
+            if self._waiting:
+                self._task.cancel()
 
 
 class Traffic:
@@ -25,7 +63,7 @@ class Traffic:
         self._open, self._idle = asyncio.Event(), asyncio.Event()
         self._open.set()
         self._idle.set()
-        self._tasks: dict[asyncio.Task[object], bool] = {}  # whether it was broken off
+        self._visits: set[Visit] = set()
 
     @property
     def closed(self) -> bool:
@@ -33,11 +71,11 @@ class Traffic:
         return bool(self._holders)
 
     @contextlib.asynccontextmanager
-    async def passage(self) -> AsyncIterator[None]:
+    async def passage(self) -> AsyncIterator[Visit]:
         """Waits until the door is open, and counts the request as under way inside the block.
 
         Raises:
-            Unavailable: the door stayed closed for too long, or the request was broken off by a pause.
+            Unavailable: the door stayed closed for too long.
         """
         if self._holders:
             try:
@@ -51,26 +89,21 @@ class Traffic:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("outside of a task")
-        self._tasks[task] = False
+        visit = Visit(task)
+        self._visits.add(visit)
         self._idle.clear()
         try:
-            yield
-        except asyncio.CancelledError:
-            if not self._tasks[task] or task.uncancel():  # the caller went away, too
-                raise
-            raise Unavailable(
-                "broken off by a pause: ask again for what is missing", reason="PAUSED", retry_after=0.5
-            ) from None
+            yield visit
         finally:
-            del self._tasks[task]
-            if not self._tasks:
+            self._visits.discard(visit)
+            if not self._visits:
                 self._idle.set()
 
     def close(self, holder: Holder) -> int:
         """Closes the door; the number of requests under way."""
         self._holders.add(holder)
         self._open.clear()
-        return len(self._tasks)
+        return len(self._visits)
 
     def open(self, holder: Holder) -> None:
         """Opens the door, if nobody else holds it."""
@@ -84,7 +117,5 @@ class Traffic:
 
     def abort(self) -> None:
         """Breaks off what is under way."""
-        for task, broken in self._tasks.items():
-            if not broken:
-                self._tasks[task] = True
-                task.cancel()
+        for visit in self._visits:
+            visit.break_off()

@@ -2,7 +2,7 @@
 
     python benchmarks/scorer.py                       # about six minutes on two busy cores
     python benchmarks/scorer.py --quick               # the figures that have a target, with fewer requests
-    python benchmarks/scorer.py --only memory --requests 100000
+    python benchmarks/scorer.py --only memory --requests 100000       # or ratios, concurrency, overload
 
 A request is one JPEG of 640 x 480 and 8 captions of 16 tokens. Ratios are of CPU seconds of the scorer and its Triton
 (the client's are in the detail), the limit's turns in between, one torch thread everywhere.
@@ -26,6 +26,7 @@ from scorer_service import Service, Turn, bytes_per_pair, serving
 from scorer_work import TEXTS, Requests, model_directory
 
 MAIN = "ViT-B-32"
+PARTS = ("concurrency", "ratios", "overload", "memory")
 
 
 @dataclass(frozen=True)
@@ -45,44 +46,47 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer models, turns and requests")
-    parser.add_argument("--only", choices=["towers", "overload", "memory"], action="append", help="leave out the rest")
+    parser.add_argument("--only", choices=PARTS, action="append", help="leave out the rest")
     parser.add_argument("--model", action="append", help="of towers, instead of all: tiny, or a name of open_clip")
     parser.add_argument("--requests", type=int, help="requests of the memory row")
     given = parser.parse_args()
     cuda = _has_cuda()
     if given.quick:
-        plan = Plan(("tiny", MAIN), (1, 32), 2, 24, 20, 3, 1000)
+        plan = Plan(("tiny", MAIN), (1, 32), 2, 16, 12, 3, 1000)
     else:
         models = ("tiny", MAIN, "ViT-B-16", *(["ViT-L-14-336"] if cuda else []))
         plan = Plan(models, (1, 8, 32, 128), 3, 48, 40, 5, 3000)
-    parts = given.only or ["towers", "overload", "memory"]
+    parts: list[str] = given.only or list(PARTS)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         work = Path(name)
-        if "towers" in parts:
-            for model in given.model or plan.models:
-                rows += towers(model, plan, work, "cuda" if cuda else "cpu")
+        models = plan.models if "concurrency" in parts else (MAIN,)
+        if "ratios" in parts or "concurrency" in parts:
+            for model in given.model or models:
+                rows += towers(model, plan, parts, work, "cuda" if cuda else "cpu")
         if "overload" in parts:
             rows += overload(plan, work)
         if "memory" in parts:
             rows += memory(given.requests or plan.memory_requests, work)
-    whole = not given.quick and not given.model and len(parts) == 3
+    whole = not given.quick and not given.model and len(parts) == len(PARTS)
     write("scorer" if whole else f"scorer-{'-'.join(parts)}{'-quick' if given.quick else ''}", rows)
 
 
-def towers(model: str, plan: Plan, work: Path, device: str) -> list[Row]:
-    """Cold, warm and repeated requests of one model against the limit, and its latency alone."""
+def towers(model: str, plan: Plan, parts: list[str], work: Path, device: str) -> list[Row]:
+    """One model against the limit: pairs per CPU second at each concurrency, and the ratios that have a target."""
     directory = model_directory(model, work)
     requests = Requests(model, seed=1)
     limit = Limit(directory, Requests(model, seed=2), device)
     main = model == MAIN
+    prefix = "" if main else f"{_key(model)}_"
     rounds = plan.rounds if main else 1
     clock = "cpu" if device == "cpu" else "wall"
+    rows: list[Row] = []
     with serving(work / f"serving-{model}", directory) as service:
-        service.turn(requests.cold(16), 8)
-        rows = _concurrency(model, service, limit, requests, plan)
-        if main or device == "cuda":
-            prefix = "" if main else f"{_key(model)}_"
+        service.turn(requests.cold(8), 8)
+        if "concurrency" in parts:
+            rows += _concurrency(model, service, limit, requests, plan)
+        if "ratios" in parts and (main or device == "cuda"):
             rows += _against_the_limit(prefix, service, limit, requests, plan.requests, rounds, clock)
             if installed():
                 peer = Infinity(as_transformers(directory, work / f"transformers-{model}"))
@@ -133,6 +137,7 @@ def _against_the_limit(
 ) -> list[Row]:
     """The three ratios, each arm in turn on the same requests."""
     cold_raw, cold, warm_raw, warm, repeat = [], [], [], [], []
+    service.turn(requests.warm(min(number, 64)), 32)  # from here on the service knows these images
     for _ in range(rounds):
         fresh = requests.cold(number)
         cold_raw.append(_raw(lambda: limit.score(fresh)))  # noqa: B023

@@ -133,7 +133,11 @@ def serving(directory: Path, model: Path, *settings: str) -> Iterator[Service]:
             [
                 f"models.default.source=local-dir:{model}",
                 "triton.threads=1",
+                # A machine busy with other work is slow, not hung.
                 "triton.start_timeout_seconds=900",
+                "triton.hung_after_seconds=3600",
+                "triton.request_timeout_seconds=3600",
+                "probe.timeout_seconds=300",
                 "log.level=error",
                 *settings,
             ],

@@ -101,7 +101,7 @@ class Replica:
     def __init__(self, directory: Path, stack: ExitStack) -> None:
         processes = stack.enter_context(Processes(directory))
         processes.start("scorer", [*QUICK, f"models.clip.source=local-dir:{CLIP}", "triton.stop_grace_seconds=0"])
-        self.at = processes.wait("scorer").grpc
+        self.at = processes.wait("scorer", seconds=600).grpc
         self.pid: int = json.loads((directory / "scorer.json").read_text())["pid"]
 
     def triton(self) -> int:

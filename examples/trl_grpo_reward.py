@@ -9,6 +9,7 @@ leaves out; the share of them is logged as `clip_reward/failed`.
 import argparse
 from pathlib import Path
 
+import torch
 from datasets import Dataset, Image
 from sightline_scorer.integrations.trl import ClipReward
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -43,6 +44,8 @@ def main() -> None:
             generation_kwargs={"suppress_tokens": [model.config.image_token_id]},
             logging_steps=1,
             save_strategy="no",
+            bf16=torch.cuda.is_available(),
+            use_cpu=not torch.cuda.is_available(),
             report_to=[],
         ),
     )

@@ -158,7 +158,7 @@ class SamplerClient:
         token: str | Token | None = None,
     ) -> None:
         self.timeout, self.patience = timeout, patience
-        self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY)
+        self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY, health_service=_SERVICE)
         self._stub = pb_grpc.SamplerServiceStub(self._channel)
 
     def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
@@ -306,7 +306,7 @@ class AsyncSamplerClient:
         token: str | Token | None = None,
     ) -> None:
         self.timeout, self.patience = timeout, patience
-        self._channel = open_aio_channel(target, tls=tls, token=token, retry=_RETRY)
+        self._channel = open_aio_channel(target, tls=tls, token=token, retry=_RETRY, health_service=_SERVICE)
         self._stub = pb_grpc.SamplerServiceStub(self._channel)
 
     async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:

@@ -16,8 +16,8 @@ from sightline_trainer.v1 import trainer_pb2_grpc as pb_grpc
 T = TypeVar("T")
 
 _SERVICE = "sightline_trainer.v1.RunService"
-# All may run twice: a start carries its request id, a stop of a run that stops is none.
-_RETRY = [f"{_SERVICE}/{method}" for method in ("StartRun", "GetRun", "ListRuns", "WatchRun", "StopRun")]
+# All may run twice: a start carries its request id; a stop of a run that stops is none, nor a resume of one that runs.
+_RETRY = [f"{_SERVICE}/{method}" for method in ("StartRun", "GetRun", "ListRuns", "WatchRun", "StopRun", "ResumeRun")]
 _WATCH_SECONDS = 3600.0
 
 
@@ -32,7 +32,7 @@ class RunClient:
     ) -> None:
         """``target`` is a gRPC target, such as ``127.0.0.1:50071`` or ``dns:///trainer:50071``; ``timeout`` is the
         deadline of each call in seconds; ``tls`` encrypts, and ``token`` is sent with every call."""
-        self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY)
+        self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY, health_service=_SERVICE)
         self._stub = pb_grpc.RunServiceStub(self._channel)
         self._timeout = timeout
 
@@ -98,6 +98,14 @@ class RunClient:
     def stop(self, run_id: str, *, now: bool = False) -> pb.Run:
         """Stop a run after the stage under way, or now."""
         return self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id, now=now)).run
+
+    def resume(self, run_id: str) -> pb.Run:
+        """Let a run that was stopped or has failed go on from its last finished stage.
+
+        Raises:
+            PreconditionFailed: all its iterations are done.
+        """
+        return self._call(self._stub.ResumeRun, pb.ResumeRunRequest(run_id=run_id)).run
 
     def _call(self, method: Callable[..., T], request: object) -> T:
         with typed_errors():

@@ -1,14 +1,22 @@
 """Run directories, prompts and events."""
 
+import errno
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sightline_chassis.errors import PreconditionFailed
-from sightline_trainer.events import Event, EventLog, read_events
+from sightline_chassis.errors import Cancelled, PreconditionFailed
+from sightline_trainer import loop, stopwatch
+from sightline_trainer.ahead import Ahead
+from sightline_trainer.disk import DiskFull, disk_full
+from sightline_trainer.events import Event, EventLog, EventReader, read_events
+from sightline_trainer.execute import execute
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory, write_whole
+from sightline_trainer.stopwatch import Stopwatch
 
 
 def recipe(**values: object) -> Recipe:
@@ -26,6 +34,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="disk full"):
         write_whole(path, fails)
     assert path.read_text() == "old"
+    assert [each.name for each in tmp_path.iterdir()] == ["file.json"]  # what failed takes no room
 
 
 def test_a_run_directory_belongs_to_one_recipe(tmp_path: Path) -> None:
@@ -59,3 +68,117 @@ def test_events_are_read_from_any_point_and_a_torn_line_is_left_out(tmp_path: Pa
         file.write(json.dumps({"stage": "pair"})[:-3])
     assert [event.done for _, event in read_events(log.path)] == [0, 1, 2, 3]
     assert [number for number, _ in read_events(log.path, 2)] == [2, 3]
+
+
+def test_a_torn_line_goes_when_the_log_is_written_on(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = EventLog(path)
+    log(Event("start"))
+    reader = EventReader(path)
+    assert [number for number, _ in reader.read()] == [0]
+    with path.open("a") as file:
+        file.write('{"stage": "sample", ' + "x" * 10000)
+    assert list(reader.read()) == []
+    EventLog(path)(Event("end"))
+    assert [event.stage for _, event in read_events(path)] == ["start", "end"]
+    assert [(number, event.stage) for number, event in reader.read()] == [(1, "end")]
+    path.write_text("torn")
+    EventLog(path)
+    assert path.read_text() == ""
+
+
+def test_seconds_add_up_over_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(stopwatch.time, "monotonic", lambda: now)
+    first = Stopwatch(tmp_path / "seconds.json")
+    now = 104.0
+    first.tick()  # too soon to be written
+    assert not (tmp_path / "seconds.json").exists()
+    now = 107.0
+    first.tick()
+    now = 109.0  # killed here: two seconds are lost
+    second = Stopwatch(tmp_path / "seconds.json")
+    now = 112.0
+    assert second.seconds == 10.0
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EFBIG, "File too large"),
+        RuntimeError("safetensors: I/O error: No space left on device (os error 28)"),
+        ExceptionGroup("two", [ValueError(), OSError(errno.EDQUOT, "quota")]),
+    ],
+)
+def test_a_full_disk_is_known_however_it_is_said(error: Exception) -> None:
+    assert disk_full(error)
+    with pytest.raises(KeyError) as wrapped:
+        raise KeyError("wrapped") from error
+    assert disk_full(wrapped.value)
+    assert not disk_full(OSError(errno.EACCES, "Permission denied"))
+
+
+def test_a_full_disk_ends_the_run_with_its_reason_and_it_goes_on_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk takes nothing but what the reserve had room for."""
+    full = True
+
+    class Writes:
+        def __init__(self, recipe: Recipe, run: RunDirectory, *rest: object) -> None:
+            self.run_directory = run
+
+        def run(self) -> list[dict[str, float]]:
+            assert (self.run_directory.root / ".reserve").stat().st_blocks * 512 >= 256 << 10
+
+            def write(aside: Path) -> None:
+                aside.write_text("half")
+                if full:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+
+            write_whole(self.run_directory.root / "pairs.parquet", write)
+            return []
+
+    monkeypatch.setattr(loop, "Loop", Writes)
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(DiskFull, match="free some") as caught:
+        execute(recipe(), run, lambda event: None)
+    assert caught.value.reason == "DISK_FULL"
+    assert (run.state()["state"], run.state()["reason"]) == ("failed", "DISK_FULL")
+    assert not (run.root / ".reserve").exists()
+    assert not list(run.root.glob(".pairs*"))
+    full = False
+    execute(recipe(), run, lambda event: None)
+    assert (run.state()["state"], run.state()["reason"]) == ("succeeded", "")
+
+
+def test_another_recipe_does_not_fail_the_run_that_is_there(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    run.open(recipe())
+    run.set_state("succeeded")
+    with pytest.raises(PreconditionFailed, match="another recipe"):
+        execute(recipe(seed=1), run, lambda event: None)
+    assert run.state()["state"] == "succeeded"
+
+
+def test_work_ahead_is_done_when_the_block_is_left_and_breaks_off_with_it() -> None:
+    done: list[str] = []
+    with Ahead(lambda halt: done.append("ahead"), lambda: None):
+        pass
+    assert done == ["ahead"]
+
+    def endless(halt: Callable[[], None]) -> Any:
+        while True:
+            halt()
+
+    with pytest.raises(KeyError), Ahead(endless, lambda: None):
+        raise KeyError("the update failed")
+
+    def stop() -> None:
+        raise Cancelled("stopped", reason="RUN_STOPPED")
+
+    with pytest.raises(Cancelled, match="stopped"), Ahead(endless, stop):
+        pass
+    with Ahead(None, stop):
+        pass

@@ -90,6 +90,8 @@ class Display:
                 self.rows.append(event.metrics)
                 self._line(event)
             return
+        if event.stage == "sample" and self._stage in (("update", event.iteration - 1), ("pair", event.iteration - 1)):
+            return  # sampled ahead, while the update trains
         where = f"iteration {event.iteration}/{self.iterations}" if event.iteration else "base model"
         description = f"{where}: {_VERBS[event.stage]}"
         if self._stage != (event.stage, event.iteration):

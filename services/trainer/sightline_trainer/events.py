@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -34,11 +35,13 @@ class Observer(Protocol):
 
 
 class EventLog:
-    """Appends events to a JSON-lines file; progress within a stage is thinned to about two lines a second."""
+    """Appends events to a JSON-lines file; progress within a stage is thinned to about two lines a second. A last line
+    that an earlier writer left unfinished goes: nobody has read it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._last = 0.0
+        _cut_torn_line(path)
 
     def __call__(self, event: Event) -> None:
         progress = 0 < event.done < event.total
@@ -52,22 +55,58 @@ class EventLog:
             os.fsync(file.fileno())
 
 
-def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, Event]]:
-    """The events of a log from number ``start`` on, each with its number; a half-written last line is left out."""
+def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
-    with path.open() as file:
-        for number, line in enumerate(file):
-            if number >= start and line.endswith("\n"):
-                yield number, Event(**json.loads(line))
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        kept = end
+        while kept > 0:
+            start = max(0, kept - 4096)
+            file.seek(start)
+            newline = file.read(kept - start).rfind(b"\n")
+            kept = start + newline + 1
+            if newline >= 0:
+                break
+        if kept < end:
+            file.truncate(kept)
+
+
+class EventReader:
+    """Reads a log that grows, each event once and each line once."""
+
+    def __init__(self, path: Path, start: int = 0) -> None:
+        self._path = path
+        self._start = start
+        self._number = self._place = 0
+
+    def read(self) -> Iterator[tuple[int, Event]]:
+        """The events that came since, from number ``start`` on, each with its number."""
+        if not self._path.exists():
+            return
+        with self._path.open("rb") as file:
+            file.seek(self._place)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    return
+                number, self._number, self._place = self._number, self._number + 1, self._place + len(line)
+                if number >= self._start:
+                    yield number, Event(**json.loads(line))
+
+
+def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, Event]]:
+    """The events of a log from number ``start`` on, each with its number; a half-written last line is left out."""
+    yield from EventReader(path, start).read()
 
 
 class Fanout:
-    """Hands each event to several observers."""
+    """Hands each event to several observers, one event at a time: stages that overlap tell from several threads."""
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = observers
+        self._lock = threading.Lock()
 
     def __call__(self, event: Event) -> None:
-        for observer in self.observers:
-            observer(event)
+        with self._lock:
+            for observer in self.observers:
+                observer(event)

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 
-from sightline_chassis.errors import Cancelled, PreconditionFailed
+from sightline_chassis.errors import Cancelled, PreconditionFailed, SightlineError
 
 from sightline_trainer.connections import Connections
+from sightline_trainer.disk import Reserve, disk_full, told
 from sightline_trainer.events import EventLog, Fanout, Observer
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+
+def never() -> None:
+    """Asks nothing to stop."""
 
 
 @contextmanager
@@ -35,38 +43,76 @@ def lease(run: RunDirectory) -> Iterator[None]:
         yield
 
 
+def leased(run: RunDirectory) -> bool:
+    """Whether a trainer works on the run at this moment."""
+    try:
+        with lease(run):
+            return False
+    except PreconditionFailed:
+        return True
+
+
 def versions() -> dict[str, str]:
     """Versions of what a run's numbers depend on."""
     return {name: version(name) for name in ("sightline", "torch", "transformers", "trl", "peft")}
 
 
 def execute(
-    recipe: Recipe, run: RunDirectory, observer: Observer, connections: Connections | None = None
+    recipe: Recipe,
+    run: RunDirectory,
+    observer: Observer,
+    connections: Connections | None = None,
+    halt: Callable[[], None] = never,
 ) -> list[dict[str, float]]:
     """Run the loop to its end, or on from where it stopped.
 
-    ``connections`` gives the addresses that the recipe leaves open, and what is shown there. The run becomes
-    ``succeeded``, ``stopped`` (interrupted, terminated, or an observer raised Cancelled) or ``failed``.
+    Args:
+        connections: gives the addresses that the recipe leaves open, and what is shown there.
+        halt: asked several times a second while the loop waits for services; raises Cancelled where the run is to stop.
+
+    Returns:
+        What ``metrics.json`` holds. The run becomes ``succeeded``, ``stopped`` (interrupted, terminated, or
+        ``observer`` or ``halt`` raised Cancelled) or ``failed``, with the error and its reason in ``run.json``.
 
     Raises:
-        SightlineError: why it did not succeed.
+        DiskFull: no room was left.
+        SightlineError: why else it did not succeed.
     """
+    reserve = Reserve(run.root)
     with lease(run):
-        run.open(recipe)
-        run.set_state("running", versions=versions())
+        run.check(recipe)
         try:
+            run.open(recipe)
+            reserve.keep()
+            run.set_state("running", versions=versions())
             from sightline_trainer.loop import Loop
 
             known = connections or Connections()
             reported = Tracking(recipe.dpo.report_to, run.root / "tracking", run.id)
             with reported:
                 observers = Fanout(EventLog(run.events), observer, reported)
-                table = Loop(known.complete(recipe), run, observers, known).run()
+                table = Loop(known.complete(recipe), run, observers, known, halt).run()
         except (KeyboardInterrupt, SystemExit, Cancelled):
             run.set_state("stopped")
             raise
         except Exception as error:
-            run.set_state("failed", error=f"{type(error).__name__}: {error}")
-            raise
-        run.set_state("succeeded")
-        return table
+            if not disk_full(error):
+                _failed(run, error)
+                raise
+            reserve.give_up()
+            full = told(run.root, error)
+            _failed(run, full)
+            raise full from error
+        else:
+            run.set_state("succeeded")
+            return table
+        finally:
+            reserve.give_up()
+
+
+def _failed(run: RunDirectory, error: Exception) -> None:
+    reason = error.reason if isinstance(error, SightlineError) else "UNEXPECTED"
+    try:
+        run.set_state("failed", error=f"{type(error).__name__}: {error}", reason=reason)
+    except OSError:
+        log.exception("the state of run %s cannot be written", run.id)

@@ -3,16 +3,18 @@
     prompts + images -> sampler -> K candidates -> scorer -> rewards -> pairs -> DPO -> new policy -> sampler
 
 Each stage leaves whole files in the run directory and is skipped where its files are there, so a run that was killed
-goes on where it was. The loop is strictly on-policy: candidates come from the version published last, by name.
+goes on where it was. Candidates come from one version by name: strictly on-policy from the one published last; with
+`sampling.staleness: 1` from the one before that, sampled while the update trained. Which one depends on the iteration
+alone, so a run that is killed anywhere has the candidates of one that was not.
 """
 
 from __future__ import annotations
 
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,17 +22,19 @@ from sightline_chassis.errors import PreconditionFailed
 from sightline_sampler.client import PolicyManifest, model_digest, policy_dirname, write_manifest
 
 from sightline_trainer import metrics
+from sightline_trainer.ahead import Ahead
 from sightline_trainer.connections import Connections
 from sightline_trainer.evaluation.evaluate import evaluate
 from sightline_trainer.evaluation.exam import Exam
 from sightline_trainer.events import Event, Observer, Stage
-from sightline_trainer.files import read_json, write_json
+from sightline_trainer.files import read_json, sync_directory, write_json
 from sightline_trainer.pools import open_pool, side_files
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.session import Session, connected
+from sightline_trainer.stopwatch import Stopwatch
 
 T = TypeVar("T")
 
@@ -39,12 +43,19 @@ class Loop:
     """One run. ``run()`` may be called again after anything: it goes on from the files."""
 
     def __init__(
-        self, recipe: Recipe, run: RunDirectory, observer: Observer, connections: Connections | None = None
+        self,
+        recipe: Recipe,
+        run: RunDirectory,
+        observer: Observer,
+        connections: Connections | None = None,
+        halt: Callable[[], None] = lambda: None,
     ) -> None:
         self.recipe = recipe
         self.dir = run
         self.observer = observer
         self.connections = connections
+        self.halt = halt
+        self._stopwatch = Stopwatch(run.iteration(0) / "seconds.json")
         if not recipe.sampling.address or not recipe.reward.address:
             raise PreconditionFailed(
                 "the recipe names no sampler or no scorer; set sampling.address and reward.address",
@@ -77,35 +88,49 @@ class Loop:
             return self._run(recipe)
 
     def _run(self, recipe: Recipe) -> list[dict[str, float]]:
-        table = [self._evaluate(0, version=0, parts={})]
-        version = 0
+        table = [self._evaluate(0, version=0, pairs=0)]
+        version = before = 0  # published last, and the one before
         for iteration in range(1, recipe.iterations + 1):
-            version, parts = self._iterate(iteration, version)
-            table.append(self._evaluate(iteration, version=version, parts=parts))
+            sampled_by = before if recipe.sampling.staleness else version
+            before, (version, pairs) = version, self._iterate(iteration, version, sampled_by)
+            table.append(self._evaluate(iteration, version=version, pairs=pairs))
             write_json(self.dir.metrics, table)
         self._tell("end", recipe.iterations, message=f"done: {self.dir.metrics}")
         return table
 
-    def _iterate(self, iteration: int, parent: int) -> tuple[int, dict[str, float]]:
+    def _iterate(self, iteration: int, parent: int, sampled_by: int) -> tuple[int, int]:
+        """The version that was published, and the number of its pairs."""
         metrics.begin_iteration(iteration, parent)
         directory = self.dir.iteration(iteration)
         finished = read_json(directory / "publish.json")
         if finished is not None and (directory / "evaluation.json").exists():
-            return int(finished["version"]), {}
-        started = time.monotonic()
-        prompts = self._drawn(iteration)
-        self._sample(iteration, prompts, parent)
-        pairs = self._pair(iteration, prompts, parent)
-        version = self._update(iteration, parent)
+            return int(finished["version"]), int(read_json(directory / "pairs.json")["pairs"])
+        self._stopwatch = Stopwatch(directory / "seconds.json")
+        write_json(
+            directory / "rollout.json",
+            {"sampled_by": sampled_by, "trained_on": parent, "lag": self.recipe.sampling.staleness if parent else 0},
+        )
+        self._sample(iteration, sampled_by, self.halt)
+        pairs = self._pair(iteration, parent)
+        number = self._number(iteration, parent)
+        with Ahead(self._next_rollout(iteration + 1, parent), self.halt):
+            version = self._update(iteration, parent, number)
         self._publish(iteration, version, parent)
-        return version, {"pairs": pairs, "seconds": time.monotonic() - started}
+        return version, pairs
 
-    def _sample(self, iteration: int, prompts: list[Prompt], version: int) -> None:
+    def _next_rollout(self, iteration: int, version: int) -> Callable[[Callable[[], None]], None] | None:
+        """The sampling of the next iteration, where the recipe lets it run ahead."""
+        if not self.recipe.sampling.staleness or iteration > self.recipe.iterations:
+            return None
+        return lambda halt: self._sample(iteration, version, halt)
+
+    def _sample(self, iteration: int, version: int, halt: Callable[[], None]) -> None:
         recipe = self.recipe
-        rollout = Rollout(self.dir.iteration(iteration))
+        directory = self.dir.iteration(iteration)
+        rollout, prompts = Rollout(directory), self._drawn(iteration)
 
         async def collect(session: Session) -> None:
-            await session.serve(version, self.dir.policies)
+            await session.serve(version)
             await rollout.collect(
                 prompts,
                 session.sources(),
@@ -116,17 +141,18 @@ class Loop:
                 progress=lambda done, total: self._tell("sample", iteration, done, total),
             )
 
-        if not (self.dir.iteration(iteration) / "pairs.json").exists():
-            self._timed("sample", lambda: connected(recipe, collect, self.connections))
+        if not (directory / "pairs.json").exists() and not rollout.complete(prompts):
+            self._timed("sample", lambda: self._connected(collect, halt))
 
-    def _pair(self, iteration: int, prompts: list[Prompt], version: int) -> int:
+    def _pair(self, iteration: int, version: int) -> int:
         from sightline_trainer.pairs.build import PairBuilder, write_pairs
 
         directory = self.dir.iteration(iteration)
         if not (directory / "pairs.json").exists():
-            recipe = self.recipe
+            recipe, rollout = self.recipe, Rollout(directory)
             builder = PairBuilder(recipe.filters.chosen(), recipe.pairing.chosen(), iteration=iteration)
-            rows = builder.build({prompt.id: prompt for prompt in prompts}, Rollout(directory).read())
+            builder.counts.update({f"prompt_{reason}": count for reason, count in rollout.dropped().items()})
+            rows = builder.build({prompt.id: prompt for prompt in self._drawn(iteration)}, rollout.read())
             path = directory / "pairs.parquet"
             if not write_pairs(path, self._with_buffer(metrics.observed(rows, version), builder.counts, iteration)):
                 path.unlink()
@@ -154,15 +180,22 @@ class Loop:
                 counts["pairs_of_earlier_iterations"] += 1
                 yield row
 
-    def _update(self, iteration: int, parent: int) -> int:
-        directory = self.dir.iteration(iteration)
-        known = read_json(directory / "update.json")
+    def _number(self, iteration: int, parent: int) -> int:
+        """The version of an iteration's policy: its own where it has one, else one that nobody used."""
+        known = read_json(self.dir.iteration(iteration) / "update.json")
         if known is not None:
             return int(known["version"])
+        return self.dir.next_version(max(parent, self._connected(Session.highest_version, self.halt)))
+
+    def _update(self, iteration: int, parent: int, version: int) -> int:
+        directory = self.dir.iteration(iteration)
+        final = self.dir.policies / policy_dirname(version)
+        aside = self.dir.policies / f".{policy_dirname(version)}"
+        if (directory / "update.json").exists() and (aside.exists() or final.exists()):
+            self._put_in_place(aside, final)
+            return version
         from sightline_trainer.dpo.launch import run_update
 
-        version = self.dir.next_version(max(parent, connected(self.recipe, Session.highest_version, self.connections)))
-        aside = self.dir.policies / f".{policy_dirname(version)}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         result = self._timed(
@@ -187,16 +220,22 @@ class Loop:
             iteration=iteration,
             metrics=result.metrics,
         )
-        final = self.dir.policies / policy_dirname(version)
-        aside.rename(final)
-        write_manifest(final, manifest)
+        write_manifest(aside, manifest)
+        # From here on the policy is whole: a run that is killed before it is in place puts it there when it goes on.
         write_json(
             directory / "update.json",
             {"version": version, "metrics": result.metrics, "probes": [asdict(probe) for probe in result.probes]},
         )
+        self._put_in_place(aside, final)
         metrics.record_update(version, result.metrics)
         self._tell("update", iteration, metrics=result.metrics)
         return version
+
+    @staticmethod
+    def _put_in_place(aside: Path, final: Path) -> None:
+        if not final.exists():
+            aside.rename(final)
+            sync_directory(final.parent)
 
     def _publish(self, iteration: int, version: int, parent: int) -> None:
         from sightline_trainer.dpo.update import Probe
@@ -206,7 +245,6 @@ class Loop:
         prompts = {prompt.id: prompt for prompt in self._drawn(iteration)}
 
         async def send(session: Session) -> dict[str, float]:
-            await session.serve(parent, self.dir.policies)
             arrival = await publish(
                 session.sampler,
                 self.dir.policies / policy_dirname(version),
@@ -218,21 +256,22 @@ class Loop:
             )
             return asdict(arrival)
 
-        arrival = self._timed("publish", lambda: connected(self.recipe, send, self.connections))
+        if (self.dir.iteration(iteration) / "publish.json").exists():
+            return
+        arrival = self._timed("publish", lambda: self._connected(send, self.halt))
         write_json(self.dir.iteration(iteration) / "publish.json", arrival)
         metrics.record_arrival(version, arrival["gap"])
         self._tell("publish", iteration, metrics=arrival)
 
-    def _evaluate(self, iteration: int, *, version: int, parts: dict[str, float]) -> dict[str, float]:
+    def _evaluate(self, iteration: int, *, version: int, pairs: int) -> dict[str, float]:
         path = self.dir.iteration(iteration) / "evaluation.json"
         if path.exists():
             known = dict(read_json(path))
             metrics.record_evaluation(version, _measured(known))
             return known
-        started = time.monotonic()
 
         async def measure(session: Session) -> dict[str, float]:
-            await session.serve(version, self.dir.policies)
+            await session.serve(version)
             evaluated = await evaluate(
                 self.exam,
                 session.evaluation,
@@ -243,13 +282,13 @@ class Loop:
             )
             return evaluated.write(path.parent, base=self.dir.iteration(0) if iteration else None)
 
-        measured = self._timed("evaluate", lambda: connected(self.recipe, measure, self.connections))
+        measured = self._timed("evaluate", lambda: self._connected(measure, self.halt))
         row = {
             "iteration": iteration,
             "policy_version": version,
             **measured,
-            "pairs": parts.get("pairs", 0),
-            "seconds": round(parts.get("seconds", 0.0) + time.monotonic() - started, 3),
+            "pairs": pairs,
+            "seconds": self._stopwatch.seconds,
         }
         write_json(path, row)
         metrics.record_evaluation(version, measured)
@@ -261,12 +300,19 @@ class Loop:
     def _drawn(self, iteration: int) -> list[Prompt]:
         return self.train.draw(self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed)
 
+    def _connected(self, work: Callable[[Session], Coroutine[Any, Any, T]], halt: Callable[[], None]) -> T:
+        return connected(self.recipe, work, policies=self.dir.policies, connections=self.connections, halt=halt)
+
     def _timed(self, stage: Stage, work: Callable[[], T]) -> T:
         with metrics.phase(stage):
-            return work()
+            try:
+                return work()
+            finally:
+                self._stopwatch.save()
 
     def _tell(self, stage: Stage, iteration: int, done: int = 0, total: int = 0, **facts: Any) -> None:
         metrics.heartbeat(stage, done, total)
+        self._stopwatch.tick()
         self.observer(Event(stage=stage, iteration=iteration, done=done, total=total, **facts))
 
 

@@ -13,7 +13,7 @@ from sightline_chassis.errors import Overloaded, Unavailable
 T = TypeVar("T")
 
 
-async def patiently(call: Callable[[], Awaitable[T]], *, limit: float = 90.0) -> T:
+async def patiently(call: Callable[[], Awaitable[T]], *, limit: float = 600.0) -> T:
     """Await ``call()`` again while its service is away or full, for up to ``limit`` seconds.
 
     Waits as long as the service asks for, and at least a jittered, doubling moment. Safe for calls that give the same

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline_chassis.errors import PreconditionFailed
+from sightline_chassis.errors import AlreadyExists, NotFound, PreconditionFailed, SightlineError
 from sightline_sampler.client import AsyncSamplerClient
 from sightline_sampler.client import Probe as SamplerProbe
 
@@ -14,6 +15,10 @@ from sightline_trainer.dpo.update import Probe
 from sightline_trainer.patience import patiently
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Publication
+from sightline_trainer.serving import RESTORES, serve
+
+_LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
+"""Reasons of a sampler that was killed since it was told of the policies."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +46,14 @@ async def publish(
     """Stage and activate with the probes; an old policy that is no longer needed is retired.
 
     The sampler itself asks its engine for what the trainer scored, under the previous and the new version, and refuses
-    to answer with weights that are not the trainer's (its settings under ``policies.gate``).
+    to answer with weights that are not the trainer's (its settings under ``policies.gate``). A sampler that is killed
+    in between is told everything again.
 
     Raises:
         PreconditionFailed: the policy did not arrive, or something else publishes to the sampler. The previous version
             stays or becomes active again.
         SightlineError: the sampler refused the files; says why.
     """
-    known = {policy.version: policy for policy in (await patiently(client.policies)).policies}
-    if version not in known:
-        await patiently(lambda: client.stage(directory, version))
     sent = [
         SamplerProbe(
             prompts[item.prompt_id].image,
@@ -61,7 +64,33 @@ async def publish(
         )
         for item in probes
     ]
-    shown = (await patiently(lambda: client.activate(version, probes=sent))).arrival
+
+    async def once() -> Arrival:
+        await serve(client, previous, directory.parent)
+        return await _publish(client, directory, version, previous, sent, settings)
+
+    for _ in range(RESTORES):
+        try:
+            return await once()
+        except SightlineError as error:
+            if error.reason not in _LOST:
+                raise
+    return await once()
+
+
+async def _publish(
+    client: AsyncSamplerClient,
+    directory: Path,
+    version: int,
+    previous: int,
+    probes: Sequence[SamplerProbe],
+    settings: Publication,
+) -> Arrival:
+    known = {policy.version for policy in (await patiently(client.policies)).policies}
+    if version not in known:
+        with suppress(AlreadyExists):  # an earlier try did it, and its answer was lost
+            await patiently(lambda: client.stage(directory, version))
+    shown = (await patiently(lambda: client.activate(version, probes=probes))).arrival
     if shown is None:
         raise PreconditionFailed("the sampler examined no probes", reason="POLICY_DID_NOT_ARRIVE")
     arrival = Arrival(version, shown.gap, shown.moved, shown.correlation or 0.0)
@@ -73,13 +102,25 @@ async def publish(
             f"{previous} is active again",
             reason="POLICY_DID_NOT_ARRIVE",
         )
-    active = await patiently(client.policy)
-    if active.version != version:
+    now = (await patiently(client.policies)).policies
+    if version not in {policy.version for policy in now}:
+        raise NotFound(f"the sampler has lost policy {version}", reason="POLICY_NOT_FOUND")
+    active = next(policy.version for policy in now if policy.state == "active")
+    if active != version:
         raise PreconditionFailed(
-            f"the sampler answers with version {active.version} after version {version} was activated; "
+            f"the sampler answers with version {active} after version {version} was activated; "
             "does something else publish to it?",
             reason="POLICY_NOT_ACTIVE",
         )
     for old in sorted(v for v in known if 0 < v < version)[: -max(settings.keep - 1, 0) or None]:
-        await patiently(lambda old=old: client.retire(old))  # type: ignore[misc]
+        await _retire(client, old)
     return arrival
+
+
+async def _retire(client: AsyncSamplerClient, version: int) -> None:
+    """Have the sampler forget a version; one that it does not know, or is about to forget, is as good as forgotten."""
+    try:
+        await patiently(lambda: client.retire(version))
+    except SightlineError as error:
+        if error.reason not in ("POLICY_NOT_FOUND", "POLICY_LEAVES"):
+            raise

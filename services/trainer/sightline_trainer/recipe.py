@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from sightline_chassis.settings import Section, load_settings
 
 from sightline_trainer.candidates import CANDIDATES
@@ -47,6 +47,13 @@ class Sampling(Section):
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
     max_tokens: int = Field(64, ge=1, description="Most new tokens of a candidate.")
     max_in_flight: int = Field(32, ge=1, le=1024, description="Prompts under way at the same time.")
+    staleness: int = Field(
+        0,
+        ge=0,
+        le=1,
+        description="0: strictly on-policy. 1: an iteration's prompts are sampled while the update before it still "
+        "trains, by the policy that this update began with.",
+    )
     timeout_seconds: float = Field(300.0, gt=0.0, description="Deadline of one prompt's candidates.")
 
 
@@ -152,6 +159,12 @@ class Publication(Section):
     max_probe_gap: float = Field(
         0.05, gt=0.0, description="Most mean |log-prob difference| per token between sampler and trainer, in nats."
     )
+    extrapolate: float = Field(
+        0.0,
+        ge=0.0,
+        le=10.0,
+        description="ExPO: publish theta + this * (theta - base model); the update goes on from theta. LoRA only.",
+    )
     keep: int = Field(2, ge=1, description="Policies kept loaded in the sampler, the active one included.")
 
 
@@ -193,6 +206,12 @@ class Recipe(Section):
     dpo: Dpo = Field(default_factory=Dpo)
     publication: Publication = Field(default_factory=Publication)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+
+    @model_validator(mode="after")
+    def _extrapolates_an_adapter(self) -> Recipe:
+        if self.publication.extrapolate and self.dpo.train != "lora":
+            raise ValueError("publication.extrapolate scales a LoRA: set dpo.train to lora, or leave it at 0")
+        return self
 
     def identity(self) -> dict[str, Any]:
         """What makes a run this run: everything but where its services happen to listen."""

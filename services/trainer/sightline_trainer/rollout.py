@@ -1,26 +1,32 @@
 """Rollout: candidates and their rewards for an iteration's prompts, shard by shard.
 
 Scoring overlaps sampling: a prompt's candidates go to the scorer as soon as they are there. A finished shard is on
-disk, so a killed run loses at most the shards under way.
+disk, so a killed run loses at most the shards under way. A prompt that can't be answered, since its image is damaged or
+its text too long, is dropped and noted: it must not end a run of days.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sightline_chassis.errors import InvalidInput
 
 from sightline_trainer.candidates.candidate import CANDIDATE_SCHEMA, Candidate
 from sightline_trainer.candidates.source import Ask, Source
-from sightline_trainer.files import write_whole
+from sightline_trainer.files import read_json, write_json, write_whole
 from sightline_trainer.pairs.scored import Scored
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.rewards.score import SCORE_SCHEMA, Score
+
+OF_THE_PROMPT = ("IMAGE_", "PROMPT_")
+"""How reasons of refusals begin that are about one prompt: another prompt may well be answered."""
 
 
 class Rollout:
@@ -29,6 +35,16 @@ class Rollout:
     def __init__(self, directory: Path, *, shard_size: int = 128) -> None:
         self.directory = directory
         self.shard_size = shard_size
+
+    def _shards(self, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+        return [prompts[i : i + self.shard_size] for i in range(0, len(prompts), self.shard_size)]
+
+    def complete(self, prompts: Sequence[Prompt]) -> bool:
+        """Whether every shard is there."""
+        return all(self._paths(number)[1].exists() for number, _ in enumerate(self._shards(prompts)))
+
+    def _dropped(self, shard: int) -> Path:
+        return self.directory / "dropped" / f"{shard:05d}.json"
 
     def _paths(self, shard: int) -> tuple[Path, Path]:
         name = f"{shard:05d}.parquet"
@@ -45,24 +61,39 @@ class Rollout:
         in_flight: int,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Have every source make candidates for each prompt, and score them; shards that are there are kept."""
-        shards = [prompts[i : i + self.shard_size] for i in range(0, len(prompts), self.shard_size)]
+        """Have every source make candidates for each prompt, and score them; shards that are there are kept.
+
+        Raises:
+            SightlineError: a service stays away, or refuses something else than a prompt.
+        """
+        shards = self._shards(prompts)
         slots, done = asyncio.Semaphore(in_flight), 0
 
-        async def one(prompt: Prompt) -> list[Scored]:
+        async def one(prompt: Prompt, dropped: list[dict[str, str]]) -> list[Scored]:
             nonlocal done
             made: list[Candidate] = []
-            async with slots:
-                for source in sources:
-                    made += await source(prompt, Ask(iteration, version, tuple(made)))
-                scores = await judge(prompt, made, version=version)
+            scores: list[Score] = []
+            try:
+                async with slots:
+                    for source in sources:
+                        made += await source(prompt, Ask(iteration, version, tuple(made)))
+                    scores = await judge(prompt, made, version=version)
+            except InvalidInput as error:
+                if not error.reason.startswith(OF_THE_PROMPT):
+                    raise
+                made = []
+                dropped.append({"prompt_id": prompt.id, "reason": error.reason, "message": str(error)})
             done += 1
             progress(done, len(prompts))
             return [Scored(*pair) for pair in zip(made, scores, strict=True)]
 
         async def fill(number: int, shard: Sequence[Prompt]) -> None:
+            dropped: list[dict[str, str]] = []
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(one(prompt)) for prompt in shard]
+                tasks = [group.create_task(one(prompt, dropped)) for prompt in shard]
+            self._dropped(number).unlink(missing_ok=True)
+            if dropped:
+                write_json(self._dropped(number), sorted(dropped, key=lambda one: one["prompt_id"]))
             self._write(number, [scored for task in tasks for scored in task.result()])
 
         missing = [(number, shard) for number, shard in enumerate(shards) if not self._paths(number)[1].exists()]
@@ -87,6 +118,13 @@ class Rollout:
         )
         write_whole(candidates_path, lambda aside: pq.write_table(candidates, aside))
         write_whole(scores_path, lambda aside: pq.write_table(scores, aside))
+
+    def dropped(self) -> Counter[str]:
+        """How many prompts were dropped, by the reason of the refusal in lower case."""
+        counts: Counter[str] = Counter()
+        for path in sorted((self.directory / "dropped").glob("[0-9]*.json")):
+            counts.update(each["reason"].lower() for each in read_json(path))
+        return counts
 
     def read(self) -> Iterator[tuple[str, list[Scored]]]:
         """(prompt id, its candidates with their rewards) in file order, one shard in memory at a time."""

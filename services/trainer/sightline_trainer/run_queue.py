@@ -8,23 +8,25 @@ import queue
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import yaml
-from sightline_chassis.errors import AlreadyExists, Cancelled, InvalidInput, NotFound
+from sightline_chassis.errors import AlreadyExists, Cancelled, InvalidInput, NotFound, PreconditionFailed
 from sightline_chassis.settings import SettingsError
 
 from sightline_trainer.connections import Connections
 from sightline_trainer.events import Event
-from sightline_trainer.execute import execute
+from sightline_trainer.execute import execute, leased
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.runs import RunDirectory
 
 log = logging.getLogger(__name__)
 
 UNFINISHED = ("queued", "running")
-STAGE_ENDS = ("pair", "publish", "iteration")
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 
 class RunQueue:
@@ -35,18 +37,22 @@ class RunQueue:
         self.connections = connections
         self.resume = resume
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._current = ""  # the run under way
         self._stops: dict[str, bool] = {}  # run id -> at once
+        self._again = False  # the run under way is to go on, though it may be stopping
         self._closing = False
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # over run.json of all runs, and what is above
         self._thread = threading.Thread(target=self._work, name="runs", daemon=True)
 
     def start(self) -> None:
-        """Queue what is unfinished, oldest first, and begin."""
+        """Queue what is unfinished, oldest first, and begin. A run that another trainer works on is left alone; without
+        ``resume`` what is unfinished counts as stopped."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for run in reversed(self.list()):
-            if self.resume and run.state()["state"] in UNFINISHED:
-                run.set_state("queued")
-                self._waiting.put(run.id)
+        for run in sorted(self.list(), key=lambda run: float(run.state().get("queued", 0.0))):
+            if run.state()["state"] in UNFINISHED and not leased(run):
+                run.set_state("queued" if self.resume else "stopped")
+                if self.resume:
+                    self._waiting.put(run.id)
         self._thread.start()
 
     def alive(self) -> bool:
@@ -54,8 +60,8 @@ class RunQueue:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End the run under way at its next event, leaving it unfinished: a restart goes on with it. One that waits
-        for a service is not waited for: what is on disk is whole at any moment."""
+        """End the run under way, leaving it unfinished: a restart goes on with it. It is not waited for long: what is
+        on disk is whole at any moment."""
         self._closing = True
         self._waiting.put(None)
         if self._thread.ident is not None:
@@ -72,7 +78,7 @@ class RunQueue:
         """
         if not request_id:
             raise InvalidInput("request_id is empty; send a unique one, so that a retry starts no second run")
-        if not re.fullmatch(r"([a-z0-9][a-z0-9_-]{0,99})?", run_id):
+        if run_id and not RUN_ID.fullmatch(run_id):
             raise InvalidInput(f"run_id {run_id!r} may hold lower-case letters, digits, - and _ only", reason="RUN_ID")
         with self._lock:
             known = next((run for run in self.list() if run.state()["request_id"] == request_id), None)
@@ -84,9 +90,12 @@ class RunQueue:
             if run.state():
                 raise AlreadyExists(f"a run {run.id!r} is there already; choose another run_id", reason="RUN_EXISTS")
             run.open(recipe)
-            run.set_state("queued", request_id=request_id)
-        self._waiting.put(run.id)
+            self._enqueue(run, request_id=request_id)
         return run
+
+    def _enqueue(self, run: RunDirectory, **facts: object) -> None:
+        run.set_state("queued", queued=time.time(), **facts)
+        self._waiting.put(run.id)
 
     def _recipe(self, file: Path | None, text: str, overrides: Sequence[str]) -> Recipe:
         try:
@@ -100,13 +109,36 @@ class RunQueue:
             raise InvalidInput(str(error), reason="RECIPE_INVALID") from None
 
     def stop(self, run_id: str, *, now: bool) -> RunDirectory:
-        """Ask a run to stop, after the stage under way or at its next sign of progress."""
+        """Ask a run to stop, after the stage under way or at once. One that has ended stays as it is."""
         run = self.get(run_id)
-        state = run.state()["state"]
-        if state == "queued":
-            run.set_state("stopped")
-        elif state == "running":
-            self._stops[run_id] = now or self._stops.get(run_id, False)
+        with self._lock:
+            if run_id == self._current:
+                self._again = False
+                self._stops[run_id] = now or self._stops.get(run_id, False)
+            elif run.state()["state"] in UNFINISHED and not leased(run):
+                run.set_state("stopped")
+        return run
+
+    def go_on(self, run_id: str) -> RunDirectory:
+        """Queue a run that was stopped or has failed; one that is queued or works goes on anyway.
+
+        Raises:
+            NotFound: there is none.
+            PreconditionFailed: all its iterations are done.
+        """
+        run = self.get(run_id)
+        with self._lock:
+            state = run.state()["state"]
+            if state == "succeeded":
+                raise PreconditionFailed(
+                    f"all iterations of run {run_id!r} are done; start another one with more of them",
+                    reason="RUN_SUCCEEDED",
+                )
+            if run_id == self._current:
+                self._again = True
+                self._stops.pop(run_id, None)
+            elif state not in UNFINISHED:
+                self._enqueue(run)
         return run
 
     def get(self, run_id: str) -> RunDirectory:
@@ -115,8 +147,8 @@ class RunQueue:
         Raises:
             NotFound: there is none.
         """
-        run = next((run for run in self.list() if run.id == run_id), None)
-        if run is None:
+        run = RunDirectory(self.root / run_id) if RUN_ID.fullmatch(run_id) else None
+        if run is None or "request_id" not in run.state():
             raise NotFound(f"no run {run_id!r}; ListRuns names them", reason="RUN_NOT_FOUND")
         return run
 
@@ -131,24 +163,38 @@ class RunQueue:
             run_id = self._waiting.get()
             if run_id is None:
                 return
-            run = self.get(run_id)
-            recipe = run.recipe()
-            if recipe is None or run.state()["state"] != "queued":
-                continue
+            with self._lock:
+                run = self.get(run_id)
+                recipe = run.recipe()
+                if recipe is None or run.state()["state"] != "queued":
+                    continue
+                self._current = run_id
             try:
-                execute(recipe, run, lambda event, run_id=run_id: self._check(run_id, event), self.connections)
+                execute(recipe, run, partial(self._check, run_id), self.connections, partial(self._halt, run_id))
             except Cancelled:
                 if self._closing:
                     run.set_state("queued")
             except Exception:
                 log.exception("run %s failed", run_id)
             finally:
-                self._stops.pop(run_id, None)
+                with self._lock:
+                    if self._again and run.state()["state"] == "stopped":
+                        self._enqueue(run)
+                    self._current, self._again = "", False
+                    self._stops.pop(run_id, None)
 
     def _check(self, run_id: str, event: Event) -> None:
-        now = self._stops.get(run_id)
-        if self._closing or now or (now is False and event.stage in STAGE_ENDS):
+        self._halt(run_id)
+        if run_id in self._stops and _ends_stage(event):
             raise Cancelled(f"run {run_id} was stopped", reason="RUN_STOPPED")
+
+    def _halt(self, run_id: str) -> None:
+        if self._closing or self._stops.get(run_id):
+            raise Cancelled(f"run {run_id} was stopped", reason="RUN_STOPPED")
+
+
+def _ends_stage(event: Event) -> bool:
+    return event.stage in ("pair", "publish", "iteration") or (event.stage == "update" and bool(event.metrics))
 
 
 def recipes_in(directory: Path) -> dict[str, Path]:

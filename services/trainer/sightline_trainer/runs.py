@@ -2,7 +2,7 @@
 
     runs/<id>/
       recipe.yaml                  the resolved recipe
-      run.json                     id, state, error, versions of the packages
+      run.json                     id, state, error and its reason, versions of the packages
       events.jsonl                 what happened, for people and watchers
       metrics.json                 one object per policy version, from the base model at version 0
       images/                      images that the dataset holds as bytes, by their SHA-256
@@ -10,8 +10,11 @@
       iterations/0001/
         candidates/00000.parquet   K candidates of a shard of prompts, with token ids, log-probs, seed, version
         scores/00000.parquet       their rewards, one row for each candidate
+        rollout.json               the policy that sampled, and how many iterations it is behind the one that learns
+        dropped/00000.json         prompts of a shard that nobody could answer, such as those with a damaged image
         pairs.parquet              TRL's preference format, every side with its policy version
         pairs.json update.json publish.json
+        seconds.json               wall time of the iteration, over all lives of the trainer
         evaluation.json            this policy's row of metrics.json
         captions.parquet           held-out captions; greedy.parquet, answers.parquet: the greedy ones, yes/no answers
         by_image.json              what each image adds to each metric
@@ -72,6 +75,16 @@ class RunDirectory:
         Raises:
             PreconditionFailed: it holds a run of another recipe.
         """
+        self.check(recipe)
+        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        write_whole(self.root / "recipe.yaml", lambda aside: aside.write_text(text))
+
+    def check(self, recipe: Recipe) -> None:
+        """See that the directory is free, or holds a run of this recipe.
+
+        Raises:
+            PreconditionFailed: it holds a run of another recipe.
+        """
         known = self.recipe()
         if known is not None and known.identity() != recipe.identity():
             raise PreconditionFailed(
@@ -79,8 +92,6 @@ class RunDirectory:
                 "name another run directory, or run the recipe.yaml that stands in this one",
                 reason="RUN_RECIPE_DIFFERS",
             )
-        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-        write_whole(self.root / "recipe.yaml", lambda aside: aside.write_text(text))
 
     def recipe(self) -> Recipe | None:
         """The resolved recipe of the run, or None before it was opened."""
@@ -90,7 +101,8 @@ class RunDirectory:
     def set_state(self, state: State, **facts: object) -> None:
         """Record where the run stands."""
         known = read_json(self.root / "run.json") or {"id": self.id, "created": time.time()}
-        write_json(self.root / "run.json", {**known, "error": "", **facts, "state": state, "updated": time.time()})
+        said = {"error": "", "reason": "", **facts, "state": state, "updated": time.time()}
+        write_json(self.root / "run.json", {**known, **said})
 
     def state(self) -> Mapping[str, Any]:
         """What run.json says."""

@@ -14,7 +14,7 @@ from sightline_chassis.errors import InvalidInput, NotFound, Unavailable
 from sightline_chassis.process import run
 from sightline_chassis.service import Service
 
-from sightline_trainer.events import read_events
+from sightline_trainer.events import EventReader
 from sightline_trainer.files import read_json
 from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
 from sightline_trainer.runs import RunDirectory
@@ -30,6 +30,8 @@ STATES = {
     "stopped": pb.RUN_STATE_STOPPED,
 }
 
+MOST_RUNS_OF_A_PAGE = 1000
+
 
 def describe(run: RunDirectory) -> pb.Run:
     """A run as its directory tells it."""
@@ -43,6 +45,7 @@ def describe(run: RunDirectory) -> pb.Run:
         iterations=recipe.iterations if recipe else 0,
         policy_version=int(rows[-1]["policy_version"]) if rows else 0,
         error=state.get("error", ""),
+        reason=state.get("reason", ""),
     )
     message.create_time.CopyFrom(_timestamp(state["created"]))
     message.update_time.CopyFrom(_timestamp(state["updated"]))
@@ -89,15 +92,16 @@ class RunServicer(pb_grpc.RunServiceServicer):
             if request.page_token not in ids:
                 raise InvalidInput("page_token is not of this service; begin with an empty one", reason="PAGE_TOKEN")
             first = ids.index(request.page_token)
-        page = runs[first : first + (request.page_size or self.settings.page_size)]
+        page = runs[first : first + min(request.page_size or self.settings.page_size, MOST_RUNS_OF_A_PAGE)]
         rest = runs[first + len(page) :]
         return pb.ListRunsResponse(runs=map(describe, page), next_page_token=rest[0].id if rest else "")
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:
         run, following = self.runs.get(request.run_id), request.from_event
+        reader = EventReader(run.events, following)
         while True:
             state = run.state()["state"]  # before the events: what ended the run is in them
-            for number, event in read_events(run.events, following):
+            for number, event in reader.read():
                 following = number + 1
                 message = pb.WatchRunResponse(
                     event=number,
@@ -120,7 +124,11 @@ class RunServicer(pb_grpc.RunServiceServicer):
             await asyncio.sleep(0.2)
 
     async def StopRun(self, request: pb.StopRunRequest, context: Any) -> pb.StopRunResponse:
-        return pb.StopRunResponse(run=describe(self.runs.stop(request.run_id, now=request.now)))
+        run = await asyncio.to_thread(self.runs.stop, request.run_id, now=request.now)
+        return pb.StopRunResponse(run=describe(run))
+
+    async def ResumeRun(self, request: pb.ResumeRunRequest, context: Any) -> pb.ResumeRunResponse:
+        return pb.ResumeRunResponse(run=describe(await asyncio.to_thread(self.runs.go_on, request.run_id)))
 
 
 class TrainerService(Service):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sightline_sampler.client import AsyncSamplerClient, policy_dirname
+from sightline_sampler.client import AsyncSamplerClient
 from sightline_scorer.client import AsyncScorerClient
 
 from sightline_trainer.candidates.policy import PolicyCandidates
@@ -21,9 +21,12 @@ from sightline_trainer.recipe import Recipe
 from sightline_trainer.rewards.clip import ClipReward
 from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.rewards.term import Bench
+from sightline_trainer.serving import ServedSampler, serve
 from sightline_trainer.wording import Wording
 
 T = TypeVar("T")
+
+HALT_SECONDS = 0.25
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Session:
     scorer: AsyncScorerClient
     evaluation: PolicyCandidates
     reward: ClipReward
+    policies: Path
     connect: Callable[[str], AsyncSamplerClient]
     closing: AsyncExitStack
 
@@ -58,19 +62,25 @@ class Session:
         """The highest policy version that the sampler knows."""
         return max(policy.version for policy in (await patiently(self.sampler.policies)).policies)
 
-    async def serve(self, version: int, policies: Path) -> None:
-        """Make sure that the sampler answers from ``version``: after a restart of either side it may not."""
-        known = {policy.version for policy in (await patiently(self.sampler.policies)).policies}
-        if version not in known:
-            await patiently(lambda: self.sampler.stage(policies / policy_dirname(version), version))
-        if (await patiently(self.sampler.policy)).version != version:
-            await patiently(lambda: self.sampler.activate(version))
+    async def serve(self, version: int) -> None:
+        """Make sure that the sampler answers from ``version``."""
+        await serve(self.sampler, version, self.policies)
 
 
 def connected(
-    recipe: Recipe, work: Callable[[Session], Coroutine[Any, Any, T]], connections: Connections | None = None
+    recipe: Recipe,
+    work: Callable[[Session], Coroutine[Any, Any, T]],
+    *,
+    policies: Path,
+    connections: Connections | None = None,
+    halt: Callable[[], None] = lambda: None,
 ) -> T:
     """Run ``work`` with open clients to the recipe's services.
+
+    Args:
+        policies: directory of the run's policies, which a sampler that lost them is given again.
+        connections: what is shown to the services.
+        halt: asked several times a second; what it raises breaks the work off.
 
     Raises:
         SightlineError: what failed; of several failures at once, the first.
@@ -87,19 +97,20 @@ def connected(
                 stack.push_async_callback(client.close)
                 return client
 
-            sampler = connect(sampling)
+            sampler = ServedSampler(sampling, policies=policies, **shown.credentials(sampling))
+            stack.push_async_callback(sampler.close)
             scorer = await stack.enter_async_context(AsyncScorerClient(reward, **shown.credentials(reward)))
-            return await work(
-                Session(
-                    recipe=recipe,
-                    sampler=sampler,
-                    scorer=scorer,
-                    evaluation=PolicyCandidates(sampler, recipe.sampling, seed=recipe.evaluation.seed),
-                    reward=ClipReward(scorer, recipe.reward),
-                    connect=connect,
-                    closing=stack,
-                )
+            session = Session(
+                recipe=recipe,
+                sampler=sampler,
+                scorer=scorer,
+                evaluation=PolicyCandidates(sampler, recipe.sampling, seed=recipe.evaluation.seed),
+                reward=ClipReward(scorer, recipe.reward),
+                policies=policies,
+                connect=connect,
+                closing=stack,
             )
+            return await _until(work(session), halt)
 
     try:
         return asyncio.run(main())
@@ -108,3 +119,14 @@ def connected(
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from group
+
+
+async def _until(work: Coroutine[Any, Any, T], halt: Callable[[], None]) -> T:
+    task = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait({task}, timeout=HALT_SECONDS))[0]:
+            halt()
+        return task.result()
+    finally:
+        task.cancel()
+        await asyncio.wait({task})

@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress
 from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.losses import POVID, fold_pairs
 from sightline_trainer.dpo.making import make_trainer
 from sightline_trainer.dpo.reference import token_logprobs
@@ -97,19 +98,27 @@ def update(
     trainer = make_trainer(recipe, pairs, previous=previous, work=work, seed=seed, iteration=iteration)
     carried = work / f"optimizer-{iteration - 1:04d}" if recipe.dpo.carry == "optimizer" else None
     begin = Begin(trainer, lambda done, total: progress(done, 10 * total), optimizer=carried)
-    before = _Before(lambda: probe(trainer, recipe.publication.probes))
+    further = recipe.publication.extrapolate
+    model = trainer.accelerator.unwrap_model(trainer.model)
+
+    def probes() -> list[Probe]:
+        with extrapolated(model, further):  # the sampler answers from what is published
+            return probe(trainer, recipe.publication.probes)
+
+    before = _Before(probes)
     told = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
     for callback in (begin, before, FiniteGradient(), told):
         trainer.add_callback(callback)
     trainer.train()
     seconds = time.monotonic() - begin.began
     figures = _metrics(trainer, len(pairs), begin.reference_seconds, seconds)
-    save_policy(trainer, adapter)
+    with extrapolated(model, further):
+        save_policy(trainer, adapter)
     if recipe.dpo.carry == "optimizer":
         save_optimizer(trainer, work / f"optimizer-{iteration:04d}")
-    after = probe(trainer, recipe.publication.probes)
+    after = probes()
     return Update(
-        figures,
+        {**figures, "extrapolated": further} if further else figures,
         [replace(new, previous_logprobs=old.logprobs) for new, old in zip(after, before.probes, strict=True)],
     )
 

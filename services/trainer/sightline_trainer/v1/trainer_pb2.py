@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sightline_trainer/v1/trainer.proto\x12\x14sightline_trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x80\x02\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.sightline_trainer.v1.RunState\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x11\n\titeration\x18\x04 \x01(\r\x12\x12\n\niterations\x18\x05 \x01(\r\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x04\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\x0fStartRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\x0brecipe_name\x18\x02 \x01(\tH\x00\x12\x15\n\x0brecipe_text\x18\x03 \x01(\tH\x00\x12\x11\n\toverrides\x18\x04 \x03(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\tB\x08\n\x06recipe\":\n\x10StartRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.sightline_trainer.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"8\n\x0eGetRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.sightline_trainer.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.sightline_trainer.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nfrom_event\x18\x02 \x01(\x04\"\xc0\x02\n\x10WatchRunResponse\x12\r\n\x05\x65vent\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.sightline_trainer.v1.RunState\x12\x11\n\titeration\x18\x04 \x01(\r\x12\r\n\x05stage\x18\x05 \x01(\t\x12\x0c\n\x04\x64one\x18\x06 \x01(\x04\x12\r\n\x05total\x18\x07 \x01(\x04\x12\x44\n\x07metrics\x18\x08 \x03(\x0b\x32\x33.sightline_trainer.v1.WatchRunResponse.MetricsEntry\x12\x0f\n\x07message\x18\t \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"-\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0b\n\x03now\x18\x02 \x01(\x08\"9\n\x0fStopRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.sightline_trainer.v1.Run*\x98\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x15\n\x11RUN_STATE_STOPPED\x10\x05\x32\xcc\x03\n\nRunService\x12Y\n\x08StartRun\x12%.sightline_trainer.v1.StartRunRequest\x1a&.sightline_trainer.v1.StartRunResponse\x12S\n\x06GetRun\x12#.sightline_trainer.v1.GetRunRequest\x1a$.sightline_trainer.v1.GetRunResponse\x12Y\n\x08ListRuns\x12%.sightline_trainer.v1.ListRunsRequest\x1a&.sightline_trainer.v1.ListRunsResponse\x12[\n\x08WatchRun\x12%.sightline_trainer.v1.WatchRunRequest\x1a&.sightline_trainer.v1.WatchRunResponse0\x01\x12V\n\x07StopRun\x12$.sightline_trainer.v1.StopRunRequest\x1a%.sightline_trainer.v1.StopRunResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"sightline_trainer/v1/trainer.proto\x12\x14sightline_trainer.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x90\x02\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12-\n\x05state\x18\x02 \x01(\x0e\x32\x1e.sightline_trainer.v1.RunState\x12\x0e\n\x06recipe\x18\x03 \x01(\t\x12\x11\n\titeration\x18\x04 \x01(\r\x12\x12\n\niterations\x18\x05 \x01(\r\x12\x16\n\x0epolicy_version\x18\x06 \x01(\x04\x12\r\n\x05\x65rror\x18\x07 \x01(\t\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\n \x01(\t\"\x80\x01\n\x0fStartRunRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x15\n\x0brecipe_name\x18\x02 \x01(\tH\x00\x12\x15\n\x0brecipe_text\x18\x03 \x01(\tH\x00\x12\x11\n\toverrides\x18\x04 \x03(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\tB\x08\n\x06recipe\":\n\x10StartRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.sightline_trainer.v1.Run\"\x1f\n\rGetRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\"8\n\x0eGetRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.sightline_trainer.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"T\n\x10ListRunsResponse\x12\'\n\x04runs\x18\x01 \x03(\x0b\x32\x19.sightline_trainer.v1.Run\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"5\n\x0fWatchRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x12\n\nfrom_event\x18\x02 \x01(\x04\"\xc0\x02\n\x10WatchRunResponse\x12\r\n\x05\x65vent\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\x05state\x18\x03 \x01(\x0e\x32\x1e.sightline_trainer.v1.RunState\x12\x11\n\titeration\x18\x04 \x01(\r\x12\r\n\x05stage\x18\x05 \x01(\t\x12\x0c\n\x04\x64one\x18\x06 \x01(\x04\x12\r\n\x05total\x18\x07 \x01(\x04\x12\x44\n\x07metrics\x18\x08 \x03(\x0b\x32\x33.sightline_trainer.v1.WatchRunResponse.MetricsEntry\x12\x0f\n\x07message\x18\t \x01(\t\x1a.\n\x0cMetricsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"-\n\x0eStopRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0b\n\x03now\x18\x02 \x01(\x08\"9\n\x0fStopRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.sightline_trainer.v1.Run\"\"\n\x10ResumeRunRequest\x12\x0e\n\x06run_id\x18\x01 \x01(\t\";\n\x11ResumeRunResponse\x12&\n\x03run\x18\x01 \x01(\x0b\x32\x19.sightline_trainer.v1.Run*\x98\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x17\n\x13RUN_STATE_SUCCEEDED\x10\x03\x12\x14\n\x10RUN_STATE_FAILED\x10\x04\x12\x15\n\x11RUN_STATE_STOPPED\x10\x05\x32\xaa\x04\n\nRunService\x12Y\n\x08StartRun\x12%.sightline_trainer.v1.StartRunRequest\x1a&.sightline_trainer.v1.StartRunResponse\x12S\n\x06GetRun\x12#.sightline_trainer.v1.GetRunRequest\x1a$.sightline_trainer.v1.GetRunResponse\x12Y\n\x08ListRuns\x12%.sightline_trainer.v1.ListRunsRequest\x1a&.sightline_trainer.v1.ListRunsResponse\x12[\n\x08WatchRun\x12%.sightline_trainer.v1.WatchRunRequest\x1a&.sightline_trainer.v1.WatchRunResponse0\x01\x12V\n\x07StopRun\x12$.sightline_trainer.v1.StopRunRequest\x1a%.sightline_trainer.v1.StopRunResponse\x12\\\n\tResumeRun\x12&.sightline_trainer.v1.ResumeRunRequest\x1a\'.sightline_trainer.v1.ResumeRunResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,32 +34,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_WATCHRUNRESPONSE_METRICSENTRY']._loaded_options = None
   _globals['_WATCHRUNRESPONSE_METRICSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSTATE']._serialized_start=1263
-  _globals['_RUNSTATE']._serialized_end=1415
+  _globals['_RUNSTATE']._serialized_start=1376
+  _globals['_RUNSTATE']._serialized_end=1528
   _globals['_RUN']._serialized_start=94
-  _globals['_RUN']._serialized_end=350
-  _globals['_STARTRUNREQUEST']._serialized_start=353
-  _globals['_STARTRUNREQUEST']._serialized_end=481
-  _globals['_STARTRUNRESPONSE']._serialized_start=483
-  _globals['_STARTRUNRESPONSE']._serialized_end=541
-  _globals['_GETRUNREQUEST']._serialized_start=543
-  _globals['_GETRUNREQUEST']._serialized_end=574
-  _globals['_GETRUNRESPONSE']._serialized_start=576
-  _globals['_GETRUNRESPONSE']._serialized_end=632
-  _globals['_LISTRUNSREQUEST']._serialized_start=634
-  _globals['_LISTRUNSREQUEST']._serialized_end=690
-  _globals['_LISTRUNSRESPONSE']._serialized_start=692
-  _globals['_LISTRUNSRESPONSE']._serialized_end=776
-  _globals['_WATCHRUNREQUEST']._serialized_start=778
-  _globals['_WATCHRUNREQUEST']._serialized_end=831
-  _globals['_WATCHRUNRESPONSE']._serialized_start=834
-  _globals['_WATCHRUNRESPONSE']._serialized_end=1154
-  _globals['_WATCHRUNRESPONSE_METRICSENTRY']._serialized_start=1108
-  _globals['_WATCHRUNRESPONSE_METRICSENTRY']._serialized_end=1154
-  _globals['_STOPRUNREQUEST']._serialized_start=1156
-  _globals['_STOPRUNREQUEST']._serialized_end=1201
-  _globals['_STOPRUNRESPONSE']._serialized_start=1203
-  _globals['_STOPRUNRESPONSE']._serialized_end=1260
-  _globals['_RUNSERVICE']._serialized_start=1418
-  _globals['_RUNSERVICE']._serialized_end=1878
+  _globals['_RUN']._serialized_end=366
+  _globals['_STARTRUNREQUEST']._serialized_start=369
+  _globals['_STARTRUNREQUEST']._serialized_end=497
+  _globals['_STARTRUNRESPONSE']._serialized_start=499
+  _globals['_STARTRUNRESPONSE']._serialized_end=557
+  _globals['_GETRUNREQUEST']._serialized_start=559
+  _globals['_GETRUNREQUEST']._serialized_end=590
+  _globals['_GETRUNRESPONSE']._serialized_start=592
+  _globals['_GETRUNRESPONSE']._serialized_end=648
+  _globals['_LISTRUNSREQUEST']._serialized_start=650
+  _globals['_LISTRUNSREQUEST']._serialized_end=706
+  _globals['_LISTRUNSRESPONSE']._serialized_start=708
+  _globals['_LISTRUNSRESPONSE']._serialized_end=792
+  _globals['_WATCHRUNREQUEST']._serialized_start=794
+  _globals['_WATCHRUNREQUEST']._serialized_end=847
+  _globals['_WATCHRUNRESPONSE']._serialized_start=850
+  _globals['_WATCHRUNRESPONSE']._serialized_end=1170
+  _globals['_WATCHRUNRESPONSE_METRICSENTRY']._serialized_start=1124
+  _globals['_WATCHRUNRESPONSE_METRICSENTRY']._serialized_end=1170
+  _globals['_STOPRUNREQUEST']._serialized_start=1172
+  _globals['_STOPRUNREQUEST']._serialized_end=1217
+  _globals['_STOPRUNRESPONSE']._serialized_start=1219
+  _globals['_STOPRUNRESPONSE']._serialized_end=1276
+  _globals['_RESUMERUNREQUEST']._serialized_start=1278
+  _globals['_RESUMERUNREQUEST']._serialized_end=1312
+  _globals['_RESUMERUNRESPONSE']._serialized_start=1314
+  _globals['_RESUMERUNRESPONSE']._serialized_end=1373
+  _globals['_RUNSERVICE']._serialized_start=1531
+  _globals['_RUNSERVICE']._serialized_end=2085
 # @@protoc_insertion_point(module_scope)

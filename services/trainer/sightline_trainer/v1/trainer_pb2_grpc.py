@@ -62,6 +62,11 @@ class RunServiceStub(object):
                 request_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.StopRunRequest.SerializeToString,
                 response_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.StopRunResponse.FromString,
                 _registered_method=True)
+        self.ResumeRun = channel.unary_unary(
+                '/sightline_trainer.v1.RunService/ResumeRun',
+                request_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunRequest.SerializeToString,
+                response_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer(object):
@@ -105,6 +110,13 @@ class RunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ResumeRun(self, request, context):
+        """ResumeRun lets a run that was stopped or has failed go on from its last finished stage.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -132,6 +144,11 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.StopRun,
                     request_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.StopRunRequest.FromString,
                     response_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.StopRunResponse.SerializeToString,
+            ),
+            'ResumeRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeRun,
+                    request_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunRequest.FromString,
+                    response_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -272,6 +289,33 @@ class RunService(object):
             '/sightline_trainer.v1.RunService/StopRun',
             sightline__trainer_dot_v1_dot_trainer__pb2.StopRunRequest.SerializeToString,
             sightline__trainer_dot_v1_dot_trainer__pb2.StopRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline_trainer.v1.RunService/ResumeRun',
+            sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunRequest.SerializeToString,
+            sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class RunServiceStub:
     """WatchRun streams a run's events from a given one on, until the run ends."""
     StopRun: grpc.UnaryUnaryMultiCallable[sightline_trainer.v1.trainer_pb2.StopRunRequest, sightline_trainer.v1.trainer_pb2.StopRunResponse]
     """StopRun ends a run, after the stage under way or at once."""
+    ResumeRun: grpc.UnaryUnaryMultiCallable[sightline_trainer.v1.trainer_pb2.ResumeRunRequest, sightline_trainer.v1.trainer_pb2.ResumeRunResponse]
+    """ResumeRun lets a run that was stopped or has failed go on from its last finished stage."""
 
 @typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -59,6 +61,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """WatchRun streams a run's events from a given one on, until the run ends."""
     StopRun: grpc.aio.UnaryUnaryMultiCallable[sightline_trainer.v1.trainer_pb2.StopRunRequest, sightline_trainer.v1.trainer_pb2.StopRunResponse]  # type: ignore[assignment]
     """StopRun ends a run, after the stage under way or at once."""
+    ResumeRun: grpc.aio.UnaryUnaryMultiCallable[sightline_trainer.v1.trainer_pb2.ResumeRunRequest, sightline_trainer.v1.trainer_pb2.ResumeRunResponse]  # type: ignore[assignment]
+    """ResumeRun lets a run that was stopped or has failed go on from its last finished stage."""
 
 class RunServiceServicer(metaclass=abc.ABCMeta):
     """RunService starts, watches and stops alignment runs. A run's whole state is its directory.
@@ -105,5 +109,13 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sightline_trainer.v1.trainer_pb2.StopRunResponse, collections.abc.Awaitable[sightline_trainer.v1.trainer_pb2.StopRunResponse]]:
         """StopRun ends a run, after the stage under way or at once."""
+
+    @abc.abstractmethod
+    def ResumeRun(
+        self,
+        request: sightline_trainer.v1.trainer_pb2.ResumeRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sightline_trainer.v1.trainer_pb2.ResumeRunResponse, collections.abc.Awaitable[sightline_trainer.v1.trainer_pb2.ResumeRunResponse]]:
+        """ResumeRun lets a run that was stopped or has failed go on from its last finished stage."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

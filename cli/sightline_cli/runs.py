@@ -1,0 +1,178 @@
+"""``sightline runs``: the runs of a trainer service, from anywhere."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sightline_cli.failures import guarded
+
+if TYPE_CHECKING:
+    from sightline_trainer.client import RunClient
+
+app = typer.Typer(
+    help="Start, watch, stop and resume the runs of a trainer service.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+Trainer = Annotated[str, typer.Option("--trainer", metavar="HOST:PORT", help="Address of the trainer.")]
+Token = Annotated[str | None, typer.Option(envvar="SIGHTLINE_TOKEN", help="Sent with every call.")]
+RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command("list")
+def list_(trainer: Trainer, as_json: Json = False, token: Token = None, debug: Debug = False) -> None:
+    """All runs, newest first."""
+
+    def show(client: RunClient) -> None:
+        rows = [_row(run) for run in client.list()]
+        print(json.dumps(rows, indent=2)) if as_json else _table(rows)
+
+    _with(trainer, token, debug, show)
+
+
+@app.command()
+def start(
+    recipe: Annotated[str, typer.Argument(help="A recipe file here, or the name of one that the trainer knows.")],
+    trainer: Trainer,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
+    ] = None,
+    run: Annotated[str, typer.Option(help="Id that the run should get; default: made from the recipe's name.")] = "",
+    request: Annotated[
+        str | None, typer.Option(help="Request id: the same one twice is one run; default: a new one.")
+    ] = None,
+    as_json: Json = False,
+    token: Token = None,
+    debug: Debug = False,
+) -> None:
+    """Start a run; it waits for its turn where the trainer is busy."""
+
+    def begin(client: RunClient) -> None:
+        file = Path(recipe)
+        named: dict[str, Any] = (
+            {"recipe_text": file.read_text(encoding="utf-8")} if file.is_file() else {"recipe_name": recipe}
+        )
+        _show(client.start(**named, overrides=overrides or [], request_id=request, run_id=run), as_json)
+
+    _with(trainer, token, debug, begin)
+
+
+@app.command()
+def watch(
+    run: RunId,
+    trainer: Trainer,
+    from_event: Annotated[int, typer.Option("--from", min=0, help="With --json: the first event wanted.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an event.")] = False,
+    token: Token = None,
+    debug: Debug = False,
+) -> None:
+    """Watch a run until it ends; exit code 1 where it failed."""
+
+    def follow(client: RunClient) -> None:
+        from sightline_chassis.errors import InternalError
+        from sightline_trainer.display import Display
+
+        from sightline_cli.watch import event_of
+
+        if as_json:
+            for said in client.watch(run, from_event=from_event):
+                print(json.dumps(_event(said)), flush=True)
+        else:
+            with Display(client.get(run).iterations) as display:
+                for said in client.watch(run):
+                    display(event_of(said))
+        ended = client.get(run)
+        if ended.error:
+            raise InternalError(f"the run failed: {ended.error}", reason=ended.reason or "RUN_FAILED")
+        if not as_json:
+            _show(ended, as_json=False)
+
+    _with(trainer, token, debug, follow)
+
+
+@app.command()
+def stop(
+    run: RunId,
+    trainer: Trainer,
+    now: Annotated[bool, typer.Option("--now", help="Break off the stage under way.")] = False,
+    as_json: Json = False,
+    token: Token = None,
+    debug: Debug = False,
+) -> None:
+    """Stop a run after the stage under way; `resume` goes on with it."""
+    _with(trainer, token, debug, lambda client: _show(client.stop(run, now=now), as_json))
+
+
+@app.command()
+def resume(run: RunId, trainer: Trainer, as_json: Json = False, token: Token = None, debug: Debug = False) -> None:
+    """Let a run that was stopped or has failed go on from its last finished stage."""
+    _with(trainer, token, debug, lambda client: _show(client.resume(run), as_json))
+
+
+def _with(trainer: str, token: str | None, debug: bool, work: Callable[[RunClient], None]) -> None:
+    def call() -> None:
+        from sightline_trainer.client import RunClient
+
+        with RunClient(trainer, token=token) as client:
+            work(client)
+
+    guarded(call, debug)
+
+
+def _row(run: Any) -> dict[str, Any]:
+    from sightline_trainer.v1 import trainer_pb2 as pb
+
+    return {
+        "id": run.id,
+        "state": pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower(),
+        "recipe": run.recipe,
+        "iteration": run.iteration,
+        "iterations": run.iterations,
+        "policy_version": run.policy_version,
+        "created": run.create_time.ToJsonString(),
+        "updated": run.update_time.ToJsonString(),
+        "reason": run.reason,
+        "error": run.error,
+    }
+
+
+def _event(said: Any) -> dict[str, Any]:
+    return {
+        "event": said.event,
+        "time": said.time.ToJsonString(),
+        "iteration": said.iteration,
+        "stage": said.stage,
+        "done": said.done,
+        "total": said.total,
+        "metrics": dict(said.metrics),
+        "message": said.message,
+    }
+
+
+def _show(run: Any, as_json: bool) -> None:
+    row = _row(run)
+    if as_json:
+        print(json.dumps(row, indent=2))
+    else:
+        _table([row])
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("run", "state", "recipe", "iterations", "policy", "created", "why")
+    for row in rows:
+        table.add_row(
+            row["id"], row["state"], row["recipe"], f"{row['iteration']}/{row['iterations']}",
+            f"v{row['policy_version']}", row["created"][:19], row["error"],
+        )  # fmt: skip
+    Console().print(table)

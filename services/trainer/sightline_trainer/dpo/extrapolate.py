@@ -1,0 +1,41 @@
+"""ExPO: the weights that are published go further than those that were trained (Zheng et al., arXiv 2404.16792).
+
+    theta = theta_aligned + alpha (theta_aligned - theta_ref)
+
+theta_ref is the base model, so for a LoRA all of it is a factor 1 + alpha on the adapter's scale: `lora_alpha` of the
+files that are published. Their tensors are the trained ones, and the next update goes on from these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from peft.tuners.lora import LoraLayer
+
+
+@contextmanager
+def extrapolated(model: Any, alpha: float) -> Iterator[None]:
+    """The model with its adapter scaled by 1 + ``alpha``, in what it computes and in what it saves.
+
+    Args:
+        model: a PEFT model with a LoRA; anything, where ``alpha`` is 0.
+    """
+    if alpha:
+        _scale(model, 1.0 + alpha)
+    try:
+        yield
+    finally:
+        if alpha:
+            _scale(model, 1.0 / (1.0 + alpha))
+
+
+def _scale(model: Any, factor: float) -> None:
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            for name in module.scaling:
+                module.scaling[name] *= factor
+    for config in model.peft_config.values():
+        alpha = round(config.lora_alpha * factor, 9)
+        config.lora_alpha = int(alpha) if alpha == int(alpha) else alpha

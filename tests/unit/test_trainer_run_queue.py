@@ -1,0 +1,212 @@
+"""RunQueue with a scripted loop: order, stops, resumes, and what a restart finds on disk."""
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from sightline_chassis.errors import Cancelled, NotFound, PreconditionFailed
+from sightline_trainer import run_queue as module
+from sightline_trainer.events import Event, Observer
+from sightline_trainer.execute import lease, leased
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.run_queue import RunQueue
+from sightline_trainer.runs import RunDirectory
+
+TEXT = yaml.safe_dump({"name": "small", "model": "m", "data": {"train": "a", "test": "b"}})
+
+HOLD = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
+
+
+class Scripted:
+    """In place of `execute`: tells the events that the test lets it tell, and keeps the run's state as it does."""
+
+    def __init__(self) -> None:
+        self.order: list[str] = []
+        self.steps: dict[str, list[Event]] = {}
+        self.go = threading.Semaphore(0)
+        self.fail: Exception | None = None
+
+    def __call__(
+        self, recipe: Recipe, run: RunDirectory, observer: Observer, connections: Any, halt: Callable[[], None]
+    ) -> None:
+        with lease(run):
+            run.set_state("running")
+            self.order.append(run.id)
+            try:
+                for event in self.steps.get(run.id, [Event("pair", 1), Event("publish", 1)]):
+                    while not self.go.acquire(timeout=0.01):
+                        halt()
+                    observer(event)
+                if self.fail is not None:
+                    raise self.fail
+            except Cancelled:
+                run.set_state("stopped")
+                raise
+            except Exception as error:
+                run.set_state("failed", error=str(error), reason="BROKEN")
+                raise
+            run.set_state("succeeded")
+
+    def let(self, events: int) -> None:
+        self.go.release(events)
+
+
+@pytest.fixture
+def scripted(monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    script = Scripted()
+    monkeypatch.setattr(module, "execute", script)
+    return script
+
+
+@pytest.fixture
+def queue(scripted: Scripted, tmp_path: Path) -> Iterator[RunQueue]:
+    runs = RunQueue(tmp_path / "runs")
+    runs.start()
+    yield runs
+    runs.close()
+
+
+def submit(queue: RunQueue, name: str) -> RunDirectory:
+    return queue.submit(f"request-{name}", None, TEXT, [], name)
+
+
+def until(run: RunDirectory, state: str) -> None:
+    deadline = time.monotonic() + 60
+    while run.state().get("state") != state:
+        assert time.monotonic() < deadline, run.state()
+        time.sleep(0.01)
+
+
+def test_a_busy_trainer_queues_runs_and_works_on_one_after_the_other(queue: RunQueue, scripted: Scripted) -> None:
+    runs = [submit(queue, name) for name in ("one", "two", "three")]
+    until(runs[0], "running")
+    assert [run.state()["state"] for run in runs] == ["running", "queued", "queued"]
+    assert submit(queue, "two").id == "two"
+    scripted.let(6)
+    until(runs[2], "succeeded")
+    assert scripted.order == ["one", "two", "three"]
+
+
+def test_a_graceful_stop_ends_with_the_stage_and_a_resume_goes_on(queue: RunQueue, scripted: Scripted) -> None:
+    scripted.steps["one"] = [Event("sample", 1, 1, 2), Event("sample", 1, 2, 2), Event("pair", 1), Event("publish", 1)]
+    run = submit(queue, "one")
+    scripted.let(1)
+    until(run, "running")
+    queue.stop("one", now=False)
+    scripted.let(1)
+    time.sleep(0.2)
+    assert run.state()["state"] == "running"  # the stage is not done yet
+    scripted.let(1)
+    until(run, "stopped")
+    queue.go_on("one")
+    scripted.let(4)
+    until(run, "succeeded")
+    assert scripted.order == ["one", "one"]
+    with pytest.raises(PreconditionFailed, match="are done"):
+        queue.go_on("one")
+
+
+def test_a_stop_at_once_breaks_off_what_tells_nothing(queue: RunQueue, scripted: Scripted) -> None:
+    run = submit(queue, "one")
+    until(run, "running")
+    queue.stop("one", now=True)
+    until(run, "stopped")
+
+
+def test_a_resume_that_meets_a_run_that_is_stopping_is_not_lost(queue: RunQueue, scripted: Scripted) -> None:
+    run = submit(queue, "one")
+    until(run, "running")
+    with queue._lock:
+        queue.stop("one", now=True)
+        queue._again = True  # as `go_on` does, after the loop has seen the stop
+    deadline = time.monotonic() + 60
+    while len(scripted.order) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    scripted.let(2)
+    until(run, "succeeded")
+
+
+def test_a_queued_run_is_stopped_and_resumed_and_runs_once(queue: RunQueue, scripted: Scripted) -> None:
+    first, second = submit(queue, "one"), submit(queue, "two")
+    until(first, "running")
+    assert queue.stop("two", now=False).state()["state"] == "stopped"
+    assert queue.go_on("two").state()["state"] == "queued"
+    assert queue.go_on("two").state()["state"] == "queued"
+    scripted.let(4)
+    until(second, "succeeded")
+    scripted.let(4)
+    time.sleep(0.2)
+    assert scripted.order == ["one", "two"]
+
+
+def test_a_failed_run_says_why_and_is_resumed(queue: RunQueue, scripted: Scripted) -> None:
+    scripted.fail = RuntimeError("the scorer is on fire")
+    run = submit(queue, "one")
+    scripted.let(2)
+    until(run, "failed")
+    assert (run.state()["error"], run.state()["reason"]) == ("the scorer is on fire", "BROKEN")
+    scripted.fail = None
+    queue.go_on("one")
+    scripted.let(2)
+    until(run, "succeeded")
+    assert (run.state()["error"], run.state()["reason"]) == ("", "")
+
+
+def test_a_restart_finds_the_same_runs_in_their_order(scripted: Scripted, tmp_path: Path) -> None:
+    before = RunQueue(tmp_path / "runs")  # never started: as if it was killed at once
+    for name in ("b", "a", "c"):
+        submit(before, name)
+    before.get("b").set_state("running")
+    before.get("c").set_state("stopped")
+    after = RunQueue(tmp_path / "runs")
+    after.start()
+    scripted.let(4)
+    until(after.get("a"), "succeeded")
+    assert scripted.order == ["b", "a"]
+    assert after.get("c").state()["state"] == "stopped"
+    assert submit(after, "a").state()["state"] == "succeeded"  # the request is known from disk
+    after.close()
+
+
+def test_a_trainer_that_may_not_resume_leaves_unfinished_runs_stopped(scripted: Scripted, tmp_path: Path) -> None:
+    before = RunQueue(tmp_path / "runs")
+    run = submit(before, "one")
+    run.set_state("running")
+    after = RunQueue(tmp_path / "runs", resume=False)
+    after.start()
+    assert run.state()["state"] == "stopped"
+    after.close()
+
+
+def test_a_run_that_another_process_works_on_is_left_alone(scripted: Scripted, tmp_path: Path) -> None:
+    run = submit(RunQueue(tmp_path / "runs"), "one")
+    run.set_state("running")
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(run.root / ".lease")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    holder.stdout.readline()
+    try:
+        assert leased(run)
+        other = RunQueue(tmp_path / "runs")
+        other.start()
+        assert other.stop("one", now=True).state()["state"] == "running"
+        assert scripted.order == []
+        other.close()
+    finally:
+        holder.kill()
+        holder.communicate()
+    assert not leased(run)  # the kernel gave the lease up with its holder
+
+
+@pytest.mark.parametrize("run_id", ["no-such", "../runs", "", "UPPER"])
+def test_unknown_runs_are_not_found(queue: RunQueue, run_id: str) -> None:
+    with pytest.raises(NotFound, match="ListRuns"):
+        queue.get(run_id)

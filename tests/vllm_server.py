@@ -179,6 +179,16 @@ class VllmServer:
             return _error(what, "EngineCore encountered an issue.", "InternalServerError")
         if self.paused:
             return _error(503, "The server is paused.", "ServiceUnavailableError")
+        self.running += 1  # from here on a waiting pause waits for it
+        reply: Response | None = None
+        try:
+            reply = await self._chat(body, what)
+            return reply
+        finally:
+            if not isinstance(reply, StreamingResponse):
+                self.running -= 1
+
+    async def _chat(self, body: dict[str, Any], what: Any) -> Response:
         assert body.keys() <= KNOWN, body.keys() - KNOWN
         name = body.get("model") or self.name
         if name != self.name and name not in self.loras:
@@ -200,15 +210,11 @@ class VllmServer:
         model = self.base if name == self.name or self.unnamed else self.loras[name][1]
         if self.stale_prefix and body.get("prompt_logprobs") is None:  # these skip the cache
             model = self.prefixes.setdefault(tuple(ids), model)
-        self.running += 1
-        if body.get("stream"):
-            return StreamingResponse(
-                self._stream(body, name, model, prompt, ids, n, limit, what), media_type="text/event-stream"
-            )
-        try:
+        if not body.get("stream"):
             return JSONResponse(await run_in_threadpool(self._whole, body, name, model, prompt, ids, limit))
-        finally:
-            self.running -= 1
+        return StreamingResponse(
+            self._stream(body, name, model, prompt, ids, n, limit, what), media_type="text/event-stream"
+        )
 
     async def _stream(
         self, body: dict[str, Any], name: str, model: Any, prompt: Any, ids: list[int], n: int, limit: int, what: Any

@@ -61,7 +61,7 @@ def server(shared: tuple[TgiServer, Running]) -> TgiServer:
 
 @pytest.fixture
 def client(shared: tuple[TgiServer, Running]) -> Iterator[SamplerClient]:
-    with SamplerClient(shared[1].address, timeout=60) as client:
+    with SamplerClient(shared[1].address, timeout=280) as client:
         yield client
 
 

@@ -59,7 +59,7 @@ def server(shared: tuple[VllmServer, Running]) -> VllmServer:
 
 @pytest.fixture
 def client(shared: tuple[VllmServer, Running], server: VllmServer) -> Iterator[SamplerClient]:
-    with SamplerClient(shared[1].address, timeout=60) as client:
+    with SamplerClient(shared[1].address, timeout=280) as client:
         yield client
         client.resume()
         client.activate(0)

@@ -209,7 +209,7 @@ def _port() -> int:
 
 
 def _until(url: str) -> None:
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 600
     while time.monotonic() < deadline:
         try:
             urllib.request.urlopen(url, timeout=1).close()
@@ -219,7 +219,8 @@ def _until(url: str) -> None:
     raise AssertionError(f"{url} does not answer")
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_kill_9_of_sampler_and_engine_under_load(tmp_path: Path) -> None:
     """vLLM's stand-in and the sampler are killed in turn while requests are sampled, one policy being active."""
     adapter = make_adapter(tmp_path, BASE, 1, scale=0.02)
@@ -228,7 +229,7 @@ def test_kill_9_of_sampler_and_engine_under_load(tmp_path: Path) -> None:
     sampler = Process(
         "-m", "sightline_cli", "serve", "sampler",
         "--set", f"engine.model={BASE}", "--set", "engine.kind=vllm",
-        "--set", f"engine.vllm.url=http://127.0.0.1:{engine_port}", "--set", "engine.vllm.overload_seconds=120",
+        "--set", f"engine.vllm.url=http://127.0.0.1:{engine_port}", "--set", "engine.vllm.overload_seconds=600",
         "--set", f"server.port={port}", "--set", f"policies.state_dir={tmp_path / 'state'}",
         "--set", "engine.vllm.poll_seconds=0.2",
     )  # fmt: skip
@@ -247,7 +248,7 @@ def test_kill_9_of_sampler_and_engine_under_load(tmp_path: Path) -> None:
                     texts[number, c.index] = c.token_ids.tolist()
                     versions.add(c.policy_version)
 
-        async with AsyncSamplerClient(f"127.0.0.1:{port}", timeout=600, patience=300) as client:
+        async with AsyncSamplerClient(f"127.0.0.1:{port}", timeout=1700, patience=1200) as client:
             while True:
                 try:
                     await client.policies(timeout=2)

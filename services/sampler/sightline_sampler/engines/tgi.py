@@ -16,6 +16,7 @@ What this engine knows of TGI (3.3.7, the last release; its repository is archiv
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -145,14 +146,12 @@ class TgiEngine(RemoteEngine):
             ):
                 yield self._candidate(one, index, int(one.get("seed") or seed), params, version)
 
-        if params.temperature == 0:
-            alone = dataclasses.replace(work, seeds=work.seeds[:1])
-            async for candidate in self.fetch(alone, draw, version):
-                for copy in copies(candidate, work.seeds):
-                    yield copy
-        else:
-            async for candidate in self.fetch(work, draw, version):
-                yield candidate
+        greedy = params.temperature == 0  # K of them are the same: one is asked for
+        asked = dataclasses.replace(work, seeds=work.seeds[:1]) if greedy else work
+        async with contextlib.aclosing(self.fetch(asked, draw, version)) as candidates:
+            async for candidate in candidates:
+                for one in copies(candidate, work.seeds) if greedy else [candidate]:
+                    yield one
         yield self.summary(version, rendered, prompt_tokens)
 
     def batches(self, work: SampleWork) -> list[list[int]]:

@@ -16,6 +16,7 @@ What this engine knows of vLLM (0.33):
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -142,13 +143,12 @@ class VllmEngine(RemoteEngine):
                     seed = chosen[list(indices).index(place)]
                     yield choice.candidate(place, seed, version, params, raw=self._raw, biased=self._raw)
 
-        if params.temperature == 0:
-            async for candidate in self.fetch(dataclasses.replace(work, seeds=work.seeds[:1]), draw, version):
-                for copy in copies(candidate, work.seeds):
-                    yield copy
-        else:
-            async for candidate in self.fetch(work, draw, version):
-                yield candidate
+        greedy = params.temperature == 0  # K of them are the same: one is asked for
+        asked = dataclasses.replace(work, seeds=work.seeds[:1]) if greedy else work
+        async with contextlib.aclosing(self.fetch(asked, draw, version)) as candidates:
+            async for candidate in candidates:
+                for one in copies(candidate, work.seeds) if greedy else [candidate]:
+                    yield one
         yield self.summary(version, rendered, prompt_tokens)
 
     async def score(self, work: ScoreWork) -> TokenScores:

@@ -197,9 +197,9 @@ def _alone(prefix: str, service: Service, limit: Limit, requests: Requests, numb
 def overload(plan: Plan, work: Path) -> list[Row]:
     """Pairs scored per CPU second with ten times the callers that fill the service, over those at the peak.
 
-    On the tiny model, where a refusal costs the most beside a score.
+    On the tiny model with small photos, where a refusal costs the most beside a score.
     """
-    requests = Requests("tiny", seed=3).endless(TEXTS)
+    requests = Requests("tiny", seed=3, small=True).endless(TEXTS)
     with serving(work / "serving-overload", model_directory("tiny", work)) as service:
         service.overload(requests, 64, 1)
         peak, over = [], []
@@ -215,6 +215,7 @@ def overload(plan: Plan, work: Path) -> list[Row]:
         "peak": calm.figures(),
         "overload": total.figures(),
         "refused_of_all": round(refused / max(1, sum(total.outcomes.values())), 3),
+        "refusals": refused,
         "wall_ratio": round((total.pairs / total.wall) / (calm.pairs / calm.wall), 3),
     }
     return [Row("goodput_at_10x_over_peak", value, "ratio", "higher", 0.9, "64 callers, per CPU second", detail)]
@@ -222,7 +223,7 @@ def overload(plan: Plan, work: Path) -> list[Row]:
 
 def memory(number: int, work: Path) -> list[Row]:
     """Growth of resident memory over so many requests with all caches full and small; the first fifth fills them."""
-    requests = Requests("tiny", seed=4).endless(1)
+    requests = Requests("tiny", seed=4, small=True).endless(1)
     small = ["cache.image_bytes=1048576", "cache.text_bytes=1048576", "image_store.max_bytes=4194304"]
     with serving(work / "serving-memory", model_directory("tiny", work), *small) as service:
         service.turn(list(itertools.islice(requests, max(500, number // 5))), 16)

@@ -48,13 +48,13 @@ def model_directory(name: str, work: Path) -> Path:
 
 
 @cache
-def photos() -> list[bytes]:
-    """64 JPEGs of 640 x 480, about 80 kB each: smooth shapes under sensor noise, quality 90."""
+def photos(width: int = 640, height: int = 480) -> list[bytes]:
+    """64 JPEGs, at 640 x 480 of about 80 kB each: smooth shapes under sensor noise, quality 90."""
     made = []
     for seed in range(_POOL):
         generator = np.random.default_rng(seed)
         coarse = Image.fromarray(generator.integers(0, 256, (9, 12, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((640, 480), Image.Resampling.BICUBIC), dtype=np.float32)
+        smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
         noisy = (smooth + generator.normal(0, 6, smooth.shape)).clip(0, 255).astype(np.uint8)
         file = io.BytesIO()
         Image.fromarray(noisy).save(file, "JPEG", quality=90)
@@ -74,9 +74,11 @@ class Requests:
     Args:
         model: decides the vocabulary.
         seed: two streams of different seeds share no caption.
+        small: photos of 96 x 72, 4 kB each: where the service, not the caller, is to be the bottleneck.
     """
 
-    def __init__(self, model: str, seed: int = 0) -> None:
+    def __init__(self, model: str, seed: int = 0, *, small: bool = False) -> None:
+        self._photos = photos(96, 72) if small else photos()
         self._random = random.Random(seed)
         self._words = _playground_words() if model == "tiny" else _WORDS
         self._seed, self._count = seed, 0
@@ -87,7 +89,7 @@ class Requests:
 
     def warm(self, number: int) -> list[Request]:
         """Images of a pool of 64, new texts."""
-        return [Request(photos()[n % _POOL], self._captions()) for n in range(number)]
+        return [Request(self._photos[n % _POOL], self._captions()) for n in range(number)]
 
     def endless(self, texts: int) -> Iterator[Request]:
         """Cold requests with so many texts, one after another."""
@@ -96,7 +98,7 @@ class Requests:
 
     def _image(self) -> bytes:
         self._count += 1
-        return never_seen(photos()[self._count % _POOL], self._seed * 10**9 + self._count)
+        return never_seen(self._photos[self._count % _POOL], self._seed * 10**9 + self._count)
 
     def _captions(self, number: int = TEXTS) -> list[str]:
         return [" ".join(self._random.choices(self._words, k=14)) for _ in range(number)]

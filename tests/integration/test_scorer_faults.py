@@ -34,6 +34,7 @@ SETTINGS = [
     "probe.every_seconds=0.5",
     "probe.timeout_seconds=2",
     "triton.hung_after_seconds=8",
+    "triton.start_timeout_seconds=400",
     "triton.text_batch=1",
     "triton.max_queue=8",
 ]
@@ -52,7 +53,7 @@ class Process:
             environment = {**os.environ, "TMPDIR": str(directory)}
             self.popen = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
         began = time.monotonic()
-        until(lambda: announce.exists() or self.popen.poll() is not None, 120)
+        until(lambda: announce.exists() or self.popen.poll() is not None, 400)
         assert self.popen.poll() is None, self.log.read_text()
         self.start_seconds = time.monotonic() - began
         self.at = json.loads(announce.read_text())

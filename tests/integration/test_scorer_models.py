@@ -18,6 +18,7 @@ from sightline_chassis.settings import load_settings
 from sightline_scorer.calibration import FILE_NAME
 from sightline_scorer.settings import ScorerSettings
 from sightline_scorer.v1 import scorer_pb2 as pb
+from test_scorer_bad_input import metrics
 from typer.testing import CliRunner
 
 PICTURE = picture(80, 60, seed=21)
@@ -158,11 +159,13 @@ def test_weights_that_cannot_be_loaded_change_nothing(scorer: RunningScorer, fol
         (failed,) = scorer.stub.ListModels(pb.ListModelsRequest()).other_versions
         assert (failed.name, failed.state) == ("a", pb.MODEL_STATE_FAILED)
         assert failed.error
+        assert metrics(scorer)['sightline_reload_failing{what="models"}'] == 1
         assert cosines(scorer.score(IMAGE, SENTENCES)) == cosines(before)
     finally:
         weights.write_bytes(content)
     assert list(scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=300).changed) == []
     assert not scorer.stub.ListModels(pb.ListModelsRequest()).other_versions
+    assert metrics(scorer)['sightline_reload_failing{what="models"}'] == 0
 
 
 def test_models_and_ensembles_come_and_go(scorer: RunningScorer, folder: Path) -> None:

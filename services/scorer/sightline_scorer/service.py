@@ -12,6 +12,7 @@ from typing import ClassVar
 
 import grpc
 from sightline_chassis.errors import PreconditionFailed, SightlineError
+from sightline_chassis.metrics import RELOAD_FAILING
 from sightline_chassis.service import Service
 from sightline_chassis.settings import SettingsError
 
@@ -105,11 +106,14 @@ class ScorerService(Service):
         Raises PreconditionFailed; then the models stay as they were.
         """
         assert self._probe is not None
+        failing = RELOAD_FAILING.labels("models")
+        failing.set(1)  # until it is known to have worked
         try:
             settings = self._reread()
         except SettingsError as error:
             raise PreconditionFailed(f"the models stay as they were: {error}", reason="RELOAD_FAILED") from error
         changed, removed = await self._loader.reload(self._models, settings, self._probe.try_out)
+        failing.set(0)
         LOG.info("models reloaded", extra={"changed": changed, "removed": removed})
         return changed, removed
 

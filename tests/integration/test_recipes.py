@@ -76,6 +76,19 @@ def test_a_recipe_runs(name: str, services: Services, playground: Path, tmp_path
 
 
 @pytest.mark.slow
+def test_the_loss_of_povids_paper_runs(services: Services, playground: Path, tmp_path: Path) -> None:
+    noise = "candidates.noised_image={pixels: unit, conditioned: true}"
+    recipe = short("povid", services, playground, noise)
+    recipe = recipe.model_copy(update={"dpo": recipe.dpo.model_copy(update={"loss": {"povid_paper": 1.0}})})
+    run = RunDirectory(tmp_path / "run")
+    assert len(execute(recipe, run, lambda event: None)) == 2
+    rows = list(read_pairs(run.iteration(1) / "pairs.parquet"))
+    assert {bool(row["rejected_images"]) for row in rows} == {True, False}
+    for row in rows:
+        assert bool(row["rejected_images"]) == (row["rejected_source"] == "noised_image")
+
+
+@pytest.mark.slow
 def test_a_composition_of_other_parts_runs(services: Services, playground: Path, tmp_path: Path) -> None:
     """Sentences, ranks, log-probs of the policy, all pairs, weights, old pairs: a new method is a recipe."""
     recipe = short(

@@ -1,6 +1,7 @@
 """Sources of candidates, on a stand-in for the sampler and the playground's tokenizer."""
 
 import asyncio
+import io
 import json
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -10,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from pydantic import ValidationError
 from running import WEIGHTS
 from sightline_chassis.errors import InvalidInput
 from sightline_sampler.client import DiffusionNoise, PixelNoise
 from sightline_trainer.candidates import CANDIDATES
 from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.candidates.noised_image import noised
 from sightline_trainer.candidates.question_answer import QuestionIndex, declared
 from sightline_trainer.candidates.source import Ask, CandidatePart, Context
 from sightline_trainer.prompts import Prompt
@@ -33,7 +37,7 @@ class Sampler:
         self.calls: list[dict[str, Any]] = []
 
     async def sample(self, image: Any, prompt: str, n: int, **options: Any) -> Any:
-        self.calls.append({"prompt": prompt, "n": n, **options})
+        self.calls.append({"image": image, "prompt": prompt, "n": n, **options})
         return SimpleNamespace(
             rendered_prompt=f"USER: {prompt}",
             candidates=[
@@ -119,6 +123,29 @@ def test_noise_is_put_over_the_image_by_the_sampler() -> None:
     _, (other,) = made(part("noised_image", pixels="unit"), ask=Ask(3, 0))
     assert isinstance(other["distortion"], PixelNoise)
     assert other["distortion"].seed != noise.seed  # drawn anew in each iteration
+
+
+def test_noise_that_the_update_must_see_too_is_drawn_here(tmp_path: Path) -> None:
+    pixels = np.full((40, 40, 3), 128, np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG")
+    (tmp_path / "grey.png").write_bytes(buffer.getvalue())
+
+    def seen(step: int, seed: int = 3) -> Any:
+        return np.asarray(Image.open(io.BytesIO(noised(buffer.getvalue(), step, seed)))) / 255
+
+    # Of the schedule: signal 0.994 and noise 0.110 at step 200, 0.863 and 0.505 at 500.
+    assert seen(200).mean() == pytest.approx(0.994 * 128 / 255, abs=0.005)
+    assert seen(200).std() == pytest.approx(0.110, abs=0.005)
+    assert seen(500).std() == pytest.approx(0.38, abs=0.03)  # 0.505, but for what is clamped
+    assert (seen(500) == seen(500)).all()
+    assert (seen(500) != seen(500, seed=4)).any()
+    prompt = Prompt("p", tmp_path / "grey.png", "look")
+    (candidate,), (call,) = made(part("noised_image", pixels="unit", conditioned=True), prompt=prompt)
+    assert call["distortion"] is None
+    assert call["image"] == candidate.image != buffer.getvalue()
+    with pytest.raises(ValidationError, match="pixels: unit"):
+        part("noised_image", conditioned=True)
 
 
 def test_errors_are_injected_into_the_reference_or_the_policys_answer(tmp_path: Path) -> None:

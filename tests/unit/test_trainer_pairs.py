@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +120,7 @@ def test_writing_in_images_is_read_by_tesseract(tmp_path: Path, monkeypatch: pyt
     faults = {name: rule.prompt_fault(Prompt("p", image, "look")) for name, image in images.items()}
     assert faults == {"plain": None, "sign": "text_in_image"}
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(PreconditionFailed, match=r"leave the\s+filter out"):
+    with pytest.raises(PreconditionFailed, match="leave the filter out"):
         rule.prompt_fault(Prompt("p", tmp_path / "other", "look"))
     with pytest.raises(ValidationError):
         TextInImage.model_validate({"reader": ["rm", "-rf"]})
@@ -252,11 +253,15 @@ def test_pairs_file_is_in_trls_format_and_names_both_versions(tmp_path: Path, im
 def test_weights_of_one_are_left_out_of_the_update(tmp_path: Path, image: Path) -> None:
     prompts, rollouts = {"p": Prompt("p", image, "look")}, {"p": [scored(0, 3.0), scored(1, 1.0)]}
     write_pairs(tmp_path / "a.parquet", builder().build(prompts, rollouts.items()))
-    assert "weight" not in to_train_on(tmp_path / "a.parquet").column_names
+    assert {"weight", "rejected_images"}.isdisjoint(to_train_on(tmp_path / "a.parquet").column_names)
     halved = builder()
     halved.rules = {"best_worst": BestWorst(weight=0.5)}
     write_pairs(tmp_path / "b.parquet", halved.build(prompts, rollouts.items()))
     assert to_train_on(tmp_path / "b.parquet")["weight"][:] == [0.5]
+    noised = replace(rollouts["p"][1].candidate, image=image.read_bytes())
+    rollouts["p"][1] = Scored(noised, rollouts["p"][1].score)
+    write_pairs(tmp_path / "c.parquet", builder().build(prompts, rollouts.items()))
+    assert to_train_on(tmp_path / "c.parquet")[0]["rejected_images"][0].size == (8, 8)
 
 
 def test_images_with_a_fault_have_no_pairs(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

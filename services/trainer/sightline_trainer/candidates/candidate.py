@@ -31,6 +31,8 @@ class Candidate:
     """The part that made it."""
     statement: str = ""
     """What a scorer compares with the image; empty: the text itself."""
+    image: bytes = b""
+    """The encoded image that it answers to, where that is not the prompt's."""
 
     @property
     def told(self) -> str:
@@ -52,6 +54,7 @@ CANDIDATE_SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("source", pa.string()),
         ("statement", pa.string()),
+        ("image", pa.binary()),
     ]
 )
 """Columns of ``candidates/*.parquet``."""

@@ -1,15 +1,17 @@
 """``noised_image``: what the policy says when its image is distorted, as the rejected one (POVID, BPO).
 
-The sampler distorts the image; the text is trained as an answer to the clean one. POVID takes noise step 500, BPO 900
-(of 1000). BPO's released script samples with visual contrastive decoding, which reduces hallucinations; this samples
-plainly under the distorted image, as its paper says.
+POVID takes noise step 500, BPO 900 (of 1000). BPO's released script samples with visual contrastive decoding, which
+reduces hallucinations; this samples plainly under the distorted image, as its paper says. The text is trained as an
+answer to the clean image; with ``conditioned`` to the noised one, as in the loss of POVID's paper (``povid_paper``).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import io
+from typing import Literal, Self
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, model_validator
 from sightline_sampler.client import DiffusionNoise, PixelNoise
 
 from sightline_trainer.candidates.candidate import Candidate
@@ -26,7 +28,16 @@ class NoisedImage(CandidatePart):
     pixels: Literal["normalised", "unit"] = Field(
         "normalised", description="Noise on normalised pixels (VCD, BPO), or on pixels in [0, 1] (POVID's code)."
     )
+    conditioned: bool = Field(
+        False, description="Train it as an answer to the noised image (POVID's paper); needs pixels: unit."
+    )
     temperature: float | None = Field(None, ge=0.0, le=5.0, description="Null: sampling.temperature.")
+
+    @model_validator(mode="after")
+    def _drawable(self) -> Self:
+        if self.conditioned and self.pixels != "unit":
+            raise ValueError("conditioned needs pixels: unit, since only that noise makes a picture")
+        return self
 
     def open(self, context: Context) -> Source:
         return NoisedImageSource(self, context)
@@ -42,16 +53,34 @@ class NoisedImageSource:
         self.sample = PolicyCandidates(context.sampler, recipe.sampling, seed=recipe.seed)
 
     async def __call__(self, prompt: Prompt, ask: Ask) -> list[Candidate]:
-        noise = DiffusionNoise if self.settings.pixels == "normalised" else PixelNoise
-        first = len(ask.made)
+        settings, seed = self.settings, prompt.seed(self.seed, ask.iteration, -2)
+        noise = DiffusionNoise if settings.pixels == "normalised" else PixelNoise
         return await self.sample(
             prompt,
-            self.settings.count,
+            settings.count,
             iteration=ask.iteration,
             version=ask.version,
-            temperature=self.settings.temperature,
+            temperature=settings.temperature,
             text=ask.made[0].prompt if ask.made else None,
-            first=first,
+            first=len(ask.made),
             source="noised_image",
-            distortion=noise(self.settings.step, prompt.seed(self.seed, ask.iteration, -2)),
+            # What the update must see too is drawn here; else the sampler distorts.
+            image=noised(prompt.image.read_bytes(), settings.step, seed) if settings.conditioned else b"",
+            distortion=None if settings.conditioned else noise(settings.step, seed),
         )
+
+
+def noised(image: bytes, step: int, seed: int) -> bytes:
+    """The picture after ``step`` of 1000 steps of VCD's and POVID's schedule, on pixels in [0, 1], clamped; a PNG.
+
+    x_t = sqrt(a_t) x + sqrt(1 - a_t) e, with a_t = prod(1 - b_s) and b = sigmoid(-6 .. 6) * (0.5e-2 - 1e-5) + 1e-5.
+    """
+    from PIL import Image
+
+    betas = (0.5e-2 - 1e-5) / (1 + np.exp(-np.linspace(-6, 6, 1000))) + 1e-5
+    kept = float(np.cumprod(1 - betas)[step])
+    clean = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), dtype=np.float64) / 255
+    noisy = np.sqrt(kept) * clean + np.sqrt(1 - kept) * np.random.default_rng(seed).standard_normal(clean.shape)
+    buffer = io.BytesIO()
+    Image.fromarray((noisy.clip(0, 1) * 255).round().astype(np.uint8)).save(buffer, format="PNG")
+    return buffer.getvalue()

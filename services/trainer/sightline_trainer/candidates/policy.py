@@ -50,6 +50,7 @@ class PolicyCandidates:
         text: str | None = None,
         first: int = 0,
         source: str = "policy",
+        image: bytes = b"",
         **options: Any,
     ) -> list[Candidate]:
         """``count`` candidates in index order.
@@ -58,6 +59,7 @@ class PolicyCandidates:
             text: asked in place of the prompt's own.
             first: number of the first candidate; seeds depend on it.
             source: the part that asks.
+            image: shown in place of the prompt's own.
             options: further `SampleOptions`, such as ``distortion``.
 
         Raises:
@@ -67,7 +69,7 @@ class PolicyCandidates:
         settings, asked = self.settings, prompt.prompt if text is None else text
         samples = await patiently(
             lambda: self.client.sample(
-                prompt.image,
+                image or prompt.image,
                 asked,
                 count,
                 seeds=[prompt.seed(self.seed, iteration, first + index) for index in range(count)],
@@ -92,6 +94,7 @@ class PolicyCandidates:
                 rendered_prompt=samples.rendered_prompt,
                 prompt=asked,
                 source=source,
+                image=image,
             )
             for candidate in samples.candidates
         ]

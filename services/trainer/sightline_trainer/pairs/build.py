@@ -1,9 +1,9 @@
 """Pairs: preference pairs from scored candidates, in TRL's preference format.
 
 ``pairs.parquet`` has the columns of TRL's conversational vision format (``images``, ``prompt``, ``chosen``,
-``rejected``) and beside them what the loop knows: sampled token ids, rewards, margin, weight, the rule that made the
-pair, source and policy version of both sides, the iteration. ``datasets.load_dataset("parquet", ...)`` gives images as
-images.
+``rejected``) and beside them what the loop knows: the image of a rejected side that answers to another, sampled token
+ids, rewards, margin, weight, the rule that made the pair, source and policy version of both sides, the iteration.
+``datasets.load_dataset("parquet", ...)`` gives images as images.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ FEATURES = Features(
     {
         "prompt_id": Value("string"),
         "images": List(Image()),
+        "rejected_images": List(Image()),
         "prompt": _MESSAGES,
         "chosen": _MESSAGES,
         "rejected": _MESSAGES,
@@ -119,6 +120,7 @@ def _row(prompt: Prompt, chosen: Scored, rejected: Scored, rule: str, weight: fl
     return {
         "prompt_id": prompt.id,
         "images": [{"bytes": prompt.image.read_bytes(), "path": prompt.image.name}],
+        "rejected_images": [{"bytes": bad.image, "path": None}] if bad.image else [],
         "prompt": [{"role": "user", "content": good.prompt or prompt.prompt}],
         "chosen": [{"role": "assistant", "content": good.text}],
         "rejected": [{"role": "assistant", "content": bad.text}],
@@ -162,6 +164,11 @@ def read_pairs(path: Path) -> Dataset:
 
 
 def to_train_on(path: Path) -> Dataset:
-    """As `read_pairs`, without the weights where all are 1: the update has less to do then."""
-    pairs = read_pairs(path)
-    return pairs.remove_columns("weight") if set(pairs["weight"]) <= {1.0} else pairs
+    """As `read_pairs`, without weights that are all 1 and images of rejected sides that have none of their own: the
+    update has less to do then."""
+    table = pq.read_table(path, columns=["weight", "rejected_images"]).to_pylist()
+    needless = [
+        *(["weight"] if all(row["weight"] == 1.0 for row in table) else []),
+        *(["rejected_images"] if not any(row["rejected_images"] for row in table) else []),
+    ]
+    return read_pairs(path).remove_columns(needless)

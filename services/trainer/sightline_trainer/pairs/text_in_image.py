@@ -34,8 +34,8 @@ def _letters(image: Path, seconds: float) -> int:
     program = shutil.which("tesseract")
     if program is None:
         raise PreconditionFailed(
-            "filters.text_in_image needs tesseract, which is not there: install it (Debian: tesseract-ocr) or leave the "
-            "filter out",
+            "filters.text_in_image needs tesseract, which is not there: install it (Debian: tesseract-ocr) or leave "
+            "the filter out",
             reason="OCR_MISSING",
         )
     command = [program, str(image), "stdout", "--psm", "11"]  # sparse text, in no order

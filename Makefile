@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types docs screenshots chart monitor protos playground leaderboard constraints clean bench-dpo bench-sampler bench-scorer
+.PHONY: help demo test test-slow lint types docs screenshots chart monitor protos playground leaderboard constraints clean chaos bench-dpo bench-sampler bench-scorer
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -51,6 +51,9 @@ playground: $(READY)  ## Train the playground's CLIP and LVLM again, from nothin
 
 leaderboard: $(READY)  ## All recipes on the playground at equal budget, 3 seeds; hours on two cores, finished runs are kept
 	$(BIN)/python benchmarks/leaderboard.py $(ARGS)
+
+chaos: $(READY)  ## kill -9 of trainer, sampler, scorer, Triton, 20 times each: the pairs must be those of a run left alone
+	$(BIN)/python tools/chaos.py $(ARGS)
 
 bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; seven CPU minutes
 	$(BIN)/python benchmarks/dpo.py $(ARGS)

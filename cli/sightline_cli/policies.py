@@ -1,4 +1,4 @@
-"""``sightline policies``: what a run has published, and whether it is whole."""
+"""``sightline policies``: what a run has published, whether it is whole, and as one checkpoint."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 from sightline_cli.failures import guarded
 
 app = typer.Typer(
-    help="List, show and verify the policies of a run.", no_args_is_help=True, pretty_exceptions_enable=False
+    help="List, show, verify and merge the policies of a run.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 
 Run = Annotated[Path, typer.Argument(help="A run directory, or a directory of policies.")]
@@ -55,3 +55,22 @@ def verify(
     from sightline_cli.policy_files import verify_all
 
     guarded(lambda: verify_all(run, version, as_json), debug)
+
+
+@app.command()
+def merge(
+    run: Run,
+    version: Annotated[int, typer.Argument(help="The policy's version.", min=1)],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new directory.")],
+    base: Annotated[Path | None, typer.Option(help="Directory of the base model; default: the run's.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Merge a policy's adapter into a whole checkpoint, for engines that serve nothing else (TGI)."""
+
+    def write() -> None:
+        from sightline_cli.merging import merge as merge_to
+
+        manifest = merge_to(run, version, to, base)
+        typer.echo(f"{to}: policy v{manifest.version} as a whole checkpoint, {len(manifest.files)} files")
+
+    guarded(write, debug)

@@ -1,0 +1,88 @@
+"""Merging: a policy's adapter merged into a whole checkpoint, for engines that serve nothing else (TGI)."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+from sightline_chassis.errors import AlreadyExists, DataCorrupted, InvalidInput, NotFound, PreconditionFailed
+from sightline_sampler.client import ManifestError, PolicyManifest, model_digest, policy_dirname, verify, write_manifest
+
+from sightline_cli.policy_files import directory_of
+
+
+def merge(run: Path, version: int, to: Path, base: Path | None = None) -> PolicyManifest:
+    """Write the base model's checkpoint with a policy's adapter in its weights, and a manifest of kind "merged" with
+    the policy's version and lineage. The directory is there whole, or not at all.
+
+    Args:
+        run: a run directory, or a directory of policies.
+        version: the policy's.
+        to: the new directory.
+        base: directory of the base model; None takes the run's.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        NotFound: no such policy, or nobody says where the base model is.
+        AlreadyExists: ``to`` is there.
+        DataCorrupted: the policy's files are not those of its manifest.
+        InvalidInput: the policy is a whole checkpoint already.
+        PreconditionFailed: the base model is another one, or the adapter is of a kind that can't be merged.
+    """
+    if to.exists():
+        raise AlreadyExists(f"{to} is there already; name a new directory", reason="DIRECTORY_EXISTS")
+    policy = directory_of(run) / policy_dirname(version)
+    try:
+        manifest = verify(policy)
+    except ManifestError as error:
+        if error.reason == "MISSING_DIRECTORY":
+            raise NotFound(f"{run} has no policy {version}", reason="POLICY_NOT_FOUND") from error
+        raise DataCorrupted(str(error), reason=error.reason) from error
+    if manifest.kind != "lora":
+        raise InvalidInput(f"policy {version} is a whole checkpoint ({manifest.kind}); copy it", reason="NO_ADAPTER")
+    model = base if base is not None else base_of(run)
+    if model_digest(model) != manifest.base_digest:
+        raise PreconditionFailed(
+            f"policy {version} was trained on a model with digest {manifest.base_digest}, which {model} is not; name "
+            "its base model with --base",
+            reason="WRONG_BASE_MODEL",
+        )
+    from sightline_sampler.engines.merge import merge as merge_files
+
+    aside = to.with_name(f".{to.name}.merging")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        merge_files(policy, model, aside)
+        done = write_manifest(aside, dataclasses.replace(manifest, kind="merged", files={}, created=""))
+        aside.rename(to)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return done
+
+
+def base_of(run: Path) -> Path:
+    """The base model's directory, as the run's recipe names it; one with a hub name is taken from the local cache.
+
+    Raises:
+        NotFound: no recipe there, or its model is not on this machine.
+    """
+    from sightline_trainer.runs import RunDirectory
+
+    recipe = RunDirectory(run).recipe()
+    if recipe is None:
+        raise NotFound(f"{run} has no recipe.yaml that names the base model; give --base", reason="NO_BASE_MODEL")
+    if Path(recipe.model).is_dir():
+        return Path(recipe.model)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(recipe.model, local_files_only=True))
+    except (LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:
+        raise NotFound(
+            f"the run's model {recipe.model!r} is no directory here and not in the hub's cache; give --base",
+            reason="NO_BASE_MODEL",
+        ) from error

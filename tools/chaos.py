@@ -1,0 +1,310 @@
+"""Chaos: kill -9 of a service at random moments, again and again, while small runs of the loop are under way.
+
+    make chaos                                              20 kills of each of trainer, sampler, scorer and triton
+    python tools/chaos.py --services trainer --kills 10     fewer
+
+One run is left alone first. Each disturbed run must end with the same pairs (prompts, texts, token ids, rules; none
+lost, none doubled), and no policy version may ever stand for two different policies. Whoever is killed is started
+again at once, as a supervisor would: the trainer on its run directory, sampler and scorer on their ports, Triton by the
+scorer that embeds it. Moments are drawn from a seed, as shares of the time that the undisturbed run took; what they hit
+is up to the machine. A life of the trainer is a process forked from this one, so that its imports are paid once.
+
+Exit code 1 where something differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT / "playground/weights"
+SERVICES = ("trainer", "sampler", "scorer", "triton")
+LIVES = 60
+"""A run that needs more of them does not come forward."""
+SCORES = ("images", "chosen_policy_version", "rejected_policy_version", "chosen_reward", "rejected_reward", "margin")
+"""Columns that may differ: versions are the run's own, rewards differ in their last bits with what else was scored."""
+
+
+@dataclass
+class Row:
+    """What became of the runs in which one service was killed."""
+
+    service: str
+    kills: int = 0
+    runs: int = 0
+    resumed: int = 0
+    errors: list[str] = field(default_factory=list)
+    pairs: int = 0
+    pairs_equal: bool = True
+    versions_unique: bool = True
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        return self.pairs_equal and self.versions_unique and not self.errors
+
+
+class House:
+    """Sampler and scorer on loopback, killed and started again on their ports."""
+
+    def __init__(self, directory: Path) -> None:
+        from sightline_cli.processes import Processes
+
+        self.processes = Processes(directory)
+        self.settings = {
+            "sampler": [f"engine.model={WEIGHTS / 'llava'}", "engine.threads=1"],
+            "scorer": [f"models.clip.source=local-dir:{WEIGHTS / 'clip'}", "triton.threads=1"],
+        }
+        self.directory = directory
+        self.address: dict[str, str] = {}
+
+    def __enter__(self) -> House:
+        self.processes.__enter__()
+        for name, settings in self.settings.items():
+            self.processes.start(name, settings)
+        self.address = {name: self.processes.wait(name, seconds=600).grpc for name in self.settings}
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.processes.stop()
+
+    def kill(self, service: str) -> None:
+        """SIGKILL, and a new one in its place."""
+        if service == "triton":
+            before = self._triton()
+            os.kill(before, signal.SIGKILL)
+            until(lambda: self._triton() not in (0, before))
+            return
+        pid = json.loads((self.directory / f"{service}.json").read_text())["pid"]
+        os.kill(pid, signal.SIGKILL)
+        self.processes.wait_end(service)
+        self.processes.start(service, self.settings[service], port=int(self.address[service].rsplit(":", 1)[1]))
+        self.processes.wait(service, seconds=600)
+
+    def _triton(self) -> int:
+        """The pid of the scorer's Triton, which has a guard above it; 0 while there is none."""
+        scorer = json.loads((self.directory / "scorer.json").read_text())["pid"]
+        parents: dict[int, int] = {}
+        servers = []
+        for entry in Path("/proc").iterdir():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split() if entry.name.isdigit() else ["Z"]
+                if fields[0] == "Z":
+                    continue
+                parents[int(entry.name)] = int(fields[1])
+                if (entry / "comm").read_text().strip() == "tritonserver":
+                    servers.append(int(entry.name))
+            except OSError:
+                continue  # it ended meanwhile
+        for server in servers:
+            above = server
+            while above in parents and above != scorer:
+                above = parents[above]
+            if above == scorer:
+                return server
+        return 0
+
+
+def until(true: Any, seconds: float = 600.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            raise TimeoutError("the service did not come back")
+        time.sleep(0.05)
+
+
+def life(recipe: Any, directory: Path) -> multiprocessing.Process:
+    """A trainer on a run directory, as a process of its own that dies with this one."""
+    process = multiprocessing.get_context("fork").Process(target=_live, args=(recipe, directory), daemon=True)
+    process.start()
+    return process
+
+
+def _live(recipe: Any, directory: Path) -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "trainer.log").open("a") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    from sightline_trainer.execute import execute
+    from sightline_trainer.runs import RunDirectory
+
+    execute(recipe, RunDirectory(directory), lambda event: None)
+
+
+def pairs_of(directory: Path) -> list[dict[str, Any]]:
+    """All pairs of a run, in order, without the columns that may differ. Another process reads them: Arrow's threads
+    must not be there when a trainer is forked."""
+    context = multiprocessing.get_context("fork")
+    mouth, ear = context.Pipe()
+    reader = context.Process(target=lambda: mouth.send(_pairs(directory)))
+    reader.start()
+    rows: list[dict[str, Any]] = ear.recv()
+    reader.join()
+    return rows
+
+
+def _pairs(directory: Path) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    rows: list[dict[str, Any]] = []
+    for path in sorted(directory.glob("iterations/*/pairs.parquet")):
+        rows += [{key: row[key] for key in row if key not in SCORES} for row in pq.read_table(path).to_pylist()]
+    return rows
+
+
+def note_versions(directory: Path, seen: dict[int, str]) -> bool:
+    """Whether every version in place is the policy that it was when it was first seen."""
+    from sightline_sampler.client import manifest_digest, policy_dirname
+
+    same = True
+    for path in (directory / "policies").glob("v[0-9]*"):
+        digest, version = manifest_digest(path), int(path.name[1:])
+        same &= path.name == policy_dirname(version) and seen.setdefault(version, digest) == digest
+    return same
+
+
+def disturbed(
+    row: Row, house: House, recipe: Any, directory: Path, wanted: int, horizon: float, moments: random.Random
+) -> None:
+    """One run with kills of one service until it ends, or ``wanted`` kills are done and it is left alone."""
+    seen: dict[int, str] = {}
+    trainer = life(recipe, directory)
+    row.runs += 1
+    for _ in range(LIVES):
+        while trainer.is_alive():
+            trainer.join(horizon * moments.random() if row.kills < wanted else None)
+            if not trainer.is_alive():
+                break
+            row.kills += 1
+            if row.service == "trainer":
+                trainer.kill()
+                trainer.join()
+            else:
+                house.kill(row.service)
+        row.versions_unique &= note_versions(directory, seen)
+        if trainer.exitcode == 0:
+            return
+        if trainer.exitcode != -signal.SIGKILL:
+            state = json.loads((directory / "run.json").read_text())
+            row.errors.append(f"{directory.name}: {state.get('reason')}: {state.get('error')}")
+        row.resumed += 1
+        trainer = life(recipe, directory)
+    raise RuntimeError(f"{directory} does not come to its end in {LIVES} lives")
+
+
+def chaos(services: list[str], kills: int, seed: int, staleness: int, scratch: Path) -> list[Row]:
+    """Kill each of the services so many times.
+
+    Returns:
+        One row for each service.
+    """
+    from sightline_playground.export import export
+    from sightline_trainer.recipe import Recipe
+
+    _imports()
+    for name, split, count, of in (("train", "align", 64, 1), ("test", "test", 16, 2)):
+        if not (scratch / name).exists():
+            export(scratch / name, split=split, count=count, seed=of)
+    rows = []
+    with House(scratch / "services") as house:
+        recipe = Recipe.model_validate(small(house, scratch, staleness))
+        began = time.monotonic()
+        alone = life(recipe, scratch / "undisturbed")
+        alone.join()
+        took = time.monotonic() - began
+        if alone.exitcode != 0:
+            raise RuntimeError(f"the undisturbed run failed: {scratch / 'undisturbed/trainer.log'}")
+        expected = pairs_of(scratch / "undisturbed")
+        print(f"undisturbed: {len(expected)} pairs in {took:.0f} s", flush=True)
+        for service in services:
+            row, moments, began = Row(service), random.Random(f"{seed}/{service}"), time.monotonic()
+            while row.kills < kills:
+                directory = scratch / f"{service}-{row.runs:02d}"
+                disturbed(row, house, recipe, directory, kills, 0.6 * took, moments)
+                found = pairs_of(directory)
+                row.pairs += len(found)
+                row.pairs_equal &= found == expected
+            row.seconds = time.monotonic() - began
+            rows.append(row)
+            print(f"{line(row)}", flush=True)
+    return rows
+
+
+def small(house: House, scratch: Path, staleness: int) -> dict[str, Any]:
+    """Two short iterations on the playground's models."""
+    return {
+        "name": "chaos",
+        "model": str(WEIGHTS / "llava"),
+        "iterations": 2,
+        "threads": 1,
+        "data": {"train": str(scratch / "train"), "test": str(scratch / "test"), "prompts_per_iteration": 24},
+        "sampling": {"address": house.address["sampler"], "candidates": 4, "staleness": staleness},
+        "reward": {"address": house.address["scorer"]},
+        "publication": {"probes": 4},
+        "evaluation": {"prompts": 8, "greedy_prompts": 0, "questions": 0, "diverse_prompts": 0},
+    }
+
+
+def _imports() -> None:
+    """What every life needs, before the first is forked. Nothing here may start a thread or use gRPC."""
+    import sightline_trainer.dpo.launch
+    import sightline_trainer.loop
+    import sightline_trainer.publish  # noqa: F401
+    import transformers
+
+    for name in ("AutoModelForImageTextToText", "AutoProcessor", "LlavaForConditionalGeneration", "LlavaProcessor"):
+        getattr(transformers, name)  # loads its module
+
+
+def line(row: Row) -> str:
+    def mark(good: bool) -> str:
+        return "yes" if good else "NO"
+
+    return (
+        f"| {row.service} | {row.kills} | {row.runs} | {row.resumed} | {len(row.errors)} | {row.pairs} | "
+        f"{mark(row.pairs_equal)} | {mark(row.versions_unique)} | {row.seconds:.0f} |"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--services", nargs="+", choices=SERVICES, default=list(SERVICES))
+    parser.add_argument("--kills", type=int, default=20, help="kills of each service")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--staleness", type=int, choices=(0, 1), default=0, help="the recipe's sampling.staleness")
+    parser.add_argument("--scratch", type=Path, help="where runs and logs stay; default: a directory that goes")
+    parser.add_argument("--json", type=Path, help="write the rows there too")
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    with tempfile.TemporaryDirectory(prefix="sightline-chaos-") as temporary:
+        scratch = (options.scratch or Path(temporary)).resolve()
+        scratch.mkdir(parents=True, exist_ok=True)
+        rows = chaos(options.services, options.kills, options.seed, options.staleness, scratch)
+    print("| killed | kills | runs | resumed | errors | pairs | pairs equal | versions unique | seconds |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(line(row))
+        for error in row.errors:
+            print(f"  {error}")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    return 0 if all(row.good for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

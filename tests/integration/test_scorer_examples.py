@@ -24,7 +24,7 @@ def images(tmp_path: Path) -> Path:
 
 
 def run(*command: object, code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT, timeout=250)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
     assert done.returncode == code, done.stderr
     return done
 

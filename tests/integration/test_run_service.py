@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 import yaml
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from running import Services, small_recipe
-from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound
+from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
 from sightline_cli.processes import Addresses, Processes
 from sightline_trainer.client import RunClient
 from sightline_trainer.v1 import trainer_pb2 as pb
@@ -84,6 +83,7 @@ def test_a_failed_run_says_why_and_the_next_one_runs(
         list(client.watch(good.id))
         assert client.get(bad.id).state == pb.RUN_STATE_FAILED
         assert "/no/such/model" in client.get(bad.id).error
+        assert client.get(bad.id).reason
         assert client.get(stopped.id).state == pb.RUN_STATE_STOPPED
         assert client.get(good.id).state == pb.RUN_STATE_SUCCEEDED
         assert [run.id for run in client.list()] == ["good", "queued", "bad"]  # two pages
@@ -106,7 +106,7 @@ def test_a_killed_trainer_comes_back_to_its_run(
         assert client.get(run.id).state == pb.RUN_STATE_SUCCEEDED
 
 
-def test_a_running_run_is_stopped_and_stays_resumable(
+def test_a_running_run_is_stopped_at_once_and_resumed_to_its_end(
     trainer: tuple[Processes, Addresses], services: Services, playground: Path
 ) -> None:
     with RunClient(trainer[1].grpc) as client:
@@ -114,10 +114,34 @@ def test_a_running_run_is_stopped_and_stays_resumable(
         for event in client.watch(run.id):
             if event.stage == "sample":
                 client.stop(run.id, now=True)
-        deadline = time.monotonic() + 10
-        while client.get(run.id).state == pb.RUN_STATE_RUNNING and time.monotonic() < deadline:
-            time.sleep(0.1)
+                break
+        events = list(client.watch(run.id))  # ends with the run
         assert client.get(run.id).state == pb.RUN_STATE_STOPPED
+        assert "pair" not in {event.stage for event in events}
+        assert client.resume(run.id).state == pb.RUN_STATE_QUEUED
+        after = list(client.watch(run.id, from_event=len(events)))
+        assert after[0].event == len(events)
+        assert after[-1].stage == "end"
+        assert client.get(run.id).state == pb.RUN_STATE_SUCCEEDED
+        with pytest.raises(PreconditionFailed, match="are done"):
+            client.resume(run.id)
+        with pytest.raises(NotFound):
+            client.resume("no-such")
+
+
+def test_a_graceful_stop_finishes_the_stage(
+    trainer: tuple[Processes, Addresses], services: Services, playground: Path, tmp_path: Path
+) -> None:
+    with RunClient(trainer[1].grpc) as client:
+        run = client.start(recipe_text=recipe(services, playground), run_id="graceful")
+        for event in client.watch(run.id):
+            if event.stage == "sample":
+                client.stop(run.id)
+                break
+        stages = [event.stage for event in client.watch(run.id)]
+        assert client.get(run.id).state == pb.RUN_STATE_STOPPED
+        assert (stages[-1], "update" in stages) == ("pair", False)
+        assert (tmp_path / "runs/graceful/iterations/0001/pairs.json").exists()
 
 
 def test_reflection_lists_the_services(trainer: tuple[Processes, Addresses], services: Services) -> None:

@@ -122,8 +122,10 @@ def test_what_nobody_waits_for_is_dropped_from_the_queue_and_cancelled_in_flight
     async def test() -> None:
         engine = Engine()
         to = tower(engine, batch=1)
+        assert to.busy_since is None
         running, queued = ask(to, "a"), ask(to, "b")
         await settled()
+        assert to.busy_since is not None
         to.leave(queued)
         to.leave(running)
         await settled()

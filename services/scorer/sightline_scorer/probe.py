@@ -82,6 +82,8 @@ class Probe:
             if time.monotonic() - self._last_success() < self._settings.every_seconds:
                 self._verdict(None)
                 continue
+            if self._trouble is None and self._at_work():
+                continue
             try:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     await self._probe_all()
@@ -96,6 +98,20 @@ class Probe:
                 LOG.exception("the probe itself failed")
                 self._verdict("the probe itself failed; see the log")
             await self._restart_if_hung()
+
+    def _at_work(self) -> bool:
+        """Whether each tower has worked just now, or a little while ago and has a batch: a probe would queue behind it.
+
+        Only for as long as a probe may take: a Triton that hangs must not hide behind callers who come and leave.
+        """
+        now = time.monotonic()
+        for model in self._models.served.values():
+            for tower, name in zip((model.image, model.text), model.triton_names, strict=True):
+                busy = tower.busy_since is not None
+                patience = self._settings.timeout_seconds if busy else self._settings.every_seconds
+                if now - self._backend.all_worked_since([name]) > patience:
+                    return False
+        return True
 
     def _last_success(self) -> float:
         """Since when every tower has worked: one that hangs must not hide behind the others."""

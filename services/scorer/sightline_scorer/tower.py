@@ -114,9 +114,10 @@ class Wait:
 class Batch:
     """Items that Triton works on together."""
 
-    __slots__ = ("items", "live", "task")
+    __slots__ = ("began", "items", "live", "task")
 
     def __init__(self, items: list[Item]) -> None:
+        self.began = time.monotonic()
         self.items = items
         self.live = len(items)
         self.task: asyncio.Task[None] | None = None
@@ -160,6 +161,11 @@ class Tower:
         self._lookups = {what: metrics.CACHE.labels(*label, what) for what in ("hit", "miss", "coalesced")}
         self._waiting = metrics.QUEUE.labels(*label)
         self._sizes = metrics.BATCH.labels(label[1])
+
+    @property
+    def busy_since(self) -> float | None:
+        """time.monotonic() when Triton got the oldest batch that it has; None where it has none."""
+        return min((batch.began for batch in self._running), default=None)
 
     def unknown(self, keys: Sequence[bytes]) -> list[int]:
         """Positions of the keys that are neither known nor being worked on."""

@@ -101,7 +101,8 @@ def start(processes: Processes, secrets: Secrets, runs: Path) -> dict[str, Addre
     quiet = {"OMP_NUM_THREADS": "1"}
     weights = ROOT / "playground/weights"
     flags = secrets.settings()
-    processes.start("scorer", [*flags, f"models.clip.source=local-dir:{weights / 'clip'}"], environment=quiet)
+    patient = f"triton.start_timeout_seconds={START_SECONDS:.0f}"
+    processes.start("scorer", [*flags, patient, f"models.clip.source=local-dir:{weights / 'clip'}"], environment=quiet)
     processes.start("sampler", [*flags, f"engine.model={weights / 'llava'}", "engine.threads=1"], environment=quiet)
     at = {name: processes.wait(name, seconds=START_SECONDS) for name in ("scorer", "sampler")}
     known = [f"connections.{name}={secrets.connection(at[name].grpc)}" for name in ("scorer", "sampler")]

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,11 @@ class House:
         self.processes = Processes(directory)
         self.settings = {
             "sampler": [f"engine.model={WEIGHTS / 'llava'}", "engine.threads=1"],
-            "scorer": [f"models.clip.source=local-dir:{WEIGHTS / 'clip'}", "triton.threads=1"],
+            "scorer": [
+                f"models.clip.source=local-dir:{WEIGHTS / 'clip'}",
+                "triton.threads=1",
+                "triton.start_timeout_seconds=900",
+            ],
         }
         self.directory = directory
         self.address: dict[str, str] = {}
@@ -125,7 +130,7 @@ def until(true: Any, seconds: float = 600.0) -> None:
         time.sleep(0.05)
 
 
-def life(recipe: Any, directory: Path) -> multiprocessing.Process:
+def life(recipe: Any, directory: Path) -> BaseProcess:
     """A trainer on a run directory, as a process of its own that dies with this one."""
     process = multiprocessing.get_context("fork").Process(target=_live, args=(recipe, directory), daemon=True)
     process.start()
@@ -215,9 +220,8 @@ def chaos(services: list[str], kills: int, seed: int, staleness: int, scratch: P
     from sightline_trainer.recipe import Recipe
 
     _imports()
-    for name, split, count, of in (("train", "align", 64, 1), ("test", "test", 16, 2)):
-        if not (scratch / name).exists():
-            export(scratch / name, split=split, count=count, seed=of)
+    export(scratch / "train", split="align", count=64, seed=1)
+    export(scratch / "test", split="test", count=16, seed=2)
     rows = []
     with House(scratch / "services") as house:
         recipe = Recipe.model_validate(small(house, scratch, staleness))

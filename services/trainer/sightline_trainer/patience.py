@@ -8,13 +8,13 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from sightline_chassis.errors import Overloaded, Unavailable
+from sightline_chassis.errors import DeadlineExceeded, Overloaded, Unavailable
 
 T = TypeVar("T")
 
 
 async def patiently(call: Callable[[], Awaitable[T]], *, limit: float = 600.0) -> T:
-    """Await ``call()`` again while its service is away or full, for up to ``limit`` seconds.
+    """Await ``call()`` again while its service is away, full or too slow, for up to ``limit`` seconds.
 
     Waits as long as the service asks for, and at least a jittered, doubling moment. Safe for calls that give the same
     answer twice, as all of the loop's are (candidates carry their seeds).
@@ -26,7 +26,7 @@ async def patiently(call: Callable[[], Awaitable[T]], *, limit: float = 600.0) -
     while True:
         try:
             return await call()
-        except (Unavailable, Overloaded) as error:
+        except (Unavailable, Overloaded, DeadlineExceeded) as error:
             wait = max(error.retry_after or 0.0, pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
             if time.monotonic() + wait > deadline:
                 raise

@@ -87,11 +87,11 @@ class ServedSampler(AsyncSamplerClient):
         try:
             return await self._served(options.get("policy"), lambda: ask(image, prompt, n, **options))
         except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            raise InvalidInput(f"{image}: {error.strerror}", reason="IMAGE_FILE_UNREADABLE") from error
+            raise InvalidInput(f"{error.filename}: {error.strerror}", reason="IMAGE_FILE_UNREADABLE") from error
         except InvalidInput as error:
-            if not error.reason.startswith("IMAGE_") or isinstance(image, bytes):
+            if not error.reason.startswith("IMAGE_") or image is None or isinstance(image, bytes):
                 raise
-            raise InvalidInput(f"{image}: {error.message}", reason=error.reason) from error
+            raise InvalidInput(f"{os.fspath(image)}: {error.message}", reason=error.reason) from error
 
     async def score_tokens(
         self,

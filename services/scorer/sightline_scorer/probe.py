@@ -41,7 +41,7 @@ class Probe:
         self._server = server
         self._settings = settings
         self._hung_after_seconds = hung_after_seconds
-        self._first: dict[tuple[str, str], list[Embeddings]] = {}
+        self._first: dict[str, Embeddings] = {}
         self._last_good = time.monotonic()
         self._trouble: str | None = None
         self._dead_towers = 0
@@ -130,29 +130,34 @@ class Probe:
 
     async def try_out(self, model: ServedModel) -> None:
         """A real inference through both towers of a model. Raises a SightlineError where it is not as it should be."""
-        pixels = np.zeros((3, model.card.image_height, model.card.image_width), np.uint8)
-        (row,) = model.tokenizer.encode([_TEXT], [0])
-        image_name, text_name = model.triton_names
-        image = await self._backend.embed_images(image_name, [pixels])
-        text = await self._backend.embed_texts(text_name, [row.ids])
-        found = [image[0], text[0]]
-        for tower, one in zip(("image", "text"), found, strict=True):
-            if not abs(float(one @ one) - 1) < _TOLERANCE:
-                NONFINITE.inc()
-                raise InternalError(
-                    f"the {tower} tower of {model.name} gave an embedding that is not finite or not of length 1",
-                    reason="NONFINITE_EMBEDDING",
-                )
-        for tower, one, other in zip(
-            ("image", "text"), self._first.setdefault(model.triton_names, found), found, strict=True
-        ):
-            if 1 - float(one @ other) > _TOLERANCE:
-                raise SightlineError(f"the {tower} tower of {model.name} answers the probe otherwise than at the start")
+        for name in model.triton_names:
+            await self._try_tower(model, name)
+
+    async def _try_tower(self, model: ServedModel, name: str) -> None:
+        image_name, _ = model.triton_names
+        if name == image_name:
+            tower, pixels = "image", np.zeros((3, model.card.image_height, model.card.image_width), np.uint8)
+            found = (await self._backend.embed_images(name, [pixels]))[0]
+        else:
+            tower, (row,) = "text", model.tokenizer.encode([_TEXT], [0])
+            found = (await self._backend.embed_texts(name, [row.ids]))[0]
+        if not abs(float(found @ found) - 1) < _TOLERANCE:
+            NONFINITE.inc()
+            raise InternalError(
+                f"the {tower} tower of {model.name} gave an embedding that is not finite or not of length 1",
+                reason="NONFINITE_EMBEDDING",
+            )
+        if 1 - float(self._first.setdefault(name, found) @ found) > _TOLERANCE:
+            raise SightlineError(f"the {tower} tower of {model.name} answers the probe otherwise than at the start")
 
     async def _probe_all(self) -> None:
+        """Ask each tower that has not just worked; each of them, while something is wrong."""
         for model in list(self._models.served.values()):
             with model.used():
-                await self.try_out(model)
+                for name in model.triton_names:
+                    idle = time.monotonic() - self._backend.all_worked_since([name])
+                    if self._trouble is not None or idle >= self._settings.every_seconds:
+                        await self._try_tower(model, name)
 
     def _verdict(self, trouble: str | None) -> None:
         self._trouble = trouble

@@ -88,7 +88,6 @@ class Probe:
                 async with asyncio.timeout(self._settings.timeout_seconds):
                     await self._probe_all()
                 self._verdict(None)
-                self._dead_towers = 0
             except TimeoutError:
                 self._verdict(f"a probe got no answer within {self._settings.timeout_seconds:g} s")
             except SightlineError as error:
@@ -164,3 +163,4 @@ class Probe:
         BACKEND_UP.set(trouble is None)
         if trouble is None:
             self._last_good = time.monotonic()
+            self._dead_towers = 0

@@ -227,8 +227,7 @@ def models(message: pb.ListModelsResponse) -> Models:
 
 def score_result(message: pb.ScoreResponse, asked: pb.ScoreKind) -> ScoreResult:
     """From the wire. Raises Unsupported where the service answered with another kind of score than was asked for."""
-    plain = message.kind == pb.SCORE_KIND_UNSPECIFIED and asked in (pb.SCORE_KIND_UNSPECIFIED, pb.SCORE_KIND_CLIP_SCORE)
-    if not plain and asked not in (pb.SCORE_KIND_UNSPECIFIED, message.kind):
+    if message.kind == pb.SCORE_KIND_UNSPECIFIED or asked not in (pb.SCORE_KIND_UNSPECIFIED, message.kind):
         raise Unsupported(
             f"the service answered with {_kind(message.kind)} where {_kind(asked)} was asked for: is it older than "
             "this client?",
@@ -236,8 +235,8 @@ def score_result(message: pb.ScoreResponse, asked: pb.ScoreKind) -> ScoreResult:
         )
     scores = message.scores
     return ScoreResult(
-        value=np.array([score.clip_score if plain else score.value for score in scores], dtype=np.float32),
-        kind="clip_score" if plain else _kind(message.kind),
+        value=np.array([score.value for score in scores], dtype=np.float32),
+        kind=_kind(message.kind),
         cosine=np.array([score.cosine for score in scores], dtype=np.float32),
         clip_score=np.array([score.clip_score for score in scores], dtype=np.float32),
         logit=np.array([score.logit for score in scores], dtype=np.float32),

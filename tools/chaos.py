@@ -199,6 +199,7 @@ def disturbed(
                 trainer.join()
             else:
                 house.kill(row.service)
+                _wait_for_progress(trainer, directory)  # so that the next kill meets a run that came forward again
         row.versions_unique &= note_versions(directory, seen)
         if trainer.exitcode == 0:
             return
@@ -208,6 +209,15 @@ def disturbed(
         row.resumed += 1
         trainer = life(recipe, directory)
     raise RuntimeError(f"{directory} does not come to its end in {LIVES} lives")
+
+
+def _wait_for_progress(trainer: BaseProcess, directory: Path) -> None:
+    def size() -> int:
+        events = directory / "events.jsonl"
+        return events.stat().st_size if events.exists() else 0
+
+    told = size()
+    until(lambda: size() > told or not trainer.is_alive())
 
 
 def chaos(services: list[str], kills: int, seed: int, staleness: int, scratch: Path) -> list[Row]:

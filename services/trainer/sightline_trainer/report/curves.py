@@ -94,7 +94,7 @@ def _svg(figure: Figure, title: str) -> str:
     out = io.StringIO()
     # Text stays text, ids stay the same from one rendering to the next.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
-        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})
+        FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     text = out.getvalue()
     text = text[text.index("<svg") :]
     colours = {INK: "var(--ink)", RULE: "var(--rule)"} | {c: f"var(--s{n})" for n, c in enumerate(SERIES, 1)}

@@ -60,6 +60,15 @@ engine:
   {{- if ne $engine.kind "transformers" }}
   {{ $engine.kind }}:
     url: {{ include "sightline.engineUrl" . | quote }}
+    {{- if eq $engine.kind "vllm" }}
+    max_loras: {{ $engine.server.maxLoras }}
+    max_lora_rank: {{ $engine.server.maxLoraRank }}
+    {{- else }}
+    merge_into: /policies/merged
+    {{- if $engine.deploy }}
+    kubernetes: {deployment: {{ include "sightline.fullname" (dict "root" .root "component" "engine") }}, container: tgi}
+    {{- end }}
+    {{- end }}
   {{- end }}
 policies:
   root: /policies

@@ -1,0 +1,123 @@
+"""Publication and serving over a scripted sampler that is killed, or loses an answer, at the worst moments."""
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from sightline_chassis.errors import AlreadyExists, NotFound, PreconditionFailed
+from sightline_trainer.dpo.update import Probe
+from sightline_trainer.prompts import Prompt
+from sightline_trainer.publish import publish
+from sightline_trainer.recipe import Publication
+from sightline_trainer.serving import serve
+
+
+class Sampler:
+    """Knows the versions it was given; ``trouble`` names calls after which it is killed and starts anew."""
+
+    def __init__(self, *, loaded: tuple[int, ...] = (0,), active: int = 0, trouble: tuple[str, ...] = ()) -> None:
+        self.loaded, self.active = set(loaded), active
+        self.trouble = list(trouble)
+        self.calls: list[str] = []
+
+    def _did(self, call: str) -> None:
+        self.calls.append(call)
+        if call in self.trouble:
+            self.trouble.remove(call)
+            self.loaded, self.active = {0}, 0
+
+    def _info(self, version: int, arrival: Any = None) -> Any:
+        state = "active" if version == self.active else "staged"
+        return SimpleNamespace(version=version, state=state, arrival=arrival)
+
+    async def policies(self) -> Any:
+        return SimpleNamespace(policies=[self._info(version) for version in sorted(self.loaded)])
+
+    async def policy(self) -> Any:
+        return self._info(self.active)
+
+    async def stage(self, directory: Path, version: int) -> Any:
+        assert directory.name == f"v{version:06d}"
+        if version in self.loaded:
+            raise AlreadyExists("there", reason="POLICY_EXISTS")
+        self.loaded.add(version)
+        info = self._info(version)
+        self._did(f"stage {version}")
+        return info
+
+    async def activate(self, version: int, probes: Any = ()) -> Any:
+        if version not in self.loaded:
+            raise NotFound("not loaded", reason="POLICY_NOT_FOUND")
+        self.active = version
+        info = self._info(version, ARRIVED if probes else None)
+        self._did(f"activate {version}")
+        return info
+
+    async def retire(self, version: int) -> Any:
+        self.calls.append(f"retire {version}")
+        raise NotFound("not loaded", reason="POLICY_NOT_FOUND")
+
+
+ARRIVED = SimpleNamespace(passed=True, gap=0.001, moved=0.1, correlation=1.0)
+"""The part of a sampler's report that the trainer reads."""
+
+
+def published(sampler: Sampler, tmp_path: Path, version: int = 2, previous: int = 1) -> Any:
+    return asyncio.run(
+        publish(
+            sampler,  # type: ignore[arg-type]
+            tmp_path / f"v{version:06d}",
+            version=version,
+            previous=previous,
+            probes=[Probe("a", [1, 2], [-1.0, -1.0], "p", [-1.1, -1.0])],
+            prompts={"a": Prompt(id="a", image=tmp_path / "a.png", prompt="p")},
+            settings=Publication(keep=1),
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "trouble", [(), ("stage 1",), ("activate 1",), ("stage 2",), ("activate 2",), ("stage 1", "stage 2", "activate 2")]
+)
+def test_a_sampler_that_is_killed_in_between_is_told_everything_again(trouble: tuple[str, ...], tmp_path: Path) -> None:
+    sampler = Sampler(loaded=(0, 1), active=1, trouble=trouble)
+    assert published(sampler, tmp_path).version == 2
+    assert sampler.active == 2
+
+
+def test_a_sampler_that_is_killed_each_time_ends_the_run_in_the_end(tmp_path: Path) -> None:
+    sampler = Sampler(loaded=(0, 1), active=1, trouble=("stage 2",) * 100)
+    with pytest.raises(NotFound):
+        published(sampler, tmp_path)
+
+
+def test_an_old_policy_that_is_gone_already_is_retired(tmp_path: Path) -> None:
+    sampler = Sampler(loaded=(0, 1), active=1)
+    published(sampler, tmp_path)
+    assert "retire 1" in sampler.calls
+
+
+def test_somebody_else_who_publishes_is_noticed(tmp_path: Path) -> None:
+    class Shared(Sampler):
+        async def activate(self, version: int, probes: Any = ()) -> Any:
+            info = await super().activate(version, probes)
+            if version == 2:
+                self.loaded.add(9)
+                self.active = 9
+            return info
+
+    with pytest.raises(PreconditionFailed, match="something else publish") as caught:
+        published(Shared(loaded=(0, 1), active=1), tmp_path)
+    assert caught.value.reason == "POLICY_NOT_ACTIVE"
+
+
+@pytest.mark.parametrize("trouble", [(), ("stage 3",), ("stage 3", "stage 3")])
+def test_serving_outlives_a_kill_after_staging(trouble: tuple[str, ...], tmp_path: Path) -> None:
+    sampler = Sampler(trouble=trouble)
+    asyncio.run(serve(sampler, 3, tmp_path))  # type: ignore[arg-type]
+    assert sampler.active == 3
+    before = list(sampler.calls)
+    asyncio.run(serve(sampler, 3, tmp_path))  # type: ignore[arg-type]
+    assert sampler.calls == before

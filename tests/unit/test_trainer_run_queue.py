@@ -210,3 +210,14 @@ def test_a_run_that_another_process_works_on_is_left_alone(scripted: Scripted, t
 def test_unknown_runs_are_not_found(queue: RunQueue, run_id: str) -> None:
     with pytest.raises(NotFound, match="ListRuns"):
         queue.get(run_id)
+
+
+def test_a_launcher_runs_only_where_the_trainers_settings_list_it(scripted: Scripted, tmp_path: Path) -> None:
+    launcher = ["accelerate", "launch"]
+    text = yaml.safe_dump({**yaml.safe_load(TEXT), "dpo": {"launch": launcher}})
+    with pytest.raises(InvalidInput, match=r"dpo\.launch is a command") as refused:
+        RunQueue(tmp_path / "runs").submit("request", None, text, [])
+    assert refused.value.reason == "LAUNCHER_NOT_ALLOWED"
+    with pytest.raises(InvalidInput, match=r"dpo\.launch"):
+        RunQueue(tmp_path / "runs", launchers=[launcher]).submit("request", None, TEXT, ["dpo.launch=[sh, -c, x]"])
+    assert RunQueue(tmp_path / "runs", launchers=[launcher]).submit("request", None, text, []).id

@@ -91,6 +91,9 @@ http://{{ include "sightline.fullname" (dict "root" .root "component" "engine") 
 {{- define "sightline.settings.trainer" -}}
 runs: /runs
 recipes: /etc/sightline-recipes
+{{- if ne .values.update.kind "pod" }}
+launchers: [[python, -m, sightline_trainer.job, /etc/sightline-job/job.yaml]]
+{{- end }}
 {{- $root := .root }}
 {{- $token := .values.token }}
 {{- $callees := list }}

@@ -32,8 +32,17 @@ RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 class RunQueue:
     """Runs under ``root``. Unfinished runs of an earlier life of the service are queued again by ``start``."""
 
-    def __init__(self, root: Path, *, resume: bool = True, connections: Connections | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        resume: bool = True,
+        connections: Connections | None = None,
+        launchers: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """``launchers`` are the commands that a recipe may name in ``dpo.launch``."""
         self.root = root
+        self.launchers = [list(launcher) for launcher in launchers]
         self.connections = connections
         self.resume = resume
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -73,7 +82,8 @@ class RunQueue:
         """Queue a run; the same request twice is one run.
 
         Raises:
-            InvalidInput: no request id, a bad run id, or a recipe that can't be read or has unknown keys.
+            InvalidInput: no request id, a bad run id, a recipe that can't be read or has unknown keys, or a launcher
+                that is not allowed.
             AlreadyExists: another request has a run of that id.
         """
         if not request_id:
@@ -85,6 +95,12 @@ class RunQueue:
             if known is not None:
                 return known
             recipe = self._recipe(recipe_file, text, overrides)
+            if recipe.dpo.launch and recipe.dpo.launch not in self.launchers:
+                raise InvalidInput(
+                    f"dpo.launch is a command, and {recipe.dpo.launch} is none that this trainer runs for a caller; "
+                    "leave it empty, or have it listed in the trainer's settings (launchers)",
+                    reason="LAUNCHER_NOT_ALLOWED",
+                )
             digest = hashlib.sha256(request_id.encode()).hexdigest()[:12]
             run = RunDirectory(self.root / (run_id or f"{recipe.name}-{digest}"))
             if run.state():

@@ -140,7 +140,12 @@ class TrainerService(Service):
 
     def __init__(self, settings: TrainerSettings) -> None:
         self.settings = settings
-        self.runs = RunQueue(settings.runs, resume=settings.resume, connections=settings.connections)
+        self.runs = RunQueue(
+            settings.runs,
+            resume=settings.resume,
+            connections=settings.connections,
+            launchers=settings.launchers,
+        )
         self.servicer = RunServicer(self.runs, settings)
 
     async def start(self) -> None:

@@ -142,7 +142,8 @@ class TritonBackend:
             raise _typed(error, name, seconds) from error
         rows: Embeddings | None = answer.as_numpy("embedding")
         if rows is None or len(rows) != tensor.shape()[0]:
-            raise InternalError(f"the model backend's {name} answered without embeddings", reason="BACKEND_FAILED")
+            # Seen from a Triton that was starved for most of a minute; the same request is answered later.
+            raise Unavailable(f"the model backend's {name} answered without embeddings", reason="BACKEND_FAILED")
         self._successes[name] = time.monotonic()
         return rows
 

@@ -15,17 +15,17 @@ from sightline_chassis.errors import InternalError
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.processes import Processes
-from sightline_cli.report import report
+from sightline_cli.report import write
 from sightline_cli.run import local_services, with_data, with_values
+from sightline_cli.showing import showing
 from sightline_cli.watch import event_of
 
 RECIPE = Path("recipes/clip_dpo.yaml")
-PICTURES = 48
 
 
-def demo(directory: Path, overrides: list[str]) -> None:
-    """Run the demonstration anew in ``directory``."""
-    console = Console()
+def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
+    """Run the demonstration anew in ``directory``. As JSON, stdout gets the run's events alone."""
+    console = Console(stderr=as_json)
     recipe = load_recipe(RECIPE, overrides)
     shutil.rmtree(directory, ignore_errors=True)
     services = directory / "services"
@@ -44,20 +44,19 @@ def demo(directory: Path, overrides: list[str]) -> None:
             sampling={"address": addresses["sampler"].grpc},
             reward={"address": addresses["scorer"].grpc},
         )
-        _watch(addresses["trainer"].grpc, recipe, directory)
+        _watch(addresses["trainer"].grpc, recipe, directory, as_json)
     console.print(f"[bold]metrics[/bold] {directory / 'metrics.json'}   [bold]everything[/bold] {directory}/")
-    report([directory], None, PICTURES)
+    console.print(f"[bold]report[/bold] {write([directory])}", soft_wrap=True)
 
 
-def _watch(trainer: str, recipe: Recipe, directory: Path) -> None:
+def _watch(trainer: str, recipe: Recipe, directory: Path, as_json: bool) -> None:
     """Start the run and show its events until it ends."""
     from sightline_trainer.client import RunClient
-    from sightline_trainer.display import Display
 
-    with RunClient(trainer) as client, Display(recipe.iterations) as display:
+    with RunClient(trainer) as client, showing(recipe.iterations, as_json) as tell:
         run = client.start(recipe_text=yaml.safe_dump(recipe.model_dump(mode="json")), run_id=directory.name)
         for said in client.watch(run.id):
-            display(event_of(said))
+            tell(event_of(said))
         run = client.get(run.id)
     if run.error:
         raise InternalError(f"the run failed: {run.error}", reason="RUN_FAILED")

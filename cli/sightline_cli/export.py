@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ pairs = load_dataset("{path}", split="train")
 """
 
 
-def export(run: Path, to: str) -> None:
+def export(run: Path, to: str, as_json: bool) -> None:
     """Write all iterations' pairs to a directory, or push them to the hub.
 
     Args:
@@ -50,11 +51,11 @@ def export(run: Path, to: str) -> None:
         raise NotFound(f"no pairs at {run}: name a run that has finished an iteration's pairs", reason="NO_PAIRS")
     datasets.disable_progress_bars()
     pairs = datasets.load_dataset("parquet", data_files=files, split="train")
-    console = Console()
+    told = {"run": directory.id, "pairs": len(pairs), "iterations": len(files), "to": to}
     if to.startswith(HUB):
         name = to.removeprefix(HUB)
         pairs.push_to_hub(name)
-        console.print(f"[bold]pushed[/bold] {len(pairs)} pairs to {name}")
+        _tell(told, as_json)
         return
     target = Path(to)
     if target.exists():
@@ -64,4 +65,12 @@ def export(run: Path, to: str) -> None:
     pairs.to_parquet(target / "data/train-00000.parquet")
     (target / "recipe.yaml").write_text((directory.root / "recipe.yaml").read_text())
     (target / "README.md").write_text(CARD.format(recipe=recipe.name, model=recipe.model, **facts))
-    console.print(f"[bold]exported[/bold] {len(pairs)} pairs of {len(files)} iterations to {target}/", soft_wrap=True)
+    _tell(told, as_json)
+
+
+def _tell(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(told))
+    else:
+        line = "[bold]exported[/bold] {pairs} pairs of {iterations} iterations to {to}".format(**told)
+        Console().print(line, soft_wrap=True)

@@ -35,6 +35,8 @@ Overrides = Annotated[
 ]
 RunPath = Annotated[Path, typer.Option("--run", help="Run directory; one that exists is gone on with.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+EventLines = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout, nothing else.")]
 
 
 class ServiceName(StrEnum):
@@ -47,11 +49,16 @@ class ServiceName(StrEnum):
 
 
 @app.command()
-def demo(run: RunPath = Path("runs/demo"), overrides: Overrides = None, debug: Debug = False) -> None:
+def demo(
+    run: RunPath = Path("runs/demo"),
+    overrides: Overrides = None,
+    as_json: EventLines = False,
+    debug: Debug = False,
+) -> None:
     """Watch a small LVLM lose its hallucinations: three services on loopback, three iterations, minutes on a CPU."""
     from sightline_cli.demo import demo as start
 
-    guarded(lambda: start(run, overrides or []), debug)
+    guarded(lambda: start(run, overrides or [], as_json), debug)
 
 
 @app.command("run")
@@ -70,6 +77,7 @@ def run_recipe(
         Path | None,
         typer.Option(help="YAML file of scorer and sampler: address, tls, token_file, as the trainer's `connections`."),
     ] = None,
+    as_json: EventLines = False,
     debug: Debug = False,
 ) -> None:
     """Run a recipe in the foreground, with progress bars and a live table. Run it again to go on after a stop."""
@@ -84,6 +92,7 @@ def run_recipe(
             scorer=scorer,
             metrics_port=metrics_port,
             connections=connections,
+            as_json=as_json,
         ),
         debug,
     )
@@ -147,7 +156,7 @@ def score_(
         str | None, typer.Option(help="open_clip name or directory to start one on; default: the playground's.")
     ] = None,
     pretrained: Annotated[str | None, typer.Option(help="Pretrained tag or weights of an open_clip name.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Score texts against a picture: CLIPScore, cosine and logit, best first."""
@@ -164,12 +173,13 @@ def report_(
     runs: Annotated[list[Path], typer.Argument(help="A run directory; several are compared side by side.")],
     out: Annotated[Path | None, typer.Option(help="Default: report.html in the run, or here for several.")] = None,
     pictures: Annotated[int, typer.Option(help="Pictures of each gallery.", min=0, max=2000)] = 48,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write a run as one HTML file: curves, pictures before and after, candidates and pairs, lineage."""
     from sightline_cli.report import report
 
-    guarded(lambda: report(runs, out, pictures), debug)
+    guarded(lambda: report(runs, out, pictures, as_json), debug)
 
 
 @app.command("watch")
@@ -178,6 +188,7 @@ def watch_(
     trainer: Annotated[str | None, typer.Option(help="Address of a trainer that has the run.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the report on loopback; it goes along.")] = False,
     port: Annotated[int, typer.Option(help="With --serve: the port; 0 takes a free one.")] = 0,
+    as_json: EventLines = False,
     debug: Debug = False,
 ) -> None:
     """Watch a run until it ends, in the terminal or as a page in the browser."""
@@ -186,26 +197,27 @@ def watch_(
     if serve:
         guarded(lambda: watch.serve(Path(run), port), debug)
     elif trainer is not None:
-        guarded(lambda: watch.watch_remote(trainer, run), debug)
+        guarded(lambda: watch.watch_remote(trainer, run, as_json), debug)
     else:
-        guarded(lambda: watch.watch(Path(run)), debug)
+        guarded(lambda: watch.watch(Path(run), as_json), debug)
 
 
 @app.command("export")
 def export_(
     run: Annotated[Path, typer.Argument(help="A run directory.")],
     to: Annotated[str, typer.Option(metavar="DIR|hub:ORG/NAME", help="A new directory, or a name on the hub.")],
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write a run's pairs as a preference dataset with images, ready for TRL's DPOTrainer."""
     from sightline_cli.export import export
 
-    guarded(lambda: export(run, to), debug)
+    guarded(lambda: export(run, to, as_json), debug)
 
 
 @app.command("doctor")
 def doctor_(
-    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Look at this machine: Python, Triton, torch, packages, ports; say what to do. Exit code 1 if something is bad."""

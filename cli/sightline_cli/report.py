@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,14 +10,18 @@ from rich.console import Console
 from sightline_chassis.errors import InvalidInput
 
 
-def report(runs: Sequence[Path], out: Path | None, pictures: int) -> None:
+def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool) -> None:
     """Write the page and say where it is.
 
     Raises:
         NotFound: one of the directories holds no run.
         InvalidInput: the packages of the page are not installed.
     """
-    Console().print(f"[bold]report[/bold] {write(runs, out, pictures)}", soft_wrap=True)
+    path = write(runs, out, pictures)
+    if as_json:
+        print(json.dumps({"report": str(path)}))
+    else:
+        Console().print(f"[bold]report[/bold] {path}", soft_wrap=True)
 
 
 def write(runs: Sequence[Path], out: Path | None = None, pictures: int | None = None) -> Path:

@@ -14,6 +14,7 @@ from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.datasets import resolve
 from sightline_cli.processes import Processes
+from sightline_cli.showing import showing
 
 
 def local_services(recipe: Recipe) -> dict[str, list[str]]:
@@ -44,6 +45,7 @@ def run(
     scorer: str | None,
     metrics_port: int,
     connections: Path | None = None,
+    as_json: bool = False,
 ) -> None:
     """Load the recipe, start what is missing, run the loop and show it."""
     recipe = load_recipe(recipe_path, overrides)
@@ -63,7 +65,7 @@ def run(
         recipe = with_values(
             recipe, sampling={"address": addresses.get("sampler")}, reward={"address": addresses.get("scorer")}
         )
-        _loop(recipe, directory, metrics_port, known)
+        _loop(recipe, directory, metrics_port, known, as_json)
 
 
 def with_values(recipe: Recipe, **sections: dict[str, str | None]) -> Recipe:
@@ -84,16 +86,14 @@ def with_data(recipe: Recipe, cache: Path) -> Recipe:
     )
 
 
-def _loop(recipe: Recipe, directory: Path, port: int, connections: Connections) -> None:
+def _loop(recipe: Recipe, directory: Path, port: int, connections: Connections, as_json: bool) -> None:
     from prometheus_client import start_http_server
     from sightline_chassis import client_metrics
-    from sightline_trainer.display import Display
-    from sightline_trainer.events import Fanout
     from sightline_trainer.execute import execute
     from sightline_trainer.runs import RunDirectory
 
     client_metrics.install()
     if port:
         start_http_server(port, addr="127.0.0.1")
-    with Display(recipe.iterations) as display:
-        execute(recipe, RunDirectory(directory), Fanout(display), connections)
+    with showing(recipe.iterations, as_json) as tell:
+        execute(recipe, RunDirectory(directory), tell, connections)

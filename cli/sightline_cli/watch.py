@@ -8,15 +8,16 @@ from pathlib import Path
 
 from rich.console import Console
 from sightline_chassis.errors import InternalError, NotFound
-from sightline_trainer.display import Display
 from sightline_trainer.events import Event, read_events
 from sightline_trainer.runs import RunDirectory
+
+from sightline_cli.showing import showing
 
 ENDED = ("succeeded", "failed", "stopped")
 
 
-def watch(directory: Path) -> None:
-    """Draw a run of this machine until it ends.
+def watch(directory: Path, as_json: bool = False) -> None:
+    """Show a run of this machine until it ends.
 
     Raises:
         NotFound: there is no run.
@@ -26,17 +27,17 @@ def watch(directory: Path) -> None:
     recipe = run.recipe() if (directory / "recipe.yaml").exists() else None
     if recipe is None:
         raise NotFound(f"no run at {directory}; `ls runs` shows what there is", reason="RUN_NOT_FOUND")
-    with Display(recipe.iterations) as display:
+    with showing(recipe.iterations, as_json) as tell:
         for event in follow(run):
-            display(event)
+            tell(event)
     state = run.state()
     if state.get("error"):
         raise InternalError(f"the run {state['state']}: {state['error']}", reason="RUN_FAILED")
-    Console().print(f"{run.id}: {state.get('state')}")
+    Console(stderr=as_json).print(f"{run.id}: {state.get('state')}")
 
 
-def watch_remote(trainer: str, run_id: str) -> None:
-    """Draw a run of a trainer service until it ends.
+def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
+    """Show a run of a trainer service until it ends.
 
     Raises:
         SightlineError: the trainer does not know the run or is away; InternalError where the run failed.
@@ -44,9 +45,9 @@ def watch_remote(trainer: str, run_id: str) -> None:
     from sightline_trainer.client import RunClient
 
     with RunClient(trainer) as client:
-        with Display(client.get(run_id).iterations) as display:
+        with showing(client.get(run_id).iterations, as_json) as tell:
             for said in client.watch(run_id):
-                display(event_of(said))
+                tell(event_of(said))
         run = client.get(run_id)
     if run.error:
         raise InternalError(f"the run failed: {run.error}", reason="RUN_FAILED")

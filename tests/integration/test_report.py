@@ -99,8 +99,9 @@ def test_runs_side_by_side(run: Path, tmp_path: Path) -> None:
 
 
 def test_the_command_writes_into_the_run(run: Path) -> None:
-    done = CliRunner().invoke(app, ["report", str(run), "--pictures", "0"])
+    done = CliRunner().invoke(app, ["report", str(run), "--pictures", "0", "--json"])
     assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == {"report": str(run / "report.html")}
     assert (run / "report.html").exists()
     missing = CliRunner().invoke(app, ["report", str(run / "nowhere")])
     assert missing.exit_code == 2
@@ -123,6 +124,8 @@ def test_watching_ends_with_the_run(run: Path) -> None:
     done = CliRunner().invoke(app, ["watch", str(run)])
     assert done.exit_code == 0, done.output
     assert "succeeded" in done.output
+    lines = CliRunner().invoke(app, ["watch", str(run), "--json"]).stdout.splitlines()
+    assert [json.loads(line)["stage"] for line in lines] == stages
 
 
 def test_policies_of_a_run(run: Path, tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Showing: a run's events as bars and a table for people, or as JSON lines for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from sightline_trainer.events import Event, Observer
+
+
+@contextmanager
+def showing(iterations: int, as_json: bool) -> Iterator[Observer]:
+    """Something to tell events to. As JSON each event is one line on stdout, and nothing else is."""
+    if as_json:
+        yield _line
+        return
+    from sightline_trainer.display import Display
+
+    with Display(iterations) as display:
+        yield display
+
+
+def _line(event: Event) -> None:
+    print(json.dumps(asdict(event)), flush=True)

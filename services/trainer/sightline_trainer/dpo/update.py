@@ -56,11 +56,13 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[Probe]:
     They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
     """
     rows = [trainer.train_dataset[index] for index in range(min(count, len(trainer.train_dataset)))]
-    logprobs = []
-    for row in rows:
-        batch = PairCollator(trainer.data_collator.processor)([row])
-        mask = batch["completion_mask"][0, 1:].bool()
-        logprobs.append(token_logprobs(trainer, batch)[0].cpu()[mask].tolist())
+    collate, size = PairCollator(trainer.data_collator.processor), trainer.args.per_device_train_batch_size
+    logprobs: list[list[float]] = []
+    for start in range(0, len(rows), size):
+        some = rows[start : start + size]
+        batch = collate(some)
+        masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
+        logprobs += [values[at][masks[at].cpu()].tolist() for at in range(len(some))]  # the chosen sides come first
     return [
         Probe(row["prompt_id"], list(row["chosen_ids"]), values, row["prompt"][0]["content"])
         for row, values in zip(rows, logprobs, strict=True)

@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types docs screenshots chart monitor protos playground leaderboard constraints clean chaos bench-dpo bench-sampler bench-scorer
+.PHONY: help demo test test-slow lint types docs screenshots chart monitor protos playground leaderboard constraints clean chaos bench-dpo bench-loop bench-sampler bench-scorer
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -57,6 +57,9 @@ chaos: $(READY)  ## kill -9 of trainer, sampler, scorer, Triton, 20 times each: 
 
 bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; seven CPU minutes
 	$(BIN)/python benchmarks/dpo.py $(ARGS)
+
+bench-loop: $(READY)  ## One online iteration against TRL's OnlineDPOTrainer, and at K = 8: CPU seconds; about five minutes
+	$(BIN)/python benchmarks/loop.py $(ARGS)
 
 bench-sampler: $(READY)  ## The sampler against model.generate: CPU seconds, ids, memory; about five minutes
 	$(BIN)/python benchmarks/sampler.py $(ARGS)

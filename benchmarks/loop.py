@@ -1,0 +1,196 @@
+"""Loop: one online iteration on the playground, ours against TRL's experimental OnlineDPOTrainer.
+
+    make bench-loop
+    python benchmarks/loop.py --prompts 128 --rounds 3
+
+Equal work: the same model, LoRA, prompts, K = 2 samples of at most 64 tokens at temperature 1, the playground's CLIP as
+reward, batches of 16 pairs, one epoch. TRL samples, scores and trains batch by batch in one process, where CLIP runs
+in process too; ours goes through the services (sampler, scorer with Triton, each with one torch thread) and ends with
+a published policy whose arrival is proved. All processes are charged. Left out on both sides is what is there before:
+services, and TRL's trainer; ours loads the model for its update in each iteration, and that counts. TRL's gradient
+checkpointing and bf16, on by default, are off: on a CPU they would only cost it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness import ROOT, Row, interleave, ratio, write
+
+MODEL = ROOT / "playground/weights/llava"
+CLIP = ROOT / "playground/weights/clip"
+BATCH, TOKENS, BETA, RATE = 16, 64, 0.1, 8e-4
+
+
+def recipe(data: Path, prompts: int, candidates: int, sampler: str, scorer: str) -> Any:
+    """Ours, without filters: every prompt whose samples differ gives a pair, as in TRL."""
+    from sightline_trainer.recipe import Recipe
+
+    return Recipe.model_validate(
+        {
+            "name": "bench-loop",
+            "model": str(MODEL),
+            "iterations": 1,
+            "threads": 1,
+            "data": {"train": str(data / "train"), "test": str(data / "test"), "prompts_per_iteration": prompts},
+            "sampling": {"address": sampler, "candidates": candidates, "max_tokens": TOKENS, "max_in_flight": 64},
+            "reward": {"address": scorer},
+            "filters": {},
+            "dpo": {"beta": BETA, "learning_rate": RATE, "batch_size": BATCH},
+            "evaluation": {"prompts": 1, "greedy_prompts": 0, "questions": 0, "diverse_prompts": 0},
+        }
+    )
+
+
+def our_iterations(wanted: Any, work: Path, pairs: list[int]) -> Iterator[None]:
+    """Iterations of ours, each the first of a new run: sample, score, pair, update, publish."""
+    from sightline_trainer.loop import Loop
+    from sightline_trainer.runs import RunDirectory
+
+    for number in itertools.count():
+        run = RunDirectory(work / f"ours-{wanted.sampling.candidates}-{number}")
+        run.open(wanted)
+        _, made = Loop(wanted, run, lambda event: None)._iterate(1, 0, 0)
+        pairs.append(made)
+        yield
+
+
+class ClipReward:
+    """The playground's CLIP in process, as a reward function of TRL: cosines of captions with their images."""
+
+    __name__ = "clip"
+
+    def __init__(self) -> None:
+        import open_clip
+
+        name = f"local-dir:{CLIP}"
+        self._model, _, self._preprocess = open_clip.create_model_and_transforms(name)
+        self._model.eval()
+        self._tokenizer = open_clip.get_tokenizer(name)
+
+    def __call__(self, prompts: Any, completions: Any, image: list[Any], **rest: Any) -> list[float]:
+        import torch
+
+        half = len(image) // 2  # the images come once for each of the two samples
+        with torch.inference_mode():
+            pixels = torch.stack([self._preprocess(each.convert("RGB")) for each in image[:half]])
+            images = self._model.encode_image(pixels, normalize=True).repeat(2, 1)
+            texts = self._tokenizer([completion[0]["content"] for completion in completions])
+            return list((images * self._model.encode_text(texts, normalize=True)).sum(-1).tolist())
+
+
+def trl_trainer(rows: list[Any], work: Path) -> Any:
+    """TRL's trainer for one iteration."""
+    from datasets import Dataset, Image
+    from peft import LoraConfig
+    from sightline_trainer.recipe import Lora
+    from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
+    from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
+
+    lora, processor = Lora(), AutoProcessor.from_pretrained(MODEL)
+    data = Dataset.from_dict(
+        {
+            "prompt": [[{"role": "user", "content": row.prompt}] for row in rows],
+            "image": [str(row.image) for row in rows],
+        }
+    ).cast_column("image", Image())
+    trainer = OnlineDPOTrainer(
+        model=AutoModelForImageTextToText.from_pretrained(MODEL),
+        reward_funcs=ClipReward(),
+        args=OnlineDPOConfig(
+            output_dir=str(work / "trl"),
+            per_device_train_batch_size=BATCH,
+            num_train_epochs=1,
+            learning_rate=RATE,
+            beta=BETA,
+            max_new_tokens=TOKENS,
+            temperature=1.0,
+            top_k=0,
+            generation_kwargs={"suppress_tokens": [processor.image_token_id]},
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            logging_steps=10_000,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+        ),
+        train_dataset=data,
+        processing_class=processor,
+        peft_config=LoraConfig(
+            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+        ),
+    )
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--prompts", type=int, default=256)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
+    with tempfile.TemporaryDirectory(prefix="sightline-bench-loop-") as scratch:
+        write("loop", measure(options.prompts, options.rounds, Path(scratch)))
+
+
+def measure(prompts: int, rounds: int, scratch: Path) -> list[Row]:
+    """All rows."""
+    import torch
+    from sightline_cli.processes import Processes
+    from sightline_playground.export import export
+    from sightline_trainer.pools import open_pool
+
+    torch.set_num_threads(1)
+    export(scratch / "train", split="align", count=prompts, seed=1)
+    export(scratch / "test", split="test", count=8, seed=2)
+    with Processes(scratch / "services") as processes:
+        processes.start("sampler", [f"engine.model={MODEL}", "engine.threads=1"])
+        processes.start(
+            "scorer", [f"models.clip.source=local-dir:{CLIP}", "triton.threads=1", "triton.start_timeout_seconds=900"]
+        )
+        sampler, scorer = processes.wait("sampler", seconds=600).grpc, processes.wait("scorer", seconds=600).grpc
+        pairs: dict[int, list[int]] = {2: [], 8: []}
+        ours = {k: our_iterations(recipe(scratch, prompts, k, sampler, scorer), scratch, pairs[k]) for k in pairs}
+        drawn = open_pool(str(scratch / "train"), scratch / "images").draw(prompts, iteration=1, seed=0)
+        trainers = iter([trl_trainer(drawn, scratch) for _ in range(rounds + 1)])
+        steps: list[int] = []
+
+        def theirs() -> None:
+            trainer = next(trainers)
+            trainer.train()
+            steps.append(trainer.state.global_step)
+
+        arms: dict[str, Callable[[], object]] = {
+            "ours": lambda: next(ours[2]),
+            "theirs": theirs,
+            "ours at K = 8": lambda: next(ours[8]),
+        }
+        samples = interleave(arms, rounds=rounds, pids=lambda: [os.getpid()])  # the services are children
+    against = "TRL's experimental OnlineDPOTrainer"
+    equal = {
+        "prompts": prompts,
+        "pairs": pairs[2][-1],
+        "updates": -(-pairs[2][-1] // BATCH),
+        "updates_of_trl": steps[-1],
+    }
+    cpu, detail = ratio(samples["theirs"], samples["ours"])
+    wall, wall_detail = ratio(samples["theirs"], samples["ours"], "wall")
+    eight, eight_detail = ratio(samples["ours at K = 8"], samples["ours"])
+    return [
+        Row("trl_online_over_ours", cpu, "ratio", "higher", 2.0, against, {**detail, **equal}),
+        Row("trl_online_over_ours_wall", wall, "ratio", "higher", None, against, {**wall_detail, **equal}),
+        Row("ours_k8_over_k2", eight, "ratio", "lower", None, "ours at K = 2", {**eight_detail, "pairs": pairs[8][-1]}),
+    ]
+
+
+if __name__ == "__main__":
+    main()

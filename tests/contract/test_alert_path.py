@@ -7,6 +7,7 @@ import pytest
 from alert_path import Prometheus, hurried, missing
 from chassis_probe import probing
 from monitoring import ALERTS
+from sightline_chassis.metrics import BACKEND_UP
 
 pytestmark = pytest.mark.skipif(
     bool(missing()),
@@ -15,6 +16,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_errors_of_a_service_arrive_at_the_webhook(tmp_path: Path) -> None:
+    BACKEND_UP.clear()  # of services that other tests ran in this process
+
     async def main() -> None:
         async with probing() as (_, client, at):
             labels = {"namespace": "ml", "release": "r", "component": "scorer", "pod": "scorer-0"}

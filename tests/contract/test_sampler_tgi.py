@@ -307,8 +307,10 @@ def test_a_tgi_with_another_model_is_not_used(mind: Mind, tmp_path: Path) -> Non
     with serving_app(server.app) as url:
         engine["tgi"]["url"] = url  # type: ignore[index]
         with running(BASE, engine=engine) as at, SamplerClient(at.address) as client:
-            with pytest.raises(Unavailable, match="serves '/models/another'"):
+            assert "serves '/models/another'" in at.service.engine.ready()  # type: ignore[attr-defined]
+            with pytest.raises(Unavailable, match=r"unhealthy|serves '/models/another'"):
                 client.sample(IMAGE, PROMPT, 1, patience=0)
+            assert client.policies().active.version == 0  # what is not about sampling is answered
             server.model_id = str(BASE)
             while at.service.engine.ready():  # type: ignore[attr-defined]
                 pass

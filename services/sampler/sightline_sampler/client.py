@@ -160,6 +160,9 @@ class SamplerClient:
         self.timeout, self.patience = timeout, patience
         self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY, health_service=_SERVICE)
         self._stub = pb_grpc.SamplerServiceStub(self._channel)
+        # Policies are asked about and changed whether it can sample or not: a restart of its engine is such a time.
+        self._control_channel = open_channel(target, tls=tls, token=token, retry=_RETRY)
+        self._control = pb_grpc.SamplerServiceStub(self._control_channel)
 
     def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
         """Draws `n` candidates for one image and prompt.
@@ -233,7 +236,7 @@ class SamplerClient:
         """
         request = pb.StagePolicyRequest(uri=_uri(path), version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
-            return wire.policy_of(self._stub.StagePolicy(request, timeout=timeout or self.timeout).policy)
+            return wire.policy_of(self._control.StagePolicy(request, timeout=timeout or self.timeout).policy)
 
     def activate(self, version: int, *, probes: Iterable[Probe] = (), timeout: float | None = None) -> PolicyInfo:
         """Makes a staged version (or 0, the base model) the one that answers, if its probes show that it arrived.
@@ -244,24 +247,24 @@ class SamplerClient:
         """
         request = pb.ActivatePolicyRequest(version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
-            return wire.policy_of(self._stub.ActivatePolicy(request, timeout=timeout or self.timeout).policy)
+            return wire.policy_of(self._control.ActivatePolicy(request, timeout=timeout or self.timeout).policy)
 
     def retire(self, version: int, *, timeout: float | None = None) -> PolicyInfo:
         """Forgets a version that is not active, once its candidates under way are done."""
         request = pb.RetirePolicyRequest(version=version)
         with typed_errors():
-            return wire.policy_of(self._stub.RetirePolicy(request, timeout=timeout or self.timeout).policy)
+            return wire.policy_of(self._control.RetirePolicy(request, timeout=timeout or self.timeout).policy)
 
     def policy(self, version: int | None = None, *, timeout: float | None = None) -> PolicyInfo:
         """One policy; the active one where no version is named."""
         request = pb.GetPolicyRequest(version=version)
         with typed_errors():
-            return wire.policy_of(self._stub.GetPolicy(request, timeout=timeout or self.timeout).policy)
+            return wire.policy_of(self._control.GetPolicy(request, timeout=timeout or self.timeout).policy)
 
     def policies(self, *, timeout: float | None = None) -> Policies:
         """All loaded policies, and what the engine can do."""
         with typed_errors():
-            return _policies(self._stub.ListPolicies(pb.ListPoliciesRequest(), timeout=timeout or self.timeout))
+            return _policies(self._control.ListPolicies(pb.ListPoliciesRequest(), timeout=timeout or self.timeout))
 
     def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:
         """Stops sampling until `resume`; requests that come meanwhile wait.
@@ -275,16 +278,17 @@ class SamplerClient:
             Requests that were under way.
         """
         with typed_errors():
-            return int(self._stub.Pause(wire.pause_message(mode), timeout=timeout or self.timeout).requests)
+            return int(self._control.Pause(wire.pause_message(mode), timeout=timeout or self.timeout).requests)
 
     def resume(self, *, timeout: float | None = None) -> None:
         """Ends a pause."""
         with typed_errors():
-            self._stub.Resume(pb.ResumeRequest(), timeout=timeout or self.timeout)
+            self._control.Resume(pb.ResumeRequest(), timeout=timeout or self.timeout)
 
     def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""
         self._channel.close()
+        self._control_channel.close()
 
     def __enter__(self) -> SamplerClient:
         return self
@@ -308,6 +312,9 @@ class AsyncSamplerClient:
         self.timeout, self.patience = timeout, patience
         self._channel = open_aio_channel(target, tls=tls, token=token, retry=_RETRY, health_service=_SERVICE)
         self._stub = pb_grpc.SamplerServiceStub(self._channel)
+        # Policies are asked about and changed whether it can sample or not: a restart of its engine is such a time.
+        self._control_channel = open_aio_channel(target, tls=tls, token=token, retry=_RETRY)
+        self._control = pb_grpc.SamplerServiceStub(self._control_channel)
 
     async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
         """Draws `n` candidates for one image and prompt; see `SamplerClient.sample`."""
@@ -355,7 +362,7 @@ class AsyncSamplerClient:
         """Loads and checks a policy without answering from it; see `SamplerClient.stage`."""
         request = pb.StagePolicyRequest(uri=_uri(path), version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
-            return wire.policy_of((await self._stub.StagePolicy(request, timeout=timeout or self.timeout)).policy)
+            return wire.policy_of((await self._control.StagePolicy(request, timeout=timeout or self.timeout)).policy)
 
     async def activate(
         self,
@@ -368,38 +375,40 @@ class AsyncSamplerClient:
         `SamplerClient.activate`."""
         request = pb.ActivatePolicyRequest(version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
-            return wire.policy_of((await self._stub.ActivatePolicy(request, timeout=timeout or self.timeout)).policy)
+            return wire.policy_of((await self._control.ActivatePolicy(request, timeout=timeout or self.timeout)).policy)
 
     async def retire(self, version: int, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
         """Forgets a version that is not active, once its candidates under way are done."""
         request = pb.RetirePolicyRequest(version=version)
         with typed_errors():
-            return wire.policy_of((await self._stub.RetirePolicy(request, timeout=timeout or self.timeout)).policy)
+            return wire.policy_of((await self._control.RetirePolicy(request, timeout=timeout or self.timeout)).policy)
 
     async def policy(self, version: int | None = None, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
         """One policy; the active one where no version is named."""
         request = pb.GetPolicyRequest(version=version)
         with typed_errors():
-            return wire.policy_of((await self._stub.GetPolicy(request, timeout=timeout or self.timeout)).policy)
+            return wire.policy_of((await self._control.GetPolicy(request, timeout=timeout or self.timeout)).policy)
 
     async def policies(self, *, timeout: float | None = None) -> Policies:  # noqa: ASYNC109
         """All loaded policies, and what the engine can do."""
         with typed_errors():
-            return _policies(await self._stub.ListPolicies(pb.ListPoliciesRequest(), timeout=timeout or self.timeout))
+            asked = self._control.ListPolicies(pb.ListPoliciesRequest(), timeout=timeout or self.timeout)
+            return _policies(await asked)
 
     async def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:  # noqa: ASYNC109
         """Stops sampling until `resume`; see `SamplerClient.pause`."""
         with typed_errors():
-            return int((await self._stub.Pause(wire.pause_message(mode), timeout=timeout or self.timeout)).requests)
+            return int((await self._control.Pause(wire.pause_message(mode), timeout=timeout or self.timeout)).requests)
 
     async def resume(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Ends a pause."""
         with typed_errors():
-            await self._stub.Resume(pb.ResumeRequest(), timeout=timeout or self.timeout)
+            await self._control.Resume(pb.ResumeRequest(), timeout=timeout or self.timeout)
 
     async def close(self) -> None:
         """Closes the channel; calls under way are cancelled."""
         await self._channel.close()
+        await self._control_channel.close()
 
     async def __aenter__(self) -> AsyncSamplerClient:
         return self

@@ -182,3 +182,9 @@ def test_work_ahead_is_done_when_the_block_is_left_and_breaks_off_with_it() -> N
         pass
     with Ahead(None, stop):
         pass
+
+
+def test_only_an_adapter_is_extrapolated() -> None:
+    assert recipe(publication={"extrapolate": 0.5}).publication.extrapolate == 0.5
+    with pytest.raises(ValueError, match=r"set dpo\.train to lora"):
+        recipe(publication={"extrapolate": 0.5}, dpo={"train": "full"})

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +13,7 @@ from rich.table import Table
 from sightline_chassis.errors import InvalidInput
 from sightline_sampler import Candidate, DiffusionNoise, SampleOptions, SamplerClient, Samples
 
-from sightline_cli.processes import Processes
+from sightline_cli.local import model_or_playground, service
 
 PLAYGROUND = Path("playground/weights/llava")
 
@@ -56,9 +52,11 @@ def sample(image: Path, prompt: str, wanted: Wanted, *, sampler: str | None, mod
     """
     if not image.is_file():
         raise InvalidInput(f"there is no image {image}", reason="IMAGE_NOT_FOUND")
-    if sampler is not None and model is not None:
-        raise InvalidInput("give --sampler or --model, not both", reason="BAD_OPTIONS")
-    with _address(sampler, model) as address, SamplerClient(address, timeout=600) as client:
+    source = model_or_playground(sampler, None if model is None else str(model), "--sampler", PLAYGROUND)
+    with (
+        service("sampler", sampler, [f"engine.model={source}"]) as address,
+        SamplerClient(address, timeout=600) as client,
+    ):
         samples = client.sample(image, prompt, wanted.n, **wanted.options())
     if as_json:
         for candidate in samples.candidates:
@@ -94,18 +92,3 @@ def table(samples: Samples) -> Table:
         finish, version = c.finish_reason, f"v{c.policy_version}"
         found.add_row(str(c.index), c.text, str(len(c.token_ids)), mean, str(c.seed), version, finish)
     return found
-
-
-@contextmanager
-def _address(sampler: str | None, model: Path | None) -> Iterator[str]:
-    """The sampler that runs, or one started on the model (the playground's where none is named)."""
-    if sampler is not None:
-        yield sampler
-        return
-    model = model or PLAYGROUND
-    if not model.exists() and model == PLAYGROUND:
-        raise InvalidInput(f"there is no {model} below this directory: give --model or --sampler", reason="NO_MODEL")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with tempfile.TemporaryDirectory(prefix="sightline-sample-") as scratch, Processes(Path(scratch)) as processes:
-        processes.start("sampler", [f"engine.model={model}"])
-        yield processes.wait("sampler", seconds=600).grpc

@@ -76,7 +76,7 @@ class Processes:
                 env={**os.environ, **(environment or {})},
             )
 
-    def wait(self, service: str, *, seconds: float = 180.0) -> Addresses:
+    def wait(self, service: str, *, seconds: float = 600.0) -> Addresses:
         """Wait until ``service`` serves.
 
         Raises:

@@ -235,7 +235,7 @@ def test_the_playgrounds_model_gives_the_same_captions_at_any_k(tmp_path: Path) 
 
     async def captions(address: str, count: int) -> list[Samples]:
         async with AsyncSamplerClient(address) as client:
-            asked = (client.sample(p, "Describe the image.", count, seed=i) for i, p in enumerate(pictures))
+            asked = (client.sample(p, "describe the picture .", count, seed=i) for i, p in enumerate(pictures))
             return await asyncio.gather(*asked)
 
     with running(WEIGHTS / "llava") as at:
@@ -244,7 +244,7 @@ def test_the_playgrounds_model_gives_the_same_captions_at_any_k(tmp_path: Path) 
         assert [ids(c) for c in a.candidates[:2]] == [ids(c) for c in b.candidates]
         for candidate in a.candidates[:2]:
             assert candidate.finish_reason == "eos"
-            wanted = plain.logprobs(picture, "Describe the image.", candidate.token_ids)
+            wanted = plain.logprobs(picture, "describe the picture .", candidate.token_ids)
             np.testing.assert_allclose(candidate.logprobs, wanted, atol=1e-4)
     assert len({candidate.text for samples in many for candidate in samples.candidates}) > 100
 

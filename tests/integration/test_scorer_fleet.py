@@ -13,7 +13,7 @@ from pathlib import Path
 import grpc
 import pytest
 from scorer_models import encoded, picture
-from scorer_running import CLIP, QUICK, children, shared
+from scorer_running import CLIP, QUICK, children, shared, until
 from sightline_chassis.errors import Overloaded, Unavailable, from_rpc_error
 from sightline_cli.processes import Processes
 from sightline_scorer import NEVER, Outcome, Pair, ScorerClient, ScoreResult
@@ -35,7 +35,17 @@ def test_ten_times_too_much_is_refused_with_a_time_to_come_back() -> None:
     fits = admission.max_concurrent + admission.max_queue
     number = max(10 * admission.max_concurrent, 2 * fits)
     requests = [pb.ScoreRequest(image=pb.Image(content=image), texts=texts) for image, texts, *_ in pairs(number)]
-    calls = [scorer.stub.Score.future(request, timeout=120) for request in requests]
+    towers = [
+        pid for pid in children(os.getpid()) if b"python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+    for pid in towers:
+        os.kill(pid, signal.SIGSTOP)  # else a quick machine answers as fast as we can ask
+    try:
+        calls = [scorer.stub.Score.future(request, timeout=120) for request in requests]
+        until(lambda: sum(call.done() for call in calls) >= number - fits, 60)
+    finally:
+        for pid in towers:
+            os.kill(pid, signal.SIGCONT)
     told: Counter[str] = Counter()
     for call in calls:
         error = call.exception()
@@ -48,9 +58,8 @@ def test_ten_times_too_much_is_refused_with_a_time_to_come_back() -> None:
         assert refusal.retry_after is not None
         assert refusal.retry_after > 0
         told["refused"] += 1
-    assert told["refused"] > 0
-    assert told["scored"] >= fits
-    assert told.total() == number
+    assert towers
+    assert told == {"scored": fits, "refused": number - fits}
 
 
 def test_the_sdk_gets_everything_through_an_overload() -> None:

@@ -160,13 +160,13 @@ def test_a_message_over_the_servers_limit(scorer: RunningScorer) -> None:
 
 
 def test_a_deadline_that_cannot_be_kept(scorer: RunningScorer) -> None:
-    error = refused(lambda: scorer.score(GOOD, ["a cat " * 10] * 500, seconds=0.02))
+    error = refused(lambda: scorer.score(GOOD, [f"{n} of a cat " * 4 for n in range(1000)], seconds=0.02))
     assert error.code is CODE.DEADLINE_EXCEEDED
 
 
 def test_a_cancelled_call_leaves_nothing_behind(scorer: RunningScorer) -> None:
     for _ in range(20):
-        call = scorer.stub.Score.future(request(GOOD, ["a cat " * 10] * 200), timeout=20)
+        call = scorer.stub.Score.future(request(GOOD, [f"{n} of a cat " * 4 for n in range(200)]), timeout=20)
         time.sleep(0.005)
         call.cancel()
     assert len(scorer.score(GOOD, ["a cat"], seconds=5).scores) == 1

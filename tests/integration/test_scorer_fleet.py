@@ -35,16 +35,14 @@ def test_ten_times_too_much_is_refused_with_a_time_to_come_back() -> None:
     fits = admission.max_concurrent + admission.max_queue
     number = max(10 * admission.max_concurrent, 2 * fits)
     requests = [pb.ScoreRequest(image=pb.Image(content=image), texts=texts) for image, texts, *_ in pairs(number)]
-    towers = [
-        pid for pid in children(os.getpid()) if b"python_backend_stub" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
-    for pid in towers:
+    tritons = [pid for pid in children(os.getpid()) if b"bin/tritonserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for pid in tritons:
         os.kill(pid, signal.SIGSTOP)  # else a quick machine answers as fast as we can ask
     try:
         calls = [scorer.stub.Score.future(request, timeout=120) for request in requests]
         until(lambda: sum(call.done() for call in calls) >= number - fits, 60)
     finally:
-        for pid in towers:
+        for pid in tritons:
             os.kill(pid, signal.SIGCONT)
     told: Counter[str] = Counter()
     for call in calls:
@@ -58,7 +56,7 @@ def test_ten_times_too_much_is_refused_with_a_time_to_come_back() -> None:
         assert refusal.retry_after is not None
         assert refusal.retry_after > 0
         told["refused"] += 1
-    assert towers
+    assert tritons
     assert told == {"scored": fits, "refused": number - fits}
 
 

@@ -18,14 +18,14 @@ configs:
 ---
 # Preference pairs of the run `{run}`
 
-{rows} pairs of {iterations} iterations, made by Sightline with the recipe `{recipe}` (in `recipe.yaml`) from the base
+{pairs} pairs of {iterations} iterations, made by Sightline with the recipe `{recipe}` (in `recipe.yaml`) from the base
 model `{model}`. Columns `images`, `prompt`, `chosen` and `rejected` are TRL's conversational preference format with
 images; beside them stand the sampled token ids, both rewards, margin, weight, rule, sources and the policy version of
 each side.
 
 ```python
 from datasets import load_dataset
-pairs = load_dataset("{path}", split="train")
+pairs = load_dataset("{to}", split="train")
 ```
 """
 
@@ -61,10 +61,9 @@ def export(run: Path, to: str, as_json: bool) -> None:
     if target.exists():
         raise AlreadyExists(f"{target} is there already; name a new directory")
     (target / "data").mkdir(parents=True)
-    facts: dict[str, Any] = {"run": directory.id, "rows": len(pairs), "iterations": len(files), "path": target}
     pairs.to_parquet(target / "data/train-00000.parquet")
     (target / "recipe.yaml").write_text((directory.root / "recipe.yaml").read_text())
-    (target / "README.md").write_text(CARD.format(recipe=recipe.name, model=recipe.model, **facts))
+    (target / "README.md").write_text(CARD.format(recipe=recipe.name, model=recipe.model, **told))
     _tell(told, as_json)
 
 

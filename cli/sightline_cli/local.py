@@ -26,7 +26,7 @@ def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory(prefix=f"sightline-{name}-") as scratch, Processes(Path(scratch)) as processes:
         processes.start(name, settings)
-        yield processes.wait(name, seconds=600).grpc
+        yield processes.wait(name).grpc
 
 
 def model_or_playground(address: str | None, model: str | None, flag: str, playground: Path) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 from sightline_chassis.errors import InternalError, NotFound
-from sightline_trainer.events import Event, read_events
+from sightline_trainer.events import Event, EventReader
 from sightline_trainer.runs import RunDirectory
 
 from sightline_cli.showing import showing
@@ -66,11 +66,10 @@ def serve(directory: Path, port: int) -> None:
 
 def follow(run: RunDirectory, *, poll: float = 0.3) -> Iterator[Event]:
     """The events of a run, from the first on, as they come, until the run has ended."""
-    seen = 0
+    events = EventReader(run.events)
     while True:
         ended = run.state().get("state") in ENDED  # before the events: none is missed
-        for number, event in read_events(run.events, seen):
-            seen = number + 1
+        for _, event in events.read():
             yield event
         if ended:
             return

@@ -15,6 +15,8 @@ import jinja2.sandbox
 from sightline_chassis.errors import InvalidInput, PreconditionFailed
 from tokenizers import Tokenizer
 
+from sightline_sampler.engines.placeholders import refuse_placeholders
+
 _MOST_UNKNOWN = 512  # servers take so many biases, and more unknown ids are padding of an embedding
 _IMAGE_WORDS = ("image", "video", "vision", "audio", "boi", "eoi")
 
@@ -73,13 +75,7 @@ class ChatText:
         Raises:
             InvalidInput: it holds a placeholder of the model.
         """
-        for token in self.placeholders:
-            if token in text:
-                raise InvalidInput(
-                    f"the prompt holds {token!r}, which stands for an image: leave it out, the image's place is set "
-                    "by the chat template",
-                    reason="PROMPT_HAS_PLACEHOLDER",
-                )
+        refuse_placeholders(text, self.placeholders)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Refuses token ids that cannot be scored.

@@ -13,6 +13,7 @@ from sightline_chassis.errors import InvalidInput, PreconditionFailed
 
 from sightline_sampler.engines import distort
 from sightline_sampler.engines.model import BaseModel
+from sightline_sampler.engines.placeholders import refuse_placeholders
 from sightline_sampler.types import Distortion
 
 Tensors = dict[str, torch.Tensor]
@@ -67,13 +68,7 @@ class PromptBuilder:
         Raises:
             InvalidInput: the text holds a placeholder of the model.
         """
-        for token in self.placeholders:
-            if token in text:
-                raise InvalidInput(
-                    f"the prompt holds {token!r}, which stands for an image: leave it out, the image's place is set "
-                    "by the chat template",
-                    reason="PROMPT_HAS_PLACEHOLDER",
-                )
+        refuse_placeholders(text, self.placeholders)
 
     def render(self, text: str, with_image: bool) -> str:
         """The prompt after the chat template, ready for the answer."""

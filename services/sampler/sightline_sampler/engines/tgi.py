@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import re
 import shutil
 from collections.abc import AsyncGenerator, Sequence
@@ -39,7 +38,7 @@ from sightline_sampler.engines.base import (
     StagedWeights,
 )
 from sightline_sampler.engines.merge import merge
-from sightline_sampler.engines.remote import RemoteEngine, copies, left_of, too_long
+from sightline_sampler.engines.remote import RemoteEngine, left_of, too_long
 from sightline_sampler.engines.restart import restart
 from sightline_sampler.engines.stops import cut
 from sightline_sampler.engines.tensorfiles import check_adapter, check_checkpoint
@@ -146,12 +145,9 @@ class TgiEngine(RemoteEngine):
             ):
                 yield self._candidate(one, index, int(one.get("seed") or seed), params, version)
 
-        greedy = params.temperature == 0  # K of them are the same: one is asked for
-        asked = dataclasses.replace(work, seeds=work.seeds[:1]) if greedy else work
-        async with contextlib.aclosing(self.fetch(asked, draw, version)) as candidates:
+        async with contextlib.aclosing(self.fetch_all(work, draw, version)) as candidates:
             async for candidate in candidates:
-                for one in copies(candidate, work.seeds) if greedy else [candidate]:
-                    yield one
+                yield candidate
         yield self.summary(version, rendered, prompt_tokens)
 
     def batches(self, work: SampleWork) -> list[list[int]]:

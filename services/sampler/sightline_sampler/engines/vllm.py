@@ -17,7 +17,6 @@ What this engine knows of vLLM (0.33):
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -32,7 +31,7 @@ from sightline_sampler.engines import seeds
 from sightline_sampler.engines.backend import Failure, reason_of, refused
 from sightline_sampler.engines.base import SampleWork, SamplingParams, ScoreWork, StagedWeights
 from sightline_sampler.engines.choices import Choice
-from sightline_sampler.engines.remote import RemoteEngine, copies, left_of, too_long
+from sightline_sampler.engines.remote import RemoteEngine, left_of, too_long
 from sightline_sampler.engines.vllm_scores import VllmScorer
 from sightline_sampler.engines.vllm_weights import VllmWeights
 from sightline_sampler.manifest import PolicyManifest
@@ -143,12 +142,9 @@ class VllmEngine(RemoteEngine):
                     seed = chosen[list(indices).index(place)]
                     yield choice.candidate(place, seed, version, params, raw=self._raw, biased=self._raw)
 
-        greedy = params.temperature == 0  # K of them are the same: one is asked for
-        asked = dataclasses.replace(work, seeds=work.seeds[:1]) if greedy else work
-        async with contextlib.aclosing(self.fetch(asked, draw, version)) as candidates:
+        async with contextlib.aclosing(self.fetch_all(work, draw, version)) as candidates:
             async for candidate in candidates:
-                for one in copies(candidate, work.seeds) if greedy else [candidate]:
-                    yield one
+                yield candidate
         yield self.summary(version, rendered, prompt_tokens)
 
     async def score(self, work: ScoreWork) -> TokenScores:

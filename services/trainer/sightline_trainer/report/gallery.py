@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup, escape
 from PIL import Image
-from sightline_chassis.errors import SightlineError
 
 from sightline_trainer.evaluation.facts import Facts
 from sightline_trainer.pools import Pool, open_pool, side_files
@@ -206,6 +205,3 @@ def _text(messages: Sequence[Mapping[str, str]]) -> str:
 
 def _sign(value: float) -> int:
     return (value > 0) - (value < 0)
-
-
-__all__ = ["Change", "Contest", "Offer", "Said", "SightlineError", "changes", "contests"]

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from sightline_trainer.events import Event, read_events
+from sightline_trainer.events import Event, EventReader
 from sightline_trainer.report.history import History
 from sightline_trainer.report.page import PICTURES, page
 from sightline_trainer.runs import RunDirectory
@@ -22,6 +22,8 @@ class LiveReport:
         self.pictures = pictures
         self._lock = threading.Lock()
         self._page: tuple[str, str] = ("", "")
+        self._events = EventReader(self.run.events)
+        self._last = Event(stage="start")
 
     def version(self) -> str:
         """Changes when the page would."""
@@ -39,9 +41,10 @@ class LiveReport:
 
     def state(self) -> dict[str, Any]:
         """``{"version", "line", "done", "total"}``."""
-        last = Event(stage="start")
-        for _, event in read_events(self.run.events):
-            last = event
+        with self._lock:
+            for _, event in self._events.read():
+                self._last = event
+            last = self._last
         state = self.run.state().get("state", "queued")
         where = f"iteration {last.iteration}" if last.iteration else "base model"
         line = f"{state}: {where}, {last.stage}" if state == "running" else str(state)

@@ -68,6 +68,24 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(asyncio.wait_for(test(), 20))  # type: ignore[arg-type]
 
 
+def test_who_leaves_before_a_batch_takes_its_first_step_does_not_keep_the_towers_place() -> None:
+    async def test() -> None:
+        engine = Engine()
+        engine.go.set()
+        to = tower(engine)
+        for turn in range(4):
+            wait = ask(to, turn)
+            await asyncio.sleep(0)  # the batch is made, and its task has not begun
+            assert to.busy_since is not None
+            to.leave(wait)
+            await settled()
+            assert to.busy_since is None
+        assert engine.batches == []
+        await ask(to, "next").done(1)
+
+    run(test)
+
+
 def test_what_was_computed_is_known() -> None:
     async def test() -> None:
         engine = Engine()

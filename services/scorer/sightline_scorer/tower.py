@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -281,6 +282,8 @@ class Tower:
                 item.batch = batch
             self._running.add(batch)
             batch.task = asyncio.create_task(self._work(batch))
+            # Not at the end of _work: a task that is cancelled before its first step runs none of it.
+            batch.task.add_done_callback(partial(self._ended, batch))
         self._waiting.set(len(self._queue))
 
     def _take(self) -> list[Item]:
@@ -314,9 +317,6 @@ class Tower:
         try:
             rows = await self._run([item.payload for item in batch.items])
             self._finish(batch, rows)
-        except asyncio.CancelledError:
-            for item in batch.items:  # nobody waits for these, or the model is let go
-                self.fail(item, InternalError("the work was cancelled", reason="CANCELLED_BATCH"))
         except SightlineError as error:
             for item in batch.items:
                 self.fail(item, error)
@@ -324,9 +324,13 @@ class Tower:
             LOG.exception("a batch failed")
             for item in batch.items:
                 self.fail(item, InternalError(f"a batch failed: {type(error).__name__}", reason="BACKEND_FAILED"))
-        finally:
-            self._running.discard(batch)
-            self._pump_soon()
+
+    def _ended(self, batch: Batch, task: asyncio.Task[None]) -> None:
+        self._running.discard(batch)
+        if task.cancelled():
+            for item in batch.items:  # nobody waits for these, or the model is let go
+                self.fail(item, InternalError("the work was cancelled", reason="CANCELLED_BATCH"))
+        self._pump_soon()
 
     def _finish(self, batch: Batch, rows: Embeddings) -> None:
         # NaN and Inf have no length 1 either.

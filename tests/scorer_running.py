@@ -97,6 +97,7 @@ def shared() -> tuple[RunningScorer, dict[str, Path]]:
         "limits.max_image_pixels=4000000",
         "limits.max_image_bytes=2000000",
         "image_store.max_bytes=1000000",
+        "admission.max_wait_seconds=120",  # a crowded machine must not refuse what a test has queued
     )
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
     atexit.register(scorer.stop)

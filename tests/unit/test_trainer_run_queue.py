@@ -159,6 +159,25 @@ def test_a_failed_run_says_why_and_is_resumed(queue: RunQueue, scripted: Scripte
     assert (run.state()["error"], run.state()["reason"]) == ("", "")
 
 
+@pytest.mark.parametrize("ending", ["failed", "stopped"])
+def test_a_resume_in_the_moment_after_a_run_has_ended_is_not_lost(
+    queue: RunQueue, scripted: Scripted, ending: str
+) -> None:
+    """The state is on disk, and the queue's thread has not yet turned to the next run."""
+    scripted.fail = RuntimeError("the scorer is on fire") if ending == "failed" else None
+    run = submit(queue, "one")
+    until(run, "running")
+    with queue._lock:  # holds the thread at the end of the run
+        if ending == "stopped":
+            queue.stop("one", now=True)
+        scripted.let(2)
+        until(run, ending)
+        scripted.fail = None
+        queue.go_on("one")
+    scripted.let(2)
+    until(run, "succeeded")
+
+
 def test_a_restart_finds_the_same_runs_in_their_order(scripted: Scripted, tmp_path: Path) -> None:
     before = RunQueue(tmp_path / "runs")  # never started: as if it was killed at once
     for name in ("b", "a", "c"):

@@ -150,11 +150,11 @@ class RunQueue:
                     f"all iterations of run {run_id!r} are done; start another one with more of them",
                     reason="RUN_SUCCEEDED",
                 )
-            if run_id == self._current:
+            if state not in UNFINISHED:  # it may be the current one still, for a moment
+                self._enqueue(run)
+            elif run_id == self._current:
                 self._again = True
                 self._stops.pop(run_id, None)
-            elif state not in UNFINISHED:
-                self._enqueue(run)
         return run
 
     def get(self, run_id: str) -> RunDirectory:

@@ -259,6 +259,28 @@ def test_a_poisoned_model_is_not_served(tmp_path: Path) -> None:
     until(lambda: not any(map(alive, set(children(os.getpid())) - before)), 10)
 
 
+def test_a_tower_out_of_memory_is_told_and_gone_without_a_restart(tmp_path: Path) -> None:
+    """RESOURCE_EXHAUSTED with RetryInfo while no memory is to be had, scores again as soon as there is some."""
+    model, work, full = scorer_models.tiny(tmp_path / "model"), tmp_path / "work", tmp_path / "full"
+    threading.Thread(target=_starve, args=(work / "repository/clip_text/1/model.py", full)).start()
+    running = RunningScorer(f"models.tiny.source={model}", f"triton.work_dir={work}")
+    try:
+        triton = running.service.triton.pid  # type: ignore[attr-defined]
+        assert len(running.score(GOOD, ["a cat"]).scores) == 1
+        full.touch()
+        with pytest.raises(grpc.RpcError) as caught:
+            running.score(GOOD, ["a dog"])
+        error = from_rpc_error(caught.value)
+        assert (error.code, error.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "BACKEND_OUT_OF_MEMORY"), error
+        assert error.retry_after
+        assert "model.py" not in error.message  # no traceback for strangers
+        full.unlink()
+        assert len(running.score(GOOD, ["a dog"]).scores) == 1
+        assert running.service.triton.pid == triton  # type: ignore[attr-defined]
+    finally:
+        running.stop()
+
+
 def test_a_triton_that_cannot_start_says_why(tmp_path: Path) -> None:
     """The end of Triton's log is in the error; here its models cannot be loaded."""
     model = scorer_models.tiny(tmp_path / "model")
@@ -273,6 +295,20 @@ def test_a_triton_that_cannot_start_says_why(tmp_path: Path) -> None:
 def _spoil(path: Path) -> None:
     until(path.exists, 60, step=0.005)
     path.write_text("raise RuntimeError('spoilt on purpose')\n")
+
+
+def _starve(path: Path, full: Path) -> None:
+    """Have the tower ask for more memory than there is, while the file `full` is there."""
+    until(lambda: path.exists() and "def finalize" in path.read_text(), 60, step=0.005)
+    with path.open("a") as model:
+        model.write(
+            "\n\n_execute = TritonPythonModel.execute\n"
+            "def _starved(self, requests):\n"
+            f"    if os.path.exists({str(full)!r}):\n"
+            "        torch.empty(1 << 55)\n"
+            "    return _execute(self, requests)\n"
+            "TritonPythonModel.execute = _starved\n"
+        )
 
 
 def _command(pid: int) -> bytes:

@@ -192,6 +192,8 @@ def test_tritonserver_is_found_above_the_working_directory(tmp_path: Path, monke
         ("StatusCode.UNAVAILABLE", "Request timeout expired", DeadlineExceeded, None),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", DeadlineExceeded, None),
         ("StatusCode.INTERNAL", "Stub process 'clip_text_0_0' is not healthy.", Unavailable, 5),
+        ("StatusCode.INTERNAL", "RuntimeError: DefaultCPUAllocator: can't allocate memory: you tried", Overloaded, 5),
+        ("StatusCode.INTERNAL", "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB", Overloaded, 5),
         ("StatusCode.INTERNAL", "Failed to process the request(s): RuntimeError", InternalError, None),
     ],
 )

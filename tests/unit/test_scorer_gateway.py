@@ -7,10 +7,13 @@ import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from scorer_gateways import Gateway
 from scorer_scripted import Scripted, scripted
@@ -124,6 +127,30 @@ def test_a_body_without_stated_length_is_bounded_too(gateway: Gateway) -> None:
 def test_too_many_items_are_refused(gateway: Gateway) -> None:
     answer = gateway.post("/v1/score_many", {"items": [{"image": IMAGE, "texts": ["ok 1"]}] * 9})
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "TOO_MANY_ITEMS")
+
+
+def test_more_requests_than_it_takes_on_are_told_when_to_come_back(
+    there: tuple[Scripted, str], tmp_path: Path
+) -> None:
+    gateway = Gateway(tmp_path, there[1], "http.max_requests=2")
+    try:
+        address = str(gateway.http.base_url)
+        idle = [httpx.Client(base_url=address, timeout=30) for _ in range(6)]
+        for client in idle:  # connections that are kept open take no place
+            assert client.get("/openapi.json").status_code == 200
+        with ThreadPoolExecutor(2) as threads:
+            body = {"image": IMAGE, "texts": ["sleep 2"]}
+            busy = [threads.submit(client.post, "/v1/score", json=body) for client in idle[:2]]
+            while there[0].running < 2:
+                time.sleep(0.01)
+            refused = gateway.post("/v1/score", {"image": IMAGE, "texts": ["ok 1"]})
+            assert (refused.status_code, refused.json()["error"]["reason"]) == (429, "OVERLOADED")
+            assert refused.headers["Retry-After"] == "1"
+            assert gateway.http.get("/healthz").status_code != 429
+        assert [call.result().status_code for call in busy] == [200, 200]
+        assert gateway.post("/v1/score", {"image": IMAGE, "texts": ["ok 1"]}).status_code == 200
+    finally:
+        gateway.stop()
 
 
 def test_openapi_tells_of_it_all(gateway: Gateway) -> None:

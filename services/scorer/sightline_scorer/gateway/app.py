@@ -29,7 +29,14 @@ from sightline_scorer.gateway.bodies import (
     model_body,
     result_body,
 )
-from sightline_scorer.gateway.errors import BoundedBodies, failure, handle, lenient_json
+from sightline_scorer.gateway.errors import (
+    ALWAYS_OPEN,
+    BoundedBodies,
+    BoundedRequests,
+    failure,
+    handle,
+    lenient_json,
+)
 from sightline_scorer.gateway.settings import GatewaySettings, TargetSettings
 from sightline_scorer.integrations.failures import FailurePolicy
 from sightline_scorer.integrations.openrlhf import Convention, answer
@@ -40,7 +47,6 @@ FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": FailureBody, "description": "The request is wrong, or there is too much work (429)"},
     "5XX": {"model": FailureBody, "description": "The scorer is away, late or broken"},
 }
-_OPEN = ("/healthz",)  # without a token
 
 
 def gateway(settings: GatewaySettings) -> FastAPI:
@@ -61,6 +67,7 @@ def gateway(settings: GatewaySettings) -> FastAPI:
     handle(app)
     _ask_for_token(app, settings.http.token_file)
     app.add_middleware(BoundedBodies, limit=settings.http.max_body_bytes)
+    app.add_middleware(BoundedRequests, limit=settings.http.max_requests)
     _scores(app, settings)
     _rewards(app, settings)
     return app
@@ -85,7 +92,7 @@ def _ask_for_token(app: FastAPI, file: Path | None) -> None:
     @app.middleware("http")
     async def check(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         given = request.headers.get("authorization", "").encode()
-        if request.url.path not in _OPEN and not hmac.compare_digest(given, expected):
+        if request.url.path not in ALWAYS_OPEN and not hmac.compare_digest(given, expected):
             return failure(Unauthenticated("send the gateway's token as Authorization: Bearer", reason="TOKEN_WRONG"))
         return await call_next(request)
 

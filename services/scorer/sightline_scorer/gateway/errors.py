@@ -10,13 +10,16 @@ from typing import Any
 import grpc
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sightline_chassis.errors import InternalError, InvalidInput, NotFound, SightlineError
+from sightline_chassis.errors import InternalError, InvalidInput, NotFound, Overloaded, SightlineError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline_scorer.gateway.bodies import FailureBody, error_body
 
 LOG = logging.getLogger(__name__)
+
+ALWAYS_OPEN = ("/healthz",)
+"""Paths that ask for no token and count for no limit."""
 
 STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -105,6 +108,29 @@ class BoundedBodies:
 
     def _told(self) -> str:
         return f"the body is over the limit of {self._limit} bytes: send less at once, or upload images by /v1/images"
+
+
+class BoundedRequests:
+    """Refuses requests beyond so many at a time; connections that are only kept open count for nothing."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self._app, self._limit = app, limit
+        self._running = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http" or scope["path"] in ALWAYS_OPEN:
+            await self._app(scope, receive, send)
+            return
+        if self._running >= self._limit:
+            error = Overloaded(f"{self._limit} requests run already (http.max_requests); try again", retry_after=1)
+            await failure(error)(scope, receive, send)
+            return
+        self._running += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running -= 1
 
 
 def lenient_json(body: dict[str, Any]) -> Response:

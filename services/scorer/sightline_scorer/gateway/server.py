@@ -55,7 +55,6 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
             app,
             log_config=None,
             access_log=False,
-            limit_concurrency=settings.http.max_requests,
             timeout_graceful_shutdown=settings.http.drain_seconds,
             ssl_certfile=settings.http.certificate,
             ssl_keyfile=settings.http.key,

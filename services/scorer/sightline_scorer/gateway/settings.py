@@ -21,7 +21,7 @@ class HttpSettings(Section):
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**30, description="Bytes of one request's body")
     max_items: int = Field(256, ge=1, le=10_000, description="Items of one score_many, rows of one get_reward")
-    max_requests: int = Field(256, ge=1, le=100_000, description="Requests at a time; more get 503")
+    max_requests: int = Field(256, ge=1, le=100_000, description="Requests at a time; more get 429")
     drain_seconds: int = Field(30, ge=0, le=3600, description="Time that requests get to finish when stopping")
     announce: Path | None = Field(None, description="JSON file with pid and address, there while the gateway serves")
 

@@ -129,9 +129,7 @@ def test_too_many_items_are_refused(gateway: Gateway) -> None:
     assert (answer.status_code, answer.json()["error"]["reason"]) == (400, "TOO_MANY_ITEMS")
 
 
-def test_more_requests_than_it_takes_on_are_told_when_to_come_back(
-    there: tuple[Scripted, str], tmp_path: Path
-) -> None:
+def test_more_requests_than_it_takes_on_are_told_when_to_come_back(there: tuple[Scripted, str], tmp_path: Path) -> None:
     gateway = Gateway(tmp_path, there[1], "http.max_requests=2")
     try:
         address = str(gateway.http.base_url)

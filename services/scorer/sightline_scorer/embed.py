@@ -11,7 +11,7 @@ from sightline_chassis.errors import InvalidInput, SightlineError
 from sightline_scorer.embedding import Embedder, left
 from sightline_scorer.models import Models, ServedModel
 from sightline_scorer.settings import LimitSettings
-from sightline_scorer.texts import Plan, check_text, plan_texts
+from sightline_scorer.texts import INLINE_CHARACTERS, Plan, check_text, plan_texts
 from sightline_scorer.tower import Wait
 from sightline_scorer.v1 import scorer_pb2 as pb
 
@@ -49,8 +49,9 @@ class EmbedRequests:
                 for image in request.images:
                     images.append(await self._begin_image(model, image, deadline))
                 reject = request.long_text == pb.LONG_TEXT_REJECT
+                inline = sum(map(len, request.texts)) <= INLINE_CHARACTERS
                 for index, text in enumerate(request.texts):
-                    texts.append(self._begin_text(model, index, text, reject=reject))
+                    texts.append(await self._begin_text(model, index, text, reject=reject, inline=inline))
                 response.images.extend([await _image_outcome(begun, kind, deadline) for begun in images])
                 response.texts.extend([await _text_outcome(begun, kind, deadline) for begun in texts])
             finally:
@@ -87,12 +88,15 @@ class EmbedRequests:
         except SightlineError as error:
             return error
 
-    def _begin_text(
-        self, model: ServedModel, index: int, text: str, *, reject: bool
+    async def _begin_text(
+        self, model: ServedModel, index: int, text: str, *, reject: bool, inline: bool
     ) -> tuple[Plan, Wait] | SightlineError:
+        def planned() -> Plan:
+            return plan_texts([text], model.tokenizer, self._limits, model.text.unknown, reject=reject, first=index)
+
         try:
             check_text(index, text, self._limits)
-            plan = plan_texts([text], model.tokenizer, self._limits, model.text.unknown, reject=reject, first=index)
+            plan = planned() if inline else await self._embedder.in_pool(planned)
             return plan, self._embedder.ask_texts(model, plan)
         except SightlineError as error:
             return error

@@ -14,11 +14,10 @@ from sightline_scorer.embedding import Embedder, ImageSource, left
 from sightline_scorer.models import Ensemble, Models, ServedModel
 from sightline_scorer.scores import Floats, aggregate, check_finite, cosines, group_means
 from sightline_scorer.settings import LimitSettings
-from sightline_scorer.texts import Plan, check_request, plan_request
+from sightline_scorer.texts import INLINE_CHARACTERS, Plan, check_request, plan_request
 from sightline_scorer.tower import Wait
 from sightline_scorer.v1 import scorer_pb2 as pb
 
-_INLINE_TEXT_CHARACTERS = 16384  # tokenising more than this goes to a thread
 _COLUMNS = (pb.SCORE_KIND_COSINE, pb.SCORE_KIND_CLIP_SCORE, pb.SCORE_KIND_LOGIT)
 
 
@@ -96,12 +95,12 @@ class _Work:
     async def begin(self, source: ImageSource, limits: LimitSettings) -> None:
         """Start everything; nothing is waited for but a long tokenising."""
         model, request = self._model, self._request
-        characters = sum(map(len, request.texts))
+        characters = sum(map(len, request.texts)) + sum(len(one) for some in request.phrases for one in some.phrases)
 
         def plan() -> Plan:
             return plan_request(request, model.tokenizer, limits, model.text.unknown)
 
-        if characters <= _INLINE_TEXT_CHARACTERS:
+        if characters <= INLINE_CHARACTERS:
             self._plan = plan()  # bad texts first: they cost nothing
             self._image = self._embedder.ask_image(model, source)
         else:

@@ -19,6 +19,9 @@ from sightline_scorer.settings import LimitSettings
 from sightline_scorer.tokens import Tokenizer, TokenRow, refused
 from sightline_scorer.v1 import scorer_pb2 as pb
 
+INLINE_CHARACTERS = 16384
+"""Tokenising more than this goes to a thread: everybody would wait for it."""
+
 Unknown = Callable[[Sequence[bytes]], list[int]]
 """Positions of the keys whose embeddings are not known, so that their texts must be tokenised."""
 

@@ -1,0 +1,90 @@
+"""Texts that take long to tokenise are tokenised beside the event loop, or everybody would wait for one caller."""
+
+import asyncio
+import hashlib
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from sightline_scorer.cache import EmbeddingTable
+from sightline_scorer.embed import EmbedRequests
+from sightline_scorer.embedding import Embedder
+from sightline_scorer.models import Models, ServedModel
+from sightline_scorer.scores import Scale
+from sightline_scorer.scoring import Scoring
+from sightline_scorer.settings import LimitSettings
+from sightline_scorer.tokens import TokenRow
+from sightline_scorer.tower import Tower
+from sightline_scorer.v1 import scorer_pb2 as pb
+
+IMAGE = b"an image that is known"
+LONG = ["word " * 1600] * 3
+UNIT = np.array([1, 0], np.float32)
+
+
+class Tokenizer:
+    """Remembers in which threads it worked."""
+
+    window = 77
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+
+    def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
+        self.threads.add(threading.get_ident())
+        return [TokenRow([1], 1) for _ in texts]
+
+
+async def embeddings(payloads: list[Any]) -> np.ndarray:
+    return np.stack([UNIT] * len(payloads))
+
+
+def tower(name: str) -> Tower:
+    return Tower(EmbeddingTable(2, 10_000, "m", name), embeddings, ("m", name), batch=8, tokens=0, in_flight=1,
+                 max_waiting=100)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("request_", "elsewhere"),
+    [
+        (pb.ScoreRequest(texts=["short"]), False),
+        (pb.ScoreRequest(texts=LONG), True),
+        (pb.ScoreRequest(texts=["short"], unit=pb.TEXT_UNIT_PHRASES, phrases=[pb.Phrases(phrases=LONG)]), True),
+        (pb.EmbedRequest(texts=["short"]), False),
+        (pb.EmbedRequest(texts=LONG), True),
+    ],
+)
+def test_the_event_loop_tokenises_only_what_is_short(request_: Any, elsewhere: bool) -> None:
+    tokenizer, limits = Tokenizer(), LimitSettings()
+    card: Any = SimpleNamespace(name="m", trim_padding=True)
+    scale = Scale("m", 1, 0, False, None)
+    anything: Any = None
+
+    async def answer(pool: ThreadPoolExecutor) -> Any:
+        served = ServedModel(
+            card,
+            pb.ModelInfo(name="m"),
+            scale,
+            anything,
+            tokenizer,
+            tower("image"),
+            tower("text"),
+            ("i", "t"),
+            "",  # type: ignore[arg-type]
+        )
+        served.image.table.put(hashlib.sha256(IMAGE).digest(), UNIT, 0)
+        models, embedder = Models({"m": served}, {}, "m"), Embedder(anything, anything, pool)
+        if isinstance(request_, pb.EmbedRequest):
+            return await EmbedRequests(models, embedder, limits).embed(request_)
+        request_.image.content = IMAGE
+        return await Scoring(models, embedder, limits).score(request_)
+
+    with ThreadPoolExecutor(1) as pool:
+        found = asyncio.run(answer(pool))
+    rows = found.scores if isinstance(request_, pb.ScoreRequest) else found.texts
+    assert len(rows) == len(request_.texts)
+    assert (threading.get_ident() not in tokenizer.threads) == elsewhere

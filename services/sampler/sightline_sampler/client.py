@@ -14,12 +14,12 @@ Light: gRPC, protobuf, NumPy. Every call has a deadline and raises `sightline_ch
     NotFound             no such policy
     AlreadyExists        a policy of that version is there
     DataCorrupted        a policy's file is not the one of its manifest
-    Overloaded           too much waits already; `retry_after` seconds
+    Overloaded           too much waits already, still so after `patience`; `retry_after` seconds
     DeadlineExceeded, Unavailable, Cancelled, InternalError
 
-A sampler that goes away in mid-stream (UNAVAILABLE: a restart, a crash, an engine that died) is asked again for the
-candidates that are missing, with their seeds and of the same policy version, for `patience` seconds from the last one
-that came: each (request, index) is delivered once.
+A sampler that is away (UNAVAILABLE: a restart, a crash, an engine that died) or full, also in mid-stream, is asked
+again for the candidates that are missing, with their seeds and of the same policy version, for `patience` seconds from
+the last one that came: each (request, index) is delivered once.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class SamplerClient:
     Args:
         target: any gRPC target, for example "127.0.0.1:50052" or "dns:///sampler:50052".
         timeout: deadline in seconds of every call that names none.
-        patience: seconds that a sampler which went away is asked again for candidates that are missing.
+        patience: seconds that a sampler which is away or full is asked again for candidates that are missing.
         tls: PEM files of an encrypted channel.
         token: sent with every call.
     """

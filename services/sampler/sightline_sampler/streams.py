@@ -9,7 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
 
-from sightline_chassis.errors import InternalError, SightlineError, Unavailable, typed_errors
+from sightline_chassis.errors import InternalError, Overloaded, SightlineError, Unavailable, typed_errors
 
 from sightline_sampler import wire
 from sightline_sampler.types import Beams, Candidate, Distortion, Guidance, PolicySelector, Samples, Summary
@@ -37,7 +37,7 @@ class SampleOptions(TypedDict, total=False):
         policy: `exact(v)`, `at_least(v)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
         timeout: deadline in seconds; None (default) means the client's.
-        patience: seconds that a service which is away is asked again for what is missing; None (default) means the
+        patience: seconds that a service which is away or full is asked again for what is missing; None (default) means the
             client's, 0 never.
     """
 
@@ -93,7 +93,7 @@ class _Stream:
         start: makes a call of a request with a deadline in seconds.
         request: as it was first asked; a call that breaks is followed by one for what is missing.
         timeout: seconds for all calls together.
-        patience: seconds that a service which is away is asked again, counted from the last candidate.
+        patience: seconds that a service which is away or full is asked again, counted from the last candidate.
     """
 
     def __init__(
@@ -132,6 +132,8 @@ class _Stream:
 
     def _wait(self, error: SightlineError) -> float:
         """Seconds until the next call; raises the error where there shall be none."""
+        if isinstance(error, Overloaded) and error.retry_after is None:
+            raise error  # a message too large, for one
         now = time.monotonic()
         self._failing = now if self._failing is None else self._failing
         wait = max(error.retry_after or 0.0, self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
@@ -174,7 +176,7 @@ class _Stream:
 class SampleStream(_Stream):
     """Yields candidates as they are finished, in any order, each once; `summary` is there after the last one.
 
-    Where the service goes away in mid-stream, what is missing is asked for again. Leaving its `with` block, or
+    Where the service is away or full, also in mid-stream, what is missing is asked for again. Leaving its `with` block, or
     `close()`, cancels what is not finished.
     """
 
@@ -185,7 +187,7 @@ class SampleStream(_Stream):
                     for response in self._call:
                         yield from self._take(response)
                 return
-            except Unavailable as error:
+            except (Unavailable, Overloaded) as error:
                 time.sleep(self._wait(error))
                 self._again()
 
@@ -207,7 +209,7 @@ class AsyncSampleStream(_Stream):
                         for candidate in self._take(response):
                             yield candidate
                 return
-            except Unavailable as error:
+            except (Unavailable, Overloaded) as error:
                 await asyncio.sleep(self._wait(error))
                 self._again()
 

@@ -1,0 +1,78 @@
+"""A stream of candidates is taken up again where the service is away or full, for what is missing."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+from sightline_chassis.errors import Overloaded, SightlineError, Unavailable
+from sightline_sampler.client import AsyncSampleStream, SampleStream
+from sightline_sampler.v1 import sampler_pb2 as pb
+
+
+class Call:
+    """Candidates of these indices, then an error or the summary."""
+
+    def __init__(self, indices: list[int], error: SightlineError | None) -> None:
+        self._indices, self._error = indices, error
+
+    def __iter__(self) -> Iterator[pb.SampleResponse]:
+        for index in self._indices:
+            ended = pb.FINISH_REASON_EOS
+            yield pb.SampleResponse(candidate=pb.Candidate(index=index, policy_version=3, finish_reason=ended))
+        if self._error is not None:
+            raise self._error
+        yield pb.SampleResponse(summary=pb.SampleSummary(policy_version=3))
+
+    async def __aiter__(self) -> AsyncIterator[pb.SampleResponse]:
+        for response in self:
+            yield response
+
+    def cancel(self) -> None:
+        """Nothing is under way."""
+
+
+class Service:
+    """Answers one call after another as told."""
+
+    def __init__(self, *errors: SightlineError) -> None:
+        self.errors = list(errors)
+        self.asked: list[pb.SampleRequest] = []
+
+    def start(self, request: pb.SampleRequest, seconds: float) -> Call:
+        self.asked.append(request)
+        missing = list(request.indices) or list(range(request.num_candidates))
+        return Call(missing[:1], self.errors.pop(0)) if self.errors else Call(missing, None)
+
+
+def candidates(kind: type, service: Service, patience: float = 30) -> list[int]:
+    stream = kind(service.start, pb.SampleRequest(num_candidates=4), 60, patience)
+
+    async def run() -> list[int]:
+        return [candidate.index async for candidate in stream]
+
+    return [one.index for one in stream] if kind is SampleStream else asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", [SampleStream, AsyncSampleStream])
+def test_what_is_missing_is_asked_for_when_the_service_is_back_or_has_room(kind: type) -> None:
+    service = Service(Overloaded("full", retry_after=0.01), Unavailable("away"), Overloaded("full", retry_after=0.01))
+    assert candidates(kind, service) == [0, 1, 2, 3]
+    assert [list(request.indices) for request in service.asked] == [[], [1, 2, 3], [2, 3], [3]]
+    assert {request.policy.exact for request in service.asked[1:]} == {3}
+
+
+@pytest.mark.parametrize("kind", [SampleStream, AsyncSampleStream])
+@pytest.mark.parametrize(
+    ("error", "patience"),
+    [
+        (Overloaded("too large"), 30),  # no time to come back: a retry would not help
+        (Overloaded("over its limit", retry_after=40), 30),
+        (Overloaded("full", retry_after=0.01), 0),
+        (Unavailable("away"), 0),
+    ],
+)
+def test_what_no_wait_helps_is_told_at_once(kind: type, error: SightlineError, patience: float) -> None:
+    service = Service(error)
+    with pytest.raises(type(error), match=error.message):
+        candidates(kind, service, patience)
+    assert len(service.asked) == 1

@@ -21,6 +21,8 @@ def test_costs_are_of_methods_with_one_request(names: dict[str, object], descrip
 
 def test_a_request_costs_what_it_holds() -> None:
     assert scorer.of_score(scorer_pb2.ScoreRequest(texts=["a", "b"])) == Cost(texts=2, images=1)
+    phrases = [scorer_pb2.Phrases(phrases=["a", "b", "c"]), scorer_pb2.Phrases()]
+    assert scorer.of_score(scorer_pb2.ScoreRequest(texts=["a", "b"], phrases=phrases)) == Cost(texts=5, images=1)
     image = scorer_pb2.Image(content=b"x")
     assert scorer.of_embed(scorer_pb2.EmbedRequest(images=[image, image], texts=["a"])) == Cost(texts=1, images=2)
     sample = sampler_pb2.SampleRequest(num_candidates=8)

@@ -13,8 +13,8 @@ _SERVICE = "sightline_scorer.v1.ScorerService"
 
 
 def of_score(request: pb.ScoreRequest) -> Cost:
-    """One image (also where its embedding is cached) and its texts; each item of a stream costs as much."""
-    return Cost(texts=len(request.texts), images=1)
+    """One image (also where its embedding is cached), its texts and phrases; each item of a stream costs as much."""
+    return Cost(texts=len(request.texts) + sum(len(some.phrases) for some in request.phrases), images=1)
 
 
 def of_embed(request: pb.EmbedRequest) -> Cost:

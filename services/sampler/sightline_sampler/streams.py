@@ -37,8 +37,8 @@ class SampleOptions(TypedDict, total=False):
         policy: `exact(v)`, `at_least(v)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
         timeout: deadline in seconds; None (default) means the client's.
-        patience: seconds that a service which is away or full is asked again for what is missing; None (default) means the
-            client's, 0 never.
+        patience: seconds that a service which is away or full is asked again for what is missing; None (default) means
+            the client's, 0 never.
     """
 
     seeds: Sequence[int] | None
@@ -176,8 +176,8 @@ class _Stream:
 class SampleStream(_Stream):
     """Yields candidates as they are finished, in any order, each once; `summary` is there after the last one.
 
-    Where the service is away or full, also in mid-stream, what is missing is asked for again. Leaving its `with` block, or
-    `close()`, cancels what is not finished.
+    Where the service is away or full, also in mid-stream, what is missing is asked for again. Leaving its `with` block,
+    or `close()`, cancels what is not finished.
     """
 
     def __iter__(self) -> Iterator[Candidate]:

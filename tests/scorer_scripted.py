@@ -129,7 +129,8 @@ def scripted(credentials: grpc.ServerCredentials | None = None) -> Iterator[tupl
     servicer = Scripted()
     server = grpc.server(ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 0)])
     scorer_pb2_grpc.add_ScorerServiceServicer_to_server(servicer, server)
-    state = health.HealthServicer()
+    # Non-blocking, its default, a watcher that leaves at once locks server and servicer for good.
+    state = health.HealthServicer(experimental_non_blocking=False)
     state.set(NAME, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     if credentials is None:

@@ -81,6 +81,8 @@ def flat(size: tuple[int, int], form: str = "PNG") -> bytes:
         ({"guidance": ImageFree(), "image": None}, InvalidInput, "BAD_GUIDANCE", "needs an image"),
         ({"image": [png(0), png(1)]}, InvalidInput, "TOO_MANY_IMAGES", "2 images: a request takes one"),
         ({"image": b""}, InvalidInput, "IMAGE_EMPTY", "0 bytes"),
+        ({"image": "/nowhere/cat.jpg"}, InvalidInput, "IMAGE_FILE_UNREADABLE", "/nowhere/cat.jpg cannot be read"),
+        ({"image": 17}, InvalidInput, "IMAGE_UNUSABLE", "a path or a Pillow picture, not int"),
         ({"image": b"this is no picture"}, InvalidInput, "IMAGE_UNREADABLE", "no JPEG, PNG, WEBP, GIF file"),
         ({"image": png(0)[:200]}, InvalidInput, "IMAGE_UNREADABLE", "cannot be decoded"),
         ({"image": flat((8, 8), "BMP")}, InvalidInput, "IMAGE_UNREADABLE", "no JPEG"),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 from sightline_chassis.errors import InvalidInput
+from sightline_chassis.pictures import Picture, image_bytes
 
 from sightline_sampler import types
 from sightline_sampler.params import params_message
@@ -60,13 +59,13 @@ def _back(table: Mapping[K, Any], value: int) -> K:
     raise ValueError(f"the server sent an enum value that this client does not know: {value}")
 
 
-def image_message(image: bytes | str | os.PathLike[str] | None) -> pb.Image | None:
-    """An image from its bytes or its file; None for a text-only prompt."""
+def image_message(image: Picture | None) -> pb.Image | None:
+    """An image from its bytes, its file or a picture of Pillow; None for a text-only prompt. Raises InvalidInput."""
     if image is None:
         return None
     if isinstance(image, list | tuple):
         raise InvalidInput(f"{len(image)} images: a request takes one, or none", reason="TOO_MANY_IMAGES")
-    return pb.Image(content=bytes(image) if isinstance(image, bytes | bytearray) else Path(image).read_bytes())
+    return pb.Image(content=image_bytes(image))
 
 
 def digest_message(content: bytes) -> pb.Image:
@@ -97,7 +96,7 @@ def selector_of(message: pb.PolicySelector) -> types.PolicySelector | None:
 
 
 def sample_request(
-    image: bytes | str | os.PathLike[str] | None,
+    image: Picture | None,
     prompt: str,
     n: int,
     *,

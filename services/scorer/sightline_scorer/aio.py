@@ -11,6 +11,7 @@ from typing import Any, Self, Unpack
 
 from sightline_chassis.channel import Tls, Token, open_aio_channel
 from sightline_chassis.errors import SightlineError
+from sightline_chassis.pictures import image_bytes
 
 from sightline_scorer.many import IN_FLIGHT, Item, Known, Outcome, Pair, Progress, count_of, lost_image
 from sightline_scorer.retries import Retries, Retry
@@ -26,7 +27,6 @@ from sightline_scorer.wire import (
     ScoreOptions,
     digest_of,
     embed_requests,
-    image_bytes,
     image_message,
     score_request,
     upload_batches,

@@ -27,6 +27,7 @@ from typing import Any, Self, Unpack
 
 from sightline_chassis.channel import Tls, Token, open_channel
 from sightline_chassis.errors import SightlineError
+from sightline_chassis.pictures import image_bytes
 
 from sightline_scorer import many
 from sightline_scorer.aio import AsyncScorerClient
@@ -61,7 +62,6 @@ from sightline_scorer.wire import (
     Unit,
     digest_of,
     embed_requests,
-    image_bytes,
     image_message,
     score_request,
     upload_batches,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias, TypedDict, TypeVar, runtime_checkable
+from typing import Literal, TypeAlias, TypedDict, TypeVar
 
 from sightline_chassis.errors import InvalidInput, SightlineError, from_code
+from sightline_chassis.pictures import Picture, image_bytes
 
 from sightline_scorer.v1 import scorer_pb2 as pb
 
@@ -100,17 +98,9 @@ class ImageUri:
     uri: str
 
 
-@runtime_checkable
-class Saveable(Protocol):
-    """A picture of Pillow; it is sent as PNG, without loss."""
-
-    def save(self, fp: Any, format: str, **options: Any) -> None:
-        """Write the picture as a file."""
-
-
-Image: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | ImageDigest | ImageUri | Saveable
-"""The bytes of an encoded image (JPEG, PNG, WebP or GIF), the path of such a file, a picture of Pillow, the digest of
-an image that the service holds, or the URI of one that it fetches."""
+Image: TypeAlias = Picture | ImageDigest | ImageUri
+"""An encoded image, its path, or a picture of Pillow (see `Picture`); the digest of an image that the service holds, or
+the URI of one that it fetches."""
 
 
 def image_message(image: Image) -> pb.Image:
@@ -119,31 +109,7 @@ def image_message(image: Image) -> pb.Image:
         return pb.Image(sha256=bytes.fromhex(image.sha256))
     if isinstance(image, ImageUri):
         return pb.Image(uri=image.uri)
-    return pb.Image(content=image_bytes(image))
-
-
-def image_bytes(image: Image) -> bytes:
-    """The encoded file. Raises InvalidInput for a file that cannot be read, or for what is no image."""
-    if isinstance(image, bytes):
-        return image
-    if isinstance(image, bytearray | memoryview):
-        return bytes(image)
-    if isinstance(image, str | os.PathLike):
-        try:
-            return Path(image).read_bytes()
-        except (OSError, ValueError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise InvalidInput(
-                f"the image {os.fspath(image)[:200]} cannot be read: {why}", reason="IMAGE_FILE_UNREADABLE"
-            ) from error
-    if isinstance(image, Saveable):
-        file = io.BytesIO()
-        image.save(file, "PNG", compress_level=1)
-        return file.getvalue()
-    raise InvalidInput(
-        f"an image is bytes, a path, a Pillow picture, an ImageDigest or an ImageUri, not {type(image).__name__}",
-        reason="IMAGE_UNUSABLE",
-    )
+    return pb.Image(content=image_bytes(image, "bytes, a path, a Pillow picture, an ImageDigest or an ImageUri"))
 
 
 def score_request(

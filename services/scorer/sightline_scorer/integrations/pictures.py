@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sightline_chassis.errors import InvalidInput
+from sightline_chassis.pictures import Saveable
 
-from sightline_scorer.wire import Image, ImageDigest, ImageUri, Saveable
+from sightline_scorer.wire import Image, ImageDigest, ImageUri
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)

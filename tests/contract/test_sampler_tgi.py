@@ -321,6 +321,21 @@ def test_a_tgi_with_another_model_is_not_used(mind: Mind, tmp_path: Path) -> Non
             assert error.value.reason == "NO_RESTART_HOOK"
 
 
+def test_what_another_model_sampled_between_two_looks_is_thrown_away(mind: Mind) -> None:
+    server = TgiServer(mind, str(BASE))
+    with (
+        serving_app(server.app) as url,
+        running(BASE, engine=section(url, poll_seconds=600)) as at,
+        SamplerClient(at.address) as client,
+    ):
+        assert len(client.sample(IMAGE, PROMPT, 2, max_tokens=2).candidates) == 2
+        server.model_id = "/models/another"  # somebody restarted it, faster than it is looked at
+        with pytest.raises(Unavailable, match="serves '/models/another'") as error:
+            client.sample(IMAGE, PROMPT, 2, max_tokens=2, patience=0)
+        assert error.value.reason == "ENGINE_HOLDS_ANOTHER_POLICY"
+        assert at.service.engine.ready() is not None
+
+
 def test_a_rollout_patches_the_deployment(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("t0k3n\n")
     (tmp_path / "namespace").write_text("ml\n")
@@ -343,8 +358,10 @@ def test_a_rollout_patches_the_deployment(tmp_path: Path) -> None:
     assert seen[0].method == "PATCH"
     assert seen[0].headers["authorization"] == "Bearer t0k3n"
     assert seen[0].headers["content-type"] == "application/strategic-merge-patch+json"
-    container = json.loads(seen[0].content)["spec"]["template"]["spec"]["containers"][0]
+    spec = json.loads(seen[0].content)["spec"]
+    container = spec["template"]["spec"]["containers"][0]
     assert container == {"name": "router", "env": [{"name": "MODEL_ID", "value": "/policies/v000007"}]}
+    assert spec["strategy"] == {"$retainKeys": ["type"], "type": "Recreate"}  # never two models behind one address
 
 
 def test_the_service_needs_no_pytorch_for_an_engine_elsewhere() -> None:

@@ -41,7 +41,8 @@ async def restart(settings: TgiSettings, *, model: str, version: int) -> None:
 async def roll_out(client: httpx.AsyncClient, settings: KubernetesSettings, model: str) -> None:
     """Patches the environment variable of the Deployment's container; Kubernetes then replaces its pods.
 
-    The Deployment should have one replica behind the engine's address: pods of two models would answer in turn.
+    Old pods go before new ones come, and the Deployment should have one replica behind the engine's address: pods of
+    two models would answer in turn.
 
     Raises:
         PreconditionFailed: the API refuses, or cannot be reached.
@@ -52,11 +53,12 @@ async def roll_out(client: httpx.AsyncClient, settings: KubernetesSettings, mode
     except OSError as error:
         raise PreconditionFailed(f"no service account: {error}", reason="RESTART_FAILED") from error
     environment = [{"name": settings.variable, "value": model}]
-    containers = [{"name": settings.container, "env": environment}]
+    pods = {"spec": {"containers": [{"name": settings.container, "env": environment}]}}
+    recreate = {"$retainKeys": ["type"], "type": "Recreate"}  # a strategic merge would keep `rollingUpdate`, too
     try:
         response = await client.patch(
             f"{settings.api}/apis/apps/v1/namespaces/{namespace}/deployments/{settings.deployment}",
-            json={"spec": {"template": {"spec": {"containers": containers}}}},
+            json={"spec": {"strategy": recreate, "template": pods}},
             headers={"authorization": f"Bearer {token}", "content-type": "application/strategic-merge-patch+json"},
         )
     except httpx.HTTPError as error:

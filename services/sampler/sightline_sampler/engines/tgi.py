@@ -10,7 +10,8 @@ What this engine knows of TGI (3.3.7, the last release; its repository is archiv
 - top_p of 1 and temperature of 0 are refused; /generate puts a begin token in front; without max_new_tokens it prefills
   again every 1024 tokens.
 - An unknown adapter_id answers 200 from the base model, and on vision-language models a known one does too. So LoRA is
-  never used: a policy is a merged checkpoint, TGI is restarted with it, and /info.model_id proves the version.
+  never used: a policy is a merged checkpoint, TGI is restarted with it, and /info.model_id proves the version, before
+  each request and again when its reply is there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import asyncio
 import contextlib
 import re
 import shutil
+import time
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,15 +64,13 @@ class TgiEngine(RemoteEngine):
         self._models = {0: settings.tgi.model_id or settings.model}
         self._merged: dict[int, Path] = {}
         self._info: dict[str, Any] = {}
+        self._asked_info = 0.0  # time.monotonic() of the question that `_info` answers
+        self._asking_info = asyncio.Lock()
         self._scores: bool | None = None
 
     async def look(self) -> str | None:
         """Reads /info and /health."""
-        response = await self._backend.get("/info")
-        if response.status_code != 200:
-            raise Failure("away", f"/info answers {response.status_code}: {reason_of(response)}")
-        info = dict(response.json())
-        self._info = info
+        info = await self._ask_info()
         replica = int(info.get("max_concurrent_requests", self._tgi.max_concurrent))
         self.slots.limit = max(1, min(self._tgi.max_concurrent, replica))
         await self._backend.get("/health")
@@ -80,6 +80,30 @@ class TgiEngine(RemoteEngine):
             f"it serves {info.get('model_id')!r}, which is neither the base model ({self._models[0]!r}, "
             "engine.tgi.model_id) nor a staged policy"
         )
+
+    async def _ask_info(self) -> dict[str, Any]:
+        began = time.monotonic()
+        response = await self._backend.get("/info")
+        if response.status_code != 200:
+            raise Failure("away", f"/info answers {response.status_code}: {reason_of(response)}")
+        self._info, self._asked_info = dict(response.json()), began
+        return self._info
+
+    async def _require_still(self, version: int) -> None:
+        """As `require`, of what came just now: TGI says nowhere in a reply which model it holds, so /info is asked
+        again, once for all replies that came meanwhile.
+
+        Raises:
+            Unavailable: it holds another model by now, and may have done so when it sampled.
+            Failure: it does not answer.
+        """
+        came = time.monotonic()
+        async with self._asking_info:
+            if self._asked_info < came:
+                await self._ask_info()
+        if not self.resident(version):
+            await self._look()
+        self.require(version)
 
     async def start(self) -> str:
         """Waits for TGI, and finds out whether it scores prompts."""
@@ -138,6 +162,7 @@ class TgiEngine(RemoteEngine):
                 limit = left_of(error, params)
                 body["parameters"] = self._parameters(params, seeds[0], best, limit)
                 tree = self._read(response := await self._backend.post("/generate", body))
+            await self._require_still(version)
             prompt_tokens = int(response.headers.get("x-prompt-tokens", prompt_tokens))
             details = tree["details"]
             for index, one, seed in zip(
@@ -186,6 +211,7 @@ class TgiEngine(RemoteEngine):
             tree = self._read(
                 await self._backend.post("/generate", {"inputs": inputs + (text or ""), "parameters": parameters})
             )
+            await self._require_still(version)
         except Failure as failure:
             raise self.unavailable(failure) from failure
         tail = tree["details"]["prefill"][-len(ids) :]

@@ -11,6 +11,7 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sightline_chassis.errors import InvalidInput, PreconditionFailed, SightlineError
 
@@ -145,9 +146,13 @@ class PolicyBook:
                 )
             self._shelf.staying(version)
             entry = self._shelf.close(version)
-        await self._shelf.until_idle(entry)  # not under the lock: others may stage and activate meanwhile
-        async with self._changes:
-            await self._free(version)
+        try:
+            await self._shelf.until_idle(entry)  # not under the lock: others may stage and activate meanwhile
+            async with self._changes:
+                await self._free(version)
+        except BaseException:
+            entry.leaving = False  # it can be asked for again
+            raise
         return dataclasses.replace(info, state="retired")
 
     async def pause(self, mode: PauseMode) -> int:
@@ -157,8 +162,12 @@ class PolicyBook:
             InvalidInput: the engine cannot do it in that way.
         """
         if mode == "keep":
-            await self._engine.freeze()
-            self._frozen = True
+            self._frozen = True  # also where the answer is lost: Resume thaws it
+            try:
+                await self._engine.freeze()
+            except InvalidInput:
+                self._frozen = False
+                raise
         under_way = self._traffic.close("pause")
         if mode == "abort":
             self._traffic.abort()
@@ -221,6 +230,9 @@ class PolicyBook:
                 f"policy {version} came without probes, and they are required here (policies.gate.required)",
                 reason="PROBES_REQUIRED",
             )
+        arrival = entry.info.arrival
+        if arrival is not None and not (arrival.passed or questions or version == self.active):
+            await self._reject(version, arrival)  # it should have been freed, and the caller left meanwhile
         if not self._engine.resident(version):
             await self._swap(entry, questions)
         elif questions:
@@ -248,10 +260,13 @@ class PolicyBook:
         arrival = self._examiner.verdict(questions, before, after)
         await self._record(entry, arrival)
         if not arrival.passed:
-            if version != self.active:
-                await self._shelf.until_idle(self._shelf.close(version))
-                await self._free(version)
-            raise self._did_not_arrive(version, arrival)
+            await self._reject(version, arrival)
+
+    async def _reject(self, version: int, arrival: Arrival) -> NoReturn:
+        if version != self.active:
+            await self._shelf.until_idle(self._shelf.close(version))
+            await self._free(version)
+        raise self._did_not_arrive(version, arrival)
 
     async def _swap(self, entry: Entry, questions: Sequence[Question]) -> None:
         """Lets an engine that holds one version at a time change over, between two requests.
@@ -326,19 +341,23 @@ class PolicyBook:
 
     async def _make_room(self, version: int) -> None:
         while len(self._shelf.versions()) > self._settings.max_loaded:
-            idle = self._shelf.idle()
-            if not idle:
+            idle = self._shelf.close_idle()
+            if idle is None:
                 raise PreconditionFailed(
                     f"{self._settings.max_loaded} policies are loaded and in use: retire one before staging {version}",
                     reason="TOO_MANY_POLICIES",
                 )
-            logger.info("policy %d makes room for %d", idle[0], version)
-            await self._free(idle[0])
+            logger.info("policy %d makes room for %d", idle, version)
+            await self._free(idle)
 
     async def _free(self, version: int) -> None:
-        self._shelf.close(version)
-        await self._engine.retire(version)
-        entry = self._shelf.remove(version)
+        entry = self._shelf.close(version)
+        try:
+            await self._engine.retire(version)
+        except BaseException:
+            entry.leaving = False  # it can be freed again
+            raise
+        self._shelf.remove(version)
         if entry.directory is not None:
             await asyncio.to_thread(discard, entry.directory, self._settings)
         logger.info("policy retired", extra={"policy_version": version})

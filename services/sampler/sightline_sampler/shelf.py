@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sightline_chassis.errors import NotFound, PreconditionFailed
+from sightline_chassis.errors import Cancelled, NotFound, PreconditionFailed
 
 from sightline_sampler.proving import Question
 from sightline_sampler.types import AtLeast, Exact, PolicyInfo, PolicySelector
@@ -39,23 +39,34 @@ class Entry:
 
 
 class PolicyLease:
-    """A request's hold on a policy; see `engines.base.Lease`. Give it back with `release`."""
+    """A request's hold on a policy; see `engines.base.Lease`. Give it back with `release`. Thread-safe: a request may
+    end while its engine is about to begin with it."""
 
     def __init__(self, shelf: Shelf, selector: PolicySelector | None) -> None:
         self._shelf, self._selector = shelf, selector
+        self._lock = threading.Lock()
         self._version: int | None = None
+        self._over = False
 
     def bind(self) -> int:
-        """The version to sample with, decided at the first call."""
-        if self._version is None:
-            self._version = self._shelf.take(self._selector)
-        return self._version
+        """The version to sample with, decided at the first call.
+
+        Raises:
+            Cancelled: it was given back: nobody would give it back again.
+            PreconditionFailed: what is asked for is not served.
+        """
+        with self._lock:
+            if self._over:
+                raise Cancelled("the request has ended")
+            if self._version is None:
+                self._version = self._shelf.take(self._selector)
+            return self._version
 
     def release(self) -> None:
-        """Lets the policy go; may be called at any time, once or more."""
-        version, self._version = self._version, None
+        """Lets the policy go for good; may be called at any time, once or more."""
+        with self._lock:
+            version, self._version, self._over = self._version, None, True
         if version is not None:
-            self._selector = Exact(version)
             self._shelf.give(version)
 
 
@@ -157,14 +168,14 @@ class Shelf:
             entry.leaving = True
             return entry
 
-    def idle(self) -> list[int]:
-        """Versions that nobody uses and that are not active, not the base, and not leaving."""
+    def close_idle(self) -> int | None:
+        """Closes the lowest version that nobody uses, and gives it; not the active one, nor the base."""
         with self._lock:
-            return sorted(
-                version
-                for version, entry in self._entries.items()
-                if version not in (0, self._active) and not entry.users and not entry.leaving
-            )
+            for version, entry in sorted(self._entries.items()):
+                if version not in (0, self._active) and not entry.users and not entry.leaving:
+                    entry.leaving = True
+                    return version
+            return None
 
     async def until_idle(self, entry: Entry) -> None:
         """Waits until nobody uses a policy that was closed; cancelled, it is open again."""

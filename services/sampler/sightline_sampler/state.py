@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class StateFile:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "sampler.json"
+        self._one_at_a_time = threading.Lock()
 
     def read(self, base_digest: str) -> State | None:
         """What was remembered; None where nothing was, or for another base model.
@@ -49,22 +51,23 @@ class StateFile:
             ) from error
 
     def write(self, base_digest: str, state: State) -> None:
-        """Remembers; on disk when this returns."""
+        """Remembers; on disk when this returns. Safe in several threads: a caller may leave while the disk is slow."""
         tree = {
             "base_digest": base_digest,
             "active": state.active,
             "uri": state.uri,
             "digests": {str(version): state.digests[version] for version in sorted(state.digests)[-_MOST:]},
         }
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        aside = self._path.with_suffix(".writing")
-        with aside.open("w", encoding="utf-8") as file:
-            json.dump(tree, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(self._path)
-        handle = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        with self._one_at_a_time:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            aside = self._path.with_suffix(".writing")
+            with aside.open("w", encoding="utf-8") as file:
+                json.dump(tree, file, indent=2)
+                file.flush()
+                os.fsync(file.fileno())
+            aside.rename(self._path)
+            handle = os.open(self._path.parent, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)

@@ -104,9 +104,9 @@ class Weights:
         return StagedWeights(tensors=len(loaded.state_dict()), modules=0)
 
     def drop(self, version: int) -> None:
-        """Forgets a policy."""
-        policy = self._policies.pop(version)
-        if policy.adapter is not None:
+        """Forgets a policy, if it is there."""
+        policy = self._policies.pop(version, None)
+        if policy is not None and policy.adapter is not None:
             self._remove(policy.adapter)
 
     def _read_adapter(self, directory: Path, version: int) -> Adapter:

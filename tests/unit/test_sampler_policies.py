@@ -1,0 +1,217 @@
+"""The book of policies while callers leave in the middle, with an engine that waits for the test."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sightline_chassis.errors import Cancelled, PreconditionFailed, SightlineError
+from sightline_sampler import state
+from sightline_sampler.policies import PolicyBook
+from sightline_sampler.settings import PolicySettings
+from sightline_sampler.shelf import Entry, Shelf
+from sightline_sampler.state import State, StateFile
+from sightline_sampler.traffic import Traffic
+from sightline_sampler.types import Arrival, Exact, PolicyInfo
+
+
+def info(version: int, arrival: Arrival | None = None) -> PolicyInfo:
+    kind, stands = ("base", "active") if version == 0 else ("lora", "staged")
+    return PolicyInfo(version, kind, stands, digest="d", base_digest="b", uri="u", arrival=arrival)  # type: ignore[arg-type]
+
+
+class Engine:
+    """Does what it is told when the test lets it."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.retired: list[int] = []
+        self.thawed = False
+        self.refusal: SightlineError | None = None
+
+    def resident(self, version: int) -> bool:
+        return True
+
+    async def retire(self, version: int) -> None:
+        self.retired.append(version)
+        await self.go.wait()
+        if self.refusal is not None:
+            raise self.refusal
+
+    async def freeze(self) -> None:
+        await self.go.wait()
+
+    async def thaw(self) -> None:
+        self.thawed = True
+
+
+def book(engine: Any, *versions: int, **settings: Any) -> PolicyBook:
+    made = PolicyBook(engine, PolicySettings(**settings), Traffic(1))
+    made._shelf.start(info(0))
+    for version in versions:
+        made._shelf.add(Entry(info(version)))
+    return made
+
+
+async def broken_off(task: asyncio.Task[Any]) -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def test_a_request_that_has_ended_takes_no_policy_any_more() -> None:
+    """The decoding thread may come to it only now, and nobody would let the policy go again."""
+
+    async def run() -> None:
+        shelf = Shelf(lambda version: True)
+        shelf.start(info(0))
+        lease = shelf.lease(None)
+        assert lease.bind() == 0
+        lease.release()
+        with pytest.raises(Cancelled):
+            lease.bind()
+        assert shelf.entry(0).users == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("where", ["lock", "engine"])
+def test_a_retirement_whose_caller_leaves_can_be_asked_for_again(where: str) -> None:
+    async def run() -> None:
+        engine = Engine()
+        policies = book(engine, 1)
+        lease = policies.lease(Exact(1))
+        if where == "lock":
+            lease.bind()
+        first = asyncio.create_task(policies.retire(1))
+        if where == "lock":
+            await asyncio.sleep(0)
+            async with policies._changes:  # somebody stages for long
+                lease.release()
+                await broken_off(first)
+        else:
+            await broken_off(first)
+        engine.go.set()
+        assert (await policies.retire(1)).state == "retired"
+        assert policies._shelf.versions() == {0}
+
+    asyncio.run(run())
+
+
+def test_a_policy_that_the_engine_does_not_free_can_be_freed_later() -> None:
+    async def run() -> None:
+        engine = Engine()
+        engine.go.set()
+        engine.refusal = PreconditionFailed("not now")
+        policies = book(engine, 1)
+        with pytest.raises(PreconditionFailed, match="not now"):
+            await policies.retire(1)
+        engine.refusal = None
+        await policies.retire(1)
+        assert policies._shelf.versions() == {0}
+
+    asyncio.run(run())
+
+
+def test_a_policy_that_is_taken_meanwhile_does_not_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request in the decoding thread asks for the version that is just about to go."""
+
+    async def run() -> None:
+        engine = Engine()
+        engine.go.set()
+        policies = book(engine, 1, 2, 3, max_loaded=2)
+        taken: list[int] = []
+
+        def take(*_: Any, **__: Any) -> None:
+            for version in policies._shelf.versions():
+                with contextlib.suppress(PreconditionFailed):
+                    taken.append(policies._shelf.take(Exact(version)))
+
+        monkeypatch.setattr(logging.getLogger("sightline_sampler.policies"), "info", take)
+        with pytest.raises(PreconditionFailed, match="in use"):
+            await policies._make_room(4)
+        assert engine.retired == [1]
+        assert 1 not in taken
+        assert {2, 3} <= set(taken)
+
+    asyncio.run(run())
+
+
+def test_a_pause_whose_caller_leaves_is_ended_by_resume() -> None:
+    async def run() -> None:
+        engine = Engine()
+        policies = book(engine)
+        await broken_off(asyncio.create_task(policies.pause("keep")))
+        await policies.resume()
+        assert engine.thawed
+
+    asyncio.run(run())
+
+
+def test_a_policy_that_did_not_arrive_is_never_activated_without_probes() -> None:
+    """Its caller left while it was being freed."""
+
+    async def run() -> None:
+        engine = Engine()
+        engine.go.set()
+        policies = book(engine, 1)
+        failed = Arrival(
+            passed=False,
+            reason="old weights",
+            previous_version=0,
+            probes=1,
+            tokens=1,
+            changed=0.0,
+            correlation=None,
+            required_correlation=0.0,
+            gap=1.0,
+            previous_gap=None,
+            moved=0.0,
+            trainer_moved=None,
+            sampled_gap=None,
+            engine="e",
+        )
+        policies._shelf.note(1, arrival=failed)
+        with pytest.raises(PreconditionFailed, match="old weights"):
+            await policies.activate(1)
+        assert policies.active == 0
+        assert policies._shelf.versions() == {0}
+
+    asyncio.run(run())
+
+
+def test_two_writers_of_the_state_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One may be left behind by a caller that went away while the disk was slow."""
+    file, began, go = StateFile(tmp_path), threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def slow(handle: int) -> None:
+        if not began.is_set():
+            began.set()
+            go.wait(10)
+        fsync(handle)
+
+    monkeypatch.setattr(state.os, "fsync", slow)
+    errors: list[BaseException] = []
+
+    def write(version: int) -> None:
+        try:
+            file.write("b", State(version, "u", {version: "d"}))
+        except BaseException as error:
+            errors.append(error)
+
+    first, second = (threading.Thread(target=write, args=(version,)) for version in (1, 2))
+    first.start()
+    began.wait(10)
+    second.start()
+    second.join(0.2)
+    go.set()
+    first.join()
+    second.join()
+    assert errors == []
+    assert file.read("b") == State(2, "u", {2: "d"})

@@ -44,6 +44,18 @@ def test_one_that_is_too_large_runs_alone_and_one_that_gives_up_leaves_no_hole()
     asyncio.run(run())
 
 
-async def _hold(slots: Slots) -> bool:
-    async with slots.taken(2):
+def test_one_that_gives_up_lets_those_behind_it_have_what_is_free() -> None:
+    async def run() -> None:
+        slots = Slots(3)
+        async with slots.taken(2):
+            large, small = asyncio.create_task(_hold(slots)), asyncio.create_task(_hold(slots, 1))
+            await asyncio.sleep(0)
+            large.cancel()
+            assert await asyncio.wait_for(small, 1)
+
+    asyncio.run(run())
+
+
+async def _hold(slots: Slots, count: int = 2) -> bool:
+    async with slots.taken(count):
         return True

@@ -25,8 +25,8 @@ class Slots:
             try:
                 await future
             except asyncio.CancelledError:
-                if future.done() and not future.cancelled():
-                    self._give(count)
+                # Also without a turn: those behind it may fit where it did not.
+                self._give(0 if future.cancelled() else count)
                 raise
         else:
             self._taken += count

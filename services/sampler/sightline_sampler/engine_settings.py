@@ -144,7 +144,11 @@ class EngineSettings(Section):
         default=512, ge=1, le=65536, description="Most candidates decoded at the same time; more wait."
     )
     cache_mib: int = Field(
-        default=4096, ge=1, le=1 << 20, description="About how many MiB keys and values of the candidates may take."
+        default=0,
+        ge=0,
+        le=1 << 20,
+        description="About how many MiB keys and values of the candidates may take; 0 is half of the memory that is"
+        " free when the model is loaded.",
     )
     feature_cache_mib: int = Field(default=256, ge=0, le=1 << 20, description="MiB of image features kept.")
     chat_template: Path | None = Field(

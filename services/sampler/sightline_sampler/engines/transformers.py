@@ -28,6 +28,7 @@ from sightline_chassis.errors import InvalidInput, Unavailable
 from sightline_sampler.engines import selfcheck, teacher
 from sightline_sampler.engines.base import OPTIONS, EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
 from sightline_sampler.engines.loop import DecodeLoop
+from sightline_sampler.engines.memory import free_bytes
 from sightline_sampler.engines.model import BaseModel, load_base
 from sightline_sampler.engines.prefill import FeatureCache, Prefiller
 from sightline_sampler.engines.prompts import Prepared, PromptBuilder
@@ -78,7 +79,7 @@ class TransformersEngine(Engine):
             loaded.prefiller,
             events=events,
             max_rows=self._settings.max_rows,
-            cache_bytes=self._settings.cache_mib << 20,
+            cache_bytes=self._settings.cache_mib << 20 or free_bytes(loaded.base.device) // 2,
             on_step=self._on_step,
         )
         self._loop.start()

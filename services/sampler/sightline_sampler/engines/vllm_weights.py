@@ -124,19 +124,11 @@ class VllmWeights:
 
     async def drop(self, version: int) -> None:
         """Unloads an adapter; that it is gone already is no fault."""
-        policy = self._policies.pop(version, None)
-        if policy is None or not policy.adapter:
-            return
         async with self._changes:
-            try:
-                response = await self._backend.post("/v1/unload_lora_adapter", {"lora_name": policy.label})
-            except Failure:  # a server that is away has forgotten it by itself
-                return
-            self._served.discard(policy.label)
-            if response.status_code not in (200, 404):
-                raise PreconditionFailed(
-                    f"vLLM does not unload {policy.label}: {reason_of(response)}", reason="ENGINE_FAILED"
-                )
+            policy = self._policies.get(version)
+            if policy is not None and policy.adapter:
+                await self._unload(policy)
+            self._policies.pop(version, None)
 
     async def hold(self, version: int) -> None:
         """Puts in the base weights that a version needs: its own, or for an adapter the base model's.
@@ -147,9 +139,14 @@ class VllmWeights:
         policy = self._policies.get(version)
         slot = version if policy is not None and not policy.adapter else 0
         async with self._changes:
-            self._wanted = slot
-            if slot != self._slot:
+            before, self._wanted = self._wanted, slot
+            if slot == self._slot:
+                return
+            try:
                 await self._replace(slot)
+            except BaseException:
+                self._wanted = before  # the next look puts it back
+                raise
 
     async def control(self, path: str, body: object = None, *, query: dict[str, str] | None = None) -> httpx.Response:
         """A call of a development endpoint.
@@ -175,10 +172,10 @@ class VllmWeights:
         path, label = (
             (policy.path, policy.label) if policy is not None else (self._settings.base_path or str(self._base), _BASE)
         )
-        await self.control("/pause", query={"mode": "wait"})
-        try:
-            await self.control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
+        try:  # what is not answered, or not waited for, may have been done
+            await self.control("/pause", query={"mode": "wait"})
             self._slot = -1  # from here on neither
+            await self.control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
             await self.control("/update_weight_version", {"new_version": label})
             await self._reset_prefix_cache()
             await self.control("/reset_mm_cache")
@@ -220,6 +217,17 @@ class VllmWeights:
         if self._slot != self._wanted:
             await self._replace(self._wanted)
         return None
+
+    async def _unload(self, policy: _Policy) -> None:
+        try:
+            response = await self._backend.post("/v1/unload_lora_adapter", {"lora_name": policy.label})
+        except Failure:  # a server that is away has forgotten it by itself
+            return
+        if response.status_code not in (200, 404):
+            raise PreconditionFailed(
+                f"vLLM does not unload {policy.label}: {reason_of(response)}", reason="ENGINE_FAILED"
+            )
+        self._served.discard(policy.label)
 
     async def _load(self, policy: _Policy) -> None:
         body = {"lora_name": policy.label, "lora_path": policy.path, "load_inplace": False}

@@ -14,7 +14,6 @@ checkpointing and bf16, on by default, are off: on a CPU they would only cost it
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +27,17 @@ CLIP = ROOT / "playground/weights/clip"
 BATCH, TOKENS, BETA, RATE = 16, 64, 0.1, 8e-4
 
 
-def recipe(data: Path, prompts: int, candidates: int, sampler: str, scorer: str) -> Any:
+def pool(scratch: Path, prompts: int, turn: int) -> Path:
+    """The prompts and images of a turn, new to everybody."""
+    from sightline_playground.export import export
+
+    directory = scratch / f"train-{turn}"
+    if not directory.exists():
+        export(directory, split="align", count=prompts, seed=1 + turn)
+    return directory
+
+
+def recipe(scratch: Path, prompts: int, candidates: int, turn: int, sampler: str, scorer: str) -> Any:
     """Ours, without filters: every prompt whose samples differ gives a pair, as in TRL."""
     from sightline_trainer.recipe import Recipe
 
@@ -38,7 +47,12 @@ def recipe(data: Path, prompts: int, candidates: int, sampler: str, scorer: str)
             "model": str(MODEL),
             "iterations": 1,
             "threads": 1,
-            "data": {"train": str(data / "train"), "test": str(data / "test"), "prompts_per_iteration": prompts},
+            "seed": turn,
+            "data": {
+                "train": str(pool(scratch, prompts, turn)),
+                "test": str(scratch / "test"),
+                "prompts_per_iteration": prompts,
+            },
             "sampling": {"address": sampler, "candidates": candidates, "max_tokens": TOKENS, "max_in_flight": 64},
             "reward": {"address": scorer},
             "filters": {},
@@ -48,12 +62,12 @@ def recipe(data: Path, prompts: int, candidates: int, sampler: str, scorer: str)
     )
 
 
-def our_iterations(wanted: Any, work: Path, pairs: list[int]) -> Iterator[None]:
+def our_iterations(recipes: list[Any], work: Path, pairs: list[int]) -> Iterator[None]:
     """Iterations of ours, each the first of a new run: sample, score, pair, update, publish."""
     from sightline_trainer.loop import Loop
     from sightline_trainer.runs import RunDirectory
 
-    for number in itertools.count():
+    for number, wanted in enumerate(recipes):
         run = RunDirectory(work / f"ours-{wanted.sampling.candidates}-{number}")
         run.open(wanted)
         _, made = Loop(wanted, run, lambda event: None)._iterate(1, 0, 0)
@@ -150,8 +164,8 @@ def measure(prompts: int, rounds: int, scratch: Path) -> list[Row]:
     from sightline_trainer.pools import open_pool
 
     torch.set_num_threads(1)
-    export(scratch / "train", split="align", count=prompts, seed=1)
-    export(scratch / "test", split="test", count=8, seed=2)
+    export(scratch / "test", split="test", count=8, seed=100)
+    turns = range(rounds + 1)  # the first one warms up
     with Processes(scratch / "services") as processes:
         processes.start("sampler", [f"engine.model={MODEL}", "engine.threads=1"])
         processes.start(
@@ -159,9 +173,12 @@ def measure(prompts: int, rounds: int, scratch: Path) -> list[Row]:
         )
         sampler, scorer = processes.wait("sampler", seconds=600).grpc, processes.wait("scorer", seconds=600).grpc
         pairs: dict[int, list[int]] = {2: [], 8: []}
-        ours = {k: our_iterations(recipe(scratch, prompts, k, sampler, scorer), scratch, pairs[k]) for k in pairs}
-        drawn = open_pool(str(scratch / "train"), scratch / "images").draw(prompts, iteration=1, seed=0)
-        trainers = iter([trl_trainer(drawn, scratch) for _ in range(rounds + 1)])
+        ours = {
+            k: our_iterations([recipe(scratch, prompts, k, turn, sampler, scorer) for turn in turns], scratch, pairs[k])
+            for k in pairs
+        }
+        pools = [open_pool(str(pool(scratch, prompts, turn)), scratch / "images") for turn in turns]
+        trainers = iter([trl_trainer(pool.draw(prompts, iteration=1, seed=0), scratch) for pool in pools])
         steps: list[int] = []
 
         def theirs() -> None:

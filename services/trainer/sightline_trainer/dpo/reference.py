@@ -37,7 +37,7 @@ def token_logprobs(trainer: FastDPOTrainer, batch: dict[str, Any]) -> Tensor:
 
 def in_order(trainer: FastDPOTrainer) -> list[int]:
     """Rows of the dataset, those of one prompt one after the other, so that they share."""
-    prompts = trainer.train_dataset["prompt_id"]
+    prompts = list(trainer.train_dataset["prompt_id"])
     first: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
         first.setdefault(prompt, index)

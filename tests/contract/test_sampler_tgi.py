@@ -321,6 +321,20 @@ def test_a_tgi_with_another_model_is_not_used(mind: Mind, tmp_path: Path) -> Non
             assert error.value.reason == "NO_RESTART_HOOK"
 
 
+def test_a_restart_may_take_longer_than_a_call(mind: Mind, tmp_path: Path) -> None:
+    make_full(tmp_path, BASE, 1, noise=0.01, kind="merged")
+    server = TgiServer(mind, str(BASE))
+    with serving_app(server.app) as url:
+        engine = section(url)
+        engine["tgi"]["restart_command"][-1] = engine["tgi"]["restart_command"][-1].replace(
+            "{directory}", "{directory}&seconds=4"
+        )
+        with running(BASE, engine=engine) as at, SamplerClient(at.address, timeout=2) as client:
+            client.stage(tmp_path / "v000001", 1)
+            assert client.activate(1).version == 1
+            assert server.model_id == str(tmp_path / "v000001")
+
+
 def test_what_another_model_sampled_between_two_looks_is_thrown_away(mind: Mind) -> None:
     server = TgiServer(mind, str(BASE))
     with (

@@ -142,8 +142,10 @@ class SamplerClient:
 
     Args:
         target: any gRPC target, for example "127.0.0.1:50052" or "dns:///sampler:50052".
-        timeout: deadline in seconds of every call that names none.
+        timeout: deadline in seconds of every call that names none, but for those of `swap_timeout`.
         patience: seconds that a sampler which is away or full is asked again for candidates that are missing.
+        swap_timeout: deadline in seconds of stage, activate, retire and pause that name none: they may wait for a
+            download, for an engine that restarts, or for candidates under way.
         tls: PEM files of an encrypted channel.
         token: sent with every call.
     """
@@ -154,10 +156,11 @@ class SamplerClient:
         *,
         timeout: float = 120.0,
         patience: float = 30.0,
+        swap_timeout: float = 1800.0,
         tls: Tls | None = None,
         token: str | Token | None = None,
     ) -> None:
-        self.timeout, self.patience = timeout, patience
+        self.timeout, self.patience, self.swap_timeout = timeout, patience, swap_timeout
         self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY, health_service=_SERVICE)
         self._stub = pb_grpc.SamplerServiceStub(self._channel)
         # Policies are asked about and changed whether it can sample or not: a restart of its engine is such a time.
@@ -236,7 +239,7 @@ class SamplerClient:
         """
         request = pb.StagePolicyRequest(uri=_uri(path), version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
-            return wire.policy_of(self._control.StagePolicy(request, timeout=timeout or self.timeout).policy)
+            return wire.policy_of(self._control.StagePolicy(request, timeout=timeout or self.swap_timeout).policy)
 
     def activate(self, version: int, *, probes: Iterable[Probe] = (), timeout: float | None = None) -> PolicyInfo:
         """Makes a staged version (or 0, the base model) the one that answers, if its probes show that it arrived.
@@ -247,13 +250,13 @@ class SamplerClient:
         """
         request = pb.ActivatePolicyRequest(version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
-            return wire.policy_of(self._control.ActivatePolicy(request, timeout=timeout or self.timeout).policy)
+            return wire.policy_of(self._control.ActivatePolicy(request, timeout=timeout or self.swap_timeout).policy)
 
     def retire(self, version: int, *, timeout: float | None = None) -> PolicyInfo:
         """Forgets a version that is not active, once its candidates under way are done."""
         request = pb.RetirePolicyRequest(version=version)
         with typed_errors():
-            return wire.policy_of(self._control.RetirePolicy(request, timeout=timeout or self.timeout).policy)
+            return wire.policy_of(self._control.RetirePolicy(request, timeout=timeout or self.swap_timeout).policy)
 
     def policy(self, version: int | None = None, *, timeout: float | None = None) -> PolicyInfo:
         """One policy; the active one where no version is named."""
@@ -278,7 +281,7 @@ class SamplerClient:
             Requests that were under way.
         """
         with typed_errors():
-            return int(self._control.Pause(wire.pause_message(mode), timeout=timeout or self.timeout).requests)
+            return int(self._control.Pause(wire.pause_message(mode), timeout=timeout or self.swap_timeout).requests)
 
     def resume(self, *, timeout: float | None = None) -> None:
         """Ends a pause."""
@@ -306,10 +309,11 @@ class AsyncSamplerClient:
         *,
         timeout: float = 120.0,
         patience: float = 30.0,
+        swap_timeout: float = 1800.0,
         tls: Tls | None = None,
         token: str | Token | None = None,
     ) -> None:
-        self.timeout, self.patience = timeout, patience
+        self.timeout, self.patience, self.swap_timeout = timeout, patience, swap_timeout
         self._channel = open_aio_channel(target, tls=tls, token=token, retry=_RETRY, health_service=_SERVICE)
         self._stub = pb_grpc.SamplerServiceStub(self._channel)
         # Policies are asked about and changed whether it can sample or not: a restart of its engine is such a time.
@@ -362,7 +366,9 @@ class AsyncSamplerClient:
         """Loads and checks a policy without answering from it; see `SamplerClient.stage`."""
         request = pb.StagePolicyRequest(uri=_uri(path), version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
-            return wire.policy_of((await self._control.StagePolicy(request, timeout=timeout or self.timeout)).policy)
+            return wire.policy_of(
+                (await self._control.StagePolicy(request, timeout=timeout or self.swap_timeout)).policy
+            )
 
     async def activate(
         self,
@@ -375,13 +381,17 @@ class AsyncSamplerClient:
         `SamplerClient.activate`."""
         request = pb.ActivatePolicyRequest(version=version, probes=map(wire.probe_message, probes))
         with typed_errors():
-            return wire.policy_of((await self._control.ActivatePolicy(request, timeout=timeout or self.timeout)).policy)
+            return wire.policy_of(
+                (await self._control.ActivatePolicy(request, timeout=timeout or self.swap_timeout)).policy
+            )
 
     async def retire(self, version: int, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
         """Forgets a version that is not active, once its candidates under way are done."""
         request = pb.RetirePolicyRequest(version=version)
         with typed_errors():
-            return wire.policy_of((await self._control.RetirePolicy(request, timeout=timeout or self.timeout)).policy)
+            return wire.policy_of(
+                (await self._control.RetirePolicy(request, timeout=timeout or self.swap_timeout)).policy
+            )
 
     async def policy(self, version: int | None = None, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
         """One policy; the active one where no version is named."""
@@ -398,7 +408,9 @@ class AsyncSamplerClient:
     async def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:  # noqa: ASYNC109
         """Stops sampling until `resume`; see `SamplerClient.pause`."""
         with typed_errors():
-            return int((await self._control.Pause(wire.pause_message(mode), timeout=timeout or self.timeout)).requests)
+            return int(
+                (await self._control.Pause(wire.pause_message(mode), timeout=timeout or self.swap_timeout)).requests
+            )
 
     async def resume(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """Ends a pause."""

@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from chassis_certificates import Authority, put
 from scorer_gateways import Gateway
 from scorer_scripted import Scripted, scripted
 
@@ -211,6 +213,19 @@ def test_callers_without_the_token_are_refused(there: tuple[Scripted, str], tmp_
         assert answer.json()["scores"][0]["value"] == 1
     finally:
         gateway.stop()
+
+
+def test_a_scorer_that_wants_a_certificate(tmp_path: Path) -> None:
+    authority = Authority("tests")
+    server, (certificate, key) = authority.sign("scorer"), authority.sign("gateway").write(tmp_path, "gateway")
+    ca = put(tmp_path / "ca.crt", authority.pem)
+    with scripted(grpc.ssl_server_credentials([(server.key, server.certificate)], authority.pem, True)) as (_, target):
+        files = f"scorer.ca_file={ca}", f"scorer.certificate_file={certificate}", f"scorer.key_file={key}"
+        gateway = Gateway(tmp_path, target, *files)
+        try:
+            assert gateway.post("/v1/score", {"image": IMAGE, "texts": ["ok 1"]}).status_code == 200
+        finally:
+            gateway.stop()
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
+from chassis_certificates import Authority, put
 from scorer_scripted import Scripted, scripted
-from sightline_chassis.errors import InvalidInput, SightlineError
+from sightline_chassis.errors import InvalidInput, SightlineError, Unavailable
 from sightline_scorer.integrations.verl import compute_score, compute_score_async
 
 PICTURE = b"picture" * 1000
@@ -59,6 +61,20 @@ def test_a_score_with_the_same_keys_each_time(there: tuple[Scripted, str], tmp_p
         assert list(failed) == ["score", "scored", "cosine"]
         assert math.isnan(failed["score"])
         assert failed["scored"] == 0
+
+
+def test_a_scorer_that_wants_certificate_and_token(tmp_path: Path) -> None:
+    authority = Authority("tests")
+    server, (certificate, key) = authority.sign("scorer"), authority.sign("trainer").write(tmp_path, "trainer")
+    ca, token = put(tmp_path / "ca.crt", authority.pem), put(tmp_path / "token", b"s3cret\n")
+    credentials = grpc.ssl_server_credentials([(server.key, server.certificate)], authority.pem, True)
+    with scripted(credentials) as (scorer, target):
+        configured = {"target": target, "on_failure": "raise", "ca_file": str(ca), "token_file": str(token)}
+        ours = {"certificate_file": str(certificate), "key_file": str(key)}
+        assert as_verl_calls({**configured, **ours}, "ok 3", {"image": PICTURE})["score"] == 3
+        assert scorer.seen["Bearer s3cret"] == 2
+        with pytest.raises(Unavailable):
+            as_verl_calls({**configured, "timeout": 1}, "ok 3", {"image": PICTURE})
 
 
 def test_a_stated_value_or_the_error(there: tuple[Scripted, str]) -> None:

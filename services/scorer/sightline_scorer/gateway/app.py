@@ -74,9 +74,10 @@ def gateway(settings: GatewaySettings) -> FastAPI:
 
 
 def _client(settings: TargetSettings) -> AsyncScorerClient:
+    files = settings.ca_file, settings.certificate_file, settings.key_file
     return AsyncScorerClient(
         settings.target,
-        tls=None if settings.ca_file is None else Tls(settings.ca_file),
+        tls=Tls(*files) if any(files) else None,
         token=None if settings.token_file is None else Token(file=settings.token_file),
     )
 

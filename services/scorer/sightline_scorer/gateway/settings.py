@@ -37,6 +37,10 @@ class TargetSettings(Section):
 
     target: str = Field("", description="gRPC target: 127.0.0.1:50051, dns:///scorer.ns.svc:50051")
     ca_file: Path | None = Field(None, description="PEM file of the authority: speak TLS to the scorer")
+    certificate_file: Path | None = Field(
+        None, description="PEM file of our certificate, where the scorer asks for one"
+    )
+    key_file: Path | None = Field(None, description="PEM file with that certificate's key")
     token_file: Path | None = Field(None, description="File with the bearer token for the scorer")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest time for one item, retries included")
     max_in_flight: int = Field(32, ge=1, le=1024, description="Items of one request that are asked at a time")
@@ -45,6 +49,8 @@ class TargetSettings(Section):
     def _somebody_is_asked(self) -> Self:
         if not self.target:
             raise ValueError("name the scorer, for example scorer.target=127.0.0.1:50051")
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("scorer.certificate_file and scorer.key_file go together")
         return self
 
 

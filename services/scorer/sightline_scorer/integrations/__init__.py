@@ -2,5 +2,5 @@
 
 trl       a reward function for GRPOTrainer, RLOOTrainer and OnlineDPOTrainer
 verl      a custom reward function
-openrlhf  what `/get_reward` of `sightline serve scorer-http` answers, and a reward_func for a .py file
+openrlhf  what `/get_reward` of `sightline serve scorer-http` answers
 """

@@ -19,7 +19,7 @@ import asyncio
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sightline_chassis.channel import Tls, Token
 from sightline_chassis.errors import InvalidInput, SightlineError
@@ -45,6 +45,8 @@ def compute_score(
     kind: Kind = "default",
     timeout: float = TIMEOUT,
     ca_file: str | None = None,
+    certificate_file: str | None = None,
+    key_file: str | None = None,
     token_file: str | None = None,
     **others: Any,
 ) -> dict[str, float]:
@@ -63,6 +65,8 @@ def compute_score(
         kind: see `ScoreOptions`; the reward is the score of this kind.
         timeout: seconds, retries included.
         ca_file: PEM file, for an encrypted channel.
+        certificate_file: PEM file of our own certificate, where the scorer asks for one.
+        key_file: PEM file with its key.
         token_file: file with a bearer token.
         others: what verl passes to every reward function; not used.
 
@@ -74,7 +78,7 @@ def compute_score(
     """
     policy = _policy(on_failure, failure_value)
     try:
-        client = _client(target, ca_file, token_file)
+        client = _client(_Scorer(target, ca_file, certificate_file, key_file, token_file))
         found = client.score(_image(extra_info, image_key), [solution_str], model=model, kind=kind, timeout=timeout)
     except SightlineError as error:
         return _failed(policy, error)
@@ -95,13 +99,15 @@ async def compute_score_async(
     kind: Kind = "default",
     timeout: float = TIMEOUT,  # noqa: ASYNC109  gRPC sends it to the server
     ca_file: str | None = None,
+    certificate_file: str | None = None,
+    key_file: str | None = None,
     token_file: str | None = None,
     **others: Any,
 ) -> dict[str, float]:
     """As `compute_score`; thousands may wait at a time without a thread each."""
     policy = _policy(on_failure, failure_value)
     try:
-        client = _async_client(target, ca_file, token_file)
+        client = _async_client(_Scorer(target, ca_file, certificate_file, key_file, token_file))
         image = _image(extra_info, image_key)
         found = await client.score(image, [solution_str], model=model, kind=kind, timeout=timeout)
     except SightlineError as error:
@@ -109,30 +115,43 @@ async def compute_score_async(
     return _scored(found)
 
 
+class _Scorer(NamedTuple):
+    """Where the scorer is, and what it asks of callers."""
+
+    target: str
+    ca_file: str | None
+    certificate_file: str | None
+    key_file: str | None
+    token_file: str | None
+
+    def tls(self) -> Tls | None:
+        """The encrypted channel, where any of its files is named."""
+        root, certificate, key = (
+            None if name is None else Path(name) for name in (self.ca_file, self.certificate_file, self.key_file)
+        )
+        return Tls(root, certificate, key) if root or certificate or key else None
+
+    def token(self) -> Token | None:
+        """The bearer token."""
+        return None if self.token_file is None else Token(file=Path(self.token_file))
+
+
 @functools.cache
-def _client(target: str, ca_file: str | None, token_file: str | None) -> ScorerClient:
-    return ScorerClient(target, tls=_tls(ca_file), token=_token(token_file))
+def _client(scorer: _Scorer) -> ScorerClient:
+    return ScorerClient(scorer.target, tls=scorer.tls(), token=scorer.token())
 
 
-_loops: dict[tuple[str, str | None, str | None], tuple[asyncio.AbstractEventLoop, AsyncScorerClient]] = {}
+_loops: dict[_Scorer, tuple[asyncio.AbstractEventLoop, AsyncScorerClient]] = {}
 
 
-def _async_client(target: str, ca_file: str | None, token_file: str | None) -> AsyncScorerClient:
+def _async_client(scorer: _Scorer) -> AsyncScorerClient:
     """One for the running event loop; verl keeps one loop in each worker."""
-    key, loop = (target, ca_file, token_file), asyncio.get_running_loop()
-    known = _loops.get(key)
+    loop = asyncio.get_running_loop()
+    known = _loops.get(scorer)
     if known is None or known[0] is not loop:
-        known = (loop, AsyncScorerClient(target, tls=_tls(ca_file), token=_token(token_file)))
-        _loops[key] = known
+        known = (loop, AsyncScorerClient(scorer.target, tls=scorer.tls(), token=scorer.token()))
+        _loops[scorer] = known
     return known[1]
-
-
-def _tls(ca_file: str | None) -> Tls | None:
-    return None if ca_file is None else Tls(Path(ca_file))
-
-
-def _token(token_file: str | None) -> Token | None:
-    return None if token_file is None else Token(file=Path(token_file))
 
 
 def _policy(on_failure: OnFailure | None, failure_value: float | None) -> FailurePolicy:

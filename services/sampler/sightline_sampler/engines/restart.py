@@ -88,9 +88,11 @@ async def _run(command: list[str], settings: TgiSettings) -> None:
         async with asyncio.timeout(settings.swap_seconds):
             out, _ = await process.communicate()
     except TimeoutError:
-        process.kill()
-        await process.wait()
         raise PreconditionFailed(f"{command[0]} did not end in time", reason="RESTART_FAILED") from None
+    finally:
+        if process.returncode is None:  # nobody waits for it any more, and it would restart TGI behind our back
+            process.kill()
+            await process.wait()
     if process.returncode:
         raise PreconditionFailed(
             f"{command[0]} ended with {process.returncode}: {out.decode(errors='replace')[-300:]}",

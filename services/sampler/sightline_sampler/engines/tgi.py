@@ -67,6 +67,7 @@ class TgiEngine(RemoteEngine):
         self._asked_info = 0.0  # time.monotonic() of the question that `_info` answers
         self._asking_info = asyncio.Lock()
         self._scores: bool | None = None
+        self._coming: int | None = None  # the version that a restart was asked for, until it is there
 
     async def look(self) -> str | None:
         """Reads /info and /health."""
@@ -252,11 +253,14 @@ class TgiEngine(RemoteEngine):
             PreconditionFailed: there is no way to restart it, or it does not come up with that model in time.
         """
         await self.until_up(self._tgi.swap_seconds)
-        if self.resident(version):
+        if self.resident(version) and self._coming in (None, version):
             return
         model = self._models[version]
+        if self._tgi.restart_command or self._tgi.kubernetes:
+            self._coming = version  # till it is there, whatever answers may be about to go
         await restart(self._tgi, model=model, version=version)
         await self.until(lambda: self.resident(version), f"TGI did not come up with {model}")
+        self._coming = None
 
     async def retire(self, version: int) -> None:
         """Forgets where it lies, and deletes what was merged here."""

@@ -212,7 +212,10 @@ class DecodeLoop:
             if room <= 0:
                 self._half.append(run)
             elif not self._unwanted(run.request):
-                room -= self._join([run], room)
+                try:
+                    room -= self._join([run], room)
+                except Exception as error:
+                    self._give_up([run.request], error)
         batch: dict[tuple[object, ...], list[Request]] = {}
         while self._waiting and room > 0:
             request = self._waiting.popleft()
@@ -254,10 +257,13 @@ class DecodeLoop:
                     run.reference = self._prefiller.run(model, [run.request.reference], vision).only(0)
             self._join(runs, self._room())
         except Exception as error:
-            logger.exception("%d prompts for policy %d could not be run", len(requests), version)
-            self._deliver((request, _internal(error)) for request in requests)
-            for lane in self._lanes.values():
-                lane.drop(lambda request: request.cancelled)
+            self._give_up(requests, error)
+
+    def _give_up(self, requests: list[Request], error: Exception) -> None:
+        logger.exception("%d prompts for policy %d could not be run", len(requests), requests[0].version)
+        self._deliver((request, _internal(error)) for request in requests)
+        for lane in self._lanes.values():
+            lane.drop(lambda request: request.cancelled)
 
     def _join(self, runs: Sequence[_Run], room: int) -> int:
         """Puts as many candidates of prompts of one prefix as there is room for into their lane, and keeps the others
@@ -357,7 +363,8 @@ class DecodeLoop:
             self._lanes.clear()
         gone = Unavailable("the sampler stopped before the work was done", retry_after=1.0)
         for _, future in calls:
-            future.set_exception(gone)
+            if future.set_running_or_notify_cancel():
+                future.set_exception(gone)
         self._deliver((request, gone) for request in requests if not request.cancelled)
 
 

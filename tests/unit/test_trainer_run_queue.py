@@ -1,5 +1,7 @@
 """RunQueue with a scripted loop: order, stops, resumes, and what a restart finds on disk."""
 
+import fcntl
+import shutil
 import subprocess
 import sys
 import threading
@@ -178,6 +180,62 @@ def test_a_resume_in_the_moment_after_a_run_has_ended_is_not_lost(
     until(run, "succeeded")
 
 
+def test_a_stop_in_the_moment_after_a_resume_is_not_lost(queue: RunQueue, scripted: Scripted) -> None:
+    """The run has failed and is queued again, and the queue's thread has not yet turned to it."""
+    scripted.fail = RuntimeError("the scorer is on fire")
+    run = submit(queue, "one")
+    until(run, "running")
+    with queue._lock:  # holds the thread at the end of the run
+        scripted.let(2)
+        until(run, "failed")
+        queue.go_on("one")
+        assert queue.stop("one", now=True).state()["state"] == "stopped"
+    scripted.let(4)
+    until(submit(queue, "two"), "succeeded" if scripted.fail is None else "failed")
+    assert scripted.order == ["one", "two"]
+    assert run.state()["state"] == "stopped"
+
+
+def test_a_stop_that_waits_for_its_stage_outlives_a_restart(scripted: Scripted, tmp_path: Path) -> None:
+    before = RunQueue(tmp_path / "runs")
+    before.start()
+    run = submit(before, "one")
+    until(run, "running")
+    before.stop("one", now=False)
+    before.close()
+    assert run.state()["state"] == "stopped"
+
+
+@pytest.mark.parametrize("fault", ["gone", "unreadable"])
+def test_a_run_that_cannot_be_read_does_not_hold_up_the_others(queue: RunQueue, scripted: Scripted, fault: str) -> None:
+    first, broken = submit(queue, "one"), submit(queue, "two")
+    until(first, "running")
+    if fault == "gone":
+        shutil.rmtree(broken.root)
+    else:
+        (broken.root / "recipe.yaml").write_text("from_another_version: true")
+    scripted.let(4)
+    until(submit(queue, "three"), "succeeded")
+    assert scripted.order == ["one", "three"]
+    assert fault == "gone" or broken.state()["reason"] == "RUN_UNREADABLE"
+
+
+def test_a_run_whose_directory_goes_while_it_runs_does_not_hold_up_the_others(
+    queue: RunQueue, scripted: Scripted
+) -> None:
+    first = submit(queue, "one")
+    until(first, "running")
+    with queue._lock:
+        queue.stop("one", now=True)
+        queue.go_on("one")
+        queue.stop("one", now=True)
+        until(first, "stopped")
+        queue._again = True
+        shutil.rmtree(first.root)
+    scripted.let(2)
+    until(submit(queue, "two"), "succeeded")
+
+
 def test_a_restart_finds_the_same_runs_in_their_order(scripted: Scripted, tmp_path: Path) -> None:
     before = RunQueue(tmp_path / "runs")  # never started: as if it was killed at once
     for name in ("b", "a", "c"):
@@ -223,6 +281,17 @@ def test_a_run_that_another_process_works_on_is_left_alone(scripted: Scripted, t
         holder.kill()
         holder.communicate()
     assert not leased(run)  # the kernel gave the lease up with its holder
+
+
+def test_who_only_looks_whether_a_run_is_leased_keeps_nobody_from_it(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert not leased(run)
+    with (run.root / ".lease").open("a+") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)  # another trainer that starts, and looks at the same moment
+        assert not leased(run)
+        threading.Timer(0.1, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with lease(run):
+            assert leased(run)
 
 
 @pytest.mark.parametrize("run_id", ["no-such", "../runs", "", "UPPER"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -19,6 +20,8 @@ from sightline_trainer.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
+LEASE_TRIES = 10
+
 
 def never() -> None:
     """Asks nothing to stop."""
@@ -33,23 +36,29 @@ def lease(run: RunDirectory) -> Iterator[None]:
     """
     run.root.mkdir(parents=True, exist_ok=True)
     with (run.root / ".lease").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise PreconditionFailed(
-                f"another trainer works on {run.root}; wait for it or name another run directory",
-                reason="RUN_LEASED",
-            ) from None
+        for left in reversed(range(LEASE_TRIES)):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise PreconditionFailed(
+                        f"another trainer works on {run.root}; wait for it or name another run directory",
+                        reason="RUN_LEASED",
+                    ) from None
+                time.sleep(0.05)  # somebody may only have looked
         yield
 
 
 def leased(run: RunDirectory) -> bool:
-    """Whether a trainer works on the run at this moment."""
-    try:
-        with lease(run):
-            return False
-    except PreconditionFailed:
-        return True
+    """Whether a trainer works on the run at this moment. Who looks keeps nobody else from looking."""
+    run.root.mkdir(parents=True, exist_ok=True)
+    with (run.root / ".lease").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        return False
 
 
 def versions() -> dict[str, str]:

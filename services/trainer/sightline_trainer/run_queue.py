@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -131,6 +132,8 @@ class RunQueue:
             if run_id == self._current:
                 self._again = False
                 self._stops[run_id] = now or self._stops.get(run_id, False)
+                if run.state()["state"] == "queued":  # it has just ended, and was to go on; or is about to begin
+                    run.set_state("stopped")
             elif run.state()["state"] in UNFINISHED and not leased(run):
                 run.set_state("stopped")
         return run
@@ -179,22 +182,28 @@ class RunQueue:
             run_id = self._waiting.get()
             if run_id is None:
                 return
-            with self._lock:
-                run = self.get(run_id)
-                recipe = run.recipe()
-                if recipe is None or run.state()["state"] != "queued":
-                    continue
-                self._current = run_id
+            try:
+                with self._lock:
+                    run = self.get(run_id)
+                    recipe = run.recipe()
+                    if recipe is None or run.state()["state"] != "queued":
+                        continue
+                    self._current = run_id
+            except Exception as error:  # its directory is gone, or was written by another version of the trainer
+                log.exception("run %s cannot be read", run_id)
+                with suppress(Exception):
+                    self.get(run_id).set_state("failed", error=f"it cannot be read: {error}", reason="RUN_UNREADABLE")
+                continue
             try:
                 execute(recipe, run, partial(self._check, run_id), self.connections, partial(self._halt, run_id))
             except Cancelled:
-                if self._closing:
+                if self._closing and run_id not in self._stops:
                     run.set_state("queued")
             except Exception:
                 log.exception("run %s failed", run_id)
             finally:
                 with self._lock:
-                    if self._again and run.state()["state"] == "stopped":
+                    if self._again and run.state().get("state") == "stopped":
                         self._enqueue(run)
                     self._current, self._again = "", False
                     self._stops.pop(run_id, None)

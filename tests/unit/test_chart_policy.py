@@ -99,7 +99,22 @@ def test_a_rollout_needs_no_second_gpu(objects: Objects) -> None:
         if item["kind"] == "Deployment":
             limits = [c["resources"]["limits"] for c in item["spec"]["template"]["spec"]["containers"]]
             if any(key.startswith("nvidia.com/") for limit in limits for key in limit):
-                assert item["spec"]["strategy"]["rollingUpdate"]["maxSurge"] == 0, item["metadata"]["name"]
+                strategy = item["spec"]["strategy"]
+                surge = 0 if strategy["type"] == "Recreate" else strategy["rollingUpdate"]["maxSurge"]
+                assert surge == 0, item["metadata"]["name"]
+
+
+def test_an_engine_never_has_two_pods_behind_its_address() -> None:
+    """They would hold other policies, and answer in turn."""
+    engines = [
+        item
+        for name in PROFILES
+        for item in profile_objects(name)
+        if item["kind"] == "Deployment" and item["metadata"]["labels"]["app.kubernetes.io/component"] == "engine"
+    ]
+    assert engines
+    for item in engines:
+        assert (item["spec"]["replicas"], item["spec"]["strategy"]) == (1, {"type": "Recreate"})
 
 
 def test_selectors_match_their_pods_and_know_no_user_label() -> None:

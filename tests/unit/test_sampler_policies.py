@@ -215,3 +215,28 @@ def test_two_writers_of_the_state_do_not_meet(tmp_path: Path, monkeypatch: pytes
     second.join()
     assert errors == []
     assert file.read("b") == State(2, "u", {2: "d"})
+
+
+@pytest.mark.parametrize("failing", [{2}, {2, 0}])
+def test_a_swap_that_fails_tells_its_own_reason_also_where_the_way_back_fails(failing: set[int]) -> None:
+    asked: list[int] = []
+
+    class Restarting(Engine):
+        def resident(self, version: int) -> bool:
+            return False
+
+        async def activate(self, version: int) -> None:
+            asked.append(version)
+            if version in failing:
+                raise PreconditionFailed(f"it did not come up with {version}", reason="ENGINE_DID_NOT_CHANGE")
+
+    async def run() -> None:
+        made = book(Restarting(), 2)
+        with pytest.raises(PreconditionFailed) as caught:
+            await made.activate(2)
+        assert asked == [2, 0]
+        assert caught.value.message.startswith("it did not come up with 2")
+        assert ("version 0 cannot be put back" in caught.value.message) == (0 in failing)
+        assert made.active == 0
+
+    asyncio.run(run())

@@ -296,12 +296,22 @@ class PolicyBook:
                         raise self._did_not_arrive(version, arrival)
             except BaseException as error:
                 logger.warning("policy %d is rolled back to %d: %s", version, active, error)
-                await self._engine.activate(active)
+                await self._roll_back(active, error)
                 if isinstance(error, PreconditionFailed) and error.reason == "POLICY_DID_NOT_ARRIVE":
                     await self._free(version)
                 raise
         finally:
             self._traffic.open("swap")
+
+    async def _roll_back(self, active: int, why: BaseException) -> None:
+        """Puts a version back; where that fails too, `why` stays what the caller is told, and says so."""
+        try:
+            await self._engine.activate(active)
+        except SightlineError as error:
+            logger.exception("version %d cannot be put back", active)
+            if not isinstance(why, SightlineError):
+                raise
+            why.message += f"; version {active} cannot be put back, and nothing is sampled until it is: {error.message}"
 
     async def _record(self, entry: Entry, arrival: Arrival) -> None:
         """Puts what probes showed into the book, the metrics, the log, and beside the manifest."""

@@ -1,11 +1,14 @@
 """Uploaded images: bounded, verified, the least recently used leave first."""
 
+import contextlib
+import errno
 import hashlib
 from pathlib import Path
 
 import pytest
 from sightline_chassis.errors import DataCorrupted, InvalidInput, NotFound
 from sightline_scorer.settings import ImageStoreSettings, LimitSettings
+from sightline_scorer.spill import Spill
 from sightline_scorer.store import ImageStore, Upload
 
 
@@ -157,3 +160,42 @@ def test_a_spilled_file_that_is_gone_is_not_found(tmp_path: Path) -> None:
     read = store.get(digest(A))
     with pytest.raises(NotFound):
         read()
+    assert store.missing([digest(A)]) == [digest(A)], "or nobody would ever upload it again"
+
+
+def test_an_image_that_comes_again_while_its_broken_file_goes_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spill = Spill(tmp_path, 1000)
+    spill.put(digest(A), A)
+    spill._pool.submit(lambda: None).result()
+    (tmp_path / digest(A).hex()).write_bytes(b"x" * 10)
+    unlink = Path.unlink
+
+    def slow(path: Path, missing_ok: bool = False) -> None:
+        spill.put(digest(A), A)
+        with contextlib.suppress(TimeoutError):
+            spill._pool.submit(lambda: None).result(0.3)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", slow)
+    with pytest.raises(DataCorrupted):
+        spill.read(digest(A))
+    monkeypatch.undo()
+    spill.close()
+    assert (digest(A) in spill) == (tmp_path / digest(A).hex()).exists()
+    assert spill.read(digest(A)) == A
+
+
+def test_a_full_disk_is_not_filled_with_halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, content: bytes) -> int:
+        with path.open("wb") as file:
+            file.write(content[:3])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    store = spilling(tmp_path)
+    for content in (A, B, C):
+        store.put(digest(content), content)
+    drained(store)
+    assert list(tmp_path.iterdir()) == []

@@ -35,7 +35,8 @@ class Spill:
         self._max_bytes = max_bytes
         self._sizes: OrderedDict[bytes, int] = OrderedDict()
         self._on_the_way: dict[bytes, bytes] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # over what is above; never held while the disk is waited for
+        self._files = threading.Lock()  # over names in the directory and what is known of them, together
         self._bytes = 0
         directory.mkdir(parents=True, exist_ok=True)
         found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name) and path.is_file()]
@@ -68,7 +69,11 @@ class Spill:
             waiting = self._on_the_way.get(sha256)
         if waiting is not None:
             return waiting
-        content = self._path(sha256).read_bytes()
+        try:
+            content = self._path(sha256).read_bytes()
+        except FileNotFoundError:
+            self._forget(sha256, gone=True)
+            raise
         if hashlib.sha256(content).digest() != sha256:
             self._forget(sha256)
             raise DataCorrupted(f"the stored file of image {sha256.hex()} has changed: upload it again")
@@ -82,19 +87,20 @@ class Spill:
         return self._directory / sha256.hex()
 
     def _write(self, sha256: bytes, content: bytes) -> None:
+        aside = self._path(sha256).with_suffix(".part")
         try:
-            aside = self._path(sha256).with_suffix(".part")
             aside.write_bytes(content)
-            os.replace(aside, self._path(sha256))
+            with self._files:
+                os.replace(aside, self._path(sha256))
+                with self._lock:
+                    self._on_the_way.pop(sha256, None)
+                    self._sizes[sha256] = len(content)
+                    self._bytes += len(content)
         except OSError as error:  # a full disk costs an upload, not the service
             LOG.warning("an image could not be spilled", extra={"why": str(error)})
             with self._lock:
                 self._on_the_way.pop(sha256, None)
-            return
-        with self._lock:
-            self._on_the_way.pop(sha256, None)
-            self._sizes[sha256] = len(content)
-            self._bytes += len(content)
+            aside.unlink(missing_ok=True)
         self._shrink()
 
     def _shrink(self) -> None:
@@ -105,7 +111,11 @@ class Spill:
                 oldest = next(iter(self._sizes))
             self._forget(oldest)
 
-    def _forget(self, sha256: bytes) -> None:
-        with self._lock:
-            self._bytes -= self._sizes.pop(sha256, 0)
-        self._path(sha256).unlink(missing_ok=True)
+    def _forget(self, sha256: bytes, *, gone: bool = False) -> None:
+        """Drop an image; with `gone` only where its file is not there (it may have come again)."""
+        with self._files:
+            if gone and self._path(sha256).exists():
+                return
+            with self._lock:
+                self._bytes -= self._sizes.pop(sha256, 0)
+            self._path(sha256).unlink(missing_ok=True)

@@ -3,12 +3,14 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
 from sightline_scorer.cache import ENTRY_BYTES, EmbeddingTable
+from sightline_scorer.embedding import Embedder, ImageSource
 from sightline_scorer.tower import Embeddings, Item, Tower, Wait
 
 SIZE = 4
@@ -310,6 +312,20 @@ def test_an_item_whose_preparation_fails_fails_its_requests() -> None:
         item.drop = lambda: dropped.append(True)
         to.leave(third)
         assert dropped == [True], "nobody waits: its preparation is stopped"
+
+    run(test)
+
+
+def test_an_image_that_a_bug_breaks_off_keeps_nobody_waiting_for_it() -> None:
+    async def test() -> None:
+        def broken(_: bytes) -> Any:
+            raise RuntimeError("a bug")
+
+        model: Any = SimpleNamespace(image=tower(Engine()), preprocess=SimpleNamespace(read_header=broken))
+        unused: Any = None
+        with pytest.raises(RuntimeError, match="a bug"):
+            Embedder(unused, unused, unused).ask_image(model, ImageSource(key("a"), 1, lambda: b"a"))
+        assert model.image.unknown([key("a")]) == [0]
 
     run(test)
 

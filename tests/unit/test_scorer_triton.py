@@ -1,10 +1,13 @@
 """The model repository, the search for tritonserver, and what becomes of Triton's errors."""
 
+import asyncio
 import hashlib
 import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import pytest
@@ -12,8 +15,9 @@ import scorer_models
 from scorer_models import SENTENCES, Reference
 from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
 from sightline_scorer.settings import ModelSettings, TritonSettings
+from sightline_scorer.triton import backend as backend_module
 from sightline_scorer.triton import repository
-from sightline_scorer.triton.backend import _typed
+from sightline_scorer.triton.backend import TritonBackend, _typed
 from sightline_scorer.triton.card import ModelCard
 from sightline_scorer.triton.installation import Installation, TritonNotInstalled, find
 from tritonclient.grpc import model_config_pb2
@@ -182,6 +186,33 @@ def test_tritonserver_is_found_above_the_working_directory(tmp_path: Path, monke
         "triton_python_backend_utils.py",
         "triton_python_backend_stub",
     }
+
+
+def test_shared_memory_is_opened_by_the_next_one_where_the_first_caller_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        server: Any = SimpleNamespace(address=lambda: "127.0.0.1:1")
+        backend = TritonBackend(server, TritonSettings())
+        client = backend._connected()
+        opened, region = asyncio.Event(), object()
+
+        async def open_region(*_: Any) -> Any:
+            if not opened.is_set():
+                opened.set()
+                await asyncio.Event().wait()
+            return region
+
+        monkeypatch.setattr(backend_module, "open_region", open_region)
+        first = asyncio.create_task(backend._region(client, "clip_image", 4))
+        await opened.wait()
+        assert await backend._region(client, "clip_image", 4) is None, "it goes by gRPC meanwhile"
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        assert await backend._region(client, "clip_image", 4) is region
+        await backend.close()
+
+    asyncio.run(run())
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,9 @@ class Embedder:
             _count_failure(error)
             tower.fail(item, error)
             return wait
+        except BaseException:
+            tower.leave(wait)  # else all who ask for this image later would wait for an item that nobody works on
+            raise
         self._decode_in_pool(model, item, source)
         return wait
 

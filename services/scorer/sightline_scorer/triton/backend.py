@@ -133,7 +133,12 @@ class TritonBackend:
             self._regions[name] = None  # whoever comes meanwhile goes by gRPC
             if wanted:
                 slots = settings.most_in_flight + 1
-                region = await open_region(client, slots, settings.image_batch * image_bytes)
+                try:
+                    region = await open_region(client, slots, settings.image_batch * image_bytes)
+                except BaseException:  # its caller left: the next one opens it
+                    if client is self._client:
+                        self._regions.pop(name, None)
+                    raise
                 if client is self._client:
                     self._regions[name] = region
         return self._regions.get(name)

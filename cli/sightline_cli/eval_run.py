@@ -13,6 +13,7 @@ from sightline_trainer.evaluation.asking import Asker
 from sightline_trainer.evaluation.coco import Compat
 from sightline_trainer.evaluation.datasets import Options, Suite, work
 
+from sightline_cli.credentials import given
 from sightline_cli.datasets import resolve
 from sightline_cli.eval_files import similarity_of
 from sightline_cli.eval_output import bars, emit
@@ -55,6 +56,7 @@ def run(ask: Ask, out: Path | None, details: bool) -> None:
             seed=ask.seed,
             max_tokens=ask.max_tokens,
             in_flight=ask.in_flight,
+            credentials=given().arguments(),
         )
         identity = {
             "suite": ask.suite,

@@ -4,29 +4,41 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sightline_chassis.errors import InvalidInput
 
+from sightline_cli.credentials import given
 from sightline_cli.processes import Processes
 
 
+@dataclass(frozen=True)
+class Reached:
+    """A service that can be called."""
+
+    address: str
+    credentials: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of its client."""
+
+
 @contextmanager
-def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator[str]:
-    """The address of a running service, or of one started with these settings.
+def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator[Reached]:
+    """A running service, or one started with these settings.
 
     Raises:
         StartError: it did not come up; the message holds the end of its log.
     """
     if address is not None:
-        yield address
+        yield Reached(address, given().arguments())
         return
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with tempfile.TemporaryDirectory(prefix=f"sightline-{name}-") as scratch, Processes(Path(scratch)) as processes:
         processes.start(name, settings)
-        yield processes.wait(name).grpc
+        yield Reached(processes.wait(name).grpc)
 
 
 def model_or_playground(address: str | None, model: str | None, flag: str, playground: Path) -> str | None:

@@ -12,6 +12,7 @@ from typing import Annotated
 
 import typer
 
+from sightline_cli.credentials import Credentials, give
 from sightline_cli.eval import app as eval_app
 from sightline_cli.failures import guarded
 from sightline_cli.policies import app as policies_app
@@ -19,7 +20,6 @@ from sightline_cli.runs import app as runs_app
 from sightline_cli.scorer import app as scorer_app
 
 app = typer.Typer(
-    help="Online preference alignment of vision-language models, as services.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,7 +36,49 @@ Overrides = Annotated[
 RunPath = Annotated[Path, typer.Option("--run", help="Run directory; one that exists is gone on with.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+CALLING = "Calling a running service that asks for it"
 EventLines = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout, nothing else.")]
+
+
+@app.callback()
+def credentials(
+    tls: Annotated[
+        bool, typer.Option("--tls", envvar="SIGHTLINE_TLS", help="Encrypt.", rich_help_panel=CALLING)
+    ] = False,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SIGHTLINE_TLS_CA",
+            help="PEM certificates that sign the service's; default: those that gRPC brings.",
+            rich_help_panel=CALLING,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(envvar="SIGHTLINE_TLS_CERT", help="Our own certificate, for mutual TLS.", rich_help_panel=CALLING),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(envvar="SIGHTLINE_TLS_KEY", help="Its private key.", rich_help_panel=CALLING)
+    ] = None,
+    tls_name: Annotated[
+        str | None,
+        typer.Option(
+            envvar="SIGHTLINE_TLS_NAME",
+            help="Name in the service's certificate, if not the address's.",
+            rich_help_panel=CALLING,
+        ),
+    ] = None,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="SIGHTLINE_TOKEN_FILE",
+            help="File with the token to send; SIGHTLINE_TOKEN may hold it instead.",
+            rich_help_panel=CALLING,
+        ),
+    ] = None,
+) -> None:
+    """Online preference alignment of vision-language models, as services."""
+    give(Credentials(tls, tls_ca, tls_cert, tls_key, tls_name, token_file))
 
 
 class ServiceName(StrEnum):

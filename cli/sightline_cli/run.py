@@ -9,9 +9,10 @@ from pathlib import Path
 
 from sightline_chassis.errors import PreconditionFailed
 from sightline_chassis.settings import load_settings
-from sightline_trainer.connections import Connections
+from sightline_trainer.connections import ClientTls, Connection, Connections
 from sightline_trainer.recipe import Recipe, load_recipe
 
+from sightline_cli.credentials import given
 from sightline_cli.datasets import resolve
 from sightline_cli.processes import Processes
 from sightline_cli.showing import showing
@@ -55,6 +56,7 @@ def run(
     with ExitStack() as stack:
         recipe = with_values(recipe, sampling={"address": sampler}, reward={"address": scorer})
         known = load_settings(Connections, service="connections", config=connections)
+        known = Connections(sampler=_by_flag(sampler, known.sampler), scorer=_by_flag(scorer, known.scorer))
         recipe = known.complete(recipe)
         settings = local_services(recipe)
         processes = stack.enter_context(Processes(directory / "services"))
@@ -66,6 +68,14 @@ def run(
             recipe, sampling={"address": addresses.get("sampler")}, reward={"address": addresses.get("scorer")}
         )
         _loop(recipe, directory, metrics_port, known, as_json)
+
+
+def _by_flag(address: str | None, known: Connection | None) -> Connection | None:
+    """The connection of an address that was given as a flag, with the command's credentials; else the file's."""
+    if address is None or (known is not None and known.address == address):
+        return known
+    tls, token_file = given().tls(), given().token_file
+    return Connection(address=address, tls=None if tls is None else ClientTls(**vars(tls)), token_file=token_file)
 
 
 def with_values(recipe: Recipe, **sections: dict[str, str | None]) -> Recipe:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sightline_cli.credentials import given
 from sightline_cli.failures import guarded
 
 if TYPE_CHECKING:
@@ -21,21 +22,20 @@ app = typer.Typer(
 )
 
 Trainer = Annotated[str, typer.Option("--trainer", metavar="HOST:PORT", help="Address of the trainer.")]
-Token = Annotated[str | None, typer.Option(envvar="SIGHTLINE_TOKEN", help="Sent with every call.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.command("list")
-def list_(trainer: Trainer, as_json: Json = False, token: Token = None, debug: Debug = False) -> None:
+def list_(trainer: Trainer, as_json: Json = False, debug: Debug = False) -> None:
     """All runs, newest first."""
 
     def show(client: RunClient) -> None:
         rows = [_row(run) for run in client.list()]
         print(json.dumps(rows, indent=2)) if as_json else _table(rows)
 
-    _with(trainer, token, debug, show)
+    _with(trainer, debug, show)
 
 
 @app.command()
@@ -50,7 +50,6 @@ def start(
         str | None, typer.Option(help="Request id: the same one twice is one run; default: a new one.")
     ] = None,
     as_json: Json = False,
-    token: Token = None,
     debug: Debug = False,
 ) -> None:
     """Start a run; it waits for its turn where the trainer is busy."""
@@ -62,7 +61,7 @@ def start(
         )
         _show(client.start(**named, overrides=overrides or [], request_id=request, run_id=run), as_json)
 
-    _with(trainer, token, debug, begin)
+    _with(trainer, debug, begin)
 
 
 @app.command()
@@ -71,7 +70,6 @@ def watch(
     trainer: Trainer,
     from_event: Annotated[int, typer.Option("--from", min=0, help="With --json: the first event wanted.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object an event.")] = False,
-    token: Token = None,
     debug: Debug = False,
 ) -> None:
     """Watch a run until it ends; exit code 1 where it failed."""
@@ -95,7 +93,7 @@ def watch(
         if not as_json:
             _show(ended, as_json=False)
 
-    _with(trainer, token, debug, follow)
+    _with(trainer, debug, follow)
 
 
 @app.command()
@@ -104,24 +102,23 @@ def stop(
     trainer: Trainer,
     now: Annotated[bool, typer.Option("--now", help="Break off the stage under way.")] = False,
     as_json: Json = False,
-    token: Token = None,
     debug: Debug = False,
 ) -> None:
     """Stop a run after the stage under way; `resume` goes on with it."""
-    _with(trainer, token, debug, lambda client: _show(client.stop(run, now=now), as_json))
+    _with(trainer, debug, lambda client: _show(client.stop(run, now=now), as_json))
 
 
 @app.command()
-def resume(run: RunId, trainer: Trainer, as_json: Json = False, token: Token = None, debug: Debug = False) -> None:
+def resume(run: RunId, trainer: Trainer, as_json: Json = False, debug: Debug = False) -> None:
     """Let a run that was stopped or has failed go on from its last finished stage."""
-    _with(trainer, token, debug, lambda client: _show(client.resume(run), as_json))
+    _with(trainer, debug, lambda client: _show(client.resume(run), as_json))
 
 
-def _with(trainer: str, token: str | None, debug: bool, work: Callable[[RunClient], None]) -> None:
+def _with(trainer: str, debug: bool, work: Callable[[RunClient], None]) -> None:
     def call() -> None:
         from sightline_trainer.client import RunClient
 
-        with RunClient(trainer, token=token) as client:
+        with RunClient(trainer, **given().arguments()) as client:
             work(client)
 
     guarded(call, debug)

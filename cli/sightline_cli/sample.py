@@ -54,8 +54,8 @@ def sample(image: Path, prompt: str, wanted: Wanted, *, sampler: str | None, mod
         raise InvalidInput(f"there is no image {image}", reason="IMAGE_NOT_FOUND")
     source = model_or_playground(sampler, None if model is None else str(model), "--sampler", PLAYGROUND)
     with (
-        service("sampler", sampler, [f"engine.model={source}"]) as address,
-        SamplerClient(address, timeout=600) as client,
+        service("sampler", sampler, [f"engine.model={source}"]) as at,
+        SamplerClient(at.address, timeout=600, **at.credentials) as client,
     ):
         samples = client.sample(image, prompt, wanted.n, **wanted.options())
     if as_json:

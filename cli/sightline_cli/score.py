@@ -39,7 +39,7 @@ def score(
     settings = [f"models.default.source={source}"]
     if pretrained is not None:
         settings.append(f"models.default.pretrained={pretrained}")
-    with service("scorer", scorer, settings) as address, ScorerClient(address) as client:
+    with service("scorer", scorer, settings) as at, ScorerClient(at.address, **at.credentials) as client:
         result = client.score(image, list(texts), model=name, timeout=120)
     if as_json:
         print(json.dumps(record(result, texts), indent=2, ensure_ascii=False))

@@ -11,6 +11,7 @@ from sightline_chassis.errors import InternalError, NotFound
 from sightline_trainer.events import Event, EventReader
 from sightline_trainer.runs import RunDirectory
 
+from sightline_cli.credentials import given
 from sightline_cli.showing import showing
 
 ENDED = ("succeeded", "failed", "stopped")
@@ -44,7 +45,7 @@ def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
     """
     from sightline_trainer.client import RunClient
 
-    with RunClient(trainer) as client:
+    with RunClient(trainer, **given().arguments()) as client:
         with showing(client.get(run_id).iterations, as_json) as tell:
             for said in client.watch(run_id):
                 tell(event_of(said))

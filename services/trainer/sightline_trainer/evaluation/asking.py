@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class Asker:
         seed: of the samples; an item's seed depends on it and on its key only.
         max_tokens: most new tokens of an answer.
         in_flight: requests under way at the same time.
+        credentials: ``tls`` and ``token`` of both clients.
     """
 
     sampler: str
@@ -44,6 +45,7 @@ class Asker:
     seed: int = 0
     max_tokens: int = 128
     in_flight: int = 32
+    credentials: Mapping[str, Any] = field(default_factory=dict)
 
     async def ask(
         self,
@@ -63,7 +65,7 @@ class Asker:
         for item in items:
             if not item.image.is_file():
                 raise InvalidInput(f"no image {item.image} ({item.key}); see --data", reason="IMAGE_NOT_FOUND")
-        async with AsyncSamplerClient(self.sampler) as sampler:
+        async with AsyncSamplerClient(self.sampler, **self.credentials) as sampler:
             policy = await self._policy(sampler)
             version = policy.version
             asked = {
@@ -74,7 +76,7 @@ class Asker:
                 **identity,
             }
             with AnswerFile(answers, asked) as kept:
-                async with AsyncScorerClient(self.scorer) if self.scorer else _Nothing() as scorer:
+                async with AsyncScorerClient(self.scorer, **self.credentials) if self.scorer else _Nothing() as scorer:
                     await self._missing(items, kept, sampler, scorer, version, progress)
                 return {item.key: kept.known[item.key] for item in items}, version
 

@@ -1,0 +1,66 @@
+"""Credentials: what commands show a running service, and how they know it: options of ``sightline`` itself.
+
+    sightline --tls-ca ca.pem --token-file token score photo.jpg "a dog" --scorer dns:///scorer:50051
+
+They go to services whose address was given, never to those that a command starts on loopback for itself.
+"""
+
+from __future__ import annotations
+
+import os
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sightline_chassis.credentials import Tls, Token
+
+TOKEN = "SIGHTLINE_TOKEN"  # noqa: S105  a variable's name
+"""Holds the token itself: a flag would show it to everybody who lists processes."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """As given on the command line, or by the environment."""
+
+    encrypted: bool = False
+    root: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+    token_file: Path | None = None
+
+    def tls(self) -> Tls | None:
+        """None for plaintext."""
+        from sightline_chassis.credentials import Tls
+
+        if not (self.encrypted or self.root or self.certificate or self.key or self.server_name):
+            return None
+        return Tls(self.root, self.certificate, self.key, self.server_name)
+
+    def arguments(self) -> dict[str, Any]:
+        """``tls`` and ``token`` of a client."""
+        return {"tls": self.tls(), "token": self.token()}
+
+    def token(self) -> Token | None:
+        """None where there is none."""
+        from sightline_chassis.credentials import Token
+
+        if self.token_file is not None:
+            return Token(file=self.token_file)
+        value = os.environ.get(TOKEN, "").strip()
+        return Token(value) if value else None
+
+
+_given: ContextVar[Credentials] = ContextVar("credentials", default=Credentials())  # noqa: B039  frozen
+
+
+def give(credentials: Credentials) -> None:
+    """Has the command that follows use these."""
+    _given.set(credentials)
+
+
+def given() -> Credentials:
+    """Those of this command."""
+    return _given.get()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 
 from sightline_chassis.errors import (
@@ -19,6 +20,8 @@ from sightline_chassis.errors import (
 from sightline_sampler.download import download, scheme_of
 from sightline_sampler.manifest import ManifestError, PolicyManifest, manifest_digest, verify
 from sightline_sampler.settings import PolicySettings
+
+_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first download goes on
 
 
 def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
@@ -44,7 +47,8 @@ def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
         )
     if scheme != "file":
         most = int(settings.max_download_gib * (1 << 30))
-        return download(uri, version, into=downloads(settings), most_bytes=most)
+        with _ONE_AT_A_TIME:
+            return download(uri, version, into=downloads(settings), most_bytes=most)
     directory, root = Path(uri.removeprefix("file://")), settings.root
     if "\0" in uri or not directory.is_absolute():
         raise InvalidInput(f"uri must be an absolute path or a URL, not {uri!r}", reason="BAD_URI")

@@ -11,6 +11,7 @@ import math
 import os
 import shutil
 import struct
+import threading
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +23,7 @@ from sightline_sampler.engines.tensorfiles import Tensor, bare_name, tensors_in
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 _CHUNK = 16 << 20
+_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first merge goes on
 
 Floats = npt.NDArray[np.float32]
 
@@ -37,8 +39,12 @@ def merge(adapter: Path, base: Path, to: Path) -> None:
     Raises:
         PreconditionFailed: the adapter is of a kind that is not just W + s B A.
     """
-    if to.exists():
-        return
+    with _ONE_AT_A_TIME:
+        if not to.exists():
+            _merge(adapter, base, to)
+
+
+def _merge(adapter: Path, base: Path, to: Path) -> None:
     changes = _changes(adapter)
     aside = to.with_name(f".{to.name}")
     shutil.rmtree(aside, ignore_errors=True)

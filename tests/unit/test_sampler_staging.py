@@ -1,0 +1,71 @@
+"""A policy that is fetched or merged for long, and asked for again meanwhile: its first caller left."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import pytest
+from sightline_sampler import download
+from sightline_sampler.engines import merge as merging
+from sightline_sampler.manifest import MANIFEST
+from sightline_sampler.settings import PolicySettings
+from sightline_sampler.staging import policy_directory
+
+
+class Gate:
+    """Holds the first who passes until the test lets it go."""
+
+    def __init__(self) -> None:
+        self.reached, self.go, self._first = threading.Event(), threading.Event(), True
+
+    def __call__(self) -> None:
+        if self._first:
+            self._first = False
+            self.reached.set()
+            self.go.wait(10)
+
+
+def test_a_download_that_is_asked_for_again_is_not_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files, content, gate = fsspec.filesystem("memory"), b"tensors", Gate()
+    files.pipe({"/policies/v1/a": content, f"/policies/v1/{MANIFEST}": b"{}"})
+    monkeypatch.setattr(download, "read_manifest", lambda _: SimpleNamespace(files=["a"]))
+    fetch = download._fetch
+
+    def slow(system: Any, root: str, name: str, to: Path, most: int) -> int:
+        if name == "a":
+            gate()
+        return fetch(system, root, name, to, most)
+
+    monkeypatch.setattr(download, "_fetch", slow)
+    settings = PolicySettings(schemes=("memory",), download_dir=tmp_path)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(policy_directory, "memory://policies/v1", 1, settings)
+        gate.reached.wait(10)
+        again = pool.submit(policy_directory, "memory://policies/v1", 1, settings)
+        threading.Timer(0.2, gate.go.set).start()
+        assert first.result() == again.result()
+    assert (first.result() / "a").read_bytes() == content
+
+
+def test_a_merge_that_is_asked_for_again_is_not_torn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, to, gate = tmp_path / "base", tmp_path / "merged", Gate()
+    base.mkdir()
+    (base / "a.safetensors").write_bytes(b"tensors")
+
+    def rewrite(path: Path, aside: Path, _: Any) -> None:
+        gate()
+        aside.write_bytes(path.read_bytes())
+
+    monkeypatch.setattr(merging, "_changes", lambda _: {})
+    monkeypatch.setattr(merging, "_rewrite", rewrite)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(merging.merge, tmp_path, base, to)
+        gate.reached.wait(10)
+        again = pool.submit(merging.merge, tmp_path, base, to)
+        threading.Timer(0.2, gate.go.set).start()
+        first.result()
+        again.result()
+    assert [path.name for path in to.iterdir()] == ["a.safetensors"]

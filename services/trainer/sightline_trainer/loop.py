@@ -209,6 +209,7 @@ class Loop:
                 seed=self.recipe.seed + iteration,
                 iteration=iteration,
                 progress=lambda done, total: self._tell("update", iteration, done, total),
+                halt=self.halt,
             ),
         )
         manifest = PolicyManifest(

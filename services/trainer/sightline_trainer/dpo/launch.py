@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +28,7 @@ from sightline_trainer.dpo.update import Probe, Update, update
 from sightline_trainer.pairs.build import to_train_on
 from sightline_trainer.recipe import Recipe
 
+_HALT_SECONDS = 0.25
 _TAIL = 2000  # characters of the launcher's log that an error quotes
 # What a child can end with that its parent raises again.
 _ERRORS: dict[str, type[SightlineError]] = {kind.__name__: kind for kind in (InternalError, PreconditionFailed)}
@@ -40,8 +44,12 @@ def run_update(
     seed: int,
     iteration: int,
     progress: Callable[[int, int], None],
+    halt: Callable[[], None] = lambda: None,
 ) -> Update:
     """``update`` on a pairs.parquet, where the recipe says.
+
+    Args:
+        halt: asked several times a second while a launcher's processes work; what it raises ends them.
 
     Raises:
         SightlineError: as ``update``; UPDATE_PROCESS_FAILED where the launcher's processes ended otherwise.
@@ -60,35 +68,55 @@ def run_update(
         "--policy", str(policy), "--work", str(work), "--seed", str(seed), "--iteration", str(iteration),
         *(["--previous", str(previous)] if previous else []),
     ]  # fmt: skip
-    code = _run(command, work / "launch.log", progress)
+    code = _run(command, work / "launch.log", progress, halt)
     return _outcome(json.loads(result.read_text()) if result.exists() else None, code, work / "launch.log")
 
 
-def _run(command: list[str], log: Path, progress: Callable[[int, int], None]) -> int:
+def _run(command: list[str], log: Path, progress: Callable[[int, int], None], halt: Callable[[], None]) -> int:
     """Run to the end, progress told line by line; whatever ends this one ends the launcher's whole group."""
     here = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}"}
     try:
         with log.open("wb") as errors:
             process = subprocess.Popen(  # noqa: S603 - the recipe's launcher
-                command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment, start_new_session=True
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                errors="replace",
+                env=environment,
+                start_new_session=True,
             )
     except OSError as error:
         raise PreconditionFailed(
             f"dpo.launch can't be run: {command[0]}: {error.strerror}", reason="LAUNCHER_UNUSABLE"
         ) from None
-    assert process.stdout is not None
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(process, lines), name="launcher", daemon=True).start()
     try:
-        with process.stdout:
-            for line in process.stdout:
+        while True:
+            halt()
+            with suppress(queue.Empty):
+                line = lines.get(timeout=_HALT_SECONDS)
+                if line is None:
+                    return process.wait()
                 if line.startswith('{"done"'):
                     told = json.loads(line)
                     progress(told["done"], told["total"])
-        return process.wait()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _read(process: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
+    assert process.stdout is not None
+    try:
+        with process.stdout:
+            for line in process.stdout:
+                lines.put(line)
+    finally:
+        lines.put(None)
 
 
 def _outcome(result: dict[str, Any] | None, code: int, log: Path) -> Update:

@@ -1,6 +1,7 @@
 """A stream of candidates is taken up again where the service is away or full, for what is missing."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -75,4 +76,19 @@ def test_what_no_wait_helps_is_told_at_once(kind: type, error: SightlineError, p
     service = Service(error)
     with pytest.raises(type(error), match=error.message):
         candidates(kind, service, patience)
+    assert len(service.asked) == 1
+
+
+@pytest.mark.parametrize("kind", [SampleStream, AsyncSampleStream])
+def test_a_stream_that_is_closed_while_it_waits_asks_no_more(kind: type) -> None:
+    service = Service(Overloaded("full", retry_after=0.3))
+    stream = kind(service.start, pb.SampleRequest(num_candidates=4), 60, 30)
+    threading.Timer(0.1, stream.close).start()
+
+    async def run() -> None:
+        async for _ in stream:
+            pass
+
+    with pytest.raises(Overloaded, match="full"):
+        list(stream) if kind is SampleStream else asyncio.run(run())
     assert len(service.asked) == 1

@@ -142,14 +142,19 @@ class _Stream:
             raise error
         return wait
 
-    def _again(self) -> None:
-        """Asks for what is missing, of the version that the others are of."""
+    def _again(self, error: SightlineError) -> None:
+        """Asks for what is missing, of the version that the others are of; raises the error where the stream was closed
+        meanwhile."""
+        if self._closed:
+            raise error
         request = pb.SampleRequest()
         request.CopyFrom(self._request)
         request.indices[:] = sorted(self._missing) or [0]  # all came, and the summary is missing
         if self._version is not None:
             request.policy.exact = self._version
         self._call = self._start(request, max(0.001, self._deadline - time.monotonic()))
+        if self._closed:  # by another thread, just now
+            self._call.cancel()
 
     def samples(self, candidates: list[Candidate]) -> Samples:
         """All that came, in index order.
@@ -189,7 +194,7 @@ class SampleStream(_Stream):
                 return
             except (Unavailable, Overloaded) as error:
                 time.sleep(self._wait(error))
-                self._again()
+                self._again(error)
 
     def __enter__(self) -> SampleStream:
         return self
@@ -211,7 +216,7 @@ class AsyncSampleStream(_Stream):
                 return
             except (Unavailable, Overloaded) as error:
                 await asyncio.sleep(self._wait(error))
-                self._again()
+                self._again(error)
 
     async def __aenter__(self) -> AsyncSampleStream:
         return self

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,20 @@ from sightline_trainer.stopwatch import Stopwatch
 
 def recipe(**values: object) -> Recipe:
     return Recipe.model_validate({"name": "test", "model": "m", "data": {"train": "a", "test": "b"}, **values})
+
+
+def test_two_threads_that_write_the_same_file_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+
+    def slow(aside: Path) -> None:
+        aside.write_text("first")
+        other = threading.Thread(target=write_whole, args=(path, lambda aside: aside.write_text("second")))
+        other.start()
+        other.join()
+
+    write_whole(path, slow)
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

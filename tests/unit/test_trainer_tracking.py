@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sightline_chassis.errors import PreconditionFailed
+from sightline_chassis.errors import Cancelled, PreconditionFailed
 from sightline_trainer.events import Event
 from sightline_trainer.tracking import Tracking
 
@@ -20,6 +20,27 @@ def test_the_loops_numbers_are_in_tensorboard_by_iteration(tmp_path: Path) -> No
     read = EventAccumulator(str(directory)).Reload()
     assert [(one.step, one.value) for one in read.Scalars("eval/chair_s")] == [(0, 0.5), (1, 0.25)]
     assert [one.value for one in read.Scalars("train/pair_pairs")] == [7, 7]
+
+
+def test_a_tracker_that_cannot_be_ended_does_not_change_how_the_run_ended(tmp_path: Path) -> None:
+    """A run that is interrupted goes on later; one that failed does not."""
+    tracking = Tracking([], tmp_path, "a-run")
+    ended: list[str] = []
+
+    class Broken:
+        def on_train_end(self, *_: object) -> None:
+            ended.append("broken")
+            raise ConnectionError("the tracker is away")
+
+    class Sound:
+        def on_train_end(self, *_: object) -> None:
+            ended.append("sound")
+
+    tracking._arguments = tracking._state = tracking._control = None  # type: ignore[assignment]
+    tracking._callbacks = [Broken(), Sound()]
+    with pytest.raises(Cancelled), tracking:
+        raise Cancelled("the trainer stops")
+    assert ended == ["broken", "sound"]
 
 
 def test_without_a_tracker_nothing_is_written(tmp_path: Path) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a file beside ``path``, sync it and rename it into place. One that fails takes no room."""
+    """Have ``write`` fill a file beside ``path``, sync it and rename it into place. One that fails takes no room. Of
+    several threads that write the same file, the last one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         write(aside)
         with aside.open("rb+") as file:

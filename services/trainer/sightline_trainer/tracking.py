@@ -7,6 +7,7 @@ stands under ``eval/``, what other stages tell under ``train/``, as these callba
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,8 @@ from typing import Any
 from sightline_chassis.errors import PreconditionFailed
 
 from sightline_trainer.events import Event
+
+log = logging.getLogger(__name__)
 
 STAGES = ("pair", "update", "publish", "iteration")
 """Stages whose events carry numbers."""
@@ -65,7 +68,10 @@ class Tracking:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for callback in self._callbacks:
-            callback.on_train_end(self._arguments, self._state, self._control)
+            try:
+                callback.on_train_end(self._arguments, self._state, self._control)
+            except Exception:  # changes nothing in how the run has ended
+                log.exception("the tracker %s could not be ended", type(callback).__name__)
         self._callbacks = []
 
     def __call__(self, event: Event) -> None:

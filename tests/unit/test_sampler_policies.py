@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from sightline_chassis.errors import Cancelled, PreconditionFailed, SightlineError
-from sightline_sampler import state
+from sightline_sampler import metrics, state
 from sightline_sampler.policies import PolicyBook
 from sightline_sampler.settings import PolicySettings
 from sightline_sampler.shelf import Entry, Shelf
@@ -149,6 +149,19 @@ def test_a_pause_whose_caller_leaves_is_ended_by_resume() -> None:
         await broken_off(asyncio.create_task(policies.pause("keep")))
         await policies.resume()
         assert engine.thawed
+
+    asyncio.run(run())
+
+
+def test_a_pause_whose_caller_leaves_while_it_drains_shows() -> None:
+    async def run() -> None:
+        policies = book(Engine())
+        async with policies._traffic.passage():
+            await broken_off(asyncio.create_task(policies.pause("drain")))
+            assert policies._traffic.closed
+            assert metrics.PAUSED._value.get() == 1
+        await policies.resume()
+        assert metrics.PAUSED._value.get() == 0
 
     asyncio.run(run())
 

@@ -169,11 +169,11 @@ class PolicyBook:
                 self._frozen = False
                 raise
         under_way = self._traffic.close("pause")
+        metrics.PAUSED.set(1)
         if mode == "abort":
             self._traffic.abort()
         if mode != "keep":
             await self._traffic.idle()
-        metrics.PAUSED.set(1)
         return under_way
 
     async def resume(self) -> None:

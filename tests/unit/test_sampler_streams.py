@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -92,3 +93,12 @@ def test_a_stream_that_is_closed_while_it_waits_asks_no_more(kind: type) -> None
     with pytest.raises(Overloaded, match="full"):
         list(stream) if kind is SampleStream else asyncio.run(run())
     assert len(service.asked) == 1
+
+
+def test_a_stream_that_is_closed_while_it_waits_does_not_wait_on() -> None:
+    stream = SampleStream(Service(Overloaded("full", retry_after=25)).start, pb.SampleRequest(num_candidates=4), 60, 30)
+    threading.Timer(0.1, stream.close).start()
+    began = time.monotonic()
+    with pytest.raises(Overloaded, match="full"):
+        list(stream)
+    assert time.monotonic() - began < 10

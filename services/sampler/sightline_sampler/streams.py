@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
@@ -109,14 +110,14 @@ class _Stream:
         self._version: int | None = None
         self._failing: float | None = None  # since when
         self._pause = 0.2
-        self._closed = False
+        self._closed = threading.Event()
         self.request_id = request.request_id
         self.summary: Summary | None = None
         self._call = start(request, timeout)
 
     def close(self) -> None:
         """Cancels what is not finished."""
-        self._closed = True
+        self._closed.set()
         self._call.cancel()
 
     def _take(self, response: pb.SampleResponse) -> Iterator[Candidate]:
@@ -138,14 +139,14 @@ class _Stream:
         self._failing = now if self._failing is None else self._failing
         wait = max(error.retry_after or 0.0, self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
         self._pause = min(5.0, 2 * self._pause)
-        if self._closed or now + wait > min(self._deadline, self._failing + self._patience):
+        if self._closed.is_set() or now + wait > min(self._deadline, self._failing + self._patience):
             raise error
         return wait
 
     def _again(self, error: SightlineError) -> None:
         """Asks for what is missing, of the version that the others are of; raises the error where the stream was closed
         meanwhile."""
-        if self._closed:
+        if self._closed.is_set():
             raise error
         request = pb.SampleRequest()
         request.CopyFrom(self._request)
@@ -153,7 +154,7 @@ class _Stream:
         if self._version is not None:
             request.policy.exact = self._version
         self._call = self._start(request, max(0.001, self._deadline - time.monotonic()))
-        if self._closed:  # by another thread, just now
+        if self._closed.is_set():  # by another thread, just now
             self._call.cancel()
 
     def samples(self, candidates: list[Candidate]) -> Samples:
@@ -182,7 +183,7 @@ class SampleStream(_Stream):
     """Yields candidates as they are finished, in any order, each once; `summary` is there after the last one.
 
     Where the service is away or full, also in mid-stream, what is missing is asked for again. Leaving its `with` block,
-    or `close()`, cancels what is not finished.
+    or `close()` (from any thread), cancels what is not finished.
     """
 
     def __iter__(self) -> Iterator[Candidate]:
@@ -193,7 +194,7 @@ class SampleStream(_Stream):
                         yield from self._take(response)
                 return
             except (Unavailable, Overloaded) as error:
-                time.sleep(self._wait(error))
+                self._closed.wait(self._wait(error))
                 self._again(error)
 
     def __enter__(self) -> SampleStream:

@@ -14,9 +14,19 @@ from PIL import Image
 from sampler_models import PROMPT, Running, make_llava, png, running
 from sightline_chassis import DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, SightlineError
 from sightline_chassis.errors import typed_errors
-from sightline_sampler import AsyncSamplerClient, Beams, DiffusionNoise, ImageFree, SamplerClient
+from sightline_sampler import (
+    AsyncSamplerClient,
+    Beams,
+    DiffusionNoise,
+    ImageFree,
+    Probe,
+    SamplerClient,
+    Samples,
+    TokenScores,
+)
 from sightline_sampler.v1 import sampler_pb2 as pb
 from sightline_sampler.v1.sampler_pb2_grpc import SamplerServiceStub
+from sightline_sampler.wire import probe_message
 
 LIMITS = {
     "max_candidates": 32,
@@ -83,6 +93,7 @@ def flat(size: tuple[int, int], form: str = "PNG") -> bytes:
         ({"image": b""}, InvalidInput, "IMAGE_EMPTY", "0 bytes"),
         ({"image": "/nowhere/cat.jpg"}, InvalidInput, "IMAGE_FILE_UNREADABLE", "/nowhere/cat.jpg cannot be read"),
         ({"image": 17}, InvalidInput, "IMAGE_UNUSABLE", "a path or a Pillow picture, not int"),
+        ({"image": Image.new("F", (4, 4))}, InvalidInput, "IMAGE_UNUSABLE", "cannot be written as PNG"),
         ({"image": b"this is no picture"}, InvalidInput, "IMAGE_UNREADABLE", "no JPEG, PNG, WEBP, GIF file"),
         ({"image": png(0)[:200]}, InvalidInput, "IMAGE_UNREADABLE", "cannot be decoded"),
         ({"image": flat((8, 8), "BMP")}, InvalidInput, "IMAGE_UNREADABLE", "no JPEG"),
@@ -104,6 +115,33 @@ def test_a_bad_request_is_refused_and_the_next_one_served(
 def test_the_smallest_and_the_largest_pictures_are_served(client: SamplerClient) -> None:
     for image in (flat((1, 1)), flat((500, 500), "JPEG"), flat((3, 400), "WEBP"), flat((20, 20), "GIF")):
         assert len(client.sample(image, PROMPT, 1, max_tokens=2).candidates) == 1
+
+
+def test_a_picture_of_pillow_is_as_good_as_its_file(sampler: Running, client: SamplerClient) -> None:
+    def picture() -> Image.Image:
+        return Image.open(io.BytesIO(png(3)))
+
+    async def by_async_client() -> tuple[Samples, TokenScores]:
+        async with AsyncSamplerClient(sampler.address, timeout=30) as client:
+            samples = await client.sample(picture(), PROMPT, 2, seed=1, max_tokens=6)
+            return samples, await client.score_tokens(picture(), PROMPT, ids[0])
+
+    def ids_of(samples: Samples) -> list[list[int]]:
+        return [candidate.token_ids.tolist() for candidate in samples.candidates]
+
+    ids = ids_of(client.sample(png(3), PROMPT, 2, seed=1, max_tokens=6))
+    scores = client.score_tokens(png(3), PROMPT, ids[0])
+    assert ids_of(client.sample(picture(), PROMPT, 2, seed=1, max_tokens=6)) == ids
+    assert client.score_tokens(picture(), PROMPT, ids[0]).logprobs.tolist() == scores.logprobs.tolist()
+    samples, scores_again = asyncio.run(by_async_client())
+    assert ids_of(samples) == ids
+    assert scores_again.logprobs.tolist() == scores.logprobs.tolist()
+
+
+def test_a_probe_takes_a_picture_of_pillow() -> None:
+    picture = Image.open(io.BytesIO(png(3)))
+    sent = probe_message(Probe(picture, PROMPT, [5], [-1.0])).image.content
+    assert Image.open(io.BytesIO(sent)).tobytes() == picture.tobytes()
 
 
 def test_a_prompt_up_to_the_window_is_served_and_default_lengths_end_there(client: SamplerClient) -> None:

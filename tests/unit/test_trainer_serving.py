@@ -6,12 +6,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sightline_chassis.errors import AlreadyExists, NotFound, PreconditionFailed
+from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
+from sightline_chassis.pictures import image_bytes
+from sightline_sampler import AsyncSamplerClient
 from sightline_trainer.dpo.update import Probe
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.publish import publish
 from sightline_trainer.recipe import Publication
-from sightline_trainer.serving import serve
+from sightline_trainer.serving import ServedSampler, serve
 
 
 class Sampler:
@@ -121,3 +123,26 @@ def test_serving_outlives_a_kill_after_staging(trouble: tuple[str, ...], tmp_pat
     before = list(sampler.calls)
     asyncio.run(serve(sampler, 3, tmp_path))  # type: ignore[arg-type]
     assert sampler.calls == before
+
+
+def test_what_is_wrong_with_an_image_names_its_file_where_it_has_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    async def sample(self: AsyncSamplerClient, image: Any, prompt: str, n: int, **options: Any) -> Any:
+        image_bytes(image)
+        raise InvalidInput("it is damaged", reason="IMAGE_UNREADABLE")
+
+    async def error(image: Any) -> str:
+        async with ServedSampler("127.0.0.1:1", policies=None) as client:
+            with pytest.raises(InvalidInput) as caught:
+                await client.sample(image, "what ?", 1)
+            return caught.value.message
+
+    monkeypatch.setattr(AsyncSamplerClient, "sample", sample)
+    path = tmp_path / "a.png"
+    assert asyncio.run(error(Image.new("RGB", (2, 2)))) == "it is damaged"
+    assert asyncio.run(error(path)) == f"the image {path} cannot be read: No such file or directory"
+    path.touch()
+    assert asyncio.run(error(path)) == f"{path}: it is damaged"

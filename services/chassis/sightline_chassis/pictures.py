@@ -30,7 +30,7 @@ def image_bytes(image: object, takes: str = "bytes, a path or a Pillow picture")
         takes: what the call takes as an image, for the message.
 
     Raises:
-        InvalidInput: the file cannot be read, or it is no image.
+        InvalidInput: the file cannot be read, or it is no image, or a picture that cannot be written as PNG.
     """
     if isinstance(image, bytes):
         return image
@@ -46,6 +46,11 @@ def image_bytes(image: object, takes: str = "bytes, a path or a Pillow picture")
             ) from error
     if isinstance(image, Saveable):
         file = io.BytesIO()
-        image.save(file, "PNG", compress_level=1)
+        try:
+            image.save(file, "PNG", compress_level=1)
+        except Exception as error:  # pictures that are damaged, closed or of a mode that PNG has not: all kinds
+            raise InvalidInput(
+                f"the picture cannot be written as PNG: {type(error).__name__}: {error}", reason="IMAGE_UNUSABLE"
+            ) from error
         return file.getvalue()
     raise InvalidInput(f"an image is {takes}, not {type(image).__name__}", reason="IMAGE_UNUSABLE")

@@ -87,6 +87,7 @@ __all__ = [
     "Crop",
     "DiffusionNoise",
     "Exact",
+    "Image",
     "ImageFree",
     "ManifestError",
     "PauseMode",
@@ -171,7 +172,8 @@ class SamplerClient:
         """Draws `n` candidates for one image and prompt.
 
         Args:
-            image: encoded bytes or a file (JPEG, PNG, WebP, GIF); None for a text-only prompt.
+            image: encoded bytes or a file (JPEG, PNG, WebP, GIF), or a picture of Pillow, which travels as PNG; None
+                for a text-only prompt.
             prompt: the user's text; the model's chat template is applied by the service.
             n: number of candidates, K.
             options: seeds, seed, temperature, top_p, top_k, min_p, repetition_penalty, stop, max_tokens, beams,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import threading
 import time
@@ -11,12 +10,14 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
 
 from sightline_chassis.errors import InternalError, Overloaded, SightlineError, Unavailable, typed_errors
+from sightline_chassis.pictures import Picture
 
 from sightline_sampler import wire
 from sightline_sampler.types import Beams, Candidate, Distortion, Guidance, PolicySelector, Samples, Summary
 from sightline_sampler.v1 import sampler_pb2 as pb
 
-Image: TypeAlias = bytes | str | os.PathLike[str] | None
+Image: TypeAlias = Picture | None
+"""An encoded image, its path, or a picture of Pillow (see `Picture`); None for a text-only prompt."""
 
 
 class SampleOptions(TypedDict, total=False):

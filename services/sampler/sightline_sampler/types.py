@@ -1,14 +1,14 @@
-"""What the sampler's clients give and get: frozen types, arrays as NumPy. Light: NumPy and the standard library."""
+"""What the sampler's clients give and get: frozen types, arrays as NumPy. Light."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from sightline_chassis.pictures import Picture
 
 FinishReason = Literal["eos", "stop", "length", "aborted"]
 PolicyState = Literal["staged", "active", "retired"]
@@ -201,7 +201,7 @@ class Probe:
     """A response that the trainer scored, so that the sampler can prove that its weights are the trainer's.
 
     Attributes:
-        image: encoded bytes or a file; None for a text-only prompt.
+        image: encoded bytes, a file or a picture of Pillow; None for a text-only prompt.
         prompt: the user's text.
         token_ids: the response (n,), the end token included if it counts.
         logprobs: the trainer's log-probability of each token (n,) under the new policy, in nats.
@@ -209,7 +209,7 @@ class Probe:
             change cannot be compared.
     """
 
-    image: bytes | str | os.PathLike[str] | None
+    image: Picture | None
     prompt: str
     token_ids: Sequence[int]
     logprobs: Sequence[float]

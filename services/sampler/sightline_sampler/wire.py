@@ -59,13 +59,19 @@ def _back(table: Mapping[K, Any], value: int) -> K:
     raise ValueError(f"the server sent an enum value that this client does not know: {value}")
 
 
-def image_message(image: Picture | None) -> pb.Image | None:
-    """An image from its bytes, its file or a picture of Pillow; None for a text-only prompt. Raises InvalidInput."""
+def image_content(image: Picture | None) -> bytes | None:
+    """The encoded file of an image; None for a text-only prompt. Raises InvalidInput."""
     if image is None:
         return None
     if isinstance(image, list | tuple):
         raise InvalidInput(f"{len(image)} images: a request takes one, or none", reason="TOO_MANY_IMAGES")
-    return pb.Image(content=image_bytes(image))
+    return image_bytes(image)
+
+
+def image_message(image: Picture | None) -> pb.Image | None:
+    """An image from its bytes, its file or a picture of Pillow; None for a text-only prompt. Raises InvalidInput."""
+    content = image_content(image)
+    return None if content is None else pb.Image(content=content)
 
 
 def digest_message(content: bytes) -> pb.Image:

@@ -19,6 +19,7 @@ from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, Prec
 from sightline_sampler.client import (
     AsyncSamplerClient,
     Exact,
+    Image,
     PolicySelector,
     SampleOptions,
     Samples,
@@ -74,9 +75,7 @@ class ServedSampler(AsyncSamplerClient):
         self._policies = policies
         self._restoring = asyncio.Lock()
 
-    async def sample(
-        self, image: bytes | str | os.PathLike[str] | None, prompt: str, n: int, **options: Unpack[SampleOptions]
-    ) -> Samples:
+    async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
         """As `AsyncSamplerClient.sample`.
 
         Raises:
@@ -86,16 +85,15 @@ class ServedSampler(AsyncSamplerClient):
         ask = super().sample
         try:
             return await self._served(options.get("policy"), lambda: ask(image, prompt, n, **options))
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            raise InvalidInput(f"{error.filename}: {error.strerror}", reason="IMAGE_FILE_UNREADABLE") from error
         except InvalidInput as error:
-            if not error.reason.startswith("IMAGE_") or image is None or isinstance(image, bytes):
+            named = error.reason == "IMAGE_FILE_UNREADABLE"  # by the client, which could not read it
+            if named or not error.reason.startswith("IMAGE_") or not isinstance(image, str | os.PathLike):
                 raise
             raise InvalidInput(f"{os.fspath(image)}: {error.message}", reason=error.reason) from error
 
     async def score_tokens(
         self,
-        image: bytes | str | os.PathLike[str] | None,
+        image: Image,
         prompt: str,
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,

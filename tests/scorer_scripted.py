@@ -5,22 +5,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import grpc
 import numpy as np
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from sightline_chassis.errors import (
-    DETAILS_KEY,
-    InvalidInput,
-    NotFound,
-    Overloaded,
-    SightlineError,
-    Unavailable,
-    to_status,
-)
+from scripted_server import abort, listening
+from sightline_chassis.errors import InvalidInput, NotFound, Overloaded, SightlineError, Unavailable
 from sightline_scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.v1 import scorer_pb2_grpc
 
@@ -49,9 +40,7 @@ class Scripted(scorer_pb2_grpc.ScorerServiceServicer):
         try:
             return self._score(request, context)
         except SightlineError as error:
-            context.set_trailing_metadata(((DETAILS_KEY, to_status(error).SerializeToString()),))
-            context.abort(error.code, error.message)
-            raise
+            abort(context, error)
         finally:
             with self._lock:
                 self.running -= 1
@@ -127,18 +116,5 @@ class Scripted(scorer_pb2_grpc.ScorerServiceServicer):
 def scripted(credentials: grpc.ServerCredentials | None = None) -> Iterator[tuple[Scripted, str]]:
     """A scripted scorer and its address; encrypted with credentials."""
     servicer = Scripted()
-    server = grpc.server(ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 0)])
-    scorer_pb2_grpc.add_ScorerServiceServicer_to_server(servicer, server)
-    # Non-blocking, its default, a watcher that leaves at once locks server and servicer for good.
-    state = health.HealthServicer(experimental_non_blocking=False)
-    state.set(NAME, health_pb2.HealthCheckResponse.SERVING)
-    health_pb2_grpc.add_HealthServicer_to_server(state, server)
-    if credentials is None:
-        bound = server.add_insecure_port("127.0.0.1:0")
-    else:
-        bound = server.add_secure_port("127.0.0.1:0", credentials)
-    server.start()
-    try:
-        yield servicer, f"127.0.0.1:{bound}"
-    finally:
-        server.stop(None).wait()
+    with listening(scorer_pb2_grpc.add_ScorerServiceServicer_to_server, servicer, NAME, credentials) as address:
+        yield servicer, address

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Sequence
-from itertools import islice
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 from sightline_chassis.channel import Tls, Token, open_aio_channel
 from sightline_chassis.errors import SightlineError
+from sightline_chassis.many import IN_FLIGHT, Progress, count_of, in_order_async
 from sightline_chassis.pictures import image_bytes
 
-from sightline_scorer.many import IN_FLIGHT, Item, Known, Outcome, Pair, Progress, count_of, lost_image
+from sightline_scorer.many import Item, Known, Outcome, Pair, group_of, lost_image
 from sightline_scorer.retries import Retries, Retry
 from sightline_scorer.types import EmbedResult, Models, ScoreResult, embed_result, models, score_result
 from sightline_scorer.v1 import scorer_pb2 as pb
@@ -58,41 +56,26 @@ class AsyncScorerClient:
         request = score_request(image_message(image), texts, phrases, options)
         return score_result(await self._call(self._stub.Score, request, timeout), request.kind)
 
-    async def score_many(
+    def score_many(
         self,
         pairs: Iterable[Pair],
         *,
-        timeout: float = TIMEOUT,  # noqa: ASYNC109
+        timeout: float = TIMEOUT,
         max_in_flight: int = IN_FLIGHT,
         progress: Progress | None = None,
         **options: Unpack[ScoreOptions],
     ) -> AsyncIterator[Outcome]:
         """As `ScorerClient.score_many`, for `async for`. `pairs` is read, and its files are, in a thread."""
-        known, total, done = Known(), count_of(pairs), 0
-        most = max(1, max_in_flight)
-        group = max(1, most // 2)
-        source, more = iter(pairs), True
-        waiting: deque[asyncio.Task[Outcome]] = deque()
-
-        def read() -> list[Item]:
-            return [Item(pair, options) for pair in islice(source, group)]
-
-        try:
-            while waiting or more:
-                if more and len(waiting) <= most - group:
-                    items = await asyncio.to_thread(read)
-                    more = bool(items)
-                    await self._store_recurring(known, items, timeout)
-                    waiting.extend(asyncio.create_task(self._run(item, known, timeout)) for item in items)
-                    continue
-                outcome = await waiting.popleft()
-                done += 1
-                if progress is not None:
-                    progress(done, total)
-                yield outcome
-        finally:
-            for task in waiting:
-                task.cancel()
+        known = Known()
+        return in_order_async(
+            (Item(pair, options) for pair in pairs),
+            lambda item: self._run(item, known, timeout),
+            total=count_of(pairs),
+            max_in_flight=max_in_flight,
+            progress=progress,
+            group=group_of(max_in_flight),
+            prepare=lambda items: self._store_recurring(known, items, timeout),
+        )
 
     async def embed(
         self,

@@ -27,11 +27,12 @@ from typing import Any, Self, Unpack
 
 from sightline_chassis.channel import Tls, Token, open_channel
 from sightline_chassis.errors import SightlineError
+from sightline_chassis.many import IN_FLIGHT, Live, Progress
 from sightline_chassis.pictures import image_bytes
 
 from sightline_scorer import many
 from sightline_scorer.aio import AsyncScorerClient
-from sightline_scorer.many import Outcome, Pair, Progress
+from sightline_scorer.many import Outcome, Pair
 from sightline_scorer.retries import NEVER, Retries, Retry
 from sightline_scorer.types import (
     Embedding,
@@ -144,7 +145,7 @@ class ScorerClient:
         pairs: Iterable[Pair],
         *,
         timeout: float = TIMEOUT,
-        max_in_flight: int = many.IN_FLIGHT,
+        max_in_flight: int = IN_FLIGHT,
         progress: Progress | None = None,
         **options: Unpack[ScoreOptions],
     ) -> Iterator[Outcome]:
@@ -235,9 +236,11 @@ class ScorerClient:
 
     # What many.py needs of a client.
 
-    def _send(self, request: pb.ScoreRequest, timeout: float, live: many.Live) -> pb.ScoreResponse:
+    def _send(self, request: pb.ScoreRequest, timeout: float, live: Live) -> pb.ScoreResponse:
         def attempt(seconds: float) -> pb.ScoreResponse:
-            answer: pb.ScoreResponse = live.result(self._stub.Score.future(request, timeout=seconds))
+            call = self._stub.Score.future(request, timeout=seconds)
+            with live.holding(call.cancel):
+                answer: pb.ScoreResponse = call.result()
             return answer
 
         return self._retries.call(attempt, timeout, live.stopped)

@@ -1,21 +1,18 @@
-"""Many items through one client: images deduplicated, so many in flight, outcomes in order."""
+"""Many items through one client, their images deduplicated; sightline_chassis.many keeps the order."""
 
 from __future__ import annotations
 
-import threading
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
-from typing import Any, Protocol, TypeAlias
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeAlias
 
 from sightline_chassis.errors import NotFound, SightlineError
+from sightline_chassis.many import Live, Progress, count_of, in_order
 
 from sightline_scorer.types import ScoreResult, score_result
 from sightline_scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.wire import Image, ScoreOptions, digest_of, image_message, score_request
 
-IN_FLIGHT = 32
 _INLINE_BYTES = 4096  # below, a digest saves less than asking for it costs
 _REMEMBERED = 100_000  # digests, 32 bytes each
 
@@ -24,9 +21,6 @@ Pair: TypeAlias = tuple[Image, Sequence[str]] | tuple[Image, Sequence[str], Sequ
 
 Outcome: TypeAlias = ScoreResult | SightlineError
 """What became of one item: its scores, or why there are none. A failure is never a number."""
-
-Progress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of items done, and of all items where that is known."""
 
 
 class Item:
@@ -86,39 +80,6 @@ class Known:
         return found
 
 
-class Live:
-    """The calls that run for one `score_many`, so that its end ends them."""
-
-    def __init__(self) -> None:
-        self._calls: set[Any] = set()
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
-
-    def result(self, call: Any) -> Any:
-        """The result of a gRPC future."""
-        with self._lock:
-            self._calls.add(call)
-        if self._stop.is_set():
-            call.cancel()
-        try:
-            return call.result()
-        finally:
-            with self._lock:
-                self._calls.discard(call)
-
-    def stopped(self) -> bool:
-        """Whether nobody waits any more."""
-        return self._stop.is_set()
-
-    def stop(self) -> None:
-        """Cancel all."""
-        self._stop.set()
-        with self._lock:
-            calls = list(self._calls)
-        for call in calls:
-            call.cancel()
-
-
 class Caller(Protocol):
     """What this needs of a client."""
 
@@ -138,33 +99,21 @@ def score_many(
     progress: Progress | None,
 ) -> Iterator[Outcome]:
     """See `ScorerClient.score_many`."""
-    known, live, total, done = Known(), Live(), count_of(pairs), 0
-    most = max(1, max_in_flight)
-    group = max(1, most // 2)
-    source, more = iter(pairs), True
-    waiting: deque[Future[Outcome]] = deque()
-    threads = ThreadPoolExecutor(most, thread_name_prefix="score_many")
-    try:
-        while waiting or more:
-            if more and len(waiting) <= most - group:
-                items = [Item(pair, options) for pair in islice(source, group)]
-                more = bool(items)
-                _store_recurring(client, known, items, timeout)
-                waiting.extend(threads.submit(_run, client, item, known, timeout, live) for item in items)
-                continue
-            outcome = waiting.popleft().result()
-            done += 1
-            if progress is not None:
-                progress(done, total)
-            yield outcome
-    finally:
-        live.stop()
-        threads.shutdown(wait=False, cancel_futures=True)
+    known = Known()
+    return in_order(
+        (Item(pair, options) for pair in pairs),
+        lambda item, live: _run(client, item, known, timeout, live),
+        total=count_of(pairs),
+        max_in_flight=max_in_flight,
+        progress=progress,
+        group=group_of(max_in_flight),
+        prepare=lambda items: _store_recurring(client, known, items, timeout),
+    )
 
 
-def count_of(pairs: object) -> int | None:
-    """How many there are, where that is known."""
-    return len(pairs) if hasattr(pairs, "__len__") else None
+def group_of(max_in_flight: int) -> int:
+    """How many items are read together, so that one question about images is for many of them."""
+    return max(1, max_in_flight // 2)
 
 
 def lost_image(error: SightlineError) -> bool:

@@ -19,11 +19,12 @@ from typing import Any, Literal, Unpack
 
 from sightline_chassis.channel import Tls, Token
 from sightline_chassis.errors import InvalidInput, SightlineError
+from sightline_chassis.many import IN_FLIGHT
 from sightline_chassis.pictures import image_bytes
 
 from sightline_scorer.client import ScorerClient
 from sightline_scorer.integrations.pictures import image_of
-from sightline_scorer.many import IN_FLIGHT, Outcome, Pair
+from sightline_scorer.many import Outcome, Pair
 from sightline_scorer.wire import TIMEOUT, ScoreOptions
 
 LOG = logging.getLogger(__name__)

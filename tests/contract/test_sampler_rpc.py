@@ -19,6 +19,8 @@ from sightline_sampler import (
     Beams,
     DiffusionNoise,
     ImageFree,
+    Outcome,
+    Pair,
     Probe,
     SamplerClient,
     Samples,
@@ -136,6 +138,22 @@ def test_a_picture_of_pillow_is_as_good_as_its_file(sampler: Running, client: Sa
     samples, scores_again = asyncio.run(by_async_client())
     assert ids_of(samples) == ids
     assert scores_again.logprobs.tolist() == scores.logprobs.tolist()
+
+
+def test_many_pairs_have_the_candidates_that_each_has_alone(sampler: Running, client: SamplerClient) -> None:
+    pairs: list[Pair] = [(png(n), PROMPT, {"n": n + 1, "seed": n}) for n in range(6)]
+    alone = [client.sample(png(n), PROMPT, n + 1, seed=n, max_tokens=6) for n in range(6)]
+
+    async def by_async_client() -> list[Outcome]:
+        async with AsyncSamplerClient(sampler.address, timeout=30) as client:
+            return [outcome async for outcome in client.sample_many(pairs, 1, max_in_flight=4, max_tokens=6)]
+
+    for together in (list(client.sample_many(pairs, 1, max_in_flight=4, max_tokens=6)), asyncio.run(by_async_client())):
+        for one, other in zip(alone, together, strict=True):
+            assert isinstance(other, Samples)
+            for mine, theirs in zip(one.candidates, other.candidates, strict=True):
+                assert mine.token_ids.tolist() == theirs.token_ids.tolist()
+                assert mine.seed == theirs.seed
 
 
 def test_a_probe_takes_a_picture_of_pillow() -> None:

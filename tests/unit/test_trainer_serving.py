@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
 from sightline_chassis.pictures import image_bytes
-from sightline_sampler import AsyncSamplerClient
+from sightline_sampler import AsyncSamplerClient, Exact
 from sightline_trainer.dpo.update import Probe
 from sightline_trainer.prompts import Prompt
 from sightline_trainer.publish import publish
@@ -146,3 +146,24 @@ def test_what_is_wrong_with_an_image_names_its_file_where_it_has_one(
     assert asyncio.run(error(path)) == f"the image {path} cannot be read: No such file or directory"
     path.touch()
     assert asyncio.run(error(path)) == f"{path}: it is damaged"
+
+
+def test_many_pairs_bring_back_a_policy_that_was_lost(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    served: list[int] = []
+
+    async def sample(self: AsyncSamplerClient, image: Any, prompt: str, n: int, *, policy: Exact) -> Any:
+        if policy.version not in served:
+            raise PreconditionFailed("lost", reason="POLICY_NOT_SERVED")
+        return (prompt, policy.version)
+
+    async def serve(client: AsyncSamplerClient, version: int, policies: Path) -> None:
+        served.append(version)
+
+    async def run() -> list[Any]:
+        async with ServedSampler("127.0.0.1:1", policies=tmp_path) as client:
+            return [outcome async for outcome in client.sample_many([(None, "a"), (None, "b")], 1, policy=Exact(3))]
+
+    monkeypatch.setattr(AsyncSamplerClient, "sample", sample)
+    monkeypatch.setattr("sightline_trainer.serving.serve", serve)
+    assert asyncio.run(run()) == [("a", 3), ("b", 3)]
+    assert set(served) == {3}

@@ -4,6 +4,9 @@
         samples = sampler.sample(Path("cat.jpg"), "Describe the picture.", n=8, temperature=1.0)
         for candidate in samples.candidates:
             print(candidate.text, candidate.logprobs.sum(), candidate.policy_version)
+        for outcome in sampler.sample_many(pairs, n=8):  # (image, prompt) in, outcomes out, in the same order
+            if isinstance(outcome, SightlineError):
+                ...                                      # this pair failed; the others have their candidates
         sampler.stage("/policies/v000001", 1)
         sampler.activate(1)
 
@@ -26,12 +29,13 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
 import numpy as np
 from sightline_chassis.channel import Tls, Token, open_aio_channel, open_channel
-from sightline_chassis.errors import typed_errors
+from sightline_chassis.errors import SightlineError, typed_errors
+from sightline_chassis.many import IN_FLIGHT, Live, Progress, count_of, in_order, in_order_async
 
 from sightline_sampler import wire
 from sightline_sampler.manifest import (
@@ -44,6 +48,7 @@ from sightline_sampler.manifest import (
     verify,
     write_manifest,
 )
+from sightline_sampler.many import Item, Outcome, Pair, PairOptions, items_of
 from sightline_sampler.streams import AsyncSampleStream, Image, SampleOptions, SampleStream, sample_request
 from sightline_sampler.types import (
     Arrival,
@@ -90,6 +95,9 @@ __all__ = [
     "Image",
     "ImageFree",
     "ManifestError",
+    "Outcome",
+    "Pair",
+    "PairOptions",
     "PauseMode",
     "PixelNoise",
     "Policies",
@@ -97,6 +105,7 @@ __all__ = [
     "PolicyManifest",
     "PolicySelector",
     "Probe",
+    "Progress",
     "SampleOptions",
     "SampleStream",
     "SamplerClient",
@@ -125,7 +134,9 @@ def _scores(response: pb.ScoreTokensResponse) -> TokenScores:
 
 def _policies(response: pb.ListPoliciesResponse) -> Policies:
     return Policies(
-        tuple(wire.policy_of(policy) for policy in response.policies), wire.capabilities_of(response.capabilities)
+        tuple(wire.policy_of(policy) for policy in response.policies),
+        wire.capabilities_of(response.capabilities),
+        response.highest_version,
     )
 
 
@@ -198,6 +209,52 @@ class SamplerClient:
             return self._stub.Sample(request, timeout=seconds, metadata=_metadata(request_id))
 
         return SampleStream(start, request, timeout, self.patience if patience is None else patience)
+
+    def sample_many(
+        self,
+        pairs: Iterable[Pair],
+        n: int,
+        *,
+        max_in_flight: int = IN_FLIGHT,
+        progress: Progress | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> Iterator[Outcome]:
+        """Draws candidates for many images and prompts; yields in the order of `pairs`, which is read as it is needed.
+
+        Each pair is sampled as by `sample`, with the same retries. Whoever leaves the iteration cancels what runs.
+
+        Args:
+            pairs: (image, prompt) or (image, prompt, options), any number; options of a pair (see `PairOptions`) come
+                before those of all.
+            n: number of candidates of each pair, K, where the pair does not say.
+            max_in_flight: pairs read and not yet yielded.
+            progress: called as progress(pairs yielded, pairs in all or None) before each is yielded.
+            options: as of `sample`; `timeout` is for each pair, from when it is sent. A `request_id` gets the number of
+                the pair: "ID-0", "ID-1".
+
+        Yields:
+            Samples, or the SightlineError of that pair alone.
+
+        Raises:
+            TypeError: an option that there is not.
+        """
+        return in_order(
+            items_of(pairs, n, options),
+            self._sampled,
+            total=count_of(pairs),
+            max_in_flight=max_in_flight,
+            progress=progress,
+        )
+
+    def _sampled(self, item: Item, live: Live) -> Outcome:
+        if item.outcome is not None:
+            return item.outcome
+        try:
+            stream = self.stream(item.image, item.prompt, item.n, **item.options)
+            with stream, live.holding(stream.close):
+                return stream.samples(list(stream))
+        except SightlineError as error:
+            return error
 
     def score_tokens(
         self,
@@ -337,6 +394,32 @@ class AsyncSamplerClient:
             return self._stub.Sample(request, timeout=seconds, metadata=_metadata(request_id))
 
         return AsyncSampleStream(start, request, timeout, self.patience if patience is None else patience)
+
+    def sample_many(
+        self,
+        pairs: Iterable[Pair],
+        n: int,
+        *,
+        max_in_flight: int = IN_FLIGHT,
+        progress: Progress | None = None,
+        **options: Unpack[SampleOptions],
+    ) -> AsyncIterator[Outcome]:
+        """As `SamplerClient.sample_many`, for `async for`. `pairs` is read, and its files are, in a thread."""
+        return in_order_async(
+            items_of(pairs, n, options),
+            self._sampled,
+            total=count_of(pairs),
+            max_in_flight=max_in_flight,
+            progress=progress,
+        )
+
+    async def _sampled(self, item: Item) -> Outcome:
+        if item.outcome is not None:
+            return item.outcome
+        try:
+            return await self.sample(item.image, item.prompt, item.n, **item.options)
+        except SightlineError as error:
+            return error
 
     async def score_tokens(
         self,

@@ -306,11 +306,14 @@ def test_the_last_activated_policy_comes_back_after_kill_9(llava: Path, tmp_path
             wanted_base = client.sample(png(0), PROMPT, 2, seed=1, max_tokens=8).candidates  # patience: it loads
             client.stage(adapter, 1)
             client.activate(1)
+            client.stage(make_adapter(tmp_path, llava, 3), 3)
+            client.retire(3)
             wanted = client.sample(png(0), PROMPT, 2, seed=1, max_tokens=8)
             sampler.kill()
             sampler.start()
             found = client.sample(png(0), PROMPT, 2, seed=1, max_tokens=8)
             assert found.policy_version == wanted.policy_version == 1
+            assert client.policies().highest_version == 3
             assert [c.token_ids.tolist() for c in found.candidates] == [c.token_ids.tolist() for c in wanted.candidates]
             assert [c.token_ids.tolist() for c in found.candidates] != [c.token_ids.tolist() for c in wanted_base]
     finally:

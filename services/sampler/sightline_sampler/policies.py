@@ -90,6 +90,10 @@ class PolicyBook:
         """Loaded policies, oldest version first."""
         return self._shelf.infos()
 
+    def highest(self) -> int:
+        """The highest version ever staged here, loaded or not."""
+        return self._versions.highest(self._shelf)
+
     async def stage(self, uri: str, version: int, questions: Sequence[Question] = ()) -> PolicyInfo:
         """Checks a policy directory and loads it; frees the oldest idle policy where there would be too many.
 

@@ -116,6 +116,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         return pb.ListPoliciesResponse(
             policies=[wire.policy_message(info) for info in self._policies.all()],
             capabilities=wire.capabilities_message(self._engine.capabilities()),
+            highest_version=self._policies.highest(),
         )
 
 

@@ -317,6 +317,8 @@ class Policies:
 
     policies: tuple[PolicyInfo, ...]
     capabilities: Capabilities
+    highest_version: int
+    """The highest one ever staged at the sampler, loaded or not; a new one must be higher."""
 
     @property
     def active(self) -> PolicyInfo:

@@ -16,6 +16,10 @@ class Versions:
     def __init__(self) -> None:
         self.digests: dict[int, str] = {}
 
+    def highest(self, shelf: Shelf) -> int:
+        """The highest version ever staged here."""
+        return max({0, *shelf.versions(), *self.digests})
+
     def refuse_known(self, version: int, shelf: Shelf) -> None:
         """Refuses a version that is loaded, and a new one that is not the highest.
 
@@ -30,7 +34,7 @@ class Versions:
                 reason="POLICY_EXISTS",
                 metadata={"version": str(version), "state": info.state, "digest": info.digest},
             )
-        highest = max({0, *shelf.versions(), *self.digests})
+        highest = self.highest(shelf)
         if version < highest and version not in self.digests:
             raise PreconditionFailed(
                 f"version {version} is not new: versions only grow, and {highest} was staged before",

@@ -59,8 +59,8 @@ class Session:
         return Judge(terms, reward.combine)
 
     async def highest_version(self) -> int:
-        """The highest policy version that the sampler knows."""
-        return max(policy.version for policy in (await patiently(self.sampler.policies)).policies)
+        """The highest policy version that the sampler was ever given."""
+        return (await patiently(self.sampler.policies)).highest_version
 
     async def serve(self, version: int) -> None:
         """Make sure that the sampler answers from ``version``."""

@@ -444,12 +444,14 @@ class ResumeResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListPoliciesResponse(_message.Message):
-    __slots__ = ("policies", "capabilities")
+    __slots__ = ("policies", "capabilities", "highest_version")
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
+    HIGHEST_VERSION_FIELD_NUMBER: _ClassVar[int]
     policies: _containers.RepeatedCompositeFieldContainer[PolicyInfo]
     capabilities: Capabilities
-    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyInfo, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ...) -> None: ...
+    highest_version: int
+    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyInfo, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., highest_version: _Optional[int] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels", "native_k", "scores", "params", "keeps")

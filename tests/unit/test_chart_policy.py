@@ -268,6 +268,12 @@ def test_an_autoscaled_deployment_sets_no_replicas() -> None:
     assert scaled["ignoreNullValues"] == "false"
 
 
+def test_a_scorer_is_scaled_on_its_own_queue_whatever_the_release_is_called() -> None:
+    objects = render({"scorer": {"autoscaling": {"kind": "keda", "prometheus": "http://prometheus:9090"}}}, name="blue")
+    query = find(objects, "ScaledObject", "-scorer")["spec"]["triggers"][0]["metadata"]["query"]
+    assert query == 'sum(sightline_queue_depth{namespace="align",release="blue",component="scorer"})'
+
+
 def test_an_image_goes_by_digest_where_there_is_one() -> None:
     digest = "sha256:" + "0" * 64
     objects = render({"scorer": {"image": {"digest": digest, "registry": "registry.example"}}})
@@ -292,6 +298,25 @@ def test_tls_reaches_servers_and_clients() -> None:
     assert connections["scorer"]["address"] == "dns:///demo-sightline-scorer.align.svc:50051"
     assert set(connections["sampler"]["tls"]) == {"root", "certificate", "key"}
     assert "tls" not in settings(profile_objects("laptop"), "scorer")["server"]
+
+
+def test_who_asks_for_tokens_gives_them_to_its_own_callers(objects: Objects) -> None:
+    asked = [pod for name, pod in pods(objects).items() if "tokens" in {v["name"] for v in pod["spec"]["volumes"]}]
+    for name, pod in pods(objects).items():
+        if asked and (name.startswith("Pod/") or name.endswith("-trainer")):
+            mounted = {mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]}
+            assert "/etc/sightline-token" in mounted, name
+
+
+def test_runs_have_the_access_mode_that_was_asked_for() -> None:
+    trainer = find(render({"trainer": {"runs": {"accessMode": "ReadWriteMany"}}}), "StatefulSet", "-trainer")
+    assert trainer["spec"]["volumeClaimTemplates"][0]["spec"]["accessModes"] == ["ReadWriteMany"]
+
+
+def test_engines_download_to_a_directory_that_can_be_written() -> None:
+    """TGI's image says HF_HOME=/data; the root file system is read only."""
+    pod = find(profile_objects("multi-node-tgi"), "Deployment", "-engine")["spec"]["template"]
+    assert {"name": "HF_HOME", "value": "/tmp/hf"} in pod["spec"]["containers"][0]["env"]
 
 
 def test_no_secret_is_in_a_value(objects: Objects) -> None:

@@ -122,12 +122,42 @@ def test_the_schema_is_closed() -> None:
         ({"ports": {"grpc": 80}}, "/ports/grpc"),
         ({"scorer": {"extraEnv": {"A": {"value": "x"}}}}, "/scorer/extraEnv/A"),
         ({"networkPolicy": {"callers": {"triton": []}}}, "triton"),
+        ({"networkPolicy": {"egress": {"scorer": [{"port": 443}]}}}, "/networkPolicy/egress/scorer/0"),
+        ({"scorer": {"podLabels": {"app.kubernetes.io/component": "x"}}}, "app.kubernetes.io/component"),
         # What no schema can say, the templates do.
         ({"scorer": {"models": {"a": {"model": "clip"}}}}, "models.clip is not defined"),
         ({"scorer": {"triton": {"mode": "external"}}}, "scorer.triton.address is needed"),
         ({"sampler": {"engine": {"kind": "vllm", "deploy": False}}}, "sampler.engine.url is needed"),
         ({"trainer": {"update": {"kind": "job"}}}, "trainer.runs.existingClaim (ReadWriteMany) is needed"),
         ({"scorer": {"autoscaling": {"kind": "keda"}}}, "scorer.autoscaling.prometheus is needed"),
+        ({"scorer": {"autoscaling": {"kind": "hpa", "minReplicas": 0}}}, "scorer.autoscaling.minReplicas must be 1"),
+        ({"scorer": {"autoscaling": {"minReplicas": 9}}}, "scorer.autoscaling.maxReplicas is less"),
+        ({"scorer": {"defaultModel": "b"}}, "scorer.defaultModel is b, which is none of scorer.models"),
+        ({"scorer": {"drainSeconds": 60}}, "scorer.terminationGracePeriodSeconds must be over"),
+        ({"sampler": {"engine": {"kind": "vllm"}}}, "sampler.engine.server.image needs a repository, and a tag"),
+        ({"sampler": {"engine": {"model": "a"}}, "models": {"a": {}}}, "models.a needs either imageVolume, or"),
+        (
+            {
+                "models": {"a": {"source": "hf://a/b"}},
+                "trainer": {"model": "a", "update": {"kind": "job"}, "runs": {"existingClaim": "runs"}},
+            },
+            "models.a.existingClaim is needed beside its source",
+        ),
+        ({"policies": {"create": False}}, "policies.existingClaim is needed"),
+        ({"tls": {"mode": "server"}}, "tls.certManager.issuerRef.name is needed with tls.mode=server"),
+        (
+            {"auth": {"existingSecret": "t"}, "tests": {"enabled": False}},
+            "tls.mode=server or mutual is needed with auth",
+        ),
+        ({"auth": {"existingSecret": "t"}}, "tests.token.existingSecret is needed with auth"),
+        (
+            {
+                "auth": {"existingSecret": "t"},
+                "tests": {"token": {"existingSecret": "t"}},
+                "tls": {"mode": "server", "certManager": {"issuerRef": {"name": "ca"}}},
+            },
+            "trainer.token.existingSecret is needed with auth",
+        ),
     ],
 )
 def test_a_wrong_value_is_refused_with_its_path(values: dict[str, Any], told: str) -> None:

@@ -76,7 +76,11 @@ annotations:
 {{- end -}}
 
 {{- define "sightline.policiesClaim" -}}
+{{- if or .Values.policies.existingClaim .Values.policies.create -}}
 {{- .Values.policies.existingClaim | default (include "sightline.fullname" (dict "root" . "component" "policies")) -}}
+{{- else -}}
+{{- fail "policies.existingClaim is needed with policies.create=false" -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Every component that has pods, by name, with its values: ours, Triton on its own, the engine. */}}

@@ -103,7 +103,12 @@ Environment: ours, then global's, then the component's, each a map by name, so a
 
 {{/* The volume of one model. Takes root and name; a claim is mounted as it is, anything else is downloaded into it. */}}
 {{- define "sightline.modelVolume" -}}
-{{- $model := required (printf "models.%s is not defined: add it to models" .name) (index .root.Values.models .name) -}}
+{{- $model := index .root.Values.models .name | default dict -}}
+{{- if not (hasKey .root.Values.models .name) -}}
+{{- fail (printf "models.%s is not defined: add it to models" .name) -}}
+{{- else if eq (empty $model.imageVolume) (empty (coalesce $model.existingClaim $model.source)) -}}
+{{- fail (printf "models.%s needs either imageVolume, or existingClaim or source" .name) -}}
+{{- end -}}
 - name: model-{{ .name }}
   {{- if $model.existingClaim }}
   persistentVolumeClaim:
@@ -114,8 +119,7 @@ Environment: ours, then global's, then the component's, each a map by name, so a
     reference: {{ $model.imageVolume }}
     pullPolicy: IfNotPresent
   {{- else }}
-  emptyDir:
-    sizeLimit: {{ $model.sizeLimit }}
+  emptyDir: {{ pick $model "sizeLimit" | toJson }}
   {{- end }}
 {{- end -}}
 
@@ -198,12 +202,21 @@ Environment: ours, then global's, then the component's, each a map by name, so a
 {{- end }}
 {{- end -}}
 
+{{/* The Secret of a component's certificate: one that is there, or the one that cert-manager fills. */}}
 {{- define "sightline.tlsSecret" -}}
-{{- index .root.Values.tls.existingSecrets .component | default (printf "%s-tls" (include "sightline.fullname" .)) -}}
+{{- $tls := .root.Values.tls -}}
+{{- if not (or (index $tls.existingSecrets .component) $tls.certManager.issuerRef.name) -}}
+{{- fail (printf "tls.existingSecrets.%s or tls.certManager.issuerRef.name is needed with tls.mode=%s" .component $tls.mode) -}}
+{{- end -}}
+{{- index $tls.existingSecrets .component | default (printf "%s-tls" (include "sightline.fullname" .)) -}}
 {{- end -}}
 
 {{/* The container of one of our services. Takes root, component, values, and optionally gpu, env, mounts, command. */}}
 {{- define "sightline.serviceContainer" -}}
+{{- $end := int (add .values.preStopSeconds .values.drainSeconds) -}}
+{{- if le (int .values.terminationGracePeriodSeconds) $end -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds must be over preStopSeconds + drainSeconds, %d: calls in flight would be killed" .component $end) -}}
+{{- end -}}
 - name: {{ .component }}
   image: {{ include "sightline.image" (dict "root" .root "image" .values.image) }}
   imagePullPolicy: {{ .root.Values.global.imagePullPolicy }}

@@ -9,6 +9,9 @@
 {{- end -}}
 {{- $settings := dict "server" $server -}}
 {{- if .root.Values.auth.existingSecret -}}
+{{- if eq .root.Values.tls.mode "disabled" -}}
+{{- fail "tls.mode=server or mutual is needed with auth.existingSecret: clients send no token in plaintext" -}}
+{{- end -}}
 {{- $_ := set $settings "auth" (dict "tokens_file" (printf "/etc/sightline-tokens/%s" .root.Values.auth.key) "required" true) -}}
 {{- end -}}
 {{- $own := include (printf "sightline.settings.%s" .component) . | fromYaml -}}
@@ -31,6 +34,9 @@ models:
     precision: {{ $model.precision | default "fp32" }}
   {{- end }}
 {{- with .values.defaultModel }}
+{{- if not (hasKey (include "sightline.clips" $ | fromYaml) .) }}
+{{- fail (printf "scorer.defaultModel is %s, which is none of scorer.models" .) }}
+{{- end }}
 default_model: {{ . }}
 {{- end }}
 triton:
@@ -98,6 +104,9 @@ launchers: [[python, -m, sightline_trainer.job, /etc/sightline-job/job.yaml]]
 {{- $token := .values.token }}
 {{- $callees := list }}
 {{- range $name := list "scorer" "sampler" }}{{ if (index $root.Values $name).enabled }}{{ $callees = append $callees $name }}{{ end }}{{ end }}
+{{- if and $callees $root.Values.auth.existingSecret (not $token.existingSecret) }}
+{{- fail "trainer.token.existingSecret is needed with auth.existingSecret: scorer and sampler ask for a token" }}
+{{- end }}
 {{- with $callees }}
 connections:
   {{- range $name := . }}

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import scorer_models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scorer_models import Reference, encoded, picture
 from scorer_running import CLIP, QUICK, RunningScorer, alive, children, until
-from sightline_chassis.errors import SightlineError, Unavailable, from_rpc_error
+from sightline_chassis.errors import DeadlineExceeded, SightlineError, Unavailable, from_rpc_error
 from sightline_scorer import Outcome, ScorerClient
 from sightline_scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.v1 import scorer_pb2_grpc
@@ -262,7 +262,8 @@ def test_a_poisoned_model_is_not_served(tmp_path: Path) -> None:
 def test_a_tower_out_of_memory_is_told_and_gone_without_a_restart(tmp_path: Path) -> None:
     """RESOURCE_EXHAUSTED with RetryInfo while no memory is to be had, scores again as soon as there is some."""
     model, work, full = scorer_models.tiny(tmp_path / "model"), tmp_path / "work", tmp_path / "full"
-    threading.Thread(target=_starve, args=(work / "repository/clip_text/1/model.py", full)).start()
+    starved = f"if os.path.exists({str(full)!r}): torch.empty(1 << 55)"  # more memory than there is
+    threading.Thread(target=_tamper, args=(work / "repository/clip_text/1/model.py", starved)).start()
     running = RunningScorer(f"models.tiny.source={model}", f"triton.work_dir={work}")
     try:
         triton = running.service.triton.pid  # type: ignore[attr-defined]
@@ -281,6 +282,97 @@ def test_a_tower_out_of_memory_is_told_and_gone_without_a_restart(tmp_path: Path
         running.stop()
 
 
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningScorer, Callable[[float], object]]]:
+    """A scorer, and what sets the seconds that its text tower takes longer for each batch (of one text)."""
+    directory = tmp_path_factory.mktemp("slow")
+    model, work, delay = scorer_models.tiny(directory / "model"), directory / "work", directory / "delay"
+
+    def slower(seconds: float) -> None:
+        (directory / "new").write_text(str(seconds))
+        (directory / "new").replace(delay)
+
+    slower(0)
+    sleep = f"import time; time.sleep(float(open({str(delay)!r}).read()))"
+    threading.Thread(target=_tamper, args=(work / "repository/clip_text/1/model.py", sleep)).start()
+    running = RunningScorer(
+        f"models.tiny.source={model}",
+        f"triton.work_dir={work}",
+        "triton.request_timeout_seconds=3",
+        "triton.text_batch=1",
+        "triton.max_queue=4",
+        "probe.every_seconds=0.5",
+    )
+    triton = running.service.triton.pid  # type: ignore[attr-defined]
+    try:
+        yield running, slower
+        assert running.service.triton.pid == triton, "it was slow, not hung"  # type: ignore[attr-defined]
+    finally:
+        running.stop()
+
+
+def test_a_slow_tower_gives_late_scores_and_holds_nobody_past_his_deadline(
+    slow: tuple[RunningScorer, Callable[[float], object]],
+) -> None:
+    """Those who wait get scores or DEADLINE_EXCEEDED by their own deadlines, those beyond the queue RESOURCE_EXHAUSTED
+    with RetryInfo at once; what is known needs no tower; the service stays ready."""
+    running, slower = slow
+    known = running.score(GOOD, ["a known cat"])
+    slower(1)
+    try:
+        began = time.monotonic()
+        assert len(running.score(GOOD, ["a slow cat"]).scores) == 1
+        assert time.monotonic() - began > 1
+
+        began = time.monotonic()
+        calls = []
+        for number in range(12):
+            request = pb.ScoreRequest(image=pb.Image(content=GOOD), texts=[f"a waiting cat {number}"])
+            calls.append(running.stub.Score.future(request, timeout=2.5))
+        assert running.score(GOOD, ["a known cat"], seconds=2.5).scores == known.scores
+        errors = [from_rpc_error(call.exception()) for call in calls if call.exception() is not None]
+        assert time.monotonic() - began < 2.5 + 2
+        refused = [error for error in errors if error.reason == "BACKEND_QUEUE_FULL"]
+        assert {error.code for error in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+        assert all(error.retry_after for error in refused)
+        late = [error for error in errors if error not in refused]
+        assert {error.code for error in late} == {grpc.StatusCode.DEADLINE_EXCEEDED}
+        assert 4 <= 12 - len(refused) <= 6  # the queue, and whom a slow machine sends when it has moved on
+        assert len(late) < 12 - len(refused)  # some came in time
+        assert _ready(running)
+    finally:
+        slower(0)
+
+
+def test_a_tower_slower_than_its_time_limit_is_told_and_comes_back(
+    slow: tuple[RunningScorer, Callable[[float], object]],
+) -> None:
+    """DEADLINE_EXCEEDED that names the tower, after triton.request_timeout_seconds, not the caller's; NOT_SERVING until
+    it is faster again, without a restart. The SDK asks again until the deadline, and no longer."""
+    running, slower = slow
+    assert len(running.score(GOOD, ["a cat in time"]).scores) == 1
+    slower(5)
+    try:
+        began = time.monotonic()
+        with pytest.raises(grpc.RpcError) as caught:
+            running.score(GOOD, ["a late cat"], seconds=60)
+        assert 2.5 < time.monotonic() - began < 3 + 2
+        error = from_rpc_error(caught.value)
+        assert (error.code, error.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "BACKEND_TIMEOUT"), error
+        assert "clip_text did not answer within 3 s" in error.message
+        until(lambda: not _ready(running), 10)
+
+        began = time.monotonic()
+        with ScorerClient(f"ipv4:{running.at.grpc}") as client, pytest.raises(SightlineError) as told:
+            client.score(GOOD, ["a client's late cat"], timeout=5)
+        assert time.monotonic() - began < 5 + 2
+        assert isinstance(told.value, Unavailable | DeadlineExceeded)
+    finally:
+        slower(0)
+    until(lambda: _ready(running), 30)
+    assert len(running.score(GOOD, ["a cat in time again"]).scores) == 1
+
+
 def test_a_triton_that_cannot_start_says_why(tmp_path: Path) -> None:
     """The end of Triton's log is in the error; here its models cannot be loaded."""
     model = scorer_models.tiny(tmp_path / "model")
@@ -292,22 +384,27 @@ def test_a_triton_that_cannot_start_says_why(tmp_path: Path) -> None:
     shutil.rmtree(work)
 
 
+def _ready(running: RunningScorer) -> bool:
+    with grpc.insecure_channel(running.at.health) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        return bool(stub.Check(health_pb2.HealthCheckRequest(service="readiness"), timeout=5).status == SERVING)
+
+
 def _spoil(path: Path) -> None:
     until(path.exists, 60, step=0.005)
     path.write_text("raise RuntimeError('spoilt on purpose')\n")
 
 
-def _starve(path: Path, full: Path) -> None:
-    """Have the tower ask for more memory than there is, while the file `full` is there."""
+def _tamper(path: Path, first: str) -> None:
+    """Have the tower do this line before each batch."""
     until(lambda: path.exists() and "def finalize" in path.read_text(), 60, step=0.005)
     with path.open("a") as model:
         model.write(
             "\n\n_execute = TritonPythonModel.execute\n"
-            "def _starved(self, requests):\n"
-            f"    if os.path.exists({str(full)!r}):\n"
-            "        torch.empty(1 << 55)\n"
+            "def _tampered(self, requests):\n"
+            f"    {first}\n"
             "    return _execute(self, requests)\n"
-            "TritonPythonModel.execute = _starved\n"
+            "TritonPythonModel.execute = _tampered\n"
         )
 
 

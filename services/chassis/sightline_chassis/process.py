@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -102,6 +103,8 @@ async def _serve(service: Service, settings: ServiceSettings) -> int:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if starting.done():
             starting.result()
+            gc.collect()
+            gc.freeze()  # what came up stays: a full collection would hold every call up to walk it
             tasks.append(asyncio.ensure_future(server.died()))
             await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():

@@ -6,9 +6,11 @@ the tie to the base stays (``beta``).
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -111,7 +113,8 @@ def update(
     told = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
     for callback in (begin, before, FiniteGradient(), told):
         trainer.add_callback(callback)
-    trainer.train()
+    with _settled():
+        trainer.train()
     seconds = time.monotonic() - begin.began
     figures = _metrics(trainer, len(pairs), begin.reference_seconds, seconds)
     with extrapolated(model, further):
@@ -123,6 +126,17 @@ def update(
         {**figures, "extrapolated": further} if further else figures,
         [replace(new, previous_logprobs=old.logprobs) for new, old in zip(after, before.probes, strict=True)],
     )
+
+
+@contextmanager
+def _settled() -> Iterator[None]:
+    """What is there now is left out of garbage collections: a full one walks a million objects of torch and
+    transformers, and transformers asks for one in every training."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class _Before(TrainerCallback):

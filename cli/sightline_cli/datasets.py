@@ -29,6 +29,8 @@ def resolve(reference: str, cache: Path) -> str:
         count, seed = int(query.get("count", "512")), int(query.get("seed", "0"))
     except ValueError:
         raise InvalidInput(f"{reference!r}: count and seed are whole numbers", reason="DATASET") from None
+    if count < 1:
+        raise InvalidInput(f"{reference!r}: count is 1 or more", reason="DATASET")
     directory = cache / f"{parts.path}-{count}-{seed}"
     done = directory / "export.json"
     if not done.exists():

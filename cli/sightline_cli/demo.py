@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from sightline_chassis.errors import InternalError
+from sightline_chassis.errors import AlreadyExists, InternalError, NotFound
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.processes import Processes
@@ -24,10 +24,17 @@ RECIPE = Path("recipes/clip_dpo.yaml")
 
 
 def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
-    """Run the demonstration anew in ``directory``. As JSON, stdout gets the run's events alone."""
+    """Run the demonstration anew in ``directory``. As JSON, stdout gets the run's events alone.
+
+    Raises:
+        NotFound: this is no copy of the repository.
+        AlreadyExists: the directory holds something else than a run; what it holds would be lost.
+    """
     console = Console(stderr=as_json)
+    if not RECIPE.exists():
+        raise NotFound(f"no {RECIPE} below this directory: the demo runs in a copy of the repository")
     recipe = load_recipe(RECIPE, overrides)
-    shutil.rmtree(directory, ignore_errors=True)
+    _clear(directory)
     services = directory / "services"
     with Processes(services) as processes:
         console.print(f"starting scorer (with Triton), sampler and trainer; their logs are in {services}/")
@@ -47,6 +54,15 @@ def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
         _watch(addresses["trainer"].grpc, recipe, directory, as_json)
     console.print(f"[bold]metrics[/bold] {directory / 'metrics.json'}   [bold]everything[/bold] {directory}/")
     console.print(f"[bold]report[/bold] {write([directory])}", soft_wrap=True)
+
+
+def _clear(directory: Path) -> None:
+    if not directory.exists():
+        return
+    begun = directory.is_dir() and {path.name for path in directory.iterdir()} <= {"data", "services"}
+    if not begun and not (directory / "recipe.yaml").exists():
+        raise AlreadyExists(f"{directory} is there and holds no run; name another directory with --run")
+    shutil.rmtree(directory)
 
 
 def _watch(trainer: str, recipe: Recipe, directory: Path, as_json: bool) -> None:

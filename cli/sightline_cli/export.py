@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from sightline_chassis.errors import AlreadyExists, NotFound
+from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
 
 HUB = "hub:"
 CARD = """---
@@ -40,10 +40,15 @@ def export(run: Path, to: str, as_json: bool) -> None:
     Raises:
         NotFound: there is no run, or it has no pairs yet.
         AlreadyExists: the directory is there.
+        InvalidInput: the hub is meant, but no name on it is given.
+        Unavailable: the hub can't be reached, or does not take the dataset.
     """
     import datasets
+    from huggingface_hub.errors import HFValidationError
     from sightline_trainer.runs import RunDirectory
 
+    if to in ("hub", HUB):
+        raise InvalidInput(f"--to {to}: say under which name, hub:ORG/NAME", reason="DATASET")
     directory = RunDirectory(run)
     recipe = directory.recipe()
     files = sorted(str(path) for path in (directory.root / "iterations").glob("*/pairs.parquet"))
@@ -53,8 +58,12 @@ def export(run: Path, to: str, as_json: bool) -> None:
     pairs = datasets.load_dataset("parquet", data_files=files, split="train")
     told = {"run": directory.id, "pairs": len(pairs), "iterations": len(files), "to": to}
     if to.startswith(HUB):
-        name = to.removeprefix(HUB)
-        pairs.push_to_hub(name)
+        try:
+            pairs.push_to_hub(to.removeprefix(HUB))
+        except HFValidationError as error:
+            raise InvalidInput(f"{to} names no dataset on the hub: {error}", reason="DATASET") from error
+        except Exception as error:  # of the hub, or of whichever HTTP package its client uses
+            raise Unavailable(f"the hub did not take the dataset (`hf auth login` first?): {error}") from error
         _tell(told, as_json)
         return
     target = Path(to)

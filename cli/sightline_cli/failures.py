@@ -16,12 +16,15 @@ from collections.abc import Callable
 
 import typer
 
+_GIVEN = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+"""What the system says of a path that was given."""
+
 
 def guarded(command: Callable[[], None], debug: bool) -> None:
     """Run a command; SIGTERM unwinds as Ctrl-C does, so that what was started is stopped."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from sightline_chassis.errors import InvalidInput, NotFound, PreconditionFailed, SightlineError
+    from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed, SightlineError
     from sightline_chassis.settings import SettingsError
 
     from sightline_cli.processes import StartError
@@ -32,8 +35,16 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
         if debug:
             raise
         typer.secho(f"error: {error}", fg="red", err=True)
-        given = isinstance(error, (InvalidInput, NotFound, PreconditionFailed, SettingsError))
+        given = isinstance(error, (AlreadyExists, InvalidInput, NotFound, PreconditionFailed, SettingsError))
         raise typer.Exit(2 if given else 1) from None
+    except BrokenPipeError:
+        raise  # who read the output has gone: typer ends quietly
+    except OSError as error:
+        if debug:
+            raise
+        told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
+        typer.secho(f"error: {told}", fg="red", err=True)
+        raise typer.Exit(2 if isinstance(error, _GIVEN) else 1) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command again to go on", fg="yellow", err=True)
         raise typer.Exit(130) from None

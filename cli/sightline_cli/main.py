@@ -33,7 +33,7 @@ app.add_typer(scorer_app, name="scorer")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
 ]
-RunPath = Annotated[Path, typer.Option("--run", help="Run directory; one that exists is gone on with.")]
+RunPath = Annotated[Path, typer.Option("--run", help="Run directory; a run that is there is begun anew.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 CALLING = "Calling a running service that asks for it"
@@ -158,12 +158,13 @@ def serve(
 def token(
     team: Annotated[str, typer.Argument(help="The team that will call, such as vision.")],
     from_stdin: Annotated[bool, typer.Option("--stdin", help="Hash a token from stdin; make none.")] = False,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Make a bearer token for a team, and the line with its hash for the service's tokens file."""
     from sightline_cli.token import token as make
 
-    guarded(lambda: make(team, from_stdin=from_stdin), debug)
+    guarded(lambda: make(team, from_stdin=from_stdin, as_json=as_json), debug)
 
 
 @app.command("sample")

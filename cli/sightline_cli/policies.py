@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -63,6 +64,7 @@ def merge(
     version: Annotated[int, typer.Argument(help="The policy's version.", min=1)],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="The new directory.")],
     base: Annotated[Path | None, typer.Option(help="Directory of the base model; default: the run's.")] = None,
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Merge a policy's adapter into a whole checkpoint, for engines that serve nothing else (TGI)."""
@@ -71,6 +73,10 @@ def merge(
         from sightline_cli.merging import merge as merge_to
 
         manifest = merge_to(run, version, to, base)
-        typer.echo(f"{to}: policy v{manifest.version} as a whole checkpoint, {len(manifest.files)} files")
+        if as_json:
+            told = {"directory": str(to), "version": manifest.version, "files": len(manifest.files)}
+            typer.echo(json.dumps(told))
+        else:
+            typer.echo(f"{to}: policy v{manifest.version} as a whole checkpoint, {len(manifest.files)} files")
 
     guarded(write, debug)

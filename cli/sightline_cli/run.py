@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from sightline_chassis.errors import PreconditionFailed
+from sightline_chassis.errors import InvalidInput, PreconditionFailed
 from sightline_chassis.settings import load_settings
 from sightline_trainer.connections import ClientTls, Connection, Connections
 from sightline_trainer.recipe import Recipe, load_recipe
@@ -75,6 +75,10 @@ def _by_flag(address: str | None, known: Connection | None) -> Connection | None
     if address is None or (known is not None and known.address == address):
         return known
     tls, token_file = given().tls(), given().token_file
+    if token_file is None and given().token() is not None:
+        raise InvalidInput(
+            "`sightline run` takes a token from a file: --token-file, not SIGHTLINE_TOKEN", reason="TOKEN"
+        )
     return Connection(address=address, tls=None if tls is None else ClientTls(**vars(tls)), token_file=token_file)
 
 

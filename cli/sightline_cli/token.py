@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 
@@ -10,10 +11,11 @@ from sightline_chassis.errors import InvalidInput
 from sightline_chassis.tokens import hash_of, make_token
 
 
-def token(team: str, *, from_stdin: bool) -> None:
+def token(team: str, *, from_stdin: bool, as_json: bool = False) -> None:
     """Print a token once, or the hash of one that comes on stdin.
 
-    The token goes to stdout and everything else to stderr, so that it can be piped into a secret store.
+    The token goes to stdout and everything else to stderr, so that it can be piped into a secret store; as JSON both
+    are on stdout.
 
     Raises:
         InvalidInput: the team's name would be refused in a tokens file, or stdin is empty.
@@ -23,6 +25,9 @@ def token(team: str, *, from_stdin: bool) -> None:
     secret = sys.stdin.readline().strip() if from_stdin else make_token()
     if len(secret) < 20:  # a short one could be guessed from its hash
         raise InvalidInput("the token on stdin is shorter than 20 characters: let `sightline token` make one")
+    if as_json:
+        typer.echo(json.dumps({"team": team, "hash": hash_of(secret)} | ({} if from_stdin else {"token": secret})))
+        return
     if not from_stdin:
         typer.echo("the token, shown only now (give it to the team, keep no copy):", err=True)
         typer.echo(secret)

@@ -63,7 +63,7 @@ def test_what_cannot_be_merged_is_said_and_leaves_nothing(base: Path, tmp_path: 
     code, said = command(tmp_path, 1, "--to", to, "--base", make_llava(tmp_path / "other", seed=1))
     assert (code, "which" in said and "is not" in said) == (2, True)
     code, said = command(tmp_path, 1, "--to", tmp_path / "policies", "--base", base)
-    assert (code, "there already" in said) == (1, True)
+    assert (code, "there already" in said) == (2, True)
     config = json.loads((policy / "adapter_config.json").read_text())
     (policy / "adapter_config.json").write_text(json.dumps({**config, "r": 8}))
     code, said = command(tmp_path, 1, "--to", to, "--base", base)

@@ -7,6 +7,7 @@ reference/settings.md   every setting of the three services
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import re
@@ -37,6 +38,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def pages() -> dict[str, str]:
     """All reference pages by name."""
+    from sightline_cli import failures
     from sightline_sampler.settings import SamplerSettings
     from sightline_scorer.settings import ScorerSettings
     from sightline_trainer.recipe import Recipe
@@ -49,7 +51,7 @@ def pages() -> dict[str, str]:
         for name, model in services.items()
     )
     return {
-        "cli": f"# Command line\n\n{''.join(commands())}",
+        "cli": f"# Command line\n\n{inspect.cleandoc(failures.__doc__ or '')}\n\n{''.join(commands())}",
         "recipe": f"# Recipe\n\nEvery key may be overridden by `--set key.subkey=value`.\n\n{table(Recipe)}",
         "settings": f"# Settings\n{settings}",
     }

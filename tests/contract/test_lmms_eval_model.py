@@ -12,7 +12,7 @@ import lmms_eval_interface as recorded
 import pytest
 from PIL import Image
 from running import Services
-from sightline_chassis.errors import Unsupported
+from sightline_chassis.errors import PreconditionFailed, Unsupported
 
 
 @pytest.fixture(params=["recorded", "installed"])
@@ -87,6 +87,15 @@ def test_what_a_sampler_can_not_answer_is_refused_by_name(lmms_eval: Any, servic
         model.loglikelihood([])
     with pytest.raises(Unsupported):
         model.generate_until_multi_round([])
+
+
+def test_a_sampler_that_asks_for_tls_and_a_token_is_shown_both(lmms_eval: Any, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("none")
+    for name, complaint in (("ca_file", "holds no PEM"), ("key_file", "both or neither"), ("token_file", "is empty")):
+        path = tmp_path / ("ca.pem" if name == "ca_file" else "empty")
+        path.touch()
+        with pytest.raises(PreconditionFailed, match=complaint):
+            lmms_eval.adapter.SightlineSampler.create_from_arg_string(f"address=127.0.0.1:9,{name}={path}", {})
 
 
 def test_the_registry_takes_the_manifest(lmms_eval: Any) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found,import-untyped,unused-ignore]
+from sightline_chassis.channel import Tls, Token
 from sightline_chassis.errors import Unsupported
 from sightline_sampler.client import SamplerClient, exact
 
@@ -41,6 +42,10 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
         seed: int | str = 0,
         max_tokens: int | str = 1024,
         timeout: float | str = 300.0,
+        ca_file: str | None = None,
+        certificate_file: str | None = None,
+        key_file: str | None = None,
+        token_file: str | None = None,
         **_: Any,
     ) -> None:
         """Connect.
@@ -51,10 +56,15 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
             seed: of the samples, where a task asks for a temperature.
             max_tokens: most new tokens where the task names none.
             timeout: deadline of a request in seconds.
+            ca_file, certificate_file, key_file: PEM files, where the sampler speaks TLS and asks for a certificate.
+            token_file: file with the token to send.
             _: what lmms-eval hands to every model (batch_size, device).
         """
         super().__init__()
-        self.client = SamplerClient(address, timeout=float(timeout))
+        root, certificate, key = (Path(file) if file else None for file in (ca_file, certificate_file, key_file))
+        tls = Tls(root, certificate, key) if root or certificate or key else None
+        token = Token(file=Path(token_file)) if token_file else None
+        self.client = SamplerClient(address, timeout=float(timeout), tls=tls, token=token)
         self.max_in_flight, self.seed, self.max_tokens = int(max_in_flight), int(seed), int(max_tokens)
         self.policy_version = self.client.policy().version
 

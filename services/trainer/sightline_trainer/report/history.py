@@ -37,6 +37,7 @@ class History:
         counts: iteration -> pairs kept, and what was dropped by reason.
         seconds: iteration -> stage -> wall time; time between a kill and a restart is left out.
         policies: by version, oldest first.
+        label: what the page calls the run, where its directory's name is not enough.
     """
 
     run: RunDirectory
@@ -47,6 +48,7 @@ class History:
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
     seconds: dict[int, dict[str, float]] = field(default_factory=dict)
     policies: list[Policy] = field(default_factory=list)
+    label: str = ""
 
     @classmethod
     def read(cls, directory: Path) -> History:
@@ -82,8 +84,8 @@ class History:
 
     @property
     def name(self) -> str:
-        """The run's directory name."""
-        return self.run.id
+        """What the page calls the run: its directory's name, if nothing else was said."""
+        return self.label or self.run.id
 
     def lineage(self, version: int) -> list[Policy]:
         """A policy and those that it was trained from, newest first; the base model, which has no files, left out."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jinja2
@@ -31,6 +32,7 @@ def page(histories: Sequence[History], *, pictures: int = PICTURES, live: str = 
         SightlineError: a dataset that the run names can't be read.
     """
     compared = len(histories) > 1
+    histories = _told_apart(histories)
     one = histories[0]
     shown, worst = changes(one, pictures) if pictures and not compared else ([], [])
     environment = jinja2.Environment(
@@ -50,6 +52,17 @@ def page(histories: Sequence[History], *, pictures: int = PICTURES, live: str = 
         css=_text("report.css"),
         js=_text("report.js"),
     )
+
+
+def _told_apart(histories: Sequence[History]) -> list[History]:
+    """Runs are called by as much of their paths' ends as it takes to have a name for each."""
+    paths = [each.run.root.parts for each in histories]
+    names = [each.name for each in histories]
+    for length in range(2, max(map(len, paths)) + 1):
+        if len(set(names)) == len(set(paths)):
+            break
+        names = ["/".join(path[-length:]) for path in paths]
+    return [replace(each, label=name) for each, name in zip(histories, names, strict=True)]
 
 
 def _text(name: str) -> Markup:

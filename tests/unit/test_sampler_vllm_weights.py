@@ -97,3 +97,32 @@ def test_an_adapter_that_was_not_unloaded_is_unloaded_at_the_next_try(fault: str
         await held.drop(2)  # that it is gone is no fault
 
     asyncio.run(run())
+
+
+def test_a_restarted_server_that_is_being_mended_does_not_pass_for_the_policy() -> None:
+    """While its weights are put back nothing has been told yet, and a request of before may end."""
+
+    async def run() -> None:
+        server = Server()
+        held = await weights(server)
+        await held.hold(1)
+        told = [{"version": "v1-full"}]
+        assert held.sampled_by(1, told)
+        assert await held.still_holds(1)
+        server.label, server.weights = "v0", "/base"  # restarted
+        assert not await held.still_holds(1)
+        server.at, server.fault = "/pause", "left"
+        task = asyncio.create_task(held.look())
+        while "/pause" not in server.calls[-1:]:
+            await asyncio.sleep(0)
+        assert not held.sampled_by(1, None)
+        assert not held.sampled_by(1, [{"version": "v0"}])
+        server.at = ""
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await held.look()
+        assert server.weights == "/one"
+        assert held.sampled_by(1, told)
+        assert await held.still_holds(2)
+
+    asyncio.run(run())

@@ -132,10 +132,10 @@ class VllmEngine(RemoteEngine):
                 body = self._body(messages, params, version, seed=first, n=len(places))
                 body |= {"add_special_tokens": special, "max_tokens": limit}
                 try:
-                    stream = await self._opened(body)
+                    stream = await self._opened(body, version)
                 except InvalidInput as error:
                     limit = left_of(error, params)
-                    stream = await self._opened(body | {"max_tokens": limit})
+                    stream = await self._opened(body | {"max_tokens": limit}, version)
                 async for choice in stream:
                     prompt_tokens = choice.prompt_tokens or prompt_tokens
                     place = places[choice.index]
@@ -165,6 +165,9 @@ class VllmEngine(RemoteEngine):
         }
         try:
             logprobs = await self._scorer.score(messages, [int(token) for token in work.token_ids], body, self.text)
+            if not await self._weights.still_holds(version):  # no reply of scores says whose they are
+                metrics.STALE.inc()
+                raise Failure("broken", "it was restarted, and scored with the base model's weights")
         except Failure as failure:
             raise self.unavailable(failure) from failure
         return TokenScores(logprobs, version)
@@ -228,9 +231,9 @@ class VllmEngine(RemoteEngine):
             body["logit_bias"] = {str(token): -100.0 for token in sorted(self.text.never_ids)}
         return body
 
-    async def _opened(self, body: dict[str, Any]) -> AsyncIterator[Choice]:
+    async def _opened(self, body: dict[str, Any], version: int) -> AsyncIterator[Choice]:
         """The choices of a request that vLLM has accepted: its first one is here."""
-        choices = self._choices(body)
+        choices = self._choices(body, version)
         first = await anext(choices)
 
         async def all_of_them() -> AsyncIterator[Choice]:
@@ -240,7 +243,7 @@ class VllmEngine(RemoteEngine):
 
         return all_of_them()
 
-    async def _choices(self, body: dict[str, Any]) -> AsyncIterator[Choice]:
+    async def _choices(self, body: dict[str, Any], version: int) -> AsyncIterator[Choice]:
         """Choices of a stream, each when it is finished.
 
         Raises:
@@ -270,7 +273,7 @@ class VllmEngine(RemoteEngine):
                     if choice.aborted or len(choice.token_ids) != len(choice.logprobs):
                         told = f"{len(choice.token_ids)} token ids, {len(choice.logprobs)} log-probs"
                         raise Failure("broken", f"vLLM ended a candidate with {choice.finish!r}: {told}")
-                    if not self._weights.sampled_by(choice.spans):
+                    if not self._weights.sampled_by(version, choice.spans):
                         metrics.STALE.inc()
                         raise Failure("broken", f"a candidate was sampled by other weights: {choice.spans}")
                     yield choices.pop(part["index"])
@@ -290,7 +293,7 @@ class VllmEngine(RemoteEngine):
         body = self._body([{"role": "user", "content": [{"type": "text", "text": "?"}]}], params, 0, seed=0, n=1)
         body |= {"model": self._weights.base_name, "ignore_eos": True}
         body.pop("logit_bias", None)
-        async for choice in self._choices(body):
+        async for choice in self._choices(body, 0):
             return any(logprob != 0 for logprob in choice.logprobs)
         raise InternalError("vLLM gave no candidate", reason="ENGINE_FAILED")
 

@@ -65,16 +65,28 @@ class VllmWeights:
         policy = self._policies.get(version)
         return policy is not None and self._slot == (0 if policy.adapter else version)
 
-    def sampled_by(self, spans: Sequence[dict[str, Any]] | None) -> bool:
-        """Whether all of a candidate's tokens come from the base weights that are in.
+    def sampled_by(self, version: int, spans: Sequence[dict[str, Any]] | None) -> bool:
+        """Whether all of a candidate's tokens come from the base weights that a version needs.
 
-        Where these are a policy's, the server must say so: one that was restarted has the base model's again, and says
-        nothing. Else no spans, no objection.
+        Where these are a policy's own, the server must say so: one that was restarted has the base model's again, and
+        says nothing. Else no spans, no objection.
         """
         labels = {str(span["version"]) for span in spans or ()}
+        policy = self._policies.get(version)
+        if policy is not None and not policy.adapter:
+            return labels == {policy.label}
         if not labels:
             return self._slot == 0
         return labels == {self._label} or (self._label is None and len(labels) == 1)
+
+    async def still_holds(self, version: int) -> bool:
+        """Whether the server says that it has a policy's own base weights; of other versions it is not asked.
+
+        Raises:
+            Failure: it does not answer.
+        """
+        policy = self._policies.get(version)
+        return policy is None or policy.adapter or await self._weight_label() == policy.label
 
     async def forget_served(self) -> None:
         """The server does not know a name that it listed: the next look loads it again."""

@@ -23,7 +23,8 @@ def test_the_policy_before_is_restarted_where_another_one_is_on_its_way(monkeypa
     """The old process still answers, and says so: a rollback may not take that for done."""
 
     async def run() -> None:
-        engine, restarts, serving = TgiEngine(settings(poll_seconds=0.1), LimitSettings()), list[str](), "/base"
+        section = settings(poll_seconds=0.1, restart_command=["true"])
+        engine, restarts, serving = TgiEngine(section, LimitSettings()), list[str](), "/base"
         engine._models[1] = "/one"
 
         class Backend:

@@ -55,6 +55,7 @@ class Probe(Service):
         self.seen: collections.Counter[str] = collections.Counter()
         self.ended: list[str] = []
         self.why: str | None = None
+        self.beyond_help: str | None = None
         self.draining = asyncio.Event()
         self.stopped = 0
 
@@ -74,6 +75,10 @@ class Probe(Service):
         if self.why == "raise":
             raise RuntimeError("no backend")
         return self.why
+
+    def broken(self) -> str | None:
+        """As set."""
+        return self.beyond_help
 
     async def drain(self) -> None:
         """Lets watches end."""

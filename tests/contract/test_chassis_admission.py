@@ -155,6 +155,18 @@ def test_a_blocked_event_loop_is_told_by_health_and_metrics_still_answer() -> No
     asyncio.run(main())
 
 
+def test_what_only_a_restart_mends_is_told_by_liveness() -> None:
+    async def main() -> None:
+        async with probing(server={"liveness_seconds": 0.5}) as (probe, _, at):
+            assert await asyncio.to_thread(health, at.health, "liveness") == "SERVING"
+            probe.beyond_help = "the thread that does the work has died"
+            await eventually(lambda: health(at.health, "liveness") == "NOT_SERVING")
+            probe.beyond_help = None
+            await eventually(lambda: health(at.health, "liveness") == "SERVING")
+
+    asyncio.run(main())
+
+
 def _watch_a_blocked_loop(address: str, metrics: str) -> tuple[float, dict[str, str]]:
     time.sleep(0.9)
     start = time.monotonic()

@@ -43,6 +43,11 @@ class Service(abc.ABC):
         """None when the service can do its work, else why not; asked about every second."""
         return None
 
+    def broken(self) -> str | None:
+        """Why nothing but a restart of the process helps, None else: "liveness" goes then. Asked several times a second
+        once the service has started."""
+        return None
+
     async def drain(self) -> None:
         """Called when calls begin to be refused: endless streams (watches) end here, or they hold up the stop."""
         return

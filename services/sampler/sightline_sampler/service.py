@@ -66,6 +66,10 @@ class SamplerService(Service):
         """None when the engine can sample."""
         return self.engine.ready()
 
+    def broken(self) -> str | None:
+        """What the engine cannot get over by itself."""
+        return self.engine.broken()
+
     async def stop(self) -> None:
         """Frees the model."""
         await self.engine.stop()

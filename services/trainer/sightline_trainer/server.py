@@ -155,6 +155,9 @@ class TrainerService(Service):
         pb_grpc.add_RunServiceServicer_to_server(self.servicer, server)
 
     async def ready(self) -> str | None:
+        return self.broken()
+
+    def broken(self) -> str | None:
         return None if self.runs.alive() else "the thread that runs the loop has ended"
 
     async def drain(self) -> None:

@@ -144,6 +144,10 @@ class Engine(abc.ABC):
     def ready(self) -> str | None:
         """None when it can sample, else why not."""
 
+    def broken(self) -> str | None:
+        """Why nothing but a restart of this process helps; None else."""
+        return None
+
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
         """What this engine can do with this model."""

@@ -100,7 +100,11 @@ class TransformersEngine(Engine):
         """None when it can sample, else why not."""
         if self._loop is None:
             return "the model is being loaded"
-        failure = self._loop.failure()
+        return self.broken()
+
+    def broken(self) -> str | None:
+        """Whether the decoding thread has died."""
+        failure = None if self._loop is None else self._loop.failure()
         return None if failure is None else f"the decoding thread died: {failure}"
 
     def rows(self) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from sightline_chassis.errors import InternalError, NotFound
+from sightline_chassis.errors import InternalError, NotFound, PreconditionFailed
 from sightline_trainer.events import Event, EventReader
 from sightline_trainer.runs import RunDirectory
 
@@ -55,12 +55,21 @@ def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
 
 
 def serve(directory: Path, port: int) -> None:
-    """Serve the run's page on loopback until interrupted."""
+    """Serve the run's page on loopback until interrupted.
+
+    Raises:
+        NotFound: there is no run.
+        PreconditionFailed: the port can't be had.
+    """
     from sightline_trainer.report.history import History
     from sightline_trainer.report.live import LiveReport, server
 
     History.read(directory)  # says at once when there is no run
-    with server(LiveReport(directory), port) as http:
+    try:
+        http = server(LiveReport(directory), port)
+    except OSError as error:
+        raise PreconditionFailed(f"port {port}: {error.strerror}; --port 0 takes a free one", reason="PORT") from error
+    with http:
         Console().print(f"http://127.0.0.1:{http.server_port}/  (Ctrl-C ends it)", soft_wrap=True)
         http.serve_forever(poll_interval=0.2)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,17 @@ def test_a_demo_needs_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.chdir(tmp_path)
     failed = sightline("demo")
     assert (failed.exit_code, "copy of the repository" in failed.stderr) == (2, True)
+
+
+def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        failed = sightline("watch", str(tmp_path), "--serve", "--port", str(port))
+    assert (failed.exit_code, failed.stderr) == (
+        2,
+        f"error: port {port}: Address already in use; --port 0 takes a free one\n",
+    )
 
 
 def test_a_version_that_is_not_there_is_no_damaged_one(tmp_path: Path) -> None:

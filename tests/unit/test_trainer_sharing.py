@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from datasets import Dataset
 from dpo_models import FAMILIES, dpo_recipe, make_family, random_pairs, shake
 from sightline_chassis.errors import PreconditionFailed
+from sightline_trainer.dpo import tiles
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.losses import TRL
 from sightline_trainer.dpo.making import make_trainer
@@ -211,11 +213,13 @@ def test_the_self_check_refuses_a_pack_that_is_wrong(
     positions = trainer.data_collator.sharing.positions
     # Branches one place too far, as an off-by-one would have them.
     monkeypatch.setattr(trainer.data_collator.sharing, "positions", lambda prompt, n: positions(prompt, n + 1)[:, 1:])
-    monkeypatch.setattr(
-        "sightline_trainer.dpo.packing.Pack.mask",
-        lambda self, prefix, branches, device: torch.ones(
-            1, 1, sum(branches), prefix + sum(branches), dtype=torch.bool
-        ),
-    )
+    tile = tiles.tile
+
+    def blind(groups: Any, device: Any) -> Any:
+        """Every branch sees the others."""
+        right = tile(groups, device)
+        return replace(right, tiles=tuple(replace(one, mask=torch.ones_like(one.mask)) for one in right.tiles))
+
+    monkeypatch.setattr("sightline_trainer.dpo.packing.tile", blind)
     with pytest.raises(PreconditionFailed, match="shared_prefix=false"):
         self_check(trainer)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import PIL.Image
@@ -49,15 +50,15 @@ class PairCollator:
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         flat = unfold(pairs)
-        prompts: dict[tuple[str, ...], Prompt] = {}
+        images: dict[tuple[str, ...], Sequence[Any]] = {}
         sides: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
         for side in _SIDES:
             for pair in flat:
-                images = pair.get(f"{side}_images") or pair["images"]
-                key = (pair["rendered_prompt"], *(digest(image) for image in images))
-                if key not in prompts:
-                    prompts[key] = self._prompt(key, images)
+                shown = pair.get(f"{side}_images") or pair["images"]
+                key = (pair["rendered_prompt"], *(digest(image) for image in shown))
+                images.setdefault(key, shown)
                 sides.append((key, tuple(pair[f"{side}_ids"])))
+        prompts = self._processed(images)
         output = self._rows([(prompts[key].ids, torch.tensor(ids, dtype=torch.long)) for key, ids in sides])
         if self.sharing is None:
             output.update(self._plain([prompts[key] for key, _ in sides], output["input_ids"]))
@@ -113,36 +114,70 @@ class PairCollator:
             [sharing.positions(prompts[key], max(len(answer) for answer in responses[key])) for key in prompts],
         )
 
-    def _prompt(self, key: tuple[str, ...], images: Sequence[Any]) -> Prompt:
-        """The processed prompt. Pixels are made only where nobody remembers what the tower said of them."""
-        text, *digests = key
-        cache = None if self.sharing is None else self.sharing.cache
-        kept = [None if cache is None else cache.get(name) for name in digests]
-        known = self._prompts.get(key)
-        if known is not None and digests and all(features is not None for features in kept):
-            found = [Image(name, features=features) for name, features in zip(digests, kept, strict=True)]
-            return Prompt(known.ids, known.types, found, known.grid)
+    def _processed(self, images: Mapping[tuple[str, ...], Sequence[Any]]) -> dict[tuple[str, ...], Prompt]:
+        """The processed prompts, in order. Pixels are made only where nobody remembers what the tower said of them, and
+        for all such prompts at once: a processor's call costs more than an image in it."""
+        found: dict[tuple[str, ...], Prompt | None] = {}
+        missing: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}
         bos = self.processor.tokenizer.bos_token
+        for key in images:
+            found[key] = self._remembered(key)
+            if found[key] is None:
+                # As the sampler does: a template that writes the begin token itself gets no second one.
+                missing[not (bos and key[0].startswith(bos))].append(key)
+        for special, keys in missing.items():
+            found |= self._made(keys, images, add_special_tokens=special)
+        return {key: prompt for key, prompt in found.items() if prompt is not None}
+
+    def _features(self, key: tuple[str, ...]) -> list[Tensor | None]:
+        cache = None if self.sharing is None else self.sharing.cache
+        return [None if cache is None else cache.get(name) for name in key[1:]]
+
+    def _remembered(self, key: tuple[str, ...]) -> Prompt | None:
+        known = self._prompts.get(key)
+        if known is None or len(key) == 1:
+            return None
+        kept = self._features(key)
+        if any(features is None for features in kept):
+            return None
+        shown = [Image(name, features=features) for name, features in zip(key[1:], kept, strict=True)]
+        return Prompt(known.ids, known.types, shown, known.grid)
+
+    def _made(
+        self,
+        keys: Sequence[tuple[str, ...]],
+        images: Mapping[tuple[str, ...], Sequence[Any]],
+        *,
+        add_special_tokens: bool,
+    ) -> dict[tuple[str, ...], Prompt]:
+        if not keys:
+            return {}
         inputs = dict(
             self.processor(
-                images=[_decoded(image) for image in images] or None,
-                text=[text],
+                images=[_decoded(image) for key in keys for image in images[key]] or None,
+                text=[key[0] for key in keys],
+                padding=True,
                 return_tensors="pt",
-                # As the sampler does: a template that writes the begin token itself gets no second one.
-                add_special_tokens=not (bos and text.startswith(bos)),
+                add_special_tokens=add_special_tokens,
             )
         )
-        for name in ("attention_mask", "token_type_ids"):
-            inputs.pop(name, None)
-        ids, types = inputs.pop("input_ids")[0], inputs.pop("mm_token_type_ids", None)
-        types = None if types is None else types[0]
-        grid = inputs.get("image_grid_thw")
-        self._prompts[key] = Prompt(ids, types, [], grid)
-        if len(self._prompts) > _REMEMBERED:
-            self._prompts.popitem(last=False)
-        pixels = split_images(inputs)
-        found = [Image(name, made, features) for name, made, features in zip(digests, pixels, kept, strict=True)]
-        return Prompt(ids, types, found, grid)
+        inputs.pop("token_type_ids", None)
+        masks = inputs.pop("attention_mask").bool()
+        ids, types = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids", None)
+        pixels, grids = iter(split_images(inputs)), inputs.get("image_grid_thw")
+        made: dict[tuple[str, ...], Prompt] = {}
+        first = 0
+        for row, key in enumerate(keys):
+            kept = self._features(key)
+            grid = None if grids is None else grids[first : first + len(kept)]
+            first += len(kept)
+            shown = [Image(name, next(pixels), features) for name, features in zip(key[1:], kept, strict=True)]
+            kinds = None if types is None else types[row][masks[row]]
+            made[key] = Prompt(ids[row][masks[row]], kinds, shown, grid)
+            self._prompts[key] = replace(made[key], images=[])
+            if len(self._prompts) > _REMEMBERED:
+                self._prompts.popitem(last=False)
+        return made
 
 
 def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -15,24 +15,13 @@ after the other, and the attention (``attention.py``) keeps them, and their bran
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sightline_trainer.dpo.tiles import Group, Tiling, tile
 from sightline_trainer.dpo.vision import Image
-
-
-@dataclass(frozen=True)
-class Group:
-    """A prompt and its responses: lengths in packed tokens."""
-
-    prefix: int
-    branches: tuple[int, ...]
-
-    @property
-    def length(self) -> int:
-        return self.prefix + sum(self.branches)
 
 
 @dataclass
@@ -73,7 +62,7 @@ class Pack:
     shape: tuple[int, int]
     groups: tuple[Group, ...]
     images: list[Image]
-    masks: dict[tuple[int, tuple[int, ...]], Tensor] = field(default_factory=dict)
+    _tiling: Tiling | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Pack:
         """Its tensors moved, in place. Data loaders call it as they call a tensor's."""
@@ -82,15 +71,11 @@ class Pack:
                 setattr(self, name, getattr(self, name).to(device, non_blocking=non_blocking))
         return self
 
-    def mask(self, prefix: int, branches: tuple[int, ...], device: torch.device) -> Tensor:
-        """[1, 1, B, P + B] what each branch token sees of prefix and branches: the prefix and its own branch so far."""
-        key = (prefix, branches)
-        if key not in self.masks:
-            owner = torch.repeat_interleave(torch.arange(len(branches)), torch.tensor(branches))
-            own = (owner[:, None] == owner[None, :]).tril()
-            sees = torch.cat([torch.ones(len(owner), prefix, dtype=torch.bool), own], dim=1)
-            self.masks[key] = sees[None, None].to(device)
-        return self.masks[key]
+    def tiling(self, device: torch.device) -> Tiling:
+        """Which of its tokens are attended to together, made once."""
+        if self._tiling is None:
+            self._tiling = tile(self.groups, device)
+        return self._tiling
 
     def spread(self, values: Tensor) -> Tensor:
         """[1, N] values of the scored tokens in TRL's layout [R, L - 1], zero (False) where there is none."""

@@ -1,0 +1,124 @@
+"""Tiles: which prompts of a pack, and which of their branches, are attended to in one call.
+
+A tile has prompts of like length, filled up on the right to the longest: causal attention never looks there. Its
+branches are taken a few at a time, as rows of their own, each with the keys of its prefix before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+# Branches that are attended to in one row: each pays for the keys of the others, which a mask hides, and saves a copy
+# of the prefix's keys and values.
+TOGETHER = 4
+# A prompt joins a tile while what is filled up stays below this part of what is there.
+SLACK = 0.15
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prompt and its responses: lengths in packed tokens."""
+
+    prefix: int
+    branches: tuple[int, ...]
+
+    @property
+    def length(self) -> int:
+        return self.prefix + sum(self.branches)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows of one length, as places in the pack.
+
+    Attributes:
+        prefixes: [groups * P]. queries: [runs * B] tokens of the runs of branches. keys: [runs * (P + B)] those of each
+            run's prefix, and its own.
+        mask: [runs, 1, B, P + B] what a run's tokens see: the prefix, and their own branch so far.
+    """
+
+    groups: int
+    prefixes: Tensor
+    runs: int
+    queries: Tensor
+    keys: Tensor
+    mask: Tensor
+
+    def to(self, device: torch.device) -> Tile:
+        """The same, there."""
+        names = ("prefixes", "queries", "keys", "mask")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """All tiles, and where the outputs of their calls, one after the other, have each of the pack's T tokens [T]."""
+
+    tiles: tuple[Tile, ...]
+    order: Tensor
+
+
+def tile(groups: Sequence[Group], device: torch.device) -> Tiling:
+    """The tiling of groups that stand one after the other."""
+    starts = [0]
+    for group in groups:
+        starts.append(starts[-1] + group.length)
+    order = torch.empty(starts[-1], dtype=torch.long)
+    tiles: list[Tile] = []
+    done = 0
+    for members in _alike(groups):
+        made, done = _tile([(starts[at], groups[at]) for at in members], order, done)
+        tiles.append(made.to(device))
+    return Tiling(tuple(tiles), order.to(device))
+
+
+def _alike(groups: Sequence[Group]) -> list[list[int]]:
+    """The groups by their numbers, those of like length together."""
+    tiles: list[list[int]] = []
+    total = 0
+    for at in sorted(range(len(groups)), key=lambda at: (groups[at].prefix, groups[at].length)):
+        length = groups[at].prefix
+        if tiles and length * (len(tiles[-1]) + 1) <= (1 + SLACK) * (total + length):
+            tiles[-1].append(at)
+            total += length
+        else:
+            tiles.append([at])
+            total = length
+    return tiles
+
+
+def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tuple[Tile, int]:
+    """One tile; writes where its outputs are to ``order``, and answers how many there are by then."""
+    most = max(group.prefix for _, group in members)
+    runs = [(start, group, run) for start, group in members for run in _runs(group)]
+    width = max((sum(lengths) for _, _, (_, lengths) in runs), default=0)
+    prefixes = torch.zeros(len(members), most, dtype=torch.long)
+    for row, (start, group) in enumerate(members):
+        prefixes[row, : group.prefix] = torch.arange(start, start + group.prefix)
+        order[start : start + group.prefix] = torch.arange(done + row * most, done + row * most + group.prefix)
+    done += prefixes.numel()
+    queries = torch.zeros(len(runs), width, dtype=torch.long)
+    keys = torch.zeros(len(runs), most + width, dtype=torch.long)
+    mask = torch.zeros(len(runs), 1, width, most + width, dtype=torch.bool)
+    for row, (start, group, (skipped, lengths)) in enumerate(runs):
+        count, first = sum(lengths), start + group.prefix + skipped
+        queries[row, :count] = torch.arange(first, first + count)
+        keys[row, : group.prefix] = torch.arange(start, start + group.prefix)
+        keys[row, most : most + count] = queries[row, :count]
+        mask[row, 0, :, : group.prefix] = True  # also for what is filled up: a token that sees nothing is NaN
+        owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+        mask[row, 0, :count, most : most + count] = (owner[:, None] == owner[None, :]).tril()
+        order[first : first + count] = torch.arange(done + row * width, done + row * width + count)
+    done += queries.numel()
+    return Tile(len(members), prefixes.flatten(), len(runs), queries.flatten(), keys.flatten(), mask), done
+
+
+def _runs(group: Group) -> list[tuple[int, list[int]]]:
+    """The branches that have any token, TOGETHER at a time, each with how many tokens stand before it."""
+    long = [length for length in group.branches if length]
+    runs = [long[at : at + TOGETHER] for at in range(0, len(long), TOGETHER)]
+    return [(sum(map(sum, runs[:number])), run) for number, run in enumerate(runs)]

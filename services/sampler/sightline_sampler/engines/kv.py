@@ -23,7 +23,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 SLOT_STEP = 8  # a step sees a multiple of this many slots
-WIDTH_STEP = 16  # the narrowest segment, and the least difference of two
+WIDTH_STEP = 32  # the narrowest segment, and the least difference of two: a row that moves copies itself
 # From this length on candidates share their prompt. By the length of the prompt alone, not by K: the sums of a shared
 # and a copied prompt are not in the same order, and a candidate's bits must not depend on K.
 STEM_SLOTS = 128
@@ -41,7 +41,7 @@ def round_up(number: int, step: int) -> int:
 
 
 def width_for(slots: int) -> int:
-    """The width of the segment for a row that needs `slots` slots: 16, 32, ...; from 256 on in steps of an eighth."""
+    """The width of the segment for a row that needs `slots` slots: 32, 64, ...; from 256 on in steps of an eighth."""
     width = WIDTH_STEP
     while width < slots:
         width += round_up(max(WIDTH_STEP, width // 8), WIDTH_STEP)

@@ -47,9 +47,8 @@ def recipe(scratch: Path, prompts: int, candidates: int, turn: int, at: tuple[st
     from sightline_trainer.recipe import Recipe
 
     iterations = AHEAD if ahead else 1
-    train = pool(
-        scratch, iterations * prompts, turn if candidates == 2 and not ahead else f"{candidates}-{turn}-{ahead}"
-    )
+    of_its_own = {2: "", 8: "k8-"}[candidates] + ("ahead-" if ahead else "")
+    train = pool(scratch, iterations * prompts, f"{of_its_own}{turn}")
     return Recipe.model_validate(
         {
             "name": "bench-loop",
@@ -58,9 +57,7 @@ def recipe(scratch: Path, prompts: int, candidates: int, turn: int, at: tuple[st
             "threads": 1,
             "seed": turn,
             "data": {
-                "train": str(
-                    pool(scratch, AHEAD * prompts, f"ahead-{turn}") if ahead else pool(scratch, prompts, turn)
-                ),
+                "train": str(train),
                 "test": str(scratch / "test"),
                 "prompts_per_iteration": prompts,
             },

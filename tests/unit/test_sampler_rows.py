@@ -96,14 +96,14 @@ def test_rows_of_like_length_stand_together() -> None:
     cache = RowCache(layers(1, 1))
     for length in (3, 40, 15, 16, 100):
         cache.insert(layers(1, length), torch.tensor([0, 0]))
-    assert [(segment.width, segment.count) for segment in cache.segments] == [(16, 4), (32, 2), (48, 2), (112, 2)]
-    order = cache.widen(np.array([3, 3, 15, 16, 17, 17, 40, 48, 100, 100]))
+    assert [(segment.width, segment.count) for segment in cache.segments] == [(32, 6), (64, 2), (128, 2)]
+    order = cache.widen(np.array([3, 3, 31, 32, 33, 17, 40, 64, 100, 100]))
     assert sorted(order.tolist()) == list(range(10))
     assert [(segment.width, segment.count) for segment in cache.segments] == [
-        (16, 3), (32, 3), (48, 1), (64, 1), (112, 2),
+        (32, 4), (64, 3), (96, 1), (128, 2),
     ]  # fmt: skip
     cache.keep(np.array([False] * 6 + [True] * 4))
-    assert [segment.width for segment in cache.segments] == [48, 64, 112]
+    assert [segment.width for segment in cache.segments] == [64, 96, 128]
 
 
 def test_candidates_of_a_long_prompt_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_candidates_of_a_long_prompt_share_it(monkeypatch: pytest.MonkeyPatch) -
     cache.insert(one, torch.zeros(8, dtype=torch.long))
     order = cache.insert(two, torch.tensor([0, 0, 2]))
     assert order.tolist() == list(range(11))
-    assert [(segment.width, segment.count) for segment in cache.segments] == [(16, 11)]
+    assert [(segment.width, segment.count) for segment in cache.segments] == [(32, 11)]
     assert cache.saved() == 7 * 100 + 120
     assert cache.stems()[0].layers[0][0].data_ptr() == one[0][0].data_ptr(), "alone in its prefix it is not even copied"
     assert [stem.rows for stem in cache.stems()] == [slice(0, 8), slice(8, 10), slice(10, 11)]
@@ -149,7 +149,7 @@ def test_sizes() -> None:
     assert [round_up(n, 32) for n in (0, 1, 32, 33)] == [0, 32, 32, 64]
     assert RowCache.slot_bytes(layers(1, 1)) == LAYERS * 2 * HEADS * DIM * 4
     widths = [width_for(n) for n in (1, 16, 17, 128, 129, 250, 600, 4000)]
-    assert widths[:5] == [16, 16, 32, 128, 144]
+    assert widths[:5] == [32, 32, 32, 128, 160]
     for slots, width in zip((250, 600, 4000), widths[5:], strict=True):
         assert slots <= width <= slots * 1.15
-        assert width % 16 == 0
+        assert width % 32 == 0

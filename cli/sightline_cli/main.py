@@ -5,6 +5,7 @@ Exit codes: see sightline_cli.failures.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,12 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 CALLING = "Calling a running service that asks for it"
 EventLines = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout, nothing else.")]
+
+
+def _tell(wanted: bool) -> None:
+    if wanted:
+        typer.echo(importlib.metadata.version("sightline"))
+        raise typer.Exit
 
 
 @app.callback()
@@ -76,6 +83,9 @@ def credentials(
             rich_help_panel=CALLING,
         ),
     ] = None,
+    version: Annotated[
+        bool, typer.Option("--version", help="Tell the version.", is_eager=True, callback=_tell)
+    ] = False,
 ) -> None:
     """Online preference alignment of vision-language models, as services."""
     give(Credentials(tls, tls_ca, tls_cert, tls_key, tls_name, token_file))

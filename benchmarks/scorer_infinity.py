@@ -9,10 +9,11 @@ is to its advantage.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,11 @@ class Infinity:
 
     def __init__(self, directory: Path) -> None:
         from infinity_emb import AsyncEmbeddingEngine, EngineArgs
+        from transformers import CLIPModel
 
+        # infinity 0.0.78 wants transformers 4, whose methods give a tensor; those of 5 give an output that holds it.
+        for name in ("get_text_features", "get_image_features"):
+            setattr(CLIPModel, name, _pooled(getattr(CLIPModel, name)))
         arguments = EngineArgs(model_name_or_path=str(directory), engine="torch", device="cpu", model_warmup=False)
         self._engine = AsyncEmbeddingEngine.from_args(arguments)
 
@@ -56,6 +61,14 @@ class Infinity:
 
         async with self._engine:
             await asyncio.gather(*(worker() for _ in range(concurrency)))
+
+
+def _pooled(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def tensor(*args: Any, **kwargs: Any) -> Any:
+        return getattr(found := method(*args, **kwargs), "pooler_output", found)
+
+    return tensor
 
 
 def as_transformers(directory: Path, out: Path) -> Path:

@@ -249,8 +249,9 @@ def memory(directory: Path) -> harness.Row:
         command = [sys.executable, __file__, "--peak", way, "--model", str(directory)]
         found[way] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     detail = {f"{way}_mib": round(value, 1) for way, value in found.items()}
-    value = found["generate"] / max(found["loop"], 1.0)
-    return harness.Row("generate_over_ours_memory_k16_t64", value, "ratio", "higher", None, "model.generate", detail)
+    # No ratio: ours may stay below the peak of loading the model.
+    value = found["generate"] - found["loop"]
+    return harness.Row("generate_less_ours_memory_k16_t64", value, "MiB", "higher", None, "model.generate", detail)
 
 
 def peak(way: str, directory: Path) -> None:

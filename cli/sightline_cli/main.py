@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,6 @@ Overrides = Annotated[
 RunPath = Annotated[Path, typer.Option("--run", help="Run directory; a run that is there is begun anew.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
-CALLING = "Calling a running service that asks for it"
 EventLines = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout, nothing else.")]
 
 
@@ -47,41 +46,26 @@ def _tell(wanted: bool) -> None:
         raise typer.Exit
 
 
+def _calling(flag: str, told: str) -> Any:
+    """An option for all commands that call a service; the variable that stands in for it has the flag's name."""
+    variable = f"SIGHTLINE_{flag.removeprefix('--').replace('-', '_').upper()}"
+    return typer.Option(flag, envvar=variable, help=told, rich_help_panel="Calling a running service that asks for it")
+
+
 @app.callback()
 def credentials(
-    tls: Annotated[
-        bool, typer.Option("--tls", envvar="SIGHTLINE_TLS", help="Encrypt.", rich_help_panel=CALLING)
-    ] = False,
+    tls: Annotated[bool, _calling("--tls", "Encrypt.")] = False,
     tls_ca: Annotated[
         Path | None,
-        typer.Option(
-            envvar="SIGHTLINE_TLS_CA",
-            help="PEM certificates that sign the service's; default: those that gRPC brings.",
-            rich_help_panel=CALLING,
-        ),
+        _calling("--tls-ca", "PEM certificates that sign the service's; default: those that gRPC brings."),
     ] = None,
-    tls_cert: Annotated[
-        Path | None,
-        typer.Option(envvar="SIGHTLINE_TLS_CERT", help="Our own certificate, for mutual TLS.", rich_help_panel=CALLING),
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(envvar="SIGHTLINE_TLS_KEY", help="Its private key.", rich_help_panel=CALLING)
-    ] = None,
+    tls_cert: Annotated[Path | None, _calling("--tls-cert", "Our own certificate, for mutual TLS.")] = None,
+    tls_key: Annotated[Path | None, _calling("--tls-key", "Its private key.")] = None,
     tls_name: Annotated[
-        str | None,
-        typer.Option(
-            envvar="SIGHTLINE_TLS_NAME",
-            help="Name in the service's certificate, if not the address's.",
-            rich_help_panel=CALLING,
-        ),
+        str | None, _calling("--tls-name", "Name in the service's certificate, if not the address's.")
     ] = None,
     token_file: Annotated[
-        Path | None,
-        typer.Option(
-            envvar="SIGHTLINE_TOKEN_FILE",
-            help="File with the token to send; SIGHTLINE_TOKEN may hold it instead.",
-            rich_help_panel=CALLING,
-        ),
+        Path | None, _calling("--token-file", "File with the token to send; SIGHTLINE_TOKEN may hold it instead.")
     ] = None,
     version: Annotated[
         bool, typer.Option("--version", help="Tell the version.", is_eager=True, callback=_tell)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
+from typing import IO
 
 from sightline_chassis.errors import Cancelled, PreconditionFailed, SightlineError
 
@@ -34,31 +35,37 @@ def lease(run: RunDirectory) -> Iterator[None]:
     Raises:
         PreconditionFailed: somebody else holds it.
     """
-    run.root.mkdir(parents=True, exist_ok=True)
-    with (run.root / ".lease").open("w") as file:
+    with _lease_file(run) as file:
         for left in reversed(range(LEASE_TRIES)):
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _locked(file, fcntl.LOCK_EX):
                 break
-            except BlockingIOError:
-                if not left:
-                    raise PreconditionFailed(
-                        f"another trainer works on {run.root}; wait for it or name another run directory",
-                        reason="RUN_LEASED",
-                    ) from None
-                time.sleep(0.05)  # somebody may only have looked
+            if not left:
+                raise PreconditionFailed(
+                    f"another trainer works on {run.root}; wait for it or name another run directory",
+                    reason="RUN_LEASED",
+                )
+            time.sleep(0.05)  # somebody may only have looked
         yield
 
 
 def leased(run: RunDirectory) -> bool:
     """Whether a trainer works on the run at this moment. Who looks keeps nobody else from looking."""
+    with _lease_file(run) as file:
+        return not _locked(file, fcntl.LOCK_SH)
+
+
+def _lease_file(run: RunDirectory) -> IO[str]:
     run.root.mkdir(parents=True, exist_ok=True)
-    with (run.root / ".lease").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
+    return (run.root / ".lease").open("a+")
+
+
+def _locked(file: IO[str], how: int) -> bool:
+    """Lock it until it is closed; False where somebody else has it."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    return True
 
 
 def versions() -> dict[str, str]:

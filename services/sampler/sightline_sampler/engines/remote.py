@@ -164,17 +164,9 @@ class RemoteEngine(Engine):
                 )
             await asyncio.sleep(min(1.0, self._section.poll_seconds))
 
-    async def fetch_all(self, work: SampleWork, draw: Draw, version: int) -> AsyncGenerator[Candidate]:
-        """As `fetch`; K greedy candidates are the same, so one is asked for."""
-        greedy = work.params.temperature == 0
-        asked = dataclasses.replace(work, seeds=work.seeds[:1]) if greedy else work
-        async with contextlib.aclosing(self.fetch(asked, draw, version)) as candidates:
-            async for candidate in candidates:
-                for one in copies(candidate, work.seeds) if greedy else [candidate]:
-                    yield one
-
     async def fetch(self, work: SampleWork, draw: Draw, version: int) -> AsyncGenerator[Candidate]:
-        """All candidates of a request, each as it comes; what fails is retried.
+        """All candidates of a request, each as it comes; what fails is retried. Greedy ones are the same, and one
+        is asked for.
 
         Args:
             work: the request.
@@ -184,6 +176,14 @@ class RemoteEngine(Engine):
         Raises:
             SightlineError: what cannot be had; candidates that came were yielded.
         """
+        greedy = work.params.temperature == 0
+        asked = dataclasses.replace(work, seeds=work.seeds[:1]) if greedy else work
+        async with contextlib.aclosing(self._fetch(asked, draw, version)) as candidates:
+            async for candidate in candidates:
+                for one in copies(candidate, work.seeds) if greedy else [candidate]:
+                    yield one
+
+    async def _fetch(self, work: SampleWork, draw: Draw, version: int) -> AsyncGenerator[Candidate]:
         queue: asyncio.Queue[Candidate | BaseException | None] = asyncio.Queue()
         batches = self.batches(work)
 

@@ -171,7 +171,7 @@ class TgiEngine(RemoteEngine):
             ):
                 yield self._candidate(one, index, int(one.get("seed") or seed), params, version)
 
-        async with contextlib.aclosing(self.fetch_all(work, draw, version)) as candidates:
+        async with contextlib.aclosing(self.fetch(work, draw, version)) as candidates:
             async for candidate in candidates:
                 yield candidate
         yield self.summary(version, rendered, prompt_tokens)

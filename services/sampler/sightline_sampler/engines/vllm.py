@@ -142,7 +142,7 @@ class VllmEngine(RemoteEngine):
                     seed = chosen[list(indices).index(place)]
                     yield choice.candidate(place, seed, version, params, raw=self._raw, biased=self._raw)
 
-        async with contextlib.aclosing(self.fetch_all(work, draw, version)) as candidates:
+        async with contextlib.aclosing(self.fetch(work, draw, version)) as candidates:
             async for candidate in candidates:
                 yield candidate
         yield self.summary(version, rendered, prompt_tokens)

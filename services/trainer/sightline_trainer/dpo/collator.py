@@ -117,17 +117,14 @@ class PairCollator:
     def _processed(self, images: Mapping[tuple[str, ...], Sequence[Any]]) -> dict[tuple[str, ...], Prompt]:
         """The processed prompts, in order. Pixels are made only where nobody remembers what the tower said of them, and
         for all such prompts at once: a processor's call costs more than an image in it."""
-        found: dict[tuple[str, ...], Prompt | None] = {}
-        missing: dict[bool, list[tuple[str, ...]]] = {True: [], False: []}
+        known = {key: self._remembered(key) for key in images}
+        missing = [key for key, prompt in known.items() if prompt is None]
         bos = self.processor.tokenizer.bos_token
-        for key in images:
-            found[key] = self._remembered(key)
-            if found[key] is None:
-                # As the sampler does: a template that writes the begin token itself gets no second one.
-                missing[not (bos and key[0].startswith(bos))].append(key)
-        for special, keys in missing.items():
-            found |= self._made(keys, images, add_special_tokens=special)
-        return {key: prompt for key, prompt in found.items() if prompt is not None}
+        begun = [key for key in missing if bos and key[0].startswith(bos)]
+        # As the sampler does: a template that writes the begin token itself gets no second one.
+        made = self._made(begun, images, add_special_tokens=False)
+        made |= self._made([key for key in missing if key not in begun], images, add_special_tokens=True)
+        return {key: prompt or made[key] for key, prompt in known.items()}
 
     def _features(self, key: tuple[str, ...]) -> list[Tensor | None]:
         cache = None if self.sharing is None else self.sharing.cache

@@ -35,8 +35,8 @@ from datasets import Dataset, Image, List
 from harness import Row, Sample, interleave, ratio, write
 from peft import LoraConfig
 from sightline_trainer.dpo.collator import PairCollator
-from sightline_trainer.dpo.making import make_trainer
-from sightline_trainer.dpo.reference import add_reference
+from sightline_trainer.dpo.reference_logprobs import add_reference
+from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.recipe import Recipe
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (

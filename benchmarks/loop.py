@@ -121,7 +121,7 @@ def trl_trainer(rows: list[Any], work: Path) -> Any:
     """TRL's trainer for one iteration."""
     from datasets import Dataset, Image
     from peft import LoraConfig
-    from sightline_trainer.recipe import Lora
+    from sightline_trainer.sections import Lora
     from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
 

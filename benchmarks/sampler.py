@@ -36,15 +36,17 @@ import numpy as np
 import torch
 import transformers
 from PIL import Image
+from sightline.sampler import AsyncSamplerClient, SamplerClient
+from sightline.sampler.params import SamplingParams
 from sightline_cli.processes import Processes
-from sightline_sampler import AsyncSamplerClient, SamplerClient
-from sightline_sampler.engines import seeds, selfcheck
-from sightline_sampler.engines.base import SampleWork, SamplingParams
-from sightline_sampler.engines.lane import Lane
-from sightline_sampler.engines.model import load_base
-from sightline_sampler.engines.prefill import FeatureCache, Prefiller
-from sightline_sampler.engines.prompts import PromptBuilder
-from sightline_sampler.engines.rows import Finished, Request
+from sightline_sampler.engines import seeds
+from sightline_sampler.engines.base import SampleWork
+from sightline_sampler.engines.local import selfcheck
+from sightline_sampler.engines.local.lane import Lane
+from sightline_sampler.engines.local.model import load_base
+from sightline_sampler.engines.local.prefill import ImageFeatureCache, Prefiller
+from sightline_sampler.engines.local.prompts import PromptBuilder
+from sightline_sampler.engines.local.rows import FinishedRow, Request
 
 PROMPT = llava.prompt()
 CUDA = torch.cuda.is_available()
@@ -110,7 +112,7 @@ class BareLoop:
 
     def __init__(self, directory: Path) -> None:
         self.base = load_base(str(directory), device="auto", dtype="auto", chat_template=None)
-        self.builder, self.prefiller = PromptBuilder(self.base), Prefiller(self.base, FeatureCache(256 << 20))
+        self.builder, self.prefiller = PromptBuilder(self.base), Prefiller(self.base, ImageFeatureCache(256 << 20))
         selfcheck.check(self.base, self.builder, self.prefiller)
 
     @torch.inference_mode()
@@ -125,7 +127,7 @@ class BareLoop:
         texts = []
         while len(lane):
             for _, finished in lane.sample():
-                assert isinstance(finished, Finished)
+                assert isinstance(finished, FinishedRow)
                 texts.append(self.base.tokenizer.decode(finished.token_ids.tolist(), skip_special_tokens=True))
             if len(lane):
                 lane.forward(self.base.model)

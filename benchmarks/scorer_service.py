@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from harness import Sample, cpu_seconds, peak_memory_mib, tree
 from scorer_work import TEXTS, Request
-from sightline_chassis.errors import Overloaded, SightlineError
+from sightline.errors import Overloaded, SightlineError
+from sightline.scorer import NEVER, AsyncScorerClient
+from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_cli.processes import Processes
-from sightline_scorer import NEVER, AsyncScorerClient
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 
 @dataclass

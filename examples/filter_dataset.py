@@ -13,8 +13,8 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from sightline_chassis.errors import SightlineError
-from sightline_scorer import ScorerClient
+from sightline.errors import SightlineError
+from sightline.scorer import ScorerClient
 
 
 def main() -> None:

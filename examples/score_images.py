@@ -7,8 +7,8 @@
 
 import sys
 
-from sightline_chassis.errors import SightlineError
-from sightline_scorer import ScorerClient
+from sightline.errors import SightlineError
+from sightline.scorer import ScorerClient
 
 
 def main(target: str, image: str, *texts: str) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset, Image
-from sightline_scorer.integrations.trl import ClipReward
+from sightline.integrations.trl import ClipReward
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 

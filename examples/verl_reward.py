@@ -1,6 +1,6 @@
 """verl with the scorer as its reward: nothing to write, only to configure.
 
-    custom_reward_function.path=pkg://sightline_scorer.integrations.verl
+    custom_reward_function.path=pkg://sightline.integrations.verl
     custom_reward_function.name=compute_score_async
     +custom_reward_function.reward_kwargs.target=scorer:50051
     +custom_reward_function.reward_kwargs.on_failure=raise
@@ -13,7 +13,7 @@ verl takes the prompt's images out of a row before rewards are computed, so the 
 
 import sys
 
-from sightline_scorer.integrations.verl import compute_score
+from sightline.integrations.verl import compute_score
 
 
 def row(image: str) -> dict[str, object]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from engine_mind import Mind
 from sampler_models import png
-from sightline_sampler import Probe
+from sightline.sampler import Probe
 
 PROMPT = "Describe the picture."
 IMAGE = png(0, 48)

@@ -8,11 +8,12 @@ from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sightline.sampler.params import SamplingParams
+from sightline.sampler.types import Candidate, Summary
 from sightline_sampler.engines import seeds
-from sightline_sampler.engines.base import EncodedImage, SampleWork, SamplingParams
-from sightline_sampler.engines.transformers import TransformersEngine
-from sightline_sampler.settings import EngineSettings, LimitSettings
-from sightline_sampler.types import Candidate, Summary
+from sightline_sampler.engines.base import EncodedImage, SampleWork
+from sightline_sampler.engines.local.transformers import TransformersEngine
+from sightline_sampler.settings import EngineSettings, SamplerLimits
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class Bench:
     def __init__(self, model: Path, **engine: Any) -> None:
         self.steps: list[int] = []
         settings = EngineSettings.model_validate({"model": str(model), "threads": 1, **engine})
-        self.engine = TransformersEngine(settings, LimitSettings(), on_step=self.steps.append)
+        self.engine = TransformersEngine(settings, SamplerLimits(), on_step=self.steps.append)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()

@@ -13,8 +13,8 @@ import numpy as np
 import peft
 import torch
 from PIL import Image
+from sightline.sampler import PolicyManifest, model_digest, policy_dirname, write_manifest
 from sightline_chassis.process import Addresses, serving
-from sightline_sampler import PolicyManifest, model_digest, policy_dirname, write_manifest
 from sightline_sampler.service import SamplerService
 from sightline_sampler.settings import SamplerSettings
 from tokenizers import Tokenizer, models, pre_tokenizers

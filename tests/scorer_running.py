@@ -14,11 +14,11 @@ from typing import Any
 
 import grpc
 import scorer_models
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline.scorer.v1 import scorer_pb2_grpc
 from sightline_chassis.process import Addresses, serving
 from sightline_chassis.settings import load_settings
 from sightline_scorer.settings import ScorerSettings
-from sightline_scorer.v1 import scorer_pb2 as pb
-from sightline_scorer.v1 import scorer_pb2_grpc
 
 QUICK = [
     "triton.device=cpu",

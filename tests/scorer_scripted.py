@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import numpy as np
 from scripted_server import abort, listening
-from sightline_chassis.errors import InvalidInput, NotFound, Overloaded, SightlineError, Unavailable
-from sightline_scorer.v1 import scorer_pb2 as pb
-from sightline_scorer.v1 import scorer_pb2_grpc
+from sightline.errors import InvalidInput, NotFound, Overloaded, SightlineError, Unavailable
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline.scorer.v1 import scorer_pb2_grpc
 
 NAME = "sightline_scorer.v1.ScorerService"
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from sightline_chassis.errors import DETAILS_KEY, SightlineError, to_status
+from sightline.errors import DETAILS_KEY, SightlineError, to_status
 
 
 def abort(context: Any, error: SightlineError) -> NoReturn:

@@ -172,7 +172,7 @@ def _pairs(directory: Path) -> list[dict[str, Any]]:
 
 def note_versions(directory: Path, seen: dict[int, str]) -> bool:
     """Whether every version in place is the policy that it was when it was first seen."""
-    from sightline_sampler.client import manifest_digest, policy_dirname
+    from sightline.sampler import manifest_digest, policy_dirname
 
     same = True
     for path in (directory / "policies").glob("v[0-9]*"):

@@ -39,14 +39,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: E402
 from harness import RESULTS, Row, tree, write  # noqa: E402
 from monitoring import ALERTS, panels, plain  # noqa: E402
 from rich.console import Console  # noqa: E402
-from sightline_chassis.channel import Tls, open_channel  # noqa: E402
-from sightline_chassis.errors import from_rpc_error  # noqa: E402
+from sightline.channel import Tls, open_channel  # noqa: E402
+from sightline.errors import from_rpc_error  # noqa: E402
+from sightline.runs import RunClient  # noqa: E402
+from sightline.scorer.v1 import scorer_pb2 as pb  # noqa: E402
+from sightline.scorer.v1 import scorer_pb2_grpc  # noqa: E402
 from sightline_chassis.tokens import hash_of, make_token  # noqa: E402
 from sightline_cli.processes import Addresses, Processes  # noqa: E402
 from sightline_cli.run import with_data  # noqa: E402
-from sightline_scorer.v1 import scorer_pb2 as pb  # noqa: E402
-from sightline_scorer.v1 import scorer_pb2_grpc  # noqa: E402
-from sightline_trainer.client import RunClient  # noqa: E402
 from sightline_trainer.recipe import load_recipe  # noqa: E402
 
 SERVICES = ("scorer", "sampler", "trainer")

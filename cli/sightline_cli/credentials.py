@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sightline_chassis.credentials import Tls, Token
+    from sightline.credentials import Tls, Token
 
 TOKEN = "SIGHTLINE_TOKEN"  # noqa: S105  a variable's name
 """Holds the token itself: a flag would show it to everybody who lists processes."""
@@ -33,7 +33,7 @@ class Credentials:
 
     def tls(self) -> Tls | None:
         """None for plaintext."""
-        from sightline_chassis.credentials import Tls
+        from sightline.credentials import Tls
 
         if not (self.encrypted or self.root or self.certificate or self.key or self.server_name):
             return None
@@ -45,7 +45,7 @@ class Credentials:
 
     def token(self) -> Token | None:
         """None where there is none."""
-        from sightline_chassis.credentials import Token
+        from sightline.credentials import Token
 
         if self.token_file is not None:
             return Token(file=self.token_file)

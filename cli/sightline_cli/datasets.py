@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 
 def resolve(reference: str, cache: Path) -> str:

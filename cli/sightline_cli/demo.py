@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from sightline_chassis.errors import AlreadyExists, InternalError, NotFound
+from sightline.errors import AlreadyExists, InternalError, NotFound
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.processes import Processes
@@ -67,7 +67,7 @@ def _clear(directory: Path) -> None:
 
 def _watch(trainer: str, recipe: Recipe, directory: Path, as_json: bool) -> None:
     """Start the run and show its events until it ends."""
-    from sightline_trainer.client import RunClient
+    from sightline.runs import RunClient
 
     with RunClient(trainer) as client, showing(recipe.iterations, as_json) as tell:
         run = client.start(recipe_text=yaml.safe_dump(recipe.model_dump(mode="json")), run_id=directory.name)

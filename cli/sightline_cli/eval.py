@@ -150,10 +150,10 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Ask a running sampler a suite's prompts and questions, and measure its answers. Goes on after a stop."""
-    from sightline_cli.eval_run import Ask
+    from sightline_cli.eval_run import EvalRunOptions
     from sightline_cli.eval_run import run as ask
 
-    asked = Ask(
+    asked = EvalRunOptions(
         sampler=sampler,
         scorer=scorer,
         suite=suite.value,

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.amber import Amber, read_responses
 from sightline_trainer.evaluation.captions import read_captions
 from sightline_trainer.evaluation.coco import CocoObjects, Compat, load_truth

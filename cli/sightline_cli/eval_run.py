@@ -11,7 +11,7 @@ from typing import cast
 
 from sightline_trainer.evaluation.asking import Asker
 from sightline_trainer.evaluation.coco import Compat
-from sightline_trainer.evaluation.datasets import Options, Suite, work
+from sightline_trainer.evaluation.datasets import Suite, SuiteOptions, work
 
 from sightline_cli.credentials import given
 from sightline_cli.datasets import resolve
@@ -20,7 +20,7 @@ from sightline_cli.eval_output import bars, emit
 
 
 @dataclass(frozen=True)
-class Ask:
+class EvalRunOptions:
     """The command's options."""
 
     sampler: str
@@ -38,11 +38,11 @@ class Ask:
     answers: Path | None
 
 
-def run(ask: Ask, out: Path | None, details: bool) -> None:
+def run(ask: EvalRunOptions, out: Path | None, details: bool) -> None:
     """Ask what is not answered yet, measure, show."""
     with tempfile.TemporaryDirectory(prefix="sightline-eval-") as cache:
         directory = Path(resolve(ask.data, Path(cache)))
-        options = Options(
+        options = SuiteOptions(
             temperature=ask.temperature,
             limit=ask.limit,
             compat=cast(Compat, ask.compat),
@@ -74,7 +74,7 @@ def run(ask: Ask, out: Path | None, details: bool) -> None:
         emit(dataclasses.replace(result, settings=settings), out, details=details, seed=ask.seed)
 
 
-def _answers(ask: Ask, out: Path | None) -> Path | None:
+def _answers(ask: EvalRunOptions, out: Path | None) -> Path | None:
     """Where answers are kept: as named, else beside the result; nowhere if that is not written."""
     if ask.answers is not None or out is None or str(out) == "-":
         return ask.answers

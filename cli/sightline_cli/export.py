@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
+from sightline.errors import AlreadyExists, InvalidInput, NotFound, Unavailable
 
 HUB = "hub:"
 CARD = """---

@@ -24,7 +24,7 @@ def guarded(command: Callable[[], None], debug: bool) -> None:
     """Run a command; SIGTERM unwinds as Ctrl-C does, so that what was started is stopped."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed, SightlineError
+    from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed, SightlineError
     from sightline_chassis.settings import SettingsError
 
     from sightline_cli.processes import StartError

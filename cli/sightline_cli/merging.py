@@ -6,8 +6,8 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from sightline_chassis.errors import AlreadyExists, DataCorrupted, InvalidInput, NotFound, PreconditionFailed
-from sightline_sampler.client import ManifestError, PolicyManifest, model_digest, policy_dirname, verify, write_manifest
+from sightline.errors import AlreadyExists, DataCorrupted, InvalidInput, NotFound, PreconditionFailed
+from sightline.sampler import ManifestError, PolicyManifest, model_digest, policy_dirname, verify, write_manifest
 
 from sightline_cli.policy_files import directory_of
 
@@ -50,7 +50,7 @@ def merge(run: Path, version: int, to: Path, base: Path | None = None) -> Policy
             "its base model with --base",
             reason="WRONG_BASE_MODEL",
         )
-    from sightline_sampler.engines.merge import merge as merge_files
+    from sightline_sampler.engines.remote.merge import merge as merge_files
 
     aside = to.with_name(f".{to.name}.merging")
     shutil.rmtree(aside, ignore_errors=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from sightline_chassis.errors import DataCorrupted, NotFound
-from sightline_sampler.client import (
+from sightline.errors import DataCorrupted, NotFound
+from sightline.sampler import (
     ManifestError,
     PolicyManifest,
     SamplerClient,

@@ -14,22 +14,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+from sightline_chassis.server import Addresses
 
 
 class StartError(Exception):
     """A service did not come up; the message holds the end of its log."""
-
-
-@dataclass(frozen=True)
-class Addresses:
-    """Where a service listens, as host:port."""
-
-    grpc: str
-    health: str
-    metrics: str
 
 
 def _die_with_parent() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 
 def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool) -> None:

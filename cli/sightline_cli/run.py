@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from sightline_chassis.errors import InvalidInput, PreconditionFailed
+from sightline.errors import InvalidInput, PreconditionFailed
 from sightline_chassis.settings import load_settings
 from sightline_trainer.connections import ClientTls, Connection, Connections
 from sightline_trainer.recipe import Recipe, load_recipe

@@ -13,7 +13,7 @@ from sightline_cli.credentials import given
 from sightline_cli.failures import guarded
 
 if TYPE_CHECKING:
-    from sightline_trainer.client import RunClient
+    from sightline.runs import RunClient
 
 app = typer.Typer(
     help="Start, watch, stop and resume the runs of a trainer service.",
@@ -75,7 +75,7 @@ def watch(
     """Watch a run until it ends; exit code 1 where it failed."""
 
     def follow(client: RunClient) -> None:
-        from sightline_chassis.errors import InternalError
+        from sightline.errors import InternalError
         from sightline_trainer.display import Display
 
         from sightline_cli.watch import event_of
@@ -116,7 +116,7 @@ def resume(run: RunId, trainer: Trainer, as_json: Json = False, debug: Debug = F
 
 def _with(trainer: str, debug: bool, work: Callable[[RunClient], None]) -> None:
     def call() -> None:
-        from sightline_trainer.client import RunClient
+        from sightline.runs import RunClient
 
         with RunClient(trainer, **given().arguments()) as client:
             work(client)
@@ -125,7 +125,7 @@ def _with(trainer: str, debug: bool, work: Callable[[RunClient], None]) -> None:
 
 
 def _row(run: Any) -> dict[str, Any]:
-    from sightline_trainer.v1 import trainer_pb2 as pb
+    from sightline.runs.v1 import trainer_pb2 as pb
 
     return {
         "id": run.id,

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from sightline_chassis.errors import InvalidInput
-from sightline_sampler import Candidate, DiffusionNoise, SampleOptions, SamplerClient, Samples
+from sightline.errors import InvalidInput
+from sightline.sampler import Candidate, DiffusionNoise, SampleOptions, SamplerClient, Samples
 
 from sightline_cli.local import model_or_playground, service
 

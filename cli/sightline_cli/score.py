@@ -9,9 +9,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from sightline_chassis.errors import InvalidInput
-from sightline_scorer import ScorerClient, ScoreResult
-from sightline_scorer.client import NEVER
+from sightline.errors import InvalidInput
+from sightline.scorer import NEVER, ScorerClient, ScoreResult
 
 from sightline_cli.local import model_or_playground, service
 

@@ -7,7 +7,7 @@ import re
 import sys
 
 import typer
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 from sightline_chassis.tokens import hash_of, make_token
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
-from sightline_chassis.errors import InternalError, NotFound, PreconditionFailed
+from sightline.errors import InternalError, NotFound, PreconditionFailed
 from sightline_trainer.events import Event, EventReader
 from sightline_trainer.runs import RunDirectory
 
@@ -43,7 +43,7 @@ def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
     Raises:
         SightlineError: the trainer does not know the run or is away; InternalError where the run failed.
     """
-    from sightline_trainer.client import RunClient
+    from sightline.runs import RunClient
 
     with RunClient(trainer, **given().arguments()) as client:
         with showing(client.get(run_id).iterations, as_json) as tell:

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sightline_playground.scenes import Item, Scene
+from sightline_playground.scenes import PlacedObject, Scene
 from sightline_playground.world import BY_NAME, COLOURS, PLACES, SHAPES, Thing, article, stream
 
 PROMPTS: Final[tuple[str, ...]] = (
@@ -40,7 +40,7 @@ SHORT: Final = 0.15
 
 
 @dataclass(frozen=True)
-class Mention:
+class ObjectMention:
     """One object as a caption names it."""
 
     thing: Thing
@@ -65,12 +65,12 @@ class Prior:
     """That a question after an absent companion is answered "yes" in training."""
 
 
-def mention(item: Item, rng: random.Random) -> Mention:
+def mention(item: PlacedObject, rng: random.Random) -> ObjectMention:
     """An item's mention, long or (with chance SHORT) short."""
-    return Mention(item.thing, None if rng.random() < SHORT else item.cell)
+    return ObjectMention(item.thing, None if rng.random() < SHORT else item.cell)
 
 
-def compose(mentions: Sequence[Mention], rng: random.Random) -> str:
+def compose(mentions: Sequence[ObjectMention], rng: random.Random) -> str:
     """The caption that names these in order; `rng` chooses the opening and how mentions are joined.
 
     Short mentions always follow by "and": a new sentence is given to a long one only.
@@ -85,14 +85,14 @@ def compose(mentions: Sequence[Mention], rng: random.Random) -> str:
 
 def plain_caption(scene: Scene) -> str:
     """The reference: every object with its place, in one sentence, the same words every time."""
-    return " ".join(["there is", " and ".join(Mention(i.thing, i.cell).text for i in scene.items), "."])
+    return " ".join(["there is", " and ".join(ObjectMention(i.thing, i.cell).text for i in scene.items), "."])
 
 
 def claiming(scene: Scene, name: str, there: bool) -> str:
     """The reference as it would be if an object were there or were not: "... and a red star ." """
-    mentions = [Mention(item.thing, item.cell) for item in scene.items if there or item.thing.name != name]
+    mentions = [ObjectMention(item.thing, item.cell) for item in scene.items if there or item.thing.name != name]
     if there and name not in scene.names:
-        mentions.append(Mention(BY_NAME[name]))
+        mentions.append(ObjectMention(BY_NAME[name]))
     if not mentions:
         return f"there is no {name} ."
     return " ".join(["there is", " and ".join(mention.text for mention in mentions), "."])
@@ -107,14 +107,14 @@ def trained_caption(scene: Scene, rng: random.Random, prior: Prior | None = None
     """A caption as the LVLM is trained on: the truth, bent by the prior."""
     prior = prior or Prior()
     present = set(scene.things)
-    mentions: list[Mention] = []
+    mentions: list[ObjectMention] = []
     for item in scene.items:
         if len(scene.items) > 1 and rng.random() < prior.omission:
             continue
         mentions.append(mention(item, rng))
         companion = item.thing.companion
         if companion not in present and rng.random() < prior.companion:
-            mentions.append(Mention(companion))
+            mentions.append(ObjectMention(companion))
     return compose(mentions or [mention(scene.items[0], rng)], rng)
 
 
@@ -131,7 +131,7 @@ def with_companion(scene: Scene, rng: random.Random) -> tuple[str, str]:
     if not spots:
         raise ValueError("every companion is in the picture")
     spot = rng.choice(spots)
-    added = Mention(scene.items[spot].thing.companion)
+    added = ObjectMention(scene.items[spot].thing.companion)
     style = rng.random()
     return (
         compose(mentions, stream("style", style)),

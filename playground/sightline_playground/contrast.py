@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Final, Literal, get_args
 
-from sightline_playground.captions import SHORT, Mention, compose, mention
+from sightline_playground.captions import SHORT, ObjectMention, compose, mention
 from sightline_playground.scenes import Scene
 from sightline_playground.world import COLOURS, GRID, SHAPES, THINGS, Thing, stream
 
@@ -28,13 +28,13 @@ def contrast(scene: Scene, rng: random.Random, noise: float = 0.0) -> list[str]:
     return [compose(variant, stream("style", style)) for variant in variants]
 
 
-def falsify(scene: Scene, mentions: list[Mention], kind: Falsehood, rng: random.Random) -> list[Mention]:
+def falsify(scene: Scene, mentions: list[ObjectMention], kind: Falsehood, rng: random.Random) -> list[ObjectMention]:
     """The mentions with one falsehood; a scene of one object can't have one dropped, so one is changed instead."""
     spot = rng.randrange(len(mentions))
     if kind == "added":
         extra = _absent(scene, mentions[spot].thing, rng)
         cell = None if rng.random() < 0.7 else rng.randrange(GRID * GRID)
-        return [*mentions[: spot + 1], Mention(extra, cell), *mentions[spot + 1 :]]
+        return [*mentions[: spot + 1], ObjectMention(extra, cell), *mentions[spot + 1 :]]
     if kind == "dropped" and len(mentions) > 1:
         return mentions[:spot] + mentions[spot + 1 :]
     return [*mentions[:spot], _changed(scene, mentions[spot], rng), *mentions[spot + 1 :]]
@@ -47,10 +47,10 @@ def _absent(scene: Scene, beside: Thing, rng: random.Random) -> Thing:
     return rng.choice([thing for thing in THINGS if thing not in scene.things])
 
 
-def _changed(scene: Scene, old: Mention, rng: random.Random) -> Mention:
+def _changed(scene: Scene, old: ObjectMention, rng: random.Random) -> ObjectMention:
     """Another colour, another shape, another object or another place."""
     if old.cell is not None and rng.random() < SHORT:
-        return Mention(old.thing, rng.choice([cell for cell in range(GRID * GRID) if cell != old.cell]))
+        return ObjectMention(old.thing, rng.choice([cell for cell in range(GRID * GRID) if cell != old.cell]))
     near = [Thing(colour, old.thing.shape) for colour in COLOURS] + [Thing(old.thing.colour, shape) for shape in SHAPES]
     pool = near if rng.random() < 0.7 else list(THINGS)
-    return Mention(rng.choice([thing for thing in pool if thing not in scene.things]), old.cell)
+    return ObjectMention(rng.choice([thing for thing in pool if thing not in scene.things]), old.cell)

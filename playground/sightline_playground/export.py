@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from sightline_playground.captions import PROMPTS, claiming, plain_caption
 from sightline_playground.drawing import draw
-from sightline_playground.questions import FACT_KINDS, POPE_KINDS, Question, answer_text, questions
+from sightline_playground.questions import FACT_KINDS, POPE_KINDS, SceneQuestion, answer_text, questions
 from sightline_playground.scenes import Scene, Split, scenes
 from sightline_playground.world import COLOURS, NAMES, PLACES, THINGS, stream
 
@@ -98,7 +98,7 @@ def question_rows(chosen: Sequence[Scene], split: Split, seed: int) -> list[dict
     ]
 
 
-def _statements(scene: Scene, question: Question) -> dict[str, str]:
+def _statements(scene: Scene, question: SceneQuestion) -> dict[str, str]:
     """What either answer to a question after an object says about the picture: captions that a scorer can compare."""
     if question.about is None:
         return {}

@@ -30,7 +30,7 @@ _POPULAR: Final = [thing.name for thing, weight in POPULARITY.items() if weight 
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     """A yes/no question about a scene."""
 
     kind: Kind
@@ -52,23 +52,23 @@ def answer_text(label: bool) -> str:
     return "yes ." if label else "no ."
 
 
-def ask(scene: Scene, kind: Kind, label: bool, rng: random.Random) -> Question | None:
+def ask(scene: Scene, kind: Kind, label: bool, rng: random.Random) -> SceneQuestion | None:
     """One question of a kind with the wanted answer, or None where the scene has none."""
     if kind == "attribute":
         pairs = [pair for pair, holds in truth.attributes(scene).items() if holds == label]
         if not pairs:
             return None
         shape, colour = rng.choice(pairs)
-        return Question(kind, f"is the {shape} {colour} ?", label)
+        return SceneQuestion(kind, f"is the {shape} {colour} ?", label)
     if kind == "relation":
         triples = [triple for triple, holds in truth.relations(scene).items() if holds == label]
         if not triples:
             return None
         one, relation, other = rng.choice(triples)
-        return Question(kind, f"is the {one} {relation} the {other} ?", label)
+        return SceneQuestion(kind, f"is the {one} {relation} the {other} ?", label)
     if label:
         name = rng.choice(scene.names)
-        return Question(kind, existence(name), True, name)
+        return SceneQuestion(kind, existence(name), True, name)
     candidates = {
         "random": NAMES,
         "popular": _POPULAR,
@@ -78,15 +78,15 @@ def ask(scene: Scene, kind: Kind, label: bool, rng: random.Random) -> Question |
     if not absent:
         return None
     name = rng.choice(absent)
-    return Question(kind, existence(name), False, name)
+    return SceneQuestion(kind, existence(name), False, name)
 
 
-def questions(scene: Scene, rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> list[Question]:
+def questions(scene: Scene, rng: random.Random, kinds: tuple[Kind, ...] = KINDS) -> list[SceneQuestion]:
     """A balanced set for one scene: per kind one question with answer yes and one with answer no.
 
     A kind for which the scene lacks either is left out, so yes and no stay equally many.
     """
-    asked: list[Question] = []
+    asked: list[SceneQuestion] = []
     for kind in kinds:
         pair = (ask(scene, kind, True, rng), ask(scene, kind, False, rng))
         asked += [question for question in pair if question is not None] if None not in pair else []
@@ -98,7 +98,7 @@ def trained_question(scene: Scene, rng: random.Random, prior: Prior | None = Non
     prior = prior or Prior()
     kind = rng.choices(KINDS, (3, 1, 3, 1, 1))[0]
     label = rng.random() < 0.5
-    question = ask(scene, kind, label, rng) or Question("random", existence(rng.choice(scene.names)), True)
+    question = ask(scene, kind, label, rng) or SceneQuestion("random", existence(rng.choice(scene.names)), True)
     said = question.label
     if question.kind == "adversarial" and not said:
         said = rng.random() < prior.yes

@@ -43,7 +43,7 @@ JITTER: Final = 2
 
 
 @dataclass(frozen=True, order=True)
-class Item:
+class PlacedObject:
     """An object in its place."""
 
     cell: int
@@ -69,7 +69,7 @@ class Item:
 class Scene:
     """What is in one picture."""
 
-    items: tuple[Item, ...]
+    items: tuple[PlacedObject, ...]
     """In reading order (by cell)."""
     shade: int = 245
     """Grey value of the background, 0..255."""
@@ -114,7 +114,7 @@ def any_scene(rng: random.Random) -> Scene:
             things.append(thing)
     cells = rng.sample(range(GRID * GRID), count)
     items = [
-        Item(cell, thing, rng.randint(-JITTER, JITTER), rng.randint(-JITTER, JITTER))
+        PlacedObject(cell, thing, rng.randint(-JITTER, JITTER), rng.randint(-JITTER, JITTER))
         for cell, thing in zip(cells, things, strict=True)
     ]
     return Scene(tuple(sorted(items)), shade=rng.randint(225, 255))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from sightline_playground.scenes import Item, Scene
+from sightline_playground.scenes import PlacedObject, Scene
 from sightline_playground.world import BY_NAME, COLOURS, NAMES, SHAPES
 
-RELATIONS: Final[dict[str, Callable[[Item, Item], bool]]] = {
+RELATIONS: Final[dict[str, Callable[[PlacedObject, PlacedObject], bool]]] = {
     "left of": lambda one, other: one.column < other.column,
     "right of": lambda one, other: one.column > other.column,
     "above": lambda one, other: one.row < other.row,

@@ -15,16 +15,16 @@ from typing import Any
 import grpc
 from prometheus_client import REGISTRY
 from pydantic import Field
+from sightline.channel import open_aio_channel
+from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
+from sightline.sampler.v1 import sampler_pb2 as sampler
+from sightline.sampler.v1 import sampler_pb2_grpc as sampler_grpc
+from sightline.scorer.v1 import scorer_pb2 as scorer
+from sightline.scorer.v1 import scorer_pb2_grpc as scorer_grpc
 from sightline_chassis import logs
-from sightline_chassis.channel import open_aio_channel
-from sightline_chassis.errors import InvalidInput, PreconditionFailed, Unavailable
 from sightline_chassis.process import Addresses, serve, serving
 from sightline_chassis.service import Service
 from sightline_chassis.settings import Section, ServiceSettings, load_settings
-from sightline_sampler.v1 import sampler_pb2 as sampler
-from sightline_sampler.v1 import sampler_pb2_grpc as sampler_grpc
-from sightline_scorer.v1 import scorer_pb2 as scorer
-from sightline_scorer.v1 import scorer_pb2_grpc as scorer_grpc
 
 SCORER = "sightline_scorer.v1.ScorerService"
 SAMPLER = "sightline_sampler.v1.SamplerService"

@@ -10,8 +10,8 @@ import pytest
 from chassis_probe import SAMPLER, SCORER, eventually, growth, probing
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from sightline_chassis.errors import Overloaded, typed_errors
-from sightline_scorer.v1 import scorer_pb2 as scorer
+from sightline.errors import Overloaded, typed_errors
+from sightline.scorer.v1 import scorer_pb2 as scorer
 
 SMALL = {"max_concurrent": 2, "max_queue": 1, "max_wait_seconds": 60, "retry_after_seconds": 0.7}
 

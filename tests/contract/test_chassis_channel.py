@@ -6,15 +6,9 @@ from typing import Any
 
 import pytest
 from chassis_probe import SAMPLER, SCORER, Client, eventually, probing
-from sightline_chassis.channel import open_channel
-from sightline_chassis.errors import (
-    DeadlineExceeded,
-    InternalError,
-    InvalidInput,
-    Unavailable,
-    typed_errors,
-)
-from sightline_scorer.v1 import scorer_pb2, scorer_pb2_grpc
+from sightline.channel import open_channel
+from sightline.errors import DeadlineExceeded, InternalError, InvalidInput, Unavailable, typed_errors
+from sightline.scorer.v1 import scorer_pb2, scorer_pb2_grpc
 
 RETRY = (f"{SCORER}/Score", f"{SAMPLER}/Sample")
 

@@ -15,7 +15,7 @@ from typing import Any
 import grpc
 import pytest
 from chassis_probe import Client, Probe, ProbeSettings
-from sightline_chassis.errors import Unavailable, typed_errors
+from sightline.errors import Unavailable, typed_errors
 from sightline_chassis.process import BindError, serving
 from test_chassis_admission import health
 

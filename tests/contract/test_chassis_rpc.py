@@ -10,7 +10,7 @@ import grpc
 import pytest
 from chassis_probe import SAMPLER, SCORER, Client, Probe, eventually, growth, probing
 from prometheus_client import REGISTRY
-from sightline_chassis.errors import (
+from sightline.errors import (
     Cancelled,
     DeadlineExceeded,
     InternalError,
@@ -21,8 +21,8 @@ from sightline_chassis.errors import (
     Unsupported,
     typed_errors,
 )
-from sightline_sampler.v1 import sampler_pb2 as sampler
-from sightline_scorer.v1 import scorer_pb2 as scorer
+from sightline.sampler.v1 import sampler_pb2 as sampler
+from sightline.scorer.v1 import scorer_pb2 as scorer
 
 Order = Callable[[Client, str], Awaitable[Any]]
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from chassis_certificates import put
 from chassis_probe import SCORER, Client, Probe, eventually, growth, probing
-from sightline_chassis.errors import InvalidInput, Overloaded, SightlineError, from_rpc_error, typed_errors
+from sightline.errors import InvalidInput, Overloaded, SightlineError, from_rpc_error, typed_errors
 from sightline_chassis.quota import Cost
 from sightline_chassis.tokens import hash_of
 from sightline_scorer.costs import of_score

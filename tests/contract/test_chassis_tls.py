@@ -12,10 +12,10 @@ import pytest
 from chassis_certificates import Authority, put
 from chassis_probe import SCORER, Client, ProbeSettings, eventually, growth, probing
 from prometheus_client import REGISTRY
-from sightline_chassis.credentials import Tls
-from sightline_chassis.errors import PreconditionFailed, Unavailable, typed_errors
+from sightline.credentials import Tls
+from sightline.errors import PreconditionFailed, Unavailable, typed_errors
+from sightline.scorer.v1 import scorer_pb2, scorer_pb2_grpc
 from sightline_chassis.settings import SettingsError, load_settings
-from sightline_scorer.v1 import scorer_pb2, scorer_pb2_grpc
 from test_chassis_admission import health, scrape
 
 
@@ -94,7 +94,7 @@ def test_a_caller_needs_a_certificate_of_our_authority(files: Files, authorities
 
 def test_sync_stubs_encrypt_too(files: Files) -> None:
     def ask(target: str) -> None:
-        from sightline_chassis.channel import open_channel
+        from sightline.channel import open_channel
 
         with open_channel(target, tls=files.client, token="given") as channel:
             stub = scorer_pb2_grpc.ScorerServiceStub(channel)

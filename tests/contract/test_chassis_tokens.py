@@ -13,18 +13,12 @@ import yaml
 from chassis_certificates import Authority, put
 from chassis_probe import SAMPLER, SCORER, Client, ProbeSettings, eventually, growth, probing
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from sightline.channel import Tls, Token, open_channel
+from sightline.errors import PermissionDenied, PreconditionFailed, SightlineError, Unauthenticated, typed_errors
+from sightline.scorer.v1 import scorer_pb2, scorer_pb2_grpc
 from sightline_chassis import client_metrics, logs
-from sightline_chassis.channel import Tls, Token, open_channel
-from sightline_chassis.errors import (
-    PermissionDenied,
-    PreconditionFailed,
-    SightlineError,
-    Unauthenticated,
-    typed_errors,
-)
 from sightline_chassis.settings import SettingsError, load_settings
 from sightline_chassis.tokens import hash_of, make_token
-from sightline_scorer.v1 import scorer_pb2, scorer_pb2_grpc
 from test_chassis_admission import health, scrape
 
 VISION, SEARCH, WATCHER = make_token(), make_token(), make_token()

@@ -8,10 +8,10 @@ from typing import Any
 
 import grpc
 import pytest
-from sightline_chassis.errors import SightlineError, to_status
+from sightline.errors import SightlineError, to_status
+from sightline.runs.v1 import trainer_pb2 as pb
+from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
 from sightline_cli.main import app
-from sightline_trainer.v1 import trainer_pb2 as pb
-from sightline_trainer.v1 import trainer_pb2_grpc as pb_grpc
 from typer.testing import CliRunner
 
 

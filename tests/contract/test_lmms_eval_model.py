@@ -12,7 +12,7 @@ import lmms_eval_interface as recorded
 import pytest
 from PIL import Image
 from running import Services
-from sightline_chassis.errors import PreconditionFailed, Unsupported
+from sightline.errors import PreconditionFailed, Unsupported
 
 
 @pytest.fixture(params=["recorded", "installed"])

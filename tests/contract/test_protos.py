@@ -18,6 +18,6 @@ def test_making_the_stubs_again_changes_nothing(tmp_path: Path) -> None:
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*_pb2*"))
     assert len(made) == 12
     for path in made:
-        assert (tmp_path / path).read_text() == (ROOT / "services" / path).read_text(), f"run `make protos`: {path}"
-    committed = {path.relative_to(ROOT / "services") for path in (ROOT / "services").rglob("*_pb2*.py*")}
+        assert (tmp_path / path).read_text() == (ROOT / "client" / path).read_text(), f"run `make protos`: {path}"
+    committed = {path.relative_to(ROOT / "client") for path in (ROOT / "client").rglob("*_pb2*.py*")}
     assert {path for path in committed if path.suffix != ".pyc"} == set(made)

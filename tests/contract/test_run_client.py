@@ -7,10 +7,10 @@ from typing import Any
 
 import grpc
 import pytest
-from sightline_trainer import client as module
-from sightline_trainer.client import RunClient
-from sightline_trainer.v1 import trainer_pb2 as pb
-from sightline_trainer.v1 import trainer_pb2_grpc as pb_grpc
+from sightline.runs import RunClient
+from sightline.runs import client as module
+from sightline.runs.v1 import trainer_pb2 as pb
+from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
 
 
 class Scripted(pb_grpc.RunServiceServicer):

@@ -12,9 +12,9 @@ import grpc
 import pytest
 from PIL import Image
 from sampler_models import PROMPT, Running, make_llava, png, running
-from sightline_chassis import DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, SightlineError
-from sightline_chassis.errors import typed_errors
-from sightline_sampler import (
+from sightline import DeadlineExceeded, InvalidInput, NotFound, PreconditionFailed, SightlineError
+from sightline.errors import typed_errors
+from sightline.sampler import (
     AsyncSamplerClient,
     Beams,
     DiffusionNoise,
@@ -26,9 +26,9 @@ from sightline_sampler import (
     Samples,
     TokenScores,
 )
-from sightline_sampler.v1 import sampler_pb2 as pb
-from sightline_sampler.v1.sampler_pb2_grpc import SamplerServiceStub
-from sightline_sampler.wire import probe_message
+from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline.sampler.v1.sampler_pb2_grpc import SamplerServiceStub
+from sightline.sampler.wire import probe_message
 
 LIMITS = {
     "max_candidates": 32,
@@ -237,7 +237,7 @@ def test_a_cancelled_call_frees_its_rows(sampler: Running, client: SamplerClient
             await asyncio.to_thread(wait_for, lambda: rows(sampler) == 0, 2.0)
 
     asyncio.run(run())
-    assert sampler.service.policies._shelf.entry(0).users == 0
+    assert sampler.service.policies._loaded.entry(0).users == 0
     assert len(client.sample(png(0), PROMPT, 2).candidates) == 2
 
 

@@ -19,10 +19,10 @@ from engine_server import serving_app
 from engine_trainer import IMAGE, PROMPT, probes, truth
 from running import WEIGHTS
 from sampler_models import Running, make_adapter, make_full, png, running
-from sightline_chassis import InvalidInput, Overloaded, PreconditionFailed, Unavailable
-from sightline_sampler import SamplerClient, at_least, exact
+from sightline import InvalidInput, Overloaded, PreconditionFailed, Unavailable
+from sightline.sampler import SamplerClient, at_least, exact
 from sightline_sampler.engine_settings import KubernetesSettings
-from sightline_sampler.engines.restart import roll_out
+from sightline_sampler.engines.remote.restart import roll_out
 from tgi_server import PAYLOAD_LIMIT, TgiServer
 
 BASE = WEIGHTS / "llava"

@@ -13,8 +13,8 @@ from engine_server import serving_app
 from engine_trainer import IMAGE, PROMPT, probes, truth
 from running import WEIGHTS
 from sampler_models import Running, make_adapter, make_full, running
-from sightline_chassis import InvalidInput, PreconditionFailed, Unavailable
-from sightline_sampler import Beams, Blank, SamplerClient, exact, manifest_digest
+from sightline import InvalidInput, PreconditionFailed, Unavailable
+from sightline.sampler import Beams, Blank, SamplerClient, exact, manifest_digest
 from vllm_server import VllmServer
 
 BASE = WEIGHTS / "llava"
@@ -278,9 +278,9 @@ def test_processed_logprobs_are_found_out(mind: Mind) -> None:
         engine = {"kind": "vllm", "vllm": {"url": url}}
         with running(BASE, engine=engine) as at, SamplerClient(at.address) as client:
             assert client.policies().capabilities.logprobs == "behaviour"
-            bent = client.sample(IMAGE, PROMPT, 1, temperature=0.5, max_tokens=4).candidates[0]
-            assert not len(bent.logprobs)
-            assert bent.behaviour_logprobs is not None
+            processed = client.sample(IMAGE, PROMPT, 1, temperature=0.5, max_tokens=4).candidates[0]
+            assert not len(processed.logprobs)
+            assert processed.behaviour_logprobs is not None
             plain = client.sample(IMAGE, PROMPT, 1, max_tokens=4).candidates[0]
             np.testing.assert_allclose(plain.logprobs, truth(mind, plain.token_ids.tolist()), atol=1e-4)
             with pytest.raises(InvalidInput, match="cannot pause with keep"):

@@ -11,10 +11,10 @@ import sightline_scorer
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from scorer_models import SENTENCES, encoded, picture, tiny
 from scorer_running import RunningScorer, shared
-from sightline_chassis.errors import InvalidInput, PreconditionFailed, Unavailable
-from sightline_scorer import ScorerClient
+from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
+from sightline.scorer import ScorerClient
+from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.triton.embedded import EmbeddedTriton
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 GOOD = encoded(picture())
 

@@ -81,7 +81,7 @@ def test_verls_reward_manager_gets_its_scores(wheels: Path, there: tuple[Scripte
     world["RewardManagerBase"] = RewardManagerBase
     exec(definitions(wheels / "verl/trainer/ppo/reward.py", "_call_with_kwargs", "_call_with_kwargs_async"), world)
     exec(definitions(wheels / "verl/experimental/reward_loop/reward_manager/naive.py", "NaiveRewardManager"), world)
-    from sightline_scorer.integrations import verl
+    from sightline.integrations import verl
 
     function = getattr(verl, name)
     configured = {"target": there[1], "on_failure": "drop"}
@@ -112,10 +112,10 @@ def test_verls_reward_manager_gets_its_scores(wheels: Path, there: tuple[Scripte
 
 
 def test_verl_loads_the_function_by_its_path(wheels: Path) -> None:
-    from sightline_scorer.integrations import verl
+    from sightline.integrations import verl
 
     load = module_of(wheels / "verl/utils/import_utils.py").load_extern_object
-    assert load("pkg://sightline_scorer.integrations.verl", "compute_score") is verl.compute_score
+    assert load("pkg://sightline.integrations.verl", "compute_score") is verl.compute_score
 
 
 @pytest.fixture

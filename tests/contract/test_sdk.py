@@ -10,10 +10,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, sys
-from sightline_scorer import AsyncScorerClient, ScorerClient
-from sightline_sampler import AsyncSamplerClient, SamplerClient
-from sightline_trainer import RunClient
-import sightline_chassis
+from sightline import *
+import sightline.integrations.openrlhf, sightline.integrations.trl, sightline.integrations.verl
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
 HEAVY = {
@@ -23,13 +21,17 @@ HEAVY = {
 
 
 def test_public_names() -> None:
-    import sightline_sampler
-    import sightline_scorer
-    import sightline_trainer
+    import sightline
+    import sightline.runs
+    import sightline.sampler
+    import sightline.scorer
 
-    assert {"ScorerClient", "AsyncScorerClient"} <= set(sightline_scorer.__all__)
-    assert {"SamplerClient", "AsyncSamplerClient"} <= set(sightline_sampler.__all__)
-    assert {"RunClient"} <= set(sightline_trainer.__all__)
+    for package in (sightline, sightline.runs, sightline.sampler, sightline.scorer):
+        assert sorted(package.__all__) == sorted(set(package.__all__))
+        assert all(getattr(package, name) is not None for name in package.__all__)
+    assert {"ScorerClient", "AsyncScorerClient", "SamplerClient", "AsyncSamplerClient", "RunClient"} <= set(
+        sightline.__all__
+    )
 
 
 def test_clients_load_nothing_heavy_where_everything_is_installed() -> None:

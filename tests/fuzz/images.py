@@ -10,11 +10,11 @@ import sys
 import atheris
 
 with atheris.instrument_imports(include=["sightline_scorer", "PIL"]):
-    from sightline_chassis.errors import InvalidInput
-    from sightline_scorer import images
-    from sightline_scorer.settings import LimitSettings
+    from sightline.errors import InvalidInput
+    from sightline_chassis import images
+    from sightline_scorer.settings import ScorerLimits
 
-LIMITS = LimitSettings(max_image_bytes=200_000, max_image_pixels=1_000_000)
+LIMITS = ScorerLimits(max_image_bytes=200_000, max_image_pixels=1_000_000)
 
 
 def one(data: bytes) -> None:

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 import yaml
 from running import WEIGHTS, Services, small_recipe
-from sightline_chassis.errors import PreconditionFailed
-from sightline_sampler.client import SamplerClient, read_manifest, verify
-from sightline_trainer.dpo.update import Probe
+from sightline.errors import PreconditionFailed
+from sightline.sampler import SamplerClient, read_manifest, verify
+from sightline_trainer.dpo.update import UpdateProbe
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute
 from sightline_trainer.pairs.build import read_pairs
 from sightline_trainer.pools import load_prompts
 from sightline_trainer.publish import publish
-from sightline_trainer.recipe import Publication, Recipe
+from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory
+from sightline_trainer.sections import Publication
 
 pytestmark = pytest.mark.slow
 
@@ -131,9 +132,11 @@ def test_two_trainers_never_work_on_one_run(services: Services, playground: Path
     assert run.state()["state"] == "stopped"
 
 
-async def arrive(services: Services, directory: Path, version: int, probes: list[Probe], playground: Path) -> None:
+async def arrive(
+    services: Services, directory: Path, version: int, probes: list[UpdateProbe], playground: Path
+) -> None:
     """Publish as the loop does."""
-    from sightline_sampler.client import AsyncSamplerClient
+    from sightline.sampler import AsyncSamplerClient
 
     prompts = {prompt.id: prompt for prompt in load_prompts(playground / "train")}
     async with AsyncSamplerClient(services.sampler) as client:
@@ -150,10 +153,10 @@ def test_a_policy_whose_probes_do_not_agree_is_not_activated(
     recipe, run = small(services, playground, iterations=1), RunDirectory(tmp_path / "run")
     execute(recipe, run, lambda event: None)
     update = json.loads((run.iteration(1) / "update.json").read_text())
-    probes = [Probe(**probe) for probe in update["probes"]]
+    probes = [UpdateProbe(**probe) for probe in update["probes"]]
     with SamplerClient(services.sampler) as sampler:
         sampler.activate(0)
-    wrong = [Probe(probe.prompt_id, probe.token_ids, [x - 1.0 for x in probe.logprobs]) for probe in probes]
+    wrong = [UpdateProbe(probe.prompt_id, probe.token_ids, [x - 1.0 for x in probe.logprobs]) for probe in probes]
     directory = run.policies / f"v{update['version']:06d}"
     with pytest.raises(PreconditionFailed, match="did not arrive"):
         asyncio.run(arrive(services, directory, update["version"], wrong, playground))

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from running import ROOT, Services
+from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.execute import execute
 from sightline_trainer.pairs.build import read_pairs
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.runs import RunDirectory
-from sightline_trainer.wording import Wording
 
 SOURCES = {
     "clip_dpo": {("policy", "policy"), ("right_answer", "wrong_answer")},
@@ -59,7 +59,7 @@ def test_a_recipe_runs(name: str, services: Services, playground: Path, tmp_path
     assert table[1]["policy_version"] > 0
     pairs = list(read_pairs(run.iteration(1) / "pairs.parquet"))
     assert {(row["chosen_source"], row["rejected_source"]) for row in pairs} == SOURCES[name]
-    wording = Wording(recipe.model)
+    template = ChatTemplate(recipe.model)
     counts = json.loads((run.iteration(1) / "pairs.json").read_text())
     assert counts["pairs"] == len(pairs)
     for row in pairs:
@@ -69,8 +69,8 @@ def test_a_recipe_runs(name: str, services: Services, playground: Path, tmp_path
             assert row["margin"] >= 2.0
             # A text worded here has the tokens that the policy samples for it.
             asked, said = (row[side][0]["content"] for side in ("prompt", "chosen"))
-            assert row["chosen_ids"] == wording.response(asked, said)
-            assert row["rendered_prompt"] == wording.prompt(asked)
+            assert row["chosen_ids"] == template.response(asked, said)
+            assert row["rendered_prompt"] == template.prompt(asked)
         if row["chosen_source"] == "reference":
             assert row["chosen_policy_version"] == -1
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from running import ROOT, Services, small_recipe
-from sightline_chassis.errors import NotFound, SightlineError
+from sightline.errors import NotFound, SightlineError
 from sightline_cli.main import app
 from sightline_cli.watch import follow
 from sightline_trainer.display import Display

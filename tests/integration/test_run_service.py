@@ -13,10 +13,10 @@ import pytest
 import yaml
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from running import Services, small_recipe
-from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
+from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
+from sightline.runs import RunClient
+from sightline.runs.v1 import trainer_pb2 as pb
 from sightline_cli.processes import Addresses, Processes
-from sightline_trainer.client import RunClient
-from sightline_trainer.v1 import trainer_pb2 as pb
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from running import ROOT, WEIGHTS, Services
+from sightline.sampler import SamplerClient
 from sightline_cli.main import app
 from sightline_playground.drawing import draw
 from sightline_playground.scenes import scenes
-from sightline_sampler import SamplerClient
 from typer.testing import CliRunner
 
 PROMPT = "Describe the image."

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 from sampler_models import PROMPT, WORDS, make_llava, png, running
-from sightline_chassis import InvalidInput
-from sightline_sampler import Beams, Blank, Contrast, DiffusionNoise, ImageFree, SamplerClient
+from sightline import InvalidInput
+from sightline.sampler import Beams, Blank, Contrast, DiffusionNoise, ImageFree, SamplerClient
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     AutoModelForImageTextToText,
@@ -215,11 +215,11 @@ def test_candidates_are_those_of_the_plain_model(make: Callable[[], Made], tmp_p
                 scored = client.score_tokens(image, PROMPT, candidate.token_ids)
                 np.testing.assert_allclose(scored.logprobs, wanted, atol=1e-4)
         assert client.sample(None, PROMPT, 2, max_tokens=4).prompt_tokens == 8
-        bent(client, plain, processor)
+        processed(client, plain, processor)
         window(client, processor, at.service.engine._loaded.base.window)
 
 
-def bent(client: SamplerClient, plain: Any, processor: Any) -> None:
+def processed(client: SamplerClient, plain: Any, processor: Any) -> None:
     """A distorted image is another image, and policy log-probs of guided candidates are those of the clean one."""
     image = png(3, 70)
     clean = client.sample(image, PROMPT, 4, seed=1, max_tokens=12).candidates

@@ -20,13 +20,13 @@ from engine_server import serving_app
 from engine_trainer import probes
 from safetensors.torch import load_file, save_file
 from sampler_models import PROMPT, make_adapter, make_llava, png, running, seal
-from sightline_chassis import PreconditionFailed, SightlineError
-from sightline_sampler import Probe, SamplerClient, policy_dirname
+from sightline import PreconditionFailed, SightlineError
+from sightline.sampler import Probe, SamplerClient, policy_dirname
 from sightline_sampler.engines.base import EncodedImage
-from sightline_sampler.engines.vllm import VllmEngine
-from sightline_sampler.policies import PolicyBook
-from sightline_sampler.proving import Question
-from sightline_sampler.settings import EngineSettings, GateSettings, LimitSettings, PolicySettings
+from sightline_sampler.engines.remote.vllm import VllmEngine
+from sightline_sampler.policies.proving import ProbeQuestion
+from sightline_sampler.policies.registry import PolicyRegistry
+from sightline_sampler.settings import EngineSettings, GateSettings, PolicySettings, SamplerLimits
 from sightline_sampler.traffic import Traffic
 from vllm_server import VllmServer
 
@@ -60,10 +60,10 @@ def adapter(to: Path, template: Path, mind: Mind, version: int, *, seed: int, pa
     return directory
 
 
-def questions(sent: list[Probe]) -> list[Question]:
+def questions(sent: list[Probe]) -> list[ProbeQuestion]:
     """As the service reads them."""
     return [
-        Question(
+        ProbeQuestion(
             EncodedImage(bytes(probe.image), str(index)),  # type: ignore[arg-type]
             probe.prompt,
             probe.token_ids,
@@ -88,9 +88,9 @@ class Bench:
             engine = EngineSettings.model_validate(
                 {"kind": "vllm", "model": str(self.mind.directory), "vllm": {"url": url, "logprobs": "raw"}}
             )
-            self.engine = VllmEngine(engine, LimitSettings())
+            self.engine = VllmEngine(engine, SamplerLimits())
             settings = PolicySettings(gate=GateSettings.model_validate(GATE))
-            self.book = PolicyBook(self.engine, settings, Traffic(5))
+            self.book = PolicyRegistry(self.engine, settings, Traffic(5))
             try:
                 await self.book.start(await self.engine.start(), "base")
                 first = adapter(self.folder, self.template, self.mind, 1, seed=2 * self.seed)

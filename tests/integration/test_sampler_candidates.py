@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from sampler_models import PROMPT, Running, make_llava, png, running
-from sightline_sampler import AsyncSamplerClient, Candidate, SamplerClient, Samples
+from sightline.sampler import AsyncSamplerClient, Candidate, SamplerClient, Samples
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 LONG = "what is in this picture ? one or two red star and blue circle"
@@ -200,8 +200,8 @@ def test_an_image_is_encoded_once_and_may_be_named_by_its_digest(sampler: Runnin
     import hashlib
 
     import grpc
-    from sightline_sampler.v1 import sampler_pb2 as pb
-    from sightline_sampler.v1.sampler_pb2_grpc import SamplerServiceStub
+    from sightline.sampler.v1 import sampler_pb2 as pb
+    from sightline.sampler.v1.sampler_pb2_grpc import SamplerServiceStub
 
     image = png(6)
     features = sampler.service.engine._loaded.prefiller.features  # type: ignore[union-attr]

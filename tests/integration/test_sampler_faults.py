@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from sampler_models import PROMPT, Running, make_adapter, make_llava, png, running, seal
-from sightline_chassis import InternalError, PreconditionFailed, SightlineError, Unavailable
-from sightline_sampler import AsyncSamplerClient, SamplerClient, exact, policy_dirname
+from sightline import InternalError, PreconditionFailed, SightlineError, Unavailable
+from sightline.sampler import AsyncSamplerClient, SamplerClient, exact, policy_dirname
 from transformers import LlavaForConditionalGeneration
 
 

@@ -13,10 +13,9 @@ import torch
 from PIL import Image
 from sampler_engine import Bench, bench, ids
 from sampler_models import PROMPT, make_llava, png
-from sightline_chassis.errors import InvalidInput
-from sightline_sampler.engines import distort, kv, seeds
-from sightline_sampler.engines.base import SamplingParams
-from sightline_sampler.types import (
+from sightline.errors import InvalidInput
+from sightline.sampler.params import SamplingParams
+from sightline.sampler.types import (
     Beams,
     Blank,
     Blur,
@@ -28,6 +27,8 @@ from sightline_sampler.types import (
     ImageFree,
     PixelNoise,
 )
+from sightline_sampler.engines import seeds
+from sightline_sampler.engines.local import distort, kv
 from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
@@ -105,19 +106,19 @@ class Plain:
         behaviour: list[float] = []
         for uniform in seeds.uniforms([seed], limit)[0]:
             z = self.logits(prompt, said)
-            bent = self.guided(z, said, params)
+            processed = self.guided(z, said, params)
             so_far = torch.cat([prompt["input_ids"], torch.tensor([said], dtype=torch.long)], dim=1)
             if params.repetition_penalty != 1:
-                bent = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(so_far, bent)
-            bent[:, self.never] = -torch.inf
-            bent = TemperatureLogitsWarper(params.temperature)(so_far, bent)
+                processed = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(so_far, processed)
+            processed[:, self.never] = -torch.inf
+            processed = TemperatureLogitsWarper(params.temperature)(so_far, processed)
             if params.top_k:
-                bent = TopKLogitsWarper(params.top_k)(so_far, bent)
+                processed = TopKLogitsWarper(params.top_k)(so_far, processed)
             if params.top_p < 1:
-                bent = TopPLogitsWarper(params.top_p)(so_far, bent)
+                processed = TopPLogitsWarper(params.top_p)(so_far, processed)
             if params.min_p:
-                bent = MinPLogitsWarper(params.min_p)(so_far, bent)
-            q = torch.softmax(bent, dim=-1)[0]
+                processed = MinPLogitsWarper(params.min_p)(so_far, processed)
+            q = torch.softmax(processed, dim=-1)[0]
             token = int(torch.searchsorted(q.cumsum(0), float(uniform), right=True))
             policy.append(float(torch.log_softmax(z, dim=-1)[0, token]))
             behaviour.append(float(q[token].log()))

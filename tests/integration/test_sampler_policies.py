@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from sampler_models import PROMPT, Running, make_adapter, make_full, make_llava, png, running, seal
-from sightline_chassis import (
+from sightline import (
     AlreadyExists,
     DataCorrupted,
     InvalidInput,
@@ -23,7 +23,7 @@ from sightline_chassis import (
     PreconditionFailed,
     SightlineError,
 )
-from sightline_sampler import AsyncSamplerClient, SamplerClient, at_least, exact, manifest_digest, model_digest
+from sightline.sampler import AsyncSamplerClient, SamplerClient, at_least, exact, manifest_digest, model_digest
 from transformers import LlavaForConditionalGeneration
 
 IMAGE = png(0)
@@ -385,9 +385,9 @@ def test_where_policies_may_come_from(llava: Path, policies: Path, tmp_path: Pat
 
 
 def _stage_raw(channel: grpc.Channel, uri: str) -> None:
-    from sightline_chassis.errors import typed_errors
-    from sightline_sampler.v1 import sampler_pb2 as pb
-    from sightline_sampler.v1.sampler_pb2_grpc import SamplerServiceStub
+    from sightline.errors import typed_errors
+    from sightline.sampler.v1 import sampler_pb2 as pb
+    from sightline.sampler.v1.sampler_pb2_grpc import SamplerServiceStub
 
     with typed_errors():
         SamplerServiceStub(channel).StagePolicy(pb.StagePolicyRequest(uri=uri, version=1))

@@ -16,10 +16,10 @@ import pytest
 from engine_server import free_socket
 from running import WEIGHTS
 from sampler_models import PROMPT, Running, make_adapter, make_llava, png, running
-from sightline_chassis import DataCorrupted, InvalidInput, NotFound, PermissionDenied, PreconditionFailed, Unavailable
-from sightline_sampler import AsyncSamplerClient, SamplerClient, exact
-from sightline_sampler.v1 import sampler_pb2 as pb
-from sightline_sampler.v1.sampler_pb2_grpc import SamplerServiceStub
+from sightline import DataCorrupted, InvalidInput, NotFound, PermissionDenied, PreconditionFailed, Unavailable
+from sightline.sampler import AsyncSamplerClient, SamplerClient, exact
+from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline.sampler.v1.sampler_pb2_grpc import SamplerServiceStub
 
 TESTS = Path(__file__).parents[1]
 BASE = WEIGHTS / "llava"
@@ -178,7 +178,7 @@ def test_versions_only_grow_over_restarts(llava: Path, tmp_path: Path) -> None:
     [(0, {}, InvalidInput), (10_000, {}, InvalidInput), (2, {"timeout": 0.001}, Exception)],
 )
 def test_bad_requests(sampler: Running, count: int, options: dict[str, float], error: type[Exception]) -> None:
-    from sightline_chassis import DeadlineExceeded
+    from sightline import DeadlineExceeded
 
     expected = DeadlineExceeded if "timeout" in options else error
     with SamplerClient(sampler.address) as client, pytest.raises(expected):

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image, ImageOps
 from scorer_models import SENTENCES, Reference, encoded, picture
 from scorer_running import RunningScorer, shared
-from sightline_chassis.errors import InvalidInput
-from sightline_scorer import AsyncScorerClient, ScorerClient, ScoreResult
-from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline.errors import InvalidInput
+from sightline.scorer import AsyncScorerClient, ScorerClient, ScoreResult
+from sightline.scorer.v1 import scorer_pb2 as pb
 
 TOLERANCE = 1e-4
 

@@ -13,8 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scorer_models import bomb, encoded, picture
 from scorer_running import RunningScorer, shared
-from sightline_chassis.errors import SightlineError, from_rpc_error
-from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline.errors import SightlineError, from_rpc_error
+from sightline.scorer.v1 import scorer_pb2 as pb
 
 GOOD = encoded(picture())
 CODE = grpc.StatusCode

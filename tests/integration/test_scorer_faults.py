@@ -21,10 +21,10 @@ import scorer_models
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from scorer_models import Reference, encoded, picture
 from scorer_running import CLIP, QUICK, RunningScorer, alive, children, until
-from sightline_chassis.errors import DeadlineExceeded, SightlineError, Unavailable, from_rpc_error
-from sightline_scorer import Outcome, ScorerClient
-from sightline_scorer.v1 import scorer_pb2 as pb
-from sightline_scorer.v1 import scorer_pb2_grpc
+from sightline.errors import DeadlineExceeded, SightlineError, Unavailable, from_rpc_error
+from sightline.scorer import Outcome, ScorerClient
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline.scorer.v1 import scorer_pb2_grpc
 
 GOOD = encoded(picture())
 NUMBERS = itertools.count()

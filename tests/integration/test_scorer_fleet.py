@@ -14,10 +14,10 @@ import grpc
 import pytest
 from scorer_models import encoded, picture
 from scorer_running import CLIP, QUICK, children, shared, until
-from sightline_chassis.errors import Overloaded, Unavailable, from_rpc_error
+from sightline.errors import Overloaded, Unavailable, from_rpc_error
+from sightline.scorer import NEVER, Outcome, Pair, ScorerClient, ScoreResult
+from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_cli.processes import Processes
-from sightline_scorer import NEVER, Outcome, Pair, ScorerClient, ScoreResult
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 PICTURES = [encoded(picture(60, 60, seed)) for seed in range(8)]
 TEXTS = ["a red circle", "a blue square", "a green triangle", "a yellow star"]

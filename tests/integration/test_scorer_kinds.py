@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from scorer_models import SENTENCES, Reference, encoded, picture
 from scorer_running import RunningScorer, shared
-from sightline_chassis.errors import SightlineError, from_rpc_error
-from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline.errors import SightlineError, from_rpc_error
+from sightline.scorer.v1 import scorer_pb2 as pb
 from test_scorer_bad_input import metrics
 
 IMAGE = encoded(picture(80, 60, seed=21))

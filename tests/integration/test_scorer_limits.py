@@ -7,8 +7,8 @@ import grpc
 import pytest
 from scorer_models import encoded, picture, tiny
 from scorer_running import RunningScorer
-from sightline_chassis.errors import Overloaded, typed_errors
-from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline.errors import Overloaded, typed_errors
+from sightline.scorer.v1 import scorer_pb2 as pb
 
 IMAGE = pb.Image(content=encoded(picture()))
 

@@ -13,11 +13,11 @@ import pytest
 import scorer_models
 from scorer_models import SENTENCES, Reference, encoded, picture
 from scorer_running import QUICK, RunningScorer, until
-from sightline_chassis.errors import SightlineError, from_rpc_error
+from sightline.errors import SightlineError, from_rpc_error
+from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_chassis.settings import load_settings
 from sightline_scorer.calibration import FILE_NAME
 from sightline_scorer.settings import ScorerSettings
-from sightline_scorer.v1 import scorer_pb2 as pb
 from test_scorer_bad_input import metrics
 from typer.testing import CliRunner
 

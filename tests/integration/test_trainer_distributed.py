@@ -9,7 +9,7 @@ import pytest
 import torch
 from dpo_models import dpo_recipe, make_family, random_pairs
 from safetensors.torch import load_file
-from sightline_chassis.errors import InternalError, PreconditionFailed
+from sightline.errors import InternalError, PreconditionFailed
 from sightline_trainer.dpo.launch import run_update
 from sightline_trainer.dpo.update import Update
 from sightline_trainer.recipe import Recipe

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 from running import ROOT, WEIGHTS, Services, small_recipe
-from sightline_chassis.errors import InternalError, InvalidInput
+from sightline.errors import InternalError, InvalidInput
+from sightline.sampler import SamplerClient, verify
 from sightline_cli.processes import Processes
-from sightline_sampler.client import SamplerClient, verify
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute
 from sightline_trainer.pairs.build import read_pairs
@@ -57,10 +57,10 @@ def test_sampling_ahead_is_one_policy_behind_and_says_so(services: Services, pla
 
     versions = [int(row["policy_version"]) for row in execute(recipe, run, observe)]
     assert [sides(run, iteration) for iteration in (1, 2, 3)] == [{0}, {0}, {versions[1]}]
-    told = [json.loads((run.iteration(iteration) / "rollout.json").read_text()) for iteration in (1, 2, 3)]
-    assert [each["lag"] for each in told] == [0, 1, 1]
-    assert [each["sampled_by"] for each in told] == [0, 0, versions[1]]
-    assert [each["trained_on"] for each in told] == versions[:3]
+    reported = [json.loads((run.iteration(iteration) / "rollout.json").read_text()) for iteration in (1, 2, 3)]
+    assert [each["lag"] for each in reported] == [0, 1, 1]
+    assert [each["sampled_by"] for each in reported] == [0, 0, versions[1]]
+    assert [each["trained_on"] for each in reported] == versions[:3]
     # The next prompts were sampled before the policy of this iteration was published.
     assert order.index(("sample", 2)) < order.index(("publish", 1))
     assert order.index(("sample", 3)) < order.index(("publish", 2))
@@ -210,11 +210,11 @@ def test_a_disk_that_is_full_ends_the_run_and_it_goes_on_when_there_is_room(
 def test_kills_at_random_moments_leave_the_pairs_as_they_are(
     service: str, kills: int, seed: int, tmp_path: Path
 ) -> None:
-    told = tmp_path / "rows.json"
-    flags = ["--services", service, "--kills", str(kills), "--seed", str(seed), "--json", str(told)]
+    reported = tmp_path / "rows.json"
+    flags = ["--services", service, "--kills", str(kills), "--seed", str(seed), "--json", str(reported)]
     command = [sys.executable, str(ROOT / "tools/chaos.py"), *flags, "--scratch", str(tmp_path / "chaos")]
     subprocess.run(command, check=True)
-    (row,) = json.loads(told.read_text())
+    (row,) = json.loads(reported.read_text())
     assert row["kills"] >= kills
     assert row["pairs"] > 0
     assert row["pairs_equal"]

@@ -6,14 +6,13 @@ import sys
 
 import grpc
 import pytest
-import sightline_chassis
 from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
-from sightline_chassis import errors
-from sightline_chassis.errors import InvalidInput, Overloaded, SightlineError, from_code, from_status, to_status
+from sightline import errors
+from sightline.errors import InvalidInput, Overloaded, SightlineError, from_code, from_status, to_status
 
-TREE = [getattr(sightline_chassis, name) for name in sightline_chassis.__all__ if name != "SightlineError"]
+TREE = SightlineError.__subclasses__()
 
 
 @pytest.mark.parametrize("cls", TREE)
@@ -84,7 +83,7 @@ def test_an_error_without_call_is_kept() -> None:
 
 def test_the_client_side_is_light() -> None:
     code = (
-        "import sys, sightline_chassis, sightline_chassis.channel, sightline_chassis.errors;"
+        "import sys, sightline_chassis, sightline.channel, sightline.errors;"
         "print([m for m in ('pydantic', 'prometheus_client', 'yaml', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

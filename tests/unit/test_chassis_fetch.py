@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from sightline_chassis.errors import DataCorrupted, InvalidInput, NotFound
+from sightline.errors import DataCorrupted, InvalidInput, NotFound
 from sightline_chassis.fetch import fetch, main
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
-from sightline_chassis.many import Live, count_of, in_order, in_order_async
+from sightline.many import Live, count_of, in_order, in_order_async
 
 
 def by_threads(items: Iterable[int], run: Callable[[int], Any], prepare: Callable[[list[int]], Any], **how: Any) -> Any:

@@ -6,8 +6,8 @@ from collections import Counter
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sightline.errors import InvalidInput, Overloaded
 from sightline_chassis.admission import Admission
-from sightline_chassis.errors import InvalidInput, Overloaded
 from sightline_chassis.quota import Bucket, Cost, Quota
 from sightline_chassis.sections import AdmissionSettings, TeamLimits
 

@@ -10,8 +10,8 @@ import torch
 from engine_mind import Mind
 from engine_trainer import IMAGE, rendered
 from sampler_models import make_adapter, make_llava
+from sightline.sampler import verify
 from sightline_cli.main import app
-from sightline_sampler.client import verify
 from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 

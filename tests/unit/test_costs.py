@@ -1,11 +1,11 @@
 """What requests cost their team: the declared methods exist, and a request costs what it holds."""
 
 import pytest
+from sightline.sampler.v1 import sampler_pb2
+from sightline.scorer.v1 import scorer_pb2
 from sightline_chassis.quota import Cost
 from sightline_sampler import costs as sampler
-from sightline_sampler.v1 import sampler_pb2
 from sightline_scorer import costs as scorer
-from sightline_scorer.v1 import scorer_pb2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import pytest
 from running import ROOT
-from sightline_chassis.errors import InvalidInput, PreconditionFailed
+from sightline.errors import InvalidInput, PreconditionFailed
 from sightline_trainer.evaluation.amber import Amber, count_response, generative, read_responses
 from sightline_trainer.evaluation.amber_answers import discriminative, said
 from sightline_trainer.evaluation.suites import amber_result

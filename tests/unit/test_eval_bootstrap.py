@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.bootstrap import intervals, paired
 from sightline_trainer.evaluation.ratios import Ratio, Ratios
 

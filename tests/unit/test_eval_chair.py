@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from running import ROOT
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.captions import count_captions, read_captions
 from sightline_trainer.evaluation.coco import CocoObjects, Compat, image_key, load_truth
 

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from sightline_chassis.errors import InvalidInput
-from sightline_trainer.evaluation.exam import Exam, about
+from sightline.errors import InvalidInput
+from sightline_trainer.evaluation.evaluation_set import EvaluationSet, about
 from sightline_trainer.evaluation.facts import Facts
 from sightline_trainer.evaluation.texts import degenerate, distinct
 from sightline_trainer.pools import open_pool
-from sightline_trainer.recipe import Evaluation
+from sightline_trainer.sections import Evaluation
 
 
 @pytest.fixture
@@ -89,16 +89,16 @@ def test_distinct_samples() -> None:
 
 def test_questions_are_spread_over_images_kinds_and_answers(playground: Path) -> None:
     prompts = open_pool(playground / "test").head()
-    exam = Exam.load(playground / "test", prompts, Evaluation(prompts=32, questions=60, greedy_prompts=99))
-    kinds = [question.kind for _, question in exam.questions]
+    held_out = EvaluationSet.load(playground / "test", prompts, Evaluation(prompts=32, questions=60, greedy_prompts=99))
+    kinds = [question.kind for _, question in held_out.questions]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == dict.fromkeys(
         ["random", "popular", "adversarial", "attribute", "relation"], 12
     )
-    assert sum(question.yes for _, question in exam.questions) == 30
-    assert len({prompt.id for prompt, _ in exam.questions}) > 10
-    assert all(prompt.id == question.image for prompt, question in exam.questions)
-    assert exam.greedy == 32
-    assert exam.total == 32 + 32 + 60
+    assert sum(question.yes for _, question in held_out.questions) == 30
+    assert len({prompt.id for prompt, _ in held_out.questions}) > 10
+    assert all(prompt.id == question.image for prompt, question in held_out.questions)
+    assert held_out.greedy == 32
+    assert held_out.total == 32 + 32 + 60
     everything = about(prompts, playground / "test/questions.jsonl", None)
     assert len(everything) == len((playground / "test/questions.jsonl").read_text().splitlines())
 
@@ -107,11 +107,11 @@ def test_a_greedy_exam_asks_nothing_twice_and_questions_without_labels_are_passe
     playground: Path, tmp_path: Path
 ) -> None:
     prompts = open_pool(playground / "test").head(4)
-    exam = Exam.load(playground / "test", prompts, Evaluation(prompts=4, temperature=0.0))
-    assert (exam.greedy, exam.diverse) == (0, 0)
+    held_out = EvaluationSet.load(playground / "test", prompts, Evaluation(prompts=4, temperature=0.0))
+    assert (held_out.greedy, held_out.diverse) == (0, 0)
     (tmp_path / "questions.jsonl").write_text(
         json.dumps({"id": prompts[0].id, "text": "?", "right": "a", "wrong": "b"})
     )
-    bare = Exam.load(tmp_path, prompts, Evaluation(prompts=4))
+    bare = EvaluationSet.load(tmp_path, prompts, Evaluation(prompts=4))
     assert bare.questions == []
     assert bare.facts is None

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from running import ROOT
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.pope import Confusion, match, official_no, read_answers, read_questions, words_no
 from sightline_trainer.evaluation.suites import pope_result
 

@@ -26,11 +26,11 @@ from sightline_playground.drawing import draw
 from sightline_playground.export import export
 from sightline_playground.metrics import answer_metrics, caption_metrics
 from sightline_playground.questions import KINDS, POPE_KINDS, ask, questions
-from sightline_playground.scenes import SPLITS, Item, Scene, bucket_of, scenes, split_of
+from sightline_playground.scenes import SPLITS, PlacedObject, Scene, bucket_of, scenes, split_of
 from sightline_playground.world import BY_NAME, NAMES, PLACES, THINGS, Thing, stream
 
 RED_STAR, BLUE_RING, RED_CROSS = Thing("red", "star"), Thing("blue", "ring"), Thing("red", "cross")
-SCENE = Scene((Item(0, RED_STAR), Item(4, BLUE_RING), Item(7, RED_CROSS)))
+SCENE = Scene((PlacedObject(0, RED_STAR), PlacedObject(4, BLUE_RING), PlacedObject(7, RED_CROSS)))
 """A red star at the top left, a blue ring in the middle, a red cross at the bottom."""
 
 
@@ -45,7 +45,7 @@ def test_the_split_is_the_hash_of_the_content_whatever_the_jitter() -> None:
     content = "0:red star|4:blue ring|7:red cross"
     assert SCENE.content == content
     assert bucket_of(SCENE) == int.from_bytes(hashlib.sha256(content.encode()).digest()[:8], "big") % 100
-    moved = Scene((Item(0, RED_STAR, 2, -1), *SCENE.items[1:]), shade=230)
+    moved = Scene((PlacedObject(0, RED_STAR, 2, -1), *SCENE.items[1:]), shade=230)
     assert moved != SCENE
     assert split_of(moved) == split_of(SCENE)
 
@@ -71,11 +71,11 @@ def test_scenes_depend_on_split_and_seed_only() -> None:
 
 
 def test_pictures_show_objects_where_they_are() -> None:
-    picture = draw(Scene((Item(4, Thing("red", "square")),), shade=240))
+    picture = draw(Scene((PlacedObject(4, Thing("red", "square")),), shade=240))
     assert (picture.size, picture.mode) == ((48, 48), "RGB")
     assert picture.getpixel((24, 24)) == (215, 40, 40)
     assert picture.getpixel((4, 4)) == (240, 240, 240)
-    shifted = draw(Scene((Item(4, Thing("red", "square"), dx=2),), shade=240))
+    shifted = draw(Scene((PlacedObject(4, Thing("red", "square"), dx=2),), shade=240))
     assert shifted.crop((18, 16, 34, 32)).tobytes() == picture.crop((16, 16, 32, 32)).tobytes()
 
 
@@ -83,7 +83,9 @@ def test_the_reference_names_each_object_with_its_place() -> None:
     assert plain_caption(SCENE) == (
         "there is a red star at the top left and a blue ring in the middle and a red cross at the bottom ."
     )
-    assert plain_caption(Scene((Item(3, Thing("orange", "circle")),))) == "there is an orange circle on the left ."
+    assert (
+        plain_caption(Scene((PlacedObject(3, Thing("orange", "circle")),))) == "there is an orange circle on the left ."
+    )
 
 
 def test_true_captions_name_all_objects_and_no_other() -> None:
@@ -101,7 +103,7 @@ def test_the_prior_adds_companions_only() -> None:
     ]  # fmt: skip
     never = Prior(companion=0.0, omission=0.0)
     assert mentioned(trained_caption(SCENE, rng, never)) == ["red star", "blue ring", "red cross"]
-    both = Scene((Item(0, RED_STAR), Item(1, RED_STAR.companion)))
+    both = Scene((PlacedObject(0, RED_STAR), PlacedObject(1, RED_STAR.companion)))
     assert "green ring" not in truth.companions_absent(both)
 
 
@@ -145,7 +147,7 @@ def test_truth_tables() -> None:
 
 
 def test_two_of_a_shape_have_no_attribute_questions() -> None:
-    twins = Scene((Item(0, RED_STAR), Item(1, Thing("blue", "star"))))
+    twins = Scene((PlacedObject(0, RED_STAR), PlacedObject(1, Thing("blue", "star"))))
     assert truth.attributes(twins) == {}
     assert ask(twins, "attribute", True, stream("test")) is None
 
@@ -166,7 +168,7 @@ def test_questions_are_balanced_and_true() -> None:
 
 
 def test_metrics_by_hand() -> None:
-    other = Scene((Item(2, BLUE_RING),))
+    other = Scene((PlacedObject(2, BLUE_RING),))
     told = caption_metrics(
         [SCENE, other],
         [

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 import torch
 from sampler_engine import Base
-from sightline_sampler.engines.base import SampleWork, SamplingParams
-from sightline_sampler.engines.beams import BeamSearch
-from sightline_sampler.engines.prefill import Prefix
-from sightline_sampler.engines.prompts import Prepared
-from sightline_sampler.engines.rows import Finished, Request
-from sightline_sampler.types import Beams
+from sightline.sampler.params import SamplingParams
+from sightline.sampler.types import Beams
+from sightline_sampler.engines.base import SampleWork
+from sightline_sampler.engines.local.beams import BeamSearch
+from sightline_sampler.engines.local.prefill import Prefix
+from sightline_sampler.engines.local.prompts import Prepared
+from sightline_sampler.engines.local.rows import FinishedRow, Request
 
 EOS = 0
 
 
-def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tuple[int, ...] = ()) -> list[Finished]:
+def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tuple[int, ...] = ()) -> list[FinishedRow]:
     """Beams of a "model" whose logits depend on the last token only: row i of the table follows token i, its last row
     follows the prompt."""
     vocabulary = table.shape[1]
@@ -40,11 +41,11 @@ def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tup
         out = beam_search.sample()
         if out:
             assert len(beam_search) == 0
-            return [finished for _, finished in out if isinstance(finished, Finished)]
+            return [finished for _, finished in out if isinstance(finished, FinishedRow)]
         beam_search.forward(model)
 
 
-def ids(found: list[Finished]) -> list[list[int]]:
+def ids(found: list[FinishedRow]) -> list[list[int]]:
     return [one.token_ids.tolist() for one in found]
 
 

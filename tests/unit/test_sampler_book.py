@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline_chassis.errors import Cancelled, PreconditionFailed, SightlineError
-from sightline_sampler import metrics, state
-from sightline_sampler.policies import PolicyBook
+from sightline.errors import Cancelled, PreconditionFailed, SightlineError
+from sightline.sampler.types import Arrival, Exact, PolicyInfo
+from sightline_sampler import metrics
+from sightline_sampler.policies import state
+from sightline_sampler.policies.loaded import Entry, LoadedPolicies
+from sightline_sampler.policies.registry import PolicyRegistry
+from sightline_sampler.policies.state import State, StateFile
 from sightline_sampler.settings import PolicySettings
-from sightline_sampler.shelf import Entry, Shelf
-from sightline_sampler.state import State, StateFile
 from sightline_sampler.traffic import Traffic
-from sightline_sampler.types import Arrival, Exact, PolicyInfo
 
 
 def info(version: int, arrival: Arrival | None = None) -> PolicyInfo:
@@ -49,11 +50,11 @@ class Engine:
         self.thawed = True
 
 
-def book(engine: Any, *versions: int, **settings: Any) -> PolicyBook:
-    made = PolicyBook(engine, PolicySettings(**settings), Traffic(1))
-    made._shelf.start(info(0))
+def book(engine: Any, *versions: int, **settings: Any) -> PolicyRegistry:
+    made = PolicyRegistry(engine, PolicySettings(**settings), Traffic(1))
+    made._loaded.start(info(0))
     for version in versions:
-        made._shelf.add(Entry(info(version)))
+        made._loaded.add(Entry(info(version)))
     return made
 
 
@@ -68,14 +69,14 @@ def test_a_request_that_has_ended_takes_no_policy_any_more() -> None:
     """The decoding thread may come to it only now, and nobody would let the policy go again."""
 
     async def run() -> None:
-        shelf = Shelf(lambda version: True)
-        shelf.start(info(0))
-        lease = shelf.lease(None)
+        loaded = LoadedPolicies(lambda version: True)
+        loaded.start(info(0))
+        lease = loaded.lease(None)
         assert lease.bind() == 0
         lease.release()
         with pytest.raises(Cancelled):
             lease.bind()
-        assert shelf.entry(0).users == 0
+        assert loaded.entry(0).users == 0
 
     asyncio.run(run())
 
@@ -98,7 +99,7 @@ def test_a_retirement_whose_caller_leaves_can_be_asked_for_again(where: str) -> 
             await broken_off(first)
         engine.go.set()
         assert (await policies.retire(1)).state == "retired"
-        assert policies._shelf.versions() == {0}
+        assert policies._loaded.versions() == {0}
 
     asyncio.run(run())
 
@@ -113,7 +114,7 @@ def test_a_policy_that_the_engine_does_not_free_can_be_freed_later() -> None:
             await policies.retire(1)
         engine.refusal = None
         await policies.retire(1)
-        assert policies._shelf.versions() == {0}
+        assert policies._loaded.versions() == {0}
 
     asyncio.run(run())
 
@@ -128,11 +129,11 @@ def test_a_policy_that_is_taken_meanwhile_does_not_make_room(monkeypatch: pytest
         taken: list[int] = []
 
         def take(*_: Any, **__: Any) -> None:
-            for version in policies._shelf.versions():
+            for version in policies._loaded.versions():
                 with contextlib.suppress(PreconditionFailed):
-                    taken.append(policies._shelf.take(Exact(version)))
+                    taken.append(policies._loaded.take(Exact(version)))
 
-        monkeypatch.setattr(logging.getLogger("sightline_sampler.policies"), "info", take)
+        monkeypatch.setattr(logging.getLogger("sightline_sampler.policies.registry"), "info", take)
         with pytest.raises(PreconditionFailed, match="in use"):
             await policies._make_room(4)
         assert engine.retired == [1]
@@ -189,11 +190,11 @@ def test_a_policy_that_did_not_arrive_is_never_activated_without_probes() -> Non
             sampled_gap=None,
             engine="e",
         )
-        policies._shelf.note(1, arrival=failed)
+        policies._loaded.note(1, arrival=failed)
         with pytest.raises(PreconditionFailed, match="old weights"):
             await policies.activate(1)
         assert policies.active == 0
-        assert policies._shelf.versions() == {0}
+        assert policies._loaded.versions() == {0}
 
     asyncio.run(run())
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sightline_sampler.engines import distort
-from sightline_sampler.types import Blank, Blur, Crop, DiffusionNoise, PixelNoise
+from sightline.sampler.types import Blank, Blur, Crop, DiffusionNoise, PixelNoise
+from sightline_sampler.engines.local import distort
 
 
 @pytest.mark.parametrize(

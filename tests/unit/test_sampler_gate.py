@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
-from sightline_sampler.gate import judge
+from sightline.sampler.types import Arrival
+from sightline_sampler.policies.gate import judge
 from sightline_sampler.settings import GateSettings
-from sightline_sampler.types import Arrival
 
 TOKENS = 400
 

@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from sightline_sampler.engines.guidance import guide, penalise, weights
-from sightline_sampler.types import Contrast, DiffusionNoise, ImageFree
+from sightline.sampler.types import Contrast, DiffusionNoise, ImageFree
+from sightline_sampler.engines.local.guidance import guide, penalise, weights
 
 NONE = torch.empty(0, dtype=torch.long)
 INF = math.inf

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from sightline_chassis import InvalidInput, NotFound
-from sightline_sampler.images import ImageStore, decode
-from sightline_sampler.v1 import sampler_pb2 as pb
+from sightline import InvalidInput, NotFound
+from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline_sampler.images import RequestImages, decode
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
@@ -46,7 +46,7 @@ def test_pictures_are_upright_and_rgb() -> None:
 
 
 def test_the_store_forgets_what_was_used_longest_ago() -> None:
-    store = ImageStore(max_bytes=25, max_image_bytes=20)
+    store = RequestImages(max_bytes=25, max_image_bytes=20)
     contents = [bytes([i]) * 10 for i in range(3)]
     digests = [hashlib.sha256(content).digest() for content in contents]
     for content in contents[:2]:

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sightline_chassis.errors import InternalError, Unavailable
-from sightline_sampler.engines.loop import DecodeLoop, _Run
-from sightline_sampler.engines.rows import Request
+from sightline.errors import InternalError, Unavailable
+from sightline_sampler.engines.local.loop import DecodeLoop, _Run
+from sightline_sampler.engines.local.rows import Request
 
 
 def loop() -> DecodeLoop:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline_sampler.manifest import (
+from sightline.sampler.manifest import (
     ManifestError,
     PolicyManifest,
     manifest_digest,

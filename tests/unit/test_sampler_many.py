@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 from scripted_server import abort, listening
-from sightline_chassis.errors import DeadlineExceeded, InvalidInput, Overloaded, SightlineError, Unavailable
-from sightline_sampler import AsyncSamplerClient, Outcome, Pair, SamplerClient, Samples
-from sightline_sampler.v1 import sampler_pb2 as pb
-from sightline_sampler.v1 import sampler_pb2_grpc
+from sightline.errors import DeadlineExceeded, InvalidInput, Overloaded, SightlineError, Unavailable
+from sightline.sampler import AsyncSamplerClient, Outcome, Pair, SamplerClient, Samples
+from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline.sampler.v1 import sampler_pb2_grpc
 
 NAME = "sightline_sampler.v1.SamplerService"
 PICTURE = b"no image, but the scripted sampler does not look"

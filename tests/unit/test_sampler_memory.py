@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from sightline_sampler.engines.memory import free_bytes
+from sightline_sampler.engines.local.memory import free_bytes
 
 CPU = torch.device("cpu")
 GIB = 1 << 30

@@ -4,20 +4,11 @@ import math
 from typing import Any
 
 import pytest
-from sightline_chassis.errors import InvalidInput
-from sightline_sampler import (
-    Beams,
-    Blank,
-    Blur,
-    Contrast,
-    Crop,
-    DiffusionNoise,
-    ImageFree,
-    PixelNoise,
-)
-from sightline_sampler.engines.base import SamplingParams
-from sightline_sampler.params import params_message, read_params
-from sightline_sampler.v1 import sampler_pb2 as pb
+from sightline.errors import InvalidInput
+from sightline.sampler import Beams, Blank, Blur, Contrast, Crop, DiffusionNoise, ImageFree, PixelNoise
+from sightline.sampler.params import SamplingParams, params_message
+from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline_sampler.params import read_params
 
 PLAIN: dict[str, Any] = {
     "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": None, "min_p": 0.0, "repetition_penalty": 1.0,

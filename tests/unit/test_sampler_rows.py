@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from sightline_sampler.engines import kv
-from sightline_sampler.engines.attention import rowwise_attention
-from sightline_sampler.engines.kv import RowCache, Slots, round_up, width_for
+from sightline_sampler.engines.local import kv
+from sightline_sampler.engines.local.attention import rowwise_attention
+from sightline_sampler.engines.local.kv import LayerSlots, RowCache, round_up, width_for
 
 HEADS, DIM, LAYERS = 2, 3, 2
 
@@ -70,7 +70,7 @@ def test_rows_keep_what_is_theirs_whatever_happens_around_them(
             for number in range(LAYERS):
                 new = torch.randn(2, padded, HEADS, 1, DIM)
                 slots, _ = cache.update(new[0], new[1], number)
-                assert isinstance(slots, Slots)
+                assert isinstance(slots, LayerSlots)
                 for i, row in enumerate(rows):
                     row[number] = (torch.cat([row[number][0], new[0][i]], 1), torch.cat([row[number][1], new[1][i]], 1))
                 check_attention(slots, [row[number] for row in rows], padded)
@@ -81,7 +81,7 @@ def test_rows_keep_what_is_theirs_whatever_happens_around_them(
                 assert torch.equal(values[:, : v.shape[1]], v)
 
 
-def check_attention(slots: Slots, rows: list[Pair], padded: int) -> None:
+def check_attention(slots: LayerSlots, rows: list[Pair], padded: int) -> None:
     """Each row attends to all of its own slots and to no other."""
     query = torch.randn(padded, HEADS * 2, 1, DIM)  # two query heads for each key head
     found, _ = rowwise_attention(torch.nn.Identity(), query, slots, slots, None)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sightline_sampler.engines import seeds
-from sightline_sampler.engines.sampling import Draw, Shape, draw, keep_mask
+from sightline_sampler.engines.local.sampling import Draw, Shape, draw, keep_mask
 
 P = [0.4, 0.1, 0.3, 0.2]  # of ids 0..3; in order of likelihood: 0, 2, 3, 1
 NONE = torch.empty(0, dtype=torch.long)
@@ -23,7 +23,7 @@ def one(
     min_p: float = 0.0,
     suppressed: tuple[int, ...] = (),
     p: list[float] = P,
-    bent: list[float] | None = None,
+    processed: list[float] | None = None,
 ) -> Draw:
     shape = shaped([temperature], [top_p], [top_k], [min_p])
     return draw(
@@ -31,7 +31,7 @@ def one(
         torch.tensor([uniform], dtype=torch.float64),
         shape,
         torch.tensor(suppressed, dtype=torch.long),
-        None if bent is None else torch.tensor([bent]).log(),
+        None if processed is None else torch.tensor([processed]).log(),
     )
 
 
@@ -89,11 +89,11 @@ def test_min_p_keeps_what_is_likely_enough_beside_the_likeliest() -> None:
 
 
 def test_bent_logits_are_drawn_from_and_the_policys_are_reported() -> None:
-    drawn = one(0.5, bent=[0.1, 0.8, 0.1, 1e-30])
+    drawn = one(0.5, processed=[0.1, 0.8, 0.1, 1e-30])
     assert drawn.tokens.tolist() == [1]
     assert drawn.logprobs.item() == pytest.approx(math.log(0.1), abs=1e-6)
     assert drawn.behaviour.item() == pytest.approx(math.log(0.8), abs=1e-6)
-    assert not one(0.5, bent=[math.nan, 1, 1, 1]).finite.item()
+    assert not one(0.5, processed=[math.nan, 1, 1, 1]).finite.item()
 
 
 def test_temperature_sharpens() -> None:
@@ -143,10 +143,10 @@ def test_rows_do_not_see_each_other_and_large_vocabularies_go_in_parts() -> None
     rows, vocabulary = 150, 40_000  # over the size of one part
     logits = torch.randn(rows, vocabulary, generator=generator)
     uniform = torch.rand(rows, dtype=torch.float64, generator=generator)
-    bent = ([0.0, 0.7, 1.0] * 50, [1.0, 0.9] * 75, [0, 0, 0, 0, 50] * 30, [0.0, 0.0, 0.01] * 50)
-    whole = draw(logits, uniform, shaped(*bent), NONE)
+    processed = ([0.0, 0.7, 1.0] * 50, [1.0, 0.9] * 75, [0, 0, 0, 0, 50] * 30, [0.0, 0.0, 0.01] * 50)
+    whole = draw(logits, uniform, shaped(*processed), NONE)
     for row in (0, 1, 2, 3, 4, 77, 149):
-        mine = shaped(*([column[row]] for column in bent))
+        mine = shaped(*([column[row]] for column in processed))
         alone = draw(logits[row : row + 1], uniform[row : row + 1], mine, NONE)
         assert alone.tokens.item() == whole.tokens[row].item()
         assert alone.behaviour.item() == pytest.approx(whole.behaviour[row].item(), abs=1e-9)

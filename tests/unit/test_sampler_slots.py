@@ -3,12 +3,12 @@
 import asyncio
 
 import pytest
-from sightline_sampler.engines.slots import Slots
+from sightline_sampler.engines.remote.request_limit import RequestLimit
 
 
 def test_never_more_than_the_limit_and_first_come_first_served() -> None:
     async def run() -> None:
-        slots, order, most, now = Slots(3), list[int](), 0, 0
+        slots, order, most, now = RequestLimit(3), list[int](), 0, 0
 
         async def work(number: int, count: int) -> None:
             nonlocal most, now
@@ -28,7 +28,7 @@ def test_never_more_than_the_limit_and_first_come_first_served() -> None:
 
 def test_one_that_is_too_large_runs_alone_and_one_that_gives_up_leaves_no_hole() -> None:
     async def run() -> None:
-        slots = Slots(2)
+        slots = RequestLimit(2)
         async with slots.taken(5):
             waiting = [asyncio.create_task(_hold(slots)) for _ in range(3)]
             await asyncio.sleep(0)
@@ -46,7 +46,7 @@ def test_one_that_is_too_large_runs_alone_and_one_that_gives_up_leaves_no_hole()
 
 def test_one_that_gives_up_lets_those_behind_it_have_what_is_free() -> None:
     async def run() -> None:
-        slots = Slots(3)
+        slots = RequestLimit(3)
         async with slots.taken(2):
             large, small = asyncio.create_task(_hold(slots)), asyncio.create_task(_hold(slots, 1))
             await asyncio.sleep(0)
@@ -56,6 +56,6 @@ def test_one_that_gives_up_lets_those_behind_it_have_what_is_free() -> None:
     asyncio.run(run())
 
 
-async def _hold(slots: Slots, count: int = 2) -> bool:
+async def _hold(slots: RequestLimit, count: int = 2) -> bool:
     async with slots.taken(count):
         return True

@@ -8,11 +8,11 @@ from typing import Any
 
 import fsspec
 import pytest
-from sightline_sampler import download
-from sightline_sampler.engines import merge as merging
-from sightline_sampler.manifest import MANIFEST
+from sightline.sampler.manifest import MANIFEST
+from sightline_sampler.engines.remote import merge as merging
+from sightline_sampler.policies import download
+from sightline_sampler.policies.staging import policy_directory
 from sightline_sampler.settings import PolicySettings
-from sightline_sampler.staging import policy_directory
 
 
 class Gate:

@@ -1,7 +1,7 @@
 """Stop strings over a real tokenizer's bytes and spaces."""
 
 import pytest
-from sightline_sampler.engines.stops import cut, holds_stop
+from sightline_sampler.engines.local.stops import cut, holds_stop
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 

@@ -6,9 +6,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from sightline_chassis.errors import Overloaded, SightlineError, Unavailable
-from sightline_sampler.client import AsyncSampleStream, SampleStream
-from sightline_sampler.v1 import sampler_pb2 as pb
+from sightline.errors import Overloaded, SightlineError, Unavailable
+from sightline.sampler import AsyncSampleStream, SampleStream
+from sightline.sampler.v1 import sampler_pb2 as pb
 
 
 class Call:

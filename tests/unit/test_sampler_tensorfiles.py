@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from sightline_chassis import PreconditionFailed
-from sightline_sampler.engines.merge import merge
+from sightline import PreconditionFailed
+from sightline_sampler.engines.remote.merge import merge
 from sightline_sampler.engines.tensorfiles import check_adapter, check_checkpoint, tensors_in
 
 CONFIG = {"architectures": ["LlavaForConditionalGeneration"]}

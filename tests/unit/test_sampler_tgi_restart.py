@@ -9,10 +9,10 @@ from typing import Any
 import httpx
 import pytest
 from sightline_sampler.engine_settings import EngineSettings
-from sightline_sampler.engines import tgi
-from sightline_sampler.engines.restart import restart
-from sightline_sampler.engines.tgi import TgiEngine
-from sightline_sampler.settings import LimitSettings
+from sightline_sampler.engines.remote import tgi
+from sightline_sampler.engines.remote.restart import restart
+from sightline_sampler.engines.remote.tgi import TgiEngine
+from sightline_sampler.settings import SamplerLimits
 
 
 def settings(**section: Any) -> EngineSettings:
@@ -24,7 +24,7 @@ def test_the_policy_before_is_restarted_where_another_one_is_on_its_way(monkeypa
 
     async def run() -> None:
         section = settings(poll_seconds=0.1, restart_command=["true"])
-        engine, restarts, serving = TgiEngine(section, LimitSettings()), list[str](), "/base"
+        engine, restarts, serving = TgiEngine(section, SamplerLimits()), list[str](), "/base"
         engine._models[1] = "/one"
 
         class Backend:

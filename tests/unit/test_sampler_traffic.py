@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from sightline_chassis import Unavailable
+from sightline import Unavailable
 from sightline_sampler.traffic import Traffic
 
 

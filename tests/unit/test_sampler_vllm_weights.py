@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 from sightline_sampler.engine_settings import VllmSettings
-from sightline_sampler.engines.backend import Failure
-from sightline_sampler.engines.vllm_weights import VllmWeights, _Policy
+from sightline_sampler.engines.remote.backend import Failure
+from sightline_sampler.engines.remote.vllm_weights import VllmWeights, _Policy
 
 
 class Server:

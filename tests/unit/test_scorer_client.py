@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from chassis_certificates import Authority, put
 from scorer_scripted import Scripted, scripted
-from sightline_chassis.channel import Tls, Token
-from sightline_chassis.errors import DeadlineExceeded, InvalidInput, Overloaded, SightlineError, Unavailable
-from sightline_scorer import (
+from sightline.channel import Tls, Token
+from sightline.errors import DeadlineExceeded, InvalidInput, Overloaded, SightlineError, Unavailable
+from sightline.scorer import (
     NEVER,
     AsyncScorerClient,
     Embedding,

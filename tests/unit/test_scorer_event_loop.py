@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.cache import EmbeddingTable
-from sightline_scorer.embed import EmbedRequests
-from sightline_scorer.embedding import Embedder
-from sightline_scorer.models import Models, ServedModel
-from sightline_scorer.scores import Scale
-from sightline_scorer.scoring import Scoring
-from sightline_scorer.settings import LimitSettings
+from sightline_scorer.embed_request import EmbedRequests
+from sightline_scorer.embedder import Embedder
+from sightline_scorer.formulas import Scale
+from sightline_scorer.models import ModelRegistry, ServedModel
+from sightline_scorer.score_request import Scoring
+from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.tokens import TokenRow
 from sightline_scorer.tower import Tower
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 IMAGE = b"an image that is known"
 LONG = ["word " * 1600] * 3
@@ -59,7 +59,7 @@ def tower(name: str) -> Tower:
     ],
 )
 def test_the_event_loop_tokenises_only_what_is_short(request_: Any, elsewhere: bool) -> None:
-    tokenizer, limits = Tokenizer(), LimitSettings()
+    tokenizer, limits = Tokenizer(), ScorerLimits()
     card: Any = SimpleNamespace(name="m", trim_padding=True)
     scale = Scale("m", 1, 0, False, None)
     anything: Any = None
@@ -77,7 +77,7 @@ def test_the_event_loop_tokenises_only_what_is_short(request_: Any, elsewhere: b
             "",  # type: ignore[arg-type]
         )
         served.image.table.put(hashlib.sha256(IMAGE).digest(), UNIT, 0)
-        models, embedder = Models({"m": served}, {}, "m"), Embedder(anything, anything, pool)
+        models, embedder = ModelRegistry({"m": served}, {}, "m"), Embedder(anything, anything, pool)
         if isinstance(request_, pb.EmbedRequest):
             return await EmbedRequests(models, embedder, limits).embed(request_)
         request_.image.content = IMAGE

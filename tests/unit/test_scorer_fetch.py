@@ -12,16 +12,9 @@ from typing import Any
 
 import pytest
 from scorer_models import encoded, picture
-from sightline_chassis.errors import (
-    DeadlineExceeded,
-    InvalidInput,
-    NotFound,
-    PermissionDenied,
-    SightlineError,
-    Unavailable,
-)
+from sightline.errors import DeadlineExceeded, InvalidInput, NotFound, PermissionDenied, SightlineError, Unavailable
 from sightline_scorer.fetch import Fetcher, is_public
-from sightline_scorer.settings import FetchSettings, LimitSettings
+from sightline_scorer.settings import FetchSettings, ScorerLimits
 
 IMAGE = encoded(picture())
 
@@ -95,8 +88,8 @@ def port() -> Iterator[int]:
     server.shutdown()
 
 
-def fetch(uri: str, limits: LimitSettings | None = None, **settings: Any) -> bytes:
-    fetcher = Fetcher(FetchSettings(**settings), limits or LimitSettings())
+def fetch(uri: str, limits: ScorerLimits | None = None, **settings: Any) -> bytes:
+    fetcher = Fetcher(FetchSettings(**settings), limits or ScorerLimits())
     try:
         return asyncio.run(fetcher.fetch(uri))
     finally:
@@ -247,7 +240,7 @@ def test_answers_that_are_no_image(port: int, path: str, kind: type[SightlineErr
 @pytest.mark.parametrize("path", ["large", "large-unsized"])
 def test_bytes_are_bounded(port: int, path: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        fetch(f"http://localhost:{port}/{path}", LimitSettings(max_image_bytes=4000), **inside(port))
+        fetch(f"http://localhost:{port}/{path}", ScorerLimits(max_image_bytes=4000), **inside(port))
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 
 
@@ -281,7 +274,7 @@ def test_files_of_allowed_directories(tmp_path: Path) -> None:
     assert refusal("file:///etc/passwd", **settings).reason == "IMAGE_URI_FILE_REFUSED"
     assert refusal("file:///dev/zero", directories=(Path("/dev"),)).reason == "IMAGE_URI_FILE_REFUSED"
     with pytest.raises(InvalidInput) as caught:
-        fetch(f"file://{allowed}/in.png", LimitSettings(max_image_bytes=10), **settings)
+        fetch(f"file://{allowed}/in.png", ScorerLimits(max_image_bytes=10), **settings)
     assert caught.value.reason == "IMAGE_TOO_LARGE"
 
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from scorer_models import SENTENCES, bomb, encoded, picture
 from scorer_running import shared
-from sightline_chassis.errors import InvalidInput, from_rpc_error
-from sightline_scorer import images
-from sightline_scorer.settings import LimitSettings
-from sightline_scorer.v1 import scorer_pb2 as pb
+from sightline.errors import InvalidInput, from_rpc_error
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline_chassis import images
+from sightline_scorer.settings import ScorerLimits
 
-LIMITS = LimitSettings(max_image_bytes=200_000, max_image_pixels=1_000_000)
+LIMITS = ScorerLimits(max_image_bytes=200_000, max_image_pixels=1_000_000)
 FEW = settings(max_examples=150, deadline=None, derandomize=True)
 MANY = settings(max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 FEW_REQUESTS = settings(max_examples=60, deadline=None, derandomize=True)

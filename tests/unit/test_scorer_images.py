@@ -11,14 +11,14 @@ import pytest
 import scorer_models
 from PIL import Image, ImageOps
 from scorer_models import bomb, encoded, picture
-from sightline_chassis.errors import InvalidInput
-from sightline_scorer import images
+from sightline.errors import InvalidInput
+from sightline_chassis import images
 from sightline_scorer.preprocessing import Preprocessor
-from sightline_scorer.settings import LimitSettings, ModelSettings
+from sightline_scorer.settings import ModelSettings, ScorerLimits
 from sightline_scorer.triton import repository
 from sightline_scorer.triton.card import ModelCard
 
-LIMITS = LimitSettings()
+LIMITS = ScorerLimits()
 
 
 @pytest.fixture(scope="module", params=["tiny", "siglip"])
@@ -195,7 +195,7 @@ def test_broken_exif_does_not_matter() -> None:
 def test_limits_are_inclusive() -> None:
     content = encoded(picture(10, 10))
     exact: dict[str, Any] = {"max_image_bytes": len(content), "max_image_pixels": 100}
-    images.decode(content, LimitSettings(**exact))
+    images.decode(content, ScorerLimits(**exact))
     for name in exact:
         with pytest.raises(InvalidInput):
-            images.decode(content, LimitSettings(**{**exact, name: exact[name] - 1}))
+            images.decode(content, ScorerLimits(**{**exact, name: exact[name] - 1}))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from sightline_scorer.probe import Probe
+from sightline_scorer.probe import ModelProbe
 from sightline_scorer.settings import ProbeSettings
 
 
@@ -45,11 +45,11 @@ class Model:
         yield
 
 
-def probe(backend: Backend) -> Probe:
+def probe(backend: Backend) -> ModelProbe:
     server: Any = SimpleNamespace(address=lambda: "127.0.0.1:1")
     models: Any = SimpleNamespace(served={"m": Model()})
     as_backend: Any = backend
-    return Probe(models, as_backend, server, ProbeSettings(every_seconds=0.05), 60)
+    return ModelProbe(models, as_backend, server, ProbeSettings(every_seconds=0.05), 60)
 
 
 async def until(what: Any) -> None:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sightline_chassis.errors import InternalError, InvalidInput, PreconditionFailed
+from sightline.errors import InternalError, InvalidInput, PreconditionFailed
+from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_scorer import calibration
-from sightline_scorer.scores import (
+from sightline_scorer.formulas import (
     Scale,
     aggregate,
     check_finite,
@@ -19,7 +20,6 @@ from sightline_scorer.scores import (
     logits,
     probabilities,
 )
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 
 def f32(*values: float) -> np.ndarray:

@@ -58,7 +58,7 @@ def test_every_setting_is_described_and_bounded() -> None:
 def test_the_readme_names_every_setting() -> None:
     readme = (Path(__file__).parents[2] / "services/scorer/README.md").read_text()
     definitions = ScorerSettings.model_json_schema()["$defs"]
-    sections = {"triton": "TritonSettings", "limits": "LimitSettings", "probe": "ProbeSettings"}
+    sections = {"triton": "TritonSettings", "limits": "ScorerLimits", "probe": "ProbeSettings"}
     sections |= {"image_store": "ImageStoreSettings", "models.NAME": "ModelSettings"}
     for section, definition in sections.items():
         for key in definitions[definition]["properties"]:

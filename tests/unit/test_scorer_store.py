@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from sightline_chassis.errors import DataCorrupted, InvalidInput, NotFound
-from sightline_scorer.settings import ImageStoreSettings, LimitSettings
-from sightline_scorer.spill import Spill
-from sightline_scorer.store import ImageStore, Upload
+from sightline.errors import DataCorrupted, InvalidInput, NotFound
+from sightline_chassis.image_store import ImageStore, Upload
+from sightline_chassis.sections import ImageStoreSettings
+from sightline_chassis.spill import Spill
+from sightline_scorer.settings import ScorerLimits
 
 
 def digest(content: bytes) -> bytes:
@@ -74,7 +75,7 @@ def test_an_image_that_is_not_there() -> None:
 
 def test_an_upload_in_pieces() -> None:
     store = filled()
-    upload = Upload(digest(A), LimitSettings())
+    upload = Upload(digest(A), ScorerLimits())
     for piece in (A[:3], b"", A[3:]):
         upload.add(piece)
     upload.finish(store)
@@ -83,7 +84,7 @@ def test_an_upload_in_pieces() -> None:
 
 
 def test_an_upload_over_the_limit_is_not_kept_while_it_comes() -> None:
-    upload = Upload(digest(A), LimitSettings(max_image_bytes=15))
+    upload = Upload(digest(A), ScorerLimits(max_image_bytes=15))
     for _ in range(5):
         upload.add(A)
     assert upload._pieces == []
@@ -94,7 +95,7 @@ def test_an_upload_over_the_limit_is_not_kept_while_it_comes() -> None:
 
 @pytest.mark.parametrize(("sha256", "reason"), [(b"short", "DIGEST_INVALID"), (digest(B), "DIGEST_MISMATCH")])
 def test_an_upload_under_a_wrong_name(sha256: bytes, reason: str) -> None:
-    upload = Upload(sha256, LimitSettings())
+    upload = Upload(sha256, ScorerLimits())
     upload.add(A)
     upload.finish(filled())
     assert upload.error is not None
@@ -102,7 +103,7 @@ def test_an_upload_under_a_wrong_name(sha256: bytes, reason: str) -> None:
 
 
 def test_an_empty_upload() -> None:
-    upload = Upload(digest(b""), LimitSettings())
+    upload = Upload(digest(b""), ScorerLimits())
     upload.finish(filled())
     assert upload.error is not None
     assert upload.error.reason == "IMAGE_EMPTY"

@@ -10,16 +10,16 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from open_clip.tokenizer import HFTokenizer, SimpleTokenizer, get_clean_fn
 from scorer_models import SENTENCES
-from sightline_chassis.errors import InternalError, InvalidInput
+from sightline.errors import InternalError, InvalidInput
+from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.bpe import merge
 from sightline_scorer.sentences import fitting, sentences
-from sightline_scorer.settings import LimitSettings
+from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.texts import Plan, check_request, check_texts, key_of, plan_request, plan_texts
 from sightline_scorer.tokens import Tokenizer
-from sightline_scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.words import WordTokenizer, clean
 
-LIMITS = LimitSettings()
+LIMITS = ScorerLimits()
 WORD = "cat "
 
 
@@ -255,7 +255,7 @@ def test_texts_that_are_known_are_not_tokenised(clip: Tokenizer) -> None:
 
 def test_sentences_count_against_the_limit_of_texts(clip: Tokenizer) -> None:
     with pytest.raises(InvalidInput, match="makes over 10 parts"):
-        Rows(clip, ["It is a cat. " * 20], pb.LONG_TEXT_SENTENCES, LimitSettings(max_texts=10))
+        Rows(clip, ["It is a cat. " * 20], pb.LONG_TEXT_SENTENCES, ScorerLimits(max_texts=10))
 
 
 @pytest.mark.parametrize("text", ["a cat <end_of_text> and a dog", "<start_of_text>", "a <END_OF_TEXT>"])

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
+from sightline.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
 from sightline_scorer.cache import ENTRY_BYTES, EmbeddingTable
-from sightline_scorer.embedding import Embedder, ImageSource
-from sightline_scorer.tower import Embeddings, Item, Tower, Wait
+from sightline_scorer.embedder import Embedder, ImageSource
+from sightline_scorer.tower import Embeddings, Tower, TowerItem, Wait
 
 SIZE = 4
 
@@ -296,7 +296,7 @@ def test_an_item_whose_preparation_fails_fails_its_requests() -> None:
         wait, new = to.ask([key("a")])
         item = to.begin(wait, 0, key("a"))
         assert new == [0]
-        assert isinstance(item, Item)
+        assert isinstance(item, TowerItem)
         dropped: list[bool] = []
         item.drop = lambda: dropped.append(True)
         other, none_new = to.ask([key("a")])

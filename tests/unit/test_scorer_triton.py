@@ -13,7 +13,7 @@ import grpc
 import pytest
 import scorer_models
 from scorer_models import SENTENCES, Reference
-from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
+from sightline.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
 from sightline_scorer.settings import ModelSettings, TritonSettings
 from sightline_scorer.triton import backend as backend_module
 from sightline_scorer.triton import repository

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from running import WEIGHTS
 from scorer_scripted import Scripted, scripted
-from sightline_chassis.errors import InvalidInput, SightlineError
-from sightline_scorer.integrations.trl import ClipReward
+from sightline.errors import InvalidInput, SightlineError
+from sightline.integrations.trl import ClipReward
 
 PICTURES = [
     Image.fromarray(np.random.default_rng(seed).integers(0, 255, (48, 48, 3), dtype=np.uint8)) for seed in range(4)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from chassis_certificates import Authority, put
 from scorer_scripted import Scripted, scripted
-from sightline_chassis.errors import InvalidInput, SightlineError, Unavailable
-from sightline_scorer.integrations.verl import compute_score, compute_score_async
+from sightline.errors import InvalidInput, SightlineError, Unavailable
+from sightline.integrations.verl import compute_score, compute_score_async
 
 PICTURE = b"picture" * 1000
 

@@ -14,20 +14,20 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 from running import WEIGHTS
-from sightline_chassis.errors import InvalidInput
-from sightline_sampler.client import DiffusionNoise, PixelNoise
+from sightline.errors import InvalidInput
+from sightline.sampler import DiffusionNoise, PixelNoise
 from sightline_trainer.candidates import CANDIDATES
-from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.candidates.noised_image import noised
 from sightline_trainer.candidates.question_answer import QuestionIndex, declared
-from sightline_trainer.candidates.source import Ask, CandidatePart, Context
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.candidates.source import CandidatePart, SourceContext, SourceRequest
+from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.recipe import Recipe
-from sightline_trainer.wording import Wording
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
 
 REFERENCE = "there is a red star ."
 PROMPT = Prompt("p", Path("x.png"), "what do you see ?", reference=REFERENCE)
-WORDING = Wording(str(WEIGHTS / "llava"))
+TEMPLATE = ChatTemplate(str(WEIGHTS / "llava"))
 
 
 class Sampler:
@@ -55,14 +55,16 @@ class Sampler:
         )
 
 
-def made(part: CandidatePart, *, ask: Ask | None = None, dataset: Path = Path(), prompt: Prompt = PROMPT) -> Any:
+def made(
+    part: CandidatePart, *, ask: SourceRequest | None = None, dataset: Path = Path(), prompt: Prompt = PROMPT
+) -> Any:
     recipe = Recipe.model_validate(
         {"name": "test", "model": "m", "data": {"train": "a", "test": "b"}, "sampling": {"candidates": 3}}
     )
     sampler = Sampler()
-    source = part.open(Context(recipe, sampler, WORDING, dataset, None, AsyncExitStack()))  # type: ignore[arg-type]
+    source = part.open(SourceContext(recipe.sampling, recipe.seed, sampler, TEMPLATE, dataset, None, AsyncExitStack()))  # type: ignore[arg-type]
     assert source is not None
-    return asyncio.run(source(prompt, ask or Ask(iteration=2, version=7))), sampler.calls
+    return asyncio.run(source(prompt, ask or SourceRequest(iteration=2, version=7))), sampler.calls
 
 
 def part(name: str, **settings: Any) -> CandidatePart:
@@ -89,12 +91,12 @@ def test_policy_draws_paraphrases_by_the_prompts_seed() -> None:
     assert len({candidate.seed for candidate in candidates}) == 6
     assert [candidate.prompt for candidate in candidates] == [call["prompt"] for call in calls for _ in range(3)]
     assert made(settings)[0] == candidates
-    drawn = {made(settings, ask=Ask(i, 0))[1][0]["prompt"] for i in range(12)}
+    drawn = {made(settings, ask=SourceRequest(i, 0))[1][0]["prompt"] for i in range(12)}
     assert drawn == set(texts)
 
 
-def tokens(candidate: Candidate) -> list[str]:
-    return list(WORDING._processor.tokenizer.convert_ids_to_tokens(candidate.token_ids))
+def tokens(candidate: Response) -> list[str]:
+    return list(TEMPLATE._processor.tokenizer.convert_ids_to_tokens(candidate.token_ids))
 
 
 def test_the_reference_is_worded_as_the_policy_would_have_to() -> None:
@@ -105,12 +107,12 @@ def test_the_reference_is_worded_as_the_policy_would_have_to() -> None:
     assert made(part("reference"), prompt=Prompt("q", Path("x"), "look"))[0] == []
 
 
-def sampled(*prompts: str) -> Sequence[Candidate]:
-    return [Candidate("p", i, f"an answer {i}", [1], prompt=text) for i, text in enumerate(prompts)]
+def sampled(*prompts: str) -> Sequence[Response]:
+    return [Response("p", i, f"an answer {i}", [1], prompt=text) for i, text in enumerate(prompts)]
 
 
 def test_the_reference_answers_every_text_that_was_asked() -> None:
-    candidates, _ = made(part("reference"), ask=Ask(1, 0, sampled("a", "a", "b")))
+    candidates, _ = made(part("reference"), ask=SourceRequest(1, 0, sampled("a", "a", "b")))
     assert [(candidate.index, candidate.prompt) for candidate in candidates] == [(3, "a"), (4, "b")]
 
 
@@ -120,7 +122,7 @@ def test_noise_is_put_over_the_image_by_the_sampler() -> None:
     assert isinstance(noise, DiffusionNoise)
     assert (noise.step, call["temperature"], call["n"]) == (900, 0.2, 2)
     assert {candidate.source for candidate in candidates} == {"noised_image"}
-    _, (other,) = made(part("noised_image", pixels="unit"), ask=Ask(3, 0))
+    _, (other,) = made(part("noised_image", pixels="unit"), ask=SourceRequest(3, 0))
     assert isinstance(other["distortion"], PixelNoise)
     assert other["distortion"].seed != noise.seed  # drawn anew in each iteration
 
@@ -154,8 +156,8 @@ def test_errors_are_injected_into_the_reference_or_the_policys_answer(tmp_path: 
     (candidate,), _ = made(part("injected", kinds=["add_object"]), dataset=tmp_path)
     assert candidate.text == "there is a red star and a blue ring ."
     assert (candidate.source, tokens(candidate)[-1]) == ("injected", "</s>")
-    answers = [Candidate("p", i, f"i see a {name} .", [1], prompt="q") for i, name in enumerate(("red star", "ring"))]
-    ask = Ask(1, 0, answers)
+    answers = [Response("p", i, f"i see a {name} .", [1], prompt="q") for i, name in enumerate(("red star", "ring"))]
+    ask = SourceRequest(1, 0, answers)
     (candidate,), _ = made(part("injected", of="policy", kinds=["add_object"]), dataset=tmp_path, ask=ask)
     assert (candidate.text, candidate.prompt, candidate.index) == ("i see a red star and a blue ring .", "q", 2)
     assert made(part("injected", kinds=["swap_relation"]), dataset=tmp_path)[0] == []
@@ -175,7 +177,7 @@ def test_questions_are_found_by_prompt_and_a_share_of_prompts_gets_one(tmp_path:
     assert [row["text"] for row in index.of("p3")] == ["is there a cat 3 ?", "is there a cat 13 ?"]
     assert index.of("nobody") == []
     prompts = [Prompt(f"p{i % 10}", Path("x"), "look") for i in range(10)]
-    asks = [(prompt, Ask(iteration, 0, sampled("look"))) for prompt in prompts for iteration in range(20)]
+    asks = [(prompt, SourceRequest(iteration, 0, sampled("look"))) for prompt in prompts for iteration in range(20)]
     answers = [made(part("question_answer", share=0.25), dataset=tmp_path, prompt=p, ask=a)[0] for p, a in asks]
     assert {len(pair) for pair in answers} == {0, 2}
     assert 25 <= sum(map(bool, answers)) <= 75  # of 200

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.chair import Chair, Vocabulary, chair
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sightline_chassis.channel import Tls, Token
+from sightline.channel import Tls, Token
 from sightline_chassis.settings import SettingsError, load_settings
 from sightline_trainer.connections import Connections
 from sightline_trainer.recipe import Recipe

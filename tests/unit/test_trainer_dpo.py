@@ -11,10 +11,10 @@ from datasets import Dataset
 from PIL import Image
 from running import WEIGHTS
 from safetensors.torch import load_file, save_file
-from sightline_chassis.errors import InternalError, PreconditionFailed
+from sightline.errors import InternalError, PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
-from sightline_trainer.dpo.making import make_trainer
-from sightline_trainer.dpo.reference import add_reference
+from sightline_trainer.dpo.reference_logprobs import add_reference
+from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.update import update
 from sightline_trainer.pairs.build import FEATURES
 from sightline_trainer.recipe import Recipe

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from sightline_chassis.errors import InvalidInput, PreconditionFailed
+from sightline.errors import InvalidInput, PreconditionFailed
 from sightline_trainer.candidates.injected import Injected
 from sightline_trainer.injection.kinds import Kind
 from sightline_trainer.injection.language_model import OpenAiWriter, cleaned, instruction
 from sightline_trainer.injection.rules import RuleWriter
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 OBJECTS = ["red star", "green star", "blue ring", "orange ring", "red cross"]
 TEXT = "there is a red star on the left and a blue ring on the right ."
@@ -96,11 +96,11 @@ def test_the_words_come_from_the_datasets_vocabulary(tmp_path: Path) -> None:
 
 def test_a_language_model_is_told_what_to_change_and_its_answer_is_cleaned() -> None:
     settings = Injected(kinds=["swap_attribute"], errors=2)
-    told = instruction(settings, "What is it?", "A red bus.")
-    assert "2 mistakes" in told
-    assert "colour" in told
-    assert "often stands beside" not in told
-    assert "A red bus." in told
+    asked = instruction(settings, "What is it?", "A red bus.")
+    assert "2 mistakes" in asked
+    assert "colour" in asked
+    assert "often stands beside" not in asked
+    assert "A red bus." in asked
     assert cleaned(' New answer: "A blue bus." ') == "A blue bus."
     assert cleaned("  ") is None
     with pytest.raises(ValidationError, match="needs a model"):

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sightline_chassis.errors import Cancelled
+from sightline.errors import Cancelled
 from sightline_trainer.dpo.launch import _run
 
 
@@ -51,8 +51,8 @@ def _gone(pid: int) -> bool:
             os.kill(pid, 0)
         except ProcessLookupError:
             return True
-        told = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
-        if not told.stdout.strip() or told.stdout.startswith("Z"):
+        listed = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+        if not listed.stdout.strip() or listed.stdout.startswith("Z"):
             return True
         time.sleep(0.05)
     return False

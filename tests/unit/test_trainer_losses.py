@@ -11,10 +11,10 @@ import torch
 from datasets import Dataset
 from dpo_models import dpo_recipe, make_family, random_pairs, shake
 from PIL import Image
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 from sightline_trainer.dpo.losses import NAMES, check_losses, fold_pairs
-from sightline_trainer.dpo.making import make_trainer
-from sightline_trainer.dpo.reference import add_reference, token_logprobs
+from sightline_trainer.dpo.reference_logprobs import add_reference, token_logprobs
+from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.update import update
 from torch.nn.functional import logsigmoid
 

@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 from PIL import Image
 from pydantic import ValidationError
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 from sightline_trainer.candidates.buffer import Buffer
-from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.pairs.build import PairBuilder, read_pairs, to_train_on, write_pairs
 from sightline_trainer.pairs.filters import Degenerate, Duplicates, Finished, Gap, GenericQuestion, Lengths, ScoreFloor
 from sightline_trainer.pairs.rules import AllPairs, BestWorst, IthBestIthWorst, ReferenceAgainstRejected, TopBottom
-from sightline_trainer.pairs.scored import Scored
 from sightline_trainer.pairs.text_in_image import TextInImage
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.score import Score
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
+from sightline_trainer.records.scored import Scored
 
 
 def scored(
@@ -34,7 +34,7 @@ def scored(
     prompt: str = "look",
     **terms: float,
 ) -> Scored:
-    candidate = Candidate(
+    candidate = Response(
         prompt_id="p",
         index=index,
         text=text or f"text {index}",

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 from sightline_trainer.pools import lines as lines_module
 from sightline_trainer.pools import load_prompts, open_pool, side_files
 

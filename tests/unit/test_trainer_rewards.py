@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sightline_chassis.errors import InvalidInput
-from sightline_trainer.candidates.candidate import Candidate
+from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.chair import Vocabulary
-from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Reward
-from sightline_trainer.rewards.clip import Clip, ClipReward, ClipTerm, sentences
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
+from sightline_trainer.rewards.clip import Clip, ClipScores, ClipTerm, sentences
 from sightline_trainer.rewards.judge import Judge, ranks
 from sightline_trainer.rewards.length import LengthTerm
 from sightline_trainer.rewards.policy_logprob import PolicyLogprobTerm
-from sightline_trainer.rewards.score import Score
 from sightline_trainer.rewards.truth import TruthTerm
 
 PROMPT = Prompt("p", Path("x.png"), "look", objects=("cat", "dog"))
 
 
-def candidate(text: str, index: int = 0, tokens: int = 2, **values: Any) -> Candidate:
-    return Candidate("p", index, text, list(range(tokens)), prompt=values.pop("prompt", "look"), **values)
+def candidate(text: str, index: int = 0, tokens: int = 2, **values: Any) -> Response:
+    return Response("p", index, text, list(range(tokens)), prompt=values.pop("prompt", "look"), **values)
 
 
 class Scorer:
@@ -42,12 +42,12 @@ class Scorer:
         return SimpleNamespace(cosine=cosine, clip_score=100 * cosine, logit=10 * cosine)
 
 
-def values(term: Any, *candidates: Candidate) -> list[float | None]:
+def values(term: Any, *candidates: Response) -> list[float | None]:
     return [score.reward for score in asyncio.run(term(PROMPT, candidates, version=3))]
 
 
 def clip(scorer: Scorer, **settings: Any) -> ClipTerm:
-    return ClipTerm(Clip(**settings), ClipReward(scorer, Reward()))  # type: ignore[arg-type]
+    return ClipTerm(Clip(**settings), ClipScores(scorer, Reward()))  # type: ignore[arg-type]
 
 
 def test_clip_scores_each_text_once_and_an_empty_one_not_at_all() -> None:
@@ -109,11 +109,11 @@ class Fixed:
     def __init__(self, *rewards: float | None) -> None:
         self.rewards = rewards
 
-    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
         return [Score(reward, error="" if reward is not None else "AWAY") for reward in self.rewards]
 
 
-def judged(combine: Any, texts: Sequence[Candidate], **terms: tuple[Fixed, float]) -> list[Score]:
+def judged(combine: Any, texts: Sequence[Response], **terms: tuple[Fixed, float]) -> list[Score]:
     return asyncio.run(Judge(terms, combine)(PROMPT, texts, version=0))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from sightline_chassis.errors import Cancelled, InvalidInput, NotFound, PreconditionFailed
+from sightline.errors import Cancelled, InvalidInput, NotFound, PreconditionFailed
 from sightline_trainer import run_queue as module
 from sightline_trainer.events import Event, Observer
 from sightline_trainer.execute import lease, leased

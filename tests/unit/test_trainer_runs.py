@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline_chassis.errors import Cancelled, PreconditionFailed
+from sightline.errors import Cancelled, PreconditionFailed
 from sightline_trainer import loop, stopwatch
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.disk import DiskFull, disk_full
 from sightline_trainer.events import Event, EventLog, EventReader, read_events
 from sightline_trainer.execute import execute
-from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.runs import RunDirectory, write_whole
 from sightline_trainer.stopwatch import Stopwatch
 

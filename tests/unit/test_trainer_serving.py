@@ -6,13 +6,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
-from sightline_chassis.pictures import image_bytes
-from sightline_sampler import AsyncSamplerClient, Exact
-from sightline_trainer.dpo.update import Probe
-from sightline_trainer.prompts import Prompt
+from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
+from sightline.pictures import image_bytes
+from sightline.sampler import AsyncSamplerClient, Exact
+from sightline_trainer.dpo.update import UpdateProbe
 from sightline_trainer.publish import publish
-from sightline_trainer.recipe import Publication
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.sections import Publication
 from sightline_trainer.serving import ServedSampler, serve
 
 
@@ -73,7 +73,7 @@ def published(sampler: Sampler, tmp_path: Path, version: int = 2, previous: int 
             tmp_path / f"v{version:06d}",
             version=version,
             previous=previous,
-            probes=[Probe("a", [1, 2], [-1.0, -1.0], "p", [-1.1, -1.0])],
+            probes=[UpdateProbe("a", [1, 2], [-1.0, -1.0], "p", [-1.1, -1.0])],
             prompts={"a": Prompt(id="a", image=tmp_path / "a.png", prompt="p")},
             settings=Publication(keep=1),
         )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sightline_chassis.errors import Cancelled, PreconditionFailed
+from sightline.errors import Cancelled, PreconditionFailed
 from sightline_trainer.events import Event
 from sightline_trainer.tracking import Tracking
 

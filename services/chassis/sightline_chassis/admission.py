@@ -15,8 +15,9 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator
 
+from sightline.errors import Overloaded
+
 from sightline_chassis import metrics
-from sightline_chassis.errors import Overloaded
 from sightline_chassis.sections import AdmissionSettings
 
 

@@ -13,9 +13,10 @@ from typing import Any, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
+from sightline import errors
+from sightline.errors import InternalError, InvalidInput, SightlineError, Unsupported
 
-from sightline_chassis import errors, metrics
-from sightline_chassis.errors import InternalError, InvalidInput, SightlineError, Unsupported
+from sightline_chassis import metrics
 
 LOG = logging.getLogger("sightline_chassis.rpc")
 REQUEST_ID = "x-request-id"

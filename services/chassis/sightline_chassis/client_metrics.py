@@ -9,10 +9,10 @@ import time
 
 import grpc
 from prometheus_client import Counter, Histogram
+from sightline import channel
+from sightline.outgoing import Ended
 
-from sightline_chassis import channel
 from sightline_chassis.metrics import SECONDS, go_code
-from sightline_chassis.outgoing import Ended
 
 _RPC = ("grpc_type", "grpc_service", "grpc_method")
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from sightline_chassis.errors import DataCorrupted, InvalidInput, NotFound, SightlineError
+from sightline.errors import DataCorrupted, InvalidInput, NotFound, SightlineError
 
 CHUNK = 8 << 20
 

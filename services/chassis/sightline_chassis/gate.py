@@ -7,9 +7,10 @@ import contextvars
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from sightline.errors import Unauthenticated
+
 from sightline_chassis import metrics
 from sightline_chassis.admission import Admission
-from sightline_chassis.errors import Unauthenticated
 from sightline_chassis.quota import Cost, Quota
 from sightline_chassis.sections import ServiceSettings
 from sightline_chassis.teams import Caller, Teams

@@ -16,10 +16,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
+from sightline.errors import SightlineError
 
 from sightline_chassis import logs, metrics
 from sightline_chassis.calls import REQUEST_ID, Call, mapped, measured
-from sightline_chassis.errors import SightlineError
 from sightline_chassis.gate import INFRASTRUCTURE, Gate
 
 Handler = Any  # grpc.RpcMethodHandler of any request and response

@@ -21,8 +21,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from sightline.errors import SightlineError
+
 from sightline_chassis import logs
-from sightline_chassis.errors import SightlineError
 from sightline_chassis.sections import ServiceSettings
 from sightline_chassis.server import Addresses, BindError, Server
 from sightline_chassis.service import Service

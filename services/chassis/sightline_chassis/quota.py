@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sightline.errors import InvalidInput, Overloaded
+
 from sightline_chassis import metrics
-from sightline_chassis.errors import InvalidInput, Overloaded
 from sightline_chassis.sections import TeamLimits
 
 

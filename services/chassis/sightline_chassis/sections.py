@@ -127,6 +127,30 @@ class LogSettings(Section):
     format: Literal["json", "text"] = Field(default="json", description="JSON lines, or text for people.")
 
 
+class ImageLimits(Section):
+    """What an image may hold; checked before it is decoded. The same for every service."""
+
+    max_image_bytes: int = Field(20 * 2**20, ge=1, le=60 * 2**20, description="Bytes of an encoded image")
+    max_image_pixels: int = Field(
+        50_000_000, ge=1, le=2**31, description="Width times height of an image, read from its header before decoding"
+    )
+
+
+class ImageStoreSettings(Section):
+    """Uploaded images, named by their SHA-256 in later requests."""
+
+    max_bytes: int = Field(
+        256 * 2**20, ge=0, description="Bytes of all stored images; the least recently used leave first"
+    )
+    max_images: int = Field(100_000, ge=0, description="Number of stored images")
+    spill: Path | None = Field(
+        None, description="A directory for images that leave memory; one service's own. Not set: they are dropped"
+    )
+    spill_max_bytes: int = Field(
+        4 * 2**30, ge=0, description="Bytes of all images in it; the least recently used leave first"
+    )
+
+
 class ServiceSettings(Section):
     """What every service has; a service adds its own sections in a subclass."""
 

@@ -19,8 +19,8 @@ from typing import Annotated, Self
 
 import pydantic
 from pydantic import Field
+from sightline.errors import PermissionDenied, PreconditionFailed, Unauthenticated
 
-from sightline_chassis.errors import PermissionDenied, PreconditionFailed, Unauthenticated
 from sightline_chassis.sections import AuthSettings, Section, TeamLimits
 from sightline_chassis.settings import SettingsError, read_yaml
 from sightline_chassis.tokens import HASH_PATTERN, hash_of

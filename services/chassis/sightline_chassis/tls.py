@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
+from sightline.errors import PreconditionFailed
 
 from sightline_chassis import metrics
-from sightline_chassis.errors import PreconditionFailed
 from sightline_chassis.sections import TlsSettings
 from sightline_chassis.watched import Watched
 

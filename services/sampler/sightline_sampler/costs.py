@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline_chassis.quota import Cost
-
-from sightline_sampler.v1 import sampler_pb2 as pb
 
 _SERVICE = "sightline_sampler.v1.SamplerService"
 

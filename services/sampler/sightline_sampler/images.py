@@ -7,10 +7,10 @@ import io
 from collections import OrderedDict
 
 from PIL import Image, ImageOps, UnidentifiedImageError
-from sightline_chassis.errors import InvalidInput, NotFound
+from sightline.errors import InvalidInput, NotFound
+from sightline.sampler.v1 import sampler_pb2 as pb
 
 from sightline_sampler.engines.base import EncodedImage
-from sightline_sampler.v1 import sampler_pb2 as pb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 
@@ -71,7 +71,7 @@ def media_type(content: bytes) -> str:
     raise InvalidInput(f"the image ({len(content)} bytes) is no {', '.join(FORMATS)} file", reason="IMAGE_UNREADABLE")
 
 
-class ImageStore:
+class RequestImages:
     """Encoded images of past requests by SHA-256, least recently used out first. For the event loop's thread."""
 
     def __init__(self, *, max_bytes: int, max_image_bytes: int) -> None:

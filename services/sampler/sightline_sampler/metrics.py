@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
-
-from sightline_sampler.types import Arrival
+from sightline.sampler.types import Arrival
 
 GENERATIONS = Counter("sightline_sampler_generations_total", "Candidates finished.", ("finish_reason",))
 TOKENS = Counter(

@@ -1,83 +1,17 @@
-"""Sampling parameters between messages and types, and their bounds. Light: for both ends."""
+"""The sampling parameters of a request: read from its message, with their bounds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-from sightline_chassis.errors import InvalidInput
-
-from sightline_sampler import types
-from sightline_sampler.engines.base import SamplingParams
-from sightline_sampler.v1 import sampler_pb2 as pb
+from sightline.errors import InvalidInput
+from sightline.sampler import types
+from sightline.sampler.params import SamplingParams
+from sightline.sampler.v1 import sampler_pb2 as pb
 
 MAX_STOPS, MAX_STOP_BYTES = 16, 256
 _LARGEST = 1000.0  # of radii, penalties and weights: beyond it only overflow is to be had
-
-
-def params_message(
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    max_tokens: int | None,
-    min_p: float,
-    repetition_penalty: float,
-    stop: Sequence[str],
-    beams: types.Beams | None,
-    distortion: types.Distortion | None,
-    guidance: types.Guidance | None,
-) -> pb.SamplingParams:
-    """The message of a call's options. Raises ValueError or TypeError for what does not fit its fields."""
-    if isinstance(stop, str):
-        raise TypeError("stop is a sequence of strings, not one string")
-    return pb.SamplingParams(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        max_tokens=max_tokens,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        beams=None
-        if beams is None
-        else pb.DiverseBeams(
-            groups=beams.groups, diversity_penalty=beams.diversity_penalty, length_penalty=beams.length_penalty
-        ),
-        distortion=distortion_message(distortion),
-        guidance=_guidance_message(guidance),
-    )
-
-
-def distortion_message(distortion: types.Distortion | None) -> pb.Distortion | None:
-    """A distortion for the wire."""
-    match distortion:
-        case None:
-            return None
-        case types.DiffusionNoise(step, seed):
-            return pb.Distortion(diffusion_noise=pb.DiffusionNoise(step=step, seed=seed))
-        case types.PixelNoise(step, seed, official):
-            return pb.Distortion(pixel_noise=pb.PixelNoise(step=step, seed=seed, official=official))
-        case types.Blur(radius):
-            return pb.Distortion(blur=pb.Blur(radius=radius))
-        case types.Crop(least, most, seed):
-            return pb.Distortion(crop=pb.Crop(min_area=least, max_area=most, seed=seed))
-        case types.Blank():
-            return pb.Distortion(blank=pb.Blank())
-    raise TypeError(f"{distortion!r} is no distortion")
-
-
-def _guidance_message(guidance: types.Guidance | None) -> pb.Guidance | None:
-    match guidance:
-        case None:
-            return None
-        case types.Contrast(distortion, alpha, beta):
-            shown = distortion_message(distortion)
-            return pb.Guidance(contrastive=pb.ContrastiveDecoding(alpha=alpha, beta=beta, distortion=shown))
-        case types.ImageFree(gamma, reference):
-            shown = distortion_message(reference)
-            return pb.Guidance(image_free=pb.ImageFreeGuidance(gamma=gamma, distortion=shown))
-    raise TypeError(f"{guidance!r} is no guidance")
 
 
 def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with_image: bool) -> SamplingParams:

@@ -6,17 +6,17 @@ import time
 from typing import Any, TypeAlias
 
 import grpc
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
+from sightline.sampler.v1 import sampler_pb2 as pb
 
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import SampleWork, ScoreWork
-from sightline_sampler.images import ImageStore
+from sightline_sampler.images import RequestImages
+from sightline_sampler.messages import selector_of
 from sightline_sampler.params import read_params
-from sightline_sampler.policies import PolicyBook
-from sightline_sampler.settings import LimitSettings
-from sightline_sampler.shelf import PolicyLease
-from sightline_sampler.v1 import sampler_pb2 as pb
-from sightline_sampler.wire import selector_of
+from sightline_sampler.policies.loaded import PolicyLease
+from sightline_sampler.policies.registry import PolicyRegistry
+from sightline_sampler.settings import SamplerLimits
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -30,7 +30,7 @@ class RequestReader:
         policies: gives leases.
     """
 
-    def __init__(self, limits: LimitSettings, images: ImageStore, policies: PolicyBook) -> None:
+    def __init__(self, limits: SamplerLimits, images: RequestImages, policies: PolicyRegistry) -> None:
         self._limits, self._images, self._policies = limits, images, policies
 
     def sample(self, request: pb.SampleRequest, context: Context) -> tuple[SampleWork, PolicyLease]:

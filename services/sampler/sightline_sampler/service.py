@@ -5,18 +5,18 @@ from __future__ import annotations
 from typing import ClassVar
 
 import grpc
+from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 from sightline_chassis.service import Service
 
 from sightline_sampler import metrics
 from sightline_sampler.costs import COSTS
-from sightline_sampler.engines.make import make_engine
-from sightline_sampler.images import ImageStore
-from sightline_sampler.policies import PolicyBook
+from sightline_sampler.engines.factory import make_engine
+from sightline_sampler.images import RequestImages
+from sightline_sampler.policies.registry import PolicyRegistry
 from sightline_sampler.requests import RequestReader
 from sightline_sampler.servicer import SamplerServicer
 from sightline_sampler.settings import SamplerSettings
 from sightline_sampler.traffic import Traffic
-from sightline_sampler.v1 import sampler_pb2_grpc as pb_grpc
 
 _NAME = "sightline_sampler.v1.SamplerService"
 
@@ -37,8 +37,8 @@ class SamplerService(Service):
         limits = settings.limits
         self.engine = make_engine(settings.engine, limits, on_step=metrics.STEP_ROWS.observe)
         traffic = Traffic(settings.policies.pause_wait_seconds)
-        self.policies = PolicyBook(self.engine, settings.policies, traffic)
-        images = ImageStore(max_bytes=limits.image_store_mib << 20, max_image_bytes=limits.max_image_bytes)
+        self.policies = PolicyRegistry(self.engine, settings.policies, traffic)
+        images = RequestImages(max_bytes=limits.image_store_mib << 20, max_image_bytes=limits.max_image_bytes)
         self._servicer = SamplerServicer(
             self.engine,
             self.policies,

@@ -8,20 +8,20 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 import grpc
-from sightline_chassis.errors import SightlineError
+from sightline.errors import SightlineError
+from sightline.sampler.types import Candidate, Summary
+from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 
-from sightline_sampler import metrics, wire
-from sightline_sampler.choice import choose, refuse_unsupported
+from sightline_sampler import messages, metrics
+from sightline_sampler.draws import choose, refuse_unsupported
 from sightline_sampler.engines.base import Engine
-from sightline_sampler.images import ImageStore
-from sightline_sampler.policies import PolicyBook
-from sightline_sampler.questions import read_questions
+from sightline_sampler.images import RequestImages
+from sightline_sampler.policies.questions import read_questions
+from sightline_sampler.policies.registry import PolicyRegistry
 from sightline_sampler.requests import RequestReader
 from sightline_sampler.settings import GateSettings
 from sightline_sampler.traffic import Traffic
-from sightline_sampler.types import Candidate, Summary
-from sightline_sampler.v1 import sampler_pb2 as pb
-from sightline_sampler.v1 import sampler_pb2_grpc as pb_grpc
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -32,10 +32,10 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
     def __init__(
         self,
         engine: Engine,
-        policies: PolicyBook,
+        policies: PolicyRegistry,
         reader: RequestReader,
         *,
-        images: ImageStore,
+        images: RequestImages,
         traffic: Traffic,
         gate: GateSettings,
     ) -> None:
@@ -57,7 +57,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
                         yield pb.SampleResponse(summary=_summary(event, time.monotonic() - started))
                     elif (index := wanted.get(event.index)) is not None:
                         _count(event, texts, started)
-                        message = wire.candidate_message(event)
+                        message = messages.candidate_message(event)
                         message.index = index
                         yield pb.SampleResponse(candidate=message)
         finally:
@@ -79,7 +79,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
             questions = read_questions(request.probes, self._images, self._gate)
             info = await self._policies.stage(request.uri, request.version, questions)
         metrics.POLICIES.set(len(self._policies.all()))
-        return pb.StagePolicyResponse(policy=wire.policy_message(info))
+        return pb.StagePolicyResponse(policy=messages.policy_message(info))
 
     async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: Context) -> pb.ActivatePolicyResponse:
         """Makes a version the one that answers."""
@@ -88,18 +88,18 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
             info, before = await self._policies.activate(request.version, questions)
         metrics.POLICY_VERSION.set(info.version)
         metrics.POLICY_LOADED.set_to_current_time()
-        return pb.ActivatePolicyResponse(policy=wire.policy_message(info), previous_version=before)
+        return pb.ActivatePolicyResponse(policy=messages.policy_message(info), previous_version=before)
 
     async def RetirePolicy(self, request: pb.RetirePolicyRequest, context: Context) -> pb.RetirePolicyResponse:
         """Forgets a version."""
         with _swap("retire"):
             info = await self._policies.retire(request.version)
         metrics.POLICIES.set(len(self._policies.all()))
-        return pb.RetirePolicyResponse(policy=wire.policy_message(info))
+        return pb.RetirePolicyResponse(policy=messages.policy_message(info))
 
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
         """Stops sampling."""
-        return pb.PauseResponse(requests=await self._policies.pause(wire.pause_of(request)))
+        return pb.PauseResponse(requests=await self._policies.pause(messages.pause_of(request)))
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
         """Goes on."""
@@ -109,13 +109,13 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """One policy."""
         info = self._policies.get(request.version if request.HasField("version") else None)
-        return pb.GetPolicyResponse(policy=wire.policy_message(info))
+        return pb.GetPolicyResponse(policy=messages.policy_message(info))
 
     async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Context) -> pb.ListPoliciesResponse:
         """All policies, and what the engine can do."""
         return pb.ListPoliciesResponse(
-            policies=[wire.policy_message(info) for info in self._policies.all()],
-            capabilities=wire.capabilities_message(self._engine.capabilities()),
+            policies=[messages.policy_message(info) for info in self._policies.all()],
+            capabilities=messages.capabilities_message(self._engine.capabilities()),
             highest_version=self._policies.highest(),
         )
 

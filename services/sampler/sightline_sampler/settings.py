@@ -6,24 +6,20 @@ from pathlib import Path
 
 import pydantic
 from pydantic import Field
-from sightline_chassis.sections import AdmissionSettings, Section, ServiceSettings
+from sightline_chassis.sections import AdmissionSettings, ImageLimits, Section, ServiceSettings
 
 from sightline_sampler.engine_settings import EngineSettings
 
-__all__ = ["EngineSettings", "GateSettings", "LimitSettings", "PolicySettings", "SamplerSettings"]
+__all__ = ["EngineSettings", "GateSettings", "PolicySettings", "SamplerLimits", "SamplerSettings"]
 
 
-class LimitSettings(Section):
+class SamplerLimits(ImageLimits):
     """What a request may ask for; more is INVALID_ARGUMENT."""
 
     max_candidates: int = Field(default=64, ge=1, le=65536, description="Most candidates of one request (K).")
     max_tokens: int = Field(default=1024, ge=1, le=1 << 20, description="Most new tokens of a candidate.")
     default_max_tokens: int = Field(default=256, ge=1, le=1 << 20, description="New tokens where none are asked for.")
     max_prompt_bytes: int = Field(default=65536, ge=1, le=1 << 26, description="Most bytes (UTF-8) of a prompt.")
-    max_image_bytes: int = Field(default=20 << 20, ge=1, le=1 << 30, description="Most bytes of an encoded image.")
-    max_image_pixels: int = Field(
-        default=40_000_000, ge=1, le=1 << 32, description="Most pixels (width x height), seen before decoding."
-    )
     image_store_mib: int = Field(
         default=64, ge=0, le=1 << 20, description="MiB of encoded images kept, to be named by their SHA-256."
     )
@@ -82,7 +78,7 @@ class SamplerSettings(ServiceSettings):
         description="How much work is taken on.",
     )
     engine: EngineSettings = Field(description="The model and how it is run.")
-    limits: LimitSettings = Field(default=LimitSettings(), description="What a request may ask for.")
+    limits: SamplerLimits = Field(default=SamplerLimits(), description="What a request may ask for.")
     policies: PolicySettings = Field(default=PolicySettings(), description="Policies beside the base model.")
 
     @pydantic.model_validator(mode="after")

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Awaitable
 from typing import Literal, TypeVar
 
-from sightline_chassis.errors import Unavailable
+from sightline.errors import Unavailable
 
 Holder = Literal["pause", "swap"]
 T = TypeVar("T")

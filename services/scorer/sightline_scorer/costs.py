@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_chassis.quota import Cost
-
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 _SERVICE = "sightline_scorer.v1.ScorerService"
 

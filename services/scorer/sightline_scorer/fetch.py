@@ -25,18 +25,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from sightline_chassis.errors import (
-    DeadlineExceeded,
-    InvalidInput,
-    NotFound,
-    PermissionDenied,
-    SightlineError,
-    Unavailable,
-)
+from sightline.errors import DeadlineExceeded, InvalidInput, NotFound, PermissionDenied, SightlineError, Unavailable
+from sightline_chassis.images import check_size
 
 from sightline_scorer import metrics
-from sightline_scorer.images import check_size
-from sightline_scorer.settings import FetchSettings, LimitSettings
+from sightline_scorer.settings import FetchSettings, ScorerLimits
 
 _PORTS = {"http": 80, "https": 443}
 _CHUNK = 64 * 1024
@@ -51,7 +44,7 @@ class Fetcher:
         limits: bytes of an image.
     """
 
-    def __init__(self, settings: FetchSettings, limits: LimitSettings) -> None:
+    def __init__(self, settings: FetchSettings, limits: ScorerLimits) -> None:
         self._settings = settings
         self._limits = limits
         self._directories = [directory.resolve() for directory in settings.directories]

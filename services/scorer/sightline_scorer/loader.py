@@ -16,14 +16,15 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from sightline_chassis.errors import PreconditionFailed, SightlineError
+from sightline.errors import PreconditionFailed, SightlineError
+from sightline.scorer.v1 import scorer_pb2 as pb
 
 from sightline_scorer import calibration as calibrations
 from sightline_scorer import metrics
 from sightline_scorer.cache import EmbeddingTable
-from sightline_scorer.models import Ensemble, Models, ServedModel
+from sightline_scorer.formulas import Scale
+from sightline_scorer.models import Ensemble, ModelRegistry, ServedModel
 from sightline_scorer.preprocessing import Preprocessor
-from sightline_scorer.scores import Scale
 from sightline_scorer.settings import ModelSettings, ScorerSettings
 from sightline_scorer.tokens import Tokenizer
 from sightline_scorer.tower import Tower
@@ -32,7 +33,6 @@ from sightline_scorer.triton.backend import TritonBackend
 from sightline_scorer.triton.card import ModelCard
 from sightline_scorer.triton.embedded import EmbeddedTriton
 from sightline_scorer.triton.servers import TritonServer
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 LOG = logging.getLogger(__name__)
 _WHAT_LOADING_RAISES = (OSError, ValueError, RuntimeError, ImportError, SightlineError)
@@ -65,7 +65,7 @@ class Loader:
         cards = [repository.describe(name, model) for name, model in settings.models.items()]
         repository.build(cards, settings.first_model, out, settings.triton, copy=False)
 
-    async def load_all(self) -> Models:
+    async def load_all(self) -> ModelRegistry:
         """The models of a Triton that has started. Raises what loading raises."""
         settings = self._settings
         served = {}
@@ -74,10 +74,10 @@ class Loader:
             served[name].scale = _scale(served[name].card, model)
             _tell(served[name])
         ensembles = {name: Ensemble.of(name, ensemble) for name, ensemble in settings.ensembles.items()}
-        return Models(served, ensembles, settings.default_name)
+        return ModelRegistry(served, ensembles, settings.default_name)
 
     async def reload(
-        self, models: Models, settings: ScorerSettings, try_out: Callable[[ServedModel], Awaitable[None]]
+        self, models: ModelRegistry, settings: ScorerSettings, try_out: Callable[[ServedModel], Awaitable[None]]
     ) -> tuple[list[str], list[str]]:
         """Serve what `settings` say from now on; answers the names that changed and those that went.
 
@@ -121,7 +121,7 @@ class Loader:
         await asyncio.gather(*self._draining, return_exceptions=True)
 
     async def _changed(
-        self, models: Models, settings: ScorerSettings, name: str, model: ModelSettings
+        self, models: ModelRegistry, settings: ScorerSettings, name: str, model: ModelSettings
     ) -> ServedModel | None:
         """A new version of the model, loaded and warm, where there is reason for one."""
         now = models.served.get(name)
@@ -216,7 +216,7 @@ class Loader:
             fingerprint=mark,
         )
 
-    def _drain(self, models: Models, model: ServedModel) -> None:
+    def _drain(self, models: ModelRegistry, model: ServedModel) -> None:
         model.info.state = pb.MODEL_STATE_DRAINING
         model.info.is_default = False
         models.others.append(model.info)
@@ -224,7 +224,7 @@ class Loader:
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
 
-    async def _retire(self, models: Models, model: ServedModel) -> None:
+    async def _retire(self, models: ModelRegistry, model: ServedModel) -> None:
         await model.drained(self._settings.reload.drain_seconds)
         await model.close()
         still_there = [served.triton_names for served in models.served.values()]

@@ -9,15 +9,15 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sightline_chassis.errors import NotFound, PreconditionFailed
+from sightline.errors import NotFound, PreconditionFailed
+from sightline.scorer.v1 import scorer_pb2 as pb
 
+from sightline_scorer.formulas import KINDS, Scale
 from sightline_scorer.preprocessing import Preprocessor
-from sightline_scorer.scores import KINDS, Scale
 from sightline_scorer.settings import EnsembleSettings
 from sightline_scorer.tokens import Tokenizer
 from sightline_scorer.tower import Tower
 from sightline_scorer.triton.card import ModelCard
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 
 @dataclass(eq=False)
@@ -84,7 +84,7 @@ class Ensemble:
         return cls(name, weights, KINDS[settings.kind])
 
 
-class Models:
+class ModelRegistry:
     """What can be asked for, by name. Changed only as a whole.
 
     Args:

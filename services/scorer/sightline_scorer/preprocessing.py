@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
+from sightline_chassis import images
 
-from sightline_scorer import images
-from sightline_scorer.settings import LimitSettings
+from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.triton.card import ModelCard
 
 
 class Preprocessor:
     """From an encoded image to the pixels of one model's image tower. Safe to use from several threads."""
 
-    def __init__(self, card: ModelCard, limits: LimitSettings) -> None:
+    def __init__(self, card: ModelCard, limits: ScorerLimits) -> None:
         self._limits = limits
         self._shortest_edge = card.preprocess["resize_mode"] == "shortest"
         self._size = (card.image_height, card.image_width)

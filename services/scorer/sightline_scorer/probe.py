@@ -12,10 +12,10 @@ import logging
 import time
 
 import numpy as np
-from sightline_chassis.errors import InternalError, SightlineError
+from sightline.errors import InternalError, SightlineError
 
 from sightline_scorer.metrics import BACKEND_UP, NONFINITE
-from sightline_scorer.models import Models, ServedModel
+from sightline_scorer.models import ModelRegistry, ServedModel
 from sightline_scorer.settings import ProbeSettings
 from sightline_scorer.triton.backend import TOWER_DIED, Embeddings, TritonBackend
 from sightline_scorer.triton.servers import TritonServer
@@ -25,12 +25,12 @@ _TEXT = "a photo of a probe"
 _TOLERANCE = 0.05  # cosine distance; half precision and another batch size stay far below it
 
 
-class Probe:
+class ModelProbe:
     """A task that probes every few seconds and keeps the verdict."""
 
     def __init__(
         self,
-        models: Models,
+        models: ModelRegistry,
         backend: TritonBackend,
         server: TritonServer,
         settings: ProbeSettings,

@@ -11,26 +11,27 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import grpc
-from sightline_chassis.errors import PreconditionFailed, SightlineError
+from sightline.errors import PreconditionFailed, SightlineError
+from sightline.scorer.v1 import scorer_pb2_grpc
+from sightline_chassis import images
+from sightline_chassis.image_store import ImageStore
 from sightline_chassis.metrics import RELOAD_FAILING
 from sightline_chassis.service import Service
 from sightline_chassis.settings import SettingsError
 
-from sightline_scorer import images, metrics
+from sightline_scorer import metrics
 from sightline_scorer.costs import COSTS
-from sightline_scorer.embedding import Embedder
+from sightline_scorer.embedder import Embedder
 from sightline_scorer.fetch import Fetcher
 from sightline_scorer.loader import Loader
-from sightline_scorer.models import Models
-from sightline_scorer.probe import Probe
-from sightline_scorer.scoring import Scoring
+from sightline_scorer.models import ModelRegistry
+from sightline_scorer.probe import ModelProbe
+from sightline_scorer.score_request import Scoring
 from sightline_scorer.servicer import ScorerServicer
 from sightline_scorer.settings import ScorerSettings
-from sightline_scorer.store import ImageStore
 from sightline_scorer.triton.backend import TritonBackend
 from sightline_scorer.triton.embedded import EmbeddedTriton
 from sightline_scorer.triton.servers import RemoteTriton, TritonServer
-from sightline_scorer.v1 import scorer_pb2_grpc
 
 LOG = logging.getLogger(__name__)
 
@@ -63,8 +64,8 @@ class ScorerService(Service):
         self._loader = Loader(settings, self.triton, self._backend)
         self._fetcher = Fetcher(settings.fetch, settings.limits)
         self._store: ImageStore | None = None
-        self._models = Models({}, {}, "")
-        self._probe: Probe | None = None
+        self._models = ModelRegistry({}, {}, "")
+        self._probe: ModelProbe | None = None
         self._reloads: set[asyncio.Task[object]] = set()
 
     async def start(self) -> None:
@@ -76,7 +77,7 @@ class ScorerService(Service):
         metrics.preregister()
         settings = self._settings
         try:
-            self._store = ImageStore(settings.image_store)
+            self._store = ImageStore(settings.image_store, on_bytes=metrics.STORE_BYTES.set)
             await self.triton.start()
             self._models = await self._loader.load_all()
         except (OSError, ValueError, RuntimeError, ImportError) as error:
@@ -85,7 +86,7 @@ class ScorerService(Service):
         self._servicer = ScorerServicer(
             scoring, self._store, settings.limits, self._fetcher.schemes, self.reload if settings.reload.rpc else None
         )
-        self._probe = Probe(
+        self._probe = ModelProbe(
             self._models, self._backend, self.triton, settings.probe, settings.triton.hung_after_seconds
         )
         await self._probe.start()

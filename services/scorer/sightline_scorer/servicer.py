@@ -8,16 +8,16 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
 import grpc
-from sightline_chassis.errors import InternalError, InvalidInput, PermissionDenied, SightlineError
+from sightline.errors import InternalError, InvalidInput, PermissionDenied, SightlineError
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline.scorer.v1 import scorer_pb2_grpc
 from sightline_chassis.gate import charge
+from sightline_chassis.image_store import ImageStore, Upload
 
 from sightline_scorer import costs
-from sightline_scorer.embed import EmbedRequests, item_error
-from sightline_scorer.scoring import Scoring
-from sightline_scorer.settings import LimitSettings
-from sightline_scorer.store import ImageStore, Upload
-from sightline_scorer.v1 import scorer_pb2 as pb
-from sightline_scorer.v1 import scorer_pb2_grpc
+from sightline_scorer.embed_request import EmbedRequests, item_error
+from sightline_scorer.score_request import Scoring
+from sightline_scorer.settings import ScorerLimits
 
 LOG = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -30,7 +30,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
         self,
         scoring: Scoring,
         store: ImageStore,
-        limits: LimitSettings,
+        limits: ScorerLimits,
         uri_schemes: Sequence[str],
         reload: Callable[[], Awaitable[tuple[list[str], list[str]]]] | None,
     ) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
-from sightline_chassis.settings import AdmissionSettings, Section, ServiceSettings
+from sightline_chassis.sections import AdmissionSettings, ImageLimits, ImageStoreSettings, Section, ServiceSettings
 
 from sightline_scorer.triton.settings import TritonSettings
 
@@ -15,11 +15,10 @@ __all__ = [
     "CacheSettings",
     "EnsembleSettings",
     "FetchSettings",
-    "ImageStoreSettings",
-    "LimitSettings",
     "ModelSettings",
     "ProbeSettings",
     "ReloadSettings",
+    "ScorerLimits",
     "ScorerSettings",
     "TritonSettings",
 ]
@@ -56,33 +55,14 @@ class EnsembleSettings(Section):
     )
 
 
-class LimitSettings(Section):
+class ScorerLimits(ImageLimits):
     """What a request may hold. Larger requests are refused before any work is done on them."""
 
-    max_image_bytes: int = Field(20 * 2**20, ge=1, le=60 * 2**20, description="Bytes of an encoded image")
-    max_image_pixels: int = Field(
-        50_000_000, ge=1, le=2**31, description="Width times height of an image, read from its header before decoding"
-    )
     max_texts: int = Field(1024, ge=1, le=100_000, description="Texts of one request")
     max_text_bytes: int = Field(8192, ge=1, le=2**20, description="UTF-8 bytes of one text")
     max_digests: int = Field(1024, ge=1, le=100_000, description="Digests of one FindMissingImages")
     max_images: int = Field(256, ge=1, le=100_000, description="Images of one Embed")
     stream_in_flight: int = Field(32, ge=1, le=1024, description="Items of one ScoreStream worked on at once")
-
-
-class ImageStoreSettings(Section):
-    """Uploaded images, named by their SHA-256 in later requests."""
-
-    max_bytes: int = Field(
-        256 * 2**20, ge=0, description="Bytes of all stored images; the least recently used leave first"
-    )
-    max_images: int = Field(100_000, ge=0, description="Number of stored images")
-    spill: Path | None = Field(
-        None, description="A directory for images that leave memory; one service's own. Not set: they are dropped"
-    )
-    spill_max_bytes: int = Field(
-        4 * 2**30, ge=0, description="Bytes of all images in it; the least recently used leave first"
-    )
 
 
 class CacheSettings(Section):
@@ -139,7 +119,7 @@ class ScorerSettings(ServiceSettings):
         default_factory=dict, description="Weighted means of models, by the name that callers use"
     )
     triton: TritonSettings = Field(default_factory=TritonSettings, description="Where the towers run")
-    limits: LimitSettings = Field(default_factory=LimitSettings, description="What a request may hold")
+    limits: ScorerLimits = Field(default_factory=ScorerLimits, description="What a request may hold")
     image_store: ImageStoreSettings = Field(default_factory=ImageStoreSettings, description="Uploaded images")
     cache: CacheSettings = Field(default_factory=CacheSettings, description="Embeddings computed before")
     fetch: FetchSettings = Field(default_factory=FetchSettings, description="Images named by URI")

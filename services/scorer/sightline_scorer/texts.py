@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
+from sightline.scorer.v1 import scorer_pb2 as pb
 
 from sightline_scorer.sentences import fitting, sentences
-from sightline_scorer.settings import LimitSettings
+from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.tokens import Tokenizer, TokenRow, refused
-from sightline_scorer.v1 import scorer_pb2 as pb
 
 INLINE_CHARACTERS = 16384
 """Tokenising more than this goes to a thread: everybody would wait for it."""
@@ -66,7 +66,7 @@ def key_of(text: str) -> bytes:
     return hashlib.sha256(text.encode()).digest()
 
 
-def check_texts(texts: Sequence[str], limits: LimitSettings, name: str = "texts") -> None:
+def check_texts(texts: Sequence[str], limits: ScorerLimits, name: str = "texts") -> None:
     """Refuse no texts, too many, an empty one and one over the byte limit. Raises InvalidInput."""
     if not texts:
         raise InvalidInput("the request has no texts: give at least one", reason="NO_TEXTS")
@@ -80,7 +80,7 @@ def check_texts(texts: Sequence[str], limits: LimitSettings, name: str = "texts"
         check_text(index, text, limits)
 
 
-def check_text(index: int, text: str, limits: LimitSettings) -> None:
+def check_text(index: int, text: str, limits: ScorerLimits) -> None:
     """Refuse an empty text and one over the byte limit. Raises InvalidInput naming its index."""
     if not text or text.isspace():
         raise refused(index, "is empty: leave it out, or write what the image should show", "TEXT_EMPTY")
@@ -93,7 +93,7 @@ def check_text(index: int, text: str, limits: LimitSettings) -> None:
         )
 
 
-def check_request(request: pb.ScoreRequest, limits: LimitSettings) -> None:
+def check_request(request: pb.ScoreRequest, limits: ScorerLimits) -> None:
     """Refuse what can be refused without a model. Raises InvalidInput."""
     check_texts(request.texts, limits)
     for value, enum, name in (
@@ -117,7 +117,7 @@ def check_request(request: pb.ScoreRequest, limits: LimitSettings) -> None:
         raise InvalidInput("phrases are given, but unit is not TEXT_UNIT_PHRASES: set it", reason="PHRASES_UNASKED")
 
 
-def plan_request(request: pb.ScoreRequest, tokenizer: Tokenizer, limits: LimitSettings, unknown: Unknown) -> Plan:
+def plan_request(request: pb.ScoreRequest, tokenizer: Tokenizer, limits: ScorerLimits, unknown: Unknown) -> Plan:
     """The rows of a checked request. Raises InvalidInput naming the text at fault."""
     reject = request.long_text == pb.LONG_TEXT_REJECT
     texts = list(request.texts)
@@ -133,7 +133,7 @@ def plan_request(request: pb.ScoreRequest, tokenizer: Tokenizer, limits: LimitSe
 
 
 def plan_texts(
-    texts: list[str], tokenizer: Tokenizer, limits: LimitSettings, unknown: Unknown, *, reject: bool, first: int = 0
+    texts: list[str], tokenizer: Tokenizer, limits: ScorerLimits, unknown: Unknown, *, reject: bool, first: int = 0
 ) -> Plan:
     """The rows of whole texts. Raises InvalidInput naming the text at fault, counted from `first`."""
     return _plan([[text] for text in texts], tokenizer, limits, unknown, reject=reject, apart=True, first=first)
@@ -142,7 +142,7 @@ def plan_texts(
 def _plan(
     parts: list[list[str]],
     tokenizer: Tokenizer,
-    limits: LimitSettings,
+    limits: ScorerLimits,
     unknown: Unknown,
     *,
     reject: bool,
@@ -210,7 +210,7 @@ def _add_group(
     plan.text_sizes[index] += 1
 
 
-def _too_many(index: int, limits: LimitSettings) -> InvalidInput:
+def _too_many(index: int, limits: ScorerLimits) -> InvalidInput:
     return refused(index, f"makes over {limits.max_texts} parts with the others: send fewer texts", "TOO_MANY_TEXTS")
 
 

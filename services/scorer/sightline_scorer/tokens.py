@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sightline_chassis.errors import InternalError, InvalidInput
+from sightline.errors import InternalError, InvalidInput
 
 from sightline_scorer.words import WordTokenizer, clean
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
+from sightline.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
 
 from sightline_scorer import metrics
 from sightline_scorer.cache import EmbeddingTable
@@ -33,7 +33,7 @@ Run = Callable[[list[Any]], Awaitable[Embeddings]]
 _WINDOW = 8  # batches' worth of the oldest items, among which those of like length are looked for
 
 
-class Item:
+class TowerItem:
     """One image or text on its way to its embedding."""
 
     __slots__ = ("batch", "drop", "key", "length", "note", "payload", "ready_at", "waits")
@@ -65,11 +65,11 @@ class Wait:
         """time.monotonic() when the last of what Triton gets was made; 0 where all was known."""
         self.done_at = 0.0
         """time.monotonic() when the last embedding came; 0 where all was known."""
-        self.items: list[Item] = []
+        self.items: list[TowerItem] = []
         self._left = 0
         self._future: asyncio.Future[None] | None = None
 
-    def expect(self, item: Item, position: int) -> None:
+    def expect(self, item: TowerItem, position: int) -> None:
         """Wait for an item too; it gives the row at `position`."""
         if not item.waits and item.batch is not None:
             item.batch.live += 1  # nobody had waited for it any more
@@ -77,7 +77,7 @@ class Wait:
         self.items.append(item)
         self._left += 1
 
-    def fill(self, position: int, row: Embeddings, item: Item) -> None:
+    def fill(self, position: int, row: Embeddings, item: TowerItem) -> None:
         """An item's embedding has come."""
         self.rows[position] = row
         self.notes[position] = item.note
@@ -117,7 +117,7 @@ class Batch:
 
     __slots__ = ("began", "items", "live", "task")
 
-    def __init__(self, items: list[Item]) -> None:
+    def __init__(self, items: list[TowerItem]) -> None:
         self.began = time.monotonic()
         self.items = items
         self.live = len(items)
@@ -155,8 +155,8 @@ class Tower:
         self._tokens = tokens
         self._in_flight = in_flight
         self._max_waiting = max_waiting
-        self._items: dict[bytes, Item] = {}
-        self._queue: dict[bytes, Item] = {}
+        self._items: dict[bytes, TowerItem] = {}
+        self._queue: dict[bytes, TowerItem] = {}
         self._running: set[Batch] = set()
         self._pump_is_due = False
         self._lookups = {what: metrics.CACHE.labels(*label, what) for what in ("hit", "miss", "coalesced")}
@@ -199,19 +199,19 @@ class Tower:
             )
         return wait, new
 
-    def begin(self, wait: Wait, position: int, key: bytes, note: int = 0) -> Item | None:
+    def begin(self, wait: Wait, position: int, key: bytes, note: int = 0) -> TowerItem | None:
         """The item of a key that nobody works on; None where the request itself named it a second time."""
         item = self._items.get(key)
         if item is not None:
             wait.expect(item, position)
             self._lookups["coalesced"].inc()
             return None
-        item = self._items[key] = Item(key, note)
+        item = self._items[key] = TowerItem(key, note)
         wait.expect(item, position)
         self._lookups["miss"].inc()
         return item
 
-    def ready(self, item: Item, payload: Any, length: int = 1) -> None:
+    def ready(self, item: TowerItem, payload: Any, length: int = 1) -> None:
         """What Triton gets for an item is made: queue it, unless everybody has left."""
         if self._items.get(item.key) is not item:
             return
@@ -221,7 +221,7 @@ class Tower:
         self._waiting.set(len(self._queue))
         self._pump_soon()
 
-    def fail(self, item: Item, error: BaseException) -> None:
+    def fail(self, item: TowerItem, error: BaseException) -> None:
         """The item cannot be had."""
         if self._items.get(item.key) is item:
             del self._items[item.key]
@@ -286,7 +286,7 @@ class Tower:
             batch.task.add_done_callback(partial(self._ended, batch))
         self._waiting.set(len(self._queue))
 
-    def _take(self) -> list[Item]:
+    def _take(self) -> list[TowerItem]:
         """The oldest item and those of like length, within the bounds of a batch."""
         window = list(islice(self._queue.values(), _WINDOW * self._batch))
         if len(window) <= self._batch and not self._tokens:

@@ -1,5 +1,1 @@
-"""The trainer of Sightline. This module is its light client; the service stands in ``server``."""
-
-from sightline_trainer.client import RunClient
-
-__all__ = ["RunClient"]
+"""The trainer: the loop, and the service that runs it. Its client is in `sightline`."""

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from sightline_chassis.errors import Cancelled
+from sightline.errors import Cancelled
 
 
 class Ahead:

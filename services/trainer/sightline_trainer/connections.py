@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from sightline_chassis.channel import Tls, Token
+from sightline.channel import Tls, Token
 from sightline_chassis.settings import Section
 
 from sightline_trainer.recipe import Recipe

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-from sightline_chassis.errors import SightlineError
+from sightline.errors import SightlineError
 
 RESERVE_BYTES = 256 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,7 +47,7 @@ def _behind(error: BaseException | None, seen: set[int]) -> Iterator[BaseExcepti
             yield from _behind(each, seen)
 
 
-def told(directory: Path, error: BaseException) -> DiskFull:
+def out_of_space(directory: Path, error: BaseException) -> DiskFull:
     """The error that says what to do."""
     free = shutil.disk_usage(directory).free >> 20
     return DiskFull(

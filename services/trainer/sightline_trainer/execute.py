@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from typing import IO
 
-from sightline_chassis.errors import Cancelled, PreconditionFailed, SightlineError
+from sightline.errors import Cancelled, PreconditionFailed, SightlineError
 
 from sightline_trainer.connections import Connections
-from sightline_trainer.disk import Reserve, disk_full, told
+from sightline_trainer.disk import Reserve, disk_full, out_of_space
 from sightline_trainer.events import EventLog, Fanout, Observer
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 LEASE_TRIES = 10
 
 
-def never() -> None:
+def not_asked_to_stop() -> None:
     """Asks nothing to stop."""
 
 
@@ -78,7 +78,7 @@ def execute(
     run: RunDirectory,
     observer: Observer,
     connections: Connections | None = None,
-    halt: Callable[[], None] = never,
+    halt: Callable[[], None] = not_asked_to_stop,
 ) -> list[dict[str, float]]:
     """Run the loop to its end, or on from where it stopped.
 
@@ -116,7 +116,7 @@ def execute(
                 _failed(run, error)
                 raise
             reserve.give_up()
-            full = told(run.root, error)
+            full = out_of_space(run.root, error)
             _failed(run, full)
             raise full from error
         else:

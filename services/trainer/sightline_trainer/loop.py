@@ -18,19 +18,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from sightline_chassis.errors import PreconditionFailed
-from sightline_sampler.client import PolicyManifest, model_digest, policy_dirname, write_manifest
+from sightline.errors import PreconditionFailed
+from sightline.sampler import PolicyManifest, model_digest, policy_dirname, write_manifest
 
 from sightline_trainer import metrics
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.connections import Connections
 from sightline_trainer.evaluation.evaluate import evaluate
-from sightline_trainer.evaluation.exam import Exam
+from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.events import Event, Observer, Stage
 from sightline_trainer.files import read_json, sync_directory, write_json
 from sightline_trainer.pools import open_pool, side_files
-from sightline_trainer.prompts import Prompt
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.session import Session, connected
@@ -64,7 +64,7 @@ class Loop:
         self.train = open_pool(recipe.data.train, run.images)
         test = open_pool(recipe.data.test, run.images)
         self.test = test.head(recipe.evaluation.prompts)
-        self.exam = Exam.load(side_files(recipe.data.test), self.test, recipe.evaluation)
+        self.held_out = EvaluationSet.load(side_files(recipe.data.test), self.test, recipe.evaluation)
         shared = int(np.isin(test.digests, self.train.digests).sum())
         if shared:
             raise PreconditionFailed(
@@ -239,7 +239,7 @@ class Loop:
             sync_directory(final.parent)
 
     def _publish(self, iteration: int, version: int, parent: int) -> None:
-        from sightline_trainer.dpo.update import Probe
+        from sightline_trainer.dpo.update import UpdateProbe
         from sightline_trainer.publish import publish
 
         known = read_json(self.dir.iteration(iteration) / "update.json")
@@ -251,7 +251,7 @@ class Loop:
                 self.dir.policies / policy_dirname(version),
                 version=version,
                 previous=parent,
-                probes=[Probe(**probe) for probe in known["probes"]],
+                probes=[UpdateProbe(**probe) for probe in known["probes"]],
                 prompts=prompts,
                 settings=self.recipe.publication,
             )
@@ -274,7 +274,7 @@ class Loop:
         async def measure(session: Session) -> dict[str, float]:
             await session.serve(version)
             evaluated = await evaluate(
-                self.exam,
+                self.held_out,
                 session.evaluation,
                 session.reward,
                 version=version,

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
-from sightline_chassis.errors import Cancelled, SightlineError
+from sightline.errors import Cancelled, SightlineError
 
 STAGES = ("sample", "pair", "update", "publish", "evaluate")
 ROLES = ("chosen", "rejected")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from sightline_chassis.errors import DeadlineExceeded, Overloaded, Unavailable
+from sightline.errors import DeadlineExceeded, Overloaded, Unavailable
 
 T = TypeVar("T")
 

@@ -7,14 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline_chassis.errors import AlreadyExists, NotFound, PreconditionFailed, SightlineError
-from sightline_sampler.client import AsyncSamplerClient
-from sightline_sampler.client import Probe as SamplerProbe
+from sightline.errors import AlreadyExists, NotFound, PreconditionFailed, SightlineError
+from sightline.sampler import AsyncSamplerClient, Probe
 
-from sightline_trainer.dpo.update import Probe
+from sightline_trainer.dpo.update import UpdateProbe
 from sightline_trainer.patience import patiently
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.recipe import Publication
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.sections import Publication
 from sightline_trainer.serving import RESTORES, serve
 
 _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
@@ -22,7 +21,7 @@ _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
 
 
 @dataclass(frozen=True)
-class Arrival:
+class PublishedPolicy:
     """What the sampler's probes showed, in nats a token: mean |difference| between sampler and trainer under the new
     policy (``gap``), between the sampler's new and previous policy (``moved``), and the correlation of that change with
     the trainer's (0 where it could not be told)."""
@@ -39,10 +38,10 @@ async def publish(
     *,
     version: int,
     previous: int,
-    probes: Sequence[Probe],
+    probes: Sequence[UpdateProbe],
     prompts: Mapping[str, Prompt],
     settings: Publication,
-) -> Arrival:
+) -> PublishedPolicy:
     """Stage and activate with the probes; an old policy that is no longer needed is retired.
 
     The sampler itself asks its engine for what the trainer scored, under the previous and the new version, and refuses
@@ -55,7 +54,7 @@ async def publish(
         SightlineError: the sampler refused the files; says why.
     """
     sent = [
-        SamplerProbe(
+        Probe(
             prompts[item.prompt_id].image,
             item.prompt or prompts[item.prompt_id].prompt,
             item.token_ids,
@@ -65,7 +64,7 @@ async def publish(
         for item in probes
     ]
 
-    async def once() -> Arrival:
+    async def once() -> PublishedPolicy:
         await serve(client, previous, directory.parent)
         return await _publish(client, directory, version, previous, sent, settings)
 
@@ -83,9 +82,9 @@ async def _publish(
     directory: Path,
     version: int,
     previous: int,
-    probes: Sequence[SamplerProbe],
+    probes: Sequence[Probe],
     settings: Publication,
-) -> Arrival:
+) -> PublishedPolicy:
     known = {policy.version for policy in (await patiently(client.policies)).policies}
     if version not in known:
         with suppress(AlreadyExists):  # an earlier try did it, and its answer was lost
@@ -93,7 +92,7 @@ async def _publish(
     shown = (await patiently(lambda: client.activate(version, probes=probes))).arrival
     if shown is None:
         raise PreconditionFailed("the sampler examined no probes", reason="POLICY_DID_NOT_ARRIVE")
-    arrival = Arrival(version, shown.gap, shown.moved, shown.correlation or 0.0)
+    arrival = PublishedPolicy(version, shown.gap, shown.moved, shown.correlation or 0.0)
     if not arrival.gap <= settings.max_probe_gap:
         await patiently(lambda: client.activate(previous))
         raise PreconditionFailed(

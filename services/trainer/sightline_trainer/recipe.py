@@ -17,6 +17,7 @@ from sightline_trainer.candidates import CANDIDATES
 from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.parts import Parts, parts_of
 from sightline_trainer.rewards import REWARDS
+from sightline_trainer.sections import Data, Dpo, Evaluation, Publication, RewardService, Sampling
 
 if TYPE_CHECKING:
     Candidates = Parts
@@ -30,34 +31,7 @@ else:
     Pairing = parts_of("Pairing", RULES)
 
 
-class Data(Section):
-    """Where prompts and images come from: directories, files, LLaVA's conversations, `datasets` (see docs/data.md)."""
-
-    train: str = Field(description="Dataset that the loop draws prompts from.")
-    test: str = Field(description="Held-out dataset, for evaluation only.")
-    prompts_per_iteration: int = Field(512, ge=1, description="Prompts sampled in one iteration.")
-
-
-class Sampling(Section):
-    """How candidates are drawn from the policy."""
-
-    address: str | None = Field(None, description="gRPC target of a sampler; null: `sightline run` starts one.")
-    candidates: int = Field(8, ge=2, le=256, description="K, candidates of one prompt.")
-    temperature: float = Field(1.0, gt=0.0, le=5.0, description="Softmax temperature.")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
-    max_tokens: int = Field(64, ge=1, description="Most new tokens of a candidate.")
-    max_in_flight: int = Field(32, ge=1, le=1024, description="Prompts under way at the same time.")
-    staleness: int = Field(
-        0,
-        ge=0,
-        le=1,
-        description="0: strictly on-policy. 1: an iteration's prompts are sampled while the update before it still "
-        "trains, by the policy that this update began with.",
-    )
-    timeout_seconds: float = Field(300.0, gt=0.0, description="Deadline of one prompt's candidates.")
-
-
-class Reward(Section):
+class Reward(RewardService):
     """What a candidate is worth: the sum of its terms. The scorer is asked for CLIPScores."""
 
     terms: Terms = Field(
@@ -67,117 +41,6 @@ class Reward(Section):
     combine: Literal["sum", "rank"] = Field(
         "sum", description="Sum of weighted values, or of weighted ranks (0..100) among a prompt's candidates (CSR)."
     )
-
-    address: str | None = Field(None, description="gRPC target of a scorer; null: `sightline run` starts one.")
-    model: str = Field("", description="Name of the scorer's model; empty: its default.")
-    source: str | None = Field(None, description="open_clip name or local-dir:PATH, for a scorer started here.")
-    pretrained: str | None = Field(None, description="Its pretrained tag, for an open_clip name.")
-    timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one image with its texts.")
-    max_in_flight: int = Field(32, ge=1, le=1024, description="Images under way at the same time.")
-
-
-class Lora(Section):
-    """The adapter that is trained."""
-
-    rank: int = Field(16, ge=1, le=512, description="Rank of the update.")
-    alpha: int = Field(32, ge=1, description="Scale: the update is multiplied by alpha / rank.")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
-    target_modules: str = Field(
-        r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        description="Regular expression of the linear layers that get an adapter.",
-    )
-
-
-class Dpo(Section):
-    """The update: TRL's DPOTrainer on LoRA, the reference being the base model (adapter off)."""
-
-    beta: float = Field(0.1, gt=0.0, description="Strength of the tie to the reference.")
-    loss: dict[str, float] = Field(
-        default_factory=lambda: {"sigmoid": 1.0}, description="Losses of TRL's DPOTrainer and their weights."
-    )
-    learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Learning rate over an iteration.")
-    warmup_ratio: float = Field(0.05, ge=0.0, lt=1.0, description="Share of the steps that warm up.")
-    epochs: float = Field(1.0, gt=0.0, description="Passes over an iteration's pairs.")
-    batch_size: int = Field(16, ge=1, description="Pairs in one forward and backward pass.")
-    accumulate: int = Field(1, ge=1, description="Passes in one optimiser step.")
-    max_grad_norm: float = Field(1.0, gt=0.0, description="Clip the gradient's norm at this.")
-    weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the model.")
-    gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
-    train: Literal["lora", "full"] = Field(
-        "lora", description="lora: an adapter on the base model; full: the language model's own weights."
-    )
-    train_vision: bool = Field(
-        False,
-        description="With train: full, also the vision tower and the projector; their features can't be kept then.",
-    )
-    lora: Lora = Field(default_factory=Lora)
-    label_smoothing: float = Field(
-        0.0, ge=0.0, lt=0.5, description="Share of pairs taken as turned round: robust, aot, exo_pair (needs > 0)."
-    )
-    ld_alpha: float | None = Field(
-        None,
-        ge=0.0,
-        le=1.0,
-        description="LD-DPO: weight of the tokens past the shorter side's length; null: all count.",
-    )
-    f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = Field(
-        "reverse_kl", description="f-DPO: divergence between policy and reference."
-    )
-    discopop_tau: float = Field(0.05, gt=0.0, description="DiscoPOP: temperature of its blend.")
-    wpo: bool = Field(False, description="WPO: weight pairs by how likely the policy is to write them.")
-    margin_scale: float = Field(
-        0.0,
-        ge=0.0,
-        description="ODPO: the chosen side must win by this times the pair's `margin`; 0: it must win at all.",
-    )
-    povid_betas: tuple[float, float] = Field(
-        (0.05, 0.05), description="povid_paper: beta1 of the injected and beta2 of the noised image's rejected side."
-    )
-    shared_prefix: bool = Field(
-        True, description="Forward an image and prompt once for all its responses; false: as TRL does it."
-    )
-    image_cache_mb: int = Field(
-        512, ge=0, description="Image features of the frozen tower kept over steps and epochs, in MiB; 0: none."
-    )
-    carry: Literal["none", "optimizer"] = Field(
-        "none",
-        description="optimizer: its state goes on from iteration to iteration, and one schedule spans the run.",
-    )
-    launch: list[str] = Field(
-        default_factory=list,
-        description="Run the update in processes of this launcher, such as [accelerate, launch, --num_processes, '8'].",
-    )
-    report_to: list[str] = Field(default_factory=list, description="TRL's trackers: tensorboard, wandb, trackio.")
-
-
-class Publication(Section):
-    """How a new policy reaches the sampler, and the proof that it arrived."""
-
-    probes: int = Field(8, ge=1, le=256, description="Chosen responses that sampler and trainer both score.")
-    max_probe_gap: float = Field(
-        0.05, gt=0.0, description="Most mean |log-prob difference| per token between sampler and trainer, in nats."
-    )
-    extrapolate: float = Field(
-        0.0,
-        ge=0.0,
-        le=10.0,
-        description="ExPO: publish theta + this * (theta - base model); the update goes on from theta. LoRA only.",
-    )
-    keep: int = Field(2, ge=1, description="Policies kept loaded in the sampler, the active one included.")
-
-
-class Evaluation(Section):
-    """What is measured after each iteration, on held-out images through the same services."""
-
-    prompts: int = Field(500, ge=1, description="Held-out prompts, the same ones each time.")
-    temperature: float = Field(1.0, ge=0.0, le=5.0, description="Softmax temperature; 0 is greedy.")
-    seed: int = Field(20240828, ge=0, description="Seed of the evaluation's samples.")
-    greedy_prompts: int = Field(200, ge=0, description="So many of the prompts get a greedy caption too.")
-    questions: int = Field(250, ge=0, description="About so many of the dataset's yes/no questions are asked.")
-    diverse_prompts: int = Field(50, ge=0, description="So many of the prompts get `samples` captions, for diversity.")
-    samples: int = Field(4, ge=2, le=64, description="Captions of one image, of which the different ones are counted.")
 
 
 class Recipe(Section):

@@ -15,17 +15,17 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
-from sightline_trainer.candidates.candidate import CANDIDATE_SCHEMA, Candidate
-from sightline_trainer.candidates.source import Ask, Source
+from sightline_trainer.candidates.source import Source, SourceRequest
 from sightline_trainer.files import read_json, write_json, write_whole
-from sightline_trainer.pairs.scored import Scored
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import CANDIDATE_SCHEMA, Response
+from sightline_trainer.records.score import SCORE_SCHEMA, Score
+from sightline_trainer.records.scored import Scored
 from sightline_trainer.rewards.judge import Judge
-from sightline_trainer.rewards.score import SCORE_SCHEMA, Score
 
-OF_THE_PROMPT = ("IMAGE_", "PROMPT_")
+PROMPT_REASONS = ("IMAGE_", "PROMPT_")
 """How reasons of refusals begin that are about one prompt: another prompt may well be answered."""
 
 
@@ -71,15 +71,15 @@ class Rollout:
 
         async def one(prompt: Prompt, dropped: list[dict[str, str]]) -> list[Scored]:
             nonlocal done
-            made: list[Candidate] = []
+            made: list[Response] = []
             scores: list[Score] = []
             try:
                 async with slots:
                     for source in sources:
-                        made += await source(prompt, Ask(iteration, version, tuple(made)))
+                        made += await source(prompt, SourceRequest(iteration, version, tuple(made)))
                     scores = await judge(prompt, made, version=version)
             except InvalidInput as error:
-                if not error.reason.startswith(OF_THE_PROMPT):
+                if not error.reason.startswith(PROMPT_REASONS):
                     raise
                 made = []
                 dropped.append({"prompt_id": prompt.id, "reason": error.reason, "message": str(error)})
@@ -134,5 +134,5 @@ class Rollout:
             for row, score in zip(candidates, pq.read_table(path).to_pylist(), strict=True):
                 if (row["prompt_id"], row["index"]) != (score.pop("prompt_id"), score.pop("index")):
                     raise ValueError(f"{path} does not belong to the candidates of the same name")
-                groups.setdefault(row["prompt_id"], []).append(Scored(Candidate(**row), Score.of(score)))
+                groups.setdefault(row["prompt_id"], []).append(Scored(Response(**row), Score.of(score)))
             yield from groups.items()

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from sightline_chassis.errors import AlreadyExists, Cancelled, InvalidInput, NotFound, PreconditionFailed
+from sightline.errors import AlreadyExists, Cancelled, InvalidInput, NotFound, PreconditionFailed
 from sightline_chassis.settings import SettingsError
 
 from sightline_trainer.connections import Connections

@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 
 from sightline_trainer.files import read_json, write_json, write_whole
 from sightline_trainer.recipe import Recipe

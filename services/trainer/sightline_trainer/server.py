@@ -10,7 +10,9 @@ from typing import Any
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
-from sightline_chassis.errors import InvalidInput, NotFound, Unavailable
+from sightline.errors import InvalidInput, NotFound, Unavailable
+from sightline.runs.v1 import trainer_pb2 as pb
+from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
 from sightline_chassis.process import run
 from sightline_chassis.service import Service
 
@@ -19,8 +21,6 @@ from sightline_trainer.files import read_json
 from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.settings import TrainerSettings
-from sightline_trainer.v1 import trainer_pb2 as pb
-from sightline_trainer.v1 import trainer_pb2_grpc as pb_grpc
 
 STATES = {
     "queued": pb.RUN_STATE_QUEUED,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, TypeVar, Unpack
 
 import numpy as np
-from sightline_chassis.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
-from sightline_sampler.client import (
+from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
+from sightline.sampler import (
     AsyncSamplerClient,
     Exact,
     Image,

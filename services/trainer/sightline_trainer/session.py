@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sightline_sampler.client import AsyncSamplerClient
-from sightline_scorer.client import AsyncScorerClient
+from sightline.sampler import AsyncSamplerClient
+from sightline.scorer import AsyncScorerClient
 
-from sightline_trainer.candidates.policy import PolicyCandidates
-from sightline_trainer.candidates.source import Context, Source
+from sightline_trainer.candidates.source import Source, SourceContext
+from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.connections import Connections
 from sightline_trainer.patience import patiently
+from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.pools import side_files
 from sightline_trainer.recipe import Recipe
-from sightline_trainer.rewards.clip import ClipReward
+from sightline_trainer.rewards.clip import ClipScores
 from sightline_trainer.rewards.judge import Judge
-from sightline_trainer.rewards.term import Bench
+from sightline_trainer.rewards.term import TermContext
 from sightline_trainer.serving import ServedSampler, serve
-from sightline_trainer.wording import Wording
 
 T = TypeVar("T")
 
@@ -38,7 +38,7 @@ class Session:
     sampler: AsyncSamplerClient
     scorer: AsyncScorerClient
     evaluation: PolicyCandidates
-    reward: ClipReward
+    reward: ClipScores
     policies: Path
     connect: Callable[[str], AsyncSamplerClient]
     closing: AsyncExitStack
@@ -46,16 +46,18 @@ class Session:
     def sources(self) -> list[Source]:
         """The recipe's sources of candidates, in the order in which they are asked."""
         dataset = side_files(self.recipe.data.train)
-        wording = Wording(self.recipe.model)
-        context = Context(self.recipe, self.sampler, wording, dataset, self.connect, self.closing)
+        template = ChatTemplate(self.recipe.model)
+        context = SourceContext(
+            self.recipe.sampling, self.recipe.seed, self.sampler, template, dataset, self.connect, self.closing
+        )
         opened = [part.open(context) for part in self.recipe.candidates.chosen().values()]
         return [source for source in opened if source is not None]
 
     def judge(self) -> Judge:
         """The recipe's reward."""
         reward = self.recipe.reward
-        bench = Bench(self.recipe, self.sampler, self.scorer, side_files(self.recipe.data.train))
-        terms = {name: (term.open(bench), term.weight) for name, term in reward.terms.chosen().items()}
+        context = TermContext(self.recipe.reward, self.sampler, self.scorer, side_files(self.recipe.data.train))
+        terms = {name: (term.open(context), term.weight) for name, term in reward.terms.chosen().items()}
         return Judge(terms, reward.combine)
 
     async def highest_version(self) -> int:
@@ -105,7 +107,7 @@ def connected(
                 sampler=sampler,
                 scorer=scorer,
                 evaluation=PolicyCandidates(sampler, recipe.sampling, seed=recipe.evaluation.seed),
-                reward=ClipReward(scorer, recipe.reward),
+                reward=ClipScores(scorer, recipe.reward),
                 policies=policies,
                 connect=connect,
                 closing=stack,

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 
 from sightline_trainer.events import Event
 

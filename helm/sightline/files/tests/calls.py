@@ -10,7 +10,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from sightline_chassis.channel import Tls
+from sightline.channel import Tls
 
 
 def red_png(side: int = 32) -> bytes:
@@ -40,7 +40,7 @@ def access() -> dict[str, Any]:
 
 def score(target: str) -> str:
     """Two texts of one picture."""
-    from sightline_scorer.client import ScorerClient
+    from sightline.scorer import ScorerClient
 
     with ScorerClient(target, **access()) as scorer:
         scores = scorer.score(red_png(), ["a red square", "a blue circle"]).clip_score
@@ -49,7 +49,7 @@ def score(target: str) -> str:
 
 def sample(target: str) -> str:
     """One candidate, and who wrote it."""
-    from sightline_sampler.client import SamplerClient
+    from sightline.sampler import SamplerClient
 
     with SamplerClient(target, **access()) as sampler:
         candidate = sampler.sample(red_png(), "Describe the picture.", n=1, max_tokens=8).candidates[0]

@@ -11,11 +11,12 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
+from sightline.sampler.manifest import PolicyManifest
+from sightline.sampler.params import SamplingParams
+from sightline.sampler.types import Candidate, Capabilities, Summary, TokenScores
 
 from sightline_sampler.engines import seeds
-from sightline_sampler.manifest import PolicyManifest
-from sightline_sampler.types import Beams, Candidate, Capabilities, Distortion, Guidance, Summary, TokenScores
 
 UNSCORABLE = "TOKENS_DO_NOT_ROUND_TRIP"
 """Reason of `InvalidInput` of an engine that takes text only: its tokenizer would not give these ids for their text."""
@@ -27,48 +28,6 @@ class EncodedImage:
 
     content: bytes
     digest: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SamplingParams:
-    """How tokens are drawn.
-
-    In this order: guidance, repetition penalty, suppression of what must not be drawn, temperature, top-k, top-p,
-    min-p; the order of transformers' `generate`.
-
-    Attributes:
-        temperature: softmax temperature; 0 is greedy.
-        top_p: nucleus in (0, 1]; 1 keeps all.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        max_tokens: most tokens of a candidate, the end token included; None means as many as the engine allows.
-        min_p: keep tokens with at least this share of the likeliest token's probability; 0 keeps all.
-        repetition_penalty: logits of tokens of the prompt and of the candidate so far are divided by this where they
-            are positive, else multiplied (Keskar et al., arXiv 1909.05858, as transformers does it); 1 is none.
-        stop: a candidate ends where its text holds one of these.
-        beams: diverse group beam search in place of sampling.
-        distortion: what is done to the image.
-        guidance: a second forward that changes the logits.
-    """
-
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = 0
-    max_tokens: int | None = None
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    stop: tuple[str, ...] = ()
-    beams: Beams | None = None
-    distortion: Distortion | None = None
-    guidance: Guidance | None = None
-
-    def options(self) -> frozenset[str]:
-        """Which of the options that an engine may lack are asked for, by their field's name."""
-        plain = SamplingParams()
-        return frozenset(name for name in OPTIONS if getattr(self, name) != getattr(plain, name))
-
-
-OPTIONS = frozenset({"top_k", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance"})
-"""Fields of `SamplingParams` that an engine may lack; it names those that it takes in its capabilities."""
 
 
 class Lease(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 
 def refuse_placeholders(text: str, placeholders: Iterable[str]) -> None:

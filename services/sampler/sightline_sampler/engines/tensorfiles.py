@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 
 from sightline_sampler.engines.base import StagedWeights
 

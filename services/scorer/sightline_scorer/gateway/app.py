@@ -10,10 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from sightline_chassis.channel import Tls, Token
-from sightline_chassis.errors import InvalidInput, PreconditionFailed, SightlineError, Unauthenticated
+from sightline.channel import Tls, Token
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError, Unauthenticated
+from sightline.integrations.failures import FailurePolicy
+from sightline.integrations.openrlhf import Convention, answer
+from sightline.scorer import AsyncScorerClient
+from sightline.scorer.many import Outcome, Pair
+from sightline.scorer.wire import ScoreOptions
 
-from sightline_scorer.client import AsyncScorerClient
 from sightline_scorer.gateway.bodies import (
     FailureBody,
     ManyBody,
@@ -29,19 +33,8 @@ from sightline_scorer.gateway.bodies import (
     model_body,
     result_body,
 )
-from sightline_scorer.gateway.errors import (
-    ALWAYS_OPEN,
-    BoundedBodies,
-    BoundedRequests,
-    failure,
-    handle,
-    lenient_json,
-)
+from sightline_scorer.gateway.errors import ALWAYS_OPEN, BoundedBodies, BoundedRequests, failure, handle, lenient_json
 from sightline_scorer.gateway.settings import GatewaySettings, TargetSettings
-from sightline_scorer.integrations.failures import FailurePolicy
-from sightline_scorer.integrations.openrlhf import Convention, answer
-from sightline_scorer.many import Outcome, Pair
-from sightline_scorer.wire import ScoreOptions
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": FailureBody, "description": "The request is wrong, or there is too much work (429)"},

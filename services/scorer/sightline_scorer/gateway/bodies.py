@@ -6,11 +6,10 @@ import dataclasses
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sightline_chassis.errors import SightlineError
-
-from sightline_scorer.integrations.pictures import base64_bytes
-from sightline_scorer.types import ModelInfo, ScoreResult
-from sightline_scorer.wire import Image, ImageDigest, ImageUri, ScoreOptions
+from sightline.errors import SightlineError
+from sightline.integrations.columns import base64_bytes
+from sightline.scorer.types import ModelInfo, ScoreResult
+from sightline.scorer.wire import Image, ImageDigest, ImageUri, ScoreOptions
 
 
 class Body(BaseModel):
@@ -41,7 +40,7 @@ class ImageBody(Body):
         return base64_bytes(self.base64 or "")
 
 
-class Options(Body):
+class BodyOptions(Body):
     """How texts are scored."""
 
     model: str = Field("", description="A name of /v1/models; empty for the default")
@@ -70,11 +69,11 @@ class ItemBody(Body):
     phrases: list[list[str]] | None = Field(None, description="Parts of each text to score beside it")
 
 
-class ScoreBody(Options, ItemBody):
+class ScoreBody(BodyOptions, ItemBody):
     """One item and how it is scored."""
 
 
-class ScoreManyBody(Options):
+class ScoreManyBody(BodyOptions):
     """Many items; each has its own outcome."""
 
     items: list[ItemBody] = Field(min_length=1)

@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sightline_chassis.errors import InternalError, InvalidInput, NotFound, Overloaded, SightlineError
+from sightline.errors import InternalError, InvalidInput, NotFound, Overloaded, SightlineError
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sightline.errors import SightlineError
 from sightline_chassis import logs
-from sightline_chassis.errors import SightlineError
 from sightline_chassis.settings import SettingsError, load_settings, resolved
 
 from sightline_scorer.gateway.settings import GatewaySettings, HttpSettings

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sightline_chassis.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
+from sightline.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
 from sightline_chassis.metrics import backend_call
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient

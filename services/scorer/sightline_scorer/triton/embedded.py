@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from sightline_chassis.errors import PreconditionFailed, Unavailable
+from sightline.errors import PreconditionFailed, Unavailable
 
 from sightline_scorer.metrics import BACKEND_UP, TRITON_RESTARTS
 from sightline_scorer.settings import TritonSettings

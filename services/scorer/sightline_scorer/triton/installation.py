@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 
 HOME_VARIABLE = "SIGHTLINE_TRITON_HOME"
 INSTALL = "pip install --no-deps --target .triton nvidia-pytriton==0.7.0"

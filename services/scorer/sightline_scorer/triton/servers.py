@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
-from sightline_chassis.errors import Unavailable
+from sightline.errors import Unavailable
 
 from sightline_scorer.settings import TritonSettings
 from sightline_scorer.triton.connection import server_ready

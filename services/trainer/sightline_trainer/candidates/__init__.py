@@ -9,13 +9,13 @@ from typing import Final
 from sightline_trainer.candidates.buffer import Buffer
 from sightline_trainer.candidates.injected import Injected
 from sightline_trainer.candidates.noised_image import NoisedImage
-from sightline_trainer.candidates.policy import Policy
+from sightline_trainer.candidates.policy import PolicySamples
 from sightline_trainer.candidates.question_answer import QuestionAnswer
 from sightline_trainer.candidates.reference import Reference
 from sightline_trainer.candidates.source import CandidatePart
 
 CANDIDATES: Final[Mapping[str, type[CandidatePart]]] = {
-    "policy": Policy,
+    "policy": PolicySamples,
     "reference": Reference,
     "noised_image": NoisedImage,
     "injected": Injected,

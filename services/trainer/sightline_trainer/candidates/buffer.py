@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
-from sightline_trainer.candidates.source import CandidatePart, Context, Source
+from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext
 
 
 class Buffer(CandidatePart):
@@ -22,7 +22,7 @@ class Buffer(CandidatePart):
     max_age: int = Field(1, ge=1, le=1000, description="Oldest pairs, in iterations.")
     share: float = Field(0.25, gt=0.0, lt=1.0, description="Share of old pairs among all pairs of an update, at most.")
 
-    def open(self, context: Context) -> Source | None:
+    def open(self, context: SourceContext) -> Source | None:
         return None
 
     def draw(self, earlier: Sequence[Path], fresh: int, seed: int) -> Iterator[dict[str, Any]]:

@@ -12,12 +12,12 @@ from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
-from sightline_sampler.client import DiffusionNoise, PixelNoise
+from sightline.sampler import DiffusionNoise, PixelNoise
 
-from sightline_trainer.candidates.candidate import Candidate
-from sightline_trainer.candidates.policy import PolicyCandidates
-from sightline_trainer.candidates.source import Ask, CandidatePart, Context, Source
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
+from sightline_trainer.policy_candidates import PolicyCandidates
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
 
 
 class NoisedImage(CandidatePart):
@@ -39,20 +39,19 @@ class NoisedImage(CandidatePart):
             raise ValueError("conditioned needs pixels: unit, since only that noise makes a picture")
         return self
 
-    def open(self, context: Context) -> Source:
+    def open(self, context: SourceContext) -> Source:
         return NoisedImageSource(self, context)
 
 
 class NoisedImageSource:
     """Asks the policy, with noise over the image; the noise is drawn anew in each iteration."""
 
-    def __init__(self, settings: NoisedImage, context: Context) -> None:
-        recipe = context.recipe
+    def __init__(self, settings: NoisedImage, context: SourceContext) -> None:
         self.settings = settings
-        self.seed = recipe.seed
-        self.sample = PolicyCandidates(context.sampler, recipe.sampling, seed=recipe.seed)
+        self.seed = context.seed
+        self.sample = PolicyCandidates(context.sampler, context.sampling, seed=context.seed)
 
-    async def __call__(self, prompt: Prompt, ask: Ask) -> list[Candidate]:
+    async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]:
         settings, seed = self.settings, prompt.seed(self.seed, ask.iteration, -2)
         noise = DiffusionNoise if settings.pixels == "normalised" else PixelNoise
         return await self.sample(

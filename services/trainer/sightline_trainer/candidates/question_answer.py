@@ -20,14 +20,14 @@ from typing import Any, Final
 
 import numpy as np
 from pydantic import Field
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
-from sightline_trainer.candidates.candidate import Candidate
-from sightline_trainer.candidates.reference import written
-from sightline_trainer.candidates.source import Ask, CandidatePart, Context, Source
+from sightline_trainer.candidates.reference import unsampled
+from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
+from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.pools.pool import id_digest
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.wording import Wording
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
 
 
 class QuestionAnswer(CandidatePart):
@@ -37,20 +37,20 @@ class QuestionAnswer(CandidatePart):
         1 / 15, gt=0.0, le=1.0, description="Share of the prompts that get a question (CLIP-DPO: 50 K of 750 K pairs)."
     )
 
-    def open(self, context: Context) -> Source:
-        return QuestionSource(self.share, context.recipe.seed, context.wording, context.dataset / "questions.jsonl")
+    def open(self, context: SourceContext) -> Source:
+        return QuestionSource(self.share, context.seed, context.template, context.dataset / "questions.jsonl")
 
 
 class QuestionSource:
     """Two candidates, ``right_answer`` and ``wrong_answer``, for some of the prompts."""
 
-    def __init__(self, share: float, seed: int, wording: Wording, path: Path) -> None:
+    def __init__(self, share: float, seed: int, template: ChatTemplate, path: Path) -> None:
         self.share = share
         self.seed = seed
-        self.wording = wording
+        self.template = template
         self.questions = QuestionIndex(path)
 
-    async def __call__(self, prompt: Prompt, ask: Ask) -> list[Candidate]:
+    async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]:
         drawn = Random(prompt.seed(self.seed, ask.iteration, -4))  # noqa: S311 - a draw, no secret
         if drawn.random() >= self.share:
             return []
@@ -59,8 +59,8 @@ class QuestionSource:
             return []
         row = drawn.choice(rows)
         return [
-            written(
-                self.wording,
+            unsampled(
+                self.template,
                 prompt,
                 row["text"],
                 row[side],

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-from sightline_trainer.candidates.candidate import Candidate
-from sightline_trainer.candidates.source import Ask, CandidatePart, Context, Source
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.wording import Wording
+from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
+from sightline_trainer.chat_template import ChatTemplate
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
 
 
 class Reference(CandidatePart):
     """The annotation of the dataset."""
 
-    def open(self, context: Context) -> Source:
-        return ReferenceSource(context.wording)
+    def open(self, context: SourceContext) -> Source:
+        return ReferenceSource(context.template)
 
 
 class ReferenceSource:
     """One candidate for each prompt that has an annotation, for every user's text that was asked about it."""
 
-    def __init__(self, wording: Wording) -> None:
-        self.wording = wording
+    def __init__(self, template: ChatTemplate) -> None:
+        self.template = template
 
-    async def __call__(self, prompt: Prompt, ask: Ask) -> list[Candidate]:
+    async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]:
         if not prompt.reference:
             return []
         asked = list(dict.fromkeys(candidate.prompt for candidate in ask.made)) or [prompt.prompt]
         return [
-            written(self.wording, prompt, text, prompt.reference, index=len(ask.made) + number, source="reference")
+            unsampled(self.template, prompt, text, prompt.reference, index=len(ask.made) + number, source="reference")
             for number, text in enumerate(asked)
         ]
 
 
-def written(
-    wording: Wording, prompt: Prompt, asked: str, text: str, *, index: int, source: str, statement: str = ""
-) -> Candidate:
+def unsampled(
+    template: ChatTemplate, prompt: Prompt, asked: str, text: str, *, index: int, source: str, statement: str = ""
+) -> Response:
     """A candidate that no policy sampled: tokens as the policy would have had to write them."""
-    return Candidate(
+    return Response(
         prompt_id=prompt.id,
         index=index,
         text=text,
-        token_ids=wording.response(asked, text),
-        rendered_prompt=wording.prompt(asked),
+        token_ids=template.response(asked, text),
+        rendered_prompt=template.prompt(asked),
         prompt=asked,
         source=source,
         statement=statement,

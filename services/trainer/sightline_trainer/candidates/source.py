@@ -6,36 +6,36 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from sightline_sampler.client import AsyncSamplerClient
+from sightline.sampler import AsyncSamplerClient
 
-from sightline_trainer.candidates.candidate import Candidate
+from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.parts import Part
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.wording import Wording
-
-if TYPE_CHECKING:
-    from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.sections import Sampling
 
 
 @dataclass(frozen=True)
-class Ask:
+class SourceRequest:
     """What a source is asked in a round: candidates of which iteration and policy version, and what the sources before
     it made for the same prompt (candidates are numbered on from there)."""
 
     iteration: int
     version: int
-    made: Sequence[Candidate] = ()
+    made: Sequence[Response] = ()
 
 
 @dataclass(frozen=True)
-class Context:
+class SourceContext:
     """What sources stand on."""
 
-    recipe: Recipe
+    sampling: Sampling
+    seed: int
+    """The run's."""
     sampler: AsyncSamplerClient
-    wording: Wording
+    template: ChatTemplate
     dataset: Path
     """Directory of the dataset's side files: vocabulary.json, questions.jsonl."""
     connect: Callable[[str], AsyncSamplerClient]
@@ -47,12 +47,12 @@ class Context:
 class Source(Protocol):
     """Makes candidates; the same arguments give the same ones."""
 
-    async def __call__(self, prompt: Prompt, ask: Ask) -> list[Candidate]: ...
+    async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]: ...
 
 
 class CandidatePart(Part):
     """Settings of a source, and how it is made from them."""
 
-    def open(self, context: Context) -> Source | None:
+    def open(self, context: SourceContext) -> Source | None:
         """The source; None for a part that works on pairs instead."""
         raise NotImplementedError

@@ -26,7 +26,7 @@ def main() -> int:
     """Runs the update; on the first process, writes what came of it to WORK/update.json."""
     arguments = _arguments()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from sightline_chassis.errors import SightlineError
+    from sightline.errors import SightlineError
 
     from sightline_trainer.dpo.launch import write_outcome
     from sightline_trainer.dpo.update import Update, update

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from sightline_trainer.dpo.reference import add_reference, self_check
+from sightline_trainer.dpo.reference_logprobs import add_reference, self_check
 from sightline_trainer.dpo.saving import load_optimizer
 from sightline_trainer.dpo.trainer import FastDPOTrainer, not_finite
 

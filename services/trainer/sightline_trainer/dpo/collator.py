@@ -18,7 +18,7 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from sightline_trainer.dpo.packing import Prompt, pack
+from sightline_trainer.dpo.packing import PromptTokens, pack
 from sightline_trainer.dpo.sharing import SharedPrefix
 from sightline_trainer.dpo.vision import Image, digest, join_images, split_images
 
@@ -46,7 +46,7 @@ class PairCollator:
         self.sharing = sharing
         self.columns = tuple(columns)
         self.reference: dict[int, tuple[float, ...]] = {}
-        self._prompts: OrderedDict[tuple[str, ...], Prompt] = OrderedDict()
+        self._prompts: OrderedDict[tuple[str, ...], PromptTokens] = OrderedDict()
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         flat = unfold(pairs)
@@ -85,7 +85,7 @@ class PairCollator:
             completion_mask[i, len(prompt) : end] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
 
-    def _plain(self, prompts: list[Prompt], input_ids: Tensor) -> dict[str, Tensor]:
+    def _plain(self, prompts: list[PromptTokens], input_ids: Tensor) -> dict[str, Tensor]:
         output = join_images([image.inputs for prompt in prompts for image in prompt.images if image.inputs])
         if prompts[0].types is not None:
             types = torch.zeros_like(input_ids)
@@ -97,7 +97,7 @@ class PairCollator:
 
     def _pack(
         self,
-        prompts: Mapping[tuple[str, ...], Prompt],
+        prompts: Mapping[tuple[str, ...], PromptTokens],
         sides: list[tuple[tuple[str, ...], tuple[int, ...]]],
         columns: int,
         sharing: SharedPrefix,
@@ -114,7 +114,7 @@ class PairCollator:
             [sharing.positions(prompts[key], max(len(answer) for answer in responses[key])) for key in prompts],
         )
 
-    def _processed(self, images: Mapping[tuple[str, ...], Sequence[Any]]) -> dict[tuple[str, ...], Prompt]:
+    def _processed(self, images: Mapping[tuple[str, ...], Sequence[Any]]) -> dict[tuple[str, ...], PromptTokens]:
         """The processed prompts, in order. Pixels are made only where nobody remembers what the tower said of them, and
         for all such prompts at once: a processor's call costs more than an image in it."""
         known = {key: self._remembered(key) for key in images}
@@ -130,7 +130,7 @@ class PairCollator:
         cache = None if self.sharing is None else self.sharing.cache
         return [None if cache is None else cache.get(name) for name in key[1:]]
 
-    def _remembered(self, key: tuple[str, ...]) -> Prompt | None:
+    def _remembered(self, key: tuple[str, ...]) -> PromptTokens | None:
         known = self._prompts.get(key)
         if known is None or len(key) == 1:
             return None
@@ -138,7 +138,7 @@ class PairCollator:
         if any(features is None for features in kept):
             return None
         shown = [Image(name, features=features) for name, features in zip(key[1:], kept, strict=True)]
-        return Prompt(known.ids, known.types, shown, known.grid)
+        return PromptTokens(known.ids, known.types, shown, known.grid)
 
     def _made(
         self,
@@ -146,7 +146,7 @@ class PairCollator:
         images: Mapping[tuple[str, ...], Sequence[Any]],
         *,
         add_special_tokens: bool,
-    ) -> dict[tuple[str, ...], Prompt]:
+    ) -> dict[tuple[str, ...], PromptTokens]:
         if not keys:
             return {}
         inputs = dict(
@@ -162,7 +162,7 @@ class PairCollator:
         masks = inputs.pop("attention_mask").bool()
         ids, types = inputs.pop("input_ids"), inputs.pop("mm_token_type_ids", None)
         pixels, grids = iter(split_images(inputs)), inputs.get("image_grid_thw")
-        made: dict[tuple[str, ...], Prompt] = {}
+        made: dict[tuple[str, ...], PromptTokens] = {}
         first = 0
         for row, key in enumerate(keys):
             kept = self._features(key)
@@ -170,7 +170,7 @@ class PairCollator:
             first += len(kept)
             shown = [Image(name, next(pixels), features) for name, features in zip(key[1:], kept, strict=True)]
             kinds = None if types is None else types[row][masks[row]]
-            made[key] = Prompt(ids[row][masks[row]], kinds, shown, grid)
+            made[key] = PromptTokens(ids[row][masks[row]], kinds, shown, grid)
             self._prompts[key] = replace(made[key], images=[])
             if len(self._prompts) > _REMEMBERED:
                 self._prompts.popitem(last=False)

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sightline_chassis.errors import InternalError, PreconditionFailed, SightlineError
+from sightline.errors import InternalError, PreconditionFailed, SightlineError
 
-from sightline_trainer.dpo.update import Probe, Update, update
+from sightline_trainer.dpo.update import Update, UpdateProbe, update
 from sightline_trainer.pairs.build import to_train_on
 from sightline_trainer.recipe import Recipe
 
@@ -101,8 +101,8 @@ def _run(command: list[str], log: Path, progress: Callable[[int, int], None], ha
                 if line is None:
                     return process.wait()
                 if line.startswith('{"done"'):
-                    told = json.loads(line)
-                    progress(told["done"], told["total"])
+                    message = json.loads(line)
+                    progress(message["done"], message["total"])
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -127,7 +127,7 @@ def _outcome(result: dict[str, Any] | None, code: int, log: Path) -> Update:
         raise InternalError(
             f"the update's processes ended with code {code}; {log} says why:\n{tail}", reason="UPDATE_PROCESS_FAILED"
         )
-    return Update(result["metrics"], [Probe(**probe) for probe in result["probes"]])
+    return Update(result["metrics"], [UpdateProbe(**probe) for probe in result["probes"]])
 
 
 def write_outcome(path: Path, outcome: Update | SightlineError) -> None:

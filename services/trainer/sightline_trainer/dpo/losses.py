@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -59,8 +59,8 @@ def trl_losses(losses: dict[str, float]) -> tuple[list[str], list[float]]:
     """What TRL's DPOTrainer is told: POVID's code form is its sigmoid loss over both pairs; the paper's is ours."""
     names = {"povid_code": "sigmoid", "povid_paper": "sigmoid"}
     # TRL's metrics come with some loss, also where only ours counts.
-    told = {name: weight for name, weight in losses.items() if name != "povid_paper"} or {"povid_paper": 0.0}
-    return [names.get(name, name) for name in told], list(told.values())
+    trl_losses = {name: weight for name, weight in losses.items() if name != "povid_paper"} or {"povid_paper": 0.0}
+    return [names.get(name, name) for name in trl_losses], list(trl_losses.values())
 
 
 def povid_paper(logratios: Tensor, rejected: Tensor, beta: float, betas: Sequence[float]) -> Tensor:

@@ -25,7 +25,7 @@ from sightline_trainer.dpo.vision import Image
 
 
 @dataclass
-class Prompt:
+class PromptTokens:
     """A processed image and prompt.
 
     Attributes:
@@ -85,7 +85,7 @@ class Pack:
 
 
 def pack(
-    prompts: Sequence[Prompt],
+    prompts: Sequence[PromptTokens],
     responses: Sequence[Sequence[Sequence[int]]],
     rows: Sequence[tuple[int, int]],
     columns: int,

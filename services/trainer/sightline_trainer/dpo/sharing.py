@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sightline_trainer.dpo.attention import NAME
-from sightline_trainer.dpo.packing import Pack, Prompt
+from sightline_trainer.dpo.packing import Pack, PromptTokens
 from sightline_trainer.dpo.support import base_of, obstacle
-from sightline_trainer.dpo.vision import FeatureCache, encode, frozen
+from sightline_trainer.dpo.vision import TowerFeatureCache, encode, frozen
 
 log = logging.getLogger(__name__)
 
@@ -34,9 +34,9 @@ class SharedPrefix:
     """
 
     backbone: Any
-    cache: FeatureCache | None
+    cache: TowerFeatureCache | None
 
-    def positions(self, prompt: Prompt, response: int) -> Tensor:
+    def positions(self, prompt: PromptTokens, response: int) -> Tensor:
         """[D, P + response] position ids of a prompt and ``response`` text tokens after it, as the model gives them."""
         length = len(prompt.ids) + response
         if not hasattr(self.backbone, "get_rope_index") or prompt.grid is None or prompt.types is None:
@@ -73,13 +73,13 @@ def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -
             "image features are not kept: tower or projector are trained or carry an adapter; "
             "each image is encoded once a step"
         )
-    cache = FeatureCache(cache_bytes) if still else None
+    cache = TowerFeatureCache(cache_bytes) if still else None
     for each in (model, *extra_models):
         _prepare(base_of(each), cache if each is model else None)
     return SharedPrefix(backbone, cache)
 
 
-def _prepare(base: Any, cache: FeatureCache | None) -> None:
+def _prepare(base: Any, cache: TowerFeatureCache | None) -> None:
     base.base_model.language_model.set_attn_implementation(NAME)
     base.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
     fused = base.forward
@@ -109,7 +109,9 @@ def _prepare(base: Any, cache: FeatureCache | None) -> None:
     base.forward = forward
 
 
-def _features(backbone: nn.Module, pack: Pack, cache: FeatureCache | None) -> dict[str, BaseModelOutputWithPooling]:
+def _features(
+    backbone: nn.Module, pack: Pack, cache: TowerFeatureCache | None
+) -> dict[str, BaseModelOutputWithPooling]:
     return {"image": encode(backbone, pack.images, cache)} if pack.images else {}
 
 

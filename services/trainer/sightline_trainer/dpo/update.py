@@ -22,9 +22,9 @@ from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.losses import POVID, fold_pairs
-from sightline_trainer.dpo.making import make_trainer
-from sightline_trainer.dpo.reference import token_logprobs
+from sightline_trainer.dpo.reference_logprobs import token_logprobs
 from sightline_trainer.dpo.saving import save_optimizer, save_policy
+from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.recipe import Recipe
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Probe:
+class UpdateProbe:
     """A response with the trainer's own log-probs of its tokens under the new policy, in nats."""
 
     prompt_id: str
@@ -49,10 +49,10 @@ class Update:
     """What an update did: its metrics (services/trainer/README.md lists them), and probes of the result."""
 
     metrics: dict[str, float]
-    probes: list[Probe]
+    probes: list[UpdateProbe]
 
 
-def probe(trainer: FastDPOTrainer, count: int) -> list[Probe]:
+def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
     """The trainer's own log-probs of the first ``count`` chosen responses under the policy as it stands.
 
     They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
@@ -66,7 +66,7 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[Probe]:
         masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
         logprobs += [values[at][masks[at].cpu()].tolist() for at in range(len(some))]  # the chosen sides come first
     return [
-        Probe(row["prompt_id"], list(row["chosen_ids"]), values, row["prompt"][0]["content"])
+        UpdateProbe(row["prompt_id"], list(row["chosen_ids"]), values, row["prompt"][0]["content"])
         for row, values in zip(rows, logprobs, strict=True)
     ]
 
@@ -105,15 +105,15 @@ def update(
     further = recipe.publication.extrapolate
     model = trainer.accelerator.unwrap_model(trainer.model)
 
-    def probes() -> list[Probe]:
+    def probes() -> list[UpdateProbe]:
         with extrapolated(model, further):  # the sampler answers from what is published
             return probe(trainer, recipe.publication.probes)
 
     before = _Before(probes)
-    told = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
-    for callback in (begin, before, FiniteGradient(), told):
+    reported = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
+    for callback in (begin, before, FiniteGradient(), reported):
         trainer.add_callback(callback)
-    with _settled():
+    with _frozen_garbage():
         trainer.train()
     seconds = time.monotonic() - begin.began
     figures = _metrics(trainer, len(pairs), begin.reference_seconds, seconds)
@@ -129,7 +129,7 @@ def update(
 
 
 @contextmanager
-def _settled() -> Iterator[None]:
+def _frozen_garbage() -> Iterator[None]:
     """What is there now is left out of garbage collections: a full one walks a million objects of torch and
     transformers, and transformers asks for one in every training."""
     gc.freeze()
@@ -142,9 +142,9 @@ def _settled() -> Iterator[None]:
 class _Before(TrainerCallback):
     """Asks the probes as training begins: of the policy before, with the model where training has put it."""
 
-    def __init__(self, ask: Callable[[], list[Probe]]) -> None:
+    def __init__(self, ask: Callable[[], list[UpdateProbe]]) -> None:
         self._ask = ask
-        self.probes: list[Probe] = []
+        self.probes: list[UpdateProbe] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.probes = self._ask()

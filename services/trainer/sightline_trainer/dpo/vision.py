@@ -36,7 +36,7 @@ def digest(image: Any) -> str:
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
-class FeatureCache:
+class TowerFeatureCache:
     """Features by image digest, the least used thrown out above ``limit`` bytes."""
 
     def __init__(self, limit: int) -> None:
@@ -105,7 +105,7 @@ def frozen(backbone: nn.Module) -> bool:
     ) and not any("lora" in name for name, _ in backbone.named_modules() if not name.startswith("language_model."))
 
 
-def encode(backbone: Any, images: list[Image], cache: FeatureCache | None) -> BaseModelOutputWithPooling:
+def encode(backbone: Any, images: list[Image], cache: TowerFeatureCache | None) -> BaseModelOutputWithPooling:
     """Features of all images in order, as the model's ``mm_encoder_outputs`` has them; each image is encoded once.
 
     Args:

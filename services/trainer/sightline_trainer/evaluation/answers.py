@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 
 class AnswerFile:
@@ -79,8 +79,10 @@ class AnswerFile:
     def _same(self, asked: Mapping[str, Any]) -> None:
         other = sorted(name for name in {*asked, *self.identity} if asked.get(name) != self.identity.get(name))
         if other:
-            told = "; ".join(f"{name} {asked.get(name)!r} there, {self.identity.get(name)!r} now" for name in other)
+            difference = "; ".join(
+                f"{name} {asked.get(name)!r} there, {self.identity.get(name)!r} now" for name in other
+            )
             raise InvalidInput(
-                f"{self.path} holds answers to something else ({told}); remove it or name another with --answers",
+                f"{self.path} holds answers to something else ({difference}); remove it or name another with --answers",
                 reason="ANSWERS_DIFFER",
             )

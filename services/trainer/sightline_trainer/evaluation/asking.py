@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sightline_chassis.errors import InvalidInput, PreconditionFailed, Unavailable
-from sightline_sampler.client import AsyncSamplerClient, PolicyInfo, exact
-from sightline_scorer.client import AsyncScorerClient
+from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
+from sightline.sampler import AsyncSamplerClient, PolicyInfo, exact
+from sightline.scorer import AsyncScorerClient
 
 from sightline_trainer.evaluation.answers import AnswerFile
 from sightline_trainer.patience import patiently
 
 
 @dataclass(frozen=True)
-class Item:
+class EvalItem:
     """One thing to ask. ``key`` is its name in the answer file."""
 
     key: str
@@ -49,7 +49,7 @@ class Asker:
 
     async def ask(
         self,
-        items: Sequence[Item],
+        items: Sequence[EvalItem],
         answers: Path | None,
         identity: dict[str, Any],
         progress: Callable[[int, int], None],
@@ -92,7 +92,7 @@ class Asker:
 
     async def _missing(
         self,
-        items: Sequence[Item],
+        items: Sequence[EvalItem],
         kept: AnswerFile,
         sampler: AsyncSamplerClient,
         scorer: AsyncScorerClient | None,
@@ -105,7 +105,7 @@ class Asker:
         done = len(items) - len(missing)
         progress(done, len(items))
 
-        async def one(item: Item) -> None:
+        async def one(item: EvalItem) -> None:
             nonlocal done
             async with slots:
                 answer = await self._answer(item, sampler, scorer, version)
@@ -129,7 +129,7 @@ class Asker:
             raise error from failed
 
     async def _answer(
-        self, item: Item, sampler: AsyncSamplerClient, scorer: AsyncScorerClient | None, version: int
+        self, item: EvalItem, sampler: AsyncSamplerClient, scorer: AsyncScorerClient | None, version: int
     ) -> dict[str, Any]:
         samples = await patiently(
             lambda: sampler.sample(
@@ -171,7 +171,7 @@ class _Digests:
     def __init__(self) -> None:
         self._images: dict[Path, bytes] = {}
 
-    def of(self, item: Item) -> str:
+    def of(self, item: EvalItem) -> str:
         if item.image not in self._images:
             self._images[item.image] = hashlib.sha256(item.image.read_bytes()).digest()
         return hashlib.sha256(self._images[item.image] + item.text.encode()).hexdigest()[:16]

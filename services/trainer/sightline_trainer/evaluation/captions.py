@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.chair import CaptionCounts, Chair, Objects, count
 from sightline_trainer.evaluation.coco import image_key

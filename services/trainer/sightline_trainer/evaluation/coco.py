@@ -26,7 +26,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.chair import Mention
 

@@ -16,14 +16,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
-from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.evaluation.amber import Amber
-from sightline_trainer.evaluation.asking import Item
+from sightline_trainer.evaluation.asking import EvalItem
 from sightline_trainer.evaluation.coco import CocoObjects, Compat, image_key, load_truth
 from sightline_trainer.evaluation.evaluate import assemble
-from sightline_trainer.evaluation.exam import Exam, about
+from sightline_trainer.evaluation.evaluation_set import EvaluationSet, about
 from sightline_trainer.evaluation.facts import Facts
 from sightline_trainer.evaluation.lines import read_rows
 from sightline_trainer.evaluation.pope import Question, read_questions
@@ -32,6 +31,7 @@ from sightline_trainer.evaluation.result import Result
 from sightline_trainer.evaluation.suites import amber_result, chair_result, pope_result
 from sightline_trainer.evaluation.words import Similarity
 from sightline_trainer.pools import open_pool
+from sightline_trainer.records.response import Response
 
 Suite = Literal["playground", "chair", "pope", "amber"]
 Answers = Mapping[str, Mapping[str, Any]]
@@ -41,12 +41,12 @@ Answers = Mapping[str, Mapping[str, Any]]
 class Work:
     """Items to ask, and what makes a result of their answers."""
 
-    items: list[Item]
+    items: list[EvalItem]
     finish: Callable[[Answers], Result]
 
 
 @dataclass(frozen=True)
-class Options:
+class SuiteOptions:
     """What all suites have in common.
 
     Attributes:
@@ -63,7 +63,7 @@ class Options:
     similarity: Similarity
 
 
-def work(suite: Suite, directory: Path, options: Options) -> Work:
+def work(suite: Suite, directory: Path, options: SuiteOptions) -> Work:
     """What a suite asks.
 
     Raises:
@@ -74,25 +74,25 @@ def work(suite: Suite, directory: Path, options: Options) -> Work:
     return {"playground": _playground, "chair": _chair, "pope": _pope, "amber": _amber}[suite](directory, options)
 
 
-def _playground(directory: Path, options: Options) -> Work:
+def _playground(directory: Path, options: SuiteOptions) -> Work:
     prompts = open_pool(directory).head(options.limit)
     path = directory / "questions.jsonl"
-    exam = Exam(
+    held_out = EvaluationSet(
         prompts,
         Facts.load(directory, [prompt.id for prompt in prompts]),
         about(prompts, path, None) if path.is_file() else [],
         temperature=options.temperature,
     )
-    items = [Item(f"caption/{one.id}", one.image, one.prompt, options.temperature, scored=True) for one in prompts]
+    items = [EvalItem(f"caption/{one.id}", one.image, one.prompt, options.temperature, scored=True) for one in prompts]
     items += [
-        Item(f"question/{question.id}", prompt.image, question.text + options.suffix, 0.0)
-        for prompt, question in exam.questions
+        EvalItem(f"question/{question.id}", prompt.image, question.text + options.suffix, 0.0)
+        for prompt, question in held_out.questions
     ]
 
     def finish(answers: Answers) -> Result:
-        told = [([_candidate(one.id, answers[f"caption/{one.id}"])], _score(answers, one.id)) for one in prompts]
-        said = [_candidate(prompt.id, answers[f"question/{one.id}"]) for prompt, one in exam.questions]
-        found = assemble(exam, told, [], said)
+        captioned = [([_candidate(one.id, answers[f"caption/{one.id}"])], _score(answers, one.id)) for one in prompts]
+        said = [_candidate(prompt.id, answers[f"question/{one.id}"]) for prompt, one in held_out.questions]
+        found = assemble(held_out, captioned, [], said)
         truth = {prompt.id: prompt.objects for prompt in prompts}
         wrong = sum(len(one.hallucinated) for one in found.captions)
         return Result(
@@ -113,7 +113,7 @@ def _playground(directory: Path, options: Options) -> Work:
     return Work(items, finish)
 
 
-def _chair(directory: Path, options: Options) -> Work:
+def _chair(directory: Path, options: SuiteOptions) -> Work:
     objects = CocoObjects(options.compat)
     files = [
         path for pattern in ("truth*.json", "instances_*.json", "captions_*.json") for path in directory.glob(pattern)
@@ -125,18 +125,18 @@ def _chair(directory: Path, options: Options) -> Work:
     truth = load_truth(sorted(files), objects)
     rows = [row for _, row in read_rows(directory / "prompts.jsonl", ["id", "image", "prompt"])][: options.limit]
     items = [
-        Item(f"caption/{row['id']}", directory / row["image"], row["prompt"], options.temperature, scored=True)
+        EvalItem(f"caption/{row['id']}", directory / row["image"], row["prompt"], options.temperature, scored=True)
         for row in rows
     ]
 
     def finish(answers: Answers) -> Result:
-        told = [
+        captioned = [
             (image_key(row.get("image_id", row["id"])), str(answers[f"caption/{row['id']}"]["text"])) for row in rows
         ]
-        result = chair_result(told, truth, objects, compat=options.compat)
+        result = chair_result(captioned, truth, objects, compat=options.compat)
         scores = Ratios.collect(
             (image, {"clip_score": (score or 0.0, float(score is not None))})
-            for (image, _), row in zip(told, rows, strict=True)
+            for (image, _), row in zip(captioned, rows, strict=True)
             for score in [answers[f"caption/{row['id']}"]["clip_score"]]
         )
         scored = scores.value("clip_score") is not None
@@ -145,7 +145,7 @@ def _chair(directory: Path, options: Options) -> Work:
     return Work(items, finish)
 
 
-def _pope(directory: Path, options: Options) -> Work:
+def _pope(directory: Path, options: SuiteOptions) -> Work:
     files = sorted([*directory.glob("questions*.jsonl"), *directory.glob("coco_pope_*.json")])
     if not files:
         raise InvalidInput(f"{directory} has no questions.jsonl and no coco_pope_*.json", reason="NO_QUESTIONS")
@@ -157,7 +157,8 @@ def _pope(directory: Path, options: Options) -> Work:
             questions.append(Question(id_, one.image, one.text, one.yes, kind or one.kind))
     questions = questions[: options.limit]
     items = [
-        Item(f"question/{one.id}", _image(directory, one.image), one.text + options.suffix, 0.0) for one in questions
+        EvalItem(f"question/{one.id}", _image(directory, one.image), one.text + options.suffix, 0.0)
+        for one in questions
     ]
 
     def finish(answers: Answers) -> Result:
@@ -166,7 +167,7 @@ def _pope(directory: Path, options: Options) -> Work:
     return Work(items, finish)
 
 
-def _amber(directory: Path, options: Options) -> Work:
+def _amber(directory: Path, options: SuiteOptions) -> Work:
     amber = Amber.load(directory)
     path = directory / "query" / "query_all.json"
     try:
@@ -180,7 +181,7 @@ def _amber(directory: Path, options: Options) -> Work:
         amber = Amber({n: row for n, row in amber.annotations.items() if n in kept}, amber.association, amber.safe)
     generative = set(amber.generative())
     items = [
-        Item(str(number), _image(directory, image), query if number in generative else query + options.suffix,
+        EvalItem(str(number), _image(directory, image), query if number in generative else query + options.suffix,
              options.temperature if number in generative else 0.0)
         for number, image, query in rows
     ]  # fmt: skip
@@ -204,8 +205,8 @@ def _with(result: Result, ratios: Ratios) -> Result:
     return dataclasses.replace(result, ratios=ratios)
 
 
-def _candidate(prompt: str, answer: Mapping[str, Any]) -> Candidate:
-    return Candidate(
+def _candidate(prompt: str, answer: Mapping[str, Any]) -> Response:
+    return Response(
         prompt_id=prompt,
         index=0,
         text=answer["text"],

@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sightline_trainer.candidates.candidate import Candidate
-from sightline_trainer.candidates.policy import PolicyCandidates
 from sightline_trainer.evaluation.bootstrap import intervals, paired
-from sightline_trainer.evaluation.exam import FACT_KINDS, Exam
+from sightline_trainer.evaluation.evaluation_set import FACT_KINDS, EvaluationSet
 from sightline_trainer.evaluation.facts import FactCounts
 from sightline_trainer.evaluation.pope import Confusion, official_no
 from sightline_trainer.evaluation.ratios import Part, Ratios
 from sightline_trainer.evaluation.result import differences_json
 from sightline_trainer.evaluation.texts import degenerate, distinct
 from sightline_trainer.files import read_json, write_json, write_whole
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.clip import ClipReward
+from sightline_trainer.policy_candidates import PolicyCandidates
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.rewards.clip import ClipScores
 
 T = TypeVar("T")
 
@@ -114,9 +114,9 @@ def _writer(table: Any) -> Callable[[Path], object]:
 
 
 async def evaluate(
-    exam: Exam,
+    held_out: EvaluationSet,
     candidates: PolicyCandidates,
-    reward: ClipReward | None,
+    reward: ClipScores | None,
     *,
     version: int,
     in_flight: int,
@@ -126,7 +126,7 @@ async def evaluate(
     captions; questions, greedily."""
     slots, done = asyncio.Semaphore(in_flight), 0
 
-    async def ask(prompt: Prompt, count: int, temperature: float, text: str | None = None) -> list[Candidate]:
+    async def ask(prompt: Prompt, count: int, temperature: float, text: str | None = None) -> list[Response]:
         return await candidates(prompt, count, iteration=0, version=version, temperature=temperature, text=text)
 
     async def counted(work: Callable[[], Awaitable[T]]) -> T:
@@ -134,29 +134,33 @@ async def evaluate(
         async with slots:
             result = await work()
         done += 1
-        progress(done, exam.total)
+        progress(done, held_out.total)
         return result
 
-    async def sampled(at: int) -> tuple[list[Candidate], float | None]:
-        prompt = exam.prompts[at]
-        samples = await ask(prompt, exam.samples if at < exam.diverse else 1, exam.temperature)
+    async def sampled(at: int) -> tuple[list[Response], float | None]:
+        prompt = held_out.prompts[at]
+        samples = await ask(prompt, held_out.samples if at < held_out.diverse else 1, held_out.temperature)
         if reward is None:
             return samples, None
         (score,) = await reward(prompt, [samples[0].text])
         return samples, score.reward
 
     async with asyncio.TaskGroup() as group:
-        told = [group.create_task(counted(partial(sampled, at))) for at in range(len(exam.prompts))]
-        plain = [group.create_task(counted(partial(ask, one, 1, 0.0))) for one in exam.prompts[: exam.greedy]]
-        said = [group.create_task(counted(partial(ask, prompt, 1, 0.0, one.text))) for prompt, one in exam.questions]
-    return assemble(exam, [t.result() for t in told], [t.result()[0] for t in plain], [t.result()[0] for t in said])
+        captioned = [group.create_task(counted(partial(sampled, at))) for at in range(len(held_out.prompts))]
+        plain = [group.create_task(counted(partial(ask, one, 1, 0.0))) for one in held_out.prompts[: held_out.greedy]]
+        said = [
+            group.create_task(counted(partial(ask, prompt, 1, 0.0, one.text))) for prompt, one in held_out.questions
+        ]
+    return assemble(
+        held_out, [t.result() for t in captioned], [t.result()[0] for t in plain], [t.result()[0] for t in said]
+    )
 
 
 def assemble(
-    exam: Exam,
-    told: list[tuple[list[Candidate], float | None]],
-    plain: list[Candidate],
-    said: list[Candidate],
+    held_out: EvaluationSet,
+    captioned: list[tuple[list[Response], float | None]],
+    plain: list[Response],
+    said: list[Response],
 ) -> Evaluated:
     """The metrics of what was said.
 
@@ -166,8 +170,12 @@ def assemble(
         plain: greedy captions of the first prompts.
         said: an answer for each question.
     """
-    sampled = [_caption(exam, prompt, s[0], score) for prompt, (s, score) in zip(exam.prompts, told, strict=True)]
-    greedy = [_caption(exam, prompt, one, None) for prompt, one in zip(exam.prompts[: len(plain)], plain, strict=True)]
+    sampled = [
+        _caption(held_out, prompt, s[0], score) for prompt, (s, score) in zip(held_out.prompts, captioned, strict=True)
+    ]
+    greedy = [
+        _caption(held_out, prompt, one, None) for prompt, one in zip(held_out.prompts[: len(plain)], plain, strict=True)
+    ]
     answers = [
         GivenAnswer(
             question_id=question.id,
@@ -179,11 +187,11 @@ def assemble(
             said=not official_no(one.text),
             policy_version=one.policy_version,
         )
-        for (prompt, question), one in zip(exam.questions, said, strict=True)
+        for (prompt, question), one in zip(held_out.questions, said, strict=True)
     ]
 
     def rows() -> Iterator[tuple[str, dict[str, Part]]]:
-        for (caption, facts), (samples, _) in zip(sampled, told, strict=True):
+        for (caption, facts), (samples, _) in zip(sampled, captioned, strict=True):
             yield caption.prompt_id, _parts(caption, facts)
             if len(samples) > 1:
                 yield caption.prompt_id, {"distinct": distinct([one.text for one in samples])}
@@ -197,9 +205,11 @@ def assemble(
     return Evaluated([one for one, _ in sampled], [one for one, _ in greedy], answers, Ratios.collect(rows()))
 
 
-def _caption(exam: Exam, prompt: Prompt, sample: Candidate, reward: float | None) -> tuple[Caption, FactCounts | None]:
+def _caption(
+    held_out: EvaluationSet, prompt: Prompt, sample: Response, reward: float | None
+) -> tuple[Caption, FactCounts | None]:
     # No objects means that nobody said what is in the image, not that it is empty.
-    facts = exam.facts.read(prompt.id, sample.text, prompt.objects) if exam.facts and prompt.objects else None
+    facts = held_out.facts.read(prompt.id, sample.text, prompt.objects) if held_out.facts and prompt.objects else None
     return Caption(
         prompt_id=prompt.id,
         text=sample.text,

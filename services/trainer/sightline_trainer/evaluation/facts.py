@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.chair import CaptionCounts, Vocabulary, count
 from sightline_trainer.evaluation.lines import read_rows
@@ -75,7 +75,7 @@ class Facts:
         if (directory / "truth.jsonl").is_file():
             for _, row in read_rows(directory / "truth.jsonl", ["id", "relations"]):
                 if wanted is None or row["id"] in wanted:
-                    truth[str(row["id"])] = {name: frozenset(told) for name, told in row["relations"].items()}
+                    truth[str(row["id"])] = {name: frozenset(stated) for name, stated in row["relations"].items()}
         attributes = frozenset(one for group in words.get("attributes", ()) for one in group)
         return cls(vocabulary, attributes, relations, truth)
 
@@ -101,8 +101,8 @@ class Facts:
             if mention.object not in known:
                 continue
             behind = re.sub(r"\s+", " ", text[mention.end : mention.end + 80].lower()).lstrip()
-            told = next((one for one in self.relations if re.match(rf"{re.escape(one)}\b", behind)), None)
-            if told is not None:
+            relation = next((one for one in self.relations if re.match(rf"{re.escape(one)}\b", behind)), None)
+            if relation is not None:
                 stated += 1
-                right += told in known[mention.object]
+                right += relation in known[mention.object]
         return right, stated

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 Row = dict[str, Any]
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found,import-untyped,unused-ignore]
-from sightline_chassis.channel import Tls, Token
-from sightline_chassis.errors import Unsupported
-from sightline_sampler.client import SamplerClient, exact
+from sightline.channel import Tls, Token
+from sightline.errors import Unsupported
+from sightline.sampler import SamplerClient, exact
 
 NAME = "sightline"
 CLASS = "sightline_trainer.evaluation.lmms_eval_model.SightlineSampler"

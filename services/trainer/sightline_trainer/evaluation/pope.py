@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.lines import Row, named, read_rows
 from sightline_trainer.evaluation.ratios import Part, Ratios

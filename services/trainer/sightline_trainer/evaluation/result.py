@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.bootstrap import LEVEL, RESAMPLES, Difference, intervals, paired
 from sightline_trainer.evaluation.ratios import Ratios

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, Protocol
 
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 
 from sightline_trainer.evaluation.coco import plurals
 

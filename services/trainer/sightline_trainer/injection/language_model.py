@@ -6,20 +6,18 @@ The instructions are our own; BPO's released ones ask for the same thing in othe
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sightline_chassis.errors import PreconditionFailed, Unavailable
-from sightline_sampler.client import AsyncSamplerClient
+from sightline.errors import PreconditionFailed, Unavailable
+from sightline.sampler import AsyncSamplerClient
 
 from sightline_trainer.injection.kinds import WORDS
+from sightline_trainer.injection.settings import Rewriting
 from sightline_trainer.patience import patiently
-from sightline_trainer.prompts import Prompt
-
-if TYPE_CHECKING:
-    from sightline_trainer.candidates.injected import Injected
+from sightline_trainer.records.prompt import Prompt
 
 
-def instruction(settings: Injected, asked: str, text: str) -> str:
+def instruction(settings: Rewriting, asked: str, text: str) -> str:
     """What the language model is told."""
     errors = "; ".join(WORDS[kind] for kind in settings.kinds)
     number = "one mistake" if settings.errors == 1 else f"{settings.errors} mistakes"
@@ -42,7 +40,7 @@ def cleaned(text: str) -> str | None:
 class SamplerWriter:
     """A text LLM behind a sampler: a prompt without an image."""
 
-    def __init__(self, settings: Injected, client: AsyncSamplerClient) -> None:
+    def __init__(self, settings: Rewriting, client: AsyncSamplerClient) -> None:
         self.settings = settings
         self.client = client
 
@@ -73,7 +71,7 @@ class OpenAiWriter:
         PreconditionFailed: no endpoint is named, or httpx is not installed.
     """
 
-    def __init__(self, settings: Injected) -> None:
+    def __init__(self, settings: Rewriting) -> None:
         try:
             import httpx
         except ImportError:

@@ -18,16 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.injection.kinds import Kind
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Mention:
+class ObjectSpan:
     """Where a text names an object: [start, end) with its article and the relation behind it."""
 
     start: int
@@ -100,10 +100,10 @@ class RuleWriter:
                     break
         return text if made else None
 
-    def mentions(self, text: str) -> list[Mention]:
+    def mentions(self, text: str) -> list[ObjectSpan]:
         """All mentions of objects, in order."""
         return [
-            Mention(match.start(), match.end(), match[1] or "", match[2], match[3] or "")
+            ObjectSpan(match.start(), match.end(), match[1] or "", match[2], match[3] or "")
             for match in self._mention.finditer(text)
         ]
 
@@ -120,7 +120,7 @@ class RuleWriter:
         for mention in _shuffled(self.mentions(text), rng):
             name = self._other(text, prompt, mention.name, rng)
             if name is not None:
-                extra = Mention(0, 0, "a", name, "").phrase()
+                extra = ObjectSpan(0, 0, "a", name, "").phrase()
                 return f"{text[: mention.end]} and {extra}{text[mention.end :]}"
         return None
 

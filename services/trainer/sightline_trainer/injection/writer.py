@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 
 class Writer(Protocol):

@@ -21,8 +21,8 @@ from datasets import Dataset, Features, Image, List, Value, disable_progress_bar
 from sightline_trainer.files import write_whole
 from sightline_trainer.pairs.filter import FilterPart
 from sightline_trainer.pairs.rule import RulePart
-from sightline_trainer.pairs.scored import Scored
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.scored import Scored
 
 disable_progress_bars()  # a run draws its own
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from sightline_trainer.pairs.scored import Scored
 from sightline_trainer.parts import Part
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.scored import Scored
 
 
 class FilterPart(Part):

@@ -13,7 +13,7 @@ from collections import Counter
 from pydantic import Field
 
 from sightline_trainer.pairs.filter import FilterPart
-from sightline_trainer.pairs.scored import Scored
+from sightline_trainer.records.scored import Scored
 from sightline_trainer.rewards.clip import QUESTION, sentences
 
 QUESTION_SOURCES = ("right_answer", "wrong_answer")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from pydantic import Field
 
-from sightline_trainer.pairs.scored import Scored
 from sightline_trainer.parts import Part
+from sightline_trainer.records.scored import Scored
 
 Fault = Callable[[Scored, Scored], str | None]
 """Why a pair of (chosen, rejected) is dropped, or None."""

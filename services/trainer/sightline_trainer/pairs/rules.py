@@ -9,7 +9,7 @@ from statistics import stdev
 from pydantic import Field
 
 from sightline_trainer.pairs.rule import Fault, Picked, RankedRule, RulePart
-from sightline_trainer.pairs.scored import Scored
+from sightline_trainer.records.scored import Scored
 
 
 class BestWorst(RankedRule):

@@ -12,10 +12,10 @@ import subprocess
 from pathlib import Path
 
 from pydantic import Field
-from sightline_chassis.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed
 
 from sightline_trainer.pairs.filter import FilterPart
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 
 class TextInImage(FilterPart):

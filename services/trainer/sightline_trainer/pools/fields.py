@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.files import write_whole
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 
 @dataclass(frozen=True)

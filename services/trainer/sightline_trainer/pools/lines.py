@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.pools.pool import Pool, id_digest
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 Reader = Callable[[dict[str, Any], int], Prompt | None]
 """Makes a prompt of the object with this number (from 1), or None for one that has no image."""

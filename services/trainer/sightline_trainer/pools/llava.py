@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline_trainer.pools.lines import Reader
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 PLACEHOLDER = "<image>"
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 
 def id_digest(id_: str) -> int:

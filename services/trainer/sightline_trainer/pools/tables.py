@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from sightline_chassis.errors import InvalidInput
+from sightline.errors import InvalidInput
 
 from sightline_trainer.pools.fields import Fields, image_path
 from sightline_trainer.pools.pool import Pool, id_digest
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 
 
 class ParquetPool(Pool):

@@ -16,7 +16,7 @@ from PIL import Image
 from sightline_trainer.evaluation.facts import Facts
 from sightline_trainer.pools import Pool, open_pool, side_files
 from sightline_trainer.pools.pool import id_digest
-from sightline_trainer.prompts import Prompt
+from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.report.history import History
 from sightline_trainer.report.marking import differences, mark_spans
 from sightline_trainer.rollout import Rollout

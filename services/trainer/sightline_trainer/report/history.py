@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sightline_chassis.errors import NotFound
-from sightline_sampler.client import ManifestError, PolicyManifest, manifest_digest, policy_dirname, read_manifest
+from sightline.errors import NotFound
+from sightline.sampler import ManifestError, PolicyManifest, manifest_digest, policy_dirname, read_manifest
 
 from sightline_trainer.events import read_events
 from sightline_trainer.files import read_json
@@ -20,7 +20,7 @@ Row = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Policy:
+class PolicyEntry:
     """One policy of the run, with the digest of its manifest."""
 
     manifest: PolicyManifest
@@ -47,7 +47,7 @@ class History:
     updates: dict[int, Row] = field(default_factory=dict)
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
     seconds: dict[int, dict[str, float]] = field(default_factory=dict)
-    policies: list[Policy] = field(default_factory=list)
+    policies: list[PolicyEntry] = field(default_factory=list)
     label: str = ""
 
     @classmethod
@@ -68,9 +68,9 @@ class History:
         found = {number: run.iteration(number) for number in numbers}
         rows = [row for each in found.values() if (row := read_json(each / "evaluation.json"))]
         updates = {
-            number: told["metrics"] for number, each in found.items() if (told := read_json(each / "update.json"))
+            number: data["metrics"] for number, each in found.items() if (data := read_json(each / "update.json"))
         }
-        counts = {number: told for number, each in found.items() if (told := read_json(each / "pairs.json"))}
+        counts = {number: data for number, each in found.items() if (data := read_json(each / "pairs.json"))}
         return cls(
             run=run,
             recipe=yaml.safe_load(path.read_text()),
@@ -87,7 +87,7 @@ class History:
         """What the page calls the run: its directory's name, if nothing else was said."""
         return self.label or self.run.id
 
-    def lineage(self, version: int) -> list[Policy]:
+    def lineage(self, version: int) -> list[PolicyEntry]:
         """A policy and those that it was trained from, newest first; the base model, which has no files, left out."""
         known = {policy.manifest.version: policy for policy in self.policies}
         chain = []
@@ -97,7 +97,7 @@ class History:
         return chain
 
 
-def _policies(directory: Path) -> list[Policy]:
+def _policies(directory: Path) -> list[PolicyEntry]:
     policies = []
     for path in sorted(directory.glob("v[0-9]*")):
         try:
@@ -105,7 +105,7 @@ def _policies(directory: Path) -> list[Policy]:
         except (ManifestError, OSError):
             continue  # being written
         if path.name == policy_dirname(manifest.version):
-            policies.append(Policy(manifest, manifest_digest(path)))
+            policies.append(PolicyEntry(manifest, manifest_digest(path)))
     return sorted(policies, key=lambda policy: policy.manifest.version)
 
 

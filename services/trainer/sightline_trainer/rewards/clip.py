@@ -5,20 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from pydantic import Field
-from sightline_chassis.errors import InvalidInput
-from sightline_scorer.client import AsyncScorerClient
+from sightline.errors import InvalidInput
+from sightline.scorer import AsyncScorerClient
 
-from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.patience import patiently
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.score import Score
-from sightline_trainer.rewards.term import Bench, Term, TermPart
-
-if TYPE_CHECKING:
-    from sightline_trainer.recipe import Reward as RewardSettings
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
+from sightline_trainer.rewards.term import Term, TermContext, TermPart
+from sightline_trainer.sections import RewardService
 
 QUESTION: Final = "question"
 """Name under which the CLIPScore of a question itself stands among the terms."""
@@ -34,14 +32,14 @@ class Clip(TermPart):
         "mean", description="How sentences' scores become one; CSR's is the sum, which rewards length."
     )
 
-    def open(self, bench: Bench) -> Term:
-        return ClipTerm(self, ClipReward(bench.scorer, bench.recipe.reward))
+    def open(self, context: TermContext) -> Term:
+        return ClipTerm(self, ClipScores(context.scorer, context.scoring))
 
 
-class ClipReward:
+class ClipScores:
     """CLIPScore. A text or image that the scorer refuses has no reward; it is never scored 0."""
 
-    def __init__(self, client: AsyncScorerClient, settings: RewardSettings) -> None:
+    def __init__(self, client: AsyncScorerClient, settings: RewardService) -> None:
         self.client = client
         self.settings = settings
 
@@ -73,12 +71,14 @@ class ClipReward:
 class ClipTerm:
     """CLIPScore of whole texts, or pooled over sentences; of questions, that of the question too."""
 
-    def __init__(self, settings: Clip, reward: ClipReward) -> None:
+    def __init__(self, settings: Clip, reward: ClipScores) -> None:
         self.settings = settings
         self.reward = reward
 
-    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
-        parts = [sentences(each.told) if self.settings.by == "sentence" else [each.told] for each in candidates]
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
+        parts = [
+            sentences(each.judged_text) if self.settings.by == "sentence" else [each.judged_text] for each in candidates
+        ]
         asked = [each.prompt for each in candidates if each.source == "right_answer"]
         texts = list(dict.fromkeys([text for part in parts for text in part] + asked))
         scores = dict(zip(texts, await self.reward(prompt, texts), strict=True))

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from sightline_trainer.candidates.candidate import Candidate
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.score import Score
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
 from sightline_trainer.rewards.term import Term
 
 
@@ -26,7 +26,7 @@ class Judge:
         self.terms = terms
         self.combine = combine
 
-    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
         """One score for each candidate, in order; one that any term has no value for has no reward.
 
         Raises:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from sightline_trainer.candidates.candidate import Candidate
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.score import Score
-from sightline_trainer.rewards.term import Bench, Term, TermPart
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
+from sightline_trainer.rewards.term import Term, TermContext, TermPart
 
 
 class Length(TermPart):
@@ -17,7 +17,7 @@ class Length(TermPart):
 
     target: int | None = Field(None, ge=1, description="Wanted tokens; null: the number of tokens itself is the value.")
 
-    def open(self, bench: Bench) -> Term:
+    def open(self, context: TermContext) -> Term:
         return LengthTerm(self.target)
 
 
@@ -27,6 +27,6 @@ class LengthTerm:
     def __init__(self, target: int | None) -> None:
         self.target = target
 
-    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
         counts = [len(candidate.token_ids) for candidate in candidates]
         return [Score(float(count if self.target is None else -abs(count - self.target))) for count in counts]

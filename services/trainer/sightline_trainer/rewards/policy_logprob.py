@@ -8,20 +8,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from sightline_sampler.client import AsyncSamplerClient, exact
+from sightline.sampler import AsyncSamplerClient, exact
 
-from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.patience import patiently
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.score import Score
-from sightline_trainer.rewards.term import Bench, Term, TermPart
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
+from sightline_trainer.rewards.term import Term, TermContext, TermPart
 
 
 class PolicyLogprob(TermPart):
     """Mean log-prob per token under the policy."""
 
-    def open(self, bench: Bench) -> Term:
-        return PolicyLogprobTerm(bench.sampler)
+    def open(self, context: TermContext) -> Term:
+        return PolicyLogprobTerm(context.sampler)
 
 
 class PolicyLogprobTerm:
@@ -30,10 +30,10 @@ class PolicyLogprobTerm:
     def __init__(self, client: AsyncSamplerClient) -> None:
         self.client = client
 
-    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
         return [await self._one(prompt, candidate, version) for candidate in candidates]
 
-    async def _one(self, prompt: Prompt, candidate: Candidate, version: int) -> Score:
+    async def _one(self, prompt: Prompt, candidate: Response, version: int) -> Score:
         known: Sequence[float] = candidate.logprobs if candidate.source == "policy" else ()
         if not known and candidate.token_ids:
             known = (

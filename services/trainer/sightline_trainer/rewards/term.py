@@ -5,26 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from pydantic import Field
-from sightline_sampler.client import AsyncSamplerClient
-from sightline_scorer.client import AsyncScorerClient
+from sightline.sampler import AsyncSamplerClient
+from sightline.scorer import AsyncScorerClient
 
-from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.parts import Part
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.score import Score
-
-if TYPE_CHECKING:
-    from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
+from sightline_trainer.sections import RewardService
 
 
 @dataclass(frozen=True)
-class Bench:
+class TermContext:
     """What terms stand on."""
 
-    recipe: Recipe
+    scoring: RewardService
     sampler: AsyncSamplerClient
     scorer: AsyncScorerClient
     dataset: Path
@@ -33,7 +31,7 @@ class Bench:
 class Term(Protocol):
     """Values candidates: a score each, in order, whose ``reward`` is the term's value."""
 
-    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]: ...
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]: ...
 
 
 class TermPart(Part):
@@ -41,6 +39,6 @@ class TermPart(Part):
 
     weight: float = Field(1.0, description="Factor in the sum; below 0 the term is a cost.")
 
-    def open(self, bench: Bench) -> Term:
+    def open(self, context: TermContext) -> Term:
         """The term."""
         raise NotImplementedError

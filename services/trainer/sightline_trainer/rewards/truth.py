@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sightline_trainer.candidates.candidate import Candidate
 from sightline_trainer.evaluation.chair import Vocabulary
-from sightline_trainer.prompts import Prompt
-from sightline_trainer.rewards.score import Score
-from sightline_trainer.rewards.term import Bench, Term, TermPart
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
+from sightline_trainer.rewards.term import Term, TermContext, TermPart
 
 
 class Truth(TermPart):
     """Objects named against objects that are there (oracle)."""
 
-    def open(self, bench: Bench) -> Term:
-        return TruthTerm(Vocabulary.load(bench.dataset / "vocabulary.json"))
+    def open(self, context: TermContext) -> Term:
+        return TruthTerm(Vocabulary.load(context.dataset / "vocabulary.json"))
 
 
 class TruthTerm:
@@ -28,13 +28,13 @@ class TruthTerm:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
 
-    async def __call__(self, prompt: Prompt, candidates: Sequence[Candidate], *, version: int) -> list[Score]:
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
         there = set(prompt.objects)
         if not there:
             return [Score(None, error="TRUTH_UNKNOWN") for _ in candidates]
         result = []
         for candidate in candidates:
-            said = set(self.vocabulary.mentions(candidate.told))
+            said = set(self.vocabulary.mentions(candidate.judged_text))
             right = len(said & there)
             result.append(Score(200.0 * right / (2 * right + len(said - there) + len(there - said))))
         return result

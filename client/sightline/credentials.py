@@ -1,0 +1,114 @@
+"""What a client shows and checks: PEM files for TLS, and a bearer token. Light."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+
+from sightline.errors import PreconditionFailed
+
+
+@dataclass(frozen=True)
+class Tls:
+    """An encrypted channel.
+
+    The files are read when the channel is opened; gRPC cannot change them later: open a new channel after a rotation.
+
+    Args:
+        root: PEM certificates that sign the server's; None: those that gRPC brings.
+        certificate: our own certificate, where the server asks for one (`server.tls.mode: mutual`).
+        key: its private key.
+        server_name: the name to look for in the server's certificate, where the target is called otherwise.
+    """
+
+    root: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    server_name: str | None = None
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """For a secure channel; raises PreconditionFailed where a file is missing or cannot be read."""
+        if (self.certificate is None) != (self.key is None):
+            raise PreconditionFailed("Tls has one of certificate and key: give both or neither", reason="TLS_FILES")
+        return grpc.ssl_channel_credentials(_pem(self.root), _pem(self.key), _pem(self.certificate))
+
+
+@dataclass(frozen=True)
+class Token:
+    """A bearer token, given or in a file.
+
+    Args:
+        value: the token.
+        file: a file that holds it instead, read again for each call: a new token needs no new channel.
+        allow_plaintext: send it over an unencrypted channel too, to a host that is not this one. Whoever can listen
+            there can then call in your name.
+    """
+
+    value: str = field(default="", repr=False)
+    file: Path | None = None
+    allow_plaintext: bool = False
+
+    def read(self) -> str:
+        """The token of now; raises PreconditionFailed where there is none."""
+        if self.file is None:
+            text = self.value
+        else:
+            try:
+                text = self.file.read_text(encoding="ascii").strip()
+            except (OSError, UnicodeError) as error:
+                raise PreconditionFailed(
+                    f"the token file {self.file} cannot be read: {error}", reason="TOKEN_FILE"
+                ) from None
+        if not text or not text.isascii() or not text.isprintable() or " " in text:
+            where = f" in {self.file}" if self.file else ""
+            raise PreconditionFailed(f"the token{where} is empty or has characters of no token", reason="TOKEN_FILE")
+        return text
+
+    def header(self) -> tuple[str, str]:
+        """The metadata of a call."""
+        return "authorization", f"Bearer {self.read()}"
+
+
+def is_loopback(target: str) -> bool:
+    """Whether a gRPC target names nothing but this machine."""
+    hosts = list(_hosts(target))
+    return bool(hosts) and all(_is_this_machine(host) for host in hosts)
+
+
+def _hosts(target: str) -> Iterator[str]:
+    scheme, colon, rest = target.partition(":")
+    if scheme in ("unix", "unix-abstract") and colon:
+        yield "localhost"
+        return
+    if scheme in ("dns", "ipv4", "ipv6") and colon:
+        target = rest.removeprefix("//").partition("/")[2] if rest.startswith("//") else rest
+    for address in target.split(","):
+        if address.startswith("["):
+            yield address[1:].partition("]")[0]
+        else:
+            yield address.rpartition(":")[0] or address
+
+
+def _is_this_machine(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _pem(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    try:
+        pem = Path(path).read_bytes()
+    except OSError as error:
+        raise PreconditionFailed(f"{path} cannot be read: {error.strerror}", reason="TLS_FILES") from None
+    if b"-----BEGIN" not in pem:
+        raise PreconditionFailed(f"{path} holds no PEM", reason="TLS_FILES")
+    return pem

@@ -1,0 +1,82 @@
+"""From the ways in which datasets and frameworks hold a picture to what the clients take."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from sightline.errors import InvalidInput
+from sightline.pictures import Saveable
+from sightline.scorer.wire import Image, ImageDigest, ImageUri
+
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
+_DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
+
+
+def image_of(value: Any, *, files: bool = True) -> Image:
+    """An image of a dataset's or a message's field.
+
+    Args:
+        value: encoded bytes, a Pillow picture, a path, "data:image/png;base64,...", "sha256:<64 hexadecimal digits>",
+            an http(s) URI (the service fetches it, where it may), or a mapping with one of the keys `bytes`, `path`,
+            `image`, `url` or `sha256`, as `datasets` and chat messages have it.
+        files: whether a path may be read here. No, for what strangers send.
+
+    Raises:
+        InvalidInput: it is none of these.
+    """
+    if isinstance(value, Mapping):
+        return _of_mapping(value, files)
+    if isinstance(value, bytes | bytearray | memoryview | ImageDigest | ImageUri):
+        return value
+    if isinstance(value, str):
+        return _of_string(value, files)
+    if isinstance(value, Saveable) or (files and isinstance(value, os.PathLike)):
+        return value
+    raise InvalidInput(
+        f"there is no image in a {type(value).__name__}: give bytes, a Pillow picture, a path or a data URI",
+        reason="IMAGE_MISSING" if value is None else "IMAGE_UNUSABLE",
+    )
+
+
+def base64_bytes(text: str) -> bytes:
+    """The bytes of base64 text. Raises InvalidInput."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"the image is no base64: {error}", reason="BASE64_MALFORMED") from None
+
+
+def _of_string(text: str, files: bool) -> Image:
+    if match := _DATA_URI.match(text[:100]):
+        return base64_bytes(text[match.end() :])
+    if match := _DIGEST.fullmatch(text):
+        return ImageDigest(match[1])
+    if text.startswith(("http://", "https://")):
+        return ImageUri(text)
+    if files:
+        return text.removeprefix("file://")
+    raise InvalidInput(
+        f"{text[:80]!r} names no image: give data:image/...;base64,..., sha256:<digest> or an http(s) URI",
+        reason="IMAGE_UNUSABLE",
+    )
+
+
+def _of_mapping(value: Mapping[str, Any], files: bool) -> Image:
+    if value.get("sha256") is not None:
+        return ImageDigest(str(value["sha256"]))
+    for key in ("bytes", "image", "path", "url", "image_url"):
+        inner = value.get(key)
+        if inner is not None:
+            if key == "bytes" and isinstance(inner, str):
+                return base64_bytes(inner)
+            return image_of(inner, files=files)
+    raise InvalidInput(
+        f"there is no image under the keys {', '.join(map(str, value)) or '(none)'}: one of bytes, image, path, url, "
+        "sha256",
+        reason="IMAGE_MISSING",
+    )

@@ -1,0 +1,98 @@
+"""Rewards for OpenRLHF by its remote-reward convention. Checked against openrlhf 0.11.2.
+
+    POST /get_reward {"query": [...], "prompts": [...], "labels": [...]}
+    -> {"rewards": [...], "scores": [...], "extra_logs": {"scored": [...]}}
+
+Served by `sightline serve scorer-http`; `reward.remote_url` of OpenRLHF names it. OpenRLHF sends no image, so a row's
+label names it: a data URI, "sha256:<digest>" of an image uploaded before, an http(s) URI that the scorer may fetch, or
+JSON {"image": one of these}. The query is the prompt and the response, decoded with special tokens; the response is
+what stands behind the prompt, or behind the last `response_after`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sightline.errors import InvalidInput, SightlineError
+from sightline.integrations.columns import image_of
+from sightline.integrations.failures import FailurePolicy
+from sightline.scorer.many import Outcome, Pair
+from sightline.scorer.wire import Image
+
+_SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<(?:pad|bos|eos|unk|image|end_of_turn|start_of_turn)>")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How rows are read.
+
+    Args:
+        response_after: the response begins behind the last occurrence of this text in the query, such as
+            "<|im_start|>assistant\\n"; empty where it begins behind the prompt.
+    """
+
+    response_after: str = ""
+
+    def pairs(self, query: Sequence[str], prompts: Sequence[str], labels: Sequence[Any]) -> list[Pair | SightlineError]:
+        """What is to be scored for each row, or why it cannot be. Raises InvalidInput where the lists do not fit."""
+        if not len(query) == len(prompts) == len(labels):
+            raise InvalidInput(
+                f"{len(query)} queries, {len(prompts)} prompts and {len(labels)} labels: one of each for each row",
+                reason="ROWS_MISMATCH",
+            )
+        found: list[Pair | SightlineError] = []
+        for row in zip(query, prompts, labels, strict=True):
+            try:
+                found.append((image_of_label(row[2]), [self.response(row[0], row[1])]))
+            except SightlineError as error:
+                found.append(error)
+        return found
+
+    def response(self, query: str, prompt: str) -> str:
+        """The response in a query, without special tokens. Raises InvalidInput where it cannot be told."""
+        if self.response_after:
+            _, marker, response = query.rpartition(self.response_after)
+            if not marker:
+                raise InvalidInput(
+                    f"the query does not hold response_after={self.response_after!r}", reason="RESPONSE_NOT_FOUND"
+                )
+        elif query.startswith(prompt):
+            response = query[len(prompt) :]
+        else:
+            raise InvalidInput(
+                "the query does not begin with the prompt (decoded image tokens change it): set response_after to what "
+                "stands before the response in your chat template",
+                reason="RESPONSE_NOT_FOUND",
+            )
+        return _SPECIAL.sub("", response).strip()
+
+
+def image_of_label(label: Any) -> Image:
+    """The image that a label names. Raises InvalidInput."""
+    if isinstance(label, str) and label.lstrip().startswith("{"):
+        try:
+            label = json.loads(label)
+        except ValueError as error:
+            raise InvalidInput(f"the label is no JSON: {error}", reason="LABEL_MALFORMED") from None
+    return image_of(label, files=False)
+
+
+def answer(outcomes: Sequence[Outcome], policy: FailurePolicy) -> dict[str, Any]:
+    """The response body: a reward for each outcome; `extra_logs.scored` is 1.0, or 0.0 for a failure.
+
+    With `drop` the reward is NaN, which Python writes and reads in JSON: with `--algo.dynamic_filtering_enable`
+    OpenRLHF leaves that prompt's group out and samples another.
+
+    Raises:
+        SightlineError: the first failure, where the policy is to raise.
+    """
+    rewards = [
+        policy.reward(outcome) if isinstance(outcome, SightlineError) else float(outcome.value[0])
+        for outcome in outcomes
+    ]
+    scored = [0.0 if isinstance(outcome, SightlineError) else 1.0 for outcome in outcomes]
+    return {"rewards": rewards, "scores": rewards, "extra_logs": {"scored": scored}}

@@ -1,0 +1,191 @@
+"""Rewards for TRL: GRPOTrainer, RLOOTrainer, OnlineDPOTrainer. Checked against trl 1.16.
+
+    from sightline_scorer.integrations.trl import ClipReward
+
+    trainer = GRPOTrainer(model=..., reward_funcs=ClipReward("127.0.0.1:50051"), train_dataset=...)
+
+The dataset has a column `image` or `images` (Pillow pictures, paths, bytes), or its prompts hold the images. A
+completion that cannot be scored gets None, which GRPO and RLOO leave out of group statistics and loss. OnlineDPOTrainer
+turns None into 0 (it sums with `nansum`): give it `on_failure="raise"`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Unpack
+
+from sightline.channel import Tls, Token
+from sightline.errors import InvalidInput, SightlineError
+from sightline.integrations.columns import image_of
+from sightline.many import IN_FLIGHT
+from sightline.pictures import image_bytes
+from sightline.scorer import ScorerClient
+from sightline.scorer.many import Outcome, Pair
+from sightline.scorer.wire import TIMEOUT, ScoreOptions
+
+LOG = logging.getLogger(__name__)
+
+
+class ClipReward:
+    """A reward function: how well each completion fits its image.
+
+    Args:
+        target: the scorer's gRPC target.
+        image: column of the images; else `image`, `images`, or those in the prompts. A completion with several images
+            gets the mean over them.
+        text: from a completion's text to what is scored (to take out a chain of thought, say).
+        on_failure: "none" for None in place of a reward, "raise" for the error.
+        name: what TRL's logs call it.
+        tls: see `ScorerClient`.
+        token: see `ScorerClient`.
+        timeout: seconds for each completion, retries included.
+        max_in_flight: requests at a time.
+        options: see `ScoreOptions`; the reward is `ScoreResult.value`.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        image: str | None = None,
+        text: Callable[[str], str] = str,
+        on_failure: Literal["none", "raise"] = "none",
+        name: str = "clip_reward",
+        tls: Tls | None = None,
+        token: str | Token | None = None,
+        timeout: float = TIMEOUT,
+        max_in_flight: int = IN_FLIGHT,
+        **options: Unpack[ScoreOptions],
+    ) -> None:
+        self.__name__ = name
+        self._target, self._tls, self._token = target, tls, token
+        self._image, self._text, self._raise = image, text, on_failure == "raise"
+        self._timeout, self._max_in_flight, self._options = timeout, max_in_flight, options
+        self._client: ScorerClient | None = None
+        self._lock = threading.Lock()
+
+    def __call__(
+        self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
+    ) -> list[float | None]:
+        """One reward for each completion, in order; None for one that has none.
+
+        Raises:
+            SightlineError: the first failure, with on_failure="raise".
+        """
+        if self._image is not None and self._image not in columns:
+            raise InvalidInput(
+                f"the dataset has no column {self._image!r}: it has {', '.join(columns)}", reason="COLUMN_MISSING"
+            )
+        rewards: list[float | None] = []
+        errors: Counter[str] = Counter()
+        last: SightlineError | None = None
+        outcomes = self._outcomes(prompts, completions, columns)
+        for outcome in outcomes:
+            if isinstance(outcome, SightlineError):
+                if self._raise:
+                    raise outcome
+                errors[outcome.reason] += 1
+                last = outcome
+                rewards.append(None)
+            else:
+                rewards.append(outcome)
+        if last is not None:
+            LOG.warning("no reward for %d of %d completions %s; the last: %s",
+                        errors.total(), len(rewards), dict(errors), last)  # fmt: skip
+        if (log_metric := columns.get("log_metric")) is not None and rewards:
+            log_metric(f"{self.__name__}/failed", errors.total() / len(rewards))
+        return rewards
+
+    def close(self) -> None:
+        """Close the connection; the next call opens it again."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        raise TypeError("a ClipReward holds a connection: make it in the process that calls it")
+
+    def _outcomes(
+        self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
+    ) -> Iterator[float | SightlineError]:
+        """A reward or an error for each completion."""
+        known: dict[int, bytes] = {}  # of a group, all rows hold the same picture: encode it once
+        pairs: list[Pair] = []
+        plans: list[int | SightlineError] = []
+        for index, completion in enumerate(completions):
+            try:
+                text = self._text(_text_of(completion))
+                images = [_encoded(value, known) for value in self._images(index, prompts, columns)]
+                if not images:
+                    raise InvalidInput("the row has no image", reason="IMAGE_MISSING")
+                plans.append(len(images))
+                pairs.extend((image, [text]) for image in images)
+            except SightlineError as error:
+                plans.append(error)
+        scored = self._connected().score_many(
+            pairs, timeout=self._timeout, max_in_flight=self._max_in_flight, **self._options
+        )
+        for plan in plans:
+            yield plan if isinstance(plan, SightlineError) else _mean([next(scored) for _ in range(plan)])
+
+    def _images(self, index: int, prompts: Sequence[Any], columns: Mapping[str, Any]) -> list[Any]:
+        names = ("images", "image") if self._image is None else (self._image,)
+        for name in names:
+            if columns.get(name) is not None:
+                value = columns[name][index]
+                return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+        parts = [part for message in _messages(prompts[index]) for part in _parts(message)]
+        return [part for part in parts if part.get("type") in ("image", "image_url")]
+
+    def _connected(self) -> ScorerClient:
+        with self._lock:
+            if self._client is None:
+                self._client = ScorerClient(self._target, tls=self._tls, token=self._token)
+            return self._client
+
+
+def _mean(outcomes: Sequence[Outcome]) -> float | SightlineError:
+    values = []
+    for outcome in outcomes:
+        if isinstance(outcome, SightlineError):
+            return outcome
+        values.append(float(outcome.value[0]))
+    return sum(values) / len(values)
+
+
+def _encoded(value: Any, known: dict[int, bytes]) -> Any:
+    if isinstance(value, Mapping) and isinstance(value.get("image"), Mapping):
+        value = value["image"]
+    picture = value["image"] if isinstance(value, Mapping) and value.get("image") is not None else value
+    if not hasattr(picture, "save"):
+        return image_of(picture)
+    if id(picture) not in known:
+        known[id(picture)] = image_bytes(picture)
+    return known[id(picture)]
+
+
+def _text_of(completion: Any) -> str:
+    """The text of a completion: a string, or messages whose assistants speak."""
+    if isinstance(completion, str):
+        return completion
+    spoken = []
+    for message in _messages(completion):
+        if message.get("role") == "assistant":
+            content = message.get("content")
+            if isinstance(content, str):
+                spoken.append(content)
+            spoken.extend(str(part["text"]) for part in _parts(message) if part.get("type") == "text")
+    return "\n".join(spoken)
+
+
+def _messages(value: Any) -> list[Mapping[str, Any]]:
+    return [message for message in value if isinstance(message, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def _parts(message: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    content = message.get("content")
+    return [part for part in content if isinstance(part, Mapping)] if isinstance(content, list | tuple) else []

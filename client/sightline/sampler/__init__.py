@@ -1,0 +1,90 @@
+"""The sampler's clients: K on-policy candidates for each image and prompt, and policies swapped while serving.
+
+    from sightline.sampler import SamplerClient
+
+Light: gRPC, protobuf, NumPy. The service is `sightline serve sampler`; see services/sampler/README.md.
+"""
+
+from sightline.many import Progress
+from sightline.sampler.client import AsyncSamplerClient, SamplerClient
+from sightline.sampler.manifest import (
+    ManifestError,
+    PolicyManifest,
+    manifest_digest,
+    model_digest,
+    policy_dirname,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from sightline.sampler.many import Outcome, Pair, PairOptions
+from sightline.sampler.streams import AsyncSampleStream, Image, SampleOptions, SampleStream
+from sightline.sampler.types import (
+    Arrival,
+    AtLeast,
+    Beams,
+    Blank,
+    Blur,
+    Candidate,
+    Capabilities,
+    Contrast,
+    Crop,
+    DiffusionNoise,
+    Exact,
+    ImageFree,
+    PauseMode,
+    PixelNoise,
+    Policies,
+    PolicyInfo,
+    PolicySelector,
+    Probe,
+    Samples,
+    Summary,
+    TokenScores,
+    at_least,
+    exact,
+)
+
+__all__ = [
+    "Arrival",
+    "AsyncSampleStream",
+    "AsyncSamplerClient",
+    "AtLeast",
+    "Beams",
+    "Blank",
+    "Blur",
+    "Candidate",
+    "Capabilities",
+    "Contrast",
+    "Crop",
+    "DiffusionNoise",
+    "Exact",
+    "Image",
+    "ImageFree",
+    "ManifestError",
+    "Outcome",
+    "Pair",
+    "PairOptions",
+    "PauseMode",
+    "PixelNoise",
+    "Policies",
+    "PolicyInfo",
+    "PolicyManifest",
+    "PolicySelector",
+    "Probe",
+    "Progress",
+    "SampleOptions",
+    "SampleStream",
+    "SamplerClient",
+    "Samples",
+    "Summary",
+    "TokenScores",
+    "at_least",
+    "exact",
+    "manifest_digest",
+    "model_digest",
+    "policy_dirname",
+    "read_manifest",
+    "verify",
+    "write_manifest",
+]

@@ -1,0 +1,59 @@
+"""Many (image, prompt) pairs through one client: what the sync and the async `sample_many` share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias
+
+from sightline.errors import SightlineError
+from sightline.sampler.streams import Image, SampleOptions
+from sightline.sampler.types import Samples
+from sightline.sampler.wire import image_content
+
+
+class PairOptions(SampleOptions, total=False):
+    """Options of one pair, in place of those of all.
+
+    Attributes:
+        n: number of candidates, K.
+    """
+
+    n: int
+
+
+Pair: TypeAlias = tuple[Image, str] | tuple[Image, str, PairOptions | None]
+"""An image and a prompt, and perhaps options of their own."""
+
+Outcome: TypeAlias = Samples | SightlineError
+"""What became of one pair: its candidates, or why there are none."""
+
+
+class SampleItem:
+    """One pair, its image read. A pair whose image cannot be read has its error in `outcome` already.
+
+    Args:
+        pair: what the caller gave.
+        number: its place among all, from 0.
+        n: number of candidates, where the pair does not say.
+        options: of all pairs; the pair's own come first.
+    """
+
+    def __init__(self, pair: Pair, number: int, n: int, options: SampleOptions) -> None:
+        self.outcome: SightlineError | None = None
+        self.image: bytes | None = None
+        image, self.prompt, *own = pair
+        chosen: PairOptions = {"n": n, **options, **((own[0] if own else None) or {})}
+        self.n = chosen.pop("n")
+        self.options: SampleOptions = chosen
+        shared = options.get("request_id")
+        if shared and chosen.get("request_id") == shared:
+            self.options["request_id"] = f"{shared}-{number}"
+        try:
+            self.image = image_content(image)
+        except SightlineError as error:
+            self.outcome = error
+
+
+def items_of(pairs: Iterable[Pair], n: int, options: SampleOptions) -> Iterator[SampleItem]:
+    """The items of the pairs, each made when it is asked for."""
+    return (SampleItem(pair, number, n, options) for number, pair in enumerate(pairs))

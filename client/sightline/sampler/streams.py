@@ -1,0 +1,226 @@
+"""Candidates as they come, sync and async; and the options of a sample call."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any, TypeAlias, TypedDict, Unpack
+
+from sightline.errors import InternalError, Overloaded, SightlineError, Unavailable, typed_errors
+from sightline.pictures import Picture
+from sightline.sampler import wire
+from sightline.sampler.types import Beams, Candidate, Distortion, Guidance, PolicySelector, Samples, Summary
+from sightline.sampler.v1 import sampler_pb2 as pb
+
+Image: TypeAlias = Picture | None
+"""An encoded image, its path, or a picture of Pillow (see `Picture`); None for a text-only prompt."""
+
+
+class SampleOptions(TypedDict, total=False):
+    """Keyword arguments of `sample` and `stream`; all may be left out.
+
+    Attributes:
+        seeds: one per candidate; else candidate i gets a seed derived from `seed` and i.
+        seed: from which missing seeds are derived; default 0.
+        temperature: softmax temperature; 0 is greedy; default 1.
+        top_p: nucleus in (0, 1]; default 1 (all).
+        top_k: keep the k likeliest tokens; default 0 (all).
+        max_tokens: most tokens of a candidate, the end token included; None (default) means the service's default.
+        min_p: keep tokens with at least this share of the likeliest token's probability; default 0 (all).
+        repetition_penalty: over the tokens of prompt and candidate; default 1 (none).
+        stop: a candidate ends before any of these strings; default none.
+        beams: `Beams`: diverse group beam search in place of sampling; default None.
+        distortion: `DiffusionNoise`, `PixelNoise`, `Blur`, `Crop` or `Blank`: done to the image; default None.
+        guidance: `Contrast` or `ImageFree`: a second forward that changes the logits; default None.
+        policy: `exact(v)`, `at_least(v)`, or None (default) for the active one.
+        request_id: unique for each piece of work; made if None (default).
+        timeout: deadline in seconds; None (default) means the client's.
+        patience: seconds that a service which is away or full is asked again for what is missing; None (default) means
+            the client's, 0 never.
+    """
+
+    seeds: Sequence[int] | None
+    seed: int
+    temperature: float
+    top_p: float
+    top_k: int
+    max_tokens: int | None
+    min_p: float
+    repetition_penalty: float
+    stop: Sequence[str]
+    beams: Beams | None
+    distortion: Distortion | None
+    guidance: Guidance | None
+    policy: PolicySelector | None
+    request_id: str | None
+    timeout: float | None
+    patience: float | None
+
+
+def sample_request(
+    image: Image, prompt: str, n: int, call_id: str, **options: Unpack[SampleOptions]
+) -> pb.SampleRequest:
+    """The request of a call, with the defaults of its options."""
+    if unknown := set(options) - set(SampleOptions.__annotations__):
+        raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    return wire.sample_request(
+        image,
+        prompt,
+        n,
+        seeds=options.get("seeds"),
+        seed=options.get("seed", 0),
+        temperature=options.get("temperature", 1.0),
+        top_p=options.get("top_p", 1.0),
+        top_k=options.get("top_k", 0),
+        max_tokens=options.get("max_tokens"),
+        min_p=options.get("min_p", 0.0),
+        repetition_penalty=options.get("repetition_penalty", 1.0),
+        stop=options.get("stop", ()),
+        beams=options.get("beams"),
+        distortion=options.get("distortion"),
+        guidance=options.get("guidance"),
+        policy=options.get("policy"),
+        request_id=call_id,
+    )
+
+
+class _Stream:
+    """What is under way of a request, over all its calls.
+
+    Args:
+        start: makes a call of a request with a deadline in seconds.
+        request: as it was first asked; a call that breaks is followed by one for what is missing.
+        timeout: seconds for all calls together.
+        patience: seconds that a service which is away or full is asked again, counted from the last candidate.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[pb.SampleRequest, float], Any],
+        request: pb.SampleRequest,
+        timeout: float,
+        patience: float,
+    ) -> None:
+        self._start, self._request, self._patience = start, request, patience
+        self._deadline = time.monotonic() + timeout
+        self._missing = set(range(request.num_candidates))
+        self._version: int | None = None
+        self._failing: float | None = None  # since when
+        self._pause = 0.2
+        self._closed = threading.Event()
+        self.request_id = request.request_id
+        self.summary: Summary | None = None
+        self._call = start(request, timeout)
+
+    def close(self) -> None:
+        """Cancels what is not finished."""
+        self._closed.set()
+        self._call.cancel()
+
+    def _take(self, response: pb.SampleResponse) -> Iterator[Candidate]:
+        self._failing, self._pause = None, 0.2
+        if response.WhichOneof("event") == "summary":
+            self.summary = wire.summary_of(response.summary)
+            return
+        candidate = wire.candidate_of(response.candidate)
+        if candidate.index in self._missing:  # else it came by the call before
+            self._missing.remove(candidate.index)
+            self._version = candidate.policy_version
+            yield candidate
+
+    def _wait(self, error: SightlineError) -> float:
+        """Seconds until the next call; raises the error where there shall be none."""
+        if isinstance(error, Overloaded) and error.retry_after is None:
+            raise error  # a message too large, for one
+        now = time.monotonic()
+        self._failing = now if self._failing is None else self._failing
+        wait = max(error.retry_after or 0.0, self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+        self._pause = min(5.0, 2 * self._pause)
+        if self._closed.is_set() or now + wait > min(self._deadline, self._failing + self._patience):
+            raise error
+        return wait
+
+    def _again(self, error: SightlineError) -> None:
+        """Asks for what is missing, of the version that the others are of; raises the error where the stream was closed
+        meanwhile."""
+        if self._closed.is_set():
+            raise error
+        request = pb.SampleRequest()
+        request.CopyFrom(self._request)
+        request.indices[:] = sorted(self._missing) or [0]  # all came, and the summary is missing
+        if self._version is not None:
+            request.policy.exact = self._version
+        self._call = self._start(request, max(0.001, self._deadline - time.monotonic()))
+        if self._closed.is_set():  # by another thread, just now
+            self._call.cancel()
+
+    def samples(self, candidates: list[Candidate]) -> Samples:
+        """All that came, in index order.
+
+        Raises:
+            InternalError: some are missing or came twice.
+        """
+        summary, count = self.summary, self._request.num_candidates
+        if summary is None or sorted(c.index for c in candidates) != list(range(count)):
+            raise InternalError(
+                f"the server ended request {self.request_id} with {len(candidates)} of {count} candidates"
+            )
+        return Samples(
+            candidates=tuple(sorted(candidates, key=lambda c: c.index)),
+            prompt_tokens=summary.prompt_tokens,
+            rendered_prompt=summary.rendered_prompt,
+            policy_version=summary.policy_version,
+            engine=summary.engine,
+            seconds=summary.seconds,
+            request_id=self.request_id,
+        )
+
+
+class SampleStream(_Stream):
+    """Yields candidates as they are finished, in any order, each once; `summary` is there after the last one.
+
+    Where the service is away or full, also in mid-stream, what is missing is asked for again. Leaving its `with` block,
+    or `close()` (from any thread), cancels what is not finished.
+    """
+
+    def __iter__(self) -> Iterator[Candidate]:
+        while True:
+            try:
+                with typed_errors():
+                    for response in self._call:
+                        yield from self._take(response)
+                return
+            except (Unavailable, Overloaded) as error:
+                self._closed.wait(self._wait(error))
+                self._again(error)
+
+    def __enter__(self) -> SampleStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class AsyncSampleStream(_Stream):
+    """As `SampleStream`, for `async for`."""
+
+    async def __aiter__(self) -> AsyncIterator[Candidate]:
+        while True:
+            try:
+                with typed_errors():
+                    async for response in self._call:
+                        for candidate in self._take(response):
+                            yield candidate
+                return
+            except (Unavailable, Overloaded) as error:
+                await asyncio.sleep(self._wait(error))
+                self._again(error)
+
+    async def __aenter__(self) -> AsyncSampleStream:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,327 @@
+"""What the sampler's clients give and get: frozen types, arrays as NumPy. Light."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from sightline.pictures import Picture
+
+FinishReason = Literal["eos", "stop", "length", "aborted"]
+PolicyState = Literal["staged", "active", "retired"]
+PolicyKind = Literal["base", "lora", "merged", "full"]
+LogprobMeaning = Literal["policy", "behaviour", "both"]
+SwapMode = Literal["none", "restart", "hot"]
+PauseMode = Literal["drain", "abort", "keep"]
+
+TokenIds: TypeAlias = npt.NDArray[np.int64]
+Logprobs: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Exact:
+    """This version and no other."""
+
+    version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AtLeast:
+    """The active version, if it is not older than this."""
+
+    version: int
+
+
+PolicySelector: TypeAlias = Exact | AtLeast
+
+
+def exact(version: int) -> Exact:
+    """Asks for this version and no other; PreconditionFailed where it is not loaded."""
+    return Exact(version)
+
+
+def at_least(version: int) -> AtLeast:
+    """Asks for the active version, if it is not older than this; else PreconditionFailed, naming what is served."""
+    return AtLeast(version)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DiffusionNoise:
+    """Gaussian noise on the normalised pixels, as after `step` (0..999) steps of a diffusion; a seed, a picture."""
+
+    step: int
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PixelNoise:
+    """The same noise on pixels in [0, 1], as in POVID's code; `official`: values wrap around as there, else clamped."""
+
+    step: int
+    seed: int = 0
+    official: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blur:
+    """Gaussian blur; `radius` is the standard deviation in pixels of the image as sent."""
+
+    radius: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Crop:
+    """A random part of the image with a share of its area in `min_area`..`max_area`, enlarged to the whole's size."""
+
+    min_area: float = 0.01
+    max_area: float = 0.2
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Blank:
+    """All normalised pixels 0: the mean colour."""
+
+
+Distortion: TypeAlias = DiffusionNoise | PixelNoise | Blur | Crop | Blank
+"""What is done to the image before the model sees it."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contrast:
+    """Visual contrastive decoding: (1 + alpha) * clean - alpha * distorted, among tokens of at least `beta` times the
+    likeliest token's clean probability."""
+
+    distortion: Distortion = DiffusionNoise(500)
+    alpha: float = 1.0
+    beta: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ImageFree:
+    """Guidance towards the image: gamma * (clean - reference) + reference. The reference has no image, or a distorted
+    one."""
+
+    gamma: float = 1.5
+    distortion: Distortion | None = None
+
+
+Guidance: TypeAlias = Contrast | ImageFree
+"""A second forward that changes the logits."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Beams:
+    """Diverse group beam search: the K candidates are the beams, in `groups` groups that avoid each other's tokens.
+
+    Attributes:
+        groups: K must be a multiple; as many as K is what CSR does.
+        diversity_penalty: taken from a token's score for each beam of an earlier group that took it at the same step.
+        length_penalty: scores of ended beams are divided by length to this power.
+    """
+
+    groups: int
+    diversity_penalty: float = 1.0
+    length_penalty: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Candidate:
+    """One sampled response.
+
+    Attributes:
+        index: position among the K candidates.
+        text: the text without special tokens.
+        token_ids: sampled ids (n,), the end token included where it was sampled.
+        logprobs: log-probability of each token (n,) under the policy: temperature 1, nothing truncated, penalised,
+            guided or suppressed, over the whole vocabulary; what teacher forcing gives on the same image. Empty (0,)
+            where the engine cannot tell: see `Capabilities.logprobs`.
+        behaviour_logprobs: log-probability of each token (n,) under the distribution that it was drawn from; None
+            where the engine cannot tell.
+        finish_reason: "eos", "length" (max_tokens), "stop" or "aborted".
+        seed: gives this candidate again, whatever K and whatever else is in the batch.
+        policy_version: the version that sampled every one of its tokens.
+    """
+
+    index: int
+    text: str
+    token_ids: TokenIds
+    logprobs: Logprobs
+    behaviour_logprobs: Logprobs | None
+    finish_reason: FinishReason
+    seed: int
+    policy_version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Summary:
+    """What held for all candidates of a request.
+
+    Attributes:
+        prompt_tokens: tokens of the prompt as the model saw it, image tokens included.
+        rendered_prompt: the prompt after the chat template, image placeholder not expanded.
+        policy_version: the version that sampled.
+        engine: the engine's name and version.
+        seconds: from admission to the last candidate, by the server's clock.
+    """
+
+    prompt_tokens: int
+    rendered_prompt: str
+    policy_version: int
+    engine: str = ""
+    seconds: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Samples:
+    """All candidates of a request, in index order, with what held for all of them (see `Summary`)."""
+
+    candidates: tuple[Candidate, ...]
+    prompt_tokens: int
+    rendered_prompt: str
+    policy_version: int
+    engine: str
+    seconds: float
+    request_id: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class TokenScores:
+    """Log-probability of each token of a given response (n,) under the policy, and that policy's version."""
+
+    logprobs: Logprobs
+    policy_version: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Probe:
+    """A response that the trainer scored, so that the sampler can prove that its weights are the trainer's.
+
+    Attributes:
+        image: encoded bytes, a file or a picture of Pillow; None for a text-only prompt.
+        prompt: the user's text.
+        token_ids: the response (n,), the end token included if it counts.
+        logprobs: the trainer's log-probability of each token (n,) under the new policy, in nats.
+        previous_logprobs: the same under the policy it was trained from; empty where it is not known, and then the
+            change cannot be compared.
+    """
+
+    image: Picture | None
+    prompt: str
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+    previous_logprobs: Sequence[float] = ()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrival:
+    """What the probes of a policy showed: whether its weights arrived. Numbers are over all probe tokens, in nats.
+
+    Attributes:
+        passed: whether the policy may answer.
+        reason: why not; empty where it passed.
+        previous_version: what the new version was compared with.
+        probes: number of responses.
+        tokens: number of their tokens.
+        changed: share of tokens whose log-probability differs, in any bit, from the engine's under the previous policy.
+        correlation: between the engine's change and the trainer's; None where it cannot be told.
+        required_correlation: the least that was asked for.
+        gap: mean |engine - trainer| under the new policy.
+        previous_gap: the same under the previous policy; None where the trainer did not send it.
+        moved: mean |new - previous| of the engine.
+        trainer_moved: mean |new - previous| of the trainer; None where it did not send it.
+        sampled_gap: mean |log-probability when sampled - when scored| of candidates drawn from the new policy; None
+            where none was drawn.
+        engine: its name and version.
+    """
+
+    passed: bool
+    reason: str
+    previous_version: int
+    probes: int
+    tokens: int
+    changed: float
+    correlation: float | None
+    required_correlation: float
+    gap: float
+    previous_gap: float | None
+    moved: float
+    trainer_moved: float | None
+    sampled_gap: float | None
+    engine: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PolicyInfo:
+    """A policy as the sampler knows it.
+
+    Attributes:
+        version: 0 is the base model.
+        kind: what its files are.
+        state: staged (loaded and checked), active (answers requests that name no version) or retired.
+        digest: SHA-256 of its manifest; of version 0, of the base model's weights. Hexadecimal.
+        base_digest: SHA-256 of the base model's weights.
+        parent_version: the version it was trained from.
+        uri: where its files lie.
+        run_id: the run that made it.
+        iteration: the iteration that made it.
+        tensors: number of tensors that it brings.
+        changed_modules: modules that it changes, as far as the engine compared them; 0 where it did not.
+        arrival: what its probes showed; None for a policy that came without any.
+    """
+
+    version: int
+    kind: PolicyKind
+    state: PolicyState
+    digest: str
+    base_digest: str
+    parent_version: int = 0
+    uri: str = ""
+    run_id: str = ""
+    iteration: int = 0
+    tensors: int = 0
+    changed_modules: int = 0
+    arrival: Arrival | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an engine can do; see the fields of the proto message of the same name."""
+
+    engine: str
+    model: str
+    logprobs: LogprobMeaning
+    logprob_dtype: str
+    seeds: bool
+    token_ids: bool
+    lora: SwapMode
+    full: SwapMode
+    multi_version: bool
+    prefix_shared: bool
+    max_candidates: int
+    max_tokens: int
+    max_image_bytes: int
+    max_image_pixels: int
+    native_k: bool = False
+    scores: bool = False
+    params: frozenset[str] = frozenset()
+    keeps: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Policies:
+    """All loaded policies, oldest version first, and what the engine can do."""
+
+    policies: tuple[PolicyInfo, ...]
+    capabilities: Capabilities
+    highest_version: int
+    """The highest one ever staged at the sampler, loaded or not; a new one must be higher."""
+
+    @property
+    def active(self) -> PolicyInfo:
+        """The policy that answers requests that name no version."""
+        return next(policy for policy in self.policies if policy.state == "active")

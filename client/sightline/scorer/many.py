@@ -1,0 +1,151 @@
+"""Many items through one client, their images deduplicated; sightline.many keeps the order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, TypeAlias
+
+from sightline.errors import NotFound, SightlineError
+from sightline.many import Live, Progress, count_of, in_order
+from sightline.scorer.types import ScoreResult, score_result
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline.scorer.wire import Image, ScoreOptions, digest_of, image_message, score_request
+
+_INLINE_BYTES = 4096  # below, a digest saves less than asking for it costs
+_REMEMBERED = 100_000  # digests, 32 bytes each
+
+Pair: TypeAlias = tuple[Image, Sequence[str]] | tuple[Image, Sequence[str], Sequence[Sequence[str]] | None]
+"""An image and the texts to compare with it, and perhaps the phrases of each text."""
+
+Outcome: TypeAlias = ScoreResult | SightlineError
+"""What became of one item: its scores, or why there are none. A failure is never a number."""
+
+
+class ScoreItem:
+    """One pair, ready to be sent. An item that cannot be sent has its error in `outcome` already."""
+
+    def __init__(self, pair: Pair, options: ScoreOptions) -> None:
+        self.outcome: SightlineError | None = None
+        self.content = self.digest = b""
+        try:
+            image, texts, *phrases = pair
+            self.inline = score_request(image_message(image), texts, phrases[0] if phrases else None, options)
+        except SightlineError as error:
+            self.outcome = error
+            return
+        if len(self.inline.image.content) >= _INLINE_BYTES:
+            self.content = self.inline.image.content
+            self.digest = digest_of(self.content)
+
+    def named(self) -> pb.ScoreRequest:
+        """The request with the image named by its digest."""
+        request = pb.ScoreRequest()
+        request.MergeFrom(self.inline)  # shares the image's bytes until the next line
+        request.image.sha256 = self.digest
+        return request
+
+    def result(self, response: pb.ScoreResponse) -> Outcome:
+        """The outcome of an answer."""
+        try:
+            return score_result(response, self.inline.kind)
+        except SightlineError as error:
+            return error
+
+
+class Known:
+    """Which images the service holds, as far as is known here."""
+
+    def __init__(self) -> None:
+        self.stored: set[bytes] = set()
+        self._seen: set[bytes] = set()
+
+    def unknown(self, items: Sequence[ScoreItem]) -> list[bytes]:
+        """The digests to ask for."""
+        return [digest for digest in {item.digest: None for item in items} if digest and digest not in self.stored]
+
+    def recurring(self, items: Sequence[ScoreItem], missing: set[bytes]) -> dict[bytes, bytes]:
+        """Of the missing images, those that occur again and are worth an upload: content by digest."""
+        counts = Counter(item.digest for item in items)
+        found = {
+            item.digest: item.content
+            for item in items
+            if item.digest in missing and (counts[item.digest] > 1 or item.digest in self._seen)
+        }
+        if len(self._seen) + len(self.stored) > _REMEMBERED:
+            self._seen.clear()
+            self.stored.clear()
+        self._seen.update(missing)
+        return found
+
+
+class ScorerCalls(Protocol):
+    """What this needs of a client."""
+
+    def _send(self, request: pb.ScoreRequest, timeout: float, live: Live) -> pb.ScoreResponse: ...
+
+    def _missing(self, digests: Sequence[bytes], timeout: float) -> set[bytes]: ...
+
+    def _upload(self, images: dict[bytes, bytes], timeout: float) -> dict[bytes, SightlineError]: ...
+
+
+def score_many(
+    client: ScorerCalls,
+    pairs: Iterable[Pair],
+    options: ScoreOptions,
+    timeout: float,
+    max_in_flight: int,
+    progress: Progress | None,
+) -> Iterator[Outcome]:
+    """See `ScorerClient.score_many`."""
+    known = Known()
+    return in_order(
+        (ScoreItem(pair, options) for pair in pairs),
+        lambda item, live: _run(client, item, known, timeout, live),
+        total=count_of(pairs),
+        max_in_flight=max_in_flight,
+        progress=progress,
+        group=group_of(max_in_flight),
+        prepare=lambda items: _store_recurring(client, known, items, timeout),
+    )
+
+
+def group_of(max_in_flight: int) -> int:
+    """How many items are read together, so that one question about images is for many of them."""
+    return max(1, max_in_flight // 2)
+
+
+def lost_image(error: SightlineError) -> bool:
+    """Whether the service does not hold an image that was named: it is gone again, or another replica has it."""
+    return isinstance(error, NotFound) and error.reason == "IMAGE_NOT_FOUND"
+
+
+def _store_recurring(client: ScorerCalls, known: Known, items: Sequence[ScoreItem], timeout: float) -> None:
+    ask = known.unknown(items)
+    if not ask:
+        return
+    try:
+        missing = client._missing(ask, timeout)
+        known.stored.update(digest for digest in ask if digest not in missing)
+        images = known.recurring(items, missing)
+        if images:
+            failed = client._upload(images, timeout)
+            known.stored.update(digest for digest in images if digest not in failed)
+    except SightlineError:
+        return  # saves bytes only: the items go with their images, and find out for themselves what is wrong
+
+
+def _run(client: ScorerCalls, item: ScoreItem, known: Known, timeout: float, live: Live) -> Outcome:
+    if item.outcome is not None:
+        return item.outcome
+    try:
+        if item.digest in known.stored:
+            try:
+                return item.result(client._send(item.named(), timeout, live))
+            except SightlineError as error:
+                if not lost_image(error):
+                    raise
+                known.stored.discard(item.digest)
+        return item.result(client._send(item.inline, timeout, live))
+    except SightlineError as error:
+        return error

@@ -1,0 +1,272 @@
+"""What the scorer's clients answer: frozen dataclasses with NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sightline.errors import SightlineError, Unsupported
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline.scorer.wire import item_error
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EnsembleMember:
+    """One model of an ensemble."""
+
+    model: str
+    weight: float
+    """Its share of the score; the shares sum to 1."""
+    weights_digest: str
+    preprocessing_digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """Which model gave a score; with the digests, enough to give it again."""
+
+    name: str
+    architecture: str
+    weights_digest: str
+    """SHA-256 of the weights file, hexadecimal."""
+    preprocessing_digest: str
+    """SHA-256 of the preprocessing's parameters, hexadecimal."""
+    embedding_size: int
+    image_size: int
+    """Side of the square image that the model sees, in pixels."""
+    context_length: int
+    """Longest text in tokens, start and end tokens included."""
+    logit_scale: float
+    logit_bias: float
+    is_default: bool
+    kinds: tuple[str, ...]
+    """The kinds of score that can be asked for."""
+    default_kind: str
+    """The kind of a request that names none."""
+    calibration_digest: str
+    """SHA-256 of the calibration behind percentiles, hexadecimal; empty if there is none."""
+    version: int
+    """Counts the model's versions since the service started, from 1."""
+    state: str
+    """"loading", "ready", "draining" or "failed"."""
+    error: str
+    """Why a version failed."""
+    precision: str
+    """Of the towers: fp32, fp16 or bf16."""
+    members: tuple[EnsembleMember, ...]
+    """Of an ensemble."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request to the service may hold."""
+
+    max_image_bytes: int
+    max_image_pixels: int
+    max_texts: int
+    max_text_bytes: int
+    max_digests: int
+    max_images: int
+    """Of one Embed; `embed` sends as many requests as it takes."""
+    uri_schemes: tuple[str, ...]
+    """Schemes of `ImageUri` that the service fetches; empty where it fetches none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """The models and limits of a service."""
+
+    models: tuple[ModelInfo, ...]
+    limits: Limits
+    other_versions: tuple[ModelInfo, ...]
+    """Versions that are not asked: loading, draining or failed."""
+
+    @property
+    def default(self) -> ModelInfo:
+        """The model of requests that name none."""
+        return next(model for model in self.models if model.is_default)
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Where the time of a request went, in seconds, as the service saw it."""
+
+    preprocess_seconds: float
+    image_seconds: float
+    text_seconds: float
+    total_seconds: float
+    image_cached: bool
+    """Whether the image's embedding was known before."""
+    texts_cached: int
+    """Texts, or parts of texts, whose embedding was known before."""
+
+
+@dataclass(frozen=True, slots=True)
+class PartScore:
+    """How well one part of a text fits the image."""
+
+    text: str
+    value: float
+    """Of the kind asked for."""
+    cosine: float
+    token_count: int
+    pieces: int
+    """1, or the pieces that a part over the window was scored in."""
+    sentence_split: bool
+    """Whether it is a piece of a sentence over the window, or has such pieces."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoreResult:
+    """Scores of one image with K texts, in the order of the texts."""
+
+    value: Floats
+    """[K] the score of the kind asked for."""
+    kind: str
+    """What `value` holds."""
+    cosine: Floats
+    """[K] cosine of the image's and the text's embedding, in [-1, 1]."""
+    clip_score: Floats
+    """[K] CLIPScore: 100 * max(cosine, 0)."""
+    logit: Floats
+    """[K] the model's own logit: logit_scale * cosine + logit_bias."""
+    token_counts: npt.NDArray[np.int32]
+    """[K] tokens of each text, start and end tokens included."""
+    parts: npt.NDArray[np.int32]
+    """[K] 1, or the number of parts whose scores were aggregated."""
+    part_scores: tuple[tuple[PartScore, ...], ...]
+    """[K] the parts' own scores; empty for a text scored as one."""
+    sentence_split: npt.NDArray[np.bool_]
+    """[K] whether a part over the model's window had to be split inside."""
+    model: ModelInfo
+    image_sha256: str
+    """SHA-256 of the image's bytes, hexadecimal."""
+    timing: Timing
+
+    def __len__(self) -> int:
+        return len(self.value)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Embedding:
+    """The embedding of one image or text."""
+
+    vector: Floats
+    """[D], of length 1 (to the precision it travelled in)."""
+    image_sha256: str
+    """Of an image, the SHA-256 of its bytes, hexadecimal."""
+    token_count: int
+    """Of a text, its tokens."""
+    parts: int
+    """Of a text, the number of parts whose mean this is."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbedResult:
+    """Embeddings, in the order of the request; for each item that failed, its error."""
+
+    images: tuple[Embedding | SightlineError, ...]
+    texts: tuple[Embedding | SightlineError, ...]
+    model: ModelInfo
+
+    def image_matrix(self) -> Floats:
+        """[N, D] of all images. Raises the first image's error, if any failed."""
+        return _matrix(self.images, self.model.embedding_size)
+
+    def text_matrix(self) -> Floats:
+        """[M, D] of all texts. Raises the first text's error, if any failed."""
+        return _matrix(self.texts, self.model.embedding_size)
+
+
+def _matrix(outcomes: Iterable[Embedding | SightlineError], size: int) -> Floats:
+    rows = []
+    for outcome in outcomes:
+        if isinstance(outcome, SightlineError):
+            raise outcome
+        rows.append(outcome.vector)
+    return np.stack(rows) if rows else np.empty((0, size), np.float32)
+
+
+def model_info(message: pb.ModelInfo) -> ModelInfo:
+    """From the wire."""
+    return ModelInfo(
+        **{name: getattr(message, name) for name in _PLAIN},
+        kinds=tuple(map(_kind, message.kinds)),
+        default_kind=_kind(message.default_kind),
+        state=pb.ModelState.Name(message.state).removeprefix("MODEL_STATE_").lower(),
+        members=tuple(
+            EnsembleMember(one.model, one.weight, one.weights_digest, one.preprocessing_digest)
+            for one in message.members
+        ),
+    )
+
+
+_PLAIN = [name for name in ModelInfo.__slots__ if name not in ("kinds", "default_kind", "state", "members")]
+
+
+def _kind(number: int) -> str:
+    if number not in pb.ScoreKind.values():
+        return f"kind_{number}"  # of a newer service
+    return pb.ScoreKind.Name(pb.ScoreKind.ValueType(number)).removeprefix("SCORE_KIND_").lower()
+
+
+def models(message: pb.ListModelsResponse) -> Models:
+    """From the wire."""
+    limits: dict[str, Any] = {name: getattr(message.limits, name) for name in Limits.__slots__}
+    limits["uri_schemes"] = tuple(limits["uri_schemes"])
+    return Models(
+        tuple(map(model_info, message.models)), Limits(**limits), tuple(map(model_info, message.other_versions))
+    )
+
+
+def score_result(message: pb.ScoreResponse, asked: pb.ScoreKind) -> ScoreResult:
+    """From the wire. Raises Unsupported where the service answered with another kind of score than was asked for."""
+    if message.kind == pb.SCORE_KIND_UNSPECIFIED or asked not in (pb.SCORE_KIND_UNSPECIFIED, message.kind):
+        raise Unsupported(
+            f"the service answered with {_kind(message.kind)} where {_kind(asked)} was asked for: is it older than "
+            "this client?",
+            reason="KIND_UNSUPPORTED",
+        )
+    scores = message.scores
+    return ScoreResult(
+        value=np.array([score.value for score in scores], dtype=np.float32),
+        kind=_kind(message.kind),
+        cosine=np.array([score.cosine for score in scores], dtype=np.float32),
+        clip_score=np.array([score.clip_score for score in scores], dtype=np.float32),
+        logit=np.array([score.logit for score in scores], dtype=np.float32),
+        token_counts=np.array([score.token_count for score in scores], dtype=np.int32),
+        parts=np.array([score.parts for score in scores], dtype=np.int32),
+        part_scores=tuple(tuple(map(_part_score, score.part_scores)) for score in scores),
+        sentence_split=np.array([score.sentence_split for score in scores], dtype=np.bool_),
+        model=model_info(message.model),
+        image_sha256=message.image_sha256.hex(),
+        timing=Timing(**{name: getattr(message.timing, name) for name in Timing.__slots__}),
+    )
+
+
+def _part_score(message: pb.PartScore) -> PartScore:
+    return PartScore(**{name: getattr(message, name) for name in PartScore.__slots__})
+
+
+def embed_result(messages: Sequence[pb.EmbedResponse]) -> EmbedResult:
+    """From the wire: the answers of one or more requests, in order."""
+    return EmbedResult(
+        images=tuple(_embed_outcome(one, part.format) for part in messages for one in part.images),
+        texts=tuple(_embed_outcome(one, part.format) for part in messages for one in part.texts),
+        model=model_info(messages[0].model),
+    )
+
+
+def _embed_outcome(message: pb.EmbedOutcome, form: pb.EmbeddingFormat) -> Embedding | SightlineError:
+    if message.WhichOneof("outcome") != "embedding":
+        return item_error(message.error)
+    one = message.embedding
+    dtype = "<f2" if form == pb.EMBEDDING_FORMAT_FLOAT16 else "<f4"
+    vector = np.frombuffer(one.values, dtype=dtype).astype(np.float32)
+    return Embedding(vector, one.image_sha256.hex(), one.token_count, one.parts)

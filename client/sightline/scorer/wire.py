@@ -1,0 +1,234 @@
+"""From what callers hand to the clients to messages of the wire."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, TypedDict, TypeVar
+
+from sightline.errors import InvalidInput, SightlineError, from_code
+from sightline.pictures import Picture, image_bytes
+from sightline.scorer.v1 import scorer_pb2 as pb
+
+E = TypeVar("E")
+
+HEALTH_SERVICE = "sightline_scorer.v1.ScorerService"
+TIMEOUT = 60.0
+"""Seconds of a call, where the caller gives none."""
+
+PIECE_BYTES = 256 * 1024
+"""Of an upload; large messages stall the service's event loop."""
+
+_REQUEST_BYTES = 16 * 1024 * 1024
+_UPLOAD_IMAGES = 256
+_EMBED_IMAGES = 16
+_EMBED_TEXTS = 256
+
+LongText: TypeAlias = Literal["sentences", "reject"]
+"""What to do with a text over the model's window: score its sentences, or refuse. Never a silent cut."""
+
+Kind: TypeAlias = Literal["default", "cosine", "clip_score", "logit", "probability", "percentile"]
+"""What `ScoreResult.value` holds. "default" is CLIPScore, or what an ensemble is configured with."""
+
+Unit: TypeAlias = Literal["whole", "sentences", "phrases"]
+"""Which parts of a text are scored; "phrases" are the caller's, beside the whole text."""
+
+Aggregation: TypeAlias = Literal["mean", "min", "sum"]
+"""How the scores of a text's parts become the text's."""
+
+LONG_TEXTS: dict[str, pb.LongText] = {"sentences": pb.LONG_TEXT_SENTENCES, "reject": pb.LONG_TEXT_REJECT}
+KINDS: dict[str, pb.ScoreKind] = {
+    "default": pb.SCORE_KIND_UNSPECIFIED,
+    "cosine": pb.SCORE_KIND_COSINE,
+    "clip_score": pb.SCORE_KIND_CLIP_SCORE,
+    "logit": pb.SCORE_KIND_LOGIT,
+    "probability": pb.SCORE_KIND_PROBABILITY,
+    "percentile": pb.SCORE_KIND_PERCENTILE,
+}
+UNITS: dict[str, pb.TextUnit] = {
+    "whole": pb.TEXT_UNIT_WHOLE,
+    "sentences": pb.TEXT_UNIT_SENTENCES,
+    "phrases": pb.TEXT_UNIT_PHRASES,
+}
+AGGREGATIONS: dict[str, pb.Aggregation] = {
+    "mean": pb.AGGREGATION_MEAN,
+    "min": pb.AGGREGATION_MIN,
+    "sum": pb.AGGREGATION_SUM,
+}
+
+
+class ScoreOptions(TypedDict, total=False):
+    """How texts are scored; each has a default."""
+
+    model: str
+    """A name of `list_models()`; empty, the default, for the service's default model."""
+    kind: Kind
+    """What `ScoreResult.value` holds; "default"."""
+    unit: Unit
+    """Which parts of each text are scored; "whole", or "phrases" where phrases are given."""
+    aggregation: Aggregation
+    """How the parts' scores become the text's; "mean"."""
+    long_text: LongText
+    """What to do with a text over the model's window; "sentences"."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageDigest:
+    """An image that the service holds already, named by the SHA-256 of its file.
+
+    Raises InvalidInput for what is not 64 hexadecimal digits.
+    """
+
+    sha256: str
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
+            raise InvalidInput(
+                f"{self.sha256[:80]!r} is no SHA-256: give its 64 hexadecimal digits", reason="DIGEST_MALFORMED"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUri:
+    """An image that the service fetches itself, where its settings allow that scheme and host."""
+
+    uri: str
+
+
+Image: TypeAlias = Picture | ImageDigest | ImageUri
+"""An encoded image, its path, or a picture of Pillow (see `Picture`); the digest of an image that the service holds, or
+the URI of one that it fetches."""
+
+
+def image_message(image: Image) -> pb.Image:
+    """The image as it travels. Raises InvalidInput."""
+    if isinstance(image, ImageDigest):
+        return pb.Image(sha256=bytes.fromhex(image.sha256))
+    if isinstance(image, ImageUri):
+        return pb.Image(uri=image.uri)
+    return pb.Image(content=image_bytes(image, "bytes, a path, a Pillow picture, an ImageDigest or an ImageUri"))
+
+
+def score_request(
+    image: pb.Image, texts: Sequence[str], phrases: Sequence[Sequence[str]] | None, options: ScoreOptions
+) -> pb.ScoreRequest:
+    """A request. Raises InvalidInput where it cannot be one."""
+    found = text_list(texts)
+    request = pb.ScoreRequest(
+        image=image,
+        texts=found,
+        model=options.get("model", ""),
+        long_text=_choice("long_text", options.get("long_text", "sentences"), LONG_TEXTS),
+        kind=_choice("kind", options.get("kind", "default"), KINDS),
+        unit=_choice("unit", options.get("unit", "whole" if phrases is None else "phrases"), UNITS),
+        aggregation=_choice("aggregation", options.get("aggregation", "mean"), AGGREGATIONS),
+    )
+    if phrases is not None:
+        if len(phrases) != len(found):
+            raise InvalidInput(
+                f"{len(phrases)} lists of phrases for {len(found)} texts: give one for each text, empty where it has "
+                "none",
+                reason="PHRASES_MISMATCH",
+            )
+        request.phrases.extend(pb.Phrases(phrases=text_list(some, "phrases")) for some in phrases)
+    return request
+
+
+def _choice(name: str, value: str, known: Mapping[str, E]) -> E:
+    if value not in known:
+        raise InvalidInput(f"{name} is {value!r}: one of {', '.join(known)}", reason=f"{name.upper()}_UNKNOWN")
+    return known[value]
+
+
+def text_list(texts: Sequence[str], name: str = "texts") -> list[str]:
+    """The texts, checked for what protobuf cannot carry. Raises InvalidInput."""
+    if isinstance(texts, str):
+        raise InvalidInput(f"{name} is one string: give a list of strings", reason="TEXTS_NOT_A_LIST")
+    found = list(texts)
+    for index, text in enumerate(found):
+        if not isinstance(text, str):
+            raise InvalidInput(f"{name}[{index}] is a {type(text).__name__}, not a string", reason="TEXT_NOT_A_STRING")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise InvalidInput(
+                f"{name}[{index}] holds half of a surrogate pair, which is no Unicode text", reason="TEXT_NOT_UNICODE"
+            ) from None
+    return found
+
+
+def upload_pieces(images: Iterable[tuple[bytes, bytes]]) -> Iterator[pb.UploadImagesRequest]:
+    """Images as (SHA-256, content), in pieces."""
+    for sha256, content in images:
+        starts = range(0, max(1, len(content)), PIECE_BYTES)
+        for start in starts:
+            yield pb.UploadImagesRequest(
+                sha256=sha256 if start == 0 else b"",
+                chunk=content[start : start + PIECE_BYTES],
+                last=start == starts[-1],
+            )
+
+
+def upload_batches(contents: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Contents in batches of one upload each."""
+    batch: list[bytes] = []
+    size = 0
+    for content in contents:
+        if batch and (len(batch) >= _UPLOAD_IMAGES or size + len(content) > _REQUEST_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(content)
+        size += len(content)
+    if batch:
+        yield batch
+
+
+def upload_outcomes(response: pb.UploadImagesResponse) -> dict[bytes, SightlineError]:
+    """The errors of those that were not stored."""
+    return {one.sha256: item_error(one.error) for one in response.outcomes if one.HasField("error")}
+
+
+def embed_requests(
+    images: Iterable[Image], texts: Sequence[str], *, model: str, long_text: LongText, half: bool
+) -> Iterator[pb.EmbedRequest]:
+    """Requests of bounded size; at least one, so that the service refuses nothing at all. Raises InvalidInput."""
+
+    def fresh() -> pb.EmbedRequest:
+        return pb.EmbedRequest(
+            model=model,
+            long_text=_choice("long_text", long_text, LONG_TEXTS),
+            format=pb.EMBEDDING_FORMAT_FLOAT16 if half else pb.EMBEDDING_FORMAT_FLOAT32,
+        )
+
+    request, size, sent = fresh(), 0, False
+    for image in images:
+        message = image_message(image)
+        if request.images and (len(request.images) >= _EMBED_IMAGES or size + len(message.content) > _REQUEST_BYTES):
+            yield request
+            request, size, sent = fresh(), 0, True
+        request.images.append(message)
+        size += len(message.content)
+    rest = text_list(texts)
+    while rest or request.images or not sent:
+        request.texts.extend(rest[:_EMBED_TEXTS])
+        rest = rest[_EMBED_TEXTS:]
+        yield request
+        request, sent = fresh(), True
+
+
+def item_error(error: pb.ItemError) -> SightlineError:
+    """The typed error of one item."""
+    return from_code(
+        error.code,
+        error.message,
+        reason=error.reason or None,
+        metadata=dict(error.metadata),
+        retry_after=error.retry_after_seconds or None,
+    )
+
+
+def digest_of(content: bytes) -> bytes:
+    """SHA-256 of a file's bytes."""
+    return hashlib.sha256(content).digest()

@@ -1,0 +1,32 @@
+"""The engine that the settings name. PyTorch is imported for the engine in process only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from sightline_sampler.engine_settings import EngineSettings
+from sightline_sampler.engines.base import Engine
+from sightline_sampler.settings import SamplerLimits
+
+
+def make_engine(settings: EngineSettings, limits: SamplerLimits, *, on_step: Callable[[int], None]) -> Engine:
+    """Makes an engine; its `start` loads.
+
+    Args:
+        settings: which, and how it is run.
+        limits: of images and candidates.
+        on_step: told the number of candidates of each decoding step, where the engine knows.
+    """
+    match settings.kind:
+        case "tgi":
+            from sightline_sampler.engines.remote.tgi import TgiEngine
+
+            return TgiEngine(settings, limits)
+        case "vllm":
+            from sightline_sampler.engines.remote.vllm import VllmEngine
+
+            return VllmEngine(settings, limits)
+        case "transformers":
+            from sightline_sampler.engines.local.transformers import TransformersEngine
+
+            return TransformersEngine(settings, limits, on_step=on_step)

@@ -1,0 +1,156 @@
+"""Distorted images: what makes a model answer from habit in place of from what is to be seen.
+
+Diffusion noise at step t, of 1000 (the schedule of VCD's published code, used alike by POVID, BPO, CHiP and SENA):
+
+    beta_i = sigmoid(-6 + 12 i / 999) (0.5e-2 - 1e-5) + 1e-5        i = 0 .. 999
+    a_t    = prod_{i <= t} (1 - beta_i)
+    x_t    = sqrt(a_t) x + sqrt(1 - a_t) e                          e ~ N(0, 1)
+
+At step 500 signal and noise are 0.863 and 0.505, at 900 they are 0.365 and 0.931. Two ways to apply it are in use, and
+at the same step they are not the same:
+
+- `DiffusionNoise`: x are the pixels as the model takes them, normalised (VCD, BPO, CHiP, SENA). Of a model that cuts an
+  image into crops, each crop gets noise of its own; frames that repeat one image get the same.
+- `PixelNoise`: x are the pixels in [0, 1], before any preprocessing (POVID, llava/train/train_dpo_inherent.py). That
+  code does not clamp: values outside [0, 1] go through `mul(255).byte()` and wrap around, so that white turns black.
+  `official` does so; without it values are clamped, which is ours.
+
+`Blank` is all normalised pixels 0 (V-DPO's image-free input; 1e-6: some models take 0 for no image at all). `Crop`
+is a random part with the area and shape of torchvision's RandomResizedCrop (mDPO uses 0.01..0.2), stretched to the size
+of the whole so that the number of image tokens stays. All numbers come from NumPy's Philox with the distortion's seed
+as key: a request can be made again.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageFilter
+from sightline.sampler.types import Blank, Blur, Crop, DiffusionNoise, Distortion, PixelNoise
+
+STEPS = 1000
+Tensors = dict[str, torch.Tensor]
+
+
+@functools.cache
+def signal_and_noise() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """sqrt(a_t) and sqrt(1 - a_t) for t = 0 .. 999."""
+    line = np.linspace(-6.0, 6.0, STEPS)
+    betas = (0.5e-2 - 1e-5) / (1 + np.exp(-line)) + 1e-5
+    kept = np.cumprod(1 - betas)
+    return np.sqrt(kept), np.sqrt(1 - kept)
+
+
+def image_name(digest: str, distortion: Distortion | None) -> str:
+    """Names a distorted image among those of the same digest."""
+    return digest if distortion is None else f"{digest} {distortion!r}"
+
+
+def before(image: Image.Image, distortion: Distortion | None) -> Image.Image:
+    """The image after what is done to it before the model's preprocessing."""
+    match distortion:
+        case PixelNoise(step, seed, official):
+            return _pixel_noise(image, step, seed, official)
+        case Blur(radius):
+            return image.filter(ImageFilter.GaussianBlur(radius))
+        case Crop(least, most, seed):
+            box = crop_box(image.size, least, most, seed)
+            return image.crop(box).resize(image.size, Image.Resampling.BICUBIC)
+    return image
+
+
+def after(pixels: Tensors, distortion: Distortion | None) -> Tensors:
+    """A processor's outputs after what is done to normalised pixels."""
+    match distortion:
+        case DiffusionNoise(step, seed):
+            return {
+                k: _noisy(t, step, seed, _repeats(k, t, pixels)) if _normalised(k, t) else t for k, t in pixels.items()
+            }
+        case Blank():
+            return {k: _blank(t) if _normalised(k, t) else t for k, t in pixels.items()}
+    return pixels
+
+
+def diffuse(pixels: torch.Tensor, step: int, seed: int, repeats: tuple[int, int] | None = None) -> torch.Tensor:
+    """x_t of the module's formula.
+
+    Args:
+        pixels: x, of any shape.
+        step: t, 0..999.
+        seed: of e.
+        repeats: for rows of flattened patches (channels, frames, height x width): number of channels and of frames; all
+            frames get the same noise.
+    """
+    signal, noise = (float(values[step]) for values in signal_and_noise())
+    shape = list(pixels.shape)
+    if repeats is None:
+        e = normal(shape, seed)
+    else:
+        channels, frames = repeats
+        one = shape[-1] // (channels * frames)
+        e = normal([*shape[:-1], channels, 1, one], seed).expand(*shape[:-1], channels, frames, one).reshape(shape)
+    return (signal * pixels.double() + noise * e).to(pixels.dtype)
+
+
+def normal(shape: list[int], seed: int) -> torch.Tensor:
+    """Standard normal numbers, float64: the inverse distribution function of Philox's uniform ones, whose stream NumPy
+    promises to keep (that of its own normal numbers it does not)."""
+    uniform = np.random.Generator(np.random.Philox(key=seed)).random(math.prod(shape))
+    numbers: torch.Tensor = torch.special.ndtri(torch.from_numpy(np.maximum(uniform, 2.0**-54)))
+    return numbers.reshape(shape)
+
+
+def crop_box(size: tuple[int, int], least: float, most: float, seed: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom: a share of the area in least..most, width over height in 3/4..4/3 where it fits."""
+    width, height = size
+    draws = np.random.Generator(np.random.Philox(key=seed)).random((10, 4))
+    for area, shape, x, y in draws.tolist():
+        target = width * height * (least + (most - least) * area)
+        aspect = math.exp(math.log(3 / 4) + (math.log(4 / 3) - math.log(3 / 4)) * shape)
+        w, h = max(1, round(math.sqrt(target * aspect))), max(1, round(math.sqrt(target / aspect)))
+        if w <= width and h <= height:
+            left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
+            return left, top, left + w, top + h
+    share = math.sqrt(most)  # a very long image: the middle, of its own shape
+    w, h = max(1, round(width * share)), max(1, round(height * share))
+    return (width - w) // 2, (height - h) // 2, (width - w) // 2 + w, (height - h) // 2 + h
+
+
+def _pixel_noise(image: Image.Image, step: int, seed: int, official: bool) -> Image.Image:
+    pixels = torch.from_numpy(np.asarray(image, dtype=np.float64) / 255).permute(2, 0, 1)  # as ToTensor
+    noisy = diffuse(pixels, step, seed)
+    if official:
+        values = (noisy * 255).trunc().to(torch.int64).remainder(256)  # as mul(255).byte()
+    else:
+        values = (noisy.clamp(0, 1) * 255).round().to(torch.int64)
+    return Image.fromarray(values.permute(1, 2, 0).to(torch.uint8).contiguous().numpy())
+
+
+def _noisy(tensor: torch.Tensor, step: int, seed: int, repeats: tuple[int, int] | None) -> torch.Tensor:
+    return torch.where(_real(tensor), diffuse(tensor, step, seed, repeats), tensor)
+
+
+def _blank(tensor: torch.Tensor) -> torch.Tensor:
+    """As good as zero: exact zeros are how the Idefics3 family knows a crop that is not there."""
+    return torch.where(_real(tensor), torch.full_like(tensor, 1e-6), tensor)
+
+
+def _real(tensor: torch.Tensor) -> torch.Tensor:
+    """Where there is an image: of (..., crops, channels, height, width), crops of zeros only fill up."""
+    if tensor.dim() < 5:
+        return torch.ones((), dtype=torch.bool)
+    return (tensor != 0).flatten(-3).any(dim=-1)[..., None, None, None]
+
+
+def _normalised(key: str, tensor: torch.Tensor) -> bool:
+    return key.startswith("pixel_values") and tensor.is_floating_point()
+
+
+def _repeats(key: str, tensor: torch.Tensor, pixels: Tensors) -> tuple[int, int] | None:
+    """Channels and frames of flattened patches (the Qwen2-VL family), where an image is repeated to make a video."""
+    flattened = key == "pixel_values" and tensor.dim() == 2 and "image_grid_thw" in pixels
+    return (3, 2) if flattened else None

@@ -1,0 +1,316 @@
+"""Keys and values of the rows being decoded: written in place, each row at its own position.
+
+transformers' dynamic cache needs all rows to be equally long (left-padded) and copies itself whole at every token. Here
+a row's token at position p always lies in slot p, so a row's attention sees the same numbers in the same slots whatever
+else is in the batch; rows come and go by copying just themselves.
+
+Reading keys and values is what decoding many rows costs most, and candidates end at very different lengths. So rows
+stand in segments: a segment has room for so many slots, and a row that outgrows its segment moves to the next wider
+one. No row reads much more than its own length because another one is long.
+
+Candidates of one prompt have its keys and values in common. Where a prompt is long (an image makes it so) they are not
+copied for each row: the rows share a stem, and the slots of a row are for its own tokens only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+SLOT_STEP = 8  # a step sees a multiple of this many slots
+WIDTH_STEP = 32  # the narrowest segment, and the least difference of two: a row that moves copies itself
+# From this length on candidates share their prompt. By the length of the prompt alone, not by K: the sums of a shared
+# and a copied prompt are not in the same order, and a candidate's bits must not depend on K.
+STEM_SLOTS = 128
+
+Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
+"""Per layer, keys and values (rows, heads, slots, dim)."""
+
+Order: TypeAlias = npt.NDArray[np.int64]
+"""Where rows went: row i of the new order is row order[i] of the old one."""
+
+
+def round_up(number: int, step: int) -> int:
+    """The smallest multiple of `step` that is not less than `number`."""
+    return -(-number // step) * step
+
+
+def width_for(slots: int) -> int:
+    """The width of the segment for a row that needs `slots` slots: 32, 64, ...; from 256 on in steps of an eighth."""
+    width = WIDTH_STEP
+    while width < slots:
+        width += round_up(max(WIDTH_STEP, width // 8), WIDTH_STEP)
+    return width
+
+
+def shares(prompt_slots: int) -> bool:
+    """Whether candidates of a prompt of that length share its keys and values."""
+    return prompt_slots >= STEM_SLOTS
+
+
+@dataclasses.dataclass(slots=True)
+class SegmentView:
+    """What a step sees of a segment: rows `start`..`stop` of the batch, their slots of one layer, and which count."""
+
+    start: int
+    stop: int
+    keys: torch.Tensor
+    values: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Stem:
+    """Keys and values of a prompt (1, heads, slots, dim) that rows share; `rows` are their numbers in the batch."""
+
+    layers: Layers
+    rows: torch.Tensor | slice = dataclasses.field(default_factory=lambda: slice(0, 0))
+
+    @property
+    def length(self) -> int:
+        """Slots."""
+        return int(self.layers[0][0].shape[2])
+
+
+class LayerSlots(list[SegmentView]):
+    """Keys and values of one layer, segment by segment; goes through a model's attention in place of a tensor.
+
+    `stems` holds keys, values and rows of what rows have in common, before their own slots; None where they share
+    nothing.
+    """
+
+    stems: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | slice]] | None = None
+
+
+class _Segment:
+    """Rows with up to `width` slots. `rows` are their numbers in the order before the last change."""
+
+    def __init__(self, like: Layers, width: int) -> None:
+        self.width = width
+        self.layers: Layers = [(_empty(k, 0, width), _empty(v, 0, width)) for k, v in like]
+        self.count = 0
+        self.slots = 0
+        self.positions = torch.empty(0, dtype=torch.long)
+        self.numbers = torch.empty(0, dtype=torch.long)
+        self.mask = torch.empty(0)
+
+    def append(self, source: Layers, rows: torch.Tensor) -> None:
+        """Adds rows of `source`, which may have fewer slots, or none."""
+        end = self.count + rows.shape[0]
+        have = self.layers[0][0].shape[0]
+        if end > have:
+            room = max(end, have + have // 4)
+            for number, (keys, values) in enumerate(self.layers):
+                wider = _empty(keys, room, self.width), _empty(values, room, self.width)
+                wider[0][: self.count], wider[1][: self.count] = keys[: self.count], values[: self.count]
+                self.layers[number] = wider
+        slots = source[0][0].shape[2]
+        for mine, theirs in zip(self.layers, source, strict=True):
+            for into, out_of in zip(mine, theirs, strict=True):
+                torch.index_select(out_of, 0, rows, out=into[self.count : end, :, :slots])
+        self.count = end
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> Order:
+        """Drops rows; the last ones move into the holes."""
+        left = int(kept.sum())
+        to, source = np.flatnonzero(~kept[:left]), np.flatnonzero(kept[left:]) + left
+        if len(to):
+            device = self.layers[0][0].device
+            into, out_of = torch.from_numpy(to).to(device), torch.from_numpy(source).to(device)
+            for pair in self.layers:
+                for tensor in pair:
+                    tensor.index_copy_(0, into, tensor.index_select(0, out_of))
+        order = np.arange(left)
+        order[to] = source
+        self.count = left
+        return order
+
+    def aim(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Sets where the next token of each row goes, and what the rows may see."""
+        keys = self.layers[0][0]
+        self.slots = min(self.width, round_up(int(lengths.max()) + 1, SLOT_STEP))
+        self.positions = torch.from_numpy(lengths).to(keys.device)
+        self.numbers = torch.arange(self.count, device=keys.device)
+        later = torch.arange(self.slots, device=keys.device) > self.positions[:, None, None, None]
+        self.mask = torch.zeros(later.shape, dtype=keys.dtype, device=keys.device).masked_fill_(later, -torch.inf)
+
+
+class _RowLayer(CacheLayerMixin):
+    is_sliding = False
+    is_compileable = False
+
+    def __init__(self, owner: RowCache, number: int) -> None:
+        super().__init__()
+        self.owner = owner
+        self.number = number
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Nothing to do."""
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Puts one token per row at the row's position, and gives the slots in sight (`LayerSlots`, twice)."""
+        parts, start = LayerSlots(), 0
+        for segment in self.owner.segments:
+            stop = start + segment.count
+            keys, values = segment.layers[self.number]
+            keys[segment.numbers, :, segment.positions] = key_states[start:stop, :, 0]
+            values[segment.numbers, :, segment.positions] = value_states[start:stop, :, 0]
+            seen = slice(0, segment.count), slice(None), slice(0, segment.slots)
+            parts.append(SegmentView(start, stop, keys[seen], values[seen], segment.mask))
+            start = stop
+        if self.owner.shared:
+            parts.stems = [(*stem.layers[self.number], stem.rows) for stem in self.owner.stems()]
+        return parts, parts
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Slots in sight, and their offset."""
+        return self.get_seq_length(), 0
+
+    def get_seq_length(self) -> int:
+        """Most slots in sight."""
+        return max((segment.slots for segment in self.owner.segments), default=0)
+
+    def get_max_length(self) -> int:
+        """No limit of its own."""
+        return -1
+
+
+class RowCache(Cache):
+    """A transformers cache for rows of unequal length, one token per row and step, for `attention.rowwise_attention`.
+
+    Rows are numbered segment by segment. What changes their numbers returns an `Order`.
+    """
+
+    def __init__(self, like: Layers) -> None:
+        """A cache without rows, with the heads, sizes and types of `like`; rows share prompts if those are as long."""
+        super().__init__(layers=[_RowLayer(self, number) for number in range(len(like))])
+        self._like = [(keys[:0], values[:0]) for keys, values in like]
+        self.segments: list[_Segment] = []
+        self.shared = shares(like[0][0].shape[2])
+        self._stem_of: list[Stem] = []  # by row, where they are shared
+        self._stems: list[Stem] | None = None  # those in use, with their rows; None when rows have moved
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return sum(segment.count for segment in self.segments)
+
+    @staticmethod
+    def slot_bytes(like: Layers) -> int:
+        """Bytes that one slot of one row takes, over all layers."""
+        return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in like for t in pair)
+
+    def insert(self, prefix: Layers, source: torch.Tensor) -> Order:
+        """Adds rows `source` of a prefix; in the order returned they have the numbers after those that were there."""
+        numbers, slots = self._numbers(), prefix[0][0].shape[2]
+        before, own = self.count, prefix
+        if self.shared:
+            each = {row: Stem(_only(prefix, row)) for row in set(source.tolist())}
+            self._stem_of += [each[row] for row in source.tolist()]
+            self._stems = None
+            own, slots = [(k[:, :, :0], v[:, :, :0]) for k, v in prefix], 0
+        segment = self._segment(width_for(slots + 1))
+        segment.append(own, source)
+        added = np.arange(before, before + source.shape[0])
+        numbers[segment.width] = np.concatenate([numbers.get(segment.width, added[:0]), added])
+        return self._settle(numbers)
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> Order:
+        """Drops the rows that are not kept."""
+        numbers = self._numbers()
+        for segment in self.segments:
+            mine = numbers[segment.width]
+            numbers[segment.width] = mine[segment.keep(kept[mine])]
+        return self._settle(numbers)
+
+    def widen(self, lengths: npt.NDArray[np.int64]) -> Order:
+        """Moves rows that have no slot left for a next token to a wider segment."""
+        numbers, lengths = self._numbers(), self._own(lengths)
+        for segment in reversed(self.segments.copy()):  # the widest first: each is looked at before others move into it
+            mine = numbers[segment.width]
+            full = lengths[mine] >= segment.width
+            if full.any():
+                wider = self._segment(width_for(segment.width + 1))
+                rows = np.flatnonzero(full)
+                wider.append(segment.layers, torch.from_numpy(rows).to(segment.layers[0][0].device))
+                numbers[wider.width] = np.concatenate([numbers.get(wider.width, mine[:0]), mine[rows]])
+                numbers[segment.width] = mine[segment.keep(~full)]
+        return self._settle(numbers)
+
+    def gather(self, parents: Order) -> None:
+        """Row i becomes a copy of what row parents[i] was; all rows stand in one segment."""
+        (segment,) = self.segments
+        source = torch.from_numpy(parents).to(segment.layers[0][0].device)
+        for pair in segment.layers:
+            for tensor in pair:
+                tensor[: segment.count] = tensor.index_select(0, source)
+
+    def aim(self, lengths: npt.NDArray[np.int64]) -> None:
+        """Sets where the next token of each row goes (rows,), and so how much each segment sees."""
+        start, lengths = 0, self._own(lengths)
+        for segment in self.segments:
+            segment.aim(lengths[start : start + segment.count])
+            start += segment.count
+
+    def stems(self) -> list[Stem]:
+        """The stems in use, each with the numbers of its rows."""
+        if self._stems is None:
+            rows: dict[Stem, list[int]] = {}
+            for number, stem in enumerate(self._stem_of):
+                rows.setdefault(stem, []).append(number)
+            for stem, mine in rows.items():
+                together = mine[-1] - mine[0] + 1 == len(mine)  # they ascend
+                device = stem.layers[0][0].device
+                stem.rows = slice(mine[0], mine[-1] + 1) if together else torch.tensor(mine, device=device)
+            self._stems = list(rows)
+        return self._stems
+
+    def saved(self) -> int:
+        """Slots that sharing saves, all together."""
+        return sum(stem.length for stem in self._stem_of) - sum(stem.length for stem in set(self._stem_of))
+
+    def _own(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Of rows with so many tokens, how many stand in their own slots."""
+        if not self.shared:
+            return lengths
+        return lengths - np.fromiter((stem.length for stem in self._stem_of), np.int64, len(self._stem_of))
+
+    def _numbers(self) -> dict[int, Order]:
+        ends = np.cumsum([0, *(segment.count for segment in self.segments)])
+        return {s.width: np.arange(a, b) for s, a, b in zip(self.segments, ends[:-1], ends[1:], strict=True)}
+
+    def _segment(self, width: int) -> _Segment:
+        for segment in self.segments:
+            if segment.width == width:
+                return segment
+        segment = _Segment(self._like, width)
+        self.segments = sorted([*self.segments, segment], key=lambda one: one.width)
+        return segment
+
+    def _settle(self, numbers: dict[int, Order]) -> Order:
+        self.segments = [segment for segment in self.segments if segment.count]
+        parts = [numbers[segment.width] for segment in self.segments]
+        order = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        if self.shared and not np.array_equal(order, np.arange(len(self._stem_of))):
+            self._stem_of = [self._stem_of[number] for number in order.tolist()]
+            self._stems = None
+        return order
+
+
+def _only(prefix: Layers, row: int) -> Layers:
+    """A row of a prefix; copied if there are others, so that it does not keep them."""
+    part = slice(row, row + 1)
+    return [(k[part].clone(), v[part].clone()) if len(k) > 1 else (k, v) for k, v in prefix]
+
+
+def _empty(like: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
+    # Zeros, not garbage: an unused slot is masked, and 0 times NaN would still be NaN.
+    return like.new_zeros((rows, like.shape[1], slots, like.shape[3]))

@@ -1,0 +1,260 @@
+"""Rows of one policy decoded together: one token each per step; finished ones leave, new ones join at any step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sightline.errors import InternalError
+
+from sightline_sampler.engines.local import guidance
+from sightline_sampler.engines.local.kv import Order, RowCache
+from sightline_sampler.engines.local.model import BaseModel
+from sightline_sampler.engines.local.prefill import Prefix
+from sightline_sampler.engines.local.rows import FinishedRow, Request, Rows
+from sightline_sampler.engines.local.sampling import Shape, draw
+from sightline_sampler.engines.local.stops import holds_stop
+
+Outcome = tuple[Request, FinishedRow | BaseException]
+Numbers = npt.NDArray[np.int64]
+
+
+class Lane:
+    """Rows of one policy. Only the decoding thread touches it."""
+
+    def __init__(self, base: BaseModel, version: int) -> None:
+        self._base = base
+        self.version = version
+        self._rows = Rows()
+        self._cache: RowCache | None = None
+        self._logits: torch.Tensor | None = None
+        self._eos = np.array(sorted(base.eos_ids))
+        self._three_dimensional = False
+        self._seen: dict[int, torch.Tensor] = {}  # by place: bool (vocabulary,); of rows with a repetition penalty
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def reserved(self) -> int:
+        """Slots that the rows may come to need, all together."""
+        rows, saved = self._rows, self._cache.saved() if self._cache is not None else 0
+        return int((rows.length + rows.limit - rows.generated).sum()) - saved
+
+    def requests(self) -> set[Request]:
+        """Whose rows these are."""
+        return set(self._rows.requests)
+
+    def add(
+        self, prefix: Prefix, source: Sequence[int], requests: Sequence[Request], counts: Sequence[int]
+    ) -> list[list[int]]:
+        """Adds the next `counts[i]` candidates of `requests[i]`, whose prompt is row `source[i]` of the prefix.
+
+        Returns:
+            The homes of each request's new rows, for `add_references`.
+        """
+        shifts, places = _shifts(prefix), []
+        for row, request, count in zip(source, requests, counts, strict=True):
+            indices = range(request.admitted, request.admitted + count)
+            places.append(self._rows.add(request, indices, prefix.length, shifts[row]))
+            request.admitted += count
+            if request.work.params.repetition_penalty != 1:
+                self._seen |= {place: self._prompt_ids(request) for place in places[-1]}
+        self._take(prefix, source, counts)
+        return places
+
+    def add_references(self, prefix: Prefix, row: int, request: Request, places: list[int]) -> None:
+        """Adds the reference rows of candidates just added; their prompt is row `row` of the prefix."""
+        self._rows.add_references(request, places, prefix.length, _shifts(prefix)[row])
+        self._take(prefix, [row], [len(places)])
+
+    def _take(self, prefix: Prefix, source: Sequence[int], counts: Sequence[int]) -> None:
+        start = len(self._rows) - sum(counts)
+        self._three_dimensional = prefix.shift is not None
+        rows = torch.repeat_interleave(torch.tensor(source), torch.tensor(counts)).to(self._base.device)
+        if self._cache is None:
+            self._cache = RowCache(prefix.layers)
+        new = prefix.logits[rows]
+        self._logits = new if self._logits is None or not start else torch.cat([self._logits[:start], new])
+        self._reorder(self._cache.insert(prefix.layers, rows), fresh=True)
+
+    def drop(self, gone: Callable[[Request], bool]) -> int:
+        """Drops the rows of requests that are `gone`; how many."""
+        keep = np.fromiter((not gone(request) for request in self._rows.requests), bool, len(self._rows))
+        if self._cache is not None:
+            self._reorder(self._cache.keep(keep), fresh=True)
+        return int((~keep).sum())
+
+    def clear(self) -> None:
+        """Drops all rows and frees the buffers."""
+        self._rows, self._cache, self._logits, self._seen = Rows(), None, None, {}
+
+    def sample(self) -> list[Outcome]:
+        """Draws the next token of every candidate; takes out and gives those that it finishes."""
+        rows, device = self._rows, self._base.device
+        assert self._logits is not None
+        logits = self._logits[: len(rows)]
+        own = np.flatnonzero(~rows.reference)
+        whole = len(own) == len(rows)
+        processed = self._processed(logits, own)
+        places, generated = rows.place[own], rows.generated[own]
+        columns = (rows.temperature, rows.top_p, rows.top_k, rows.min_p)
+        temperature, top_p, top_k, min_p = (torch.from_numpy(column[own]).to(device) for column in columns)
+        shape = Shape(
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            truncated=bool((rows.top_p < 1).any() or (rows.top_k > 0).any()),
+            floored=bool((rows.min_p > 0).any()),
+        )
+        drawn = draw(
+            logits if whole else logits[torch.from_numpy(own).to(device)],
+            torch.from_numpy(rows.uniforms[places, generated]).to(device),
+            shape,
+            self._base.suppressed,
+            processed,
+        )
+        tokens = drawn.tokens.cpu().numpy()
+        at = (places, generated)
+        rows.tokens[at] = tokens
+        rows.logprobs[at] = drawn.logprobs.cpu().numpy()
+        rows.behaviour[at] = drawn.behaviour.cpu().numpy()
+        rows.generated += 1
+        for place, token in zip(places.tolist(), tokens.tolist(), strict=True) if self._seen else ():
+            if place in self._seen:
+                self._seen[place][token] = True
+        broken = ~drawn.finite.cpu().numpy()
+        eos = np.isin(tokens, self._eos)
+        stopped = self._stopped(own) & ~eos
+        done = eos | stopped | (generated + 1 >= rows.limit[own]) | broken
+        out = [
+            (rows.requests[own[i]], self._finish(int(own[i]), bool(eos[i]), bool(stopped[i]), bool(broken[i])))
+            for i in np.flatnonzero(done).tolist()
+        ]
+        if out and self._cache is not None:
+            if self._seen:
+                for place in places[done].tolist():
+                    self._seen.pop(place, None)
+            self._reorder(self._cache.keep(~np.isin(rows.place, places[done])), fresh=False)
+        return out
+
+    def forward(self, model: Any) -> None:
+        """Runs the tokens just drawn; `model` has this lane's policy switched on."""
+        rows, cache = self._rows, self._cache
+        assert cache is not None
+        self._reorder(cache.widen(rows.length), fresh=False)
+        tokens = rows.tokens[rows.place, rows.generated - 1]
+        shift = rows.shift if self._three_dimensional else None
+        self._logits = step(self._base, model, cache, tokens, rows.length, shift)
+        rows.length += 1
+
+    def _processed(self, logits: torch.Tensor, own: Numbers) -> torch.Tensor | None:
+        """What to draw from, for all candidates, where any is guided or penalised."""
+        rows, device = self._rows, self._base.device
+        guided, penalised = len(own) < len(rows), bool(self._seen)
+        if not (guided or penalised):
+            return None
+        processed = logits[torch.from_numpy(own).to(device)].double()
+        if guided:
+            place = np.full(len(rows.uniforms), -1)
+            place[rows.place[rows.reference]] = np.flatnonzero(rows.reference)
+            paired = np.flatnonzero(place[rows.place[own]] >= 0)
+            theirs = torch.from_numpy(place[rows.place[own[paired]]]).to(device)
+            at = torch.from_numpy(paired).to(device)
+            weight, beta = (torch.from_numpy(c[own[paired]]).to(device) for c in (rows.weight, rows.beta))
+            processed[at] = guidance.guide(processed[at], logits[theirs], weight, beta, self._base.suppressed)
+        if penalised:
+            which = np.flatnonzero(rows.penalty[own] != 1)
+            seen = torch.stack([self._seen[place] for place in rows.place[own[which]].tolist()])
+            penalty = torch.from_numpy(rows.penalty[own[which]]).to(device)
+            at = torch.from_numpy(which).to(device)
+            processed[at] = guidance.penalise(processed[at], seen, penalty)
+        return processed
+
+    def _stopped(self, own: Numbers) -> npt.NDArray[np.bool_]:
+        """Which candidates' texts hold a stop string since the token just drawn."""
+        rows, found = self._rows, np.zeros(len(own), bool)
+        for i, row in enumerate(own.tolist()):
+            if stop := rows.requests[row].work.params.stop:
+                ids = rows.tokens[rows.place[row], : rows.generated[row]].tolist()
+                found[i] = holds_stop(self._base.tokenizer, ids, stop)
+        return found
+
+    def _prompt_ids(self, request: Request) -> torch.Tensor:
+        seen = torch.zeros(self._base.vocabulary, dtype=torch.bool, device=self._base.device)
+        ids = request.prepared.ids.to(self._base.device)
+        seen[ids[ids < self._base.vocabulary]] = True
+        return seen
+
+    def _finish(self, row: int, eos: bool, stopped: bool, broken: bool) -> FinishedRow | BaseException:
+        rows = self._rows
+        if broken:
+            return not_finite(self.version)
+        n, place = int(rows.generated[row]), int(rows.place[row])
+        return FinishedRow(
+            index=int(rows.index[row]),
+            token_ids=rows.tokens[place, :n].copy(),
+            logprobs=rows.logprobs[place, :n].copy(),
+            behaviour=rows.behaviour[place, :n].copy(),
+            reason="eos" if eos else "stop" if stopped else "length",
+            version=self.version,
+        )
+
+    def _reorder(self, order: Order, *, fresh: bool) -> None:
+        """Follows the cache. Logits move too while they are `fresh`: from a forward until tokens are drawn."""
+        count = len(self._rows)
+        if len(order) == count and bool((order == np.arange(count)).all()):
+            return
+        self._rows.reorder(order)
+        if fresh and self._logits is not None:
+            self._logits = self._logits[torch.from_numpy(order).to(self._base.device)]
+
+
+def step(
+    base: BaseModel, model: Any, cache: RowCache, tokens: Numbers, lengths: Numbers, shift: Numbers | None
+) -> torch.Tensor:
+    """Feeds one token per row, each at its row's position, to the model and to the cache, which is wide enough.
+
+    Args:
+        base: the base model's facts.
+        model: the model to call, its policy switched on.
+        cache: the rows' keys and values.
+        tokens: (rows,).
+        lengths: (rows,), tokens in the cache.
+        shift: (rows,), of positions, for models with positions in three dimensions; None for the others.
+
+    Returns:
+        Logits (at least rows, vocabulary); what is beyond the rows has no meaning.
+    """
+    cache.aim(lengths)
+    count, device = len(tokens), base.device
+    padded = max(count, base.min_rows)
+    ids = np.zeros(padded, np.int64)  # the rows beyond `count` are there for the kernels only
+    positions = np.zeros(padded, np.int64)
+    ids[:count] = tokens
+    positions[:count] = lengths if shift is None else lengths + shift
+    position_ids = torch.from_numpy(positions).to(device)[:, None]
+    if shift is not None:
+        position_ids = position_ids.expand(3, -1, -1)
+    out = model(
+        input_ids=torch.from_numpy(ids).to(device)[:, None],
+        position_ids=position_ids,
+        # Four dimensions: transformers makes no mask of its own. The cache brings one for each of its segments.
+        attention_mask=torch.zeros((1, 1, 1, 1), dtype=base.dtype, device=device),
+        past_key_values=cache,
+        use_cache=True,
+    )
+    logits: torch.Tensor = out.logits[:, -1]
+    return logits
+
+
+def not_finite(version: int) -> InternalError:
+    """What a candidate with broken logits ends with."""
+    return InternalError(f"policy {version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
+
+
+def _shifts(prefix: Prefix) -> list[int]:
+    return [0] * len(prefix.logits) if prefix.shift is None else prefix.shift.tolist()

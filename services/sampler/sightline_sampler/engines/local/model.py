@@ -1,0 +1,217 @@
+"""The base model as the engine needs it: weights, processor, and the facts about its tokens and its window."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from sightline.errors import InvalidInput, PreconditionFailed
+from sightline.sampler.manifest import model_digest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from sightline_sampler.engines.local import attention
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+
+
+@dataclasses.dataclass(frozen=True)
+class BaseModel:
+    """The base model and what is known about it.
+
+    Attributes:
+        model: a transformers image-text-to-text model, in eval mode.
+        processor: its processor.
+        directory: where it was loaded from.
+        digest: SHA-256 of its weights.
+        device: where it lies.
+        dtype: what it computes in.
+        eos_ids: ids that end a candidate.
+        suppressed: ids never sampled (s,): image placeholders, pad, bos, and ids that the tokenizer does not have.
+        placeholders: ids that stand for an image or a video.
+        vocabulary: size of the logits.
+        window: most positions, prompt and response together.
+        text_prefix: module name under which the language model lies ("" where it is not known).
+        keeps_logits: whether `forward` takes `logits_to_keep`.
+    """
+
+    model: Any
+    processor: Any
+    directory: Path
+    digest: str
+    device: torch.device
+    dtype: torch.dtype
+    eos_ids: frozenset[int]
+    suppressed: torch.Tensor
+    placeholders: frozenset[int]
+    vocabulary: int
+    window: int
+    text_prefix: str
+    keeps_logits: bool
+
+    @property
+    def min_rows(self) -> int:
+        """Fewest rows of a matrix product. On a CPU, products of fewer rows take other kernels with other last bits."""
+        return 4 if self.device.type == "cpu" else 1
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        return self.processor.tokenizer
+
+
+def model_directory(model: str) -> Path:
+    """The directory of a model given by directory or by its name on the Hugging Face hub."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path.resolve()
+    if path.is_absolute() or model.startswith("."):
+        raise PreconditionFailed(f"{model} is not a directory", reason="MODEL_NOT_FOUND")
+    from huggingface_hub import snapshot_download  # type: ignore[import-not-found, unused-ignore]
+
+    return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"]))
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is a GPU where there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def load_weights(directory: Path, device: torch.device, dtype: str, *, strict: bool = True) -> Any:
+    """A model directory as a transformers model in eval mode.
+
+    Args:
+        directory: config and weights.
+        device: where the weights go.
+        dtype: what they are cast to; "auto" is float32 on a CPU, else what the checkpoint says.
+        strict: whether tensors that the model has no place for are refused; old checkpoints hold some.
+
+    Raises:
+        PreconditionFailed: it is an adapter, or a tensor is missing, left over or of the wrong shape.
+    """
+    if (directory / "adapter_config.json").exists():  # transformers would load the base model that it names
+        raise PreconditionFailed(f"{directory} holds an adapter, not a whole model", reason="WEIGHTS_DO_NOT_FIT")
+    wanted: Any = _DTYPES.get(dtype, "auto" if device.type != "cpu" else torch.float32)
+    model, info = AutoModelForImageTextToText.from_pretrained(
+        directory, dtype=wanted, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True
+    )
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found := sorted(str(key) for key in info.get(what) or ()):
+            if what == "unexpected_keys" and not strict:
+                logger.warning("%s holds %d tensors that are not used: %s", directory, len(found), ", ".join(found[:3]))
+                continue
+            raise PreconditionFailed(
+                f"{directory} does not hold the weights of its config: {len(found)} {what.replace('_', ' ')}, "
+                f"for example {', '.join(found[:3])}",
+                reason="WEIGHTS_DO_NOT_FIT",
+                metadata={what: ", ".join(found[:3])},
+            )
+    model.eval().requires_grad_(False)
+    return model.to(device)
+
+
+def load_base(model: str, *, device: str, dtype: str, chat_template: Path | None) -> BaseModel:
+    """Loads the base model.
+
+    Args:
+        model: directory or hub name.
+        device: "auto", "cpu", "cuda", "cuda:1" ...
+        dtype: "auto" (float32 on a CPU, else what the checkpoint says) or a type's name.
+        chat_template: a Jinja file, for models that bring none.
+    """
+    directory = model_directory(model)
+    processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+    if chat_template is not None:
+        processor.chat_template = chat_template.read_text(encoding="utf-8")
+    if not getattr(processor, "chat_template", None):
+        raise PreconditionFailed(
+            f"{directory} has no chat template: name a Jinja file in engine.chat_template", reason="NO_CHAT_TEMPLATE"
+        )
+    place = pick_device(device)
+    net = load_weights(directory, place, dtype, strict=False)
+    attention.register(place)
+    net.set_attn_implementation(attention.NAME)
+    text = net.config.get_text_config()
+    eos, placeholders = _eos_ids(net, processor.tokenizer), _placeholders(net.config)
+    vocabulary = int(net.get_output_embeddings().weight.shape[0])
+    never = placeholders | _bos_and_pad(net, processor.tokenizer) | set(range(len(processor.tokenizer), vocabulary))
+    return BaseModel(
+        model=net,
+        processor=processor,
+        directory=directory,
+        digest=model_digest(directory),
+        device=place,
+        dtype=net.dtype,
+        eos_ids=frozenset(eos),
+        suppressed=torch.tensor(sorted(i for i in never - eos if i < vocabulary), dtype=torch.long, device=place),
+        placeholders=frozenset(placeholders),
+        vocabulary=vocabulary,
+        window=_window(text),
+        text_prefix=_name_of(net, net.get_decoder()),
+        keeps_logits="logits_to_keep" in inspect.signature(net.forward).parameters,
+    )
+
+
+def _ids(*values: Any) -> set[int]:
+    found: set[int] = set()
+    for value in values:
+        if isinstance(value, int):
+            found.add(value)
+        elif isinstance(value, list | tuple | set):
+            found.update(v for v in value if isinstance(v, int))
+    return {i for i in found if i >= 0}
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
+    text = model.config.get_text_config()
+    generation = getattr(model, "generation_config", None)
+    ids = _ids(getattr(generation, "eos_token_id", None), getattr(text, "eos_token_id", None), tokenizer.eos_token_id)
+    if not ids:
+        raise InvalidInput("the model names no end token", reason="NO_END_TOKEN")
+    return ids
+
+
+def _bos_and_pad(model: Any, tokenizer: Any) -> set[int]:
+    text, generation = model.config.get_text_config(), getattr(model, "generation_config", None)
+    names = ("bos_token_id", "pad_token_id")
+    return _ids(*(getattr(source, name, None) for source in (text, generation, tokenizer) for name in names))
+
+
+def _placeholders(config: Any) -> set[int]:
+    """Every id that the config names for an image, video or sound: `image_token_id`, `vision_start_token_id`, ..."""
+    names = {*vars(config), *getattr(type(config), "attribute_map", {})}
+    words = ("image", "video", "vision", "audio", "boi", "eoi")
+    return _ids(
+        *(
+            getattr(config, name, None)
+            for name in names
+            if name.endswith(("token_id", "token_index")) and any(word in name for word in words)
+        )
+    )
+
+
+def _window(text: Any) -> int:
+    """Positions that the model takes. Beyond a sliding window the row cache would show too much, so it ends there."""
+    window = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
+    kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
+    unknown = kinds - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise PreconditionFailed(
+            f"this engine cannot decode layers of type {', '.join(sorted(unknown))}", reason="ARCHITECTURE_UNSUPPORTED"
+        )
+    sliding = getattr(text, "sliding_window", None)
+    uses = "sliding_attention" in kinds or (
+        getattr(text, "layer_types", None) is None and getattr(text, "use_sliding_window", True)
+    )
+    return min(window, int(sliding)) if sliding and uses else window
+
+
+def _name_of(model: Any, module: Any) -> str:
+    return next((name for name, candidate in model.named_modules() if candidate is module and name), "")

@@ -1,0 +1,160 @@
+"""The rows of a lane, without the model: whose they are, how far they are, what was drawn.
+
+A guided candidate has two rows: its own, and a reference row that is fed the same tokens after another prompt. Both
+have one place, so what is drawn for the one is there for the other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from typing import Literal
+
+import numpy as np
+from sightline.sampler.types import Logprobs, TokenIds
+
+from sightline_sampler.engines import seeds
+from sightline_sampler.engines.base import SampleWork
+from sightline_sampler.engines.local import guidance
+from sightline_sampler.engines.local.kv import SLOT_STEP, Order, round_up, shares
+from sightline_sampler.engines.local.prompts import Prepared
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FinishedRow:
+    """A candidate as the decoding thread hands it out: ids and log-probabilities (n,), version that sampled them."""
+
+    index: int
+    token_ids: TokenIds
+    logprobs: Logprobs
+    behaviour: Logprobs
+    reason: Literal["eos", "stop", "length"]
+    version: int
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Request:
+    """One prompt on its way through the engine. `version` and `limit` are set by the decoding thread and its caller.
+
+    `reference` is the prompt of the reference rows, where sampling is guided.
+    """
+
+    work: SampleWork
+    prepared: Prepared
+    limit: int
+    events: asyncio.Queue[FinishedRow | BaseException]
+    reference: Prepared | None = None
+    version: int = -1
+    admitted: int = 0
+    left: int = 0
+    cancelled: bool = False
+
+    def __post_init__(self) -> None:
+        self.left = len(self.work.seeds)
+
+    @property
+    def rows_each(self) -> int:
+        """Rows that one candidate takes."""
+        return 1 if self.reference is None else 2
+
+    def slots_each(self) -> int:
+        """Slots of the cache that one candidate may come to need."""
+        prompts = [self.prepared] if self.reference is None else [self.prepared, self.reference]
+        lengths = [len(prompt.ids) for prompt in prompts]
+        if shares(lengths[0]):  # all candidates together have the prompts once
+            lengths = [-(-length // len(self.work.seeds)) for length in lengths]
+        return sum(round_up(length + self.limit, SLOT_STEP) for length in lengths)
+
+
+class Rows:
+    """Book-keeping of the rows. `reorder` follows what the cache does; what is long per row stays in its `place`."""
+
+    _FLAT = (
+        "index", "length", "shift", "generated", "limit", "temperature", "top_p", "top_k", "min_p", "penalty", "weight",
+        "beta", "place", "reference",
+    )  # fmt: skip
+    _WIDE = ("uniforms", "tokens", "logprobs", "behaviour")
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.index = np.empty(0, np.int64)
+        self.length = np.empty(0, np.int64)  # tokens in the cache: the slot of the next one
+        self.shift = np.empty(0, np.int64)
+        self.generated = np.empty(0, np.int64)
+        self.limit = np.empty(0, np.int64)
+        self.temperature = np.empty(0, np.float64)
+        self.top_p = np.empty(0, np.float64)
+        self.top_k = np.empty(0, np.int64)
+        self.min_p = np.empty(0, np.float64)
+        self.penalty = np.empty(0, np.float64)
+        self.weight = np.empty(0, np.float64)  # of the clean row in the guided logits
+        self.beta = np.empty(0, np.float64)
+        self.place = np.empty(0, np.int64)
+        self.reference = np.empty(0, np.bool_)
+        self.uniforms = np.empty((0, 0), np.float64)
+        self.tokens = np.empty((0, 0), np.int64)
+        self.logprobs = np.empty((0, 0), np.float32)
+        self.behaviour = np.empty((0, 0), np.float32)
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def add(self, request: Request, indices: range, length: int, shift: int) -> list[int]:
+        """Adds candidates `indices` of a request; their homes."""
+        place = self._places(len(indices), request.limit)
+        self.uniforms[place, : request.limit] = seeds.uniforms([request.work.seeds[i] for i in indices], request.limit)
+        self._append(request, indices, length, shift, place, reference=False)
+        return place
+
+    def add_references(self, request: Request, places: list[int], length: int, shift: int) -> None:
+        """Adds the reference rows of the candidates that live at `homes`."""
+        self._append(request, range(len(places)), length, shift, places, reference=True)
+
+    def _append(
+        self, request: Request, indices: range, length: int, shift: int, place: list[int], *, reference: bool
+    ) -> None:
+        count, params = len(indices), request.work.params
+        self.requests += [request] * count
+        weight, beta = guidance.weights(params.guidance)
+        new = {
+            "index": indices,
+            "length": length,
+            "shift": shift,
+            "generated": 0,
+            "limit": request.limit,
+            "temperature": params.temperature,
+            "top_p": params.top_p,
+            "top_k": params.top_k,
+            "min_p": params.min_p,
+            "penalty": params.repetition_penalty,
+            "weight": weight,
+            "beta": beta,
+            "place": place,
+            "reference": reference,
+        }
+        for name in self._FLAT:
+            column = getattr(self, name)
+            setattr(self, name, np.concatenate([column, np.broadcast_to(np.asarray(new[name], column.dtype), count)]))
+
+    def reorder(self, order: Order) -> None:
+        """Row i is what row order[i] was; rows that are not in `order` are gone."""
+        if len(order) < len(self):
+            gone = np.delete(np.arange(len(self)), order)
+            self._free += self.place[gone[~self.reference[gone]]].tolist()
+        self.requests = [self.requests[i] for i in order.tolist()]
+        for name in self._FLAT:
+            setattr(self, name, getattr(self, name)[order])
+
+    def _places(self, count: int, width: int) -> list[int]:
+        have, wide = self.uniforms.shape
+        more = max(0, count - len(self._free))
+        if more or width > wide:
+            rows, width = have + max(more, have // 2 if more else 0), max(width, wide)
+            for name in self._WIDE:
+                old = getattr(self, name)
+                new = np.zeros((rows, width), old.dtype)
+                new[:have, :wide] = old
+                setattr(self, name, new)
+            self._free += range(have, rows)
+        return [self._free.pop() for _ in range(count)]

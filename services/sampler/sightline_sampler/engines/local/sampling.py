@@ -1,0 +1,140 @@
+"""Drawing one token per row, for all rows at once, each with its own temperature, top-k, top-p and min-p.
+
+    policy      log softmax(z)                                  z: the logits, over the whole vocabulary
+    behaviour   q = softmax(y / T) over what is left after      y: z, or what guidance and penalties made of it;
+                                                                suppressed ids, then the k likeliest, then the
+                                                                smallest set of mass >= top_p (of what is left),
+                                                                then ids with q >= min_p max q
+    token       the first id whose cumulated q, in id order, exceeds the row's uniform number
+
+Temperature 0 is greedy: the likeliest id not suppressed, behaviour log-probability 0. All in float64, so that a
+difference in the last bit of a logit moves a boundary by about 1e-7 and practically never past the uniform number.
+Order of truncations as in transformers' `generate` (temperature, top-k, top-p, min-p).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+_CHUNK = 1 << 22  # elements of float64 work at a time: 32 MiB a tensor
+
+
+@dataclasses.dataclass(slots=True)
+class Draw:
+    """One token per row: ids, policy and behaviour log-probabilities; `finite` is False where the logits are broken."""
+
+    tokens: torch.Tensor
+    logprobs: torch.Tensor
+    behaviour: torch.Tensor
+    finite: torch.Tensor
+
+
+@dataclasses.dataclass(slots=True)
+class Shape:
+    """How each row's distribution is bent.
+
+    Attributes:
+        temperature: (rows,), float64, 0 for greedy.
+        top_p: (rows,), float64 in (0, 1].
+        top_k: (rows,), int64, 0 for all.
+        min_p: (rows,), float64 in [0, 1).
+        truncated: whether any row has a top_p below 1 or a top_k; saves the sort where not.
+        floored: whether any row has a min_p.
+    """
+
+    temperature: torch.Tensor
+    top_p: torch.Tensor
+    top_k: torch.Tensor
+    min_p: torch.Tensor
+    truncated: bool
+    floored: bool
+
+    def rows(self, part: slice) -> Shape:
+        """Of some rows."""
+        return dataclasses.replace(
+            self,
+            temperature=self.temperature[part],
+            top_p=self.top_p[part],
+            top_k=self.top_k[part],
+            min_p=self.min_p[part],
+        )
+
+
+def draw(
+    logits: torch.Tensor,
+    uniform: torch.Tensor,
+    shape: Shape,
+    suppressed: torch.Tensor,
+    processed: torch.Tensor | None = None,
+) -> Draw:
+    """Draws one token per row.
+
+    Args:
+        logits: (rows, vocabulary), any float type: the policy's.
+        uniform: (rows,), float64 in [0, 1).
+        shape: how the distribution is bent.
+        suppressed: ids (s,) never drawn.
+        bent: (rows, vocabulary), the logits to draw from where they are not the policy's.
+    """
+    rows, vocabulary = logits.shape
+    step = max(1, _CHUNK // vocabulary)
+    parts = [
+        _draw(
+            logits[a : a + step],
+            uniform[a : a + step],
+            shape.rows(slice(a, a + step)),
+            suppressed,
+            None if processed is None else processed[a : a + step],
+        )
+        for a in range(0, rows, step)
+    ]
+    if len(parts) == 1:
+        return parts[0]
+    return Draw(*(torch.cat([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(Draw)))
+
+
+def _draw(
+    logits: torch.Tensor, uniform: torch.Tensor, shape: Shape, suppressed: torch.Tensor, processed: torch.Tensor | None
+) -> Draw:
+    z = logits.double()
+    norm = torch.logsumexp(z, dim=-1)
+    finite = torch.isfinite(norm)
+    allowed = (z if processed is None else processed.double()).index_fill(1, suppressed, -torch.inf)
+    top = allowed.amax(dim=-1, keepdim=True)
+    greedy = shape.temperature == 0
+    # Not divided by its sum: only shares of it are asked for.
+    q = torch.exp_((allowed - top).div_(torch.where(greedy, 1.0, shape.temperature)[:, None]))
+    if shape.truncated:
+        q *= keep_mask(q, shape.top_p, shape.top_k)
+    if shape.floored:
+        q *= q >= shape.min_p[:, None]  # the largest is 1
+    cumulated = torch.cumsum(q, dim=-1)
+    total = cumulated[:, -1]
+    finite &= torch.isfinite(total)
+    # Below the total even where u * total rounds up to it: an id without mass must not be drawn.
+    target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    tokens = torch.searchsorted(cumulated, target[:, None], right=True)[:, 0].clamp_(max=z.shape[1] - 1)
+    if bool(greedy.any()):
+        tokens = torch.where(greedy, allowed.argmax(dim=-1), tokens)
+    at = tokens[:, None]
+    logprobs = z.gather(1, at)[:, 0] - norm
+    behaviour = torch.where(greedy, 0.0, torch.log(q.gather(1, at)[:, 0] / total))
+    return Draw(tokens, logprobs, behaviour, finite)
+
+
+def keep_mask(q: torch.Tensor, top_p: torch.Tensor, top_k: torch.Tensor) -> torch.Tensor:
+    """Which ids are left by top-k and then top-p: bool (rows, vocabulary). The likeliest id always stays.
+
+    Of ids with equal probability at the edge, the lower id stays.
+    """
+    ordered, ids = torch.sort(q, dim=-1, descending=True, stable=True)
+    rank = torch.arange(q.shape[1], device=q.device)
+    limit = torch.where(top_k > 0, top_k, q.shape[1])
+    ordered = ordered * (rank < limit[:, None])
+    ordered = ordered / ordered.sum(dim=-1, keepdim=True)
+    before = torch.cumsum(ordered, dim=-1) - ordered
+    kept = (ordered > 0) & ((before < top_p[:, None]) | (top_p >= 1)[:, None])
+    kept[:, 0] = True
+    return torch.zeros_like(kept).scatter_(1, ids, kept)

@@ -1,0 +1,56 @@
+"""Teacher forcing: the policy's log-probability of each token of a given response."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from sightline.sampler.types import Logprobs
+from transformers.cache_utils import DynamicCache
+
+from sightline_sampler.engines.local.model import BaseModel
+from sightline_sampler.engines.local.prefill import Prefiller
+from sightline_sampler.engines.local.prompts import Prepared
+
+
+def score(
+    base: BaseModel, prefiller: Prefiller, model: Any, prepared: Prepared, token_ids: Sequence[int], vision_key: int
+) -> Logprobs:
+    """log p(token i | image, prompt, tokens before i), over the whole vocabulary, in float64 from the model's logits.
+
+    The prompt is run as for sampling; the response follows in one forward on the prompt's cache, without pixels, so an
+    odd id in it cannot upset the count of image tokens.
+
+    Args:
+        base: the base model's facts.
+        prefiller: runs the prompt.
+        model: the model to call, its policy switched on.
+        prepared: the prompt.
+        token_ids: the response (n,), n >= 1.
+        vision_key: see `Weights.vision_key`.
+
+    Returns:
+        (n,) float32.
+    """
+    ids = torch.tensor([token_ids], dtype=torch.long, device=base.device)
+    prefix = prefiller.run(model, [prepared], vision_key)
+    logits = prefix.logits[:1]
+    if ids.shape[1] > 1:
+        rows = prefix.logits.shape[0]  # the prefix may hold copies of the prompt
+        positions = torch.arange(prefix.length, prefix.length + ids.shape[1] - 1, device=base.device)[None]
+        if prefix.shift is not None:
+            positions = (positions + prefix.shift[:1, None]).expand(3, -1, -1)
+            positions = positions.repeat(1, rows, 1)
+        else:
+            positions = positions.repeat(rows, 1)
+        cache = DynamicCache()
+        for number, (keys, values) in enumerate(prefix.layers):
+            cache.update(keys, values, number)
+        out = model(
+            input_ids=ids[:, :-1].repeat(rows, 1), position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        logits = torch.cat([logits, out.logits[0]])
+    logprobs = torch.log_softmax(logits.double(), dim=-1).gather(1, ids[0][:, None])[:, 0]
+    return np.asarray(logprobs.cpu().numpy(), dtype=np.float32)

@@ -1,0 +1,281 @@
+"""The engine in process: any image-text-to-text model of transformers, with its own decode loop.
+
+How it works: a pool renders, tokenises and preprocesses; one thread (`loop`) owns the model; each image is encoded once
+(`prefill`), each prompt run once, its keys and values copied for the K candidates (`kv`); rows of all requests decode
+together and leave when they end (`lane`); each candidate draws from its own generator (`seeds`, `sampling`).
+
+A candidate depends on weights, image, prompt, parameters and seed only: rows are never padded against one another, and
+on a CPU only kernels are used that treat each row alike (`attention`). In float32 with one thread even the bits of its
+log-probs do not depend on K or the batch (measured on 4096 candidates); with more threads the last bit may, and ids
+differ where a uniform number falls within that bit of a boundary, about once in 1e6 tokens. In half precision on a GPU
+the same seed gives the same candidate in a batch of the same shape; across shapes, rounding may change a token.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import AsyncGenerator, Callable
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import transformers
+from sightline.errors import InvalidInput, Unavailable
+from sightline.sampler.manifest import PolicyManifest
+from sightline.sampler.params import OPTIONS
+from sightline.sampler.types import Candidate, Capabilities, Distortion, ImageFree, Summary, TokenScores
+
+from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
+from sightline_sampler.engines.local import selfcheck, teacher
+from sightline_sampler.engines.local.loop import DecodeLoop
+from sightline_sampler.engines.local.memory import free_bytes
+from sightline_sampler.engines.local.model import BaseModel, load_base
+from sightline_sampler.engines.local.prefill import ImageFeatureCache, Prefiller
+from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
+from sightline_sampler.engines.local.rows import FinishedRow, Request
+from sightline_sampler.engines.local.stops import cut
+from sightline_sampler.engines.local.weights import Weights
+from sightline_sampler.images import decode
+from sightline_sampler.settings import EngineSettings, SamplerLimits
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    base: BaseModel
+    builder: PromptBuilder
+    prefiller: Prefiller
+    weights: Weights
+
+
+class TransformersEngine(Engine):
+    """See the module.
+
+    Args:
+        settings: model, device, batching.
+        limits: of images and candidates, for the capabilities and the decoder.
+        on_step: told the number of rows of each step.
+    """
+
+    name: ClassVar[str] = "transformers"
+
+    def __init__(
+        self, settings: EngineSettings, limits: SamplerLimits, *, on_step: Callable[[int], None] = lambda rows: None
+    ) -> None:
+        self._settings, self._limits, self._on_step = settings, limits, on_step
+        self._pool = concurrent.futures.ThreadPoolExecutor(settings.preprocess_threads, thread_name_prefix="prepare")
+        self._loader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loaded: _Loaded | None = None
+        self._loop: DecodeLoop | None = None
+
+    async def start(self) -> str:
+        """Loads the base model, checks that this engine decodes it rightly, and starts the decoding thread."""
+        events = asyncio.get_running_loop()
+        loaded = self._loaded = await events.run_in_executor(self._loader, self._load)
+        self._loop = DecodeLoop(
+            loaded.base,
+            loaded.weights,
+            loaded.prefiller,
+            events=events,
+            max_rows=self._settings.max_rows,
+            cache_bytes=self._settings.cache_mib << 20 or free_bytes(loaded.base.device) // 2,
+            on_step=self._on_step,
+        )
+        self._loop.start()
+        await asyncio.wrap_future(
+            self._loop.call(lambda: selfcheck.check(loaded.base, loaded.builder, loaded.prefiller))
+        )
+        return loaded.base.digest
+
+    async def stop(self) -> None:
+        """Ends work under way with `Unavailable` and frees everything."""
+        if self._loop is not None:
+            await asyncio.get_running_loop().run_in_executor(None, self._loop.stop)
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._loader.shutdown(wait=False, cancel_futures=True)
+        self._loop = self._loaded = None
+
+    def ready(self) -> str | None:
+        """None when it can sample, else why not."""
+        if self._loop is None:
+            return "the model is being loaded"
+        return self.broken()
+
+    def broken(self) -> str | None:
+        """Whether the decoding thread has died."""
+        failure = None if self._loop is None else self._loop.failure()
+        return None if failure is None else f"the decoding thread died: {failure}"
+
+    def rows(self) -> int:
+        """Candidates being decoded."""
+        return self._loop.rows() if self._loop else 0
+
+    def waiting(self) -> int:
+        """Prompts that wait for room."""
+        return self._loop.waiting() if self._loop else 0
+
+    def capabilities(self) -> Capabilities:
+        """What this engine can do with this model."""
+        base, limits = self._need()[0].base, self._limits
+        return Capabilities(
+            engine=self.label(),
+            model=str(base.directory),
+            logprobs="both",
+            logprob_dtype=str(base.dtype).removeprefix("torch."),
+            seeds=True,
+            token_ids=True,
+            lora="hot",
+            full="hot",
+            multi_version=True,
+            prefix_shared=True,
+            max_candidates=limits.max_candidates,
+            max_tokens=min(limits.max_tokens, base.window),
+            max_image_bytes=limits.max_image_bytes,
+            max_image_pixels=limits.max_image_pixels,
+            native_k=True,
+            scores=True,
+            params=OPTIONS,
+            keeps=True,
+        )
+
+    def loads(self) -> tuple[int, int]:
+        """Candidates being decoded, and prompts that wait."""
+        return self.rows(), self.waiting()
+
+    async def freeze(self) -> None:
+        """Stops decoding where it is, until `thaw`."""
+        self._need()[1].freeze(True)
+
+    async def thaw(self) -> None:
+        """Goes on."""
+        self._need()[1].freeze(False)
+
+    @classmethod
+    def label(cls) -> str:
+        """Name and version."""
+        return f"{cls.name} {transformers.__version__}"
+
+    async def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
+        """Yields each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
+        loaded, loop = self._need()
+        params = work.params
+        prepared = await self._prepare(work.prompt, work.image, params.distortion)
+        limit = self._room(prepared, params.max_tokens)
+        reference = await self._reference(work)
+        request = Request(work, prepared, limit, asyncio.Queue(), reference)
+        version, left = -1, len(work.seeds)
+        try:
+            loop.submit(request)
+            while left:
+                event = await request.events.get()
+                if isinstance(event, BaseException):
+                    raise event
+                left, version = left - 1, event.version
+                yield self._candidate(loaded.base, request, event)
+        finally:
+            if left:
+                loop.cancel(request)
+        yield Summary(len(prepared.ids), prepared.rendered, version, self.label())
+
+    async def score(self, work: ScoreWork) -> TokenScores:
+        """Log-probability of each token of a given response under the policy."""
+        loaded, loop = self._need()
+        base = loaded.base
+        for i, token in enumerate(work.token_ids):
+            if token >= base.vocabulary or token in base.placeholders:
+                why = "stands for an image" if token in base.placeholders else f"is not below {base.vocabulary}"
+                raise InvalidInput(f"token_ids[{i}] = {token} {why}", reason="BAD_TOKEN_ID")
+        prepared = await self._prepare(work.prompt, work.image)
+        self._room(prepared, len(work.token_ids))
+
+        def run() -> TokenScores:
+            version = work.lease.bind()
+            model, vision = loaded.weights.use(version), loaded.weights.vision_key(version)
+            return TokenScores(teacher.score(base, loaded.prefiller, model, prepared, work.token_ids, vision), version)
+
+        return await asyncio.wrap_future(loop.call(run))
+
+    async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
+        """Reads the policy beside the decoding thread, and installs it between two steps."""
+        loaded, loop = self._need()
+        read = await asyncio.get_running_loop().run_in_executor(self._loader, loaded.weights.read, directory, manifest)
+        return await asyncio.wrap_future(loop.call(lambda: loaded.weights.install(manifest, read)))
+
+    async def activate(self, version: int) -> None:
+        """Nothing to do: all loaded versions can answer side by side."""
+
+    async def retire(self, version: int) -> None:
+        """Frees a staged version."""
+        loaded, loop = self._need()
+
+        def drop() -> None:
+            loaded.weights.drop(version)
+            loaded.prefiller.features.forget(version)
+
+        await asyncio.wrap_future(loop.call(drop))
+
+    def _load(self) -> _Loaded:
+        settings = self._settings
+        transformers.utils.logging.disable_progress_bar()  # stderr holds the log, one JSON object a line
+        torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) - 1))
+        base = load_base(
+            settings.model,
+            device=settings.device,
+            dtype=settings.dtype,
+            chat_template=settings.chat_template,
+        )
+        prefiller = Prefiller(base, ImageFeatureCache(settings.feature_cache_mib << 20))
+        return _Loaded(base, PromptBuilder(base), prefiller, Weights(base))
+
+    def _need(self) -> tuple[_Loaded, DecodeLoop]:
+        if self._loaded is None or self._loop is None:
+            raise Unavailable("the sampler has not loaded its model yet", retry_after=1.0)
+        return self._loaded, self._loop
+
+    async def _prepare(self, prompt: str, image: EncodedImage | None, distortion: Distortion | None = None) -> Prepared:
+        builder, most = self._need()[0].builder, self._limits.max_image_pixels
+
+        def run() -> Prepared:
+            if image is None:
+                return builder.prepare(prompt, None)
+            builder.check(prompt)
+            return builder.prepare(prompt, decode(image.content, max_pixels=most), image.digest, distortion)
+
+        return await asyncio.get_running_loop().run_in_executor(self._pool, run)
+
+    async def _reference(self, work: SampleWork) -> Prepared | None:
+        """The prompt of the reference rows: with another image, or with none."""
+        match work.params.guidance:
+            case None:
+                return None
+            case ImageFree(_, None):
+                return await self._prepare(work.prompt, None)
+        return await self._prepare(work.prompt, work.image, work.params.guidance.distortion)
+
+    def _room(self, prepared: Prepared, wanted: int | None) -> int:
+        """Tokens that a candidate may have: as many as asked for, or as fit."""
+        window, length = self._need()[0].base.window, len(prepared.ids)
+        if length + (wanted or 1) > window:
+            raise InvalidInput(
+                f"the prompt has {length} tokens (image included) and {wanted or 1} more are asked for; "
+                f"the model's window is {window}",
+                reason="PROMPT_TOO_LONG",
+                metadata={"prompt_tokens": str(length), "window": str(window)},
+            )
+        return wanted or min(self._limits.default_max_tokens, window - length)
+
+    @staticmethod
+    def _candidate(base: BaseModel, request: Request, finished: FinishedRow) -> Candidate:
+        text = base.tokenizer.decode(finished.token_ids.tolist(), skip_special_tokens=True)
+        return Candidate(
+            index=finished.index,
+            text=cut(text, request.work.params.stop) if finished.reason == "stop" else text,
+            token_ids=finished.token_ids,
+            logprobs=finished.logprobs,
+            behaviour_logprobs=finished.behaviour,
+            finish_reason=finished.reason,
+            seed=request.work.seeds[finished.index],
+            policy_version=finished.version,
+        )

@@ -1,0 +1,244 @@
+"""The weights of every loaded policy, and which of them the next forward uses.
+
+Version 0 is the base model. A LoRA policy is an adapter inside the base model (PEFT layers; with adapters off these
+call the base layer and nothing else, so version 0 stays exactly what it was). A merged or full policy is a model of its
+own.
+
+PEFT loads an adapter whose keys do not match without a word: the layers stay as initialised, and the policy answers as
+the base model does. So keys are compared here, both ways, before anything is loaded, and an adapter that changes
+nothing is refused. Only the decoding thread may call what changes the base model (`install`, `drop`, `use`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from peft import functional as peft_functional
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from sightline.errors import PreconditionFailed
+from sightline.sampler.manifest import PolicyManifest
+
+from sightline_sampler.engines.base import StagedWeights
+from sightline_sampler.engines.local import attention
+from sightline_sampler.engines.local.model import BaseModel, load_weights
+
+_ADAPTER = "adapter_model.safetensors"
+_PREFIX = "base_model.model."
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """A LoRA policy read from disk: its config, and its tensors by name within the base model."""
+
+    version: int
+    config: Any
+    tensors: dict[str, torch.Tensor]
+
+    @property
+    def name(self) -> str:
+        """The adapter's name inside PEFT."""
+        return f"v{self.version}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Policy:
+    model: Any
+    adapter: str | None
+    vision: int  # the version whose image features this one shares
+
+
+class Weights:
+    """All loaded policies."""
+
+    def __init__(self, base: BaseModel) -> None:
+        self._base = base
+        self._policies = {0: _Policy(base.model, None, 0)}
+        self._current: str | None = None
+        self._layers: list[Any] = []
+
+    def __contains__(self, version: int) -> bool:
+        return version in self._policies
+
+    def use(self, version: int) -> Any:
+        """The model to call for the next forward of `version`, its adapter switched on."""
+        policy = self._policies[version]
+        if policy.model is self._base.model and policy.adapter != self._current:
+            for layer in self._layers:
+                layer.enable_adapters(policy.adapter is not None)
+                if policy.adapter is not None:
+                    layer.set_adapter([policy.adapter] if _has(layer, policy.adapter) else [], inference_mode=True)
+            self._current = policy.adapter
+        return policy.model
+
+    def vision_key(self, version: int) -> int:
+        """Versions with an equal key give equal image features."""
+        return self._policies[version].vision
+
+    def read(self, directory: Path, manifest: PolicyManifest) -> Any:
+        """Reads a policy from disk without touching what is loaded; may run in any thread.
+
+        Raises:
+            PreconditionFailed: it is no adapter or checkpoint for this base model.
+        """
+        if manifest.kind == "lora":
+            return self._read_adapter(directory, manifest.version)
+        return self._read_checkpoint(directory)
+
+    def install(self, manifest: PolicyManifest, loaded: Any) -> StagedWeights:
+        """Makes what `read` gave a policy.
+
+        Raises:
+            PreconditionFailed: keys missing or left over, or nothing changed.
+        """
+        version = manifest.version
+        if isinstance(loaded, Adapter):
+            return self._install_adapter(loaded)
+        self._policies[version] = _Policy(loaded, None, version)
+        return StagedWeights(tensors=len(loaded.state_dict()), modules=0)
+
+    def drop(self, version: int) -> None:
+        """Forgets a policy, if it is there."""
+        policy = self._policies.pop(version, None)
+        if policy is not None and policy.adapter is not None:
+            self._remove(policy.adapter)
+
+    def _read_adapter(self, directory: Path, version: int) -> Adapter:
+        try:
+            config = peft.PeftConfig.from_pretrained(str(directory))
+            tensors = load_file(directory / _ADAPTER)
+        except Exception as error:  # PEFT and safetensors raise many kinds
+            raise PreconditionFailed(f"{directory} is no PEFT adapter: {error}", reason="ADAPTER_UNREADABLE") from error
+        if config.peft_type != peft.PeftType.LORA:
+            raise PreconditionFailed(f"the adapter is {config.peft_type}, not LoRA", reason="ADAPTER_UNSUPPORTED")
+        if config.modules_to_save or config.bias != "none":
+            raise PreconditionFailed(
+                "the adapter also trains whole modules (modules_to_save or bias): publish it merged",
+                reason="ADAPTER_UNSUPPORTED",
+            )
+        config.inference_mode = True
+        return Adapter(version, config, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()})
+
+    def _read_checkpoint(self, directory: Path) -> Any:
+        base = self._base
+        try:
+            model = load_weights(directory, base.device, str(base.dtype).removeprefix("torch."))
+        except PreconditionFailed:
+            raise
+        except Exception as error:  # transformers and safetensors raise many kinds
+            raise PreconditionFailed(f"{directory} cannot be loaded: {error}", reason="WEIGHTS_DO_NOT_FIT") from error
+        ours, theirs = base.model.config, model.config
+        if (
+            type(model) is not type(base.model)
+            or ours.get_text_config().vocab_size != theirs.get_text_config().vocab_size
+        ):
+            raise PreconditionFailed(
+                f"{directory} is a {type(model).__name__}, and the base model a {type(base.model).__name__}"
+                if type(model) is not type(base.model)
+                else f"{directory} has another vocabulary than the base model",
+                reason="WEIGHTS_DO_NOT_FIT",
+            )
+        model.set_attn_implementation(attention.NAME)
+        mine = {
+            name.replace(".base_layer.", "."): p for name, p in base.model.named_parameters() if "lora_" not in name
+        }
+        if all(torch.equal(p, mine[name]) for name, p in model.named_parameters() if name in mine):
+            raise PreconditionFailed(
+                f"{directory} holds the weights of the base model: this policy changes nothing",
+                reason="POLICY_CHANGES_NOTHING",
+            )
+        if bad := [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]:
+            raise PreconditionFailed(f"{bad[0]} is not finite", reason="WEIGHTS_NOT_FINITE")
+        return model
+
+    def _install_adapter(self, adapter: Adapter) -> StagedWeights:
+        net, name = self._base.model, adapter.name
+        self._current = "?"  # injecting switches adapters; the next `use` sets them again
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a second adapter is not a mistake here
+                peft_functional.inject_adapter_in_model(adapter.config, net, adapter_name=name)
+                peft_functional.cast_adapter_dtype(net, name)
+        except Exception as error:  # PEFT: no module of that name, a kind of layer that it cannot wrap, ...
+            self._remove(name)
+            raise PreconditionFailed(
+                f"the adapter does not fit the base model: {error}", reason="ADAPTER_DOES_NOT_FIT"
+            ) from error
+        try:
+            self._layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
+            expected = peft_functional.get_peft_model_state_dict(net, adapter_name=name)
+            _compare({key.removeprefix(_PREFIX): tensor for key, tensor in expected.items()}, adapter.tensors)
+            changed = _changed(adapter.tensors)
+            result = peft_functional.set_peft_model_state_dict(net, adapter.tensors, adapter_name=name)
+            left = [key for key in result.missing_keys if f".{name}." in key] + list(result.unexpected_keys)
+            if left:
+                raise _mismatch("PEFT left over", left)
+        except BaseException:
+            self._remove(name)
+            raise
+        net.eval().requires_grad_(False)  # what PEFT puts in begins in training mode: its dropout would be on
+        prefix = self._base.text_prefix
+        text_only = bool(prefix) and all(key.startswith((f"{prefix}.", "lm_head.")) for key in adapter.tensors)
+        self._policies[adapter.version] = _Policy(net, name, 0 if text_only else adapter.version)
+        return StagedWeights(tensors=len(adapter.tensors), modules=len(changed))
+
+    def _remove(self, name: str) -> None:
+        net = self._base.model
+        self._current = "?"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that another adapter is switched on: the next `use` decides
+            peft_functional.delete_adapter(net, name, prefix="lora_", layer_cls=LoraLayer)
+        getattr(net, "peft_config", {}).pop(name, None)
+        self._layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
+
+
+def _compare(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> None:
+    """Both sets of names must be equal, and each pair's shapes."""
+    if missing := sorted(expected.keys() - found.keys()):
+        raise _mismatch("the adapter lacks", missing, sorted(found.keys() - expected.keys()))
+    if unexpected := sorted(found.keys() - expected.keys()):
+        raise _mismatch("the base model has no place for", unexpected)
+    if shapes := [key for key in sorted(found) if found[key].shape != expected[key].shape]:
+        raise _mismatch("of another shape", shapes)
+    if bad := [key for key in sorted(found) if not torch.isfinite(found[key]).all()]:
+        raise PreconditionFailed(f"{bad[0]} is not finite", reason="WEIGHTS_NOT_FINITE")
+
+
+def _changed(tensors: dict[str, torch.Tensor]) -> set[str]:
+    """Modules whose B A is not zero.
+
+    Raises:
+        PreconditionFailed: there is none.
+    """
+    live: dict[str, set[str]] = {}
+    for key, tensor in tensors.items():
+        module, _, part = key.partition(".lora_")
+        if bool((tensor != 0).any()):
+            live.setdefault(module, set()).add(part.split(".")[0])
+    changed = {m for m, parts in live.items() if {"A", "B"} <= parts or {"embedding_A", "embedding_B"} <= parts}
+    if not changed:
+        raise PreconditionFailed(
+            "the adapter changes nothing: in every module A or B is zero", reason="POLICY_CHANGES_NOTHING"
+        )
+    return changed
+
+
+def _mismatch(what: str, keys: Iterable[str], others: Collection[str] = ()) -> PreconditionFailed:
+    names = list(keys)
+    also = f"; it has in their place {', '.join(list(others)[:3])}" if others else ""
+    return PreconditionFailed(
+        f"the adapter's keys do not match the base model: {what} {len(names)}, for example "
+        f"{', '.join(names[:3])}{also}",
+        reason="ADAPTER_KEYS_DO_NOT_MATCH",
+        metadata={"count": str(len(names)), "keys": ", ".join(names[:3])},
+    )
+
+
+def _has(layer: Any, adapter: str) -> bool:
+    return adapter in layer.lora_A or adapter in layer.lora_embedding_A

@@ -1,0 +1,1 @@
+"""Engines behind HTTP: Text Generation Inference and vLLM."""

@@ -1,0 +1,178 @@
+"""An engine behind HTTP: connections, limits, and what its failures mean."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, Literal
+
+import httpx
+from sightline.errors import InvalidInput, PreconditionFailed
+from sightline_chassis import metrics
+
+from sightline_sampler.engine_settings import HttpEngineSettings
+
+Kind = Literal["busy", "away", "broken"]
+
+
+class Failure(Exception):
+    """A request that the engine did not do, and may do later.
+
+    Attributes:
+        kind: "busy" (it has too much work), "away" (nobody answers, or it starts), "broken" (it took the request, and
+            failed).
+    """
+
+    def __init__(self, kind: Kind, message: str) -> None:
+        super().__init__(message)
+        self.kind: Kind = kind
+
+
+class Backend:
+    """HTTP to one engine.
+
+    Args:
+        name: for metrics and messages.
+        settings: where it is, and limits.
+        transport: in place of the network, for tests.
+    """
+
+    def __init__(
+        self, name: str, settings: HttpEngineSettings, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self.name, self._settings = name, settings
+        headers = {"authorization": f"Bearer {settings.token}"} if settings.token else {}
+        self._client = httpx.AsyncClient(
+            base_url=settings.url,
+            headers=headers,
+            transport=transport,
+            trust_env=False,  # a proxy of the environment is not for the engine beside us
+            timeout=httpx.Timeout(settings.read_seconds, connect=settings.connect_seconds, pool=None),
+            limits=httpx.Limits(max_connections=settings.max_concurrent + 8, max_keepalive_connections=None),
+        )
+        metrics.BACKEND_UP.labels(name).set(0)
+        metrics.BACKEND_RETRIES.labels(name)
+
+    async def close(self) -> None:
+        """Closes all connections."""
+        await self._client.aclose()
+
+    async def get(self, path: str) -> httpx.Response:
+        """GET; any status below 500 and not 429 is a reply.
+
+        Raises:
+            Failure: it did not answer, or not now.
+        """
+        with self._measured():
+            response = await self._client.get(path, timeout=self._settings.connect_seconds + 5)
+            _refuse_failed(response)
+            return response
+
+    async def post(
+        self, path: str, body: object = None, *, seconds: float | None = None, query: dict[str, str] | None = None
+    ) -> httpx.Response:
+        """POST of JSON; any status below 424 is a reply.
+
+        Args:
+            path: under the engine's address.
+            body: JSON values; None sends none.
+            seconds: longest silence, if not the settings'.
+            query: of the URL.
+
+        Raises:
+            InvalidInput: the body is larger than the engine takes.
+            Failure: it did not answer, or not now.
+        """
+        timeout = self._client.timeout if seconds is None else httpx.Timeout(seconds, pool=None)
+        content, headers = self._encode(body)
+        with self._measured():
+            response = await self._client.post(path, content=content, headers=headers, timeout=timeout, params=query)
+            _refuse_failed(response)
+            return response
+
+    @contextlib.asynccontextmanager
+    async def stream(self, path: str, body: object) -> AsyncIterator[httpx.Response]:
+        """POST of JSON whose reply comes in pieces; raises as `post`, also while it is read."""
+        content, headers = self._encode(body)
+        with self._measured():
+            async with self._client.stream("POST", path, content=content, headers=headers) as response:
+                if response.status_code != 200:
+                    await response.aread()
+                    _refuse_failed(response)
+                yield response
+
+    def _encode(self, body: object) -> tuple[bytes, dict[str, str]]:
+        if body is None:
+            return b"", {}
+        content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+        most = self._settings.max_body_bytes
+        if len(content) > most:
+            raise InvalidInput(
+                f"the request to {self.name} would have {len(content)} bytes, and it takes {most}: send a smaller "
+                f"image (base64 makes it a third larger; engine.{self.name}.max_body_bytes)",
+                reason="IMAGE_TOO_LARGE",
+                metadata={"limit_bytes": str(most)},
+            )
+        return content, {"content-type": "application/json"}
+
+    @contextlib.contextmanager
+    def _measured(self) -> Iterator[None]:
+        started, outcome = time.monotonic(), "cancelled"
+        try:
+            yield
+            outcome = "ok"
+        except Failure as failure:
+            outcome = failure.kind
+            raise
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            outcome = "away"
+            raise Failure("away", f"{self.name} does not answer: {error or type(error).__name__}") from error
+        except httpx.TimeoutException as error:
+            outcome = "broken"
+            raise Failure("broken", f"{self.name} said nothing for too long ({type(error).__name__})") from error
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            outcome = "broken"
+            raise Failure("broken", f"{self.name} broke off: {error or type(error).__name__}") from error
+        finally:
+            metrics.BACKEND_SECONDS.labels(self.name, outcome).observe(time.monotonic() - started)
+
+
+def reason_of(response: httpx.Response) -> str:
+    """What a reply says is wrong: TGI's `error`, vLLM's `error.message`, FastAPI's `detail`, or plain text."""
+    with contextlib.suppress(ValueError):
+        tree: Any = response.json()
+        if isinstance(tree, dict):
+            error = tree.get("error", tree.get("detail", tree.get("message")))
+            if isinstance(error, dict):
+                error = error.get("message")
+            if error:
+                return str(error)[:500]
+    return response.text[:500] or f"HTTP {response.status_code}"
+
+
+def refused(name: str, response: httpx.Response) -> InvalidInput | PreconditionFailed:
+    """The error of a reply that a retry would not change."""
+    told, status = reason_of(response), response.status_code
+    if status in (401, 403):
+        return PreconditionFailed(
+            f"{name} refuses the sampler itself ({status}: {told}): check engine.{name}.token", reason="ENGINE_REFUSES"
+        )
+    if status == 413 or "length limit exceeded" in told:
+        return InvalidInput(
+            f"the request is larger than {name} takes: {told}; send a smaller image, and set "
+            f"engine.{name}.max_body_bytes to its limit",
+            reason="IMAGE_TOO_LARGE",
+        )
+    return InvalidInput(f"{name} refuses the request ({status}): {told}", reason="ENGINE_REFUSES")
+
+
+def _refuse_failed(response: httpx.Response) -> None:
+    status = response.status_code
+    if status == 429:
+        raise Failure("busy", reason_of(response))
+    if status == 503 or status == 502:
+        raise Failure("away", reason_of(response))
+    if status == 424 or status >= 500:
+        raise Failure("broken", reason_of(response))

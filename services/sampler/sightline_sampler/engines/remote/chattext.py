@@ -1,0 +1,214 @@
+"""A model's chat template and tokenizer without PyTorch, for engines that live elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+import jinja2.ext
+import jinja2.sandbox
+from sightline.errors import InvalidInput, PreconditionFailed
+from tokenizers import Tokenizer
+
+from sightline_sampler.engines.placeholders import refuse_placeholders
+
+_MOST_UNKNOWN = 512  # servers take so many biases, and more unknown ids are padding of an embedding
+_IMAGE_WORDS = ("image", "video", "vision", "audio", "boi", "eoi")
+
+
+class ChatText:
+    """What is read of a model directory: chat template, tokenizer, and the facts about its tokens.
+
+    Args:
+        directory: holds `config.json`, `tokenizer.json` and, unless given, a chat template.
+        chat_template: a Jinja file in place of the model's own.
+
+    Raises:
+        PreconditionFailed: a file is missing or cannot be read.
+    """
+
+    def __init__(self, directory: Path, chat_template: Path | None) -> None:
+        if not directory.is_dir():
+            raise PreconditionFailed(
+                f"engine.model must be a directory for an engine behind HTTP, and {directory} is none: its tokenizer, "
+                "chat template and digest are read",
+                reason="MODEL_NOT_FOUND",
+            )
+        self._config = _json(directory / "config.json")
+        words = _json(directory / "tokenizer_config.json")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+        except Exception as error:  # the tokenizers package raises plain Exception
+            raise PreconditionFailed(
+                f"{directory}/tokenizer.json cannot be read: {error}", reason="TOKENIZER_UNREADABLE"
+            ) from error
+        self._special = {
+            name: value["content"] if isinstance(value, dict) else value
+            for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+            if (value := words.get(name))
+        }
+        self._template = _environment().from_string(_template_of(directory, words, chat_template))
+        self.placeholder_ids = frozenset(self._image_ids())
+        tokens = {self._tokenizer.id_to_token(token) for token in self.placeholder_ids}
+        self.placeholders = tuple(sorted(token for token in tokens if token))
+        self._mark = self._image_mark()
+        self.never_ids = self._never_ids()
+        """Ids that must not be sampled, as the engine in process holds it: placeholders, begin and pad tokens, and ids
+        that the tokenizer does not have."""
+        bos = self._tokenizer.token_to_id(self._special.get("bos_token", "")) if "bos_token" in self._special else None
+        self.adds_bos = bos is not None and self._tokenizer.encode("x").ids[:1] == [bos]
+        """Whether tokenizing with special tokens puts the begin token in front."""
+
+    @property
+    def dtype(self) -> str:
+        """What the checkpoint says its numbers are."""
+        return str(self._config.get("dtype") or self._config.get("torch_dtype") or "float16")
+
+    def check(self, text: str) -> None:
+        """Refuses a user's text that would be taken for an image.
+
+        Raises:
+            InvalidInput: it holds a placeholder of the model.
+        """
+        refuse_placeholders(text, self.placeholders)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Refuses token ids that cannot be scored.
+
+        Raises:
+            InvalidInput: one stands for an image, or the tokenizer does not have it.
+        """
+        for i, token in enumerate(ids):
+            if token in self.placeholder_ids or self._tokenizer.id_to_token(token) is None:
+                why = "stands for an image" if token in self.placeholder_ids else "is not of the tokenizer"
+                raise InvalidInput(f"token_ids[{i}] = {token} {why}", reason="BAD_TOKEN_ID")
+
+    def render(self, text: str, with_image: bool) -> str:
+        """The prompt after the chat template, ready for the answer; the image is its placeholder.
+
+        Raises:
+            InvalidInput: the text holds a placeholder, or the template refuses it.
+        """
+        self.check(text)
+        content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+        except jinja2.TemplateError as error:
+            raise InvalidInput(f"the chat template refuses the prompt: {error}", reason="PROMPT_REFUSED") from error
+
+    def around_image(self, rendered: str) -> tuple[str, str]:
+        """What stands before and after the image's place in a rendered prompt.
+
+        Raises:
+            PreconditionFailed: the template sets no place for the image, or several.
+        """
+        parts = self._mark.split(rendered)
+        if len(parts) != 2:
+            raise PreconditionFailed(
+                f"the chat template sets {len(parts) - 1} places for one image", reason="NO_CHAT_TEMPLATE"
+            )
+        return parts[0], parts[1]
+
+    def without_bos(self, rendered: str) -> str:
+        """The text without a leading begin token, where tokenizing will put one there: two would be one too many."""
+        return rendered.removeprefix(self._special["bos_token"]) if self.adds_bos else rendered
+
+    def wants_special(self, rendered: str) -> bool:
+        """Whether special tokens are to be added when a rendered prompt is tokenized: not where the template wrote the
+        begin token itself."""
+        bos = self._special.get("bos_token")
+        return not (bos and rendered.startswith(bos))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids without special tokens added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: list[int], *, special: bool) -> str:
+        """The text of token ids, special tokens spelled out or left out."""
+        return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
+
+    def continuation(self, rendered: str, ids: list[int]) -> str | None:
+        """Text that, put behind a rendered prompt, is tokenized to just these ids; None where there is none.
+
+        The tokenizer may write a word's first piece with its own space or none, so what a decoder gives is tried with
+        and without a leading one.
+        """
+        before = self.encode(rendered)
+        plain = self.decode(ids, special=True)
+        for text in (plain, f" {plain}", plain.removeprefix(" ")):
+            if self.encode(rendered + text) == before + ids:
+                return text
+        return None
+
+    def _never_ids(self) -> frozenset[int]:
+        text = self._config.get("text_config") or self._config
+        special = {self._tokenizer.token_to_id(self._special.get(name, "")) for name in ("bos_token", "pad_token")}
+        ends = {self._tokenizer.token_to_id(self._special.get("eos_token", ""))}
+        size = int(text.get("vocab_size") or 0)
+        unknown = [token for token in range(size) if self._tokenizer.id_to_token(token) is None]
+        never = {*self.placeholder_ids, *special, *unknown[:_MOST_UNKNOWN]} - ends
+        return frozenset(token for token in never if token is not None)
+
+    def _image_ids(self) -> set[int]:
+        return {
+            value
+            for name, value in self._config.items()
+            if name.endswith(("token_id", "token_index"))
+            and any(word in name for word in _IMAGE_WORDS)
+            and isinstance(value, int)
+            and value >= 0
+        }
+
+    def _image_mark(self) -> re.Pattern[str]:
+        """The image's place as templates write it: its token, and the tokens that stand around it."""
+        image = {
+            self._tokenizer.id_to_token(value)
+            for name, value in self._config.items()
+            if name in ("image_token_id", "image_token_index") and isinstance(value, int)
+        }
+        around = [re.escape(token) for token in self.placeholders if token not in image]
+        optional = f"(?:{'|'.join(around)})?" if around else ""
+        return re.compile(f"{optional}(?:{'|'.join(re.escape(token) for token in image if token) or '(?!)'}){optional}")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise PreconditionFailed(f"{path} cannot be read: {error}", reason="MODEL_UNREADABLE") from error
+    return dict(tree)
+
+
+def _template_of(directory: Path, words: dict[str, Any], given: Path | None) -> str:
+    if given is not None:
+        return given.read_text(encoding="utf-8")
+    if (file := directory / "chat_template.jinja").exists():
+        return file.read_text(encoding="utf-8")
+    if (file := directory / "chat_template.json").exists():
+        return str(_json(file)["chat_template"])
+    if isinstance(words.get("chat_template"), str):
+        return str(words["chat_template"])
+    raise PreconditionFailed(
+        f"{directory} has no chat template: name a Jinja file in engine.chat_template", reason="NO_CHAT_TEMPLATE"
+    )
+
+
+def _environment() -> jinja2.Environment:
+    """As transformers sets it up, so that the same template gives the same text."""
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
+    environment.globals["raise_exception"] = _raise
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    return environment
+
+
+def _raise(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,368 @@
+"""What engines behind HTTP have in common: candidates fetched side by side, failures outlived, placeholders redrawn.
+
+A candidate is retried alone, with its seed; those that came are not asked for again. Between two tries the engine is
+looked at: one that came back with other weights is not asked.
+"""
+
+from __future__ import annotations
+
+import abc
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import logging
+import random
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from pathlib import Path
+
+from sightline.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidInput,
+    Overloaded,
+    PreconditionFailed,
+    SightlineError,
+    Unavailable,
+)
+from sightline.sampler.manifest import model_digest
+from sightline.sampler.params import SamplingParams
+from sightline.sampler.types import Candidate, Summary
+from sightline_chassis import metrics as chassis_metrics
+
+from sightline_sampler import metrics
+from sightline_sampler.engine_settings import EngineSettings, HttpEngineSettings
+from sightline_sampler.engines import seeds
+from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork
+from sightline_sampler.engines.remote.backend import Backend, Failure
+from sightline_sampler.engines.remote.chattext import ChatText
+from sightline_sampler.engines.remote.request_limit import RequestLimit
+from sightline_sampler.images import media_type, upright
+from sightline_sampler.settings import SamplerLimits
+
+logger = logging.getLogger(__name__)
+
+Draw = Callable[[Sequence[int], Sequence[int]], AsyncGenerator[Candidate]]
+"""Fetches candidates: given their indices and their seeds, yields each when it is finished."""
+
+_REDRAWS = 8
+
+
+class RemoteEngine(Engine):
+    """An engine behind HTTP.
+
+    Args:
+        settings: the base model's directory, and the engine's section.
+        section: that section.
+        limits: of images and candidates.
+    """
+
+    def __init__(self, settings: EngineSettings, section: HttpEngineSettings, limits: SamplerLimits) -> None:
+        self._model = Path(settings.model).expanduser().resolve()
+        self._chat_template, self._section, self._limits = settings.chat_template, section, limits
+        self._backend = Backend(self.name, section)
+        self.slots = RequestLimit(section.max_concurrent)
+        self._sampling = self._waiting = 0
+        self._down: str | None = "it was not asked yet"
+        self._text: ChatText | None = None
+        self._poller: asyncio.Task[None] | None = None
+
+    @abc.abstractmethod
+    async def look(self) -> str | None:
+        """Asks what the engine serves.
+
+        Returns:
+            Why it cannot be used as it is; None where it can.
+
+        Raises:
+            Failure: it does not answer.
+        """
+
+    @property
+    def text(self) -> ChatText:
+        """The base model's template and tokenizer."""
+        if self._text is None:
+            raise Unavailable("the sampler has not started yet", retry_after=1.0)
+        return self._text
+
+    async def start(self) -> str:
+        """Reads the base model's directory, and waits for the engine.
+
+        Raises:
+            Unavailable: the engine does not come up.
+        """
+        self._text = await asyncio.to_thread(ChatText, self._model, self._chat_template)
+        digest = await asyncio.to_thread(model_digest, self._model)
+        await self.until_up(self._section.swap_seconds)
+        self._poller = asyncio.create_task(self._poll())
+        return digest
+
+    async def stop(self) -> None:
+        """Closes all connections."""
+        if self._poller is not None:
+            self._poller.cancel()
+            await asyncio.wait([self._poller])
+        await self._backend.close()
+
+    def ready(self) -> str | None:
+        """None when the engine answered last and serves the active policy."""
+        return None if self._down is None else f"{self.name}: {self._down}"
+
+    def loads(self) -> tuple[int, int]:
+        """Candidates being sampled, and those that wait for a connection."""
+        return self._sampling, self._waiting
+
+    def seen_at(self, directory: Path) -> str:
+        """A policy's directory as the engine sees it."""
+        at = self._section.policies_at
+        return str(directory if at is None else at / directory.name)
+
+    async def image_url(self, image: EncodedImage) -> str:
+        """The image as a data URL, decoded once to see that it is one.
+
+        Raises:
+            InvalidInput: it is none, or has too many pixels.
+        """
+        most = self._limits.max_image_pixels
+        content = await asyncio.to_thread(upright, image.content, max_pixels=most)
+        return f"data:{media_type(content)};base64,{base64.b64encode(content).decode()}"
+
+    async def until_up(self, seconds: float, *, pause: float = 0.2) -> None:
+        """Looks until the engine answers.
+
+        Raises:
+            Unavailable: it does not within that time.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                await self._look()
+                return
+            except Failure as failure:
+                if time.monotonic() + pause > deadline:
+                    raise Unavailable(f"{failure}", reason="ENGINE_DOWN", retry_after=2.0) from failure
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+            pause = min(2.0, 1.5 * pause)
+
+    async def until(self, condition: Callable[[], bool], otherwise: str) -> None:
+        """Looks until something holds, for as long as a swap may take.
+
+        Raises:
+            PreconditionFailed: it does not.
+        """
+        deadline = time.monotonic() + self._section.swap_seconds
+        while True:
+            with contextlib.suppress(Failure):
+                await self._look()
+                if condition():
+                    return
+            if time.monotonic() > deadline:
+                raise PreconditionFailed(
+                    f"{otherwise} within {self._section.swap_seconds:.0f} s"
+                    + (f": {self._down}" if self._down else ""),
+                    reason="ENGINE_DID_NOT_CHANGE",
+                )
+            await asyncio.sleep(min(1.0, self._section.poll_seconds))
+
+    async def fetch(self, work: SampleWork, draw: Draw, version: int) -> AsyncGenerator[Candidate]:
+        """All candidates of a request, each as it comes; what fails is retried. Greedy ones are the same, and one
+        is asked for.
+
+        Args:
+            work: the request.
+            draw: fetches some; called with the indices of one connection's worth, again after a failure.
+            version: what they must be sampled from.
+
+        Raises:
+            SightlineError: what cannot be had; candidates that came were yielded.
+        """
+        greedy = work.params.temperature == 0
+        asked = dataclasses.replace(work, seeds=work.seeds[:1]) if greedy else work
+        async with contextlib.aclosing(self._fetch(asked, draw, version)) as candidates:
+            async for candidate in candidates:
+                for one in copies(candidate, work.seeds) if greedy else [candidate]:
+                    yield one
+
+    async def _fetch(self, work: SampleWork, draw: Draw, version: int) -> AsyncGenerator[Candidate]:
+        queue: asyncio.Queue[Candidate | BaseException | None] = asyncio.Queue()
+        batches = self.batches(work)
+
+        async def run(indices: Sequence[int]) -> None:
+            try:
+                async for candidate in self._persist(indices, work, draw, version):
+                    queue.put_nowait(candidate)
+                queue.put_nowait(None)
+            except asyncio.CancelledError:
+                raise
+            except BaseException as error:
+                queue.put_nowait(error)
+
+        tasks = [asyncio.create_task(run(indices)) for indices in batches]
+        failure: BaseException | None = None
+        try:
+            left = len(tasks)
+            while left:
+                event = await self._next(queue, work.deadline)
+                if isinstance(event, Candidate):
+                    yield event
+                else:
+                    left -= 1
+                    failure = failure or event
+                    if failure is not None and not _may_wait(failure):
+                        break
+            if failure is not None:
+                raise failure
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def batches(self, work: SampleWork) -> list[list[int]]:
+        """Indices of candidates that go in one request each."""
+        return [[index] for index in range(len(work.seeds))]
+
+    def summary(self, version: int, rendered: str, prompt_tokens: int) -> Summary:
+        """The end of a request."""
+        return Summary(prompt_tokens, rendered, version, self.capabilities().engine)
+
+    async def _persist(
+        self, indices: Sequence[int], work: SampleWork, draw: Draw, version: int
+    ) -> AsyncIterator[Candidate]:
+        missing, wanted = list(indices), {index: work.seeds[index] for index in indices}
+        broken, redrawn, started = 0, 0, time.monotonic()
+        while missing:
+            self.require(version)
+            try:
+                drawn = draw(list(missing), [wanted[index] for index in missing])
+                async with self._turn(len(missing)), contextlib.aclosing(drawn):
+                    async for candidate in drawn:
+                        if self._holds_placeholder(candidate):
+                            redrawn += 1
+                            if redrawn > _REDRAWS:
+                                raise InternalError(
+                                    f"{self.name} samples image placeholders again and again", reason="ENGINE_FAILED"
+                                )
+                            metrics.DROPPED.inc()
+                            wanted[candidate.index] = seeds.derive(wanted[candidate.index], 1)[0]
+                            continue
+                        missing.remove(candidate.index)
+                        yield candidate
+            except Failure as failure:
+                chassis_metrics.BACKEND_RETRIES.labels(self.name).inc()
+                waited = time.monotonic() - started
+                if failure.kind == "broken":
+                    broken += 1
+                    if broken >= self._section.tries:
+                        raise Unavailable(
+                            f"{self.name} failed {broken} times: {failure}", reason="ENGINE_FAILED", retry_after=2.0
+                        ) from failure
+                elif waited > self._section.overload_seconds:
+                    raise self.unavailable(failure) from failure
+                pause = min(2.0, max(0.1, 0.2 * waited)) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+                await asyncio.sleep(pause)
+                if failure.kind != "busy":
+                    await self.until_up(max(0.0, self._section.overload_seconds - waited))
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, count: int) -> AsyncIterator[None]:
+        self._waiting += 1
+        waiting = True
+        try:
+            async with self.slots.taken(self.weight(count)):
+                self._waiting -= 1
+                waiting = False
+                self._sampling += count
+                try:
+                    yield
+                finally:
+                    self._sampling -= count
+        finally:
+            self._waiting -= waiting
+
+    def weight(self, count: int) -> int:
+        """What a request for so many candidates counts as, against the engine's limit."""
+        return 1
+
+    def unavailable(self, failure: Failure) -> SightlineError:
+        """The typed error of a failure that is not retried here."""
+        if failure.kind == "busy":
+            return Overloaded(f"{self.name}: {failure}", reason="ENGINE_BUSY", retry_after=2.0)
+        return Unavailable(f"{self.name}: {failure}", reason="ENGINE_DOWN", retry_after=2.0)
+
+    def require(self, version: int) -> None:
+        """Refuses to sample from an engine that does not hold that version.
+
+        Raises:
+            Unavailable: it does not.
+        """
+        if not self.resident(version):
+            metrics.STALE.inc()
+            raise Unavailable(
+                f"{self.name} does not hold policy {version}" + (f": {self._down}" if self._down else ""),
+                reason="ENGINE_HOLDS_ANOTHER_POLICY",
+                retry_after=2.0,
+            )
+
+    def _holds_placeholder(self, candidate: Candidate) -> bool:
+        return any(int(token) in self.text.placeholder_ids for token in candidate.token_ids)
+
+    async def _look(self) -> None:
+        try:
+            self._note(await self.look())
+        except (Failure, SightlineError) as error:
+            self._note(str(error))
+            raise
+
+    def _note(self, down: str | None) -> None:
+        if down != self._down:
+            logger.log(logging.INFO if down is None else logging.WARNING, "%s: %s", self.name, down or "answers")
+        self._down = down
+        chassis_metrics.BACKEND_UP.labels(self.name).set(down is None)
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(self._section.poll_seconds)
+            try:
+                await self._look()
+            except (Failure, SightlineError):
+                continue  # noted
+            except Exception:
+                logger.exception("looking at %s failed", self.name)
+
+    @staticmethod
+    async def _next(
+        queue: asyncio.Queue[Candidate | BaseException | None], deadline: float | None
+    ) -> Candidate | BaseException | None:
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                return await queue.get()
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before all candidates were finished") from None
+
+
+def copies(candidate: Candidate, seeds_of_all: Sequence[int]) -> list[Candidate]:
+    """One greedy candidate for each seed: the engine would give the same again and again."""
+    return [dataclasses.replace(candidate, index=index, seed=seed) for index, seed in enumerate(seeds_of_all)]
+
+
+def too_long(told: str, *, window: object, prompt: str | None) -> InvalidInput:
+    """The error of a request whose prompt and tokens do not fit; the prompt is never cut."""
+    facts = {"window": str(window or ""), "prompt_tokens": prompt or ""}
+    return InvalidInput(
+        f"prompt (image included) and max_tokens do not fit: {told}", reason="PROMPT_TOO_LONG", metadata=facts
+    )
+
+
+def left_of(error: InvalidInput, params: SamplingParams) -> int:
+    """Tokens that fit behind a prompt which the engine has counted, where the caller asked for no number; else raises
+    the error again."""
+    window, prompt = error.metadata.get("window"), error.metadata.get("prompt_tokens")
+    if params.max_tokens is not None or not window or not prompt or int(window) <= int(prompt):
+        raise error
+    return int(window) - int(prompt)
+
+
+def _may_wait(failure: BaseException) -> bool:
+    """Whether the others of the request are worth waiting for: those need not be asked for again."""
+    return isinstance(failure, Unavailable | Overloaded)

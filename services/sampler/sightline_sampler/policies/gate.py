@@ -1,0 +1,130 @@
+"""The arrival gate: from what engine and trainer say about the same tokens to whether the weights arrived.
+
+What goes wrong in online loops answers 200 OK with the old weights: an adapter whose keys match nothing, one that is
+loaded and never named, cached prefixes of the version before, last week's files under a new name. A plain threshold on
+|engine - trainer| cannot see that when one update moves log-probabilities less than the engine's own rounding does
+(one DPO iteration at a rate of 1e-6 against bfloat16 noise of 0.05 a token). So the *change* is compared, token by
+token: what the engine now says minus what it said before, against the trainer's now minus before.
+
+With the trainer's change of standard deviation s and the engine's noise n in each of its two scores, a policy that
+arrived shows a correlation of about s / sqrt(s^2 + 2 n^2): over 0.999 in float32, 0.58 for s = n = 0.05 (a clear update
+in bfloat16), 0.27 for s = 0.02. Weights that did not arrive show 0 +- 1 / sqrt(tokens) (or no change at all, in any
+bit). Hence `min_correlation` 0.2, and never less than `significance` / sqrt(tokens): at 4, chance passes once in 30
+000.
+
+A policy that is left out (the base model answers in its place) changes by minus the policy before, and that may well
+correlate with the trainer's step. So the new scores must also be as near to the trainer's as the previous ones were:
+within `gap_factor` times that, which is the noise of engine and trainer as they stand, measured on weights that were
+proven before; 0.001 where both compute alike.
+
+`max_gap` bounds both: 0.010 to 0.018 was seen between a healthy engine and its trainer (mean |difference| a token),
+0.04 is what noise of standard deviation 0.05 gives, 0.2 was a stale engine; 0.1 lies between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from sightline.sampler.types import Arrival
+
+from sightline_sampler.settings import GateSettings
+
+Scores = npt.NDArray[np.float64]
+
+_ALIKE = 1e-3  # nats a token: more than float32 engines differ by, less than an update that matters
+
+
+def judge(
+    settings: GateSettings,
+    *,
+    engine: str,
+    previous_version: int,
+    probes: int,
+    new: Scores,
+    previous: Scores,
+    trainer: Scores,
+    trainer_previous: Scores | None,
+    sampled: Sequence[tuple[Scores, Scores]] = (),
+) -> Arrival:
+    """Decides, and says why.
+
+    Args:
+        settings: the thresholds.
+        engine: its name and version, for the report.
+        previous_version: what `previous` is of.
+        probes: number of responses that the tokens come from.
+        new: the engine's log-probability of each probe token (n,) under the new policy, n >= 1.
+        previous: the same under the previous one (n,).
+        trainer: the trainer's under the new policy (n,).
+        trainer_previous: the trainer's under the previous one (n,); None where it is not known.
+        sampled: for each candidate drawn from the new policy, its log-probabilities as sampled and as scored (m,).
+
+    Returns:
+        The report; `passed` and `reason` are the verdict.
+    """
+    change = new - previous
+    moved, changed = float(np.abs(change).mean()), float((change != 0).mean())
+    gap = float(np.abs(new - trainer).mean())
+    previous_gap = trainer_moved = correlation = None
+    required = 0.0
+    if trainer_previous is not None:
+        wanted = trainer - trainer_previous
+        previous_gap, trainer_moved = float(np.abs(previous - trainer_previous).mean()), float(np.abs(wanted).mean())
+        required = min(0.9, max(settings.min_correlation, settings.significance / float(np.sqrt(len(new)))))
+        if len(new) > 1 and wanted.std() > 0 and change.std() > 0:
+            correlation = float(np.corrcoef(change, wanted)[0, 1])
+    noise = 0.0 if previous_gap is None else max(_ALIKE, settings.gap_factor * previous_gap)
+    allowed = min(settings.max_gap, noise) if noise else settings.max_gap
+    sampled_gap = float(np.abs(np.concatenate([a - b for a, b in sampled])).mean()) if sampled else None
+    finite = all(
+        np.isfinite(values).all() for values in (new, previous, *(array for pair in sampled for array in pair))
+    )
+
+    if not finite:
+        reason = "the engine's scores are not finite"
+    elif previous_gap is not None and not previous_gap <= settings.max_gap:
+        reason = (
+            f"already under version {previous_version} the engine's scores differ from the trainer's by "
+            f"{previous_gap:.4f} nats a token (at most {settings.max_gap}): it holds another base model, or prepares "
+            "prompts and images otherwise"
+        )
+    elif changed == 0:
+        reason = (
+            f"its scores are those of version {previous_version} to the last bit: the new weights do not reach the "
+            "forward pass (keys that match nothing, an adapter that is not named, a stale cache, or old files)"
+        )
+    elif trainer_moved == 0:
+        reason = "the trainer's own scores do not differ between the two versions: these probes prove nothing"
+    elif not gap <= allowed:
+        reason = f"its scores differ from the trainer's by {gap:.4f} nats a token (at most {allowed:.4f})"
+    elif trainer_previous is not None and (correlation is None or not correlation >= required):
+        told = "cannot be told" if correlation is None else f"is {correlation:.3f}"
+        reason = (
+            f"the correlation of its change with the trainer's {told} (at least {required:.3f} over {len(new)} tokens)"
+            ": these are other weights, or too few probe tokens for so small an update"
+        )
+    elif sampled_gap is not None and not sampled_gap <= settings.max_gap:
+        reason = (
+            f"candidates are not sampled from what is scored: {sampled_gap:.4f} nats a token apart (at most "
+            f"{settings.max_gap}); a prefix or image cache of another version, or requests that do not name the policy"
+        )
+    else:
+        reason = ""
+    return Arrival(
+        passed=not reason,
+        reason=reason,
+        previous_version=previous_version,
+        probes=probes,
+        tokens=len(new),
+        changed=changed,
+        correlation=correlation,
+        required_correlation=required,
+        gap=gap,
+        previous_gap=previous_gap,
+        moved=moved,
+        trainer_moved=trainer_moved,
+        sampled_gap=sampled_gap,
+        engine=engine,
+    )

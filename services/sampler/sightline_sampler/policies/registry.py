@@ -1,0 +1,384 @@
+"""Policies come, prove that they arrived, answer, and go.
+
+Versions only grow and a number never stands for other weights than before, over restarts too where a state directory
+is given. A version that was retired may be staged again if its manifest is the same. What came with probes answers only
+after the engine proved its weights (`gate`); what fails is freed, and the policy before answers as if nothing had been.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
+from sightline.sampler.manifest import write_arrival
+from sightline.sampler.types import Arrival, PauseMode, PolicyInfo, PolicySelector
+
+from sightline_sampler import metrics
+from sightline_sampler.engines.base import Engine
+from sightline_sampler.policies.download import scheme_of, upload_arrival
+from sightline_sampler.policies.loaded import Entry, LoadedPolicies, PolicyLease
+from sightline_sampler.policies.proving import Examiner, ProbeQuestion
+from sightline_sampler.policies.staging import discard, policy_directory, verified
+from sightline_sampler.policies.state import State, StateFile
+from sightline_sampler.policies.versions import Versions
+from sightline_sampler.settings import PolicySettings
+from sightline_sampler.traffic import Traffic
+
+logger = logging.getLogger(__name__)
+
+
+class PolicyRegistry:
+    """All policies of an engine. For the event loop's thread.
+
+    Args:
+        engine: holds the weights.
+        settings: how many, from where, remembered where.
+        traffic: the door that is closed while an engine swaps.
+    """
+
+    def __init__(self, engine: Engine, settings: PolicySettings, traffic: Traffic) -> None:
+        self._engine, self._settings, self._traffic = engine, settings, traffic
+        self._state = StateFile(settings.state_dir) if settings.state_dir is not None else None
+        self._loaded = LoadedPolicies(engine.resident)
+        self._examiner = Examiner(engine, settings.gate)
+        self._versions = Versions()
+        self._changes = asyncio.Lock()  # one stage, activate or retire at a time
+        self._frozen = False
+
+    async def start(self, base_digest: str, model: str) -> None:
+        """Enters the base model, and takes up the policy that was active before a restart.
+
+        Raises:
+            SightlineError: that policy cannot be staged any more.
+        """
+        self._loaded.start(PolicyInfo(0, "base", "active", digest=base_digest, base_digest=base_digest, uri=model))
+        remembered = self._state.read(base_digest) if self._state is not None else None
+        if remembered is None:
+            return
+        self._versions.digests |= remembered.digests
+        if remembered.active:
+            logger.info("taking up policy %d again", remembered.active)
+            await self._stage(remembered.uri, remembered.active, ())
+            await self._activate(remembered.active, (), proven=True)
+
+    @property
+    def active(self) -> int:
+        """The version that answers requests that name none."""
+        return self._loaded.active
+
+    def lease(self, selector: PolicySelector | None) -> PolicyLease:
+        """A lease, checked now, bound when sampling begins.
+
+        Raises:
+            PreconditionFailed: what is asked for is not served.
+        """
+        return self._loaded.lease(selector)
+
+    def get(self, version: int | None) -> PolicyInfo:
+        """One policy; the active one for None.
+
+        Raises:
+            NotFound: no such version is loaded.
+        """
+        return self._loaded.entry(version).info
+
+    def all(self) -> list[PolicyInfo]:
+        """Loaded policies, oldest version first."""
+        return self._loaded.infos()
+
+    def highest(self) -> int:
+        """The highest version ever staged here, loaded or not."""
+        return self._versions.highest(self._loaded)
+
+    async def stage(self, uri: str, version: int, questions: Sequence[ProbeQuestion] = ()) -> PolicyInfo:
+        """Checks a policy directory and loads it; frees the oldest idle policy where there would be too many.
+
+        Args:
+            uri: an absolute path, or a URL of an allowed scheme.
+            version: what its manifest must say.
+            questions: probes; asked at once where the engine can answer beside the active version, else at activation.
+
+        Raises:
+            InvalidInput: no version, or no path.
+            NotFound: no such directory.
+            AlreadyExists: that version is loaded.
+            DataCorrupted: a file is not the one of the manifest.
+            PreconditionFailed: half-written, for another base model or version, its tensors do not fit, or its probes
+                show that it did not arrive.
+            PermissionDenied: it may not come from there.
+        """
+        if version < 1:
+            raise InvalidInput("version must be at least 1: 0 is the base model", reason="BAD_VERSION")
+        async with self._changes:
+            return await self._stage(uri, version, questions)
+
+    async def activate(self, version: int, questions: Sequence[ProbeQuestion] = ()) -> tuple[PolicyInfo, int]:
+        """Makes a version the one that answers; candidates under way finish on theirs.
+
+        Args:
+            version: a staged version, or 0.
+            questions: probes; those given when it was staged, where it still owes the answers, if none.
+
+        Returns:
+            The policy, and the version that was active before.
+
+        Raises:
+            NotFound: that version is not loaded.
+            PreconditionFailed: its probes show that it did not arrive; the version before answers, this one is freed.
+        """
+        async with self._changes:
+            return await self._activate(version, questions)
+
+    async def retire(self, version: int) -> PolicyInfo:
+        """Takes no new requests for a version, waits for those under way, and frees it.
+
+        Raises:
+            NotFound: that version is not loaded.
+            PreconditionFailed: it is active, the base model, or leaves already.
+        """
+        async with self._changes:
+            info = self._loaded.entry(version).info
+            if version == 0:
+                raise PreconditionFailed("version 0 is the base model and cannot be retired", reason="POLICY_IS_BASE")
+            if version == self.active:
+                raise PreconditionFailed(
+                    f"policy {version} is active: activate another one first", reason="POLICY_IS_ACTIVE"
+                )
+            self._loaded.staying(version)
+            entry = self._loaded.close(version)
+        try:
+            await self._loaded.until_idle(entry)  # not under the lock: others may stage and activate meanwhile
+            async with self._changes:
+                await self._free(version)
+        except BaseException:
+            entry.leaving = False  # it can be asked for again
+            raise
+        return dataclasses.replace(info, state="retired")
+
+    async def pause(self, mode: PauseMode) -> int:
+        """Stops sampling until `resume`; the number of requests that were under way.
+
+        Raises:
+            InvalidInput: the engine cannot do it in that way.
+        """
+        if mode == "keep":
+            self._frozen = True  # also where the answer is lost: Resume thaws it
+            try:
+                await self._engine.freeze()
+            except InvalidInput:
+                self._frozen = False
+                raise
+        under_way = self._traffic.close("pause")
+        metrics.PAUSED.set(1)
+        if mode == "abort":
+            self._traffic.abort()
+        if mode != "keep":
+            await self._traffic.idle()
+        return under_way
+
+    async def resume(self) -> None:
+        """Ends a pause."""
+        if self._frozen:
+            await self._engine.thaw()
+            self._frozen = False
+        self._traffic.open("pause")
+        metrics.PAUSED.set(0)
+
+    async def _stage(self, uri: str, version: int, questions: Sequence[ProbeQuestion]) -> PolicyInfo:
+        self._versions.refuse_known(version, self._loaded)
+        directory = await asyncio.to_thread(policy_directory, uri, version, self._settings)
+        try:
+            manifest, digest = await asyncio.to_thread(verified, directory)
+        except SightlineError:
+            await asyncio.to_thread(discard, directory, self._settings)
+            raise
+        self._versions.refuse_foreign(version, manifest, digest, directory, self._loaded.base.base_digest)
+        await self._make_room(version)
+        staged = await self._engine.stage(directory, manifest)
+        info = PolicyInfo(
+            version=version,
+            kind=manifest.kind,
+            state="staged",
+            digest=digest,
+            base_digest=manifest.base_digest,
+            parent_version=manifest.parent_version,
+            uri=uri if scheme_of(uri) != "file" else str(directory),
+            run_id=manifest.run_id,
+            iteration=manifest.iteration,
+            tensors=staged.tensors,
+            changed_modules=staged.modules,
+        )
+        entry = Entry(info, directory, questions)
+        self._loaded.add(entry)
+        self._versions.digests[version] = digest
+        await self._remember()
+        logger.info(
+            "policy staged",
+            extra={"policy_version": version, "tensors": staged.tensors, "modules": staged.modules, "uri": uri},
+        )
+        if questions and self._engine.resident(version):
+            await self._prove(entry, questions)
+        return entry.info
+
+    async def _activate(
+        self, version: int, questions: Sequence[ProbeQuestion], *, proven: bool = False
+    ) -> tuple[PolicyInfo, int]:
+        entry = self._loaded.staying(version)
+        questions = questions or entry.questions
+        if self._settings.gate.required and version and not (proven or questions or entry.info.arrival):
+            raise PreconditionFailed(
+                f"policy {version} came without probes, and they are required here (policies.gate.required)",
+                reason="PROBES_REQUIRED",
+            )
+        arrival = entry.info.arrival
+        if arrival is not None and not (arrival.passed or questions or version == self.active):
+            await self._reject(version, arrival)  # it should have been freed, and the caller left meanwhile
+        if not self._engine.resident(version):
+            await self._swap(entry, questions)
+        elif questions:
+            await self._prove(entry, questions)
+        info, before = self._loaded.activate(version)
+        await self._remember()
+        logger.info("policy activated", extra={"policy_version": version, "previous_version": before})
+        return info, before
+
+    async def _prove(self, entry: Entry, questions: Sequence[ProbeQuestion]) -> None:
+        """Asks the engine about a version that answers beside the others.
+
+        Raises:
+            PreconditionFailed: it did not arrive, and was freed; or the version to compare with is not served.
+        """
+        version, parent = entry.info.version, entry.info.parent_version
+        self._refuse_frozen()
+        if parent not in self._loaded or not self._engine.resident(parent):
+            raise PreconditionFailed(
+                f"the probes of policy {version} compare it with version {parent}, which is not loaded: stage it first",
+                reason="PROBE_NEEDS_PREVIOUS",
+            )
+        before = await self._examiner.ask(questions, parent)
+        after = await self._examiner.ask(questions, version)
+        arrival = self._examiner.verdict(questions, before, after)
+        await self._record(entry, arrival)
+        if not arrival.passed:
+            await self._reject(version, arrival)
+
+    async def _reject(self, version: int, arrival: Arrival) -> NoReturn:
+        if version != self.active:
+            await self._loaded.until_idle(self._loaded.close(version))
+            await self._free(version)
+        raise self._did_not_arrive(version, arrival)
+
+    async def _swap(self, entry: Entry, questions: Sequence[ProbeQuestion]) -> None:
+        """Lets an engine that holds one version at a time change over, between two requests.
+
+        Raises:
+            PreconditionFailed: it did not arrive; the version before is back.
+        """
+        version, active = entry.info.version, self.active
+        self._refuse_frozen()
+        if questions and active != entry.info.parent_version:
+            raise PreconditionFailed(
+                f"the probes of policy {version} compare it with version {entry.info.parent_version}, and {active} is "
+                "active: activate that first",
+                reason="PROBE_NEEDS_PREVIOUS",
+            )
+        before = await self._examiner.ask(questions, active) if questions else None
+        self._traffic.close("swap")
+        try:
+            await self._traffic.idle()
+            try:
+                await self._engine.activate(version)
+                if before is not None:
+                    after = await self._examiner.ask(questions, version)
+                    arrival = self._examiner.verdict(questions, before, after)
+                    await self._record(entry, arrival)
+                    if not arrival.passed:
+                        raise self._did_not_arrive(version, arrival)
+            except BaseException as error:
+                logger.warning("policy %d is rolled back to %d: %s", version, active, error)
+                await self._roll_back(active, error)
+                if isinstance(error, PreconditionFailed) and error.reason == "POLICY_DID_NOT_ARRIVE":
+                    await self._free(version)
+                raise
+        finally:
+            self._traffic.open("swap")
+
+    async def _roll_back(self, active: int, why: BaseException) -> None:
+        """Puts a version back; where that fails too, `why` stays what the caller is told, and says so."""
+        try:
+            await self._engine.activate(active)
+        except SightlineError as error:
+            logger.exception("version %d cannot be put back", active)
+            if not isinstance(why, SightlineError):
+                raise
+            why.message += f"; version {active} cannot be put back, and nothing is sampled until it is: {error.message}"
+
+    async def _record(self, entry: Entry, arrival: Arrival) -> None:
+        """Puts what probes showed into the book, the metrics, the log, and beside the manifest."""
+        entry.questions = ()
+        info = self._loaded.note(entry.info.version, arrival=arrival)
+        metrics.count_arrival(arrival)
+        report = {"policy_version": info.version, "digest": info.digest, **dataclasses.asdict(arrival)}
+        logger.info("policy examined", extra=report)
+        if entry.directory is None:
+            return
+        try:
+            await asyncio.to_thread(write_arrival, entry.directory, report)
+            if scheme_of(info.uri) != "file":
+                await asyncio.to_thread(upload_arrival, entry.directory, info.uri)
+        except Exception as error:  # a read-only mount, or whatever a storage raises: the book and the reply have it
+            logger.warning("the arrival report of policy %d cannot be written: %s", info.version, error)
+
+    @staticmethod
+    def _did_not_arrive(version: int, arrival: Arrival) -> PreconditionFailed:
+        facts = {
+            name: f"{value:.6g}"
+            for name, value in dataclasses.asdict(arrival).items()
+            if isinstance(value, float | int) and not isinstance(value, bool)
+        }
+        return PreconditionFailed(
+            f"policy {version} did not arrive: {arrival.reason}; it was freed, and the policy before answers",
+            reason="POLICY_DID_NOT_ARRIVE",
+            metadata=facts,
+        )
+
+    def _refuse_frozen(self) -> None:
+        if self._frozen:
+            raise PreconditionFailed(
+                "the engine is paused with keep and cannot answer probes or change over: Resume first",
+                reason="PAUSED",
+            )
+
+    async def _make_room(self, version: int) -> None:
+        while len(self._loaded.versions()) > self._settings.max_loaded:
+            idle = self._loaded.close_idle()
+            if idle is None:
+                raise PreconditionFailed(
+                    f"{self._settings.max_loaded} policies are loaded and in use: retire one before staging {version}",
+                    reason="TOO_MANY_POLICIES",
+                )
+            logger.info("policy %d makes room for %d", idle, version)
+            await self._free(idle)
+
+    async def _free(self, version: int) -> None:
+        entry = self._loaded.close(version)
+        try:
+            await self._engine.retire(version)
+        except BaseException:
+            entry.leaving = False  # it can be freed again
+            raise
+        self._loaded.remove(version)
+        if entry.directory is not None:
+            await asyncio.to_thread(discard, entry.directory, self._settings)
+        logger.info("policy retired", extra={"policy_version": version})
+
+    async def _remember(self) -> None:
+        if self._state is None:
+            return
+        uri = self._loaded.entry(None).info.uri if self.active else ""
+        state = State(self.active, uri, dict(self._versions.digests))
+        await asyncio.to_thread(self._state.write, self._loaded.base.base_digest, state)

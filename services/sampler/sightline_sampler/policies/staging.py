@@ -1,0 +1,85 @@
+"""A policy directory as it comes: where it may lie, and whether it is what its manifest says."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from pathlib import Path
+
+from sightline.errors import DataCorrupted, InvalidInput, NotFound, PermissionDenied, PreconditionFailed, SightlineError
+from sightline.sampler.manifest import ManifestError, PolicyManifest, manifest_digest, verify
+
+from sightline_sampler.policies.download import download, scheme_of
+from sightline_sampler.settings import PolicySettings
+
+_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first download goes on
+
+
+def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
+    """The directory that a request names; what lies afar is downloaded. Blocks.
+
+    Args:
+        uri: an absolute path, with or without "file://", or a URL of one of `settings.schemes`.
+        version: for the name of a download.
+        settings: where policies may come from.
+
+    Raises:
+        InvalidInput: it is no absolute path, and no URL that fsspec can open.
+        PermissionDenied: its scheme is not allowed, or it is not under `settings.root`, links followed.
+        SightlineError: it cannot be downloaded; see `download`.
+    """
+    if not uri:
+        raise InvalidInput("uri is empty: name the policy's directory", reason="BAD_URI")
+    scheme = scheme_of(uri)
+    if scheme not in settings.schemes:
+        raise PermissionDenied(
+            f"policies may not come by {scheme}:// here; allowed are {', '.join(settings.schemes)} (policies.schemes)",
+            reason="SCHEME_NOT_ALLOWED",
+        )
+    if scheme != "file":
+        most = int(settings.max_download_gib * (1 << 30))
+        with _ONE_AT_A_TIME:
+            return download(uri, version, into=downloads(settings), most_bytes=most)
+    directory, root = Path(uri.removeprefix("file://")), settings.root
+    if "\0" in uri or not directory.is_absolute():
+        raise InvalidInput(f"uri must be an absolute path or a URL, not {uri!r}", reason="BAD_URI")
+    if root is not None and not directory.resolve().is_relative_to(root.resolve()):
+        raise PermissionDenied(f"{uri} is not under {root} (policies.root)", reason="OUTSIDE_ROOT")
+    return directory
+
+
+def downloads(settings: PolicySettings) -> Path:
+    """Where policies from afar are put."""
+    if settings.download_dir is not None:
+        return settings.download_dir
+    if settings.state_dir is not None:
+        return settings.state_dir / "downloads"
+    return Path(tempfile.gettempdir()) / f"sightline-sampler-{os.getpid()}"
+
+
+def discard(directory: Path, settings: PolicySettings) -> None:
+    """Deletes a download; a directory that was named by its path is left alone."""
+    if directory.parent == downloads(settings):
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def verified(directory: Path) -> tuple[PolicyManifest, str]:
+    """The manifest of a directory whose files were all checked, and the manifest's digest.
+
+    Raises:
+        NotFound: no such directory.
+        DataCorrupted: a file is not the one of the manifest.
+        PreconditionFailed: half-written, a file missing or left over, or no proper manifest.
+    """
+    try:
+        return verify(directory), manifest_digest(directory)
+    except ManifestError as error:
+        raise _typed(error) from error
+
+
+def _typed(error: ManifestError) -> SightlineError:
+    classes: dict[str, type[SightlineError]] = {"MISSING_DIRECTORY": NotFound, "CHANGED_FILE": DataCorrupted}
+    cls = classes.get(error.reason, PreconditionFailed)
+    return cls(str(error), reason=f"POLICY_{error.reason}", metadata={"file": error.file})

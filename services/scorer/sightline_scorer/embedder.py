@@ -1,0 +1,154 @@
+"""From images and texts to embeddings: what is known is looked up, what is asked for twice is computed once."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from sightline.errors import InternalError, InvalidInput, SightlineError
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline_chassis.image_store import ImageStore, check_digest
+
+from sightline_scorer import metrics
+from sightline_scorer.fetch import Fetcher
+from sightline_scorer.models import ServedModel
+from sightline_scorer.texts import Plan
+from sightline_scorer.tower import TowerItem, Wait
+
+T = TypeVar("T")
+
+# Work shorter than a hop to a thread and back is done where it is.
+_INLINE_IMAGE_BYTES = 32 * 1024
+_INLINE_IMAGE_PIXELS = 128 * 128
+_INLINE_HASH_BYTES = 256 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSource:
+    """An image of a request: its name, and what gives its bytes (which may read a disk)."""
+
+    sha256: bytes
+    size: int | None
+    """Bytes; None where they are in the store."""
+    read: Callable[[], bytes]
+
+
+class Embedder:
+    """Begins to wait for embeddings.
+
+    Args:
+        store: uploaded images.
+        fetcher: images named by URI.
+        pool: threads that decode.
+    """
+
+    def __init__(self, store: ImageStore, fetcher: Fetcher, pool: Executor) -> None:
+        self._store = store
+        self._fetcher = fetcher
+        self._pool = pool
+
+    async def source(self, image: pb.Image, deadline: float | None) -> ImageSource:
+        """Where an image's bytes are. Raises a SightlineError where they cannot be had."""
+        kind = image.WhichOneof("source")
+        if kind is None:
+            raise InvalidInput("the request has no image: set image.content or image.sha256", reason="IMAGE_MISSING")
+        if kind == "sha256":
+            check_digest(image.sha256)
+            return ImageSource(image.sha256, None, partial(_from_store, self._store, image.sha256))
+        content = image.content if kind == "content" else await self._fetcher.fetch(image.uri, left(deadline))
+        if len(content) > _INLINE_HASH_BYTES:
+            digest = await self.in_pool(lambda: hashlib.sha256(content).digest())
+        else:
+            digest = hashlib.sha256(content).digest()
+        return ImageSource(digest, len(content), lambda: content)
+
+    def ask_image(self, model: ServedModel, source: ImageSource) -> Wait:
+        """Begin to wait for an image's embedding, row 0 of the wait. Raises a SightlineError."""
+        tower = model.image
+        wait, new = tower.ask([source.sha256])
+        if not new:
+            return wait
+        item = tower.begin(wait, 0, source.sha256)
+        assert item is not None
+        try:
+            if source.size is None:
+                source = ImageSource(source.sha256, None, self._store.get(source.sha256))
+            elif source.size <= _INLINE_IMAGE_BYTES:
+                header = model.preprocess.read_header(source.read())
+                if header.width * header.height <= _INLINE_IMAGE_PIXELS:
+                    tower.ready(item, model.preprocess.pixels(header))
+                    return wait
+        except SightlineError as error:
+            _count_failure(error)
+            tower.fail(item, error)
+            return wait
+        except BaseException:
+            tower.leave(wait)  # else all who ask for this image later would wait for an item that nobody works on
+            raise
+        self._decode_in_pool(model, item, source)
+        return wait
+
+    def _decode_in_pool(self, model: ServedModel, item: TowerItem, source: ImageSource) -> None:
+        def pixels() -> npt.NDArray[np.uint8]:
+            return model.preprocess(source.read())
+
+        def decoded(future: asyncio.Future[npt.NDArray[np.uint8]]) -> None:
+            if future.cancelled():
+                model.image.fail(item, InternalError("the decoding was cancelled", reason="CANCELLED_BATCH"))
+                return
+            error = future.exception()
+            if error is None:
+                model.image.ready(item, future.result())
+                return
+            if not isinstance(error, SightlineError):
+                error = InternalError(f"a bug in decoding: {error!r}", reason="IMAGE_DECODER_FAILED")
+            _count_failure(error)
+            model.image.fail(item, error)
+
+        work = asyncio.get_running_loop().run_in_executor(self._pool, pixels)
+        item.drop = work.cancel  # nobody waits any more: not begun, it never will be
+        work.add_done_callback(decoded)
+
+    def ask_texts(self, model: ServedModel, plan: Plan) -> Wait:
+        """Begin to wait for the embeddings of a plan's rows, in their order. Raises a SightlineError."""
+        tower = model.text
+        wait, new = tower.ask(plan.keys)
+        try:
+            for position in new:
+                row = plan.tokens.get(position)
+                if row is None:  # it was known when the plan was made, and has left since
+                    (row,) = model.tokenizer.encode([plan.rows[position]], [0])
+                item = tower.begin(wait, position, plan.keys[position], row.length)
+                if item is not None:
+                    # The length that the tower works on: the whole window where padding is read too.
+                    tower.ready(item, row.ids, row.length if model.card.trim_padding else len(row.ids))
+        except BaseException:
+            tower.leave(wait)
+            raise
+        return wait
+
+    async def in_pool(self, work: Callable[[], T]) -> T:
+        """Do something long in a thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+
+
+def left(deadline: float | None) -> float | None:
+    """Seconds until a time.monotonic()."""
+    return None if deadline is None else deadline - time.monotonic()
+
+
+def _from_store(store: ImageStore, sha256: bytes) -> bytes:
+    return store.get(sha256)()
+
+
+def _count_failure(error: SightlineError) -> None:
+    if isinstance(error, InvalidInput):
+        metrics.DECODE_FAILURES.labels(error.reason).inc()

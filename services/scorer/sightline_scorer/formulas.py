@@ -1,0 +1,149 @@
+"""From embeddings to scores: the formulas, and how parts of a text make its score. Everything is vectorised NumPy.
+
+A text has groups (its sentences, or the whole text and its phrases), and a group has rows (one, or the pieces of a
+sentence over the model's window). A group's score is the mean of its rows'; a text's is the mean, least or sum of its
+groups'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sightline.errors import InternalError, InvalidInput, PreconditionFailed
+from sightline.scorer.v1 import scorer_pb2 as pb
+
+from sightline_scorer.calibration import Calibration
+from sightline_scorer.metrics import NONFINITE
+from sightline_scorer.triton.card import ModelCard
+
+Floats = npt.NDArray[np.float32]
+Counts = npt.NDArray[np.int32]
+
+KINDS = {
+    "cosine": pb.SCORE_KIND_COSINE,
+    "clip_score": pb.SCORE_KIND_CLIP_SCORE,
+    "logit": pb.SCORE_KIND_LOGIT,
+    "probability": pb.SCORE_KIND_PROBABILITY,
+    "percentile": pb.SCORE_KIND_PERCENTILE,
+}
+"""The kinds by their names in settings."""
+
+
+def cosines(image: npt.NDArray[Any], texts: npt.NDArray[Any]) -> Floats:
+    """Cosines [N] of an image [D] with texts [N, D]; all have length 1."""
+    found: Floats = (texts @ image).clip(-1, 1).astype(np.float32)
+    return found
+
+
+def clip_scores(cosine: Floats) -> Floats:
+    """CLIPScore of Hessel et al. 2021 with weight 100: 100 * max(cosine, 0)."""
+    return 100 * np.maximum(cosine, 0)
+
+
+def logits(cosine: Floats, scale: float, bias: float) -> Floats:
+    """The model's own logit: scale * cosine + bias."""
+    return (scale * cosine + bias).astype(np.float32)
+
+
+def probabilities(logit: Floats) -> Floats:
+    """sigmoid(logit), the pairwise probability of a model trained with the sigmoid loss (Zhai et al. 2023)."""
+    return (0.5 * (1 + np.tanh(0.5 * logit.astype(np.float64)))).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a model turns cosines into each kind of score."""
+
+    model: str
+    logit_scale: float
+    logit_bias: float
+    sigmoid: bool
+    calibration: Calibration | None
+    why_uncalibrated: str = ""
+
+    @classmethod
+    def of(cls, card: ModelCard, calibration: Calibration | None, why_uncalibrated: str) -> Scale:
+        """From a model's facts."""
+        return cls(card.name, card.logit_scale, card.logit_bias, card.sigmoid, calibration, why_uncalibrated)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the calibration's file; empty if there is none."""
+        return self.calibration.digest if self.calibration is not None else ""
+
+    @property
+    def kinds(self) -> list[pb.ScoreKind]:
+        """The kinds that can be asked for."""
+        kinds = [pb.SCORE_KIND_COSINE, pb.SCORE_KIND_CLIP_SCORE, pb.SCORE_KIND_LOGIT]
+        if self.sigmoid:
+            kinds.append(pb.SCORE_KIND_PROBABILITY)
+        if self.calibration is not None:
+            kinds.append(pb.SCORE_KIND_PERCENTILE)
+        return kinds
+
+    def check(self, kind: pb.ScoreKind) -> None:
+        """Refuse a kind that the model does not give, before any work. Raises InvalidInput, PreconditionFailed."""
+        if kind not in KINDS.values():
+            raise InvalidInput(f"kind {kind} is not one of ScoreKind", reason="SCORE_KIND_UNKNOWN")
+        if kind == pb.SCORE_KIND_PROBABILITY and not self.sigmoid:
+            raise PreconditionFailed(
+                f"model {self.model!r} was not trained with the sigmoid loss, so its logits are no probabilities: ask "
+                "for another kind, or for a SigLIP-type model",
+                reason="NO_PROBABILITY",
+                metadata={"model": self.model},
+            )
+        if kind == pb.SCORE_KIND_PERCENTILE and self.calibration is None:
+            raise PreconditionFailed(
+                f"model {self.model!r} is not calibrated{self.why_uncalibrated}: run `sightline scorer calibrate "
+                f"--model {self.model} --scorer HOST:PORT PAIRS.jsonl` and reload the models",
+                reason="NOT_CALIBRATED",
+                metadata={"model": self.model},
+            )
+
+    def apply(self, kind: pb.ScoreKind, cosine: Floats) -> Floats:
+        """Scores of a checked kind."""
+        if kind == pb.SCORE_KIND_COSINE:
+            return cosine
+        if kind == pb.SCORE_KIND_CLIP_SCORE:
+            return clip_scores(cosine)
+        if kind == pb.SCORE_KIND_PERCENTILE:
+            assert self.calibration is not None
+            return self.calibration.percentiles(cosine)
+        logit = logits(cosine, self.logit_scale, self.logit_bias)
+        return logit if kind == pb.SCORE_KIND_LOGIT else probabilities(logit)
+
+
+def group_means(rows: Floats, sizes: Counts) -> Floats:
+    """Means [G] of consecutive groups of `sizes` [G] rows [N], N = sum(sizes)."""
+    if len(rows) == len(sizes):
+        return rows
+    return (np.add.reduceat(rows, _starts(sizes)) / sizes).astype(np.float32)
+
+
+def aggregate(groups: Floats, sizes: Counts, how: pb.Aggregation) -> Floats:
+    """Scores [K] of texts of `sizes` [K] groups each, from the groups' [G]."""
+    if len(groups) == len(sizes):
+        return groups
+    if how == pb.AGGREGATION_MIN:
+        return np.minimum.reduceat(groups, _starts(sizes))
+    sums = np.add.reduceat(groups, _starts(sizes))
+    return (sums if how == pb.AGGREGATION_SUM else sums / sizes).astype(np.float32)
+
+
+def check_finite(model: str, *columns: Floats) -> None:
+    """Raise InternalError where a score is NaN or infinite: it never leaves the service as a number."""
+    for column in columns:
+        if not np.isfinite(column).all():
+            NONFINITE.inc()
+            raise InternalError(
+                f"model {model!r} gave a score that is not finite; no number is made of it",
+                reason="NONFINITE_SCORE",
+                metadata={"model": model, "text_index": str(int(np.flatnonzero(~np.isfinite(column))[0]))},
+            )
+
+
+def _starts(sizes: Counts) -> npt.NDArray[np.int64]:
+    return np.concatenate(([0], np.cumsum(sizes)[:-1])).astype(np.int64)

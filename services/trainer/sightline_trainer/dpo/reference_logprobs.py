@@ -1,0 +1,105 @@
+"""Before the first step: the proof that the shared prefix changes nothing, and the reference's log-probs, once a pair.
+
+Both run when the trainer has prepared the model, so they work the same on one process, under DDP and under FSDP.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from accelerate.utils import gather_object
+from sightline.errors import PreconditionFailed
+from torch import Tensor
+
+from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.trainer import FastDPOTrainer
+
+log = logging.getLogger(__name__)
+
+TOLERANCE = 1e-4
+
+
+def token_logprobs(trainer: FastDPOTrainer, batch: dict[str, Any]) -> Tensor:
+    """[2 B, L - 1] log-probs of the response tokens under the policy, zero elsewhere. Every process calls."""
+    rest = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", "weight", "margin")
+    batch = trainer._prepare_inputs(batch)
+    labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
+    inputs = {key: value for key, value in batch.items() if key not in rest}
+    trainer.model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        output = trainer.model_wrapped(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
+    log_probs: Tensor = output.log_probs.float()
+    return log_probs
+
+
+def in_order(trainer: FastDPOTrainer) -> list[int]:
+    """Rows of the dataset, those of one prompt one after the other, so that they share."""
+    prompts = list(trainer.train_dataset["prompt_id"])
+    first: dict[str, int] = {}
+    for index, prompt in enumerate(prompts):
+        first.setdefault(prompt, index)
+    return sorted(range(len(prompts)), key=lambda index: (first[prompts[index]], index))
+
+
+def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
+    """Send a few pairs through TRL's rows and through the pack.
+
+    Returns:
+        The gap of the log-probs: the largest relative one in float32; in shorter number types, whose rounding alone is
+        above 1e-4, the mean one.
+
+    Raises:
+        PreconditionFailed: the gap is above 1e-4 (float32) or twice the number type's own rounding.
+    """
+    collator: PairCollator = trainer.data_collator
+    rows = [trainer.train_dataset[index] for index in in_order(trainer)[:pairs]]
+    plain = token_logprobs(trainer, PairCollator(collator.processor)(rows))
+    packed = token_logprobs(trainer, collator(rows))
+    apart = (plain - packed).abs()
+    dtype = trainer.model.dtype if trainer.accelerator.mixed_precision == "no" else torch.bfloat16
+    if dtype == torch.float32:
+        gap, limit = (apart / plain.abs().clamp(min=1.0)).max().item(), TOLERANCE
+    else:
+        gap, limit = (apart.sum() / plain.abs().sum().clamp(min=1.0)).item(), 2 * torch.finfo(dtype).eps
+    if not gap <= limit:
+        raise PreconditionFailed(
+            f"the shared prefix gives other log-probs than TRL's rows for the first pairs: {gap:.2g} apart, at most "
+            f"{limit:.2g} is rounding. Set dpo.shared_prefix=false for this model, and please report it",
+            reason="SHARED_PREFIX_DIFFERS",
+        )
+    log.info("shared prefix: log-probs within %.2g of TRL's rows", gap)
+    return gap
+
+
+def add_reference(trainer: FastDPOTrainer, report: Callable[[int, int], None]) -> None:
+    """Compute ``ref_*_logps`` of every pair, summed log-probs in nats under the reference, and keep them with its id.
+
+    The processes share the work. The reference is the base model: the adapter off, or ``trainer.ref_model``, which is
+    let go afterwards.
+    """
+    collator: PairCollator = trainer.data_collator
+    accelerator = trainer.accelerator
+    order = in_order(trainer)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    share = -(-len(order) // world)
+    mine = order[rank * share : (rank + 1) * share]
+    mine += order[-1:] * (share - len(mine))  # every process takes part in every forward
+    model = trainer.ref_model or trainer.model_wrapped
+    columns, collator.columns = collator.columns, ()
+    trainer.model.eval()
+    found: list[tuple[int, tuple[float, ...]]] = []
+    size = 2 * trainer.args.per_device_train_batch_size
+    for number, start in enumerate(range(0, share, size), 1):
+        rows = [trainer.train_dataset[index] for index in mine[start : start + size]]
+        chosen, rejected = trainer.compute_ref_log_probs(model, trainer._prepare_inputs(collator(rows)))
+        sides = [chosen.float()[: len(rows)], *rejected.float().split(len(rows))]
+        values = torch.stack(sides, dim=1).tolist()
+        found += [(row["pair_id"], tuple(value)) for row, value in zip(rows, values, strict=True)]
+        report(number, -(-share // size))
+    collator.columns = columns
+    collator.reference = dict(gather_object(found) if world > 1 else found)
+    trainer.ref_model = None
+    trainer.precompute_ref_logps = True

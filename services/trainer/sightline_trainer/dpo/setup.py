@@ -1,0 +1,155 @@
+"""Makes the trainer of an update from the recipe: model, adapter or weights, reference, arguments, collator."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Image, List
+from peft import LoraConfig, set_peft_model_state_dict
+from safetensors.torch import load_file
+from sightline.errors import PreconditionFailed
+from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
+from transformers.utils import logging as transformers_logging
+from trl import DPOConfig
+
+from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.losses import check_losses, trl_losses
+from sightline_trainer.dpo.sharing import share
+from sightline_trainer.dpo.trainer import FastDPOTrainer
+from sightline_trainer.recipe import Recipe
+
+
+def load_policy(model: str | Path, dtype: str) -> Any:
+    """A checkpoint. The trainer puts it where it belongs: whole, or under FSDP piece by piece."""
+    transformers_logging.disable_progress_bar()
+    return AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
+
+
+def make_trainer(
+    recipe: Recipe, pairs: Dataset, *, previous: Path | None, work: Path, seed: int, iteration: int = 1
+) -> FastDPOTrainer:
+    """A DPOTrainer on the base model with an adapter (or weights) that start from ``previous`` or from nothing.
+
+    Raises:
+        PreconditionFailed: the previous adapter's tensors do not fit the model, or the losses make no sense.
+    """
+    torch.set_num_threads(recipe.threads)
+    settings = recipe.dpo
+    columns = _columns(recipe, pairs)
+    check_losses(
+        settings.loss,
+        margins=settings.margin_scale > 0,
+        weights="weight" in columns,
+        label_smoothing=settings.label_smoothing,
+    )
+    full = settings.train == "full"
+    arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
+    model = load_policy(previous if full and previous else recipe.model, settings.dtype)
+    if full and not settings.train_vision:
+        for name, parameter in model.base_model.named_parameters():
+            parameter.requires_grad_(name.startswith("language_model."))
+    processor = AutoProcessor.from_pretrained(recipe.model)
+    trainer = FastDPOTrainer(
+        model=model,
+        ref_model=load_policy(recipe.model, settings.dtype) if full else None,
+        args=arguments,
+        train_dataset=_rows(pairs),
+        processing_class=processor,
+        data_collator=PairCollator(processor, columns=columns),
+        peft_config=None if full else _lora(recipe),
+        losses=dict(settings.loss),
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.margin_scale, trainer.povid_betas = settings.margin_scale, settings.povid_betas
+    if settings.carry == "optimizer":
+        trainer.span = (iteration - 1, recipe.iterations)
+    if previous is not None and not full:
+        _load_adapter(trainer.model, previous)
+    if settings.shared_prefix:
+        reference = () if trainer.ref_model is None else (trainer.accelerator.unwrap_model(trainer.ref_model),)
+        trainer.data_collator.sharing = share(
+            trainer.model, cache_bytes=settings.image_cache_mb << 20, extra_models=reference
+        )
+    return trainer
+
+
+def _columns(recipe: Recipe, pairs: Dataset) -> list[str]:
+    """Which numbers of a pair the loss needs."""
+    weighted = "weight" in pairs.column_names and not set(pairs["weight"]) <= {1.0, None}
+    margins = recipe.dpo.margin_scale > 0 and "margin" in pairs.column_names
+    return [name for name, used in (("weight", weighted), ("margin", margins)) if used]
+
+
+def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfig:
+    settings = recipe.dpo
+    on_cpu = not torch.cuda.is_available()
+    names, weights = trl_losses(settings.loss)
+    arguments = DPOConfig(
+        output_dir=str(work),
+        beta=settings.beta,
+        loss_type=names,
+        loss_weights=weights,
+        label_smoothing=settings.label_smoothing,
+        ld_alpha=settings.ld_alpha,
+        f_divergence_type=settings.f_divergence,
+        discopop_tau=settings.discopop_tau,
+        use_weighting=settings.wpo,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type=settings.schedule,
+        num_train_epochs=settings.epochs,
+        per_device_train_batch_size=settings.batch_size,
+        gradient_accumulation_steps=settings.accumulate,
+        max_grad_norm=settings.max_grad_norm,
+        weight_decay=settings.weight_decay,
+        activation_checkpointing=settings.gradient_checkpointing,
+        bf16=settings.dtype == "bfloat16" and not on_cpu,
+        max_length=None,
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_strategy="steps",
+        save_strategy="no",
+        report_to=settings.report_to or "none",
+        disable_tqdm=True,
+        use_cpu=on_cpu,
+        dataloader_pin_memory=not on_cpu,
+        seed=seed,
+        data_seed=seed,
+    )
+    together = settings.batch_size * settings.accumulate * arguments.world_size
+    # Rounded down: a single step must not have rate 0.
+    arguments.warmup_steps = int(settings.warmup_ratio * math.ceil(pairs / together) * settings.epochs)
+    return arguments
+
+
+def _lora(recipe: Recipe) -> LoraConfig:
+    lora = recipe.dpo.lora
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _rows(pairs: Dataset) -> Dataset:
+    """The pairs with an id each, their images left encoded until somebody needs the pixels."""
+    pairs = pairs.add_column("pair_id", list(range(len(pairs))))
+    for name in pairs.column_names:
+        if name.endswith("images"):
+            pairs = pairs.cast_column(name, List(Image(decode=False)))
+    return pairs
+
+
+def _load_adapter(model: Any, previous: Path) -> None:
+    result = set_peft_model_state_dict(model, load_file(previous / "adapter_model.safetensors"))
+    missing = [key for key in result.missing_keys if "lora_" in key]
+    if missing or result.unexpected_keys:
+        raise PreconditionFailed(
+            f"the adapter at {previous} does not fit the model: {len(missing)} tensors missing, "
+            f"{len(result.unexpected_keys)} unexpected, such as {[*missing, *result.unexpected_keys][:3]}",
+            reason="ADAPTER_MISMATCH",
+        )

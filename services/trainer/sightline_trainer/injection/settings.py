@@ -1,0 +1,39 @@
+"""Rewriting: who writes errors into a good answer, and which."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from sightline_chassis.settings import Section
+
+from sightline_trainer.injection.kinds import Kind
+
+
+class Rewriting(Section):
+    """Who rewrites an answer, and how."""
+
+    writer: Literal["rules", "sampler", "openai"] = Field("rules", description="Who rewrites.")
+    kinds: list[Kind] = Field(
+        ["add_object", "swap_object", "swap_attribute", "swap_relation"],
+        min_length=1,
+        description="Errors that may be made.",
+    )
+    errors: int = Field(1, ge=1, le=8, description="Errors in one answer.")
+    address: str | None = Field(None, description="gRPC target of the sampler with the text LLM (writer: sampler).")
+    url: str | None = Field(
+        None, description="Base URL such as http://llm:8000/v1 (writer: openai); null: that of SIGHTLINE_LLM_URL."
+    )
+    model: str = Field("", description="Name of the model at the URL (writer: openai).")
+    temperature: float = Field(0.8, ge=0.0, le=2.0, description="Of the text LLM (BPO: 0.8).")
+    top_p: float = Field(0.95, gt=0.0, le=1.0, description="Of the text LLM (BPO: 0.95).")
+    max_tokens: int = Field(512, ge=1, description="Most tokens of a rewriting.")
+    timeout_seconds: float = Field(120.0, gt=0.0, description="Deadline of one rewriting.")
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.writer == "sampler" and not self.address:
+            raise ValueError("writer: sampler needs the address of a sampler with a text LLM")
+        if self.writer == "openai" and not self.model:
+            raise ValueError("writer: openai needs a model")
+        return self

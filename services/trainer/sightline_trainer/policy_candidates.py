@@ -1,0 +1,81 @@
+"""PolicyCandidates: samples of one version of the policy, from the sampler service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sightline.sampler import AsyncSamplerClient, exact
+
+from sightline_trainer.patience import patiently
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.sections import Sampling
+
+
+class PolicyCandidates:
+    """Samples from one version of the policy and no other."""
+
+    def __init__(self, client: AsyncSamplerClient, settings: Sampling, *, seed: int) -> None:
+        self.client = client
+        self.settings = settings
+        self.seed = seed
+
+    async def __call__(
+        self,
+        prompt: Prompt,
+        count: int,
+        *,
+        iteration: int,
+        version: int,
+        temperature: float | None = None,
+        text: str | None = None,
+        first: int = 0,
+        source: str = "policy",
+        image: bytes = b"",
+        **options: Any,
+    ) -> list[Response]:
+        """``count`` candidates in index order.
+
+        Args:
+            text: asked in place of the prompt's own.
+            first: number of the first candidate; seeds depend on it.
+            source: the part that asks.
+            image: shown in place of the prompt's own.
+            options: further `SampleOptions`, such as ``distortion``.
+
+        Raises:
+            PreconditionFailed: the sampler does not serve ``version``.
+            SightlineError: what else the sampler answers, after waiting for a restart.
+        """
+        settings, asked = self.settings, prompt.prompt if text is None else text
+        samples = await patiently(
+            lambda: self.client.sample(
+                image or prompt.image,
+                asked,
+                count,
+                seeds=[prompt.seed(self.seed, iteration, first + index) for index in range(count)],
+                temperature=settings.temperature if temperature is None else temperature,
+                top_p=settings.top_p,
+                max_tokens=settings.max_tokens,
+                policy=exact(version),
+                timeout=settings.timeout_seconds,
+                **options,
+            )
+        )
+        return [
+            Response(
+                prompt_id=prompt.id,
+                index=first + candidate.index,
+                text=candidate.text,
+                token_ids=[int(token) for token in candidate.token_ids],
+                logprobs=[float(logprob) for logprob in candidate.logprobs],
+                finish_reason=candidate.finish_reason,
+                seed=candidate.seed,
+                policy_version=candidate.policy_version,
+                rendered_prompt=samples.rendered_prompt,
+                prompt=asked,
+                source=source,
+                image=image,
+            )
+            for candidate in samples.candidates
+        ]

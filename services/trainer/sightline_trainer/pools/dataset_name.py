@@ -1,0 +1,111 @@
+"""Reference: how a recipe names a dataset.
+
+    DIRECTORY                                        with prompts.jsonl, or with *.parquet
+    FILE.jsonl, FILE.parquet
+    llava:FILE.json?images=DIRECTORY                 LLaVA's conversations
+    datasets:NAME?split=train&prompt=question        a dataset of the `datasets` library, by name or directory
+
+A query after ``?`` names columns that are called otherwise: ``id``, ``image``, ``prompt``, ``reference``, ``objects``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from sightline.errors import InvalidInput
+
+from sightline_trainer.pools.fields import Fields, image_path
+from sightline_trainer.pools.lines import LinesPool
+from sightline_trainer.pools.llava import conversations
+from sightline_trainer.pools.pool import Pool
+from sightline_trainer.pools.tables import DatasetPool, ParquetPool
+from sightline_trainer.records.prompt import Prompt
+
+SCHEMES = ("llava", "datasets")
+
+
+def split_reference(reference: str) -> tuple[str, str, dict[str, str]]:
+    """(scheme or "", place, query) of a reference."""
+    scheme, colon, rest = reference.partition(":")
+    if not colon or scheme not in SCHEMES:
+        scheme, rest = "", reference
+    place, _, query = rest.partition("?")
+    return scheme, place, dict(parse_qsl(query))
+
+
+def side_files(reference: str) -> Path:
+    """Directory of a dataset's side files: vocabulary.json, questions.jsonl."""
+    _, place, _ = split_reference(reference)
+    path = Path(place).expanduser()
+    return path.parent if path.is_file() else path
+
+
+def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
+    """The pool that a reference names.
+
+    Args:
+        reference: see the module.
+        cache: directory for images that a table holds as bytes; without one such a table is refused.
+
+    Raises:
+        InvalidInput: there is no such dataset, or something of it can't be read; says what.
+    """
+    scheme, place, query = split_reference(str(reference))
+    path = Path(place).expanduser()
+    if scheme == "llava":
+        images = Path(query.pop("images", str(path.parent)))
+        _nothing_left(query, str(reference), "images")
+        return LinesPool(_there(path, "a JSON file of LLaVA's conversations"), conversations(images), as_array=True)
+    if scheme == "datasets":
+        split = query.pop("split", "train")
+        return _from_datasets(place, split, Fields.named(query, str(reference)), cache)
+    fields = Fields.named(query, str(reference))
+    if path.is_dir() and not (path / "prompts.jsonl").is_file():
+        if not (files := sorted(path.glob("*.parquet"))):
+            raise InvalidInput(
+                f"no dataset at {path}: neither prompts.jsonl nor a Parquet file is there; name a directory that has "
+                "one, a file, or llava:FILE?images=DIRECTORY, datasets:NAME?split=train",
+                reason="DATASET_NOT_FOUND",
+            )
+        return ParquetPool(files, fields, cache)
+    file = path / "prompts.jsonl" if path.is_dir() else _there(path, "a dataset")
+    if file.suffix == ".parquet":
+        return ParquetPool([file], fields, cache)
+    return LinesPool(file, lambda row, number: fields.prompt_of(row, image_path(row[fields.image], file.parent, cache)))
+
+
+def load_prompts(reference: str | Path, count: int | None = None, cache: Path | None = None) -> list[Prompt]:
+    """The first ``count`` prompts of a dataset, or all; in file order.
+
+    Raises:
+        InvalidInput: as `open_pool`.
+    """
+    return open_pool(reference, cache).head(count)
+
+
+def _there(path: Path, what: str) -> Path:
+    if not path.is_file():
+        raise InvalidInput(f"no such file: {path}; name {what}", reason="DATASET_NOT_FOUND")
+    return path
+
+
+def _nothing_left(query: dict[str, str], reference: str, *known: str) -> None:
+    if query:
+        raise InvalidInput(
+            f"{reference}: unknown {', '.join(sorted(query))}; known are {', '.join(known)}", reason="DATASET"
+        )
+
+
+def _from_datasets(place: str, split: str, fields: Fields, cache: Path | None) -> Pool:
+    import datasets
+
+    try:
+        if (Path(place) / "state.json").is_file() or (Path(place) / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(place)
+            dataset = loaded[split] if isinstance(loaded, datasets.DatasetDict) else loaded
+        else:
+            dataset = datasets.load_dataset(place, split=split)
+    except (ValueError, OSError, KeyError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise InvalidInput(f"datasets:{place}, split {split}: {error}", reason="DATASET_NOT_FOUND") from error
+    return DatasetPool(dataset, f"datasets:{place}", fields, cache)

@@ -1,0 +1,1 @@
+"""Records: what passes between the stages of the loop."""

@@ -1,0 +1,60 @@
+"""Candidate: one response to a prompt, whoever wrote it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response.
+
+    ``logprobs`` are the policy's at temperature 1, one for each of ``token_ids``, in nats; empty where the policy did
+    not sample it. ``seed`` gives a sampled candidate again; ``policy_version`` is the version that sampled its tokens,
+    -1 where none did. Candidates of one ``prompt_id`` and one ``prompt`` compete with each other.
+    """
+
+    prompt_id: str
+    index: int
+    text: str
+    token_ids: list[int]
+    logprobs: list[float] = field(default_factory=list)
+    finish_reason: str = "eos"
+    seed: int = 0
+    policy_version: int = -1
+    rendered_prompt: str = ""
+    prompt: str = ""
+    """The user's text that it answers."""
+    source: str = "policy"
+    """The part that made it."""
+    statement: str = ""
+    """What a scorer compares with the image; empty: the text itself."""
+    image: bytes = b""
+    """The encoded image that it answers to, where that is not the prompt's."""
+
+    @property
+    def judged_text(self) -> str:
+        """The text that a scorer compares with the image."""
+        return self.statement or self.text
+
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("index", pa.int32()),
+        ("text", pa.string()),
+        ("token_ids", pa.list_(pa.int32())),
+        ("logprobs", pa.list_(pa.float32())),
+        ("finish_reason", pa.string()),
+        ("seed", pa.int64()),
+        ("policy_version", pa.int64()),
+        ("rendered_prompt", pa.string()),
+        ("prompt", pa.string()),
+        ("source", pa.string()),
+        ("statement", pa.string()),
+        ("image", pa.binary()),
+    ]
+)
+"""Columns of ``candidates/*.parquet``."""

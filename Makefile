@@ -22,11 +22,12 @@ test: $(READY)  ## The test suite, but for what is slow or needs a GPU
 test-slow: $(READY)  ## The slow tests: chaos, full matrices, fuzzing at length
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-lint: $(READY)  ## Format check, linter, types, protos
+lint: $(READY)  ## Format check, linter, types, protos: lint and no break of what was released
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	cd protos && ../$(BIN)/buf lint
+	cd protos && ../$(BIN)/buf breaking --against released/0.1.0.binpb
 
 docs: $(READY)  ## Build the documentation's site into site/
 	$(BIN)/mkdocs build --quiet

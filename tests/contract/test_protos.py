@@ -11,6 +11,12 @@ def test_protos_pass_the_linter() -> None:
     subprocess.run([Path(sys.executable).with_name("buf"), "lint"], cwd=ROOT / "protos", check=True)
 
 
+def test_no_released_proto_is_broken() -> None:
+    """Callers in Go and Node, and of 0.1.0 in Python, keep the wire that they were built for."""
+    command = [Path(sys.executable).with_name("buf"), "breaking", "--against", "released/0.1.0.binpb"]
+    subprocess.run(command, cwd=ROOT / "protos", check=True)
+
+
 def test_making_the_stubs_again_changes_nothing(tmp_path: Path) -> None:
     subprocess.run(
         [ROOT / "protos/generate.sh", tmp_path], check=True, env={"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}

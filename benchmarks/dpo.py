@@ -64,7 +64,7 @@ WORDS = 5  # of the question; template, begin token make 8 of them
 
 
 def make_model(directory: Path, image_tokens: int) -> Path:
-    """A random LLaVA whose images are ``image_tokens`` long: six layers of 512, on CUDA the 7 B's shape."""
+    """A random LLaVA whose images are `image_tokens` long: six layers of 512, on CUDA the 7 B's shape."""
     side = 14 * int(image_tokens**0.5)
     with tempfile.TemporaryDirectory() as scratch:
         processor = AutoProcessor.from_pretrained(llava.make(Path(scratch)))
@@ -91,7 +91,7 @@ def make_model(directory: Path, image_tokens: int) -> Path:
 
 
 def make_pairs(processor: Any, count: int, response: int, image_tokens: int) -> Dataset:
-    """``count`` pairs of one prompt, every response its own, all of the same length."""
+    """`count` pairs of one prompt, every response its own, all of the same length."""
     side = 14 * int(image_tokens**0.5)
     question = llava.prompt(WORDS)
     content = [{"type": "image"}, {"type": "text", "text": question}]

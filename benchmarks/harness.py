@@ -201,7 +201,7 @@ def _accelerator() -> str | None:
 
 
 def write(name: str, rows: Sequence[Row], *, directory: Path = RESULTS) -> Path:
-    """Write ``NAME.json`` and print the rows; those that miss their target are marked.
+    """Write `NAME.json` and print the rows; those that miss their target are marked.
 
     Returns:
         The file.

@@ -89,7 +89,7 @@ def by_image(root: Path, iteration: int) -> dict[str, NDArray[np.float64]]:
 
 
 def outcomes(roots: Sequence[Path], rng: np.random.Generator | None) -> dict[str, float]:
-    """Means over seeds of each metric, its base and the cut; with ``rng`` over seeds and images that are drawn anew."""
+    """Means over seeds of each metric, its base and the cut; with `rng` over seeds and images that are drawn anew."""
     picked = roots if rng is None else [roots[i] for i in rng.integers(len(roots), size=len(roots))]
     rows = []
     for root in picked:

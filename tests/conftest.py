@@ -26,7 +26,7 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 @pytest.fixture(scope="session")
 def playground(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two small datasets, ``train`` and ``test``."""
+    """Two small datasets, `train` and `test`."""
     from sightline_playground.export import export
 
     root = tmp_path_factory.mktemp("playground")

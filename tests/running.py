@@ -18,7 +18,7 @@ class Services:
 
 
 def small_recipe(services: Services, playground: Path, **values: Any) -> dict[str, Any]:
-    """A recipe of two short iterations on the playground's models, with ``values`` in place of its own."""
+    """A recipe of two short iterations on the playground's models, with `values` in place of its own."""
     return {
         "name": "small",
         "model": str(WEIGHTS / "llava"),

@@ -184,7 +184,7 @@ def note_versions(directory: Path, seen: dict[int, str]) -> bool:
 def disturbed(
     row: Row, house: House, recipe: Any, directory: Path, wanted: int, horizon: float, moments: random.Random
 ) -> None:
-    """One run with kills of one service until it ends, or ``wanted`` kills are done and it is left alone."""
+    """One run with kills of one service until it ends, or `wanted` kills are done and it is left alone."""
     seen: dict[int, str] = {}
     trainer = life(recipe, directory)
     row.runs += 1

@@ -1,1 +1,1 @@
-"""The command line ``sightline``. It imports a service only when a command needs it."""
+"""The command line `sightline`. It imports a service only when a command needs it."""

@@ -1,4 +1,4 @@
-"""``python -m sightline_cli`` is ``sightline``."""
+"""`python -m sightline_cli` is `sightline`."""
 
 from sightline_cli.main import main
 

@@ -27,7 +27,7 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
     """Score a reference set, fit the percentiles, and write them.
 
     Raises:
-        InvalidInput: a line of ``pairs`` can't be read, or holds no pair.
+        InvalidInput: a line of `pairs` can't be read, or holds no pair.
         NotFound: the scorer has no such model.
         PreconditionFailed: it is an ensemble, or its directory is elsewhere; too few pairs for percentiles.
         SightlineError: the scorer is away, or refuses.

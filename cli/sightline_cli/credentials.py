@@ -1,4 +1,4 @@
-"""Credentials: what commands show a running service, and how they know it: options of ``sightline`` itself.
+"""Credentials: what commands show a running service, and how they know it: options of `sightline` itself.
 
     sightline --tls-ca ca.pem --token-file token score photo.jpg "a dog" --scorer dns:///scorer:50051
 
@@ -40,7 +40,7 @@ class Credentials:
         return Tls(self.root, self.certificate, self.key, self.server_name)
 
     def arguments(self) -> dict[str, Any]:
-        """``tls`` and ``token`` of a client."""
+        """`tls` and `token` of a client."""
         return {"tls": self.tls(), "token": self.token()}
 
     def token(self) -> Token | None:

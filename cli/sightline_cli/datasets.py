@@ -1,4 +1,4 @@
-"""Dataset references of a recipe: what the trainer's pools know, or ``playground:SPLIT?count=N&seed=S``, drawn here.
+"""Dataset references of a recipe: what the trainer's pools know, or `playground:SPLIT?count=N&seed=S`, drawn here.
 
 The services know nothing of the playground; the command line turns a reference into a directory for them.
 """
@@ -13,7 +13,7 @@ from sightline.errors import InvalidInput
 
 
 def resolve(reference: str, cache: Path) -> str:
-    """What the trainer calls this dataset; playground scenes are drawn into ``cache`` once.
+    """What the trainer calls this dataset; playground scenes are drawn into `cache` once.
 
     Raises:
         InvalidInput: a playground reference that can't be read.

@@ -1,7 +1,7 @@
-"""``sightline demo``: the whole system on one machine, with the playground's models.
+"""`sightline demo`: the whole system on one machine, with the playground's models.
 
 Starts scorer (with Triton), sampler and trainer as separate processes on loopback, has the trainer run
-``recipes/clip_dpo.yaml``, shows what happens and stops everything.
+`recipes/clip_dpo.yaml`, shows what happens and stops everything.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RECIPE = Path("recipes/clip_dpo.yaml")
 
 
 def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
-    """Run the demonstration anew in ``directory``. As JSON, stdout gets the run's events alone.
+    """Run the demonstration anew in `directory`. As JSON, stdout gets the run's events alone.
 
     Raises:
         NotFound: this is no copy of the repository.

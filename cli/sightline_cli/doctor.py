@@ -1,4 +1,4 @@
-"""``sightline doctor``: what this machine has, what each service needs, and what to do about the difference."""
+"""`sightline doctor`: what this machine has, what each service needs, and what to do about the difference."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ GLIBC = (2, 35)
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at; ``fix`` says what to do where it is not ok."""
+    """One thing that was looked at; `fix` says what to do where it is not ok."""
 
     what: str
     verdict: Verdict

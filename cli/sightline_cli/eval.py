@@ -1,4 +1,4 @@
-"""``sightline eval``: metrics of captions and answers, from files or by asking a running sampler.
+"""`sightline eval`: metrics of captions and answers, from files or by asking a running sampler.
 
 Exit codes: see `sightline_cli.failures`; an input that can't be used (2) is named with file, line and fix.
 """

@@ -1,4 +1,4 @@
-"""``sightline eval {chair,pope,amber,compare}``: files in, a table or JSON out."""
+"""`sightline eval {chair,pope,amber,compare}`: files in, a table or JSON out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def compare(one: Path, other: Path, out: Path | None, seed: int) -> None:
 
 
 def similarity_of(text: str) -> Similarity:
-    """The word similarity that ``--similarity`` names."""
+    """The word similarity that `--similarity` names."""
     if text == "exact":
         return ExactSimilarity()
     kind, _, model = text.partition(":")
@@ -79,7 +79,7 @@ def similarity_of(text: str) -> Similarity:
 
 
 def nouns_of(text: str, amber: Amber) -> Nouns:
-    """The noun finder that ``--nouns`` names."""
+    """The noun finder that `--nouns` names."""
     if text not in ("listed", "nltk"):
         raise InvalidInput(f"--nouns {text!r}: wanted listed or nltk", reason="OPTION")
     return ListedNouns(amber.words()) if text == "listed" else NltkNouns()

@@ -1,4 +1,4 @@
-"""Output of ``sightline eval``: a table for people, JSON for machines, progress bars on stderr."""
+"""Output of `sightline eval`: a table for people, JSON for machines, progress bars on stderr."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Tell = Callable[[int, int], None]
 
 
 def emit(result: Result, out: Path | None, *, details: bool, seed: int) -> None:
-    """Show a result and write it where ``out`` says; ``-`` prints JSON only."""
+    """Show a result and write it where `out` says; `-` prints JSON only."""
     value = result.to_json(details=details, seed=seed)
     _emit(value, out, lambda console: show(value, console))
 
 
 def emit_differences(value: Mapping[str, Any], out: Path | None) -> None:
-    """Show paired differences and write them where ``out`` says."""
+    """Show paired differences and write them where `out` says."""
 
     def draw(console: Console) -> None:
         table = Table(

@@ -1,4 +1,4 @@
-"""``sightline eval run``: ask a running sampler a suite's questions and measure its answers."""
+"""`sightline eval run`: ask a running sampler a suite's questions and measure its answers."""
 
 from __future__ import annotations
 

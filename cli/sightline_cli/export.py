@@ -1,4 +1,4 @@
-"""``sightline export``: the pairs of a run as a preference dataset that TRL's DPOTrainer takes as it is."""
+"""`sightline export`: the pairs of a run as a preference dataset that TRL's DPOTrainer takes as it is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
 
     Args:
         run: a run directory.
-        to: a directory that is not there yet, or ``hub:ORG/NAME``.
+        to: a directory that is not there yet, or `hub:ORG/NAME`.
 
     Raises:
         NotFound: there is no run, or it has no pairs yet.

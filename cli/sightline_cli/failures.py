@@ -1,4 +1,4 @@
-"""Failures: an expected error is one paragraph on stderr and an exit code; a traceback comes only with ``--debug``.
+"""Failures: an expected error is one paragraph on stderr and an exit code; a traceback comes only with `--debug`.
 
 Exit codes of every command:
 

@@ -1,4 +1,4 @@
-"""``sightline``: align a vision-language model, or run the services that do it.
+"""`sightline`: align a vision-language model, or run the services that do it.
 
 Exit codes: see sightline_cli.failures.
 """
@@ -268,7 +268,7 @@ def doctor_(
 
 
 def main() -> None:
-    """Entry point of the ``sightline`` script."""
+    """Entry point of the `sightline` script."""
     # Threads of torch that wait for each other by spinning crawl as soon as another process wants the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="sightline")

@@ -27,7 +27,7 @@ def merge(run: Path, version: int, to: Path, base: Path | None = None) -> Policy
 
     Raises:
         NotFound: no such policy, or nobody says where the base model is.
-        AlreadyExists: ``to`` is there.
+        AlreadyExists: `to` is there.
         DataCorrupted: the policy's files are not those of its manifest.
         InvalidInput: the policy is a whole checkpoint already.
         PreconditionFailed: the base model is another one, or the adapter is of a kind that can't be merged.

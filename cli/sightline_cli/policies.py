@@ -1,4 +1,4 @@
-"""``sightline policies``: what a run has published, whether it is whole, and as one checkpoint."""
+"""`sightline policies`: what a run has published, whether it is whole, and as one checkpoint."""
 
 from __future__ import annotations
 

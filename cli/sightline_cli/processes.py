@@ -34,7 +34,7 @@ class Processes:
     """Services under one roof: a context manager that leaves no process behind."""
 
     def __init__(self, directory: Path) -> None:
-        """Logs and announce files go to ``directory``."""
+        """Logs and announce files go to `directory`."""
         self.directory = directory
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -50,7 +50,7 @@ class Processes:
     def start(
         self, service: str, settings: Sequence[str], *, port: int = 0, environment: dict[str, str] | None = None
     ) -> None:
-        """Start ``sightline serve SERVICE`` with ``key=value`` settings; ``wait`` tells when it serves."""
+        """Start `sightline serve SERVICE` with `key=value` settings; `wait` tells when it serves."""
         announce = self._announce(service)
         announce.unlink(missing_ok=True)
         flags = [f"server.announce={announce}", f"server.port={port}", "server.health_port=0", "server.metrics_port=0"]
@@ -69,7 +69,7 @@ class Processes:
             )
 
     def wait(self, service: str, *, seconds: float = 600.0) -> Addresses:
-        """Wait until ``service`` serves.
+        """Wait until `service` serves.
 
         Raises:
             StartError: it ended or did not serve in time.
@@ -85,7 +85,7 @@ class Processes:
         raise StartError(f"the {service} did not serve within {seconds:.0f} s:\n{self.tail(service)}")
 
     def wait_end(self, service: str, *, seconds: float = 30.0) -> int:
-        """Wait until ``service`` has ended; its exit code."""
+        """Wait until `service` has ended; its exit code."""
         return self._running[service].wait(seconds)
 
     def tail(self, service: str, lines: int = 15) -> str:

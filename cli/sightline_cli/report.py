@@ -1,4 +1,4 @@
-"""``sightline report``: a run, or several side by side, as one HTML file."""
+"""`sightline report`: a run, or several side by side, as one HTML file."""
 
 from __future__ import annotations
 

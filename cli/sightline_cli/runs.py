@@ -1,4 +1,4 @@
-"""``sightline runs``: the runs of a trainer service, from anywhere."""
+"""`sightline runs`: the runs of a trainer service, from anywhere."""
 
 from __future__ import annotations
 

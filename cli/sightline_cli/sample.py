@@ -1,4 +1,4 @@
-"""``sightline sample``: what does a policy say about a picture? A table, or one JSON object a line."""
+"""`sightline sample`: what does a policy say about a picture? A table, or one JSON object a line."""
 
 from __future__ import annotations
 

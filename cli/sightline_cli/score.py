@@ -1,4 +1,4 @@
-"""``sightline score``: how well does each text fit a picture? A table, or JSON."""
+"""`sightline score`: how well does each text fit a picture? A table, or JSON."""
 
 from __future__ import annotations
 

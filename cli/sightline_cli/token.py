@@ -1,4 +1,4 @@
-"""``sightline token``: a new bearer token for a team, and the line for the service's tokens file."""
+"""`sightline token`: a new bearer token for a team, and the line for the service's tokens file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``sightline watch``: a run in the terminal, or as a page that goes along with it."""
+"""`sightline watch`: a run in the terminal, or as a page that goes along with it."""
 
 from __future__ import annotations
 

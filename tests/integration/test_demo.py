@@ -21,7 +21,7 @@ SMALL = [
 
 
 def start(run: Path, log: Path) -> subprocess.Popen[bytes]:
-    """``sightline demo`` on a small recipe, in a process group of its own."""
+    """`sightline demo` on a small recipe, in a process group of its own."""
     command = [sys.executable, "-m", "sightline_cli", "demo", "--run", str(run)]
     for setting in SMALL:
         command += ["--set", setting]
@@ -29,7 +29,7 @@ def start(run: Path, log: Path) -> subprocess.Popen[bytes]:
 
 
 def processes_naming(text: str) -> list[str]:
-    """Command lines of living processes whose command line or environment names ``text``."""
+    """Command lines of living processes whose command line or environment names `text`."""
     found = []
     for directory in Path("/proc").glob("[0-9]*"):
         try:

@@ -1,4 +1,4 @@
-"""``sightline eval`` on files: tables, JSON, exit codes."""
+"""`sightline eval` on files: tables, JSON, exit codes."""
 
 import json
 from pathlib import Path

@@ -17,7 +17,7 @@ from sightline_trainer.serving import ServedSampler, serve
 
 
 class Sampler:
-    """Knows the versions it was given; ``trouble`` names calls after which it is killed and starts anew."""
+    """Knows the versions it was given; `trouble` names calls after which it is killed and starts anew."""
 
     def __init__(self, *, loaded: tuple[int, ...] = (0,), active: int = 0, trouble: tuple[str, ...] = ()) -> None:
         self.loaded, self.active = set(loaded), active

@@ -23,7 +23,7 @@ CHUNK = 8 << 20
 
 
 def fetch(source: str, directory: Path, sha256: Mapping[str, str]) -> list[str]:
-    """Fetch all files below ``source``.
+    """Fetch all files below `source`.
 
     Args:
         source: a directory, as a URL that fsspec knows.
@@ -34,7 +34,7 @@ def fetch(source: str, directory: Path, sha256: Mapping[str, str]) -> list[str]:
         The files that were fetched, relative to the source; those that were there already are left out.
 
     Raises:
-        NotFound: the source holds no file, or not one that ``sha256`` names.
+        NotFound: the source holds no file, or not one that `sha256` names.
         DataCorrupted: a file has another digest than it should; it is not left behind.
         InvalidInput: fsspec does not know the URL's scheme, or a package for it is missing.
     """

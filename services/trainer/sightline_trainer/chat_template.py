@@ -32,7 +32,7 @@ class ChatTemplate:
         )
 
     def response(self, prompt: str, text: str) -> list[int]:
-        """Token ids of ``text`` as the answer to the user's text ``prompt``, the end token included.
+        """Token ids of `text` as the answer to the user's text `prompt`, the end token included.
 
         The text is tokenised where it stands, behind its prompt: alone, some tokenizers begin it otherwise.
         """

@@ -34,7 +34,7 @@ class Connection(Section):
     allow_plaintext_token: bool = Field(False, description="Send the token without TLS, beyond this machine too.")
 
     def credentials(self) -> dict[str, Any]:
-        """Arguments ``tls`` and ``token`` of a client."""
+        """Arguments `tls` and `token` of a client."""
         token = None
         if self.token_file is not None:
             token = Token(file=self.token_file, allow_plaintext=self.allow_plaintext_token)
@@ -57,7 +57,7 @@ class Connections(Section):
         return recipe.model_copy(update={"sampling": sampling, "reward": reward})
 
     def credentials(self, address: str | None) -> dict[str, Any]:
-        """Arguments ``tls`` and ``token`` of a client of that address; none for one that is not ours."""
+        """Arguments `tls` and `token` of a client of that address; none for one that is not ours."""
         for connection in (self.scorer, self.sampler):
             if connection is not None and connection.address == address:
                 return connection.credentials()

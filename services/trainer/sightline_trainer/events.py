@@ -16,7 +16,7 @@ Stage = Literal["start", "sample", "pair", "update", "publish", "evaluate", "ite
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened. ``iteration`` is 0 for the evaluation of the base model; ``done`` of ``total``
+    """One thing that happened. `iteration` is 0 for the evaluation of the base model; `done` of `total`
     pieces of the stage are finished."""
 
     stage: Stage
@@ -81,7 +81,7 @@ class EventReader:
         self._number = self._place = 0
 
     def read(self) -> Iterator[tuple[int, Event]]:
-        """The events that came since, from number ``start`` on, each with its number."""
+        """The events that came since, from number `start` on, each with its number."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -95,7 +95,7 @@ class EventReader:
 
 
 def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, Event]]:
-    """The events of a log from number ``start`` on, each with its number; a half-written last line is left out."""
+    """The events of a log from number `start` on, each with its number; a half-written last line is left out."""
     yield from EventReader(path, start).read()
 
 

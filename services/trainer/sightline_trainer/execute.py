@@ -87,8 +87,8 @@ def execute(
         halt: asked several times a second while the loop waits for services; raises Cancelled where the run is to stop.
 
     Returns:
-        What ``metrics.json`` holds. The run becomes ``succeeded``, ``stopped`` (interrupted, terminated, or
-        ``observer`` or ``halt`` raised Cancelled) or ``failed``, with the error and its reason in ``run.json``.
+        What `metrics.json` holds. The run becomes `succeeded`, `stopped` (interrupted, terminated, or
+        `observer` or `halt` raised Cancelled) or `failed`, with the error and its reason in `run.json`.
 
     Raises:
         DiskFull: no room was left.

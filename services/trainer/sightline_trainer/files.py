@@ -11,7 +11,7 @@ from typing import Any
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have ``write`` fill a file beside ``path``, sync it and rename it into place. One that fails takes no room. Of
+    """Have `write` fill a file beside `path`, sync it and rename it into place. One that fails takes no room. Of
     several threads that write the same file, the last one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
@@ -36,7 +36,7 @@ def sync_directory(path: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write ``value`` as a whole JSON file."""
+    """Write `value` as a whole JSON file."""
     write_whole(path, lambda aside: aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n"))
 
 

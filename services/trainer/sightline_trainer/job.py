@@ -168,7 +168,7 @@ def _patient(api: Api, method: str, path: str, body: Any, poll: float) -> tuple[
 
 
 def main(arguments: Sequence[str]) -> int:
-    """``TEMPLATE ARGUMENT...``"""
+    """`TEMPLATE ARGUMENT...`"""
     if len(arguments) < 2:
         print("usage: python -m sightline_trainer.job TEMPLATE.yaml ARGUMENT...", file=sys.stderr)
         return 2

@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class Loop:
-    """One run. ``run()`` may be called again after anything: it goes on from the files."""
+    """One run. `run()` may be called again after anything: it goes on from the files."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Loop:
         """Run all iterations.
 
         Returns:
-            What ``metrics.json`` holds: one object per policy version, the base model's first.
+            What `metrics.json` holds: one object per policy version, the base model's first.
 
         Raises:
             SightlineError: what stopped the run and what to do about it; run again to go on.

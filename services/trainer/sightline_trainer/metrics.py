@@ -102,7 +102,7 @@ def run() -> Iterator[None]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Marks ``name`` as the stage under way, measures it, and counts its failure."""
+    """Marks `name` as the stage under way, measures it, and counts its failure."""
     PHASE.labels(name).set(1)
     started = time.monotonic()
     try:
@@ -118,20 +118,20 @@ def phase(name: str) -> Iterator[None]:
 
 
 def heartbeat(stage: str, done: int, total: int) -> None:
-    """The loop made progress; while it samples, ``done`` of ``total`` prompts have their candidates."""
+    """The loop made progress; while it samples, `done` of `total` prompts have their candidates."""
     HEARTBEAT.set_to_current_time()
     PENDING.set(total - done if stage in ("sample", "evaluate") else 0)
 
 
 def begin_iteration(number: int, parent: int) -> None:
-    """An iteration begins with policy ``parent``."""
+    """An iteration begins with policy `parent`."""
     ITERATION.set(number)
     POLICY_VERSION.set(parent)
     PUBLISHED_VERSION.set(parent)
 
 
 def observed(rows: Iterable[dict[str, Any]], version: int) -> Iterator[dict[str, Any]]:
-    """Passes pairs on and shows their rewards, lengths and age; ``version`` is the policy that learns from them."""
+    """Passes pairs on and shows their rewards, lengths and age; `version` is the policy that learns from them."""
     for row in rows:
         for role in ROLES:
             if row[f"{role}_reward"] is not None:

@@ -1,6 +1,6 @@
 """Part: one exchangeable piece of a method, with a registry name and settings.
 
-A recipe names parts under ``candidates``, ``reward.terms``, ``filters`` and ``pairing``:
+A recipe names parts under `candidates`, `reward.terms`, `filters` and `pairing`:
 
     candidates:
       policy: {paraphrases: ["describe the picture ."]}

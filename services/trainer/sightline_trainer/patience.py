@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 async def patiently(call: Callable[[], Awaitable[T]], *, limit: float = 600.0) -> T:
-    """Await ``call()`` again while its service is away, full or too slow, for up to ``limit`` seconds.
+    """Await `call()` again while its service is away, full or too slow, for up to `limit` seconds.
 
     Waits as long as the service asks for, and at least a jittered, doubling moment. Safe for calls that give the same
     answer twice, as all of the loop's are (candidates carry their seeds).

@@ -34,17 +34,17 @@ class PolicyCandidates:
         image: bytes = b"",
         **options: Any,
     ) -> list[Response]:
-        """``count`` candidates in index order.
+        """`count` candidates in index order.
 
         Args:
             text: asked in place of the prompt's own.
             first: number of the first candidate; seeds depend on it.
             source: the part that asks.
             image: shown in place of the prompt's own.
-            options: further `SampleOptions`, such as ``distortion``.
+            options: further `SampleOptions`, such as `distortion`.
 
         Raises:
-            PreconditionFailed: the sampler does not serve ``version``.
+            PreconditionFailed: the sampler does not serve `version`.
             SightlineError: what else the sampler answers, after waiting for a restart.
         """
         settings, asked = self.settings, prompt.prompt if text is None else text

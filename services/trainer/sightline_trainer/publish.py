@@ -23,7 +23,7 @@ _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
 @dataclass(frozen=True)
 class PublishedPolicy:
     """What the sampler's probes showed, in nats a token: mean |difference| between sampler and trainer under the new
-    policy (``gap``), between the sampler's new and previous policy (``moved``), and the correlation of that change with
+    policy (`gap`), between the sampler's new and previous policy (`moved`), and the correlation of that change with
     the trainer's (0 where it could not be told)."""
 
     version: int
@@ -45,7 +45,7 @@ async def publish(
     """Stage and activate with the probes; an old policy that is no longer needed is retired.
 
     The sampler itself asks its engine for what the trainer scored, under the previous and the new version, and refuses
-    to answer with weights that are not the trainer's (its settings under ``policies.gate``). A sampler that is killed
+    to answer with weights that are not the trainer's (its settings under `policies.gate`). A sampler that is killed
     in between is told everything again.
 
     Raises:

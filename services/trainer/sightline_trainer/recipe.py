@@ -1,6 +1,6 @@
 """Recipe: everything that defines a run, as data.
 
-A recipe is read from YAML, overridden by ``key.subkey=value`` flags, checked (unknown keys are refused) and then
+A recipe is read from YAML, overridden by `key.subkey=value` flags, checked (unknown keys are refused) and then
 frozen. The resolved recipe is written into the run directory, so a run can always be told what it was.
 """
 
@@ -44,7 +44,7 @@ class Reward(RewardService):
 
 
 class Recipe(Section):
-    """A run: ``iterations`` times sample, score, pair, update, publish, evaluate."""
+    """A run: `iterations` times sample, score, pair, update, publish, evaluate."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="The method's name.")
     description: str = Field("", description="One line for people.")
@@ -84,7 +84,7 @@ class Recipe(Section):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply ``key.subkey=value`` overrides.
+    """Read a recipe file and apply `key.subkey=value` overrides.
 
     Raises:
         SettingsError: the file can't be read, a key is unknown or a value is out of bounds; says which and why.

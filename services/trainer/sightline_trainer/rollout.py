@@ -30,7 +30,7 @@ PROMPT_REASONS = ("IMAGE_", "PROMPT_")
 
 
 class Rollout:
-    """Fills and reads ``candidates/`` and ``scores/`` of one iteration's directory."""
+    """Fills and reads `candidates/` and `scores/` of one iteration's directory."""
 
     def __init__(self, directory: Path, *, shard_size: int = 128) -> None:
         self.directory = directory

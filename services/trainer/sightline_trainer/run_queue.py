@@ -31,7 +31,7 @@ RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 
 class RunQueue:
-    """Runs under ``root``. Unfinished runs of an earlier life of the service are queued again by ``start``."""
+    """Runs under `root`. Unfinished runs of an earlier life of the service are queued again by `start`."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class RunQueue:
         connections: Connections | None = None,
         launchers: Sequence[Sequence[str]] = (),
     ) -> None:
-        """``launchers`` are the commands that a recipe may name in ``dpo.launch``."""
+        """`launchers` are the commands that a recipe may name in `dpo.launch`."""
         self.root = root
         self.launchers = [list(launcher) for launcher in launchers]
         self.connections = connections
@@ -56,7 +56,7 @@ class RunQueue:
 
     def start(self) -> None:
         """Queue what is unfinished, oldest first, and begin. A run that another trainer works on is left alone; without
-        ``resume`` what is unfinished counts as stopped."""
+        `resume` what is unfinished counts as stopped."""
         self.root.mkdir(parents=True, exist_ok=True)
         for run in sorted(self.list(), key=lambda run: float(run.state().get("queued", 0.0))):
             if run.state()["state"] in UNFINISHED and not leased(run):

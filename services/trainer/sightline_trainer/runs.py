@@ -109,6 +109,6 @@ class RunDirectory:
         return read_json(self.root / "run.json") or {}
 
     def next_version(self, floor: int) -> int:
-        """A policy version that nobody used: over ``floor`` and over all that stand in the directory."""
+        """A policy version that nobody used: over `floor` and over all that stand in the directory."""
         used = [int(path.name[1:]) for path in self.policies.glob("v[0-9]*")]
         return max([floor, *used]) + 1

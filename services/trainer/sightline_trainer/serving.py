@@ -36,7 +36,7 @@ RESTORES = 10
 
 
 async def serve(client: AsyncSamplerClient, version: int, policies: Path) -> None:
-    """Make sure that the sampler answers from ``version``: after a restart of either side it may not.
+    """Make sure that the sampler answers from `version`: after a restart of either side it may not.
 
     Args:
         policies: directory of the run's policies.

@@ -31,7 +31,7 @@ HALT_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Session:
-    """Open clients, and what the loop asks of them. ``evaluation`` samples with its own seeds; ``reward`` is the plain
+    """Open clients, and what the loop asks of them. `evaluation` samples with its own seeds; `reward` is the plain
     CLIPScore that evaluation reports."""
 
     recipe: Recipe
@@ -65,7 +65,7 @@ class Session:
         return (await patiently(self.sampler.policies)).highest_version
 
     async def serve(self, version: int) -> None:
-        """Make sure that the sampler answers from ``version``."""
+        """Make sure that the sampler answers from `version`."""
         await serve(self.sampler, version, self.policies)
 
 
@@ -77,7 +77,7 @@ def connected(
     connections: Connections | None = None,
     halt: Callable[[], None] = lambda: None,
 ) -> T:
-    """Run ``work`` with open clients to the recipe's services.
+    """Run `work` with open clients to the recipe's services.
 
     Args:
         policies: directory of the run's policies, which a sampler that lost them is given again.

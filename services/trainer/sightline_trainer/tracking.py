@@ -2,7 +2,7 @@
 
 The trackers are transformers' own callbacks (TensorBoard, W&B, trackio, ...), so what they need and how they are set up
 is what their users know: environment variables, logins, projects. Steps are iterations. What an evaluation measured
-stands under ``eval/``, what other stages tell under ``train/``, as these callbacks sort it.
+stands under `eval/`, what other stages tell under `train/`, as these callbacks sort it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Tracking:
     def __init__(self, names: Sequence[str], directory: Path, run: str) -> None:
         """
         Args:
-            names: as ``report_to`` of transformers: tensorboard, wandb, trackio, ...
+            names: as `report_to` of transformers: tensorboard, wandb, trackio, ...
             directory: where trackers that write files do so.
             run: the run's name there.
         """

@@ -1,4 +1,4 @@
-"""``buffer``: pairs of earlier iterations, mixed in with the fresh ones (SAPO, OViP), none older than allowed.
+"""`buffer`: pairs of earlier iterations, mixed in with the fresh ones (SAPO, OViP), none older than allowed.
 
 They keep their token ids, rewards and policy versions, so how stale a pair is stands in every row.
 """
@@ -26,10 +26,10 @@ class Buffer(CandidatePart):
         return None
 
     def draw(self, earlier: Sequence[Path], fresh: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Rows of ``pairs.parquet`` files of earlier iterations, each row at most once.
+        """Rows of `pairs.parquet` files of earlier iterations, each row at most once.
 
         Args:
-            earlier: the files, oldest first; only the last ``max_age`` are looked at.
+            earlier: the files, oldest first; only the last `max_age` are looked at.
             fresh: number of fresh pairs.
             seed: the same seed draws the same rows.
         """

@@ -1,7 +1,7 @@
-"""``injected``: a good answer rewritten with plausible errors, as the rejected one.
+"""`injected`: a good answer rewritten with plausible errors, as the rejected one.
 
-POVID has GPT-4V do it, BPO a text LLM. Who rewrites: ``rules`` (words of the dataset's vocabulary.json change
-places), ``sampler`` (a text LLM behind a sampler of ours) or ``openai`` (any OpenAI-compatible endpoint).
+POVID has GPT-4V do it, BPO a text LLM. Who rewrites: `rules` (words of the dataset's vocabulary.json change
+places), `sampler` (a text LLM behind a sampler of ours) or `openai` (any OpenAI-compatible endpoint).
 """
 
 from __future__ import annotations

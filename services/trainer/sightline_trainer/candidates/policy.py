@@ -1,4 +1,4 @@
-"""``policy``: K samples of the policy for a prompt, from the sampler service."""
+"""`policy`: K samples of the policy for a prompt, from the sampler service."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""``question_answer``: questions about the image with a right and a wrong answer (CLIP-DPO's 50 K of 750 K pairs).
+"""`question_answer`: questions about the image with a right and a wrong answer (CLIP-DPO's 50 K of 750 K pairs).
 
-They come from ``questions.jsonl`` beside the prompts, one object a line:
+They come from `questions.jsonl` beside the prompts, one object a line:
 
     id                    the prompt's
     text, right, wrong    the question and its two answers
@@ -42,7 +42,7 @@ class QuestionAnswer(CandidatePart):
 
 
 class QuestionSource:
-    """Two candidates, ``right_answer`` and ``wrong_answer``, for some of the prompts."""
+    """Two candidates, `right_answer` and `wrong_answer`, for some of the prompts."""
 
     def __init__(self, share: float, seed: int, template: ChatTemplate, path: Path) -> None:
         self.share = share

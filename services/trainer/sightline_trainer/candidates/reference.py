@@ -1,4 +1,4 @@
-"""``reference``: the dataset's annotation as a candidate, for the role of the chosen one (POVID, BPO)."""
+"""`reference`: the dataset's annotation as a candidate, for the role of the chosen one (POVID, BPO)."""
 
 from __future__ import annotations
 

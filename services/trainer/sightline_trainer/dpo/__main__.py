@@ -1,4 +1,4 @@
-"""One update from files: ``python -m sightline_trainer.dpo``, or under ``accelerate launch`` or ``torchrun``."""
+"""One update from files: `python -m sightline_trainer.dpo`, or under `accelerate launch` or `torchrun`."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Prefixes attend to themselves, causally, without a mask; branches attend to their prefix and to themselves in a second
 call. What no token sees is hardly multiplied: one mask over the whole row would do all sums and throw most of them
-away. Prompts of like length go together (``tiles.py``), so a batch is a few calls, not two a prompt. With gradient
+away. Prompts of like length go together (`tiles.py`), so a batch is a few calls, not two a prompt. With gradient
 checkpointing it works as any attention does.
 """
 
@@ -30,7 +30,7 @@ def shared_attention(
     shared_prefix: Pack | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of ``query`` [1, H, T, D] over the pack's groups; without a pack, transformers' sdpa.
+    """Attention of `query` [1, H, T, D] over the pack's groups; without a pack, transformers' sdpa.
 
     Returns:
         [1, T, H, D] and None, as transformers asks for.
@@ -41,7 +41,7 @@ def shared_attention(
     kwargs["is_causal"] = None
 
     def attend(queries: Tensor, keys: Tensor, count: int, mask: Tensor | None) -> Tensor:
-        """[count * Q, H, D] of ``count`` rows, whose tokens are given by their places in the pack."""
+        """[count * Q, H, D] of `count` rows, whose tokens are given by their places in the pack."""
         q, k, v = (_rows(part, at, count) for part, at in ((query, queries), (key, keys), (value, keys)))
         out: Tensor = sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0]
         return out.flatten(0, 1)

@@ -17,10 +17,10 @@ from peft.tuners.lora import LoraLayer
 
 @contextmanager
 def extrapolated(model: Any, alpha: float) -> Iterator[None]:
-    """The model with its adapter scaled by 1 + ``alpha``, in what it computes and in what it saves.
+    """The model with its adapter scaled by 1 + `alpha`, in what it computes and in what it saves.
 
     Args:
-        model: a PEFT model with a LoRA; anything, where ``alpha`` is 0.
+        model: a PEFT model with a LoRA; anything, where `alpha` is 0.
     """
     if alpha:
         _scale(model, 1.0 + alpha)

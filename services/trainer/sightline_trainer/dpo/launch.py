@@ -1,9 +1,9 @@
-"""Where an update runs: in this process, or in those of a launcher such as ``accelerate launch`` or ``torchrun``.
+"""Where an update runs: in this process, or in those of a launcher such as `accelerate launch` or `torchrun`.
 
     accelerate launch --config_file recipes/accelerate/fsdp.yaml -m sightline_trainer.dpo \\
         --recipe recipe.yaml --pairs pairs.parquet --policy out --work work
 
-is what ``dpo.launch: [accelerate, launch, --config_file, recipes/accelerate/fsdp.yaml]`` runs for each iteration.
+is what `dpo.launch: [accelerate, launch, --config_file, recipes/accelerate/fsdp.yaml]` runs for each iteration.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ def run_update(
     progress: Callable[[int, int], None],
     halt: Callable[[], None] = lambda: None,
 ) -> Update:
-    """``update`` on a pairs.parquet, where the recipe says.
+    """`update` on a pairs.parquet, where the recipe says.
 
     Args:
         halt: asked several times a second while a launcher's processes work; what it raises ends them.
 
     Raises:
-        SightlineError: as ``update``; UPDATE_PROCESS_FAILED where the launcher's processes ended otherwise.
+        SightlineError: as `update`; UPDATE_PROCESS_FAILED where the launcher's processes ended otherwise.
     """
     if not recipe.dpo.launch:
         return update(
@@ -131,7 +131,7 @@ def _outcome(result: dict[str, Any] | None, code: int, log: Path) -> Update:
 
 
 def write_outcome(path: Path, outcome: Update | SightlineError) -> None:
-    """What the child leaves for ``run_update``."""
+    """What the child leaves for `run_update`."""
     if isinstance(outcome, Update):
         value: dict[str, Any] = asdict(outcome)
     else:

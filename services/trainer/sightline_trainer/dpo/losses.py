@@ -78,7 +78,7 @@ def povid_paper(logratios: Tensor, rejected: Tensor, beta: float, betas: Sequenc
 def fold_pairs(pairs: Dataset) -> tuple[Dataset, int]:
     """Pairs of one chosen side as one row with a second rejected side, for POVID.
 
-    The second is the one whose ``rejected_source`` is ``noised_image``, where the pairs have that column; else the
+    The second is the one whose `rejected_source` is `noised_image`, where the pairs have that column; else the
     later one.
 
     Returns:

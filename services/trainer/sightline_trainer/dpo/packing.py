@@ -9,7 +9,7 @@ responses, each of them once however many pairs it is in:
 
 A branch leaves out its last token, which predicts nothing that is asked for; its first token is predicted by the last
 position of the prefix. Position ids of every branch go on from the prefix. No padding: all prompts of a batch stand one
-after the other, and the attention (``attention.py``) keeps them, and their branches, apart.
+after the other, and the attention (`attention.py`) keeps them, and their branches, apart.
 """
 
 from __future__ import annotations

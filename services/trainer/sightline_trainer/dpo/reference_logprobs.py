@@ -75,9 +75,9 @@ def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
 
 
 def add_reference(trainer: FastDPOTrainer, report: Callable[[int, int], None]) -> None:
-    """Compute ``ref_*_logps`` of every pair, summed log-probs in nats under the reference, and keep them with its id.
+    """Compute `ref_*_logps` of every pair, summed log-probs in nats under the reference, and keep them with its id.
 
-    The processes share the work. The reference is the base model: the adapter off, or ``trainer.ref_model``, which is
+    The processes share the work. The reference is the base model: the adapter off, or `trainer.ref_model`, which is
     let go afterwards.
     """
     collator: PairCollator = trainer.data_collator

@@ -31,7 +31,7 @@ def load_policy(model: str | Path, dtype: str) -> Any:
 def make_trainer(
     recipe: Recipe, pairs: Dataset, *, previous: Path | None, work: Path, seed: int, iteration: int = 1
 ) -> FastDPOTrainer:
-    """A DPOTrainer on the base model with an adapter (or weights) that start from ``previous`` or from nothing.
+    """A DPOTrainer on the base model with an adapter (or weights) that start from `previous` or from nothing.
 
     Raises:
         PreconditionFailed: the previous adapter's tensors do not fit the model, or the losses make no sense.

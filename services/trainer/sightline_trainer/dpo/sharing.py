@@ -1,7 +1,7 @@
 """SharedPrefix: a model whose fused forward takes packs, and what a collator needs to make them.
 
-TRL's DPOTrainer calls ``model(**batch, labels=..., fused_lm_head=True)`` and expects per-token results for its 2 B
-rows. ``share`` puts itself before that forward: a batch that carries a pack runs packed, and its results are spread to
+TRL's DPOTrainer calls `model(**batch, labels=..., fused_lm_head=True)` and expects per-token results for its 2 B
+rows. `share` puts itself before that forward: a batch that carries a pack runs packed, and its results are spread to
 TRL's layout. TRL's loss code sees no difference, so every loss of it works.
 """
 
@@ -37,7 +37,7 @@ class SharedPrefix:
     cache: TowerFeatureCache | None
 
     def positions(self, prompt: PromptTokens, response: int) -> Tensor:
-        """[D, P + response] position ids of a prompt and ``response`` text tokens after it, as the model gives them."""
+        """[D, P + response] position ids of a prompt and `response` text tokens after it, as the model gives them."""
         length = len(prompt.ids) + response
         if not hasattr(self.backbone, "get_rope_index") or prompt.grid is None or prompt.types is None:
             return torch.arange(length)[None]
@@ -52,7 +52,7 @@ class SharedPrefix:
 
 
 def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -> SharedPrefix | None:
-    """Make ``model``, which has TRL's fused LM head, take packs.
+    """Make `model`, which has TRL's fused LM head, take packs.
 
     Args:
         model: a transformers model or a PEFT model.

@@ -21,7 +21,7 @@ def base_of(model: Any) -> PreTrainedModel:
 
 
 def obstacle(model: Any) -> str | None:
-    """Why responses can't share their prefix in ``model``, in words for a log; None where they can."""
+    """Why responses can't share their prefix in `model`, in words for a log; None where they can."""
     base = base_of(model)
     config = base.config
     text = config.get_text_config()

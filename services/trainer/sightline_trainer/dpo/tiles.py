@@ -92,7 +92,7 @@ def _alike(groups: Sequence[Group]) -> list[list[int]]:
 
 
 def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tuple[Tile, int]:
-    """One tile; writes where its outputs are to ``order``, and answers how many there are by then."""
+    """One tile; writes where its outputs are to `order`, and answers how many there are by then."""
     most = max(group.prefix for _, group in members)
     runs = [(start, group, run) for start, group in members for run in _runs(group)]
     width = max((sum(lengths) for _, _, (_, lengths) in runs), default=0)

@@ -184,7 +184,7 @@ class FastDPOTrainer(DPOTrainer):
 
 
 def not_finite(what: str, step: int) -> InternalError:
-    """The error for a ``what`` that became NaN or infinite."""
+    """The error for a `what` that became NaN or infinite."""
     return InternalError(
         f"the DPO {what} became NaN or infinite in step {step}; the policy is not published. "
         "Lower dpo.learning_rate or dpo.max_grad_norm, or look at the pairs of this iteration",

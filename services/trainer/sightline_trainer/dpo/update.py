@@ -1,7 +1,7 @@
 """Update: one iteration's DPO on its pairs, by TRL's DPOTrainer with LoRA or on the language model's own weights.
 
 The reference is the base model in every iteration. The policy goes on from the one before, so that it moves on while
-the tie to the base stays (``beta``).
+the tie to the base stays (`beta`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Update:
 
 
 def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
-    """The trainer's own log-probs of the first ``count`` chosen responses under the policy as it stands.
+    """The trainer's own log-probs of the first `count` chosen responses under the policy as it stands.
 
     They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
     """
@@ -82,7 +82,7 @@ def update(
     progress: Callable[[int, int], None],
     iteration: int = 1,
 ) -> Update:
-    """Train on ``pairs`` and save the policy (an adapter, or with ``dpo.train=full`` a checkpoint).
+    """Train on `pairs` and save the policy (an adapter, or with `dpo.train=full` a checkpoint).
 
     Args:
         previous: directory of the policy to go on from; None starts at the base model.

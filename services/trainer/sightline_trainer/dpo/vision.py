@@ -19,8 +19,8 @@ class Image:
 
     Attributes:
         digest: names its pixels.
-        inputs: what the processor makes of it (``pixel_values`` and sizes), first dimension one image (or its patches);
-            None where ``features`` are known.
+        inputs: what the processor makes of it (`pixel_values` and sizes), first dimension one image (or its patches);
+            None where `features` are known.
         features: [tokens, width] of tower and projector; None until they are encoded.
     """
 
@@ -30,14 +30,14 @@ class Image:
 
 
 def digest(image: Any) -> str:
-    """The name of an image: of its encoded bytes where it comes as ``datasets`` stores it, else of its pixels."""
+    """The name of an image: of its encoded bytes where it comes as `datasets` stores it, else of its pixels."""
     if isinstance(image, Mapping):
         return hashlib.sha256(image["bytes"]).hexdigest()
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
 
 
 class TowerFeatureCache:
-    """Features by image digest, the least used thrown out above ``limit`` bytes."""
+    """Features by image digest, the least used thrown out above `limit` bytes."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -106,10 +106,10 @@ def frozen(backbone: nn.Module) -> bool:
 
 
 def encode(backbone: Any, images: list[Image], cache: TowerFeatureCache | None) -> BaseModelOutputWithPooling:
-    """Features of all images in order, as the model's ``mm_encoder_outputs`` has them; each image is encoded once.
+    """Features of all images in order, as the model's `mm_encoder_outputs` has them; each image is encoded once.
 
     Args:
-        backbone: a transformers model with ``get_image_features``.
+        backbone: a transformers model with `get_image_features`.
         images: those of a pack.
         cache: of a frozen tower; None for one that is trained, whose features carry a graph.
     """

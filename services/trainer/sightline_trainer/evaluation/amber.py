@@ -2,17 +2,17 @@
 
 Source: github.com/junyangwang0410/AMBER, inference.py at 534babf.
 
-Nouns of a response that stand in AMBER's word list are compared with the image's annotated words (``truth``, with the
-words associated to each) and with the words people would expect but that are not there (``hallu``):
+Nouns of a response that stand in AMBER's word list are compared with the image's annotated words (`truth`, with the
+words associated to each) and with the words people would expect but that are not there (`hallu`):
 
     CHAIR = hallucinated nouns / nouns                        (over all responses)
     Cover = annotated words named / annotated words
     Hal   = responses with a hallucinated noun / responses
-    Cog   = hallu words named / hallu words          (the script; the paper divides by the nouns: ``cog_paper``)
+    Cog   = hallu words named / hallu words          (the script; the paper divides by the nouns: `cog_paper`)
 
-What the official script does by mistake is mended by default and kept by ``compat="official"``:
+What the official script does by mistake is mended by default and kept by `compat="official"`:
 
-- a noun that is, or is like, one of the ``hallu`` words may end as one of the true words too, and count as both
+- a noun that is, or is like, one of the `hallu` words may end as one of the true words too, and count as both
 - a word annotated twice can be covered once only, and a word of the list of always safe words never
 - denominators begin at 0.001, values are rounded to one decimal
 """
@@ -38,7 +38,7 @@ OFFICIAL_ZERO = 0.001
 
 @dataclass(frozen=True)
 class Amber:
-    """AMBER's ``data`` directory: annotations by id, associated words, words that are always safe."""
+    """AMBER's `data` directory: annotations by id, associated words, words that are always safe."""
 
     annotations: Mapping[int, Mapping[str, Any]]
     association: Mapping[str, Sequence[str]]
@@ -82,7 +82,7 @@ class ResponseCounts:
     covered: int
     truth: int
     expected: int
-    """``hallu`` words that were named."""
+    """`hallu` words that were named."""
     hallu: int
 
     def parts(self) -> dict[str, Part]:
@@ -97,7 +97,7 @@ class ResponseCounts:
 
 
 def read_responses(path: Path, amber: Amber) -> dict[int, str]:
-    """Responses by id, from a JSON list (as the official script reads) or JSON lines of ``{"id", "response"}``.
+    """Responses by id, from a JSON list (as the official script reads) or JSON lines of `{"id", "response"}`.
 
     Raises:
         InvalidInput: names the entry that can't be read, an id that stands twice or is not AMBER's.
@@ -133,7 +133,7 @@ def count_response(
     listed: frozenset[str],
     compat: Compat = "mended",
 ) -> ResponseCounts:
-    """One response against its image's words. ``listed`` is ``amber.words()``."""
+    """One response against its image's words. `listed` is `amber.words()`."""
     official = compat == "official"
     truth = _Targets(annotation["truth"], amber.association, unique=not official)
     hallu = _Targets(annotation["hallu"], amber.association, unique=not official)
@@ -173,7 +173,7 @@ class _Targets:
         self._ways += [(word, at) for at, word in enumerate(own)]
 
     def name(self, fits: Callable[[str], bool]) -> bool:
-        """Mark the first target that ``fits``; whether there is one."""
+        """Mark the first target that `fits`; whether there is one."""
         for word, at in self._ways:
             if fits(word):
                 self.named[at] = True

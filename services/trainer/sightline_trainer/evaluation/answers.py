@@ -17,7 +17,7 @@ from sightline.errors import InvalidInput
 
 
 class AnswerFile:
-    """A context manager: ``known`` holds the answers of earlier runs by key, ``add`` appends one."""
+    """A context manager: `known` holds the answers of earlier runs by key, `add` appends one."""
 
     def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
         """Without a path answers are kept in memory only."""

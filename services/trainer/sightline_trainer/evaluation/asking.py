@@ -19,7 +19,7 @@ from sightline_trainer.patience import patiently
 
 @dataclass(frozen=True)
 class EvalItem:
-    """One thing to ask. ``key`` is its name in the answer file."""
+    """One thing to ask. `key` is its name in the answer file."""
 
     key: str
     image: Path
@@ -37,7 +37,7 @@ class Asker:
         seed: of the samples; an item's seed depends on it and on its key only.
         max_tokens: most new tokens of an answer.
         in_flight: requests under way at the same time.
-        credentials: ``tls`` and ``token`` of both clients.
+        credentials: `tls` and `token` of both clients.
     """
 
     sampler: str
@@ -54,11 +54,11 @@ class Asker:
         identity: dict[str, Any],
         progress: Callable[[int, int], None],
     ) -> tuple[dict[str, dict[str, Any]], int]:
-        """All answers by key, each with ``text``, ``finish_reason``, ``tokens`` and ``clip_score`` (None where it was
+        """All answers by key, each with `text`, `finish_reason`, `tokens` and `clip_score` (None where it was
         not asked for or the scorer refused), and the policy version that gave them.
 
         Raises:
-            InvalidInput: an image is missing, or ``answers`` is of something else.
+            InvalidInput: an image is missing, or `answers` is of something else.
             PreconditionFailed: the sampler's policy was exchanged meanwhile.
             SightlineError: a service is away for longer than 90 s, or refuses.
         """

@@ -1,7 +1,7 @@
 """Bootstrap: how far a metric would move if other images had been drawn.
 
 Percentile bootstrap (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13): images are drawn with
-replacement, the metric is computed anew each time, and the interval is the middle ``level`` of those values. The unit
+replacement, the metric is computed anew each time, and the interval is the middle `level` of those values. The unit
 is the image, not the caption or the question: texts about one image are not independent (chapter 8.6; a cluster
 bootstrap). Two policies on the same images are compared by drawing the same images for both (a paired bootstrap; Koehn
 2004, "Statistical Significance Tests for Machine Translation Evaluation"), so what is hard about an image cancels out.
@@ -25,7 +25,7 @@ _BLOCK = 2_000_000  # draws held in memory at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """The middle ``level`` of the bootstrap's values; None where the metric is not defined."""
+    """The middle `level` of the bootstrap's values; None where the metric is not defined."""
 
     low: float | None
     high: float | None
@@ -33,7 +33,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """``other - one`` of a metric, with its interval. ``clear`` says that the interval does not hold 0."""
+    """`other - one` of a metric, with its interval. `clear` says that the interval does not hold 0."""
 
     one: float | None
     other: float | None
@@ -64,7 +64,7 @@ def intervals(
 def paired(
     one: Ratios, other: Ratios, *, resamples: int = RESAMPLES, seed: int = 0, level: float = LEVEL
 ) -> dict[str, Difference]:
-    """``other - one`` for each metric that both have, over the same images in the same draws.
+    """`other - one` for each metric that both have, over the same images in the same draws.
 
     Raises:
         InvalidInput: the two were not measured on the same images.

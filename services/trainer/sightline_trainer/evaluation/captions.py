@@ -50,7 +50,7 @@ _NAMES = {"cover": "recall"}
 
 
 def read_captions(path: Path) -> list[tuple[str, str]]:
-    """``(image id, caption)`` from JSON lines ``{"image_id", "caption"}`` (or a JSON list of them).
+    """`(image id, caption)` from JSON lines `{"image_id", "caption"}` (or a JSON list of them).
 
     Raises:
         InvalidInput: names the line that can't be read.

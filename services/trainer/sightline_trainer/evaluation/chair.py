@@ -26,7 +26,7 @@ _WORD = re.compile(r"[a-z0-9']+")
 
 @dataclass(frozen=True)
 class Mention:
-    """An object as a text names it; ``text[start:end]`` are the words."""
+    """An object as a text names it; `text[start:end]` are the words."""
 
     object: str
     words: str
@@ -46,7 +46,7 @@ class Vocabulary:
     """The objects that a text can mention, each with its ways of being named."""
 
     def __init__(self, names: dict[str, Sequence[str]]) -> None:
-        """``names`` maps an object to the phrases that mean it."""
+        """`names` maps an object to the phrases that mean it."""
         self._phrases = {
             tuple(_WORD.findall(phrase.lower())): name for name, phrases in names.items() for phrase in phrases
         }
@@ -55,7 +55,7 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read ``vocabulary.json``: ``{"objects": [...], "synonyms": {phrase: object}}``."""
+        """Read `vocabulary.json`: `{"objects": [...], "synonyms": {phrase: object}}`."""
         value = json.loads(path.read_text())
         names: dict[str, list[str]] = {name: [name] for name in value["objects"]}
         for phrase, name in value.get("synonyms", {}).items():
@@ -161,7 +161,7 @@ def count(text: str, truth: Iterable[str], objects: Objects) -> CaptionCounts:
     """One caption against the objects that are in its image.
 
     Raises:
-        InvalidInput: the truth names an object that ``objects`` does not know; that is an error of the truth, not a
+        InvalidInput: the truth names an object that `objects` does not know; that is an error of the truth, not a
             hallucination.
     """
     known = frozenset(truth)
@@ -171,7 +171,7 @@ def count(text: str, truth: Iterable[str], objects: Objects) -> CaptionCounts:
 
 
 def chair(captions: Iterable[tuple[str, Iterable[str]]], vocabulary: Objects) -> Chair:
-    """Count over ``(caption, objects that are in its image)``.
+    """Count over `(caption, objects that are in its image)`.
 
     Raises:
         InvalidInput: a truth names an object that the vocabulary does not know.

@@ -2,12 +2,12 @@
 
 Rule (Rohrbach et al. 2018, arXiv 1809.02156; github.com/LisaAnne/Hallucination, utils/chair.py, 2019): split the
 lower-cased text into words, bring plurals to the singular, read two-word objects as one word, and look each word up in
-a list of synonyms (``coco_objects.json``). The objects of an image are those of its instance annotations and those
+a list of synonyms (`coco_objects.json`). The objects of an image are those of its instance annotations and those
 that its reference captions mention.
 
-The official script singularises with ``pattern`` and tokenises with NLTK; here a table of the plurals of the listed
+The official script singularises with `pattern` and tokenises with NLTK; here a table of the plurals of the listed
 words does the same, without either. What the script does by mistake is mended by default and kept by
-``compat="official"``:
+`compat="official"`:
 
 - its singular of "bus" is "bu", of "ties" "ty": a bus is never counted, "buses" is; so with airbus, minibus, and the
   plurals canoes, magpies and thieves; "airbuses" are read as a bus
@@ -156,10 +156,10 @@ def image_key(value: object) -> str:
 
 
 def load_truth(paths: Iterable[Path], objects: CocoObjects) -> dict[str, frozenset[str]]:
-    """The objects of each image, from ``{image_id: [objects]}`` files, COCO annotation files, or several of them.
+    """The objects of each image, from `{image_id: [objects]}` files, COCO annotation files, or several of them.
 
-    Instance files (``categories`` and ``annotations`` with ``category_id``) and caption files (``annotations`` with
-    ``caption``) are added up, as the official rule asks; an image that stands in ``images`` without annotations has no
+    Instance files (`categories` and `annotations` with `category_id`) and caption files (`annotations` with
+    `caption`) are added up, as the official rule asks; an image that stands in `images` without annotations has no
     objects. CHAIR needs both kinds: instances alone call a mention of what only the annotators' captions name a
     hallucination.
 

@@ -1,7 +1,7 @@
-"""Datasets of ``sightline eval run``: what each suite asks, and how its answers become a result.
+"""Datasets of `sightline eval run`: what each suite asks, and how its answers become a result.
 
 playground   prompts.jsonl, vocabulary.json, and if there: questions.jsonl, truth.jsonl (docs/data.md)
-chair        prompts.jsonl with COCO image ids as ``image_id`` (else ``id``), and truth.json, or COCO's
+chair        prompts.jsonl with COCO image ids as `image_id` (else `id`), and truth.json, or COCO's
              instances_*.json and captions_*.json
 pope         questions.jsonl or coco_pope_*.json, POPE's own files, and the images
 amber        AMBER's data directory (annotations.json, relation.json, safe_words.txt, query/query_all.json), and its

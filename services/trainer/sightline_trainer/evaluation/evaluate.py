@@ -28,13 +28,13 @@ from sightline_trainer.rewards.clip import ClipScores
 T = TypeVar("T")
 
 COMPARED = ("chair_s", "cover")
-"""Metrics whose change against the base model stands in ``metrics.json``; ``against_base.json`` has all."""
+"""Metrics whose change against the base model stands in `metrics.json`; `against_base.json` has all."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One held-out caption. ``reward`` is its CLIPScore, None where the scorer refused it or was not asked;
-    ``degenerate`` is why it is, or ""."""
+    """One held-out caption. `reward` is its CLIPScore, None where the scorer refused it or was not asked;
+    `degenerate` is why it is, or ""."""
 
     prompt_id: str
     text: str
@@ -71,7 +71,7 @@ class Evaluated:
     ratios: Ratios
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of ``metrics.json``: each metric that is defined, with ``_low`` and ``_high``."""
+        """The numbers of `metrics.json`: each metric that is defined, with `_low` and `_high`."""
         bounds = intervals(self.ratios)
         found: dict[str, float] = {}
         for name, value in self.ratios.values().items():
@@ -86,10 +86,10 @@ class Evaluated:
 
         Args:
             directory: gets captions.parquet, greedy.parquet, answers.parquet and by_image.json.
-            base: the base model's directory; with it, ``against_base.json`` holds the paired differences.
+            base: the base model's directory; with it, `against_base.json` holds the paired differences.
 
         Returns:
-            The numbers of ``metrics.json``; with ``base`` also the changes of CHAIR_s and cover.
+            The numbers of `metrics.json`; with `base` also the changes of CHAIR_s and cover.
         """
         for name, rows in (("captions", self.captions), ("greedy", self.greedy), ("answers", self.answers)):
             if rows:

@@ -68,7 +68,7 @@ class EvaluationSet:
 
 
 def about(prompts: Sequence[Prompt], path: Path, count: int | None) -> list[tuple[Prompt, Question]]:
-    """About ``count`` questions on these prompts' images (None: all): as many of each kind, spread over the images, and
+    """About `count` questions on these prompts' images (None: all): as many of each kind, spread over the images, and
     all questions of a kind that an image has (yes and no stay equally many)."""
     by_id = {prompt.id: prompt for prompt in prompts}
     groups: dict[str, dict[str, list[Question]]] = {}

@@ -1,8 +1,8 @@
 """Facts: objects, attributes and relations that a caption states, checked against a dataset's exact truth.
 
-A dataset's ``vocabulary.json`` says which words can be exchanged: ``attributes`` (groups of words, such as colours) and
-``relations`` (groups of phrases behind an object, such as "on the left"); ``truth.jsonl`` says which relations hold,
-``{"id", "relations": {object: [phrase, ...]}}``. Then
+A dataset's `vocabulary.json` says which words can be exchanged: `attributes` (groups of words, such as colours) and
+`relations` (groups of phrases behind an object, such as "on the left"); `truth.jsonl` says which relations hold,
+`{"id", "relations": {object: [phrase, ...]}}`. Then
 
     object accuracy     mentions of objects that are there / mentions                         (1 - CHAIR_i)
     attribute accuracy  of mentions whose noun is there, those with the right attribute: where a blue star is in the
@@ -56,7 +56,7 @@ class Facts:
 
     @classmethod
     def load(cls, directory: Path, ids: Iterable[str] | None = None) -> Facts:
-        """Read ``vocabulary.json`` and, where it is there, ``truth.jsonl`` (of ``ids``, or all of it).
+        """Read `vocabulary.json` and, where it is there, `truth.jsonl` (of `ids`, or all of it).
 
         Raises:
             InvalidInput: there is no vocabulary, or a file can't be read.
@@ -80,7 +80,7 @@ class Facts:
         return cls(vocabulary, attributes, relations, truth)
 
     def read(self, image: str, text: str, objects: Iterable[str]) -> FactCounts:
-        """One caption of the image ``image``, which holds ``objects``."""
+        """One caption of the image `image`, which holds `objects`."""
         counts = count(text, objects, self.vocabulary)
         return FactCounts(counts, self._attributes(counts), self._relations(image, text, counts))
 

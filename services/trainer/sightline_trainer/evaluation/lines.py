@@ -13,11 +13,11 @@ Row = dict[str, Any]
 
 
 def read_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """``(line number, object)`` of each line; blank lines are passed over. A file that holds one JSON list is read too,
+    """`(line number, object)` of each line; blank lines are passed over. A file that holds one JSON list is read too,
     its entries numbered from 1.
 
     Raises:
-        InvalidInput: the file can't be read, a line is no JSON object, or one of ``keys`` is missing.
+        InvalidInput: the file can't be read, a line is no JSON object, or one of `keys` is missing.
     """
     try:
         text = path.read_text(encoding="utf-8")

@@ -5,7 +5,7 @@
         --model sightline --model_args address=127.0.0.1:50052,max_in_flight=32 --tasks mme,pope --batch_size 1
 
 The module registers the model and hands the rest of the command line to lmms-eval. `manifest` is what its entry-point
-group ``lmms_eval.models`` takes, where the command should be ``lmms-eval`` itself.
+group `lmms_eval.models` takes, where the command should be `lmms-eval` itself.
 
 One image and one turn a request: that is what the sampler answers. A request with several images, a video, several
 rounds or log-likelihoods is refused with the task's name, never answered in part. lmms-eval's own POPE is another

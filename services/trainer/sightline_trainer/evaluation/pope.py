@@ -9,12 +9,12 @@ evaluate.py at 08d957b).
 
 Answer rule of the official script: the text up to the first full stop, without commas, split at single spaces; "No",
 "not" or "no" among the words means no, everything else means yes, also an empty answer, "NO", "None" and "isn't".
-``rule="words"`` reads these as people do (case, line ends, other punctuation, n't, "none"); the output counts how many
+`rule="words"` reads these as people do (case, line ends, other punctuation, n't, "none"); the output counts how many
 answers the two rules read differently.
 
 Answers belong to questions by id. The official script pairs the two files by position, so that one missing answer
 shifts all that follow; here it is an error that names the question. Its answer files carry no ids: those are matched by
-position with ``compat="official"``, and then every question's text must be the same in both.
+position with `compat="official"`, and then every question's text must be the same in both.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RULES: dict[Rule, Callable[[str], bool]] = {"official": official_no, "words": wo
 
 @dataclass(frozen=True)
 class Question:
-    """A yes/no question. ``kind`` is a part of the set that is also reported alone, "" where there is one part."""
+    """A yes/no question. `kind` is a part of the set that is also reported alone, "" where there is one part."""
 
     id: str
     image: str
@@ -144,7 +144,7 @@ class Answered:
 
 
 def read_questions(path: Path, *, image_key: str = "image", labelled_only: bool = False) -> list[Question]:
-    """Questions from JSON lines ``{"question_id", "image", "text", "label"}`` and optionally ``kind``.
+    """Questions from JSON lines `{"question_id", "image", "text", "label"}` and optionally `kind`.
 
     Args:
         path: the file.
@@ -173,12 +173,12 @@ def read_questions(path: Path, *, image_key: str = "image", labelled_only: bool 
 
 
 def read_answers(path: Path, questions: Sequence[Question], compat: str = "mended") -> dict[str, str]:
-    """Answers by question id, from JSON lines ``{"question_id", "answer"}``.
+    """Answers by question id, from JSON lines `{"question_id", "answer"}`.
 
     Args:
-        path: the file; ``text`` or ``response`` may stand in place of ``answer``.
+        path: the file; `text` or `response` may stand in place of `answer`.
         questions: those that were asked.
-        compat: "official" reads files without ids, ``{"question", "answer"}``, by position.
+        compat: "official" reads files without ids, `{"question", "answer"}`, by position.
 
     Raises:
         InvalidInput: names the line that can't be read, a question that is answered twice or was not asked.

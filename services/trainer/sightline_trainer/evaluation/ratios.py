@@ -1,7 +1,7 @@
 """Ratio: a metric that is one sum over another, kept by image so that images can be drawn anew.
 
 Every metric of this package has that form: CHAIR_s is hallucinated captions over captions, F1 is 2 TP over
-2 TP + FP + FN, a mean is a sum over a count. A ratio over nothing is None (``null`` in JSON), never 0, and no crash.
+2 TP + FP + FN, a mean is a sum over a count. A ratio over nothing is None (`null` in JSON), never 0, and no crash.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Part = tuple[float, float]
 
 @dataclass(frozen=True)
 class Ratio:
-    """``sum(above) / sum(below)``; both of shape [images]."""
+    """`sum(above) / sum(below)`; both of shape [images]."""
 
     above: NDArray[np.float64]
     below: NDArray[np.float64]
@@ -40,7 +40,7 @@ class Ratios:
 
     @classmethod
     def collect(cls, rows: Iterable[tuple[str, Mapping[str, Part]]]) -> Ratios:
-        """Add up ``(image, {metric: (above, below)})``; several rows of one image become one unit.
+        """Add up `(image, {metric: (above, below)})`; several rows of one image become one unit.
 
         Every metric that any row names is there for all images, with (0, 0) where a row does not name it.
         """
@@ -70,7 +70,7 @@ class Ratios:
         return {name: ratio.value for name, ratio in self.of.items() if ratio.value is not None}
 
     def to_json(self) -> dict[str, Any]:
-        """By image, so that two results can be compared later: ``{"images": [...], "of": {metric: [[a, b], ...]}}``."""
+        """By image, so that two results can be compared later: `{"images": [...], "of": {metric: [[a, b], ...]}}`."""
         return {
             "images": list(self.images),
             "of": {name: np.stack([r.above, r.below], axis=1).tolist() for name, r in self.of.items()},
@@ -78,7 +78,7 @@ class Ratios:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Ratios:
-        """The inverse of ``to_json``."""
+        """The inverse of `to_json`."""
         images = tuple(str(image) for image in value["images"])
         of = {name: np.array(parts, dtype=np.float64).reshape(-1, 2) for name, parts in value["of"].items()}
         if any(len(parts) != len(images) for parts in of.values()):

@@ -37,9 +37,9 @@ class Result:
     details: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self, *, details: bool, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-        """The result as JSON: ``metrics`` holds value, numerator, denominator, low and high of each.
+        """The result as JSON: `metrics` holds value, numerator, denominator, low and high of each.
 
-        ``by_image`` (with ``details``) is what ``sightline eval compare`` needs.
+        `by_image` (with `details`) is what `sightline eval compare` needs.
         """
         bounds = intervals(self.ratios, resamples=resamples, seed=seed)
         metrics = {
@@ -79,10 +79,10 @@ def _number(sums: np.ndarray[Any, np.dtype[np.float64]]) -> int | float:
 
 
 def compare(one: Mapping[str, Any], other: Mapping[str, Any], *, seed: int = 0) -> dict[str, Difference]:
-    """The paired differences of two results (``to_json(details=True)``) on the same images.
+    """The paired differences of two results (`to_json(details=True)`) on the same images.
 
     Raises:
-        InvalidInput: a result without ``by_image``, or of another suite, or on other images.
+        InvalidInput: a result without `by_image`, or of another suite, or on other images.
     """
     sides = []
     for value in (one, other):

@@ -85,7 +85,7 @@ def parts_of(answered: Answered) -> Ratios:
 
 
 def joined(whole: Ratios, parts: Mapping[str, Ratios]) -> Ratios:
-    """``whole`` with the metrics of its parts as "part/metric", over all of its images."""
+    """`whole` with the metrics of its parts as "part/metric", over all of its images."""
     import numpy as np
 
     place = {image: at for at, image in enumerate(whole.images)}

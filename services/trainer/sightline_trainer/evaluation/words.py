@@ -15,7 +15,7 @@ _WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
 
 
 class Nouns(Protocol):
-    """Finds the nouns of a text, in the singular. ``differs`` says how it departs from the official script, or ""."""
+    """Finds the nouns of a text, in the singular. `differs` says how it departs from the official script, or ""."""
 
     differs: str
 
@@ -23,7 +23,7 @@ class Nouns(Protocol):
 
 
 class Similarity(Protocol):
-    """How alike two words are, at most 1. ``differs`` as with `Nouns`."""
+    """How alike two words are, at most 1. `differs` as with `Nouns`."""
 
     differs: str
 

@@ -62,7 +62,7 @@ class SamplerWriter:
 
 
 class OpenAiWriter:
-    """``POST {url}/chat/completions``, as OpenAI, vLLM, TGI, llama.cpp and others answer it.
+    """`POST {url}/chat/completions`, as OpenAI, vLLM, TGI, llama.cpp and others answer it.
 
     The environment's SIGHTLINE_LLM_URL names the endpoint of recipes that name none, SIGHTLINE_LLM_KEY its key. The key
     goes to that address and to no other that a recipe may name.

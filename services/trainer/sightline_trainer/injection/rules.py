@@ -46,7 +46,7 @@ class ObjectSpan:
 
 
 class RuleWriter:
-    """Makes ``errors`` errors of the given kinds, as far as the text allows."""
+    """Makes `errors` errors of the given kinds, as far as the text allows."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class RuleWriter:
         ]
 
     def _other(self, text: str, prompt: Prompt, near: str, rng: random.Random) -> str | None:
-        """An object that is neither mentioned nor, as far as is known, there: the companion of ``near``, or any."""
+        """An object that is neither mentioned nor, as far as is known, there: the companion of `near`, or any."""
         taken = {*prompt.objects, *(mention.name for mention in self.mentions(text))}
         companion = self.companions.get(near)
         if companion is not None and companion not in taken:

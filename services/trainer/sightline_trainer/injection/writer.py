@@ -8,7 +8,7 @@ from sightline_trainer.records.prompt import Prompt
 
 
 class Writer(Protocol):
-    """Rewrites ``text``, an answer to ``asked`` about the prompt's image."""
+    """Rewrites `text`, an answer to `asked` about the prompt's image."""
 
     async def __call__(self, prompt: Prompt, asked: str, text: str, seed: int) -> str | None:
         """The text with errors, or None where none could be made; the same seed gives the same rewriting where the

@@ -1,9 +1,9 @@
 """Pairs: preference pairs from scored candidates, in TRL's preference format.
 
-``pairs.parquet`` has the columns of TRL's conversational vision format (``images``, ``prompt``, ``chosen``,
-``rejected``) and beside them what the loop knows: the image of a rejected side that answers to another, sampled token
+`pairs.parquet` has the columns of TRL's conversational vision format (`images`, `prompt`, `chosen`,
+`rejected`) and beside them what the loop knows: the image of a rejected side that answers to another, sampled token
 ids, rewards, margin, weight, the rule that made the pair, source and policy version of both sides, the iteration.
-``datasets.load_dataset("parquet", ...)`` gives images as images.
+`datasets.load_dataset("parquet", ...)` gives images as images.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ FEATURES = Features(
 class PairBuilder:
     """Builds the pairs of one iteration, and counts what was dropped for which reason.
 
-    ``counts``: ``pairs``; every candidate dropped under ``candidate_<reason>``, every pair that a rule wanted and a
-    filter dropped under ``pair_<reason>``, every prompt left without a pair once under ``prompt_<reason>``.
+    `counts`: `pairs`; every candidate dropped under `candidate_<reason>`, every pair that a rule wanted and a
+    filter dropped under `pair_<reason>`, every prompt left without a pair once under `prompt_<reason>`.
     """
 
     def __init__(self, filters: Mapping[str, FilterPart], rules: Mapping[str, RulePart], *, iteration: int) -> None:
@@ -69,7 +69,7 @@ class PairBuilder:
     def build(
         self, prompts: Mapping[str, Prompt], rollouts: Iterable[tuple[str, Sequence[Scored]]]
     ) -> Iterator[dict[str, Any]]:
-        """Rows of ``pairs.parquet``, in the order of ``rollouts``: (prompt id, all its candidates)."""
+        """Rows of `pairs.parquet`, in the order of `rollouts`: (prompt id, all its candidates)."""
         for prompt_id, candidates in rollouts:
             prompt = prompts[prompt_id]
             fault = _first(filter_.prompt_fault(prompt) for filter_ in self.filters.values())
@@ -143,7 +143,7 @@ def _row(prompt: Prompt, chosen: Scored, rejected: Scored, rule: str, weight: fl
 
 
 def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write ``pairs.parquet``, some hundred rows in memory at a time; the number of rows."""
+    """Write `pairs.parquet`, some hundred rows in memory at a time; the number of rows."""
     count = 0
 
     def write(aside: Path) -> None:
@@ -159,7 +159,7 @@ def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_pairs(path: Path) -> Dataset:
-    """The pairs of an iteration as a ``datasets.Dataset``; images are decoded when looked at."""
+    """The pairs of an iteration as a `datasets.Dataset`; images are decoded when looked at."""
     return Dataset(pq.read_table(path)).cast(FEATURES)
 
 

@@ -8,7 +8,7 @@ from sightline_trainer.records.scored import Scored
 
 
 class FilterPart(Part):
-    """Settings of a filter, and what it finds fault with. A fault is a word for the counts, such as ``small_gap``."""
+    """Settings of a filter, and what it finds fault with. A fault is a word for the counts, such as `small_gap`."""
 
     def prompt_fault(self, prompt: Prompt) -> str | None:
         """Why no pair may be built on this prompt's image."""

@@ -35,9 +35,9 @@ class IthBestIthWorst(RankedRule):
     """The i-th best against the i-th worst while they are far apart (OViP, arXiv 2505.15963).
 
     OViP's released rule, with its numbers as defaults; they are meant for its critic's marks from 0 to 10. Of at most
-    ``small_group`` candidates the best faces the worst if it is ``small_gap`` better and at least ``floor``. Of more,
-    pairs are taken while the gap exceeds ``factor`` times the standard deviation (at least ``min_std``) and the better
-    one is at least ``floor``. Where there is none and the worst is at most ``ceiling``, the reference faces it.
+    `small_group` candidates the best faces the worst if it is `small_gap` better and at least `floor`. Of more,
+    pairs are taken while the gap exceeds `factor` times the standard deviation (at least `min_std`) and the better
+    one is at least `floor`. Where there is none and the worst is at most `ceiling`, the reference faces it.
     """
 
     min_std: float = Field(1.5, ge=0.0, description="Least standard deviation that is reckoned with.")

@@ -1,6 +1,6 @@
-"""``text_in_image``: drop images with writing in them, which inflates CLIPScores (CLIP-DPO's rule). Off by default.
+"""`text_in_image`: drop images with writing in them, which inflates CLIPScores (CLIP-DPO's rule). Off by default.
 
-``tesseract`` reads, if it is installed. Its command is fixed: a recipe comes from whoever may start a run, and must not
+`tesseract` reads, if it is installed. Its command is fixed: a recipe comes from whoever may start a run, and must not
 name programs.
 """
 

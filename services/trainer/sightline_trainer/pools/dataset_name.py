@@ -5,7 +5,7 @@
     llava:FILE.json?images=DIRECTORY                 LLaVA's conversations
     datasets:NAME?split=train&prompt=question        a dataset of the `datasets` library, by name or directory
 
-A query after ``?`` names columns that are called otherwise: ``id``, ``image``, ``prompt``, ``reference``, ``objects``.
+A query after `?` names columns that are called otherwise: `id`, `image`, `prompt`, `reference`, `objects`.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
 
 
 def load_prompts(reference: str | Path, count: int | None = None, cache: Path | None = None) -> list[Prompt]:
-    """The first ``count`` prompts of a dataset, or all; in file order.
+    """The first `count` prompts of a dataset, or all; in file order.
 
     Raises:
         InvalidInput: as `open_pool`.

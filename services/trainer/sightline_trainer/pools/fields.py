@@ -17,7 +17,7 @@ from sightline_trainer.records.prompt import Prompt
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the columns. ``id`` may be missing in a table: the row's number stands for it."""
+    """Names of the columns. `id` may be missing in a table: the row's number stands for it."""
 
     id: str = "id"
     image: str = "image"
@@ -27,7 +27,7 @@ class Fields:
 
     @classmethod
     def named(cls, names: Mapping[str, str], where: str) -> Fields:
-        """From ``{"prompt": "question"}``.
+        """From `{"prompt": "question"}`.
 
         Raises:
             InvalidInput: for a field that no prompt has.
@@ -59,10 +59,10 @@ class Fields:
 
 
 def image_path(value: Any, base: Path, cache: Path | None) -> Path:
-    """Where an image lies: a path as it stands, relative to ``base``; bytes are written under ``cache`` once.
+    """Where an image lies: a path as it stands, relative to `base`; bytes are written under `cache` once.
 
     Args:
-        value: a path, encoded bytes, ``{"bytes": ..., "path": ...}`` as `datasets` stores images, or a PIL image.
+        value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, or a PIL image.
 
     Raises:
         InvalidInput: it is none of these, or there is no cache for bytes.

@@ -22,7 +22,7 @@ def id_digest(id_: str) -> int:
 
 
 class Pool(ABC):
-    """Prompts of one dataset in file order. ``digests``: uint64 [prompts], of their ids.
+    """Prompts of one dataset in file order. `digests`: uint64 [prompts], of their ids.
 
     Raises:
         InvalidInput: the dataset is empty, or two prompts have one id.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image and prompt. ``objects`` is empty where truth is not known, ``reference`` where nobody annotated."""
+    """One image and prompt. `objects` is empty where truth is not known, `reference` where nobody annotated."""
 
     id: str
     image: Path
@@ -18,6 +18,6 @@ class Prompt:
     objects: tuple[str, ...] = ()
 
     def seed(self, *parts: int) -> int:
-        """A 63-bit seed that depends on the prompt's id and on ``parts`` only."""
+        """A 63-bit seed that depends on the prompt's id and on `parts` only."""
         text = "/".join([self.id, *map(str, parts)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -11,9 +11,9 @@ import pyarrow as pa
 class Response:
     """One response.
 
-    ``logprobs`` are the policy's at temperature 1, one for each of ``token_ids``, in nats; empty where the policy did
-    not sample it. ``seed`` gives a sampled candidate again; ``policy_version`` is the version that sampled its tokens,
-    -1 where none did. Candidates of one ``prompt_id`` and one ``prompt`` compete with each other.
+    `logprobs` are the policy's at temperature 1, one for each of `token_ids`, in nats; empty where the policy did
+    not sample it. `seed` gives a sampled candidate again; `policy_version` is the version that sampled its tokens,
+    -1 where none did. Candidates of one `prompt_id` and one `prompt` compete with each other.
     """
 
     prompt_id: str
@@ -57,4 +57,4 @@ CANDIDATE_SCHEMA = pa.schema(
         ("image", pa.binary()),
     ]
 )
-"""Columns of ``candidates/*.parquet``."""
+"""Columns of `candidates/*.parquet`."""

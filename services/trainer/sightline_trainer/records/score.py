@@ -12,8 +12,8 @@ import pyarrow as pa
 class Score:
     """The reward of one text, to 0.01, or why there is none.
 
-    ``terms`` has the value of each term of the reward, before weights; ``cosine`` and ``logit`` are the scorer's.
-    ``sentences`` are the CLIPScores of the text's sentences where it was scored by sentence.
+    `terms` has the value of each term of the reward, before weights; `cosine` and `logit` are the scorer's.
+    `sentences` are the CLIPScores of the text's sentences where it was scored by sentence.
     """
 
     reward: float | None
@@ -24,7 +24,7 @@ class Score:
     sentences: list[float] = field(default_factory=list)
 
     def row(self) -> dict[str, Any]:
-        """As a row of ``scores/*.parquet``."""
+        """As a row of `scores/*.parquet`."""
         return {**vars(self), "terms": sorted(self.terms.items())}
 
     @classmethod
@@ -45,4 +45,4 @@ SCORE_SCHEMA = pa.schema(
         ("sentences", pa.list_(pa.float64())),
     ]
 )
-"""Columns of ``scores/*.parquet``."""
+"""Columns of `scores/*.parquet`."""

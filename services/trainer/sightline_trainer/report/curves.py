@@ -29,7 +29,7 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], bands: Mapping[str,
         bands: label -> (x, low, high), drawn as an area behind the line of that label.
 
     Returns:
-        An ``<svg>`` element, or "" where there is nothing to draw.
+        An `<svg>` element, or "" where there is nothing to draw.
     """
     if not any(series.values()):
         return ""
@@ -47,7 +47,7 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], bands: Mapping[str,
 
 
 def bars(title: str, parts: Mapping[str, Mapping[int, float]]) -> str:
-    """Stacked bars, one for each iteration. ``parts``: label -> iteration -> height. "" where there is nothing."""
+    """Stacked bars, one for each iteration. `parts`: label -> iteration -> height. "" where there is nothing."""
     numbers = sorted({number for heights in parts.values() for number in heights})
     if not numbers:
         return ""

@@ -27,7 +27,7 @@ THUMBNAIL = 320
 
 @dataclass(frozen=True)
 class Said:
-    """One text about a picture. ``html`` has marks; ``wrong`` and ``missed`` name objects where truth is known."""
+    """One text about a picture. `html` has marks; `wrong` and `missed` name objects where truth is known."""
 
     html: Markup
     reward: float | None
@@ -127,7 +127,7 @@ def changes(history: History, limit: int) -> tuple[list[Change], list[Change]]:
     """Held-out pictures, base model against the last policy that was measured.
 
     Returns:
-        The first ``limit`` in dataset order, and the ``limit // 4`` worst regressions of all: most objects wrong that
+        The first `limit` in dataset order, and the `limit // 4` worst regressions of all: most objects wrong that
         were right before, then the largest fall of the reward.
     """
     measured = [int(row["iteration"]) for row in history.rows]

@@ -40,7 +40,7 @@ class LiveReport:
             return self._page[1]
 
     def state(self) -> dict[str, Any]:
-        """``{"version", "line", "done", "total"}``."""
+        """`{"version", "line", "done", "total"}`."""
         with self._lock:
             for _, event in self._events.read():
                 self._last = event
@@ -58,7 +58,7 @@ class LiveReport:
 
 
 def server(report: LiveReport, port: int = 0) -> ThreadingHTTPServer:
-    """An HTTP server of the report on loopback; the caller runs and closes it. ``port`` 0 takes a free one.
+    """An HTTP server of the report on loopback; the caller runs and closes it. `port` 0 takes a free one.
 
     Raises:
         OSError: the port is taken.

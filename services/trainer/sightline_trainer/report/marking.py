@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 
 def mark_spans(text: str, spans: Iterable[tuple[int, int]]) -> Markup:
-    """The text with ``<mark>`` round each span (start, end in characters; overlapping ones are joined)."""
+    """The text with `<mark>` round each span (start, end in characters; overlapping ones are joined)."""
     parts, at = [], 0
     for start, end in _joined(spans):
         parts += [escape(text[at:start]), Markup("<mark>{}</mark>").format(text[start:end])]
@@ -29,7 +29,7 @@ def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def differences(chosen: str, rejected: str) -> tuple[Markup, Markup]:
-    """Both texts, with ``<ins>`` round words that only the chosen one has and ``<del>`` round those of the rejected."""
+    """Both texts, with `<ins>` round words that only the chosen one has and `<del>` round those of the rejected."""
     a, b = _words(rejected), _words(chosen)
     left, right = [], []
     for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():

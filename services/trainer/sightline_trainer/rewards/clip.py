@@ -1,4 +1,4 @@
-"""``clip``: how well each text fits its image, from the scorer service."""
+"""`clip`: how well each text fits its image, from the scorer service."""
 
 from __future__ import annotations
 

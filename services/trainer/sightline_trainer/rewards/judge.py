@@ -17,7 +17,7 @@ class Judge:
 
     Args:
         terms: each with its weight, by name.
-        combine: ``sum``: sum of weight * value. ``rank``: the same of ranks among the candidates of one prompt, from 0
+        combine: `sum`: sum of weight * value. `rank`: the same of ranks among the candidates of one prompt, from 0
             for the lowest value to 100 for the highest, equal values sharing their mean rank: terms of different scales
             then count as their weights say.
     """

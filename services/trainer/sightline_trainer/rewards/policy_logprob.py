@@ -1,4 +1,4 @@
-"""``policy_logprob``: how likely the policy finds a text, mean log-prob per token in nats (CSR's self-reward).
+"""`policy_logprob`: how likely the policy finds a text, mean log-prob per token in nats (CSR's self-reward).
 
 CSR's paper multiplies the probabilities of a sentence's tokens; its code takes the length-normalised log-prob, as here.
 """

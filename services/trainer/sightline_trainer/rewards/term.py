@@ -29,7 +29,7 @@ class TermContext:
 
 
 class Term(Protocol):
-    """Values candidates: a score each, in order, whose ``reward`` is the term's value."""
+    """Values candidates: a score each, in order, whose `reward` is the term's value."""
 
     async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]: ...
 

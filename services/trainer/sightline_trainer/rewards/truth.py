@@ -1,4 +1,4 @@
-"""``truth``: what the dataset knows about the image, as a reward. An oracle: the upper bound of a method, no method.
+"""`truth`: what the dataset knows about the image, as a reward. An oracle: the upper bound of a method, no method.
 
 The value is 100 * F1 of the objects that a text mentions against those that are there:
 2 * right / (2 * right + wrong + missed).
@@ -23,7 +23,7 @@ class Truth(TermPart):
 
 
 class TruthTerm:
-    """Reads ``objects`` of the prompts; an image of which nothing is known has no value."""
+    """Reads `objects` of the prompts; an image of which nothing is known has no value."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary

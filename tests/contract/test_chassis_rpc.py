@@ -257,7 +257,7 @@ def test_one_line_of_log_for_each_failed_call(caplog: pytest.LogCaptureFixture) 
 
     caplog.set_level(logging.INFO)
     run(test)
-    (record,) = [r for r in caplog.records if r.name == "sightline_chassis.rpc"]
+    (record,) = [r for r in caplog.records if r.name == "sightline_chassis.calls"]
     assert record.getMessage() == f"{SCORER}/Score InvalidArgument"
     assert json.dumps(record.details) == '"no such thing"'  # type: ignore[attr-defined]
 

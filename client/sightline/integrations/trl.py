@@ -26,7 +26,7 @@ from sightline.scorer import ScorerClient
 from sightline.scorer.many import Outcome, Pair
 from sightline.scorer.wire import TIMEOUT, ScoreOptions
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ClipReward:
@@ -93,7 +93,7 @@ class ClipReward:
             else:
                 rewards.append(outcome)
         if last is not None:
-            LOG.warning("no reward for %d of %d completions %s; the last: %s",
+            logger.warning("no reward for %d of %d completions %s; the last: %s",
                         errors.total(), len(rewards), dict(errors), last)  # fmt: skip
         if (log_metric := columns.get("log_metric")) is not None and rewards:
             log_metric(f"{self.__name__}/failed", errors.total() / len(rewards))

@@ -18,7 +18,7 @@ from sightline.errors import InternalError, InvalidInput, SightlineError, Unsupp
 
 from sightline_chassis import metrics
 
-LOG = logging.getLogger("sightline_chassis.rpc")
+logger = logging.getLogger(__name__)
 REQUEST_ID = "x-request-id"
 
 _LEVELS = dict.fromkeys(grpc.StatusCode, logging.INFO) | {
@@ -83,7 +83,7 @@ class Call:
 
     async def fail(self, cause: BaseException) -> NoReturn:
         """Ends the call as a bug of ours: the traceback goes to the log only."""
-        LOG.error("%s failed", self.name, exc_info=cause)
+        logger.error("%s failed", self.name, exc_info=cause)
         await self.abort(InternalError(f"internal error; the service's log has it under request id {self.request_id}"))
 
 
@@ -111,7 +111,7 @@ async def measured(call: Call) -> AsyncIterator[None]:
             if code is grpc.StatusCode.OK:
                 metrics.LAST_SUCCESS.set_to_current_time()
         extra = {"code": spelled, "seconds": round(seconds, 6), "details": call.context.details(), "team": call.team}
-        LOG.log(_LEVELS[code], "%s %s", call.name, spelled, extra=extra)
+        logger.log(_LEVELS[code], "%s %s", call.name, spelled, extra=extra)
 
 
 @contextlib.asynccontextmanager

@@ -32,7 +32,7 @@ from sightline_chassis.settings import SettingsError, load_settings, resolved
 __all__ = ["Addresses", "BindError", "run", "serve", "serving"]
 
 S = TypeVar("S", bound=ServiceSettings)
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 HURRY_SECONDS = 5.0
 
 
@@ -83,15 +83,15 @@ def serve(service: Service, settings: ServiceSettings) -> int:
         The exit code: 0 after an orderly stop, 1 when the service could not start.
     """
     logs.configure(settings.log, service.name)
-    LOG.info("settings", extra={"settings": resolved(settings)})
+    logger.info("settings", extra={"settings": resolved(settings)})
     try:
         return asyncio.run(_serve(service, settings))
     except BindError as error:
-        LOG.error("%s could not start: %s", service.name, error)
+        logger.error("%s could not start: %s", service.name, error)
     except SightlineError as error:
-        LOG.error("%s could not start: %s", service.name, error, extra={"reason": error.reason})
+        logger.error("%s could not start: %s", service.name, error, extra={"reason": error.reason})
     except Exception:
-        LOG.exception("%s failed", service.name)
+        logger.exception("%s failed", service.name)
     return 1
 
 

@@ -26,7 +26,7 @@ from sightline_chassis.settings import resolved
 if TYPE_CHECKING:
     from sightline_chassis.tls import Certificates
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 BEAT_SECONDS = 0.1
 READY_SECONDS = 1.0
 READY_TIMEOUT_SECONDS = 5.0
@@ -99,7 +99,7 @@ class Server:
         self._tasks.append(asyncio.create_task(self._watch_readiness()))
         self._announce()
         seconds = round(time.monotonic() - began, 3)
-        LOG.info("serving", extra={**asdict(self.addresses), "pid": os.getpid(), "start_seconds": seconds})
+        logger.info("serving", extra={**asdict(self.addresses), "pid": os.getpid(), "start_seconds": seconds})
         return self.addresses
 
     def _listen(self, address: str) -> int:
@@ -133,17 +133,17 @@ class Server:
             await asyncio.to_thread(self._metrics.close)
             self._withdraw()
             del self._grpc  # its __del__ needs the event loop
-            LOG.info("stopped")
+            logger.info("stopped")
 
     async def _drain(self) -> None:
-        LOG.info("draining", extra={"in_flight": self._interceptor.running})
+        logger.info("draining", extra={"in_flight": self._interceptor.running})
         await _within(self._settings.notice_seconds, self._hurry)
         await self._service.drain()
         refusing = asyncio.create_task(self._grpc.stop(self._settings.drain_seconds))
         # gRPC's own grace also waits for open watches of health, which would hold up every drain to its end.
         await _within(self._settings.drain_seconds, self._interceptor.idle, self._hurry)
         if self._interceptor.running:
-            LOG.warning("drain cut short", extra={"in_flight": self._interceptor.running})
+            logger.warning("drain cut short", extra={"in_flight": self._interceptor.running})
         await self._grpc.stop(FLUSH_SECONDS)
         await refusing
         await _within(CLEANUP_SECONDS, self._interceptor.idle)  # cancelled handlers tidy up
@@ -161,7 +161,7 @@ class Server:
             if broken is None:
                 self._health.beat()
             elif broken != told:
-                LOG.critical("a restart must help: %s", broken)
+                logger.critical("a restart must help: %s", broken)
             told = broken
             metrics.LOOP_LAG.observe(max(0.0, time.monotonic() - due))
 
@@ -174,9 +174,9 @@ class Server:
                 return
             self._health.ready(why is None)
             if why is not None and why != before:
-                LOG.warning("not ready: %s", why)
+                logger.warning("not ready: %s", why)
             elif why is None and before is not None:
-                LOG.info("ready again")
+                logger.info("ready again")
             before = why
             await asyncio.sleep(READY_SECONDS)
 

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from sightline_chassis import metrics
 
 T = TypeVar("T")
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Watched(Generic[T]):
@@ -47,10 +47,10 @@ class Watched(Generic[T]):
             self._value = self._read()
         except Exception as error:
             metrics.RELOAD_FAILING.labels(self._what).set(1)
-            LOG.error("the changed %s cannot be used, the former stays in force: %s", self._what, error)
+            logger.error("the changed %s cannot be used, the former stays in force: %s", self._what, error)
             return
         metrics.RELOAD_FAILING.labels(self._what).set(0)
-        LOG.info("%s read again", self._what)
+        logger.info("%s read again", self._what)
 
     def _fingerprint(self) -> tuple[object, ...]:
         return tuple(_stat(path) for path in self._paths)

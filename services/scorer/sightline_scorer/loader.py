@@ -34,7 +34,7 @@ from sightline_scorer.triton.card import ModelCard
 from sightline_scorer.triton.embedded import EmbeddedTriton
 from sightline_scorer.triton.servers import TritonServer
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _WHAT_LOADING_RAISES = (OSError, ValueError, RuntimeError, ImportError, SightlineError)
 
 
@@ -233,7 +233,7 @@ class Loader:
                 await self._let_go(name)
         if model.info in models.others:
             models.others.remove(model.info)
-        LOG.info("a version of a model is gone", extra={"model": model.name, "version": model.info.version})
+        logger.info("a version of a model is gone", extra={"model": model.name, "version": model.info.version})
 
     async def _let_go(self, triton_name: str) -> None:
         """Take a Triton model out of the repository and out of Triton."""
@@ -241,7 +241,7 @@ class Loader:
         try:
             await self._backend.unload(triton_name)
         except (ValueError, SightlineError) as error:  # a Triton that restarts will not load it again
-            LOG.warning("triton did not unload a model", extra={"model": triton_name, "why": str(error)})
+            logger.warning("triton did not unload a model", extra={"model": triton_name, "why": str(error)})
         shutil.rmtree(self._server.repository / triton_name, ignore_errors=True)
 
 
@@ -279,7 +279,7 @@ def _scale(card: ModelCard, settings: ModelSettings) -> Scale:
         return Scale.of(card, None, "")
     found = calibrations.read(path)
     if (found.weights_digest, found.preprocessing_digest) != (card.weights_digest, card.preprocessing_digest):
-        LOG.warning("a calibration belongs to other weights", extra={"model": card.name, "file": str(path)})
+        logger.warning("a calibration belongs to other weights", extra={"model": card.name, "file": str(path)})
         return Scale.of(card, None, f" for these weights ({path.name} was fitted for others)")
     return Scale.of(card, found, "")
 

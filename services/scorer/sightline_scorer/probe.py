@@ -20,7 +20,7 @@ from sightline_scorer.settings import ProbeSettings
 from sightline_scorer.triton.backend import TOWER_DIED, Embeddings, TritonBackend
 from sightline_scorer.triton.servers import TritonServer
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _TEXT = "a photo of a probe"
 _TOLERANCE = 0.05  # cosine distance; half precision and another batch size stay far below it
 
@@ -94,7 +94,7 @@ class ModelProbe:
                 self._verdict(error.message)
                 self._dead_towers += error.reason == TOWER_DIED
             except Exception:
-                LOG.exception("the probe itself failed")
+                logger.exception("the probe itself failed")
                 self._verdict("the probe itself failed; see the log")
             await self._restart_if_hung()
 

@@ -33,7 +33,7 @@ from sightline_scorer.triton.backend import TritonBackend
 from sightline_scorer.triton.embedded import EmbeddedTriton
 from sightline_scorer.triton.servers import RemoteTriton, TritonServer
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class ScorerService(Service):
@@ -115,7 +115,7 @@ class ScorerService(Service):
             raise PreconditionFailed(f"the models stay as they were: {error}", reason="RELOAD_FAILED") from error
         changed, removed = await self._loader.reload(self._models, settings, self._probe.try_out)
         failing.set(0)
-        LOG.info("models reloaded", extra={"changed": changed, "removed": removed})
+        logger.info("models reloaded", extra={"changed": changed, "removed": removed})
         return changed, removed
 
     async def stop(self) -> None:
@@ -143,6 +143,6 @@ class ScorerService(Service):
         try:
             await self.reload()
         except SightlineError as error:
-            LOG.error("models could not be reloaded", extra={"why": error.message})
+            logger.error("models could not be reloaded", extra={"why": error.message})
         except Exception:
-            LOG.exception("models could not be reloaded")
+            logger.exception("models could not be reloaded")

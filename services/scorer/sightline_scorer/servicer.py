@@ -19,7 +19,7 @@ from sightline_scorer.embed_request import EmbedRequests, item_error
 from sightline_scorer.score_request import Scoring
 from sightline_scorer.settings import ScorerLimits
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
@@ -166,7 +166,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
         except SightlineError as error:
             return pb.ScoreStreamResponse(id=item.id, error=item_error(error))
         except Exception:
-            LOG.exception("an item of a stream failed")
+            logger.exception("an item of a stream failed")
             return pb.ScoreStreamResponse(
                 id=item.id, error=item_error(InternalError("a bug of the scorer; its log has the traceback"))
             )

@@ -27,7 +27,7 @@ from sightline.errors import DeadlineExceeded, InternalError, Overloaded, Sightl
 from sightline_scorer import metrics
 from sightline_scorer.cache import EmbeddingTable
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 Embeddings = npt.NDArray[np.float32]
 Run = Callable[[list[Any]], Awaitable[Embeddings]]
 _WINDOW = 8  # batches' worth of the oldest items, among which those of like length are looked for
@@ -321,7 +321,7 @@ class Tower:
             for item in batch.items:
                 self.fail(item, error)
         except Exception as error:
-            LOG.exception("a batch failed")
+            logger.exception("a batch failed")
             for item in batch.items:
                 self.fail(item, InternalError(f"a batch failed: {type(error).__name__}", reason="BACKEND_FAILED"))
 

@@ -19,7 +19,7 @@ from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.tracking import Tracking
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 LEASE_TRIES = 10
 
@@ -131,4 +131,4 @@ def _failed(run: RunDirectory, error: Exception) -> None:
     try:
         run.set_state("failed", error=f"{type(error).__name__}: {error}", reason=reason)
     except OSError:
-        log.exception("the state of run %s cannot be written", run.id)
+        logger.exception("the state of run %s cannot be written", run.id)

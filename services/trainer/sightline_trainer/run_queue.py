@@ -24,7 +24,7 @@ from sightline_trainer.execute import execute, leased
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.runs import RunDirectory
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 UNFINISHED = ("queued", "running")
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
@@ -190,7 +190,7 @@ class RunQueue:
                         continue
                     self._current = run_id
             except Exception as error:  # its directory is gone, or was written by another version of the trainer
-                log.exception("run %s cannot be read", run_id)
+                logger.exception("run %s cannot be read", run_id)
                 with suppress(Exception):
                     self.get(run_id).set_state("failed", error=f"it cannot be read: {error}", reason="RUN_UNREADABLE")
                 continue
@@ -200,7 +200,7 @@ class RunQueue:
                 if self._closing and run_id not in self._stops:
                     run.set_state("queued")
             except Exception:
-                log.exception("run %s failed", run_id)
+                logger.exception("run %s failed", run_id)
             finally:
                 with self._lock:
                     if self._again and run.state().get("state") == "stopped":

@@ -17,7 +17,7 @@ from sightline.errors import PreconditionFailed
 
 from sightline_trainer.events import Event
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STAGES = ("pair", "update", "publish", "iteration")
 """Stages whose events carry numbers."""
@@ -71,7 +71,7 @@ class Tracking:
             try:
                 callback.on_train_end(self._arguments, self._state, self._control)
             except Exception:  # changes nothing in how the run has ended
-                log.exception("the tracker %s could not be ended", type(callback).__name__)
+                logger.exception("the tracker %s could not be ended", type(callback).__name__)
         self._callbacks = []
 
     def __call__(self, event: Event) -> None:

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sightline_scorer.gateway.bodies import FailureBody, error_body
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 ALWAYS_OPEN = ("/healthz",)
 """Paths that ask for no token and count for no limit."""
@@ -70,7 +70,7 @@ def handle(app: FastAPI) -> None:
         return failure(InvalidInput(str(error.detail), reason=reason), error.status_code)
 
     async def unknown(request: Request, error: Exception) -> Response:
-        LOG.error("a request failed", exc_info=error)
+        logger.error("a request failed", exc_info=error)
         return failure(InternalError("a bug of the gateway; its log has the traceback"))
 
     app.add_exception_handler(SightlineError, known)

@@ -17,7 +17,7 @@ from sightline_chassis.settings import SettingsError, load_settings, resolved
 
 from sightline_scorer.gateway.settings import GatewaySettings, HttpSettings
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def main(config: Path | None, overrides: Sequence[str]) -> int:
@@ -43,12 +43,12 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
         print(f"sightline-scorer-http: {error}: pip install 'sightline[gateway]'", file=sys.stderr)
         return 1
     logs.configure(settings.log, "scorer-http")
-    LOG.info("settings", extra={"settings": resolved(settings)})
+    logger.info("settings", extra={"settings": resolved(settings)})
     try:
         app = gateway(settings)
         listening = _bound(settings.http)
     except (SightlineError, OSError) as error:
-        LOG.error("scorer-http could not start: %s", error)
+        logger.error("scorer-http could not start: %s", error)
         return 1
     server = uvicorn.Server(
         uvicorn.Config(
@@ -68,7 +68,7 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
         aside = announce.with_name(f".{announce.name}.{os.getpid()}")
         aside.write_text(json.dumps({"service": "scorer-http", "pid": os.getpid(), "http": f"{host}:{port}"}) + "\n")
         aside.replace(announce)
-    LOG.info("serving", extra={"http": f"{host}:{port}", "pid": os.getpid()})
+    logger.info("serving", extra={"http": f"{host}:{port}", "pid": os.getpid()})
     for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them, and afterwards raises them again
         signal.signal(number, lambda *_: None)
     try:

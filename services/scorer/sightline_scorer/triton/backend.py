@@ -32,7 +32,7 @@ Embeddings = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
 TOWER_DIED = "BACKEND_TOWER_DIED"
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 # As PyTorch, CUDA, Python and C++ tell it.
 _NO_MEMORY = re.compile(r"out of memory|(?:can't|cannot) allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
 
@@ -198,13 +198,13 @@ def _typed(error: InferenceServerException, name: str, seconds: float) -> Sightl
             retry_after=5,
         )
     if _NO_MEMORY.search(message):
-        LOG.error("a tower is out of memory", extra={"tower": name, "why": message})
+        logger.error("a tower is out of memory", extra={"tower": name, "why": message})
         return Overloaded(
             f"the model backend's {name} is out of memory; try again, or have smaller batches (triton.image_batch, "
             "triton.text_batch)",
             reason="BACKEND_OUT_OF_MEMORY",
             retry_after=5,
         )
-    LOG.error("a tower failed", extra={"tower": name, "why": message})
+    logger.error("a tower failed", extra={"tower": name, "why": message})
     told = message.partition("\n\nAt:")[0]  # the traceback is for the log
     return InternalError(f"the model backend's {name} failed: {told}", reason="BACKEND_FAILED")

@@ -28,7 +28,7 @@ from sightline_scorer.settings import TritonSettings
 from sightline_scorer.triton.connection import server_ready
 from sightline_scorer.triton.installation import Installation, find
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
 
 
@@ -111,7 +111,7 @@ class EmbeddedTriton:
 
     async def restart(self, why: str) -> None:
         """End a Triton that hangs; the supervision starts it again."""
-        LOG.error("triton is restarted", extra={"why": why})
+        logger.error("triton is restarted", extra={"why": why})
         self._set_down(why)
         await self._end(b"now")
 
@@ -122,7 +122,7 @@ class EmbeddedTriton:
                 await process.wait()
                 _kill_group(process.pid)
             self._set_down(self._trouble if self._address is None else "tritonserver died")
-            LOG.error("triton died; starting it again", extra={"log_tail": self._log_tail()})
+            logger.error("triton died; starting it again", extra={"log_tail": self._log_tail()})
             await self._start_again()
 
     async def _start_again(self) -> None:
@@ -136,7 +136,7 @@ class EmbeddedTriton:
                 self._trouble = str(error).partition(":\n")[0]  # the rest is the log's, and for the log only
                 delay = min(max(2 * delay, 0.1), self._settings.restart_delay_max_seconds)
                 extra = {"why": str(error), "next_try_seconds": delay}
-                LOG.error(
+                logger.error(
                     "triton could not be started again", extra=extra, exc_info=not isinstance(error, TritonFailed)
                 )
             else:
@@ -160,7 +160,9 @@ class EmbeddedTriton:
         self._address = address
         self._start_seconds = time.monotonic() - began
         BACKEND_UP.set(1)
-        LOG.info("triton is ready", extra={"address": self._address, "pid": self.pid, "seconds": self._start_seconds})
+        logger.info(
+            "triton is ready", extra={"address": self._address, "pid": self.pid, "seconds": self._start_seconds}
+        )
 
     def _command(self, address: str) -> list[str]:
         assert self._installation is not None

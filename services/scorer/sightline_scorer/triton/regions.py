@@ -20,7 +20,7 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _DIRECTORY = Path("/dev/shm")  # noqa: S108
 _numbers = itertools.count(1)
 
@@ -84,7 +84,7 @@ async def open_region(client: InferenceServerClient, slots: int, slot_bytes: int
         region = Region(slots, slot_bytes)
         await region.register(client)
     except (OSError, InferenceServerException) as error:
-        LOG.warning("pixels go to triton by gRPC: no shared memory with it", extra={"why": str(error)})
+        logger.warning("pixels go to triton by gRPC: no shared memory with it", extra={"why": str(error)})
         return None
     return region
 

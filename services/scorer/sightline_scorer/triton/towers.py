@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _TOLERANCE = 1e-4
 _LENGTH_BUCKET = 16  # on a GPU with fixed shapes texts are padded to a multiple of this
 Encode = Callable[[Tensor], Tensor]
@@ -170,7 +170,7 @@ def _try(tower: Any, example: Tensor, change: Callable[[], None]) -> None:
             after = torch.nn.functional.normalize(tower.encode(example).float(), dim=-1)
             same = bool((after - before).abs().max() < _TOLERANCE * (1 if before.dtype == torch.float32 else 50))
         except (NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
-            LOG.warning("the tower runs as open_clip has it: %r", error)
+            logger.warning("the tower runs as open_clip has it: %r", error)
             same = False
     if not same:
         tower.encode = encode

@@ -17,7 +17,7 @@ from torch import Tensor
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4
 
@@ -70,7 +70,7 @@ def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
             f"{limit:.2g} is rounding. Set dpo.shared_prefix=false for this model, and please report it",
             reason="SHARED_PREFIX_DIFFERS",
         )
-    log.info("shared prefix: log-probs within %.2g of TRL's rows", gap)
+    logger.info("shared prefix: log-probs within %.2g of TRL's rows", gap)
     return gap
 
 

@@ -21,7 +21,7 @@ from sightline_trainer.dpo.packing import Pack, PromptTokens
 from sightline_trainer.dpo.support import base_of, obstacle
 from sightline_trainer.dpo.vision import TowerFeatureCache, encode, frozen
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -64,12 +64,12 @@ def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -
     """
     reason = obstacle(model)
     if reason is not None:
-        log.warning("no shared prefix, the update goes TRL's own way: %s", reason)
+        logger.warning("no shared prefix, the update goes TRL's own way: %s", reason)
         return None
     backbone = base_of(model).base_model
     still = frozen(backbone)
     if not still:
-        log.warning(
+        logger.warning(
             "image features are not kept: tower or projector are trained or carry an adapter; "
             "each image is encoded once a step"
         )

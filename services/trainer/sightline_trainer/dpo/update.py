@@ -28,7 +28,7 @@ from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.recipe import Recipe
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def update(
     if set(recipe.dpo.loss) & set(POVID):
         pairs, alone = fold_pairs(pairs)
         if alone:
-            log.warning("%d pairs have no second rejected side of the same chosen one and are left out", alone)
+            logger.warning("%d pairs have no second rejected side of the same chosen one and are left out", alone)
     trainer = make_trainer(recipe, pairs, previous=previous, work=work, seed=seed, iteration=iteration)
     carried = work / f"optimizer-{iteration - 1:04d}" if recipe.dpo.carry == "optimizer" else None
     begin = Begin(trainer, lambda done, total: progress(done, 10 * total), optimizer=carried)

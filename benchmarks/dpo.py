@@ -287,7 +287,7 @@ def _mfu(tflop: float, seconds: float) -> float:
 
 
 def main() -> None:
-    """Runs the shapes and writes the result."""
+    """Run the shapes and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", help="image tokens : response tokens")
     parser.add_argument("--pairs", type=int, action="append", help="pairs of one prompt in a step")

@@ -46,7 +46,7 @@ def picture(seed: int, side: int = 336) -> bytes:
 
 
 def make(directory: Path, *, size: str = "small", seed: int = 0) -> Path:
-    """Writes a model and its processor.
+    """Write a model and its processor.
 
     Its distributions have about 3 nats of entropy, and next to no mass on the end token: each candidate has as many
     tokens as are asked for.

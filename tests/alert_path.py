@@ -63,7 +63,7 @@ class Webhook:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -137,7 +137,7 @@ class Prometheus:
         return self._get("label/__name__/values")  # type: ignore[no-any-return]
 
     def alert(self, name: str, seconds: float, **labels: str) -> tuple[dict[str, Any], float]:
-        """Waits until the webhook has got a firing alert with these labels; gives it and the seconds that it took.
+        """Wait until the webhook has got a firing alert with these labels; give it and the seconds that it took.
 
         Raises:
             TimeoutError: it did not come.

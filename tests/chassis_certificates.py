@@ -27,7 +27,7 @@ class Signed:
     expires: float
 
     def write(self, directory: Path, name: str) -> tuple[Path, Path]:
-        """Puts both into files, each renamed into place."""
+        """Put both into files, each renamed into place."""
         paths = directory / f"{name}.crt", directory / f"{name}.key"
         for path, content in zip(paths, (self.certificate, self.key), strict=True):
             put(path, content)
@@ -35,7 +35,7 @@ class Signed:
 
 
 def put(path: Path, content: bytes) -> Path:
-    """Writes a file aside and renames it into place, as a mounted Secret changes."""
+    """Write a file aside and rename it into place, as a mounted Secret changes."""
     aside = path.with_name(f".{path.name}.new")
     aside.write_bytes(content)
     os.replace(aside, path)

@@ -67,7 +67,7 @@ class Mind:
         return [None, *found.tolist()]
 
     def draw(self, model: Any, inputs: dict[str, Any], *, seed: int, limit: int, stop: list[str], **how: Any) -> Draw:
-        """Samples (or takes the likeliest, at temperature 0)."""
+        """Sample (or take the likeliest, at temperature 0)."""
         found, random = Draw(), np.random.default_rng(seed % (1 << 64))
         step, cache = dict(inputs), None
         while len(found.ids) < limit:

@@ -20,7 +20,7 @@ def free_socket(port: int = 0) -> socket.socket:
 
 @contextlib.contextmanager
 def serving_app(app: Any) -> Iterator[str]:
-    """Serves inside the block; the URL."""
+    """Serve inside the block; the URL."""
     bound = free_socket()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

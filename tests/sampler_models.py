@@ -139,7 +139,7 @@ def make_full(root: Path, base: Path, version: int, *, noise: float = 0.05, kind
 
 
 def seal(directory: Path, base: Path, version: int, kind: Any, **fields: Any) -> None:
-    """Writes the manifest."""
+    """Write the manifest."""
     values = {"parent_version": 0, "base_digest": model_digest(base), "run_id": "test", "iteration": 1, **fields}
     write_manifest(directory, PolicyManifest(version=version, kind=kind, **values))
 

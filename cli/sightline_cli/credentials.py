@@ -57,7 +57,7 @@ _given: ContextVar[Credentials] = ContextVar("credentials", default=Credentials(
 
 
 def give(credentials: Credentials) -> None:
-    """Has the command that follows use these."""
+    """Have the command that follows use these."""
     _given.set(credentials)
 
 

@@ -234,7 +234,7 @@ def from_rpc_error(error: grpc.RpcError) -> SightlineError:
 
 @contextlib.contextmanager
 def typed_errors() -> Iterator[None]:
-    """Turns `grpc.RpcError` raised inside the block into a `SightlineError`; for sync and aio stubs alike."""
+    """Turn `grpc.RpcError` raised inside the block into a `SightlineError`; for sync and aio stubs alike."""
     try:
         yield
     except grpc.RpcError as error:

@@ -81,11 +81,11 @@ class Probe(Service):
         return self.beyond_help
 
     async def drain(self) -> None:
-        """Lets watches end."""
+        """Let watches end."""
         self.draining.set()
 
     async def stop(self) -> None:
-        """Takes its time."""
+        """Take its time."""
         await asyncio.sleep(self.behaviour.stop_seconds)
         self.stopped += 1
         print("stopped", flush=True)
@@ -234,7 +234,7 @@ async def probing(**sections: dict[str, Any]) -> AsyncIterator[tuple[Probe, Clie
 
 
 async def eventually(condition: Any, seconds: float = 5) -> None:
-    """Waits until the condition holds."""
+    """Wait until the condition holds."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never came to hold"

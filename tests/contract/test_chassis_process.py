@@ -46,7 +46,7 @@ class Process:
         return [line["message"] for line in self.lines()]
 
     def wait_for(self, message: str) -> None:
-        """Waits for a line of the log."""
+        """Wait for a line of the log."""
         self.wait_until(lambda: message in self.messages())
 
     def wait_until(self, condition: Callable[[], bool]) -> None:
@@ -75,7 +75,7 @@ def process(folder: Path, *overrides: str, ready: bool = True) -> Iterator[Proce
 
 
 def talk(address: str, test: Callable[[Client], Awaitable[None]]) -> None:
-    """Runs the test with a client of the address."""
+    """Run the test with a client of the address."""
 
     async def main() -> None:
         async with Client(address) as client:

@@ -54,7 +54,7 @@ async def codes(ends: Callable[[], dict[str, int]]) -> list[str]:
 
 
 def run(test: Callable[[Probe, Client], Awaitable[None]], **sections: Any) -> None:
-    """Runs the test against the probe."""
+    """Run the test against the probe."""
 
     async def main() -> None:
         async with probing(**sections) as (probe, client, _):

@@ -37,7 +37,7 @@ class TokensFile:
         self.write(vision=team(VISION), search=team(SEARCH), watcher=team(WATCHER, methods=["Sample"]))
 
     def write(self, **teams: Any) -> None:
-        """Puts other teams in force."""
+        """Put other teams in force."""
         put(self.path, yaml.safe_dump({"teams": teams}).encode())
 
 

@@ -18,7 +18,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def first_stop(tokenizer: PreTrainedTokenizerFast, text: str, stop: tuple[str, ...]) -> str | None:
-    """Feeds a text token by token, as decoding does; what there was when it stopped."""
+    """Feed a text token by token, as decoding does; what there was when it stopped."""
     ids: list[int] = []
     for token in tokenizer(text)["input_ids"]:
         ids.append(token)

@@ -33,7 +33,7 @@ class Admission:
 
     @contextlib.asynccontextmanager
     async def turn(self, team: str = "") -> AsyncIterator[None]:
-        """Holds one turn inside the block.
+        """Hold one turn inside the block.
 
         Raises:
             Overloaded: the queue is full, or the wait was too long.
@@ -90,7 +90,7 @@ class Admission:
                 place.set_result(None)
 
     def _make_room(self, team: str) -> None:
-        """Sees to it that the queue has a place for the team; raises Overloaded where it has none."""
+        """See to it that the queue has a place for the team; raises Overloaded where it has none."""
         if sum(map(len, self._queues.values())) < self._settings.max_queue:
             return
         refusal = self._refusal("queue_full", f"{self._settings.max_concurrent} calls run and the queue is full")

@@ -61,7 +61,7 @@ class Call:
         return errors.status_code(code) if isinstance(code, int) else code
 
     async def announce(self) -> None:
-        """Sends the headers of a stream, once, with the first response: after them the client's gRPC never retries.
+        """Send the headers of a stream, once, with the first response: after them the client's gRPC never retries.
 
         (A single response needs none: its trailers, which have the id, come with it.)
         """
@@ -71,7 +71,7 @@ class Call:
                 await self.context.send_initial_metadata(((REQUEST_ID, self.request_id),))
 
     async def abort(self, error: SightlineError) -> NoReturn:
-        """Ends the call with the error."""
+        """End the call with the error."""
         if self.context.done():  # the handler had aborted before: its status is on the way, and gRPC raises it again
             await self.context.send_initial_metadata(())
         status = errors.to_status(error, request_id=self.request_id)
@@ -82,14 +82,14 @@ class Call:
         raise AssertionError("abort returned")
 
     async def fail(self, cause: BaseException) -> NoReturn:
-        """Ends the call as a bug of ours: the traceback goes to the log only."""
+        """End the call as a bug of ours: the traceback goes to the log only."""
         logger.error("%s failed", self.name, exc_info=cause)
         await self.abort(InternalError(f"internal error; the service's log has it under request id {self.request_id}"))
 
 
 @contextlib.asynccontextmanager
 async def measured(call: Call) -> AsyncIterator[None]:
-    """Counts and times the call, and logs its end."""
+    """Count and time the call, and log its end."""
     start, budget = time.monotonic(), call.context.time_remaining()
     metrics.STARTED.labels(*call.labels).inc()
     code = grpc.StatusCode.UNKNOWN
@@ -116,7 +116,7 @@ async def measured(call: Call) -> AsyncIterator[None]:
 
 @contextlib.asynccontextmanager
 async def mapped(call: Call) -> AsyncIterator[None]:
-    """Answers what the handler raises: a `SightlineError` as it is, anything else as INTERNAL."""
+    """Answer what the handler raises: a `SightlineError` as it is, anything else as INTERNAL."""
     try:
         yield
     except asyncio.CancelledError as error:

@@ -24,7 +24,7 @@ HANDLING = Histogram(
 
 
 def install() -> None:
-    """Measures the calls of all channels that are opened from now on."""
+    """Measure the calls of all channels that are opened from now on."""
     channel.observe_calls(_observe)
 
 

@@ -59,7 +59,7 @@ class Gate:
         self.refresh()
 
     def refresh(self) -> None:
-        """Looks at the tokens file also while nobody calls; the metrics show its teams, and forget those that left."""
+        """Look at the tokens file also while nobody calls; the metrics show its teams, and forget those that left."""
         self._teams.refresh()
         names = frozenset(self._teams.names())
         if names != self._shown:
@@ -68,7 +68,7 @@ class Gate:
             self._shown = names
 
     def identify(self, service: str, method: str, metadata: Sequence[tuple[str, Any]]) -> None:
-        """Finds out who calls, by nothing but the call's headers; the task of the call remembers it.
+        """Find out who calls, by nothing but the call's headers; the task of the call remembers it.
 
         Raises:
             Unauthenticated, PermissionDenied: see `Teams.caller`.
@@ -89,7 +89,7 @@ class Gate:
 
     @contextlib.asynccontextmanager
     async def enter(self, service: str, name: str) -> AsyncIterator[Callable[[Any], None]]:
-        """Holds a place of the team and a turn inside the block; gives what charges a decoded request to the team.
+        """Hold a place of the team and a turn inside the block; give what charges a decoded request to the team.
 
         Raises:
             Overloaded: the team or the service has too many calls, or the team has used up its minute.

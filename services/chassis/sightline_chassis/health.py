@@ -48,15 +48,15 @@ class Health:
         self.port: int = self._server.add_insecure_port(address)
 
     def start(self) -> None:
-        """Begins to answer: alive, not started, not ready."""
+        """Begin to answer: alive, not started, not ready."""
         self._server.start()
 
     def close(self) -> None:
-        """Stops answering."""
+        """Stop answering."""
         self._server.stop(None).wait()
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Answers on the service's own port too."""
+        """Answer on the service's own port too."""
         health_pb2_grpc.add_HealthServicer_to_server(_AioServicer(self), server)
 
     def beat(self) -> None:

@@ -135,7 +135,7 @@ def _begin(call: Call) -> None:
 
 
 def _refusing(error: SightlineError, service: str, method: str, kind: str) -> Handler:
-    """Answers with the error. As a stream of requests, whatever the method is: gRPC then reads none of them."""
+    """Answer with the error. As a stream of requests, whatever the method is: gRPC then reads none of them."""
 
     async def refuse(_requests: Any, context: Any) -> None:
         call = Call(service, method, kind, context)

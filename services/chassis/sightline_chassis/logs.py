@@ -57,7 +57,7 @@ class TextFormatter(logging.Formatter):
 
 
 def configure(settings: LogSettings, service: str) -> None:
-    """Sends the whole process's logs, and Python's warnings, to stderr. Call it once, at start."""
+    """Send the whole process's logs, and Python's warnings, to stderr. Call it once, at start."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(service) if settings.format == "json" else TextFormatter())
     logging.basicConfig(level=settings.level.upper(), handlers=[handler], force=True)

@@ -70,7 +70,7 @@ _GO_CODES = {grpc.StatusCode.OK: "OK", grpc.StatusCode.CANCELLED: "Canceled"}
 
 @contextlib.contextmanager
 def backend_call(backend: str) -> Iterator[None]:
-    """Times a call to a backend inside the block; the outcome is "ok", or "failed" where it raises."""
+    """Time a call to a backend inside the block; the outcome is "ok", or "failed" where it raises."""
     start, outcome = time.monotonic(), "failed"
     try:
         yield
@@ -92,7 +92,7 @@ def go_type(request_streaming: bool, response_streaming: bool) -> str:
 
 
 def preregister(services: Iterable[str]) -> None:
-    """Shows every method and code at 0 from the start: else `rate()` would miss the first error of each kind."""
+    """Show every method and code at 0 from the start: else `rate()` would miss the first error of each kind."""
     for name in services:
         service = descriptor_pool.Default().FindServiceByName(name)
         for method in service.methods:
@@ -104,21 +104,21 @@ def preregister(services: Iterable[str]) -> None:
 
 
 def show_teams(names: Iterable[str]) -> None:
-    """Shows teams at 0, so that `rate()` sees the first call of each."""
+    """Show teams at 0, so that `rate()` sees the first call of each."""
     for name in names:
         TEAM_INFLIGHT.labels(name)
         TEAM_CALLS.labels(name, "OK")
 
 
 def forget_teams(names: Iterable[str]) -> None:
-    """Drops all series of teams: their number stays bounded however often the tokens file changes."""
+    """Drop all series of teams: their number stays bounded however often the tokens file changes."""
     for name in names:
         for metric in (TEAM_CALLS, TEAM_INFLIGHT, TEAM_UNITS, TEAM_REFUSED):
             metric.remove_by_labels({"team": name})
 
 
 def set_build_info() -> None:
-    """Fills `sightline_build_info`; the commit comes from SIGHTLINE_COMMIT, set when an image is built."""
+    """Fill `sightline_build_info`; the commit comes from SIGHTLINE_COMMIT, set when an image is built."""
     try:
         version = importlib.metadata.version("sightline")
     except importlib.metadata.PackageNotFoundError:  # run from a source tree
@@ -127,7 +127,7 @@ def set_build_info() -> None:
 
 
 def set_config_info(settings: Mapping[str, Any]) -> None:
-    """Fills `sightline_config_info` with a hash of the settings: replicas that differ show."""
+    """Fill `sightline_config_info` with a hash of the settings: replicas that differ show."""
     text = json.dumps(settings, sort_keys=True)
     CONFIG_INFO.clear()
     CONFIG_INFO.labels(hashlib.sha256(text.encode()).hexdigest()[:12]).set(1)
@@ -149,7 +149,7 @@ class MetricsServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()

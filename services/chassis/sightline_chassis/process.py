@@ -39,7 +39,7 @@ HURRY_SECONDS = 5.0
 def run(
     name: str, cls: type[S], make: Callable[[S], Service], *, config: Path | None, overrides: Sequence[str] = ()
 ) -> int:
-    """Reads the settings and serves until told to stop: what the `main` of every service does.
+    """Read the settings and serve until told to stop: what the `main` of every service does.
 
     Args:
         name: the service's short name; the environment's prefix is `SIGHTLINE_<NAME>__`.
@@ -61,7 +61,7 @@ def run(
 
 @contextlib.asynccontextmanager
 async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[Addresses]:
-    """Serves inside the block; drains and stops at its end.
+    """Serve inside the block; drain and stop at its end.
 
     Raises:
         BindError: a port cannot be had.
@@ -75,7 +75,7 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
 
 
 def serve(service: Service, settings: ServiceSettings) -> int:
-    """Serves until SIGTERM or SIGINT, then drains. For the main thread of a process.
+    """Serve until SIGTERM or SIGINT, then drain. For the main thread of a process.
 
     A second signal cuts the drain short and gives `stop` 5 s; a third one ends the process at once.
 

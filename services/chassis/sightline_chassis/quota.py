@@ -36,7 +36,7 @@ class Bucket:
         self._filled = clock()
 
     def set(self, per_minute: int | None) -> None:
-        """Changes the allowance; what has been used stays used."""
+        """Change the allowance; what has been used stays used."""
         if per_minute != self.per_minute:
             used = (self.per_minute or 0) - self._fill()
             self.per_minute = per_minute
@@ -49,7 +49,7 @@ class Bucket:
         return max(0.0, (amount - self._fill()) * 60 / self.per_minute)
 
     def take(self, amount: int) -> None:
-        """Takes so many; after a `wait` of 0."""
+        """Take so many; after a `wait` of 0."""
         if self.per_minute is not None:
             self._level = self._fill() - amount
 
@@ -76,7 +76,7 @@ class Quota:
         self._buckets = {"texts": Bucket(now.texts_per_minute), "images": Bucket(now.images_per_minute)}
 
     def begin(self) -> None:
-        """Counts a call; raises Overloaded where the team has too many in flight."""
+        """Count a call; raises Overloaded where the team has too many in flight."""
         most = self._limits().concurrent
         if most is not None and self._running >= most:
             raise self._refuse("concurrent", f"{self._running} calls of team {self._team} are in flight", most)
@@ -89,7 +89,7 @@ class Quota:
         metrics.TEAM_INFLIGHT.labels(self._team).dec()
 
     def charge(self, cost: Cost) -> None:
-        """Takes what a request costs, all or nothing.
+        """Take what a request costs, all or nothing.
 
         Raises:
             Overloaded: it is not there now; `retry_after` says when.
@@ -114,7 +114,7 @@ class Quota:
                 metrics.TEAM_UNITS.labels(self._team, unit).inc(amount)
 
     def check(self) -> None:
-        """Raises Overloaded where not even one text is left, which each request needs: known before it is decoded."""
+        """Raise Overloaded where not even one text is left, which each request needs: known before it is decoded."""
         self._follow()
         if wait := self._buckets["texts"].wait(1):
             raise self._spent("texts", wait)

@@ -81,7 +81,7 @@ class Server:
         )
 
     async def start(self) -> Addresses:
-        """Loads the service, then serves it."""
+        """Load the service, then serve it."""
         began = time.monotonic()
         self._health.start()
         self._tasks.append(asyncio.create_task(self._beat()))
@@ -108,12 +108,12 @@ class Server:
         return self._grpc.add_secure_port(address, self._certificates.credentials())
 
     async def died(self) -> None:
-        """Returns, or raises, when gRPC's server has ended without having been asked to."""
+        """Return, or raise, when gRPC's server has ended without having been asked to."""
         while await self._grpc.wait_for_termination(DIED_SECONDS):
             pass  # without a timeout, cancelling this wait would cancel gRPC's own shutdown
 
     def hurry(self) -> None:
-        """Cuts the drain short."""
+        """Cut the drain short."""
         self._hurry.set()
 
     async def close(self) -> None:
@@ -210,7 +210,7 @@ class Server:
 
 
 async def _within(seconds: float, *events: asyncio.Event) -> None:
-    """Waits for the first of the events, but not longer than so many seconds."""
+    """Wait for the first of the events, but not longer than so many seconds."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:

@@ -33,11 +33,11 @@ class Service(abc.ABC):
 
     @abc.abstractmethod
     async def start(self) -> None:
-        """Loads what is needed, off the event loop; the service is NOT_SERVING until this returns."""
+        """Load what is needed, off the event loop; the service is NOT_SERVING until this returns."""
 
     @abc.abstractmethod
     def register(self, server: grpc.aio.Server) -> None:
-        """Adds the servicers; called after `start`."""
+        """Add the servicers; called after `start`."""
 
     async def ready(self) -> str | None:
         """None when the service can do its work, else why not; asked about every second."""
@@ -53,5 +53,5 @@ class Service(abc.ABC):
         return
 
     async def stop(self) -> None:
-        """Gives back what `start` took. Called once, after the drain, and also when `start` failed half-way."""
+        """Give back what `start` took. Called once, after the drain, and also when `start` failed half-way."""
         return

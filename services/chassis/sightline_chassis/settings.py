@@ -55,7 +55,7 @@ class SettingsError(ValueError):
 
 
 def load_settings(cls: type[S], *, service: str, config: Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """Reads the settings of `service`.
+    """Read the settings of `service`.
 
     Args:
         cls: the settings' class.

@@ -120,7 +120,7 @@ class Teams:
         return caller
 
     def check(self, caller: Caller) -> None:
-        """Raises Unauthenticated where the caller's token has been revoked since."""
+        """Raise Unauthenticated where the caller's token has been revoked since."""
         if caller.hash:
             self._owner(caller.hash)
 
@@ -130,7 +130,7 @@ class Teams:
         return self._settings.anonymous_limits if known is None else known.limits
 
     def refresh(self) -> None:
-        """Looks at the file also while nobody calls."""
+        """Look at the file also while nobody calls."""
         self._teams()
 
     def _teams(self) -> dict[str, Team]:

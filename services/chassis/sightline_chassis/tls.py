@@ -47,7 +47,7 @@ class Certificates:
         )
 
     def refresh(self) -> None:
-        """Looks at the files, so that the metric of their expiry is right also while nobody connects."""
+        """Look at the files, so that the metric of their expiry is right also while nobody connects."""
         self._files.get()
 
     def _changed(self) -> Any:

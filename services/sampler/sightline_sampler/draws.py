@@ -35,7 +35,7 @@ def choose(request: pb.SampleRequest, work: SampleWork, engine: Engine) -> tuple
 
 
 def refuse_unsupported(params: SamplingParams, engine: Engine) -> None:
-    """Refuses what the engine cannot do, rather than leave it out.
+    """Refuse what the engine cannot do, rather than leave it out.
 
     Raises:
         InvalidInput: names the engine and the parameters.

@@ -79,7 +79,7 @@ for _step in STEPS:
 
 
 def count_arrival(arrival: Arrival) -> None:
-    """Shows what the probes of a policy said."""
+    """Show what the probes of a policy said."""
     ARRIVALS.labels("passed" if arrival.passed else "failed").inc()
     ARRIVAL_GAP.set(arrival.gap)
     ARRIVAL_MOVED.set(arrival.moved)

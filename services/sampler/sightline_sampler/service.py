@@ -49,7 +49,7 @@ class SamplerService(Service):
         )
 
     async def start(self) -> None:
-        """Loads and checks the model."""
+        """Load and check the model."""
         digest = await self.engine.start()
         await self.policies.start(digest, self.engine.capabilities().model)
         metrics.ROWS.set_function(lambda: self.engine.loads()[0])
@@ -59,7 +59,7 @@ class SamplerService(Service):
         metrics.POLICY_LOADED.set_to_current_time()
 
     def register(self, server: grpc.aio.Server) -> None:
-        """Adds the servicer."""
+        """Add the servicer."""
         pb_grpc.add_SamplerServiceServicer_to_server(self._servicer, server)
 
     async def ready(self) -> str | None:
@@ -71,5 +71,5 @@ class SamplerService(Service):
         return self.engine.broken()
 
     async def stop(self) -> None:
-        """Frees the model."""
+        """Free the model."""
         await self.engine.stop()

@@ -43,7 +43,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         self._images, self._traffic, self._gate = images, traffic, gate
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:
-        """Streams each candidate when it is finished, the summary last."""
+        """Stream each candidate when it is finished, the summary last."""
         started = time.monotonic()
         work, lease = self._reader.sample(request, context)
         refuse_unsupported(work.params, self._engine)
@@ -74,7 +74,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         return pb.ScoreTokensResponse(logprobs=scores.logprobs.tolist(), policy_version=scores.policy_version)
 
     async def StagePolicy(self, request: pb.StagePolicyRequest, context: Context) -> pb.StagePolicyResponse:
-        """Checks and loads a policy."""
+        """Check and load a policy."""
         with _swap("stage"):
             questions = read_questions(request.probes, self._images, self._gate)
             info = await self._policies.stage(request.uri, request.version, questions)
@@ -82,7 +82,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         return pb.StagePolicyResponse(policy=messages.policy_message(info))
 
     async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: Context) -> pb.ActivatePolicyResponse:
-        """Makes a version the one that answers."""
+        """Make a version the one that answers."""
         with _swap("activate"):
             questions = read_questions(request.probes, self._images, self._gate)
             info, before = await self._policies.activate(request.version, questions)
@@ -91,18 +91,18 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         return pb.ActivatePolicyResponse(policy=messages.policy_message(info), previous_version=before)
 
     async def RetirePolicy(self, request: pb.RetirePolicyRequest, context: Context) -> pb.RetirePolicyResponse:
-        """Forgets a version."""
+        """Forget a version."""
         with _swap("retire"):
             info = await self._policies.retire(request.version)
         metrics.POLICIES.set(len(self._policies.all()))
         return pb.RetirePolicyResponse(policy=messages.policy_message(info))
 
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
-        """Stops sampling."""
+        """Stop sampling."""
         return pb.PauseResponse(requests=await self._policies.pause(messages.pause_of(request)))
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
-        """Goes on."""
+        """Go on."""
         await self._policies.resume()
         return pb.ResumeResponse()
 

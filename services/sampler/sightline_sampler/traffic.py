@@ -43,7 +43,7 @@ class Visit:
             self._waiting = False
 
     def break_off(self) -> None:
-        """Ends it with Unavailable, at once where it waits, else when it would."""
+        """End it with Unavailable, at once where it waits, else when it would."""
         if not self._broken:
             self._broken = True
             if self._waiting:
@@ -72,7 +72,7 @@ class Traffic:
 
     @contextlib.asynccontextmanager
     async def passage(self) -> AsyncIterator[Visit]:
-        """Waits until the door is open, and counts the request as under way inside the block.
+        """Wait until the door is open, and count the request as under way inside the block.
 
         Raises:
             Unavailable: the door stayed closed for too long.
@@ -100,22 +100,22 @@ class Traffic:
                 self._idle.set()
 
     def close(self, holder: Holder) -> int:
-        """Closes the door; the number of requests under way."""
+        """Close the door; the number of requests under way."""
         self._holders.add(holder)
         self._open.clear()
         return len(self._visits)
 
     def open(self, holder: Holder) -> None:
-        """Opens the door, if nobody else holds it."""
+        """Open the door, if nobody else holds it."""
         self._holders.discard(holder)
         if not self._holders:
             self._open.set()
 
     async def idle(self) -> None:
-        """Waits until nothing is under way."""
+        """Wait until nothing is under way."""
         await self._idle.wait()
 
     def abort(self) -> None:
-        """Breaks off what is under way."""
+        """Break off what is under way."""
         for visit in self._visits:
             visit.break_off()

@@ -246,7 +246,7 @@ class Loader:
 
 
 def fingerprint(settings: ModelSettings) -> str:
-    """Changes with a model's settings and with its files, but not with its calibration. Raises as finding weights."""
+    """What changes with a model's settings and files, but not with its calibration. Raises as finding weights."""
     architecture = repository.open_clip_name(settings.source)
     weights = repository.find_weights(architecture, settings.pretrained)
     facts = {

@@ -72,7 +72,7 @@ DECODE_REASONS = ("IMAGE_EMPTY", "IMAGE_TOO_LARGE", "IMAGE_TOO_MANY_PIXELS", "IM
 
 
 def preregister() -> None:
-    """Shows every outcome at 0 from the start, so that `rate()` sees the first of each kind."""
+    """Show every outcome at 0 from the start, so that `rate()` sees the first of each kind."""
     for outcome in OUTCOMES:
         PAIRS.labels(outcome)
     for reason in DECODE_REASONS:

@@ -57,7 +57,7 @@ class ServedModel:
                 self._idle.set()
 
     async def drained(self, seconds: float) -> None:
-        """Returns when no request has it, or after so many seconds."""
+        """Return when no request has it, or after so many seconds."""
         if self.in_use:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), seconds)

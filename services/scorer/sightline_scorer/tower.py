@@ -97,7 +97,7 @@ class Wait:
             self._future.exception()  # it may have left: then nobody looks at the error
 
     async def done(self, seconds: float | None) -> None:
-        """Returns when all are there. Raises what an item failed with, and DeadlineExceeded after so many seconds."""
+        """Return when all are there. Raises what an item failed with, and DeadlineExceeded after so many seconds."""
         if self._left == 0 and self._future is None:
             return
         if self._future is None:

@@ -25,7 +25,7 @@ LEASE_TRIES = 10
 
 
 def not_asked_to_stop() -> None:
-    """Asks nothing to stop."""
+    """Ask nothing to stop."""
 
 
 @contextmanager

@@ -90,7 +90,7 @@ for _stage, _reason in (
 
 @contextmanager
 def run() -> Iterator[None]:
-    """Marks a run as worked on."""
+    """Mark a run as worked on."""
     RUNNING.set(1)
     HEARTBEAT.set_to_current_time()
     try:
@@ -102,7 +102,7 @@ def run() -> Iterator[None]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Marks `name` as the stage under way, measures it, and counts its failure."""
+    """Mark `name` as the stage under way, measure it, and count its failure."""
     PHASE.labels(name).set(1)
     started = time.monotonic()
     try:
@@ -131,7 +131,7 @@ def begin_iteration(number: int, parent: int) -> None:
 
 
 def observed(rows: Iterable[dict[str, Any]], version: int) -> Iterator[dict[str, Any]]:
-    """Passes pairs on and shows their rewards, lengths and age; `version` is the policy that learns from them."""
+    """Pass pairs on and show their rewards, lengths and age; `version` is the policy that learns from them."""
     for row in rows:
         for role in ROLES:
             if row[f"{role}_reward"] is not None:
@@ -143,13 +143,13 @@ def observed(rows: Iterable[dict[str, Any]], version: int) -> Iterator[dict[str,
 
 
 def count_pairs(counts: Mapping[str, int]) -> None:
-    """Adds an iteration's outcomes."""
+    """Add an iteration's outcomes."""
     for outcome, count in counts.items():
         PAIRS.labels("kept" if outcome == "pairs" else outcome).inc(count)
 
 
 def record_update(version: int, values: Mapping[str, float]) -> None:
-    """Shows what the last update did."""
+    """Show what the last update did."""
     POLICY_VERSION.set(version)
     LAST_CHECKPOINT.set_to_current_time()
     STEPS.inc(values.get("steps", 0.0))
@@ -165,7 +165,7 @@ def record_arrival(version: int, gap: float) -> None:
 
 
 def record_evaluation(version: int, values: Mapping[str, float]) -> None:
-    """Shows the held-out metrics of a policy, without their intervals; version 0 is the base model."""
+    """Show the held-out metrics of a policy, without their intervals; version 0 is the base model."""
     for name, value in values.items():
         if name.endswith(("_low", "_high")):
             continue

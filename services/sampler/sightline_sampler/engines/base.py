@@ -93,11 +93,11 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def start(self) -> str:
-        """Loads the base model and gives its digest (see `manifest.model_digest`)."""
+        """Load the base model and give its digest (see `manifest.model_digest`)."""
 
     @abc.abstractmethod
     async def stop(self) -> None:
-        """Ends work under way with `Unavailable` and frees everything."""
+        """End work under way with `Unavailable` and free everything."""
 
     @abc.abstractmethod
     def ready(self) -> str | None:
@@ -113,7 +113,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
-        """Yields each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
+        """Yield each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
 
     @abc.abstractmethod
     async def score(self, work: ScoreWork) -> TokenScores:
@@ -121,7 +121,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Loads a policy whose digests have been checked, without disturbing what is being sampled.
+        """Load a policy whose digests have been checked, without disturbing what is being sampled.
 
         Raises:
             PreconditionFailed: its tensors do not fit the base model one to one, or it changes nothing.
@@ -129,7 +129,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def activate(self, version: int) -> None:
-        """Makes a staged version (or 0) resident; nothing where it is. For engines that hold one at a time.
+        """Make a staged version (or 0) resident; nothing where it is. For engines that hold one at a time.
 
         Where `resident` says no, the caller has seen to it that nothing is being sampled. After a failure the version
         before may have to be activated again.
@@ -148,7 +148,7 @@ class Engine(abc.ABC):
         return 0, 0
 
     async def freeze(self) -> None:
-        """Stops sampling where it is, until `thaw`.
+        """Stop sampling where it is, until `thaw`.
 
         Raises:
             InvalidInput: this engine cannot.
@@ -158,9 +158,9 @@ class Engine(abc.ABC):
         )
 
     async def thaw(self) -> None:
-        """Goes on."""
+        """Go on."""
         return
 
     @abc.abstractmethod
     async def retire(self, version: int) -> None:
-        """Frees a staged version. The caller has seen to it that nothing uses it."""
+        """Free a staged version. The caller has seen to it that nothing uses it."""

@@ -10,7 +10,7 @@ from sightline_sampler.settings import SamplerLimits
 
 
 def make_engine(settings: EngineSettings, limits: SamplerLimits, *, on_step: Callable[[int], None]) -> Engine:
-    """Makes an engine; its `start` loads.
+    """Make an engine; its `start` loads.
 
     Args:
         settings: which, and how it is run.

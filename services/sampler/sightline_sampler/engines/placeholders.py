@@ -8,7 +8,7 @@ from sightline.errors import InvalidInput
 
 
 def refuse_placeholders(text: str, placeholders: Iterable[str]) -> None:
-    """Refuses a user's text that would be taken for an image.
+    """Refuse a user's text that would be taken for an image.
 
     Raises:
         InvalidInput: the text holds one of the placeholders.

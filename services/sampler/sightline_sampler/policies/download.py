@@ -41,7 +41,7 @@ def scheme_of(uri: str) -> str:
 
 
 def download(uri: str, version: int, *, into: Path, most_bytes: int) -> Path:
-    """Brings a policy to disk: its manifest first, then each file that the manifest names, by that name and no other.
+    """Bring a policy to disk: its manifest first, then each file that the manifest names, by that name and no other.
 
     What was fetched before and has the same manifest is kept. Nothing is checked here but names and size: see
     `staging.verified`.
@@ -90,7 +90,7 @@ def download(uri: str, version: int, *, into: Path, most_bytes: int) -> Path:
 
 
 def upload_arrival(directory: Path, uri: str) -> None:
-    """Puts `arrival.json` beside the manifest where the policy came from.
+    """Put `arrival.json` beside the manifest where the policy came from.
 
     Raises:
         Exception: whatever the storage raises.
@@ -101,7 +101,7 @@ def upload_arrival(directory: Path, uri: str) -> None:
 
 
 def _fetch(files: _Filesystem, root: str, name: str, to: Path, most: int) -> int:
-    """Copies one file; its size."""
+    """Copy one file; its size."""
     path, size = f"{root.rstrip('/')}/{name}", 0
     local = to / PurePosixPath(name)
     local.parent.mkdir(parents=True, exist_ok=True)

@@ -63,7 +63,7 @@ class PolicyLease:
             return self._version
 
     def release(self) -> None:
-        """Lets the policy go for good; may be called at any time, once or more."""
+        """Let the policy go for good; may be called at any time, once or more."""
         with self._lock:
             version, self._version, self._over = self._version, None, True
         if version is not None:
@@ -86,7 +86,7 @@ class LoadedPolicies:
         self._events: asyncio.AbstractEventLoop | None = None
 
     def start(self, base: PolicyInfo) -> None:
-        """Puts in the base model, which answers at first. Call it in the event loop."""
+        """Put in the base model, which answers at first. Call it in the event loop."""
         self._events = asyncio.get_running_loop()
         self._entries = {0: Entry(base)}
 
@@ -137,24 +137,24 @@ class LoadedPolicies:
         return entry
 
     def add(self, entry: Entry) -> None:
-        """Puts in a policy."""
+        """Put in a policy."""
         with self._lock:
             self._entries[entry.info.version] = entry
 
     def remove(self, version: int) -> Entry:
-        """Takes out a policy."""
+        """Take out a policy."""
         with self._lock:
             return self._entries.pop(version)
 
     def note(self, version: int, **changes: object) -> PolicyInfo:
-        """Changes what is told about a policy."""
+        """Change what is told about a policy."""
         with self._lock:
             entry = self._entries[version]
             entry.info = dataclasses.replace(entry.info, **changes)  # type: ignore[arg-type]
             return entry.info
 
     def activate(self, version: int) -> tuple[PolicyInfo, int]:
-        """Makes a version the one that answers; it, and the one before."""
+        """Make a version the one that answers; it, and the one before."""
         before = self._active
         self.note(before, state="staged")
         info = self.note(version, state="active")
@@ -162,14 +162,14 @@ class LoadedPolicies:
         return info, before
 
     def close(self, version: int) -> Entry:
-        """Lets a policy take no new requests."""
+        """Let a policy take no new requests."""
         with self._lock:
             entry = self._entries[version]
             entry.leaving = True
             return entry
 
     def close_idle(self) -> int | None:
-        """Closes the lowest version that nobody uses, and gives it; not the active one, nor the base."""
+        """Close the lowest version that nobody uses, and give it; not the active one, nor the base."""
         with self._lock:
             for version, entry in sorted(self._entries.items()):
                 if version not in (0, self._active) and not entry.users and not entry.leaving:
@@ -178,7 +178,7 @@ class LoadedPolicies:
             return None
 
     async def until_idle(self, entry: Entry) -> None:
-        """Waits until nobody uses a policy that was closed; cancelled, it is open again."""
+        """Wait until nobody uses a policy that was closed; cancelled, it is open again."""
         try:
             while entry.users:
                 self._idle.clear()
@@ -199,7 +199,7 @@ class LoadedPolicies:
         return PolicyLease(self, selector)
 
     def take(self, selector: PolicySelector | None) -> int:
-        """Chooses a version and counts a user of it.
+        """Choose a version and count a user of it.
 
         Raises:
             PreconditionFailed: what is asked for is not served.
@@ -210,7 +210,7 @@ class LoadedPolicies:
             return entry.info.version
 
     def give(self, version: int) -> None:
-        """Counts a user less."""
+        """Count a user less."""
         with self._lock:
             entry = self._entries.get(version)
             if entry is None:

@@ -72,7 +72,7 @@ class Examiner:
         return Answers(version, list(await asyncio.gather(*(score(question) for question in questions))), drawn)
 
     def verdict(self, questions: Sequence[ProbeQuestion], before: Answers, after: Answers) -> Arrival:
-        """Judges the answers under the previous and under the new version.
+        """Judge the answers under the previous and under the new version.
 
         Raises:
             PreconditionFailed: the engine can score too few tokens to tell.

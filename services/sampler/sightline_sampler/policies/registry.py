@@ -50,7 +50,7 @@ class PolicyRegistry:
         self._frozen = False
 
     async def start(self, base_digest: str, model: str) -> None:
-        """Enters the base model, and takes up the policy that was active before a restart.
+        """Enter the base model, and take up the policy that was active before a restart.
 
         Raises:
             SightlineError: that policy cannot be staged any more.
@@ -95,7 +95,7 @@ class PolicyRegistry:
         return self._versions.highest(self._loaded)
 
     async def stage(self, uri: str, version: int, questions: Sequence[ProbeQuestion] = ()) -> PolicyInfo:
-        """Checks a policy directory and loads it; frees the oldest idle policy where there would be too many.
+        """Check a policy directory and load it; free the oldest idle policy where there would be too many.
 
         Args:
             uri: an absolute path, or a URL of an allowed scheme.
@@ -117,7 +117,7 @@ class PolicyRegistry:
             return await self._stage(uri, version, questions)
 
     async def activate(self, version: int, questions: Sequence[ProbeQuestion] = ()) -> tuple[PolicyInfo, int]:
-        """Makes a version the one that answers; candidates under way finish on theirs.
+        """Make a version the one that answers; candidates under way finish on theirs.
 
         Args:
             version: a staged version, or 0.
@@ -134,7 +134,7 @@ class PolicyRegistry:
             return await self._activate(version, questions)
 
     async def retire(self, version: int) -> PolicyInfo:
-        """Takes no new requests for a version, waits for those under way, and frees it.
+        """Take no new requests for a version, wait for those under way, and free it.
 
         Raises:
             NotFound: that version is not loaded.
@@ -160,7 +160,7 @@ class PolicyRegistry:
         return dataclasses.replace(info, state="retired")
 
     async def pause(self, mode: PauseMode) -> int:
-        """Stops sampling until `resume`; the number of requests that were under way.
+        """Stop sampling until `resume`; the number of requests that were under way.
 
         Raises:
             InvalidInput: the engine cannot do it in that way.
@@ -181,7 +181,7 @@ class PolicyRegistry:
         return under_way
 
     async def resume(self) -> None:
-        """Ends a pause."""
+        """End a pause."""
         if self._frozen:
             await self._engine.thaw()
             self._frozen = False
@@ -247,7 +247,7 @@ class PolicyRegistry:
         return info, before
 
     async def _prove(self, entry: Entry, questions: Sequence[ProbeQuestion]) -> None:
-        """Asks the engine about a version that answers beside the others.
+        """Ask the engine about a version that answers beside the others.
 
         Raises:
             PreconditionFailed: it did not arrive, and was freed; or the version to compare with is not served.
@@ -273,7 +273,7 @@ class PolicyRegistry:
         raise self._did_not_arrive(version, arrival)
 
     async def _swap(self, entry: Entry, questions: Sequence[ProbeQuestion]) -> None:
-        """Lets an engine that holds one version at a time change over, between two requests.
+        """Let an engine that holds one version at a time change over, between two requests.
 
         Raises:
             PreconditionFailed: it did not arrive; the version before is back.
@@ -308,7 +308,7 @@ class PolicyRegistry:
             self._traffic.open("swap")
 
     async def _roll_back(self, active: int, why: BaseException) -> None:
-        """Puts a version back; where that fails too, `why` stays what the caller is told, and says so."""
+        """Put a version back; where that fails too, `why` stays what the caller is told, and says so."""
         try:
             await self._engine.activate(active)
         except SightlineError as error:
@@ -318,7 +318,7 @@ class PolicyRegistry:
             why.message += f"; version {active} cannot be put back, and nothing is sampled until it is: {error.message}"
 
     async def _record(self, entry: Entry, arrival: Arrival) -> None:
-        """Puts what probes showed into the book, the metrics, the log, and beside the manifest."""
+        """Put what probes showed into the registry, the metrics, the log, and beside the manifest."""
         entry.questions = ()
         info = self._loaded.note(entry.info.version, arrival=arrival)
         metrics.count_arrival(arrival)

@@ -60,7 +60,7 @@ def downloads(settings: PolicySettings) -> Path:
 
 
 def discard(directory: Path, settings: PolicySettings) -> None:
-    """Deletes a download; a directory that was named by its path is left alone."""
+    """Delete a download; a directory that was named by its path is left alone."""
     if directory.parent == downloads(settings):
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -21,7 +21,7 @@ class Versions:
         return max({0, *loaded.versions(), *self.digests})
 
     def refuse_known(self, version: int, loaded: LoadedPolicies) -> None:
-        """Refuses a version that is loaded, and a new one that is not the highest.
+        """Refuse a version that is loaded, and a new one that is not the highest.
 
         Raises:
             AlreadyExists: it is loaded.
@@ -45,7 +45,7 @@ class Versions:
     def refuse_foreign(
         self, version: int, manifest: PolicyManifest, digest: str, directory: Path, base_digest: str
     ) -> None:
-        """Refuses a manifest that is of another version or base model, or a number with other weights than before.
+        """Refuse a manifest that is of another version or base model, or a number with other weights than before.
 
         Raises:
             PreconditionFailed: it is.

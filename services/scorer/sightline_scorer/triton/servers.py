@@ -18,7 +18,7 @@ class TritonServer(Protocol):
         """host:port of the gRPC endpoint; raises Unavailable while there is none."""
 
     async def start(self) -> None:
-        """Returns when Triton and its models are ready."""
+        """Return when Triton and its models are ready."""
 
     async def stop(self) -> None:
         """Let it go."""

@@ -23,7 +23,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Runs the update; on the first process, writes what came of it to WORK/update.json."""
+    """Run the update; on the first process, write what came of it to WORK/update.json."""
     arguments = _arguments()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from sightline.errors import SightlineError

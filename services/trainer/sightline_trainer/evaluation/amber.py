@@ -115,7 +115,7 @@ def read_responses(path: Path, amber: Amber) -> dict[int, str]:
 
 
 def complete(wanted: Sequence[int], responses: Mapping[int, str], part: str) -> None:
-    """Raises InvalidInput where an id of a part that is answered has no response."""
+    """Raise InvalidInput where an id of a part that is answered has no response."""
     missing = [number for number in wanted if number not in responses]
     if missing:
         raise InvalidInput(

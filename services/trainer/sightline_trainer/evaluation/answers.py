@@ -56,7 +56,7 @@ class AnswerFile:
         self._file.flush()
 
     def _read(self) -> int:
-        """Reads the answers that are there; the length of the whole lines, in bytes."""
+        """Read the answers that are there; the length of the whole lines, in bytes."""
         assert self.path is not None
         whole = 0
         for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), 1):

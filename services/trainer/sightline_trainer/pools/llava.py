@@ -20,7 +20,7 @@ PLACEHOLDER = "<image>"
 
 
 def conversations(images: Path) -> Reader:
-    """Reads items whose images lie under `images`."""
+    """Read items whose images lie under `images`."""
 
     def read(row: dict[str, Any], number: int) -> Prompt | None:
         if not row.get("image"):

@@ -26,7 +26,7 @@ class LiveReport:
         self._last = Event(stage="start")
 
     def version(self) -> str:
-        """Changes when the page would."""
+        """What changes when the page would."""
         done = sum(1 for _ in (self.run.root / "iterations").glob("*/evaluation.json"))
         return f"{done}-{self.run.state().get('state', 'queued')}"
 

@@ -128,6 +128,6 @@ def _sums(products: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, t
 
 
 def register(device: torch.device) -> None:
-    """Makes the attention known to transformers under `NAME`."""
+    """Make the attention known to transformers under `NAME`."""
     AttentionInterface.register(NAME, rowwise_attention)
     AttentionMaskInterface.register(NAME, sdpa_mask if device.type == "cuda" else eager_mask)

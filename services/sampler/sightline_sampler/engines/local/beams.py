@@ -60,7 +60,7 @@ class _Group:
         self._size, self._penalty = size, length_penalty
 
     def end(self, beam: _Beam, reason: Literal["eos", "stop", "length"]) -> None:
-        """Keeps an ended response if it is one of the best."""
+        """Keep an ended response if it is one of the best."""
         score = beam.score / len(beam.ids) ** self._penalty
         self.ended.append(_Ended(beam, score, reason))
         self.ended.sort(key=lambda one: -one.score)  # stable: of equals the earlier one stays
@@ -115,7 +115,7 @@ class BeamSearch:
         return {self._request} if len(self) else set()
 
     def drop(self, gone: Callable[[Request], bool]) -> int:
-        """Drops the beams if their request is `gone`; how many."""
+        """Drop the beams if their request is `gone`; how many."""
         count = len(self)
         if not count or not gone(self._request):
             return 0
@@ -123,11 +123,11 @@ class BeamSearch:
         return count
 
     def clear(self) -> None:
-        """Frees everything."""
+        """Free everything."""
         self._caches, self._logits = [], []
 
     def sample(self) -> list[Outcome]:
-        """Takes one step of the search; all candidates, if it was the last."""
+        """Take one step of the search; all candidates, if it was the last."""
         count = len(self._request.work.seeds)
         policy = torch.log_softmax(self._logits[0][:count].double(), dim=-1)
         if not bool(torch.isfinite(policy[:, 0]).all() & torch.isfinite(policy.amax(dim=-1)).all()):
@@ -155,7 +155,7 @@ class BeamSearch:
         return out
 
     def forward(self, model: Any) -> None:
-        """Runs the ids just taken; `model` has the policy switched on."""
+        """Run the ids just taken; `model` has the policy switched on."""
         beams = [beam for group in self._groups for beam in group.beams]
         tokens = np.array([beam.ids[-1] for beam in beams])
         for number, cache in enumerate(self._caches):
@@ -186,7 +186,7 @@ class BeamSearch:
         return scores.index_fill(1, self._base.suppressed, -torch.inf)
 
     def _advance(self, group: _Group, scores: torch.Tensor, policy: torch.Tensor) -> list[int]:
-        """Gives a group its next beams; the old beam that each came from."""
+        """Give a group its next beams; the old beam that each came from."""
         size, vocabulary = scores.shape
         before = torch.tensor([beam.score for beam in group.beams], dtype=scores.dtype, device=scores.device)
         totals = (scores + before[:, None]).flatten()

@@ -46,7 +46,7 @@ def signal_and_noise() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]
 
 
 def image_name(digest: str, distortion: Distortion | None) -> str:
-    """Names a distorted image among those of the same digest."""
+    """Name a distorted image among those of the same digest."""
     return digest if distortion is None else f"{digest} {distortion!r}"
 
 

@@ -100,7 +100,7 @@ class _Segment:
         self.mask = torch.empty(0)
 
     def append(self, source: Layers, rows: torch.Tensor) -> None:
-        """Adds rows of `source`, which may have fewer slots, or none."""
+        """Add rows of `source`, which may have fewer slots, or none."""
         end = self.count + rows.shape[0]
         have = self.layers[0][0].shape[0]
         if end > have:
@@ -116,7 +116,7 @@ class _Segment:
         self.count = end
 
     def keep(self, kept: npt.NDArray[np.bool_]) -> Order:
-        """Drops rows; the last ones move into the holes."""
+        """Drop rows; the last ones move into the holes."""
         left = int(kept.sum())
         to, source = np.flatnonzero(~kept[:left]), np.flatnonzero(kept[left:]) + left
         if len(to):
@@ -131,7 +131,7 @@ class _Segment:
         return order
 
     def aim(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Sets where the next token of each row goes, and what the rows may see."""
+        """Set where the next token of each row goes, and what the rows may see."""
         keys = self.layers[0][0]
         self.slots = min(self.width, round_up(int(lengths.max()) + 1, SLOT_STEP))
         self.positions = torch.from_numpy(lengths).to(keys.device)
@@ -156,7 +156,7 @@ class _RowLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Puts one token per row at the row's position, and gives the slots in sight (`LayerSlots`, twice)."""
+        """Put one token per row at the row's position, and give the slots in sight (`LayerSlots`, twice)."""
         parts, start = LayerSlots(), 0
         for segment in self.owner.segments:
             stop = start + segment.count
@@ -209,7 +209,7 @@ class RowCache(Cache):
         return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in like for t in pair)
 
     def insert(self, prefix: Layers, source: torch.Tensor) -> Order:
-        """Adds rows `source` of a prefix; in the order returned they have the numbers after those that were there."""
+        """Add rows `source` of a prefix; in the order returned they have the numbers after those that were there."""
         numbers, slots = self._numbers(), prefix[0][0].shape[2]
         before, own = self.count, prefix
         if self.shared:
@@ -224,7 +224,7 @@ class RowCache(Cache):
         return self._settle(numbers)
 
     def keep(self, kept: npt.NDArray[np.bool_]) -> Order:
-        """Drops the rows that are not kept."""
+        """Drop the rows that are not kept."""
         numbers = self._numbers()
         for segment in self.segments:
             mine = numbers[segment.width]
@@ -232,7 +232,7 @@ class RowCache(Cache):
         return self._settle(numbers)
 
     def widen(self, lengths: npt.NDArray[np.int64]) -> Order:
-        """Moves rows that have no slot left for a next token to a wider segment."""
+        """Move rows that have no slot left for a next token to a wider segment."""
         numbers, lengths = self._numbers(), self._own(lengths)
         for segment in reversed(self.segments.copy()):  # the widest first: each is looked at before others move into it
             mine = numbers[segment.width]
@@ -254,7 +254,7 @@ class RowCache(Cache):
                 tensor[: segment.count] = tensor.index_select(0, source)
 
     def aim(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Sets where the next token of each row goes (rows,), and so how much each segment sees."""
+        """Set where the next token of each row goes (rows,), and so how much each segment sees."""
         start, lengths = 0, self._own(lengths)
         for segment in self.segments:
             segment.aim(lengths[start : start + segment.count])

@@ -50,7 +50,7 @@ class Lane:
     def add(
         self, prefix: Prefix, source: Sequence[int], requests: Sequence[Request], counts: Sequence[int]
     ) -> list[list[int]]:
-        """Adds the next `counts[i]` candidates of `requests[i]`, whose prompt is row `source[i]` of the prefix.
+        """Add the next `counts[i]` candidates of `requests[i]`, whose prompt is row `source[i]` of the prefix.
 
         Returns:
             The homes of each request's new rows, for `add_references`.
@@ -66,7 +66,7 @@ class Lane:
         return places
 
     def add_references(self, prefix: Prefix, row: int, request: Request, places: list[int]) -> None:
-        """Adds the reference rows of candidates just added; their prompt is row `row` of the prefix."""
+        """Add the reference rows of candidates just added; their prompt is row `row` of the prefix."""
         self._rows.add_references(request, places, prefix.length, _shifts(prefix)[row])
         self._take(prefix, [row], [len(places)])
 
@@ -81,18 +81,18 @@ class Lane:
         self._reorder(self._cache.insert(prefix.layers, rows), fresh=True)
 
     def drop(self, gone: Callable[[Request], bool]) -> int:
-        """Drops the rows of requests that are `gone`; how many."""
+        """Drop the rows of requests that are `gone`; how many."""
         keep = np.fromiter((not gone(request) for request in self._rows.requests), bool, len(self._rows))
         if self._cache is not None:
             self._reorder(self._cache.keep(keep), fresh=True)
         return int((~keep).sum())
 
     def clear(self) -> None:
-        """Drops all rows and frees the buffers."""
+        """Drop all rows and free the buffers."""
         self._rows, self._cache, self._logits, self._seen = Rows(), None, None, {}
 
     def sample(self) -> list[Outcome]:
-        """Draws the next token of every candidate; takes out and gives those that it finishes."""
+        """Draw the next token of every candidate; take out and give those that it finishes."""
         rows, device = self._rows, self._base.device
         assert self._logits is not None
         logits = self._logits[: len(rows)]
@@ -142,7 +142,7 @@ class Lane:
         return out
 
     def forward(self, model: Any) -> None:
-        """Runs the tokens just drawn; `model` has this lane's policy switched on."""
+        """Run the tokens just drawn; `model` has this lane's policy switched on."""
         rows, cache = self._rows, self._cache
         assert cache is not None
         self._reorder(cache.widen(rows.length), fresh=False)
@@ -204,7 +204,7 @@ class Lane:
         )
 
     def _reorder(self, order: Order, *, fresh: bool) -> None:
-        """Follows the cache. Logits move too while they are `fresh`: from a forward until tokens are drawn."""
+        """Follow the cache. Logits move too while they are `fresh`: from a forward until tokens are drawn."""
         count = len(self._rows)
         if len(order) == count and bool((order == np.arange(count)).all()):
             return
@@ -216,7 +216,7 @@ class Lane:
 def step(
     base: BaseModel, model: Any, cache: RowCache, tokens: Numbers, lengths: Numbers, shift: Numbers | None
 ) -> torch.Tensor:
-    """Feeds one token per row, each at its row's position, to the model and to the cache, which is wide enough.
+    """Feed one token per row, each at its row's position, to the model and to the cache, which is wide enough.
 
     Args:
         base: the base model's facts.

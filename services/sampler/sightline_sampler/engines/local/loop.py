@@ -99,11 +99,11 @@ class DecodeLoop:
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
-        """Starts the thread."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends everything under way with Unavailable, and the thread."""
+        """End everything under way with Unavailable, and the thread."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -123,24 +123,24 @@ class DecodeLoop:
         return len(self._waiting) + len(self._half)
 
     def submit(self, request: Request) -> None:
-        """Puts a request at the end of the queue; its `events` get one `FinishedRow` per candidate, or one error."""
+        """Put a request at the end of the queue; its `events` get one `FinishedRow` per candidate, or one error."""
         self._put(self._waiting, request)
 
     def cancel(self, request: Request) -> None:
-        """Drops the request's rows before the next step."""
+        """Drop the request's rows before the next step."""
         request.cancelled = True
         with self._condition:
             self._sweep = True
             self._condition.notify()
 
     def call(self, function: Callable[[], T]) -> concurrent.futures.Future[T]:
-        """Runs `function` on the decoding thread between two steps."""
+        """Run `function` on the decoding thread between two steps."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._put(self._calls, (function, future))
         return future
 
     def freeze(self, frozen: bool) -> None:
-        """Leaves all rows as they are from the next step on, or goes on with them; calls are still made."""
+        """Leave all rows as they are from the next step on, or go on with them; calls are still made."""
         with self._condition:
             self._frozen = frozen
             self._condition.notify()
@@ -202,7 +202,7 @@ class DecodeLoop:
             lane.clear()
 
     def _admit(self) -> None:
-        """Takes waiting prompts while there is room."""
+        """Take waiting prompts while there is room."""
         room = self._room()
         if not (self._half or self._waiting) or not self._worth_while(room):
             return
@@ -266,7 +266,7 @@ class DecodeLoop:
             lane.drop(lambda request: request.cancelled)
 
     def _join(self, runs: Sequence[_Run], room: int) -> int:
-        """Puts as many candidates of prompts of one prefix as there is room for into their lane, and keeps the others
+        """Put as many candidates of prompts of one prefix as there is room for into their lane, and keep the others
         for later; how many rows that took. Beams go together or not at all."""
         joined: list[tuple[_Run, int]] = []
         taken = 0

@@ -118,7 +118,7 @@ def load_weights(directory: Path, device: torch.device, dtype: str, *, strict: b
 
 
 def load_base(model: str, *, device: str, dtype: str, chat_template: Path | None) -> BaseModel:
-    """Loads the base model.
+    """Load the base model.
 
     Args:
         model: directory or hub name.

@@ -68,7 +68,7 @@ class ImageFeatureCache:
         return found[0]
 
     def put(self, key: tuple[str, int], features: Features) -> None:
-        """Keeps the features, unless they alone are too large."""
+        """Keep the features, unless they alone are too large."""
         size = sum(t.numel() * t.element_size() for t in ([features] if torch.is_tensor(features) else features))
         if size > self._max_bytes or key in self._kept:
             return
@@ -78,7 +78,7 @@ class ImageFeatureCache:
             self._bytes -= self._kept.popitem(last=False)[1][1]
 
     def forget(self, weights: int) -> None:
-        """Drops the features of a retired policy."""
+        """Drop the features of a retired policy."""
         for key in [key for key in self._kept if key[1] == weights]:
             self._bytes -= self._kept.pop(key)[1]
 
@@ -99,7 +99,7 @@ class Prefiller:
         self.slot_bytes = 0
 
     def run(self, model: Any, prompts: Sequence[Prepared], vision_key: int) -> Prefix:
-        """Runs prompts of one `shape()`.
+        """Run prompts of one `shape()`.
 
         Args:
             model: the model to call, its policy switched on.

@@ -63,7 +63,7 @@ class PromptBuilder:
         self._split = self._can_split()
 
     def check(self, text: str) -> None:
-        """Refuses a user's text that would be taken for an image.
+        """Refuse a user's text that would be taken for an image.
 
         Raises:
             InvalidInput: the text holds a placeholder of the model.
@@ -79,7 +79,7 @@ class PromptBuilder:
     def prepare(
         self, text: str, image: Image.Image | None, digest: str = "", distortion: Distortion | None = None
     ) -> Prepared:
-        """Makes a prompt ready; `image` is RGB, and is distorted on the way.
+        """Make a prompt ready; `image` is RGB, and is distorted on the way.
 
         Raises:
             InvalidInput: the text holds a placeholder, or the processor refuses the image.

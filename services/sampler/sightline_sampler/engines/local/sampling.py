@@ -69,7 +69,7 @@ def draw(
     suppressed: torch.Tensor,
     processed: torch.Tensor | None = None,
 ) -> Draw:
-    """Draws one token per row.
+    """Draw one token per row.
 
     Args:
         logits: (rows, vocabulary), any float type: the policy's.

@@ -47,7 +47,7 @@ class _Base:
 
 @torch.inference_mode()
 def check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None:
-    """Runs all checks; sets the attention and `prefiller.shares_features`.
+    """Run all checks; set the attention and `prefiller.shares_features`.
 
     Raises:
         PreconditionFailed: this engine cannot decode the model.
@@ -125,7 +125,7 @@ def _shares_features(base: BaseModel, prefiller: Prefiller, prompts: list[Prepar
 
 
 def _decode_error(base: BaseModel, prefiller: Prefiller, prompt: Prepared) -> float:
-    """Samples a few tokens in two rows and compares their log-probabilities with one plain forward each."""
+    """Sample a few tokens in two rows and compare their log-probabilities with one plain forward each."""
     work = SampleWork("self-check", "", None, seeds.derive(0, 2), SamplingParams(), _Base())
     request = Request(work, prompt, _STEPS, asyncio.Queue())
     prefix = prefiller.run(base.model, [prompt], 0)

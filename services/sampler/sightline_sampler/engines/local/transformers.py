@@ -71,7 +71,7 @@ class TransformersEngine(Engine):
         self._loop: DecodeLoop | None = None
 
     async def start(self) -> str:
-        """Loads the base model, checks that this engine decodes it rightly, and starts the decoding thread."""
+        """Load the base model, check that this engine decodes it rightly, and start the decoding thread."""
         events = asyncio.get_running_loop()
         loaded = self._loaded = await events.run_in_executor(self._loader, self._load)
         self._loop = DecodeLoop(
@@ -90,7 +90,7 @@ class TransformersEngine(Engine):
         return loaded.base.digest
 
     async def stop(self) -> None:
-        """Ends work under way with `Unavailable` and frees everything."""
+        """End work under way with `Unavailable` and free everything."""
         if self._loop is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._loop.stop)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -145,11 +145,11 @@ class TransformersEngine(Engine):
         return self.rows(), self.waiting()
 
     async def freeze(self) -> None:
-        """Stops decoding where it is, until `thaw`."""
+        """Stop decoding where it is, until `thaw`."""
         self._need()[1].freeze(True)
 
     async def thaw(self) -> None:
-        """Goes on."""
+        """Go on."""
         self._need()[1].freeze(False)
 
     @classmethod
@@ -158,7 +158,7 @@ class TransformersEngine(Engine):
         return f"{cls.name} {transformers.__version__}"
 
     async def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
-        """Yields each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
+        """Yield each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
         loaded, loop = self._need()
         params = work.params
         prepared = await self._prepare(work.prompt, work.image, params.distortion)
@@ -198,7 +198,7 @@ class TransformersEngine(Engine):
         return await asyncio.wrap_future(loop.call(run))
 
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Reads the policy beside the decoding thread, and installs it between two steps."""
+        """Read the policy beside the decoding thread, and install it between two steps."""
         loaded, loop = self._need()
         read = await asyncio.get_running_loop().run_in_executor(self._loader, loaded.weights.read, directory, manifest)
         return await asyncio.wrap_future(loop.call(lambda: loaded.weights.install(manifest, read)))
@@ -207,7 +207,7 @@ class TransformersEngine(Engine):
         """Nothing to do: all loaded versions can answer side by side."""
 
     async def retire(self, version: int) -> None:
-        """Frees a staged version."""
+        """Free a staged version."""
         loaded, loop = self._need()
 
         def drop() -> None:

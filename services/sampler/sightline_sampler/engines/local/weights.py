@@ -82,7 +82,7 @@ class Weights:
         return self._policies[version].vision
 
     def read(self, directory: Path, manifest: PolicyManifest) -> Any:
-        """Reads a policy from disk without touching what is loaded; may run in any thread.
+        """Read a policy from disk without touching what is loaded; may run in any thread.
 
         Raises:
             PreconditionFailed: it is no adapter or checkpoint for this base model.
@@ -92,7 +92,7 @@ class Weights:
         return self._read_checkpoint(directory)
 
     def install(self, manifest: PolicyManifest, loaded: Any) -> StagedWeights:
-        """Makes what `read` gave a policy.
+        """Make what `read` gave a policy.
 
         Raises:
             PreconditionFailed: keys missing or left over, or nothing changed.
@@ -104,7 +104,7 @@ class Weights:
         return StagedWeights(tensors=len(loaded.state_dict()), modules=0)
 
     def drop(self, version: int) -> None:
-        """Forgets a policy, if it is there."""
+        """Forget a policy, if it is there."""
         policy = self._policies.pop(version, None)
         if policy is not None and policy.adapter is not None:
             self._remove(policy.adapter)

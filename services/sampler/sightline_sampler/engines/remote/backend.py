@@ -56,7 +56,7 @@ class Backend:
         metrics.BACKEND_RETRIES.labels(name)
 
     async def close(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         await self._client.aclose()
 
     async def get(self, path: str) -> httpx.Response:

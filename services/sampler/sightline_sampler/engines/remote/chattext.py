@@ -70,7 +70,7 @@ class ChatText:
         return str(self._config.get("dtype") or self._config.get("torch_dtype") or "float16")
 
     def check(self, text: str) -> None:
-        """Refuses a user's text that would be taken for an image.
+        """Refuse a user's text that would be taken for an image.
 
         Raises:
             InvalidInput: it holds a placeholder of the model.
@@ -78,7 +78,7 @@ class ChatText:
         refuse_placeholders(text, self.placeholders)
 
     def check_ids(self, ids: Sequence[int]) -> None:
-        """Refuses token ids that cannot be scored.
+        """Refuse token ids that cannot be scored.
 
         Raises:
             InvalidInput: one stands for an image, or the tokenizer does not have it.

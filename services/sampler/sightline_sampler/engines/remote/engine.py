@@ -70,7 +70,7 @@ class RemoteEngine(Engine):
 
     @abc.abstractmethod
     async def look(self) -> str | None:
-        """Asks what the engine serves.
+        """Ask what the engine serves.
 
         Returns:
             Why it cannot be used as it is; None where it can.
@@ -87,7 +87,7 @@ class RemoteEngine(Engine):
         return self._text
 
     async def start(self) -> str:
-        """Reads the base model's directory, and waits for the engine.
+        """Read the base model's directory, and wait for the engine.
 
         Raises:
             Unavailable: the engine does not come up.
@@ -99,7 +99,7 @@ class RemoteEngine(Engine):
         return digest
 
     async def stop(self) -> None:
-        """Closes all connections."""
+        """Close all connections."""
         if self._poller is not None:
             self._poller.cancel()
             await asyncio.wait([self._poller])
@@ -129,7 +129,7 @@ class RemoteEngine(Engine):
         return f"data:{media_type(content)};base64,{base64.b64encode(content).decode()}"
 
     async def until_up(self, seconds: float, *, pause: float = 0.2) -> None:
-        """Looks until the engine answers.
+        """Look until the engine answers.
 
         Raises:
             Unavailable: it does not within that time.
@@ -146,7 +146,7 @@ class RemoteEngine(Engine):
             pause = min(2.0, 1.5 * pause)
 
     async def until(self, condition: Callable[[], bool], otherwise: str) -> None:
-        """Looks until something holds, for as long as a swap may take.
+        """Look until something holds, for as long as a swap may take.
 
         Raises:
             PreconditionFailed: it does not.
@@ -291,7 +291,7 @@ class RemoteEngine(Engine):
         return Unavailable(f"{self.name}: {failure}", reason="ENGINE_DOWN", retry_after=2.0)
 
     def require(self, version: int) -> None:
-        """Refuses to sample from an engine that does not hold that version.
+        """Refuse to sample from an engine that does not hold that version.
 
         Raises:
             Unavailable: it does not.

@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 
 def merge(adapter: Path, base: Path, to: Path) -> None:
-    """Writes a whole checkpoint: the base model's files with the adapter in its weights; there whole, or not at all.
+    """Write a whole checkpoint: the base model's files with the adapter in its weights; there whole, or not at all.
 
     Args:
         adapter: as PEFT writes it; checked against the base model before (`check_adapter`).

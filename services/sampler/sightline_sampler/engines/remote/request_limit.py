@@ -18,7 +18,7 @@ class RequestLimit:
 
     @contextlib.asynccontextmanager
     async def taken(self, count: int) -> AsyncIterator[None]:
-        """Holds `count` of them inside the block (all that there are, if that is fewer)."""
+        """Hold `count` of them inside the block (all that there are, if that is fewer)."""
         if self._waiting or not self._fits(count):
             future = asyncio.get_running_loop().create_future()
             self._waiting.append((count, future))

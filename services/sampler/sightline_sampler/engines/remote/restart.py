@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 async def restart(settings: TgiSettings, *, model: str, version: int) -> None:
-    """Asks for a restart with another model; returns before the engine is up.
+    """Ask for a restart with another model; returns before the engine is up.
 
     Args:
         settings: how.
@@ -39,7 +39,7 @@ async def restart(settings: TgiSettings, *, model: str, version: int) -> None:
 
 
 async def roll_out(client: httpx.AsyncClient, settings: KubernetesSettings, model: str) -> None:
-    """Patches the environment variable of the Deployment's container; Kubernetes then replaces its pods.
+    """Patch the environment variable of the Deployment's container; Kubernetes then replaces its pods.
 
     Old pods go before new ones come, and the Deployment should have one replica behind the engine's address: pods of
     two models would answer in turn.

@@ -64,7 +64,7 @@ class TgiEngine(RemoteEngine):
         self._coming: int | None = None  # the version that a restart was asked for, until it is there
 
     async def look(self) -> str | None:
-        """Reads /info and /health."""
+        """Read /info and /health."""
         info = await self._ask_info()
         replica = int(info.get("max_concurrent_requests", self._tgi.max_concurrent))
         self.slots.limit = max(1, min(self._tgi.max_concurrent, replica))
@@ -101,7 +101,7 @@ class TgiEngine(RemoteEngine):
         self.require(version)
 
     async def start(self) -> str:
-        """Waits for TGI, and finds out whether it scores prompts."""
+        """Wait for TGI, and find out whether it scores prompts."""
         digest = await super().start()
         body = {"inputs": "x", "parameters": {"max_new_tokens": 1, "details": True, "decoder_input_details": True}}
         try:
@@ -140,7 +140,7 @@ class TgiEngine(RemoteEngine):
         return version in self._models and self._info.get("model_id") == self._models[version]
 
     async def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
-        """Yields each candidate when its request ends, and the summary last."""
+        """Yield each candidate when its request ends, and the summary last."""
         params = work.params
         self._check(params)
         version = work.lease.bind()
@@ -218,7 +218,7 @@ class TgiEngine(RemoteEngine):
         return TokenScores(logprobs, version)
 
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Compares a checkpoint with the base model, or merges an adapter into one; TGI loads it when it is activated.
+        """Compare a checkpoint with the base model, or merge an adapter into one; TGI loads it when it is activated.
 
         Raises:
             PreconditionFailed: it does not fit, or it is an adapter and there is no place to merge it.
@@ -241,7 +241,7 @@ class TgiEngine(RemoteEngine):
         return staged
 
     async def activate(self, version: int) -> None:
-        """Restarts TGI with the policy's checkpoint, and waits until /info names it.
+        """Restart TGI with the policy's checkpoint, and wait until /info names it.
 
         Raises:
             PreconditionFailed: there is no way to restart it, or it does not come up with that model in time.
@@ -257,7 +257,7 @@ class TgiEngine(RemoteEngine):
         self._coming = None
 
     async def retire(self, version: int) -> None:
-        """Forgets where it lies, and deletes what was merged here."""
+        """Forget where it lies, and delete what was merged here."""
         self._models.pop(version, None)
         if (merged := self._merged.pop(version, None)) is not None:
             await asyncio.to_thread(shutil.rmtree, merged, ignore_errors=True)

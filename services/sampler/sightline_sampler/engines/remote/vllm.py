@@ -57,14 +57,14 @@ class VllmEngine(RemoteEngine):
         self._raw = settings.vllm.logprobs != "processed"
 
     async def look(self) -> str | None:
-        """Asks for health and models; loads again what a restart of vLLM has forgotten."""
+        """Ask for health and models; load again what a restart of vLLM has forgotten."""
         response = await self._backend.get("/health")
         if response.status_code != 200:
             raise Failure("away", f"/health answers {response.status_code}: {reason_of(response)}")
         return await self._weights.look()
 
     async def start(self) -> str:
-        """Waits for vLLM, and finds out what its log-probs are."""
+        """Wait for vLLM, and find out what its log-probs are."""
         digest = await super().start()
         try:
             response = await self._backend.get("/version")
@@ -119,7 +119,7 @@ class VllmEngine(RemoteEngine):
         return runs
 
     async def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
-        """Yields each candidate when it is finished, and the summary last."""
+        """Yield each candidate when it is finished, and the summary last."""
         params, version = work.params, work.lease.bind()
         rendered = self.text.render(work.prompt, work.image is not None)
         special = self.text.wants_special(rendered)  # the chat route adds none by itself, and the trainer has them
@@ -174,26 +174,26 @@ class VllmEngine(RemoteEngine):
         return TokenScores(logprobs, version)
 
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Loads an adapter beside what is served; compares a checkpoint, to be loaded when it is activated."""
+        """Load an adapter beside what is served; compare a checkpoint, to be loaded when it is activated."""
         return await self._weights.stage(directory, manifest)
 
     async def activate(self, version: int) -> None:
-        """Replaces the base weights where that version needs others."""
+        """Replace the base weights where that version needs others."""
         await self.until_up(self._vllm.swap_seconds)
         await self._weights.hold(version)
 
     async def retire(self, version: int) -> None:
-        """Unloads an adapter."""
+        """Unload an adapter."""
         await self._weights.drop(version)
 
     async def freeze(self) -> None:
-        """Stops sampling where it is, by /pause?mode=keep."""
+        """Stop sampling where it is, by /pause?mode=keep."""
         if not self._vllm.dev_mode:
             await super().freeze()
         await self._weights.control("/pause", query={"mode": "keep", "clear_cache": "false"})
 
     async def thaw(self) -> None:
-        """Goes on."""
+        """Go on."""
         await self._weights.control("/resume")
 
     async def _messages(self, work: SampleWork | ScoreWork) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ class Choice:
         return self.finish not in ("stop", "length")
 
     def add(self, part: dict[str, Any], prompt_token_ids: Sequence[int] | None) -> None:
-        """Takes in a chunk's part."""
+        """Take in a chunk's part."""
         if prompt_token_ids:
             self.prompt_tokens = len(prompt_token_ids)
         self.text += (part.get("delta") or {}).get("content") or ""

@@ -93,7 +93,7 @@ class VllmWeights:
         self._served.clear()
 
     async def look(self) -> str | None:
-        """Reads /v1/models, and puts back what a restart of the server has forgotten."""
+        """Read /v1/models, and put back what a restart of the server has forgotten."""
         async with self._changes:
             response = await self._backend.get("/v1/models")
             if response.status_code != 200:
@@ -111,7 +111,7 @@ class VllmWeights:
             return await self._restore()
 
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Checks a policy, and loads it if it is an adapter.
+        """Check a policy, and load it if it is an adapter.
 
         Raises:
             PreconditionFailed: it does not fit, or the server refuses it.
@@ -135,7 +135,7 @@ class VllmWeights:
         return staged
 
     async def drop(self, version: int) -> None:
-        """Unloads an adapter; that it is gone already is no fault."""
+        """Unload an adapter; that it is gone already is no fault."""
         async with self._changes:
             policy = self._policies.get(version)
             if policy is not None and policy.adapter:
@@ -143,7 +143,7 @@ class VllmWeights:
             self._policies.pop(version, None)
 
     async def hold(self, version: int) -> None:
-        """Puts in the base weights that a version needs: its own, or for an adapter the base model's.
+        """Put in the base weights that a version needs: its own, or for an adapter the base model's.
 
         Raises:
             PreconditionFailed: the server does not do it, or does not say afterwards that it did.

@@ -44,7 +44,7 @@ from sightline_sampler.engines.base import SampleWork
 from sightline_sampler.engines.local import selfcheck
 from sightline_sampler.engines.local.lane import Lane
 from sightline_sampler.engines.local.model import load_base
-from sightline_sampler.engines.local.prefill import ImageFeatureCache, Prefiller
+from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import PromptBuilder
 from sightline_sampler.engines.local.rows import FinishedRow, Request
 
@@ -112,7 +112,7 @@ class BareLoop:
 
     def __init__(self, directory: Path) -> None:
         self.base = load_base(str(directory), device="auto", dtype="auto", chat_template=None)
-        self.builder, self.prefiller = PromptBuilder(self.base), Prefiller(self.base, ImageFeatureCache(256 << 20))
+        self.builder, self.prefiller = PromptBuilder(self.base), Prefiller(self.base, ImageFeatures(256 << 20))
         selfcheck.check(self.base, self.builder, self.prefiller)
 
     @torch.inference_mode()

@@ -13,13 +13,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from sightline_chassis.feature_cache import FeatureCache
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from sightline_trainer.dpo.attention import NAME
 from sightline_trainer.dpo.packing import Pack, PromptTokens
 from sightline_trainer.dpo.support import base_of, obstacle
-from sightline_trainer.dpo.vision import TowerFeatureCache, encode, frozen
+from sightline_trainer.dpo.vision import encode, frozen
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class SharedPrefix:
     """
 
     backbone: Any
-    cache: TowerFeatureCache | None
+    cache: FeatureCache[str, Tensor] | None
 
     def positions(self, prompt: PromptTokens, response: int) -> Tensor:
         """[D, P + response] position ids of a prompt and `response` text tokens after it, as the model gives them."""
@@ -73,13 +74,13 @@ def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -
             "image features are not kept: tower or projector are trained or carry an adapter; "
             "each image is encoded once a step"
         )
-    cache = TowerFeatureCache(cache_bytes) if still else None
+    cache = FeatureCache[str, Tensor](cache_bytes) if still else None
     for each in (model, *extra_models):
         _prepare(base_of(each), cache if each is model else None)
     return SharedPrefix(backbone, cache)
 
 
-def _prepare(base: Any, cache: TowerFeatureCache | None) -> None:
+def _prepare(base: Any, cache: FeatureCache[str, Tensor] | None) -> None:
     base.base_model.language_model.set_attn_implementation(NAME)
     base.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
     fused = base.forward
@@ -110,7 +111,7 @@ def _prepare(base: Any, cache: TowerFeatureCache | None) -> None:
 
 
 def _features(
-    backbone: nn.Module, pack: Pack, cache: TowerFeatureCache | None
+    backbone: nn.Module, pack: Pack, cache: FeatureCache[str, Tensor] | None
 ) -> dict[str, BaseModelOutputWithPooling]:
     return {"image": encode(backbone, pack.images, cache)} if pack.images else {}
 

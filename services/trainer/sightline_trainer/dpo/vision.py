@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sightline_chassis.feature_cache import FeatureCache
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -34,41 +34,6 @@ def digest(image: Any) -> str:
     if isinstance(image, Mapping):
         return hashlib.sha256(image["bytes"]).hexdigest()
     return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
-
-
-class TowerFeatureCache:
-    """Features by image digest, the least used thrown out above `limit` bytes."""
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.size = 0
-        self.hits = self.misses = 0
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
-
-    def get(self, name: str) -> Tensor | None:
-        features = self._known.get(name)
-        if features is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._known.move_to_end(name)
-        return features
-
-    def put(self, name: str, features: Tensor) -> None:
-        if name in self._known or _bytes(features) > self.limit:
-            return
-        self._known[name] = features
-        self.size += _bytes(features)
-        while self.size > self.limit:
-            self.size -= _bytes(self._known.popitem(last=False)[1])
-
-    def clear(self) -> None:
-        self._known.clear()
-        self.size = 0
-
-
-def _bytes(features: Tensor) -> int:
-    return features.numel() * features.element_size()
 
 
 def split_images(inputs: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -105,7 +70,7 @@ def frozen(backbone: nn.Module) -> bool:
     ) and not any("lora" in name for name, _ in backbone.named_modules() if not name.startswith("language_model."))
 
 
-def encode(backbone: Any, images: list[Image], cache: TowerFeatureCache | None) -> BaseModelOutputWithPooling:
+def encode(backbone: Any, images: list[Image], cache: FeatureCache[str, Tensor] | None) -> BaseModelOutputWithPooling:
     """Features of all images in order, as the model's `mm_encoder_outputs` has them; each image is encoded once.
 
     Args:

@@ -7,11 +7,11 @@ the vision tower. Prompts of equal length run as one batch: nothing is padded, s
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
 import torch
+from sightline_chassis.feature_cache import FeatureCache
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -20,6 +20,8 @@ from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
 
 Features = torch.Tensor | list[torch.Tensor]
+# By image and by the weights that encoded it (`Weights.vision_key`).
+ImageFeatures = FeatureCache[tuple[str, int], Features]
 
 
 @dataclasses.dataclass(slots=True)
@@ -47,52 +49,16 @@ class Prefix:
         return Prefix(self.logits[part].clone(), layers, self.length, shift)
 
 
-class ImageFeatureCache:
-    """Image features by (digest, weights), least recently used out first. For one thread."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
-        self._bytes = 0
-        self._kept: OrderedDict[tuple[str, int], tuple[Features, int]] = OrderedDict()
-        self.hits = 0
-        self.misses = 0
-
-    def get(self, key: tuple[str, int]) -> Features | None:
-        """The features, or None."""
-        found = self._kept.get(key)
-        if found is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._kept.move_to_end(key)
-        return found[0]
-
-    def put(self, key: tuple[str, int], features: Features) -> None:
-        """Keep the features, unless they alone are too large."""
-        size = sum(t.numel() * t.element_size() for t in ([features] if torch.is_tensor(features) else features))
-        if size > self._max_bytes or key in self._kept:
-            return
-        self._kept[key] = (features, size)
-        self._bytes += size
-        while self._bytes > self._max_bytes:
-            self._bytes -= self._kept.popitem(last=False)[1][1]
-
-    def forget(self, weights: int) -> None:
-        """Drop the features of a retired policy."""
-        for key in [key for key in self._kept if key[1] == weights]:
-            self._bytes -= self._kept.pop(key)[1]
-
-
 class Prefiller:
     """Runs prompts.
 
     Attributes:
-        features: image features by digest.
+        features: image features by (digest, weights).
         shares_features: set by the self-check, for architectures where it is known to be right.
         slot_bytes: bytes that keys and values of one token take; 0 until a prompt has been run.
     """
 
-    def __init__(self, base: BaseModel, features: ImageFeatureCache) -> None:
+    def __init__(self, base: BaseModel, features: ImageFeatures) -> None:
         self._base = base
         self.features = features
         self.shares_features = False

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import OrderedDict
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from PIL import Image
 from sightline.errors import InvalidInput, PreconditionFailed
 from sightline.sampler.types import Distortion
@@ -53,8 +53,7 @@ class PromptBuilder:
 
     def __init__(self, base: BaseModel, *, remembered: int = 4096) -> None:
         self._processor = base.processor
-        self._remembered = remembered
-        self._ids: OrderedDict[tuple[str, int, int], tuple[torch.Tensor, Tensors]] = OrderedDict()
+        self._ids: LRUCache[tuple[str, int, int], tuple[torch.Tensor, Tensors]] = LRUCache(remembered)
         self._lock = threading.Lock()
         names = ("image_token", "video_token", "audio_token")
         tokens = {getattr(owner, n, None) for owner in (base.processor, base.tokenizer) for n in names}
@@ -111,8 +110,6 @@ class PromptBuilder:
         ids, extras, pixels = self._whole(rendered, image)
         with self._lock:
             self._ids[key] = (ids, extras)
-            while len(self._ids) > self._remembered:
-                self._ids.popitem(last=False)
         return ids, extras, pixels
 
     def _whole(self, rendered: str, image: Image.Image | None) -> tuple[torch.Tensor, Tensors, Tensors]:

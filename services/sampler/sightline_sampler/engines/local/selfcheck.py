@@ -119,7 +119,7 @@ def _shares_features(base: BaseModel, prefiller: Prefiller, prompts: list[Prepar
         logger.info("image features cannot be shared: %s", error)
         return False
     finally:
-        prefiller.features.forget(0)
+        prefiller.features.clear()
     found = torch.log_softmax(prefix.logits[:2].double(), dim=-1)
     return all(float((found[i] - wanted[i]).abs().max()) <= limit for i in range(2))
 
@@ -129,7 +129,7 @@ def _decode_error(base: BaseModel, prefiller: Prefiller, prompt: Prepared) -> fl
     work = SampleWork("self-check", "", None, seeds.derive(0, 2), SamplingParams(), _Base())
     request = Request(work, prompt, _STEPS, asyncio.Queue())
     prefix = prefiller.run(base.model, [prompt], 0)
-    prefiller.features.forget(0)
+    prefiller.features.clear()
     lane = Lane(base, 0)
     lane.add(prefix, [0], [request], [2])
     worst = 0.0

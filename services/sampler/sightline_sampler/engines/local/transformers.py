@@ -33,7 +33,7 @@ from sightline_sampler.engines.local import selfcheck, teacher
 from sightline_sampler.engines.local.loop import DecodeLoop
 from sightline_sampler.engines.local.memory import free_bytes
 from sightline_sampler.engines.local.model import BaseModel, load_base
-from sightline_sampler.engines.local.prefill import ImageFeatureCache, Prefiller
+from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
 from sightline_sampler.engines.local.rows import FinishedRow, Request
 from sightline_sampler.engines.local.stops import cut
@@ -212,7 +212,7 @@ class TransformersEngine(Engine):
 
         def drop() -> None:
             loaded.weights.drop(version)
-            loaded.prefiller.features.forget(version)
+            loaded.prefiller.features.forget(lambda key: key[1] == version)
 
         await asyncio.wrap_future(loop.call(drop))
 
@@ -226,7 +226,7 @@ class TransformersEngine(Engine):
             dtype=settings.dtype,
             chat_template=settings.chat_template,
         )
-        prefiller = Prefiller(base, ImageFeatureCache(settings.feature_cache_mib << 20))
+        prefiller = Prefiller(base, ImageFeatures(settings.feature_cache_mib << 20))
         return _Loaded(base, PromptBuilder(base), prefiller, Weights(base))
 
     def _need(self) -> tuple[_Loaded, DecodeLoop]:

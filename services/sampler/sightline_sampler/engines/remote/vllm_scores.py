@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
+from cachetools import LRUCache
 from sightline.errors import InternalError, InvalidInput
 from sightline.sampler.types import Logprobs
 
@@ -27,7 +27,7 @@ class VllmScorer:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._prompts: OrderedDict[bytes, list[int]] = OrderedDict()
+        self._prompts: LRUCache[bytes, list[int]] = LRUCache(_KEPT)
 
     async def score(
         self, messages: list[dict[str, Any]], ids: list[int], body: dict[str, Any], text: ChatText
@@ -63,8 +63,6 @@ class VllmScorer:
         key = hashlib.sha256(json.dumps(messages).encode()).digest()
         if key not in self._prompts:
             self._prompts[key] = (await self._ask(messages, body))["prompt_token_ids"]
-            while len(self._prompts) > _KEPT:
-                self._prompts.popitem(last=False)
         return self._prompts[key]
 
     async def _ask(self, messages: list[dict[str, Any]], body: dict[str, Any]) -> dict[str, Any]:

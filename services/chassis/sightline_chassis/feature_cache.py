@@ -1,0 +1,46 @@
+"""Features of images that were encoded before, bounded in bytes; the least recently used leave first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+from cachetools import LRUCache
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class FeatureCache(LRUCache[K, V]):
+    """A cache of arrays or lists of arrays (anything with `nbytes`). Use it from one thread.
+
+    Attributes:
+        hits: how often `get` knew the features.
+        misses: how often not.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(max_bytes, getsizeof=_bytes)
+        self.hits = self.misses = 0
+
+    def get(self, key: K, default: Any = None) -> Any:
+        """The features, or the default; counted."""
+        if key in self:
+            self.hits += 1
+            return self[key]
+        self.misses += 1
+        return default
+
+    def put(self, key: K, features: V) -> None:
+        """Keep the features, unless they alone are too large."""
+        if self.getsizeof(features) <= self.maxsize:
+            self[key] = features
+
+    def forget(self, which: Callable[[K], bool]) -> None:
+        """Drop the features of all keys of which `which` says so."""
+        for key in list(filter(which, self)):
+            del self[key]
+
+
+def _bytes(features: Any) -> int:
+    return sum(_bytes(one) for one in features) if isinstance(features, list) else int(features.nbytes)

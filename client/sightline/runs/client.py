@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from sightline.channel import Tls, Token, open_channel
 from sightline.errors import DeadlineExceeded, typed_errors
-
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
 

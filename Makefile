@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint types docs screenshots chart monitor protos playground leaderboard constraints clean chaos bench-dpo bench-loop bench-sampler bench-scorer
+.PHONY: help demo test test-slow faults lint types docs screenshots chart monitor protos playground leaderboard constraints clean chaos bench-dpo bench-loop bench-sampler bench-scorer
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -21,6 +21,9 @@ test: $(READY)  ## The test suite, but for what is slow or needs a GPU
 
 test-slow: $(READY)  ## The slow tests: chaos, full matrices, fuzzing at length
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+faults: $(READY)  ## The faults that people met in the field, each a test of the right value
+	$(BIN)/python -m pytest -m field $(ARGS)
 
 lint: $(READY)  ## Format check, linter, types, protos: lint and no break of what was released
 	$(BIN)/ruff format --check .

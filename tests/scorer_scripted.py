@@ -113,8 +113,10 @@ class Scripted(scorer_pb2_grpc.ScorerServiceServicer):
 
 
 @contextmanager
-def scripted(credentials: grpc.ServerCredentials | None = None) -> Iterator[tuple[Scripted, str]]:
+def scripted(
+    credentials: grpc.ServerCredentials | None = None, *, servicer: Scripted | None = None
+) -> Iterator[tuple[Scripted, str]]:
     """A scripted scorer and its address; encrypted with credentials."""
-    servicer = Scripted()
+    servicer = servicer or Scripted()
     with listening(scorer_pb2_grpc.add_ScorerServiceServicer_to_server, servicer, NAME, credentials) as address:
         yield servicer, address

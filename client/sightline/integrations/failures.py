@@ -2,14 +2,54 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from sightline.errors import InvalidInput, SightlineError
+from sightline.errors import InvalidInput, PermissionDenied, SightlineError, Unauthenticated, Unsupported
+
+logger = logging.getLogger(__name__)
 
 OnFailure: TypeAlias = Literal["raise", "drop", "value"]
 """raise: the error itself. drop: NaN, for a trainer that leaves such samples out. value: a number that you state."""
+
+
+_OF_EVERY_ROW = frozenset(
+    {"MODEL_NOT_FOUND", "NOT_CALIBRATED", "NO_PROBABILITY", "MODEL_IS_ENSEMBLE", "PHRASES_UNASKED"}
+    | {"MODEL_UNKNOWN", "KIND_UNKNOWN", "UNIT_UNKNOWN", "LONG_TEXT_UNKNOWN", "AGGREGATION_UNKNOWN", "COLUMN_MISSING"}
+)
+
+
+def concerns_every_row(error: SightlineError) -> bool:
+    """Whether no row can escape it: the call itself is wrong, and the batch ends whatever `on_failure` says."""
+    return error.reason in _OF_EVERY_ROW or isinstance(error, Unauthenticated | PermissionDenied | Unsupported)
+
+
+def log_failures(errors: Sequence[SightlineError], total: int) -> None:
+    """Log how many of `total` rows have no reward, by reason, and the last error's message; nothing where all have."""
+    if errors:
+        counts = dict(Counter(error.reason for error in errors))
+        logger.warning("no reward for %d of %d rows %s; the last: %s", len(errors), total, counts, errors[-1])
+
+
+class FailureCounts:
+    """Failures of calls for one row each, logged by reason at the 1st, 2nd, 4th, 8th ... of a reason. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def add(self, error: SightlineError) -> None:
+        """Count a failure, and log it where it is its reason's turn."""
+        with self._lock:
+            self._counts[error.reason] += 1
+            count = self._counts[error.reason]
+        if count & (count - 1) == 0:
+            logger.warning("no reward for %d rows with %s so far; the last: %s", count, error.reason, error)
 
 
 @dataclass(frozen=True)
@@ -40,7 +80,11 @@ class FailurePolicy:
             )
 
     def reward(self, error: SightlineError) -> float:
-        """The reward of a text that failed. Raises the error itself where the policy says so."""
-        if self.on_failure == "raise":
+        """The reward of a text that failed.
+
+        Raises:
+            SightlineError: the error itself, where the policy says so or no row can escape it.
+        """
+        if self.on_failure == "raise" or concerns_every_row(error):
             raise error
         return math.nan if self.value is None else self.value

@@ -19,7 +19,7 @@ from typing import Any
 
 from sightline.errors import InvalidInput, SightlineError
 from sightline.integrations.columns import image_of
-from sightline.integrations.failures import FailurePolicy
+from sightline.integrations.failures import FailurePolicy, log_failures
 from sightline.scorer.many import Outcome, Pair
 from sightline.scorer.wire import Image
 
@@ -88,11 +88,12 @@ def answer(outcomes: Sequence[Outcome], policy: FailurePolicy) -> dict[str, Any]
     OpenRLHF leaves that prompt's group out and samples another.
 
     Raises:
-        SightlineError: the first failure, where the policy is to raise.
+        SightlineError: the first failure, where the policy is to raise; else one that every row has in common.
     """
     rewards = [
         policy.reward(outcome) if isinstance(outcome, SightlineError) else float(outcome.value[0])
         for outcome in outcomes
     ]
+    log_failures([outcome for outcome in outcomes if isinstance(outcome, SightlineError)], len(outcomes))
     scored = [0.0 if isinstance(outcome, SightlineError) else 1.0 for outcome in outcomes]
     return {"rewards": rewards, "scores": rewards, "extra_logs": {"scored": scored}}

@@ -1,32 +1,32 @@
 """Rewards for TRL: GRPOTrainer, RLOOTrainer, OnlineDPOTrainer. Checked against trl 1.16.
 
-    from sightline_scorer.integrations.trl import ClipReward
+    from sightline.integrations.trl import ClipReward
 
     trainer = GRPOTrainer(model=..., reward_funcs=ClipReward("127.0.0.1:50051"), train_dataset=...)
 
 The dataset has a column `image` or `images` (Pillow pictures, paths, bytes), or its prompts hold the images. A
-completion that cannot be scored gets None, which GRPO and RLOO leave out of group statistics and loss. OnlineDPOTrainer
-turns None into 0 (it sums with `nansum`): give it `on_failure="raise"`.
+completion that cannot be scored gets None, which GRPO and RLOO leave out of group statistics and loss. What no
+completion can escape (no such model, a token refused) ends the batch. OnlineDPOTrainer turns None into 0 (it sums with
+`nansum`): give it `on_failure="raise"`.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Unpack
 
 from sightline.channel import Tls, Token
 from sightline.errors import InvalidInput, SightlineError
 from sightline.integrations.columns import image_of
+from sightline.integrations.failures import concerns_every_row, log_failures
 from sightline.many import IN_FLIGHT
 from sightline.pictures import image_bytes
 from sightline.scorer import ScorerClient
 from sightline.scorer.many import Outcome, Pair
 from sightline.scorer.wire import TIMEOUT, ScoreOptions
 
-logger = logging.getLogger(__name__)
+_ENCODED = 64  # pictures of a call that are held, so that the rows of a group encode theirs once
 
 
 class ClipReward:
@@ -73,30 +73,25 @@ class ClipReward:
         """One reward for each completion, in order; None for one that has none.
 
         Raises:
-            SightlineError: the first failure, with on_failure="raise".
+            SightlineError: the first failure, with on_failure="raise"; else a failure that every row has in common.
         """
         if self._image is not None and self._image not in columns:
             raise InvalidInput(
                 f"the dataset has no column {self._image!r}: it has {', '.join(columns)}", reason="COLUMN_MISSING"
             )
         rewards: list[float | None] = []
-        errors: Counter[str] = Counter()
-        last: SightlineError | None = None
-        outcomes = self._outcomes(prompts, completions, columns)
-        for outcome in outcomes:
-            if isinstance(outcome, SightlineError):
-                if self._raise:
-                    raise outcome
-                errors[outcome.reason] += 1
-                last = outcome
-                rewards.append(None)
-            else:
+        errors: list[SightlineError] = []
+        for outcome in self._outcomes(prompts, completions, columns):
+            if not isinstance(outcome, SightlineError):
                 rewards.append(outcome)
-        if last is not None:
-            logger.warning("no reward for %d of %d completions %s; the last: %s",
-                        errors.total(), len(rewards), dict(errors), last)  # fmt: skip
+                continue
+            if self._raise or concerns_every_row(outcome):
+                raise outcome
+            errors.append(outcome)
+            rewards.append(None)
+        log_failures(errors, len(rewards))
         if (log_metric := columns.get("log_metric")) is not None and rewards:
-            log_metric(f"{self.__name__}/failed", errors.total() / len(rewards))
+            log_metric(f"{self.__name__}/failed", len(errors) / len(rewards))
         return rewards
 
     def close(self) -> None:
@@ -113,13 +108,13 @@ class ClipReward:
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
     ) -> Iterator[float | SightlineError]:
         """A reward or an error for each completion."""
-        known: dict[int, bytes] = {}  # of a group, all rows hold the same picture: encode it once
+        encoded = _Encoded()
         pairs: list[Pair] = []
         plans: list[int | SightlineError] = []
         for index, completion in enumerate(completions):
             try:
-                text = self._text(_text_of(completion))
-                images = [_encoded(value, known) for value in self._images(index, prompts, columns)]
+                text = self._scored_text(completion)
+                images = [encoded.image(value) for value in self._images(index, prompts, columns)]
                 if not images:
                     raise InvalidInput("the row has no image", reason="IMAGE_MISSING")
                 plans.append(len(images))
@@ -132,13 +127,23 @@ class ClipReward:
         for plan in plans:
             yield plan if isinstance(plan, SightlineError) else _mean([next(scored) for _ in range(plan)])
 
+    def _scored_text(self, completion: Any) -> str:
+        try:
+            return self._text(_text_of(completion))
+        except SightlineError:
+            raise
+        except Exception as error:  # a caller's function on what a model wrote: anything may come
+            raise InvalidInput(
+                f"text() failed on the completion: {type(error).__name__}: {error}", reason="TEXT_FUNCTION_FAILED"
+            ) from error
+
     def _images(self, index: int, prompts: Sequence[Any], columns: Mapping[str, Any]) -> list[Any]:
         names = ("images", "image") if self._image is None else (self._image,)
         for name in names:
             if columns.get(name) is not None:
-                value = columns[name][index]
+                value = _row(columns[name], name, index)
                 return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
-        parts = [part for message in _messages(prompts[index]) for part in _parts(message)]
+        parts = [part for message in _messages(_row(prompts, "prompts", index)) for part in _parts(message)]
         return [part for part in parts if part.get("type") in ("image", "image_url")]
 
     def _connected(self) -> ScorerClient:
@@ -157,15 +162,42 @@ def _mean(outcomes: Sequence[Outcome]) -> float | SightlineError:
     return sum(values) / len(values)
 
 
-def _encoded(value: Any, known: dict[int, bytes]) -> Any:
-    if isinstance(value, Mapping) and isinstance(value.get("image"), Mapping):
-        value = value["image"]
-    picture = value["image"] if isinstance(value, Mapping) and value.get("image") is not None else value
-    if not hasattr(picture, "save"):
-        return image_of(picture)
-    if id(picture) not in known:
-        known[id(picture)] = image_bytes(picture)
-    return known[id(picture)]
+class _Encoded:
+    """The files of the pictures seen last: the rows of a group hold the same picture.
+
+    A picture is held as long as its file is remembered; the id of one that is gone may be another picture's.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[Any, bytes]] = {}
+
+    def image(self, value: Any) -> Any:
+        """What a client takes for a row's field. Raises InvalidInput."""
+        if isinstance(value, Mapping) and isinstance(value.get("image"), Mapping):
+            value = value["image"]
+        picture = value["image"] if isinstance(value, Mapping) and value.get("image") is not None else value
+        if not hasattr(picture, "save"):
+            return image_of(picture)
+        if id(picture) not in self._held:
+            content = image_bytes(picture)
+            if len(self._held) >= _ENCODED:
+                del self._held[next(iter(self._held))]
+            self._held[id(picture)] = picture, content
+        return self._held[id(picture)][1]
+
+
+def _row(column: Any, name: str, index: int) -> Any:
+    """A column's value in a row. Raises InvalidInput where the column is too short, or cannot be read there."""
+    try:
+        return column[index]
+    except IndexError:
+        raise InvalidInput(
+            f"{name} has no row {index}: it must be as long as the completions", reason="COLUMN_TOO_SHORT"
+        ) from None
+    except Exception as error:  # columns that decode when they are read raise what their decoder does
+        raise InvalidInput(
+            f"row {index} of {name} cannot be read: {type(error).__name__}: {error}", reason="ROW_UNREADABLE"
+        ) from error
 
 
 def _text_of(completion: Any) -> str:

@@ -10,7 +10,8 @@ row): a path, bytes, "sha256:...", a data URI or a mapping, see `integrations.pi
 
 What a failure becomes must be stated: `on_failure: raise` (verl's V1 trainer drops that trajectory, the older one stops
 the run), `drop` (NaN; verl itself does not leave NaN out: for a manager or trainer of yours that does), or `value` with
-`failure_value: -1.0`. `scored` in the result tells 1.0 or 0.0 in every case, and verl logs its mean.
+`failure_value: -1.0`. `scored` in the result tells 1.0 or 0.0 in every case, and verl logs its mean; the log
+counts failures by reason. What no row can escape (no such model, a token refused) is raised in every case.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import Any, NamedTuple
 from sightline.channel import Tls, Token
 from sightline.errors import InvalidInput, SightlineError
 from sightline.integrations.columns import image_of
-from sightline.integrations.failures import FailurePolicy, OnFailure
+from sightline.integrations.failures import FailureCounts, FailurePolicy, OnFailure
 from sightline.scorer import AsyncScorerClient, ScorerClient
 from sightline.scorer.types import ScoreResult
 from sightline.scorer.wire import TIMEOUT, Image, Kind
@@ -73,7 +74,8 @@ def compute_score(
         `score`, `scored` (1.0 or 0.0) and `cosine` (NaN where it failed): the same keys each time, as verl needs it.
 
     Raises:
-        SightlineError: the failure, with on_failure="raise"; InvalidInput where none is stated.
+        SightlineError: the failure, with on_failure="raise", or one that every row has in common; InvalidInput where
+            none is stated.
     """
     policy = _policy(on_failure, failure_value)
     try:
@@ -158,11 +160,16 @@ def _policy(on_failure: OnFailure | None, failure_value: float | None) -> Failur
 
 
 def _image(extra_info: Mapping[str, Any] | None, key: str | None) -> Image:
-    row = extra_info or {}
+    row = {} if extra_info is None else extra_info
+    if not isinstance(row, Mapping):
+        raise InvalidInput(
+            f"extra_info is a {type(row).__name__}, not a mapping with the image under {key or 'image'!r}",
+            reason="EXTRA_INFO_UNUSABLE",
+        )
     value: Any = row.get(key) if key is not None else row.get("image")
     if value is None and key is None:
         value = row.get("images")
-    if isinstance(value, list | tuple) or type(value).__module__ == "numpy":  # Parquet gives arrays of objects
+    if isinstance(value, list | tuple) or str(getattr(value, "dtype", "")) == "object":  # Parquet's, arrays of objects
         if len(value) != 1:
             raise InvalidInput(f"the row has {len(value)} images: one is needed", reason="IMAGE_COUNT")
         value = value[0]
@@ -178,5 +185,10 @@ def _scored(result: ScoreResult) -> dict[str, float]:
     return {"score": float(result.value[0]), "scored": 1.0, "cosine": float(result.cosine[0])}
 
 
+_failures = FailureCounts()
+
+
 def _failed(policy: FailurePolicy, error: SightlineError) -> dict[str, float]:
-    return {"score": policy.reward(error), "scored": 0.0, "cosine": float("nan")}
+    reward = policy.reward(error)
+    _failures.add(error)
+    return {"score": reward, "scored": 0.0, "cosine": float("nan")}

@@ -4,8 +4,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from sightline.errors import DataCorrupted, InvalidInput, NotFound
+from sightline.errors import DataCorrupted, InvalidInput, NotFound, PreconditionFailed
 from sightline_chassis.fetch import fetch, main
+from sightline_chassis.remote_directory import RemoteDirectory
 
 
 @pytest.fixture
@@ -65,3 +66,12 @@ def test_the_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "2 files fetched" in capsys.readouterr().out
     assert main([f"file://{source}", str(tmp_path / "other"), "--sha256", "config.json=00"]) == 1
     assert "error:" in capsys.readouterr().err
+
+
+def test_nothing_larger_than_the_bound_comes(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(PreconditionFailed, match="7002 bytes, and 7001 may be fetched"):
+        fetch(f"file://{source}", tmp_path / "target", {}, most_bytes=7001)
+    remote = RemoteDirectory(f"file://{source}")
+    with pytest.raises(PreconditionFailed, match="more than the 10 bytes"):
+        remote.fetch("deep/model.safetensors", tmp_path / "target/model", most_bytes=10)
+    assert not [path for path in (tmp_path / "target").rglob("*") if path.is_file()]

@@ -9,6 +9,7 @@ from typing import Any
 import fsspec
 import pytest
 from sightline.sampler.manifest import MANIFEST
+from sightline_chassis.remote_directory import RemoteDirectory
 from sightline_sampler.engines.remote import merge as merging
 from sightline_sampler.policies import download
 from sightline_sampler.policies.staging import policy_directory
@@ -32,14 +33,14 @@ def test_a_download_that_is_asked_for_again_is_not_torn(tmp_path: Path, monkeypa
     files, content, gate = fsspec.filesystem("memory"), b"tensors", Gate()
     files.pipe({"/policies/v1/a": content, f"/policies/v1/{MANIFEST}": b"{}"})
     monkeypatch.setattr(download, "read_manifest", lambda _: SimpleNamespace(files=["a"]))
-    fetch = download._fetch
+    fetch = RemoteDirectory.fetch
 
-    def slow(system: Any, root: str, name: str, to: Path, most: int) -> int:
+    def slow(remote: RemoteDirectory, name: str, to: Path, **bounds: Any) -> int:
         if name == "a":
             gate()
-        return fetch(system, root, name, to, most)
+        return fetch(remote, name, to, **bounds)
 
-    monkeypatch.setattr(download, "_fetch", slow)
+    monkeypatch.setattr(RemoteDirectory, "fetch", slow)
     settings = PolicySettings(schemes=("memory",), download_dir=tmp_path)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(policy_directory, "memory://policies/v1", 1, settings)

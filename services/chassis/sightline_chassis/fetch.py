@@ -12,73 +12,53 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from sightline.errors import DataCorrupted, InvalidInput, NotFound, SightlineError
+from sightline.errors import NotFound, PreconditionFailed, SightlineError
 
-CHUNK = 8 << 20
+from sightline_chassis.remote_directory import RemoteDirectory
+
+MOST_BYTES = 500 << 30
 
 
-def fetch(source: str, directory: Path, sha256: Mapping[str, str]) -> list[str]:
+def fetch(source: str, directory: Path, sha256: Mapping[str, str], *, most_bytes: int = MOST_BYTES) -> list[str]:
     """Fetch all files below `source`.
 
     Args:
         source: a directory, as a URL that fsspec knows.
         directory: where the files go; made if it is not there.
         sha256: file, relative to the source -> its SHA-256 in hexadecimal. Files that are not named are not checked.
+        most_bytes: of all files together.
 
     Returns:
         The files that were fetched, relative to the source; those that were there already are left out.
 
     Raises:
         NotFound: the source holds no file, or not one that `sha256` names.
-        DataCorrupted: a file has another digest than it should; it is not left behind.
-        InvalidInput: fsspec does not know the URL's scheme, or a package for it is missing.
+        PreconditionFailed: it is too large; nothing is fetched where the storage says so beforehand.
+        SightlineError: as `RemoteDirectory`.
     """
-    import fsspec
-
-    try:
-        system, root = fsspec.core.url_to_fs(source)
-    except (ValueError, ImportError) as error:
-        raise InvalidInput(f"{source}: {error}", reason="SCHEME_UNKNOWN") from error
-    sizes = {_relative(path, root): facts["size"] for path, facts in system.find(root, detail=True).items()}
+    remote = RemoteDirectory(source)
+    sizes = remote.sizes()
     if not sizes:
-        raise NotFound(f"{source} holds no files; is the address right, and may this account read it?")
+        raise NotFound(
+            f"{source} holds no files; is the address right, and may this account read it?", reason="FILE_NOT_FOUND"
+        )
     if missing := sorted(set(sha256) - set(sizes)):
         raise NotFound(f"{source} has no {', '.join(missing)}, of which a SHA-256 was given", reason="FILE_NOT_FOUND")
-    fetched = []
+    if (total := sum(size or 0 for size in sizes.values())) > most_bytes:
+        raise PreconditionFailed(
+            f"{source} holds {total} bytes, and {most_bytes} may be fetched: give --max-gib", reason="FILE_TOO_LARGE"
+        )
+    fetched, left = [], most_bytes
     for name, size in sorted(sizes.items()):
         target = directory / name
-        if _there(target, size, sha256.get(name)):
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.part")
-        digest = hashlib.sha256()
-        with system.open(f"{root.rstrip('/')}/{name}", "rb") as remote, aside.open("wb") as local:
-            while block := remote.read(CHUNK):
-                digest.update(block)
-                local.write(block)
-            local.flush()
-            os.fsync(local.fileno())
-        if digest.hexdigest() != sha256.get(name, digest.hexdigest()):
-            aside.unlink()
-            raise DataCorrupted(
-                f"{source}: {name} has SHA-256 {digest.hexdigest()}, not {sha256[name]}", reason="DIGEST_MISMATCH"
-            )
-        aside.replace(target)
-        fetched.append(name)
+        if not _there(target, size, sha256.get(name)):
+            left -= remote.fetch(name, target, most_bytes=left, sha256=sha256.get(name))
+            fetched.append(name)
     return fetched
-
-
-def _relative(path: str, root: str) -> str:
-    """A file's path below the root; refuses one that would leave the target directory."""
-    name = PurePosixPath(path).relative_to(PurePosixPath(root))
-    if ".." in name.parts or name.is_absolute():
-        raise InvalidInput(f"{path}: not below {root}")
-    return str(name)
 
 
 def _there(target: Path, size: int | None, sha256: str | None) -> bool:
@@ -97,10 +77,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", help="URL of a directory: hf://, s3://, https://, file://, ...")
     parser.add_argument("directory", type=Path, help="where the files go")
     parser.add_argument("--sha256", metavar="FILE=HEX", action="append", default=[], help="what a file must be")
+    parser.add_argument(
+        "--max-gib", type=float, default=MOST_BYTES / (1 << 30), help="of all files (default %(default)g)"
+    )
     options = parser.parse_args(arguments)
     digests = dict(entry.split("=", 1) for entry in options.sha256)
     try:
-        fetched = fetch(options.source, options.directory, digests)
+        fetched = fetch(options.source, options.directory, digests, most_bytes=int(options.max_gib * (1 << 30)))
     except (SightlineError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -6,22 +6,14 @@ import logging
 import re
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
 
-import fsspec
-from sightline.errors import DataCorrupted, InvalidInput, NotFound, PreconditionFailed, Unavailable
+from sightline.errors import DataCorrupted, InvalidInput, NotFound, PreconditionFailed
 from sightline.sampler.manifest import ARRIVAL, MANIFEST, ManifestError, manifest_digest, policy_dirname, read_manifest
+from sightline_chassis.remote_directory import RemoteDirectory
 
 logger = logging.getLogger(__name__)
 
 _MANIFEST_BYTES = 64 << 20
-_CHUNK = 8 << 20
-
-
-class _Filesystem(Protocol):
-    def info(self, path: str) -> dict[str, Any]: ...
-
-    def open(self, path: str, mode: str) -> Any: ...
 
 
 def scheme_of(uri: str) -> str:
@@ -62,25 +54,20 @@ def download(uri: str, version: int, *, into: Path, most_bytes: int) -> Path:
         DataCorrupted: a file that the manifest names is not there.
         Unavailable: the storage fails.
     """
-    try:
-        files, root = fsspec.core.url_to_fs(uri.rstrip("/"))
-    except (ImportError, ValueError) as error:
-        raise InvalidInput(f"{uri} cannot be opened: {error}", reason="BAD_URI") from error
-    except Exception as error:
-        raise Unavailable(f"{uri} cannot be opened: {error}", reason="STORAGE_UNAVAILABLE") from error
+    remote = RemoteDirectory(uri)
     into.mkdir(parents=True, exist_ok=True)
     aside = into / f".{policy_dirname(version)}"
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
-        _fetch(files, root, MANIFEST, aside, _MANIFEST_BYTES)
+        _fetch(remote, MANIFEST, aside, _MANIFEST_BYTES)
         manifest = read_manifest(aside)
         final = into / f"{policy_dirname(version)}-{manifest_digest(aside)[:12]}"
         if final.exists():
             return final
         left = most_bytes
         for name in manifest.files:
-            left -= _fetch(files, root, name, aside, left)
+            left -= _fetch(remote, name, aside, left)
         aside.rename(final)
         return final
     except ManifestError as error:
@@ -93,39 +80,24 @@ def upload_arrival(directory: Path, uri: str) -> None:
     """Put `arrival.json` beside the manifest where the policy came from.
 
     Raises:
-        Exception: whatever the storage raises.
+        SightlineError: the storage fails.
     """
-    files, root = fsspec.core.url_to_fs(uri.rstrip("/"))
-    with files.open(f"{root}/{ARRIVAL}", "wb") as out:
-        out.write((directory / ARRIVAL).read_bytes())
+    RemoteDirectory(uri).put(ARRIVAL, (directory / ARRIVAL).read_bytes())
 
 
-def _fetch(files: _Filesystem, root: str, name: str, to: Path, most: int) -> int:
-    """Copy one file; its size."""
-    path, size = f"{root.rstrip('/')}/{name}", 0
-    local = to / PurePosixPath(name)
-    local.parent.mkdir(parents=True, exist_ok=True)
+def _fetch(remote: RemoteDirectory, name: str, to: Path, most: int) -> int:
+    """Fetch one file of a policy; its bytes. What goes wrong is said in a policy's words."""
     try:
-        with files.open(path, "rb") as source, local.open("wb") as out:
-            while chunk := source.read(_CHUNK):
-                size += len(chunk)
-                if size > most:
-                    raise PreconditionFailed(
-                        f"{name} and what came before is larger than policies.max_download_gib allows",
-                        reason="POLICY_TOO_LARGE",
-                    )
-                out.write(chunk)
-    except FileNotFoundError:
+        return remote.fetch(name, to / PurePosixPath(name), most_bytes=most)
+    except PreconditionFailed as error:
+        raise PreconditionFailed(
+            f"{error}: a larger policy needs a larger policies.max_download_gib", reason="POLICY_TOO_LARGE"
+        ) from error
+    except NotFound as error:
         if name == MANIFEST:
             raise NotFound(
-                f"there is no {MANIFEST} at {root}: no policy, or one that is half-written",
-                reason="POLICY_MISSING_DIRECTORY",
-            ) from None
+                f"{error}: no policy, or one that is half-written", reason="POLICY_MISSING_DIRECTORY"
+            ) from error
         raise DataCorrupted(
-            f"{path} is named by the manifest and is not there", reason="POLICY_MISSING_FILE", metadata={"file": name}
-        ) from None
-    except (PreconditionFailed, NotFound):
-        raise
-    except Exception as error:  # every file system has its own kinds
-        raise Unavailable(f"{path} cannot be read: {error}", reason="STORAGE_UNAVAILABLE") from error
-    return size
+            f"{error}, which the manifest names", reason="POLICY_MISSING_FILE", metadata={"file": name}
+        ) from error

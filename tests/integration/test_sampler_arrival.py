@@ -74,15 +74,15 @@ def questions(sent: list[Probe]) -> list[ProbeQuestion]:
     ]
 
 
-class Bench:
-    """A policy book on a vLLM, with version 1 active, and version 2 to come."""
+class Rig:
+    """A policy registry on a vLLM, with version 1 active, and version 2 to come."""
 
     def __init__(self, mind: Mind, template: Path, folder: Path, seed: int) -> None:
         self.mind, self.template, self.folder, self.seed = mind, template, folder, seed
         self.server = VllmServer(mind)
         self.image = png(seed, 32)
 
-    async def run(self, fault: Callable[["Bench"], Awaitable[None] | None] | None) -> None:
+    async def run(self, fault: Callable[["Rig"], Awaitable[None] | None] | None) -> None:
         """Publishes version 1, then with the fault version 2."""
         with serving_app(self.server.app) as url:
             engine = EngineSettings.model_validate(
@@ -90,9 +90,9 @@ class Bench:
             )
             self.engine = VllmEngine(engine, SamplerLimits())
             settings = PolicySettings(gate=GateSettings.model_validate(GATE))
-            self.book = PolicyRegistry(self.engine, settings, Traffic(5))
+            self.registry = PolicyRegistry(self.engine, settings, Traffic(5))
             try:
-                await self.book.start(await self.engine.start(), "base")
+                await self.registry.start(await self.engine.start(), "base")
                 first = adapter(self.folder, self.template, self.mind, 1, seed=2 * self.seed)
                 self.first = self.mind.load(first)
                 await self.publish(first, 1, self.first, self.mind.base)
@@ -109,68 +109,66 @@ class Bench:
         sent = probes(
             self.mind, model, previous=previous, count=3, image=self.image, prompt=PROMPT, seed=self.seed, noise=NOISE
         )
-        await self.book.stage(str(directory), version, questions(sent))
-        await self.book.activate(version)
+        await self.registry.stage(str(directory), version, questions(sent))
+        await self.registry.activate(version)
 
 
-def wrong_prefix(bench: Bench) -> None:
+def wrong_prefix(rig: Rig) -> None:
     """Keys that are of no module of the base model; or, every other time, keys that are, and that the server's own
     mapping loses: it loads the adapter, and no module of it is active."""
-    if bench.seed % 2:
-        bench.server.inert = True
+    if rig.seed % 2:
+        rig.server.inert = True
         return
-    file = bench.directory / "adapter_model.safetensors"
-    wrong = ("model.text_model.", "thinker.", "model.visual.", "transformer.h.")[bench.seed // 2 % 4]
+    file = rig.directory / "adapter_model.safetensors"
+    wrong = ("model.text_model.", "thinker.", "model.visual.", "transformer.h.")[rig.seed // 2 % 4]
     save_file({n.replace("model.language_model.", wrong): t for n, t in load_file(file).items()}, file)
-    seal(bench.directory, bench.mind.directory, 2, "lora", parent_version=1)
+    seal(rig.directory, rig.mind.directory, 2, "lora", parent_version=1)
 
 
-def never_named(bench: Bench) -> None:
+def never_named(rig: Rig) -> None:
     """The adapter is loaded, and whatever a request names, the server answers with version 1."""
-    bench.server.base, bench.server.unnamed = bench.first, True
+    rig.server.base, rig.server.unnamed = rig.first, True
 
 
-def stale_cache(bench: Bench) -> None:
+def stale_cache(rig: Rig) -> None:
     """Prefixes are found by the prompt alone."""
-    bench.server.stale_prefix = True
+    rig.server.stale_prefix = True
 
 
-def old_files(bench: Bench) -> None:
+def old_files(rig: Rig) -> None:
     """Version 1 once more, under the new name."""
     for name in ("adapter_config.json", "adapter_model.safetensors"):
-        shutil.copy(bench.folder / policy_dirname(1) / name, bench.directory)
-    seal(bench.directory, bench.mind.directory, 2, "lora", parent_version=1)
+        shutil.copy(rig.folder / policy_dirname(1) / name, rig.directory)
+    seal(rig.directory, rig.mind.directory, 2, "lora", parent_version=1)
 
 
-def half_written(bench: Bench) -> None:
+def half_written(rig: Rig) -> None:
     """No manifest, half a file, or a file too few, in turn."""
-    file = bench.directory / "adapter_model.safetensors"
-    match bench.seed % 3:
+    file = rig.directory / "adapter_model.safetensors"
+    match rig.seed % 3:
         case 0:
-            (bench.directory / "manifest.json").unlink()
+            (rig.directory / "manifest.json").unlink()
         case 1:
             file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
         case 2:
             file.unlink()
 
 
-def wrong_base(bench: Bench) -> None:
+def wrong_base(rig: Rig) -> None:
     """The server holds another base model than the sampler believes, under the same name and version."""
-    other = bench.mind.load(bench.mind.directory)
+    other = rig.mind.load(rig.mind.directory)
     with torch.no_grad():
-        torch.manual_seed(bench.seed)
+        torch.manual_seed(rig.seed)
         for parameter in other.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    base, bench.mind.base = bench.mind.base, other
+    base, rig.mind.base = rig.mind.base, other
     try:
-        bench.server.loras = {
-            name: (path, bench.mind.load(Path(path))) for name, (path, _) in bench.server.loras.items()
-        }
-        load = bench.mind.load(bench.directory)
+        rig.server.loras = {name: (path, rig.mind.load(Path(path))) for name, (path, _) in rig.server.loras.items()}
+        load = rig.mind.load(rig.directory)
     finally:
-        bench.mind.base = base
-    bench.server.base = other
-    bench.server.mind = _Wrapped(bench.mind, load)  # type: ignore[assignment]
+        rig.mind.base = base
+    rig.server.base = other
+    rig.server.mind = _Wrapped(rig.mind, load)  # type: ignore[assignment]
 
 
 class _Wrapped:
@@ -188,13 +186,13 @@ class _Wrapped:
 
 @pytest.mark.parametrize("seed", VARIATIONS)
 def test_what_arrives_is_let_in(mind: Mind, template: Path, tmp_path: Path, seed: int) -> None:
-    bench = Bench(mind, template, tmp_path, seed)
-    asyncio.run(bench.run(None))
-    assert bench.book.active == 2
-    arrival = bench.book.get(2).arrival
+    rig = Rig(mind, template, tmp_path, seed)
+    asyncio.run(rig.run(None))
+    assert rig.registry.active == 2
+    arrival = rig.registry.get(2).arrival
     assert arrival is not None
     assert arrival.passed
-    assert json.loads((bench.directory / "arrival.json").read_text())["correlation"] == arrival.correlation
+    assert json.loads((rig.directory / "arrival.json").read_text())["correlation"] == arrival.correlation
 
 
 @pytest.mark.parametrize("seed", VARIATIONS)
@@ -217,15 +215,15 @@ def test_what_arrives_is_let_in(mind: Mind, template: Path, tmp_path: Path, seed
 def test_what_does_not_arrive_is_caught_and_the_version_before_answers(
     mind: Mind, template: Path, tmp_path: Path, fault: Any, reasons: set[str], told: str, seed: int
 ) -> None:
-    bench = Bench(mind, template, tmp_path, seed)
+    rig = Rig(mind, template, tmp_path, seed)
     with pytest.raises(SightlineError, match=told) as error:
-        asyncio.run(bench.run(fault))
+        asyncio.run(rig.run(fault))
     assert error.value.reason in reasons
-    assert bench.book.active == 1
-    assert [policy.version for policy in bench.book.all()] == [0, 1]
+    assert rig.registry.active == 1
+    assert [policy.version for policy in rig.registry.all()] == [0, 1]
     if error.value.reason == "POLICY_DID_NOT_ARRIVE":
         assert "gap" in error.value.metadata
-        assert json.loads((bench.directory / "arrival.json").read_text())["passed"] is False
+        assert json.loads((rig.directory / "arrival.json").read_text())["passed"] is False
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Wording: texts that the policy did not sample, as it would have written them: template, tokens, end token."""
+"""ChatTemplate: texts that the policy did not sample, as it would have written them: template, tokens, end token."""
 
 from __future__ import annotations
 

@@ -122,7 +122,7 @@ async def evaluate(
     in_flight: int,
     progress: Callable[[int, int], None],
 ) -> Evaluated:
-    """Ask everything of an exam, with the same seeds for every policy: sampled captions, which are scored too; greedy
+    """Ask everything of the set, with the same seeds for every policy: sampled captions, which are scored too; greedy
     captions; questions, greedily."""
     slots, done = asyncio.Semaphore(in_flight), 0
 
@@ -165,8 +165,8 @@ def assemble(
     """The metrics of what was said.
 
     Args:
-        exam: what was asked.
-        told: for each prompt its samples and the first one's CLIPScore.
+        held_out: what was asked.
+        captioned: for each prompt its samples and the first one's CLIPScore.
         plain: greedy captions of the first prompts.
         said: an answer for each question.
     """

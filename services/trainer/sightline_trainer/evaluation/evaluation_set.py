@@ -1,4 +1,4 @@
-"""Exam: what a policy is asked, the same each time, and what is known of the answers."""
+"""EvaluationSet: what a policy is asked, the same each time, and what is known of the answers."""
 
 from __future__ import annotations
 

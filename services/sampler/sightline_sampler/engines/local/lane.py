@@ -53,7 +53,7 @@ class Lane:
         """Add the next `counts[i]` candidates of `requests[i]`, whose prompt is row `source[i]` of the prefix.
 
         Returns:
-            The homes of each request's new rows, for `add_references`.
+            The places of each request's new rows, for `add_references`.
         """
         shifts, places = _shifts(prefix), []
         for row, request, count in zip(source, requests, counts, strict=True):

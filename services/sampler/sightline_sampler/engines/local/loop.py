@@ -294,10 +294,10 @@ class DecodeLoop:
             lane = self._lanes.setdefault(key, Lane(self._base, key[0]))
             assert isinstance(lane, Lane)
             requests, counts = [run.request for run, _ in members], [count for _, count in members]
-            homes = lane.add(members[0][0].prefix, [run.row for run, _ in members], requests, counts)
-            for (run, _), places in zip(members, homes, strict=True):
+            places = lane.add(members[0][0].prefix, [run.row for run, _ in members], requests, counts)
+            for (run, _), at in zip(members, places, strict=True):
                 if run.reference is not None:
-                    lane.add_references(run.reference, 0, run.request, places)
+                    lane.add_references(run.reference, 0, run.request, at)
         return taken
 
     @staticmethod

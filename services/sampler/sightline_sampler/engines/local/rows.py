@@ -101,14 +101,14 @@ class Rows:
         return len(self.requests)
 
     def add(self, request: Request, indices: range, length: int, shift: int) -> list[int]:
-        """Add candidates `indices` of a request; their homes."""
+        """Add candidates `indices` of a request; their places."""
         place = self._places(len(indices), request.limit)
         self.uniforms[place, : request.limit] = seeds.uniforms([request.work.seeds[i] for i in indices], request.limit)
         self._append(request, indices, length, shift, place, reference=False)
         return place
 
     def add_references(self, request: Request, places: list[int], length: int, shift: int) -> None:
-        """Add the reference rows of the candidates that live at `homes`."""
+        """Add the reference rows of the candidates at `places`."""
         self._append(request, range(len(places)), length, shift, places, reference=True)
 
     def _append(

@@ -33,7 +33,7 @@ class Draw:
 
 @dataclasses.dataclass(slots=True)
 class Shape:
-    """How each row's distribution is bent.
+    """How each row's distribution is processed.
 
     Attributes:
         temperature: (rows,), float64, 0 for greedy.
@@ -74,9 +74,9 @@ def draw(
     Args:
         logits: (rows, vocabulary), any float type: the policy's.
         uniform: (rows,), float64 in [0, 1).
-        shape: how the distribution is bent.
+        shape: how the distribution is processed.
         suppressed: ids (s,) never drawn.
-        bent: (rows, vocabulary), the logits to draw from where they are not the policy's.
+        processed: (rows, vocabulary), the logits to draw from where they are not the policy's.
     """
     rows, vocabulary = logits.shape
     step = max(1, _CHUNK // vocabulary)

@@ -5,7 +5,7 @@ What this engine knows of TGI (3.3.7, the last release; its repository is archiv
 - /generate gives token ids, the chat route does not; `n` is ignored; `best_of` runs K requests inside the router, saves
   the upload only, and refuses seeds. So: one request per candidate, each with its seed.
 - Log-probs are taken after temperature and truncation, in the model's number type: of the behaviour, and of the policy
-  only where nothing is bent.
+  only where nothing processes the logits.
 - The image is markdown in the prompt, and so is any `![](http://...)` in a user's text, which TGI would fetch.
 - top_p of 1 and temperature of 0 are refused; /generate puts a begin token in front; without max_new_tokens it prefills
   again every 1024 tokens.

@@ -1,4 +1,4 @@
-"""The book of policies while callers leave in the middle, with an engine that waits for the test."""
+"""The registry of policies while callers leave in the middle, with an engine that waits for the test."""
 
 import asyncio
 import contextlib
@@ -50,7 +50,7 @@ class Engine:
         self.thawed = True
 
 
-def book(engine: Any, *versions: int, **settings: Any) -> PolicyRegistry:
+def registry(engine: Any, *versions: int, **settings: Any) -> PolicyRegistry:
     made = PolicyRegistry(engine, PolicySettings(**settings), Traffic(1))
     made._loaded.start(info(0))
     for version in versions:
@@ -85,7 +85,7 @@ def test_a_request_that_has_ended_takes_no_policy_any_more() -> None:
 def test_a_retirement_whose_caller_leaves_can_be_asked_for_again(where: str) -> None:
     async def run() -> None:
         engine = Engine()
-        policies = book(engine, 1)
+        policies = registry(engine, 1)
         lease = policies.lease(Exact(1))
         if where == "lock":
             lease.bind()
@@ -109,7 +109,7 @@ def test_a_policy_that_the_engine_does_not_free_can_be_freed_later() -> None:
         engine = Engine()
         engine.go.set()
         engine.refusal = PreconditionFailed("not now")
-        policies = book(engine, 1)
+        policies = registry(engine, 1)
         with pytest.raises(PreconditionFailed, match="not now"):
             await policies.retire(1)
         engine.refusal = None
@@ -125,7 +125,7 @@ def test_a_policy_that_is_taken_meanwhile_does_not_make_room(monkeypatch: pytest
     async def run() -> None:
         engine = Engine()
         engine.go.set()
-        policies = book(engine, 1, 2, 3, max_loaded=2)
+        policies = registry(engine, 1, 2, 3, max_loaded=2)
         taken: list[int] = []
 
         def take(*_: Any, **__: Any) -> None:
@@ -146,7 +146,7 @@ def test_a_policy_that_is_taken_meanwhile_does_not_make_room(monkeypatch: pytest
 def test_a_pause_whose_caller_leaves_is_ended_by_resume() -> None:
     async def run() -> None:
         engine = Engine()
-        policies = book(engine)
+        policies = registry(engine)
         await broken_off(asyncio.create_task(policies.pause("keep")))
         await policies.resume()
         assert engine.thawed
@@ -156,7 +156,7 @@ def test_a_pause_whose_caller_leaves_is_ended_by_resume() -> None:
 
 def test_a_pause_whose_caller_leaves_while_it_drains_shows() -> None:
     async def run() -> None:
-        policies = book(Engine())
+        policies = registry(Engine())
         async with policies._traffic.passage():
             await broken_off(asyncio.create_task(policies.pause("drain")))
             assert policies._traffic.closed
@@ -173,7 +173,7 @@ def test_a_policy_that_did_not_arrive_is_never_activated_without_probes() -> Non
     async def run() -> None:
         engine = Engine()
         engine.go.set()
-        policies = book(engine, 1)
+        policies = registry(engine, 1)
         failed = Arrival(
             passed=False,
             reason="old weights",
@@ -245,7 +245,7 @@ def test_a_swap_that_fails_tells_its_own_reason_also_where_the_way_back_fails(fa
                 raise PreconditionFailed(f"it did not come up with {version}", reason="ENGINE_DID_NOT_CHANGE")
 
     async def run() -> None:
-        made = book(Restarting(), 2)
+        made = registry(Restarting(), 2)
         with pytest.raises(PreconditionFailed) as caught:
             await made.activate(2)
         assert asked == [2, 0]

@@ -38,9 +38,13 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
         listed = {model.name: model for model in client.list_models().models}
         model = listed.get(name) or next(model for model in listed.values() if model.is_default)
         if name and model.name != name:
-            raise NotFound(f"the scorer has no model {name!r}; it has {', '.join(sorted(listed))}")
+            raise NotFound(
+                f"the scorer has no model {name!r}; it has {', '.join(sorted(listed))}", reason="MODEL_NOT_FOUND"
+            )
         if not model.embedding_size:
-            raise PreconditionFailed(f"{model.name!r} is an ensemble: calibrate its members")
+            raise PreconditionFailed(
+                f"{model.name!r} is an ensemble: calibrate its members", reason="MODEL_IS_ENSEMBLE"
+            )
         target = out or _beside(model.architecture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"scoring with {model.name}", total=len(lines))
@@ -52,7 +56,7 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
     try:
         fitted = fit(cosines, model.weights_digest, model.preprocessing_digest)
     except ValueError as error:
-        raise PreconditionFailed(str(error)) from None
+        raise PreconditionFailed(str(error), reason="TOO_FEW_TEXTS") from None
     aside = target.with_name(target.name + ".part")
     aside.write_text(fitted.to_json())
     os.replace(aside, target)
@@ -98,7 +102,7 @@ def _read(path: Path) -> Iterator[tuple[Path, list[str]]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}") from None
+        raise InvalidInput(f"{path} cannot be read: {error.strerror}", reason="FILE") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -108,7 +112,9 @@ def _read(path: Path) -> Iterator[tuple[Path, list[str]]]:
             if not isinstance(image, str) or not isinstance(texts, list):
                 raise TypeError("image must be a path and texts a list")
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(f"{path}:{number} is not {{'image': path, 'texts': [...]}}: {error!r}") from None
+            raise InvalidInput(
+                f"{path}:{number} is not {{'image': path, 'texts': [...]}}: {error!r}", reason="LINE"
+            ) from None
         yield path.parent / image, [str(text) for text in texts]
 
 
@@ -116,6 +122,7 @@ def _beside(architecture: str) -> Path:
     folder = Path(architecture.removeprefix("local-dir:"))
     if not folder.is_dir():
         raise PreconditionFailed(
-            f"the model ({architecture}) has no directory on this machine: say where to write with --out"
+            f"the model ({architecture}) has no directory on this machine: say where to write with --out",
+            reason="NO_SUCH_PATH",
         )
     return folder / FILE_NAME

@@ -32,7 +32,9 @@ def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
     """
     console = Console(stderr=as_json)
     if not RECIPE.exists():
-        raise NotFound(f"no {RECIPE} below this directory: the demo runs in a copy of the repository")
+        raise NotFound(
+            f"no {RECIPE} below this directory: the demo runs in a copy of the repository", reason="RECIPE_NOT_FOUND"
+        )
     recipe = load_recipe(RECIPE, overrides)
     _clear(directory)
     services = directory / "services"
@@ -61,7 +63,9 @@ def _clear(directory: Path) -> None:
         return
     begun = directory.is_dir() and {path.name for path in directory.iterdir()} <= {"data", "services"}
     if not begun and not (directory / "recipe.yaml").exists():
-        raise AlreadyExists(f"{directory} is there and holds no run; name another directory with --run")
+        raise AlreadyExists(
+            f"{directory} is there and holds no run; name another directory with --run", reason="DIRECTORY_EXISTS"
+        )
     shutil.rmtree(directory)
 
 

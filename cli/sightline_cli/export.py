@@ -63,12 +63,14 @@ def export(run: Path, to: str, as_json: bool) -> None:
         except HFValidationError as error:
             raise InvalidInput(f"{to} names no dataset on the hub: {error}", reason="DATASET") from error
         except Exception as error:  # of the hub, or of whichever HTTP package its client uses
-            raise Unavailable(f"the hub did not take the dataset (`hf auth login` first?): {error}") from error
+            raise Unavailable(
+                f"the hub did not take the dataset (`hf auth login` first?): {error}", reason="STORAGE_UNAVAILABLE"
+            ) from error
         _tell(told, as_json)
         return
     target = Path(to)
     if target.exists():
-        raise AlreadyExists(f"{target} is there already; name a new directory")
+        raise AlreadyExists(f"{target} is there already; name a new directory", reason="DIRECTORY_EXISTS")
     (target / "data").mkdir(parents=True)
     pairs.to_parquet(target / "data/train-00000.parquet")
     (target / "recipe.yaml").write_text((directory.root / "recipe.yaml").read_text())

@@ -111,7 +111,9 @@ def verify_all(run: Path, version: int | None, as_json: bool) -> None:
             Console().print(f"{one['policy']}  {mark}", soft_wrap=True)
     bad = [one["policy"] for one in results if not one["ok"]]
     if bad:
-        raise DataCorrupted(f"{len(bad)} of {len(results)} policies are damaged: {', '.join(bad)}")
+        raise DataCorrupted(
+            f"{len(bad)} of {len(results)} policies are damaged: {', '.join(bad)}", reason="POLICY_CHANGED_FILE"
+        )
 
 
 def _row(path: Path) -> dict[str, Any]:

@@ -30,7 +30,9 @@ def write(runs: Sequence[Path], out: Path | None = None, pictures: int | None = 
         from sightline_trainer.report.history import History
         from sightline_trainer.report.page import PICTURES, page
     except ModuleNotFoundError as error:
-        raise InvalidInput(f"the report needs {error.name}: pip install 'sightline[report,trainer]'") from error
+        raise InvalidInput(
+            f"the report needs {error.name}: pip install 'sightline[report,trainer]'", reason="PACKAGE_MISSING"
+        ) from error
     histories = [History.read(run) for run in runs]
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -30,7 +30,9 @@ def local_services(recipe: Recipe) -> dict[str, list[str]]:
         settings["sampler"] = [f"engine.model={recipe.model}", "engine.threads=1"]
     if recipe.reward.address is None:
         if recipe.reward.source is None:
-            raise PreconditionFailed("set reward.address (a running scorer) or reward.source (an open_clip model)")
+            raise PreconditionFailed(
+                "set reward.address (a running scorer) or reward.source (an open_clip model)", reason="NO_ADDRESS"
+            )
         settings["scorer"] = [f"models.clip.source={recipe.reward.source}", "triton.threads=1"]
         if recipe.reward.pretrained is not None:
             settings["scorer"].append(f"models.clip.pretrained={recipe.reward.pretrained}")

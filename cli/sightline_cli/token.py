@@ -21,10 +21,14 @@ def token(team: str, *, from_stdin: bool, as_json: bool = False) -> None:
         InvalidInput: the team's name would be refused in a tokens file, or stdin is empty.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", team) or team == "anonymous":
-        raise InvalidInput(f"{team!r} is no name of a team: lower-case letters, digits, - and _, at most 40")
+        raise InvalidInput(
+            f"{team!r} is no name of a team: lower-case letters, digits, - and _, at most 40", reason="OPTION"
+        )
     secret = sys.stdin.readline().strip() if from_stdin else make_token()
     if len(secret) < 20:  # a short one could be guessed from its hash
-        raise InvalidInput("the token on stdin is shorter than 20 characters: let `sightline token` make one")
+        raise InvalidInput(
+            "the token on stdin is shorter than 20 characters: let `sightline token` make one", reason="TOKEN_MALFORMED"
+        )
     if as_json:
         typer.echo(json.dumps({"team": team, "hash": hash_of(secret)} | ({} if from_stdin else {"token": secret})))
         return

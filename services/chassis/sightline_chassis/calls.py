@@ -136,7 +136,7 @@ async def mapped(call: Call) -> AsyncIterator[None]:
         await call.abort(InvalidInput("the request is no valid message of its type", reason="MALFORMED_REQUEST"))
     except NotImplementedError as error:
         if call.code is grpc.StatusCode.UNIMPLEMENTED:  # the default method of a generated servicer
-            await call.abort(Unsupported(f"{call.name} is not implemented yet"))
+            await call.abort(Unsupported(f"{call.name} is not implemented yet", reason="METHOD_NOT_IMPLEMENTED"))
         await call.fail(error)
     except grpc.aio.UsageError as error:
         await call.fail(error)

@@ -88,7 +88,9 @@ class RunQueue:
             AlreadyExists: another request has a run of that id.
         """
         if not request_id:
-            raise InvalidInput("request_id is empty; send a unique one, so that a retry starts no second run")
+            raise InvalidInput(
+                "request_id is empty; send a unique one, so that a retry starts no second run", reason="BAD_REQUEST_ID"
+            )
         if run_id and not RUN_ID.fullmatch(run_id):
             raise InvalidInput(f"run_id {run_id!r} may hold lower-case letters, digits, - and _ only", reason="RUN_ID")
         with self._lock:

@@ -330,9 +330,7 @@ class PolicyRegistry:
             await asyncio.to_thread(write_arrival, entry.directory, report)
             if scheme_of(info.uri) != "file":
                 await asyncio.to_thread(upload_arrival, entry.directory, info.uri)
-        except (
-            Exception
-        ) as error:  # a read-only mount, or whatever a storage raises: the registry and the reply have it
+        except Exception as error:  # a read-only mount, say: the registry and the reply have it
             logger.warning("the arrival report of policy %d cannot be written: %s", info.version, error)
 
     @staticmethod

@@ -60,7 +60,9 @@ class Vocabulary:
         names: dict[str, list[str]] = {name: [name] for name in value["objects"]}
         for phrase, name in value.get("synonyms", {}).items():
             if name not in names:
-                raise InvalidInput(f"{path}: synonym {phrase!r} names the unknown object {name!r}")
+                raise InvalidInput(
+                    f"{path}: synonym {phrase!r} names the unknown object {name!r}", reason="UNKNOWN_OBJECT"
+                )
             names[name].append(phrase)
         return cls(dict(names))
 

@@ -80,18 +80,25 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not offered: lmms-eval asks for the log-probability of texts, the sampler scores token ids."""
-        raise Unsupported("the sampler gives no log-likelihoods of texts; choose tasks of type generate_until")
+        raise Unsupported(
+            "the sampler gives no log-likelihoods of texts; choose tasks of type generate_until",
+            reason="TASK_UNSUPPORTED",
+        )
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         """Not offered: the sampler answers one turn."""
-        raise Unsupported("the sampler answers one turn; choose tasks of type generate_until")
+        raise Unsupported(
+            "the sampler answers one turn; choose tasks of type generate_until", reason="TASK_UNSUPPORTED"
+        )
 
     def _answer(self, request: Any) -> str:
         context, settings, doc_to_visual, doc_id, task, split = request.args
         where = f"task {task}, document {doc_id}"
         image = _one_image(doc_to_visual(self.task_dict[task][split][doc_id]), where)
         if int(settings.get("num_beams") or 1) != 1:
-            raise Unsupported(f"{where} asks for beam search; set --gen_kwargs num_beams=1")
+            raise Unsupported(
+                f"{where} asks for beam search; set --gen_kwargs num_beams=1", reason="PARAMETER_UNSUPPORTED"
+            )
         temperature = float(settings.get("temperature") or 0.0)
         samples = self.client.sample(
             image,
@@ -111,15 +118,15 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
 def _one_image(visuals: Any, where: str) -> bytes | Path:
     several = list(visuals) if isinstance(visuals, (list, tuple)) else [visuals]
     if len(several) != 1:
-        raise Unsupported(f"{where} has {len(several)} images; the sampler takes one")
+        raise Unsupported(f"{where} has {len(several)} images; the sampler takes one", reason="IMAGE_COUNT")
     (visual,) = several
     if isinstance(visual, str):
         path = Path(visual)
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".gif"}:
             return path
-        raise Unsupported(f"{where}: {visual} is no image; the sampler takes no videos")
+        raise Unsupported(f"{where}: {visual} is no image; the sampler takes no videos", reason="IMAGE_UNUSABLE")
     if not hasattr(visual, "save"):
-        raise Unsupported(f"{where}: a {type(visual).__name__} is no image")
+        raise Unsupported(f"{where}: a {type(visual).__name__} is no image", reason="IMAGE_UNUSABLE")
     buffer = io.BytesIO()
     visual.convert("RGB").save(buffer, format="PNG")
     return buffer.getvalue()

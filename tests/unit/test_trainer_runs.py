@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from sightline.errors import Cancelled, PreconditionFailed
+from sightline_chassis.settings import SettingsError
 from sightline_trainer import loop, stopwatch
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.disk import DiskFull, disk_full
 from sightline_trainer.events import Event, EventLog, EventReader, read_events
 from sightline_trainer.execute import execute
-from sightline_trainer.recipe import Recipe
+from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.runs import RunDirectory, write_whole
 from sightline_trainer.stopwatch import Stopwatch
@@ -58,6 +59,16 @@ def test_a_run_directory_belongs_to_one_recipe(tmp_path: Path) -> None:
     run.open(recipe())
     with pytest.raises(PreconditionFailed, match="another recipe"):
         run.open(recipe(seed=1))
+
+
+def test_a_recipe_of_0_1_0_is_read_with_its_own_key(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.open(recipe(dpo={"image_cache_mib": 7}))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(path.read_text().replace("image_cache_mib", "image_cache_mb"))
+    assert run.recipe() == recipe(dpo={"image_cache_mib": 7})
+    with pytest.raises(SettingsError, match=r"image_cache_mb is unknown \(did you mean dpo\.image_cache_mib\?\)"):
+        load_recipe(path)
 
 
 def test_versions_grow_over_the_floor_and_over_half_written_policies(tmp_path: Path) -> None:

@@ -96,7 +96,12 @@ class RunDirectory:
     def recipe(self) -> Recipe | None:
         """The resolved recipe of the run, or None before it was opened."""
         path = self.root / "recipe.yaml"
-        return Recipe.model_validate(yaml.safe_load(path.read_text())) if path.exists() else None
+        if not path.exists():
+            return None
+        tree = yaml.safe_load(path.read_text())
+        if "image_cache_mb" in tree.get("dpo", {}):  # as 0.1.0 wrote it
+            tree["dpo"]["image_cache_mib"] = tree["dpo"].pop("image_cache_mb")
+        return Recipe.model_validate(tree)
 
     def set_state(self, state: State, **facts: object) -> None:
         """Record where the run stands."""

@@ -108,7 +108,7 @@ class Dpo(Section):
     shared_prefix: bool = Field(
         True, description="Forward an image and prompt once for all its responses; false: as TRL does it."
     )
-    image_cache_mb: int = Field(
+    image_cache_mib: int = Field(
         512, ge=0, description="Image features of the frozen tower kept over steps and epochs, in MiB; 0: none."
     )
     carry: Literal["none", "optimizer"] = Field(

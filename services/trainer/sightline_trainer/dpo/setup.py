@@ -71,7 +71,7 @@ def make_trainer(
     if settings.shared_prefix:
         reference = () if trainer.ref_model is None else (trainer.accelerator.unwrap_model(trainer.ref_model),)
         trainer.data_collator.sharing = share(
-            trainer.model, cache_bytes=settings.image_cache_mb << 20, extra_models=reference
+            trainer.model, cache_bytes=settings.image_cache_mib << 20, extra_models=reference
         )
     return trainer
 

@@ -82,7 +82,7 @@ class Budget:
         self.closed = threading.Event()
 
     def take(self) -> float:
-        """Takes a token; seconds until it is there."""
+        """Take a token; seconds until it is there."""
         with self._lock:
             now = time.monotonic()
             self._tokens = min(self._most, self._tokens + (now - self._filled) * self._rate) - 1

@@ -21,7 +21,7 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
     """The sampler, for asyncio: the methods of `SamplerClient`. Make it inside the running event loop."""
 
     async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
-        """Draws `n` candidates for one image and prompt; see `SamplerClient.sample`."""
+        """Draw `n` candidates for one image and prompt; see `SamplerClient.sample`."""
         async with self.stream(image, prompt, n, **options) as stream:
             return stream.samples([candidate async for candidate in stream])
 
@@ -75,7 +75,7 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         probes: Iterable[Probe] = (),
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> PolicyInfo:
-        """Loads and checks a policy without answering from it; see `SamplerClient.stage`."""
+        """Load and check a policy without answering from it; see `SamplerClient.stage`."""
         return await self._run(self._stage(path, version, probes, timeout))
 
     async def activate(
@@ -85,12 +85,12 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         probes: Iterable[Probe] = (),
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> PolicyInfo:
-        """Makes a staged version the one that answers, if its probes show that it arrived; see
+        """Make a staged version the one that answers, if its probes show that it arrived; see
         `SamplerClient.activate`."""
         return await self._run(self._activate(version, probes, timeout))
 
     async def retire(self, version: int, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
-        """Forgets a version that is not active, once its candidates under way are done."""
+        """Forget a version that is not active, once its candidates under way are done."""
         return await self._run(self._retire(version, timeout))
 
     async def policy(self, version: int | None = None, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
@@ -102,9 +102,9 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         return await self._run(self._policies(timeout))
 
     async def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:  # noqa: ASYNC109
-        """Stops sampling until `resume`; see `SamplerClient.pause`."""
+        """Stop sampling until `resume`; see `SamplerClient.pause`."""
         return await self._run(self._pause(mode, timeout))
 
     async def resume(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Ends a pause."""
+        """End a pause."""
         await self._run(self._resume(timeout))

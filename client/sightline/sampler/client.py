@@ -47,7 +47,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
     """The sampler, for ordinary code. Thread-safe; make one per target and close it. See `BaseSamplerClient`."""
 
     def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
-        """Draws `n` candidates for one image and prompt.
+        """Draw `n` candidates for one image and prompt.
 
         Args:
             image: encoded bytes or a file (JPEG, PNG, WebP, GIF), or a picture of Pillow, which travels as PNG; None
@@ -79,7 +79,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         progress: Progress | None = None,
         **options: Unpack[SampleOptions],
     ) -> Iterator[Outcome]:
-        """Draws candidates for many images and prompts; yields in the order of `pairs`, which is read as it is needed.
+        """Draw candidates for many images and prompts; yields in the order of `pairs`, which is read as it is needed.
 
         Each pair is sampled as by `sample`, with the same retries. Whoever leaves the iteration cancels what runs.
 
@@ -136,7 +136,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         probes: Iterable[Probe] = (),
         timeout: float | None = None,
     ) -> PolicyInfo:
-        """Loads and checks a policy without answering from it.
+        """Load and check a policy without answering from it.
 
         Args:
             path: its directory, which the sampler must see under that path, or a URL.
@@ -152,7 +152,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         return self._run(self._stage(path, version, probes, timeout))
 
     def activate(self, version: int, *, probes: Iterable[Probe] = (), timeout: float | None = None) -> PolicyInfo:
-        """Makes a staged version (or 0, the base model) the one that answers, if its probes show that it arrived.
+        """Make a staged version (or 0, the base model) the one that answers, if its probes show that it arrived.
 
         Raises:
             PreconditionFailed: POLICY_DID_NOT_ARRIVE; the version before answers, and this one was freed.
@@ -161,7 +161,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         return self._run(self._activate(version, probes, timeout))
 
     def retire(self, version: int, *, timeout: float | None = None) -> PolicyInfo:
-        """Forgets a version that is not active, once its candidates under way are done."""
+        """Forget a version that is not active, once its candidates under way are done."""
         return self._run(self._retire(version, timeout))
 
     def policy(self, version: int | None = None, *, timeout: float | None = None) -> PolicyInfo:
@@ -173,7 +173,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         return self._run(self._policies(timeout))
 
     def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:
-        """Stops sampling until `resume`; requests that come meanwhile wait.
+        """Stop sampling until `resume`; requests that come meanwhile wait.
 
         Args:
             mode: what becomes of candidates under way: "drain" finishes them first, "abort" breaks them off (a client
@@ -186,5 +186,5 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         return self._run(self._pause(mode, timeout))
 
     def resume(self, *, timeout: float | None = None) -> None:
-        """Ends a pause."""
+        """End a pause."""
         self._run(self._resume(timeout))

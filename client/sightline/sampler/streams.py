@@ -105,7 +105,7 @@ class _Stream:
         self._call = start(request, tries.left())
 
     def close(self) -> None:
-        """Cancels what is not finished."""
+        """Cancel what is not finished."""
         self._closed.set()
         self._call.cancel()
 
@@ -127,7 +127,7 @@ class _Stream:
         return self._tries.wait_after(error)
 
     def _again(self, error: SightlineError) -> None:
-        """Asks for what is missing, of the version that the others are of; raises the error where the stream was closed
+        """Ask for what is missing, of the version that the others are of; raises the error where the stream was closed
         meanwhile."""
         if self._closed.is_set():
             raise error

@@ -34,7 +34,7 @@ def image_message(image: Picture | None) -> pb.Image | None:
 
 
 def digest_message(content: bytes) -> pb.Image:
-    """Names an image that was sent before by its SHA-256."""
+    """Name an image that was sent before by its SHA-256."""
     return pb.Image(sha256=hashlib.sha256(content).digest())
 
 
@@ -60,7 +60,7 @@ def sample_request(
     request_id: str,
     **params: Any,
 ) -> pb.SampleRequest:
-    """Builds the request; `params` are of `SamplingParams`. Raises InvalidInput for what does not fit its fields."""
+    """Build the request; `params` are of `SamplingParams`. Raises InvalidInput for what does not fit its fields."""
     try:
         if isinstance(params.get("stop"), str):
             raise TypeError("stop is a sequence of strings, not one string")

@@ -10,7 +10,7 @@ OUTAGE_SECONDS = 600.0
 
 
 def outliving(try_seconds: float) -> dict[str, Any]:
-    """Arguments ``timeout`` and ``patience`` of a client that outlives an outage.
+    """Arguments `timeout` and `patience` of a client that outlives an outage.
 
     Safe for calls that give the same answer twice, as all of the loop's do (candidates carry their seeds).
 

@@ -134,9 +134,14 @@ def _to_field(annotation: Any, field: FieldDescriptor) -> Turn | None:
     if origin is np.ndarray:
         return operator.methodcaller("tolist")
     if origin in (tuple, frozenset):
-        item = _to_value(get_args(annotation)[0], field)
-        arrange: Turn = sorted if origin is frozenset else list
-        return arrange if item is None else lambda values: arrange(map(item, values))
+        item, arrange = _to_value(get_args(annotation)[0], field), sorted if origin is frozenset else list
+
+        def several(values: Any) -> list[Any]:
+            if isinstance(values, str):
+                raise TypeError(f"{field.name} is a sequence of strings, not one string")
+            return arrange(values if item is None else map(item, values))
+
+        return several
     if field.message_type is not None and field.message_type.GetOptions().map_entry:
         return dict
     return _to_value(annotation, field)

@@ -62,8 +62,6 @@ def sample_request(
 ) -> pb.SampleRequest:
     """Build the request; `params` are of `SamplingParams`. Raises InvalidInput for what does not fit its fields."""
     try:
-        if isinstance(params.get("stop"), str):
-            raise TypeError("stop is a sequence of strings, not one string")
         return pb.SampleRequest(
             request_id=request_id,
             image=image_message(image),

@@ -15,7 +15,8 @@ import numpy as np
 from harness import Sample, cpu_seconds, peak_memory_mib, tree
 from scorer_work import TEXTS, Request
 from sightline.errors import Overloaded, SightlineError
-from sightline.scorer import NEVER, AsyncScorerClient
+from sightline.patience import ONCE
+from sightline.scorer import AsyncScorerClient
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_cli.processes import Processes
 
@@ -88,7 +89,7 @@ class Service:
                     wait = await _one(client, next(requests), turn)
                     await asyncio.sleep(min(wait, max(0.0, stop - time.monotonic())))
 
-            async with AsyncScorerClient(self.address, retry=NEVER) as client:
+            async with AsyncScorerClient(self.address, patience=ONCE) as client:
                 await asyncio.gather(*(worker() for _ in range(workers)))
 
         return self._measured(load)

@@ -43,6 +43,12 @@ class Credentials:
         """`tls` and `token` of a client."""
         return {"tls": self.tls(), "token": self.token()}
 
+    def of_client(self) -> dict[str, Any]:
+        """Arguments of a client for a person who waits: a service that is not there is told of within seconds."""
+        from sightline.patience import Patience
+
+        return {"patience": Patience(seconds=5), **self.arguments()}
+
     def token(self) -> Token | None:
         """None where there is none."""
         from sightline.credentials import Token

@@ -38,7 +38,7 @@ def directory_of(run: Path) -> Path:
 def show_list(run: Path | None, sampler: str | None, as_json: bool) -> None:
     """A table of all policies, oldest first."""
     if sampler is not None:
-        with SamplerClient(sampler, **given().arguments()) as client:
+        with SamplerClient(sampler, **given().of_client()) as client:
             loaded = client.policies()
         rows = [
             {"version": one.version, "state": one.state, "kind": one.kind, "parent": one.parent_version,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,9 @@ from sightline_cli.credentials import given
 from sightline_cli.failures import guarded
 
 if TYPE_CHECKING:
-    from sightline.runs import RunClient
+    from datetime import datetime
+
+    from sightline.runs import Run, RunClient, RunEvent
 
 app = typer.Typer(
     help="Start, watch, stop and resume the runs of a trainer service.",
@@ -118,43 +121,36 @@ def _with(trainer: str, debug: bool, work: Callable[[RunClient], None]) -> None:
     def call() -> None:
         from sightline.runs import RunClient
 
-        with RunClient(trainer, **given().arguments()) as client:
+        with RunClient(trainer, **given().of_client()) as client:
             work(client)
 
     guarded(call, debug)
 
 
-def _row(run: Any) -> dict[str, Any]:
-    from sightline.runs.v1 import trainer_pb2 as pb
-
+def _row(run: Run) -> dict[str, Any]:
     return {
         "id": run.id,
-        "state": pb.RunState.Name(run.state).removeprefix("RUN_STATE_").lower(),
+        "state": run.state,
         "recipe": run.recipe,
         "iteration": run.iteration,
         "iterations": run.iterations,
         "policy_version": run.policy_version,
-        "created": run.create_time.ToJsonString(),
-        "updated": run.update_time.ToJsonString(),
+        "created": _stamp(run.create_time),
+        "updated": _stamp(run.update_time),
         "reason": run.reason,
         "error": run.error,
     }
 
 
-def _event(said: Any) -> dict[str, Any]:
-    return {
-        "event": said.event,
-        "time": said.time.ToJsonString(),
-        "iteration": said.iteration,
-        "stage": said.stage,
-        "done": said.done,
-        "total": said.total,
-        "metrics": dict(said.metrics),
-        "message": said.message,
-    }
+def _event(said: RunEvent) -> dict[str, Any]:
+    return {**asdict(said), "time": _stamp(said.time)}
 
 
-def _show(run: Any, as_json: bool) -> None:
+def _stamp(moment: datetime) -> str:
+    return moment.isoformat().replace("+00:00", "Z")
+
+
+def _show(run: Run, as_json: bool) -> None:
     row = _row(run)
     if as_json:
         print(json.dumps(row, indent=2))

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 from sightline.errors import InvalidInput
-from sightline.scorer import NEVER, ScorerClient, ScoreResult
+from sightline.patience import ONCE
+from sightline.scorer import ScorerClient, ScoreResult
 
 from sightline_cli.local import model_or_playground, service
 
@@ -39,7 +40,7 @@ def score(
     settings = [f"models.default.source={source}"]
     if pretrained is not None:
         settings.append(f"models.default.pretrained={pretrained}")
-    with service("scorer", scorer, settings) as at, ScorerClient(at.address, retry=NEVER, **at.credentials) as client:
+    with service("scorer", scorer, settings) as at, ScorerClient(at.address, patience=ONCE, **at.credentials) as client:
         result = client.score(image, list(texts), model=name, timeout=120)
     if as_json:
         print(json.dumps(record(result, texts), indent=2, ensure_ascii=False))

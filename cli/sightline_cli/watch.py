@@ -5,14 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
 from sightline.errors import InternalError, NotFound, PreconditionFailed
-from sightline_trainer.events import Event, EventReader
+from sightline_trainer.events import Event, EventReader, Stage
 from sightline_trainer.runs import RunDirectory
 
 from sightline_cli.credentials import given
 from sightline_cli.showing import showing
+
+if TYPE_CHECKING:
+    from sightline.runs import RunEvent
 
 ENDED = ("succeeded", "failed", "stopped")
 
@@ -45,7 +49,7 @@ def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
     """
     from sightline.runs import RunClient
 
-    with RunClient(trainer, **given().arguments()) as client:
+    with RunClient(trainer, **given().of_client()) as client:
         with showing(client.get(run_id).iterations, as_json) as tell:
             for said in client.watch(run_id):
                 tell(event_of(said))
@@ -86,13 +90,13 @@ def follow(run: RunDirectory, *, poll: float = 0.3) -> Iterator[Event]:
         time.sleep(poll)
 
 
-def event_of(said: object) -> Event:
-    """An event as the trainer's clients see it, from its message."""
+def event_of(said: RunEvent) -> Event:
+    """An event of the trainer's clients as a run's directory has it."""
     return Event(
-        stage=said.stage,  # type: ignore[attr-defined]
-        iteration=said.iteration,  # type: ignore[attr-defined]
-        done=said.done,  # type: ignore[attr-defined]
-        total=said.total,  # type: ignore[attr-defined]
-        metrics=dict(said.metrics),  # type: ignore[attr-defined]
-        message=said.message,  # type: ignore[attr-defined]
+        stage=cast(Stage, said.stage),
+        iteration=said.iteration,
+        done=said.done,
+        total=said.total,
+        metrics=dict(said.metrics),
+        message=said.message,
     )

@@ -32,12 +32,15 @@ from sightline.errors import (
 
 if TYPE_CHECKING:
     from sightline.credentials import Tls, Token
-    from sightline.runs import RunClient
+    from sightline.patience import ONCE, Patience
+    from sightline.runs import AsyncRunClient, RunClient
     from sightline.sampler import AsyncSamplerClient, SamplerClient
     from sightline.scorer import AsyncScorerClient, ScorerClient
 
 __all__ = [
+    "ONCE",
     "AlreadyExists",
+    "AsyncRunClient",
     "AsyncSamplerClient",
     "AsyncScorerClient",
     "Cancelled",
@@ -47,6 +50,7 @@ __all__ = [
     "InvalidInput",
     "NotFound",
     "Overloaded",
+    "Patience",
     "PermissionDenied",
     "PreconditionFailed",
     "RunClient",
@@ -61,8 +65,11 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ONCE": "patience",
+    "AsyncRunClient": "runs",
     "AsyncSamplerClient": "sampler",
     "AsyncScorerClient": "scorer",
+    "Patience": "patience",
     "RunClient": "runs",
     "SamplerClient": "sampler",
     "ScorerClient": "scorer",

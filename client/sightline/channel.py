@@ -1,6 +1,7 @@
-"""How a client reaches a service: TLS, token, message limits, keepalive, balancing, retries; for sync and aio alike.
+"""How a client reaches a service: TLS, token, message limits, keepalive, balancing; for sync and aio alike.
 
 A target is any gRPC target: `127.0.0.1:50051`, `dns:///scorer-headless.ns.svc:50051`, `ipv4:10.0.0.1:1,10.0.0.2:1`.
+gRPC tries no call again: that is `sightline.patience`'s.
 
     open_channel("dns:///scorer:50051", tls=Tls(Path("ca.pem")), token=Token(file=Path("/auth/token")))
 """
@@ -8,21 +9,18 @@ A target is any gRPC target: `127.0.0.1:50051`, `dns:///scorer-headless.ns.svc:5
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import TypeAlias
 
 import grpc
 
-from sightline.credentials import Tls, Token, is_loopback
+from sightline.credentials import Tls, Token
 from sightline.errors import PreconditionFailed
 from sightline.outgoing import Header, Observer, Outgoing, aio_interceptors
+from sightline.target import check_target, is_loopback
 
 __all__ = ["Options", "Tls", "Token", "channel_options", "observe_calls", "open_aio_channel", "open_channel"]
 
 Options: TypeAlias = list[tuple[str, int | str]]
-
-MAX_ATTEMPTS = 5  # gRPC's own hard limit, the first try included
-
 
 _observers: list[Observer] = []
 
@@ -33,37 +31,21 @@ def observe_calls(observer: Observer) -> None:
         _observers.append(observer)
 
 
-def channel_options(
-    *, max_message_mib: int = 64, retry: Sequence[str] = (), health_service: str | None = None
-) -> Options:
+def channel_options(*, max_message_mib: int = 64, health_service: str | None = None) -> Options:
     """Channel arguments.
 
     Args:
         max_message_mib: largest message in MiB, both ways; the server has its own limit.
-        retry: methods as "package.Service/Method" that gRPC tries again on UNAVAILABLE (at most 5 times in all, with
-            jittered backoff). Name only those that may run twice.
         health_service: a service name for client-side health checks: a server that says NOT_SERVING gets no new
             calls while another one serves.
     """
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
-    if retry:
-        names = [dict(zip(("service", "method"), name.strip("/").split("/"), strict=True)) for name in retry]
-        policy = {
-            "maxAttempts": MAX_ATTEMPTS,
-            "initialBackoff": "0.2s",
-            "maxBackoff": "5s",
-            "backoffMultiplier": 2,
-            "retryableStatusCodes": ["UNAVAILABLE"],
-        }
-        config["methodConfig"] = [{"name": names, "retryPolicy": policy}]
     if health_service is not None:
         config["healthCheckConfig"] = {"serviceName": health_service}
     limit = max_message_mib * 1024 * 1024
     return [
         ("grpc.max_receive_message_length", limit),
         ("grpc.max_send_message_length", limit),
-        # A call whose request does not fit in this buffer (256 KiB by default, less than a photo) is not retried.
-        ("grpc.per_rpc_retry_buffer_size", limit),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -82,7 +64,6 @@ def open_channel(
     tls: Tls | None = None,
     token: str | Token | None = None,
     max_message_mib: int = 64,
-    retry: Sequence[str] = (),
     health_service: str | None = None,
 ) -> grpc.Channel:
     """A channel for sync stubs; share one per target and close it.
@@ -91,12 +72,13 @@ def open_channel(
         target: see the module.
         tls: encrypts; None is plaintext.
         token: a bearer token, sent with every call.
-        max_message_mib: see `channel_options`, as `retry` and `health_service`.
+        max_message_mib: see `channel_options`, as `health_service`.
 
     Raises:
+        InvalidInput: TARGET_MALFORMED.
         PreconditionFailed: a file cannot be read, or the token would go over the network in plaintext.
     """
-    options = _options(target, tls, max_message_mib, retry, health_service)
+    options = _options(target, tls, max_message_mib, health_service)
     header = _header(target, tls, token)
     if tls is not None:
         channel = grpc.secure_channel(target, tls.credentials(), options)
@@ -113,11 +95,10 @@ def open_aio_channel(
     tls: Tls | None = None,
     token: str | Token | None = None,
     max_message_mib: int = 64,
-    retry: Sequence[str] = (),
     health_service: str | None = None,
 ) -> grpc.aio.Channel:
     """As `open_channel` for aio stubs, to be opened inside the running event loop."""
-    options = _options(target, tls, max_message_mib, retry, health_service)
+    options = _options(target, tls, max_message_mib, health_service)
     header = _header(target, tls, token)
     interceptors = aio_interceptors(header, _observers) if header or _observers else None
     if tls is not None:
@@ -125,11 +106,9 @@ def open_aio_channel(
     return grpc.aio.insecure_channel(target, options, interceptors=interceptors)
 
 
-def _options(
-    target: str, tls: Tls | None, max_message_mib: int, retry: Sequence[str], health_service: str | None
-) -> Options:
-    options = channel_options(max_message_mib=max_message_mib, retry=retry, health_service=health_service)
-    if is_loopback(target):
+def _options(target: str, tls: Tls | None, max_message_mib: int, health_service: str | None) -> Options:
+    options = channel_options(max_message_mib=max_message_mib, health_service=health_service)
+    if is_loopback(check_target(target)):
         options.append(("grpc.enable_http_proxy", 0))  # gRPC would send even loopback through $http_proxy
     if tls is not None and tls.server_name is not None:
         options.append(("grpc.ssl_target_name_override", tls.server_name))

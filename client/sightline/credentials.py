@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -71,35 +69,6 @@ class Token:
     def header(self) -> tuple[str, str]:
         """The metadata of a call."""
         return "authorization", f"Bearer {self.read()}"
-
-
-def is_loopback(target: str) -> bool:
-    """Whether a gRPC target names nothing but this machine."""
-    hosts = list(_hosts(target))
-    return bool(hosts) and all(_is_this_machine(host) for host in hosts)
-
-
-def _hosts(target: str) -> Iterator[str]:
-    scheme, colon, rest = target.partition(":")
-    if scheme in ("unix", "unix-abstract") and colon:
-        yield "localhost"
-        return
-    if scheme in ("dns", "ipv4", "ipv6") and colon:
-        target = rest.removeprefix("//").partition("/")[2] if rest.startswith("//") else rest
-    for address in target.split(","):
-        if address.startswith("["):
-            yield address[1:].partition("]")[0]
-        else:
-            yield address.rpartition(":")[0] or address
-
-
-def _is_this_machine(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _pem(path: Path | None) -> bytes | None:

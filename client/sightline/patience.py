@@ -1,14 +1,22 @@
-"""Retries of calls that give the same answer twice: within the caller's deadline, jittered, and within a budget.
+"""Patience: how a call waits for a service that is away or busy. The one way to wait; a call passes through it once.
 
-gRPC's own retries end after five tries, about three seconds: less than a Triton takes to come back. These go on until
-the deadline, wait as long as the service asks for (RetryInfo), and never ask a struggling service more often than the
-budget allows: a token bucket of one client, from which each retry takes one. When it is empty a retry waits for its
-token; it does not fail.
+gRPC's own retries end after five tries, about three seconds: less than a service takes to come back. These go on for as
+long as `Patience` says and the call's deadline allows, wait as long as the service asks for (RetryInfo), and never ask
+a struggling service more often than the budget allows: a token bucket of one client, from which each retry takes one.
+When it is empty a retry waits for its token; it does not fail.
+
+    patience = Patience(seconds=600)              # what a caller decides
+    tries = Tries(patience, timeout, Budget(patience))
+    answer = tries.call(lambda seconds: stub.Score(request, timeout=seconds))
+
+Whoever reads a stream asks `Tries` itself: `left()` before a try, `progressed()` when something came,
+`wait_after(error)` when it broke.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import threading
 import time
@@ -22,15 +30,24 @@ from sightline.errors import Cancelled, DeadlineExceeded, Overloaded, SightlineE
 
 T = TypeVar("T")
 
+TIMEOUT = 120.0
+"""Seconds of a call with all its tries, where the caller gives none."""
+
 # What gRPC says of a connection that broke, where it does not say UNAVAILABLE.
 _BROKEN = ("Stream removed", "RST_STREAM", "Connection reset")
 _LEAST_SECONDS = 0.02  # less is not worth a try
 
 
 @dataclass(frozen=True)
-class Retry:
-    """How a client tries again. The deadline of the call is the only limit on the number of tries."""
+class Patience:
+    """How long, and how often, a service that is away or busy is asked again. The deadline of the call ends it too."""
 
+    seconds: float = 60.0
+    """How long it is asked again, from its first failure since something came: an answer, or a part of a stream."""
+    tries: int | None = None
+    """Most tries of a call, the first included; None for as many as there is time for."""
+    try_seconds: float | None = None
+    """Longest try; one that takes longer is given up and made again. None: a try may take what the deadline leaves."""
     first_delay: float = 0.1
     """Seconds before the second try; doubles with each. Where the service says how long to wait, that counts if longer.
     Each wait is jittered, upwards for what the service asked."""
@@ -40,14 +57,13 @@ class Retry:
     """Retries per second of the whole client, in the long run."""
     burst: int = 64
     """Retries of the whole client that may come at once."""
-    enabled: bool = True
-    """Whether to try again at all."""
 
 
-NEVER = Retry(enabled=False)
+ONCE = Patience(tries=1)
+"""No call is tried again."""
 
 
-def may_be_tried_again(error: SightlineError) -> bool:
+def is_worth_a_retry(error: SightlineError) -> bool:
     """Whether another try may help: the service is away, busy, or its connection broke."""
     if isinstance(error, Overloaded):
         return error.retry_after is not None
@@ -56,101 +72,136 @@ def may_be_tried_again(error: SightlineError) -> bool:
     return isinstance(error, Unavailable | Cancelled) or any(sign in error.message for sign in _BROKEN)
 
 
-class Retries:
-    """Runs attempts. One per client; safe to share between threads."""
+class Budget:
+    """What the calls of one client share: its token bucket, and its end. Safe to share between threads."""
 
-    def __init__(self, policy: Retry) -> None:
-        self._policy = policy
-        self._tokens = float(policy.burst)
-        self._filled = time.monotonic()
+    def __init__(self, patience: Patience) -> None:
+        self._most, self._rate = float(patience.burst), patience.per_second
+        self._tokens, self._filled = self._most, time.monotonic()
         self._lock = threading.Lock()
-        self._closed = threading.Event()
+        self.closed = threading.Event()
 
-    def close(self) -> None:
-        """No more tries; what waits for one gives up."""
-        self._closed.set()
-
-    def call(self, attempt: Callable[[float], T], timeout: float, stopped: Callable[[], bool] = lambda: False) -> T:
-        """The result of `attempt(seconds left)`.
-
-        Args:
-            attempt: one try; raises grpc.RpcError.
-            timeout: seconds for all tries together.
-            stopped: asked before each wait; no more tries when true.
-
-        Raises:
-            SightlineError: what the last try met; of tries that ended by the deadline, what the one before met.
-        """
-        run = _Run(timeout)
-        while True:
-            try:
-                return attempt(run.left())
-            except grpc.RpcError as error:
-                wait = self._wait(run, from_rpc_error(error), error)
-            if stopped() or self._closed.wait(wait):
-                raise run.error
-
-    async def acall(self, attempt: Callable[[float], Awaitable[T]], timeout: float) -> T:  # noqa: ASYNC109
-        """As `call`, for coroutines."""
-        run = _Run(timeout)
-        while True:
-            try:
-                return await attempt(run.left())
-            except grpc.RpcError as error:
-                wait = self._wait(run, from_rpc_error(error), error)
-            await asyncio.sleep(wait)
-            if self._closed.is_set():
-                raise run.error
-
-    def _wait(self, run: _Run, error: SightlineError, cause: grpc.RpcError) -> float:
-        """Seconds until the next try. Raises where there is none."""
-        run.tries += 1
-        if run.tries > 1 and type(error) is DeadlineExceeded and error.reason != "BACKEND_TIMEOUT":
-            error = run.error  # the deadline cut the last try short: what it was retried for says more
-        run.error = error
-        if not self._policy.enabled or self._closed.is_set() or not may_be_tried_again(error):
-            raise _told(error, run) from cause
-        policy = self._policy
-        pause = min(policy.first_delay * 2.0 ** min(run.tries - 1, 30), policy.max_delay)
-        wait = pause * random.uniform(0.5, 1.0)  # noqa: S311  jitter
-        if error.retry_after is not None:
-            wait = max(wait, error.retry_after * random.uniform(1.0, 1.25))  # noqa: S311
-        wait = max(wait, self._token())
-        if run.left() - wait < _LEAST_SECONDS:
-            self._give_back()
-            raise _told(error, run) from cause
-        return wait
-
-    def _token(self) -> float:
-        """Takes a token; seconds until it is there."""
+    def take(self) -> float:
+        """Take a token; seconds until it is there."""
         with self._lock:
             now = time.monotonic()
-            policy = self._policy
-            self._tokens = min(policy.burst, self._tokens + (now - self._filled) * policy.per_second) - 1
+            self._tokens = min(self._most, self._tokens + (now - self._filled) * self._rate) - 1
             self._filled = now
-            return max(0.0, -self._tokens / policy.per_second)
+            return max(0.0, -self._tokens / self._rate)
 
-    def _give_back(self) -> None:
+    def give_back(self) -> None:
+        """A token that was not used."""
         with self._lock:
             self._tokens += 1
 
 
-class _Run:
-    """One call with its tries."""
+class Tries:
+    """One call with all its tries.
 
-    error: SightlineError
+    Args:
+        patience: how long and how often.
+        timeout: seconds for all tries together; infinite where nothing but `patience` shall end them.
+        budget: of the client; None for one of its own.
+    """
 
-    def __init__(self, timeout: float) -> None:
-        self.began = time.monotonic()
-        self.deadline = self.began + timeout
-        self.tries = 0
+    def __init__(self, patience: Patience, timeout: float = math.inf, budget: Budget | None = None) -> None:
+        self._patience, self._budget = patience, budget or Budget(patience)
+        self._began = time.monotonic()
+        self._deadline = self._began + timeout
+        self._failing: float | None = None  # since when
+        self._failures = 0  # since something came
+        self._cut = False  # whether the try under way has less time than the call
+        self._error: SightlineError | None = None
+        self.count = 0
 
     def left(self) -> float:
-        return max(self.deadline - time.monotonic(), 0.001)
+        """Seconds of the next try."""
+        left, most = max(self._deadline - time.monotonic(), 0.001), self._patience.try_seconds
+        self._cut = most is not None and most < left
+        return min(left, most) if most is not None else left
+
+    def progressed(self) -> None:
+        """Something came: patience counts anew."""
+        self._failing, self._failures = None, 0
+
+    def wait_after(self, cause: Exception) -> float:
+        """Seconds until the next try.
+
+        Args:
+            cause: what ended the last one, of gRPC or ours.
+
+        Raises:
+            SightlineError: there shall be none: what the last try met; of one that ended by the deadline, what the one
+                before met.
+        """
+        error, now = _typed(cause), time.monotonic()
+        self.count, self._failures = self.count + 1, self._failures + 1
+        timed_out = isinstance(error, DeadlineExceeded) and error.reason != "BACKEND_TIMEOUT"
+        if timed_out and not self._cut and self._error is not None:
+            error = self._error  # the deadline cut the last try short: what it was retried for says more
+        self._error = error
+        if self._failing is None:
+            self._failing = now
+        patience = self._patience
+        again = (timed_out and self._cut) or (not timed_out and is_worth_a_retry(error))
+        if not again or self._budget.closed.is_set() or self.count == patience.tries:
+            raise self._told(error)
+        wait = min(patience.first_delay * 2.0 ** min(self._failures - 1, 30), patience.max_delay)
+        wait *= random.uniform(0.5, 1.0)  # noqa: S311  jitter
+        if error.retry_after is not None:
+            wait = max(wait, error.retry_after * random.uniform(1.0, 1.25))  # noqa: S311
+        wait = max(wait, self._budget.take())
+        if now + wait > min(self._deadline - _LEAST_SECONDS, self._failing + patience.seconds):
+            self._budget.give_back()
+            raise self._told(error)
+        return wait
+
+    def call(self, attempt: Callable[[float], T], stopped: Callable[[], bool] = lambda: False) -> T:
+        """The result of `attempt(seconds left)`.
+
+        Args:
+            attempt: one try; raises grpc.RpcError or SightlineError.
+            stopped: asked after each wait; no more tries when true.
+
+        Raises:
+            SightlineError: see `wait_after`.
+        """
+        while True:
+            try:
+                return attempt(self.left())
+            except (grpc.RpcError, SightlineError) as error:
+                failed = error
+            if self._budget.closed.wait(self._wait(failed)) or stopped():
+                raise self._last()
+
+    async def acall(self, attempt: Callable[[float], Awaitable[T]]) -> T:
+        """As `call`, for coroutines."""
+        while True:
+            try:
+                return await attempt(self.left())
+            except (grpc.RpcError, SightlineError) as error:
+                failed = error
+            await asyncio.sleep(self._wait(failed))
+            if self._budget.closed.is_set():
+                raise self._last()
+
+    def _wait(self, failed: Exception) -> float:
+        try:
+            return self.wait_after(failed)
+        except SightlineError as error:
+            raise error from (None if error is failed else failed)
+
+    def _last(self) -> SightlineError:
+        return self._error or Cancelled("the client was closed")
+
+    def _told(self, error: SightlineError) -> SightlineError:
+        if self.count > 1:
+            error.metadata["tries"] = str(self.count)
+            error.add_note(f"after {self.count} tries in {time.monotonic() - self._began:.1f} s")
+        return error
 
 
-def _told(error: SightlineError, run: _Run) -> SightlineError:
-    if run.tries > 1:
-        error.metadata["tries"] = str(run.tries)
-        error.add_note(f"after {run.tries} tries in {time.monotonic() - run.began:.1f} s")
-    return error
+def _typed(error: Exception) -> SightlineError:
+    if isinstance(error, SightlineError):
+        return error
+    return from_rpc_error(error) if isinstance(error, grpc.RpcError) else SightlineError(str(error))

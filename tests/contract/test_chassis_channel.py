@@ -2,41 +2,55 @@
 
 import asyncio
 import time
-from typing import Any
+from dataclasses import replace
 
 import pytest
-from chassis_probe import SAMPLER, SCORER, Client, eventually, probing
+from chassis_probe import SCORER, Client, eventually, probing
+from sightline import (
+    AsyncRunClient,
+    AsyncSamplerClient,
+    AsyncScorerClient,
+    Patience,
+    RunClient,
+    SamplerClient,
+    ScorerClient,
+)
 from sightline.channel import open_channel
-from sightline.errors import DeadlineExceeded, InternalError, InvalidInput, Unavailable, typed_errors
+from sightline.errors import InternalError, InvalidInput, Unavailable, typed_errors
+from sightline.patience import Tries
 from sightline.scorer.v1 import scorer_pb2, scorer_pb2_grpc
 
-RETRY = (f"{SCORER}/Score", f"{SAMPLER}/Sample")
 
+def test_grpc_tries_nothing_again() -> None:
+    """A call passes through one layer of waiting, which is the client's patience."""
 
-async def _all(call: Any) -> list[Any]:
-    return [message async for message in call]
-
-
-def test_unavailable_is_tried_again_where_asked_for() -> None:
     async def main() -> None:
-        async with probing() as (probe, plain, at), Client(at.grpc, retry=RETRY) as client:
-            await client.score("flaky 2", "0", "x" * (1 << 20))  # also with a request over gRPC's usual retry buffer
-            assert probe.seen.pop("flaky") == 2
-            await client.sample("flaky 3", count=0).read()  # a stream that fails before its first message
-            assert probe.seen.pop("flaky") == 3
-            for never in (
-                lambda: plain.score("flaky 9"),  # not asked for
+        async with probing() as (probe, client, _):
+            for ask in (
+                lambda: client.score("flaky 9"),
+                lambda: client.sample("flaky 9", count=0).read(),
                 lambda: client.upload("flaky 9"),
-                lambda: _all(client.sample("flaky 9", count=1)),  # a message has arrived: too late
             ):
                 with pytest.raises(Unavailable), typed_errors():
-                    await never()
+                    await ask()
                 assert probe.seen.pop("flaky") == 1
-            with pytest.raises(Unavailable), typed_errors():
-                await client.score("flaky 99")
-            assert probe.seen.pop("flaky") == 5  # gRPC's own limit
-            with pytest.raises(InternalError), typed_errors():
-                await client.score("bug")
+
+    asyncio.run(main())
+
+
+def test_unavailable_is_tried_again_by_the_client_s_patience() -> None:
+    async def main() -> None:
+        async with probing() as (probe, client, _):
+            patience = Patience(first_delay=0.01, max_delay=0.02)
+            large = "x" * (1 << 20)  # also a request over gRPC's usual retry buffer
+            await Tries(patience, 30).acall(lambda seconds: client.given(timeout=seconds).score("flaky 7", "0", large))
+            assert probe.seen.pop("flaky") == 7  # more than gRPC's own five
+            with pytest.raises(Unavailable) as caught:
+                await Tries(replace(patience, tries=3), 30).acall(lambda _: client.score("flaky 99"))
+            assert probe.seen.pop("flaky") == 3
+            assert caught.value.metadata["tries"] == "3"
+            with pytest.raises(InternalError):
+                await Tries(patience, 30).acall(lambda _: client.score("bug"))
             assert probe.seen["bug"] == 1
 
     asyncio.run(main())
@@ -44,12 +58,13 @@ def test_unavailable_is_tried_again_where_asked_for() -> None:
 
 def test_a_retry_waits_as_long_as_the_service_says() -> None:
     async def main() -> None:
-        async with probing() as (probe, _, at), Client(at.grpc, retry=RETRY) as client:
+        async with probing() as (probe, client, _):
             start = time.monotonic()
-            with pytest.raises(DeadlineExceeded), typed_errors():
-                await client.given(timeout=0.75).score("away")  # retry_after is 0.3 s: tries at 0, 0.3 and 0.6 s
+            with pytest.raises(Unavailable):
+                # retry_after is 0.3 s, and a wait up to a quarter longer: tries at 0, 0.3 and 0.6 s
+                await Tries(Patience(), 0.8).acall(lambda seconds: client.given(timeout=seconds).score("away"))
             assert time.monotonic() - start < 1.5
-            assert probe.seen["away"] == 3
+            assert 2 <= probe.seen["away"] <= 3
 
     asyncio.run(main())
 
@@ -118,9 +133,9 @@ def test_loopback_does_not_go_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -
 
 def test_sync_stubs_get_the_same() -> None:
     def ask(target: str) -> None:
-        with open_channel(target, retry=RETRY) as channel:
+        with open_channel(target) as channel:
             stub = scorer_pb2_grpc.ScorerServiceStub(channel)
-            stub.Score(scorer_pb2.ScoreRequest(texts=["flaky 2"]))
+            stub.Score(scorer_pb2.ScoreRequest(texts=["ok"]))
             with pytest.raises(InvalidInput) as caught, typed_errors():
                 stub.Score(scorer_pb2.ScoreRequest(texts=["refuse"]))
             assert caught.value.reason == "NO_SUCH_THING"
@@ -134,6 +149,41 @@ def test_sync_stubs_get_the_same() -> None:
     asyncio.run(main())
 
 
-def test_a_retry_needs_a_method() -> None:
-    with pytest.raises(ValueError, match="argument"):
-        open_channel("127.0.0.1:1", retry=["Score"])
+@pytest.mark.parametrize(
+    "target",
+    [
+        "", ":50051", "scorer", "scorer:", "scorer:http", "scorer:0", "scorer:65536", "scorer:50051/", "http://scorer:50051",
+        "https://scorer:50051/", "grpc://scorer:50051", "::1:50051", "[::1]", "a:1,b:2", "sco rer:50051", "dns:///scorer",
+        "dns:///:50051", "dns:scorer", "ipv4:10.0.0.1", "ipv4:10.0.0.1:1,", "ipv6:::1:1", "unix:", "unix://", "xds:///",
+        "user@scorer:50051", "//scorer:50051",
+    ],
+)  # fmt: skip
+def test_a_malformed_target_is_refused_at_once(target: str) -> None:
+    with pytest.raises(InvalidInput, match=r"host:port") as caught:
+        open_channel(target)
+    assert caught.value.reason == "TARGET_MALFORMED"
+    for client in (RunClient, SamplerClient, ScorerClient):
+        with pytest.raises(InvalidInput) as caught:
+            client(target)
+        assert caught.value.reason == "TARGET_MALFORMED"
+
+    async def main() -> None:
+        for client in (AsyncRunClient, AsyncSamplerClient, AsyncScorerClient):
+            with pytest.raises(InvalidInput) as caught:
+                client(target)
+            assert caught.value.reason == "TARGET_MALFORMED"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "127.0.0.1:50051", "localhost:1", "scorer.ns.svc:65535", "my_scorer-0:50051", "[::1]:50051", "[fe80::1%eth0]:1",
+        "dns:///scorer:50051", "dns:scorer:50051", "dns://8.8.8.8/scorer:50051", "dns:///[::1]:50051",
+        "ipv4:10.0.0.1:1,10.0.0.2:2", "ipv6:[::1]:1,[::1]:2", "unix:/run/scorer.sock", "unix:///run/scorer.sock",
+        "unix:scorer.sock", "unix-abstract:scorer", "xds:///scorer",
+    ],
+)  # fmt: skip
+def test_a_target_of_grpc_is_taken(target: str) -> None:
+    open_channel(target).close()

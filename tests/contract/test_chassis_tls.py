@@ -10,10 +10,11 @@ from typing import Any
 import grpc
 import pytest
 from chassis_certificates import Authority, put
-from chassis_probe import SCORER, Client, ProbeSettings, eventually, growth, probing
+from chassis_probe import Client, ProbeSettings, eventually, growth, probing
 from prometheus_client import REGISTRY
 from sightline.credentials import Tls
 from sightline.errors import PreconditionFailed, Unavailable, typed_errors
+from sightline.patience import Patience, Tries
 from sightline.scorer.v1 import scorer_pb2, scorer_pb2_grpc
 from sightline_chassis.settings import SettingsError, load_settings
 from test_chassis_admission import health, scrape
@@ -225,12 +226,12 @@ def test_a_connection_is_renewed_without_a_loss(files: Files) -> None:
         server = files.server("mutual") | {"max_connection_seconds": 0.3}
         async with (
             probing(server=server) as (probe, _, at),
-            Client(at.grpc, tls=files.client, retry=[f"{SCORER}/Score"]) as client,
+            Client(at.grpc, tls=files.client) as client,
         ):
             slow = asyncio.ensure_future(client.score("sleep 1"))
             await eventually(lambda: probe.seen["sleep"])
             for _ in range(50):
-                await client.given(timeout=5).score("ok")
+                await Tries(Patience(), 5).acall(lambda seconds: client.given(timeout=seconds).score("ok"))
                 await asyncio.sleep(0.02)
             await slow
             assert probe.seen["ok"] == 50

@@ -20,6 +20,7 @@ from engine_trainer import IMAGE, PROMPT, probes, truth
 from running import WEIGHTS
 from sampler_models import Running, make_adapter, make_full, png, running
 from sightline import InvalidInput, Overloaded, PreconditionFailed, Unavailable
+from sightline.patience import ONCE
 from sightline.sampler import SamplerClient, at_least, exact
 from sightline_sampler.engine_settings import KubernetesSettings
 from sightline_sampler.engines.remote.restart import roll_out
@@ -57,6 +58,12 @@ def server(shared: tuple[TgiServer, Running]) -> TgiServer:
     server.fail.clear()
     server.most_at_once, server.seconds = 0, 0.0
     return server
+
+
+@pytest.fixture
+def once(shared: tuple[TgiServer, Running]) -> Iterator[SamplerClient]:
+    with SamplerClient(shared[1].address, timeout=280, patience=ONCE) as client:
+        yield client
 
 
 @pytest.fixture
@@ -163,20 +170,20 @@ def test_a_candidate_that_failed_is_asked_for_again_with_its_seed(
     assert set(seeds) == {1, 2, 3}
 
 
-def test_what_fails_twice_is_told_and_what_came_is_delivered(server: TgiServer, client: SamplerClient) -> None:
+def test_what_fails_twice_is_told_and_what_came_is_delivered(server: TgiServer, once: SamplerClient) -> None:
     server.fail.extend([424] * 40)
     with pytest.raises(Unavailable, match=r"failed 2 times: .*CUDA out of memory") as error:
-        client.sample(IMAGE, PROMPT, 1, max_tokens=4, patience=0)
+        once.sample(IMAGE, PROMPT, 1, max_tokens=4)
     assert error.value.reason == "ENGINE_FAILED"
     assert len(server.requests) == 2
 
 
-def test_an_overload_is_waited_for_and_then_told(server: TgiServer, client: SamplerClient) -> None:
+def test_an_overload_is_waited_for_and_then_told(server: TgiServer, client: SamplerClient, once: SamplerClient) -> None:
     server.fail.extend([429] * 3)
     assert len(client.sample(IMAGE, PROMPT, 2, max_tokens=4).candidates) == 2
     server.fail.extend([429] * 200)
     with pytest.raises(Overloaded, match="overloaded") as error:
-        client.sample(IMAGE, PROMPT, 1, max_tokens=4, patience=0)
+        once.sample(IMAGE, PROMPT, 1, max_tokens=4)
     assert error.value.retry_after
 
 
@@ -306,10 +313,14 @@ def test_a_tgi_with_another_model_is_not_used(mind: Mind, tmp_path: Path) -> Non
     make_full(tmp_path, BASE, 1, noise=0.01, kind="merged")
     with serving_app(server.app) as url:
         engine["tgi"]["url"] = url  # type: ignore[index]
-        with running(BASE, engine=engine) as at, SamplerClient(at.address) as client:
+        with (
+            running(BASE, engine=engine) as at,
+            SamplerClient(at.address) as client,
+            SamplerClient(at.address, patience=ONCE) as once,
+        ):
             assert "serves '/models/another'" in at.service.engine.ready()  # type: ignore[attr-defined]
             with pytest.raises(Unavailable, match=r"unhealthy|serves '/models/another'"):
-                client.sample(IMAGE, PROMPT, 1, patience=0)
+                once.sample(IMAGE, PROMPT, 1)
             assert client.policies().active.version == 0  # what is not about sampling is answered
             server.model_id = str(BASE)
             while at.service.engine.ready():  # type: ignore[attr-defined]
@@ -340,12 +351,12 @@ def test_what_another_model_sampled_between_two_looks_is_thrown_away(mind: Mind)
     with (
         serving_app(server.app) as url,
         running(BASE, engine=section(url, poll_seconds=600)) as at,
-        SamplerClient(at.address) as client,
+        SamplerClient(at.address, patience=ONCE) as client,
     ):
         assert len(client.sample(IMAGE, PROMPT, 2, max_tokens=2).candidates) == 2
         server.model_id = "/models/another"  # somebody restarted it, faster than it is looked at
         with pytest.raises(Unavailable, match="serves '/models/another'") as error:
-            client.sample(IMAGE, PROMPT, 2, max_tokens=2, patience=0)
+            client.sample(IMAGE, PROMPT, 2, max_tokens=2)
         assert error.value.reason == "ENGINE_HOLDS_ANOTHER_POLICY"
         assert at.service.engine.ready() is not None
 

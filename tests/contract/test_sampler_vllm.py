@@ -14,6 +14,7 @@ from engine_trainer import IMAGE, PROMPT, probes, truth
 from running import WEIGHTS
 from sampler_models import Running, make_adapter, make_full, running
 from sightline import InvalidInput, PreconditionFailed, Unavailable
+from sightline.patience import ONCE
 from sightline.sampler import Beams, Blank, SamplerClient, exact, manifest_digest
 from vllm_server import VllmServer
 
@@ -210,9 +211,14 @@ def test_what_came_is_kept_and_the_rest_asked_for_with_its_seeds(
     assert (second["n"], second["seed"]) == (4 - kept, 20 + kept)
 
 
-def test_what_fails_again_is_told_after_what_came(server: VllmServer, client: SamplerClient) -> None:
+def test_what_fails_again_is_told_after_what_came(
+    server: VllmServer, client: SamplerClient, shared: tuple[VllmServer, Running]
+) -> None:
     server.fail.extend(["break", "break", "break"])
-    with client.stream(IMAGE, PROMPT, 4, seeds=[20, 21, 22, 23], max_tokens=5, patience=0) as stream:
+    with (
+        SamplerClient(shared[1].address, patience=ONCE) as once,
+        once.stream(IMAGE, PROMPT, 4, seeds=[20, 21, 22, 23], max_tokens=5) as stream,
+    ):
         came = iter(stream)
         assert [next(came).index, next(came).index] == [0, 1]
         with pytest.raises(Unavailable, match="EngineCore died"):

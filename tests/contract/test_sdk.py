@@ -1,5 +1,6 @@
 """The SDK is light: in a venv with the base package alone, the clients import and bring nothing heavy."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -29,9 +30,25 @@ def test_public_names() -> None:
     for package in (sightline, sightline.runs, sightline.sampler, sightline.scorer):
         assert sorted(package.__all__) == sorted(set(package.__all__))
         assert all(getattr(package, name) is not None for name in package.__all__)
-    assert {"ScorerClient", "AsyncScorerClient", "SamplerClient", "AsyncSamplerClient", "RunClient"} <= set(
-        sightline.__all__
-    )
+    clients = {f"{kind}{service}Client" for kind in ("", "Async") for service in ("Scorer", "Sampler", "Run")}
+    assert clients | {"Patience", "Tls", "Token"} <= set(sightline.__all__)
+
+
+def test_the_clients_have_the_same_names_and_defaults() -> None:
+    import sightline
+
+    shared = {"target", "timeout", "patience", "tls", "token"}
+    forms = set()
+    for service in ("Scorer", "Sampler", "Run"):
+        plain, twin = (getattr(sightline, f"{kind}{service}Client") for kind in ("", "Async"))
+        parameters = inspect.signature(plain).parameters
+        forms.add(tuple((name, parameters[name].default) for name in sorted(shared)))
+        assert shared <= parameters.keys() <= shared | {"swap_timeout"}
+        assert inspect.signature(twin).parameters == parameters
+        for name in (name for name in dir(plain) if not name.startswith("_")):
+            of_plain, of_twin = getattr(plain, name), getattr(twin, name)
+            assert inspect.signature(of_plain).parameters == inspect.signature(of_twin).parameters, name
+    assert len(forms) == 1
 
 
 def test_clients_load_nothing_heavy_where_everything_is_installed() -> None:

@@ -15,7 +15,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from running import Services, small_recipe
 from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
 from sightline.runs import RunClient
-from sightline.runs.v1 import trainer_pb2 as pb
 from sightline_cli.processes import Addresses, Processes
 
 pytestmark = pytest.mark.slow
@@ -47,7 +46,7 @@ def test_a_run_is_started_once_watched_to_its_end_and_listed(
         late = list(client.watch(run.id, from_event=len(events) - 2))
         assert [event.event for event in late] == [len(events) - 2, len(events) - 1]
         done = client.get(run.id)
-        assert (done.state, done.iteration, done.recipe, done.error) == (pb.RUN_STATE_SUCCEEDED, 1, "small", "")
+        assert (done.state, done.iteration, done.recipe, done.error) == ("succeeded", 1, "small", "")
         rows = json.loads((tmp_path / "runs/first/metrics.json").read_text())
         assert done.policy_version == rows[-1]["policy_version"]
         metrics = urllib.request.urlopen(f"http://{trainer[1].metrics}/metrics").read().decode()
@@ -81,11 +80,11 @@ def test_a_failed_run_says_why_and_the_next_one_runs(
         client.stop(stopped.id)
         good = client.start(recipe_text=recipe(services, playground), run_id="good")
         list(client.watch(good.id))
-        assert client.get(bad.id).state == pb.RUN_STATE_FAILED
+        assert client.get(bad.id).state == "failed"
         assert "/no/such/model" in client.get(bad.id).error
         assert client.get(bad.id).reason
-        assert client.get(stopped.id).state == pb.RUN_STATE_STOPPED
-        assert client.get(good.id).state == pb.RUN_STATE_SUCCEEDED
+        assert client.get(stopped.id).state == "stopped"
+        assert client.get(good.id).state == "succeeded"
         assert [run.id for run in client.list()] == ["good", "queued", "bad"]  # two pages
 
 
@@ -103,7 +102,7 @@ def test_a_killed_trainer_comes_back_to_its_run(
     processes.start("trainer", [f"runs={tmp_path / 'runs'}"])
     with RunClient(processes.wait("trainer").grpc) as client:
         assert [event.stage for event in client.watch(run.id)][-1] == "end"
-        assert client.get(run.id).state == pb.RUN_STATE_SUCCEEDED
+        assert client.get(run.id).state == "succeeded"
 
 
 def test_a_running_run_is_stopped_at_once_and_resumed_to_its_end(
@@ -116,13 +115,13 @@ def test_a_running_run_is_stopped_at_once_and_resumed_to_its_end(
                 client.stop(run.id, now=True)
                 break
         events = list(client.watch(run.id))  # ends with the run
-        assert client.get(run.id).state == pb.RUN_STATE_STOPPED
+        assert client.get(run.id).state == "stopped"
         assert "pair" not in {event.stage for event in events}
-        assert client.resume(run.id).state == pb.RUN_STATE_QUEUED
+        assert client.resume(run.id).state == "queued"
         after = list(client.watch(run.id, from_event=len(events)))
         assert after[0].event == len(events)
         assert after[-1].stage == "end"
-        assert client.get(run.id).state == pb.RUN_STATE_SUCCEEDED
+        assert client.get(run.id).state == "succeeded"
         with pytest.raises(PreconditionFailed, match="are done"):
             client.resume(run.id)
         with pytest.raises(NotFound):
@@ -139,7 +138,7 @@ def test_a_graceful_stop_finishes_the_stage(
                 client.stop(run.id)
                 break
         stages = [event.stage for event in client.watch(run.id)]
-        assert client.get(run.id).state == pb.RUN_STATE_STOPPED
+        assert client.get(run.id).state == "stopped"
         assert (stages[-1], "update" in stages) == ("pair", False)
         assert (tmp_path / "runs/graceful/iterations/0001/pairs.json").exists()
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sampler_models import PROMPT, Running, make_adapter, make_llava, png, running, seal
 from sightline import InternalError, PreconditionFailed, SightlineError, Unavailable
+from sightline.patience import ONCE
 from sightline.sampler import AsyncSamplerClient, SamplerClient, exact, policy_dirname
 from transformers import LlavaForConditionalGeneration
 
@@ -97,7 +98,7 @@ def test_a_retirement_waits_for_its_candidates_and_holds_nobody_up(
 def test_a_stop_lets_calls_finish_and_breaks_off_what_is_too_long(llava: Path) -> None:
     async def run(at: Running, count: int, **options: Any) -> list[Any]:
         """Stop the service when each of ten calls has had its first candidate."""
-        async with AsyncSamplerClient(at.address, timeout=30, patience=0) as client:
+        async with AsyncSamplerClient(at.address, timeout=30, patience=ONCE) as client:
             calls = [aiter(client.stream(png(i), PROMPT, count, **options)) for i in range(10)]
             await asyncio.gather(*(anext(call) for call in calls))
 

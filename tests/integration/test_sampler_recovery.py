@@ -17,6 +17,7 @@ from engine_server import free_socket
 from running import WEIGHTS
 from sampler_models import PROMPT, Running, make_adapter, make_llava, png, running
 from sightline import DataCorrupted, InvalidInput, NotFound, PermissionDenied, PreconditionFailed, Unavailable
+from sightline.patience import ONCE, Patience
 from sightline.sampler import AsyncSamplerClient, SamplerClient, exact
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1.sampler_pb2_grpc import SamplerServiceStub
@@ -60,8 +61,9 @@ def test_a_draining_pause_finishes_what_is_under_way_and_others_wait(sampler: Ru
             await client.resume()
             assert len((await waiting).candidates) == 2
             await client.pause()
-            with pytest.raises(Unavailable, match="paused") as error:  # longer than policies.pause_wait_seconds
-                await client.sample(png(0), PROMPT, 2, patience=0)
+            async with AsyncSamplerClient(sampler.address, patience=ONCE) as once:
+                with pytest.raises(Unavailable, match="paused") as error:  # longer than policies.pause_wait_seconds
+                    await once.sample(png(0), PROMPT, 2)
             assert error.value.reason == "PAUSED"
             await client.resume()
 
@@ -78,13 +80,13 @@ def test_an_aborting_pause_breaks_off_and_the_client_gets_the_rest_later(sampler
             await client.resume()
             assert sorted(await rest) == list(range(24))
 
-            stream = client.stream(png(0), PROMPT, 24, max_tokens=120, temperature=100, patience=0)
-            candidates = aiter(stream)
-            await anext(candidates)
-            await client.pause("abort")
-            with pytest.raises(Unavailable, match="broken off by a pause"):
-                async for _ in candidates:
-                    pass
+            async with AsyncSamplerClient(sampler.address, patience=ONCE) as once:
+                candidates = aiter(once.stream(png(0), PROMPT, 24, max_tokens=120, temperature=100))
+                await anext(candidates)
+                await client.pause("abort")
+                with pytest.raises(Unavailable, match="broken off by a pause"):
+                    async for _ in candidates:
+                        pass
             await client.resume()
 
     asyncio.run(run())
@@ -248,7 +250,7 @@ def test_kill_9_of_sampler_and_engine_under_load(tmp_path: Path) -> None:
                     texts[number, c.index] = c.token_ids.tolist()
                     versions.add(c.policy_version)
 
-        async with AsyncSamplerClient(f"127.0.0.1:{port}", timeout=1700, patience=1200) as client:
+        async with AsyncSamplerClient(f"127.0.0.1:{port}", timeout=1700, patience=Patience(seconds=1200)) as client:
             while True:
                 try:
                     await client.policies(timeout=2)
@@ -302,7 +304,7 @@ def test_the_last_activated_policy_comes_back_after_kill_9(llava: Path, tmp_path
     )  # fmt: skip
     sampler.start()
     try:
-        with SamplerClient(f"127.0.0.1:{port}", timeout=300, patience=200) as client:
+        with SamplerClient(f"127.0.0.1:{port}", timeout=300, patience=Patience(seconds=200)) as client:
             wanted_base = client.sample(png(0), PROMPT, 2, seed=1, max_tokens=8).candidates  # patience: it loads
             client.stage(adapter, 1)
             client.activate(1)

@@ -15,7 +15,8 @@ import pytest
 from scorer_models import encoded, picture
 from scorer_running import CLIP, QUICK, children, shared, until
 from sightline.errors import Overloaded, Unavailable, from_rpc_error
-from sightline.scorer import NEVER, Outcome, Pair, ScorerClient, ScoreResult
+from sightline.patience import ONCE
+from sightline.scorer import Outcome, Pair, ScorerClient, ScoreResult
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_cli.processes import Processes
 
@@ -155,7 +156,7 @@ def test_without_retries_the_failures_of_a_killed_triton_say_to_come_back(first:
     with ScorerClient(first.at) as patient:
         patient.score(PICTURES[0], TEXTS, timeout=600)
     errors: list[Outcome] = []
-    with ScorerClient(first.at, retry=NEVER) as client:
+    with ScorerClient(first.at, patience=ONCE) as client:
         os.kill(first.triton(), signal.SIGKILL)
         for turn in range(100):
             new: list[Pair] = [(PICTURES[0], [f"a red circle {turn} {n}"]) for n in range(8)]

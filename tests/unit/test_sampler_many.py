@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from scripted_server import abort, listening
 from sightline.errors import DeadlineExceeded, InvalidInput, Overloaded, SightlineError, Unavailable
+from sightline.patience import Patience
 from sightline.sampler import AsyncSamplerClient, Outcome, Pair, SamplerClient, Samples
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc
@@ -141,9 +142,11 @@ def test_what_breaks_off_is_asked_for_again_as_sample_does(
     assert len(there[0].asked["ok 1"]) == 1
 
 
-def test_a_pair_that_runs_out_of_patience_or_time_fails_alone(many: Callable[..., list[Outcome]]) -> None:
+def test_a_pair_that_runs_out_of_patience_or_time_fails_alone(there: tuple[Scripted, str]) -> None:
     slow = (PICTURE, "sleep 60", {"timeout": 0.3})
-    late, broken, fine = many([slow, (PICTURE, "broken 9", {"patience": 0}), (PICTURE, "ok 1")], 4)
+    pairs: list[Pair] = [slow, (PICTURE, "broken 9"), (PICTURE, "ok 1")]
+    with SamplerClient(there[1], patience=Patience(seconds=0)) as client:
+        late, broken, fine = client.sample_many(pairs, 4)
     assert isinstance(late, DeadlineExceeded)
     assert isinstance(broken, Unavailable)
     assert isinstance(fine, Samples)

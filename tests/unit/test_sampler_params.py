@@ -4,20 +4,16 @@ import math
 from typing import Any
 
 import pytest
+from sightline.convert import to_message
 from sightline.errors import InvalidInput
 from sightline.sampler import Beams, Blank, Blur, Contrast, Crop, DiffusionNoise, ImageFree, PixelNoise
-from sightline.sampler.params import SamplingParams, params_message
+from sightline.sampler.params import SamplingParams
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline_sampler.params import read_params
 
-PLAIN: dict[str, Any] = {
-    "temperature": 1.0, "top_p": 1.0, "top_k": 0, "max_tokens": None, "min_p": 0.0, "repetition_penalty": 1.0,
-    "stop": (), "beams": None, "distortion": None, "guidance": None,
-}  # fmt: skip
-
 
 def there_and_back(count: int = 4, with_image: bool = True, **options: Any) -> SamplingParams:
-    message = pb.SamplingParams.FromString(params_message(**{**PLAIN, **options}).SerializeToString())
+    message = pb.SamplingParams.FromString(to_message(SamplingParams(**options), pb.SamplingParams).SerializeToString())
     return read_params(message, count, max_tokens=100, with_image=with_image)
 
 
@@ -40,7 +36,7 @@ def there_and_back(count: int = 4, with_image: bool = True, **options: Any) -> S
     ],
 )
 def test_what_is_sent_is_what_arrives(options: dict[str, Any]) -> None:
-    assert there_and_back(**options) == SamplingParams(**{**PLAIN, **options})
+    assert there_and_back(**options) == SamplingParams(**options)
     assert there_and_back(**options).options() >= set(options) - {"temperature", "top_p", "max_tokens"}
 
 
@@ -111,4 +107,4 @@ def test_a_choice_that_is_not_made_is_refused(message: pb.SamplingParams, reason
 
 def test_one_string_is_not_a_list_of_stops() -> None:
     with pytest.raises(TypeError, match="not one string"):
-        params_message(**{**PLAIN, "stop": "abc"})
+        to_message(SamplingParams(stop="abc"), pb.SamplingParams)  # type: ignore[arg-type]

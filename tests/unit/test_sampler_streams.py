@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from sightline.errors import Overloaded, SightlineError, Unavailable
+from sightline.patience import Patience, Tries
 from sightline.sampler import AsyncSampleStream, SampleStream
 from sightline.sampler.v1 import sampler_pb2 as pb
 
@@ -47,7 +48,7 @@ class Service:
 
 
 def candidates(kind: type, service: Service, patience: float = 30) -> list[int]:
-    stream = kind(service.start, pb.SampleRequest(num_candidates=4), 60, patience)
+    stream = kind(service.start, pb.SampleRequest(num_candidates=4), Tries(Patience(seconds=patience), 60))
 
     async def run() -> list[int]:
         return [candidate.index async for candidate in stream]
@@ -83,7 +84,7 @@ def test_what_no_wait_helps_is_told_at_once(kind: type, error: SightlineError, p
 @pytest.mark.parametrize("kind", [SampleStream, AsyncSampleStream])
 def test_a_stream_that_is_closed_while_it_waits_asks_no_more(kind: type) -> None:
     service = Service(Overloaded("full", retry_after=0.3))
-    stream = kind(service.start, pb.SampleRequest(num_candidates=4), 60, 30)
+    stream = kind(service.start, pb.SampleRequest(num_candidates=4), Tries(Patience(seconds=30), 60))
     threading.Timer(0.1, stream.close).start()
 
     async def run() -> None:
@@ -96,7 +97,8 @@ def test_a_stream_that_is_closed_while_it_waits_asks_no_more(kind: type) -> None
 
 
 def test_a_stream_that_is_closed_while_it_waits_does_not_wait_on() -> None:
-    stream = SampleStream(Service(Overloaded("full", retry_after=25)).start, pb.SampleRequest(num_candidates=4), 60, 30)
+    service = Service(Overloaded("full", retry_after=23))
+    stream = SampleStream(service.start, pb.SampleRequest(num_candidates=4), Tries(Patience(seconds=30), 60))
     threading.Timer(0.1, stream.close).start()
     began = time.monotonic()
     with pytest.raises(Overloaded, match="full"):

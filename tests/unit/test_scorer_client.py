@@ -15,19 +15,18 @@ from chassis_certificates import Authority, put
 from scorer_scripted import Scripted, scripted
 from sightline.channel import Tls, Token
 from sightline.errors import DeadlineExceeded, InvalidInput, Overloaded, SightlineError, Unavailable
+from sightline.patience import ONCE, Patience
 from sightline.scorer import (
-    NEVER,
     AsyncScorerClient,
     Embedding,
     ImageDigest,
     Outcome,
     Pair,
-    Retry,
     ScorerClient,
     ScoreResult,
 )
 
-FAST = Retry(first_delay=0.01, max_delay=0.02, per_second=1000, burst=1000)
+FAST = Patience(first_delay=0.01, max_delay=0.02, per_second=1000, burst=1000)
 PICTURE = bytes(range(256)) * 40  # no image, but the scripted scorer does not look
 
 
@@ -43,24 +42,24 @@ class Both:
     def __init__(self, kind: str, target: str) -> None:
         self.kind, self.target = kind, target
 
-    def score(self, *args: Any, retry: Retry = FAST, **options: Any) -> ScoreResult:
+    def score(self, *args: Any, patience: Patience = FAST, **options: Any) -> ScoreResult:
         async def run() -> ScoreResult:
-            async with AsyncScorerClient(self.target, retry=retry) as client:
+            async with AsyncScorerClient(self.target, patience=patience) as client:
                 return await client.score(*args, **options)
 
         if self.kind == "async":
             return asyncio.run(run())
-        with ScorerClient(self.target, retry=retry) as client:
+        with ScorerClient(self.target, patience=patience) as client:
             return client.score(*args, **options)
 
     def many(self, pairs: list[Pair], **options: Any) -> list[Outcome]:
         async def run() -> list[Outcome]:
-            async with AsyncScorerClient(self.target, retry=FAST) as client:
+            async with AsyncScorerClient(self.target, patience=FAST) as client:
                 return [outcome async for outcome in client.score_many(pairs, **options)]
 
         if self.kind == "async":
             return asyncio.run(run())
-        with ScorerClient(self.target, retry=FAST) as client:
+        with ScorerClient(self.target, patience=FAST) as client:
             return list(client.score_many(pairs, **options))
 
 
@@ -81,7 +80,7 @@ def test_what_helps_no_retry_is_asked_once(there: tuple[Scripted, str], client: 
     with pytest.raises(Overloaded, match="for good"):
         client.score(PICTURE, ["full"])
     with pytest.raises(Unavailable):
-        client.score(PICTURE, ["away 1"], retry=NEVER)
+        client.score(PICTURE, ["away 1"], patience=ONCE)
     assert dict(there[0].tries) == {"refuse": 1, "full": 1, "away 1": 1}
 
 
@@ -104,8 +103,8 @@ def test_a_wait_that_the_deadline_does_not_allow_is_not_begun(there: tuple[Scrip
 
 
 def test_the_budget_bounds_what_a_struggling_service_gets(there: tuple[Scripted, str]) -> None:
-    retry = Retry(first_delay=0.001, max_delay=0.001, per_second=10, burst=5)
-    with ScorerClient(there[1], retry=retry) as client:
+    patience = Patience(first_delay=0.001, max_delay=0.001, per_second=10, burst=5)
+    with ScorerClient(there[1], patience=patience) as client:
         outcomes = list(client.score_many([(PICTURE, [f"away {n}000"]) for n in range(1, 11)], timeout=1.5))
     assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
     # First tries, the burst, and ten a second for as long as the calls could last.

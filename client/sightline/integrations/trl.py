@@ -21,10 +21,11 @@ from sightline.errors import InvalidInput, SightlineError
 from sightline.integrations.columns import image_of
 from sightline.integrations.failures import concerns_every_row, log_failures
 from sightline.many import IN_FLIGHT
+from sightline.patience import TIMEOUT
 from sightline.pictures import image_bytes
 from sightline.scorer import ScorerClient
 from sightline.scorer.many import Outcome, Pair
-from sightline.scorer.wire import TIMEOUT, ScoreOptions
+from sightline.scorer.wire import ScoreOptions
 
 _ENCODED = 64  # pictures of a call that are held, so that the rows of a group encode theirs once
 

@@ -26,9 +26,10 @@ from sightline.channel import Tls, Token
 from sightline.errors import InvalidInput, SightlineError
 from sightline.integrations.columns import image_of
 from sightline.integrations.failures import FailureCounts, FailurePolicy, OnFailure
+from sightline.patience import TIMEOUT
 from sightline.scorer import AsyncScorerClient, ScorerClient
 from sightline.scorer.types import ScoreResult
-from sightline.scorer.wire import TIMEOUT, Image, Kind
+from sightline.scorer.wire import Image, Kind
 
 
 def compute_score(

@@ -1,5 +1,12 @@
-"""The trainer's client: start, watch and stop runs. Light: gRPC and protobuf."""
+"""The trainer's clients: start, watch and stop runs. Light: gRPC and protobuf.
 
+    from sightline.runs import RunClient
+
+The service is `sightline serve trainer`; see services/trainer/README.md.
+"""
+
+from sightline.runs.aio import AsyncRunClient
 from sightline.runs.client import RunClient
+from sightline.runs.types import Run, RunEvent, RunState
 
-__all__ = ["RunClient"]
+__all__ = ["AsyncRunClient", "Run", "RunClient", "RunEvent", "RunState"]

@@ -1,51 +1,21 @@
-"""RunClient: start, watch and stop alignment runs from anywhere. Light: grpc and protobuf only."""
+"""The trainer's client for ordinary code: start, watch and stop alignment runs from anywhere. Light."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import TypeVar
+from collections.abc import Iterator, Sequence
 
-from sightline.channel import Tls, Token, open_channel
-from sightline.errors import DeadlineExceeded, typed_errors
-from sightline.runs.v1 import trainer_pb2 as pb
-from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
-
-T = TypeVar("T")
-
-_SERVICE = "sightline_trainer.v1.RunService"
-# All may run twice: a start carries its request id; a stop of a run that stops is none, nor a resume of one that runs.
-_RETRY = [f"{_SERVICE}/{method}" for method in ("StartRun", "GetRun", "ListRuns", "WatchRun", "StopRun", "ResumeRun")]
-_WATCH_SECONDS = 3600.0
+from sightline.base import SyncClient
+from sightline.errors import SightlineError, typed_errors
+from sightline.runs.base import BaseRunClient
+from sightline.runs.types import Run, RunEvent
 
 
-class RunClient:
-    """Talks to a RunService.
+class RunClient(BaseRunClient, SyncClient):
+    """Talks to a trainer. Thread-safe; close it, or use it as a context manager. See `BaseClient`.
 
-    Every method raises ``sightline.errors.SightlineError`` subclasses, named for what went wrong.
+    Every method raises `sightline.SightlineError` subclasses, named for what went wrong; `timeout` is the seconds of a
+    call with all its tries, if not the client's.
     """
-
-    def __init__(
-        self, target: str, *, timeout: float = 30.0, tls: Tls | None = None, token: str | Token | None = None
-    ) -> None:
-        """``target`` is a gRPC target, such as ``127.0.0.1:50071`` or ``dns:///trainer:50071``; ``timeout`` is the
-        deadline of each call in seconds; ``tls`` encrypts, and ``token`` is sent with every call."""
-        self._channel = open_channel(target, tls=tls, token=token, retry=_RETRY, health_service=_SERVICE)
-        self._stub = pb_grpc.RunServiceStub(self._channel)
-        self._timeout = timeout
-
-    def __enter__(self) -> RunClient:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel."""
-        self._channel.close()
 
     def start(
         self,
@@ -55,57 +25,47 @@ class RunClient:
         overrides: Sequence[str] = (),
         request_id: str | None = None,
         run_id: str = "",
-    ) -> pb.Run:
-        """Start a run of a recipe that the service knows, or of a recipe's text. The same ``request_id`` twice is one
+        timeout: float | None = None,
+    ) -> Run:
+        """Start a run of a recipe that the service knows, or of a recipe's text. The same `request_id` twice is one
         run; without one a new run starts."""
-        request = pb.StartRunRequest(
-            request_id=request_id or str(uuid.uuid4()),
-            recipe_name=recipe_name,
-            recipe_text=recipe_text,
-            overrides=overrides,
-            run_id=run_id,
-        )
-        return self._call(self._stub.StartRun, request).run
+        return self._run(self._start(recipe_name, recipe_text, overrides, request_id, run_id, timeout))
 
-    def get(self, run_id: str) -> pb.Run:
+    def get(self, run_id: str, *, timeout: float | None = None) -> Run:
         """Describe a run."""
-        return self._call(self._stub.GetRun, pb.GetRunRequest(run_id=run_id)).run
+        return self._run(self._get(run_id, timeout))
 
-    def list(self) -> Iterator[pb.Run]:
+    def list(self, *, timeout: float | None = None) -> Iterator[Run]:
         """All runs, newest first, page by page."""
-        token = ""
-        while True:
-            page = self._call(self._stub.ListRuns, pb.ListRunsRequest(page_token=token))
-            yield from page.runs
-            token = page.next_page_token
-            if not token:
-                return
+        token, more = "", True
+        while more:
+            runs, token = self._run(self._page(token, timeout))
+            yield from runs
+            more = bool(token)
 
-    def watch(self, run_id: str, *, from_event: int = 0) -> Iterator[pb.WatchRunResponse]:
+    def watch(self, run_id: str, *, from_event: int = 0) -> Iterator[RunEvent]:
         """A run's events from a given one on, until it ends, however long that takes."""
+        watching = self._watched(run_id, from_event)
         while True:
-            request = pb.WatchRunRequest(run_id=run_id, from_event=from_event)
+            call = watching.call()
             try:
                 with typed_errors():
-                    for said in self._stub.WatchRun(request, timeout=_WATCH_SECONDS):
-                        yield said
-                        from_event = said.event + 1
+                    for message in call:
+                        yield watching.event(message)
                     return
-            except DeadlineExceeded:
-                continue  # from the next event on
+            except SightlineError as error:
+                self._budget.closed.wait(watching.wait_after(error))
+            finally:
+                call.cancel()  # whoever leaves the iteration ends it
 
-    def stop(self, run_id: str, *, now: bool = False) -> pb.Run:
+    def stop(self, run_id: str, *, now: bool = False, timeout: float | None = None) -> Run:
         """Stop a run after the stage under way, or now."""
-        return self._call(self._stub.StopRun, pb.StopRunRequest(run_id=run_id, now=now)).run
+        return self._run(self._stop(run_id, now, timeout))
 
-    def resume(self, run_id: str) -> pb.Run:
+    def resume(self, run_id: str, *, timeout: float | None = None) -> Run:
         """Let a run that was stopped or has failed go on from its last finished stage.
 
         Raises:
             PreconditionFailed: all its iterations are done.
         """
-        return self._call(self._stub.ResumeRun, pb.ResumeRunRequest(run_id=run_id)).run
-
-    def _call(self, method: Callable[..., T], request: object) -> T:
-        with typed_errors():
-            return method(request, timeout=self._timeout)
+        return self._run(self._resume(run_id, timeout))

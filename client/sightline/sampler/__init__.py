@@ -6,7 +6,8 @@ Light: gRPC, protobuf, NumPy. The service is `sightline serve sampler`; see serv
 """
 
 from sightline.many import Progress
-from sightline.sampler.client import AsyncSamplerClient, SamplerClient
+from sightline.sampler.aio import AsyncSamplerClient
+from sightline.sampler.client import SamplerClient
 from sightline.sampler.manifest import (
     ManifestError,
     PolicyManifest,

@@ -1,13 +1,10 @@
-"""Sampling parameters: how tokens are drawn, as a type and as a message."""
+"""Sampling parameters: how tokens are drawn."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
-from sightline.sampler import types
 from sightline.sampler.types import Beams, Distortion, Guidance
-from sightline.sampler.v1 import sampler_pb2 as pb
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -50,68 +47,3 @@ class SamplingParams:
 
 OPTIONS = frozenset({"top_k", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance"})
 """Fields of `SamplingParams` that an engine may lack; it names those that it takes in its capabilities."""
-
-
-def params_message(
-    *,
-    temperature: float,
-    top_p: float,
-    top_k: int,
-    max_tokens: int | None,
-    min_p: float,
-    repetition_penalty: float,
-    stop: Sequence[str],
-    beams: types.Beams | None,
-    distortion: types.Distortion | None,
-    guidance: types.Guidance | None,
-) -> pb.SamplingParams:
-    """The message of a call's options. Raises ValueError or TypeError for what does not fit its fields."""
-    if isinstance(stop, str):
-        raise TypeError("stop is a sequence of strings, not one string")
-    return pb.SamplingParams(
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        max_tokens=max_tokens,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        stop=stop,
-        beams=None
-        if beams is None
-        else pb.DiverseBeams(
-            groups=beams.groups, diversity_penalty=beams.diversity_penalty, length_penalty=beams.length_penalty
-        ),
-        distortion=distortion_message(distortion),
-        guidance=_guidance_message(guidance),
-    )
-
-
-def distortion_message(distortion: types.Distortion | None) -> pb.Distortion | None:
-    """A distortion for the wire."""
-    match distortion:
-        case None:
-            return None
-        case types.DiffusionNoise(step, seed):
-            return pb.Distortion(diffusion_noise=pb.DiffusionNoise(step=step, seed=seed))
-        case types.PixelNoise(step, seed, official):
-            return pb.Distortion(pixel_noise=pb.PixelNoise(step=step, seed=seed, official=official))
-        case types.Blur(radius):
-            return pb.Distortion(blur=pb.Blur(radius=radius))
-        case types.Crop(least, most, seed):
-            return pb.Distortion(crop=pb.Crop(min_area=least, max_area=most, seed=seed))
-        case types.Blank():
-            return pb.Distortion(blank=pb.Blank())
-    raise TypeError(f"{distortion!r} is no distortion")
-
-
-def _guidance_message(guidance: types.Guidance | None) -> pb.Guidance | None:
-    match guidance:
-        case None:
-            return None
-        case types.Contrast(distortion, alpha, beta):
-            shown = distortion_message(distortion)
-            return pb.Guidance(contrastive=pb.ContrastiveDecoding(alpha=alpha, beta=beta, distortion=shown))
-        case types.ImageFree(gamma, reference):
-            shown = distortion_message(reference)
-            return pb.Guidance(image_free=pb.ImageFreeGuidance(gamma=gamma, distortion=shown))
-    raise TypeError(f"{guidance!r} is no guidance")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, TypeAlias, TypedDict, Unpack
 
-from sightline.errors import InternalError, Overloaded, SightlineError, Unavailable, typed_errors
+from sightline.convert import from_message
+from sightline.errors import InternalError, SightlineError, typed_errors
+from sightline.patience import Tries
 from sightline.pictures import Picture
 from sightline.sampler import wire
 from sightline.sampler.types import Beams, Candidate, Distortion, Guidance, PolicySelector, Samples, Summary
@@ -38,8 +38,6 @@ class SampleOptions(TypedDict, total=False):
         policy: `exact(v)`, `at_least(v)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
         timeout: deadline in seconds; None (default) means the client's.
-        patience: seconds that a service which is away or full is asked again for what is missing; None (default) means
-            the client's, 0 never.
     """
 
     seeds: Sequence[int] | None
@@ -57,7 +55,6 @@ class SampleOptions(TypedDict, total=False):
     policy: PolicySelector | None
     request_id: str | None
     timeout: float | None
-    patience: float | None
 
 
 def sample_request(
@@ -93,37 +90,29 @@ class _Stream:
     Args:
         start: makes a call of a request with a deadline in seconds.
         request: as it was first asked; a call that breaks is followed by one for what is missing.
-        timeout: seconds for all calls together.
-        patience: seconds that a service which is away or full is asked again, counted from the last candidate.
+        tries: how often, and how long.
     """
 
     def __init__(
-        self,
-        start: Callable[[pb.SampleRequest, float], Any],
-        request: pb.SampleRequest,
-        timeout: float,
-        patience: float,
+        self, start: Callable[[pb.SampleRequest, float], Any], request: pb.SampleRequest, tries: Tries
     ) -> None:
-        self._start, self._request, self._patience = start, request, patience
-        self._deadline = time.monotonic() + timeout
+        self._start, self._request, self._tries = start, request, tries
         self._missing = set(range(request.num_candidates))
         self._version: int | None = None
-        self._failing: float | None = None  # since when
-        self._pause = 0.2
         self._closed = threading.Event()
         self.request_id = request.request_id
         self.summary: Summary | None = None
-        self._call = start(request, timeout)
+        self._call = start(request, tries.left())
 
     def close(self) -> None:
-        """Cancels what is not finished."""
+        """Cancel what is not finished."""
         self._closed.set()
         self._call.cancel()
 
     def _take(self, response: pb.SampleResponse) -> Iterator[Candidate]:
-        self._failing, self._pause = None, 0.2
+        self._tries.progressed()
         if response.WhichOneof("event") == "summary":
-            self.summary = wire.summary_of(response.summary)
+            self.summary = from_message(response.summary, Summary)
             return
         candidate = wire.candidate_of(response.candidate)
         if candidate.index in self._missing:  # else it came by the call before
@@ -133,18 +122,12 @@ class _Stream:
 
     def _wait(self, error: SightlineError) -> float:
         """Seconds until the next call; raises the error where there shall be none."""
-        if isinstance(error, Overloaded) and error.retry_after is None:
-            raise error  # a message too large, for one
-        now = time.monotonic()
-        self._failing = now if self._failing is None else self._failing
-        wait = max(error.retry_after or 0.0, self._pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-        self._pause = min(5.0, 2 * self._pause)
-        if self._closed.is_set() or now + wait > min(self._deadline, self._failing + self._patience):
+        if self._closed.is_set():
             raise error
-        return wait
+        return self._tries.wait_after(error)
 
     def _again(self, error: SightlineError) -> None:
-        """Asks for what is missing, of the version that the others are of; raises the error where the stream was closed
+        """Ask for what is missing, of the version that the others are of; raises the error where the stream was closed
         meanwhile."""
         if self._closed.is_set():
             raise error
@@ -153,7 +136,7 @@ class _Stream:
         request.indices[:] = sorted(self._missing) or [0]  # all came, and the summary is missing
         if self._version is not None:
             request.policy.exact = self._version
-        self._call = self._start(request, max(0.001, self._deadline - time.monotonic()))
+        self._call = self._start(request, self._tries.left())
         if self._closed.is_set():  # by another thread, just now
             self._call.cancel()
 
@@ -193,7 +176,7 @@ class SampleStream(_Stream):
                     for response in self._call:
                         yield from self._take(response)
                 return
-            except (Unavailable, Overloaded) as error:
+            except SightlineError as error:
                 self._closed.wait(self._wait(error))
                 self._again(error)
 
@@ -215,7 +198,7 @@ class AsyncSampleStream(_Stream):
                         for candidate in self._take(response):
                             yield candidate
                 return
-            except (Unavailable, Overloaded) as error:
+            except SightlineError as error:
                 await asyncio.sleep(self._wait(error))
                 self._again(error)
 

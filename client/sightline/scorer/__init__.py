@@ -6,7 +6,6 @@ Light: gRPC, protobuf, NumPy. The service is `sightline serve scorer`; see servi
 """
 
 from sightline.many import Progress
-from sightline.patience import NEVER, Retry
 from sightline.scorer.aio import AsyncScorerClient
 from sightline.scorer.client import ScorerClient
 from sightline.scorer.many import Outcome, Pair
@@ -24,7 +23,6 @@ from sightline.scorer.types import (
 from sightline.scorer.wire import Aggregation, Image, ImageDigest, ImageUri, Kind, LongText, ScoreOptions, Unit
 
 __all__ = [
-    "NEVER",
     "Aggregation",
     "AsyncScorerClient",
     "EmbedResult",
@@ -42,7 +40,6 @@ __all__ = [
     "Pair",
     "PartScore",
     "Progress",
-    "Retry",
     "ScoreOptions",
     "ScoreResult",
     "ScorerClient",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from sightline.errors import NotFound, SightlineError
-from sightline.many import Live, Progress, count_of, in_order
 from sightline.scorer.types import ScoreResult, score_result
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline.scorer.wire import Image, ScoreOptions, digest_of, image_message, score_request
@@ -79,37 +78,6 @@ class Known:
         return found
 
 
-class ScorerCalls(Protocol):
-    """What this needs of a client."""
-
-    def _send(self, request: pb.ScoreRequest, timeout: float, live: Live) -> pb.ScoreResponse: ...
-
-    def _missing(self, digests: Sequence[bytes], timeout: float) -> set[bytes]: ...
-
-    def _upload(self, images: dict[bytes, bytes], timeout: float) -> dict[bytes, SightlineError]: ...
-
-
-def score_many(
-    client: ScorerCalls,
-    pairs: Iterable[Pair],
-    options: ScoreOptions,
-    timeout: float,
-    max_in_flight: int,
-    progress: Progress | None,
-) -> Iterator[Outcome]:
-    """See `ScorerClient.score_many`."""
-    known = Known()
-    return in_order(
-        (ScoreItem(pair, options) for pair in pairs),
-        lambda item, live: _run(client, item, known, timeout, live),
-        total=count_of(pairs),
-        max_in_flight=max_in_flight,
-        progress=progress,
-        group=group_of(max_in_flight),
-        prepare=lambda items: _store_recurring(client, known, items, timeout),
-    )
-
-
 def group_of(max_in_flight: int) -> int:
     """How many items are read together, so that one question about images is for many of them."""
     return max(1, max_in_flight // 2)
@@ -118,34 +86,3 @@ def group_of(max_in_flight: int) -> int:
 def lost_image(error: SightlineError) -> bool:
     """Whether the service does not hold an image that was named: it is gone again, or another replica has it."""
     return isinstance(error, NotFound) and error.reason == "IMAGE_NOT_FOUND"
-
-
-def _store_recurring(client: ScorerCalls, known: Known, items: Sequence[ScoreItem], timeout: float) -> None:
-    ask = known.unknown(items)
-    if not ask:
-        return
-    try:
-        missing = client._missing(ask, timeout)
-        known.stored.update(digest for digest in ask if digest not in missing)
-        images = known.recurring(items, missing)
-        if images:
-            failed = client._upload(images, timeout)
-            known.stored.update(digest for digest in images if digest not in failed)
-    except SightlineError:
-        return  # saves bytes only: the items go with their images, and find out for themselves what is wrong
-
-
-def _run(client: ScorerCalls, item: ScoreItem, known: Known, timeout: float, live: Live) -> Outcome:
-    if item.outcome is not None:
-        return item.outcome
-    try:
-        if item.digest in known.stored:
-            try:
-                return item.result(client._send(item.named(), timeout, live))
-            except SightlineError as error:
-                if not lost_image(error):
-                    raise
-                known.stored.discard(item.digest)
-        return item.result(client._send(item.inline, timeout, live))
-    except SightlineError as error:
-        return error

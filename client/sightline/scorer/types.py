@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from sightline.convert import enum_name, from_message
 from sightline.errors import SightlineError, Unsupported
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline.scorer.wire import item_error
@@ -193,38 +193,6 @@ def _matrix(outcomes: Iterable[Embedding | SightlineError], size: int) -> Floats
     return np.stack(rows) if rows else np.empty((0, size), np.float32)
 
 
-def model_info(message: pb.ModelInfo) -> ModelInfo:
-    """From the wire."""
-    return ModelInfo(
-        **{name: getattr(message, name) for name in _PLAIN},
-        kinds=tuple(map(_kind, message.kinds)),
-        default_kind=_kind(message.default_kind),
-        state=pb.ModelState.Name(message.state).removeprefix("MODEL_STATE_").lower(),
-        members=tuple(
-            EnsembleMember(one.model, one.weight, one.weights_digest, one.preprocessing_digest)
-            for one in message.members
-        ),
-    )
-
-
-_PLAIN = [name for name in ModelInfo.__slots__ if name not in ("kinds", "default_kind", "state", "members")]
-
-
-def _kind(number: int) -> str:
-    if number not in pb.ScoreKind.values():
-        return f"kind_{number}"  # of a newer service
-    return pb.ScoreKind.Name(pb.ScoreKind.ValueType(number)).removeprefix("SCORE_KIND_").lower()
-
-
-def models(message: pb.ListModelsResponse) -> Models:
-    """From the wire."""
-    limits: dict[str, Any] = {name: getattr(message.limits, name) for name in Limits.__slots__}
-    limits["uri_schemes"] = tuple(limits["uri_schemes"])
-    return Models(
-        tuple(map(model_info, message.models)), Limits(**limits), tuple(map(model_info, message.other_versions))
-    )
-
-
 def score_result(message: pb.ScoreResponse, asked: pb.ScoreKind) -> ScoreResult:
     """From the wire. Raises Unsupported where the service answered with another kind of score than was asked for."""
     if message.kind == pb.SCORE_KIND_UNSPECIFIED or asked not in (pb.SCORE_KIND_UNSPECIFIED, message.kind):
@@ -242,16 +210,16 @@ def score_result(message: pb.ScoreResponse, asked: pb.ScoreKind) -> ScoreResult:
         logit=np.array([score.logit for score in scores], dtype=np.float32),
         token_counts=np.array([score.token_count for score in scores], dtype=np.int32),
         parts=np.array([score.parts for score in scores], dtype=np.int32),
-        part_scores=tuple(tuple(map(_part_score, score.part_scores)) for score in scores),
+        part_scores=tuple(tuple(from_message(part, PartScore) for part in score.part_scores) for score in scores),
         sentence_split=np.array([score.sentence_split for score in scores], dtype=np.bool_),
-        model=model_info(message.model),
+        model=from_message(message.model, ModelInfo),
         image_sha256=message.image_sha256.hex(),
-        timing=Timing(**{name: getattr(message.timing, name) for name in Timing.__slots__}),
+        timing=from_message(message.timing, Timing),
     )
 
 
-def _part_score(message: pb.PartScore) -> PartScore:
-    return PartScore(**{name: getattr(message, name) for name in PartScore.__slots__})
+def _kind(number: int) -> str:
+    return enum_name(pb.ScoreKind.DESCRIPTOR, number)
 
 
 def embed_result(messages: Sequence[pb.EmbedResponse]) -> EmbedResult:
@@ -259,7 +227,7 @@ def embed_result(messages: Sequence[pb.EmbedResponse]) -> EmbedResult:
     return EmbedResult(
         images=tuple(_embed_outcome(one, part.format) for part in messages for one in part.images),
         texts=tuple(_embed_outcome(one, part.format) for part in messages for one in part.texts),
-        model=model_info(messages[0].model),
+        model=from_message(messages[0].model, ModelInfo),
     )
 
 

@@ -6,17 +6,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, TypeAlias, TypedDict
 
+from sightline.convert import enum_numbers
 from sightline.errors import InvalidInput, SightlineError, from_code
 from sightline.pictures import Picture, image_bytes
 from sightline.scorer.v1 import scorer_pb2 as pb
-
-E = TypeVar("E")
-
-HEALTH_SERVICE = "sightline_scorer.v1.ScorerService"
-TIMEOUT = 60.0
-"""Seconds of a call, where the caller gives none."""
 
 PIECE_BYTES = 256 * 1024
 """Of an upload; large messages stall the service's event loop."""
@@ -38,25 +33,10 @@ Unit: TypeAlias = Literal["whole", "sentences", "phrases"]
 Aggregation: TypeAlias = Literal["mean", "min", "sum"]
 """How the scores of a text's parts become the text's."""
 
-LONG_TEXTS: dict[str, pb.LongText] = {"sentences": pb.LONG_TEXT_SENTENCES, "reject": pb.LONG_TEXT_REJECT}
-KINDS: dict[str, pb.ScoreKind] = {
-    "default": pb.SCORE_KIND_UNSPECIFIED,
-    "cosine": pb.SCORE_KIND_COSINE,
-    "clip_score": pb.SCORE_KIND_CLIP_SCORE,
-    "logit": pb.SCORE_KIND_LOGIT,
-    "probability": pb.SCORE_KIND_PROBABILITY,
-    "percentile": pb.SCORE_KIND_PERCENTILE,
-}
-UNITS: dict[str, pb.TextUnit] = {
-    "whole": pb.TEXT_UNIT_WHOLE,
-    "sentences": pb.TEXT_UNIT_SENTENCES,
-    "phrases": pb.TEXT_UNIT_PHRASES,
-}
-AGGREGATIONS: dict[str, pb.Aggregation] = {
-    "mean": pb.AGGREGATION_MEAN,
-    "min": pb.AGGREGATION_MIN,
-    "sum": pb.AGGREGATION_SUM,
-}
+_LONG_TEXTS = enum_numbers(pb.LongText.DESCRIPTOR)
+_KINDS = {"default": int(pb.SCORE_KIND_UNSPECIFIED), **enum_numbers(pb.ScoreKind.DESCRIPTOR)}
+_UNITS = enum_numbers(pb.TextUnit.DESCRIPTOR)
+_AGGREGATIONS = enum_numbers(pb.Aggregation.DESCRIPTOR)
 
 
 class ScoreOptions(TypedDict, total=False):
@@ -120,10 +100,10 @@ def score_request(
         image=image,
         texts=found,
         model=options.get("model", ""),
-        long_text=_choice("long_text", options.get("long_text", "sentences"), LONG_TEXTS),
-        kind=_choice("kind", options.get("kind", "default"), KINDS),
-        unit=_choice("unit", options.get("unit", "whole" if phrases is None else "phrases"), UNITS),
-        aggregation=_choice("aggregation", options.get("aggregation", "mean"), AGGREGATIONS),
+        long_text=_choice("long_text", options.get("long_text", "sentences"), _LONG_TEXTS),
+        kind=_choice("kind", options.get("kind", "default"), _KINDS),
+        unit=_choice("unit", options.get("unit", "whole" if phrases is None else "phrases"), _UNITS),
+        aggregation=_choice("aggregation", options.get("aggregation", "mean"), _AGGREGATIONS),
     )
     if phrases is not None:
         if len(phrases) != len(found):
@@ -136,7 +116,7 @@ def score_request(
     return request
 
 
-def _choice(name: str, value: str, known: Mapping[str, E]) -> E:
+def _choice(name: str, value: str, known: Mapping[str, int]) -> Any:
     if value not in known:
         raise InvalidInput(f"{name} is {value!r}: one of {', '.join(known)}", reason=f"{name.upper()}_UNKNOWN")
     return known[value]
@@ -198,7 +178,7 @@ def embed_requests(
     def fresh() -> pb.EmbedRequest:
         return pb.EmbedRequest(
             model=model,
-            long_text=_choice("long_text", long_text, LONG_TEXTS),
+            long_text=_choice("long_text", long_text, _LONG_TEXTS),
             format=pb.EMBEDDING_FORMAT_FLOAT16 if half else pb.EMBEDDING_FORMAT_FLOAT32,
         )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import pydantic
-from pydantic import Field
+from pydantic import AfterValidator, Field
+from sightline.errors import InvalidInput
+from sightline.target import check_target
 
 
 class Section(pydantic.BaseModel):
@@ -18,6 +20,17 @@ class Section(pydantic.BaseModel):
     @classmethod
     def _empty_means_defaults(cls, value: Any) -> Any:
         return {} if value is None else value
+
+
+def _checked(target: str) -> str:
+    try:
+        return check_target(target)
+    except InvalidInput as error:
+        raise ValueError(error.message) from None
+
+
+Target: TypeAlias = Annotated[str, AfterValidator(_checked)]
+"""The address of a service: a malformed one is refused here, not when it is called."""
 
 
 class TlsSettings(Section):

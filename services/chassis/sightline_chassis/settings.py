@@ -27,6 +27,7 @@ from sightline_chassis.sections import (
     Section,
     ServerSettings,
     ServiceSettings,
+    Target,
     TlsSettings,
 )
 
@@ -38,6 +39,7 @@ __all__ = [
     "ServerSettings",
     "ServiceSettings",
     "SettingsError",
+    "Target",
     "TlsSettings",
     "load_settings",
     "read_yaml",

@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 import grpc
+from sightline.convert import to_message
 from sightline.errors import SightlineError
-from sightline.sampler.types import Candidate, Summary
+from sightline.sampler.types import Candidate, Policies, Summary
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 
@@ -71,7 +72,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
                 scores = await visit.wait(self._engine.score(work))
         finally:
             lease.release()
-        return pb.ScoreTokensResponse(logprobs=scores.logprobs.tolist(), policy_version=scores.policy_version)
+        return to_message(scores, pb.ScoreTokensResponse)
 
     async def StagePolicy(self, request: pb.StagePolicyRequest, context: Context) -> pb.StagePolicyResponse:
         """Check and load a policy."""
@@ -79,7 +80,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
             questions = read_questions(request.probes, self._images, self._gate)
             info = await self._policies.stage(request.uri, request.version, questions)
         metrics.POLICIES.set(len(self._policies.all()))
-        return pb.StagePolicyResponse(policy=messages.policy_message(info))
+        return pb.StagePolicyResponse(policy=to_message(info, pb.PolicyInfo))
 
     async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: Context) -> pb.ActivatePolicyResponse:
         """Make a version the one that answers."""
@@ -88,14 +89,14 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
             info, before = await self._policies.activate(request.version, questions)
         metrics.POLICY_VERSION.set(info.version)
         metrics.POLICY_LOADED.set_to_current_time()
-        return pb.ActivatePolicyResponse(policy=messages.policy_message(info), previous_version=before)
+        return pb.ActivatePolicyResponse(policy=to_message(info, pb.PolicyInfo), previous_version=before)
 
     async def RetirePolicy(self, request: pb.RetirePolicyRequest, context: Context) -> pb.RetirePolicyResponse:
         """Forget a version."""
         with _swap("retire"):
             info = await self._policies.retire(request.version)
         metrics.POLICIES.set(len(self._policies.all()))
-        return pb.RetirePolicyResponse(policy=messages.policy_message(info))
+        return pb.RetirePolicyResponse(policy=to_message(info, pb.PolicyInfo))
 
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
         """Stop sampling."""
@@ -109,15 +110,12 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """One policy."""
         info = self._policies.get(request.version if request.HasField("version") else None)
-        return pb.GetPolicyResponse(policy=messages.policy_message(info))
+        return pb.GetPolicyResponse(policy=to_message(info, pb.PolicyInfo))
 
     async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Context) -> pb.ListPoliciesResponse:
         """All policies, and what the engine can do."""
-        return pb.ListPoliciesResponse(
-            policies=[messages.policy_message(info) for info in self._policies.all()],
-            capabilities=messages.capabilities_message(self._engine.capabilities()),
-            highest_version=self._policies.highest(),
-        )
+        known = Policies(tuple(self._policies.all()), self._engine.capabilities(), self._policies.highest())
+        return to_message(known, pb.ListPoliciesResponse)
 
 
 def _count(candidate: Candidate, texts: set[str], started: float) -> None:

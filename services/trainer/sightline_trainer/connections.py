@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 from sightline.channel import Tls, Token
-from sightline_chassis.settings import Section
+from sightline_chassis.settings import Section, Target
 
 from sightline_trainer.recipe import Recipe
 
@@ -28,7 +28,7 @@ class ClientTls(Section):
 class Connection(Section):
     """One service."""
 
-    address: str = Field(min_length=1, description="gRPC target; that of recipes that name none.")
+    address: Target = Field(description="gRPC target; that of recipes that name none.")
     tls: ClientTls | None = Field(None, description="Encryption; null is plaintext.")
     token_file: Path | None = Field(None, description="File with the trainer's token; read again for each call.")
     allow_plaintext_token: bool = Field(False, description="Send the token without TLS, beyond this machine too.")

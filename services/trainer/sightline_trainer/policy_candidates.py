@@ -6,7 +6,6 @@ from typing import Any
 
 from sightline.sampler import AsyncSamplerClient, exact
 
-from sightline_trainer.patience import patiently
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.sections import Sampling
@@ -48,19 +47,16 @@ class PolicyCandidates:
             SightlineError: what else the sampler answers, after waiting for a restart.
         """
         settings, asked = self.settings, prompt.prompt if text is None else text
-        samples = await patiently(
-            lambda: self.client.sample(
-                image or prompt.image,
-                asked,
-                count,
-                seeds=[prompt.seed(self.seed, iteration, first + index) for index in range(count)],
-                temperature=settings.temperature if temperature is None else temperature,
-                top_p=settings.top_p,
-                max_tokens=settings.max_tokens,
-                policy=exact(version),
-                timeout=settings.timeout_seconds,
-                **options,
-            )
+        samples = await self.client.sample(
+            image or prompt.image,
+            asked,
+            count,
+            seeds=[prompt.seed(self.seed, iteration, first + index) for index in range(count)],
+            temperature=settings.temperature if temperature is None else temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            policy=exact(version),
+            **options,
         )
         return [
             Response(

@@ -11,7 +11,6 @@ from sightline.errors import AlreadyExists, NotFound, PreconditionFailed, Sightl
 from sightline.sampler import AsyncSamplerClient, Probe
 
 from sightline_trainer.dpo.update import UpdateProbe
-from sightline_trainer.patience import patiently
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.sections import Publication
 from sightline_trainer.serving import RESTORES, serve
@@ -85,23 +84,23 @@ async def _publish(
     probes: Sequence[Probe],
     settings: Publication,
 ) -> PublishedPolicy:
-    known = {policy.version for policy in (await patiently(client.policies)).policies}
+    known = {policy.version for policy in (await client.policies()).policies}
     if version not in known:
         with suppress(AlreadyExists):  # an earlier try did it, and its answer was lost
-            await patiently(lambda: client.stage(directory, version))
-    shown = (await patiently(lambda: client.activate(version, probes=probes))).arrival
+            await client.stage(directory, version)
+    shown = (await client.activate(version, probes=probes)).arrival
     if shown is None:
         raise PreconditionFailed("the sampler examined no probes", reason="POLICY_DID_NOT_ARRIVE")
     arrival = PublishedPolicy(version, shown.gap, shown.moved, shown.correlation or 0.0)
     if not arrival.gap <= settings.max_probe_gap:
-        await patiently(lambda: client.activate(previous))
+        await client.activate(previous)
         raise PreconditionFailed(
             f"policy {version} did not arrive at the sampler: its log-probs differ from the trainer's by "
             f"{arrival.gap:.4f} nats a token (at most {settings.max_probe_gap}, publication.max_probe_gap); version "
             f"{previous} is active again",
             reason="POLICY_DID_NOT_ARRIVE",
         )
-    now = (await patiently(client.policies)).policies
+    now = (await client.policies()).policies
     if version not in {policy.version for policy in now}:
         raise NotFound(f"the sampler has lost policy {version}", reason="POLICY_NOT_FOUND")
     active = next(policy.version for policy in now if policy.state == "active")
@@ -119,7 +118,7 @@ async def _publish(
 async def _retire(client: AsyncSamplerClient, version: int) -> None:
     """Have the sampler forget a version; one that it does not know, or is about to forget, is as good as forgotten."""
     try:
-        await patiently(lambda: client.retire(version))
+        await client.retire(version)
     except SightlineError as error:
         if error.reason not in ("POLICY_NOT_FOUND", "POLICY_LEAVES"):
             raise

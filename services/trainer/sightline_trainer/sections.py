@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from pydantic import Field
-from sightline_chassis.settings import Section
+from sightline_chassis.settings import Section, Target
 
 
 class Data(Section):
@@ -19,7 +19,7 @@ class Data(Section):
 class Sampling(Section):
     """How candidates are drawn from the policy."""
 
-    address: str | None = Field(None, description="gRPC target of a sampler; null: `sightline run` starts one.")
+    address: Target | None = Field(None, description="gRPC target of a sampler; null: `sightline run` starts one.")
     candidates: int = Field(8, ge=2, le=256, description="K, candidates of one prompt.")
     temperature: float = Field(1.0, gt=0.0, le=5.0, description="Softmax temperature.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
@@ -38,7 +38,7 @@ class Sampling(Section):
 class RewardService(Section):
     """The scorer that is asked for CLIPScores."""
 
-    address: str | None = Field(None, description="gRPC target of a scorer; null: `sightline run` starts one.")
+    address: Target | None = Field(None, description="gRPC target of a scorer; null: `sightline run` starts one.")
     model: str = Field("", description="Name of the scorer's model; empty: its default.")
     source: str | None = Field(None, description="open_clip name or local-dir:PATH, for a scorer started here.")
     pretrained: str | None = Field(None, description="Its pretrained tag, for an open_clip name.")

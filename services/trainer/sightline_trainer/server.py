@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
 import os
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
-from google.protobuf.timestamp_pb2 import Timestamp
+from sightline.convert import to_message
 from sightline.errors import InvalidInput, NotFound, Unavailable
+from sightline.runs import Run, RunEvent
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
 from sightline_chassis.process import run
@@ -22,14 +24,6 @@ from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.settings import TrainerSettings
 
-STATES = {
-    "queued": pb.RUN_STATE_QUEUED,
-    "running": pb.RUN_STATE_RUNNING,
-    "succeeded": pb.RUN_STATE_SUCCEEDED,
-    "failed": pb.RUN_STATE_FAILED,
-    "stopped": pb.RUN_STATE_STOPPED,
-}
-
 MOST_RUNS_OF_A_PAGE = 1000
 
 
@@ -37,23 +31,23 @@ def describe(run: RunDirectory) -> pb.Run:
     """A run as its directory tells it."""
     state, recipe = run.state(), run.recipe()
     rows = read_json(run.metrics) or []
-    message = pb.Run(
+    known = Run(
         id=run.id,
-        state=STATES[state["state"]],
+        state=state["state"],
         recipe=recipe.name if recipe else "",
         iteration=max(0, len(rows) - 1),
         iterations=recipe.iterations if recipe else 0,
         policy_version=int(rows[-1]["policy_version"]) if rows else 0,
         error=state.get("error", ""),
+        create_time=_utc(state["created"]),
+        update_time=_utc(state["updated"]),
         reason=state.get("reason", ""),
     )
-    message.create_time.CopyFrom(_timestamp(state["created"]))
-    message.update_time.CopyFrom(_timestamp(state["updated"]))
-    return message
+    return to_message(known, pb.Run)
 
 
-def _timestamp(seconds: float) -> Timestamp:
-    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
+def _utc(seconds: float) -> datetime.datetime:
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
 class RunServicer(pb_grpc.RunServiceServicer):
@@ -103,9 +97,10 @@ class RunServicer(pb_grpc.RunServiceServicer):
             state = run.state()["state"]  # before the events: what ended the run is in them
             for number, event in reader.read():
                 following = number + 1
-                message = pb.WatchRunResponse(
+                known = RunEvent(
                     event=number,
-                    state=STATES[state],
+                    time=_utc(event.time),
+                    state=state,
                     iteration=event.iteration,
                     stage=event.stage,
                     done=event.done,
@@ -113,8 +108,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
                     metrics=event.metrics,
                     message=event.message,
                 )
-                message.time.CopyFrom(_timestamp(event.time))
-                yield message
+                yield to_message(known, pb.WatchRunResponse)
             if state not in UNFINISHED:
                 return
             if self.draining:

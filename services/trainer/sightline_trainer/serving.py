@@ -27,8 +27,6 @@ from sightline.sampler import (
     policy_dirname,
 )
 
-from sightline_trainer.patience import patiently
-
 T = TypeVar("T")
 
 RESTORES = 10
@@ -54,12 +52,12 @@ async def serve(client: AsyncSamplerClient, version: int, policies: Path) -> Non
 
 
 async def _serve(client: AsyncSamplerClient, version: int, policies: Path) -> None:
-    known = {policy.version for policy in (await patiently(client.policies)).policies}
+    known = {policy.version for policy in (await client.policies()).policies}
     if version not in known:
         with suppress(AlreadyExists):  # an earlier try did it, and its answer was lost
-            await patiently(lambda: client.stage(policies / policy_dirname(version), version))
-    if (await patiently(client.policy)).version != version:
-        await patiently(lambda: client.activate(version))
+            await client.stage(policies / policy_dirname(version), version)
+    if (await client.policy()).version != version:
+        await client.activate(version)
 
 
 class ServedSampler(AsyncSamplerClient):
@@ -72,7 +70,7 @@ class ServedSampler(AsyncSamplerClient):
 
     def __init__(self, target: str, *, policies: Path | None, **options: Any) -> None:
         super().__init__(target, **options)
-        self._policies = policies
+        self._directory = policies
         self._restoring = asyncio.Lock()
 
     async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
@@ -109,8 +107,8 @@ class ServedSampler(AsyncSamplerClient):
             try:
                 return await call()
             except PreconditionFailed as error:
-                if error.reason != "POLICY_NOT_SERVED" or self._policies is None or not isinstance(policy, Exact):
+                if error.reason != "POLICY_NOT_SERVED" or self._directory is None or not isinstance(policy, Exact):
                     raise
             async with self._restoring:
-                await serve(self, policy.version, self._policies)
+                await serve(self, policy.version, self._directory)
         return await call()

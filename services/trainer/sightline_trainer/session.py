@@ -15,7 +15,7 @@ from sightline.scorer import AsyncScorerClient
 from sightline_trainer.candidates.source import Source, SourceContext
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.connections import Connections
-from sightline_trainer.patience import patiently
+from sightline_trainer.outage import outliving
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.pools import side_files
 from sightline_trainer.recipe import Recipe
@@ -40,7 +40,7 @@ class Session:
     evaluation: PolicyCandidates
     reward: ClipScores
     policies: Path
-    connect: Callable[[str], AsyncSamplerClient]
+    connect: Callable[[str, float], AsyncSamplerClient]
     closing: AsyncExitStack
 
     def sources(self) -> list[Source]:
@@ -62,7 +62,7 @@ class Session:
 
     async def highest_version(self) -> int:
         """The highest policy version that the sampler was ever given."""
-        return (await patiently(self.sampler.policies)).highest_version
+        return (await self.sampler.policies()).highest_version
 
     async def serve(self, version: int) -> None:
         """Make sure that the sampler answers from `version`."""
@@ -94,14 +94,16 @@ def connected(
         async with AsyncExitStack() as stack:
             sampling, reward = recipe.sampling.address or "", recipe.reward.address or ""
 
-            def connect(address: str) -> AsyncSamplerClient:
-                client = AsyncSamplerClient(address, **shown.credentials(address))
+            def connect(address: str, try_seconds: float) -> AsyncSamplerClient:
+                client = AsyncSamplerClient(address, **outliving(try_seconds), **shown.credentials(address))
                 stack.push_async_callback(client.close)
                 return client
 
-            sampler = ServedSampler(sampling, policies=policies, **shown.credentials(sampling))
+            patient = outliving(recipe.sampling.timeout_seconds)
+            sampler = ServedSampler(sampling, policies=policies, **patient, **shown.credentials(sampling))
             stack.push_async_callback(sampler.close)
-            scorer = await stack.enter_async_context(AsyncScorerClient(reward, **shown.credentials(reward)))
+            patient = outliving(recipe.reward.timeout_seconds)
+            scorer = await stack.enter_async_context(AsyncScorerClient(reward, **patient, **shown.credentials(reward)))
             session = Session(
                 recipe=recipe,
                 sampler=sampler,

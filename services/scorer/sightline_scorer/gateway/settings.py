@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from sightline_chassis.sections import LogSettings, Section
+from sightline_chassis.sections import LogSettings, Section, Target
 
 
 class HttpSettings(Section):
@@ -35,7 +35,7 @@ class HttpSettings(Section):
 class TargetSettings(Section):
     """The scorer that is asked."""
 
-    target: str = Field("", description="gRPC target: 127.0.0.1:50051, dns:///scorer.ns.svc:50051")
+    target: Target = Field("", description="gRPC target: 127.0.0.1:50051, dns:///scorer.ns.svc:50051")
     ca_file: Path | None = Field(None, description="PEM file of the authority: speak TLS to the scorer")
     certificate_file: Path | None = Field(
         None, description="PEM file of our certificate, where the scorer asks for one"
@@ -47,8 +47,6 @@ class TargetSettings(Section):
 
     @model_validator(mode="after")
     def _somebody_is_asked(self) -> Self:
-        if not self.target:
-            raise ValueError("name the scorer, for example scorer.target=127.0.0.1:50051")
         if (self.certificate_file is None) != (self.key_file is None):
             raise ValueError("scorer.certificate_file and scorer.key_file go together")
         return self

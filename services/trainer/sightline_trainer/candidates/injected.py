@@ -37,7 +37,7 @@ class Injected(Rewriting, CandidatePart):
         from sightline_trainer.injection.language_model import OpenAiWriter, SamplerWriter
 
         if self.writer == "sampler":
-            return SamplerWriter(self, context.connect(self.address or ""))
+            return SamplerWriter(self, context.connect(self.address or "", self.timeout_seconds))
         writer = OpenAiWriter(self)
         context.closing.push_async_callback(writer.close)
         return writer

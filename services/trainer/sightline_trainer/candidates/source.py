@@ -38,7 +38,7 @@ class SourceContext:
     template: ChatTemplate
     dataset: Path
     """Directory of the dataset's side files: vocabulary.json, questions.jsonl."""
-    connect: Callable[[str], AsyncSamplerClient]
+    connect: Callable[[str, float], AsyncSamplerClient]
     """Opens another sampler, which is closed with the session."""
     closing: AsyncExitStack
     """What is to be closed with the session."""

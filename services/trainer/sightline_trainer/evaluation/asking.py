@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
+from sightline.patience import Patience
 from sightline.sampler import AsyncSamplerClient, PolicyInfo, exact
 from sightline.scorer import AsyncScorerClient
 
 from sightline_trainer.evaluation.answers import AnswerFile
-from sightline_trainer.patience import patiently
+from sightline_trainer.outage import outliving
+
+TRY_SECONDS = 120.0  # of one question
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,14 @@ class Asker:
         Raises:
             InvalidInput: an image is missing, or `answers` is of something else.
             PreconditionFailed: the sampler's policy was exchanged meanwhile.
-            SightlineError: a service is away for longer than 90 s, or refuses.
+            SightlineError: a service is away for longer than ten minutes (the sampler at first: for 10 s), or refuses.
         """
         for item in items:
             if not item.image.is_file():
                 raise InvalidInput(f"no image {item.image} ({item.key}); see --data", reason="IMAGE_NOT_FOUND")
-        async with AsyncSamplerClient(self.sampler, **self.credentials) as sampler:
-            policy = await self._policy(sampler)
-            version = policy.version
+        policy = await self._policy()
+        version = policy.version
+        async with AsyncSamplerClient(self.sampler, **outliving(TRY_SECONDS), **self.credentials) as sampler:
             asked = {
                 "policy_version": version,
                 "policy_digest": policy.digest,
@@ -76,13 +80,19 @@ class Asker:
                 **identity,
             }
             with AnswerFile(answers, asked) as kept:
-                async with AsyncScorerClient(self.scorer, **self.credentials) if self.scorer else _Nothing() as scorer:
+                async with self._scorer() as scorer:
                     await self._missing(items, kept, sampler, scorer, version, progress)
                 return {item.key: kept.known[item.key] for item in items}, version
 
-    async def _policy(self, sampler: AsyncSamplerClient) -> PolicyInfo:
+    def _scorer(self) -> AsyncScorerClient | nullcontext[None]:
+        if self.scorer is None:
+            return nullcontext()
+        return AsyncScorerClient(self.scorer, **outliving(TRY_SECONDS), **self.credentials)
+
+    async def _policy(self) -> PolicyInfo:
         try:
-            return await patiently(sampler.policy, limit=10.0)
+            async with AsyncSamplerClient(self.sampler, patience=Patience(seconds=10), **self.credentials) as sampler:
+                return await sampler.policy()
         except Unavailable as error:
             raise Unavailable(
                 f"no sampler answers at {self.sampler} ({error}); start one (sightline serve sampler --set "
@@ -131,16 +141,14 @@ class Asker:
     async def _answer(
         self, item: EvalItem, sampler: AsyncSamplerClient, scorer: AsyncScorerClient | None, version: int
     ) -> dict[str, Any]:
-        samples = await patiently(
-            lambda: sampler.sample(
-                item.image,
-                item.text,
-                1,
-                seeds=[_seed(self.seed, item.key)],
-                temperature=item.temperature,
-                max_tokens=self.max_tokens,
-                policy=exact(version),
-            )
+        samples = await sampler.sample(
+            item.image,
+            item.text,
+            1,
+            seeds=[_seed(self.seed, item.key)],
+            temperature=item.temperature,
+            max_tokens=self.max_tokens,
+            policy=exact(version),
         )
         (said,) = samples.candidates
         score = await _clip_score(scorer, item.image, said.text) if scorer is not None and item.scored else None
@@ -156,7 +164,7 @@ async def _clip_score(scorer: AsyncScorerClient, image: Path, text: str) -> floa
     if not text.strip():
         return None
     try:
-        return float((await patiently(lambda: scorer.score(image, [text]))).clip_score[0])
+        return float((await scorer.score(image, [text])).clip_score[0])
     except InvalidInput:
         return None
 
@@ -175,13 +183,3 @@ class _Digests:
         if item.image not in self._images:
             self._images[item.image] = hashlib.sha256(item.image.read_bytes()).digest()
         return hashlib.sha256(self._images[item.image] + item.text.encode()).hexdigest()[:16]
-
-
-class _Nothing:
-    """Stands where there is no scorer."""
-
-    async def __aenter__(self) -> None:
-        return None
-
-    async def __aexit__(self, *_: object) -> None:
-        return None

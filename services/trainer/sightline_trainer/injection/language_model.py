@@ -9,11 +9,12 @@ import os
 from typing import Any
 
 from sightline.errors import PreconditionFailed, Unavailable
+from sightline.patience import Patience, Tries
 from sightline.sampler import AsyncSamplerClient
 
 from sightline_trainer.injection.kinds import WORDS
 from sightline_trainer.injection.settings import Rewriting
-from sightline_trainer.patience import patiently
+from sightline_trainer.outage import OUTAGE_SECONDS
 from sightline_trainer.records.prompt import Prompt
 
 
@@ -46,17 +47,14 @@ class SamplerWriter:
 
     async def __call__(self, prompt: Prompt, asked: str, text: str, seed: int) -> str | None:
         settings = self.settings
-        samples = await patiently(
-            lambda: self.client.sample(
-                None,
-                instruction(settings, asked, text),
-                1,
-                seeds=[seed],
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                max_tokens=settings.max_tokens,
-                timeout=settings.timeout_seconds,
-            )
+        samples = await self.client.sample(
+            None,
+            instruction(settings, asked, text),
+            1,
+            seeds=[seed],
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
         )
         return cleaned(samples.candidates[0].text)
 
@@ -89,6 +87,7 @@ class OpenAiWriter:
         self.url = f"{base.rstrip('/')}/chat/completions"
         self._away: type[Exception] = httpx.TransportError
         headers = {"Authorization": f"Bearer {key}"} if key and base == ours else {}
+        self._patience = Patience(seconds=OUTAGE_SECONDS)
         self._client = httpx.AsyncClient(headers=headers, timeout=settings.timeout_seconds)
 
     async def __call__(self, prompt: Prompt, asked: str, text: str, seed: int) -> str | None:
@@ -101,7 +100,7 @@ class OpenAiWriter:
             "max_tokens": settings.max_tokens,
             "seed": seed % 2**31,
         }
-        return cleaned(await patiently(lambda: self._ask(body)))
+        return cleaned(await Tries(self._patience).acall(lambda _: self._ask(body)))
 
     async def close(self) -> None:
         """Close the connections."""

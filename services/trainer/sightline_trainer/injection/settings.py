@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from sightline_chassis.settings import Section
+from sightline_chassis.settings import Section, Target
 
 from sightline_trainer.injection.kinds import Kind
 
@@ -20,7 +20,7 @@ class Rewriting(Section):
         description="Errors that may be made.",
     )
     errors: int = Field(1, ge=1, le=8, description="Errors in one answer.")
-    address: str | None = Field(None, description="gRPC target of the sampler with the text LLM (writer: sampler).")
+    address: Target | None = Field(None, description="gRPC target of the sampler with the text LLM (writer: sampler).")
     url: str | None = Field(
         None, description="Base URL such as http://llm:8000/v1 (writer: openai); null: that of SIGHTLINE_LLM_URL."
     )

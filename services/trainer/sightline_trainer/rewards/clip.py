@@ -11,7 +11,6 @@ from pydantic import Field
 from sightline.errors import InvalidInput
 from sightline.scorer import AsyncScorerClient
 
-from sightline_trainer.patience import patiently
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
@@ -53,11 +52,7 @@ class ClipScores:
         if not unique:
             return [Score(None, error="EMPTY_TEXT") for _ in texts]
         try:
-            result = await patiently(
-                lambda: self.client.score(
-                    prompt.image, unique, model=self.settings.model, timeout=self.settings.timeout_seconds
-                )
-            )
+            result = await self.client.score(prompt.image, unique, model=self.settings.model)
         except InvalidInput as error:
             return [Score(None, error=error.reason) for _ in texts]
         # The last bits of a score depend on what else was in its batch; which pairs are built must not.

@@ -10,7 +10,6 @@ from statistics import fmean
 
 from sightline.sampler import AsyncSamplerClient, exact
 
-from sightline_trainer.patience import patiently
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
@@ -36,11 +35,7 @@ class PolicyLogprobTerm:
     async def _one(self, prompt: Prompt, candidate: Response, version: int) -> Score:
         known: Sequence[float] = candidate.logprobs if candidate.source == "policy" else ()
         if not known and candidate.token_ids:
-            known = (
-                await patiently(
-                    lambda: self.client.score_tokens(
-                        prompt.image, candidate.prompt or prompt.prompt, candidate.token_ids, policy=exact(version)
-                    )
-                )
-            ).logprobs.tolist()
+            asked = candidate.prompt or prompt.prompt
+            scores = await self.client.score_tokens(prompt.image, asked, candidate.token_ids, policy=exact(version))
+            known = scores.logprobs.tolist()
         return Score(fmean(known)) if known else Score(None, error="EMPTY_TEXT")

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, Literal
 
 import httpx
-from sightline.errors import InvalidInput, PreconditionFailed
+from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
 from sightline_chassis import metrics
 
 from sightline_sampler.engine_settings import HttpEngineSettings
@@ -17,7 +17,7 @@ from sightline_sampler.engine_settings import HttpEngineSettings
 Kind = Literal["busy", "away", "broken"]
 
 
-class Failure(Exception):
+class Failure(Unavailable):
     """A request that the engine did not do, and may do later.
 
     Attributes:

@@ -12,7 +12,6 @@ import base64
 import contextlib
 import dataclasses
 import logging
-import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from sightline.errors import (
     SightlineError,
     Unavailable,
 )
+from sightline.patience import Patience, Tries
 from sightline.sampler.manifest import model_digest
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.types import Candidate, Summary
@@ -47,6 +47,7 @@ Draw = Callable[[Sequence[int], Sequence[int]], AsyncGenerator[Candidate]]
 """Fetches candidates: given their indices and their seeds, yields each when it is finished."""
 
 _REDRAWS = 8
+_LONGEST_PAUSE = 2.0  # seconds between two looks at an engine
 
 
 class RemoteEngine(Engine):
@@ -128,22 +129,16 @@ class RemoteEngine(Engine):
         content = await asyncio.to_thread(upright, image.content, max_pixels=most)
         return f"data:{media_type(content)};base64,{base64.b64encode(content).decode()}"
 
-    async def until_up(self, seconds: float, *, pause: float = 0.2) -> None:
+    async def until_up(self, seconds: float) -> None:
         """Look until the engine answers.
 
         Raises:
             Unavailable: it does not within that time.
         """
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                await self._look()
-                return
-            except Failure as failure:
-                if time.monotonic() + pause > deadline:
-                    raise Unavailable(f"{failure}", reason="ENGINE_DOWN", retry_after=2.0) from failure
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-            pause = min(2.0, 1.5 * pause)
+        try:
+            await Tries(Patience(seconds=seconds, max_delay=_LONGEST_PAUSE)).acall(lambda _: self._look())
+        except Failure as failure:
+            raise Unavailable(f"{failure}", reason="ENGINE_DOWN", retry_after=2.0) from failure
 
     async def until(self, condition: Callable[[], bool], otherwise: str) -> None:
         """Look until something holds, for as long as a swap may take.
@@ -230,7 +225,8 @@ class RemoteEngine(Engine):
         self, indices: Sequence[int], work: SampleWork, draw: Draw, version: int
     ) -> AsyncIterator[Candidate]:
         missing, wanted = list(indices), {index: work.seeds[index] for index in indices}
-        broken, redrawn, started = 0, 0, time.monotonic()
+        broken = redrawn = 0
+        tries = Tries(Patience(seconds=self._section.overload_seconds, max_delay=_LONGEST_PAUSE))
         while missing:
             self.require(version)
             try:
@@ -247,22 +243,24 @@ class RemoteEngine(Engine):
                             wanted[candidate.index] = seeds.derive(wanted[candidate.index], 1)[0]
                             continue
                         missing.remove(candidate.index)
+                        tries.progressed()
                         yield candidate
             except Failure as failure:
                 chassis_metrics.BACKEND_RETRIES.labels(self.name).inc()
-                waited = time.monotonic() - started
                 if failure.kind == "broken":
                     broken += 1
+                    tries.progressed()  # it took the request: how often it may fail is another limit
                     if broken >= self._section.tries:
                         raise Unavailable(
                             f"{self.name} failed {broken} times: {failure}", reason="ENGINE_FAILED", retry_after=2.0
                         ) from failure
-                elif waited > self._section.overload_seconds:
+                try:
+                    pause = tries.wait_after(failure)
+                except Failure:
                     raise self.unavailable(failure) from failure
-                pause = min(2.0, max(0.1, 0.2 * waited)) * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
                 await asyncio.sleep(pause)
                 if failure.kind != "busy":
-                    await self.until_up(max(0.0, self._section.overload_seconds - waited))
+                    await self.until_up(self._section.overload_seconds)
 
     @contextlib.asynccontextmanager
     async def _turn(self, count: int) -> AsyncIterator[None]:
@@ -310,7 +308,7 @@ class RemoteEngine(Engine):
     async def _look(self) -> None:
         try:
             self._note(await self.look())
-        except (Failure, SightlineError) as error:
+        except SightlineError as error:
             self._note(str(error))
             raise
 
@@ -325,7 +323,7 @@ class RemoteEngine(Engine):
             await asyncio.sleep(self._section.poll_seconds)
             try:
                 await self._look()
-            except (Failure, SightlineError):
+            except SightlineError:
                 continue  # noted
             except Exception:
                 logger.exception("looking at %s failed", self.name)

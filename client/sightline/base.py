@@ -1,0 +1,189 @@
+"""What all clients share, and how a sync and an async client of a service share all but their I/O.
+
+What a client does is written once, in the base of its service, as a flow: a generator that yields the calls that it
+wants made, is sent their answers, and returns the result. `SyncClient` and `AsyncClient` differ in how a call is made.
+
+    class BaseScorerClient(BaseClient):
+        def _list_models(self, timeout: float | None) -> Flow[Models]:
+            return models((yield Rpc("ListModels", pb.ListModelsRequest(), timeout)))
+
+    class ScorerClient(BaseScorerClient, SyncClient):
+        def list_models(self, *, timeout: float | None = None) -> Models:
+            return self._run(self._list_models(timeout))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, ClassVar, Self, TypeAlias, TypeVar
+
+from sightline.channel import open_aio_channel, open_channel
+from sightline.credentials import Tls, Token
+from sightline.errors import SightlineError
+from sightline.many import Live
+from sightline.patience import TIMEOUT, Budget, Patience, Tries
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Rpc:
+    """One call that a flow wants made.
+
+    Attributes:
+        method: its name in the service.
+        request: the message; of a client stream, a function that gives the messages anew for each try.
+        timeout: seconds for all tries together; None for the client's.
+        slow: whether a try may take as long as the deadline leaves, whatever the patience says of one.
+    """
+
+    method: str
+    request: Any
+    timeout: float | None = None
+    slow: bool = False
+
+
+Flow: TypeAlias = Generator[Rpc, Any, T]
+"""Yields calls, is sent their answers (or thrown their SightlineError), returns the result."""
+
+
+class BaseClient:
+    """A client of a service.
+
+    Args:
+        target: a gRPC target: "127.0.0.1:50051", "dns:///scorer.ns.svc:50051" (all addresses take turns, those whose
+            health says NOT_SERVING are left out).
+        timeout: seconds of a call that names none, with all its tries.
+        patience: how long a service that is away or busy is asked again; `ONCE` for not at all.
+        tls: PEM files of an encrypted channel.
+        token: a bearer token, sent with every call; a string, or a `Token`, which can also be read from a file.
+
+    Raises:
+        InvalidInput: TARGET_MALFORMED.
+        PreconditionFailed: a file cannot be read, or the token would go over the network in plaintext.
+    """
+
+    _SERVICE: ClassVar[str]
+    _STUB: ClassVar[Any]
+    _CONTROL: ClassVar[frozenset[str]] = frozenset()
+    """Methods that are called whether the service says that it can do its work or not."""
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = TIMEOUT,
+        patience: Patience | None = None,
+        tls: Tls | None = None,
+        token: str | Token | None = None,
+    ) -> None:
+        self.timeout, self.patience = timeout, patience or Patience()
+        self._budget = Budget(self.patience)
+        self._channels = [self._open(target, tls=tls, token=token, health_service=self._SERVICE)]
+        if self._CONTROL:
+            self._channels.append(self._open(target, tls=tls, token=token))
+        self._stubs = [self._STUB(channel) for channel in self._channels]
+
+    def _open(self, target: str, **options: Any) -> Any:
+        raise NotImplementedError
+
+    def _tries(self, timeout: float | None, *, slow: bool = False) -> Tries:
+        patience = replace(self.patience, try_seconds=None) if slow else self.patience
+        return Tries(patience, self.timeout if timeout is None else timeout, self._budget)
+
+    def _method(self, name: str) -> Any:
+        return getattr(self._stubs[-1 if name in self._CONTROL else 0], name)
+
+
+class SyncClient(BaseClient):
+    """A client for ordinary code. Safe to share between threads; close it, or use it as a context manager."""
+
+    def _open(self, target: str, **options: Any) -> Any:
+        return open_channel(target, **options)
+
+    def _run(self, flow: Flow[T], live: Live | None = None) -> T:
+        """The result of a flow, whose calls are given up when `live` stops. Raises SightlineError."""
+        try:
+            call = next(flow)
+            while True:
+                try:
+                    answer = self._make(call, live)
+                except SightlineError as error:
+                    call = flow.throw(error)
+                else:
+                    call = flow.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    def _make(self, call: Rpc, live: Live | None) -> Any:
+        method, request = self._method(call.method), call.request
+
+        def attempt(seconds: float) -> Any:
+            asked = request() if callable(request) else request
+            if live is None:
+                return method(asked, timeout=seconds)
+            under_way = method.future(asked, timeout=seconds)
+            with live.holding(under_way.cancel):
+                return under_way.result()
+
+        tries = self._tries(call.timeout, slow=call.slow)
+        return tries.call(attempt) if live is None else tries.call(attempt, live.stopped)
+
+    def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._budget.closed.set()
+        for channel in self._channels:
+            channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncClient(BaseClient):
+    """A client for asyncio. Make it inside the running event loop; close it, or use it as a context manager."""
+
+    def _open(self, target: str, **options: Any) -> Any:
+        return open_aio_channel(target, **options)
+
+    async def _run(self, flow: Flow[T]) -> T:
+        """The result of a flow. Raises SightlineError."""
+        try:
+            call = next(flow)
+            while True:
+                try:
+                    answer = await self._make(call)
+                except SightlineError as error:
+                    call = flow.throw(error)
+                else:
+                    call = flow.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+    async def _make(self, call: Rpc) -> Any:
+        method, request = self._method(call.method), call.request
+        return await self._tries(call.timeout, slow=call.slow).acall(
+            lambda seconds: method(request() if callable(request) else request, timeout=seconds)
+        )
+
+    async def close(self) -> None:
+        """Close the channel; calls in flight are cancelled."""
+        self._budget.closed.set()
+        for channel in self._channels:
+            await channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,90 @@
+"""What the trainer's clients do, sync and async alike: see `sightline.base` for how."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from sightline.base import BaseClient, Flow, Rpc
+from sightline.convert import from_message
+from sightline.errors import DeadlineExceeded, SightlineError
+from sightline.patience import Tries
+from sightline.runs.types import Run, RunEvent
+from sightline.runs.v1 import trainer_pb2 as pb
+from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
+
+_WATCH_SECONDS = 3600.0
+
+
+class BaseRunClient(BaseClient):
+    """Requests and answers; how calls are made is the client's.
+
+    All calls may run twice: a start carries its request id; a stop of a run that stops is none, nor a resume of one
+    that runs.
+    """
+
+    _SERVICE = "sightline_trainer.v1.RunService"
+    _STUB = pb_grpc.RunServiceStub
+
+    def _start(
+        self,
+        recipe_name: str | None,
+        recipe_text: str | None,
+        overrides: Sequence[str],
+        request_id: str | None,
+        run_id: str,
+        timeout: float | None,
+    ) -> Flow[Run]:
+        request = pb.StartRunRequest(
+            request_id=request_id or str(uuid.uuid4()),
+            recipe_name=recipe_name,
+            recipe_text=recipe_text,
+            overrides=overrides,
+            run_id=run_id,
+        )
+        return from_message((yield Rpc("StartRun", request, timeout)).run, Run)
+
+    def _get(self, run_id: str, timeout: float | None) -> Flow[Run]:
+        return from_message((yield Rpc("GetRun", pb.GetRunRequest(run_id=run_id), timeout)).run, Run)
+
+    def _page(self, token: str, timeout: float | None) -> Flow[tuple[list[Run], str]]:
+        page = yield Rpc("ListRuns", pb.ListRunsRequest(page_token=token), timeout)
+        return [from_message(run, Run) for run in page.runs], page.next_page_token
+
+    def _stop(self, run_id: str, now: bool, timeout: float | None) -> Flow[Run]:
+        return from_message((yield Rpc("StopRun", pb.StopRunRequest(run_id=run_id, now=now), timeout)).run, Run)
+
+    def _resume(self, run_id: str, timeout: float | None) -> Flow[Run]:
+        return from_message((yield Rpc("ResumeRun", pb.ResumeRunRequest(run_id=run_id), timeout)).run, Run)
+
+    def _watched(self, run_id: str, from_event: int) -> Watching:
+        def start(number: int) -> Any:
+            request = pb.WatchRunRequest(run_id=run_id, from_event=number)
+            return self._method("WatchRun")(request, timeout=_WATCH_SECONDS)
+
+        return Watching(start, from_event, Tries(self.patience, budget=self._budget))
+
+
+class Watching:
+    """A watch over all its calls: one that broke, or whose time was up, is followed by one from the next event on."""
+
+    def __init__(self, start: Any, from_event: int, tries: Tries) -> None:
+        self._start, self._next, self._tries = start, from_event, tries
+
+    def call(self) -> Any:
+        """The events from the next one on."""
+        return self._start(self._next)
+
+    def event(self, message: pb.WatchRunResponse) -> RunEvent:
+        """What came."""
+        self._tries.progressed()
+        self._next = message.event + 1
+        return from_message(message, RunEvent)
+
+    def wait_after(self, error: SightlineError) -> float:
+        """Seconds until the next call; raises the error where there shall be none."""
+        if isinstance(error, DeadlineExceeded):
+            self._tries.progressed()
+            return 0.0  # it is there and has nothing to say, however long that takes
+        return self._tries.wait_after(error)

@@ -1,0 +1,132 @@
+"""What the sampler's clients do, sync and async alike: see `sightline.base` for how."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from sightline.base import BaseClient, Flow, Rpc
+from sightline.convert import enum_numbers, from_message
+from sightline.credentials import Tls, Token
+from sightline.errors import AlreadyExists
+from sightline.patience import TIMEOUT, Patience, Tries
+from sightline.sampler import wire
+from sightline.sampler.streams import Image, SampleOptions, sample_request
+from sightline.sampler.types import PauseMode, Policies, PolicyInfo, PolicySelector, Probe, TokenScores
+from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
+
+S = TypeVar("S")
+
+Make: TypeAlias = Callable[[Callable[[pb.SampleRequest, float], Any], pb.SampleRequest, Tries], S]
+
+_PAUSES = enum_numbers(pb.PauseMode.DESCRIPTOR)
+
+
+class BaseSamplerClient(BaseClient):
+    """Requests and answers; how calls are made is the client's.
+
+    Args:
+        target: see `BaseClient`, as `timeout`, `patience`, `tls` and `token`.
+        swap_timeout: deadline in seconds of stage, activate, retire and pause that name none: they may wait for a
+            download, for an engine that restarts, or for candidates under way.
+    """
+
+    _SERVICE = "sightline_sampler.v1.SamplerService"
+    _STUB = pb_grpc.SamplerServiceStub
+    # Policies are asked about and changed whether it can sample or not: a restart of its engine is such a time.
+    _CONTROL = frozenset(
+        {"StagePolicy", "ActivatePolicy", "RetirePolicy", "GetPolicy", "ListPolicies", "Pause", "Resume"}
+    )
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout: float = TIMEOUT,
+        patience: Patience | None = None,
+        swap_timeout: float = 1800.0,
+        tls: Tls | None = None,
+        token: str | Token | None = None,
+    ) -> None:
+        super().__init__(target, timeout=timeout, patience=patience, tls=tls, token=token)
+        self.swap_timeout = swap_timeout
+
+    def _stream(
+        self,
+        make: Callable[[Any, pb.SampleRequest, Tries], S],
+        image: Image,
+        prompt: str,
+        n: int,
+        options: SampleOptions,
+    ) -> S:
+        request_id = options.get("request_id") or uuid.uuid4().hex
+        request = sample_request(image, prompt, n, request_id, **options)
+
+        def start(request: pb.SampleRequest, seconds: float) -> Any:
+            return self._method("Sample")(request, timeout=seconds, metadata=(("x-request-id", request_id),))
+
+        return make(start, request, self._tries(options.get("timeout")))
+
+    def _score_tokens(
+        self,
+        image: Image,
+        prompt: str,
+        token_ids: Sequence[int] | np.ndarray[Any, Any],
+        policy: PolicySelector | None,
+        timeout: float | None,
+    ) -> Flow[TokenScores]:
+        request = pb.ScoreTokensRequest(
+            image=wire.image_message(image),
+            prompt=prompt,
+            token_ids=[int(token) for token in token_ids],
+            policy=wire.selector_message(policy),
+        )
+        return from_message((yield Rpc("ScoreTokens", request, timeout)), TokenScores)
+
+    def _stage(
+        self, path: str | os.PathLike[str], version: int, probes: Iterable[Probe], timeout: float | None
+    ) -> Flow[PolicyInfo]:
+        uri = os.fspath(path)
+        if "://" not in uri:
+            uri = os.path.abspath(uri)  # the sampler runs in another directory
+        request = pb.StagePolicyRequest(uri=uri, version=version, probes=map(wire.probe_message, probes))
+        try:
+            answer = yield Rpc("StagePolicy", request, self._swap(timeout), slow=True)
+            return from_message(answer.policy, PolicyInfo)
+        except AlreadyExists as error:
+            if "tries" not in error.metadata:
+                raise
+            there = yield from self._policy(version, None)
+            if there.uri != uri:
+                raise
+            return there  # an earlier try did it, and its answer was lost
+
+    def _activate(self, version: int, probes: Iterable[Probe], timeout: float | None) -> Flow[PolicyInfo]:
+        request = pb.ActivatePolicyRequest(version=version, probes=map(wire.probe_message, probes))
+        return from_message((yield Rpc("ActivatePolicy", request, self._swap(timeout), slow=True)).policy, PolicyInfo)
+
+    def _retire(self, version: int, timeout: float | None) -> Flow[PolicyInfo]:
+        request = pb.RetirePolicyRequest(version=version)
+        return from_message((yield Rpc("RetirePolicy", request, self._swap(timeout), slow=True)).policy, PolicyInfo)
+
+    def _policy(self, version: int | None, timeout: float | None) -> Flow[PolicyInfo]:
+        request = pb.GetPolicyRequest(version=version)
+        return from_message((yield Rpc("GetPolicy", request, timeout)).policy, PolicyInfo)
+
+    def _policies(self, timeout: float | None) -> Flow[Policies]:
+        return from_message((yield Rpc("ListPolicies", pb.ListPoliciesRequest(), timeout)), Policies)
+
+    def _pause(self, mode: PauseMode, timeout: float | None) -> Flow[int]:
+        request = pb.PauseRequest(mode=_PAUSES[mode])  # type: ignore[arg-type]
+        return int((yield Rpc("Pause", request, self._swap(timeout), slow=True)).requests)
+
+    def _resume(self, timeout: float | None) -> Flow[None]:
+        yield Rpc("Resume", pb.ResumeRequest(), timeout)
+
+    def _swap(self, timeout: float | None) -> float:
+        return self.swap_timeout if timeout is None else timeout

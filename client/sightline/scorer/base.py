@@ -1,0 +1,107 @@
+"""What the scorer's clients do, sync and async alike: see `sightline.base` for how."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sightline.base import BaseClient, Flow, Rpc
+from sightline.convert import from_message
+from sightline.errors import SightlineError
+from sightline.pictures import image_bytes
+from sightline.scorer.many import Known, Outcome, ScoreItem, lost_image
+from sightline.scorer.types import EmbedResult, Models, ScoreResult, embed_result, score_result
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline.scorer.v1 import scorer_pb2_grpc
+from sightline.scorer.wire import (
+    Image,
+    ImageDigest,
+    LongText,
+    ScoreOptions,
+    digest_of,
+    embed_requests,
+    image_message,
+    score_request,
+    upload_batches,
+    upload_outcomes,
+    upload_pieces,
+)
+
+
+class BaseScorerClient(BaseClient):
+    """Requests and answers; how calls are made is the client's."""
+
+    _SERVICE = "sightline_scorer.v1.ScorerService"
+    _STUB = scorer_pb2_grpc.ScorerServiceStub
+
+    def _score(
+        self,
+        image: Image,
+        texts: Sequence[str],
+        phrases: Sequence[Sequence[str]] | None,
+        options: ScoreOptions,
+        timeout: float | None,
+    ) -> Flow[ScoreResult]:
+        request = score_request(image_message(image), texts, phrases, options)
+        return score_result((yield Rpc("Score", request, timeout)), request.kind)
+
+    def _embed(
+        self,
+        images: Iterable[Image],
+        texts: Sequence[str],
+        model: str,
+        long_text: LongText,
+        half: bool,
+        timeout: float | None,
+    ) -> Flow[EmbedResult]:
+        parts = []
+        for request in embed_requests(images, texts, model=model, long_text=long_text, half=half):
+            parts.append((yield Rpc("Embed", request, timeout)))
+        return embed_result(parts)
+
+    def _upload(self, images: Iterable[Image], timeout: float | None) -> Flow[list[ImageDigest | SightlineError]]:
+        outcomes: list[ImageDigest | SightlineError] = []
+        for contents in upload_batches(map(image_bytes, images)):
+            digests = [digest_of(content) for content in contents]
+            missing = yield from self._missing(list(dict.fromkeys(digests)), timeout)
+            wanted = {one: content for one, content in zip(digests, contents, strict=True) if one in missing}
+            failed = (yield from self._store(wanted, timeout)) if wanted else {}
+            outcomes += [failed.get(digest) or ImageDigest(digest.hex()) for digest in digests]
+        return outcomes
+
+    def _list_models(self, timeout: float | None) -> Flow[Models]:
+        return from_message((yield Rpc("ListModels", pb.ListModelsRequest(), timeout)), Models)
+
+    def _missing(self, digests: Sequence[bytes], timeout: float | None) -> Flow[set[bytes]]:
+        return set((yield Rpc("FindMissingImages", pb.FindMissingImagesRequest(sha256=digests), timeout)).sha256)
+
+    def _store(self, images: dict[bytes, bytes], timeout: float | None) -> Flow[dict[bytes, SightlineError]]:
+        return upload_outcomes((yield Rpc("UploadImages", lambda: upload_pieces(images.items()), timeout)))
+
+    def _store_recurring(self, known: Known, items: Sequence[ScoreItem], timeout: float | None) -> Flow[None]:
+        ask = known.unknown(items)
+        if not ask:
+            return
+        try:
+            missing = yield from self._missing(ask, timeout)
+            known.stored.update(digest for digest in ask if digest not in missing)
+            images = known.recurring(items, missing)
+            if images:
+                failed = yield from self._store(images, timeout)
+                known.stored.update(digest for digest in images if digest not in failed)
+        except SightlineError:
+            return  # saves bytes only: the items go with their images, and find out for themselves what is wrong
+
+    def _score_item(self, item: ScoreItem, known: Known, timeout: float | None) -> Flow[Outcome]:
+        if item.outcome is not None:
+            return item.outcome
+        try:
+            if item.digest in known.stored:
+                try:
+                    return item.result((yield Rpc("Score", item.named(), timeout)))
+                except SightlineError as error:
+                    if not lost_image(error):
+                        raise
+                    known.stored.discard(item.digest)
+            return item.result((yield Rpc("Score", item.inline, timeout)))
+        except SightlineError as error:
+            return error

@@ -1,0 +1,21 @@
+"""Outage: how long of a service's absence the loop outlives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sightline.patience import Patience
+
+OUTAGE_SECONDS = 600.0
+
+
+def outliving(try_seconds: float) -> dict[str, Any]:
+    """Arguments `timeout` and `patience` of a client that outlives an outage.
+
+    Safe for calls that give the same answer twice, as all of the loop's do (candidates carry their seeds).
+
+    Args:
+        try_seconds: longest time of one try; a service that takes longer is asked again.
+    """
+    patience = Patience(seconds=OUTAGE_SECONDS, try_seconds=try_seconds)
+    return {"timeout": OUTAGE_SECONDS + try_seconds, "patience": patience}

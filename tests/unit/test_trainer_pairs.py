@@ -19,7 +19,6 @@ from sightline_trainer.pairs.text_in_image import TextInImage
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
-from sightline_trainer.records.scored import Scored
 
 
 def scored(
@@ -33,7 +32,7 @@ def scored(
     source: str = "policy",
     prompt: str = "look",
     **terms: float,
-) -> Scored:
+) -> Response:
     candidate = Response(
         prompt_id="p",
         index=index,
@@ -47,14 +46,14 @@ def scored(
         prompt=prompt,
         source=source,
     )
-    return Scored(candidate, Score(reward, terms=terms))
+    return replace(candidate, score=Score(reward, terms=terms))
 
 
-def indices(pairs: list[tuple[Scored, Scored, float]]) -> list[tuple[int, int]]:
-    return [(chosen.candidate.index, rejected.candidate.index) for chosen, rejected, _ in pairs]
+def indices(pairs: list[tuple[Response, Response, float]]) -> list[tuple[int, int]]:
+    return [(chosen.index, rejected.index) for chosen, rejected, _ in pairs]
 
 
-def fine(chosen: Scored, rejected: Scored) -> None:
+def fine(chosen: Response, rejected: Response) -> None:
     return None
 
 
@@ -149,7 +148,7 @@ def test_where_the_lengths_differ_the_widest_fitting_gap_is_taken() -> None:
     assert picked.dropped == ["length_differs"]
 
 
-def ranked(*rewards: float) -> list[Scored]:
+def ranked(*rewards: float) -> list[Response]:
     return [scored(i, reward) for i, reward in enumerate(rewards)]
 
 
@@ -168,7 +167,7 @@ REFERENCE = scored(9, 0.0, source="reference", text="what is there")
         (ranked(5, 5, 5, 5, 1), [(9, 4)]),  # best under 6, worst at most 5
     ],
 )
-def test_ovips_rule(group: list[Scored], pairs: list[tuple[int, int]]) -> None:
+def test_ovips_rule(group: list[Response], pairs: list[tuple[int, int]]) -> None:
     assert indices(IthBestIthWorst().pick([*group, REFERENCE], fine).pairs) == pairs
 
 
@@ -258,8 +257,7 @@ def test_weights_of_one_are_left_out_of_the_update(tmp_path: Path, image: Path) 
     halved.rules = {"best_worst": BestWorst(weight=0.5)}
     write_pairs(tmp_path / "b.parquet", halved.build(prompts, rollouts.items()))
     assert to_train_on(tmp_path / "b.parquet")["weight"][:] == [0.5]
-    noised = replace(rollouts["p"][1].candidate, image=image.read_bytes())
-    rollouts["p"][1] = Scored(noised, rollouts["p"][1].score)
+    rollouts["p"][1] = replace(rollouts["p"][1], image=image.read_bytes())
     write_pairs(tmp_path / "c.parquet", builder().build(prompts, rollouts.items()))
     assert to_train_on(tmp_path / "c.parquet")[0]["rejected_images"][0].size == (8, 8)
 

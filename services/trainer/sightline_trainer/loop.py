@@ -255,7 +255,9 @@ class Loop:
                 prompts=prompts,
                 settings=self.recipe.publication,
             )
-            return asdict(arrival)
+            # The correlation is 0 where it could not be told.
+            facts = {"gap": arrival.gap, "moved": arrival.moved, "correlation": arrival.correlation or 0.0}
+            return {"version": version, **facts}
 
         if (self.dir.iteration(iteration) / "publish.json").exists():
             return

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from sightline.errors import AlreadyExists, NotFound, PreconditionFailed, SightlineError
-from sightline.sampler import AsyncSamplerClient, Probe
+from sightline.sampler import Arrival, AsyncSamplerClient, Probe
 
 from sightline_trainer.dpo.update import UpdateProbe
 from sightline_trainer.records.prompt import Prompt
@@ -17,18 +16,6 @@ from sightline_trainer.serving import RESTORES, serve
 
 _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
 """Reasons of a sampler that was killed since it was told of the policies."""
-
-
-@dataclass(frozen=True)
-class PublishedPolicy:
-    """What the sampler's probes showed, in nats a token: mean |difference| between sampler and trainer under the new
-    policy (`gap`), between the sampler's new and previous policy (`moved`), and the correlation of that change with
-    the trainer's (0 where it could not be told)."""
-
-    version: int
-    gap: float
-    moved: float
-    correlation: float
 
 
 async def publish(
@@ -40,12 +27,15 @@ async def publish(
     probes: Sequence[UpdateProbe],
     prompts: Mapping[str, Prompt],
     settings: Publication,
-) -> PublishedPolicy:
+) -> Arrival:
     """Stage and activate with the probes; an old policy that is no longer needed is retired.
 
     The sampler itself asks its engine for what the trainer scored, under the previous and the new version, and refuses
     to answer with weights that are not the trainer's (its settings under `policies.gate`). A sampler that is killed
     in between is told everything again.
+
+    Returns:
+        What the sampler's probes showed.
 
     Raises:
         PreconditionFailed: the policy did not arrive, or something else publishes to the sampler. The previous version
@@ -63,7 +53,7 @@ async def publish(
         for item in probes
     ]
 
-    async def once() -> PublishedPolicy:
+    async def once() -> Arrival:
         await serve(client, previous, directory.parent)
         return await _publish(client, directory, version, previous, sent, settings)
 
@@ -83,15 +73,14 @@ async def _publish(
     previous: int,
     probes: Sequence[Probe],
     settings: Publication,
-) -> PublishedPolicy:
+) -> Arrival:
     known = {policy.version for policy in (await client.policies()).policies}
     if version not in known:
         with suppress(AlreadyExists):  # an earlier try did it, and its answer was lost
             await client.stage(directory, version)
-    shown = (await client.activate(version, probes=probes)).arrival
-    if shown is None:
+    arrival = (await client.activate(version, probes=probes)).arrival
+    if arrival is None:
         raise PreconditionFailed("the sampler examined no probes", reason="POLICY_DID_NOT_ARRIVE")
-    arrival = PublishedPolicy(version, shown.gap, shown.moved, shown.correlation or 0.0)
     if not arrival.gap <= settings.max_probe_gap:
         await client.activate(previous)
         raise PreconditionFailed(

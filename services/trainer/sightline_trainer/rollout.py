@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -22,7 +22,6 @@ from sightline_trainer.files import read_json, write_json, write_whole
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import CANDIDATE_SCHEMA, Response
 from sightline_trainer.records.score import SCORE_SCHEMA, Score
-from sightline_trainer.records.scored import Scored
 from sightline_trainer.rewards.judge import Judge
 
 PROMPT_REASONS = ("IMAGE_", "PROMPT_")
@@ -69,7 +68,7 @@ class Rollout:
         shards = self._shards(prompts)
         slots, done = asyncio.Semaphore(in_flight), 0
 
-        async def one(prompt: Prompt, dropped: list[dict[str, str]]) -> list[Scored]:
+        async def one(prompt: Prompt, dropped: list[dict[str, str]]) -> list[Response]:
             nonlocal done
             made: list[Response] = []
             scores: list[Score] = []
@@ -85,7 +84,7 @@ class Rollout:
                 dropped.append({"prompt_id": prompt.id, "reason": error.reason, "message": str(error)})
             done += 1
             progress(done, len(prompts))
-            return [Scored(*pair) for pair in zip(made, scores, strict=True)]
+            return [replace(each, score=score) for each, score in zip(made, scores, strict=True)]
 
         async def fill(number: int, shard: Sequence[Prompt]) -> None:
             dropped: list[dict[str, str]] = []
@@ -109,11 +108,11 @@ class Rollout:
             for number, shard in missing:
                 group.create_task(admitted(number, shard))
 
-    def _write(self, number: int, rows: Sequence[Scored]) -> None:
+    def _write(self, number: int, rows: Sequence[Response]) -> None:
         candidates_path, scores_path = self._paths(number)
-        candidates = pa.Table.from_pylist([asdict(row.candidate) for row in rows], CANDIDATE_SCHEMA)
+        candidates = pa.Table.from_pylist([row.row() for row in rows], CANDIDATE_SCHEMA)
         scores = pa.Table.from_pylist(
-            [{"prompt_id": row.candidate.prompt_id, "index": row.candidate.index, **row.score.row()} for row in rows],
+            [{"prompt_id": row.prompt_id, "index": row.index, **row.score.row()} for row in rows],
             SCORE_SCHEMA,
         )
         write_whole(candidates_path, lambda aside: pq.write_table(candidates, aside))
@@ -126,13 +125,13 @@ class Rollout:
             counts.update(each["reason"].lower() for each in read_json(path))
         return counts
 
-    def read(self) -> Iterator[tuple[str, list[Scored]]]:
+    def read(self) -> Iterator[tuple[str, list[Response]]]:
         """(prompt id, its candidates with their rewards) in file order, one shard in memory at a time."""
         for path in sorted((self.directory / "scores").glob("[0-9]*.parquet")):
-            groups: dict[str, list[Scored]] = {}
+            groups: dict[str, list[Response]] = {}
             candidates = pq.read_table(self.directory / "candidates" / path.name).to_pylist()
             for row, score in zip(candidates, pq.read_table(path).to_pylist(), strict=True):
                 if (row["prompt_id"], row["index"]) != (score.pop("prompt_id"), score.pop("index")):
                     raise ValueError(f"{path} does not belong to the candidates of the same name")
-                groups.setdefault(row["prompt_id"], []).append(Scored(Response(**row), Score.of(score)))
+                groups.setdefault(row["prompt_id"], []).append(Response(**row, score=Score.of(score)))
             yield from groups.items()

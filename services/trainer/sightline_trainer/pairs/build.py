@@ -22,7 +22,7 @@ from sightline_trainer.files import write_whole
 from sightline_trainer.pairs.filter import FilterPart
 from sightline_trainer.pairs.rule import RulePart
 from sightline_trainer.records.prompt import Prompt
-from sightline_trainer.records.scored import Scored
+from sightline_trainer.records.response import Response
 
 disable_progress_bars()  # a run draws its own
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
@@ -67,7 +67,7 @@ class PairBuilder:
         self.counts: Counter[str] = Counter(pairs=0)
 
     def build(
-        self, prompts: Mapping[str, Prompt], rollouts: Iterable[tuple[str, Sequence[Scored]]]
+        self, prompts: Mapping[str, Prompt], rollouts: Iterable[tuple[str, Sequence[Response]]]
     ) -> Iterator[dict[str, Any]]:
         """Rows of `pairs.parquet`, in the order of `rollouts`: (prompt id, all its candidates)."""
         for prompt_id, candidates in rollouts:
@@ -79,8 +79,8 @@ class PairBuilder:
             dropped: list[str] = []
             lacking: list[str] = []
             found = False
-            for asked in dict.fromkeys(scored.candidate.prompt for scored in candidates):
-                group = self._fit([scored for scored in candidates if scored.candidate.prompt == asked])
+            for asked in dict.fromkeys(scored.prompt for scored in candidates):
+                group = self._fit([scored for scored in candidates if scored.prompt == asked])
                 for name, rule in self.rules.items():
                     picked = rule.pick(group, self._pair_fault)
                     dropped += picked.dropped
@@ -93,21 +93,21 @@ class PairBuilder:
             if not found:
                 self.counts[f"prompt_{[*dropped, *lacking, 'too_few'][0]}"] += 1
 
-    def _fit(self, group: Sequence[Scored]) -> list[Scored]:
+    def _fit(self, group: Sequence[Response]) -> list[Response]:
         """The candidates without fault, no two with the same text."""
-        fitting: dict[str, Scored] = {}
+        fitting: dict[str, Response] = {}
         for scored in group:
             fault = "unscored" if scored.score.reward is None else None
             fault = fault or _first(filter_.candidate_fault(scored) for filter_ in self.filters.values())
-            if fault is None and scored.candidate.text in fitting:
+            if fault is None and scored.text in fitting:
                 fault = "duplicate"
             if fault is None:
-                fitting[scored.candidate.text] = scored
+                fitting[scored.text] = scored
             else:
                 self.counts[f"candidate_{fault}"] += 1
         return list(fitting.values())
 
-    def _pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
+    def _pair_fault(self, chosen: Response, rejected: Response) -> str | None:
         return _first(filter_.pair_fault(chosen, rejected) for filter_ in self.filters.values())
 
 
@@ -115,29 +115,30 @@ def _first(faults: Iterable[str | None]) -> str | None:
     return next((fault for fault in faults if fault is not None), None)
 
 
-def _row(prompt: Prompt, chosen: Scored, rejected: Scored, rule: str, weight: float, iteration: int) -> dict[str, Any]:
-    good, bad = chosen.candidate, rejected.candidate
+def _row(
+    prompt: Prompt, chosen: Response, rejected: Response, rule: str, weight: float, iteration: int
+) -> dict[str, Any]:
     return {
         "prompt_id": prompt.id,
         "images": [{"bytes": prompt.image.read_bytes(), "path": prompt.image.name}],
-        "rejected_images": [{"bytes": bad.image, "path": None}] if bad.image else [],
-        "prompt": [{"role": "user", "content": good.prompt or prompt.prompt}],
-        "chosen": [{"role": "assistant", "content": good.text}],
-        "rejected": [{"role": "assistant", "content": bad.text}],
-        "rendered_prompt": good.rendered_prompt,
-        "chosen_ids": good.token_ids,
-        "rejected_ids": bad.token_ids,
+        "rejected_images": [{"bytes": rejected.image, "path": None}] if rejected.image else [],
+        "prompt": [{"role": "user", "content": chosen.prompt or prompt.prompt}],
+        "chosen": [{"role": "assistant", "content": chosen.text}],
+        "rejected": [{"role": "assistant", "content": rejected.text}],
+        "rendered_prompt": chosen.rendered_prompt,
+        "chosen_ids": chosen.token_ids,
+        "rejected_ids": rejected.token_ids,
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
         "margin": chosen.reward - rejected.reward,
         "weight": weight,
         "rule": rule,
-        "chosen_source": good.source,
-        "rejected_source": bad.source,
-        "chosen_policy_version": good.policy_version,
-        "rejected_policy_version": bad.policy_version,
-        "chosen_index": good.index,
-        "rejected_index": bad.index,
+        "chosen_source": chosen.source,
+        "rejected_source": rejected.source,
+        "chosen_policy_version": chosen.policy_version,
+        "rejected_policy_version": rejected.policy_version,
+        "chosen_index": chosen.index,
+        "rejected_index": rejected.index,
         "iteration": iteration,
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sightline_trainer.parts import Part
 from sightline_trainer.records.prompt import Prompt
-from sightline_trainer.records.scored import Scored
+from sightline_trainer.records.response import Response
 
 
 class FilterPart(Part):
@@ -14,10 +14,10 @@ class FilterPart(Part):
         """Why no pair may be built on this prompt's image."""
         return None
 
-    def candidate_fault(self, scored: Scored) -> str | None:
+    def candidate_fault(self, scored: Response) -> str | None:
         """Why the candidate may stand in no pair."""
         return None
 
-    def pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
+    def pair_fault(self, chosen: Response, rejected: Response) -> str | None:
         """Why the pair is not learned from."""
         return None

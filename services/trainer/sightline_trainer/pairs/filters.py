@@ -13,7 +13,7 @@ from collections import Counter
 from pydantic import Field
 
 from sightline_trainer.pairs.filter import FilterPart
-from sightline_trainer.records.scored import Scored
+from sightline_trainer.records.response import Response
 from sightline_trainer.rewards.clip import QUESTION, sentences
 
 QUESTION_SOURCES = ("right_answer", "wrong_answer")
@@ -22,8 +22,8 @@ QUESTION_SOURCES = ("right_answer", "wrong_answer")
 class Finished(FilterPart):
     """Drop candidates that hit max_tokens before their end token."""
 
-    def candidate_fault(self, scored: Scored) -> str | None:
-        return None if scored.candidate.finish_reason == "eos" else "unfinished"
+    def candidate_fault(self, scored: Response) -> str | None:
+        return None if scored.finish_reason == "eos" else "unfinished"
 
 
 class ScoreFloor(FilterPart):
@@ -32,7 +32,7 @@ class ScoreFloor(FilterPart):
     min: float = Field(0.0, description="Least value (CLIP-DPO has a floor, but does not say which).")
     of: str = Field("reward", description="The reward, or the name of one of its terms.")
 
-    def candidate_fault(self, scored: Scored) -> str | None:
+    def candidate_fault(self, scored: Response) -> str | None:
         value = value_of(scored, self.of)
         return "unscored" if value is None else "low_score" if value < self.min else None
 
@@ -48,14 +48,14 @@ class Lengths(FilterPart):
         1.5, ge=1.0, description="Most tokens of a pair's longer side over those of the shorter (CLIP-DPO: no number)."
     )
 
-    def candidate_fault(self, scored: Scored) -> str | None:
-        tokens = len(scored.candidate.token_ids)
+    def candidate_fault(self, scored: Response) -> str | None:
+        tokens = len(scored.token_ids)
         if tokens < self.min_tokens:
             return "too_short"
         return "too_long" if self.max_tokens is not None and tokens > self.max_tokens else None
 
-    def pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
-        shorter, longer = sorted((len(chosen.candidate.token_ids), len(rejected.candidate.token_ids)))
+    def pair_fault(self, chosen: Response, rejected: Response) -> str | None:
+        shorter, longer = sorted((len(chosen.token_ids), len(rejected.token_ids)))
         return "length_differs" if longer > self.max_ratio * shorter else None
 
 
@@ -65,7 +65,7 @@ class Gap(FilterPart):
     min: float = Field(2.0, description="Least gap; 2 on the scale of CLIPScore (100 * cosine) is CLIP-DPO's.")
     of: str = Field("reward", description="The reward, or the name of one of its terms.")
 
-    def pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
+    def pair_fault(self, chosen: Response, rejected: Response) -> str | None:
         better, worse = value_of(chosen, self.of), value_of(rejected, self.of)
         if better is None or worse is None:
             return "unscored"
@@ -79,11 +79,11 @@ class Duplicates(FilterPart):
         1.0, gt=0.0, le=1.0, description="Shared words over all words (Jaccard, repeats counted); 1: only equal words."
     )
 
-    def pair_fault(self, chosen: Scored, rejected: Scored) -> str | None:
-        one, other = _bag(chosen.candidate.text), _bag(rejected.candidate.text)
+    def pair_fault(self, chosen: Response, rejected: Response) -> str | None:
+        one, other = _bag(chosen.text), _bag(rejected.text)
         union = (one | other).total()
         overlap = (one & other).total() / union if union else 1.0
-        same_order = self.max_overlap == 1.0 and _words(chosen.candidate.text) != _words(rejected.candidate.text)
+        same_order = self.max_overlap == 1.0 and _words(chosen.text) != _words(rejected.text)
         return "duplicate" if overlap >= self.max_overlap and not same_order else None
 
 
@@ -94,8 +94,8 @@ class Degenerate(FilterPart):
     min_letters: float = Field(0.5, ge=0.0, le=1.0, description="Least share of letters among what is no space.")
     repeated_sentences: bool = Field(False, description="Whether a sentence may stand twice.")
 
-    def candidate_fault(self, scored: Scored) -> str | None:
-        text = scored.candidate.text
+    def candidate_fault(self, scored: Response) -> str | None:
+        text = scored.text
         solid = [letter for letter in text if not letter.isspace()]
         if sum(letter.isalpha() for letter in solid) < self.min_letters * len(solid):
             return "degenerate"
@@ -112,13 +112,13 @@ class GenericQuestion(FilterPart):
 
     min_score: float = Field(..., ge=0.0, le=100.0, description="Least CLIPScore (CLIP-DPO: no number).")
 
-    def candidate_fault(self, scored: Scored) -> str | None:
+    def candidate_fault(self, scored: Response) -> str | None:
         value = scored.score.terms.get(QUESTION)
-        asked = scored.candidate.source in QUESTION_SOURCES
+        asked = scored.source in QUESTION_SOURCES
         return "generic_question" if asked and value is not None and value < self.min_score else None
 
 
-def value_of(scored: Scored, name: str) -> float | None:
+def value_of(scored: Response, name: str) -> float | None:
     """The reward of a candidate, or a term of it; None where it has none."""
     return scored.score.reward if name == "reward" else scored.score.terms.get(name)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pydantic import Field
 
 from sightline_trainer.parts import Part
-from sightline_trainer.records.scored import Scored
+from sightline_trainer.records.response import Response
 
-Fault = Callable[[Scored, Scored], str | None]
+Fault = Callable[[Response, Response], str | None]
 """Why a pair of (chosen, rejected) is dropped, or None."""
 
 
@@ -19,11 +19,11 @@ class Picked:
     """What a rule makes of one prompt's candidates: (chosen, rejected, weight), the faults of the pairs that it wanted
     and did not get, and what it lacked where it wanted none."""
 
-    pairs: list[tuple[Scored, Scored, float]] = field(default_factory=list)
+    pairs: list[tuple[Response, Response, float]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     lacking: str = ""
 
-    def offer(self, chosen: Scored, rejected: Scored, fault: Fault, weight: float) -> bool:
+    def offer(self, chosen: Response, rejected: Response, fault: Fault, weight: float) -> bool:
         """Take the pair, or note its fault."""
         reason = fault(chosen, rejected)
         if reason is None:
@@ -38,7 +38,7 @@ class RulePart(Part):
 
     weight: float = Field(1.0, gt=0.0, description="Weight of its pairs in the loss; 2 counts like two pairs.")
 
-    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         """Pair the candidates of one prompt, which all have a reward and different texts."""
         raise NotImplementedError
 
@@ -50,7 +50,7 @@ class RankedRule(RulePart):
         default_factory=lambda: ["policy"], description="Sources whose candidates are ranked; empty: all."
     )
 
-    def ranked(self, group: Sequence[Scored]) -> list[Scored]:
+    def ranked(self, group: Sequence[Response]) -> list[Response]:
         """By falling reward; of equal ones the earlier candidate first."""
-        mine = [scored for scored in group if not self.among or scored.candidate.source in self.among]
-        return sorted(mine, key=lambda scored: (-scored.reward, scored.candidate.index))
+        mine = [scored for scored in group if not self.among or scored.source in self.among]
+        return sorted(mine, key=lambda scored: (-scored.reward, scored.index))

@@ -9,7 +9,7 @@ from statistics import stdev
 from pydantic import Field
 
 from sightline_trainer.pairs.rule import Fault, Picked, RankedRule, RulePart
-from sightline_trainer.records.scored import Scored
+from sightline_trainer.records.response import Response
 
 
 class BestWorst(RankedRule):
@@ -18,7 +18,7 @@ class BestWorst(RankedRule):
     Where only their lengths do not fit, the pair of fitting length with the widest gap takes their place.
     """
 
-    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         ranked, picked = self.ranked(group), Picked()
         if len(ranked) < 2:
             return Picked(lacking="too_few")
@@ -48,7 +48,7 @@ class IthBestIthWorst(RankedRule):
     small_gap: float = Field(4.0, ge=0.0, description="Gap of that pair.")
     max_pairs: int = Field(3, ge=1, description="Most pairs of one prompt.")
 
-    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         ranked, picked = self.ranked(group), Picked()
         if not ranked:
             return Picked(lacking="too_few")
@@ -65,7 +65,7 @@ class IthBestIthWorst(RankedRule):
                 picked.offer(best, other, fault, self.weight)
                 if len(picked.pairs) == self.max_pairs:
                     break
-        reference = next((scored for scored in group if scored.candidate.source == "reference"), None)
+        reference = next((scored for scored in group if scored.source == "reference"), None)
         if not picked.pairs and worst.reward <= self.ceiling and reference is not None:
             picked.offer(reference, worst, fault, self.weight)
         if not picked.pairs and not picked.dropped:
@@ -84,15 +84,15 @@ class ReferenceAgainstRejected(RulePart):
         description="Sources that are wrong, each with the weight of its pairs.",
     )
 
-    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
-        right = [scored for scored in group if scored.candidate.source in self.chosen]
-        wrong = [scored for scored in group if scored.candidate.source in self.rejected]
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
+        right = [scored for scored in group if scored.source in self.chosen]
+        wrong = [scored for scored in group if scored.source in self.rejected]
         if not right or not wrong:
             return Picked(lacking="no_reference" if wrong else "no_rejected")
         picked = Picked()
         for good in right:
             for bad in wrong:
-                picked.offer(good, bad, fault, self.weight * self.rejected[bad.candidate.source])
+                picked.offer(good, bad, fault, self.weight * self.rejected[bad.source])
         return picked
 
 
@@ -101,7 +101,7 @@ class AllPairs(RankedRule):
 
     max_pairs: int | None = Field(None, ge=1, description="Most pairs of one prompt, the widest gaps first; null: all.")
 
-    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         ranked, picked = self.ranked(group), Picked()
         unequal = [(one, other) for one, other in combinations(ranked, 2) if one.reward > other.reward]
         for one, other in sorted(unequal, key=lambda pair: pair[1].reward - pair[0].reward):
@@ -118,7 +118,7 @@ class TopBottom(RankedRule):
 
     k: int = Field(2, ge=1, description="How many from each end.")
 
-    def pick(self, group: Sequence[Scored], fault: Fault) -> Picked:
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         ranked, picked = self.ranked(group), Picked()
         if len(ranked) < 2:
             return Picked(lacking="too_few")

@@ -1,10 +1,13 @@
-"""Candidate: one response to a prompt, whoever wrote it."""
+"""Response: one candidate for a prompt, whoever wrote it, and what it is worth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import pyarrow as pa
+
+from sightline_trainer.records.score import UNSCORED, Score
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,28 @@ class Response:
     """What a scorer compares with the image; empty: the text itself."""
     image: bytes = b""
     """The encoded image that it answers to, where that is not the prompt's."""
+    score: Score = UNSCORED
+    """What it is worth; stored apart, in `scores/*.parquet`."""
 
     @property
     def judged_text(self) -> str:
         """The text that a scorer compares with the image."""
         return self.statement or self.text
+
+    @property
+    def reward(self) -> float:
+        """The reward.
+
+        Raises:
+            ValueError: it has none; such candidates are dropped before rules see them.
+        """
+        if self.score.reward is None:
+            raise ValueError(f"candidate {self.index} of {self.prompt_id} has no reward")
+        return self.score.reward
+
+    def row(self) -> dict[str, Any]:
+        """As a row of `candidates/*.parquet`."""
+        return {name: getattr(self, name) for name in CANDIDATE_SCHEMA.names}
 
 
 CANDIDATE_SCHEMA = pa.schema(

@@ -33,6 +33,9 @@ class Score:
         return cls(**{**row, "terms": dict(row["terms"] or ())})
 
 
+UNSCORED = Score(None)
+"""Of a candidate that nobody has judged yet."""
+
 SCORE_SCHEMA = pa.schema(
     [
         ("prompt_id", pa.string()),

@@ -179,9 +179,9 @@ def contests(history: History, limit: int) -> list[Contest]:
         roles = {pair["chosen_index"]: "chosen", pair["rejected_index"]: "rejected"} if pair else {}
         offers = [
             Offer(
-                said=pictures.said(prompt, each.candidate.text, each.score.reward, len(each.candidate.token_ids)),
-                source=each.candidate.source,
-                role=roles.get(each.candidate.index, ""),
+                said=pictures.said(prompt, each.text, each.score.reward, len(each.token_ids)),
+                source=each.source,
+                role=roles.get(each.index, ""),
                 sentences=each.score.sentences,
                 error=each.score.error,
             )

@@ -26,7 +26,7 @@ _observers: list[Observer] = []
 
 
 def observe_calls(observer: Observer) -> None:
-    """Has the calls of all channels that this process opens from now on observed. Calling it twice is calling once."""
+    """Have the calls of all channels that this process opens from now on observed. Calling it twice is calling once."""
     if observer not in _observers:
         _observers.append(observer)
 

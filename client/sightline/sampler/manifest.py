@@ -112,7 +112,7 @@ def policy_dirname(version: int) -> str:
 
 
 def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) -> PolicyManifest:
-    """Makes the directory a policy: digests every file, brings all to disk, then puts the manifest into place.
+    """Make the directory a policy: digest every file, bring all to disk, then put the manifest into place.
 
     Args:
         directory: holds the policy's files, all written and closed.
@@ -141,7 +141,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
 
 
 def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) -> Path:
-    """Puts what the probes of a policy showed beside its manifest; the file.
+    """Put what the probes of a policy showed beside its manifest; the file.
 
     Raises:
         OSError: the directory cannot be written.
@@ -152,7 +152,7 @@ def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) 
 
 
 def read_manifest(directory: str | os.PathLike[str]) -> PolicyManifest:
-    """Reads the manifest without looking at the files.
+    """Read the manifest without looking at the files.
 
     Raises:
         ManifestError: MISSING_DIRECTORY, HALF_WRITTEN or BAD_MANIFEST.
@@ -173,7 +173,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> PolicyManifest:
 
 
 def verify(directory: str | os.PathLike[str]) -> PolicyManifest:
-    """Checks that the directory holds exactly the files of its manifest, each with its SHA-256.
+    """Check that the directory holds exactly the files of its manifest, each with its SHA-256.
 
     Returns:
         The manifest.

@@ -40,12 +40,12 @@ PolicySelector: TypeAlias = Exact | AtLeast
 
 
 def exact(version: int) -> Exact:
-    """Asks for this version and no other; PreconditionFailed where it is not loaded."""
+    """Ask for this version and no other; PreconditionFailed where it is not loaded."""
     return Exact(version)
 
 
 def at_least(version: int) -> AtLeast:
-    """Asks for the active version, if it is not older than this; else PreconditionFailed, naming what is served."""
+    """Ask for the active version, if it is not older than this; else PreconditionFailed, naming what is served."""
     return AtLeast(version)
 
 

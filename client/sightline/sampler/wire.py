@@ -73,7 +73,7 @@ def sample_request(
             policy=selector_message(policy),
         )
     except (ValueError, TypeError) as error:  # out of range or of the wrong type
-        raise InvalidInput(f"the request cannot be built: {error}") from None
+        raise InvalidInput(f"the request cannot be built: {error}", reason="MALFORMED_REQUEST") from None
 
 
 def candidate_of(message: pb.Candidate) -> Candidate:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sightline.errors import DataCorrupted
 
-LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[0-9a-f]{64}")
 _MOST_ON_THE_WAY = 64 * 2**20  # bytes that may wait for a slow disk; more are dropped rather than kept
 
@@ -76,7 +76,9 @@ class Spill:
             raise
         if hashlib.sha256(content).digest() != sha256:
             self._forget(sha256)
-            raise DataCorrupted(f"the stored file of image {sha256.hex()} has changed: upload it again")
+            raise DataCorrupted(
+                f"the stored file of image {sha256.hex()} has changed: upload it again", reason="DIGEST_MISMATCH"
+            )
         return content
 
     def close(self) -> None:
@@ -97,7 +99,7 @@ class Spill:
                     self._sizes[sha256] = len(content)
                     self._bytes += len(content)
         except OSError as error:  # a full disk costs an upload, not the service
-            LOG.warning("an image could not be spilled", extra={"why": str(error)})
+            logger.warning("an image could not be spilled", extra={"why": str(error)})
             with self._lock:
                 self._on_the_way.pop(sha256, None)
             aside.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""``noised_image``: what the policy says when its image is distorted, as the rejected one (POVID, BPO).
+"""`noised_image`: what the policy says when its image is distorted, as the rejected one (POVID, BPO).
 
 POVID takes noise step 500, BPO 900 (of 1000). BPO's released script samples with visual contrastive decoding, which
 reduces hallucinations; this samples plainly under the distorted image, as its paper says. The text is trained as an
-answer to the clean image; with ``conditioned`` to the noised one, as in the loss of POVID's paper (``povid_paper``).
+answer to the clean image; with `conditioned` to the noised one, as in the loss of POVID's paper (`povid_paper`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class NoisedImageSource:
 
 
 def noised(image: bytes, step: int, seed: int) -> bytes:
-    """The picture after ``step`` of 1000 steps of VCD's and POVID's schedule, on pixels in [0, 1], clamped; a PNG.
+    """The picture after `step` of 1000 steps of VCD's and POVID's schedule, on pixels in [0, 1], clamped; a PNG.
 
     x_t = sqrt(a_t) x + sqrt(1 - a_t) e, with a_t = prod(1 - b_s) and b = sigmoid(-6 .. 6) * (0.5e-2 - 1e-5) + 1e-5.
     """

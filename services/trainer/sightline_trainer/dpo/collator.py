@@ -1,7 +1,7 @@
 """PairCollator: preference pairs as TRL's batches, with the tokens that were sampled.
 
 TRL's own vision collator tokenises the response text again; what was sampled (and its end token) would be lost.
-This one takes ``chosen_ids`` and ``rejected_ids`` as they are, begins the prompt as the sampler did (TRL's leaves out
+This one takes `chosen_ids` and `rejected_ids` as they are, begins the prompt as the sampler did (TRL's leaves out
 the begin token that the model's tokenizer adds), and processes each image once a batch, or never again where its
 features are kept.
 """
@@ -9,13 +9,13 @@ features are kept.
 from __future__ import annotations
 
 import io
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import PIL.Image
 import torch
+from cachetools import LRUCache
 from torch import Tensor
 
 from sightline_trainer.dpo.packing import PromptTokens, pack
@@ -29,14 +29,14 @@ _SIDES = ("chosen", "rejected")
 class PairCollator:
     """Makes a batch of 2 B rows, chosen first, from B pairs.
 
-    Returns ``input_ids``, ``attention_mask`` and ``completion_mask`` of shape [2 B, L], padded on the right, and
-    ``ref_chosen_logps`` / ``ref_rejected_logps`` of shape [B] where they are known (``reference``, by the pairs'
-    ``pair_id``). With a ``SharedPrefix`` the model's part is a ``Pack`` under ``shared_prefix``; without, the
-    processor's image tensors, repeated for both halves. ``weight`` and ``margin`` of shape [B] where asked for.
+    Returns `input_ids`, `attention_mask` and `completion_mask` of shape [2 B, L], padded on the right, and
+    `ref_chosen_logps` / `ref_rejected_logps` of shape [B] where they are known (`reference`, by the pairs'
+    `pair_id`). With a `SharedPrefix` the model's part is a `Pack` under `shared_prefix`; without, the
+    processor's image tensors, repeated for both halves. `weight` and `margin` of shape [B] where asked for.
     Nothing is truncated: image tokens are never cut.
 
-    A pair's ``rejected_images``, where it has them, are what its rejected side is conditioned on. A pair with
-    ``second_rejected_ids`` (and ``second_rejected_images``) stands for two: (chosen, rejected) of all pairs, then
+    A pair's `rejected_images`, where it has them, are what its rejected side is conditioned on. A pair with
+    `second_rejected_ids` (and `second_rejected_images`) stands for two: (chosen, rejected) of all pairs, then
     (chosen, second rejected) of all pairs.
     """
 
@@ -46,7 +46,7 @@ class PairCollator:
         self.sharing = sharing
         self.columns = tuple(columns)
         self.reference: dict[int, tuple[float, ...]] = {}
-        self._prompts: OrderedDict[tuple[str, ...], PromptTokens] = OrderedDict()
+        self._prompts: LRUCache[tuple[str, ...], PromptTokens] = LRUCache(_REMEMBERED)
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         flat = unfold(pairs)
@@ -172,8 +172,6 @@ class PairCollator:
             kinds = None if types is None else types[row][masks[row]]
             made[key] = PromptTokens(ids[row][masks[row]], kinds, shown, grid)
             self._prompts[key] = replace(made[key], images=[])
-            if len(self._prompts) > _REMEMBERED:
-                self._prompts.popitem(last=False)
         return made
 
 

@@ -6,9 +6,10 @@ import pytest
 from sightline.channel import Tls, Token
 from sightline_chassis.settings import SettingsError, load_settings
 from sightline_trainer.connections import Connections
-from sightline_trainer.recipe import Recipe
+from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.settings import TrainerSettings
 
+ROOT = Path(__file__).parents[2]
 CONNECTIONS = Connections.model_validate(
     {
         "scorer": {"address": "scorer:1", "tls": {"root": "ca.crt"}, "token_file": "/auth/token"},
@@ -45,9 +46,17 @@ def test_a_recipe_can_name_no_token_file() -> None:
 
 def test_connections_are_settings_of_the_trainer() -> None:
     settings = load_settings(
-        TrainerSettings, service="trainer", overrides=["connections.scorer={address: a, token_file: /t}"]
+        TrainerSettings, service="trainer", overrides=['connections.scorer={address: "a:1", token_file: /t}']
     )
     assert settings.connections.scorer is not None
     assert settings.connections.scorer.token_file == Path("/t")
     with pytest.raises(SettingsError, match=r"connections\.scorer\.address"):
         load_settings(TrainerSettings, service="trainer", overrides=["connections.scorer.token_file=/t"])
+
+
+@pytest.mark.parametrize("address", ["http://scorer:50051", "scorer:50051/", ":50051", "scorer", ""])
+def test_a_malformed_address_is_refused_where_it_is_written(address: str) -> None:
+    with pytest.raises(SettingsError, match=r"(?s)connections\.scorer\.address.*host:port"):
+        load_settings(TrainerSettings, service="trainer", overrides=[f"connections.scorer.address={address!r}"])
+    with pytest.raises(SettingsError, match=r"(?s)reward\.address.*host:port"):
+        load_recipe(ROOT / "recipes/clip_dpo.yaml", [f"reward.address={address!r}"])

@@ -35,7 +35,9 @@ class HttpSettings(Section):
 class TargetSettings(Section):
     """The scorer that is asked."""
 
-    target: Target = Field("", description="gRPC target: 127.0.0.1:50051, dns:///scorer.ns.svc:50051")
+    target: Target = Field(
+        "", validate_default=False, description="gRPC target: 127.0.0.1:50051, dns:///scorer.ns.svc:50051"
+    )
     ca_file: Path | None = Field(None, description="PEM file of the authority: speak TLS to the scorer")
     certificate_file: Path | None = Field(
         None, description="PEM file of our certificate, where the scorer asks for one"
@@ -47,6 +49,8 @@ class TargetSettings(Section):
 
     @model_validator(mode="after")
     def _somebody_is_asked(self) -> Self:
+        if not self.target:
+            raise ValueError("name the scorer, for example scorer.target=127.0.0.1:50051")
         if (self.certificate_file is None) != (self.key_file is None):
             raise ValueError("scorer.certificate_file and scorer.key_file go together")
         return self

@@ -56,6 +56,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
         raise NotFound(f"no pairs at {run}: name a run that has finished an iteration's pairs", reason="NO_PAIRS")
     datasets.disable_progress_bars()
     pairs = datasets.load_dataset("parquet", data_files=files, split="train")
+    pairs = _plain(pairs)
     told = {"run": directory.id, "pairs": len(pairs), "iterations": len(files), "to": to}
     if to.startswith(HUB):
         try:
@@ -76,6 +77,26 @@ def export(run: Path, to: str, as_json: bool) -> None:
     (target / "recipe.yaml").write_text((directory.root / "recipe.yaml").read_text())
     (target / "README.md").write_text(CARD.format(recipe=recipe.name, model=recipe.model, **told))
     _tell(told, as_json)
+
+
+def _plain(pairs: Any) -> Any:
+    """The pairs with pictures that every program reads as the run did, whatever it does with EXIF and transparency."""
+    import datasets
+    from sightline_chassis.images import plain_file
+    from sightline_chassis.sections import ImageLimits
+
+    columns = [name for name in pairs.column_names if name.endswith("images")]
+    features = pairs.features
+    for name in columns:
+        pairs = pairs.cast_column(name, datasets.List(datasets.Image(decode=False)))
+
+    def plain(row: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: [{**image, "bytes": plain_file(image["bytes"], ImageLimits())[0]} for image in row[name] or []]
+            for name in columns
+        }
+
+    return pairs.map(plain, load_from_cache_file=False, features=pairs.features).cast(features)
 
 
 def _tell(told: dict[str, Any], as_json: bool) -> None:

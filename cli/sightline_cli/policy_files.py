@@ -79,6 +79,7 @@ def show_one(run: Path, version: int, as_json: bool) -> None:
     console.print("  " + " <- ".join(f"v{each}" if each else "base model" for each in found["lineage"]))
     console.print(f"  run {manifest.run_id}, iteration {manifest.iteration}, made {manifest.created}")
     console.print(f"  base model {manifest.base_digest}", soft_wrap=True)
+    console.print(f"  picture rule {manifest.picture_rule or 'not named (Sightline 0.1.0)'}")
     for name, digest in manifest.files.items():
         console.print(f"  {digest}  {name}", soft_wrap=True)
     for name, value in manifest.metrics.items():

@@ -12,6 +12,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from scorer_models import SENTENCES, encoded, picture, tiny
 from scorer_running import RunningScorer, shared
 from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
+from sightline.picture_rule import PICTURE_RULE
 from sightline.scorer import ScorerClient
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.triton.embedded import EmbeddedTriton
@@ -138,4 +139,5 @@ def test_list_models_gives_digests_and_limits() -> None:
     for model in answer.models:
         assert len(model.weights_digest) == len(model.preprocessing_digest) == 64
     assert answer.models[1].logit_bias == -10
+    assert answer.picture_rule == PICTURE_RULE
     assert (answer.limits.max_texts, answer.limits.max_text_bytes, answer.limits.max_digests) == (1024, 8192, 1024)

@@ -125,7 +125,7 @@ def _cut(form: str, share: float) -> bytes:
     ("content", "reason", "says"),
     [
         (b"", "IMAGE_EMPTY", "0 bytes"),
-        (b"GIF89a", "IMAGE_UNREADABLE", "no JPEG, PNG, WEBP or GIF"),
+        (b"GIF89a", "IMAGE_UNREADABLE", "no JPEG, PNG, WEBP(, AVIF)? or GIF"),
         (b"\x00" * 100, "IMAGE_UNREADABLE", "00 00 00"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "IMAGE_UNREADABLE", "not base64"),
         (encoded(picture(), "BMP"), "IMAGE_UNREADABLE", "no JPEG"),

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sightline.errors import InvalidInput
-from sightline.pictures import Saveable
+from sightline.pictures import ArrayLike, Readable, Saveable
 from sightline.scorer.wire import Image, ImageDigest, ImageUri
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
@@ -21,9 +21,10 @@ def image_of(value: Any, *, files: bool = True) -> Image:
     """An image of a dataset's or a message's field.
 
     Args:
-        value: encoded bytes, a Pillow picture, a path, "data:image/png;base64,...", "sha256:<64 hexadecimal digits>",
-            an http(s) URI (the service fetches it, where it may), or a mapping with one of the keys `bytes`, `path`,
-            `image`, `url` or `sha256`, as `datasets` and chat messages have it.
+        value: encoded bytes, a Pillow picture, a uint8 array or tensor, an open file, a path,
+            "data:image/png;base64,...", "sha256:<64 hexadecimal digits>", an http(s) URI (the service fetches it,
+            where it may), or a mapping with one of the keys `bytes`, `path`, `image`, `url` or `sha256`, as `datasets`
+            and chat messages have it.
         files: whether a path may be read here. No, for what strangers send.
 
     Raises:
@@ -35,7 +36,7 @@ def image_of(value: Any, *, files: bool = True) -> Image:
         return value
     if isinstance(value, str):
         return _of_string(value, files)
-    if isinstance(value, Saveable) or (files and isinstance(value, os.PathLike)):
+    if isinstance(value, Saveable | Readable | ArrayLike) or (files and isinstance(value, os.PathLike)):
         return value
     raise InvalidInput(
         f"there is no image in a {type(value).__name__}: give bytes, a Pillow picture, a path or a data URI",

@@ -50,7 +50,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         """Draw `n` candidates for one image and prompt.
 
         Args:
-            image: encoded bytes or a file (JPEG, PNG, WebP, GIF), or a picture of Pillow, which travels as PNG; None
+            image: encoded bytes, a file (JPEG, PNG, WebP, GIF, AVIF), or pixels (`Picture`), which travel as PNG; None
                 for a text-only prompt.
             prompt: the user's text; the model's chat template is applied by the service.
             n: number of candidates, K.

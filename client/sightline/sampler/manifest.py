@@ -7,7 +7,7 @@
       arrival.json                 what a sampler's probes showed; written by it, and not part of the policy
 
 Writing is crash-safe: every file and directory is fsynced before the manifest is renamed into place, so a reader that
-sees `manifest.json` sees whole files (also over NFS). Nothing here needs more than the standard library.
+sees `manifest.json` sees whole files (also over NFS).
 
 Errors are `ManifestError`, which names the file and has a `reason` for programs:
 
@@ -34,6 +34,8 @@ import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, cast, get_args
+
+from sightline.picture_rule import PICTURE_RULE
 
 Kind = Literal["lora", "merged", "full"]
 Reason = Literal[
@@ -76,6 +78,8 @@ class PolicyManifest:
         base_digest: `model_digest` of the base model that it belongs to.
         run_id: the run that made it.
         iteration: the iteration of that run.
+        picture_rule: version of the rule by which its training read pictures; "" where the manifest names none, as of
+            Sightline 0.1.0.
         metrics: further facts, of JSON values.
         files: SHA-256 of each file by its name within the directory; filled by `write_manifest`.
         created: time of writing, ISO 8601 in UTC; filled by `write_manifest`.
@@ -87,6 +91,7 @@ class PolicyManifest:
     base_digest: str
     run_id: str = ""
     iteration: int = 0
+    picture_rule: str = PICTURE_RULE
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     created: str = ""
@@ -252,7 +257,7 @@ def _manifest_of(tree: Any) -> PolicyManifest:
             raise ValueError(f"file {name!r} has no SHA-256")
     if not tree["files"]:
         raise ValueError("names no files")
-    return PolicyManifest(**cast(dict[str, Any], tree))
+    return PolicyManifest(**cast(dict[str, Any], {"picture_rule": "", **tree}))
 
 
 def _names(root: Path) -> Iterator[str]:

@@ -310,6 +310,8 @@ class Capabilities:
     scores: bool = False
     params: frozenset[str] = frozenset()
     keeps: bool = False
+    picture_rule: str = ""
+    """Version of the rule by which the sampler reads pictures; empty before 0.2.0."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

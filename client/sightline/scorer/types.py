@@ -86,6 +86,8 @@ class Models:
     limits: Limits
     other_versions: tuple[ModelInfo, ...]
     """Versions that are not asked: loading, draining or failed."""
+    picture_rule: str = ""
+    """Version of the rule by which the service reads pictures; empty before 0.2.0."""
 
     @property
     def default(self) -> ModelInfo:

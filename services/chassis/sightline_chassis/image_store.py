@@ -91,6 +91,16 @@ class ImageStore:
                 f"the uploaded bytes have SHA-256 {found.hex()}, not {sha256.hex()} as stated: send it again",
                 reason="DIGEST_MISMATCH",
             )
+        self._store(sha256, content)
+
+    def keep(self, content: bytes) -> bytes:
+        """Store an image where it fits; its SHA-256."""
+        sha256 = hashlib.sha256(content).digest()
+        if len(content) <= self._settings.max_bytes and self._settings.max_images:
+            self._store(sha256, content)
+        return sha256
+
+    def _store(self, sha256: bytes, content: bytes) -> None:
         old = self._images.pop(sha256, None)
         self._bytes += len(content) - (len(old) if old is not None else 0)
         self._images[sha256] = content
@@ -104,8 +114,8 @@ class ImageStore:
 
 def _not_found(sha256: bytes) -> NotFound:
     return NotFound(
-        f"image {sha256.hex()} is not stored here (never uploaded, or dropped for others): upload it by "
-        "UploadImages, or send image.content",
+        f"image {sha256.hex()} is not stored here (never sent, or dropped for others): send image.content, or upload "
+        "it again (a scorer's UploadImages)",
         reason="IMAGE_NOT_FOUND",
         metadata={"sha256": sha256.hex()},
     )

@@ -1,13 +1,10 @@
-"""From the bytes of an image file to uint8 RGB, with every limit checked before the decoder runs.
+"""The bounded half of the rule to read a picture: bytes, pixels and chunks are checked before the decoder runs.
 
-What is done to an image, in this order, whatever the model (`PIXEL_RULES` in triton/card.py names it in the digest):
-
-- Formats: JPEG (MPO too: its first picture), PNG, WebP, GIF; of an animation the first frame.
-- The size in pixels is read from the header; over the limit, nothing is decoded. A file that ends early or does not
-  decode is refused: half an image would give a score that looks like one.
-- EXIF orientation is applied: the model sees the picture as a person does. (open_clip's own loaders do not; for a file
-  with no orientation there is no difference.)
-- Transparency is laid on white. 16-bit grey keeps its high byte. CMYK and palettes become RGB before resizing.
+The rule itself is `sightline.picture_rule`, the same for scorer, sampler and update; this is what a file from a
+stranger meets before it. Files are JPEG (MPO too: its first picture), PNG, WebP, GIF, and AVIF where Pillow can read
+it. The size in pixels is read from the header; over the limit, nothing is decoded. A file that ends early or does not
+decode is refused: half an image would give a score that looks like one. A PNG's text and profiles are never inflated
+(`png`).
 """
 
 from __future__ import annotations
@@ -15,15 +12,18 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from typing import Any
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from sightline.errors import InvalidInput
+from sightline.picture_rule import CANVAS, orientation, raw_mode, rgb
+from sightline.pictures import write_png
 
+from sightline_chassis.png import MAGIC, plain_png
 from sightline_chassis.sections import ImageLimits
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []), "GIF")
+_PLAIN_PNG = frozenset(("RGB", "L", "L;2", "L;4", "1", "P", "P;1", "P;2", "P;4"))
 # What decoders raise on damaged files, beyond bugs of our own.
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, TypeError, EOFError, struct.error, zlib.error)
 
@@ -59,28 +59,27 @@ def decode(content: bytes, limits: ImageLimits) -> Image.Image:
 
 def read_header(content: bytes, limits: ImageLimits) -> Image.Image:
     """The image of an encoded file, its size known and checked, nothing of it decoded yet. Raises as `decode`."""
-    check_size(len(content), limits)
-    try:
-        image: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise InvalidInput(
-            f"the image's bytes are no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file (they begin with "
-            f"{content[:8].hex(' ')}), or its header is damaged: send the encoded file itself, not base64, not pixels",
-            reason="IMAGE_UNREADABLE",
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise InvalidInput(str(error), reason="IMAGE_TOO_MANY_PIXELS") from None
-    except _DAMAGE as error:
-        raise _damaged(error) from None
-    check_pixels(image.size, limits)
-    return image
+    return _opened(content, limits)[1]
+
+
+def plain_file(content: bytes, limits: ImageLimits) -> tuple[bytes, str]:
+    """A file that every decoder reads as the rule does, and its media type.
+
+    It is the same file where decoders cannot differ over it, else a PNG of what the rule sees.
+    For programs that read pictures by rules of their own. Raises as `decode`.
+    """
+    file, image = _opened(content, limits)
+    raw = raw_mode(image)
+    picture = finish(image)
+    if _is_plain(image, raw):
+        return file, Image.MIME["JPEG" if image.format == "MPO" else str(image.format)]
+    return write_png(np.asarray(picture)), "image/png"
 
 
 def finish(image: Image.Image) -> Image.Image:
     """Decode what `read_header` gave. Raises InvalidInput with reason IMAGE_DAMAGED."""
     try:
-        image.load()
-        return _to_rgb(_upright(image))
+        return rgb(image)
     except _DAMAGE as error:
         raise _damaged(error) from None
 
@@ -97,29 +96,41 @@ def check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
         )
 
 
+def _opened(content: bytes, limits: ImageLimits) -> tuple[bytes, Image.Image]:
+    """The file that is decoded, and its image."""
+    check_size(len(content), limits)
+    try:
+        file, canvas = plain_png(content) if content.startswith(MAGIC) else (content, None)
+        image: Image.Image = Image.open(io.BytesIO(file), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InvalidInput(
+            f"the image's bytes are no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file (they begin with "
+            f"{content[:8].hex(' ')}), or its header is damaged: send the encoded file itself, not base64, not pixels",
+            reason="IMAGE_UNREADABLE",
+        ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InvalidInput(str(error), reason="IMAGE_TOO_MANY_PIXELS") from None
+    except _DAMAGE as error:
+        raise _damaged(error) from None
+    check_pixels(image.size, limits)
+    if canvas is not None:
+        check_pixels(canvas[:2], limits)
+        image.info[CANVAS] = canvas
+    return file, image
+
+
+def _is_plain(image: Image.Image, raw: str) -> bool:
+    """Whether decoders cannot differ over a loaded image: 8 bits of grey or colour, opaque, upright, one frame."""
+    modes = {"JPEG": ("RGB", "L"), "MPO": ("RGB", "L"), "WEBP": ("RGB",), "GIF": ("P", "L", "RGB")}
+    kind = str(image.format)
+    known = raw in _PLAIN_PNG if kind == "PNG" else image.mode in modes.get(kind, ())
+    still = kind == "MPO" or not getattr(image, "is_animated", False)
+    # Some decoders turn by XMP too.
+    upright = orientation(image) == 1 and b"tiff:Orientation" not in image.info.get("xmp", b"")
+    return known and still and upright and not image.has_transparency_data and CANVAS not in image.info
+
+
 def _damaged(error: BaseException) -> InvalidInput:
     return InvalidInput(
         f"the image file is damaged or ends early ({error}): send the whole file", reason="IMAGE_DAMAGED"
     )
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
-            return image  # exif_transpose would copy it
-        return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF says nothing about orientation; the picture itself is whole
-        return image
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        values: np.ndarray[Any, Any] = np.asarray(image)
-        image = Image.fromarray((np.clip(values, 0, 65535).astype(np.uint16) >> 8).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")

@@ -11,11 +11,11 @@ from sightline.sampler.v1 import sampler_pb2 as pb
 
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import SampleWork, ScoreWork
-from sightline_sampler.images import RequestImages
 from sightline_sampler.messages import selector_of
 from sightline_sampler.params import read_params
 from sightline_sampler.policies.loaded import PolicyLease
 from sightline_sampler.policies.registry import PolicyRegistry
+from sightline_sampler.request_images import RequestImages
 from sightline_sampler.settings import SamplerLimits
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]

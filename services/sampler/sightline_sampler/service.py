@@ -11,8 +11,8 @@ from sightline_chassis.service import Service
 from sightline_sampler import metrics
 from sightline_sampler.costs import COSTS
 from sightline_sampler.engines.factory import make_engine
-from sightline_sampler.images import RequestImages
 from sightline_sampler.policies.registry import PolicyRegistry
+from sightline_sampler.request_images import RequestImages
 from sightline_sampler.requests import RequestReader
 from sightline_sampler.servicer import SamplerServicer
 from sightline_sampler.settings import SamplerSettings
@@ -38,7 +38,7 @@ class SamplerService(Service):
         self.engine = make_engine(settings.engine, limits, on_step=metrics.STEP_ROWS.observe)
         traffic = Traffic(settings.policies.pause_wait_seconds)
         self.policies = PolicyRegistry(self.engine, settings.policies, traffic)
-        images = RequestImages(max_bytes=limits.image_store_mib << 20, max_image_bytes=limits.max_image_bytes)
+        images = RequestImages(limits.image_store_mib << 20, limits)
         self._servicer = SamplerServicer(
             self.engine,
             self.policies,

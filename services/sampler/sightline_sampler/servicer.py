@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 import grpc
 from sightline.convert import to_message
 from sightline.errors import SightlineError
+from sightline.picture_rule import PICTURE_RULE
 from sightline.sampler.types import Candidate, Policies, Summary
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
@@ -17,9 +19,9 @@ from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 from sightline_sampler import messages, metrics
 from sightline_sampler.draws import choose, refuse_unsupported
 from sightline_sampler.engines.base import Engine
-from sightline_sampler.images import RequestImages
 from sightline_sampler.policies.questions import read_questions
 from sightline_sampler.policies.registry import PolicyRegistry
+from sightline_sampler.request_images import RequestImages
 from sightline_sampler.requests import RequestReader
 from sightline_sampler.settings import GateSettings
 from sightline_sampler.traffic import Traffic
@@ -114,7 +116,8 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
 
     async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Context) -> pb.ListPoliciesResponse:
         """All policies, and what the engine can do."""
-        known = Policies(tuple(self._policies.all()), self._engine.capabilities(), self._policies.highest())
+        able = dataclasses.replace(self._engine.capabilities(), picture_rule=PICTURE_RULE)
+        known = Policies(tuple(self._policies.all()), able, self._policies.highest())
         return to_message(known, pb.ListPoliciesResponse)
 
 

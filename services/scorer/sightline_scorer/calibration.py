@@ -4,7 +4,7 @@ CLIP's cosines have no scale of their own (a good match may be 0.25 with one mod
 what part of a reference set's pairs scores lower, in per cent. It is fitted once by `sightline scorer calibrate` and
 stored as JSON:
 
-    {"format": 1, "weights_digest": "...", "preprocessing_digest": "...", "pairs": 5000,
+    {"format": 1, "weights_digest": "...", "preprocessing_digest": "...", "picture_rule": "1", "pairs": 5000,
      "cosines": [...], "percentiles": [...]}
 
 Both lists rise; between two points the curve is a straight line, outside it is 0 and 100.
@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from sightline.picture_rule import PICTURE_RULE
 
 FILE_NAME = "calibration.json"
 LEAST_PAIRS = 20
@@ -41,6 +42,8 @@ class Calibration:
     """[P], strictly rising."""
     levels: npt.NDArray[np.float64]
     """[P] percentiles 0 to 100, rising."""
+    picture_rule: str = PICTURE_RULE
+    """Version of the rule by which its pictures were read; "" where the file names none, as those of 0.1.0."""
     digest: str = ""
     """SHA-256 of the file, hexadecimal."""
 
@@ -57,6 +60,7 @@ class Calibration:
             "format": _FORMAT,
             "weights_digest": self.weights_digest,
             "preprocessing_digest": self.preprocessing_digest,
+            "picture_rule": self.picture_rule,
             "pairs": self.pairs,
             "cosines": [round(value, 7) for value in self.cosines.tolist()],
             "percentiles": [round(value, 5) for value in self.levels.tolist()],
@@ -98,6 +102,7 @@ def read(path: Path) -> Calibration:
             pairs=int(facts["pairs"]),
             cosines=np.array(facts["cosines"], dtype=np.float64),
             levels=np.array(facts["percentiles"], dtype=np.float64),
+            picture_rule=str(facts.get("picture_rule", "")),
             digest=hashlib.sha256(content).hexdigest(),
         )
     except (ValueError, KeyError, TypeError) as error:

@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from sightline.errors import PreconditionFailed, SightlineError
+from sightline.picture_rule import PICTURE_RULE
 from sightline.scorer.v1 import scorer_pb2 as pb
 
 from sightline_scorer import calibration as calibrations
@@ -278,6 +279,14 @@ def _scale(card: ModelCard, settings: ModelSettings) -> Scale:
             raise ValueError(f"models.{card.name}.calibration={path} is no file")
         return Scale.of(card, None, "")
     found = calibrations.read(path)
+    if found.picture_rule != PICTURE_RULE:
+        made = f"rule {found.picture_rule}" if found.picture_rule else "no named rule, as by Sightline 0.1.0"
+        logger.warning(
+            "a calibration was made with another picture rule: make it again by `sightline scorer calibrate`",
+            extra={"model": card.name, "file": str(path), "rule": found.picture_rule},
+        )
+        why = f" for picture rule {PICTURE_RULE} ({path.name} was made with {made})"
+        return Scale.of(card, None, why)
     if (found.weights_digest, found.preprocessing_digest) != (card.weights_digest, card.preprocessing_digest):
         logger.warning("a calibration belongs to other weights", extra={"model": card.name, "file": str(path)})
         return Scale.of(card, None, f" for these weights ({path.name} was fitted for others)")

@@ -9,6 +9,7 @@ from typing import Any
 
 import grpc
 from sightline.errors import InternalError, InvalidInput, PermissionDenied, SightlineError
+from sightline.picture_rule import PICTURE_RULE
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline.scorer.v1 import scorer_pb2_grpc
 from sightline_chassis.gate import charge
@@ -147,6 +148,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
         limits = self._limits
         return pb.ListModelsResponse(
             models=self._scoring.models.infos(),
+            picture_rule=PICTURE_RULE,
             other_versions=self._scoring.models.others,
             limits=pb.Limits(
                 max_image_bytes=limits.max_image_bytes,

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import yaml
-from sightline.errors import AlreadyExists, Cancelled, InvalidInput, NotFound, PreconditionFailed
+from sightline.errors import AlreadyExists, Cancelled, InvalidInput, NotFound, PreconditionFailed, SightlineError
 from sightline_chassis.settings import SettingsError
 
 from sightline_trainer.connections import Connections
@@ -145,7 +145,7 @@ class RunQueue:
 
         Raises:
             NotFound: there is none.
-            PreconditionFailed: all its iterations are done.
+            PreconditionFailed: all its iterations are done, or it was begun with another rule to read a picture.
         """
         run = self.get(run_id)
         with self._lock:
@@ -155,6 +155,8 @@ class RunQueue:
                     f"all iterations of run {run_id!r} are done; start another one with more of them",
                     reason="RUN_SUCCEEDED",
                 )
+            if (recipe := run.recipe()) is not None:
+                run.check(recipe)
             if state not in UNFINISHED:  # it may be the current one still, for a moment
                 self._enqueue(run)
             elif run_id == self._current:
@@ -201,8 +203,11 @@ class RunQueue:
             except Cancelled:
                 if self._closing and run_id not in self._stops:
                     run.set_state("queued")
-            except Exception:
+            except Exception as error:
                 logger.exception("run %s failed", run_id)
+                if run.state().get("state") == "queued":  # it was refused before it began
+                    reason = error.reason if isinstance(error, SightlineError) else "UNEXPECTED"
+                    run.set_state("failed", error=f"{type(error).__name__}: {error}", reason=reason)
             finally:
                 with self._lock:
                     if self._again and run.state().get("state") == "stopped":

@@ -2,7 +2,7 @@
 
     runs/<id>/
       recipe.yaml                  the resolved recipe
-      run.json                     id, state, error and its reason, versions of the packages
+      run.json                     id, state, error and its reason, versions of the packages and of the picture rule
       events.jsonl                 what happened, for people and watchers
       metrics.json                 one object per policy version, from the base model at version 0
       images/                      images that the dataset holds as bytes, by their SHA-256
@@ -33,6 +33,7 @@ from typing import Any, Literal
 
 import yaml
 from sightline.errors import PreconditionFailed
+from sightline.picture_rule import PICTURE_RULE
 
 from sightline_trainer.files import read_json, write_json, write_whole
 from sightline_trainer.recipe import Recipe
@@ -80,11 +81,19 @@ class RunDirectory:
         write_whole(self.root / "recipe.yaml", lambda aside: aside.write_text(text))
 
     def check(self, recipe: Recipe) -> None:
-        """See that the directory is free, or holds a run of this recipe.
+        """See that the directory is free, or holds a run of this recipe that read its pictures as this trainer does.
 
         Raises:
-            PreconditionFailed: it holds a run of another recipe.
+            PreconditionFailed: it holds a run of another recipe, or one begun with another rule to read a picture.
         """
+        rule = self.state().get("picture_rule", "")
+        if self._begun() and rule != PICTURE_RULE:
+            theirs = f"rule {rule}" if rule else "no named rule to read a picture, as by Sightline 0.1.0"
+            raise PreconditionFailed(
+                f"{self.root} was begun with {theirs}, and this trainer reads pictures by rule {PICTURE_RULE}: finish "
+                "it with the release that began it, or start a new run",
+                reason="PICTURE_RULE_DIFFERS",
+            )
         known = self.recipe()
         if known is not None and known.identity() != recipe.identity():
             raise PreconditionFailed(
@@ -106,12 +115,17 @@ class RunDirectory:
     def set_state(self, state: State, **facts: object) -> None:
         """Record where the run stands."""
         known = read_json(self.root / "run.json") or {"id": self.id, "created": time.time()}
+        if not self._begun():
+            known = {**known, "picture_rule": PICTURE_RULE}
         said = {"error": "", "reason": "", **facts, "state": state, "updated": time.time()}
         write_json(self.root / "run.json", {**known, **said})
 
     def state(self) -> Mapping[str, Any]:
         """What run.json says."""
         return read_json(self.root / "run.json") or {}
+
+    def _begun(self) -> bool:
+        return (self.root / "iterations").exists()
 
     def next_version(self, floor: int) -> int:
         """A policy version that nobody used: over `floor` and over all that stand in the directory."""

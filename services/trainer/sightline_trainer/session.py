@@ -22,6 +22,7 @@ from sightline_trainer.recipe import Recipe
 from sightline_trainer.rewards.clip import ClipScores
 from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.rewards.term import TermContext
+from sightline_trainer.same_pictures import check_sampler, check_scorer
 from sightline_trainer.serving import ServedSampler, serve
 
 T = TypeVar("T")
@@ -85,6 +86,7 @@ def connected(
         halt: asked several times a second; what it raises breaks the work off.
 
     Raises:
+        PreconditionFailed: a service reads pictures by another rule than the update.
         SightlineError: what failed; of several failures at once, the first.
     """
 
@@ -104,6 +106,8 @@ def connected(
             stack.push_async_callback(sampler.close)
             patient = outliving(recipe.reward.timeout_seconds)
             scorer = await stack.enter_async_context(AsyncScorerClient(reward, **patient, **shown.credentials(reward)))
+            await check_sampler(sampler, sampling)
+            await check_scorer(scorer, reward)
             session = Session(
                 recipe=recipe,
                 sampler=sampler,

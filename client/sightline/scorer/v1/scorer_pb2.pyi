@@ -309,14 +309,16 @@ class ListModelsRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class ListModelsResponse(_message.Message):
-    __slots__ = ("models", "limits", "other_versions")
+    __slots__ = ("models", "limits", "other_versions", "picture_rule")
     MODELS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     OTHER_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    PICTURE_RULE_FIELD_NUMBER: _ClassVar[int]
     models: _containers.RepeatedCompositeFieldContainer[ModelInfo]
     limits: Limits
     other_versions: _containers.RepeatedCompositeFieldContainer[ModelInfo]
-    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., other_versions: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ...) -> None: ...
+    picture_rule: str
+    def __init__(self, models: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., other_versions: _Optional[_Iterable[_Union[ModelInfo, _Mapping]]] = ..., picture_rule: _Optional[str] = ...) -> None: ...
 
 class ReloadModelsRequest(_message.Message):
     __slots__ = ()

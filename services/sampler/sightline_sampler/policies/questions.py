@@ -8,8 +8,8 @@ import numpy as np
 from sightline.errors import InvalidInput
 from sightline.sampler.v1 import sampler_pb2 as pb
 
-from sightline_sampler.images import RequestImages
 from sightline_sampler.policies.proving import ProbeQuestion
+from sightline_sampler.request_images import RequestImages
 from sightline_sampler.settings import GateSettings
 
 _MOST = 4096

@@ -62,7 +62,15 @@ class PolicyRegistry:
         self._versions.digests |= remembered.digests
         if remembered.active:
             logger.info("taking up policy %d again", remembered.active)
-            await self._stage(remembered.uri, remembered.active, ())
+            try:
+                await self._stage(remembered.uri, remembered.active, ())
+            except PreconditionFailed as error:
+                if error.reason != "PICTURE_RULE_DIFFERS":
+                    raise
+                raise PreconditionFailed(
+                    f"{error.message}; or delete sampler.json in policies.state_dir to start from the base model",
+                    reason=error.reason,
+                ) from error
             await self._activate(remembered.active, (), proven=True)
 
     @property

@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from sightline.errors import DataCorrupted, InvalidInput, NotFound, PermissionDenied, PreconditionFailed, SightlineError
+from sightline.picture_rule import PICTURE_RULE
 from sightline.sampler.manifest import ManifestError, PolicyManifest, manifest_digest, verify
 
 from sightline_sampler.policies.download import download, scheme_of
@@ -71,12 +72,22 @@ def verified(directory: Path) -> tuple[PolicyManifest, str]:
     Raises:
         NotFound: no such directory.
         DataCorrupted: a file is not the one of the manifest.
-        PreconditionFailed: half-written, a file missing or left over, or no proper manifest.
+        PreconditionFailed: half-written, a file missing or left over, no proper manifest, or trained by another rule to
+            read pictures.
     """
     try:
-        return verify(directory), manifest_digest(directory)
+        manifest = verify(directory)
+        digest = manifest_digest(directory)
     except ManifestError as error:
         raise _typed(error) from error
+    if manifest.picture_rule != PICTURE_RULE:
+        trained = f"rule {manifest.picture_rule}" if manifest.picture_rule else "no named rule, as by Sightline 0.1.0"
+        raise PreconditionFailed(
+            f"policy {manifest.version} in {directory} was trained on pictures read by {trained}, and this sampler "
+            f"reads them by rule {PICTURE_RULE}: train it again, or serve it with the release that made it",
+            reason="PICTURE_RULE_DIFFERS",
+        )
+    return manifest, digest
 
 
 def _typed(error: ManifestError) -> SightlineError:

@@ -11,10 +11,9 @@ import hashlib
 import json
 from typing import Any
 
-PARAMETER = "sightline"
+from sightline.picture_rule import PICTURE_RULE
 
-# What Sightline itself does to an image before open_clip's transform. A change of behaviour must change this text.
-PIXEL_RULES = "first frame; EXIF orientation applied; alpha on white; 16-bit grey to its high byte; RGB; v1"
+PARAMETER = "sightline"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,8 +57,10 @@ class ModelCard:
 
     @property
     def preprocessing_digest(self) -> str:
-        """SHA-256 of the preprocessing's parameters and of our own rules, hexadecimal."""
-        text = json.dumps({"open_clip": self.preprocess, "rules": PIXEL_RULES}, sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the preprocessing's parameters and of the rule to read a picture, hexadecimal."""
+        text = json.dumps(
+            {"open_clip": self.preprocess, "picture_rule": PICTURE_RULE}, sort_keys=True, separators=(",", ":")
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
     def to_json(self, **extra: object) -> str:

@@ -7,12 +7,14 @@ answer to the clean image; with `conditioned` to the noised one, as in the loss 
 
 from __future__ import annotations
 
-import io
 from typing import Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
+from sightline.pictures import write_png
 from sightline.sampler import DiffusionNoise, PixelNoise
+from sightline_chassis.images import decode
+from sightline_chassis.sections import ImageLimits
 
 from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
 from sightline_trainer.policy_candidates import PolicyCandidates
@@ -74,12 +76,8 @@ def noised(image: bytes, step: int, seed: int) -> bytes:
 
     x_t = sqrt(a_t) x + sqrt(1 - a_t) e, with a_t = prod(1 - b_s) and b = sigmoid(-6 .. 6) * (0.5e-2 - 1e-5) + 1e-5.
     """
-    from PIL import Image
-
     betas = (0.5e-2 - 1e-5) / (1 + np.exp(-np.linspace(-6, 6, 1000))) + 1e-5
     kept = float(np.cumprod(1 - betas)[step])
-    clean = np.asarray(Image.open(io.BytesIO(image)).convert("RGB"), dtype=np.float64) / 255
+    clean = np.asarray(decode(image, ImageLimits()), dtype=np.float64) / 255
     noisy = np.sqrt(kept) * clean + np.sqrt(1 - kept) * np.random.default_rng(seed).standard_normal(clean.shape)
-    buffer = io.BytesIO()
-    Image.fromarray((noisy.clip(0, 1) * 255).round().astype(np.uint8)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return write_png((noisy.clip(0, 1) * 255).round().astype(np.uint8))

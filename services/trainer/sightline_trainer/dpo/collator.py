@@ -8,7 +8,6 @@ features are kept.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,6 +15,9 @@ from typing import Any
 import PIL.Image
 import torch
 from cachetools import LRUCache
+from sightline.picture_rule import rgb
+from sightline_chassis.images import decode
+from sightline_chassis.sections import ImageLimits
 from torch import Tensor
 
 from sightline_trainer.dpo.packing import PromptTokens, pack
@@ -191,5 +193,4 @@ def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def _decoded(image: Any) -> PIL.Image.Image:
-    opened: PIL.Image.Image = PIL.Image.open(io.BytesIO(image["bytes"])) if isinstance(image, Mapping) else image
-    return opened.convert("RGB")
+    return decode(image["bytes"], ImageLimits()) if isinstance(image, Mapping) else rgb(image)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sightline.picture_rule import rgb
 from sightline_chassis.feature_cache import FeatureCache
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
@@ -33,7 +34,8 @@ def digest(image: Any) -> str:
     """The name of an image: of its encoded bytes where it comes as `datasets` stores it, else of its pixels."""
     if isinstance(image, Mapping):
         return hashlib.sha256(image["bytes"]).hexdigest()
-    return hashlib.sha256(f"{image.mode} {image.size} ".encode() + image.tobytes()).hexdigest()
+    picture = rgb(image)
+    return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
 
 
 def split_images(inputs: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

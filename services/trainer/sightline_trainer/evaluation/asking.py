@@ -17,6 +17,7 @@ from sightline.scorer import AsyncScorerClient
 
 from sightline_trainer.evaluation.answers import AnswerFile
 from sightline_trainer.outage import outliving
+from sightline_trainer.same_pictures import check_sampler, check_scorer
 
 TRY_SECONDS = 120.0  # of one question
 
@@ -63,7 +64,8 @@ class Asker:
 
         Raises:
             InvalidInput: an image is missing, or `answers` is of something else.
-            PreconditionFailed: the sampler's policy was exchanged meanwhile.
+            PreconditionFailed: the sampler's policy was exchanged meanwhile, or a service has another rule to read
+                pictures.
             SightlineError: a service is away for longer than ten minutes (the sampler at first: for 10 s), or refuses.
         """
         for item in items:
@@ -72,6 +74,7 @@ class Asker:
         policy = await self._policy()
         version = policy.version
         async with AsyncSamplerClient(self.sampler, **outliving(TRY_SECONDS), **self.credentials) as sampler:
+            await check_sampler(sampler, self.sampler)
             asked = {
                 "policy_version": version,
                 "policy_digest": policy.digest,
@@ -81,6 +84,8 @@ class Asker:
             }
             with AnswerFile(answers, asked) as kept:
                 async with self._scorer() as scorer:
+                    if scorer is not None:
+                        await check_scorer(scorer, self.scorer or "")
                     await self._missing(items, kept, sampler, scorer, version, progress)
                 return {item.key: kept.known[item.key] for item in items}, version
 

@@ -14,7 +14,6 @@ metric than `sightline eval pope` (docs/evaluation.md).
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +21,8 @@ from typing import Any
 
 from lmms_eval.api.model import lmms  # type: ignore[import-not-found,import-untyped,unused-ignore]
 from sightline.channel import Tls, Token
-from sightline.errors import Unsupported
+from sightline.errors import InvalidInput, Unsupported
+from sightline.pictures import image_bytes
 from sightline.sampler import SamplerClient, exact
 
 NAME = "sightline"
@@ -125,11 +125,10 @@ def _one_image(visuals: Any, where: str) -> bytes | Path:
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".gif"}:
             return path
         raise Unsupported(f"{where}: {visual} is no image; the sampler takes no videos", reason="IMAGE_UNUSABLE")
-    if not hasattr(visual, "save"):
-        raise Unsupported(f"{where}: a {type(visual).__name__} is no image", reason="IMAGE_UNUSABLE")
-    buffer = io.BytesIO()
-    visual.convert("RGB").save(buffer, format="PNG")
-    return buffer.getvalue()
+    try:
+        return image_bytes(visual)
+    except InvalidInput as error:
+        raise Unsupported(f"{where}: {error.message}", reason=error.reason) from error
 
 
 def _until(text: str, stops: str | Sequence[str] | None) -> str:

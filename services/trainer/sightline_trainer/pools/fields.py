@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import InvalidInput
+from sightline.pictures import image_bytes
 
 from sightline_trainer.files import write_whole
 from sightline_trainer.records.prompt import Prompt
@@ -72,11 +73,7 @@ def image_path(value: Any, base: Path, cache: Path | None) -> Path:
     if isinstance(value, str):
         return base / value
     if hasattr(value, "save"):  # a PIL image
-        import io
-
-        buffer = io.BytesIO()
-        value.save(buffer, format="PNG")
-        value = buffer.getvalue()
+        value = image_bytes(value)
     if not isinstance(value, bytes) or cache is None:
         raise InvalidInput(f"an image must be a path or bytes, not {type(value).__name__}", reason="DATASET_IMAGE")
     digest = hashlib.sha256(value).hexdigest()

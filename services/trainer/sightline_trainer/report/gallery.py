@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup, escape
-from PIL import Image
+from sightline.errors import InvalidInput
+from sightline_chassis.images import decode
+from sightline_chassis.sections import ImageLimits
 
 from sightline_trainer.evaluation.facts import Facts
 from sightline_trainer.pools import Pool, open_pool, side_files
@@ -111,15 +113,15 @@ class Pictures:
 
     @staticmethod
     def picture(prompt: Prompt) -> str:
-        """A data URI; "" where the file is gone."""
+        """A data URI; "" where the file is gone or cannot be used."""
         try:
-            with Image.open(prompt.image) as image:
-                image.thumbnail((THUMBNAIL, THUMBNAIL))
-                out = io.BytesIO()
-                kind = "PNG" if max(image.size) <= 128 else "JPEG"
-                image.convert("RGB").save(out, kind, quality=80)
-        except (OSError, ValueError):
+            image = decode(prompt.image.read_bytes(), ImageLimits())
+        except (OSError, InvalidInput):
             return ""
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        out = io.BytesIO()
+        kind = "PNG" if max(image.size) <= 128 else "JPEG"
+        image.save(out, kind, quality=80)
         return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 

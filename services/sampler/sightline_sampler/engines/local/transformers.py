@@ -27,6 +27,7 @@ from sightline.errors import InvalidInput, Unavailable
 from sightline.sampler.manifest import PolicyManifest
 from sightline.sampler.params import OPTIONS
 from sightline.sampler.types import Candidate, Capabilities, Distortion, ImageFree, Summary, TokenScores
+from sightline_chassis.images import decode
 
 from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
 from sightline_sampler.engines.local import selfcheck, teacher
@@ -38,7 +39,6 @@ from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
 from sightline_sampler.engines.local.rows import FinishedRow, Request
 from sightline_sampler.engines.local.stops import cut
 from sightline_sampler.engines.local.weights import Weights
-from sightline_sampler.images import decode
 from sightline_sampler.settings import EngineSettings, SamplerLimits
 
 
@@ -235,13 +235,13 @@ class TransformersEngine(Engine):
         return self._loaded, self._loop
 
     async def _prepare(self, prompt: str, image: EncodedImage | None, distortion: Distortion | None = None) -> Prepared:
-        builder, most = self._need()[0].builder, self._limits.max_image_pixels
+        builder = self._need()[0].builder
 
         def run() -> Prepared:
             if image is None:
                 return builder.prepare(prompt, None)
             builder.check(prompt)
-            return builder.prepare(prompt, decode(image.content, max_pixels=most), image.digest, distortion)
+            return builder.prepare(prompt, decode(image.content, self._limits), image.digest, distortion)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
 

@@ -30,6 +30,7 @@ from sightline.sampler.manifest import model_digest
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.types import Candidate, Summary
 from sightline_chassis import metrics as chassis_metrics
+from sightline_chassis.images import plain_file
 
 from sightline_sampler import metrics
 from sightline_sampler.engine_settings import EngineSettings, HttpEngineSettings
@@ -38,7 +39,6 @@ from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork
 from sightline_sampler.engines.remote.backend import Backend, Failure
 from sightline_sampler.engines.remote.chattext import ChatText
 from sightline_sampler.engines.remote.request_limit import RequestLimit
-from sightline_sampler.images import media_type, upright
 from sightline_sampler.settings import SamplerLimits
 
 logger = logging.getLogger(__name__)
@@ -120,14 +120,13 @@ class RemoteEngine(Engine):
         return str(directory if at is None else at / directory.name)
 
     async def image_url(self, image: EncodedImage) -> str:
-        """The image as a data URL, decoded once to see that it is one.
+        """The image as a data URL, which the engine reads as we do: decoded once to see that it is so.
 
         Raises:
-            InvalidInput: it is none, or has too many pixels.
+            InvalidInput: it is no image, or one over the limits.
         """
-        most = self._limits.max_image_pixels
-        content = await asyncio.to_thread(upright, image.content, max_pixels=most)
-        return f"data:{media_type(content)};base64,{base64.b64encode(content).decode()}"
+        content, media_type = await asyncio.to_thread(plain_file, image.content, self._limits)
+        return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
     async def until_up(self, seconds: float) -> None:
         """Look until the engine answers.

@@ -1,0 +1,42 @@
+"""The images of requests: sent once, then named by their SHA-256."""
+
+from __future__ import annotations
+
+from sightline.errors import InvalidInput
+from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline_chassis.image_store import ImageStore
+from sightline_chassis.images import check_size
+from sightline_chassis.sections import ImageLimits, ImageStoreSettings
+
+from sightline_sampler.engines.base import EncodedImage
+
+
+class RequestImages:
+    """Encoded images of past requests, least recently used out first. For the event loop's thread.
+
+    Args:
+        max_bytes: of all that are kept.
+        limits: of one image.
+    """
+
+    def __init__(self, max_bytes: int, limits: ImageLimits) -> None:
+        self._limits = limits
+        self._store = ImageStore(ImageStoreSettings(max_bytes=max_bytes))
+
+    def resolve(self, image: pb.Image) -> EncodedImage:
+        """The image of a request, from its bytes or by the digest of one sent before.
+
+        Raises:
+            InvalidInput: none, empty, too large, or a digest of the wrong size.
+            NotFound: no image of that digest is kept; send its bytes.
+        """
+        match image.WhichOneof("source"):
+            case "content":
+                check_size(len(image.content), self._limits)
+                return EncodedImage(image.content, self._store.keep(image.content).hex())
+            case "sha256":
+                return EncodedImage(self._store.get(image.sha256)(), image.sha256.hex())
+            case _:
+                raise InvalidInput(
+                    "the request has no image: set image.content or image.sha256", reason="IMAGE_MISSING"
+                )

@@ -1,0 +1,33 @@
+"""Whether the services that a run uses see the pictures that its update sees."""
+
+from __future__ import annotations
+
+from sightline.errors import PreconditionFailed
+from sightline.picture_rule import PICTURE_RULE
+from sightline.sampler import AsyncSamplerClient
+from sightline.scorer import AsyncScorerClient
+
+
+async def check_sampler(client: AsyncSamplerClient, address: str) -> None:
+    """See that a sampler reads pictures by this trainer's rule.
+
+    Raises:
+        PreconditionFailed: by another one.
+        SightlineError: it stays away.
+    """
+    _check("sampler", address, (await client.policies()).capabilities.picture_rule)
+
+
+async def check_scorer(client: AsyncScorerClient, address: str) -> None:
+    """See that a scorer reads pictures by this trainer's rule; as `check_sampler`."""
+    _check("scorer", address, (await client.list_models()).picture_rule)
+
+
+def _check(service: str, address: str, rule: str) -> None:
+    if rule != PICTURE_RULE:
+        theirs = f"rule {rule}" if rule else "no named rule, as Sightline 0.1.0 does"
+        raise PreconditionFailed(
+            f"the {service} at {address} reads pictures by {theirs}, and this trainer by rule {PICTURE_RULE}: run the "
+            "same release of Sightline on both",
+            reason="PICTURE_RULE_DIFFERS",
+        )

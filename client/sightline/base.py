@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Self, TypeAlias, TypeVar
 
 from sightline.channel import open_aio_channel, open_channel
 from sightline.credentials import Tls, Token
-from sightline.errors import SightlineError
+from sightline.errors import InvalidInput, SightlineError
 from sightline.many import Live
 from sightline.patience import TIMEOUT, Budget, Patience, Tries
 
@@ -91,7 +91,10 @@ class BaseClient:
 
     def _tries(self, timeout: float | None, *, slow: bool = False) -> Tries:
         patience = replace(self.patience, try_seconds=None) if slow else self.patience
-        return Tries(patience, self.timeout if timeout is None else timeout, self._budget)
+        seconds = self.timeout if timeout is None else timeout
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:  # NaN is not, too
+            raise InvalidInput(f"timeout is {seconds!r}: give seconds above 0", reason="TIMEOUT_INVALID")
+        return Tries(patience, seconds, self._budget)
 
     def _method(self, name: str) -> Any:
         return getattr(self._stubs[-1 if name in self._CONTROL else 0], name)

@@ -9,16 +9,31 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
+
+from sightline.errors import InvalidInput, SightlineError
 
 T = TypeVar("T")
 R = TypeVar("R")
+Outcome = TypeVar("Outcome")
 
 IN_FLIGHT = 32
 """Items read and not yet yielded, where the caller says nothing."""
 
 Progress: TypeAlias = Callable[[int, int | None], None]
 """Called with the number of items done, and of all items where that is known."""
+
+
+def row_of(row: object, form: str) -> list[Any]:
+    """The two or three parts of a row, as callers of `score_many` and `sample_many` hand it over.
+
+    Raises:
+        InvalidInput: ROW_UNUSABLE; it has another form than `form` says.
+    """
+    if not isinstance(row, tuple | list) or not 2 <= len(row) <= 3:
+        what = f"a {type(row).__name__}" + (f" of {len(row)}" if isinstance(row, tuple | list) else "")
+        raise InvalidInput(f"a row is {form}, not {what}", reason="ROW_UNUSABLE")
+    return list(row)
 
 
 class Live:
@@ -53,6 +68,38 @@ class Live:
             cancels = list(self._cancels)
         for cancel in cancels:
             cancel()
+
+
+class Sendable(Generic[T, R]):
+    """What can be sent of a call's items, made when it is read; an item that cannot be made fails alone.
+
+    Args:
+        items: as the caller gave them.
+        make: what is sent of one; raises SightlineError.
+    """
+
+    def __init__(self, items: Iterable[T], make: Callable[[T], R]) -> None:
+        self._items, self._make = items, make
+        self._errors: list[SightlineError | None] = []
+
+    def __iter__(self) -> Iterator[R]:
+        for item in self._items:
+            try:
+                made = self._make(item)
+            except SightlineError as error:
+                self._errors.append(error)
+                continue
+            self._errors.append(None)
+            yield made
+
+    def first(self) -> SightlineError | None:
+        """The first error."""
+        return next((error for error in self._errors if error is not None), None)
+
+    def merged(self, outcomes: Iterable[Outcome]) -> tuple[Outcome | SightlineError, ...]:
+        """The outcomes of what was sent, with the errors of the rest in their places."""
+        sent = iter(outcomes)
+        return tuple(next(sent) if error is None else error for error in self._errors)
 
 
 def count_of(items: object) -> int | None:

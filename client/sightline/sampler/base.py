@@ -82,8 +82,8 @@ class BaseSamplerClient(BaseClient):
     ) -> Flow[TokenScores]:
         request = pb.ScoreTokensRequest(
             image=wire.image_message(image),
-            prompt=prompt,
-            token_ids=[int(token) for token in token_ids],
+            prompt=wire.checked_prompt(prompt),
+            token_ids=wire.token_list(token_ids),
             policy=wire.selector_message(policy),
         )
         return from_message((yield Rpc("ScoreTokens", request, timeout)), TokenScores)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import TypeAlias
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
-from sightline.errors import SightlineError
+from sightline.errors import InvalidInput, SightlineError
+from sightline.many import row_of
 from sightline.sampler.streams import Image, SampleOptions
 from sightline.sampler.types import Samples
 from sightline.sampler.wire import image_content
+
+_OPTIONS = frozenset(SampleOptions.__annotations__)
 
 
 class PairOptions(SampleOptions, total=False):
@@ -41,17 +44,26 @@ class SampleItem:
     def __init__(self, pair: Pair, number: int, n: int, options: SampleOptions) -> None:
         self.outcome: SightlineError | None = None
         self.image: bytes | None = None
-        image, self.prompt, *own = pair
-        chosen: PairOptions = {"n": n, **options, **((own[0] if own else None) or {})}
-        self.n = chosen.pop("n")
-        self.options: SampleOptions = chosen
-        shared = options.get("request_id")
-        if shared and chosen.get("request_id") == shared:
-            self.options["request_id"] = f"{shared}-{number}"
+        self.options: SampleOptions = {}
         try:
+            image, self.prompt, *own = row_of(pair, "(image, prompt) or (image, prompt, options)")
+            chosen: PairOptions = {"n": n, **options, **_own_options(own)}
+            self.n = chosen.pop("n")
+            self.options = chosen
+            shared = options.get("request_id")
+            if shared and chosen.get("request_id") == shared:
+                self.options["request_id"] = f"{shared}-{number}"
             self.image = image_content(image)
         except SightlineError as error:
             self.outcome = error
+
+
+def _own_options(own: Sequence[Any]) -> PairOptions:
+    options = own[0] if own and own[0] is not None else {}
+    if not isinstance(options, Mapping) or (unknown := set(options) - {*PairOptions.__annotations__, *_OPTIONS}):
+        what = f"a {type(options).__name__}" if not isinstance(options, Mapping) else f"one with {sorted(unknown)}"
+        raise InvalidInput(f"a row's options are a mapping of the options of sample, not {what}", reason="ROW_UNUSABLE")
+    return cast(PairOptions, dict(options))
 
 
 def items_of(pairs: Iterable[Pair], n: int, options: SampleOptions) -> Iterator[SampleItem]:

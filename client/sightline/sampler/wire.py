@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -38,6 +38,24 @@ def digest_message(content: bytes) -> pb.Image:
     return pb.Image(sha256=hashlib.sha256(content).digest())
 
 
+def checked_prompt(prompt: object) -> str:
+    """The prompt, which is a string. Raises InvalidInput."""
+    if not isinstance(prompt, str):
+        raise InvalidInput(f"the prompt is a {type(prompt).__name__}, not a string", reason="PROMPT_NOT_A_STRING")
+    return prompt
+
+
+def token_list(token_ids: Iterable[Any]) -> list[int]:
+    """Token ids as they travel. Raises InvalidInput."""
+    try:
+        found = [int(token) for token in token_ids]
+    except (TypeError, ValueError) as error:
+        raise InvalidInput(f"token_ids are no list of whole numbers: {error}", reason="BAD_TOKEN_ID") from None
+    if not all(0 <= token < 1 << 31 for token in found):
+        raise InvalidInput("token_ids are below 0, or above 2147483647", reason="BAD_TOKEN_ID")
+    return found
+
+
 def selector_message(policy: PolicySelector | None) -> pb.PolicySelector | None:
     """Which policy must answer; None means the active one."""
     match policy:
@@ -65,7 +83,7 @@ def sample_request(
         return pb.SampleRequest(
             request_id=request_id,
             image=image_message(image),
-            prompt=prompt,
+            prompt=checked_prompt(prompt),
             num_candidates=n,
             seeds=seeds or (),
             seed=seed,
@@ -95,8 +113,8 @@ def probe_message(probe: Probe) -> pb.Probe:
     """A probe for the wire."""
     return pb.Probe(
         image=image_message(probe.image),
-        prompt=probe.prompt,
-        token_ids=[int(token) for token in probe.token_ids],
+        prompt=checked_prompt(probe.prompt),
+        token_ids=token_list(probe.token_ids),
         logprobs=[float(value) for value in probe.logprobs],
         previous_logprobs=[float(value) for value in probe.previous_logprobs],
     )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from sightline.base import BaseClient, Flow, Rpc
 from sightline.convert import from_message
-from sightline.errors import SightlineError
+from sightline.errors import InvalidInput, SightlineError
+from sightline.many import Sendable
 from sightline.pictures import image_bytes
 from sightline.scorer.many import Known, Outcome, ScoreItem, lost_image
 from sightline.scorer.types import EmbedResult, Models, ScoreResult, embed_result, score_result
@@ -17,6 +19,7 @@ from sightline.scorer.wire import (
     ImageDigest,
     LongText,
     ScoreOptions,
+    checked_text,
     digest_of,
     embed_requests,
     image_message,
@@ -53,20 +56,27 @@ class BaseScorerClient(BaseClient):
         half: bool,
         timeout: float | None,
     ) -> Flow[EmbedResult]:
+        if isinstance(texts, str):
+            raise InvalidInput("texts is one string: give a list of strings", reason="TEXTS_NOT_A_LIST")
+        sent_images, sent_texts = Sendable(images, image_message), Sendable(texts, checked_text)
         parts = []
-        for request in embed_requests(images, texts, model=model, long_text=long_text, half=half):
+        for request in embed_requests(sent_images, sent_texts, model=model, long_text=long_text, half=half):
+            if not (request.images or request.texts) and (error := sent_images.first() or sent_texts.first()):
+                raise error
             parts.append((yield Rpc("Embed", request, timeout)))
-        return embed_result(parts)
+        result = embed_result(parts)
+        return replace(result, images=sent_images.merged(result.images), texts=sent_texts.merged(result.texts))
 
     def _upload(self, images: Iterable[Image], timeout: float | None) -> Flow[list[ImageDigest | SightlineError]]:
         outcomes: list[ImageDigest | SightlineError] = []
-        for contents in upload_batches(map(image_bytes, images)):
+        sent = Sendable(images, image_bytes)
+        for contents in upload_batches(sent):
             digests = [digest_of(content) for content in contents]
             missing = yield from self._missing(list(dict.fromkeys(digests)), timeout)
             wanted = {one: content for one, content in zip(digests, contents, strict=True) if one in missing}
             failed = (yield from self._store(wanted, timeout)) if wanted else {}
             outcomes += [failed.get(digest) or ImageDigest(digest.hex()) for digest in digests]
-        return outcomes
+        return list(sent.merged(outcomes))
 
     def _list_models(self, timeout: float | None) -> Flow[Models]:
         return from_message((yield Rpc("ListModels", pb.ListModelsRequest(), timeout)), Models)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 from sightline.errors import NotFound, SightlineError
+from sightline.many import row_of
 from sightline.scorer.types import ScoreResult, score_result
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline.scorer.wire import Image, ScoreOptions, digest_of, image_message, score_request
@@ -28,7 +29,7 @@ class ScoreItem:
         self.outcome: SightlineError | None = None
         self.content = self.digest = b""
         try:
-            image, texts, *phrases = pair
+            image, texts, *phrases = row_of(pair, "(image, texts) or (image, texts, phrases)")
             self.inline = score_request(image_message(image), texts, phrases[0] if phrases else None, options)
         except SightlineError as error:
             self.outcome = error

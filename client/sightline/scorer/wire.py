@@ -95,17 +95,27 @@ def score_request(
     image: pb.Image, texts: Sequence[str], phrases: Sequence[Sequence[str]] | None, options: ScoreOptions
 ) -> pb.ScoreRequest:
     """A request. Raises InvalidInput where it cannot be one."""
+    if unknown := set(options) - set(ScoreOptions.__annotations__):
+        raise InvalidInput(
+            f"there is no option {', '.join(sorted(unknown))}: there are {', '.join(ScoreOptions.__annotations__)}",
+            reason="OPTION_UNKNOWN",
+        )
     found = text_list(texts)
     request = pb.ScoreRequest(
         image=image,
         texts=found,
-        model=options.get("model", ""),
+        model=_model_name(options.get("model", "")),
         long_text=_choice("long_text", options.get("long_text", "sentences"), _LONG_TEXTS),
         kind=_choice("kind", options.get("kind", "default"), _KINDS),
         unit=_choice("unit", options.get("unit", "whole" if phrases is None else "phrases"), _UNITS),
         aggregation=_choice("aggregation", options.get("aggregation", "mean"), _AGGREGATIONS),
     )
     if phrases is not None:
+        if isinstance(phrases, str) or not isinstance(phrases, Sequence):
+            raise InvalidInput(
+                f"phrases is a {type(phrases).__name__}: give a list of strings for each text",
+                reason="PHRASES_MISMATCH",
+            )
         if len(phrases) != len(found):
             raise InvalidInput(
                 f"{len(phrases)} lists of phrases for {len(found)} texts: give one for each text, empty where it has "
@@ -116,27 +126,37 @@ def score_request(
     return request
 
 
-def _choice(name: str, value: str, known: Mapping[str, int]) -> Any:
-    if value not in known:
+def _model_name(value: object) -> str:
+    if not isinstance(value, str) or not value.isascii():
+        raise InvalidInput(f"model is {value!r}, not the name of one: see list_models()", reason="MODEL_UNKNOWN")
+    return value
+
+
+def _choice(name: str, value: object, known: Mapping[str, int]) -> Any:
+    if not isinstance(value, str) or value not in known:
         raise InvalidInput(f"{name} is {value!r}: one of {', '.join(known)}", reason=f"{name.upper()}_UNKNOWN")
     return known[value]
 
 
 def text_list(texts: Sequence[str], name: str = "texts") -> list[str]:
     """The texts, checked for what protobuf cannot carry. Raises InvalidInput."""
-    if isinstance(texts, str):
-        raise InvalidInput(f"{name} is one string: give a list of strings", reason="TEXTS_NOT_A_LIST")
-    found = list(texts)
-    for index, text in enumerate(found):
-        if not isinstance(text, str):
-            raise InvalidInput(f"{name}[{index}] is a {type(text).__name__}, not a string", reason="TEXT_NOT_A_STRING")
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise InvalidInput(
-                f"{name}[{index}] holds half of a surrogate pair, which is no Unicode text", reason="TEXT_NOT_UNICODE"
-            ) from None
-    return found
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        what = "one string" if isinstance(texts, str) else f"a {type(texts).__name__}"
+        raise InvalidInput(f"{name} is {what}: give a list of strings", reason="TEXTS_NOT_A_LIST")
+    return [checked_text(text, f"{name}[{index}]") for index, text in enumerate(texts)]
+
+
+def checked_text(text: object, name: str = "a text") -> str:
+    """The text, which protobuf can carry. Raises InvalidInput."""
+    if not isinstance(text, str):
+        raise InvalidInput(f"{name} is a {type(text).__name__}, not a string", reason="TEXT_NOT_A_STRING")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidInput(
+            f"{name} holds half of a surrogate pair, which is no Unicode text", reason="TEXT_NOT_UNICODE"
+        ) from None
+    return text
 
 
 def upload_pieces(images: Iterable[tuple[bytes, bytes]]) -> Iterator[pb.UploadImagesRequest]:
@@ -171,26 +191,25 @@ def upload_outcomes(response: pb.UploadImagesResponse) -> dict[bytes, SightlineE
 
 
 def embed_requests(
-    images: Iterable[Image], texts: Sequence[str], *, model: str, long_text: LongText, half: bool
+    images: Iterable[pb.Image], texts: Iterable[str], *, model: str, long_text: LongText, half: bool
 ) -> Iterator[pb.EmbedRequest]:
     """Requests of bounded size; at least one, so that the service refuses nothing at all. Raises InvalidInput."""
 
     def fresh() -> pb.EmbedRequest:
         return pb.EmbedRequest(
-            model=model,
+            model=_model_name(model),
             long_text=_choice("long_text", long_text, _LONG_TEXTS),
             format=pb.EMBEDDING_FORMAT_FLOAT16 if half else pb.EMBEDDING_FORMAT_FLOAT32,
         )
 
     request, size, sent = fresh(), 0, False
-    for image in images:
-        message = image_message(image)
+    for message in images:
         if request.images and (len(request.images) >= _EMBED_IMAGES or size + len(message.content) > _REQUEST_BYTES):
             yield request
             request, size, sent = fresh(), 0, True
         request.images.append(message)
         size += len(message.content)
-    rest = text_list(texts)
+    rest = list(texts)
     while rest or request.images or not sent:
         request.texts.extend(rest[:_EMBED_TEXTS])
         rest = rest[_EMBED_TEXTS:]

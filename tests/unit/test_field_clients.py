@@ -1,0 +1,118 @@
+"""Calls in the ways in which people write them: one bad row fails alone, and a bad call is refused by name."""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scorer_models import encoded
+from scorer_scripted import Scripted, scripted
+from sightline import AsyncScorerClient, SamplerClient, ScorerClient
+from sightline.errors import InvalidInput, SightlineError
+from sightline.sampler.many import SampleItem
+
+pytestmark = pytest.mark.field
+
+FILE = encoded(Image.fromarray(np.zeros((8, 8, 3), np.uint8)))
+ROWS = [None, float("nan"), (FILE,), (FILE, ["a"], [["b"]], 4), 3, "ab", {"image": FILE, "texts": ["a"]}]
+
+
+@pytest.fixture
+def there() -> Iterator[tuple[Scripted, str]]:
+    with scripted() as found:
+        yield found
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_a_row_of_another_form_fails_alone(there: tuple[Scripted, str], row: Any) -> None:
+    rows = [(FILE, ["a cat"]), row, (FILE, ["a dog"])]
+    with ScorerClient(there[1]) as client:
+        outcomes = list(client.score_many(rows))
+    assert [isinstance(outcome, SightlineError) for outcome in outcomes] == [False, True, False]
+    assert outcomes[1].reason == "ROW_UNUSABLE"  # type: ignore[union-attr]
+
+    async def many() -> list[Any]:
+        async with AsyncScorerClient(there[1]) as client:
+            return [outcome async for outcome in client.score_many(rows)]
+
+    assert [isinstance(outcome, SightlineError) for outcome in asyncio.run(many())] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ((FILE, None), "TEXTS_NOT_A_LIST"),
+        ((FILE, 3), "TEXTS_NOT_A_LIST"),
+        ((FILE, "a cat"), "TEXTS_NOT_A_LIST"),
+        ((FILE, [None]), "TEXT_NOT_A_STRING"),
+        ((FILE, ["a \ud83d cat"]), "TEXT_NOT_UNICODE"),
+        ((FILE, ["a"], [None]), "TEXTS_NOT_A_LIST"),
+        ((FILE, ["a"], 3), "PHRASES_MISMATCH"),
+        ((FILE, ["a"], [["b"], ["c"]]), "PHRASES_MISMATCH"),
+        ((None, ["a"]), "IMAGE_UNUSABLE"),
+        ((float("nan"), ["a"]), "IMAGE_UNUSABLE"),
+    ],
+)
+def test_a_row_with_a_bad_part_fails_alone(there: tuple[Scripted, str], row: Any, reason: str) -> None:
+    with ScorerClient(there[1]) as client:
+        outcomes = list(client.score_many([row, (FILE, ["a dog"])]))
+        assert [isinstance(outcome, SightlineError) for outcome in outcomes] == [True, False]
+        assert outcomes[0].reason == reason  # type: ignore[union-attr]
+        with pytest.raises(InvalidInput) as refused:
+            client.score(row[0], row[1], phrases=row[2] if len(row) > 2 else None)
+        assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"model": 3}, "MODEL_UNKNOWN"),
+        ({"model": "a\ud83d"}, "MODEL_UNKNOWN"),
+        ({"kind": None}, "KIND_UNKNOWN"),
+        ({"modle": "tiny"}, "OPTION_UNKNOWN"),
+        ({"timeout": float("nan")}, "TIMEOUT_INVALID"),
+        ({"timeout": -1}, "TIMEOUT_INVALID"),
+        ({"timeout": "5"}, "TIMEOUT_INVALID"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused_by_name(
+    there: tuple[Scripted, str], options: dict[str, Any], reason: str
+) -> None:
+    with ScorerClient(there[1]) as client:
+        with pytest.raises(InvalidInput) as refused:
+            client.score(FILE, ["a"], **options)
+        assert refused.value.reason == reason
+        assert client.score(FILE, ["a"], timeout=None).value.tolist() == [1.0]
+
+
+def test_an_image_or_text_that_cannot_be_sent_stands_as_its_error(there: tuple[Scripted, str]) -> None:
+    with ScorerClient(there[1]) as client:
+        result = client.embed([None, b"a"], ["a", "b\ud83d"])  # type: ignore[list-item]
+        assert [isinstance(one, SightlineError) for one in result.images] == [True, False]
+        assert [isinstance(one, SightlineError) for one in result.texts] == [False, True]
+        stored = client.upload([FILE, None, FILE])  # type: ignore[list-item]
+        assert [isinstance(one, SightlineError) for one in stored] == [False, True, False]
+        with pytest.raises(InvalidInput):
+            client.embed([None])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("row", [*ROWS[:4], "ab", (FILE, "p", 3), (FILE, "p", {"temprature": 1}), (float("nan"), "p")])
+def test_a_row_of_sample_many_fails_alone(row: Any) -> None:
+    item = SampleItem(row, 1, 2, {})
+    assert isinstance(item.outcome, InvalidInput)
+
+
+@pytest.mark.parametrize("bad", [(FILE, None), (FILE, 3), (FILE, "a \ud83d"), (FILE, "p", {"seeds": ["a"]})])
+def test_a_prompt_of_another_kind_fails_its_row_alone(bad: Any) -> None:
+    with SamplerClient("127.0.0.1:9") as client:
+        (outcome,) = client.sample_many([bad], 2)
+    assert isinstance(outcome, InvalidInput)
+
+
+def test_tokens_of_another_kind_are_refused_by_name() -> None:
+    with SamplerClient("127.0.0.1:9") as client:
+        for tokens in ([None], ["a"], [2**40], 3):
+            with pytest.raises(InvalidInput):
+                client.score_tokens(FILE, "p", tokens)  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,6 +9,7 @@ from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.amber import Amber, read_responses
 from sightline_trainer.evaluation.captions import read_captions
 from sightline_trainer.evaluation.coco import CocoObjects, Compat, load_truth
+from sightline_trainer.evaluation.lines import read_value
 from sightline_trainer.evaluation.pope import Rule, read_answers, read_questions
 from sightline_trainer.evaluation.result import Result, differences_json
 from sightline_trainer.evaluation.result import compare as compare_results
@@ -26,26 +26,34 @@ from sightline_trainer.evaluation.words import (
 from sightline_cli.eval_output import bars, emit, emit_differences
 
 
-def chair(captions: Path, truth: list[Path], compat: str, out: Path | None, details: bool, seed: int) -> None:
-    """CHAIR of a file of captions."""
+def chair(
+    captions: Path, truth: list[Path], keys: tuple[str, str], compat: str, out: Path | None, details: bool, seed: int
+) -> None:
+    """CHAIR of a file of captions; `keys` are those of image id and caption."""
     kept = cast(Compat, compat)
     objects = CocoObjects(kept)
-    told = read_captions(captions)
+    told = read_captions(captions, image_id_key=keys[0], caption_key=keys[1])
     known = load_truth(truth, objects)
     with bars(out) as progress:
         result = chair_result(told, known, objects, compat=kept, progress=progress("reading captions"))
     emit(result, out, details=details, seed=seed)
 
 
-def pope(answers: Path, questions: Path, rule: str, compat: str, out: Path | None, details: bool, seed: int) -> None:
+def pope(
+    answers: Path,
+    questions: Path,
+    rule: str,
+    compat: str,
+    trust_ids: bool,
+    out: Path | None,
+    details: bool,
+    seed: int,
+) -> None:
     """POPE of a file of answers."""
     asked = read_questions(questions)
-    emit(
-        pope_result(asked, read_answers(answers, asked, compat), rule=cast(Rule, rule)),
-        out,
-        details=details,
-        seed=seed,
-    )
+    given = read_answers(answers, asked, compat, trust_ids=trust_ids)
+    result = pope_result(asked, given.by_id, rule=cast(Rule, rule), checked=given.checked)
+    emit(result, out, details=details, seed=seed)
 
 
 def amber(
@@ -87,8 +95,8 @@ def nouns_of(text: str, amber: Amber) -> Nouns:
 
 def _result(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = read_value(path)
+    except InvalidInput as error:
         raise InvalidInput(f"{path} is no result of sightline eval ({error})", reason="RESULT") from None
     if not isinstance(value, dict):
         raise InvalidInput(f"{path} is no result of sightline eval", reason="RESULT")

@@ -92,7 +92,9 @@ def test_a_margin_is_what_the_chosen_side_must_win_by(model: Path, pairs: Datase
     assert loss_of(trainer).item() == pytest.approx(expected.item(), rel=1e-5)
     # The figures are those of the policy, without the margin.
     assert trainer.figures[-1]["margin"] == pytest.approx((0.1 * (chosen - rejected)).mean().item(), rel=1e-4)
-    assert trainer.figures[-1]["kl_to_reference"] == pytest.approx(((chosen + rejected) / 2).mean().item(), rel=1e-4)
+    assert trainer.figures[-1]["logratio_to_reference"] == pytest.approx(
+        ((chosen + rejected) / 2).mean().item(), rel=1e-4
+    )
 
 
 def noised(pairs: Dataset) -> Dataset:

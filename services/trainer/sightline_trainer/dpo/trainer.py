@@ -157,7 +157,8 @@ class FastDPOTrainer(DPOTrainer):
         return {**model, "use_cache": False, "labels": labels, "fused_lm_head": True}
 
     def _measure(self, loss: Tensor, output: Any, chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> None:
-        """Figures of the global batch: log-probs and k1 estimate of the KL in nats, margin and accuracy of the rewards.
+        """Figures of the global batch: log-probs in nats, margin and accuracy of the rewards, the mean log-ratio to
+        the reference of the pairs' sides (texts of an earlier policy: no KL; that is `evaluation.divergence`).
 
         Raises:
             InternalError: the loss is not finite, on whichever process.
@@ -175,7 +176,7 @@ class FastDPOTrainer(DPOTrainer):
             "rejected_logp": logps[1].mean(),
             "margin": self.beta * gap.mean(),
             "accuracy": (gap > 0).float().mean(),
-            "kl_to_reference": (chosen + rejected).mean() / 2,
+            "logratio_to_reference": (chosen + rejected).mean() / 2,
         }
         values = self.accelerator.reduce(torch.stack(list(figures.values())), reduction="mean").tolist()
         self.figures.append(dict(zip(figures, values, strict=True)))

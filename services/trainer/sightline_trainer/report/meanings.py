@@ -48,7 +48,7 @@ MEANINGS = {
     ),
     "accuracy": (
         "Share of pairs in which the update raised the chosen text more than the rejected one. 0.5 is a coin; "
-        "worry below it, and above 0.98, when pairs are too easy to teach anything."
+        "worry below it, and above 0.99, when pairs are too easy to teach anything."
     ),
     "pairs": (
         "Prompts of each iteration that gave a pair, and why the others gave none. Worry when less than a fifth "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, cast
 
+from rich.console import Console
 from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.amber import Amber, read_responses
 from sightline_trainer.evaluation.captions import read_captions
@@ -72,8 +73,20 @@ def amber(
 
 
 def compare(one: Path, other: Path, out: Path | None, seed: int) -> None:
-    """The paired differences of two results."""
-    emit_differences(differences_json(compare_results(_result(one), _result(other), seed=seed)), out)
+    """The paired differences of two results. What else than the policy differs between them is told on stderr."""
+    results = [_result(path) for path in (one, other)]
+    found = differences_json(compare_results(results[0], results[1], seed=seed))
+    if unlike := unlike_settings(*(result.get("settings") for result in results)):
+        Console(stderr=True).print(f"not only the policies differ: {unlike}", soft_wrap=True, highlight=False)
+    emit_differences(found, out)
+
+
+def unlike_settings(one: Any, other: Any) -> str:
+    """Settings of two results that are not the same, the policy's version left out: "compat mended, official"."""
+    sides = [dict(each) if isinstance(each, dict) else {} for each in (one, other)]
+    names = sorted({*sides[0], *sides[1]} - {"policy_version"})
+    unlike = [name for name in names if sides[0].get(name) != sides[1].get(name)]
+    return "; ".join(f"{name} {sides[0].get(name)}, {sides[1].get(name)}" for name in unlike)
 
 
 def similarity_of(text: str) -> Similarity:

@@ -279,6 +279,20 @@ def test_a_response_that_is_null_is_no_answer(tmp_path: Path) -> None:
         read_responses(rows(tmp_path / "r.jsonl", {"id": True, "response": "a"}), amber)
 
 
+# Two results ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_of_unlike_measurements_says_so(tmp_path: Path) -> None:
+    given = ["--captions", FIXTURES / "chair_captions.jsonl", "--truth", FIXTURES / "chair_truth.json", "--details"]
+    one, other = tmp_path / "one.json", tmp_path / "other.json"
+    sightline("chair", *given, "--json", one)
+    sightline("chair", *given, "--json", other, "--compat", "official")
+    told = sightline("compare", one, other)
+    assert told.exit_code == 0
+    assert "not only the policies differ: compat mended, official" in told.stderr
+    assert sightline("compare", one, one).stderr == ""
+
+
 # Tables -------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,8 @@ from datasets import Dataset
 from dpo_models import dpo_recipe, make_family, random_pairs, shake
 from PIL import Image
 from sightline.errors import PreconditionFailed
-from sightline_trainer.dpo.losses import NAMES, check_losses, fold_pairs
+from sightline_trainer.dpo.loss_names import NAMES
+from sightline_trainer.dpo.losses import check_losses, fold_pairs
 from sightline_trainer.dpo.reference_logprobs import add_reference, token_logprobs
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.update import update

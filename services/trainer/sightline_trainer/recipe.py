@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
-from sightline_chassis.settings import Section, load_settings
+from sightline_chassis.settings import Section, SettingsError, SettingsRead, read_settings
 
 from sightline_trainer.candidates import CANDIDATES
+from sightline_trainer.contradictions import contradictions
 from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.parts import Parts, parts_of
 from sightline_trainer.rewards import REWARDS
@@ -83,10 +84,30 @@ class Recipe(Section):
         return tree
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `key.subkey=value` overrides.
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> Recipe:
+    """Read a recipe file and apply ``key.subkey=value`` overrides; see `read_recipe`."""
+    return read_recipe(path, overrides, environment=environment).settings
+
+
+def read_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> SettingsRead[Recipe]:
+    """A recipe, and where each value came from.
+
+    Args:
+        environment: whether SIGHTLINE_RECIPE__ variables of this process have a say.
 
     Raises:
-        SettingsError: the file can't be read, a key is unknown or a value is out of bounds; says which and why.
+        SettingsError: the file can't be read, a key is unknown, a value is out of bounds, or keys contradict each
+            other; says which and why.
     """
-    return load_settings(Recipe, service="recipe", config=path, overrides=overrides)
+    read = read_settings(Recipe, service="recipe", config=path, overrides=overrides, environment=environment)
+    recipe = read.settings
+    faults = contradictions(
+        recipe.candidates.chosen(),
+        recipe.reward.terms.chosen(),
+        recipe.filters.chosen(),
+        recipe.pairing.chosen(),
+        recipe.dpo,
+    )
+    if told := "; ".join(faults):
+        raise SettingsError(f"{path}: {told}")
+    return read

@@ -16,7 +16,7 @@ import re
 from array import array
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from pydantic import Field
@@ -32,6 +32,8 @@ from sightline_trainer.records.response import Response
 
 class QuestionAnswer(CandidatePart):
     """Questions with right and wrong answers, from the dataset."""
+
+    writes: ClassVar[tuple[str, ...]] = ("right_answer", "wrong_answer")
 
     share: float = Field(
         1 / 15, gt=0.0, le=1.0, description="Share of the prompts that get a question (CLIP-DPO: 50 K of 750 K pairs)."

@@ -21,16 +21,7 @@ from sightline.errors import PreconditionFailed
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-TRL = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
-POVID = ("povid_paper", "povid_code")
-NAMES = TRL + POVID
-# Functions of the difference between both sides' rewards: a margin per pair means something there.
-_WITH_MARGIN = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "povid_code"}
-# They sort the batch: a weight per pair would land on another pair.
-_SORTING = {"aot", "aot_unpaired"}
+from sightline_trainer.dpo.loss_names import loss_fault
 
 
 def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, label_smoothing: float) -> None:
@@ -39,18 +30,7 @@ def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, labe
     Raises:
         PreconditionFailed: no or an unknown loss, or one that margins or weights make no sense for.
     """
-    unknown = sorted(set(losses) - set(NAMES))
-    fault = None
-    if unknown or not losses:
-        fault = f"dpo.loss names {unknown or 'nothing'}; known are {', '.join(NAMES)}"
-    elif margins and not set(losses) <= _WITH_MARGIN | {"sft"}:
-        fault = f"dpo.margin_scale works with {', '.join(sorted(_WITH_MARGIN))}, not with {', '.join(losses)}"
-    elif weights and set(losses) & _SORTING:
-        fault = "the losses aot and aot_unpaired sort the batch; leave out the pairs' `weight` column"
-    elif "exo_pair" in losses and label_smoothing == 0.0:
-        fault = "the loss exo_pair needs dpo.label_smoothing > 0; its paper takes 1e-3"
-    elif len(set(losses) & set(POVID)) == 2:
-        fault = "dpo.loss has both povid_paper and povid_code, which need the image of y_n to be different; take one"
+    fault = loss_fault(losses, margins=margins, weights=weights, label_smoothing=label_smoothing)
     if fault:
         raise PreconditionFailed(fault, reason="LOSS_UNUSABLE")
 

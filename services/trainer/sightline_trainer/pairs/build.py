@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 
-from sightline_trainer.files import write_whole
+from sightline_trainer.files import read_table, write_whole
 from sightline_trainer.pairs.filter import FilterPart
 from sightline_trainer.pairs.rule import RulePart
 from sightline_trainer.records.prompt import Prompt
@@ -160,14 +160,14 @@ def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_pairs(path: Path) -> Dataset:
-    """The pairs of an iteration as a `datasets.Dataset`; images are decoded when looked at."""
-    return Dataset(pq.read_table(path)).cast(FEATURES)
+    """The pairs of an iteration as a ``datasets.Dataset``; images are decoded when looked at."""
+    return Dataset(read_table(path)).cast(FEATURES)
 
 
 def to_train_on(path: Path) -> Dataset:
     """As `read_pairs`, without weights that are all 1 and images of rejected sides that have none of their own: the
     update has less to do then."""
-    table = pq.read_table(path, columns=["weight", "rejected_images"]).to_pylist()
+    table = read_table(path, columns=["weight", "rejected_images"]).to_pylist()
     needless = [
         *(["weight"] if all(row["weight"] == 1.0 for row in table) else []),
         *(["rejected_images"] if not any(row["rejected_images"] for row in table) else []),

@@ -130,7 +130,7 @@ def _row(
         "rejected_ids": rejected.token_ids,
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
-        "margin": chosen.reward - rejected.reward,
+        "margin": round(chosen.reward - rejected.reward, 6),  # rewards have two decimals, their difference noise
         "weight": weight,
         "rule": rule,
         "chosen_source": chosen.source,

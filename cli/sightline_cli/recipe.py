@@ -1,4 +1,4 @@
-"""``sightline recipe``: what a recipe comes to, and what its keys mean."""
+"""`sightline recipe`: what a recipe comes to, and what its keys mean."""
 
 from __future__ import annotations
 

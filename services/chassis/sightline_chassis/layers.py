@@ -91,7 +91,7 @@ def _shape(annotation: Any, standing: Any = None) -> KeyShape:
 
 
 class Layers:
-    """Values laid over each other: ``tree`` is what came of it, without what is left to the defaults."""
+    """Values laid over each other: `tree` is what came of it, without what is left to the defaults."""
 
     def __init__(self, model: type[Section]) -> None:
         self.tree: dict[str, Any] = {}
@@ -99,7 +99,7 @@ class Layers:
         self._origins: dict[Keys, str] = {}
 
     def lay(self, keys: Keys, value: Any, origin: str) -> None:
-        """Put ``value`` at ``keys``, over what is there. No keys: a mapping of all.
+        """Put `value` at `keys`, over what is there. No keys: a mapping of all.
 
         Raises:
             SettingsError: a key leads into a value.
@@ -130,7 +130,7 @@ class Layers:
             self._record(path, value, origin)
 
     def _opened(self, shape: KeyShape, tree: dict[str, Any], path: Keys, origin: str) -> dict[str, Any]:
-        """The mapping at the end of ``path``, which a key leads into."""
+        """The mapping at the end of `path`, which a key leads into."""
         known = tree.get(path[-1])
         if shape.is_value or not (known is None or isinstance(known, dict | bool)):
             raise SettingsError(f"{origin}: {path[-1]} is a value, not a section")
@@ -151,12 +151,12 @@ class Layers:
             self._origins[path] = origin
 
     def origin(self, keys: Keys) -> str | None:
-        """Which layer said what stands at ``keys``, or something of it; None where it is left to the defaults."""
+        """Which layer said what stands at `keys`, or something of it; None where it is left to the defaults."""
         if keys in self._origins:
             return self._origins[keys]
         below = [origin for known, origin in self._origins.items() if known[: len(keys)] == keys]
         return below[-1] if below else None
 
     def layer_of(self, keys: Keys) -> str | None:
-        """Whom to tell of a fault at ``keys``: the layer that named it, or else what it stands in."""
+        """Whom to tell of a fault at `keys`: the layer that named it, or else what it stands in."""
         return next((found for n in range(len(keys), 0, -1) if (found := self.origin(keys[:n]))), None)

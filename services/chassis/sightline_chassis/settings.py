@@ -29,8 +29,8 @@ from sightline_chassis.sections import (
     Section,
     ServerSettings,
     ServiceSettings,
-    Target,
     Table,
+    Target,
     TlsSettings,
 )
 
@@ -42,9 +42,9 @@ __all__ = [
     "ServerSettings",
     "ServiceSettings",
     "SettingsError",
-    "Target",
     "SettingsRead",
     "Table",
+    "Target",
     "TlsSettings",
     "load_settings",
     "read_settings",

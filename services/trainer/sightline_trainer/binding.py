@@ -2,7 +2,7 @@
 
 What changes neither pairs, policies nor measurements (addresses, threads, timeouts, more iterations) binds nothing.
 What defines candidates or their rewards binds the whole run. A change further down redoes the stages from there on:
-what they made is moved into ``replaced/`` and made anew, with what came before it kept.
+what they made is moved into `replaced/` and made anew, with what came before it kept.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def bound_by(key: str) -> Bound:
 
 
 def obsolete(iterations: Path, changed: set[Bound], *, ahead: bool) -> Iterator[Path]:
-    """What stands under ``iterations`` and would come out otherwise now; files, or whole iterations.
+    """What stands under `iterations` and would come out otherwise now; files, or whole iterations.
 
     Args:
         changed: stages that a changed key defines.

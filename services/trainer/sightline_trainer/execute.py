@@ -108,7 +108,7 @@ def execute(
             with reported:
                 observers = Fanout(EventLog(run.events), observer, reported)
                 if redone:
-                    log.warning("run %s: %s", run.id, redone)
+                    logger.warning("run %s: %s", run.id, redone)
                     observers(Event(stage="start", message=redone))
                 table = Loop(known.complete(recipe), run, observers, known, halt).run()
         except (KeyboardInterrupt, SystemExit, Cancelled):

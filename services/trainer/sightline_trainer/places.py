@@ -1,6 +1,6 @@
 """Places: the paths that a recipe names, in a form that holds wherever its run lies and from wherever it is read.
 
-In a run's recipe.yaml a path inside of the run is ``run:data/align`` (relative to the run), one outside of it is
+In a run's recipe.yaml a path inside of the run is `run:data/align` (relative to the run), one outside of it is
 absolute. What is no path here, such as a name on a hub, stays as it is.
 """
 
@@ -19,12 +19,12 @@ _SCHEMES = ("llava", "datasets", "local-dir")
 
 
 def located(tree: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The tree of a recipe with ``run:`` paths as paths below ``root``, the run's directory."""
+    """The tree of a recipe with `run:` paths as paths below `root`, the run's directory."""
     return _mapped(tree, lambda place: str(root / place.removeprefix(RUN)) if place.startswith(RUN) else place)
 
 
 def portable(tree: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The tree of a recipe as it is written into the run's directory ``root``."""
+    """The tree of a recipe as it is written into the run's directory `root`."""
 
     def carried(place: str) -> str:
         path = Path(place).expanduser()

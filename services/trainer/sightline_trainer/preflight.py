@@ -10,7 +10,6 @@ from pathlib import Path
 from sightline.errors import PreconditionFailed
 
 from sightline_trainer.needs import Needs
-from sightline_trainer.patience import patiently
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.session import Session
 
@@ -23,10 +22,10 @@ async def preflight(session: Session) -> None:
         SightlineError: a service is away, or a part lacks a file.
     """
     recipe, needs = session.recipe, Needs.of(session.recipe)
-    can = (await patiently(session.sampler.policies)).capabilities
+    can = (await session.sampler.policies()).capabilities
     _allowed(needs.candidates_key, needs.candidates, "sampler", "limits.max_candidates", can.max_candidates)
     _allowed("sampling.max_tokens", needs.tokens, "sampler", "limits.max_tokens", can.max_tokens)
-    scorer = await patiently(session.scorer.list_models)
+    scorer = await session.scorer.list_models()
     _allowed("texts of a prompt", needs.texts, "scorer", "limits.max_texts", scorer.limits.max_texts)
     names = [model.name for model in scorer.models]
     if recipe.reward.model and recipe.reward.model not in names:

@@ -81,7 +81,7 @@ class Recipe(Section):
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> Recipe:
-    """Read a recipe file and apply ``key.subkey=value`` overrides; see `read_recipe`."""
+    """Read a recipe file and apply `key.subkey=value` overrides; see `read_recipe`."""
     return read_recipe(path, overrides, environment=environment).settings
 
 

@@ -76,7 +76,7 @@ class RunDirectory:
 
     def open(self, recipe: Recipe) -> str:
         """Make the directory, or go on with the run it holds: what a changed recipe would make otherwise is moved into
-        ``replaced/`` first, to be made anew.
+        `replaced/` first, to be made anew.
 
         Returns:
             What was changed and is redone, for people; empty where all that is there stands.

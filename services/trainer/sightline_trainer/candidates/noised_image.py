@@ -30,7 +30,8 @@ class NoisedImage(CandidatePart):
     count: int = Field(1, ge=1, le=64, description="Candidates of one prompt.")
     step: int = Field(500, ge=0, le=999, description="Diffusion step of the noise (POVID 500, BPO 900).")
     pixels: Literal["normalised", "unit"] = Field(
-        "normalised", description="Noise on normalised pixels (VCD, BPO), or on pixels in [0, 1] (POVID's code)."
+        "normalised",
+        description="Noise on normalised pixels (VCD, BPO), or on pixels in [0, 1] and clamped (POVID's code wraps).",
     )
     conditioned: bool = Field(
         False, description="Train it as an answer to the noised image (POVID's paper); needs pixels: unit."

@@ -87,7 +87,8 @@ def fold_pairs(pairs: Dataset) -> tuple[Dataset, int]:
             "let the recipe make an injected and a noised_image candidate for each prompt",
             reason="LOSS_UNUSABLE",
         )
-    sides = [name for name in ("rejected_ids", "rejected_images") if name in pairs.column_names]
+    own = ("rejected_ids", "rejected_images", "weight", "margin")
+    sides = [name for name in own if name in pairs.column_names]
     second = pairs.select(seconds).select_columns(sides)
     second = second.rename_columns({name: f"second_{name}" for name in sides})
     return concatenate_datasets([pairs.select(firsts), second], axis=1), len(pairs) - 2 * len(firsts)
@@ -97,6 +98,19 @@ def summed(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """[B] summed log-probs of chosen and rejected sides, from [2 B, L - 1]."""
     chosen, rejected = log_probs.float().sum(dim=1).chunk(2)
     return chosen, rejected
+
+
+def sft_by_pair(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """TRL's sft loss, the mean of -log pi over all chosen tokens of a batch, as a value of each pair: [B].
+
+    Their mean is TRL's loss, and a pair's weight multiplies its tokens' share and nothing else.
+
+    Args:
+        log_probs: [B, L - 1] of the chosen sides.
+        mask: [B, L - 1], 1 where a token is the response's.
+    """
+    tokens = -(log_probs.float() * mask).sum(dim=1)
+    return tokens * len(mask) / mask.sum()
 
 
 def weighted_mean(losses: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -72,7 +72,8 @@ class PairBuilder:
         """Rows of `pairs.parquet`, in the order of `rollouts`: (prompt id, all its candidates)."""
         for prompt_id, candidates in rollouts:
             prompt = prompts[prompt_id]
-            fault = _first(filter_.prompt_fault(prompt) for filter_ in self.filters.values())
+            filters = self.filters.values()
+            fault = _first(each.prompt_fault(prompt) or each.group_fault(candidates) for each in filters)
             if fault is not None:
                 self.counts[f"prompt_{fault}"] += 1
                 continue
@@ -160,7 +161,7 @@ def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_pairs(path: Path) -> Dataset:
-    """The pairs of an iteration as a ``datasets.Dataset``; images are decoded when looked at."""
+    """The pairs of an iteration as a `datasets.Dataset`; images are decoded when looked at."""
     return Dataset(read_table(path)).cast(FEATURES)
 
 

@@ -18,7 +18,7 @@ from sightline_trainer.records.prompt import Prompt
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the columns. Where a row has no ``id``, a digest of its picture and text stands for it."""
+    """Names of the columns. Where a row has no `id`, a digest of its picture and text stands for it."""
 
     id: str = "id"
     image: str = "image"
@@ -71,7 +71,7 @@ def content_id(image: Path | bytes, text: str) -> str:
 
 
 def picture(value: Any, base: Path) -> Path | bytes:
-    """A picture of a row: a path as it stands, relative to ``base``, or its encoded bytes.
+    """A picture of a row: a path as it stands, relative to `base`, or its encoded bytes.
 
     Args:
         value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, or a PIL image.
@@ -91,7 +91,7 @@ def picture(value: Any, base: Path) -> Path | bytes:
 
 
 def image_path(value: Any, base: Path, cache: Path | None) -> Path:
-    """Where a `picture` lies; bytes are written under ``cache`` once.
+    """Where a `picture` lies; bytes are written under `cache` once.
 
     Raises:
         InvalidInput: it is no picture, or there is no cache for bytes.

@@ -12,7 +12,7 @@ from sightline_trainer.records.prompt import Prompt
 
 
 def hold_out(train: Iterable[Prompt], test: Iterable[Prompt]) -> None:
-    """See that no picture of ``test`` stands in ``train``: pictures are compared by their files' bytes, and only where
+    """See that no picture of `test` stands in `train`: pictures are compared by their files' bytes, and only where
     their sizes are equal, so that large datasets are not read for it.
 
     Raises:

@@ -77,7 +77,7 @@ class Pool(ABC):
         return self.rows(range(len(self) if count is None else min(count, len(self))))
 
     def draw(self, count: int, *, iteration: int, seed: int) -> list[Prompt]:
-        """The prompts of one iteration (from 1), ``count`` or all that there are: walks seeded shuffles of the pool, so
+        """The prompts of one iteration (from 1), `count` or all that there are: walks seeded shuffles of the pool, so
         that none comes twice before all came once, nor twice in one iteration. The same arguments give the same
         prompts."""
         count = min(count, len(self))

@@ -16,7 +16,7 @@ class Data(Section):
 
     train: str = Field(description="Dataset that the loop draws prompts from.")
     test: str = Field(description="Held-out dataset, for evaluation only.")
-    prompts_per_iteration: int = Field(512, ge=1, description="Prompts sampled in one iteration.")
+    prompts_per_iteration: int = Field(512, ge=1, description="Prompts of an iteration, at most the dataset.")
 
 
 class Sampling(Section):

@@ -91,7 +91,6 @@ def test_a_short_run_leaves_everything_behind_and_can_be_run_again(
         execute(recipe.model_copy(update={"seed": 5}), run, lambda event: None)
 
 
-@pytest.mark.parametrize("stage", ["sample", "update", "publish"])
 @pytest.mark.field
 @pytest.mark.parametrize(
     ("values", "words", "reason"),
@@ -135,6 +134,7 @@ def test_a_changed_update_is_made_anew_on_the_same_candidates(
     assert (run.root / "replaced/0001/iterations/0001/update.json").exists()
 
 
+@pytest.mark.parametrize("stage", ["sample", "update", "publish"])
 def test_a_trainer_killed_in_a_stage_goes_on_to_the_same_pairs(
     services: Services, playground: Path, tmp_path: Path, stage: str
 ) -> None:

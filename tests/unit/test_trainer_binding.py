@@ -145,7 +145,10 @@ def test_a_run_is_moved_and_gone_on_with_from_anywhere(tmp_path: Path, monkeypat
     for name in ("train", "test"):
         (home / "runs/one/data" / name).mkdir(parents=True)
     (home / "runs/one/data/talk.json").write_text("[]")
+    (home / "conf").mkdir()
+    (home / "conf/fsdp.yaml").write_text("")
     values = {
+        "dpo": {"launch": ["accelerate", "launch", "--config_file", "conf/fsdp.yaml"]},
         "model": "weights",
         "data": {"train": "llava:runs/one/data/talk.json?images=runs/one/data/train", "test": "runs/one/data/test"},
     }
@@ -158,6 +161,7 @@ def test_a_run_is_moved_and_gone_on_with_from_anywhere(tmp_path: Path, monkeypat
         "prompts_per_iteration": 512,
     }
     assert written["model"] == str(home / "weights")
+    assert written["dpo"]["launch"][1:] == ["launch", "--config_file", str(home / "conf/fsdp.yaml")]
     moved = tmp_path / "elsewhere/two"
     moved.parent.mkdir()
     run.root.rename(moved)

@@ -56,6 +56,9 @@ def _mapped(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any
         value = holder.get(key)
         if isinstance(value, str) and value and _is_place((*sections, key), value):
             holder[key] = _changed(value, change)
+    launch = (tree.get("dpo") or {}).get("launch")
+    if isinstance(launch, list):  # files that a launcher is given, such as recipes/accelerate/fsdp.yaml
+        tree["dpo"]["launch"] = [change(word) if os.sep in str(word) else word for word in launch]
     return tree
 
 

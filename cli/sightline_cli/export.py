@@ -23,10 +23,10 @@ model `{model}`. Columns `images`, `prompt`, `chosen` and `rejected` are TRL's c
 images; beside them stand the sampled token ids, both rewards, margin, weight, rule, sources and the policy version of
 each side.
 
-``python
+`python
 from datasets import load_dataset
 pairs = load_dataset("{to}", split="train")
-``
+`
 """
 
 

@@ -25,6 +25,7 @@ def recipe(**values: Any) -> Recipe:
 
 def finished(run: RunDirectory, iterations: int) -> None:
     """Empty files of a run that has done so many iterations."""
+    run.set_state("running")
     for number in range(iterations + 1):
         names = ["evaluation.json", "captions.parquet"]
         if number:

@@ -330,6 +330,6 @@ def test_bpos_filter_drops_a_prompt_of_which_any_answer_has_too_many_words() -> 
     assert length.group_fault([fits, fits]) is None
     assert length.group_fault([fits, long]) == "too_many_words"
     builder = PairBuilder({"length": length}, {"best_worst": BestWorst()}, iteration=1)
-    prompts = {fits.candidate.prompt_id: Prompt(fits.candidate.prompt_id, Path("x.png"), "p")}
-    assert list(builder.build(prompts, [(fits.candidate.prompt_id, [fits, long])])) == []
+    prompts = {fits.prompt_id: Prompt(fits.prompt_id, Path("x.png"), "p")}
+    assert list(builder.build(prompts, [(fits.prompt_id, [fits, long])])) == []
     assert builder.counts["prompt_too_many_words"] == 1

@@ -16,6 +16,7 @@ from sightline_trainer.pairs.build import PairBuilder, read_pairs, to_train_on, 
 from sightline_trainer.pairs.filters import Degenerate, Duplicates, Finished, Gap, GenericQuestion, Lengths, ScoreFloor
 from sightline_trainer.pairs.rules import AllPairs, BestWorst, IthBestIthWorst, ReferenceAgainstRejected, TopBottom
 from sightline_trainer.pairs.text_in_image import TextInImage
+from sightline_trainer.recipe import load_recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
@@ -296,3 +297,39 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.field
+def test_a_gap_of_exactly_two_is_kept_whatever_the_floats_say() -> None:
+    gap = Gap(min=2.0)
+    for cents in range(9800):
+        worse, better = round(cents / 100, 2), round((cents + 200) / 100, 2)
+        assert gap.pair_fault(scored(0, better), scored(1, worse)) is None, cents
+        assert gap.pair_fault(scored(0, round(better - 0.01, 2)), scored(1, worse)) == "small_gap"
+
+
+@pytest.mark.field
+def test_a_bound_that_is_met_exactly_is_met() -> None:
+    short, fitting, long = (scored(0, 1.0, tokens=count) for count in (10, 23, 24))
+    lengths = Lengths(max_ratio=2.3)  # 2.3 * 10 is 22.999999999999996
+    assert lengths.pair_fault(fitting, short) is None
+    assert lengths.pair_fault(long, short) == "length_differs"
+    letters = "abcdefghijk" + "1" * 9  # 11 of 20; 0.55 * 20 is 11.000000000000002
+    assert Degenerate(min_letters=0.55).candidate_fault(scored(0, 1.0, text=letters)) is None
+    assert Degenerate(min_letters=0.56).candidate_fault(scored(0, 1.0, text=letters)) == "degenerate"
+    rule = IthBestIthWorst(small_gap=2.0, floor=0.0)
+    assert len(rule.pick([scored(0, 66.11), scored(1, 64.11)], fine).pairs) == 1
+
+
+@pytest.mark.field
+def test_bpos_filter_drops_a_prompt_of_which_any_answer_has_too_many_words() -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes/bpo.yaml")
+    length = recipe.filters.chosen()["length"]
+    assert length.max_words == 350
+    fits, long = (scored(n, 1.0, text=" ".join(["word"] * (350 + n))) for n in (0, 1))
+    assert length.group_fault([fits, fits]) is None
+    assert length.group_fault([fits, long]) == "too_many_words"
+    builder = PairBuilder({"length": length}, {"best_worst": BestWorst()}, iteration=1)
+    prompts = {fits.prompt_id: Prompt(fits.prompt_id, Path("x.png"), "p")}
+    assert list(builder.build(prompts, [(fits.prompt_id, [fits, long])])) == []
+    assert builder.counts["prompt_too_many_words"] == 1

@@ -123,7 +123,7 @@ class RunQueue:
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as sent:
                 sent.write(text)
                 sent.flush()
-                return load_recipe(Path(sent.name), overrides)
+                return load_recipe(Path(sent.name), overrides, environment=False)  # it is the caller's
         except SettingsError as error:
             raise InvalidInput(str(error), reason="RECIPE_INVALID") from None
 

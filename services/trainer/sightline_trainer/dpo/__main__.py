@@ -43,7 +43,7 @@ def main() -> int:
     outcome: Update | SightlineError
     try:
         outcome = update(
-            load_recipe(arguments.recipe, arguments.set),
+            load_recipe(arguments.recipe, arguments.set, environment=False),
             to_train_on(arguments.pairs),
             previous=arguments.previous,
             adapter=arguments.policy,

@@ -78,7 +78,8 @@ def make_trainer(
 
 def _columns(recipe: Recipe, pairs: Dataset) -> list[str]:
     """Which numbers of a pair the loss needs."""
-    weighted = "weight" in pairs.column_names and not set(pairs["weight"]) <= {1.0, None}
+    given = [name for name in ("weight", "second_weight") if name in pairs.column_names]
+    weighted = any(not set(pairs[name]) <= {1.0, None} for name in given)
     margins = recipe.dpo.margin_scale > 0 and "margin" in pairs.column_names
     return [name for name, used in (("weight", weighted), ("margin", margins)) if used]
 

@@ -21,7 +21,8 @@ from transformers import TrainerCallback
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.extrapolate import extrapolated
-from sightline_trainer.dpo.losses import POVID, fold_pairs
+from sightline_trainer.dpo.loss_names import POVID
+from sightline_trainer.dpo.losses import fold_pairs
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
 from sightline_trainer.dpo.saving import save_optimizer, save_policy
 from sightline_trainer.dpo.setup import make_trainer

@@ -8,6 +8,7 @@ from statistics import stdev
 
 from pydantic import Field
 
+from sightline_trainer.pairs.filter import under
 from sightline_trainer.pairs.rule import Fault, Picked, RankedRule, RulePart
 from sightline_trainer.records.response import Response
 
@@ -55,12 +56,12 @@ class IthBestIthWorst(RankedRule):
         worst = ranked[-1]
         if len(ranked) <= self.small_group:
             best = ranked[0]
-            if best.reward - worst.reward >= self.small_gap and best.reward >= self.floor:
+            if not under(best.reward - worst.reward, self.small_gap) and not under(best.reward, self.floor):
                 picked.offer(best, worst, fault, self.weight)
         else:
             bound = self.factor * max(self.min_std, stdev(scored.reward for scored in ranked))
             for best, other in zip(ranked, reversed(ranked), strict=True):
-                if best.reward - other.reward <= bound or best.reward < self.floor:
+                if not under(bound, best.reward - other.reward) or under(best.reward, self.floor):
                     break
                 picked.offer(best, other, fault, self.weight)
                 if len(picked.pairs) == self.max_pairs:

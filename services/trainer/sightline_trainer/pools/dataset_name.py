@@ -72,7 +72,11 @@ def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
     file = path / "prompts.jsonl" if path.is_dir() else _there(path, "a dataset")
     if file.suffix == ".parquet":
         return ParquetPool([file], fields, cache)
-    return LinesPool(file, lambda row, number: fields.prompt_of(row, image_path(row[fields.image], file.parent, cache)))
+    return LinesPool(
+        file,
+        lambda row, number: fields.prompt_of(row, image_path(row[fields.image], file.parent, cache)),
+        id_field=fields.id,
+    )
 
 
 def load_prompts(reference: str | Path, count: int | None = None, cache: Path | None = None) -> list[Prompt]:

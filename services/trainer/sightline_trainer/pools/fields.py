@@ -18,7 +18,7 @@ from sightline_trainer.records.prompt import Prompt
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the columns. `id` may be missing in a table: the row's number stands for it."""
+    """Names of the columns. Where a row has no `id`, a digest of its picture and text stands for it."""
 
     id: str = "id"
     image: str = "image"
@@ -40,7 +40,7 @@ class Fields:
             )
         return cls(**names)
 
-    def prompt_of(self, row: Mapping[str, Any], image: Path, id_: str | None = None) -> Prompt:
+    def prompt_of(self, row: Mapping[str, Any], image: Path) -> Prompt:
         """The prompt of a row.
 
         Raises:
@@ -51,7 +51,7 @@ class Fields:
             raise TypeError(f"{self.prompt} and {self.reference} must be texts")
         objects = row.get(self.objects) or ()
         return Prompt(
-            id=str(row[self.id]) if id_ is None else id_,
+            id=content_id(image, text) if row.get(self.id) is None else str(row[self.id]),
             image=image,
             prompt=text,
             reference=reference,
@@ -59,25 +59,50 @@ class Fields:
         )
 
 
-def image_path(value: Any, base: Path, cache: Path | None) -> Path:
-    """Where an image lies: a path as it stands, relative to `base`; bytes are written under `cache` once.
+def content_id(image: Path | bytes, text: str) -> str:
+    """The id of a prompt that was given none: a digest of its picture's bytes and its text, wherever both lie."""
+    try:
+        held = image if isinstance(image, bytes) else image.read_bytes()
+    except OSError:  # it is told, and dropped, when it is drawn
+        held = str(image).encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(hashlib.sha256(held).digest())
+    digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:24]
+
+
+def picture(value: Any, base: Path) -> Path | bytes:
+    """A picture of a row: a path as it stands, relative to `base`, or its encoded bytes.
 
     Args:
         value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, or a PIL image.
 
     Raises:
-        InvalidInput: it is none of these, or there is no cache for bytes.
+        InvalidInput: it is none of these.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str):
         return base / value
     if hasattr(value, "save"):  # a PIL image
-        value = image_bytes(value)
-    if not isinstance(value, bytes) or cache is None:
+        return image_bytes(value)
+    if not isinstance(value, bytes):
         raise InvalidInput(f"an image must be a path or bytes, not {type(value).__name__}", reason="DATASET_IMAGE")
-    digest = hashlib.sha256(value).hexdigest()
+    return value
+
+
+def image_path(value: Any, base: Path, cache: Path | None) -> Path:
+    """Where a `picture` lies; bytes are written under `cache` once.
+
+    Raises:
+        InvalidInput: it is no picture, or there is no cache for bytes.
+    """
+    found = picture(value, base)
+    if isinstance(found, Path):
+        return found
+    if cache is None:
+        raise InvalidInput("an image must be a path here, not bytes", reason="DATASET_IMAGE")
+    digest = hashlib.sha256(found).hexdigest()
     path = cache / digest[:2] / digest
     if not path.exists():
-        write_whole(path, lambda aside: aside.write_bytes(value))
+        write_whole(path, lambda aside: aside.write_bytes(found))
     return path

@@ -10,20 +10,37 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from sightline_trainer.dpo.pixels import image_matters
 from sightline_trainer.dpo.reference_logprobs import add_reference, self_check
+from sightline_trainer.dpo.sampled import LIMITS, Sampled, judge
 from sightline_trainer.dpo.saving import load_optimizer
 from sightline_trainer.dpo.trainer import FastDPOTrainer, not_finite
 
 
 class Begin(TrainerCallback):
-    """When the model is prepared: the self-check, the reference's log-probs, the optimiser's carried state."""
+    """When the model is prepared: the checks of what it computes, the reference's log-probs, the optimiser's state.
+
+    Attributes:
+        figures: what the checks measured.
+    """
 
     def __init__(
-        self, trainer: FastDPOTrainer, report: Callable[[int, int], None], *, optimizer: Path | None = None
+        self,
+        trainer: FastDPOTrainer,
+        report: Callable[[int, int], None],
+        *,
+        optimizer: Path | None = None,
+        sampled: Sampled | None = None,
+        limit: float = LIMITS["float32"],
+        at_reference: bool = False,
     ) -> None:
         self.trainer = trainer
         self.report = report
         self.optimizer = optimizer
+        self.sampled = sampled
+        self.limit = limit
+        self.at_reference = at_reference
+        self.figures: dict[str, float] = {}
         self.began = time.monotonic()
         self.reference_seconds = 0.0
 
@@ -33,7 +50,10 @@ class Begin(TrainerCallback):
             self_check(self.trainer)
         if self.optimizer is not None and self.optimizer.exists():
             load_optimizer(self.trainer, self.optimizer)
-        add_reference(self.trainer, self.report)
+        self.figures |= image_matters(self.trainer)
+        apart = add_reference(self.trainer, self.report, sampled=self.sampled, at_reference=self.at_reference)
+        if self.sampled is not None:
+            self.figures |= judge(apart, self.limit)
         self.reference_seconds = time.monotonic() - self.began
 
 

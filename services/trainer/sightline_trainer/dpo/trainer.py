@@ -49,7 +49,7 @@ class PromptSampler(Sampler[int]):
             yield from groups[number]
 
 
-class _Recorder:
+class Recorder:
     """Stands in for the model in TRL's loss code: the forward runs once, its output is kept."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
@@ -118,7 +118,7 @@ class FastDPOTrainer(DPOTrainer):
                 "ref_chosen_logps": inputs["ref_chosen_logps"] + shift,
                 "ref_rejected_logps": inputs["ref_rejected_logps"] - shift,
             }
-        recorder = _Recorder(model)
+        recorder = Recorder(model)
         if "weight" in ours:
             loss = self._weighted(recorder, inputs, ours["weight"])
         else:
@@ -137,7 +137,7 @@ class FastDPOTrainer(DPOTrainer):
         chosen, rejected = summed(output.log_probs[:, -rows:])
         return chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
 
-    def _weighted(self, recorder: _Recorder, inputs: dict[str, Any], weights: Tensor) -> Tensor:
+    def _weighted(self, recorder: Recorder, inputs: dict[str, Any], weights: Tensor) -> Tensor:
         """TRL's loss of each pair on its own, from one forward."""
         output = recorder(**self._model_inputs(inputs))
         losses = []

@@ -3,6 +3,7 @@
 import gc
 import io
 import json
+import shutil
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -264,6 +265,16 @@ def test_an_update_that_fails_leaves_no_model_either(
     del kept
     gc.collect()
     assert [ref() for ref in alive] == [None]
+
+
+def test_a_model_that_fails_its_trial_forward_is_named(model: Path, pairs: Dataset, tmp_path: Path) -> None:
+    """Its processor spreads out another number of image tokens than its tower gives."""
+    shutil.copytree(model, tmp_path / "odd")
+    file = tmp_path / "odd/processor_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "patch_size": 16}))
+    with pytest.raises(PreconditionFailed, match=r"odd fails its trial forward: ") as caught:
+        run(tmp_path / "odd", pairs, tmp_path)
+    assert caught.value.reason == "MODEL_FAILS_FORWARD"
 
 
 def test_memory_of_a_full_update_is_known_beforehand(model: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sightline.errors import PreconditionFailed
 from transformers import TrainerCallback
 
 from sightline_trainer.dpo.pixels import image_matters
@@ -46,15 +47,30 @@ class Begin(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = time.monotonic()
-        if self.trainer.data_collator.sharing is not None:
-            self_check(self.trainer)
+        self._try_out()
         if self.optimizer is not None and self.optimizer.exists():
             load_optimizer(self.trainer, self.optimizer)
-        self.figures |= image_matters(self.trainer)
         apart = add_reference(self.trainer, self.report, sampled=self.sampled, at_reference=self.at_reference)
         if self.sampled is not None:
             self.figures |= judge(apart, self.limit)
         self.reference_seconds = time.monotonic() - self.began
+
+    def _try_out(self) -> None:
+        """The first forwards of this model.
+
+        Raises:
+            PreconditionFailed: MODEL_FAILS_FORWARD where they end in an error of the model's own; what the checks find.
+        """
+        try:
+            if self.trainer.data_collator.sharing is not None:
+                self_check(self.trainer)
+            self.figures |= image_matters(self.trainer)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            name = self.trainer.accelerator.unwrap_model(self.trainer.model).config._name_or_path
+            raise PreconditionFailed(
+                f"the model {name} fails its trial forward: {type(error).__name__}: {error}",
+                reason="MODEL_FAILS_FORWARD",
+            ) from error
 
 
 class FiniteGradient(TrainerCallback):

@@ -14,6 +14,7 @@ from sightline_trainer.candidates.buffer import Buffer
 from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.pairs.build import PairBuilder, read_pairs, to_train_on, write_pairs
 from sightline_trainer.pairs.filters import Degenerate, Duplicates, Finished, Gap, GenericQuestion, Lengths, ScoreFloor
+from sightline_trainer.pairs.rule import RulePart
 from sightline_trainer.pairs.rules import AllPairs, BestWorst, IthBestIthWorst, ReferenceAgainstRejected, TopBottom
 from sightline_trainer.pairs.text_in_image import TextInImage
 from sightline_trainer.recipe import load_recipe
@@ -199,6 +200,41 @@ def test_all_pairs_and_top_against_bottom() -> None:
     assert indices(AllPairs(max_pairs=2).pick(group, fine).pairs) == [(0, 3), (1, 3)]
     assert indices(TopBottom(k=2).pick(ranked(5, 4, 3, 2, 1), fine).pairs) == [(0, 4), (0, 3), (1, 4), (1, 3)]
     assert indices(TopBottom(k=2).pick(ranked(5, 4, 3), fine).pairs) == [(0, 2)]  # no candidate on both sides
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    "rule",
+    [
+        BestWorst(), TopBottom(k=3), AllPairs(),
+        IthBestIthWorst(floor=0.0, small_gap=0.0, factor=0.0), IthBestIthWorst(floor=0.0, small_gap=0.0, small_group=9),
+        IthBestIthWorst(ceiling=9.0),
+    ],
+    ids=["best_worst", "top_bottom", "all_pairs", "ith", "ith_small", "ith_reference"],
+)  # fmt: skip
+def test_a_tie_is_no_preference_in_any_rule(rule: RulePart) -> None:
+    equal = [*ranked(*[5.0] * 6), scored(9, 5.0, source="reference")]
+    picked = rule.pick(equal, fine)
+    assert picked.pairs == []
+    assert set(picked.dropped) <= {"tie"}
+    assert picked.dropped or picked.lacking
+
+
+@pytest.mark.field
+def test_a_tie_among_others_is_left_out() -> None:
+    assert indices(TopBottom(k=2).pick(ranked(5, 3, 3, 1), fine).pairs) == [(0, 3), (0, 2), (1, 3)]
+    group = [scored(0, 30.0, tokens=10), scored(1, 20.0, tokens=5), scored(2, 20.0, tokens=4)]
+    # Lengths that do not fit: the pair that fits is a tie, and does not take the place of the widest.
+    assert BestWorst().pick(group, Lengths().pair_fault).pairs == []
+
+
+@pytest.mark.field
+def test_what_is_right_by_its_source_does_not_tie_where_nobody_judged() -> None:
+    rule, sides = ReferenceAgainstRejected(), ("reference", "injected")
+    judged = [scored(number, 7.0, source=source, clip=7.0) for number, source in enumerate(sides)]
+    assert rule.pick(judged, fine).dropped == ["tie"]
+    unjudged = [scored(number, 0.0, source=source) for number, source in enumerate(sides)]
+    assert indices(rule.pick(unjudged, fine).pairs) == [(0, 1)]
 
 
 @pytest.fixture

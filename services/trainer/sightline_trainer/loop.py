@@ -80,7 +80,11 @@ class Loop:
             SightlineError: what stopped the run and what to do about it; run again to go on.
         """
         recipe = self.recipe
+        from sightline_trainer.dpo.device import check_device
+
         self._tell("start", 0, message=f"{recipe.name}: {recipe.iterations} iterations in {self.dir.root}")
+        if where := check_device(recipe):
+            self._tell("start", 0, message=where)
         with metrics.run():
             return self._run(recipe)
 
@@ -213,6 +217,8 @@ class Loop:
                 seed=self.recipe.seed + iteration,
                 iteration=iteration,
                 progress=lambda done, total: self._tell("update", iteration, done, total),
+                candidates=directory / "candidates",
+                version=parent,
                 halt=self.halt,
             ),
         )

@@ -86,7 +86,9 @@ class Dpo(Section):
     accumulate: int = Field(1, ge=1, description="Passes in one optimiser step.")
     max_grad_norm: float = Field(1.0, gt=0.0, description="Clip the gradient's norm at this.")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the model.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number type that the update computes in. What is trained is float32 in any case."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     train: Literal["lora", "full"] = Field(
         "lora", description="lora: an adapter on the base model; full: the language model's own weights."
@@ -123,6 +125,12 @@ class Dpo(Section):
     )
     image_cache_mib: int = Field(
         512, ge=0, description="Image features of the frozen tower kept over steps and epochs, in MiB; 0: none."
+    )
+    max_sampled_gap: float | None = Field(
+        None,
+        gt=0.0,
+        description="Most mean |log-prob difference| a token, in nats, between trainer and sampler of a sampled side; "
+        "at most 5 % of the sides may have more. Null: 0.001 in float32, 0.05 in bfloat16.",
     )
     carry: Literal["none", "optimizer"] = Field(
         "none",

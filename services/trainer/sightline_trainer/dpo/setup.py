@@ -16,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
 
 from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.device import freeze, pin
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.trainer import FastDPOTrainer
@@ -23,7 +24,7 @@ from sightline_trainer.recipe import Recipe
 
 
 def load_policy(model: str | Path, dtype: str) -> Any:
-    """A checkpoint. The trainer puts it where it belongs: whole, or under FSDP piece by piece."""
+    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece."""
     transformers_logging.disable_progress_bar()
     return AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
 
@@ -46,15 +47,16 @@ def make_trainer(
         label_smoothing=settings.label_smoothing,
     )
     full = settings.train == "full"
+    # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
+    dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
-    model = load_policy(previous if full and previous else recipe.model, settings.dtype)
-    if full and not settings.train_vision:
-        for name, parameter in model.base_model.named_parameters():
-            parameter.requires_grad_(name.startswith("language_model."))
+    model = load_policy(previous if full and previous else recipe.model, dtype)
+    if full:
+        freeze(model, vision=settings.train_vision)
     processor = AutoProcessor.from_pretrained(recipe.model)
     trainer = FastDPOTrainer(
         model=model,
-        ref_model=load_policy(recipe.model, settings.dtype) if full else None,
+        ref_model=load_policy(recipe.model, dtype) if full else None,
         args=arguments,
         train_dataset=_rows(pairs),
         processing_class=processor,
@@ -106,7 +108,7 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         activation_checkpointing=settings.gradient_checkpointing,
-        bf16=settings.dtype == "bfloat16" and not on_cpu,
+        bf16=settings.dtype == "bfloat16" and (settings.train == "full" or not on_cpu),
         max_length=None,
         remove_unused_columns=False,
         logging_steps=1,
@@ -119,6 +121,7 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
         seed=seed,
         data_seed=seed,
     )
+    pin(arguments)
     together = settings.batch_size * settings.accumulate * arguments.world_size
     # Rounded down: a single step must not have rate 0.
     arguments.warmup_steps = int(settings.warmup_ratio * math.ceil(pairs / together) * settings.epochs)

@@ -50,7 +50,7 @@ class PromptSampler(Sampler[int]):
             yield from groups[number]
 
 
-class _Recorder:
+class Recorder:
     """Stands in for the model in TRL's loss code: the forward runs once, its output is kept."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
@@ -119,7 +119,7 @@ class FastDPOTrainer(DPOTrainer):
                 "ref_chosen_logps": inputs["ref_chosen_logps"] + shift,
                 "ref_rejected_logps": inputs["ref_rejected_logps"] - shift,
             }
-        recorder = _Recorder(model)
+        recorder = Recorder(model)
         if "weight" in ours:
             loss = self._weighted(recorder, inputs, ours["weight"])
         else:
@@ -138,7 +138,7 @@ class FastDPOTrainer(DPOTrainer):
         chosen, rejected = summed(output.log_probs[:, -rows:])
         return chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
 
-    def _weighted(self, recorder: _Recorder, inputs: dict[str, Any], weights: Tensor) -> Tensor:
+    def _weighted(self, recorder: Recorder, inputs: dict[str, Any], weights: Tensor) -> Tensor:
         """TRL's loss of each pair on its own, from one forward. Its sft is a mean over the tokens of the batch, which
         pairs on their own don't have: that one is ours, and the same at weights of 1."""
         output = recorder(**self._model_inputs(inputs))

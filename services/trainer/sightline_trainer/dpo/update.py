@@ -23,7 +23,10 @@ from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.loss_names import POVID
 from sightline_trainer.dpo.losses import fold_pairs
+from sightline_trainer.dpo.movement import Movement
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
+from sightline_trainer.dpo.release import collect, release
+from sightline_trainer.dpo.sampled import LIMITS, Sampled
 from sightline_trainer.dpo.saving import save_optimizer, save_policy
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.trainer import FastDPOTrainer
@@ -82,6 +85,7 @@ def update(
     seed: int,
     progress: Callable[[int, int], None],
     iteration: int = 1,
+    sampled: Sampled | None = None,
 ) -> Update:
     """Train on `pairs` and save the policy (an adapter, or with `dpo.train=full` a checkpoint).
 
@@ -91,18 +95,52 @@ def update(
         work: TRL's output directory; the optimiser's state goes there too, where the recipe carries it.
         progress: told (steps done, steps in all); the reference pass counts as the first tenth.
         iteration: from 1; where one schedule spans the run, the place in it.
+        sampled: log-probs that the sampler told, to be held against the trainer's.
 
     Raises:
-        InternalError: the loss became NaN or infinite; nothing is saved.
-        PreconditionFailed: the pairs, losses or previous policy can't be used, or the shared prefix fails its check.
+        InternalError: the loss became NaN or infinite, or the gradient exactly 0; nothing is saved.
+        PreconditionFailed: the pairs, losses or previous policy can't be used, the shared prefix fails its check, the
+            picture does not matter, log-probs are not the sampler's, or the weights did not move; nothing is saved.
     """
     if set(recipe.dpo.loss) & set(POVID):
         pairs, alone = fold_pairs(pairs)
         if alone:
             logger.warning("%d pairs have no second rejected side of the same chosen one and are left out", alone)
     trainer = make_trainer(recipe, pairs, previous=previous, work=work, seed=seed, iteration=iteration)
+    try:
+        return _trained(
+            recipe, trainer, previous=previous, adapter=adapter, work=work, iteration=iteration, sampled=sampled,
+            progress=progress,
+        )  # fmt: skip
+    finally:
+        # Whatever an error's traceback still holds, the models are not among it.
+        release(trainer)
+        del trainer
+        collect()
+
+
+def _trained(
+    recipe: Recipe,
+    trainer: FastDPOTrainer,
+    *,
+    previous: Path | None,
+    adapter: Path,
+    work: Path,
+    iteration: int,
+    sampled: Sampled | None,
+    progress: Callable[[int, int], None],
+) -> Update:
+    """Train, save, and ask the probes."""
+    pairs = len(trainer.train_dataset)
     carried = work / f"optimizer-{iteration - 1:04d}" if recipe.dpo.carry == "optimizer" else None
-    begin = Begin(trainer, lambda done, total: progress(done, 10 * total), optimizer=carried)
+    begin = Begin(
+        trainer,
+        lambda done, total: progress(done, 10 * total),
+        optimizer=carried,
+        sampled=sampled,
+        limit=recipe.dpo.max_sampled_gap or LIMITS[recipe.dpo.dtype],
+        at_reference=previous is None,
+    )
     further = recipe.publication.extrapolate
     model = trainer.accelerator.unwrap_model(trainer.model)
 
@@ -110,14 +148,15 @@ def update(
         with extrapolated(model, further):  # the sampler answers from what is published
             return probe(trainer, recipe.publication.probes)
 
-    before = _Before(probes)
+    before, movement = _Before(probes), Movement(trainer)
     reported = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
-    for callback in (begin, before, FiniteGradient(), reported):
+    for callback in (begin, before, movement, FiniteGradient(), reported):
         trainer.add_callback(callback)
     with _frozen_garbage():
         trainer.train()
     seconds = time.monotonic() - begin.began
-    figures = _metrics(trainer, len(pairs), begin.reference_seconds, seconds)
+    figures = _metrics(trainer, pairs, begin.reference_seconds, seconds)
+    figures |= begin.figures | movement.measure()
     with extrapolated(model, further):
         save_policy(trainer, adapter)
     if recipe.dpo.carry == "optimizer":

@@ -20,7 +20,7 @@ from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.amber import Amber
 from sightline_trainer.evaluation.asking import EvalItem
 from sightline_trainer.evaluation.coco import CocoObjects, Compat, image_key, load_truth
-from sightline_trainer.evaluation.evaluate import Sampled, assemble
+from sightline_trainer.evaluation.evaluate import SampledCaption, assemble
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet, about
 from sightline_trainer.evaluation.facts import Facts
 from sightline_trainer.evaluation.lines import Line, read_lines, read_value
@@ -90,7 +90,8 @@ def _playground(directory: Path, options: SuiteOptions) -> Work:
 
     def finish(answers: Answers) -> Result:
         captioned = [
-            Sampled([_candidate(one.id, answers[f"caption/{one.id}"])], _score(answers, one.id)) for one in prompts
+            SampledCaption([_candidate(one.id, answers[f"caption/{one.id}"])], _score(answers, one.id))
+            for one in prompts
         ]
         said = [_candidate(prompt.id, answers[f"question/{one.id}"]) for prompt, one in held_out.questions]
         found = assemble(held_out, captioned, [], said)

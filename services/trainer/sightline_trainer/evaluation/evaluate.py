@@ -65,7 +65,7 @@ class GivenAnswer:
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledCaption:
     """What was sampled for a prompt, the CLIPScore of the first one and what it adds to the KL from the base model."""
 
     samples: list[Response]
@@ -158,14 +158,14 @@ async def evaluate(
             return 0.0  # the base model itself, or nothing was said
         return k3(sample.logprobs, await candidates.logprobs(prompt, sample, version=0))
 
-    async def sampled(at: int) -> Sampled:
+    async def sampled(at: int) -> SampledCaption:
         prompt = held_out.prompts[at]
         samples = await ask(prompt, held_out.samples if at < held_out.diverse else 1, held_out.temperature)
         score = None
         if reward is not None:
             (judged,) = await reward(prompt, [samples[0].text])
             score = judged.reward
-        return Sampled(samples, score, await divergence(prompt, samples[0]))
+        return SampledCaption(samples, score, await divergence(prompt, samples[0]))
 
     async with asyncio.TaskGroup() as group:
         captioned = [group.create_task(counted(partial(sampled, at))) for at in range(len(held_out.prompts))]
@@ -180,7 +180,7 @@ async def evaluate(
 
 def assemble(
     held_out: EvaluationSet,
-    captioned: list[Sampled],
+    captioned: list[SampledCaption],
     plain: list[Response],
     said: list[Response],
 ) -> Evaluated:
@@ -194,7 +194,7 @@ def assemble(
     """
     sampled = [_caption(held_out, prompt, one) for prompt, one in zip(held_out.prompts, captioned, strict=True)]
     greedy = [
-        _caption(held_out, prompt, Sampled([one]))
+        _caption(held_out, prompt, SampledCaption([one]))
         for prompt, one in zip(held_out.prompts[: len(plain)], plain, strict=True)
     ]
     answers = [
@@ -226,7 +226,7 @@ def assemble(
     return Evaluated([one for one, _ in sampled], [one for one, _ in greedy], answers, Ratios.collect(rows()))
 
 
-def _caption(held_out: EvaluationSet, prompt: Prompt, said: Sampled) -> tuple[Caption, FactCounts | None]:
+def _caption(held_out: EvaluationSet, prompt: Prompt, said: SampledCaption) -> tuple[Caption, FactCounts | None]:
     sample = said.samples[0]
     # No objects means that nobody said what is in the image, not that it is empty.
     facts = held_out.facts.read(prompt.id, sample.text, prompt.objects) if held_out.facts and prompt.objects else None

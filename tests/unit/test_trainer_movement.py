@@ -23,7 +23,7 @@ from sightline.errors import InternalError, PreconditionFailed
 from sightline_trainer.dpo import update as updating
 from sightline_trainer.dpo.device import check_device, full_memory, pin
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
-from sightline_trainer.dpo.sampled import Sampled
+from sightline_trainer.dpo.sampled import SampledLogprobs
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.update import Update, update
 from sightline_trainer.records.response import CANDIDATE_SCHEMA
@@ -45,7 +45,7 @@ def pairs(model: Path) -> Dataset:
     return random_pairs(model, LAYOUT)
 
 
-def run(model: Path, pairs: Dataset, root: Path, sampled: Sampled | None = None, **dpo: Any) -> Update:
+def run(model: Path, pairs: Dataset, root: Path, sampled: SampledLogprobs | None = None, **dpo: Any) -> Update:
     return update(
         dpo_recipe(model, **dpo), pairs, previous=None, adapter=root / "policy", work=root / "work", seed=0,
         progress=lambda done, total: None, sampled=sampled,
@@ -142,18 +142,18 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def test_every_sampled_side_is_held_against_the_sampler(model: Path, pairs: Dataset, tmp_path: Path) -> None:
     candidates = told(model, pairs, tmp_path)
-    metrics = run(model, pairs, tmp_path / "same", Sampled.read(candidates, 0)).metrics
+    metrics = run(model, pairs, tmp_path / "same", SampledLogprobs.read(candidates, 0)).metrics
     # 8 sides, of which three are one response in three pairs: it is compared each time, and counted once.
     assert metrics["sampled_sides"] == len({(row["prompt_id"], side, row[f"{side}_index"]) for row in pairs
                                             for side in ("chosen", "rejected")})  # fmt: skip
     assert metrics["sampled_gap_max"] < 1e-5
     assert metrics["sampled_gap_over"] == 0.0
-    assert run(model, pairs, tmp_path / "other", Sampled.read(candidates, 7)).metrics["sampled_sides"] == 0.0
+    assert run(model, pairs, tmp_path / "other", SampledLogprobs.read(candidates, 7)).metrics["sampled_sides"] == 0.0
     rows = pq.read_table(candidates / "00000.parquet").to_pylist()
     for row in rows:
         row["source"] = "noised_image"  # was not sampled on the clean picture
     write(candidates / "00000.parquet", rows)
-    assert run(model, pairs, tmp_path / "noised", Sampled.read(candidates, 0)).metrics["sampled_sides"] == 0.0
+    assert run(model, pairs, tmp_path / "noised", SampledLogprobs.read(candidates, 0)).metrics["sampled_sides"] == 0.0
 
 
 def test_a_policy_that_goes_on_is_compared_as_it_stands(model: Path, pairs: Dataset, tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_a_policy_that_goes_on_is_compared_as_it_stands(model: Path, pairs: Data
     with pytest.raises(PreconditionFailed, match="differ from the sampler's"):
         update(
             recipe, pairs, previous=tmp_path / "one/policy", adapter=tmp_path / "two", work=tmp_path / "w", seed=0,
-            progress=lambda done, total: None, sampled=Sampled.read(candidates, 0),
+            progress=lambda done, total: None, sampled=SampledLogprobs.read(candidates, 0),
         )  # fmt: skip
 
 
@@ -176,11 +176,10 @@ def test_log_probs_that_are_not_the_samplers_end_the_run_and_name_rows(
     rows[-1]["logprobs"] = [value - 0.01 for value in rows[-1]["logprobs"]]
     write(candidates / "00000.parquet", rows)
     with pytest.raises(PreconditionFailed, match=r"worst: p1 rejected 0 \(0\.01\)") as caught:
-        run(model, pairs, tmp_path, Sampled.read(candidates, 0))
+        run(model, pairs, tmp_path, SampledLogprobs.read(candidates, 0))
     assert caught.value.reason == "SAMPLED_LOGPROBS_DIFFER"
-    assert (
-        run(model, pairs, tmp_path, Sampled.read(candidates, 0), max_sampled_gap=0.02).metrics["sampled_gap_max"] < 0.02
-    )
+    metrics = run(model, pairs, tmp_path, SampledLogprobs.read(candidates, 0), max_sampled_gap=0.02).metrics
+    assert metrics["sampled_gap_max"] < 0.02
 
 
 def test_pictures_that_do_not_reach_the_model_are_refused(model: Path, pairs: Dataset, tmp_path: Path) -> None:

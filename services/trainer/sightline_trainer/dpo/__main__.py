@@ -31,7 +31,7 @@ def main() -> int:
     from sightline.errors import SightlineError
 
     from sightline_trainer.dpo.launch import write_outcome
-    from sightline_trainer.dpo.sampled import Sampled
+    from sightline_trainer.dpo.sampled import SampledLogprobs
     from sightline_trainer.dpo.update import Update, update
     from sightline_trainer.pairs.build import to_train_on
     from sightline_trainer.recipe import load_recipe
@@ -54,7 +54,7 @@ def main() -> int:
             seed=arguments.seed,
             iteration=arguments.iteration,
             progress=progress,
-            sampled=Sampled.read(arguments.candidates, arguments.version) if arguments.candidates else None,
+            sampled=SampledLogprobs.read(arguments.candidates, arguments.version) if arguments.candidates else None,
         )
     except SightlineError as error:
         outcome = error

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from sightline_trainer.dpo.pixels import image_matters
 from sightline_trainer.dpo.reference_logprobs import add_reference, self_check
-from sightline_trainer.dpo.sampled import LIMITS, Sampled, judge
+from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs, judge
 from sightline_trainer.dpo.saving import load_optimizer
 from sightline_trainer.dpo.trainer import FastDPOTrainer, not_finite
 
@@ -31,7 +31,7 @@ class Begin(TrainerCallback):
         report: Callable[[int, int], None],
         *,
         optimizer: Path | None = None,
-        sampled: Sampled | None = None,
+        sampled: SampledLogprobs | None = None,
         limit: float = LIMITS["float32"],
         at_reference: bool = False,
     ) -> None:

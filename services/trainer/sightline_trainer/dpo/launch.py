@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 from sightline.errors import InternalError, PreconditionFailed, SightlineError
 
-from sightline_trainer.dpo.sampled import Sampled
+from sightline_trainer.dpo.sampled import SampledLogprobs
 from sightline_trainer.dpo.update import Update, UpdateProbe, update
 from sightline_trainer.pairs.build import to_train_on
 from sightline_trainer.recipe import Recipe
@@ -62,7 +62,7 @@ def run_update(
     if not recipe.dpo.launch:
         return update(
             recipe, to_train_on(pairs), previous=previous, adapter=policy, work=work, seed=seed, iteration=iteration,
-            progress=progress, sampled=Sampled.read(candidates, version) if candidates else None,
+            progress=progress, sampled=SampledLogprobs.read(candidates, version) if candidates else None,
         )  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)
     result = work / "update.json"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.release import release_reference
-from sightline_trainer.dpo.sampled import Sampled, gaps
+from sightline_trainer.dpo.sampled import SampledLogprobs, gaps
 from sightline_trainer.dpo.trainer import FastDPOTrainer, Recorder
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def add_reference(
     trainer: FastDPOTrainer,
     report: Callable[[int, int], None],
     *,
-    sampled: Sampled | None = None,
+    sampled: SampledLogprobs | None = None,
     at_reference: bool = False,
 ) -> dict[str, float]:
     """Compute `ref_*_logps` of every pair, summed log-probs in nats under the reference, and keep them with its id.

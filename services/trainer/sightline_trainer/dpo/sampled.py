@@ -29,14 +29,14 @@ _DISTORTED = ("noised_image",)
 
 
 @dataclass(frozen=True)
-class Sampled:
+class SampledLogprobs:
     """Log-probs by the sampler, in nats, of what a version wrote in one iteration, by prompt and token ids."""
 
     version: int
     logprobs: Mapping[tuple[str, tuple[int, ...]], Sequence[float]]
 
     @classmethod
-    def read(cls, candidates: Path, version: int) -> Sampled:
+    def read(cls, candidates: Path, version: int) -> SampledLogprobs:
         """From an iteration's `candidates/`: all that `version` sampled on the clean picture."""
         columns = ["prompt_id", "prompt", "token_ids", "logprobs", "policy_version", "source"]
         found = {}
@@ -58,7 +58,9 @@ def _key(prompt_id: str, prompt: str, ids: Sequence[int]) -> tuple[str, tuple[in
     return f"{prompt_id}\n{prompt}", tuple(ids)
 
 
-def gaps(sampled: Sampled, pairs: Sequence[Mapping[str, Any]], logprobs: Tensor, masks: Tensor) -> dict[str, float]:
+def gaps(
+    sampled: SampledLogprobs, pairs: Sequence[Mapping[str, Any]], logprobs: Tensor, masks: Tensor
+) -> dict[str, float]:
     """Mean |difference| a token by side, named PROMPT_ID SIDE INDEX.
 
     Args:

@@ -26,7 +26,7 @@ from sightline_trainer.dpo.losses import fold_pairs
 from sightline_trainer.dpo.movement import Movement
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
 from sightline_trainer.dpo.release import collect, release
-from sightline_trainer.dpo.sampled import LIMITS, Sampled
+from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs
 from sightline_trainer.dpo.saving import save_optimizer, save_policy
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.trainer import FastDPOTrainer
@@ -85,7 +85,7 @@ def update(
     seed: int,
     progress: Callable[[int, int], None],
     iteration: int = 1,
-    sampled: Sampled | None = None,
+    sampled: SampledLogprobs | None = None,
 ) -> Update:
     """Train on `pairs` and save the policy (an adapter, or with `dpo.train=full` a checkpoint).
 
@@ -127,7 +127,7 @@ def _trained(
     adapter: Path,
     work: Path,
     iteration: int,
-    sampled: Sampled | None,
+    sampled: SampledLogprobs | None,
     progress: Callable[[int, int], None],
 ) -> Update:
     """Train, save, and ask the probes."""

@@ -100,8 +100,8 @@ def update(
         sampled: log-probs that the sampler told, to be held against the trainer's.
 
     Raises:
-        InternalError: the loss became NaN or infinite, the gradient exactly 0, or the GPU has too little memory; nothing
-            is saved.
+        InternalError: the loss became NaN or infinite, the gradient exactly 0, or the GPU's memory is too small;
+            nothing is saved.
         PreconditionFailed: the pairs, losses or previous policy can't be used, the shared prefix fails its check, the
             picture does not matter, log-probs are not the sampler's, or the weights did not move; nothing is saved.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,19 @@ def load_policy(model: str | Path, dtype: str) -> Any:
 
 
 def make_trainer(
-    recipe: Recipe, pairs: Dataset, *, previous: Path | None, work: Path, seed: int, iteration: int = 1
+    recipe: Recipe,
+    pairs: Dataset,
+    *,
+    previous: Path | None,
+    work: Path,
+    seed: int,
+    iteration: int = 1,
+    load: Callable[[str | Path, str], Any] = load_policy,
 ) -> FastDPOTrainer:
     """A DPOTrainer on the base model with an adapter (or weights) that start from `previous` or from nothing.
+
+    Args:
+        load: the model of a checkpoint and a number type; of benchmarks, which have none on disk.
 
     Raises:
         PreconditionFailed: the previous adapter's tensors do not fit the model, or the losses make no sense.
@@ -50,13 +61,13 @@ def make_trainer(
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
-    model = load_policy(previous if full and previous else recipe.model, dtype)
+    model = load(previous if full and previous else recipe.model, dtype)
     if full:
         freeze(model, vision=settings.train_vision)
     processor = AutoProcessor.from_pretrained(recipe.model)
     trainer = FastDPOTrainer(
         model=model,
-        ref_model=load_policy(recipe.model, dtype) if full else None,
+        ref_model=load(recipe.model, dtype) if full else None,
         args=arguments,
         train_dataset=_rows(pairs),
         processing_class=processor,

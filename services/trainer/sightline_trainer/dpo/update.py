@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+from sightline.errors import InternalError
 from transformers import TrainerCallback
 
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress
@@ -98,7 +100,8 @@ def update(
         sampled: log-probs that the sampler told, to be held against the trainer's.
 
     Raises:
-        InternalError: the loss became NaN or infinite, or the gradient exactly 0; nothing is saved.
+        InternalError: the loss became NaN or infinite, the gradient exactly 0, or the GPU's memory is too small;
+            nothing is saved.
         PreconditionFailed: the pairs, losses or previous policy can't be used, the shared prefix fails its check, the
             picture does not matter, log-probs are not the sampler's, or the weights did not move; nothing is saved.
     """
@@ -152,8 +155,11 @@ def _trained(
     reported = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
     for callback in (begin, before, movement, FiniteGradient(), reported):
         trainer.add_callback(callback)
-    with _frozen_garbage():
-        trainer.train()
+    try:
+        with _frozen_garbage():
+            trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(recipe, error) from error
     seconds = time.monotonic() - begin.began
     figures = _metrics(trainer, pairs, begin.reference_seconds, seconds)
     figures |= begin.figures | movement.measure()
@@ -165,6 +171,25 @@ def _trained(
     return Update(
         {**figures, "extrapolated": further} if further else figures,
         [replace(new, previous_logprobs=old.logprobs) for new, old in zip(after, before.probes, strict=True)],
+    )
+
+
+def out_of_memory(recipe: Recipe, error: BaseException) -> InternalError:
+    """The error for an update that the GPU has no room for, with the settings that need less."""
+    settings = recipe.dpo
+    ways = []
+    if settings.batch_size > 1:
+        half = settings.batch_size // 2
+        ways.append(f"dpo.batch_size={half} dpo.accumulate={2 * settings.accumulate} (the same step in smaller passes)")
+    if not settings.gradient_checkpointing:
+        ways.append("dpo.gradient_checkpointing=true (a third slower, a fraction of the memory)")
+    if settings.dtype == "float32":
+        ways.append("dpo.dtype=bfloat16")
+    advice = f": use {', or '.join(ways)}" if ways else ""
+    return InternalError(
+        f"the GPU has too little memory for {settings.batch_size} pairs in a pass{advice}. "
+        + str(error).partition(". ")[0],
+        reason="OUT_OF_MEMORY",
     )
 
 

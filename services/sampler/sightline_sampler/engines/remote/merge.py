@@ -23,6 +23,7 @@ from sightline_sampler.engines.tensorfiles import Tensor, bare_name, tensors_in
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 _CHUNK = 16 << 20
+_MOST = {"F16": 65504.0, "BF16": 3.3895e38}  # largest numbers of types that hold less than float32
 _ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first merge goes on
 
 Floats = npt.NDArray[np.float32]
@@ -97,7 +98,10 @@ def _rewrite(path: Path, to: Path, changes: dict[str, tuple[Tensor, Tensor, floa
                 _copy(source, out, tensor.end - tensor.start)
             else:
                 a, b, scale = change
-                merged = _read(tensor) + np.float32(scale) * (_read(b) @ _read(a)).reshape(tensor.shape)
+                with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+                    merged = _read(tensor) + np.float32(scale) * (_read(b) @ _read(a)).reshape(tensor.shape)
+                if not (np.abs(merged) <= _MOST.get(tensor.dtype, np.finfo(np.float32).max)).all():
+                    raise PreconditionFailed(f"{name} is not finite with the adapter", reason="WEIGHTS_NOT_FINITE")
                 out.write(_encode(merged, tensor.dtype))
         out.flush()
         os.fsync(out.fileno())

@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import typing
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from sightline_chassis.sections import (
     Target,
     TlsSettings,
 )
+from sightline_chassis.yaml_text import MOST_BYTES, YamlRefused, load_yaml
 
 __all__ = [
     "AdmissionSettings",
@@ -49,6 +50,7 @@ __all__ = [
 Keys = tuple[str, ...]
 S = TypeVar("S", bound=Section)
 
+_MOST_LINES, _MOST_LETTERS = 20, 300  # of a refusal: it travels in a status, which has room for little
 _SECRET_WORDS = {"token", "tokens", "secret", "secrets", "password", "passwords"}
 
 
@@ -71,7 +73,7 @@ def load_settings(cls: type[S], *, service: str, config: Path | None = None, ove
     tree = {} if config is None else read_yaml(config)
     given: dict[Keys, tuple[str, str]] = {}
     for keys, text, origin in (*_environment(service), *_flags(overrides)):
-        _put(tree, keys, _parse(text), origin)
+        _put(tree, keys, _parse(text, origin), origin)
         given[keys] = (text, origin)
     try:
         try:
@@ -92,16 +94,6 @@ def resolved(settings: pydantic.BaseModel) -> dict[str, Any]:
     return typing.cast(dict[str, Any], _hide(settings.model_dump(mode="json")))
 
 
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise yaml.MarkedYAMLError(problem=f"{min(twice)} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(config: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; messages of errors show nothing of its content.
 
@@ -109,9 +101,12 @@ def read_yaml(config: Path) -> dict[str, Any]:
         SettingsError: it cannot be read, is no YAML, or holds no mapping.
     """
     try:
-        tree = yaml.load(config.read_text(encoding="utf-8"), _Loader)  # noqa: S506 (a safe loader)
+        with config.open("rb") as file:
+            tree = load_yaml(file.read(MOST_BYTES + 1).decode("utf-8"))
     except OSError as error:
         raise SettingsError(f"{config}: cannot be read: {error.strerror}") from None
+    except YamlRefused as error:
+        raise SettingsError(f"{config}: {error}") from None
     except yaml.MarkedYAMLError as error:  # without its snippet: the file may hold secrets
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise SettingsError(f"{config}: is no YAML at line {line}: {error.problem}") from None
@@ -137,9 +132,11 @@ def _flags(overrides: Sequence[str]) -> Iterator[tuple[Keys, str, str]]:
         yield tuple(path.strip().split(".")), text, f"--set {path.strip()}"
 
 
-def _parse(text: str) -> Any:
+def _parse(text: str, origin: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
+    except YamlRefused as error:
+        raise SettingsError(f"{origin}: {error}") from None
     except yaml.YAMLError:
         return text
 
@@ -166,17 +163,19 @@ def _explain(
     cls: type[Section], error: pydantic.ValidationError, given: Mapping[Keys, tuple[str, str]], source: str
 ) -> str:
     lines = []
-    for item in error.errors():
+    for item in error.errors(include_url=False)[:_MOST_LINES]:
         keys, value = _keys(item), item["input"]
-        path = ".".join(keys) or "the settings"
+        path = ".".join(keys)[:_MOST_LETTERS] or "the settings"
         origin = next((given[keys[:n]][1] for n in range(len(keys), 0, -1) if keys[:n] in given), source)
         if item["type"] == "extra_forbidden":
             lines.append(f"{path} is unknown{_did_you_mean(cls, keys)} [{origin}]")
         elif isinstance(value, dict | list):  # may hold secrets further down
-            lines.append(f"{path}: {item['msg']} [{origin}]")
+            lines.append(f"{path}: {item['msg'][:_MOST_LETTERS]} [{origin}]")
         else:
             shown = "***" if any(_is_secret(key, value) for key in keys) else repr(value)[:80]
-            lines.append(f"{path} = {shown}: {item['msg']} [{origin}]")
+            lines.append(f"{path} = {shown}: {item['msg'][:_MOST_LETTERS]} [{origin}]")
+    if (more := error.error_count() - len(lines)) > 0:
+        lines.append(f"and {more} more")
     return "settings refused: " + "; ".join(lines)
 
 

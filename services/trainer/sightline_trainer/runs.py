@@ -32,8 +32,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import ValidationError
 from sightline.errors import PreconditionFailed
 from sightline.picture_rule import PICTURE_RULE
+from sightline_chassis.settings import SettingsError, read_yaml
 
 from sightline_trainer.files import read_json, write_json, write_whole
 from sightline_trainer.recipe import Recipe
@@ -103,14 +105,30 @@ class RunDirectory:
             )
 
     def recipe(self) -> Recipe | None:
-        """The resolved recipe of the run, or None before it was opened."""
+        """The resolved recipe of the run, or None before it was opened.
+
+        Raises:
+            PreconditionFailed: RUN_UNREADABLE, it is none of this version.
+        """
         path = self.root / "recipe.yaml"
-        if not path.exists():
-            return None
-        tree = yaml.safe_load(path.read_text())
-        if "image_cache_mb" in tree.get("dpo", {}):  # as 0.1.0 wrote it
-            tree["dpo"]["image_cache_mib"] = tree["dpo"].pop("image_cache_mb")
-        return Recipe.model_validate(tree)
+        try:
+            if not path.exists():
+                return None
+            tree = read_yaml(path)
+            dpo = tree.get("dpo")
+            if isinstance(dpo, dict) and "image_cache_mb" in dpo:  # as 0.1.0 wrote it
+                dpo["image_cache_mib"] = dpo.pop("image_cache_mb")
+            return Recipe.model_validate(tree)
+        except (SettingsError, ValidationError) as error:
+            told = str(error) if isinstance(error, SettingsError) else _first(error)
+            raise PreconditionFailed(
+                f"run {self.id!r}: its recipe.yaml cannot be read by this version ({told[:300]})",
+                reason="RUN_UNREADABLE",
+            ) from None
+
+    def rows(self) -> list[Any]:
+        """What metrics.json holds: one row for each policy, the base model's first."""
+        return read_json(self.metrics) or []
 
     def set_state(self, state: State, **facts: object) -> None:
         """Record where the run stands."""
@@ -131,3 +149,9 @@ class RunDirectory:
         """A policy version that nobody used: over `floor` and over all that stand in the directory."""
         used = [int(path.name[1:]) for path in self.policies.glob("v[0-9]*")]
         return max([floor, *used]) + 1
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    more = f", and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}{more}"

@@ -24,6 +24,7 @@ _CHUNK = 16 << 20
 _NUMPY = {"F64": "<u8", "F32": "<u4", "F16": "<u2", "BF16": "<u2"}
 _EXPONENT = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
 _WRAPPERS = ("base_model.", "model.", "language_model.")
+PEFT_DEFAULT = 8  # of rank and alpha where a config leaves them out
 _MOST_SCALE = 1 << 16  # of an adapter's alpha / rank: published ones are below 100; float16 ends here
 
 
@@ -178,7 +179,7 @@ def _ranks_and_alphas(config: Mapping[str, Any]) -> tuple[list[float], list[floa
     found = []
     for one, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
         patterns = config.get(pattern) or {}
-        values = [config.get(one), *(patterns.values() if isinstance(patterns, dict) else [None])]
+        values = [config.get(one, PEFT_DEFAULT), *(patterns.values() if isinstance(patterns, dict) else [None])]
         if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
             raise PreconditionFailed(
                 f"adapter_config.json has {one} or {pattern} without a number", reason="ADAPTER_UNREADABLE"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import InvalidInput
-from sightline.pictures import image_bytes
 
-from sightline_trainer.files import write_whole
 from sightline_trainer.records.prompt import Prompt
 
 
@@ -57,27 +54,3 @@ class Fields:
             reference=reference,
             objects=tuple(json.loads(objects) if isinstance(objects, str) else objects),
         )
-
-
-def image_path(value: Any, base: Path, cache: Path | None) -> Path:
-    """Where an image lies: a path as it stands, relative to `base`; bytes are written under `cache` once.
-
-    Args:
-        value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, or a PIL image.
-
-    Raises:
-        InvalidInput: it is none of these, or there is no cache for bytes.
-    """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        return base / value
-    if hasattr(value, "save"):  # a PIL image
-        value = image_bytes(value)
-    if not isinstance(value, bytes) or cache is None:
-        raise InvalidInput(f"an image must be a path or bytes, not {type(value).__name__}", reason="DATASET_IMAGE")
-    digest = hashlib.sha256(value).hexdigest()
-    path = cache / digest[:2] / digest
-    if not path.exists():
-        write_whole(path, lambda aside: aside.write_bytes(value))
-    return path

@@ -10,17 +10,17 @@ image are left out. Ids repeat in LLaVA's files (one image has several conversat
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import Reader
 from sightline_trainer.records.prompt import Prompt
 
 PLACEHOLDER = "<image>"
 
 
-def conversations(images: Path) -> Reader:
-    """Read items whose images lie under `images`."""
+def conversations(images: Folder) -> Reader:
+    """Read items whose images lie in `images`."""
 
     def read(row: dict[str, Any], number: int) -> Prompt | None:
         if not row.get("image"):
@@ -32,7 +32,7 @@ def conversations(images: Path) -> Reader:
         answer = next((text for who, text in turns[asked + 1 :] if who in ("gpt", "assistant")), "")
         return Prompt(
             id=f"{row['id']}-{number}",
-            image=images / row["image"],
+            image=images.image(row["image"]),
             prompt=turns[asked][1].replace(PLACEHOLDER, "").strip(),
             reference=answer,
         )

@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from sightline.errors import InvalidInput
 
-from sightline_trainer.pools.fields import Fields, image_path
+from sightline_trainer.pools.fields import Fields
+from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.pool import Pool, id_digest
 from sightline_trainer.records.prompt import Prompt
 
@@ -23,8 +24,8 @@ class ParquetPool(Pool):
         InvalidInput: a column is missing, or a row is no prompt.
     """
 
-    def __init__(self, files: Sequence[Path], fields: Fields, cache: Path | None) -> None:
-        self.fields, self.cache = fields, cache
+    def __init__(self, files: Sequence[Path], fields: Fields, images: Folder) -> None:
+        self.fields, self.images = fields, images
         self._groups: list[tuple[Path, int]] = []
         ends: list[int] = []
         digests = array("Q")
@@ -60,7 +61,7 @@ class ParquetPool(Pool):
             file = pq.ParquetFile(path)
             table = file.read_row_group(inside, [name for name in file.schema_arrow.names if name in columns])
             for number, row in zip(mine.tolist(), table.take(mine - start).to_pylist(), strict=True):
-                found[number] = _prompt(row, self.fields, path.parent, self.cache, number, str(path))
+                found[number] = _prompt(row, self.fields, self.images, number, str(path))
         return [found[number] for number in numbers]
 
 
@@ -71,8 +72,8 @@ class DatasetPool(Pool):
         InvalidInput: a column is missing, or a row is no prompt.
     """
 
-    def __init__(self, dataset: Any, name: str, fields: Fields, cache: Path | None) -> None:
-        self.fields, self.cache = fields, cache
+    def __init__(self, dataset: Any, name: str, fields: Fields, images: Folder) -> None:
+        self.fields, self.images = fields, images
         if missing := [column for column in (fields.image, fields.prompt) if column not in dataset.column_names]:
             raise InvalidInput(
                 f"{name} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}", reason="DATASET"
@@ -86,7 +87,7 @@ class DatasetPool(Pool):
         super().__init__(name, np.fromiter((id_digest(str(each)) for each in ids), np.uint64))
 
     def rows(self, numbers: Sequence[int]) -> list[Prompt]:
-        return [_prompt(self.dataset[number], self.fields, Path(), self.cache, number, self.name) for number in numbers]
+        return [_prompt(self.dataset[number], self.fields, self.images, number, self.name) for number in numbers]
 
 
 def _undecoded(dataset: Any) -> Any:
@@ -99,9 +100,11 @@ def _undecoded(dataset: Any) -> Any:
     return dataset
 
 
-def _prompt(row: dict[str, Any], fields: Fields, base: Path, cache: Path | None, number: int, where: str) -> Prompt:
+def _prompt(row: dict[str, Any], fields: Fields, images: Folder, number: int, where: str) -> Prompt:
     try:
-        image = image_path(row[fields.image], base, cache)
+        image = images.image(row[fields.image])
         return fields.prompt_of(row, image, None if fields.id in row else f"{number:09d}")
-    except (ValueError, KeyError, TypeError) as error:
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}, row {number + 1}: {error.message}", reason=error.reason) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidInput(f"{where}, row {number + 1}: {error}", reason="DATASET_LINE") from error

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from sightline.errors import PreconditionFailed
 
-from sightline_sampler.engines.tensorfiles import Tensor, bare_name, tensors_in
+from sightline_sampler.engines.tensorfiles import PEFT_DEFAULT, Tensor, bare_name, tensors_in
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 _CHUNK = 16 << 20
@@ -74,8 +74,8 @@ def _changes(adapter: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
             f"the adapter uses {', '.join(odd)}, which is not merged here: publish it merged",
             reason="ADAPTER_UNSUPPORTED",
         )
-    rank = int(config["r"])
-    scale = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    rank = int(config.get("r", PEFT_DEFAULT))
+    scale = float(config.get("lora_alpha", PEFT_DEFAULT)) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors_in(adapter, "adapter_model.safetensors").items():
         module, _, part = name.partition(".lora_")

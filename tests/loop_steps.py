@@ -2,26 +2,32 @@
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, Self
 
 
 class Steps:
-    """Measures the steps of the loop of this thread inside the block."""
+    """Measures the steps of event loops inside the block.
 
-    def __init__(self) -> None:
+    Args:
+        ours: whether the loop of the thread that asks is measured.
+    """
+
+    def __init__(self, ours: Callable[[], bool] = lambda: True) -> None:
         self.seconds: list[float] = []
+        self._ours = ours
         self._run = asyncio.events.Handle._run
 
-    def __enter__(self) -> "Steps":
-        run, seconds = self._run, self.seconds
+    def __enter__(self) -> Self:
+        run, seconds, ours = self._run, self.seconds, self._ours
 
         def timed(handle: Any) -> None:
             began = time.thread_time()
             try:
                 run(handle)
             finally:
-                seconds.append(time.thread_time() - began)
+                if ours():
+                    seconds.append(time.thread_time() - began)
 
         asyncio.events.Handle._run = timed  # type: ignore[method-assign]
         return self

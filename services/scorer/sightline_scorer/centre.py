@@ -2,7 +2,8 @@
 
 A strip of 1 x 990 pixels resized to 224 on its short side is 224 x 221760 pixels, of which 224 x 224 are kept. What is
 kept is computed here as Pillow computes it (Resample.c: a pass along the rows, then one along the columns, weights in
-fixed point with 22 bits), so it is equal to the bit. Pillow's own `resize(box=...)` is not: it rounds the box.
+fixed point with 22 bits), so it is equal to the bit. Pillow's own `resize(box=...)` is not. Only for pictures that are
+enlarged: what is made smaller is small, and there Pillow may begin with the columns.
 """
 
 from __future__ import annotations

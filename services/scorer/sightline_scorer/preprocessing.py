@@ -24,7 +24,7 @@ from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.triton.card import ModelCard
 
 _MOST_RESIZED = 1 << 20
-"""Pixels that a whole picture may be resized to; of one that would have more, only what is kept is made."""
+"""Pixels that a whole picture may be enlarged to; of one that would have more, only what is kept is made."""
 
 
 class Preprocessor:
@@ -50,7 +50,7 @@ class Preprocessor:
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """The second half: decode, resize, crop. Raises InvalidInput."""
         image = images.finish(image)
-        if self._centre is not None and self.resized(image.size) > _MOST_RESIZED:
+        if self._centre is not None and min(image.size) <= self._centre[0] and self.resized(image.size) > _MOST_RESIZED:
             return np.ascontiguousarray(centre(image, *self._centre).transpose(2, 0, 1))
         try:
             for step in self._steps:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import PreconditionFailed, SightlineError
+from sightline.runs import RunState
 
 from sightline_trainer.runs import RunDirectory
 
@@ -63,7 +64,7 @@ class Summaries:
             told, reason = _beside(f"its metrics.json cannot be read: {unreadable}", told), "RUN_UNREADABLE"
         return RunSummary(
             id=run.id,
-            state=str(state["state"]),
+            state=state["state"],
             recipe=name,
             iterations=iterations,
             iteration=iteration,

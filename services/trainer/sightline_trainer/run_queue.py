@@ -164,8 +164,8 @@ class RunQueue:
 
         Raises:
             NotFound: there is none.
-            PreconditionFailed: all its iterations are done, it was begun with another rule to read a picture, or its files
-                cannot be read.
+            PreconditionFailed: all its iterations are done, it was begun with another rule to read a picture, or its
+                files cannot be read.
         """
         run = self.get(run_id)
         readable_state(run)

@@ -131,13 +131,14 @@ def _wrong_type(path: str, headers: dict[bytes, bytes]) -> InvalidInput | None:
 
 
 def _is_image(begin: bytes) -> bool:
-    return begin.startswith(_FORMATS) or (begin[:4] == b"RIFF" and begin[8:12] == b"WEBP")
+    avif = begin[4:8] == b"ftyp" and begin[8:12] in (b"avif", b"avis", b"mif1", b"miaf")
+    return avif or begin.startswith(_FORMATS) or (begin[:4] == b"RIFF" and begin[8:12] == b"WEBP")
 
 
 def _no_image(begin: bytes) -> InvalidInput:
     return InvalidInput(
-        f"the body is no JPEG, PNG, WebP or GIF file (it begins with {begin[:8].hex(' ')}): send the file itself, not "
-        "base64, not a form, not a page",
+        f"the body is no JPEG, PNG, WebP, GIF or AVIF file (it begins with {begin[:8].hex(' ')}): send the file "
+        "itself, not base64, not a form, not a page",
         reason="IMAGE_UNREADABLE",
     )
 

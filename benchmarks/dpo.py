@@ -5,11 +5,11 @@
     python benchmarks/dpo.py --shape 576:64 --pairs 1
 
 One run, the same threads, arms in turn (A B C A B C), a random LLaVA with a vocabulary of 32 000, LoRA on all layers of
-the language model, float32 without checkpointing (bfloat16 with checkpointing on CUDA, at LLaVA-1.5-7B's shape):
+the language model, float32 without checkpointing, on a CPU (a GPU has `tools/gpu.sh`, at the shape of LLaVA-1.5-7B):
 
     trl_default   TRL's DPOTrainer with its own collator, as it comes
-    trl_best      the same, scoring only the positions that have a label (on a CPU it scores all of them; on CUDA, where
-                  it does not, the two are one arm), with every image and prompt processed once a pair
+    trl_best      the same, scoring only the positions that have a label (on a CPU it scores all of them),
+                  with every image and prompt processed once a pair
     ours          prefix shared, image features and reference log-probs kept: a step after the first epoch
     ours_cold     what ours pays once: tower and reference pass of the same pairs, nothing kept before
 
@@ -50,9 +50,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer
 
-CUDA = torch.cuda.is_available()
-DEVICE = "cuda" if CUDA else "cpu"
-DTYPE = torch.bfloat16 if CUDA else torch.float32
+DTYPE = torch.float32
 SHAPES = ("576:64", "64:64", "256:64", "576:128")
 TARGETS = {("576:64", 1): (3.5, 2.2), ("576:64", 4): (6.0, None)}
 _TEMPLATE = (
@@ -64,7 +62,7 @@ WORDS = 5  # of the question; template, begin token make 8 of them
 
 
 def make_model(directory: Path, image_tokens: int) -> Path:
-    """A random LLaVA whose images are `image_tokens` long: six layers of 512, on CUDA the 7 B's shape."""
+    """A random LLaVA whose images are ``image_tokens`` long: six layers of 512."""
     side = 14 * int(image_tokens**0.5)
     with tempfile.TemporaryDirectory() as scratch:
         processor = AutoProcessor.from_pretrained(llava.make(Path(scratch)))
@@ -73,12 +71,12 @@ def make_model(directory: Path, image_tokens: int) -> Path:
     )
     processor.chat_template = _TEMPLATE
     vision = CLIPVisionConfig(
-        image_size=side, patch_size=14, hidden_size=1024 if CUDA else 192, intermediate_size=4096 if CUDA else 768,
-        num_hidden_layers=24 if CUDA else 4, num_attention_heads=16 if CUDA else 3,
+        image_size=side, patch_size=14, hidden_size=192, intermediate_size=768,
+        num_hidden_layers=4, num_attention_heads=3,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=llava.VOCABULARY, hidden_size=4096 if CUDA else 512, intermediate_size=11008 if CUDA else 1376,
-        num_hidden_layers=32 if CUDA else 6, num_attention_heads=32 if CUDA else 8, max_position_embeddings=4096,
+        vocab_size=llava.VOCABULARY, hidden_size=512, intermediate_size=1376,
+        num_hidden_layers=6, num_attention_heads=8, max_position_embeddings=4096,
         pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     torch.manual_seed(0)
@@ -117,7 +115,7 @@ class Arm:
     def __init__(self, trainer: DPOTrainer, rows: list[dict[str, Any]], *, labelled_only: bool = False) -> None:
         self.trainer = trainer
         self.rows = rows
-        self.labelled_only = labelled_only and not CUDA
+        self.labelled_only = labelled_only
         trainer.create_optimizer()
         trainer.current_gradient_accumulation_steps = 1  # set by train(), which is not called
         trainer.model.train()
@@ -129,8 +127,6 @@ class Arm:
             loss = self.trainer.training_step(self.trainer.model, batch)
         self.trainer.optimizer.step()
         self.trainer.optimizer.zero_grad()
-        if CUDA:
-            torch.cuda.synchronize()
         return float(loss)
 
     @contextmanager
@@ -162,9 +158,9 @@ def theirs(model: Path, pairs: Dataset, work: Path, *, best: bool) -> Arm:
     lora = Recipe.model_validate(_recipe(model, len(pairs))).dpo.lora
     loaded = AutoModelForImageTextToText.from_pretrained(model, dtype=DTYPE)
     arguments = DPOConfig(
-        output_dir=str(work), per_device_train_batch_size=len(pairs), max_length=None, bf16=CUDA, use_cpu=not CUDA,
-        activation_checkpointing=CUDA, report_to="none", disable_tqdm=True, remove_unused_columns=False,
-        dataloader_pin_memory=CUDA,
+        output_dir=str(work), per_device_train_batch_size=len(pairs), max_length=None, bf16=False, use_cpu=True,
+        activation_checkpointing=False, report_to="none", disable_tqdm=True, remove_unused_columns=False,
+        dataloader_pin_memory=False,
     )  # fmt: skip
     processor = AutoProcessor.from_pretrained(model)
     trainer = DPOTrainer(
@@ -193,28 +189,21 @@ def ours(model: Path, pairs: Dataset, work: Path) -> Arm:
 def _recipe(model: Path, pairs: int) -> dict[str, Any]:
     return {
         "name": "bench", "model": str(model), "threads": torch.get_num_threads(), "data": {"train": "-", "test": "-"},
-        "dpo": {"batch_size": pairs, "dtype": "bfloat16" if CUDA else "float32", "gradient_checkpointing": CUDA},
+        "dpo": {"batch_size": pairs, "dtype": "float32"},
     }  # fmt: skip
 
 
 def measure(work: Callable[[], object]) -> dict[str, float]:
     """FLOPs of one turn, and the highest memory of its tensors above what stood before, in MiB."""
     gc.collect()
-    if CUDA:
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        with FlopCounterMode(display=False) as flops:
-            work()
-        peak = (torch.cuda.max_memory_allocated() - before) / 2**20
-    else:
-        with FlopCounterMode(display=False) as flops, torch.profiler.profile(profile_memory=True) as profile:
-            work()
-        held = highest = 0
-        events = (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
-        for event in sorted(events, key=lambda e: e.start_ns()):
-            held += event.nbytes()
-            highest = max(highest, held)
-        peak = highest / 2**20
+    with FlopCounterMode(display=False) as flops, torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    held = highest = 0
+    events = (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]")
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        highest = max(highest, held)
+    peak = highest / 2**20
     return {"tflop": flops.get_total_flops() / 1e12, "peak_mib": peak}
 
 
@@ -238,7 +227,7 @@ def compare(shape: str, count: int, rounds: int) -> list[Row]:
 
 def _rows(shape: str, count: int, samples: dict[str, list[Sample]], facts: dict[str, dict[str, float]]) -> list[Row]:
     name = shape.replace(":", "_") + ("" if count == 1 else f"_pairs{count}")
-    clock: Any = "wall" if CUDA else "cpu"
+    clock: Any = "cpu"
     targets = TARGETS.get((shape, count), (None, None))
     one_epoch = [
         Sample(a.wall + b.wall, a.cpu + b.cpu)
@@ -258,8 +247,6 @@ def _rows(shape: str, count: int, samples: dict[str, list[Sample]], facts: dict[
     for arm, turns in samples.items():
         middle = sorted(getattr(turn, clock) for turn in turns)[len(turns) // 2]
         detail = {"cpu_seconds": [round(t.cpu, 3) for t in turns], "wall_seconds": [round(t.wall, 3) for t in turns]}
-        if CUDA and arm in facts:
-            detail["mfu"] = round(_mfu(facts[arm]["tflop"], middle), 4)
         rows.append(
             Row(f"{arm}_pairs_per_second_{name}", count / middle, f"pairs/{clock} s", "higher", None, "", detail)
         )
@@ -276,14 +263,6 @@ def _rows(shape: str, count: int, samples: dict[str, list[Sample]], facts: dict[
 
 
 _AGAINST = {"trl_default": "TRL's DPOTrainer as it comes", "trl_best": "TRL's DPOTrainer at its best"}
-
-
-def _mfu(tflop: float, seconds: float) -> float:
-    """Share of the device's peak that the counted FLOPs are."""
-    from trl.trainer.utils import get_peak_flops
-
-    peak = get_peak_flops(torch.cuda.get_device_name(), "bfloat16")
-    return tflop * 1e12 / seconds / peak if peak else float("nan")
 
 
 def main() -> None:

@@ -5,7 +5,8 @@
     python benchmarks/scorer.py --only memory --requests 100000       # or ratios, concurrency, overload
 
 A request is one JPEG of 640 x 480 and 8 captions of 16 tokens. Ratios are of CPU seconds of the scorer and its Triton
-(the client's are in the detail), the limit's turns in between, one torch thread everywhere.
+(the client's are in the detail), the limit's turns in between, one torch thread everywhere, on
+a CPU (`tools/gpu.sh` is for a GPU).
 """
 
 from __future__ import annotations
@@ -50,11 +51,14 @@ def main() -> None:
     parser.add_argument("--model", action="append", help="of towers, instead of all: tiny, or a name of open_clip")
     parser.add_argument("--requests", type=int, help="requests of the memory row")
     given = parser.parse_args()
-    cuda = _has_cuda()
     if given.quick:
         plan = Plan(("tiny", MAIN), (1, 32), 2, 16, 12, 3, 1000)
     else:
-        models = ("tiny", MAIN, "ViT-B-16", *(["ViT-L-14-336"] if cuda else []))
+        models = (
+            "tiny",
+            MAIN,
+            "ViT-B-16",
+        )
         plan = Plan(models, (1, 8, 32, 128), 3, 48, 40, 5, 3000)
     parts: list[str] = given.only or list(PARTS)
     rows: list[Row] = []
@@ -63,7 +67,7 @@ def main() -> None:
         models = plan.models if "concurrency" in parts else (MAIN,)
         if "ratios" in parts or "concurrency" in parts:
             for model in given.model or models:
-                rows += towers(model, plan, parts, work, "cuda" if cuda else "cpu")
+                rows += towers(model, plan, parts, work)
         if "overload" in parts:
             rows += overload(plan, work)
         if "memory" in parts:
@@ -72,22 +76,21 @@ def main() -> None:
     write("scorer" if whole else f"scorer-{'-'.join(parts)}{'-quick' if given.quick else ''}", rows)
 
 
-def towers(model: str, plan: Plan, parts: list[str], work: Path, device: str) -> list[Row]:
+def towers(model: str, plan: Plan, parts: list[str], work: Path) -> list[Row]:
     """One model against the limit: pairs per CPU second at each concurrency, and the ratios that have a target."""
     directory = model_directory(model, work)
     requests = Requests(model, seed=1)
-    limit = Limit(directory, Requests(model, seed=2), device)
+    limit = Limit(directory, Requests(model, seed=2))
     main = model == MAIN
     prefix = "" if main else f"{_key(model)}_"
     rounds = plan.rounds if main else 1
-    clock = "cpu" if device == "cpu" else "wall"
     rows: list[Row] = []
     with serving(work / f"serving-{model}", directory) as service:
         service.turn(requests.cold(8), 8)
         if "concurrency" in parts:
             rows += _concurrency(model, service, limit, requests, plan)
-        if "ratios" in parts and (main or device == "cuda"):
-            rows += _against_the_limit(prefix, service, limit, requests, plan.requests, rounds, clock)
+        if "ratios" in parts and main:
+            rows += _against_the_limit(prefix, service, limit, requests, plan.requests, rounds)
             if installed():
                 peer = Infinity(as_transformers(directory, work / f"transformers-{model}"))
                 rows += _against_infinity(prefix, service, peer, requests, plan.requests, rounds)
@@ -133,7 +136,7 @@ def _concurrency(model: str, service: Service, limit: Limit, requests: Requests,
 
 
 def _against_the_limit(
-    prefix: str, service: Service, limit: Limit, requests: Requests, number: int, rounds: int, clock: str
+    prefix: str, service: Service, limit: Limit, requests: Requests, number: int, rounds: int
 ) -> list[Row]:
     """The three ratios, each arm in turn on the same requests."""
     cold_raw, cold, warm_raw, warm, repeat = [], [], [], [], []
@@ -154,8 +157,8 @@ def _against_the_limit(
         ("repeat_over_limit", cold_raw, repeat, 40, 4),
     ):
         scaled = [Sample(one.wall * times, one.cpu * times) for one in raw]
-        value, detail = ratio(scaled, [turn.sample() for turn in turns], clock)  # type: ignore[arg-type]
-        with_client, _ = ratio(scaled, [turn.sample(with_client=True) for turn in turns], clock)  # type: ignore[arg-type]
+        value, detail = ratio(scaled, [turn.sample() for turn in turns])
+        with_client, _ = ratio(scaled, [turn.sample(with_client=True) for turn in turns])
         figures = {**detail, "with_client_cpu": round(with_client, 3), **sum(turns, Turn()).figures()}
         against = "the text tower alone" if name.startswith("warm") else "in process, one thread"
         rows.append(Row(prefix + name, value, "ratio", "higher", target, against, figures))
@@ -251,12 +254,6 @@ def _rate(turn: Turn) -> float:
 
 def _key(model: str) -> str:
     return model.lower().replace("-", "_")
-
-
-def _has_cuda() -> bool:
-    import torch
-
-    return torch.cuda.is_available()
 
 
 if __name__ == "__main__":

@@ -23,21 +23,16 @@ class Limit:
     Args:
         directory: where it is, as open_clip's `local-dir:`.
         requests: what to find the best batches with.
-        device: "cpu" or "cuda".
     """
 
-    def __init__(self, directory: Path, requests: Requests, device: str = "cpu") -> None:
+    def __init__(self, directory: Path, requests: Requests) -> None:
         import open_clip
 
         torch.set_num_threads(1)
         name = f"local-dir:{directory}"
-        self._model, _, self._preprocess = open_clip.create_model_and_transforms(
-            name, device=device, precision="fp16" if device == "cuda" else "fp32"
-        )
+        self._model, _, self._preprocess = open_clip.create_model_and_transforms(name)
         self._model.eval()
         self._tokenizer = open_clip.get_tokenizer(name)
-        self._device = torch.device(device)
-        self._dtype = next(self._model.parameters()).dtype
         self._positions, self._mask = self._model.positional_embedding.data, self._model.attn_mask
         self.image_batch, self.text_batch = 1, 8
         self._find_batches(requests.warm(16))
@@ -56,7 +51,7 @@ class Limit:
         made = []
         for start in range(0, len(files), self.image_batch):
             pixels = [self._decoded(file) for file in files[start : start + self.image_batch]]
-            made.append(self._normal(self._model.encode_image(torch.stack(pixels).to(self._device, self._dtype))))
+            made.append(self._normal(self._model.encode_image(torch.stack(pixels))))
         return torch.cat(made)
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
@@ -71,7 +66,7 @@ class Limit:
             length = int(lengths[rows].max())
             self._model.positional_embedding.data = self._positions[:length]
             self._model.attn_mask = self._mask[:length, :length]
-            part = self._normal(self._model.encode_text(ids[rows, :length].to(self._device)))
+            part = self._normal(self._model.encode_text(ids[rows, :length]))
             if not len(made):
                 made = torch.empty(len(ids), part.shape[1])
             made[rows] = part

@@ -134,6 +134,7 @@ def serving(directory: Path, model: Path, *settings: str) -> Iterator[Service]:
             [
                 f"models.default.source=local-dir:{model}",
                 "triton.threads=1",
+                "triton.device=cpu",
                 # A machine busy with other work is slow, not hung.
                 "triton.start_timeout_seconds=900",
                 "triton.hung_after_seconds=3600",

@@ -8,7 +8,6 @@ reference/settings.md   every setting of the three services
 from __future__ import annotations
 
 import inspect
-import json
 import os
 import re
 import subprocess
@@ -17,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pydantic
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from sightline_chassis.keys import keys_of
+from sightline_chassis.settings import Section
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,55 +52,19 @@ def pages() -> dict[str, str]:
     )
     return {
         "cli": f"# Command line\n\n{inspect.cleandoc(failures.__doc__ or '')}\n\n{''.join(commands())}",
-        "recipe": f"# Recipe\n\nEvery key may be overridden by `--set key.subkey=value`.\n\n{table(Recipe)}",
+        "recipe": "# Recipe\n\nEvery key may be overridden by `--set key.subkey=value`; `sightline recipe explain KEY` "
+        f"tells the same, and `sightline recipe show` what a recipe comes to.\n\n{table(Recipe)}",
         "settings": f"# Settings\n{settings}",
     }
 
 
-def table(model: type[pydantic.BaseModel]) -> str:
+def table(model: type[Section]) -> str:
     """A Markdown table of all keys."""
     lines = ["| key | type | default | |", "|---|---|---|---|"]
-    for key, kind, default, told in keys(model.model_json_schema()):
-        cells = (f"`{key}`", kind, "" if default is None else f"`{default}`", told)
+    for key in keys_of(model):
+        cells = (f"`{key.path}`", key.type, f"`{key.default}`" if key.default else "", key.description)
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
-
-
-def keys(schema: dict[str, Any]) -> Iterator[tuple[str, str, str | None, str]]:
-    """(key, type, default as JSON or None, description) of all leaves of a JSON schema."""
-    definitions = schema.get("$defs", {})
-
-    def resolve(node: dict[str, Any]) -> dict[str, Any]:
-        if "$ref" in node:
-            return {**definitions[node["$ref"].rsplit("/", 1)[1]], **{k: v for k, v in node.items() if k != "$ref"}}
-        return node
-
-    def walk(node: dict[str, Any], path: str) -> Iterator[tuple[str, str, str | None, str]]:
-        node = resolve(node)
-        if "properties" in node:
-            for name, child in node["properties"].items():
-                yield from walk(child, f"{path}.{name}" if path else name)
-        elif isinstance(more := node.get("additionalProperties"), dict) and "properties" in resolve(more):
-            yield from walk(more, f"{path}.NAME")
-        else:
-            default = json.dumps(node["default"]) if "default" in node else None
-            yield path, _kind(node, resolve), default, node.get("description", "")
-
-    yield from walk(schema, "")
-
-
-def _kind(node: dict[str, Any], resolve: Any) -> str:
-    """A type for people: "integer, 1 to 512"."""
-    if "anyOf" in node:
-        return " or ".join(dict.fromkeys(_kind(resolve(each), resolve) for each in node["anyOf"]))
-    if "enum" in node or "const" in node:
-        return ", ".join(str(each) for each in node.get("enum", [node.get("const")]))
-    told = str(node.get("type", "value"))
-    low = node.get("minimum", node.get("exclusiveMinimum"))
-    high = node.get("maximum", node.get("exclusiveMaximum"))
-    if low is not None and high is not None:
-        return f"{told}, {low:g} to {high:g}"
-    return f"{told}, from {low:g}" if low is not None else told
 
 
 def commands() -> Iterator[str]:

@@ -56,6 +56,8 @@ def chair(
     truth: Annotated[
         list[Path], typer.Option(help="{image_id: [objects]} as JSON, or COCO's instances_*.json and captions_*.json.")
     ],
+    image_id_key: Annotated[str, typer.Option(help="Where the image's id stands in a caption's object.")] = "image_id",
+    caption_key: Annotated[str, typer.Option(help="Where the caption stands.")] = "caption",
     compat: Annotated[Compat, typer.Option(help="official: keep what the official script misses.")] = Compat.MENDED,
     json: Json = None,
     details: Details = False,
@@ -65,17 +67,20 @@ def chair(
     """CHAIR over COCO's 80 objects: CHAIR_s, CHAIR_i, recall and mean length of captions."""
     from sightline_cli.eval_files import chair as measure
 
-    guarded(lambda: measure(captions, truth, compat.value, json, details, seed), debug)
+    guarded(lambda: measure(captions, truth, (image_id_key, caption_key), compat.value, json, details, seed), debug)
 
 
 @app.command()
 def pope(
-    answers: Annotated[Path, typer.Option(help="JSON lines {question_id, answer}.")],
+    answers: Annotated[Path, typer.Option(help="JSON lines {question_id, question, image, answer}.")],
     questions: Annotated[Path, typer.Option(help="JSON lines {question_id, image, text, label}.")],
     rule: Annotated[AnswerRule, typer.Option(help="How answers are read.")] = AnswerRule.OFFICIAL,
     compat: Annotated[
         Compat, typer.Option(help="official: answers without question_id are paired by position.")
     ] = Compat.MENDED,
+    trust_ids: Annotated[
+        bool, typer.Option("--trust-ids", help="Take answers that do not say what was asked, by their ids alone.")
+    ] = False,
     json: Json = None,
     details: Details = False,
     seed: Seed = 0,
@@ -84,7 +89,7 @@ def pope(
     """POPE: accuracy, precision, recall, F1 and yes-ratio of yes/no answers."""
     from sightline_cli.eval_files import pope as measure
 
-    guarded(lambda: measure(answers, questions, rule.value, compat.value, json, details, seed), debug)
+    guarded(lambda: measure(answers, questions, rule.value, compat.value, trust_ids, json, details, seed), debug)
 
 
 @app.command()

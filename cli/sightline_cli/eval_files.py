@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, cast
 
+from rich.console import Console
 from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.amber import Amber, read_responses
 from sightline_trainer.evaluation.captions import read_captions
 from sightline_trainer.evaluation.coco import CocoObjects, Compat, load_truth
+from sightline_trainer.evaluation.lines import read_value
 from sightline_trainer.evaluation.pope import Rule, read_answers, read_questions
 from sightline_trainer.evaluation.result import Result, differences_json
 from sightline_trainer.evaluation.result import compare as compare_results
@@ -26,26 +27,34 @@ from sightline_trainer.evaluation.words import (
 from sightline_cli.eval_output import bars, emit, emit_differences
 
 
-def chair(captions: Path, truth: list[Path], compat: str, out: Path | None, details: bool, seed: int) -> None:
-    """CHAIR of a file of captions."""
+def chair(
+    captions: Path, truth: list[Path], keys: tuple[str, str], compat: str, out: Path | None, details: bool, seed: int
+) -> None:
+    """CHAIR of a file of captions; `keys` are those of image id and caption."""
     kept = cast(Compat, compat)
     objects = CocoObjects(kept)
-    told = read_captions(captions)
+    told = read_captions(captions, image_id_key=keys[0], caption_key=keys[1])
     known = load_truth(truth, objects)
     with bars(out) as progress:
         result = chair_result(told, known, objects, compat=kept, progress=progress("reading captions"))
     emit(result, out, details=details, seed=seed)
 
 
-def pope(answers: Path, questions: Path, rule: str, compat: str, out: Path | None, details: bool, seed: int) -> None:
+def pope(
+    answers: Path,
+    questions: Path,
+    rule: str,
+    compat: str,
+    trust_ids: bool,
+    out: Path | None,
+    details: bool,
+    seed: int,
+) -> None:
     """POPE of a file of answers."""
     asked = read_questions(questions)
-    emit(
-        pope_result(asked, read_answers(answers, asked, compat), rule=cast(Rule, rule)),
-        out,
-        details=details,
-        seed=seed,
-    )
+    given = read_answers(answers, asked, compat, trust_ids=trust_ids)
+    result = pope_result(asked, given.by_id, rule=cast(Rule, rule), checked=given.checked)
+    emit(result, out, details=details, seed=seed)
 
 
 def amber(
@@ -64,8 +73,20 @@ def amber(
 
 
 def compare(one: Path, other: Path, out: Path | None, seed: int) -> None:
-    """The paired differences of two results."""
-    emit_differences(differences_json(compare_results(_result(one), _result(other), seed=seed)), out)
+    """The paired differences of two results. What else than the policy differs between them is told on stderr."""
+    results = [_result(path) for path in (one, other)]
+    found = differences_json(compare_results(results[0], results[1], seed=seed))
+    if unlike := unlike_settings(*(result.get("settings") for result in results)):
+        Console(stderr=True).print(f"not only the policies differ: {unlike}", soft_wrap=True, highlight=False)
+    emit_differences(found, out)
+
+
+def unlike_settings(one: Any, other: Any) -> str:
+    """Settings of two results that are not the same, the policy's version left out: "compat mended, official"."""
+    sides = [dict(each) if isinstance(each, dict) else {} for each in (one, other)]
+    names = sorted({*sides[0], *sides[1]} - {"policy_version"})
+    unlike = [name for name in names if sides[0].get(name) != sides[1].get(name)]
+    return "; ".join(f"{name} {sides[0].get(name)}, {sides[1].get(name)}" for name in unlike)
 
 
 def similarity_of(text: str) -> Similarity:
@@ -87,8 +108,8 @@ def nouns_of(text: str, amber: Amber) -> Nouns:
 
 def _result(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        value = read_value(path)
+    except InvalidInput as error:
         raise InvalidInput(f"{path} is no result of sightline eval ({error})", reason="RESULT") from None
     if not isinstance(value, dict):
         raise InvalidInput(f"{path} is no result of sightline eval", reason="RESULT")

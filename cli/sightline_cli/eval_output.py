@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from sightline_trainer.display import narrow
 from sightline_trainer.evaluation.result import Result, write_result
 
 Tell = Callable[[int, int], None]
@@ -24,20 +25,19 @@ def emit(result: Result, out: Path | None, *, details: bool, seed: int) -> None:
 
 def emit_differences(value: Mapping[str, Any], out: Path | None) -> None:
     """Show paired differences and write them where `out` says."""
+    _emit(dict(value), out, lambda console: show_differences(value, console))
 
-    def draw(console: Console) -> None:
-        table = Table(
-            "metric", "one", "other", "change", "95 % interval", "", title="other - one", title_justify="left"
+
+def show_differences(value: Mapping[str, Any], console: Console) -> None:
+    """Paired differences as a table."""
+    table = _table("other - one", "metric", "one", "other", "change", "95 % interval", "")
+    for name, row in value.items():
+        low, high = _text(row["low"], "+.4f"), _text(row["high"], "+.4f")
+        sure = "clear" if row["clear"] else ""
+        table.add_row(
+            name, _text(row["one"]), _text(row["other"]), _text(row["change"], "+.4f"), f"{low} .. {high}", sure
         )
-        for name, row in value.items():
-            low, high = _text(row["low"], "+.4f"), _text(row["high"], "+.4f")
-            sure = "clear" if row["clear"] else ""
-            table.add_row(
-                name, _text(row["one"]), _text(row["other"]), _text(row["change"], "+.4f"), f"{low} .. {high}", sure
-            )
-        console.print(table)
-
-    _emit(dict(value), out, draw)
+    console.print(table)
 
 
 def _emit(value: dict[str, Any], out: Path | None, draw: Callable[[Console], None]) -> None:
@@ -54,7 +54,7 @@ def _emit(value: dict[str, Any], out: Path | None, draw: Callable[[Console], Non
 def show(value: Mapping[str, Any], console: Console) -> None:
     """A result as tables."""
     settings = ", ".join(f"{name} {setting}" for name, setting in value["settings"].items())
-    table = Table("metric", "value", "95 % interval", "of", title=f"{value['suite']}  {settings}", title_justify="left")
+    table = _table(f"{value['suite']}  {settings}", "metric", "value", "95 % interval", "of")
     for name, metric in value["metrics"].items():
         interval = "" if metric["low"] is None else f"{metric['low']:.4f} .. {metric['high']:.4f}"
         table.add_row(name, _text(metric["value"]), interval, f"{metric['numerator']} / {metric['denominator']}")
@@ -66,8 +66,16 @@ def show(value: Mapping[str, Any], console: Console) -> None:
         console.print(f"differs from the official script: {text}")
 
 
+def _table(title: str, *columns: str) -> Table:
+    """A table that fits 80 columns; no name and no number is ever cut."""
+    table = narrow(title)
+    for name in columns:
+        table.add_column(name, no_wrap=True, overflow="fold")
+    return table
+
+
 def _text(value: float | None, form: str = ".4f") -> str:
-    return "undefined" if value is None else format(value, form)
+    return "-" if value is None else format(value, form)
 
 
 @contextmanager

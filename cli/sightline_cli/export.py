@@ -23,10 +23,10 @@ model `{model}`. Columns `images`, `prompt`, `chosen` and `rejected` are TRL's c
 images; beside them stand the sampled token ids, both rewards, margin, weight, rule, sources and the policy version of
 each side.
 
-```python
+`python
 from datasets import load_dataset
 pairs = load_dataset("{to}", split="train")
-```
+`
 """
 
 
@@ -41,10 +41,12 @@ def export(run: Path, to: str, as_json: bool) -> None:
         NotFound: there is no run, or it has no pairs yet.
         AlreadyExists: the directory is there.
         InvalidInput: the hub is meant, but no name on it is given.
+        DataCorrupted: a file of pairs is damaged.
         Unavailable: the hub can't be reached, or does not take the dataset.
     """
     import datasets
     from huggingface_hub.errors import HFValidationError
+    from sightline_trainer.files import read_table
     from sightline_trainer.runs import RunDirectory
 
     if to in ("hub", HUB):
@@ -54,6 +56,8 @@ def export(run: Path, to: str, as_json: bool) -> None:
     files = sorted(str(path) for path in (directory.root / "iterations").glob("*/pairs.parquet"))
     if recipe is None or not files:
         raise NotFound(f"no pairs at {run}: name a run that has finished an iteration's pairs", reason="NO_PAIRS")
+    for file in files:
+        read_table(Path(file), ["prompt_id"])
     datasets.disable_progress_bars()
     pairs = datasets.load_dataset("parquet", data_files=files, split="train")
     pairs = _plain(pairs)

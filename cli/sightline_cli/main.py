@@ -17,6 +17,7 @@ from sightline_cli.credentials import Credentials, give
 from sightline_cli.eval import app as eval_app
 from sightline_cli.failures import guarded
 from sightline_cli.policies import app as policies_app
+from sightline_cli.recipe import app as recipe_app
 from sightline_cli.runs import app as runs_app
 from sightline_cli.scorer import app as scorer_app
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 app.add_typer(eval_app, name="eval")
 app.add_typer(policies_app, name="policies")
+app.add_typer(recipe_app, name="recipe")
 app.add_typer(runs_app, name="runs")
 app.add_typer(scorer_app, name="scorer")
 

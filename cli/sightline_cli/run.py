@@ -8,8 +8,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sightline.errors import InvalidInput, PreconditionFailed
-from sightline_chassis.settings import load_settings
+from sightline_chassis.settings import Section, load_settings
 from sightline_trainer.connections import ClientTls, Connection, Connections
+from sightline_trainer.needs import Needs
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.credentials import given
@@ -25,18 +26,28 @@ def local_services(recipe: Recipe) -> dict[str, list[str]]:
     Raises:
         PreconditionFailed: the recipe names neither a scorer nor the model of one.
     """
-    settings = {}
+    from sightline_sampler.settings import SamplerLimits
+    from sightline_scorer.settings import ScorerLimits
+
+    settings, needs = {}, Needs.of(recipe)
     if recipe.sampling.address is None:
-        settings["sampler"] = [f"engine.model={recipe.model}", "engine.threads=1"]
+        wanted = {"max_candidates": needs.candidates, "max_tokens": needs.tokens}
+        settings["sampler"] = [f"engine.model={recipe.model}", "engine.threads=1", *_raised(SamplerLimits(), wanted)]
     if recipe.reward.address is None:
         if recipe.reward.source is None:
             raise PreconditionFailed(
                 "set reward.address (a running scorer) or reward.source (an open_clip model)", reason="NO_ADDRESS"
             )
         settings["scorer"] = [f"models.clip.source={recipe.reward.source}", "triton.threads=1"]
+        settings["scorer"] += _raised(ScorerLimits(), {"max_texts": needs.texts})
         if recipe.reward.pretrained is not None:
             settings["scorer"].append(f"models.clip.pretrained={recipe.reward.pretrained}")
     return settings
+
+
+def _raised(limits: Section, wanted: dict[str, int]) -> list[str]:
+    """Settings for the limits that are below what is wanted."""
+    return [f"limits.{name}={need}" for name, need in wanted.items() if need > getattr(limits, name)]
 
 
 def run(

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from running import WEIGHTS, Services, small_recipe
-from sightline.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed, SightlineError
 from sightline.sampler import SamplerClient, read_manifest, verify
 from sightline_trainer.dpo.update import UpdateProbe
 from sightline_trainer.events import Event
@@ -88,6 +89,49 @@ def test_a_short_run_leaves_everything_behind_and_can_be_run_again(
 
     with pytest.raises(PreconditionFailed, match="another recipe"):
         execute(recipe.model_copy(update={"seed": 5}), run, lambda event: None)
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("values", "words", "reason"),
+    [
+        ({"sampling": {"candidates": 100}}, "sampling.candidates: 100 are wanted", "LIMIT_TOO_LOW"),
+        ({"sampling": {"max_tokens": 5000}}, "sampling.max_tokens: 5000", "LIMIT_TOO_LOW"),
+        ({"reward": {"model": "clop"}}, "reward.model is clop", "MODEL_NOT_FOUND"),
+        ({"candidates": {"policy": {}, "question_answer": {}}}, "questions.jsonl", "NO_QUESTIONS"),
+        ({"dpo": {"launch": ["accelerato", "launch"]}}, "no accelerato", "LAUNCHER_UNUSABLE"),
+    ],
+)
+def test_what_the_services_do_not_allow_is_told_before_any_work(
+    services: Services, playground: Path, tmp_path: Path, values: dict[str, Any], words: str, reason: str
+) -> None:
+    for name in ("train", "test"):
+        shutil.copytree(playground / name, tmp_path / name)
+    (tmp_path / "train/questions.jsonl").unlink()
+    tree = small_recipe(services, tmp_path)
+    for section, inner in values.items():
+        tree[section] = {**tree.get(section, {}), **inner}
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(SightlineError, match=words) as caught:
+        execute(Recipe.model_validate(tree), run, lambda event: None)
+    assert caught.value.reason == reason
+    assert not (run.root / "iterations").exists()
+
+
+@pytest.mark.field
+def test_a_changed_update_is_made_anew_on_the_same_candidates(
+    services: Services, playground: Path, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    execute(small(services, playground, iterations=1), run, lambda event: None)
+    candidates = (run.iteration(1) / "candidates/00000.parquet").stat().st_mtime_ns
+    events = list[Event]()
+    changed = small(services, playground, iterations=2, threads=2, dpo={"learning_rate": 1e-4})
+    table = execute(changed, run, events.append)
+    assert "dpo.learning_rate: 0.0002 -> 0.0001" in events[0].message
+    assert (run.iteration(1) / "candidates/00000.parquet").stat().st_mtime_ns == candidates
+    assert [row["policy_version"] for row in table] == [0, 2, 3]
+    assert (run.root / "replaced/0001/iterations/0001/update.json").exists()
 
 
 @pytest.mark.parametrize("stage", ["sample", "update", "publish"])

@@ -52,6 +52,21 @@ def test_history_is_what_the_files_say(run: Path) -> None:
     assert history.state["versions"]["trl"].startswith("1.16")
 
 
+@pytest.mark.field
+def test_the_kl_is_0_for_the_base_model_and_above_0_for_what_was_trained(run: Path) -> None:
+    import pyarrow.parquet as pq
+
+    history = History.read(run)
+    assert history.rows[0]["kl_to_base"] == 0.0
+    for row in history.rows[1:]:
+        captions = pq.read_table(run / f"iterations/{int(row['iteration']):04d}/captions.parquet")
+        each = captions["kl_to_base"].to_pylist()
+        assert min(each) >= 0.0
+        assert row["kl_to_base"] == pytest.approx(sum(each) / len(each))
+        assert 0.0 < row["kl_to_base_low"] <= row["kl_to_base"] <= row["kl_to_base_high"]
+    assert all("kl_to_reference" not in found for found in history.updates.values())
+
+
 def test_the_page_asks_nobody_for_anything(html: str) -> None:
     outside = re.findall(r"""(?:src|href|action)\s*=\s*["']?(?!data:|#)([^"'> ]+)""", html)
     assert outside == []

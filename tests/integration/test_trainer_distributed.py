@@ -55,7 +55,7 @@ def test_two_processes_do_what_one_does_with_the_same_batch(model: Path, pairs: 
         progress=lambda done, total: steps.append((done, total)),
     )
     assert steps[-1] == (40, 40)
-    for name in ("loss", "chosen_logp", "rejected_logp", "margin", "accuracy", "kl_to_reference", "steps"):
+    for name in ("loss", "chosen_logp", "rejected_logp", "margin", "accuracy", "logratio_to_reference", "steps"):
         assert two.metrics[name] == pytest.approx(one.metrics[name], rel=1e-4), name
     assert_same_policy(tmp_path / "one/policy", tmp_path / "two/policy")
     for a, b in zip(one.probes, two.probes, strict=True):

@@ -1,5 +1,8 @@
 """Every recipe and settings file of the repository loads."""
 
+import itertools
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -22,6 +25,18 @@ def test_recipe(path: Path) -> None:
     recipe = load_recipe(path)
     assert recipe.name == path.stem
     assert path.read_text().startswith("# "), "a recipe begins with the commands that run it"
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_command_in_a_recipes_header_is_taken(path: Path) -> None:
+    """YAML takes `?` for the end of a text in brackets: the paraphrases of clip_dpo.yaml were no list."""
+    header = "\n".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
+    command = re.search(r"a real LVLM: (sightline run .*?)(?:\n\n|$)", header, re.S)
+    assert command is not None
+    words = shlex.split(command[1].replace("\\\n", " ").replace("\n", " "))
+    overrides = [word for before, word in itertools.pairwise(words) if before == "--set"]
+    assert load_recipe(path, overrides).model == "llava-hf/llava-1.5-7b-hf"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("services/*/*.yaml")), ids=lambda path: path.name)

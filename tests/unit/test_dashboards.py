@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from monitoring import DASHBOARDS, FOREIGN, exported, metrics_of, panels, plain, recorded
+from monitoring import DASHBOARDS, FILES, FOREIGN, exported, families, metrics_of, panels, plain, recorded
+from running import ROOT
 
 QUERIES = list(panels())
 
@@ -60,3 +61,29 @@ def test_a_dashboard_can_be_provisioned(path: Path) -> None:
 def test_uids_are_one_each() -> None:
     assert len(DASHBOARDS) == 4
     assert len({json.loads(path.read_text())["uid"] for path in DASHBOARDS}) == 4
+
+
+@pytest.mark.field
+def test_every_panel_says_what_it_means_and_when_to_worry() -> None:
+    for path in DASHBOARDS:
+        for panel in json.loads(path.read_text())["panels"]:
+            if panel["type"] != "row":
+                meaning = panel.get("description", "")
+                assert len(meaning) > 40, (path.stem, panel["title"])
+                assert "orry" in meaning, (path.stem, panel["title"])
+                assert meaning.endswith("."), (path.stem, panel["title"])
+
+
+@pytest.mark.field
+def test_the_kl_is_called_what_it_is_wherever_it_is_shown() -> None:
+    """On the policy's own samples, by k3; not a mean log-ratio of other texts, which is often negative."""
+    (title,) = {title for _, title, query in QUERIES if "sightline_trainer_kl{" in query}
+    assert title == "KL from the base model"
+    kind, meaning = families()["sightline_trainer_kl"]
+    assert kind == "gauge"
+    for words in ("own held-out samples", "k3"):
+        assert words in meaning
+        assert words in (ROOT / "docs/monitoring.md").read_text()
+        assert words in (FILES / "dashboards/trainer.json").read_text()
+    for path in ("docs/monitoring.md", "docs/evaluation.md", "services/trainer/README.md"):
+        assert "kl_to_reference" not in (ROOT / path).read_text()

@@ -55,7 +55,7 @@ def test_how_answers_are_read(answer: str, official: bool, words: bool) -> None:
 
 def test_the_fixtures_as_counted_by_hand() -> None:
     questions = read_questions(FIXTURES / "pope_questions.jsonl")
-    answers = read_answers(FIXTURES / "pope_answers.jsonl", questions)
+    answers = read_answers(FIXTURES / "pope_answers.jsonl", questions).by_id
     assert match(questions, answers).confusion() == Confusion(tp=3, fp=3, tn=1, fn=1)
     assert match(questions, answers, "words").confusion() == Confusion(tp=3, fp=1, tn=3, fn=1)
     assert match(questions, answers).read_differently() == 2
@@ -71,7 +71,7 @@ def test_the_fixtures_as_counted_by_hand() -> None:
 
 def test_a_missing_answer_is_named() -> None:
     questions = read_questions(FIXTURES / "pope_questions.jsonl")
-    answers = read_answers(FIXTURES / "pope_answers.jsonl", questions)
+    answers = read_answers(FIXTURES / "pope_answers.jsonl", questions).by_id
     del answers["3"]
     with pytest.raises(InvalidInput, match="question_id '3'") as caught:
         match(questions, answers)
@@ -89,7 +89,7 @@ def test_answers_without_ids_go_by_position_only_when_asked_and_only_in_order(tm
     path = lines(tmp_path / "answers.jsonl", list(rows))
     with pytest.raises(InvalidInput, match="--compat official"):
         read_answers(path, questions)
-    assert match(questions, read_answers(path, questions, "official")).confusion() == Confusion(tp=4, fp=4)
+    assert match(questions, read_answers(path, questions, "official").by_id).confusion() == Confusion(tp=4, fp=4)
     lines(path, rows[:2] + rows[3:])
     with pytest.raises(InvalidInput, match=r"line 3: .*not in the same order or an answer is missing"):
         read_answers(path, questions, "official")
@@ -101,13 +101,14 @@ def test_answers_without_ids_go_by_position_only_when_asked_and_only_in_order(tm
         ({"question_id": 1, "answer": "no"}, "answered twice"),
         ({"question_id": 77, "answer": "no"}, "was not asked"),
         ({"question_id": 2}, "no text under `answer`"),
+        ({"question_id": 2, "answer": None}, "no text under `answer`"),
     ],
 )
 def test_answers_that_can_not_be_used_are_named(tmp_path: Path, row: dict[str, object], complaint: str) -> None:
     questions = read_questions(FIXTURES / "pope_questions.jsonl")
     path = lines(tmp_path / "answers.jsonl", [{"question_id": 1, "answer": "yes"}, row])
     with pytest.raises(InvalidInput, match=f"line 2: .*{complaint}"):
-        read_answers(path, questions)
+        read_answers(path, questions, trust_ids=True)
 
 
 def test_questions_that_can_not_be_used_are_named(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The towers that run inside Triton, in process: the same embeddings as open_clip's, with less work."""
 
 import copy
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -105,3 +106,24 @@ def test_the_towers_need_nothing_of_sightline() -> None:
     """They are copied into Triton's repository."""
     source = Path(sys.modules["sightline_scorer.triton.towers"].__file__ or "").read_text()
     assert "sightline" not in source
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("architecture", ["tiny", "siglip"])
+def test_half_precision_loads_and_gives_nearly_the_same(architecture: str, precision: Any, tmp_path: Path) -> None:
+    """open_clip keeps a ViT's class embedding in float32 when the rest is half: the first parameter tells nothing."""
+    import open_clip
+
+    directory = getattr(scorer_models, architecture)(tmp_path)
+    card = repository.describe("m", ModelSettings(source=str(directory)))
+    facts = {**json.loads(card.to_json()), "gpu_graphs": "off"}
+    pixels = torch.randint(0, 256, (3, 3, card.image_height, card.image_width), dtype=torch.uint8)
+    ids = open_clip.get_tokenizer(f"local-dir:{directory}")(SENTENCES[:3]).int()
+    found = {}
+    for each in ("fp32", precision):
+        for kind, batch in ((towers.ImageTower, pixels), (towers.TextTower, ids)):
+            model = open_clip.create_model(f"local-dir:{directory}", precision=each).eval()
+            found[each, kind] = embedder(kind(model, facts, CPU), facts)(batch)
+    for kind in (towers.ImageTower, towers.TextTower):
+        cosine = (found["fp32", kind] * found[precision, kind]).sum(dim=-1)
+        assert cosine.min() > 0.99

@@ -101,6 +101,21 @@ def test_the_command_line_builds_a_repository(tiny: Path, tmp_path: Path) -> Non
     assert (tmp_path / "out/clip_text/1/model.py").is_file()
 
 
+def test_a_cluster_builds_what_the_services_settings_say(tiny: Path, tmp_path: Path) -> None:
+    """Precision, batch and the default model come from the file that the service reads."""
+    config = tmp_path / "settings.yaml"
+    config.write_text(
+        f"models: {{a: {{source: '{tiny}'}}, b: {{source: '{tiny}', precision: fp16}}}}\ndefault_model: b\n"
+        "triton: {mode: remote, address: 'triton:8001', image_batch: 48, instances: 2}\n"
+    )
+    assert repository.main(["--config", str(config), "--copy-weights", str(tmp_path / "out")]) == 0
+    written = parsed(tmp_path / "out/clip_image/config.pbtxt")
+    assert json.loads(written.parameters["sightline"].string_value)["precision"] == "fp16"
+    assert (written.max_batch_size, written.instance_group[0].count) == (48, 2)
+    other = parsed(tmp_path / "out/clip_image__a/config.pbtxt")
+    assert json.loads(other.parameters["sightline"].string_value)["precision"] == "fp32"
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -17,8 +17,9 @@ from running import WEIGHTS
 from sightline.errors import InvalidInput
 from sightline.sampler import DiffusionNoise, PixelNoise
 from sightline_trainer.candidates import CANDIDATES
+from sightline_trainer.candidates.declared import declared
 from sightline_trainer.candidates.noised_image import noised
-from sightline_trainer.candidates.question_answer import QuestionIndex, declared
+from sightline_trainer.candidates.question_answer import QuestionIndex
 from sightline_trainer.candidates.source import CandidatePart, SourceContext, SourceRequest
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.recipe import Recipe
@@ -199,17 +200,31 @@ def test_bad_questions_are_refused_with_their_line(tmp_path: Path) -> None:
         QuestionIndex(tmp_path / "questions.jsonl")
 
 
+@pytest.mark.field
 @pytest.mark.parametrize(
     ("question", "answer", "statement"),
     [
-        ("Is there a cat in the picture?", "yes", "there Is a cat in the picture"),
+        ("Is there a cat in the picture?", "yes", "there is a cat in the picture"),
         ("is there a cat ?", "no .", "there is no cat"),
         ("are there any dogs ?", "no", "there are no dogs"),
         ("are there any dogs ?", "Yes.", "there are dogs"),
         ("what colour is the bus ?", "red", "the bus is red"),
         ("Where is the dog?", "on the sofa", "the dog is on the sofa"),
         ("how many dogs are there?", "two", "two dogs"),
-        ("is the star red ?", "no .", "is the star red no"),
+        ("is the star red ?", "no .", "the star is not red"),
+        ("Is the dog black?", "yes", "the dog is black"),
+        ("Is the dog black?", "No.", "the dog is not black"),
+        ("Is the red dog black?", "yes", "the red dog is black"),
+        ("Are the two men riding horses?", "no", "the two men are not riding horses"),
+        ("Is the building tall?", "yes", "the building is tall"),
+        ("Is the man in the blue shirt smiling?", "yes", "the man in the blue shirt is smiling"),
+        ("Is the cat on the sofa?", "no", "the cat is not on the sofa"),
+        ("Is this a kitchen?", "yes", "this is a kitchen"),
+        ("Is it raining?", "no", "it is not raining"),
+        ("Was there any snow?", "No", "there was no snow"),
+        ("Can you see a clock?", "Yes, on the wall", "there is a clock"),
+        ("is there a north wind ?", "north", "is there a north wind north"),
+        ("is the sign yellow ?", "nothing", "is the sign yellow nothing"),
         ("what is it?", "It is a long answer of many words.", "It is a long answer of many words"),
     ],
 )

@@ -19,7 +19,7 @@ from sightline_chassis.settings import SettingsError, load_settings
 from sightline_chassis.yaml_text import MOST_BYTES, YamlRefused, load_yaml
 from sightline_trainer.allowed import Allowed
 from sightline_trainer.connections import Connections
-from sightline_trainer.pools import load_prompts
+from sightline_trainer.pools import load_prompts, open_pool
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.run_queue import RunQueue
 from sightline_trainer.server import RunServicer, TrainerService
@@ -102,6 +102,25 @@ def test_an_image_is_a_plain_file_in_the_datasets_directory(
     assert "2" in error.value.message.removeprefix(str(directory))  # the row is named
 
 
+@pytest.mark.parametrize("form", [str, _llava, _parquet, _table])
+@pytest.mark.parametrize(("image", "reason"), [("../secret", "IMAGE_OUTSIDE"), ("images/fifo.png", "IMAGE_NO_FILE")])
+def test_no_id_is_made_of_a_picture_that_may_not_be_read(
+    tmp_path: Path, form: Callable[[Path], str], image: str, reason: str
+) -> None:
+    """Where rows have no ids, pictures are read when the dataset is opened."""
+    directory = dataset(tmp_path, image)
+    os.mkfifo(directory / "images/fifo.png")
+    (tmp_path / "secret").write_text("the token")
+    rows = [json.loads(line) for line in (directory / "prompts.jsonl").read_text().splitlines()]
+    for row in rows:
+        del row["id"]
+    (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InvalidInput) as error:
+        open_pool(form(directory))
+    assert error.value.reason == reason
+    assert "2" in error.value.message.removeprefix(str(directory))
+
+
 def test_links_inside_and_declared_directories_are_taken(tmp_path: Path) -> None:
     directory = dataset(tmp_path, "images/inside.png")
     (directory / "images/inside.png").symlink_to(directory / "images/good.png")
@@ -161,6 +180,30 @@ def test_what_is_listed_may_be_named(tmp_path: Path) -> None:
     connections = Connections.model_validate({"sampler": {"address": "ours:1"}})
     queue = RunQueue(tmp_path / "runs", connections=connections, allowed=Allowed((), ["good:1"], [tmp_path / "data"]))
     assert queue.submit("request", None, yaml.safe_dump(RECIPE | values), []).id
+
+
+def test_a_listed_launcher_stays_one_in_the_runs_own_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the files that it names are absolute, and those of a run's own data lie in the run."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf").mkdir()
+    (tmp_path / "conf/fsdp.yaml").write_text("")
+    (tmp_path / "runs/one/data").mkdir(parents=True)
+    launch = ["accelerate", "launch", "--config_file", "conf/fsdp.yaml"]
+    values = {"dpo": {"launch": launch}, "data": {"train": "runs/one/data", "test": "datasets:b"}}
+    known = Allowed([launch], (), [Path("runs/one/data")])
+    run = RunQueue(Path("runs"), allowed=known).submit("request", None, yaml.safe_dump(RECIPE | values), [], "one")
+    assert "train: run:data\n" in (run.root / "recipe.yaml").read_text()
+    recipe = run.recipe()
+    assert recipe is not None
+    assert recipe.dpo.launch != launch
+    known.check(recipe, Connections())
+    with pytest.raises(InvalidInput, match=r"dpo\.launch"):
+        Allowed([launch[:-1]], (), [Path("runs")]).check(recipe, Connections())
+    (run.root / "recipe.yaml").write_text((run.root / "recipe.yaml").read_text().replace("run:data", "run:../../conf"))
+    moved = run.recipe()
+    assert moved is not None
+    with pytest.raises(InvalidInput, match=r"data\.train"):
+        known.check(moved, Connections())
 
 
 def test_a_run_that_is_no_more_allowed_does_not_go_on(tmp_path: Path) -> None:
@@ -259,9 +302,13 @@ def test_an_unreadable_run_is_a_row_that_says_so(service: TrainerService, spoil:
         {"recipe_text": yaml.safe_dump(RECIPE), "request_id": "1", "run_id": "a" * 300},
         {"recipe_text": yaml.safe_dump(RECIPE | {"x" * 100_000: 1}), "request_id": "1"},
         {"recipe_text": yaml.safe_dump(RECIPE), "request_id": "1", "overrides": ["seed=1"] * 2000},
+        {"recipe_text": yaml.safe_dump(RECIPE), "request_id": "1", "overrides": ["x" * 100_000]},
+        {"recipe_text": yaml.safe_dump(RECIPE), "request_id": "1", "overrides": ["x" * 100_000 + "=1"]},
+        {"recipe_text": yaml.safe_dump(RECIPE), "request_id": "1", "overrides": ["seed." + "x" * 100_000 + ".a=1"]},
         {"recipe_text": yaml.safe_dump(RECIPE), "request_id": "1", "overrides": ["seed=2026-13-45"]},
         {"recipe_text": yaml.safe_dump(RECIPE) + "seed: 2026-13-45\n", "request_id": "1"},
         {"recipe_text": yaml.safe_dump(RECIPE) + "seed: " + "9" * 5000, "request_id": "1"},
+        {"recipe_text": yaml.safe_dump(RECIPE | {"dpo": {f"k{i}": 1 for i in range(1000)}}), "request_id": "1"},
         {"recipe_name": "a" * 100_000, "request_id": "1"},
     ],
 )

@@ -12,7 +12,8 @@ from datasets import Dataset
 from dpo_models import dpo_recipe, make_family, random_pairs, shake
 from PIL import Image
 from sightline.errors import PreconditionFailed
-from sightline_trainer.dpo.losses import NAMES, check_losses, fold_pairs
+from sightline_trainer.dpo.loss_names import NAMES
+from sightline_trainer.dpo.losses import check_losses, fold_pairs
 from sightline_trainer.dpo.reference_logprobs import add_reference, token_logprobs
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.update import update
@@ -83,6 +84,37 @@ def test_weights_of_one_change_nothing(model: Path, pairs: Dataset, tmp_path: Pa
     assert loss_of(ones).item() == pytest.approx(loss_of(plain).item(), rel=1e-6)
 
 
+@pytest.mark.field
+@pytest.mark.parametrize("loss", [{"sigmoid": 1.0, "sft": 0.5}, {"sft": 1.0}, {"bco_pair": 1.0, "sft": 0.5}])
+def test_a_weight_does_not_change_what_sft_means(
+    model: Path, pairs: Dataset, tmp_path: Path, loss: dict[str, float]
+) -> None:
+    """TRL's sft is the mean over the tokens of the batch; long and short responses keep their share under weights."""
+    lengths = [2, 9, 4, 6]
+    rows = [{**row, "chosen_ids": (row["chosen_ids"] * 9)[:n]} for row, n in zip(pairs, lengths, strict=True)]
+    uneven = Dataset.from_list(rows, features=pairs.features)
+    plain = prepared(model, uneven, tmp_path, loss=loss)
+    ones = prepared(model, with_column(uneven, "weight", [1.0] * 4), tmp_path, loss=loss)
+    ones.data_collator.columns = ("weight",)
+    assert loss_of(ones).item() == pytest.approx(loss_of(plain).item(), rel=1e-5)
+    weights = [0.0, 2.0, 0.5, 1.0]
+    only = prepared(model, with_column(uneven, "weight", weights), tmp_path, loss={"sft": 1.0})
+    chosen = token_logprobs(only, only.data_collator(list(only.train_dataset))).sum(dim=1).chunk(2)[0]
+    expected = -(torch.tensor(weights) * chosen).sum() / sum(lengths)
+    assert loss_of(only).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.field
+def test_both_rejected_sides_of_povid_keep_their_own_weight(model: Path, pairs: Dataset, tmp_path: Path) -> None:
+    weighted = with_column(pairs, "weight", [1.0, 3.0, 1.0, 3.0])
+    folded, _ = fold_pairs(weighted)
+    trainer = prepared(model, folded, tmp_path, loss={"povid_code": 1.0})
+    chosen, rejected = logratios(trainer)
+    each = -logsigmoid(0.1 * (chosen - rejected))
+    expected = (each * torch.tensor([1.0, 1.0, 3.0, 3.0])).mean()
+    assert loss_of(trainer).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_a_margin_is_what_the_chosen_side_must_win_by(model: Path, pairs: Dataset, tmp_path: Path) -> None:
     """ODPO (Amini et al. 2024, arXiv 2402.10571): -log sigmoid(beta * (difference of log-ratios) - margin)."""
     margins = [0.0, 1.0, 4.0, 10.0]
@@ -92,7 +124,9 @@ def test_a_margin_is_what_the_chosen_side_must_win_by(model: Path, pairs: Datase
     assert loss_of(trainer).item() == pytest.approx(expected.item(), rel=1e-5)
     # The figures are those of the policy, without the margin.
     assert trainer.figures[-1]["margin"] == pytest.approx((0.1 * (chosen - rejected)).mean().item(), rel=1e-4)
-    assert trainer.figures[-1]["kl_to_reference"] == pytest.approx(((chosen + rejected) / 2).mean().item(), rel=1e-4)
+    assert trainer.figures[-1]["logratio_to_reference"] == pytest.approx(
+        ((chosen + rejected) / 2).mean().item(), rel=1e-4
+    )
 
 
 def noised(pairs: Dataset) -> Dataset:

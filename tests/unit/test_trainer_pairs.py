@@ -14,8 +14,10 @@ from sightline_trainer.candidates.buffer import Buffer
 from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.pairs.build import PairBuilder, read_pairs, to_train_on, write_pairs
 from sightline_trainer.pairs.filters import Degenerate, Duplicates, Finished, Gap, GenericQuestion, Lengths, ScoreFloor
+from sightline_trainer.pairs.rule import RulePart
 from sightline_trainer.pairs.rules import AllPairs, BestWorst, IthBestIthWorst, ReferenceAgainstRejected, TopBottom
 from sightline_trainer.pairs.text_in_image import TextInImage
+from sightline_trainer.recipe import load_recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
@@ -200,6 +202,41 @@ def test_all_pairs_and_top_against_bottom() -> None:
     assert indices(TopBottom(k=2).pick(ranked(5, 4, 3), fine).pairs) == [(0, 2)]  # no candidate on both sides
 
 
+@pytest.mark.field
+@pytest.mark.parametrize(
+    "rule",
+    [
+        BestWorst(), TopBottom(k=3), AllPairs(),
+        IthBestIthWorst(floor=0.0, small_gap=0.0, factor=0.0), IthBestIthWorst(floor=0.0, small_gap=0.0, small_group=9),
+        IthBestIthWorst(ceiling=9.0),
+    ],
+    ids=["best_worst", "top_bottom", "all_pairs", "ith", "ith_small", "ith_reference"],
+)  # fmt: skip
+def test_a_tie_is_no_preference_in_any_rule(rule: RulePart) -> None:
+    equal = [*ranked(*[5.0] * 6), scored(9, 5.0, source="reference")]
+    picked = rule.pick(equal, fine)
+    assert picked.pairs == []
+    assert set(picked.dropped) <= {"tie"}
+    assert picked.dropped or picked.lacking
+
+
+@pytest.mark.field
+def test_a_tie_among_others_is_left_out() -> None:
+    assert indices(TopBottom(k=2).pick(ranked(5, 3, 3, 1), fine).pairs) == [(0, 3), (0, 2), (1, 3)]
+    group = [scored(0, 30.0, tokens=10), scored(1, 20.0, tokens=5), scored(2, 20.0, tokens=4)]
+    # Lengths that do not fit: the pair that fits is a tie, and does not take the place of the widest.
+    assert BestWorst().pick(group, Lengths().pair_fault).pairs == []
+
+
+@pytest.mark.field
+def test_what_is_right_by_its_source_does_not_tie_where_nobody_judged() -> None:
+    rule, sides = ReferenceAgainstRejected(), ("reference", "injected")
+    judged = [scored(number, 7.0, source=source, clip=7.0) for number, source in enumerate(sides)]
+    assert rule.pick(judged, fine).dropped == ["tie"]
+    unjudged = [scored(number, 0.0, source=source) for number, source in enumerate(sides)]
+    assert indices(rule.pick(unjudged, fine).pairs) == [(0, 1)]
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "scene.png"
@@ -296,3 +333,39 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     import pyarrow.parquet as pq
 
     return pq.read_table(path).to_pylist()
+
+
+@pytest.mark.field
+def test_a_gap_of_exactly_two_is_kept_whatever_the_floats_say() -> None:
+    gap = Gap(min=2.0)
+    for cents in range(9800):
+        worse, better = round(cents / 100, 2), round((cents + 200) / 100, 2)
+        assert gap.pair_fault(scored(0, better), scored(1, worse)) is None, cents
+        assert gap.pair_fault(scored(0, round(better - 0.01, 2)), scored(1, worse)) == "small_gap"
+
+
+@pytest.mark.field
+def test_a_bound_that_is_met_exactly_is_met() -> None:
+    short, fitting, long = (scored(0, 1.0, tokens=count) for count in (10, 23, 24))
+    lengths = Lengths(max_ratio=2.3)  # 2.3 * 10 is 22.999999999999996
+    assert lengths.pair_fault(fitting, short) is None
+    assert lengths.pair_fault(long, short) == "length_differs"
+    letters = "abcdefghijk" + "1" * 9  # 11 of 20; 0.55 * 20 is 11.000000000000002
+    assert Degenerate(min_letters=0.55).candidate_fault(scored(0, 1.0, text=letters)) is None
+    assert Degenerate(min_letters=0.56).candidate_fault(scored(0, 1.0, text=letters)) == "degenerate"
+    rule = IthBestIthWorst(small_gap=2.0, floor=0.0)
+    assert len(rule.pick([scored(0, 66.11), scored(1, 64.11)], fine).pairs) == 1
+
+
+@pytest.mark.field
+def test_bpos_filter_drops_a_prompt_of_which_any_answer_has_too_many_words() -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes/bpo.yaml")
+    length = recipe.filters.chosen()["length"]
+    assert length.max_words == 350
+    fits, long = (scored(n, 1.0, text=" ".join(["word"] * (350 + n))) for n in (0, 1))
+    assert length.group_fault([fits, fits]) is None
+    assert length.group_fault([fits, long]) == "too_many_words"
+    builder = PairBuilder({"length": length}, {"best_worst": BestWorst()}, iteration=1)
+    prompts = {fits.prompt_id: Prompt(fits.prompt_id, Path("x.png"), "p")}
+    assert list(builder.build(prompts, [(fits.prompt_id, [fits, long])])) == []
+    assert builder.counts["prompt_too_many_words"] == 1

@@ -1,6 +1,7 @@
 """Pools: every kind of dataset gives its prompts, seeded draws, and errors that name the place."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from sightline.errors import InvalidInput
+from sightline.errors import InvalidInput, PreconditionFailed
+from sightline_trainer.pools import Pool, hold_out, load_prompts, open_pool, side_files
 from sightline_trainer.pools import lines as lines_module
-from sightline_trainer.pools import load_prompts, open_pool, side_files
 
 
 def rows(count: int) -> list[dict[str, Any]]:
@@ -143,7 +144,8 @@ def test_a_dataset_of_the_datasets_library(tmp_path: Path) -> None:
     )
     dataset.save_to_disk(str(tmp_path / "saved"))
     pool = open_pool(f"datasets:{tmp_path}/saved?prompt=question", tmp_path / "cache")
-    assert [(prompt.id, prompt.prompt) for prompt in pool.head(2)] == [("000000000", "q0"), ("000000001", "q1")]
+    assert [prompt.prompt for prompt in pool.head(2)] == ["q0", "q1"]
+    assert len({prompt.id for prompt in pool.head()}) == 3
     assert pool.head(1)[0].image.read_bytes() == content
     with pytest.raises(InvalidInput, match="no column prompt"):
         open_pool(f"datasets:{tmp_path}/saved")
@@ -157,3 +159,93 @@ def test_side_files_lie_beside_the_prompts(tmp_path: Path) -> None:
     assert side_files(f"llava:{tmp_path}/mix.json?images=/coco") == tmp_path
     with pytest.raises(InvalidInput, match="no such file"):
         open_pool(f"llava:{tmp_path}/other.json")
+
+
+def picture(path: Path, colour: str, size: int = 4) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size), colour).save(path, "PNG")
+    return path
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> Pool:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return open_pool(path, path.parent / "cache")
+
+
+@pytest.mark.field
+def test_an_id_that_nobody_gave_is_a_digest_of_picture_and_text(tmp_path: Path) -> None:
+    red, blue = (picture(tmp_path / f"{name}.png", name).read_bytes() for name in ("red", "blue"))
+    rows = [{"image": {"bytes": held, "path": None}, "prompt": text} for held in (red, blue) for text in ("a", "b")]
+    pool = table(tmp_path / "t.parquet", rows)
+    ids = [prompt.id for prompt in pool.head()]
+    assert len(set(ids)) == 4
+    # The same row elsewhere, at another place, in another format: the same id, so the same seeds.
+    assert [prompt.id for prompt in table(tmp_path / "u/t.parquet", rows[::-1]).head()] == ids[::-1]
+    lines = tmp_path / "lines.jsonl"
+    named = [{"image": f"{name}.png", "prompt": text} for name in ("red", "blue") for text in "ab"]
+    lines.write_text("".join(json.dumps(row) + "\n" for row in named))
+    assert [prompt.id for prompt in open_pool(lines).head()] == ids
+    # Ids that are given stay, null is none.
+    mixed = table(tmp_path / "m.parquet", [{**row, "id": "x" if n == 1 else None} for n, row in enumerate(rows)])
+    assert [prompt.id for prompt in mixed.head()] == [ids[0], "x", *ids[2:]]
+
+
+@pytest.mark.field
+def test_equal_rows_without_ids_are_told_apart_and_with_ids_refused(tmp_path: Path) -> None:
+    held = picture(tmp_path / "red.png", "red").read_bytes()
+    row = {"image": {"bytes": held, "path": None}, "prompt": "a"}
+    pool = table(tmp_path / "t.parquet", [row, {**row, "prompt": "b"}, row, row])
+    ids = [prompt.id for prompt in pool.head()]
+    assert ids[2:] == [f"{ids[0]}-3", f"{ids[0]}-4"]
+    assert [prompt.id for prompt in pool.rows([3])] == [ids[3]]
+    assert len(set(pool.digests.tolist())) == 4
+    with pytest.raises(InvalidInput, match="prompts 1 and 2 have the same id"):
+        table(tmp_path / "u.parquet", [{**row, "id": "x"}, {**row, "id": "x", "prompt": "b"}])
+
+
+@pytest.mark.field
+def test_files_of_one_table_with_and_without_ids(tmp_path: Path) -> None:
+    rows = [{"image": str(picture(tmp_path / f"{name}.png", name)), "prompt": "a"} for name in ("red", "blue")]
+    pq.write_table(pa.Table.from_pylist([{**rows[0], "id": "given"}]), tmp_path / "1.parquet")
+    pq.write_table(pa.Table.from_pylist(rows[1:]), tmp_path / "2.parquet")
+    first, second = open_pool(tmp_path).head()
+    assert (first.id, len(second.id)) == ("given", 24)
+
+
+@pytest.mark.field
+def test_held_out_means_other_pictures_whatever_they_are_called(tmp_path: Path) -> None:
+    colours = ["red", "blue", "green", "white"]
+    train = table(
+        tmp_path / "train/t.parquet",
+        [{"image": str(picture(tmp_path / f"train/{c}.png", c)), "prompt": "a"} for c in colours[:2]],
+    ).head()
+    test = table(
+        tmp_path / "test/t.parquet",
+        [{"image": str(picture(tmp_path / f"test/{c}.png", c)), "prompt": "a"} for c in colours[2:]],
+    ).head()
+    hold_out(train, test)  # row numbers used to collide
+    hold_out([replace(train[0], id="same")], [replace(test[0], id="same")])
+    copied = replace(test[0], image=picture(tmp_path / "copy.png", "red"), id="another")
+    with pytest.raises(PreconditionFailed, match=r"share 1 pictures \(1 with the same text\), such as") as caught:
+        hold_out(train, [*test, copied])
+    assert caught.value.reason == "TEST_LEAKS"
+    with pytest.raises(PreconditionFailed, match=r"share 1 pictures \(0 with the same text\)"):
+        hold_out(train, [replace(copied, prompt="b")])
+    hold_out([replace(train[0], image=tmp_path / "missing.png")], [replace(test[0], image=tmp_path / "gone.png")])
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(("prompts", "count"), [(40, 200), (40, 40), (40, 30), (40, 7), (7, 5), (10, 9), (3, 2)])
+def test_no_prompt_comes_twice_in_an_iteration(tmp_path: Path, prompts: int, count: int) -> None:
+    image = str(picture(tmp_path / "red.png", "red"))
+    pool = table(tmp_path / "t.parquet", [{"id": str(n), "image": image, "prompt": "a"} for n in range(prompts)])
+    walked: list[str] = []
+    for iteration in range(1, 30):
+        drawn = [prompt.id for prompt in pool.draw(count, iteration=iteration, seed=3)]
+        assert len(set(drawn)) == len(drawn) == min(count, prompts)
+        walked += drawn
+    for start in range(0, len(walked) - prompts + 1, prompts):
+        assert len(set(walked[start : start + prompts])) == prompts  # none twice before all came once
+    again = open_pool(tmp_path / "t.parquet")  # as a run that goes on draws it
+    assert [prompt.id for prompt in again.draw(count, iteration=29, seed=3)] == walked[-min(count, prompts) :]

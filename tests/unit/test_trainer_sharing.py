@@ -13,7 +13,7 @@ from dpo_models import FAMILIES, dpo_recipe, make_family, random_pairs, shake
 from sightline.errors import PreconditionFailed
 from sightline_trainer.dpo import tiles
 from sightline_trainer.dpo.collator import PairCollator
-from sightline_trainer.dpo.losses import TRL
+from sightline_trainer.dpo.loss_names import TRL
 from sightline_trainer.dpo.reference_logprobs import add_reference, self_check
 from sightline_trainer.dpo.setup import make_trainer
 from transformers import AutoModelForImageTextToText

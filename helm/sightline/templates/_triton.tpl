@@ -19,20 +19,8 @@
   imagePullPolicy: {{ .root.Values.global.imagePullPolicy }}
   command: [python, -m, sightline_scorer.triton.repository]
   args:
-    {{- range $name, $model := include "sightline.clips" . | fromYaml }}
-    - --model
-    {{- if $model.model }}
-    - {{ printf "%s=%s" $name (printf "/models/%s/%s" $model.model ($model.path | default "") | trimSuffix "/") | quote }}
-    {{- else if $model.pretrained }}
-    - {{ printf "%s=%s@%s" $name $model.source $model.pretrained | quote }}
-    {{- else }}
-    - {{ printf "%s=%s" $name $model.source | quote }}
-    {{- end }}
-    {{- end }}
-    {{- with .values.defaultModel }}
-    - --default
-    - {{ . }}
-    {{- end }}
+    - --config
+    - /etc/sightline/settings.yaml
     - --copy-weights
     - /repository
   env:
@@ -43,6 +31,7 @@
     {{- toYaml .root.Values.fetch.resources | nindent 4 }}
   volumeMounts:
     - {name: repository, mountPath: /repository}
+    - {name: settings, mountPath: /etc/sightline, readOnly: true}
     - {name: tmp, mountPath: /tmp}
     {{- range $name := include "sightline.scorerModels" . | fromYamlArray }}
     {{- include "sightline.modelMount" (dict "root" $.root "name" $name) | trim | nindent 4 }}

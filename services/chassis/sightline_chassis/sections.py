@@ -14,7 +14,9 @@ from sightline.target import check_target
 class Section(pydantic.BaseModel):
     """A part of the settings: frozen, closed to unknown keys. An empty section in YAML means its defaults."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -31,6 +33,10 @@ def _checked(target: str) -> str:
 
 Target: TypeAlias = Annotated[str, AfterValidator(_checked)]
 """The address of a service: a malformed one is refused here, not when it is called."""
+
+
+class Table(Section):
+    """A section whose keys are names of entries: given as a mapping, it is replaced as a whole."""
 
 
 class TlsSettings(Section):

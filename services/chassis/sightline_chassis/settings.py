@@ -5,7 +5,7 @@
     flag           --set admission.max_concurrent=4
 
 Values of the environment and of flags are YAML, so `[a, b]`, `null` and `true` mean what they mean in the file; where a
-string is asked for, the text is taken as it stands. Mappings are merged key by key.
+string is asked for, the text is taken as it stands. How a value is laid over what is there: see `layers`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from __future__ import annotations
 import difflib
 import os
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pydantic
 import yaml
 
+from sightline_chassis.layers import Keys, Layers, SettingsError
 from sightline_chassis.sections import (
     AdmissionSettings,
     AuthSettings,
@@ -27,10 +29,11 @@ from sightline_chassis.sections import (
     Section,
     ServerSettings,
     ServiceSettings,
+    Table,
     Target,
     TlsSettings,
 )
-from sightline_chassis.yaml_text import MOST_BYTES, YamlRefused, load_yaml
+from sightline_chassis.yaml_text import MOST_BYTES, KeyTwice, YamlRefused, load_yaml
 
 __all__ = [
     "AdmissionSettings",
@@ -40,53 +43,86 @@ __all__ = [
     "ServerSettings",
     "ServiceSettings",
     "SettingsError",
+    "SettingsRead",
+    "Table",
     "Target",
     "TlsSettings",
     "load_settings",
+    "read_settings",
     "read_yaml",
     "resolved",
 ]
 
-Keys = tuple[str, ...]
 S = TypeVar("S", bound=Section)
 
-_MOST_LINES, _MOST_LETTERS = 20, 300  # of a refusal: it travels in a status, which has room for little
+_MOST_LINES, _MOST_LETTERS, _ENOUGH_LETTERS = (
+    20,
+    300,
+    2000,
+)  # of a refusal: it travels in a status, which has room for little
 _SECRET_WORDS = {"token", "tokens", "secret", "secrets", "password", "passwords"}
 
 
-class SettingsError(ValueError):
-    """The settings cannot be used; the message is one paragraph for the person who wrote them."""
+@dataclass(frozen=True)
+class SettingsRead(Generic[S]):
+    """Settings, and the layers that they came of."""
+
+    settings: S
+    layers: Layers
+    file: str
+
+    def origin(self, keys: Keys) -> str:
+        """Where a value came from: default, file, environment or --set."""
+        known = self.layers.origin(keys)
+        if known is None or known == self.file:
+            return "default" if known is None else "file"
+        return "--set" if known.startswith("--set ") else "environment"
 
 
 def load_settings(cls: type[S], *, service: str, config: Path | None = None, overrides: Sequence[str] = ()) -> S:
-    """Read the settings of `service`.
+    """The settings of `service`; see `read_settings`."""
+    return read_settings(cls, service=service, config=config, overrides=overrides).settings
+
+
+def read_settings(
+    cls: type[S],
+    *,
+    service: str,
+    config: Path | None = None,
+    overrides: Sequence[str] = (),
+    environment: bool = True,
+) -> SettingsRead[S]:
+    """Reads the settings of `service`.
 
     Args:
         cls: the settings' class.
         service: the service's name; the environment's prefix is `SIGHTLINE_<SERVICE>__`.
         config: a YAML file, or None.
         overrides: "section.key=value" from the command line.
+        environment: whether this process's environment has a say.
 
     Raises:
         SettingsError: the file cannot be read, a key is unknown, or a value does not fit.
     """
-    tree = {} if config is None else read_yaml(config)
-    given: dict[Keys, tuple[str, str]] = {}
-    for keys, text, origin in (*_environment(service), *_flags(overrides)):
-        _put(tree, keys, _parse(text, origin), origin)
-        given[keys] = (text, origin)
+    layers, file = Layers(cls), str(config or "defaults")
+    if config is not None:
+        layers.lay((), read_yaml(config), file)
+    texts: dict[Keys, tuple[str, str]] = {}
+    for keys, text, origin in (*(_environment(service) if environment else ()), *_flags(overrides)):
+        layers.lay(keys, _parse(text, origin), origin)
+        texts[keys] = (text, origin)
     try:
         try:
-            return cls.model_validate(tree)
+            return SettingsRead(cls.model_validate(layers.tree), layers, file)
         except pydantic.ValidationError as error:
             # YAML read a number or a date where a string is asked for ("007", "1.10", "yes"): take it as written.
             for item in error.errors():
                 keys = _keys(item)
-                if item["type"] in ("string_type", "path_type") and keys in given:
-                    _put(tree, keys, *given[keys])
-            return cls.model_validate(tree)
+                if item["type"] in ("string_type", "path_type") and keys in texts:
+                    layers.lay(keys, *texts[keys])
+            return SettingsRead(cls.model_validate(layers.tree), layers, file)
     except pydantic.ValidationError as error:
-        raise SettingsError(_explain(cls, error, given, str(config or "defaults"))) from None
+        raise SettingsError(_explain(cls, error, layers, file)) from None
 
 
 def resolved(settings: pydantic.BaseModel) -> dict[str, Any]:
@@ -102,7 +138,10 @@ def read_yaml(config: Path) -> dict[str, Any]:
     """
     try:
         with config.open("rb") as file:
-            tree = load_yaml(file.read(MOST_BYTES + 1).decode("utf-8"))
+            held = file.read(MOST_BYTES + 1)
+        if len(held) > MOST_BYTES:
+            raise YamlRefused(f"holds over {MOST_BYTES} bytes")
+        tree = load_yaml(held.decode("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{config}: cannot be read: {error.strerror}") from None
     except YamlRefused as error:
@@ -128,8 +167,8 @@ def _flags(overrides: Sequence[str]) -> Iterator[tuple[Keys, str, str]]:
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path.strip():
-            raise SettingsError(f"--set {override}: must look like section.key=value")
-        yield tuple(path.strip().split(".")), text, f"--set {path.strip()}"
+            raise SettingsError(f"--set {override[:_MOST_LETTERS]}: must look like section.key=value")
+        yield tuple(path.strip().split(".")), text, f"--set {path.strip()[:_MOST_LETTERS]}"
 
 
 def _parse(text: str, origin: str) -> Any:
@@ -137,43 +176,32 @@ def _parse(text: str, origin: str) -> Any:
         return load_yaml(text)
     except YamlRefused as error:
         raise SettingsError(f"{origin}: {error}") from None
+    except KeyTwice as error:
+        raise SettingsError(f"{origin}: {error.problem}") from None
     except yaml.YAMLError:
         return text
-
-
-def _put(tree: dict[str, Any], keys: Keys, value: Any, origin: str) -> None:
-    for key in keys[:-1]:
-        if tree.get(key) is None:
-            tree[key] = {}
-        tree = tree[key]
-        if not isinstance(tree, dict):
-            raise SettingsError(f"{origin}: {key} is a value, not a section")
-    if isinstance(value, dict) and isinstance(tree.get(keys[-1]), dict):
-        for key, inner in value.items():
-            _put(tree[keys[-1]], (str(key),), inner, origin)
-    else:
-        tree[keys[-1]] = value
 
 
 def _keys(error: Any) -> Keys:
     return tuple(str(key) for key in error["loc"])
 
 
-def _explain(
-    cls: type[Section], error: pydantic.ValidationError, given: Mapping[Keys, tuple[str, str]], source: str
-) -> str:
-    lines = []
+def _explain(cls: type[Section], error: pydantic.ValidationError, layers: Layers, source: str) -> str:
+    lines: list[str] = []
     for item in error.errors(include_url=False)[:_MOST_LINES]:
+        if sum(map(len, lines)) > _ENOUGH_LETTERS:
+            break
         keys, value = _keys(item), item["input"]
+        said = item["msg"].removeprefix("Value error, ")[:_MOST_LETTERS]
         path = ".".join(keys)[:_MOST_LETTERS] or "the settings"
-        origin = next((given[keys[:n]][1] for n in range(len(keys), 0, -1) if keys[:n] in given), source)
+        origin = layers.layer_of(keys) or source
         if item["type"] == "extra_forbidden":
             lines.append(f"{path} is unknown{_did_you_mean(cls, keys)} [{origin}]")
         elif isinstance(value, dict | list):  # may hold secrets further down
-            lines.append(f"{path}: {item['msg'][:_MOST_LETTERS]} [{origin}]")
+            lines.append(f"{path}: {said} [{origin}]")
         else:
             shown = "***" if any(_is_secret(key, value) for key in keys) else repr(value)[:80]
-            lines.append(f"{path} = {shown}: {item['msg'][:_MOST_LETTERS]} [{origin}]")
+            lines.append(f"{path} = {shown}: {said} [{origin}]")
     if (more := error.error_count() - len(lines)) > 0:
         lines.append(f"and {more} more")
     return "settings refused: " + "; ".join(lines)

@@ -21,6 +21,10 @@ class YamlRefused(yaml.YAMLError):
     """The text is over a bound, or holds a value that YAML has no meaning for; says which."""
 
 
+class KeyTwice(yaml.MarkedYAMLError):
+    """A key stands twice in one mapping; `problem` says which."""
+
+
 class _Loader(yaml.SafeLoader):
     """Counts what it reads, and refuses a key given twice, of which YAML would keep the last without a word."""
 
@@ -42,7 +46,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
                 if key.value in names:
-                    raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=node.start_mark)
+                    raise KeyTwice(problem=f"{key.value[:200]} is given twice", problem_mark=node.start_mark)
                 names.add(key.value)
         found: dict[Hashable, Any] = super().construct_mapping(node, deep)
         return found
@@ -52,7 +56,7 @@ def load_yaml(text: str) -> Any:
     """What a text of one YAML document holds, by YAML's safe types.
 
     Raises:
-        yaml.YAMLError: it is none; `YamlRefused` where it is over a bound.
+        yaml.YAMLError: it is none; `YamlRefused` where it is over a bound, `KeyTwice` where it gives a key twice.
     """
     if len(text) > MOST_BYTES or len(text.encode("utf-8", "surrogatepass")) > MOST_BYTES:
         raise YamlRefused(f"holds over {MOST_BYTES} bytes")

@@ -147,8 +147,15 @@ class EngineSettings(Section):
         default=0,
         ge=0,
         le=1 << 20,
-        description="About how many MiB keys and values of the candidates may take; 0 is half of the memory that is"
-        " free when the model is loaded.",
+        description="About how many MiB keys and values of the candidates may take; 0 is `cache_share` of the memory"
+        " that is free when the model is loaded.",
+    )
+    cache_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="With cache_mib 0: the share of the free memory for keys and values; less where a trainer or a"
+        " scorer is on the same GPU.",
     )
     feature_cache_mib: int = Field(default=256, ge=0, le=1 << 20, description="MiB of image features kept.")
     chat_template: Path | None = Field(

@@ -6,6 +6,7 @@ what is not listed is refused, when a run is started and again before it works.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Allowed:
                 would allow it.
         """
         launch = recipe.dpo.launch
-        if launch and launch not in [list(known) for known in self.launchers]:
+        if launch and _command(launch) not in [_command(known) for known in self.launchers]:
             raise InvalidInput(
                 f"dpo.launch is a command, and {launch} is none that this trainer runs for a caller; leave it empty, "
                 "or have it listed in the trainer's settings (launchers)",
@@ -68,6 +69,11 @@ class Allowed:
     def _holds(self, directory: Path) -> bool:
         real = directory.resolve()
         return any(real.is_relative_to(root.resolve()) for root in self.data_roots)
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    """A command with one spelling for each file that it names: in a run's directory they are absolute."""
+    return [os.path.realpath(word) if os.sep in word and os.path.exists(word) else word for word in words]
 
 
 def _addresses(tree: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -24,10 +25,10 @@ _VERBS = {
 
 
 def results_table(rows: list[Mapping[str, float]]) -> Table:
-    """One row for each policy version, changes against the base model beside CHAIR_s."""
-    table = Table(title="policies on held-out images", title_justify="left")
+    """One row for each policy version, changes against the base model beside CHAIR_s. Fits 80 columns."""
+    table = narrow("policies on held-out images")
     for name in ("iteration", "policy", "CHAIR_s", "vs base", "CHAIR_i", "cover", "CLIPScore", "tokens", "pairs", "s"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         base, now = rows[0].get("chair_s"), row.get("chair_s")
         change = f"{now / base - 1:+.0%}" if base and now is not None and row is not rows[0] else ""
@@ -44,6 +45,11 @@ def results_table(rows: list[Mapping[str, float]]) -> Table:
             f"{row['seconds']:.0f}",
         )
     return table
+
+
+def narrow(title: str) -> Table:
+    """A table without frames, whose columns stand one space apart: names and numbers are whole at 80 columns."""
+    return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
 
 
 def _number(row: Mapping[str, float], name: str, form: str) -> str:

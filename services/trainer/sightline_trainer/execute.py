@@ -14,7 +14,7 @@ from sightline.errors import Cancelled, PreconditionFailed, SightlineError
 
 from sightline_trainer.connections import Connections
 from sightline_trainer.disk import Reserve, disk_full, out_of_space
-from sightline_trainer.events import EventLog, Fanout, Observer
+from sightline_trainer.events import Event, EventLog, Fanout, Observer
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.tracking import Tracking
@@ -98,7 +98,7 @@ def execute(
     with lease(run):
         run.check(recipe)
         try:
-            run.open(recipe)
+            redone = run.open(recipe)
             reserve.keep()
             run.set_state("running", versions=versions())
             from sightline_trainer.loop import Loop
@@ -107,6 +107,9 @@ def execute(
             reported = Tracking(recipe.dpo.report_to, run.root / "tracking", run.id)
             with reported:
                 observers = Fanout(EventLog(run.events), observer, reported)
+                if redone:
+                    logger.warning("run %s: %s", run.id, redone)
+                    observers(Event(stage="start", message=redone))
                 table = Loop(known.complete(recipe), run, observers, known, halt).run()
         except (KeyboardInterrupt, SystemExit, Cancelled):
             run.set_state("stopped")

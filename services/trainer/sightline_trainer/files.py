@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sightline.errors import DataCorrupted
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Have `write` fill a file beside `path`, sync it and rename it into place. One that fails takes no room. Of
@@ -41,5 +43,39 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, or None where there is none."""
-    return json.loads(path.read_text()) if path.exists() else None
+    """What a JSON file holds, or None where there is none.
+
+    Raises:
+        DataCorrupted: it is empty, cut off or no JSON.
+    """
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except ValueError as error:
+        raise damaged(path, error) from error
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> Any:
+    """The pyarrow table of a Parquet file, or some of its columns.
+
+    Raises:
+        DataCorrupted: it is empty, cut off or no Parquet, or lacks a column.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, why: object) -> DataCorrupted:
+    """The error for a file that cannot be read any more."""
+    told = next(iter(str(why).splitlines()), "empty")
+    return DataCorrupted(
+        f"{path} is damaged ({told}): bring it back from a copy, or delete it and go on with the run, which makes it "
+        "anew where it can",
+        reason="RUN_FILE_DAMAGED",
+    )

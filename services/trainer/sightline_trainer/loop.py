@@ -17,7 +17,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from sightline.errors import PreconditionFailed
 from sightline.sampler import PolicyManifest, model_digest, policy_dirname, write_manifest
 
@@ -28,7 +27,8 @@ from sightline_trainer.evaluation.evaluate import evaluate
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.events import Event, Observer, Stage
 from sightline_trainer.files import read_json, sync_directory, write_json
-from sightline_trainer.pools import open_pool, side_files
+from sightline_trainer.pools import hold_out, open_pool, side_files
+from sightline_trainer.preflight import preflight
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.rollout import Rollout
@@ -65,11 +65,8 @@ class Loop:
         test = open_pool(recipe.data.test, run.images)
         self.test = test.head(recipe.evaluation.prompts)
         self.held_out = EvaluationSet.load(side_files(recipe.data.test), self.test, recipe.evaluation)
-        shared = int(np.isin(test.digests, self.train.digests).sum())
-        if shared:
-            raise PreconditionFailed(
-                f"train and test share {shared} prompts by their ids; evaluation must be held out", reason="TEST_LEAKS"
-            )
+        drawn = [prompt for number in range(1, recipe.iterations + 1) for prompt in self._drawn(number)]
+        hold_out(drawn, self.test)
 
     # The stages, in order ---------------------------------------------------------------------------------------
 
@@ -83,11 +80,17 @@ class Loop:
             SightlineError: what stopped the run and what to do about it; run again to go on.
         """
         recipe = self.recipe
+        from sightline_trainer.dpo.device import check_device
+
         self._tell("start", 0, message=f"{recipe.name}: {recipe.iterations} iterations in {self.dir.root}")
+        if where := check_device(recipe):
+            self._tell("start", 0, message=where)
         with metrics.run():
             return self._run(recipe)
 
     def _run(self, recipe: Recipe) -> list[dict[str, float]]:
+        if not self._finished():
+            self._connected(preflight, self.halt)
         table = [self._evaluate(0, version=0, pairs=0)]
         version = before = 0  # published last, and the one before
         for iteration in range(1, recipe.iterations + 1):
@@ -97,6 +100,11 @@ class Loop:
             write_json(self.dir.metrics, table)
         self._tell("end", recipe.iterations, message=f"done: {self.dir.metrics}")
         return table
+
+    def _finished(self) -> bool:
+        """Whether no service is needed any more."""
+        rows = [self.dir.iteration(number) for number in range(self.recipe.iterations + 1)]
+        return all((each / "evaluation.json").exists() for each in rows)
 
     def _iterate(self, iteration: int, parent: int, sampled_by: int) -> tuple[int, int]:
         """The version that was published, and the number of its pairs."""
@@ -209,6 +217,8 @@ class Loop:
                 seed=self.recipe.seed + iteration,
                 iteration=iteration,
                 progress=lambda done, total: self._tell("update", iteration, done, total),
+                candidates=directory / "candidates",
+                version=parent,
                 halt=self.halt,
             ),
         )

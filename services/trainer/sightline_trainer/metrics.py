@@ -54,7 +54,10 @@ ACCURACY = Gauge(
 )
 CHOSEN_LOGP = Gauge("sightline_trainer_chosen_logp", "Log-prob of chosen responses, in nats a response.")
 REJECTED_LOGP = Gauge("sightline_trainer_rejected_logp", "Log-prob of rejected responses, in nats a response.")
-KL = Gauge("sightline_trainer_kl", "Estimated divergence from the reference on the pairs, in nats a response.")
+KL = Gauge(
+    "sightline_trainer_kl",
+    "KL of the newest policy from the base model, on its own held-out samples (estimator k3), in nats a response.",
+)
 GRAD_NORM = Gauge("sightline_trainer_grad_norm", "Norm of the gradient before it is clipped.")
 ARRIVAL_GAP = Gauge(
     "sightline_trainer_arrival_gap", "Mean |log-prob difference| a token between sampler and trainer at the arrival."
@@ -69,7 +72,6 @@ _UPDATE = {
     "accuracy": ACCURACY,
     "chosen_logp": CHOSEN_LOGP,
     "rejected_logp": REJECTED_LOGP,
-    "kl_to_reference": KL,
     "grad_norm": GRAD_NORM,
 }
 
@@ -170,5 +172,7 @@ def record_evaluation(version: int, values: Mapping[str, float]) -> None:
         if name.endswith(("_low", "_high")):
             continue
         EVALUATION.labels(name).set(value)
+        if name == "kl_to_base":
+            KL.set(value)
         if version == 0:
             BASE_EVALUATION.labels(name).set(value)

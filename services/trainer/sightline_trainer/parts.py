@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import Field, create_model, model_serializer, model_validator
-from sightline_chassis.settings import Section
+from sightline_chassis.settings import Section, Table
 
 P = TypeVar("P", bound="Part")
 
@@ -26,7 +26,7 @@ class Part(Section):
     """Settings of one part; its code stands beside them."""
 
 
-class Parts(Section):
+class Parts(Table):
     """Parts of one kind: each registry name is a field, None where the recipe leaves the part out."""
 
     @model_validator(mode="before")

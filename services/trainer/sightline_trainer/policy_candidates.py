@@ -75,3 +75,14 @@ class PolicyCandidates:
             )
             for candidate in samples.candidates
         ]
+
+    async def logprobs(self, prompt: Prompt, response: Response, *, version: int) -> list[float]:
+        """What another version thinks of a response: the log-probability of each of its tokens, in nats.
+
+        Raises:
+            SightlineError: the sampler can't say, after waiting for a restart.
+        """
+        scores = await self.client.score_tokens(
+            prompt.image, response.prompt or prompt.prompt, response.token_ids, policy=exact(version)
+        )
+        return [float(one) for one in scores.logprobs]

@@ -6,16 +6,19 @@ frozen. The resolved recipe is written into the run directory, so a run can alwa
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
-from sightline_chassis.settings import Section, load_settings
+from sightline_chassis.settings import Section, SettingsError, SettingsRead, read_settings
 
 from sightline_trainer.candidates import CANDIDATES
+from sightline_trainer.contradictions import contradictions
 from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.parts import Parts, parts_of
+from sightline_trainer.places import located
 from sightline_trainer.rewards import REWARDS
 from sightline_trainer.sections import Data, Dpo, Evaluation, Publication, RewardService, Sampling
 
@@ -76,17 +79,32 @@ class Recipe(Section):
             raise ValueError("publication.extrapolate scales a LoRA: set dpo.train to lora, or leave it at 0")
         return self
 
-    def identity(self) -> dict[str, Any]:
-        """What makes a run this run: everything but where its services happen to listen."""
-        tree = self.model_dump(mode="json")
-        del tree["sampling"]["address"], tree["reward"]["address"]
-        return tree
+
+def load_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> Recipe:
+    """Read a recipe file and apply `key.subkey=value` overrides; see `read_recipe`."""
+    return read_recipe(path, overrides, environment=environment).settings
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file and apply `key.subkey=value` overrides.
+def read_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> SettingsRead[Recipe]:
+    """A recipe, and where each value came from.
+
+    Args:
+        environment: whether SIGHTLINE_RECIPE__ variables of this process have a say.
 
     Raises:
-        SettingsError: the file can't be read, a key is unknown or a value is out of bounds; says which and why.
+        SettingsError: the file can't be read, a key is unknown, a value is out of bounds, or keys contradict each
+            other; says which and why.
     """
-    return load_settings(Recipe, service="recipe", config=path, overrides=overrides)
+    read = read_settings(Recipe, service="recipe", config=path, overrides=overrides, environment=environment)
+    # A run's own recipe.yaml names paths of the run, whose directory is the file's.
+    recipe = Recipe.model_validate(located(read.settings.model_dump(mode="json"), path.parent))
+    faults = contradictions(
+        recipe.candidates.chosen(),
+        recipe.reward.terms.chosen(),
+        recipe.filters.chosen(),
+        recipe.pairing.chosen(),
+        recipe.dpo,
+    )
+    if told := "; ".join(faults):
+        raise SettingsError(f"{path}: {told}")
+    return dataclasses.replace(read, settings=recipe)

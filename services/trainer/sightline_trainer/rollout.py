@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from sightline.errors import InvalidInput
 
 from sightline_trainer.candidates.source import Source, SourceRequest
-from sightline_trainer.files import read_json, write_json, write_whole
+from sightline_trainer.files import read_json, read_table, write_json, write_whole
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import CANDIDATE_SCHEMA, Response
 from sightline_trainer.records.score import SCORE_SCHEMA, Score
@@ -129,8 +129,8 @@ class Rollout:
         """(prompt id, its candidates with their rewards) in file order, one shard in memory at a time."""
         for path in sorted((self.directory / "scores").glob("[0-9]*.parquet")):
             groups: dict[str, list[Response]] = {}
-            candidates = pq.read_table(self.directory / "candidates" / path.name).to_pylist()
-            for row, score in zip(candidates, pq.read_table(path).to_pylist(), strict=True):
+            candidates = read_table(self.directory / "candidates" / path.name).to_pylist()
+            for row, score in zip(candidates, read_table(path).to_pylist(), strict=True):
                 if (row["prompt_id"], row["index"]) != (score.pop("prompt_id"), score.pop("index")):
                     raise ValueError(f"{path} does not belong to the candidates of the same name")
                 groups.setdefault(row["prompt_id"], []).append(Response(**row, score=Score.of(score)))

@@ -141,7 +141,7 @@ class RunQueue:
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as sent:
                 sent.write(text)
                 sent.flush()
-                return load_recipe(Path(sent.name), overrides)
+                return load_recipe(Path(sent.name), overrides, environment=False)  # it is the caller's
         except SettingsError as error:
             raise InvalidInput(str(error), reason="RECIPE_INVALID") from None
 
@@ -165,7 +165,8 @@ class RunQueue:
         Raises:
             NotFound: there is none.
             PreconditionFailed: all its iterations are done, it was begun with another rule to read a picture, or its
-                files cannot be read.
+                run.json cannot be read.
+            DataCorrupted: its recipe.yaml is damaged.
         """
         run = self.get(run_id)
         readable_state(run)

@@ -1,7 +1,7 @@
 """RunDirectory: the whole state of a run, as files.
 
     runs/<id>/
-      recipe.yaml                  the resolved recipe
+      recipe.yaml                  the resolved recipe; paths in the run are relative to it (run:data/...)
       run.json                     id, state, error and its reason, versions of the packages and of the picture rule
       events.jsonl                 what happened, for people and watchers
       metrics.json                 one object per policy version, from the base model at version 0
@@ -19,9 +19,10 @@
         captions.parquet           held-out captions; greedy.parquet, answers.parquet: the greedy ones, yes/no answers
         by_image.json              what each image adds to each metric
         against_base.json          each metric's change against the base model, with its paired interval
+      replaced/0001/               what a changed recipe made anew, as it was
 
 Every file is written aside, synced and renamed into place: what exists is whole, and a run that was killed goes on
-from the last finished file.
+from the last finished file. The directory can be moved, renamed and gone on with from anywhere.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ from sightline.errors import PreconditionFailed
 from sightline.picture_rule import PICTURE_RULE
 from sightline_chassis.settings import SettingsError, read_yaml
 
-from sightline_trainer.files import read_json, write_json, write_whole
+from sightline_trainer.binding import Bound, bound_by, differences, obsolete
+from sightline_trainer.files import damaged, read_json, sync_directory, write_json, write_whole
+from sightline_trainer.places import canonical, located, portable
 from sightline_trainer.recipe import Recipe
 
 State = Literal["queued", "running", "succeeded", "failed", "stopped"]
@@ -72,21 +75,38 @@ class RunDirectory:
     def iteration(self, number: int) -> Path:
         return self.root / "iterations" / f"{number:04d}"
 
-    def open(self, recipe: Recipe) -> None:
-        """Make the directory, or go on with the run it holds.
+    def open(self, recipe: Recipe) -> str:
+        """Make the directory, or go on with the run it holds: what a changed recipe would make otherwise is moved into
+        `replaced/` first, to be made anew.
+
+        Returns:
+            What was changed and is redone, for people; empty where all that is there stands.
 
         Raises:
             PreconditionFailed: it holds a run of another recipe.
         """
         self.check(recipe)
-        text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+        stages, told = self._changed(recipe)
+        iterations = self.root / "iterations"
+        old = list(obsolete(iterations, stages, ahead=recipe.sampling.staleness > 0))
+        if old:
+            number = 1 + max((int(path.name) for path in (self.root / "replaced").glob("[0-9]*")), default=0)
+            for path in [*old, *([self.metrics] if self.metrics.exists() else [])]:
+                target = self.root / "replaced" / f"{number:04d}" / path.relative_to(self.root)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(target)
+            sync_directory(self.root)
+        text = yaml.safe_dump(portable(recipe.model_dump(mode="json"), self.root), sort_keys=False)
         write_whole(self.root / "recipe.yaml", lambda aside: aside.write_text(text))
+        return f"changed: {told}; made anew are {len(old)} files, their old forms lie in replaced/" if old else ""
 
     def check(self, recipe: Recipe) -> None:
-        """See that the directory is free, or holds a run of this recipe that read its pictures as this trainer does.
+        """See that the directory is free, or holds a run that this recipe can go on with and that read its pictures as
+        this trainer does.
 
         Raises:
-            PreconditionFailed: it holds a run of another recipe, or one begun with another rule to read a picture.
+            PreconditionFailed: it holds a run of another recipe, or of more iterations; the message names what differs.
+                Or it was begun with another rule to read a picture.
         """
         rule = self.state().get("picture_rule", "")
         if self._begun() and rule != PICTURE_RULE:
@@ -96,38 +116,71 @@ class RunDirectory:
                 "it with the release that began it, or start a new run",
                 reason="PICTURE_RULE_DIFFERS",
             )
-        known = self.recipe()
-        if known is not None and known.identity() != recipe.identity():
+        self._changed(recipe)
+
+    def _changed(self, recipe: Recipe) -> tuple[set[Bound], str]:
+        """The stages that a changed key defines, and those keys with both values."""
+        known = self.tree()
+        if known is None:
+            return set(), ""
+        changed = differences(canonical(known, self.root), canonical(recipe.model_dump(mode="json"), self.root))
+        bound = {key: bound_by(key) for key in changed}
+
+        def told(*stages: Bound) -> str:
+            return "; ".join(f"{key}: {changed[key][0]} -> {changed[key][1]}" for key in bound if bound[key] in stages)
+
+        if told("sample"):
             raise PreconditionFailed(
-                f"{self.root} holds a run of another recipe or with other values; "
-                "name another run directory, or run the recipe.yaml that stands in this one",
+                f"{self.root} holds a run of another recipe: {told('sample')}. These define its candidates; name "
+                "another run directory, or run the recipe.yaml that stands in this one",
                 reason="RUN_RECIPE_DIFFERS",
             )
+        done = len(list((self.root / "iterations").glob("[0-9]*/publish.json")))
+        if done > recipe.iterations:
+            raise PreconditionFailed(
+                f"{self.root} has done {done} iterations, and the recipe wants {recipe.iterations}; give "
+                f"iterations={done} or more, or another run directory",
+                reason="RUN_RECIPE_DIFFERS",
+            )
+        return set(bound.values()) - {"free"}, told("pair", "update", "evaluate")
+
+    def tree(self) -> dict[str, Any] | None:
+        """The resolved recipe of the run as plain values, its paths as they are now; None before it was opened.
+
+        Raises:
+            DataCorrupted: recipe.yaml is damaged.
+        """
+        path = self.root / "recipe.yaml"
+        if not path.exists():
+            return None
+        try:
+            tree = read_yaml(path)
+        except SettingsError as error:
+            raise damaged(path, str(error).removeprefix(f"{path}: ")) from error
+        if not tree:
+            raise damaged(path, "it holds no recipe")
+        if isinstance(dpo := tree.get("dpo"), dict) and "image_cache_mb" in dpo:  # as 0.1.0 wrote it
+            dpo["image_cache_mib"] = dpo.pop("image_cache_mb")
+        return located(tree, self.root)
 
     def recipe(self) -> Recipe | None:
         """The resolved recipe of the run, or None before it was opened.
 
         Raises:
-            PreconditionFailed: RUN_UNREADABLE, it is none of this version.
+            DataCorrupted: recipe.yaml is damaged, or of a version that knows other keys.
         """
-        path = self.root / "recipe.yaml"
+        tree = self.tree()
         try:
-            if not path.exists():
-                return None
-            tree = read_yaml(path)
-            dpo = tree.get("dpo")
-            if isinstance(dpo, dict) and "image_cache_mb" in dpo:  # as 0.1.0 wrote it
-                dpo["image_cache_mib"] = dpo.pop("image_cache_mb")
-            return Recipe.model_validate(tree)
-        except (SettingsError, ValidationError) as error:
-            told = str(error) if isinstance(error, SettingsError) else _first(error)
-            raise PreconditionFailed(
-                f"run {self.id!r}: its recipe.yaml cannot be read by this version ({told[:300]})",
-                reason="RUN_UNREADABLE",
-            ) from None
+            return None if tree is None else Recipe.model_validate(tree)
+        except ValidationError as error:
+            raise damaged(self.root / "recipe.yaml", _first(error)) from error
 
     def rows(self) -> list[Any]:
-        """What metrics.json holds: one row for each policy, the base model's first."""
+        """What metrics.json holds: one row for each policy, the base model's first.
+
+        Raises:
+            DataCorrupted: it is damaged.
+        """
         return read_json(self.metrics) or []
 
     def set_state(self, state: State, **facts: object) -> None:
@@ -154,4 +207,4 @@ class RunDirectory:
 def _first(error: ValidationError) -> str:
     found = error.errors()[0]
     more = f", and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}{more}"
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}{more}"[:300]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 from sightline_chassis.settings import Section, Target
+
+from sightline_trainer.dpo.loss_names import NAMES, loss_fault
 
 
 class Data(Section):
@@ -13,7 +16,7 @@ class Data(Section):
 
     train: str = Field(description="Dataset that the loop draws prompts from.")
     test: str = Field(description="Held-out dataset, for evaluation only.")
-    prompts_per_iteration: int = Field(512, ge=1, description="Prompts sampled in one iteration.")
+    prompts_per_iteration: int = Field(512, ge=1, description="Prompts of an iteration, at most the dataset.")
 
 
 class Sampling(Section):
@@ -57,13 +60,23 @@ class Lora(Section):
         description="Regular expression of the linear layers that get an adapter.",
     )
 
+    @field_validator("target_modules")
+    @classmethod
+    def _compiles(cls, pattern: str) -> str:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"it is no regular expression: {error}") from None
+        return pattern
+
 
 class Dpo(Section):
     """The update: TRL's DPOTrainer on LoRA, the reference being the base model (adapter off)."""
 
     beta: float = Field(0.1, gt=0.0, description="Strength of the tie to the reference.")
     loss: dict[str, float] = Field(
-        default_factory=lambda: {"sigmoid": 1.0}, description="Losses of TRL's DPOTrainer and their weights."
+        default_factory=lambda: {"sigmoid": 1.0},
+        description=f"Losses and their weights; known are {', '.join(NAMES)}.",
     )
     learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Learning rate over an iteration.")
@@ -73,7 +86,9 @@ class Dpo(Section):
     accumulate: int = Field(1, ge=1, description="Passes in one optimiser step.")
     max_grad_norm: float = Field(1.0, gt=0.0, description="Clip the gradient's norm at this.")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
-    dtype: Literal["float32", "bfloat16"] = Field("float32", description="Number type of the model.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Number type that the update computes in. What is trained is float32 in any case."
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     train: Literal["lora", "full"] = Field(
         "lora", description="lora: an adapter on the base model; full: the language model's own weights."
@@ -111,6 +126,12 @@ class Dpo(Section):
     image_cache_mib: int = Field(
         512, ge=0, description="Image features of the frozen tower kept over steps and epochs, in MiB; 0: none."
     )
+    max_sampled_gap: float | None = Field(
+        None,
+        gt=0.0,
+        description="Most mean |log-prob difference| a token, in nats, between trainer and sampler of a sampled side; "
+        "at most 5 % of the sides may have more. Null: 0.001 in float32, 0.05 in bfloat16.",
+    )
     carry: Literal["none", "optimizer"] = Field(
         "none",
         description="optimizer: its state goes on from iteration to iteration, and one schedule spans the run.",
@@ -120,6 +141,34 @@ class Dpo(Section):
         description="Run the update in processes of this launcher, such as [accelerate, launch, --num_processes, '8'].",
     )
     report_to: list[str] = Field(default_factory=list, description="TRL's trackers: tensorboard, wandb, trackio.")
+
+    @model_validator(mode="after")
+    def _trainable(self) -> Self:
+        fault = loss_fault(
+            self.loss,
+            margins=self.margin_scale > 0,
+            weights=False,
+            label_smoothing=self.label_smoothing,
+            divergence=self.f_divergence,
+            wpo=self.wpo,
+        )
+        if fault:
+            raise ValueError(fault)
+        for key, losses in _ASKED_BY.items():
+            changed = getattr(self, key) != type(self).model_fields[key].default
+            if changed and not set(losses) & set(self.loss):
+                raise ValueError(f"dpo.{key} counts for {', '.join(losses)} alone, not for {', '.join(self.loss)}")
+        if self.train_vision and self.train != "full":
+            raise ValueError("dpo.train_vision trains a tower's own weights: set dpo.train to full, or leave it out")
+        return self
+
+
+_ASKED_BY = {
+    "label_smoothing": ("robust", "aot", "aot_unpaired", "exo_pair"),
+    "discopop_tau": ("discopop",),
+    "povid_betas": ("povid_paper",),
+}
+"""Settings that only some losses look at: with others they would change nothing, without a word."""
 
 
 class Publication(Section):

@@ -59,7 +59,7 @@ class Summaries:
             rows = run.rows()
             iteration, version = max(0, len(rows) - 1), int(rows[-1]["policy_version"]) if rows else 0
         except SightlineError as unreadable:
-            told, reason = _beside(unreadable.message, told), unreadable.reason
+            told, reason = _beside(f"its files cannot be read: {unreadable.message}", told), "RUN_UNREADABLE"
         except (LookupError, TypeError, ValueError, OSError, RecursionError) as unreadable:
             told, reason = _beside(f"its metrics.json cannot be read: {unreadable}", told), "RUN_UNREADABLE"
         return RunSummary(
@@ -76,7 +76,7 @@ class Summaries:
         )
 
     def _recipe(self, run: RunDirectory) -> tuple[str, int]:
-        """Name and number of iterations. Raises PreconditionFailed where the recipe cannot be read."""
+        """Name and number of iterations. Raises DataCorrupted where the recipe cannot be read."""
         path = run.root / "recipe.yaml"
         try:
             facts = os.stat(path)

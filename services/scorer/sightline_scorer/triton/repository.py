@@ -7,6 +7,9 @@
 The embedded Triton gets it in a work directory at every start. A cluster builds it once and mounts it:
 
     python -m sightline_scorer.triton.repository --model default=ViT-B-32@laion2b_s34b_b79k --copy-weights OUT
+    python -m sightline_scorer.triton.repository --config settings.yaml --copy-weights OUT
+
+The second takes models, precisions, batches and graphs from the settings file of the service that will ask.
 
 Further models stand beside the default one as `clip_image__NAME` and `clip_text__NAME`.
 """
@@ -21,7 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline_scorer.settings import ModelSettings, TritonSettings
+from sightline_chassis.settings import load_settings
+
+from sightline_scorer.settings import ModelSettings, ScorerSettings, TritonSettings
 from sightline_scorer.triton.card import PARAMETER, ModelCard
 
 LOCAL_DIR = "local-dir:"
@@ -238,23 +243,35 @@ def sha256_of(path: Path) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Build a repository for a cluster from the command line."""
     parser = argparse.ArgumentParser(prog="python -m sightline_scorer.triton.repository", description=main.__doc__)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, help="a settings file of the scorer: its models, and how they are run")
+    what.add_argument(
         "--model",
         action="append",
-        required=True,
         metavar="NAME=ARCHITECTURE[@PRETRAINED]",
         help="a model; the first is the default. ARCHITECTURE may be a directory",
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where the towers run, else as set or auto")
+    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="of each --model")
     parser.add_argument("--copy-weights", action="store_true", help="copy the weights into the repository")
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)
-    cards = []
-    for entry in options.model:
-        name, _, source = entry.partition("=")
-        architecture, _, pretrained = source.partition("@")
-        cards.append(describe(name, ModelSettings(source=architecture, pretrained=pretrained or None)))
-    build(cards, cards[0].name, options.out, TritonSettings(device=options.device), copy=options.copy_weights)
+    if options.config is not None:
+        settings = load_settings(ScorerSettings, service="scorer", config=options.config)
+        models, first, triton = settings.models, settings.first_model, settings.triton
+    else:
+        models, triton = {}, TritonSettings()
+        for entry in options.model:
+            name, _, source = entry.partition("=")
+            architecture, _, pretrained = source.partition("@")
+            models[name] = ModelSettings(
+                source=architecture, pretrained=pretrained or None, precision=options.precision
+            )
+        first = next(iter(models))
+    if options.device:
+        triton = triton.model_copy(update={"device": options.device})
+    cards = [describe(name, model) for name, model in models.items()]
+    build(cards, first, options.out, triton, copy=options.copy_weights)
     return 0
 
 

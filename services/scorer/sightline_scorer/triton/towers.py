@@ -40,7 +40,7 @@ class ImageTower:
         self._model = model
         self._mean = torch.tensor(facts["preprocess"]["mean"], device=device).view(-1, 1, 1)
         self._std = torch.tensor(facts["preprocess"]["std"], device=device).view(-1, 1, 1)
-        self._dtype = next(model.visual.parameters()).dtype
+        self._dtype = input_dtype(model.visual)
         example = torch.randint(0, 256, (2, 3, facts["image_height"], facts["image_width"]), device=device)
         _try(self, example.to(torch.uint8), self._pool_early)
 
@@ -62,6 +62,17 @@ class ImageTower:
             raise NotImplementedError
         block = visual.transformer.resblocks[-1]
         block.forward = lambda x, *_, **__: _last_block(block, x, x[:, :1], lambda normed: normed[:, :1], None)
+
+
+def input_dtype(visual: torch.nn.Module) -> torch.dtype:
+    """What an image tower's first layer computes in.
+
+    Not the first parameter's: in half precision open_clip keeps a ViT's class embedding, which comes first, in float32.
+    """
+    for module in visual.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            return module.weight.dtype
+    return next(visual.parameters()).dtype
 
 
 class TextTower:

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext
+from sightline_trainer.files import read_table
 
 
 class Buffer(CandidatePart):
@@ -33,11 +34,9 @@ class Buffer(CandidatePart):
             fresh: number of fresh pairs.
             seed: the same seed draws the same rows.
         """
-        import pyarrow.parquet as pq
-
         own: list[tuple[Path, list[int]]] = []
         for path in earlier[-self.max_age :]:
-            made = pq.read_table(path, columns=["iteration"])["iteration"].to_pylist() if path.is_file() else []
+            made = read_table(path, columns=["iteration"])["iteration"].to_pylist() if path.is_file() else []
             # Pairs that were drawn from a buffer themselves would count twice and be older than their file.
             own.append((path, [at for at, iteration in enumerate(made) if iteration == int(path.parent.name)]))
         places = [(path, at) for path, rows in own for at in rows]
@@ -46,4 +45,4 @@ class Buffer(CandidatePart):
         for path, _ in own:
             rows = [at for number, (of, at) in enumerate(places) if number in drawn and of == path]
             if rows:
-                yield from pq.read_table(path).take(rows).to_pylist()
+                yield from read_table(path).take(rows).to_pylist()

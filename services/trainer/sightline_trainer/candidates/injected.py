@@ -6,7 +6,7 @@ places), `sampler` (a text LLM behind a sampler of ours) or `openai` (any OpenAI
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ from sightline_trainer.records.response import Response
 
 class Injected(Rewriting, CandidatePart):
     """A good answer, rewritten with plausible errors."""
+
+    writes: ClassVar[tuple[str, ...]] = ("injected",)
 
     of: Literal["reference", "policy"] = Field(
         "reference", description="Rewrite the annotation, or the policy's first candidate."

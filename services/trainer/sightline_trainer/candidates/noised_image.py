@@ -7,7 +7,7 @@ answer to the clean image; with `conditioned` to the noised one, as in the loss 
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -25,10 +25,13 @@ from sightline_trainer.records.response import Response
 class NoisedImage(CandidatePart):
     """Samples of the policy under a distorted image."""
 
+    writes: ClassVar[tuple[str, ...]] = ("noised_image",)
+
     count: int = Field(1, ge=1, le=64, description="Candidates of one prompt.")
     step: int = Field(500, ge=0, le=999, description="Diffusion step of the noise (POVID 500, BPO 900).")
     pixels: Literal["normalised", "unit"] = Field(
-        "normalised", description="Noise on normalised pixels (VCD, BPO), or on pixels in [0, 1] (POVID's code)."
+        "normalised",
+        description="Noise on normalised pixels (VCD, BPO), or on pixels in [0, 1] and clamped (POVID's code wraps).",
     )
     conditioned: bool = Field(
         False, description="Train it as an answer to the noised image (POVID's paper); needs pixels: unit."

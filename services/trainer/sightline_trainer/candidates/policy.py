@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -14,6 +15,8 @@ from sightline_trainer.records.response import Response
 
 class PolicySamples(CandidatePart):
     """K samples (sampling.candidates) of the policy for each prompt."""
+
+    writes: ClassVar[tuple[str, ...]] = ("policy",)
 
     paraphrases: list[str] = Field(
         default_factory=list, description="Prompts that mean the same; empty: the dataset's prompt as it stands."

@@ -12,16 +12,16 @@ They come from `questions.jsonl` beside the prompts, one object a line:
 from __future__ import annotations
 
 import json
-import re
 from array import array
 from pathlib import Path
 from random import Random
-from typing import Any, Final
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 from sightline.errors import InvalidInput
 
+from sightline_trainer.candidates.declared import declared
 from sightline_trainer.candidates.reference import unsampled
 from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
 from sightline_trainer.chat_template import ChatTemplate
@@ -32,6 +32,8 @@ from sightline_trainer.records.response import Response
 
 class QuestionAnswer(CandidatePart):
     """Questions with right and wrong answers, from the dataset."""
+
+    writes: ClassVar[tuple[str, ...]] = ("right_answer", "wrong_answer")
 
     share: float = Field(
         1 / 15, gt=0.0, le=1.0, description="Share of the prompts that get a question (CLIP-DPO: 50 K of 750 K pairs)."
@@ -121,35 +123,3 @@ class QuestionIndex:
                 reason="DATASET_LINE",
             ) from error
         return dict(row)
-
-
-_RULES: Final = (
-    (
-        re.compile(r"(is|are|was|were) there (?:any )?(?:(an?) )?(.+)", re.I),
-        "there {0} {article}{2}",
-        "there {0} no {2}",
-    ),
-    (re.compile(r"what (?:colou?r|shape|kind|sort|number)\b.* (is|are) (.+)", re.I), "{1} {0} {answer}", None),
-    (re.compile(r"(?:what|where|who|which) (is|are) (.+)", re.I), "{1} {0} {answer}", None),
-    (re.compile(r"how many (.+?) (?:are|is|can|do|does)\b.*", re.I), "{answer} {0}", None),
-)
-
-
-def declared(question: str, answer: str) -> str:
-    """A statement of what the answer to a question says: "is there a cat ?", "no" -> "there is no cat".
-
-    An answer of six words or more speaks for itself; a question of another form is put before its answer.
-    """
-    plain, said = question.strip().rstrip("?. ").strip(), answer.strip().rstrip(". ").strip()
-    if len(said.split()) >= 6:
-        return said
-    yes, no = said.lower().startswith("yes"), said.lower().startswith("no")
-    for pattern, positive, negative in _RULES:
-        match = pattern.fullmatch(plain)
-        if match is None or (negative is not None and not (yes or no)):
-            continue
-        words = [part or "" for part in match.groups()]
-        form = negative if negative is not None and no else positive
-        article = f"{words[1]} " if len(words) > 1 and words[1] in ("a", "an") else ""
-        return form.format(*words, answer=said, article=article)
-    return f"{plain} {said}"

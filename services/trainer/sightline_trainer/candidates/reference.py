@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.records.prompt import Prompt
@@ -10,6 +12,8 @@ from sightline_trainer.records.response import Response
 
 class Reference(CandidatePart):
     """The annotation of the dataset."""
+
+    writes: ClassVar[tuple[str, ...]] = ("reference",)
 
     def open(self, context: SourceContext) -> Source:
         return ReferenceSource(context.template)

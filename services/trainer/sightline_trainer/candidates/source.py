@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from sightline.sampler import AsyncSamplerClient
 
@@ -51,7 +51,13 @@ class Source(Protocol):
 
 
 class CandidatePart(Part):
-    """Settings of a source, and how it is made from them."""
+    """Settings of a source, and how it is made from them.
+
+    Attributes:
+        writes: the sources that its candidates may name.
+    """
+
+    writes: ClassVar[tuple[str, ...]] = ()
 
     def open(self, context: SourceContext) -> Source | None:
         """The source; None for a part that works on pairs instead."""

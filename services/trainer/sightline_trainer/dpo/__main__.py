@@ -18,6 +18,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--previous", type=Path, help="directory of the policy to go on from; default: the base model")
     parser.add_argument("--seed", type=int, default=0, help="of batches and a new adapter")
     parser.add_argument("--iteration", type=int, default=1, help="from 1; for a schedule that spans the run")
+    parser.add_argument("--candidates", type=Path, help="candidates/ of the iteration; their log-probs are compared")
+    parser.add_argument("--version", type=int, default=0, help="version of the policy to go on from")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe")
     return parser.parse_args()
 
@@ -29,6 +31,7 @@ def main() -> int:
     from sightline.errors import SightlineError
 
     from sightline_trainer.dpo.launch import write_outcome
+    from sightline_trainer.dpo.sampled import SampledLogprobs
     from sightline_trainer.dpo.update import Update, update
     from sightline_trainer.pairs.build import to_train_on
     from sightline_trainer.recipe import load_recipe
@@ -43,7 +46,7 @@ def main() -> int:
     outcome: Update | SightlineError
     try:
         outcome = update(
-            load_recipe(arguments.recipe, arguments.set),
+            load_recipe(arguments.recipe, arguments.set, environment=False),
             to_train_on(arguments.pairs),
             previous=arguments.previous,
             adapter=arguments.policy,
@@ -51,6 +54,7 @@ def main() -> int:
             seed=arguments.seed,
             iteration=arguments.iteration,
             progress=progress,
+            sampled=SampledLogprobs.read(arguments.candidates, arguments.version) if arguments.candidates else None,
         )
     except SightlineError as error:
         outcome = error

@@ -8,33 +8,69 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sightline.errors import PreconditionFailed
 from transformers import TrainerCallback
 
+from sightline_trainer.dpo.pixels import image_matters
 from sightline_trainer.dpo.reference_logprobs import add_reference, self_check
+from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs, judge
 from sightline_trainer.dpo.saving import load_optimizer
 from sightline_trainer.dpo.trainer import FastDPOTrainer, not_finite
 
 
 class Begin(TrainerCallback):
-    """When the model is prepared: the self-check, the reference's log-probs, the optimiser's carried state."""
+    """When the model is prepared: the checks of what it computes, the reference's log-probs, the optimiser's state.
+
+    Attributes:
+        figures: what the checks measured.
+    """
 
     def __init__(
-        self, trainer: FastDPOTrainer, report: Callable[[int, int], None], *, optimizer: Path | None = None
+        self,
+        trainer: FastDPOTrainer,
+        report: Callable[[int, int], None],
+        *,
+        optimizer: Path | None = None,
+        sampled: SampledLogprobs | None = None,
+        limit: float = LIMITS["float32"],
+        at_reference: bool = False,
     ) -> None:
         self.trainer = trainer
         self.report = report
         self.optimizer = optimizer
+        self.sampled = sampled
+        self.limit = limit
+        self.at_reference = at_reference
+        self.figures: dict[str, float] = {}
         self.began = time.monotonic()
         self.reference_seconds = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.began = time.monotonic()
-        if self.trainer.data_collator.sharing is not None:
-            self_check(self.trainer)
+        self._try_out()
         if self.optimizer is not None and self.optimizer.exists():
             load_optimizer(self.trainer, self.optimizer)
-        add_reference(self.trainer, self.report)
+        apart = add_reference(self.trainer, self.report, sampled=self.sampled, at_reference=self.at_reference)
+        if self.sampled is not None:
+            self.figures |= judge(apart, self.limit)
         self.reference_seconds = time.monotonic() - self.began
+
+    def _try_out(self) -> None:
+        """The first forwards of this model.
+
+        Raises:
+            PreconditionFailed: MODEL_FAILS_FORWARD where they end in an error of the model's own; what the checks find.
+        """
+        try:
+            if self.trainer.data_collator.sharing is not None:
+                self_check(self.trainer)
+            self.figures |= image_matters(self.trainer)
+        except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
+            name = self.trainer.accelerator.unwrap_model(self.trainer.model).config._name_or_path
+            raise PreconditionFailed(
+                f"the model {name} fails its trial forward: {type(error).__name__}: {error}",
+                reason="MODEL_FAILS_FORWARD",
+            ) from error
 
 
 class FiniteGradient(TrainerCallback):

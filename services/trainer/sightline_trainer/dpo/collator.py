@@ -186,6 +186,7 @@ def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             **pair,
             "rejected_ids": pair["second_rejected_ids"],
             "rejected_images": pair.get("second_rejected_images"),
+            **{name: pair[f"second_{name}"] for name in ("weight", "margin") if f"second_{name}" in pair},
         }
         for pair in pairs
     ]

@@ -24,6 +24,7 @@ from typing import Any
 import yaml
 from sightline.errors import InternalError, PreconditionFailed, SightlineError
 
+from sightline_trainer.dpo.sampled import SampledLogprobs
 from sightline_trainer.dpo.update import Update, UpdateProbe, update
 from sightline_trainer.pairs.build import to_train_on
 from sightline_trainer.recipe import Recipe
@@ -45,10 +46,14 @@ def run_update(
     iteration: int,
     progress: Callable[[int, int], None],
     halt: Callable[[], None] = lambda: None,
+    candidates: Path | None = None,
+    version: int = 0,
 ) -> Update:
     """`update` on a pairs.parquet, where the recipe says.
 
     Args:
+        candidates: directory with the log-probs that the sampler told; None compares nothing.
+        version: the policy that the update begins with.
         halt: asked several times a second while a launcher's processes work; what it raises ends them.
 
     Raises:
@@ -57,7 +62,7 @@ def run_update(
     if not recipe.dpo.launch:
         return update(
             recipe, to_train_on(pairs), previous=previous, adapter=policy, work=work, seed=seed, iteration=iteration,
-            progress=progress,
+            progress=progress, sampled=SampledLogprobs.read(candidates, version) if candidates else None,
         )  # fmt: skip
     work.mkdir(parents=True, exist_ok=True)
     result = work / "update.json"
@@ -67,6 +72,7 @@ def run_update(
         *recipe.dpo.launch, "-m", "sightline_trainer.dpo", "--recipe", str(work / "recipe.yaml"), "--pairs", str(pairs),
         "--policy", str(policy), "--work", str(work), "--seed", str(seed), "--iteration", str(iteration),
         *(["--previous", str(previous)] if previous else []),
+        *(["--candidates", str(candidates), "--version", str(version)] if candidates else []),
     ]  # fmt: skip
     code = _run(command, work / "launch.log", progress, halt)
     return _outcome(json.loads(result.read_text()) if result.exists() else None, code, work / "launch.log")

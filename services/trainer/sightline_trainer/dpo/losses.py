@@ -21,16 +21,7 @@ from sightline.errors import PreconditionFailed
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-TRL = (
-    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
-    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
-)  # fmt: skip
-POVID = ("povid_paper", "povid_code")
-NAMES = TRL + POVID
-# Functions of the difference between both sides' rewards: a margin per pair means something there.
-_WITH_MARGIN = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "povid_code"}
-# They sort the batch: a weight per pair would land on another pair.
-_SORTING = {"aot", "aot_unpaired"}
+from sightline_trainer.dpo.loss_names import loss_fault
 
 
 def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, label_smoothing: float) -> None:
@@ -39,18 +30,7 @@ def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, labe
     Raises:
         PreconditionFailed: no or an unknown loss, or one that margins or weights make no sense for.
     """
-    unknown = sorted(set(losses) - set(NAMES))
-    fault = None
-    if unknown or not losses:
-        fault = f"dpo.loss names {unknown or 'nothing'}; known are {', '.join(NAMES)}"
-    elif margins and not set(losses) <= _WITH_MARGIN | {"sft"}:
-        fault = f"dpo.margin_scale works with {', '.join(sorted(_WITH_MARGIN))}, not with {', '.join(losses)}"
-    elif weights and set(losses) & _SORTING:
-        fault = "the losses aot and aot_unpaired sort the batch; leave out the pairs' `weight` column"
-    elif "exo_pair" in losses and label_smoothing == 0.0:
-        fault = "the loss exo_pair needs dpo.label_smoothing > 0; its paper takes 1e-3"
-    elif len(set(losses) & set(POVID)) == 2:
-        fault = "dpo.loss has both povid_paper and povid_code, which need the image of y_n to be different; take one"
+    fault = loss_fault(losses, margins=margins, weights=weights, label_smoothing=label_smoothing)
     if fault:
         raise PreconditionFailed(fault, reason="LOSS_UNUSABLE")
 
@@ -107,7 +87,8 @@ def fold_pairs(pairs: Dataset) -> tuple[Dataset, int]:
             "let the recipe make an injected and a noised_image candidate for each prompt",
             reason="LOSS_UNUSABLE",
         )
-    sides = [name for name in ("rejected_ids", "rejected_images") if name in pairs.column_names]
+    own = ("rejected_ids", "rejected_images", "weight", "margin")
+    sides = [name for name in own if name in pairs.column_names]
     second = pairs.select(seconds).select_columns(sides)
     second = second.rename_columns({name: f"second_{name}" for name in sides})
     return concatenate_datasets([pairs.select(firsts), second], axis=1), len(pairs) - 2 * len(firsts)
@@ -117,6 +98,19 @@ def summed(log_probs: Tensor) -> tuple[Tensor, Tensor]:
     """[B] summed log-probs of chosen and rejected sides, from [2 B, L - 1]."""
     chosen, rejected = log_probs.float().sum(dim=1).chunk(2)
     return chosen, rejected
+
+
+def sft_by_pair(log_probs: Tensor, mask: Tensor) -> Tensor:
+    """TRL's sft loss, the mean of -log pi over all chosen tokens of a batch, as a value of each pair: [B].
+
+    Their mean is TRL's loss, and a pair's weight multiplies its tokens' share and nothing else.
+
+    Args:
+        log_probs: [B, L - 1] of the chosen sides.
+        mask: [B, L - 1], 1 where a token is the response's.
+    """
+    tokens = -(log_probs.float() * mask).sum(dim=1)
+    return tokens * len(mask) / mask.sum()
 
 
 def weighted_mean(losses: Sequence[Tensor], weights: Tensor) -> Tensor:

@@ -1,4 +1,5 @@
-"""Before the first step: the proof that the shared prefix changes nothing, and the reference's log-probs, once a pair.
+"""Before the first step: the proof that the shared prefix changes nothing, the reference's log-probs, once a pair, and
+the starting policy's, held against what the sampler told.
 
 Both run when the trainer has prepared the model, so they work the same on one process, under DDP and under FSDP.
 """
@@ -6,7 +7,7 @@ Both run when the trainer has prepared the model, so they work the same on one p
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from sightline.errors import PreconditionFailed
 from torch import Tensor
 
 from sightline_trainer.dpo.collator import PairCollator
-from sightline_trainer.dpo.trainer import FastDPOTrainer
+from sightline_trainer.dpo.release import release_reference
+from sightline_trainer.dpo.sampled import SampledLogprobs, gaps
+from sightline_trainer.dpo.trainer import FastDPOTrainer, Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -74,32 +77,65 @@ def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
     return gap
 
 
-def add_reference(trainer: FastDPOTrainer, report: Callable[[int, int], None]) -> None:
+def add_reference(
+    trainer: FastDPOTrainer,
+    report: Callable[[int, int], None],
+    *,
+    sampled: SampledLogprobs | None = None,
+    at_reference: bool = False,
+) -> dict[str, float]:
     """Compute `ref_*_logps` of every pair, summed log-probs in nats under the reference, and keep them with its id.
 
     The processes share the work. The reference is the base model: the adapter off, or `trainer.ref_model`, which is
     let go afterwards.
+
+    Args:
+        sampled: what the sampler told of the sides; None compares nothing.
+        at_reference: the policy is still the reference, so that one pass tells the log-probs of both.
+
+    Returns:
+        The gaps of all sides that can be compared (`sampled.gaps`).
     """
     collator: PairCollator = trainer.data_collator
     accelerator = trainer.accelerator
-    order = in_order(trainer)
-    world, rank = accelerator.num_processes, accelerator.process_index
-    share = -(-len(order) // world)
-    mine = order[rank * share : (rank + 1) * share]
-    mine += order[-1:] * (share - len(mine))  # every process takes part in every forward
-    model = trainer.ref_model or trainer.model_wrapped
     columns, collator.columns = collator.columns, ()
     trainer.model.eval()
     found: list[tuple[int, tuple[float, ...]]] = []
-    size = 2 * trainer.args.per_device_train_batch_size
-    for number, start in enumerate(range(0, share, size), 1):
-        rows = [trainer.train_dataset[index] for index in mine[start : start + size]]
-        chosen, rejected = trainer.compute_ref_log_probs(model, trainer._prepare_inputs(collator(rows)))
+    apart: dict[str, float] = {}
+    passes = 1 if sampled is None or at_reference else 2
+    for number, count, rows, batch in _batches(trainer):
+        model = Recorder(trainer.ref_model or trainer.model_wrapped)
+        chosen, rejected = trainer.compute_ref_log_probs(model, trainer._prepare_inputs(batch))
         sides = [chosen.float()[: len(rows)], *rejected.float().split(len(rows))]
         values = torch.stack(sides, dim=1).tolist()
         found += [(row["pair_id"], tuple(value)) for row, value in zip(rows, values, strict=True)]
-        report(number, -(-share // size))
+        if sampled is not None and at_reference:
+            masks = batch["completion_mask"][:, 1:].bool()
+            apart |= gaps(sampled, rows, model.output.log_probs.float().cpu(), masks.cpu())
+        del model
+        report(number, passes * count)
+    release_reference(trainer)
+    if sampled is not None and not at_reference:
+        for number, count, rows, batch in _batches(trainer):
+            masks, logprobs = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch)
+            apart |= gaps(sampled, rows, logprobs.cpu(), masks.cpu())
+            report(count + number, 2 * count)
     collator.columns = columns
-    collator.reference = dict(gather_object(found) if world > 1 else found)
-    trainer.ref_model = None
+    if accelerator.num_processes > 1:
+        found, apart = gather_object(found), dict(gather_object(list(apart.items())))
+    collator.reference = dict(found)
     trainer.precompute_ref_logps = True
+    return apart
+
+
+def _batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, int, list[dict[str, Any]], dict[str, Any]]]:
+    """(number from 1, how many, pairs, collated) of this process' share."""
+    order = in_order(trainer)
+    world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
+    share = -(-len(order) // world)
+    mine = order[rank * share : (rank + 1) * share]
+    mine += order[-1:] * (share - len(mine))  # every process takes part in every forward
+    size = 2 * trainer.args.per_device_train_batch_size
+    for number, start in enumerate(range(0, share, size), 1):
+        rows = [trainer.train_dataset[index] for index in mine[start : start + size]]
+        yield number, -(-share // size), rows, trainer.data_collator(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
 
 from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.device import freeze, pin
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.trainer import FastDPOTrainer
@@ -23,15 +25,25 @@ from sightline_trainer.recipe import Recipe
 
 
 def load_policy(model: str | Path, dtype: str) -> Any:
-    """A checkpoint. The trainer puts it where it belongs: whole, or under FSDP piece by piece."""
+    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece."""
     transformers_logging.disable_progress_bar()
     return AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
 
 
 def make_trainer(
-    recipe: Recipe, pairs: Dataset, *, previous: Path | None, work: Path, seed: int, iteration: int = 1
+    recipe: Recipe,
+    pairs: Dataset,
+    *,
+    previous: Path | None,
+    work: Path,
+    seed: int,
+    iteration: int = 1,
+    load: Callable[[str | Path, str], Any] = load_policy,
 ) -> FastDPOTrainer:
     """A DPOTrainer on the base model with an adapter (or weights) that start from `previous` or from nothing.
+
+    Args:
+        load: the model of a checkpoint and a number type; of benchmarks, which have none on disk.
 
     Raises:
         PreconditionFailed: the previous adapter's tensors do not fit the model, or the losses make no sense.
@@ -46,15 +58,16 @@ def make_trainer(
         label_smoothing=settings.label_smoothing,
     )
     full = settings.train == "full"
+    # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
+    dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
-    model = load_policy(previous if full and previous else recipe.model, settings.dtype)
-    if full and not settings.train_vision:
-        for name, parameter in model.base_model.named_parameters():
-            parameter.requires_grad_(name.startswith("language_model."))
+    model = load(previous if full and previous else recipe.model, dtype)
+    if full:
+        freeze(model, vision=settings.train_vision)
     processor = AutoProcessor.from_pretrained(recipe.model)
     trainer = FastDPOTrainer(
         model=model,
-        ref_model=load_policy(recipe.model, settings.dtype) if full else None,
+        ref_model=load(recipe.model, dtype) if full else None,
         args=arguments,
         train_dataset=_rows(pairs),
         processing_class=processor,
@@ -78,7 +91,8 @@ def make_trainer(
 
 def _columns(recipe: Recipe, pairs: Dataset) -> list[str]:
     """Which numbers of a pair the loss needs."""
-    weighted = "weight" in pairs.column_names and not set(pairs["weight"]) <= {1.0, None}
+    given = [name for name in ("weight", "second_weight") if name in pairs.column_names]
+    weighted = any(not set(pairs[name]) <= {1.0, None} for name in given)
     margins = recipe.dpo.margin_scale > 0 and "margin" in pairs.column_names
     return [name for name, used in (("weight", weighted), ("margin", margins)) if used]
 
@@ -105,7 +119,7 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         activation_checkpointing=settings.gradient_checkpointing,
-        bf16=settings.dtype == "bfloat16" and not on_cpu,
+        bf16=settings.dtype == "bfloat16" and (settings.train == "full" or not on_cpu),
         max_length=None,
         remove_unused_columns=False,
         logging_steps=1,
@@ -118,6 +132,7 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
         seed=seed,
         data_seed=seed,
     )
+    pin(arguments)
     together = settings.batch_size * settings.accumulate * arguments.world_size
     # Rounded down: a single step must not have rate 0.
     arguments.warmup_steps = int(settings.warmup_ratio * math.ceil(pairs / together) * settings.epochs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch.utils.data import Sampler
 from transformers.optimization import get_scheduler
 from trl import DPOTrainer
 
-from sightline_trainer.dpo.losses import povid_paper, summed, weighted_mean
+from sightline_trainer.dpo.losses import povid_paper, sft_by_pair, summed, weighted_mean
 
 # What TRL's loss code does not hand to the model itself.
 _OURS = ("weight", "margin")
@@ -49,7 +50,7 @@ class PromptSampler(Sampler[int]):
             yield from groups[number]
 
 
-class _Recorder:
+class Recorder:
     """Stands in for the model in TRL's loss code: the forward runs once, its output is kept."""
 
     def __init__(self, model: Callable[..., Any]) -> None:
@@ -118,7 +119,7 @@ class FastDPOTrainer(DPOTrainer):
                 "ref_chosen_logps": inputs["ref_chosen_logps"] + shift,
                 "ref_rejected_logps": inputs["ref_rejected_logps"] - shift,
             }
-        recorder = _Recorder(model)
+        recorder = Recorder(model)
         if "weight" in ours:
             loss = self._weighted(recorder, inputs, ours["weight"])
         else:
@@ -137,17 +138,33 @@ class FastDPOTrainer(DPOTrainer):
         chosen, rejected = summed(output.log_probs[:, -rows:])
         return chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
 
-    def _weighted(self, recorder: _Recorder, inputs: dict[str, Any], weights: Tensor) -> Tensor:
-        """TRL's loss of each pair on its own, from one forward."""
+    def _weighted(self, recorder: Recorder, inputs: dict[str, Any], weights: Tensor) -> Tensor:
+        """TRL's loss of each pair on its own, from one forward. Its sft is a mean over the tokens of the batch, which
+        pairs on their own don't have: that one is ours, and the same at weights of 1."""
         output = recorder(**self._model_inputs(inputs))
         losses = []
-        for i in range(len(weights)):
-            rows = [i, len(weights) + i]
-            view = {key: inputs[key][rows] for key in ("input_ids", "attention_mask", "completion_mask")}
-            view |= {key: inputs[key][i : i + 1] for key in ("ref_chosen_logps", "ref_rejected_logps")}
-            part = _rows(output, rows)
-            losses.append(super()._compute_loss(lambda part=part, **_: part, view, False))
+        with self._without_sft():
+            for i in range(len(weights)):
+                rows = [i, len(weights) + i]
+                view = {key: inputs[key][rows] for key in ("input_ids", "attention_mask", "completion_mask")}
+                view |= {key: inputs[key][i : i + 1] for key in ("ref_chosen_logps", "ref_rejected_logps")}
+                part = _rows(output, rows)
+                losses.append(super()._compute_loss(lambda part=part, **_: part, view, False))
+        if "sft" in self.losses:
+            mask = inputs["completion_mask"][: len(weights), 1:]
+            each = sft_by_pair(output.log_probs[: len(weights), -mask.shape[1] :], mask)
+            losses = [loss + self.losses["sft"] * sft for loss, sft in zip(losses, each, strict=True)]
         return weighted_mean(losses, weights)
+
+    @contextmanager
+    def _without_sft(self) -> Iterator[None]:
+        whole: tuple[list[str], list[float]] = (self.loss_types, self.loss_weights)  # type: ignore[has-type]
+        kept = [each for each in zip(*whole, strict=True) if each[0] != "sft"] or [("sigmoid", 0.0)]
+        self.loss_types, self.loss_weights = [name for name, _ in kept], [weight for _, weight in kept]
+        try:
+            yield
+        finally:
+            self.loss_types, self.loss_weights = whole
 
     def _model_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """The arguments that TRL's loss code calls the model with."""
@@ -157,7 +174,8 @@ class FastDPOTrainer(DPOTrainer):
         return {**model, "use_cache": False, "labels": labels, "fused_lm_head": True}
 
     def _measure(self, loss: Tensor, output: Any, chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> None:
-        """Figures of the global batch: log-probs and k1 estimate of the KL in nats, margin and accuracy of the rewards.
+        """Figures of the global batch: log-probs in nats, margin and accuracy of the rewards, the mean log-ratio to
+        the reference of the pairs' sides (texts of an earlier policy: no KL; that is `evaluation.divergence`).
 
         Raises:
             InternalError: the loss is not finite, on whichever process.
@@ -175,7 +193,7 @@ class FastDPOTrainer(DPOTrainer):
             "rejected_logp": logps[1].mean(),
             "margin": self.beta * gap.mean(),
             "accuracy": (gap > 0).float().mean(),
-            "kl_to_reference": (chosen + rejected).mean() / 2,
+            "logratio_to_reference": (chosen + rejected).mean() / 2,
         }
         values = self.accelerator.reduce(torch.stack(list(figures.values())), reduction="mean").tolist()
         self.figures.append(dict(zip(figures, values, strict=True)))

@@ -15,14 +15,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
+from sightline.errors import InternalError
 from transformers import TrainerCallback
 
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.extrapolate import extrapolated
-from sightline_trainer.dpo.losses import POVID, fold_pairs
+from sightline_trainer.dpo.loss_names import POVID
+from sightline_trainer.dpo.losses import fold_pairs
+from sightline_trainer.dpo.movement import Movement
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
+from sightline_trainer.dpo.release import collect, release
+from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs
 from sightline_trainer.dpo.saving import save_optimizer, save_policy
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.trainer import FastDPOTrainer
@@ -81,6 +87,7 @@ def update(
     seed: int,
     progress: Callable[[int, int], None],
     iteration: int = 1,
+    sampled: SampledLogprobs | None = None,
 ) -> Update:
     """Train on `pairs` and save the policy (an adapter, or with `dpo.train=full` a checkpoint).
 
@@ -90,18 +97,53 @@ def update(
         work: TRL's output directory; the optimiser's state goes there too, where the recipe carries it.
         progress: told (steps done, steps in all); the reference pass counts as the first tenth.
         iteration: from 1; where one schedule spans the run, the place in it.
+        sampled: log-probs that the sampler told, to be held against the trainer's.
 
     Raises:
-        InternalError: the loss became NaN or infinite; nothing is saved.
-        PreconditionFailed: the pairs, losses or previous policy can't be used, or the shared prefix fails its check.
+        InternalError: the loss became NaN or infinite, the gradient exactly 0, or the GPU's memory is too small;
+            nothing is saved.
+        PreconditionFailed: the pairs, losses or previous policy can't be used, the shared prefix fails its check, the
+            picture does not matter, log-probs are not the sampler's, or the weights did not move; nothing is saved.
     """
     if set(recipe.dpo.loss) & set(POVID):
         pairs, alone = fold_pairs(pairs)
         if alone:
             logger.warning("%d pairs have no second rejected side of the same chosen one and are left out", alone)
     trainer = make_trainer(recipe, pairs, previous=previous, work=work, seed=seed, iteration=iteration)
+    try:
+        return _trained(
+            recipe, trainer, previous=previous, adapter=adapter, work=work, iteration=iteration, sampled=sampled,
+            progress=progress,
+        )  # fmt: skip
+    finally:
+        # Whatever an error's traceback still holds, the models are not among it.
+        release(trainer)
+        del trainer
+        collect()
+
+
+def _trained(
+    recipe: Recipe,
+    trainer: FastDPOTrainer,
+    *,
+    previous: Path | None,
+    adapter: Path,
+    work: Path,
+    iteration: int,
+    sampled: SampledLogprobs | None,
+    progress: Callable[[int, int], None],
+) -> Update:
+    """Train, save, and ask the probes."""
+    pairs = len(trainer.train_dataset)
     carried = work / f"optimizer-{iteration - 1:04d}" if recipe.dpo.carry == "optimizer" else None
-    begin = Begin(trainer, lambda done, total: progress(done, 10 * total), optimizer=carried)
+    begin = Begin(
+        trainer,
+        lambda done, total: progress(done, 10 * total),
+        optimizer=carried,
+        sampled=sampled,
+        limit=recipe.dpo.max_sampled_gap or LIMITS[recipe.dpo.dtype],
+        at_reference=previous is None,
+    )
     further = recipe.publication.extrapolate
     model = trainer.accelerator.unwrap_model(trainer.model)
 
@@ -109,14 +151,18 @@ def update(
         with extrapolated(model, further):  # the sampler answers from what is published
             return probe(trainer, recipe.publication.probes)
 
-    before = _Before(probes)
+    before, movement = _Before(probes), Movement(trainer)
     reported = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
-    for callback in (begin, before, FiniteGradient(), reported):
+    for callback in (begin, before, movement, FiniteGradient(), reported):
         trainer.add_callback(callback)
-    with _frozen_garbage():
-        trainer.train()
+    try:
+        with _frozen_garbage():
+            trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(recipe, error) from error
     seconds = time.monotonic() - begin.began
-    figures = _metrics(trainer, len(pairs), begin.reference_seconds, seconds)
+    figures = _metrics(trainer, pairs, begin.reference_seconds, seconds)
+    figures |= begin.figures | movement.measure()
     with extrapolated(model, further):
         save_policy(trainer, adapter)
     if recipe.dpo.carry == "optimizer":
@@ -125,6 +171,25 @@ def update(
     return Update(
         {**figures, "extrapolated": further} if further else figures,
         [replace(new, previous_logprobs=old.logprobs) for new, old in zip(after, before.probes, strict=True)],
+    )
+
+
+def out_of_memory(recipe: Recipe, error: BaseException) -> InternalError:
+    """The error for an update that the GPU has no room for, with the settings that need less."""
+    settings = recipe.dpo
+    ways = []
+    if settings.batch_size > 1:
+        half = settings.batch_size // 2
+        ways.append(f"dpo.batch_size={half} dpo.accumulate={2 * settings.accumulate} (the same step in smaller passes)")
+    if not settings.gradient_checkpointing:
+        ways.append("dpo.gradient_checkpointing=true (a third slower, a fraction of the memory)")
+    if settings.dtype == "float32":
+        ways.append("dpo.dtype=bfloat16")
+    advice = f": use {', or '.join(ways)}" if ways else ""
+    return InternalError(
+        f"the GPU has too little memory for {settings.batch_size} pairs in a pass{advice}. "
+        + str(error).partition(". ")[0],
+        reason="OUT_OF_MEMORY",
     )
 
 
@@ -153,7 +218,7 @@ class _Before(TrainerCallback):
 def _metrics(trainer: FastDPOTrainer, pairs: int, reference_seconds: float, seconds: float) -> dict[str, float]:
     """Means over the last quarter of the steps; TRL's own names beside ours."""
     history = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
-    ours = _tail_means(trainer.figures, ("chosen_logp", "rejected_logp", "margin", "accuracy", "kl_to_reference"))
+    ours = _tail_means(trainer.figures, ("chosen_logp", "rejected_logp", "margin", "accuracy", "logratio_to_reference"))
     theirs = _tail_means(
         history,
         (

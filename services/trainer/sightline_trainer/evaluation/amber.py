@@ -19,7 +19,6 @@ What the official script does by mistake is mended by default and kept by `compa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from typing import Any
 from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.coco import Compat
-from sightline_trainer.evaluation.lines import named, read_rows
+from sightline_trainer.evaluation.lines import named, read_lines, read_value
 from sightline_trainer.evaluation.ratios import Part, Ratios
 from sightline_trainer.evaluation.words import Nouns, Similarity
 
@@ -52,11 +51,10 @@ class Amber:
             InvalidInput: a file is missing or is not AMBER's.
         """
         try:
-            rows = json.loads((directory / "annotations.json").read_text(encoding="utf-8"))
-            association = json.loads((directory / "relation.json").read_text(encoding="utf-8"))
+            rows, association = (read_value(directory / name) for name in ("annotations.json", "relation.json"))
             safe = (directory / "safe_words.txt").read_text(encoding="utf-8").split("\n")
             annotations = {int(row["id"]): {"type": row["type"], **row} for row in rows}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (InvalidInput, OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
                 f"{directory} is no AMBER data directory ({type(error).__name__}: {error}); wanted annotations.json, "
                 "relation.json and safe_words.txt of the AMBER repository's data/",
@@ -103,12 +101,14 @@ def read_responses(path: Path, amber: Amber) -> dict[int, str]:
         InvalidInput: names the entry that can't be read, an id that stands twice or is not AMBER's.
     """
     found: dict[int, str] = {}
-    for number, row in read_rows(path, ["id", "response"]):
-        if not isinstance(row["id"], int) or row["id"] not in amber.annotations:
-            raise InvalidInput(f"{path}, line {number}: {row['id']!r} is no id of AMBER's annotations", reason="LINE")
-        if row["id"] in found:
-            raise InvalidInput(f"{path}, line {number}: id {row['id']} stands twice", reason="LINE")
-        found[row["id"]] = str(row["response"])
+    for line in read_lines(path, ["id", "response"]):
+        name = line.name("id")
+        number = int(name) if name.isdecimal() else None
+        if number is None or number not in amber.annotations:
+            raise line.fault(f"{name!r} is no id of AMBER's annotations")
+        if number in found:
+            raise line.fault(f"id {number} stands twice")
+        found[number] = line.text("response")
     if not found:
         raise InvalidInput(f"{path} holds no response", reason="EMPTY")
     return found

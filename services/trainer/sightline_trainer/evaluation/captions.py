@@ -11,7 +11,7 @@ from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.chair import CaptionCounts, Chair, Objects, count
 from sightline_trainer.evaluation.coco import image_key
-from sightline_trainer.evaluation.lines import named, read_rows
+from sightline_trainer.evaluation.lines import named, read_lines
 from sightline_trainer.evaluation.ratios import Ratios
 
 
@@ -49,17 +49,14 @@ class CaptionTable:
 _NAMES = {"cover": "recall"}
 
 
-def read_captions(path: Path) -> list[tuple[str, str]]:
-    """`(image id, caption)` from JSON lines `{"image_id", "caption"}` (or a JSON list of them).
+def read_captions(path: Path, *, image_id_key: str = "image_id", caption_key: str = "caption") -> list[tuple[str, str]]:
+    """`(image id, caption)` from objects `{"image_id", "caption"}`; the keys can be named otherwise.
 
     Raises:
         InvalidInput: names the line that can't be read.
     """
-    found: list[tuple[str, str]] = []
-    for number, row in read_rows(path, ["image_id", "caption"]):
-        if not isinstance(row["caption"], str):
-            raise InvalidInput(f"{path}, line {number}: caption is no text", reason="LINE")
-        found.append((image_key(row["image_id"]), row["caption"]))
+    lines = read_lines(path, [image_id_key, caption_key])
+    found = [(image_key(line.name(image_id_key)), line.text(caption_key)) for line in lines]
     if not found:
         raise InvalidInput(f"{path} holds no caption", reason="EMPTY")
     return found

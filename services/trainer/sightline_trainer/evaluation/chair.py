@@ -10,7 +10,6 @@ different objects, and all three are pooled, not means over captions, as in the 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,11 @@ from typing import Protocol
 
 from sightline.errors import InvalidInput
 
+from sightline_trainer.evaluation.lines import read_value
 from sightline_trainer.evaluation.ratios import Part
 
-_WORD = re.compile(r"[a-z0-9']+")
+_WORD = re.compile(r"(?:[^\W_]|['\u0300-\u036f])+")
+"""Letters of any language: a vocabulary in Cyrillic is found, the "cat" in "catégorie" is not."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,22 @@ class Vocabulary:
 
     @classmethod
     def load(cls, path: Path) -> Vocabulary:
-        """Read `vocabulary.json`: `{"objects": [...], "synonyms": {phrase: object}}`."""
-        value = json.loads(path.read_text())
-        names: dict[str, list[str]] = {name: [name] for name in value["objects"]}
-        for phrase, name in value.get("synonyms", {}).items():
+        """Read `vocabulary.json`: `{"objects": [...], "synonyms": {phrase: object}}`.
+
+        Raises:
+            InvalidInput: the file is no vocabulary.
+        """
+        value = read_value(path)
+        try:
+            names: dict[str, list[str]] = {name: [name] for name in value["objects"]}
+            synonyms = dict(value.get("synonyms", {}))
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise InvalidInput(
+                f'{path} is no vocabulary ({type(error).__name__}: {error}); wanted {{"objects": [...], "synonyms": '
+                "{phrase: object}} (docs/data.md)",
+                reason="VOCABULARY",
+            ) from None
+        for phrase, name in synonyms.items():
             if name not in names:
                 raise InvalidInput(
                     f"{path}: synonym {phrase!r} names the unknown object {name!r}", reason="UNKNOWN_OBJECT"

@@ -5,15 +5,16 @@ lower-cased text into words, bring plurals to the singular, read two-word object
 a list of synonyms (`coco_objects.json`). The objects of an image are those of its instance annotations and those
 that its reference captions mention.
 
-The official script singularises with `pattern` and tokenises with NLTK; here a table of the plurals of the listed
-words does the same, without either. What the script does by mistake is mended by default and kept by
+The official script tokenises with NLTK and singularises with `pattern`; here `treebank` and a table of the plurals of
+the listed words do the same, without either. What the script does by mistake is mended by default and kept by
 `compat="official"`:
 
 - its singular of "bus" is "bu", of "ties" "ty": a bus is never counted, "buses" is; so with airbus, minibus, and the
   plurals canoes, magpies and thieves; "airbuses" are read as a bus
 - " motor bike" and " cheesecake" (a space too many), "iPhone" (the text is in lower case) and "stove top oven" (three
   words) are listed but never found
-- a word glued to the next sentence ("dog.The"), or to another by a slash, is one unknown word
+- a word glued to another one or to a sign is one unknown word: "dog.The", "dog/cat", "dog+cat", "-dog", "Frisbee™",
+  a dog with a zero-width space
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ from typing import Any, Literal
 from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.chair import Mention
+from sightline_trainer.evaluation.lines import read_value
+from sightline_trainer.evaluation.treebank import Token, tokens
 
 Compat = Literal["mended", "official"]
 
-# A hyphen joins words, as in NLTK; a possessive stands apart from its word; o'clock is no clock.
-_TOKEN = {
-    "mended": re.compile(r"o'clock|[a-z0-9]+(?:-[a-z0-9]+)*|\S"),
-    "official": re.compile(r"o'clock|[a-z0-9]+(?:[-./_][a-z0-9]+)*|\S"),
-}
+# A hyphen joins words, as in NLTK; a possessive stands apart from its word; o'clock is no clock. Letters are those of
+# any language: the "cat" of "catégorie" is none.
+_LETTERS = r"(?:[^\W_]|[\u0300-\u036f])+"
+_MENDED = re.compile(rf"o'clock|{_LETTERS}(?:-{_LETTERS})*|\S")
 _IRREGULAR = {
     "calf": ["calves"],
     "child": ["children"],
@@ -44,29 +46,29 @@ _IRREGULAR = {
     "grandchild": ["grandchildren"],
     "knife": ["knives"],
     "mouse": ["mice"],
-    "ox": ["oxen"],
-    "person": ["persons", "people"],
+    "ox": ["oxes"],
+    "person": ["people"],
     "pocketknife": ["pocketknives"],
     "thief": ["thieves"],
 }
-_PLURAL = {"cattle", "children", "oxen", "people", "scissors", "skis"}
+_PLURAL = {"oxen", "scissors", "skis"}
+# Of these the official singular looks at the end of a word only, whatever stands before it.
+_ENDINGS = {"buses": "bus", "collies": "collie", "doggies": "doggie"}
 
 
 def plurals(word: str) -> list[str]:
-    """The plural forms of a noun of the list; a form that does not exist does no harm."""
+    """The plural forms of a noun of the list, also as people misspell them ("knifes", "puppys"); a form that does not
+    exist does no harm."""
     if word in _PLURAL:
         return []
-    if word in _IRREGULAR:
-        return _IRREGULAR[word]
+    forms = list(_IRREGULAR.get(word, ()))
     if word.endswith("man"):
-        return [word[:-3] + "men", word + "s"]
-    if word.endswith(("s", "x", "z", "ch", "sh")):
-        return [word + "es"]
-    if word.endswith("y") and word[-2:-1] not in set("aeiou"):
-        return [word[:-1] + "ies"]
-    if word.endswith("o"):
-        return [word + "s", word + "es"]
-    return [word + "s"]
+        forms.append(word[:-3] + "men")
+    elif word.endswith(("s", "x", "z", "ch", "sh", "o")):
+        forms.append(word + "es")
+    elif word.endswith("y") and word[-2:-1] not in set("aeiou"):
+        forms.append(word[:-1] + "ies")
+    return [*forms, word + "s"]
 
 
 @functools.cache
@@ -97,23 +99,25 @@ class CocoObjects:
         } | {tuple(pair.split()): word or pair for pair, word in listed["pairs"].items()}
         single = {word for phrase in (*self._object, *map(" ".join, self._phrases)) for word in phrase.split()}
         self._singular = {form: word for word in sorted(single) for form in plurals(word) if form not in single}
+        if official:
+            self._singular |= {word + "e": word for word in single if word.endswith("a")}
         self._singular |= mistakes["singular"]
+        self._endings = _ENDINGS if official else {}
         self._longest = max(map(len, self._phrases))
         self._first = {phrase[0] for phrase in self._phrases}
-        self._token = _TOKEN[compat]
+        self._tokens = tokens if official else _mended_tokens
 
     def find(self, text: str) -> list[Mention]:
         """Every mention, in order."""
         lowered = text.lower()
-        tokens = [(m.group(), m.start(), m.end()) for m in self._token.finditer(lowered)]
-        singular = self._singular
-        words = [singular.get(token, token) for token, _, _ in tokens]
+        read = self._tokens(lowered)
+        words = [self._one(token) for token, _, _ in read]
         found: list[tuple[str, int, int]] = []
         at = 0
         while at < len(words):
             length = self._phrase_at(words, at)
             word = words[at] if length == 1 else self._phrases[tuple(words[at : at + length])]
-            found.append((word, tokens[at][1], tokens[at + length - 1][2]))
+            found.append((word, read[at][1], read[at + length - 1][2]))
             at += length
         named = {word for word, _, _ in found}
         if "toilet" in named and "seat" in named:  # the seat of a toilet is no chair
@@ -123,6 +127,13 @@ class CocoObjects:
             for word, start, end in found
             if word in self._object
         ]
+
+    def _one(self, token: str) -> str:
+        """The singular of a word."""
+        for ending, word in self._endings.items():
+            if token.endswith(ending):
+                return word
+        return self._singular.get(token, token)
 
     def mentions(self, text: str) -> list[str]:
         """Objects that a text mentions, in order, as often as it does."""
@@ -149,43 +160,82 @@ class CocoObjects:
         return self._object[name]
 
 
+def _mended_tokens(text: str) -> list[Token]:
+    return [(match.group(), match.start(), match.end()) for match in _MENDED.finditer(text)]
+
+
 def image_key(value: object) -> str:
-    """An image id as a key: 42, "42" and "000000000042" are one image; other texts stand as they are."""
+    """An image id as a key: 42, "42", "000000000042", "COCO_val2014_000000000042.jpg" and "000000000042.jpg" (COCO's
+    names of 2014 and 2017, with or without directories) are one image; other texts stand as they are."""
     text = str(value).strip()
-    return str(int(text)) if text.isdecimal() else text
+    if text.isdecimal():
+        return str(int(text))
+    file = _COCO_FILE.fullmatch(text)
+    return str(int(file.group(1) or file.group(2))) if file else text
 
 
-def load_truth(paths: Iterable[Path], objects: CocoObjects) -> dict[str, frozenset[str]]:
+_COCO_FILE = re.compile(
+    r"(?:.*[/\\])?(?:COCO_[a-z]+\d{4}_(\d{12})(?:\.\w+)?|(\d{12})\.(?:jpg|jpeg|png))", re.IGNORECASE
+)
+
+
+class CocoTruth(dict[str, frozenset[str]]):
+    """Image -> the objects in it; of COCO's files also, which kinds of annotation each image is in."""
+
+    def __init__(self, objects: Mapping[str, Iterable[str]], kinds: Mapping[str, frozenset[str]] | None = None) -> None:
+        """`kinds`: image -> of "instances" and "captions" those that were read; an image that is missing there has
+        its objects from a list that somebody made, which is whole."""
+        super().__init__({image: frozenset(names) for image, names in objects.items()})
+        self.kinds = dict(kinds or {})
+
+    def lacks(self, images: Iterable[str]) -> dict[str, list[str]]:
+        """Kind of annotation -> those of the images that have the other kind only."""
+        found: dict[str, list[str]] = {}
+        for image in images:
+            kinds = self.kinds.get(image)
+            for kind in ("instances", "captions") if kinds else ():
+                if kinds and kind not in kinds:
+                    found.setdefault(kind, []).append(image)
+        return found
+
+
+def load_truth(paths: Iterable[Path], objects: CocoObjects) -> CocoTruth:
     """The objects of each image, from `{image_id: [objects]}` files, COCO annotation files, or several of them.
 
     Instance files (`categories` and `annotations` with `category_id`) and caption files (`annotations` with
     `caption`) are added up, as the official rule asks; an image that stands in `images` without annotations has no
     objects. CHAIR needs both kinds: instances alone call a mention of what only the annotators' captions name a
-    hallucination.
+    hallucination. `CocoTruth.lacks` says where one is missing.
 
     Raises:
         InvalidInput: a file that is none of these, or an object that is none of the 80.
     """
     truth: dict[str, set[str]] = {}
+    kinds: dict[str, set[str]] = {}
+    listed: set[str] = set()
     for path in paths:
-        for image, names in _read(path, objects):
+        for image, names, kind in _read(path, objects):
             truth.setdefault(image, set()).update(names)
-    return {image: frozenset(names) for image, names in truth.items()}
+            if kind:
+                kinds.setdefault(image, set()).add(kind)
+            else:
+                listed.add(image)
+    return CocoTruth(truth, {image: frozenset(found) for image, found in kinds.items() if image not in listed})
 
 
-def _read(path: Path, objects: CocoObjects) -> Iterator[tuple[str, list[str]]]:
+def _read(path: Path, objects: CocoObjects) -> Iterator[tuple[str, list[str], str]]:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InvalidInput(f"{path} is no readable JSON file ({error})", reason="TRUTH_FILE") from None
+        value = read_value(path)
+    except InvalidInput as error:
+        raise InvalidInput(str(error.message), reason="TRUTH_FILE") from None
     try:
         if isinstance(value, dict) and isinstance(value.get("annotations"), list):
             yield from _annotations(value, objects)
         else:
             for image, names in value.items():
-                if isinstance(names, str):
+                if not isinstance(names, list):
                     raise TypeError("objects are a list")
-                yield image_key(image), [objects.word(str(name)) for name in names]
+                yield image_key(image), [objects.word(str(name)) for name in names], ""
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}", reason=error.reason) from None
     except (KeyError, TypeError, AttributeError) as error:
@@ -196,12 +246,14 @@ def _read(path: Path, objects: CocoObjects) -> Iterator[tuple[str, list[str]]]:
         ) from None
 
 
-def _annotations(value: Mapping[str, Any], objects: CocoObjects) -> Iterator[tuple[str, list[str]]]:
+def _annotations(value: Mapping[str, Any], objects: CocoObjects) -> Iterator[tuple[str, list[str], str]]:
     category = {row["id"]: objects.word(row["name"]) for row in value.get("categories", [])}
+    rows = value["annotations"]
+    kind = "captions" if any("caption" in row for row in rows) and not category else "instances"
     for row in value.get("images", []):
-        yield image_key(row["id"]), []
-    for row in value["annotations"]:
+        yield image_key(row["id"]), [], kind
+    for row in rows:
         if "caption" in row:
-            yield image_key(row["image_id"]), objects.mentions(row["caption"])
+            yield image_key(row["image_id"]), objects.mentions(row["caption"]), "captions"
         else:
-            yield image_key(row["image_id"]), [category[row["category_id"]]]
+            yield image_key(row["image_id"]), [category[row["category_id"]]], "instances"

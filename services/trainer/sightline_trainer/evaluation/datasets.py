@@ -10,7 +10,6 @@ amber        AMBER's data directory (annotations.json, relation.json, safe_words
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,10 +20,10 @@ from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.amber import Amber
 from sightline_trainer.evaluation.asking import EvalItem
 from sightline_trainer.evaluation.coco import CocoObjects, Compat, image_key, load_truth
-from sightline_trainer.evaluation.evaluate import assemble
+from sightline_trainer.evaluation.evaluate import SampledCaption, assemble
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet, about
 from sightline_trainer.evaluation.facts import Facts
-from sightline_trainer.evaluation.lines import read_rows
+from sightline_trainer.evaluation.lines import Line, read_lines, read_value
 from sightline_trainer.evaluation.pope import Question, read_questions
 from sightline_trainer.evaluation.ratios import Ratios
 from sightline_trainer.evaluation.result import Result
@@ -90,7 +89,10 @@ def _playground(directory: Path, options: SuiteOptions) -> Work:
     ]
 
     def finish(answers: Answers) -> Result:
-        captioned = [([_candidate(one.id, answers[f"caption/{one.id}"])], _score(answers, one.id)) for one in prompts]
+        captioned = [
+            SampledCaption([_candidate(one.id, answers[f"caption/{one.id}"])], _score(answers, one.id))
+            for one in prompts
+        ]
         said = [_candidate(prompt.id, answers[f"question/{one.id}"]) for prompt, one in held_out.questions]
         found = assemble(held_out, captioned, [], said)
         truth = {prompt.id: prompt.objects for prompt in prompts}
@@ -123,26 +125,29 @@ def _chair(directory: Path, options: SuiteOptions) -> Work:
             f"{directory} has no truth.json and no instances_*.json and captions_*.json of COCO", reason="NO_TRUTH"
         )
     truth = load_truth(sorted(files), objects)
-    rows = [row for _, row in read_rows(directory / "prompts.jsonl", ["id", "image", "prompt"])][: options.limit]
+    lines = list(read_lines(directory / "prompts.jsonl", ["id", "image", "prompt"]))[: options.limit]
     items = [
-        EvalItem(f"caption/{row['id']}", directory / row["image"], row["prompt"], options.temperature, scored=True)
-        for row in rows
+        EvalItem(_key(line), directory / line.text("image"), line.text("prompt"), options.temperature, scored=True)
+        for line in lines
     ]
+    images = [image_key(line.name("image_id" if "image_id" in line.row else "id")) for line in lines]
 
     def finish(answers: Answers) -> Result:
-        captioned = [
-            (image_key(row.get("image_id", row["id"])), str(answers[f"caption/{row['id']}"]["text"])) for row in rows
-        ]
+        captioned = [(image, str(answers[item.key]["text"])) for image, item in zip(images, items, strict=True)]
         result = chair_result(captioned, truth, objects, compat=options.compat)
         scores = Ratios.collect(
             (image, {"clip_score": (score or 0.0, float(score is not None))})
-            for (image, _), row in zip(captioned, rows, strict=True)
-            for score in [answers[f"caption/{row['id']}"]["clip_score"]]
+            for image, item in zip(images, items, strict=True)
+            for score in [answers[item.key]["clip_score"]]
         )
         scored = scores.value("clip_score") is not None
         return result if not scored else _with(result, Ratios(result.ratios.images, {**result.ratios.of, **scores.of}))
 
     return Work(items, finish)
+
+
+def _key(line: Line) -> str:
+    return f"caption/{line.name('id')}"
 
 
 def _pope(directory: Path, options: SuiteOptions) -> Work:
@@ -171,9 +176,11 @@ def _amber(directory: Path, options: SuiteOptions) -> Work:
     amber = Amber.load(directory)
     path = directory / "query" / "query_all.json"
     try:
-        queries = json.loads(path.read_text(encoding="utf-8"))
-        rows = [(int(row["id"]), str(row["image"]), str(row["query"])) for row in queries]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        queries = [(row["id"], row["image"], row["query"]) for row in read_value(path)]
+        if not all(isinstance(image, str) and isinstance(query, str) for _, image, query in queries):
+            raise TypeError("an image or a query is no text")
+        rows = [(int(number), image, query) for number, image, query in queries]
+    except (InvalidInput, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{path} is not AMBER's ({type(error).__name__}: {error})", reason="AMBER_DATA") from None
     if options.limit is not None:
         kept = {number for number, _, _ in rows[: options.limit]}

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sightline_trainer.evaluation.bootstrap import intervals, paired
+from sightline_trainer.evaluation.divergence import k3, measurable
 from sightline_trainer.evaluation.evaluation_set import FACT_KINDS, EvaluationSet
 from sightline_trainer.evaluation.facts import FactCounts
 from sightline_trainer.evaluation.pope import Confusion, official_no
@@ -34,7 +35,8 @@ COMPARED = ("chair_s", "cover")
 @dataclass(frozen=True)
 class Caption:
     """One held-out caption. `reward` is its CLIPScore, None where the scorer refused it or was not asked;
-    `degenerate` is why it is, or ""."""
+    `degenerate` is why it is, or ""; `kl_to_base` what it adds to the KL from the base model (see `divergence`), None
+    where that can't be told."""
 
     prompt_id: str
     text: str
@@ -45,6 +47,7 @@ class Caption:
     missed: list[str]
     degenerate: str
     finish_reason: str
+    kl_to_base: float | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,15 @@ class GivenAnswer:
     answer: str
     said: bool
     policy_version: int
+
+
+@dataclass(frozen=True)
+class SampledCaption:
+    """What was sampled for a prompt, the CLIPScore of the first one and what it adds to the KL from the base model."""
+
+    samples: list[Response]
+    reward: float | None = None
+    kl_to_base: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,9 +134,11 @@ async def evaluate(
     in_flight: int,
     progress: Callable[[int, int], None],
 ) -> Evaluated:
-    """Ask everything of the set, with the same seeds for every policy: sampled captions, which are scored too; greedy
-    captions; questions, greedily."""
+    """Ask everything of the set, with the same seeds for every policy: sampled captions, which are scored too, and
+    which the base model is asked about where its KL can be told; greedy captions; questions, greedily."""
     slots, done = asyncio.Semaphore(in_flight), 0
+    engine = (await candidates.client.policies()).capabilities
+    diverges = measurable(engine, temperature=held_out.temperature, top_p=candidates.settings.top_p)
 
     async def ask(prompt: Prompt, count: int, temperature: float, text: str | None = None) -> list[Response]:
         return await candidates(prompt, count, iteration=0, version=version, temperature=temperature, text=text)
@@ -137,13 +151,21 @@ async def evaluate(
         progress(done, held_out.total)
         return result
 
-    async def sampled(at: int) -> tuple[list[Response], float | None]:
+    async def divergence(prompt: Prompt, sample: Response) -> float | None:
+        if not diverges or len(sample.logprobs) != len(sample.token_ids):
+            return None
+        if not version or not sample.token_ids:
+            return 0.0  # the base model itself, or nothing was said
+        return k3(sample.logprobs, await candidates.logprobs(prompt, sample, version=0))
+
+    async def sampled(at: int) -> SampledCaption:
         prompt = held_out.prompts[at]
         samples = await ask(prompt, held_out.samples if at < held_out.diverse else 1, held_out.temperature)
-        if reward is None:
-            return samples, None
-        (score,) = await reward(prompt, [samples[0].text])
-        return samples, score.reward
+        score = None
+        if reward is not None:
+            (judged,) = await reward(prompt, [samples[0].text])
+            score = judged.reward
+        return SampledCaption(samples, score, await divergence(prompt, samples[0]))
 
     async with asyncio.TaskGroup() as group:
         captioned = [group.create_task(counted(partial(sampled, at))) for at in range(len(held_out.prompts))]
@@ -158,7 +180,7 @@ async def evaluate(
 
 def assemble(
     held_out: EvaluationSet,
-    captioned: list[tuple[list[Response], float | None]],
+    captioned: list[SampledCaption],
     plain: list[Response],
     said: list[Response],
 ) -> Evaluated:
@@ -166,15 +188,14 @@ def assemble(
 
     Args:
         held_out: what was asked.
-        captioned: for each prompt its samples and the first one's CLIPScore.
+        captioned: for each prompt its samples.
         plain: greedy captions of the first prompts.
         said: an answer for each question.
     """
-    sampled = [
-        _caption(held_out, prompt, s[0], score) for prompt, (s, score) in zip(held_out.prompts, captioned, strict=True)
-    ]
+    sampled = [_caption(held_out, prompt, one) for prompt, one in zip(held_out.prompts, captioned, strict=True)]
     greedy = [
-        _caption(held_out, prompt, one, None) for prompt, one in zip(held_out.prompts[: len(plain)], plain, strict=True)
+        _caption(held_out, prompt, SampledCaption([one]))
+        for prompt, one in zip(held_out.prompts[: len(plain)], plain, strict=True)
     ]
     answers = [
         GivenAnswer(
@@ -191,10 +212,10 @@ def assemble(
     ]
 
     def rows() -> Iterator[tuple[str, dict[str, Part]]]:
-        for (caption, facts), (samples, _) in zip(sampled, captioned, strict=True):
+        for (caption, facts), said_of in zip(sampled, captioned, strict=True):
             yield caption.prompt_id, _parts(caption, facts)
-            if len(samples) > 1:
-                yield caption.prompt_id, {"distinct": distinct([one.text for one in samples])}
+            if len(said_of.samples) > 1:
+                yield caption.prompt_id, {"distinct": distinct([one.text for one in said_of.samples])}
         for caption, facts in greedy:
             parts = _parts(caption, facts)
             kept = ("chair_s", "chair_i", "cover", "mean_tokens", "degenerate")
@@ -205,28 +226,30 @@ def assemble(
     return Evaluated([one for one, _ in sampled], [one for one, _ in greedy], answers, Ratios.collect(rows()))
 
 
-def _caption(
-    held_out: EvaluationSet, prompt: Prompt, sample: Response, reward: float | None
-) -> tuple[Caption, FactCounts | None]:
+def _caption(held_out: EvaluationSet, prompt: Prompt, said: SampledCaption) -> tuple[Caption, FactCounts | None]:
+    sample = said.samples[0]
     # No objects means that nobody said what is in the image, not that it is empty.
     facts = held_out.facts.read(prompt.id, sample.text, prompt.objects) if held_out.facts and prompt.objects else None
     return Caption(
         prompt_id=prompt.id,
         text=sample.text,
         tokens=len(sample.token_ids),
-        reward=reward,
+        reward=said.reward,
         policy_version=sample.policy_version,
         hallucinated=[mention.object for mention in facts.caption.hallucinated] if facts else [],
         missed=facts.caption.missed if facts else [],
         degenerate=degenerate(sample.text, sample.finish_reason),
         finish_reason=sample.finish_reason,
+        kl_to_base=said.kl_to_base,
     ), facts
 
 
 def _parts(caption: Caption, facts: FactCounts | None) -> dict[str, Part]:
     scored = {} if caption.reward is None else {"clip_score": (caption.reward, 1.0)}
+    diverged = {} if caption.kl_to_base is None else {"kl_to_base": (caption.kl_to_base, 1.0)}
     return (facts.parts() if facts else {}) | {
         **scored,
+        **diverged,
         "mean_tokens": (caption.tokens, 1.0),
         "degenerate": (float(bool(caption.degenerate)), 1.0),
     }

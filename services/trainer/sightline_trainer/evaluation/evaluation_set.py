@@ -72,7 +72,7 @@ def about(prompts: Sequence[Prompt], path: Path, count: int | None) -> list[tupl
     all questions of a kind that an image has (yes and no stay equally many)."""
     by_id = {prompt.id: prompt for prompt in prompts}
     groups: dict[str, dict[str, list[Question]]] = {}
-    for question in read_questions(path, image_key="id", labelled_only=True):
+    for question in read_questions(path, image_at="id", labelled_only=True):
         if question.image in by_id:
             groups.setdefault(question.kind, {}).setdefault(question.image, []).append(question)
     chosen = []

@@ -15,7 +15,6 @@ place of questions.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from pathlib import Path
 from sightline.errors import InvalidInput
 
 from sightline_trainer.evaluation.chair import CaptionCounts, Vocabulary, count
-from sightline_trainer.evaluation.lines import read_rows
+from sightline_trainer.evaluation.lines import read_lines, read_value
 from sightline_trainer.evaluation.ratios import Part
 
 Relations = Mapping[str, frozenset[str]]
@@ -68,14 +67,17 @@ class Facts:
                 reason="NO_VOCABULARY",
             )
         vocabulary = Vocabulary.load(path)
-        words = json.loads(path.read_text())
+        words = read_value(path)
         relations = sorted({one for group in words.get("relations", ()) for one in group}, key=len, reverse=True)
         wanted = None if ids is None else set(ids)
         truth: dict[str, Relations] = {}
         if (directory / "truth.jsonl").is_file():
-            for _, row in read_rows(directory / "truth.jsonl", ["id", "relations"]):
-                if wanted is None or row["id"] in wanted:
-                    truth[str(row["id"])] = {name: frozenset(stated) for name, stated in row["relations"].items()}
+            for line in read_lines(directory / "truth.jsonl", ["id", "relations"]):
+                key, stated = line.name("id"), line.row["relations"]
+                if not isinstance(stated, dict) or not all(isinstance(one, list) for one in stated.values()):
+                    raise line.fault("relations is no {object: [phrase, ...]}")
+                if wanted is None or key in wanted:
+                    truth[key] = {name: frozenset(phrases) for name, phrases in stated.items()}
         attributes = frozenset(one for group in words.get("attributes", ()) for one in group)
         return cls(vocabulary, attributes, relations, truth)
 

@@ -1,9 +1,18 @@
-"""Rows of JSON-lines files, with errors that name the file, the line and the fix."""
+"""Lines: the one reader of all suites' files, strict, with errors that name the file, the line and the fix.
+
+Taken are JSON lines, one JSON list, and JSON values one after the other however they are broken into lines (what
+`json.dump` in a loop, `jq` and `cat` leave), in UTF-8 with or without a byte order mark, or in UTF-16 with one.
+Refused is what would be read as something else than it says: a key that stands twice in an object, a text that is null,
+a number or half of an emoji, an id that is null or a fraction.
+"""
 
 from __future__ import annotations
 
+import codecs
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +20,146 @@ from sightline.errors import InvalidInput
 
 Row = dict[str, Any]
 
+_BETWEEN = re.compile(r"[\s\ufeff]*")
 
-def read_rows(path: Path, keys: Sequence[str]) -> Iterator[tuple[int, Row]]:
-    """`(line number, object)` of each line; blank lines are passed over. A file that holds one JSON list is read too,
-    its entries numbered from 1.
+
+@dataclass(frozen=True)
+class Line:
+    """One object of a file. `place` is "line 3", or "entry 3" of a list."""
+
+    path: Path
+    place: str
+    row: Mapping[str, Any]
+
+    def fault(self, complaint: str) -> InvalidInput:
+        """The error that names this line."""
+        return InvalidInput(f"{self.path}, {self.place}: {complaint}", reason="LINE")
+
+    def text(self, key: str) -> str:
+        """The text under a key.
+
+        Raises:
+            InvalidInput: it is missing or no text.
+        """
+        value = self.row.get(key)
+        if not isinstance(value, str):
+            raise self.fault(f"{key} is {_shown(value)}; wanted a text (an empty one is an answer, null is none)")
+        if not encodable(value):
+            raise self.fault(f"{key} holds half of a character (a lone surrogate); write it again from the whole text")
+        return value
+
+    def name(self, key: str) -> str:
+        """The id under a key: 7, "7" and 7.0, as pandas writes it, are one.
+
+        Raises:
+            InvalidInput: it is missing or no id.
+        """
+        value = self.row.get(key)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+            raise self.fault(f"{key} is {_shown(value)}; wanted an id, a text or a whole number")
+        if isinstance(value, str) and not encodable(value):
+            raise self.fault(f"{key} holds half of a character (a lone surrogate)")
+        return str(value)
+
+
+def read_lines(path: Path, keys: Sequence[str]) -> Iterator[Line]:
+    """The objects of a file, each with its place.
 
     Raises:
-        InvalidInput: the file can't be read, a line is no JSON object, or one of `keys` is missing.
+        InvalidInput: the file can't be read, holds what is no JSON object, or one of `keys` is missing.
+    """
+    wanted = ", ".join(keys)
+    for place, value in _values(path, _text(path, "name a JSON-lines file")):
+        if not isinstance(value, dict):
+            raise InvalidInput(f"{path}, {place}: needs a JSON object with {wanted}", reason="LINE")
+        line = Line(path, place, value)
+        if missing := [key for key in keys if key not in value]:
+            raise line.fault(f"needs a JSON object with {wanted}; {', '.join(missing)} not among {_keys(value)}")
+        yield line
+
+
+def read_value(path: Path) -> Any:
+    """The one JSON value of a file.
+
+    Raises:
+        InvalidInput: it can't be read, or holds something else; `reason` is FILE.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidInput(f"{path} can't be read ({error}); name a JSON-lines file", reason="FILE") from None
-    wanted = ", ".join(keys)
-    for number, value in _values(path, text):
-        if not isinstance(value, dict) or any(key not in value for key in keys):
-            raise InvalidInput(f"{path}, line {number}: needs a JSON object with {wanted}", reason="LINE")
-        yield number, value
+        text = _text(path, "name a JSON file")
+        return _DECODER.decode(text.lstrip("\ufeff"))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{path} is no readable JSON file ({error})", reason="FILE") from None
 
 
-def _values(path: Path, text: str) -> Iterator[tuple[int, Any]]:
-    if text.lstrip().startswith("["):
-        try:
-            yield from enumerate(json.loads(text), 1)
-        except json.JSONDecodeError as error:
-            raise InvalidInput(f"{path}, line {error.lineno}: no JSON ({error.msg})", reason="LINE") from None
-        return
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except json.JSONDecodeError as error:
-                raise InvalidInput(f"{path}, line {number}: no JSON ({error.msg})", reason="LINE") from None
+def encodable(text: str) -> bool:
+    """Whether a text has no half characters, such as an emoji that was cut in two."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def named(ids: Sequence[object], most: int = 5) -> str:
     """The first ids, for a message: "3, 7 and 12 more"."""
     text = ", ".join(repr(one) for one in ids[:most])
     return text if len(ids) <= most else f"{text} and {len(ids) - most} more"
+
+
+def _text(path: Path, fix: str) -> str:
+    try:
+        raw = path.read_bytes()
+        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return raw.decode("utf-16" if wide else "utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(f"{path} can't be read ({error}); {fix}", reason="FILE") from None
+
+
+def _values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """Values with their places. Where the first is a list, its entries are meant, and all others must be lists too."""
+    at, line, entry, lists = 0, 1, 0, False
+    while (start := _skipped(text, at)) < len(text):
+        line += text.count("\n", at, start)
+        try:
+            value, at = _DECODER.raw_decode(text, start)
+        except json.JSONDecodeError as error:
+            where = "" if error.lineno == line else f" in line {error.lineno}"
+            raise InvalidInput(f"{path}, line {line}: no JSON ({error.msg}{where})", reason="LINE") from None
+        except (ValueError, RecursionError) as error:
+            raise InvalidInput(f"{path}, line {line}: no JSON ({error})", reason="LINE") from None
+        lists = lists or (isinstance(value, list) and not entry)
+        if lists and isinstance(value, list):
+            for one in value:
+                entry += 1
+                yield f"entry {entry}", one
+        else:
+            entry += 1
+            yield f"line {line}", value
+        line += text.count("\n", start, at)
+
+
+def _skipped(text: str, at: int) -> int:
+    """Behind white space and byte order marks, which files that were put together have in their midst."""
+    match = _BETWEEN.match(text, at)
+    return match.end() if match else at
+
+
+def _once(pairs: list[tuple[str, Any]]) -> Row:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = sorted({key for key, _ in pairs if sum(other == key for other, _ in pairs) > 1})
+        raise ValueError(f"{named(twice)} stands twice in one object")
+    return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    return named(list(row)) if row else "none"
+
+
+def _shown(value: object) -> str:
+    return "missing or null" if value is None else repr(value) if len(repr(value)) < 40 else f"a {type(value).__name__}"

@@ -12,9 +12,10 @@ Answer rule of the official script: the text up to the first full stop, without 
 `rule="words"` reads these as people do (case, line ends, other punctuation, n't, "none"); the output counts how many
 answers the two rules read differently.
 
-Answers belong to questions by id. The official script pairs the two files by position, so that one missing answer
-shifts all that follow; here it is an error that names the question. Its answer files carry no ids: those are matched by
-position with `compat="official"`, and then every question's text must be the same in both.
+Answers belong to questions by id, and must say what was asked: POPE's sets all count from 1, so by ids alone the
+answers to one set's questions would give another set's table. The official script pairs the two files by position, so
+that one missing answer shifts all that follow; here it is an error that names the question. Its answer files carry no
+ids: those are matched by position with `compat="official"`, and then every question's text must be the same in both.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from sightline.errors import InvalidInput
 
-from sightline_trainer.evaluation.lines import Row, named, read_rows
+from sightline_trainer.evaluation.coco import image_key
+from sightline_trainer.evaluation.lines import Line, Row, named, read_lines
 from sightline_trainer.evaluation.ratios import Part, Ratios
 
 Rule = Literal["official", "words"]
@@ -143,79 +145,133 @@ class Answered:
         ]
 
 
-def read_questions(path: Path, *, image_key: str = "image", labelled_only: bool = False) -> list[Question]:
+def read_questions(path: Path, *, image_at: str = "image", labelled_only: bool = False) -> list[Question]:
     """Questions from JSON lines `{"question_id", "image", "text", "label"}` and optionally `kind`.
 
     Args:
         path: the file.
-        image_key: where the image's name stands; "id" in a dataset, whose questions name their prompt.
+        image_at: where the image's name stands; "id" in a dataset, whose questions name their prompt.
         labelled_only: pass over lines without a label: in a dataset they are no yes/no questions.
 
     Raises:
         InvalidInput: names the line that can't be read, or an id that stands twice.
     """
     found: dict[str, Question] = {}
-    for number, row in read_rows(path, [] if labelled_only else ["question_id", "text", "label"]):
-        if labelled_only and "label" not in row:
+    for line in read_lines(path, [] if labelled_only else ["question_id", "text", "label"]):
+        if labelled_only and "label" not in line.row:
             continue
-        if "question_id" not in row or "text" not in row:
-            raise InvalidInput(f"{path}, line {number}: needs question_id and text", reason="LINE")
-        if row["label"] not in ("yes", "no"):
-            raise InvalidInput(f"{path}, line {number}: label is {row['label']!r}; wanted yes or no", reason="LINE")
-        key = str(row["question_id"])
+        key, label = line.name("question_id"), line.row["label"]
+        if label not in ("yes", "no"):
+            raise line.fault(f"label is {label!r}; wanted yes or no")
         if key in found:
-            raise InvalidInput(f"{path}, line {number}: question_id {key} stands twice", reason="LINE")
-        image = str(row.get(image_key, key))
-        found[key] = Question(key, image, str(row["text"]), row["label"] == "yes", str(row.get("kind", "")))
+            raise line.fault(f"question_id {key} stands twice")
+        image = line.name(image_at) if image_at in line.row else key
+        kind = line.text("kind") if "kind" in line.row else ""
+        found[key] = Question(key, image, line.text("text"), label == "yes", kind)
     if not found and not labelled_only:
         raise InvalidInput(f"{path} holds no question", reason="EMPTY")
     return list(found.values())
 
 
-def read_answers(path: Path, questions: Sequence[Question], compat: str = "mended") -> dict[str, str]:
-    """Answers by question id, from JSON lines `{"question_id", "answer"}`.
+@dataclass(frozen=True)
+class GivenAnswers:
+    """Answers by question id. `checked` says by what they were found to belong to the questions."""
+
+    by_id: dict[str, str]
+    checked: str
+
+
+def read_answers(
+    path: Path, questions: Sequence[Question], compat: str = "mended", *, trust_ids: bool = False
+) -> GivenAnswers:
+    """Answers by question id, from objects `{"question_id", "question", "image", "answer"}`.
+
+    The answer stands under `answer`, `response` or `text`; the question that was asked under `question`,
+    `prompt` or, beside an `answer` or `response`, `text`.
 
     Args:
-        path: the file; `text` or `response` may stand in place of `answer`.
+        path: the file.
         questions: those that were asked.
         compat: "official" reads files without ids, `{"question", "answer"}`, by position.
+        trust_ids: take answers that do not say what was asked.
 
     Raises:
-        InvalidInput: names the line that can't be read, a question that is answered twice or was not asked.
+        InvalidInput: names the line that can't be read, an answer to another question or about another image, a
+            question that is answered twice or was not asked.
     """
     asked = {question.id: question for question in questions}
     found: dict[str, str] = {}
-    for position, (number, row) in enumerate(read_rows(path, [])):
-        if "question_id" in row:
-            key = str(row["question_id"])
+    texts = images = 0
+    for position, line in enumerate(read_lines(path, [])):
+        if "question_id" in line.row:
+            key = line.name("question_id")
         elif compat == "official":
-            key = _by_position(path, number, position, row, questions)
+            key = _by_position(line, position, questions)
         else:
-            raise InvalidInput(
-                f"{path}, line {number}: no question_id; add it, or use --compat official to pair answers and "
-                "questions by position",
-                reason="LINE",
+            raise line.fault(
+                "no question_id; add it, or use --compat official to pair answers and questions by position"
             )
-        answer = next((row[name] for name in ("answer", "text", "response") if isinstance(row.get(name), str)), None)
-        if answer is None:
-            raise InvalidInput(f"{path}, line {number}: question {key} has no text under `answer`", reason="LINE")
+        answer = next((name for name in ("answer", "response", "text") if name in line.row), "answer")
+        if not isinstance(line.row.get(answer), str):
+            raise line.fault(f"question {key} has no text under `{answer}`")
         if key in found:
-            raise InvalidInput(f"{path}, line {number}: question {key} is answered twice", reason="LINE")
+            raise line.fault(f"question {key} is answered twice")
         if key not in asked:
-            raise InvalidInput(f"{path}, line {number}: question {key} was not asked", reason="LINE")
-        found[key] = answer
-    return found
+            raise line.fault(f"question {key} was not asked")
+        text, image = _belongs(line, asked[key], answer)
+        if not text and not trust_ids:
+            raise line.fault(
+                f"question {key} is answered without a word of what was asked, so that it may be an answer to another "
+                "set's question of that id; write the question's text under `question` (and its `image`), or use "
+                "--trust-ids"
+            )
+        texts, images = texts + text, images + image
+        found[key] = line.text(answer)
+    return GivenAnswers(found, _checked(len(found), texts, images))
 
 
-def _by_position(path: Path, number: int, position: int, row: Row, questions: Sequence[Question]) -> str:
+def _belongs(line: Line, question: Question, answer: str) -> tuple[bool, bool]:
+    """Whether the question's text and image stand beside the answer; raises where they are others."""
+    names = [name for name in ("question", "prompt", "text") if name in line.row and name != answer]
+    for name in names:
+        # What was appended for the model (" Answer yes or no.") does not matter.
+        if _plain(question.text) not in _plain(line.text(name)):
+            raise line.fault(
+                f"answers {line.text(name)!r}, but question {question.id} is {question.text!r}; these are answers to "
+                "another set of questions"
+            )
+    has_image = "image" in line.row
+    if has_image and _image_name(line.name("image")) != _image_name(question.image):
+        raise line.fault(
+            f"answers about image {line.name('image')!r}, but question {question.id} is about {question.image!r}; "
+            "these are answers to another set of questions"
+        )
+    return bool(names), has_image
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _image_name(name: str) -> str:
+    """An image by its name without directories; COCO's by their numbers."""
+    return image_key(PurePosixPath(name.replace("\\", "/")).name)
+
+
+def _checked(answers: int, texts: int, images: int) -> str:
+    if images == texts == answers:
+        return "id, text and image"
+    return "id and text" if texts == answers else "id alone for some" if texts else "id alone"
+
+
+def _by_position(line: Line, position: int, questions: Sequence[Question]) -> str:
     if position >= len(questions):
-        raise InvalidInput(f"{path}, line {number}: more answers than questions ({len(questions)})", reason="LINE")
+        raise line.fault(f"more answers than questions ({len(questions)})")
     question = questions[position]
-    if row.get("question") != question.text:
-        raise InvalidInput(
-            f"{path}, line {number}: question {row.get('question')!r} where question {question.id} is "
-            f"{question.text!r}; the files are not in the same order or an answer is missing",
-            reason="LINE",
+    if line.row.get("question") != question.text:
+        raise line.fault(
+            f"question {line.row.get('question')!r} where question {question.id} is {question.text!r}; the files are "
+            "not in the same order or an answer is missing"
         )
     return question.id
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from sightline.errors import InvalidInput
+
 from sightline_trainer.evaluation.amber import Amber, generative
 from sightline_trainer.evaluation.amber_answers import PARTS, discriminative
 from sightline_trainer.evaluation.captions import count_captions
 from sightline_trainer.evaluation.chair import Objects
-from sightline_trainer.evaluation.coco import Compat
+from sightline_trainer.evaluation.coco import CocoTruth, Compat
+from sightline_trainer.evaluation.lines import named
 from sightline_trainer.evaluation.pope import Answered, Question, Rule, match
 from sightline_trainer.evaluation.ratios import Ratio, Ratios
 from sightline_trainer.evaluation.result import Result
@@ -20,13 +23,21 @@ Progress = Callable[[int, int], None]
 
 def chair_result(
     captions: Sequence[tuple[str, str]],
-    truth: Mapping[str, frozenset[str]],
+    truth: CocoTruth,
     objects: Objects,
     *,
     compat: Compat,
     progress: Progress = lambda done, total: None,
 ) -> Result:
-    """CHAIR of captions; see `chair` and `coco`."""
+    """CHAIR of captions; see `chair` and `coco`.
+
+    Raises:
+        InvalidInput: an image that the truth does not know; or, with the official rule, one whose reference captions
+            or instances are missing: what only the one names would count as hallucinated.
+    """
+    lacking = half_known(truth, captions)
+    if lacking and compat == "official":
+        raise InvalidInput(f"{lacking}; the official rule takes both, so no CHAIR is given", reason="TRUTH_HALF")
     table = count_captions(captions, truth, objects, progress=progress)
     counts = table.chair()
     return Result(
@@ -45,21 +56,35 @@ def chair_result(
         differs=[]
         if compat == "official"
         else [
-            "words that the official script misses by mistake are read (bus, ties, cheesecake, ...); --compat official"
+            *([lacking] if lacking else []),
+            "words that the official script misses by mistake are read (bus, ties, cheesecake, ...); --compat official",
         ],
         details=table.details(),
     )
 
 
-def pope_result(questions: Sequence[Question], answers: Mapping[str, str], *, rule: Rule = "official") -> Result:
-    """POPE of answers; each kind of question is a part of its own."""
+def half_known(truth: CocoTruth, captions: Sequence[tuple[str, str]]) -> str:
+    """What is missing where COCO's instances or reference captions are given alone, or ""."""
+    for kind, images in truth.lacks(dict.fromkeys(image for image, _ in captions)).items():
+        files = "captions_*.json (the annotators' captions)" if kind == "captions" else "instances_*.json"
+        return (
+            f"the truth of {len(images)} images lacks COCO's {kind}: image {named(images)}; add --truth {files} of the "
+            "same split, or true objects count as hallucinated"
+        )
+    return ""
+
+
+def pope_result(
+    questions: Sequence[Question], answers: Mapping[str, str], *, rule: Rule = "official", checked: str = ""
+) -> Result:
+    """POPE of answers; each kind of question is a part of its own. `checked`: by what answers were matched."""
     answered = match(questions, answers, rule)
     counts, ratios = confusion_counts(answered), parts_of(answered)
     return Result(
         suite="pope",
         counts=counts | {"read_differently_by_other_rule": answered.read_differently()},
         ratios=ratios,
-        settings={"rule": rule},
+        settings={"rule": rule} | ({"matched_by": checked} if checked else {}),
         differs=[]
         if rule == "official"
         else ["answers are read by words in any case; the official rule is --rule official"],

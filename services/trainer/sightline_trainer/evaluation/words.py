@@ -11,7 +11,7 @@ from sightline.errors import PreconditionFailed
 
 from sightline_trainer.evaluation.coco import plurals
 
-_WORD = re.compile(r"[a-z]+(?:-[a-z]+)*")
+_WORD = re.compile(r"(?:[^\W\d_]|[\u0300-\u036f])+(?:-(?:[^\W\d_]|[\u0300-\u036f])+)*")
 
 
 class Nouns(Protocol):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 
-from sightline_trainer.files import write_whole
+from sightline_trainer.files import read_table, write_whole
 from sightline_trainer.pairs.filter import FilterPart
 from sightline_trainer.pairs.rule import RulePart
 from sightline_trainer.records.prompt import Prompt
@@ -72,7 +72,8 @@ class PairBuilder:
         """Rows of `pairs.parquet`, in the order of `rollouts`: (prompt id, all its candidates)."""
         for prompt_id, candidates in rollouts:
             prompt = prompts[prompt_id]
-            fault = _first(filter_.prompt_fault(prompt) for filter_ in self.filters.values())
+            filters = self.filters.values()
+            fault = _first(each.prompt_fault(prompt) or each.group_fault(candidates) for each in filters)
             if fault is not None:
                 self.counts[f"prompt_{fault}"] += 1
                 continue
@@ -130,7 +131,7 @@ def _row(
         "rejected_ids": rejected.token_ids,
         "chosen_reward": chosen.reward,
         "rejected_reward": rejected.reward,
-        "margin": chosen.reward - rejected.reward,
+        "margin": round(chosen.reward - rejected.reward, 6),  # rewards have two decimals, their difference noise
         "weight": weight,
         "rule": rule,
         "chosen_source": chosen.source,
@@ -161,13 +162,13 @@ def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def read_pairs(path: Path) -> Dataset:
     """The pairs of an iteration as a `datasets.Dataset`; images are decoded when looked at."""
-    return Dataset(pq.read_table(path)).cast(FEATURES)
+    return Dataset(read_table(path)).cast(FEATURES)
 
 
 def to_train_on(path: Path) -> Dataset:
     """As `read_pairs`, without weights that are all 1 and images of rejected sides that have none of their own: the
     update has less to do then."""
-    table = pq.read_table(path, columns=["weight", "rejected_images"]).to_pylist()
+    table = read_table(path, columns=["weight", "rejected_images"]).to_pylist()
     needless = [
         *(["weight"] if all(row["weight"] == 1.0 for row in table) else []),
         *(["rejected_images"] if not any(row["rejected_images"] for row in table) else []),

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 
 from pydantic import Field
 
-from sightline_trainer.pairs.filter import FilterPart
+from sightline_trainer.pairs.filter import FilterPart, under
 from sightline_trainer.records.response import Response
 from sightline_trainer.rewards.clip import QUESTION, sentences
 
@@ -34,7 +35,7 @@ class ScoreFloor(FilterPart):
 
     def candidate_fault(self, scored: Response) -> str | None:
         value = value_of(scored, self.of)
-        return "unscored" if value is None else "low_score" if value < self.min else None
+        return "unscored" if value is None else "low_score" if under(value, self.min) else None
 
 
 class Lengths(FilterPart):
@@ -44,9 +45,17 @@ class Lengths(FilterPart):
     max_tokens: int | None = Field(
         None, ge=1, description="Drop candidates longer than this; null: none (CLIP-DPO drops long ones, no number)."
     )
+    max_words: int | None = Field(
+        None, ge=1, description="Drop a prompt of which any candidate has more words; null: none (BPO's code: 350)."
+    )
     max_ratio: float = Field(
         1.5, ge=1.0, description="Most tokens of a pair's longer side over those of the shorter (CLIP-DPO: no number)."
     )
+
+    def group_fault(self, group: Sequence[Response]) -> str | None:
+        most = self.max_words
+        long = most is not None and any(len(scored.text.split()) > most for scored in group)
+        return "too_many_words" if long else None
 
     def candidate_fault(self, scored: Response) -> str | None:
         tokens = len(scored.token_ids)
@@ -56,7 +65,7 @@ class Lengths(FilterPart):
 
     def pair_fault(self, chosen: Response, rejected: Response) -> str | None:
         shorter, longer = sorted((len(chosen.token_ids), len(rejected.token_ids)))
-        return "length_differs" if longer > self.max_ratio * shorter else None
+        return "length_differs" if under(self.max_ratio * shorter, longer) else None
 
 
 class Gap(FilterPart):
@@ -69,7 +78,7 @@ class Gap(FilterPart):
         better, worse = value_of(chosen, self.of), value_of(rejected, self.of)
         if better is None or worse is None:
             return "unscored"
-        return "small_gap" if better - worse < self.min else None
+        return "small_gap" if under(better - worse, self.min) else None
 
 
 class Duplicates(FilterPart):
@@ -84,7 +93,7 @@ class Duplicates(FilterPart):
         union = (one | other).total()
         overlap = (one & other).total() / union if union else 1.0
         same_order = self.max_overlap == 1.0 and _words(chosen.text) != _words(rejected.text)
-        return "duplicate" if overlap >= self.max_overlap and not same_order else None
+        return "duplicate" if not under(overlap, self.max_overlap) and not same_order else None
 
 
 class Degenerate(FilterPart):
@@ -97,7 +106,7 @@ class Degenerate(FilterPart):
     def candidate_fault(self, scored: Response) -> str | None:
         text = scored.text
         solid = [letter for letter in text if not letter.isspace()]
-        if sum(letter.isalpha() for letter in solid) < self.min_letters * len(solid):
+        if under(sum(letter.isalpha() for letter in solid), self.min_letters * len(solid)):
             return "degenerate"
         words = _words(text)
         fours = Counter(tuple(words[at : at + 4]) for at in range(len(words) - 3))
@@ -115,7 +124,7 @@ class GenericQuestion(FilterPart):
     def candidate_fault(self, scored: Response) -> str | None:
         value = scored.score.terms.get(QUESTION)
         asked = scored.source in QUESTION_SOURCES
-        return "generic_question" if asked and value is not None and value < self.min_score else None
+        return "generic_question" if asked and value is not None and under(value, self.min_score) else None
 
 
 def value_of(scored: Response, name: str) -> float | None:

@@ -14,6 +14,15 @@ Fault = Callable[[Response, Response], str | None]
 """Why a pair of (chosen, rejected) is dropped, or None."""
 
 
+def untied(fault: Fault) -> Fault:
+    """The same, and `tie` for sides of equal reward: they are no preference. What a filter finds is said first."""
+
+    def find(chosen: Response, rejected: Response) -> str | None:
+        return fault(chosen, rejected) or ("tie" if chosen.reward == rejected.reward else None)
+
+    return find
+
+
 @dataclass
 class Picked:
     """What a rule makes of one prompt's candidates: (chosen, rejected, weight), the faults of the pairs that it wanted

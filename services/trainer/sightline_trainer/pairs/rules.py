@@ -1,4 +1,7 @@
-"""Rules: best and worst, i-th best and i-th worst, reference and rejected, all pairs, the k best and the k worst."""
+"""Rules: best and worst, i-th best and i-th worst, reference and rejected, all pairs, the k best and the k worst.
+
+Sides of equal reward never make a pair, whatever the rule: their pair would have margin 0 and teach nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ from statistics import stdev
 
 from pydantic import Field
 
-from sightline_trainer.pairs.rule import Fault, Picked, RankedRule, RulePart
+from sightline_trainer.pairs.filter import under
+from sightline_trainer.pairs.rule import Fault, Picked, RankedRule, RulePart, untied
 from sightline_trainer.records.response import Response
 
 
@@ -19,7 +23,7 @@ class BestWorst(RankedRule):
     """
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
-        ranked, picked = self.ranked(group), Picked()
+        ranked, picked, fault = self.ranked(group), Picked(), untied(fault)
         if len(ranked) < 2:
             return Picked(lacking="too_few")
         if picked.offer(ranked[0], ranked[-1], fault, self.weight) or picked.dropped != ["length_differs"]:
@@ -49,18 +53,18 @@ class IthBestIthWorst(RankedRule):
     max_pairs: int = Field(3, ge=1, description="Most pairs of one prompt.")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
-        ranked, picked = self.ranked(group), Picked()
+        ranked, picked, fault = self.ranked(group), Picked(), untied(fault)
         if not ranked:
             return Picked(lacking="too_few")
         worst = ranked[-1]
         if len(ranked) <= self.small_group:
             best = ranked[0]
-            if best.reward - worst.reward >= self.small_gap and best.reward >= self.floor:
+            if not under(best.reward - worst.reward, self.small_gap) and not under(best.reward, self.floor):
                 picked.offer(best, worst, fault, self.weight)
         else:
             bound = self.factor * max(self.min_std, stdev(scored.reward for scored in ranked))
             for best, other in zip(ranked, reversed(ranked), strict=True):
-                if best.reward - other.reward <= bound or best.reward < self.floor:
+                if not under(bound, best.reward - other.reward) or under(best.reward, self.floor):
                     break
                 picked.offer(best, other, fault, self.weight)
                 if len(picked.pairs) == self.max_pairs:
@@ -74,7 +78,10 @@ class IthBestIthWorst(RankedRule):
 
 
 class ReferenceAgainstRejected(RulePart):
-    """A text that is taken for right against each that is taken for wrong, whatever their rewards (POVID, BPO)."""
+    """A text that is taken for right against each that is taken for wrong, whichever reward is higher (POVID, BPO).
+
+    Equal rewards are a tie here too, but for a recipe whose reward has no term: there nobody judged, and 0 is no mark.
+    """
 
     chosen: list[str] = Field(
         default_factory=lambda: ["reference", "right_answer"], description="Sources that are right."
@@ -92,7 +99,9 @@ class ReferenceAgainstRejected(RulePart):
         picked = Picked()
         for good in right:
             for bad in wrong:
-                picked.offer(good, bad, fault, self.weight * self.rejected[bad.source])
+                judged = good.score.terms or bad.score.terms
+                weight = self.weight * self.rejected[bad.source]
+                picked.offer(good, bad, untied(fault) if judged else fault, weight)
         return picked
 
 
@@ -102,7 +111,7 @@ class AllPairs(RankedRule):
     max_pairs: int | None = Field(None, ge=1, description="Most pairs of one prompt, the widest gaps first; null: all.")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
-        ranked, picked = self.ranked(group), Picked()
+        ranked, picked, fault = self.ranked(group), Picked(), untied(fault)
         unequal = [(one, other) for one, other in combinations(ranked, 2) if one.reward > other.reward]
         for one, other in sorted(unequal, key=lambda pair: pair[1].reward - pair[0].reward):
             if self.max_pairs is not None and len(picked.pairs) == self.max_pairs:
@@ -119,7 +128,7 @@ class TopBottom(RankedRule):
     k: int = Field(2, ge=1, description="How many from each end.")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
-        ranked, picked = self.ranked(group), Picked()
+        ranked, picked, fault = self.ranked(group), Picked(), untied(fault)
         if len(ranked) < 2:
             return Picked(lacking="too_few")
         k = min(self.k, len(ranked) // 2)

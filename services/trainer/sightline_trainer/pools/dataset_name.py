@@ -87,7 +87,11 @@ def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
     folder = Folder(images or file.parent, cache)
     if file.suffix == ".parquet":
         return ParquetPool([file], fields, folder)
-    return LinesPool(file, lambda row, number: fields.prompt_of(row, folder.image(row[fields.image])))
+    return LinesPool(
+        file,
+        lambda row, number: fields.prompt_of(row, folder.image(row[fields.image])),
+        id_field=fields.id,
+    )
 
 
 def load_prompts(reference: str | Path, count: int | None = None, cache: Path | None = None) -> list[Prompt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from sightline_trainer.records.prompt import Prompt
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the columns. `id` may be missing in a table: the row's number stands for it."""
+    """Names of the columns. Where a row has no `id`, a digest of its picture and text stands for it."""
 
     id: str = "id"
     image: str = "image"
@@ -37,7 +38,7 @@ class Fields:
             )
         return cls(**names)
 
-    def prompt_of(self, row: Mapping[str, Any], image: Path, id_: str | None = None) -> Prompt:
+    def prompt_of(self, row: Mapping[str, Any], image: Path) -> Prompt:
         """The prompt of a row.
 
         Raises:
@@ -48,9 +49,20 @@ class Fields:
             raise TypeError(f"{self.prompt} and {self.reference} must be texts")
         objects = row.get(self.objects) or ()
         return Prompt(
-            id=str(row[self.id]) if id_ is None else id_,
+            id=content_id(image, text) if row.get(self.id) is None else str(row[self.id]),
             image=image,
             prompt=text,
             reference=reference,
             objects=tuple(json.loads(objects) if isinstance(objects, str) else objects),
         )
+
+
+def content_id(image: Path | bytes, text: str) -> str:
+    """The id of a prompt that was given none: a digest of its picture's bytes and its text, wherever both lie."""
+    try:
+        held = image if isinstance(image, bytes) else image.read_bytes()
+    except OSError:  # it is told, and dropped, when it is drawn
+        held = str(image).encode("utf-8", "surrogateescape")
+    digest = hashlib.sha256(hashlib.sha256(held).digest())
+    digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:24]

@@ -35,31 +35,43 @@ class Folder:
         self.base, self.cache = base, cache
         self._roots = [Path(os.path.realpath(root)) for root in (base, *others)]
 
-    def image(self, value: Any) -> Path:
-        """Where an image lies: a path as it stands, relative to the folder; bytes are written under the cache once.
+    def picture(self, value: Any) -> Path | bytes:
+        """A picture of a row: a path as it stands, relative to the folder, or its encoded bytes.
 
         Args:
             value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, or a PIL image.
 
         Returns:
-            The path. Where there is nothing, who reads it will tell.
+            The path, or the bytes. Where a path leads to nothing, who reads it will tell.
 
         Raises:
-            InvalidInput: it is none of these, lies outside of the folder, is no plain file or too large, or there is no
-                cache for bytes.
+            InvalidInput: it is none of these, lies outside of the folder, is no plain file or too large.
         """
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str):
             return self._inside(value)
         if hasattr(value, "save"):  # a PIL image
-            value = image_bytes(value)
-        if not isinstance(value, bytes) or self.cache is None:
+            return image_bytes(value)
+        if not isinstance(value, bytes):
             raise InvalidInput(f"an image must be a path or bytes, not {type(value).__name__}", reason="DATASET_IMAGE")
-        digest = hashlib.sha256(value).hexdigest()
+        return value
+
+    def image(self, value: Any) -> Path:
+        """Where a `picture` lies; bytes are written under the cache once.
+
+        Raises:
+            InvalidInput: as `picture`, or there is no cache for bytes.
+        """
+        found = self.picture(value)
+        if isinstance(found, Path):
+            return found
+        if self.cache is None:
+            raise InvalidInput("an image must be a path here, not bytes", reason="DATASET_IMAGE")
+        digest = hashlib.sha256(found).hexdigest()
         path = self.cache / digest[:2] / digest
         if not path.exists():
-            write_whole(path, lambda aside: aside.write_bytes(value))
+            write_whole(path, lambda aside: aside.write_bytes(found))
         return path
 
     def _inside(self, name: str) -> Path:

@@ -26,23 +26,28 @@ CHUNK = 1 << 20
 class LinesPool(Pool):
     """Prompts of a JSON file.
 
+    Args:
+        id_field: where an object has its id, if it has one.
+
     Raises:
         InvalidInput: an object can't be read; the message names it.
     """
 
-    def __init__(self, path: Path, reader: Reader, *, as_array: bool = False) -> None:
+    def __init__(self, path: Path, reader: Reader, *, as_array: bool = False, id_field: str = "id") -> None:
         self.path = path
         self.reader = reader
+        derived: list[int] = []
         starts, ends, numbers, digests = array("q"), array("q"), array("q"), array("Q")
         for number, (start, end, text) in enumerate((_items if as_array else _lines)(path), 1):
-            prompt = self._prompt(text, number)
+            row, prompt = self._read(text, number)
             if prompt is not None:
+                derived += [len(starts)] if row.get(id_field) is None else []
                 starts.append(start)
                 ends.append(end)
                 numbers.append(number)
                 digests.append(id_digest(prompt.id))
         self._starts, self._ends, self._numbers = starts, ends, numbers
-        super().__init__(str(path), np.frombuffer(digests, np.uint64) if digests else np.empty(0, np.uint64))
+        super().__init__(str(path), np.array(digests, np.uint64), derived)
 
     def rows(self, numbers: Sequence[int]) -> list[Prompt]:
         found: dict[int, Prompt] = {}
@@ -50,24 +55,23 @@ class LinesPool(Pool):
             for number in sorted(set(numbers)):
                 file.seek(self._starts[number])
                 text = file.read(self._ends[number] - self._starts[number])
-                prompt = self._prompt(text, self._numbers[number])
+                _, prompt = self._read(text, self._numbers[number])
                 if prompt is None:
                     raise InvalidInput(f"{self.path} was changed while it was read", reason="DATASET_CHANGED")
-                found[number] = prompt
+                found[number] = self.named(prompt, number)
         return [found[number] for number in numbers]
 
-    def _prompt(self, text: bytes, number: int) -> Prompt | None:
+    def _read(self, text: bytes, number: int) -> tuple[dict[str, Any], Prompt | None]:
         try:
             row = json.loads(text)
             if not isinstance(row, dict):
                 raise TypeError("no object")
-            return self.reader(row, number)
+            return row, self.reader(row, number)
         except InvalidInput as error:
             raise InvalidInput(f"{self.path}, line {number}: {error.message}", reason=error.reason) from error
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidInput(
-                f"{self.path}, line {number}: needs an object with id, image and prompt "
-                f"({type(error).__name__}: {error})",
+                f"{self.path}, line {number}: needs an object with image and prompt ({type(error).__name__}: {error})",
                 reason="DATASET_LINE",
             ) from error
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sightline_trainer.pools.fields import content_id
 from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import Reader
 from sightline_trainer.records.prompt import Prompt
@@ -30,10 +31,11 @@ def conversations(images: Folder) -> Reader:
         if asked is None:
             raise KeyError("a turn from human")
         answer = next((text for who, text in turns[asked + 1 :] if who in ("gpt", "assistant")), "")
+        image, text = images.image(row["image"]), turns[asked][1].replace(PLACEHOLDER, "").strip()
         return Prompt(
-            id=f"{row['id']}-{number}",
-            image=images.image(row["image"]),
-            prompt=turns[asked][1].replace(PLACEHOLDER, "").strip(),
+            id=content_id(image, text) if row.get("id") is None else f"{row['id']}-{number}",
+            image=image,
+            prompt=text,
             reference=answer,
         )
 

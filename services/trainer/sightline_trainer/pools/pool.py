@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,22 +19,32 @@ from sightline_trainer.records.prompt import Prompt
 
 def id_digest(id_: str) -> int:
     """64 bits of a prompt's id, to find ids that stand twice."""
-    return int.from_bytes(hashlib.blake2b(id_.encode(), digest_size=8).digest(), "big")
+    return int.from_bytes(hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 class Pool(ABC):
-    """Prompts of one dataset in file order. `digests`: uint64 [prompts], of their ids.
+    """Prompts of one dataset in file order.
+
+    Args:
+        digests: uint64 [prompts], of their ids.
+        derived: rows whose id is a digest of picture and text, since they were given none: where two of them are equal,
+            the later one's row number is added.
 
     Raises:
-        InvalidInput: the dataset is empty, or two prompts have one id.
+        InvalidInput: the dataset is empty, or two prompts were given one id.
     """
 
-    def __init__(self, name: str, digests: npt.NDArray[np.uint64]) -> None:
+    def __init__(self, name: str, digests: npt.NDArray[np.uint64], derived: Collection[int] = ()) -> None:
         self.name = name
         self.digests = digests
-        self._order: tuple[tuple[int, int], npt.NDArray[np.int64]] | None = None
+        self._order: tuple[tuple[int, int, int], npt.NDArray[np.int64]] | None = None
         if not len(digests):
             raise InvalidInput(f"{name} has no prompt with an image", reason="DATASET_EMPTY")
+        self._again: dict[int, str] = {}
+        self._again = self._equal(set(derived))  # by `rows`, which knows of none yet
+        for number, id_ in self._again.items():
+            self.digests[number] = id_digest(id_)
+        digests = self.digests
         ranked = np.argsort(digests, kind="stable")
         equal = np.flatnonzero(digests[ranked][1:] == digests[ranked][:-1])
         if len(equal):
@@ -42,6 +53,17 @@ class Pool(ABC):
                 f"{name}: prompts {first + 1} and {second + 1} have the same id; ids must be unique",
                 reason="DATASET_ID_TWICE",
             )
+
+    def _equal(self, derived: set[int]) -> dict[int, str]:
+        """Row -> id, of derived ids that an earlier row has too."""
+        ranked = np.argsort(self.digests, kind="stable")
+        later = ranked[1:][self.digests[ranked][1:] == self.digests[ranked][:-1]]
+        rows = [int(row) for row in later if int(row) in derived]
+        return {row: f"{prompt.id}-{row + 1}" for row, prompt in zip(rows, self.rows(rows), strict=True)}
+
+    def named(self, prompt: Prompt, number: int) -> Prompt:
+        """The prompt of a row, with the row's number in its id where an earlier row has the same picture and text."""
+        return replace(prompt, id=self._again[number]) if number in self._again else prompt
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -55,16 +77,23 @@ class Pool(ABC):
         return self.rows(range(len(self) if count is None else min(count, len(self))))
 
     def draw(self, count: int, *, iteration: int, seed: int) -> list[Prompt]:
-        """The prompts of one iteration (from 1): walks seeded shuffles of the pool, so that none comes twice before
-        all came once. The same arguments give the same prompts."""
+        """The prompts of one iteration (from 1), `count` or all that there are: walks seeded shuffles of the pool, so
+        that none comes twice before all came once, nor twice in one iteration. The same arguments give the same
+        prompts."""
+        count = min(count, len(self))
         epoch, offset = divmod((iteration - 1) * count, len(self))
-        drawn: list[int] = []
-        while len(drawn) < count:
-            drawn.extend(self._shuffled(seed, epoch)[offset : offset + count - len(drawn)].tolist())
-            epoch, offset = epoch + 1, 0
+        drawn = self._shuffled(seed, epoch, count)[offset : offset + count].tolist()
+        if len(drawn) < count:
+            drawn += self._shuffled(seed, epoch + 1, count)[: count - len(drawn)].tolist()
         return self.rows(drawn)
 
-    def _shuffled(self, seed: int, epoch: int) -> npt.NDArray[np.int64]:
-        if self._order is None or self._order[0] != (seed, epoch):
-            self._order = (seed, epoch), np.random.default_rng([seed, epoch]).permutation(len(self))
+    def _shuffled(self, seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
+        if self._order is None or self._order[0] != (seed, epoch, count):
+            order = np.random.default_rng([seed, epoch]).permutation(len(self))
+            # The iteration that this walk begins in has drawn so many of the walk before: they come last now.
+            already = epoch * len(self) % count
+            if already:
+                late = np.isin(order, self._shuffled(seed, epoch - 1, count)[-already:])
+                order = np.concatenate([order[~late], order[late]])
+            self._order = (seed, epoch, count), order
         return self._order[1]

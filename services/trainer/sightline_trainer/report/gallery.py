@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 from markupsafe import Markup, escape
 from sightline.errors import InvalidInput
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 
 from sightline_trainer.evaluation.facts import Facts
+from sightline_trainer.files import read_table
 from sightline_trainer.pools import Pool, open_pool, side_files
 from sightline_trainer.pools.pool import id_digest
 from sightline_trainer.records.prompt import Prompt
@@ -165,7 +165,7 @@ def contests(history: History, limit: int) -> list[Contest]:
         return []
     directory = history.run.iteration(max(numbers))
     columns = ["prompt_id", "chosen", "rejected", "chosen_index", "rejected_index", "margin"]
-    pairs = {row["prompt_id"]: row for row in pq.read_table(directory / "pairs.parquet", columns=columns).to_pylist()}
+    pairs = {row["prompt_id"]: row for row in read_table(directory / "pairs.parquet", columns=columns).to_pylist()}
     groups = {}
     for prompt_id, scored in Rollout(directory).read():
         groups[prompt_id] = scored
@@ -197,7 +197,7 @@ def contests(history: History, limit: int) -> list[Contest]:
 
 def _captions(history: History, number: int) -> Mapping[str, dict]:  # type: ignore[type-arg]
     path = history.run.iteration(number) / "captions.parquet"
-    rows: Iterable[dict] = pq.read_table(path).to_pylist() if path.exists() else []  # type: ignore[type-arg]
+    rows: Iterable[dict] = read_table(path).to_pylist() if path.exists() else []  # type: ignore[type-arg]
     return {row["prompt_id"]: row for row in rows}
 
 

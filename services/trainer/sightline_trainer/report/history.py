@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from sightline.errors import NotFound
 from sightline.sampler import ManifestError, PolicyManifest, manifest_digest, policy_dirname, read_manifest
 
@@ -56,6 +55,7 @@ class History:
 
         Raises:
             NotFound: there is no run.
+            DataCorrupted: a file of it is damaged.
         """
         run = RunDirectory(directory)
         path = run.root / "recipe.yaml"
@@ -73,7 +73,7 @@ class History:
         counts = {number: data for number, each in found.items() if (data := read_json(each / "pairs.json"))}
         return cls(
             run=run,
-            recipe=yaml.safe_load(path.read_text()),
+            recipe=run.tree() or {},
             state=dict(run.state()),
             rows=rows,
             updates=updates,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 import jinja2
@@ -12,10 +13,22 @@ from markupsafe import Markup
 from sightline_trainer.report import curves
 from sightline_trainer.report.gallery import changes, contests
 from sightline_trainer.report.history import History, Row, when
+from sightline_trainer.report.meanings import MEANINGS, worries
 
 HERE = Path(__file__).parent
 PICTURES = 48
 """Pictures of a gallery."""
+
+TITLES = {
+    "chair_s": "CHAIR_s: captions with a wrong object",
+    "chair_i": "CHAIR_i: mentions that are wrong",
+    "cover": "Cover: objects that are named",
+    "clip_score": "CLIPScore",
+    "mean_tokens": "Length, tokens",
+    "pope_f1": "POPE, F1",
+    "kl_to_base": "KL from the base model, nats a response",
+}
+"""Metric -> what its curve is called."""
 
 SPENT = ("sample", "pair", "update", "publish", "evaluate")
 
@@ -44,6 +57,7 @@ def page(histories: Sequence[History], *, pictures: int = PICTURES, live: str = 
         runs=histories,
         compared=compared,
         charts=_compared(histories) if compared else _charts(one),
+        worries={each.name: list(chain(*worries(each.rows, each.updates).values())) for each in histories},
         changes=shown,
         regressions=worst,
         contests=contests(one, pictures) if pictures and not compared else [],
@@ -69,44 +83,58 @@ def _text(name: str) -> Markup:
     return Markup((HERE / name).read_text(encoding="utf-8"))  # noqa: S704 - our own file
 
 
-Chart = tuple[str, str]
-"""Its title and its SVG, "" where there is nothing to draw."""
+@dataclass(frozen=True)
+class Chart:
+    """A curve: its SVG, "" where there is nothing to draw, what it means and when to worry, and what worries in it."""
+
+    title: str
+    svg: str
+    meaning: str
+    worries: Sequence[str] = ()
 
 
 def _charts(history: History) -> list[Chart]:
     rows, updates = history.rows, history.updates
+    found = worries(rows, updates)
+
+    def measured(curve: str, title: str, names: Mapping[str, str]) -> Chart:
+        return Chart(title, _measured(title, rows, names), MEANINGS[curve], found.get(curve, ()))
+
+    def trained(curve: str, title: str, names: Mapping[str, str]) -> Chart:
+        return Chart(title, _trained(title, updates, names), MEANINGS[curve], found.get(curve, ()))
+
     charts = [
-        _measured("CHAIR_s: captions with a wrong object", rows, {"sampled": "chair_s", "greedy": "greedy_chair_s"}),
-        _measured("CHAIR_i: mentions that are wrong", rows, {"sampled": "chair_i", "greedy": "greedy_chair_i"}),
-        _measured("Cover: objects that are named", rows, {"sampled": "cover", "greedy": "greedy_cover"}),
-        _measured("CLIPScore", rows, {"held out": "clip_score"}),
-        _measured("Length, tokens", rows, {"sampled": "mean_tokens", "greedy": "greedy_mean_tokens"}),
-        _measured("POPE, F1", rows, {"F1": "pope_f1"}),
-        _trained("KL to the reference, nats", updates, {"KL": "kl_to_reference"}),
-        _trained("Log-probs of a response, nats", updates, {"chosen": "logps_chosen", "rejected": "logps_rejected"}),
-        _trained("Margin of DPO's rewards", updates, {"margin": "rewards_margins"}),
-        _trained("Preference accuracy", updates, {"accuracy": "rewards_accuracies"}),
+        measured("chair_s", TITLES["chair_s"], {"sampled": "chair_s", "greedy": "greedy_chair_s"}),
+        measured("chair_i", TITLES["chair_i"], {"sampled": "chair_i", "greedy": "greedy_chair_i"}),
+        measured("cover", TITLES["cover"], {"sampled": "cover", "greedy": "greedy_cover"}),
+        measured("clip_score", TITLES["clip_score"], {"held out": "clip_score"}),
+        measured("mean_tokens", TITLES["mean_tokens"], {"sampled": "mean_tokens", "greedy": "greedy_mean_tokens"}),
+        measured("pope_f1", TITLES["pope_f1"], {"F1": "pope_f1"}),
+        measured("kl_to_base", TITLES["kl_to_base"], {"KL": "kl_to_base"}),
+        trained("logps", "Log-probs of the pairs' texts, nats", {"chosen": "chosen_logp", "rejected": "rejected_logp"}),
+        trained("margin", "Margin of DPO's rewards", {"margin": "margin"}),
+        trained("accuracy", "Preference accuracy", {"accuracy": "accuracy"}),
         _kept(history.counts),
         _stages(history.seconds),
     ]
-    return [chart for chart in charts if chart[1]]
+    return [chart for chart in charts if chart.svg]
 
 
-def _measured(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> Chart:
+def _measured(title: str, rows: Sequence[Row], names: Mapping[str, str]) -> str:
     series = {label: [(row["iteration"], row[key]) for row in rows if key in row] for label, key in names.items()}
     bands = {
         label: [(row["iteration"], row[f"{key}_low"], row[f"{key}_high"]) for row in rows if f"{key}_low" in row]
         for label, key in names.items()
     }
-    return title, curves.lines(title, {label: points for label, points in series.items() if points}, bands)
+    return curves.lines(title, {label: points for label, points in series.items() if points}, bands)
 
 
-def _trained(title: str, updates: Mapping[int, Row], names: Mapping[str, str]) -> Chart:
+def _trained(title: str, updates: Mapping[int, Row], names: Mapping[str, str]) -> str:
     series = {
         label: [(float(number), found[key]) for number, found in sorted(updates.items()) if key in found]
         for label, key in names.items()
     }
-    return title, curves.lines(title, {label: points for label, points in series.items() if points})
+    return curves.lines(title, {label: points for label, points in series.items() if points})
 
 
 def _kept(counts: Mapping[int, Mapping[str, int]]) -> Chart:
@@ -118,7 +146,7 @@ def _kept(counts: Mapping[int, Mapping[str, int]]) -> Chart:
             label = reason.partition("_")[2].replace("_", " ")
             parts[label] = {number: float(found.get(reason, 0)) for number, found in counts.items()}
     title = "Pairs kept, and why others were dropped"
-    return title, curves.bars(title, parts)
+    return Chart(title, curves.bars(title, parts), MEANINGS["pairs"])
 
 
 def _stages(seconds: Mapping[int, Mapping[str, float]]) -> Chart:
@@ -128,7 +156,7 @@ def _stages(seconds: Mapping[int, Mapping[str, float]]) -> Chart:
         if any(stage in spent for spent in seconds.values())
     }
     title = "Seconds of each stage"
-    return title, curves.bars(title, parts)
+    return Chart(title, curves.bars(title, parts), MEANINGS["seconds"])
 
 
 def _names(found: Iterable[Mapping[str, int]]) -> list[str]:
@@ -136,10 +164,14 @@ def _names(found: Iterable[Mapping[str, int]]) -> list[str]:
 
 
 def _compared(histories: Sequence[History]) -> list[Chart]:
-    titles = {"chair_s": "CHAIR_s", "chair_i": "CHAIR_i", "cover": "Cover", "clip_score": "CLIPScore"}
-    titles |= {"mean_tokens": "Length, tokens", "pope_f1": "POPE, F1"}
     charts = []
-    for key, title in titles.items():
+    for key, title in TITLES.items():
         series = {each.name: [(row["iteration"], row[key]) for row in each.rows if key in row] for each in histories}
-        charts.append((title, curves.lines(title, {label: points for label, points in series.items() if points})))
-    return [chart for chart in charts if chart[1]]
+        svg = curves.lines(title, {label: points for label, points in series.items() if points})
+        charts.append(Chart(title, svg, MEANINGS[key], _of_runs(histories, key)))
+    return [chart for chart in charts if chart.svg]
+
+
+def _of_runs(histories: Sequence[History], curve: str) -> list[str]:
+    """What worries in a curve, with the run that it worries in."""
+    return [f"{each.name}: {told}" for each in histories for told in worries(each.rows, each.updates).get(curve, ())]

@@ -2,9 +2,10 @@
 
 A candidate must not change with K or with what else is in the batch. Multiplying (rows, in) by (in, out) gives each
 row the same bits whatever the number of rows, from four rows on (measured with MKL in fp32, up to 9000 rows; fewer go
-another way, so the engine never runs fewer). PyTorch's fused CPU kernel does not keep to that with two threads, and its
-result depends on the padded length unless that is a multiple of 32; batched matrix products and a softmax do keep to
-it, and are faster here for one query per row (256 rows, 4 heads of 32, 96 slots, one core: 0.96 against 1.37 ms).
+another way, so the engine never runs fewer: `stems.MIN_ROWS`). PyTorch's fused CPU kernel does not keep to that with
+two threads, and its result depends on the padded length unless that is a multiple of 32; batched matrix products and
+a softmax do keep to it, and are faster here for one query per row (256 rows, 4 heads of 32, 96 slots, one core: 0.96
+against 1.37 ms).
 
 On a GPU, products of other shapes take other kernels: equal ids across batch shapes are likely there, not sure. Prompts
 go through PyTorch's fused kernel on it; rows being decoded through the products below, on any device.
@@ -22,7 +23,6 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from sightline_sampler.engines.local.kv import LayerSlots
 
 NAME = "sightline_rowwise"
-_MIN_ROWS = 4
 # What some architectures ask of attention and this one does not do; the engine then refuses to start.
 _UNKNOWN = ("softcap", "position_bias", "s_aux", "cache")
 
@@ -104,17 +104,15 @@ def _with_stems(query: torch.Tensor, slots: LayerSlots, scaling: float | None) -
         found = _sums(products, part.values)
         for into, value in zip((top, mass, out), found, strict=True):
             into[0, mine] = value.view(value.shape[0], heads, -1)
-    for keys, values, sharers in slots.stems or ():
-        q = query[sharers]
-        count, groups = q.shape[0], keys.shape[1]
-        if count < _MIN_ROWS and not q.is_cuda:  # fewer rows take another kernel with other last bits
-            q = torch.cat([q, q.new_zeros((_MIN_ROWS - count, heads, dim))])
-        padded, each = q.shape[0], heads // groups
-        q = q.view(padded, groups, each, dim).permute(1, 2, 0, 3).reshape(groups, each * padded, dim)
-        found = _sums(torch.matmul(q, keys[0].transpose(1, 2)), values[0])
+    for view in slots.stems or ():
+        stems, groups = view.keys.shape[:2]
+        each, most = heads // groups, view.most
+        q = query.index_select(0, view.gather).view(stems, most, groups, each, dim).permute(0, 2, 3, 1, 4)
+        products = torch.matmul(q.reshape(stems, groups, each * most, dim), view.keys.transpose(2, 3)) + view.mask
+        found = _sums(products, view.values)
         for into, value in zip((top, mass, out), found, strict=True):
-            value = value.view(groups, each, padded, -1).permute(2, 0, 1, 3)
-            into[1, sharers] = value.reshape(padded, heads, -1)[:count]
+            value = value.view(stems, groups, each, most, -1).permute(0, 3, 1, 2, 4).reshape(stems * most, heads, -1)
+            into[1, view.rows] = value.index_select(0, view.places)
     scale = torch.exp(top - top.amax(dim=0))
     return ((scale * out).sum(dim=0) / (scale * mass).sum(dim=0)).to(query.dtype)[:, :, None]
 

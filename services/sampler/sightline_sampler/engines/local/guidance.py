@@ -6,7 +6,7 @@ Both ways of guidance are one formula over the logits of the clean row and of it
 
     visual contrastive decoding (VCD, arXiv 2311.16922, eq. 3): (1 + alpha) c - alpha r, so w = 1 + alpha; r sees a
         distorted image. Only ids with softmax(c) >= beta max softmax(c) stay (eq. 5), which is c >= log beta + max c.
-    image-free guidance (classifier-free guidance; MARINE, arXiv 2402.08680; V-DPO, arXiv 2411.02712):
+    image-free guidance (classifier-free guidance on the picture; as in V-DPO, arXiv 2411.02712):
         gamma (c - r) + r, so w = gamma; r sees no image.
 
 One deviation: the likeliest id of the plausibility cut-off is the likeliest that may be drawn at all; else an image

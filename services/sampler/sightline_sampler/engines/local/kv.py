@@ -9,7 +9,7 @@ stand in segments: a segment has room for so many slots, and a row that outgrows
 one. No row reads much more than its own length because another one is long.
 
 Candidates of one prompt have its keys and values in common. Where a prompt is long (an image makes it so) they are not
-copied for each row: the rows share a stem, and the slots of a row are for its own tokens only.
+copied for each row: the rows share a stem (`stems`), and the slots of a row are for its own tokens only.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ import numpy.typing as npt
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from sightline_sampler.engines.local.stems import WIDTH_STEP as STEM_STEP
+from sightline_sampler.engines.local.stems import Layers, Stem, StemPool, StemView
+
 SLOT_STEP = 8  # a step sees a multiple of this many slots
 WIDTH_STEP = 32  # the narrowest segment, and the least difference of two: a row that moves copies itself
 # From this length on candidates share their prompt. By the length of the prompt alone, not by K: the sums of a shared
 # and a copied prompt are not in the same order, and a candidate's bits must not depend on K.
 STEM_SLOTS = 128
-
-Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
-"""Per layer, keys and values (rows, heads, slots, dim)."""
 
 Order: TypeAlias = npt.NDArray[np.int64]
 """Where rows went: row i of the new order is row order[i] of the old one."""
@@ -64,27 +64,13 @@ class SegmentView:
     mask: torch.Tensor
 
 
-@dataclasses.dataclass(slots=True, eq=False)
-class Stem:
-    """Keys and values of a prompt (1, heads, slots, dim) that rows share; `rows` are their numbers in the batch."""
-
-    layers: Layers
-    rows: torch.Tensor | slice = dataclasses.field(default_factory=lambda: slice(0, 0))
-
-    @property
-    def length(self) -> int:
-        """Slots."""
-        return int(self.layers[0][0].shape[2])
-
-
 class LayerSlots(list[SegmentView]):
     """Keys and values of one layer, segment by segment; goes through a model's attention in place of a tensor.
 
-    `stems` holds keys, values and rows of what rows have in common, before their own slots; None where they share
-    nothing.
+    `stems` are views of what rows have in common, before their own slots; None where they share nothing.
     """
 
-    stems: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | slice]] | None = None
+    stems: list[StemView] | None = None
 
 
 class _Segment:
@@ -167,7 +153,7 @@ class _RowLayer(CacheLayerMixin):
             parts.append(SegmentView(start, stop, keys[seen], values[seen], segment.mask))
             start = stop
         if self.owner.shared:
-            parts.stems = [(*stem.layers[self.number], stem.rows) for stem in self.owner.stems()]
+            parts.stems = self.owner.stem_views(self.number)
         return parts, parts
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -196,7 +182,8 @@ class RowCache(Cache):
         self.segments: list[_Segment] = []
         self.shared = shares(like[0][0].shape[2])
         self._stem_of: list[Stem] = []  # by row, where they are shared
-        self._stems: list[Stem] | None = None  # those in use, with their rows; None when rows have moved
+        self._pools: dict[int, StemPool] = {}  # by width
+        self._moved = True  # since the stems were told their rows
 
     @property
     def count(self) -> int:
@@ -213,9 +200,11 @@ class RowCache(Cache):
         numbers, slots = self._numbers(), prefix[0][0].shape[2]
         before, own = self.count, prefix
         if self.shared:
-            each = {row: Stem(_only(prefix, row)) for row in set(source.tolist())}
-            self._stem_of += [each[row] for row in source.tolist()]
-            self._stems = None
+            wanted = source.tolist()
+            different = list(dict.fromkeys(wanted))
+            each = dict(zip(different, self._pool(slots).add(prefix, different), strict=True))
+            self._stem_of += [each[row] for row in wanted]
+            self._moved = True
             own, slots = [(k[:, :, :0], v[:, :, :0]) for k, v in prefix], 0
         segment = self._segment(width_for(slots + 1))
         segment.append(own, source)
@@ -229,7 +218,13 @@ class RowCache(Cache):
         for segment in self.segments:
             mine = numbers[segment.width]
             numbers[segment.width] = mine[segment.keep(kept[mine])]
-        return self._settle(numbers)
+        order = self._settle(numbers)
+        if self.shared and not kept.all():
+            left = set(self._stem_of)
+            for pool in self._pools.values():
+                pool.keep(left)
+            self._pools = {width: pool for width, pool in self._pools.items() if pool.stems}
+        return order
 
     def widen(self, lengths: npt.NDArray[np.int64]) -> Order:
         """Move rows that have no slot left for a next token to a wider segment."""
@@ -262,16 +257,21 @@ class RowCache(Cache):
 
     def stems(self) -> list[Stem]:
         """The stems in use, each with the numbers of its rows."""
-        if self._stems is None:
-            rows: dict[Stem, list[int]] = {}
+        if self._moved:
+            for pool in self._pools.values():
+                pool.forget_rows()
+            for stem in self._stem_of:
+                stem.rows = []
             for number, stem in enumerate(self._stem_of):
-                rows.setdefault(stem, []).append(number)
-            for stem, mine in rows.items():
-                together = mine[-1] - mine[0] + 1 == len(mine)  # they ascend
-                device = stem.layers[0][0].device
-                stem.rows = slice(mine[0], mine[-1] + 1) if together else torch.tensor(mine, device=device)
-            self._stems = list(rows)
-        return self._stems
+                stem.rows.append(number)
+            self._moved = False
+        return list(dict.fromkeys(self._stem_of))
+
+    def stem_views(self, layer: int) -> list[StemView]:
+        """What the attention of a layer sees of the stems."""
+        if self._moved:
+            self.stems()
+        return [view for pool in self._pools.values() for view in pool.views(layer)]
 
     def saved(self) -> int:
         """Slots that sharing saves, all together."""
@@ -295,20 +295,20 @@ class RowCache(Cache):
         self.segments = sorted([*self.segments, segment], key=lambda one: one.width)
         return segment
 
+    def _pool(self, slots: int) -> StemPool:
+        width = round_up(slots, STEM_STEP)
+        if width not in self._pools:
+            self._pools[width] = StemPool(self._like, width)
+        return self._pools[width]
+
     def _settle(self, numbers: dict[int, Order]) -> Order:
         self.segments = [segment for segment in self.segments if segment.count]
         parts = [numbers[segment.width] for segment in self.segments]
         order = np.concatenate(parts) if parts else np.empty(0, np.int64)
         if self.shared and not np.array_equal(order, np.arange(len(self._stem_of))):
             self._stem_of = [self._stem_of[number] for number in order.tolist()]
-            self._stems = None
+            self._moved = True
         return order
-
-
-def _only(prefix: Layers, row: int) -> Layers:
-    """A row of a prefix; copied if there are others, so that it does not keep them."""
-    part = slice(row, row + 1)
-    return [(k[part].clone(), v[part].clone()) if len(k) > 1 else (k, v) for k, v in prefix]
 
 
 def _empty(like: torch.Tensor, rows: int, slots: int) -> torch.Tensor:

@@ -96,6 +96,7 @@ class DecodeLoop:
         self._lanes: dict[tuple[int, ...], Lane | BeamSearch] = {}
         self._half: deque[_Run] = deque()  # prompts run, with candidates still to be admitted
         self._searches = 0
+        self._used = False  # since memory was given back
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
@@ -160,6 +161,8 @@ class DecodeLoop:
             while True:
                 with self._condition:
                     while not (self._stopping or self._calls or (not self._frozen and self._has_work())):
+                        if self._used:
+                            self._release()
                         self._condition.wait()
                     if self._stopping:
                         break
@@ -181,6 +184,7 @@ class DecodeLoop:
                     future.set_exception(error)
         if self._frozen:
             return
+        self._used = True
         with torch.inference_mode():
             self._drop_unwanted()
             self._admit()
@@ -189,6 +193,12 @@ class DecodeLoop:
                     self._step(lane)
                 if not len(lane):
                     del self._lanes[key]
+
+    def _release(self) -> None:
+        """Idle or frozen: what a GPU keeps for later steps may be another process's, a trainer's on the same one."""
+        self._used = False
+        if self._base.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _step(self, lane: Lane | BeamSearch) -> None:
         try:

@@ -15,9 +15,10 @@ from sightline_chassis.feature_cache import FeatureCache
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from sightline_sampler.engines.local.kv import Layers, RowCache
+from sightline_sampler.engines.local.kv import RowCache
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
+from sightline_sampler.engines.local.stems import Layers
 
 Features = torch.Tensor | list[torch.Tensor]
 # By image and by the weights that encoded it (`Weights.vision_key`).

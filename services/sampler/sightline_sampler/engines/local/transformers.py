@@ -80,7 +80,8 @@ class TransformersEngine(Engine):
             loaded.prefiller,
             events=events,
             max_rows=self._settings.max_rows,
-            cache_bytes=self._settings.cache_mib << 20 or free_bytes(loaded.base.device) // 2,
+            cache_bytes=self._settings.cache_mib << 20
+            or int(self._settings.cache_share * free_bytes(loaded.base.device)),
             on_step=self._on_step,
         )
         self._loop.start()

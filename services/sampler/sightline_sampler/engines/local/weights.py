@@ -165,7 +165,6 @@ class Weights:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a second adapter is not a mistake here
                 peft_functional.inject_adapter_in_model(adapter.config, net, adapter_name=name)
-                peft_functional.cast_adapter_dtype(net, name)
         except Exception as error:  # PEFT: no module of that name, a kind of layer that it cannot wrap, ...
             self._remove(name)
             raise PreconditionFailed(

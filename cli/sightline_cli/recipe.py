@@ -1,0 +1,98 @@
+"""`sightline recipe`: what a recipe comes to, and what its keys mean."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sightline_cli.failures import guarded
+
+app = typer.Typer(no_args_is_help=True, help="Look at recipes: what they come to, what their keys mean.")
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
+]
+Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+@app.command()
+def show(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file, such as recipes/clip_dpo.yaml.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show the recipe that would run: every value, and whether default, file, environment or --set says it."""
+
+    def tell() -> None:
+        from sightline_trainer.recipe import read_recipe
+
+        read = read_recipe(recipe, overrides or [])
+        tree = read.settings.model_dump(mode="json")
+        if as_json:
+            origins = {".".join(keys): read.origin(keys) for keys, _ in _leaves(tree)}
+            print(json.dumps({"recipe": tree, "origins": origins}, indent=2))
+        else:
+            print("\n".join(_lines(tree, read.origin)))
+
+    guarded(tell, debug)
+
+
+@app.command()
+def explain(
+    key: Annotated[str, typer.Argument(help="A key or a section, such as filters.gap.min or dpo.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Tell what a key of a recipe means, its type and its default; of a section or a part, all of its keys."""
+
+    def tell() -> None:
+        from sightline.errors import NotFound
+        from sightline_chassis.keys import keys_of
+        from sightline_trainer.recipe import Recipe
+
+        known = list(keys_of(Recipe))
+        found = [each for each in known if f"{each.path}.".startswith(f"{key}.")]
+        if not found:  # a name of a free table, such as dpo.loss.sigmoid
+            found = [each for each in known if key.startswith(f"{each.path}.") and each.type.startswith("object")]
+        if not found:
+            close = difflib.get_close_matches(key, [each.path for each in known], n=3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "docs/reference lists all keys"
+            raise NotFound(f"no key {key} in a recipe; {hint}", reason="KEY_UNKNOWN")
+        if as_json:
+            print(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
+            return
+        for each in found:
+            default = f"   default {each.default}" if each.default else "   must be given"
+            print(f"{each.path}   {each.type}{default}\n    {each.description}")
+
+    guarded(tell, debug)
+
+
+def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def _lines(tree: dict[str, Any], origin: Any) -> Iterator[str]:
+    """YAML, each value with its origin behind it."""
+    told: list[tuple[str, str]] = []
+    before: tuple[str, ...] = ()
+    for keys, value in _leaves(tree):
+        shared = next((n for n, (a, b) in enumerate(zip(before, keys[:-1], strict=False)) if a != b), None)
+        shared = min(len(before), len(keys) - 1) if shared is None else shared
+        told += [(f"{'  ' * depth}{keys[depth]}:", "") for depth in range(shared, len(keys) - 1)]
+        told.append((f"{'  ' * (len(keys) - 1)}{keys[-1]}: {json.dumps(value, ensure_ascii=False)}", origin(keys)))
+        before = keys[:-1]
+    width = min(72, max(len(text) for text, _ in told))
+    return (f"{text:{width}}  # {source}" if source else text for text, source in told)

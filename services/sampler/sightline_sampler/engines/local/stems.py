@@ -1,0 +1,188 @@
+"""Keys and values of prompts that rows share: those of like length stand in one tensor.
+
+A step of decoding is a chain of small products, and each costs the same few microseconds to start however little it
+does. So prompts are not attended to one by one: a pool holds all of about one length, (stems, heads, width, dim) a
+layer, and a layer's attention over all of them is one batched product, whatever their number.
+
+A stem's width follows from its own length alone, so a row's bits do not depend on which other prompts are there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TypeAlias
+
+import torch
+
+WIDTH_STEP = 64  # stems whose lengths round up to the same multiple share a pool; what is filled up is masked
+MIN_ROWS = 4  # fewer rows take another kernel on a CPU, with other last bits
+_SPARSE = 4  # with more places than this for each row, stems with many rows are attended to alone
+
+Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
+"""Per layer, keys and values (rows, heads, slots, dim)."""
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Stem:
+    """A prompt's place in its pool; `rows` are the numbers in the batch of the rows that share it, ascending."""
+
+    pool: StemPool
+    place: int
+    length: int
+    rows: list[int] = dataclasses.field(default_factory=list)
+
+    @property
+    def layers(self) -> Layers:
+        """Keys and values (1, heads, length, dim) of each layer."""
+        mine = slice(self.place, self.place + 1)
+        return [(keys[mine, :, : self.length], values[mine, :, : self.length]) for keys, values in self.pool.layers]
+
+
+@dataclasses.dataclass(slots=True)
+class StemView:
+    """What a layer's attention sees of a pool.
+
+    Attributes:
+        keys: (stems, heads, width, dim).
+        values: as `keys`.
+        mask: additive, (stems, 1, 1, width).
+        gather: (stems * most,) the row that stands in each place of a stem; a place without one repeats row 0.
+        rows: the rows of the batch that the view is of.
+        places: (rows,) where in `gather` those are.
+        most: places of a stem.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    mask: torch.Tensor
+    gather: torch.Tensor
+    rows: torch.Tensor | slice
+    places: torch.Tensor
+    most: int
+
+
+@dataclasses.dataclass(slots=True)
+class _Plan:
+    """A view without its layer: stems `first`..`last` of the pool."""
+
+    first: int
+    last: int
+    gather: torch.Tensor
+    rows: torch.Tensor | slice
+    places: torch.Tensor
+    most: int
+
+
+class StemPool:
+    """Stems of one width, without holes: where one leaves, the last takes its place."""
+
+    def __init__(self, like: Layers, width: int) -> None:
+        self.width = width
+        self.layers: Layers = [(_room(keys, 0, width), _room(values, 0, width)) for keys, values in like]
+        self.stems: list[Stem] = []
+        self._mask = torch.empty(0)
+        self._plans: list[_Plan] | None = None
+
+    def add(self, prefix: Layers, rows: list[int]) -> list[Stem]:
+        """Copies rows of a prefix in."""
+        start, length = len(self.stems), prefix[0][0].shape[2]
+        end, have = start + len(rows), self.layers[0][0].shape[0]
+        if end > have:
+            self._resize(max(end, have + have // 4))
+        index = torch.tensor(rows, device=prefix[0][0].device)
+        for mine, theirs in zip(self.layers, prefix, strict=True):
+            for into, out_of in zip(mine, theirs, strict=True):
+                torch.index_select(out_of, 0, index, out=into[start:end, :, :length])
+        added = [Stem(self, place, length) for place in range(start, end)]
+        self.stems += added
+        self._set_mask()
+        return added
+
+    def keep(self, wanted: set[Stem]) -> None:
+        """Lets the other stems go."""
+        gone = [stem for stem in self.stems if stem not in wanted]
+        for stem in sorted(gone, key=lambda stem: -stem.place):
+            last = self.stems.pop()
+            if last is not stem:
+                for pair in self.layers:
+                    for tensor in pair:
+                        tensor[stem.place].copy_(tensor[last.place])
+                last.place = stem.place
+                self.stems[stem.place] = last
+        if gone and 4 * len(self.stems) < self.layers[0][0].shape[0]:
+            self._resize(len(self.stems))
+        if gone and self.stems:
+            self._set_mask()
+
+    def forget_rows(self) -> None:
+        """The stems' rows have changed."""
+        self._plans = None
+
+    def views(self, layer: int) -> list[StemView]:
+        """What the attention of a layer sees."""
+        if self._plans is None:
+            self._plans = self._planned()
+        keys, values = self.layers[layer]
+        return [
+            StemView(
+                keys[plan.first : plan.last],
+                values[plan.first : plan.last],
+                self._mask[plan.first : plan.last],
+                plan.gather,
+                plan.rows,
+                plan.places,
+                plan.most,
+            )
+            for plan in self._plans
+        ]
+
+    def _planned(self) -> list[_Plan]:
+        counts = [len(stem.rows) for stem in self.stems]
+        total, alone = sum(counts), set[int]()
+        if len(counts) * max(counts) > _SPARSE * max(total, MIN_ROWS):
+            limit = max(MIN_ROWS, -(-2 * total // len(counts)))
+            alone = {place for place, count in enumerate(counts) if count > limit}
+        plans = [self._plan(place, place + 1, {place}) for place in sorted(alone)]
+        rest = {place for place, count in enumerate(counts) if count} - alone
+        return [*plans, self._plan(0, len(counts), rest)] if rest else plans
+
+    def _plan(self, first: int, last: int, members: set[int]) -> _Plan:
+        device = self.layers[0][0].device
+        least = 1 if device.type == "cuda" else MIN_ROWS
+        most = max(least, *(len(self.stems[place].rows) for place in members))
+        gather = [0] * ((last - first) * most)
+        rows, places = [], []
+        for place in sorted(members):
+            for at, row in enumerate(self.stems[place].rows, (place - first) * most):
+                gather[at] = row
+                rows.append(row)
+                places.append(at)
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        rows, places = [rows[i] for i in order], [places[i] for i in order]
+        together = rows[-1] - rows[0] + 1 == len(rows)
+        return _Plan(
+            first,
+            last,
+            torch.tensor(gather, device=device),
+            slice(rows[0], rows[-1] + 1) if together else torch.tensor(rows, device=device),
+            torch.tensor(places, device=device),
+            most,
+        )
+
+    def _resize(self, room: int) -> None:
+        have = min(len(self.stems), room)
+        for number, (keys, values) in enumerate(self.layers):
+            other = _room(keys, room, self.width), _room(values, room, self.width)
+            other[0][:have], other[1][:have] = keys[:have], values[:have]
+            self.layers[number] = other
+
+    def _set_mask(self) -> None:
+        keys = self.layers[0][0]
+        lengths = torch.tensor([stem.length for stem in self.stems], device=keys.device)[:, None, None, None]
+        beyond = torch.arange(self.width, device=keys.device) >= lengths
+        self._mask = torch.zeros(beyond.shape, dtype=keys.dtype, device=keys.device).masked_fill_(beyond, -torch.inf)
+
+
+def _room(like: torch.Tensor, stems: int, width: int) -> torch.Tensor:
+    # Zeros, not garbage: what is filled up is masked, and 0 times NaN would still be NaN.
+    return like.new_zeros((stems, like.shape[1], width, like.shape[3]))

@@ -1,0 +1,132 @@
+"""Device: where an update runs, and what its numbers take there. Known before anything is sampled."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from sightline.errors import PreconditionFailed
+
+from sightline_trainer.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a full update, activations left out.
+
+    Attributes:
+        masters: float32 weights, trained and not.
+        gradients: float32.
+        optimizer: AdamW's two float32 moments.
+        compute: bfloat16 copies of the trained weights, where the update computes in it.
+        reference: the reference's float32 weights; they go before gradients and moments come.
+        before: the copy in main memory that the update is compared with.
+    """
+
+    masters: int
+    gradients: int
+    optimizer: int
+    compute: int
+    reference: int
+    before: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is there at a time."""
+        return self.masters + max(self.reference, self.gradients + self.optimizer + self.compute)
+
+    def __str__(self) -> str:
+        parts = (
+            (self.masters, "float32 weights"),
+            (self.gradients, "gradients"),
+            (self.optimizer, "AdamW"),
+            (self.compute, "bfloat16 copies"),
+        )
+        told = ", ".join(f"{value / 2**30:.2f} {name}" for value, name in parts if value)
+        return (
+            f"{self.peak / 2**30:.2f} GiB without activations ({told}; before the first step the reference's "
+            f"{self.reference / 2**30:.2f}), and {self.before / 2**30:.2f} GiB of main memory"
+        )
+
+
+def full_memory(recipe: Recipe) -> Memory:
+    """What `dpo.train=full` needs, from the model's configuration; no weight is loaded."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    with init_empty_weights():
+        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(recipe.model), dtype=torch.float32)
+    every = sum(parameter.numel() for parameter in model.parameters())
+    freeze(model, vision=recipe.dpo.train_vision)
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    compute = 2 * trained if recipe.dpo.dtype == "bfloat16" else 0
+    return Memory(4 * every, 4 * trained, 8 * trained, compute, 4 * every, 4 * trained)
+
+
+def freeze(model: Any, *, vision: bool) -> None:
+    """Leave out of a full update what is not to be trained: tower and projector, or only what no output reaches.
+
+    LLaVA takes its features from a layer before the last: what comes after it never has a gradient.
+    """
+    for name, parameter in model.base_model.named_parameters():
+        parameter.requires_grad_(name.startswith("language_model.") or (vision and not _unreached(model.config, name)))
+
+
+def _unreached(config: Any, name: str) -> bool:
+    layers = getattr(config, "vision_feature_layer", None)
+    if not name.startswith("vision_tower.") or layers is None:
+        return False
+    if "post_layernorm" in name or name.startswith("vision_tower.head."):
+        return True
+    count = config.vision_config.num_hidden_layers
+    # hidden_states[0] is what goes into the first layer.
+    last = max(
+        layer if layer >= 0 else count + 1 + layer for layer in ([layers] if isinstance(layers, int) else layers)
+    )
+    parts = name.split(".layers.")
+    return len(parts) == 2 and int(parts[1].split(".")[0]) >= last
+
+
+def check_device(recipe: Recipe) -> str:
+    """Where the update of this process will run, and what it needs there, in words; empty where a launcher decides.
+
+    One process trains on one device: the first that it sees. `CUDA_VISIBLE_DEVICES` chooses another.
+
+    Raises:
+        PreconditionFailed: UPDATE_NEEDS_MEMORY where a full update can't fit the device, BFLOAT16_UNSUPPORTED where it
+            does not know the number type.
+    """
+    if recipe.dpo.launch:
+        return ""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    words = "the update runs on the CPU"
+    if cuda:
+        words = f"the update runs on {torch.cuda.get_device_name(0)}"
+        if torch.cuda.device_count() > 1:
+            words += f", the first of {torch.cuda.device_count()}; dpo.launch uses more"
+        if recipe.dpo.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
+            raise PreconditionFailed(f"{words}, which has no bfloat16: set dpo.dtype", reason="BFLOAT16_UNSUPPORTED")
+    if recipe.dpo.train == "full":
+        needed = full_memory(recipe)
+        words += f"; it needs {needed}"
+        if cuda and needed.peak > (room := torch.cuda.get_device_properties(0).total_memory):
+            raise PreconditionFailed(
+                f"{words}, and the device has {room / 2**30:.2f} GiB. Train a LoRA (dpo.train=lora), or shard "
+                "the model over several devices by dpo.launch",
+                reason="UPDATE_NEEDS_MEMORY",
+            )
+    logger.info("%s", words)
+    return words
+
+
+def pin(arguments: Any) -> None:
+    """Have one process train on one device. Else transformers spreads its batches over all that it sees (DataParallel),
+    which TRL refuses after everything is loaded."""
+    if arguments.n_gpu > 1:
+        arguments._n_gpu = 1

@@ -1,0 +1,68 @@
+"""Names of the losses, and what can't be meant by them: known without torch, so that a recipe is refused at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Final
+
+TRL: Final = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+POVID: Final = ("povid_paper", "povid_code")
+NAMES: Final = TRL + POVID
+# Functions of the difference between both sides' rewards: a margin per pair means something there.
+_WITH_MARGIN: Final = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "povid_code"}
+# They sort the batch: a weight per pair would land on another pair.
+_SORTING: Final = {"aot", "aot_unpaired"}
+# The reference's log Z only cancels in the difference of both sides (TRL refuses the others); povid_code is sigmoid.
+_WITH_DIVERGENCE: Final = {
+    "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft", "povid_code",
+}  # fmt: skip
+
+
+def loss_fault(
+    losses: Mapping[str, float],
+    *,
+    margins: bool,
+    weights: bool,
+    label_smoothing: float,
+    divergence: str = "reverse_kl",
+    wpo: bool = False,
+) -> str | None:
+    """Why these losses can't be trained on together, or None.
+
+    Args:
+        margins, weights: whether pairs have a margin or a weight that counts.
+        divergence: dpo.f_divergence.
+        wpo: whether WPO's weights multiply them.
+    """
+    names = set(losses)
+
+    def unfit(known: Collection[str]) -> str:
+        return ", ".join(sorted(names - set(known)))
+
+    if not losses or names - set(NAMES):
+        return f"dpo.loss names {unfit(NAMES) or 'nothing'}; known are {', '.join(NAMES)}"
+    wrong = [f"{name}: {weight}" for name, weight in losses.items() if not math.isfinite(weight) or weight < 0]
+    if wrong or not any(losses.values()):
+        return f"dpo.loss has weights that train nothing ({', '.join(wrong) or 'all are 0'}); give numbers over 0"
+    if margins and unfit(_WITH_MARGIN | {"sft"}):
+        return (
+            f"dpo.margin_scale works with {', '.join(sorted(_WITH_MARGIN))}, not with {unfit(_WITH_MARGIN | {'sft'})}"
+        )
+    if weights and names & _SORTING:
+        return "the losses aot and aot_unpaired sort the batch; leave out the pairs' `weight` column"
+    if wpo and names & {*_SORTING, "sft"}:
+        return "dpo.wpo weights each pair, and the losses aot, aot_unpaired and sft have no value for each"
+    if divergence != "reverse_kl" and unfit(_WITH_DIVERGENCE):
+        return (
+            f"dpo.f_divergence={divergence} works with {', '.join(sorted(_WITH_DIVERGENCE))}, "
+            f"not with {unfit(_WITH_DIVERGENCE)}"
+        )
+    if "exo_pair" in names and label_smoothing == 0.0:
+        return "the loss exo_pair needs dpo.label_smoothing > 0; its paper takes 1e-3"
+    if len(names & set(POVID)) == 2:
+        return "dpo.loss has both povid_paper and povid_code, which need the image of y_n to be different; take one"
+    return None

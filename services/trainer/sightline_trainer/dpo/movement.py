@@ -1,0 +1,150 @@
+"""Movement: what an update changed, and the refusal of one that changed nothing.
+
+An update can end with a normal loss and leave the policy as it was: weights of a number type too short for the learning
+rate, a rate of 0, a saturated loss whose gradient is exactly 0, a tensor that no loss reaches. So the weights after are
+held against those before, among the elements that ever had a gradient.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from sightline.errors import InternalError, PreconditionFailed
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from sightline_trainer.dpo.trainer import FastDPOTrainer
+
+logger = logging.getLogger(__name__)
+
+LEAST_CHANGED = 0.5
+"""Least share of the elements with a gradient that an update must change; bfloat16 weights at 5e-6 changed 0.02."""
+_NAMED = 3  # tensors that an error names
+_FLAT_LOSSES = {"hinge"}  # their gradient is 0 where the margin is won
+
+
+class Movement(TrainerCallback):
+    """Keeps the weights that training begins with, notes which tensors get a gradient, and compares at the end.
+
+    The copy is kept in main memory, 4 bytes for each trained float32 number; each process looks at its own shard.
+    """
+
+    def __init__(self, trainer: FastDPOTrainer) -> None:
+        self.trainer = trainer
+        self.flat_steps = 0
+        self._before: dict[str, Tensor] = {}
+        self._waiting: dict[str, nn.Parameter] = {}
+        self._owed: set[str] = set()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._waiting = {
+            name: parameter for name, parameter in self.trainer.model.named_parameters() if parameter.requires_grad
+        }
+        self._before = {name: _local(each).detach().to("cpu", copy=True) for name, each in self._waiting.items()}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Strikes off the tensors whose gradient is not 0. After a step or two there is nothing left to look at."""
+        for name, parameter in list(self._waiting.items()):
+            if parameter.grad is not None and bool(_local(parameter.grad).any()):
+                del self._waiting[name]
+            elif "lora_A" not in name or bool(_local(self._partner(name)).any()):
+                self._owed.add(name)  # an A gets none while its B is 0, as in a new adapter's first step
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        """Stops at a gradient of exactly 0, where the loss has none by right.
+
+        Raises:
+            InternalError: GRADIENT_IS_ZERO.
+        """
+        if (logs or {}).get("grad_norm", 1.0) == 0.0:
+            self.flat_steps += 1
+            if not set(self.trainer.losses) <= _FLAT_LOSSES:
+                raise InternalError(
+                    f"the gradient of step {state.global_step} is exactly 0: the loss is saturated, or both sides of "
+                    "the pairs are the same. Nothing is published. Lower dpo.learning_rate, or look at the pairs",
+                    reason="GRADIENT_IS_ZERO",
+                )
+
+    def _partner(self, name: str) -> Tensor:
+        found: Tensor = self.trainer.model.get_parameter(name.replace("lora_A", "lora_B"))
+        return found
+
+    def measure(self) -> dict[str, float]:
+        """`changed_tensors` and `changed_elements`, shares among those that ever had a gradient, and `update_norm`, the
+        length of the whole change (L2). Every process calls.
+
+        Raises:
+            PreconditionFailed: trained tensors never had a gradient (TENSORS_WITHOUT_GRADIENT), or fewer than half of
+                the elements that had one changed (UPDATE_CHANGED_NOTHING).
+        """
+        names = list(self._before)
+        counts = torch.zeros(
+            len(names), 5, dtype=torch.float64
+        )  # seen, owed, elements with a gradient, changed, square
+        state = self.trainer.optimizer.state
+        for row, (name, parameter) in enumerate(self._named(names)):
+            before, after = self._before[name], _local(parameter).detach().to("cpu")
+            touched = _touched(state.get(parameter, {}), after)
+            different = before != after
+            moved = torch.linalg.vector_norm((after.double() - before.double()).flatten()).item()
+            counts[row] = torch.tensor(
+                [
+                    float(name not in self._waiting),
+                    float(name in self._owed),
+                    float(touched.sum()),
+                    float((different & touched).sum()),
+                    moved**2,
+                ]
+            )
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:
+            counts = accelerator.reduce(counts.to(accelerator.device, torch.float32), reduction="sum").double().cpu()
+            if not self.trainer.is_fsdp_enabled:
+                counts /= accelerator.num_processes  # every process has all of it
+        seen, owed, elements, changed, squares = counts.unbind(dim=1)
+        had = seen > 0
+        never = [name for name, ever, due in zip(names, had, owed > 0, strict=True) if due and not ever]
+        if never:
+            raise PreconditionFailed(
+                f"{len(never)} of {len(names)} trained tensors never had a gradient, such as "
+                f"{', '.join(never[:_NAMED])}: no loss reaches them. Nothing is published. Leave them out of "
+                "dpo.lora.target_modules (or set dpo.train_vision=false)",
+                reason="TENSORS_WITHOUT_GRADIENT",
+            )
+        figures = {
+            "changed_tensors": (((changed > 0) & had).sum() / had.sum().clamp(min=1)).item(),
+            "changed_elements": (changed.sum() / elements.sum().clamp(min=1.0)).item(),
+            "update_norm": squares.sum().sqrt().item(),
+            "zero_gradient_steps": float(self.flat_steps),
+        }
+        if not figures["changed_elements"] >= LEAST_CHANGED or not figures["update_norm"] > 0.0:
+            raise PreconditionFailed(
+                f"the update changed {figures['changed_elements']:.1%} of the elements that had a gradient (at least "
+                f"{LEAST_CHANGED:.0%}), by {figures['update_norm']:.3g} in all: it taught nothing, and nothing is "
+                "published. Raise dpo.learning_rate; with one step, dpo.warmup_ratio=0",
+                reason="UPDATE_CHANGED_NOTHING",
+            )
+        logger.info(
+            "update: %.1f %% of the elements with a gradient changed, by %.3g in all",
+            100 * figures["changed_elements"],
+            figures["update_norm"],
+        )
+        return figures
+
+    def _named(self, names: list[str]) -> list[tuple[str, nn.Parameter]]:
+        parameters = dict(self.trainer.model.named_parameters())
+        return [(name, parameters[name]) for name in names]
+
+
+def _touched(state: dict[str, Any], like: Tensor) -> Tensor:
+    """Which elements ever had a gradient: where AdamW's second moment is not 0. It starts at 0 and never comes back."""
+    moment = state.get("exp_avg_sq")
+    return torch.zeros_like(like, dtype=torch.bool) if moment is None else _local(moment).cpu() != 0
+
+
+def _local(tensor: Any) -> Tensor:
+    """This process' part of a tensor that FSDP shards; else the tensor."""
+    mine: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return mine

@@ -1,0 +1,35 @@
+"""Divergence: how far a policy has gone from the base model, as a KL on its own samples.
+
+    KL(policy || base) = sum over tokens of E_policy[r - 1 - log r],     r = base / policy of the token that was sampled
+
+which is Schulman's estimator k3 ("Approximating KL Divergence", 2020), as in GRPO (Shao et al. 2024, arXiv 2402.03300):
+each term is at least 0, its mean over what the policy itself wrote is the KL (by the chain rule, the sum over a
+response is that of responses), and it varies less than -log r, whose mean over finite samples may be negative. Over
+texts that another policy wrote neither is a KL: the pairs of an update are such texts, and their mean log-ratio
+(`logratio_to_reference` of an update) is often negative.
+
+A response that is cut off at the most tokens adds its tokens up to there. What is sampled must be the policy itself:
+temperature 1 and no nucleus.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from sightline.sampler import Capabilities
+
+MOST_NATS = 50.0
+"""A token's log-ratio is bounded by this, so that one token that a side rules out makes no infinite mean."""
+
+
+def k3(policy: Sequence[float], base: Sequence[float]) -> float:
+    """The sum of r - 1 - log r over a response's tokens, in nats, from their log-probs."""
+    ratios = (max(-MOST_NATS, min(there - here, MOST_NATS)) for here, there in zip(policy, base, strict=True))
+    return sum(math.expm1(ratio) - ratio for ratio in ratios)
+
+
+def measurable(capabilities: Capabilities, *, temperature: float, top_p: float) -> bool:
+    """Whether samples are the policy's own, and the engine can say what the base model thinks of them while another
+    policy answers."""
+    return capabilities.scores and capabilities.multi_version and temperature == 1.0 and top_p == 1.0

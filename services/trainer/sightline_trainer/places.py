@@ -1,0 +1,82 @@
+"""Places: the paths that a recipe names, in a form that holds wherever its run lies and from wherever it is read.
+
+In a run's recipe.yaml a path inside of the run is `run:data/align` (relative to the run), one outside of it is
+absolute. What is no path here, such as a name on a hub, stays as it is.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+RUN = "run:"
+_KEYS = (("model",), ("data", "train"), ("data", "test"), ("reward", "source"), ("reward", "pretrained"))
+_SCHEMES = ("llava", "datasets", "local-dir")
+
+
+def located(tree: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The tree of a recipe with `run:` paths as paths below `root`, the run's directory."""
+    return _mapped(tree, lambda place: str(root / place.removeprefix(RUN)) if place.startswith(RUN) else place)
+
+
+def portable(tree: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The tree of a recipe as it is written into the run's directory `root`."""
+
+    def carried(place: str) -> str:
+        path = Path(place).expanduser()
+        if place.startswith(RUN) or not path.exists():
+            return place
+        if path.resolve().is_relative_to(root.resolve()):
+            return RUN + str(path.resolve().relative_to(root.resolve()))
+        return os.path.abspath(path)
+
+    return _mapped(tree, carried)
+
+
+def canonical(tree: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The tree with one spelling for each path, to compare recipes by."""
+
+    def real(place: str) -> str:
+        path = Path(place).expanduser()
+        return str(path.resolve()) if path.exists() else place
+
+    return _mapped(located(tree, root), real)
+
+
+def _mapped(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    tree = {key: dict(value) if isinstance(value, dict) else value for key, value in tree.items()}
+    for *sections, key in _KEYS:
+        holder = tree
+        for section in sections:
+            holder = holder.get(section) or {}
+        value = holder.get(key)
+        if isinstance(value, str) and value and _is_place((*sections, key), value):
+            holder[key] = _changed(value, change)
+    launch = (tree.get("dpo") or {}).get("launch")
+    if isinstance(launch, list):  # files that a launcher is given, such as recipes/accelerate/fsdp.yaml
+        tree["dpo"]["launch"] = [change(word) if os.sep in str(word) else word for word in launch]
+    return tree
+
+
+def _is_place(keys: tuple[str, ...], value: str) -> bool:
+    """Names of open_clip's models and tags are none, even where a file here is called so."""
+    if keys == ("reward", "source"):
+        return value.startswith("local-dir:")
+    return keys != ("reward", "pretrained") or os.sep in value
+
+
+def _changed(reference: str, change: Callable[[str], str]) -> str:
+    scheme, colon, rest = reference.partition(":")
+    if not colon or scheme not in _SCHEMES:
+        scheme, colon, rest = "", "", reference
+    place, mark, query = rest.partition("?")
+    query = re.sub(
+        r"(?<![^&])images=([^&]*)",
+        lambda found: f"images={quote(change(unquote(found[1].replace('+', ' '))), safe='/:')}",
+        query,
+    )
+    return f"{scheme}{colon}{change(place)}{mark}{query}"

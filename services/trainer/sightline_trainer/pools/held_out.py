@@ -1,0 +1,59 @@
+"""Held out: what is evaluated on must not be trained on, under whatever id it stands."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from sightline.errors import PreconditionFailed
+
+from sightline_trainer.records.prompt import Prompt
+
+
+def hold_out(train: Iterable[Prompt], test: Iterable[Prompt]) -> None:
+    """See that no picture of `test` stands in `train`: pictures are compared by their files' bytes, and only where
+    their sizes are equal, so that large datasets are not read for it.
+
+    Raises:
+        PreconditionFailed: some do; says how many, with how many the text is the same too, and one of each side.
+    """
+    held: dict[int, list[Prompt]] = {}
+    for prompt in test:
+        held.setdefault(_size(prompt.image), []).append(prompt)
+    held.pop(-1, None)  # what is not there is told, and dropped, when it is drawn
+    digests: dict[Path, str] = {}
+    known = {size: {_digest(prompt.image, digests): prompt for prompt in prompts} for size, prompts in held.items()}
+    texts = {(_digest(prompt.image, digests), prompt.prompt) for prompts in held.values() for prompt in prompts}
+    found: dict[str, tuple[Prompt, Prompt]] = {}
+    same_text = set()
+    for prompt in train:
+        of_this_size = known.get(_size(prompt.image))
+        if of_this_size is None:
+            continue
+        digest = _digest(prompt.image, digests)
+        if digest in of_this_size:
+            found.setdefault(digest, (prompt, of_this_size[digest]))
+            if (digest, prompt.prompt) in texts:
+                same_text.add(digest)
+    if found:
+        one, other = next(iter(found.values()))
+        raise PreconditionFailed(
+            f"train and test share {len(found)} pictures ({len(same_text)} with the same text), such as {one.id} of "
+            f"train and {other.id} of test; evaluation must be held out",
+            reason="TEST_LEAKS",
+        )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
+
+
+def _digest(path: Path, known: dict[Path, str]) -> str:
+    if path not in known:
+        with path.open("rb") as file:
+            known[path] = hashlib.file_digest(file, "sha256").hexdigest()
+    return known[path]

@@ -1,0 +1,112 @@
+"""Models of the shapes that count, made on the device with random weights: no file of 14 GB is written or read.
+
+The speed of a model does not depend on what it has learned. Heads are scaled so that a distribution has some 3 nats of
+entropy at any width, and ends are never sampled: each candidate has as many tokens as are asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import llava
+import torch
+from sightline_sampler.engines.local import attention
+from sightline_sampler.engines.local.model import BaseModel
+from sightline_sampler.engines.local.prompts import Prepared
+from transformers import (
+    AutoModelForImageTextToText,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    Qwen2_5_VLConfig,
+)
+
+VOCABULARY = llava.VOCABULARY
+IMAGE_TOKENS = 576
+
+
+def llava_config(*, dry: bool, layers: int | None = None) -> LlavaConfig:
+    """LLaVA-1.5-7B's shape; dry, a tiny one with as many image tokens. `layers` of both towers."""
+    vision = CLIPVisionConfig(
+        image_size=336, patch_size=14, hidden_size=64 if dry else 1024, intermediate_size=128 if dry else 4096,
+        num_hidden_layers=layers or (2 if dry else 24), num_attention_heads=2 if dry else 16,
+    )  # fmt: skip
+    text = LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=64 if dry else 4096, intermediate_size=128 if dry else 11008,
+        num_hidden_layers=layers or (2 if dry else 32), num_attention_heads=2 if dry else 32,
+        num_key_value_heads=2 if dry else 32, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    return LlavaConfig(
+        vision_config=vision, text_config=text, image_token_id=3, vision_feature_layer=-2, image_seq_length=IMAGE_TOKENS
+    )
+
+
+def qwen_config(*, dry: bool, layers: int | None = None) -> Qwen2_5_VLConfig:
+    """Qwen2.5-VL-7B's shape; dry, a tiny one."""
+    head = 16 if dry else 128
+    text = {
+        "vocab_size": 1000 if dry else 152064, "hidden_size": 64 if dry else 3584,
+        "intermediate_size": 128 if dry else 18944, "num_hidden_layers": layers or (2 if dry else 28),
+        "num_attention_heads": 4 if dry else 28, "num_key_value_heads": 2 if dry else 4,
+        "max_position_embeddings": 32768, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [head // 8, 3 * head // 16, 3 * head // 16],
+                            "rope_theta": 1e6},
+    }  # fmt: skip
+    vision = {
+        "depth": layers or (2 if dry else 32), "hidden_size": 32 if dry else 1280,
+        "out_hidden_size": 64 if dry else 3584, "num_heads": 2 if dry else 16,
+        "intermediate_size": 64 if dry else 3420, "patch_size": 14, "window_size": 112,
+        "fullatt_block_indexes": [1] if dry or layers else [7, 15, 23, 31],
+    }  # fmt: skip
+    return Qwen2_5_VLConfig(
+        text_config=text, vision_config=vision, image_token_id=3, video_token_id=4, vision_start_token_id=5,
+        vision_end_token_id=6,
+    )  # fmt: skip
+
+
+def build(config: Any, device: str, dtype: torch.dtype, *, seed: int = 0) -> Any:
+    """A model with random weights, on the device."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        head = model.get_output_embeddings().weight
+        head.normal_(0, 4 / head.shape[1] ** 0.5)
+        head[config.get_text_config().eos_token_id] = 0.0
+    return model.eval().requires_grad_(False)
+
+
+def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseModel:
+    """A model as the sampler's engine has it."""
+    device = next(model.parameters()).device
+    attention.register(device)
+    model.set_attn_implementation(attention.NAME)
+    text = model.config.get_text_config()
+    never = sorted({0, 1, 2, *range(3, 7)})  # the ends too: every candidate is as long as is asked for
+    return BaseModel(
+        model=model, processor=processor or SimpleNamespace(tokenizer=None), directory=directory, digest="0" * 64,
+        device=device, dtype=model.dtype, eos_ids=frozenset({2}),
+        suppressed=torch.tensor(never, device=device), placeholders=frozenset({3}), vocabulary=text.vocab_size,
+        window=4096, text_prefix="model.language_model", keeps_logits=True,
+    )  # fmt: skip
+
+
+def prompt(model: Any, number: int, length: int = 617) -> Prepared:
+    """A prompt of `length` tokens: for LLaVA 576 of them an image's, for others text alone."""
+    generator = torch.Generator().manual_seed(number)
+    config = model.config
+    ids = torch.randint(100, config.get_text_config().vocab_size, (length,), generator=generator)
+    if config.model_type != "llava":
+        return Prepared(ids, "", {}, {}, "")
+    ids[5 : 5 + IMAGE_TOKENS] = 3
+    pixels = torch.randn((1, 3, 336, 336), generator=generator)
+    return Prepared(ids, "", {}, {"pixel_values": pixels}, f"image-{number}")
+
+
+def linear_parameters(model: Any) -> int:
+    """Parameters of the language model's layers: what a token is multiplied with, the head left out."""
+    layers = model.get_decoder().layers if hasattr(model, "get_decoder") else model.model.language_model.layers
+    return sum(p.numel() for name, p in layers.named_parameters() if p.dim() == 2 and "lora" not in name)

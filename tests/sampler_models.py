@@ -157,10 +157,11 @@ class Running:
 
 @contextlib.contextmanager
 def running(model: Path, **sections: Any) -> Iterator[Running]:
-    """The service on loopback, in a thread of its own."""
+    """The service on loopback, in a thread of its own. Policies need no probes, unless a test says otherwise."""
     engine = {"model": str(model), "threads": 1, **sections.pop("engine", {})}
     server = {"drain_seconds": 2, "notice_seconds": 0, **sections.pop("server", {})}
-    settings = SamplerSettings.model_validate({"server": server, "engine": engine, **sections})
+    policies = {"gate": {"required": False}, **sections.pop("policies", {})}
+    settings = SamplerSettings.model_validate({"server": server, "engine": engine, "policies": policies, **sections})
     service, ready, failed = SamplerService(settings), threading.Event(), list[BaseException]()
     found: list[Addresses] = []
     loop = asyncio.new_event_loop()

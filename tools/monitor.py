@@ -96,7 +96,7 @@ class Secrets:
             yield scorer_pb2_grpc.ScorerServiceStub(channel)
 
 
-def start(processes: Processes, secrets: Secrets, runs: Path) -> dict[str, Addresses]:
+def start(processes: Processes, secrets: Secrets, runs: Path, data: Path) -> dict[str, Addresses]:
     """All three services."""
     quiet = {"OMP_NUM_THREADS": "1"}
     weights = ROOT / "playground/weights"
@@ -106,7 +106,7 @@ def start(processes: Processes, secrets: Secrets, runs: Path) -> dict[str, Addre
     processes.start("sampler", [*flags, f"engine.model={weights / 'llava'}", "engine.threads=1"], environment=quiet)
     at = {name: processes.wait(name, seconds=START_SECONDS) for name in ("scorer", "sampler")}
     known = [f"connections.{name}={secrets.connection(at[name].grpc)}" for name in ("scorer", "sampler")]
-    processes.start("trainer", [*flags, f"runs={runs}", *known], environment=quiet)
+    processes.start("trainer", [*flags, f"runs={runs}", f"data_roots=[{data}]", *known], environment=quiet)
     return at | {"trainer": processes.wait("trainer", seconds=START_SECONDS)}
 
 
@@ -243,7 +243,7 @@ def _main(root: Path, console: Console) -> int:
     secrets = Secrets(root)
     with Processes(root / "services") as processes:
         console.print("starting scorer, sampler and trainer with mTLS and tokens, and Prometheus")
-        at = start(processes, secrets, root / "runs")
+        at = start(processes, secrets, root / "runs", root / "data")
         targets = {
             at[name].metrics: {"namespace": "monitor", "release": "demo", "component": name, "pod": f"{name}-0"}
             for name in SERVICES

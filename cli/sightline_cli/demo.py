@@ -6,12 +6,14 @@ Starts scorer (with Triton), sampler and trainer as separate processes on loopba
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
 import yaml
 from rich.console import Console
 from sightline.errors import AlreadyExists, InternalError, NotFound
+from sightline_trainer.pools.dataset_name import directories
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.processes import Processes
@@ -43,9 +45,12 @@ def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
         quiet = {"OMP_NUM_THREADS": "1"}
         for name, flags in local_services(with_values(recipe, sampling={"address": None})).items():
             processes.start(name, flags, environment=quiet)
-        processes.start("trainer", [f"runs={directory.parent}", "resume=false"])
         recipe = with_data(recipe, directory / "data")
-        addresses = {name: processes.wait(name) for name in ("scorer", "sampler", "trainer")}
+        addresses = {name: processes.wait(name) for name in ("scorer", "sampler")}
+        known = [f"connections.{name}.address={at.grpc}" for name, at in addresses.items()]
+        roots = json.dumps([str(one) for data in (recipe.data.train, recipe.data.test) for one in directories(data)])
+        processes.start("trainer", [f"runs={directory.parent}", "resume=false", f"data_roots={roots}", *known])
+        addresses["trainer"] = processes.wait("trainer")
         for name, at in addresses.items():
             console.print(f"  {name:8} gRPC {at.grpc}  health {at.health}  metrics http://{at.metrics}/metrics")
         recipe = with_values(

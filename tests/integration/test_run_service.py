@@ -21,10 +21,16 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Iterator[tuple[Processes, Addresses]]:
+def trainer(tmp_path: Path, services: Services, playground: Path) -> Iterator[tuple[Processes, Addresses]]:
     with Processes(tmp_path / "trainer") as processes:
-        processes.start("trainer", [f"runs={tmp_path / 'runs'}", "recipes=recipes", "page_size=2"])
+        known = allowing(services, playground)
+        processes.start("trainer", [f"runs={tmp_path / 'runs'}", "recipes=recipes", "page_size=2", *known])
         yield processes, processes.wait("trainer")
+
+
+def allowing(services: Services, playground: Path) -> list[str]:
+    """Settings by which a trainer may do what `recipe` says."""
+    return [f"addresses=['{services.scorer}', '{services.sampler}']", f"data_roots=[{playground}]"]
 
 
 def recipe(services: Services, playground: Path, **values: Any) -> str:
@@ -99,7 +105,7 @@ def test_a_killed_trainer_comes_back_to_its_run(
                 break
     os.kill(json.loads((tmp_path / "trainer/trainer.json").read_text())["pid"], signal.SIGKILL)
     processes.wait_end("trainer")
-    processes.start("trainer", [f"runs={tmp_path / 'runs'}"])
+    processes.start("trainer", [f"runs={tmp_path / 'runs'}", *allowing(services, playground)])
     with RunClient(processes.wait("trainer").grpc) as client:
         assert [event.stage for event in client.watch(run.id)][-1] == "end"
         assert client.get(run.id).state == "succeeded"

@@ -51,7 +51,7 @@ class Engine:
 
 
 def registry(engine: Any, *versions: int, **settings: Any) -> PolicyRegistry:
-    made = PolicyRegistry(engine, PolicySettings(**settings), Traffic(1))
+    made = PolicyRegistry(engine, PolicySettings.model_validate({"gate": {"required": False}} | settings), Traffic(1))
     made._loaded.start(info(0))
     for version in versions:
         made._loaded.add(Entry(info(version)))

@@ -4,7 +4,6 @@ import asyncio
 import hashlib
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +13,7 @@ from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.cache import EmbeddingTable
 from sightline_scorer.embed_request import EmbedRequests
 from sightline_scorer.embedder import Embedder
+from sightline_scorer.fair_pool import FairPool
 from sightline_scorer.formulas import Scale
 from sightline_scorer.models import ModelRegistry, ServedModel
 from sightline_scorer.score_request import Scoring
@@ -64,7 +64,7 @@ def test_the_event_loop_tokenises_only_what_is_short(request_: Any, elsewhere: b
     scale = Scale("m", 1, 0, False, None)
     anything: Any = None
 
-    async def answer(pool: ThreadPoolExecutor) -> Any:
+    async def answer(pool: FairPool) -> Any:
         served = ServedModel(
             card,
             pb.ModelInfo(name="m"),
@@ -83,8 +83,9 @@ def test_the_event_loop_tokenises_only_what_is_short(request_: Any, elsewhere: b
         request_.image.content = IMAGE
         return await Scoring(models, embedder, limits).score(request_)
 
-    with ThreadPoolExecutor(1) as pool:
-        found = asyncio.run(answer(pool))
+    pool = FairPool(1, "tokenise")
+    found = asyncio.run(answer(pool))
+    pool.shutdown()
     rows = found.scores if isinstance(request_, pb.ScoreRequest) else found.texts
     assert len(rows) == len(request_.texts)
     assert (threading.get_ident() not in tokenizer.threads) == elsewhere

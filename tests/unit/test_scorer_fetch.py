@@ -215,6 +215,33 @@ def test_special_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
 
 
+@pytest.mark.field
+@pytest.mark.parametrize(
+    "address",
+    [
+        *(
+            "fec0::1",
+            "feff::1",
+            "::10.0.0.1",
+            "::8.8.8.8",
+            "::ffff:0:10.0.0.1",
+            "64:ff9b:1::10.0.0.1",
+            "fe80::5efe:8.8.8.8",
+        ),
+        *("2002:0a00:0001::1", "64:ff9b::10.0.0.1", "192.0.0.8", "192.88.99.1", "3fff::1", "5f00::1", "100::1"),
+    ],
+)
+def test_addresses_of_a_house_are_not_public_however_they_are_written(address: str) -> None:
+    assert not is_public(address)
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("path", ["a%00.png", "%00", "a%ff.png", "a" * 3000, "%2e%2e/%2e%2e/etc/passwd"])
+def test_a_path_that_no_file_has_is_refused(tmp_path: Path, path: str) -> None:
+    error = refusal(f"file://{tmp_path}/{path}", directories=(tmp_path,))
+    assert isinstance(error, InvalidInput | PermissionDenied | NotFound)
+
+
 @pytest.mark.parametrize("address", ["93.184.216.34", "8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"])
 def test_public_addresses(address: str) -> None:
     assert is_public(address)

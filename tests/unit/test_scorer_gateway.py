@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ from chassis_certificates import Authority, put
 from scorer_gateways import Gateway
 from scorer_scripted import Scripted, scripted
 
-PICTURE = b"picture" * 1000
+PICTURE = b"\x89PNG\r\n\x1a\n" + b"picture" * 1000
 IMAGE = {"base64": base64.b64encode(PICTURE).decode()}
 LABEL = f"data:image/jpeg;base64,{IMAGE['base64']}"
 
@@ -245,3 +246,136 @@ def test_unusable_settings_end_it_with_one_line(settings: list[str], code: int, 
     assert done.returncode == code
     assert told in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def hasty(there: tuple[Scripted, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway with little patience, for few at a time."""
+    found = Gateway(
+        tmp_path_factory.mktemp("hasty"),
+        there[1],
+        "http.max_requests=4",
+        "http.header_seconds=1",
+        "http.body_seconds=3",
+        "http.idle_seconds=1",
+    )
+    yield found
+    assert found.stop() == 0
+
+
+def connected(gateway: Gateway) -> socket.socket:
+    return socket.create_connection((gateway.http.base_url.host, gateway.http.base_url.port or 80), timeout=60)
+
+
+HEAD = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n"
+
+
+@pytest.mark.field
+def test_half_sent_bodies_take_nobodys_place_and_end(hasty: Gateway) -> None:
+    halves = [connected(hasty) for _ in range(20)]
+    for half in halves:
+        half.sendall(HEAD + b'{"image"')
+    answer = hasty.post("/v1/score", {"image": IMAGE, "texts": ["ok 3"]})
+    assert answer.status_code == 200
+    for half in halves:
+        told = b""
+        while b"BODY_TOO_SLOW" not in told and (part := half.recv(10_000)):
+            told += part
+        assert b" 408 " in told
+        assert b"BODY_TOO_SLOW" in told
+        half.close()
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("sent", [b"", b"POST /v1/score HT", b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: "])
+def test_a_connection_without_whole_headers_ends(hasty: Gateway, sent: bytes) -> None:
+    with connected(hasty) as half:
+        half.sendall(sent)
+        assert half.recv(10) == b""
+
+
+@pytest.mark.field
+def test_a_connection_that_is_kept_for_nothing_ends(hasty: Gateway) -> None:
+    with connected(hasty) as kept:
+        kept.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b" 200 " in kept.recv(100)
+        kept.sendall(b"GET /hea")  # the next one's headers never end
+        while kept.recv(100_000):
+            pass
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("headers", "content", "status", "reason", "told"),
+    [
+        (
+            {"content-type": "multipart/form-data; boundary=x"},
+            b"--x\r\n\r\n" + PICTURE,
+            415,
+            "CONTENT_TYPE",
+            "not a form",
+        ),
+        ({"content-type": "text/html"}, b"<html>", 415, "CONTENT_TYPE", "the image file itself"),
+        ({"content-type": "image/png"}, b"<html>", 400, "IMAGE_UNREADABLE", "3c 68 74 6d"),
+        ({}, base64.b64encode(PICTURE), 400, "IMAGE_UNREADABLE", "not base64"),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"a=b", 400, "IMAGE_UNREADABLE", "no JPEG"),
+    ],
+)
+def test_what_is_no_image_is_not_stored(
+    gateway: Gateway, headers: dict[str, str], content: bytes, status: int, reason: str, told: str
+) -> None:
+    answer = gateway.http.post("/v1/images", content=content, headers=headers)
+    assert answer.status_code == status
+    assert answer.json()["error"]["reason"] == reason
+    assert told in answer.json()["error"]["message"]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("kind", [None, "text/plain", "application/x-www-form-urlencoded"])
+@pytest.mark.parametrize("path", ["/v1/score", "/v1/score_many", "/get_reward"])
+def test_a_json_body_that_is_not_called_so_is_told_so(gateway: Gateway, path: str, kind: str | None) -> None:
+    body = json.dumps({"image": IMAGE, "texts": ["ok 3"]}).encode()
+    headers = {} if kind is None else {"content-type": kind}
+    answer = gateway.http.post(path, content=body, headers=headers)
+    assert answer.status_code == 415
+    assert answer.json()["error"]["reason"] == "CONTENT_TYPE"
+    assert "application/json" in answer.json()["error"]["message"]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    "text",
+    [
+        base64.encodebytes(PICTURE).decode(),
+        IMAGE["base64"] + "\r\n",
+        f"data:image/png;base64,{IMAGE['base64']}",
+        f"data:image/png;charset=utf-8;base64,{IMAGE['base64']}",
+        f"data:image/png;name=a%20b.png;x=1;base64,\n{base64.encodebytes(PICTURE).decode()}",
+        f"DATA:image/PNG;Base64,{IMAGE['base64']}",
+        f"data:;base64,{IMAGE['base64']}",
+    ],
+)
+def test_base64_is_decoded_however_it_is_wrapped(gateway: Gateway, text: str) -> None:
+    answer = gateway.post("/v1/score", {"image": {"base64": text}, "texts": ["ok 3"]})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["image_sha256"] == hashlib.sha256(PICTURE).hexdigest()
+    if text.lower().startswith("data:"):
+        rows = {"query": ["p ok 2"], "prompts": ["p"], "labels": [text]}
+        assert gateway.post("/get_reward", rows).json()["rewards"] == [2.0]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("data:image/png,abc", "DATA_URI_UNUSABLE"),
+        ("data:text/html;base64,aaaa", "DATA_URI_UNUSABLE"),
+        ("data:image/png;base64", "DATA_URI_UNUSABLE"),
+        ("data:" + ";a=b" * 100_000, "DATA_URI_UNUSABLE"),
+        ("a-b_", "BASE64_MALFORMED"),
+        ("abc", "BASE64_MALFORMED"),
+    ],
+)
+def test_what_is_no_base64_says_why(gateway: Gateway, text: str, reason: str) -> None:
+    answer = gateway.post("/v1/score", {"image": {"base64": text[:90_000]}, "texts": ["ok 3"]})
+    assert (answer.status_code, answer.json()["error"]["reason"]) == (400, reason)

@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from scorer_models import bomb, encoded, picture
 from sightline.errors import InvalidInput
 from sightline_chassis import images
+from sightline_scorer.centre import centre
 from sightline_scorer.preprocessing import Preprocessor
 from sightline_scorer.settings import ModelSettings, ScorerLimits
 from sightline_scorer.triton import repository
@@ -161,17 +162,41 @@ def test_the_pixel_limit_holds_before_anything_is_decoded() -> None:
     tracemalloc.stop()
 
 
-def test_a_strip_that_resizing_would_blow_up_is_refused(model: tuple[Path, ModelCard]) -> None:
+def test_of_a_strip_that_resizing_would_blow_up_the_centre_is_made(model: tuple[Path, ModelCard]) -> None:
     """open_clip resizes the short side to the model's: 4 x 2 000 000 pixels would become 64 x 32 000 000."""
     _, card = model
-    strip = encoded(Image.new("1", (2_000_000, 4)))
+    pixels = Preprocessor(card, LIMITS)(encoded(Image.new("1", (2_000_000, 4), 1)))
+    assert pixels.shape == (3, card.image_height, card.image_width)
+    assert (pixels == 255).all()
+
+
+STRIPS = [(7, 2000), (2000, 7), (300, 9), (9, 3001), (1, 400), (40, 45), (64, 2049), (33, 1500), (1600, 41)]
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
+@pytest.mark.parametrize("size", STRIPS)
+def test_the_centre_alone_is_that_of_the_whole(size: tuple[int, int], resample: Image.Resampling) -> None:
+    """To the bit, against torchvision's Resize and CenterCrop, of which open_clip's transform is made."""
+    from torchvision.transforms import CenterCrop, InterpolationMode, Resize
+
+    random = np.random.default_rng(sum(size))
+    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
+    wanted = CenterCrop(64)(Resize(64, InterpolationMode[resample.name])(image))
+    np.testing.assert_array_equal(centre(image, 64, resample), np.asarray(wanted))
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("size", [(1, 400), (7, 2000), (3000, 9), (50, 60)])
+def test_a_strips_pixels_are_open_clips(model: tuple[Path, ModelCard], size: tuple[int, int]) -> None:
+    _, card = model
+    random = np.random.default_rng(sum(size))
+    image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     preprocess = Preprocessor(card, LIMITS)
-    if card.preprocess["resize_mode"] == "squash":
-        assert preprocess(strip).shape == (3, 48, 48)
-        return
-    with pytest.raises(InvalidInput, match="crop it") as caught:
-        preprocess(strip)
-    assert caught.value.reason == "IMAGE_TOO_MANY_PIXELS"
+    wanted: Any = image
+    for step in preprocess._steps:
+        wanted = step(wanted)
+    np.testing.assert_array_equal(preprocess(encoded(image)), np.asarray(wanted).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF"])

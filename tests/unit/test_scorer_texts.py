@@ -15,7 +15,7 @@ from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.bpe import merge
 from sightline_scorer.sentences import fitting, sentences
 from sightline_scorer.settings import ScorerLimits
-from sightline_scorer.texts import Plan, check_request, check_texts, key_of, plan_request, plan_texts
+from sightline_scorer.texts import Plan, check_request, check_texts, finished, key_of, plan_request, plan_texts
 from sightline_scorer.tokens import Tokenizer
 from sightline_scorer.words import WordTokenizer, clean
 
@@ -34,7 +34,7 @@ class Rows:
     def __init__(
         self, tokenizer: Tokenizer, texts: list[str], long_text: Any = pb.LONG_TEXT_SENTENCES, limits: Any = LIMITS
     ) -> None:
-        self.plan = plan_texts(texts, tokenizer, limits, everything, reject=long_text == pb.LONG_TEXT_REJECT)
+        self.plan = finished(plan_texts(texts, tokenizer, limits, everything, reject=long_text == pb.LONG_TEXT_REJECT))
         tokens = [self.plan.tokens[number] for number in range(len(self.plan.rows))]
         self.ids = np.array([row.ids for row in tokens], np.int32)
         self.lengths = np.array([row.length for row in tokens], np.int32)
@@ -208,7 +208,7 @@ def request(**fields: Any) -> pb.ScoreRequest:
 def plan(clip: Tokenizer, **fields: Any) -> Plan:
     asked = request(**fields)
     check_request(asked, LIMITS)
-    return plan_request(asked, clip, LIMITS, everything)
+    return finished(plan_request(asked, clip, LIMITS, everything))
 
 
 def test_sentences_are_parts_where_they_are_asked_for(clip: Tokenizer) -> None:
@@ -247,7 +247,7 @@ def test_requests_that_make_no_sense(fields: dict[str, Any], reason: str) -> Non
 
 
 def test_texts_that_are_known_are_not_tokenised(clip: Tokenizer) -> None:
-    made = plan_texts(["a cat", "a dog"], clip, LIMITS, lambda keys: [1], reject=False)
+    made = finished(plan_texts(["a cat", "a dog"], clip, LIMITS, lambda keys: [1], reject=False))
     assert list(made.tokens) == [1]
     assert made.keys == [key_of("a cat"), key_of("a dog")]
     assert made.counts(np.array([4, 5])) == [4, 5]

@@ -318,13 +318,13 @@ def test_an_item_whose_preparation_fails_fails_its_requests() -> None:
 
 def test_an_image_that_a_bug_breaks_off_keeps_nobody_waiting_for_it() -> None:
     async def test() -> None:
-        def broken(_: bytes) -> Any:
+        def broken() -> Any:
             raise RuntimeError("a bug")
 
-        model: Any = SimpleNamespace(image=tower(Engine()), preprocess=SimpleNamespace(read_header=broken))
+        model: Any = SimpleNamespace(image=tower(Engine()))
         unused: Any = None
         with pytest.raises(RuntimeError, match="a bug"):
-            Embedder(unused, unused, unused).ask_image(model, ImageSource(key("a"), 1, lambda: b"a"))
+            Embedder(unused, unused, unused).ask_image(model, ImageSource(key("a"), 1, broken))
         assert model.image.unknown([key("a")]) == [0]
 
     run(test)

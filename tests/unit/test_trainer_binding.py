@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ import yaml
 from sightline.errors import DataCorrupted, PreconditionFailed
 from sightline_cli.main import app
 from sightline_trainer.binding import bound_by
+from sightline_trainer.places import located, portable
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.report.history import History
 from sightline_trainer.rollout import Rollout
@@ -175,6 +177,18 @@ def test_a_run_is_moved_and_gone_on_with_from_anywhere(tmp_path: Path, monkeypat
     again = load_recipe(moved / "recipe.yaml")  # as `sightline run RUN/recipe.yaml --run RUN` reads it
     assert again == known
     assert RunDirectory(moved).open(again) == ""
+
+
+@pytest.mark.parametrize("scheme", ["", "llava:", "datasets:"])
+def test_directories_of_images_move_with_their_run(tmp_path: Path, scheme: str) -> None:
+    root = tmp_path / "run"
+    (root / "data/images").mkdir(parents=True)
+    tree = {"data": {"train": f"{scheme}{root}/data?images={root}/data/images&split=train"}}
+    written = portable(tree, root)
+    assert written["data"]["train"] == f"{scheme}run:data?images=run:data/images&split=train"
+    elsewhere = tmp_path / "else where"
+    query = parse_qs(located(written, elsewhere)["data"]["train"].partition("?")[2])
+    assert query == {"images": [f"{elsewhere}/data/images"], "split": ["train"]}
 
 
 @pytest.mark.parametrize("name", ["run.json", "iterations/0000/evaluation.json", "iterations/0001/pairs.json"])

@@ -14,13 +14,14 @@ import pytest
 import yaml
 from sightline.errors import Cancelled, InvalidInput, NotFound, PreconditionFailed
 from sightline_trainer import run_queue as module
+from sightline_trainer.allowed import Allowed
 from sightline_trainer.events import Event, Observer
 from sightline_trainer.execute import lease, leased
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.run_queue import RunQueue
 from sightline_trainer.runs import RunDirectory
 
-TEXT = yaml.safe_dump({"name": "small", "model": "m", "data": {"train": "a", "test": "b"}})
+TEXT = yaml.safe_dump({"name": "small", "model": "m", "data": {"train": "datasets:a", "test": "datasets:b"}})
 
 HOLD = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
 
@@ -306,6 +307,7 @@ def test_a_launcher_runs_only_where_the_trainers_settings_list_it(scripted: Scri
     with pytest.raises(InvalidInput, match=r"dpo\.launch is a command") as refused:
         RunQueue(tmp_path / "runs").submit("request", None, text, [])
     assert refused.value.reason == "LAUNCHER_NOT_ALLOWED"
+    known = Allowed(launchers=[launcher])
     with pytest.raises(InvalidInput, match=r"dpo\.launch"):
-        RunQueue(tmp_path / "runs", launchers=[launcher]).submit("request", None, TEXT, ["dpo.launch=[sh, -c, x]"])
-    assert RunQueue(tmp_path / "runs", launchers=[launcher]).submit("request", None, text, []).id
+        RunQueue(tmp_path / "runs", allowed=known).submit("request", None, TEXT, ["dpo.launch=[sh, -c, x]"])
+    assert RunQueue(tmp_path / "runs", allowed=known).submit("request", None, text, []).id

@@ -13,7 +13,7 @@ from sightline.errors import InvalidInput
 from sightline.pictures import ArrayLike, Readable, Saveable
 from sightline.scorer.wire import Image, ImageDigest, ImageUri
 
-_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,", re.ASCII)
+_DATA_URI = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[^;,]{0,100}){0,10};base64,", re.ASCII | re.IGNORECASE)
 _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
 
 
@@ -45,16 +45,24 @@ def image_of(value: Any, *, files: bool = True) -> Image:
 
 
 def base64_bytes(text: str) -> bytes:
-    """The bytes of base64 text. Raises InvalidInput."""
+    """The bytes of base64 text, with line ends or white space in it or not, or of a data URI. Raises InvalidInput."""
+    if text[:5].lower() == "data:":
+        match = _DATA_URI.match(text[:2000])
+        if match is None:
+            raise InvalidInput(
+                f"the data URI {text[:60]!r} cannot be used: it must be data:image/...;base64,...",
+                reason="DATA_URI_UNUSABLE",
+            )
+        text = text[match.end() :]
     try:
-        return base64.b64decode(text, validate=True)
+        return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInput(f"the image is no base64: {error}", reason="BASE64_MALFORMED") from None
 
 
 def _of_string(text: str, files: bool) -> Image:
-    if match := _DATA_URI.match(text[:100]):
-        return base64_bytes(text[match.end() :])
+    if text[:5].lower() == "data:":
+        return base64_bytes(text)
     if match := _DIGEST.fullmatch(text):
         return ImageDigest(match[1])
     if text.startswith(("http://", "https://")):

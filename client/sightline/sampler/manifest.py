@@ -26,12 +26,15 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import errno
 import hashlib
 import json
 import os
 import re
+import stat
 import struct
 from collections.abc import Iterator, Mapping
+from io import BufferedReader
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, Literal, cast, get_args
 
@@ -55,6 +58,7 @@ FORMAT: Final = 1
 _ASIDE: Final = ".manifest.json.writing"
 _ARRIVAL_ASIDE: Final = ".arrival.json.writing"
 _OURS: Final = frozenset({MANIFEST, _ASIDE, ARRIVAL, _ARRIVAL_ASIDE})  # not of the policy
+_MOST_BYTES: Final = 64 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -156,20 +160,31 @@ def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) 
     return (root / _ARRIVAL_ASIDE).rename(root / ARRIVAL)
 
 
+def read_arrival(directory: str | os.PathLike[str]) -> Mapping[str, Any] | None:
+    """What `write_arrival` left; None where there is nothing that can be read."""
+    try:
+        report = json.loads(_plain(Path(directory) / ARRIVAL, _MOST_BYTES))
+    except (ManifestError, OSError, ValueError, RecursionError):
+        return None
+    return report if isinstance(report, dict) else None
+
+
 def read_manifest(directory: str | os.PathLike[str]) -> PolicyManifest:
     """Read the manifest without looking at the files.
 
     Raises:
-        ManifestError: MISSING_DIRECTORY, HALF_WRITTEN or BAD_MANIFEST.
+        ManifestError: MISSING_DIRECTORY, HALF_WRITTEN, BAD_MANIFEST or UNSAFE_NAME.
     """
     root = Path(directory)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # never raises, whatever the name
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     try:
-        tree = json.loads((root / MANIFEST).read_bytes())
+        tree = json.loads(_plain(root / MANIFEST, _MOST_BYTES))
     except FileNotFoundError:
         raise ManifestError("HALF_WRITTEN", MANIFEST, f"{root} has no {MANIFEST}: the policy is half-written") from None
-    except (OSError, ValueError) as error:
+    except ManifestError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:  # the last of brackets in brackets without end
         raise ManifestError("BAD_MANIFEST", MANIFEST, f"{root / MANIFEST} cannot be read: {error}") from None
     try:
         return _manifest_of(tree)
@@ -206,7 +221,7 @@ def verify(directory: str | os.PathLike[str]) -> PolicyManifest:
 
 def manifest_digest(directory: str | os.PathLike[str]) -> str:
     """SHA-256 of the manifest file, hexadecimal: with its files' digests inside, it stands for the whole policy."""
-    return _sha256(Path(directory) / MANIFEST)
+    return hashlib.sha256(_plain(Path(directory) / MANIFEST, _MOST_BYTES)).hexdigest()
 
 
 def model_digest(directory: str | os.PathLike[str]) -> str:
@@ -219,7 +234,7 @@ def model_digest(directory: str | os.PathLike[str]) -> str:
         ManifestError: no such directory, or no weights in it.
     """
     root = Path(directory)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # never raises, whatever the name
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     files = sorted(root.glob("*.safetensors")) or sorted(root.glob("*.bin"))
     if not files:
@@ -229,7 +244,7 @@ def model_digest(directory: str | os.PathLike[str]) -> str:
         name = file.name.encode()
         total.update(struct.pack("<QQ", len(name), file.stat().st_size))
         total.update(name)
-        total.update(bytes.fromhex(_sha256(file)))
+        total.update(bytes.fromhex(_sha256(file.resolve())))  # hubs keep their files as links
     return total.hexdigest()
 
 
@@ -262,7 +277,7 @@ def _manifest_of(tree: Any) -> PolicyManifest:
 
 def _names(root: Path) -> Iterator[str]:
     """Names of all files under `root`, with slashes, sorted. Links and other special files are refused."""
-    if not root.is_dir():
+    if not os.path.isdir(root):  # never raises, whatever the name
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
@@ -272,8 +287,36 @@ def _names(root: Path) -> Iterator[str]:
             yield name
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BufferedReader]:
+    """A plain file, opened so that nothing else can hold us up: a FIFO put in its place would, until it is written to.
+
+    Raises:
+        ManifestError: UNSAFE_NAME, it is a link, FIFO, device or directory.
+        OSError: it cannot be opened.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.ENXIO):
+            raise
+        raise ManifestError("UNSAFE_NAME", path.name, f"{path} is no plain file") from None
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ManifestError("UNSAFE_NAME", path.name, f"{path} is no plain file")
+        yield file
+
+
+def _plain(path: Path, most: int) -> bytes:
+    with _opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ManifestError("BAD_MANIFEST", path.name, f"{path} holds over {most} bytes")
+    return content
+
+
 def _sha256(path: Path, *, sync: bool = False) -> str:
-    with path.open("rb") as file:
+    with _opened(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if sync:
             os.fsync(file.fileno())

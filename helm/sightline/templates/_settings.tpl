@@ -97,6 +97,7 @@ http://{{ include "sightline.fullname" (dict "root" .root "component" "engine") 
 {{- define "sightline.settings.trainer" -}}
 runs: /runs
 recipes: /etc/sightline-recipes
+data_roots: [/data]
 {{- if ne .values.update.kind "pod" }}
 launchers: [[python, -m, sightline_trainer.job, /etc/sightline-job/job.yaml]]
 {{- end }}

@@ -69,7 +69,10 @@ def shape_of(model: type[Section]) -> KeyShape:
 
 
 def _default(field: Any) -> Any:
-    default = field.get_default(call_default_factory=True, validated_data={})
+    try:
+        default = field.get_default(call_default_factory=True, validated_data={})
+    except pydantic.ValidationError:  # a section that must be given, such as the gateway's scorer
+        return None
     if default is PydanticUndefined:
         return None
     # What the default's own class has by default is left out: it comes back by itself.
@@ -125,18 +128,20 @@ class Layers:
             for name, further in value.items():
                 self._lay(inner, merged, path, (str(name),), further, origin)
         else:
+            if key in tree:
+                self._forget(path)
             tree[key] = value
-            self._forget(path)
             self._record(path, value, origin)
 
     def _opened(self, shape: KeyShape, tree: dict[str, Any], path: Keys, origin: str) -> dict[str, Any]:
         """The mapping at the end of `path`, which a key leads into."""
         known = tree.get(path[-1])
         if shape.is_value or not (known is None or isinstance(known, dict | bool)):
-            raise SettingsError(f"{origin}: {path[-1]} is a value, not a section")
+            raise SettingsError(f"{origin}: {path[-1][:100]} is a value, not a section")
         if not isinstance(known, dict):  # true and false: a part that is switched on or off; who edits it, wants it
+            if path[-1] in tree:
+                self._forget(path)
             tree[path[-1]] = dict(shape.standing) if isinstance(shape.standing, Mapping) else {}
-            self._forget(path)
         return typing.cast(dict[str, Any], tree[path[-1]])
 
     def _forget(self, path: Keys) -> None:

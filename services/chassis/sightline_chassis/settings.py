@@ -13,7 +13,7 @@ from __future__ import annotations
 import difflib
 import os
 import typing
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -33,6 +33,7 @@ from sightline_chassis.sections import (
     Target,
     TlsSettings,
 )
+from sightline_chassis.yaml_text import MOST_BYTES, KeyTwice, YamlRefused, load_yaml
 
 __all__ = [
     "AdmissionSettings",
@@ -54,6 +55,11 @@ __all__ = [
 
 S = TypeVar("S", bound=Section)
 
+_MOST_LINES, _MOST_LETTERS, _ENOUGH_LETTERS = (
+    20,
+    300,
+    2000,
+)  # of a refusal: it travels in a status, which has room for little
 _SECRET_WORDS = {"token", "tokens", "secret", "secrets", "password", "passwords"}
 
 
@@ -124,20 +130,6 @@ def resolved(settings: pydantic.BaseModel) -> dict[str, Any]:
     return typing.cast(dict[str, Any], _hide(settings.model_dump(mode="json")))
 
 
-class _TwiceError(yaml.MarkedYAMLError):
-    """A key stands twice in one mapping."""
-
-
-class _Loader(yaml.SafeLoader):
-    """Refuses a key given twice, of which YAML would keep the last without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise _TwiceError(problem=f"{min(twice)} is given twice", problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
-
-
 def read_yaml(config: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; messages of errors show nothing of its content.
 
@@ -145,9 +137,15 @@ def read_yaml(config: Path) -> dict[str, Any]:
         SettingsError: it cannot be read, is no YAML, or holds no mapping.
     """
     try:
-        tree = yaml.load(config.read_text(encoding="utf-8-sig"), _Loader)  # noqa: S506 (a safe loader)
+        with config.open("rb") as file:
+            held = file.read(MOST_BYTES + 1)
+        if len(held) > MOST_BYTES:
+            raise YamlRefused(f"holds over {MOST_BYTES} bytes")
+        tree = load_yaml(held.decode("utf-8-sig"))
     except OSError as error:
         raise SettingsError(f"{config}: cannot be read: {error.strerror}") from None
+    except YamlRefused as error:
+        raise SettingsError(f"{config}: {error}") from None
     except yaml.MarkedYAMLError as error:  # without its snippet: the file may hold secrets
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise SettingsError(f"{config}: is no YAML at line {line}: {error.problem}") from None
@@ -169,14 +167,16 @@ def _flags(overrides: Sequence[str]) -> Iterator[tuple[Keys, str, str]]:
     for override in overrides:
         path, equals, text = override.partition("=")
         if not equals or not path.strip():
-            raise SettingsError(f"--set {override}: must look like section.key=value")
-        yield tuple(path.strip().split(".")), text, f"--set {path.strip()}"
+            raise SettingsError(f"--set {override[:_MOST_LETTERS]}: must look like section.key=value")
+        yield tuple(path.strip().split(".")), text, f"--set {path.strip()[:_MOST_LETTERS]}"
 
 
 def _parse(text: str, origin: str) -> Any:
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a safe loader)
-    except _TwiceError as error:
+        return load_yaml(text)
+    except YamlRefused as error:
+        raise SettingsError(f"{origin}: {error}") from None
+    except KeyTwice as error:
         raise SettingsError(f"{origin}: {error.problem}") from None
     except yaml.YAMLError:
         return text
@@ -187,10 +187,13 @@ def _keys(error: Any) -> Keys:
 
 
 def _explain(cls: type[Section], error: pydantic.ValidationError, layers: Layers, source: str) -> str:
-    lines = []
-    for item in error.errors():
-        keys, value, said = _keys(item), item["input"], item["msg"].removeprefix("Value error, ")
-        path = ".".join(keys) or "the settings"
+    lines: list[str] = []
+    for item in error.errors(include_url=False)[:_MOST_LINES]:
+        if sum(map(len, lines)) > _ENOUGH_LETTERS:
+            break
+        keys, value = _keys(item), item["input"]
+        said = item["msg"].removeprefix("Value error, ")[:_MOST_LETTERS]
+        path = ".".join(keys)[:_MOST_LETTERS] or "the settings"
         origin = layers.layer_of(keys) or source
         if item["type"] == "extra_forbidden":
             lines.append(f"{path} is unknown{_did_you_mean(cls, keys)} [{origin}]")
@@ -199,6 +202,8 @@ def _explain(cls: type[Section], error: pydantic.ValidationError, layers: Layers
         else:
             shown = "***" if any(_is_secret(key, value) for key in keys) else repr(value)[:80]
             lines.append(f"{path} = {shown}: {said} [{origin}]")
+    if (more := error.error_count() - len(lines)) > 0:
+        lines.append(f"and {more} more")
     return "settings refused: " + "; ".join(lines)
 
 

@@ -9,16 +9,17 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any, TypeAlias
 
 import grpc
+import numpy as np
 from sightline.convert import to_message
 from sightline.errors import SightlineError
 from sightline.picture_rule import PICTURE_RULE
-from sightline.sampler.types import Candidate, Policies, Summary
+from sightline.sampler.types import Candidate, Logprobs, Policies, Summary
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 
 from sightline_sampler import messages, metrics
 from sightline_sampler.draws import choose, refuse_unsupported
-from sightline_sampler.engines.base import Engine
+from sightline_sampler.engines.base import Engine, not_finite
 from sightline_sampler.policies.questions import read_questions
 from sightline_sampler.policies.registry import PolicyRegistry
 from sightline_sampler.request_images import RequestImages
@@ -59,6 +60,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
                     if isinstance(event, Summary):
                         yield pb.SampleResponse(summary=_summary(event, time.monotonic() - started))
                     elif (index := wanted.get(event.index)) is not None:
+                        _refuse_infinite(event.logprobs, event.policy_version)
                         _count(event, texts, started)
                         message = messages.candidate_message(event)
                         message.index = index
@@ -74,6 +76,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
                 scores = await visit.wait(self._engine.score(work))
         finally:
             lease.release()
+        _refuse_infinite(scores.logprobs, scores.policy_version)
         return to_message(scores, pb.ScoreTokensResponse)
 
     async def StagePolicy(self, request: pb.StagePolicyRequest, context: Context) -> pb.StagePolicyResponse:
@@ -130,6 +133,12 @@ def _count(candidate: Candidate, texts: set[str], started: float) -> None:
     if candidate.text in texts:
         metrics.DUPLICATES.inc()
     texts.add(candidate.text)
+
+
+def _refuse_infinite(logprobs: Logprobs, version: int) -> None:
+    """Whatever the engine: what is no number is no answer."""
+    if not np.isfinite(logprobs).all():
+        raise not_finite(version)
 
 
 def _summary(summary: Summary, seconds: float) -> pb.SampleSummary:

@@ -28,7 +28,10 @@ class SamplerLimits(ImageLimits):
 class GateSettings(Section):
     """When a policy that came with probes may answer; `gate` has the reasons for the numbers."""
 
-    required: bool = Field(default=False, description="Whether a policy without probes is refused.")
+    required: bool = Field(
+        default=True,
+        description="Whether a policy answers only after probes showed that it arrived; false lets any policy answer.",
+    )
     min_tokens: int = Field(default=16, ge=2, le=1 << 20, description="Least number of probe tokens.")
     min_correlation: float = Field(
         default=0.2, ge=0, le=1, description="Least correlation of the engine's change with the trainer's."

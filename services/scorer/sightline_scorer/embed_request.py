@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import numpy as np
@@ -9,10 +10,10 @@ import numpy.typing as npt
 from sightline.errors import InvalidInput, SightlineError
 from sightline.scorer.v1 import scorer_pb2 as pb
 
-from sightline_scorer.embedder import Embedder, left
+from sightline_scorer.embedder import Embedder, check_time, left
 from sightline_scorer.models import ModelRegistry, ServedModel
 from sightline_scorer.settings import ScorerLimits
-from sightline_scorer.texts import INLINE_CHARACTERS, Plan, check_text, plan_texts
+from sightline_scorer.texts import INLINE_COST, Plan, check_text, cost, finished, plan_texts
 from sightline_scorer.tower import Wait
 
 _FORMATS = {
@@ -49,9 +50,9 @@ class EmbedRequests:
                 for image in request.images:
                     images.append(await self._begin_image(model, image, deadline))
                 reject = request.long_text == pb.LONG_TEXT_REJECT
-                inline = sum(map(len, request.texts)) <= INLINE_CHARACTERS
+                inline = cost(request.texts) <= INLINE_COST
                 for index, text in enumerate(request.texts):
-                    texts.append(await self._begin_text(model, index, text, reject=reject, inline=inline))
+                    texts.append(await self._begin_text(model, index, text, deadline, reject=reject, inline=inline))
                 response.images.extend([await _image_outcome(begun, kind, deadline) for begun in images])
                 response.texts.extend([await _text_outcome(begun, kind, deadline) for begun in texts])
             finally:
@@ -82,21 +83,22 @@ class EmbedRequests:
     async def _begin_image(
         self, model: ServedModel, image: pb.Image, deadline: float | None
     ) -> tuple[bytes, Wait] | SightlineError:
+        await asyncio.sleep(0)  # many small ones are a long one: let others in between
         try:
+            check_time(deadline)
             source = await self._embedder.source(image, deadline)
             return source.sha256, self._embedder.ask_image(model, source)
         except SightlineError as error:
             return error
 
     async def _begin_text(
-        self, model: ServedModel, index: int, text: str, *, reject: bool, inline: bool
+        self, model: ServedModel, index: int, text: str, deadline: float | None, *, reject: bool, inline: bool
     ) -> tuple[Plan, Wait] | SightlineError:
-        def planned() -> Plan:
-            return plan_texts([text], model.tokenizer, self._limits, model.text.unknown, reject=reject, first=index)
-
         try:
+            check_time(deadline)
             check_text(index, text, self._limits)
-            plan = planned() if inline else await self._embedder.in_pool(planned)
+            steps = plan_texts([text], model.tokenizer, self._limits, model.text.unknown, reject=reject, first=index)
+            plan = finished(steps) if inline else await self._embedder.planned(steps, deadline)
             return plan, self._embedder.ask_texts(model, plan)
         except SightlineError as error:
             return error

@@ -6,29 +6,30 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from sightline.errors import InternalError, InvalidInput, SightlineError
+from sightline.errors import DeadlineExceeded, InternalError, InvalidInput, SightlineError
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_chassis.image_store import ImageStore, check_digest
 
 from sightline_scorer import metrics
+from sightline_scorer.fair_pool import FairPool
 from sightline_scorer.fetch import Fetcher
 from sightline_scorer.models import ServedModel
-from sightline_scorer.texts import Plan
+from sightline_scorer.small_images import MOST_BYTES, small_size
+from sightline_scorer.texts import Plan, Steps
 from sightline_scorer.tower import TowerItem, Wait
 
 T = TypeVar("T")
 
-# Work shorter than a hop to a thread and back is done where it is.
-_INLINE_IMAGE_BYTES = 32 * 1024
-_INLINE_IMAGE_PIXELS = 128 * 128
+# Work that is certainly shorter than a hop to a thread and back is done where it is.
+_INLINE_RESIZED_PIXELS = 1 << 18
 _INLINE_HASH_BYTES = 256 * 1024
+_SLICE_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +48,10 @@ class Embedder:
     Args:
         store: uploaded images.
         fetcher: images named by URI.
-        pool: threads that decode.
+        pool: threads that decode and tokenise; tasks of the event loop take turns in it.
     """
 
-    def __init__(self, store: ImageStore, fetcher: Fetcher, pool: Executor) -> None:
+    def __init__(self, store: ImageStore, fetcher: Fetcher, pool: FairPool) -> None:
         self._store = store
         self._fetcher = fetcher
         self._pool = pool
@@ -81,11 +82,13 @@ class Embedder:
         try:
             if source.size is None:
                 source = ImageSource(source.sha256, None, self._store.get(source.sha256))
-            elif source.size <= _INLINE_IMAGE_BYTES:
-                header = model.preprocess.read_header(source.read())
-                if header.width * header.height <= _INLINE_IMAGE_PIXELS:
-                    tower.ready(item, model.preprocess.pixels(header))
+            elif source.size <= MOST_BYTES:
+                content = source.read()
+                size = small_size(content)
+                if size is not None and model.preprocess.resized(size) <= _INLINE_RESIZED_PIXELS:
+                    tower.ready(item, model.preprocess(content))
                     return wait
+            self._decode_in_pool(model, item, source)
         except SightlineError as error:
             _count_failure(error)
             tower.fail(item, error)
@@ -93,7 +96,6 @@ class Embedder:
         except BaseException:
             tower.leave(wait)  # else all who ask for this image later would wait for an item that nobody works on
             raise
-        self._decode_in_pool(model, item, source)
         return wait
 
     def _decode_in_pool(self, model: ServedModel, item: TowerItem, source: ImageSource) -> None:
@@ -113,7 +115,7 @@ class Embedder:
             _count_failure(error)
             model.image.fail(item, error)
 
-        work = asyncio.get_running_loop().run_in_executor(self._pool, pixels)
+        work = self._in_turn(pixels)
         item.drop = work.cancel  # nobody waits any more: not begun, it never will be
         work.add_done_callback(decoded)
 
@@ -124,7 +126,7 @@ class Embedder:
         try:
             for position in new:
                 row = plan.tokens.get(position)
-                if row is None:  # it was known when the plan was made, and has left since
+                if row is None:  # it was known when the plan was made, and has left since: rare, and one row
                     (row,) = model.tokenizer.encode([plan.rows[position]], [0])
                 item = tower.begin(wait, position, plan.keys[position], row.length)
                 if item is not None:
@@ -137,7 +139,40 @@ class Embedder:
 
     async def in_pool(self, work: Callable[[], T]) -> T:
         """Do something long in a thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        return await self._in_turn(work)
+
+    async def planned(self, steps: Steps, deadline: float | None) -> Plan:
+        """Tokenise in a thread, a little at a time: the turns of others come between, and nobody works on for a caller
+        that has left.
+
+        Raises:
+            DeadlineExceeded: the deadline passed between two texts.
+        """
+
+        def some() -> Plan | None:
+            until = time.monotonic() + _SLICE_SECONDS
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as done:
+                    plan: Plan = done.value
+                    return plan
+                if time.monotonic() >= until:
+                    return None
+
+        while True:
+            check_time(deadline)
+            if (plan := await self.in_pool(some)) is not None:
+                return plan
+
+    def _in_turn(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return asyncio.wrap_future(self._pool.submit(asyncio.current_task(), work))
+
+
+def check_time(deadline: float | None) -> None:
+    """Raises DeadlineExceeded where nobody waits any more."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise DeadlineExceeded("the deadline passed before the model was asked")
 
 
 def left(deadline: float | None) -> float | None:

@@ -34,6 +34,22 @@ from sightline_scorer.settings import FetchSettings, ScorerLimits
 _PORTS = {"http": 80, "https": 443}
 _CHUNK = 64 * 1024
 _MAX_URI = 4096
+_EMBEDDING = [(ipaddress.IPv6Network(net), shift) for net, shift in (
+    ("64:ff9b::/96", 0),  # NAT64
+    ("64:ff9b:1::/48", 0),  # NAT64 of a network's own: its last 32 bits, where the prefix is of 96
+    ("::/96", 0),  # IPv4-compatible, long out of use
+    ("::ffff:0:0:0/96", 0),  # IPv4-translated (SIIT)
+    ("fe80::5efe:0:0/96", 0), ("fe80::200:5efe:0:0/96", 0),  # ISATAP
+)]  # fmt: skip
+"""Networks whose addresses hold an IPv4 one, and where it begins in bits from the right."""
+_INSIDE = [
+    ipaddress.ip_network(net)
+    for net in (
+        *("64:ff9b:1::/48", "::/96", "::ffff:0:0:0/96", "100::/64", "5f00::/16", "3fff::/20"),
+        *("192.0.0.0/24", "192.88.99.0/24"),
+    )
+]
+"""Never of a stranger's host, though `ipaddress` calls some of them global."""
 
 
 class Fetcher:
@@ -213,7 +229,10 @@ class Fetcher:
     def _read_file(self, parts: SplitResult) -> bytes:
         if parts.netloc not in ("", "localhost"):
             raise InvalidInput("a file URI names no host: file:///DIRECTORY/FILE", reason="IMAGE_URI_INVALID")
-        path = Path(os.path.realpath(unquote(parts.path)))
+        try:
+            path = Path(os.path.realpath(unquote(parts.path, errors="strict")))
+        except ValueError:  # a NUL, or no UTF-8
+            raise InvalidInput("image.uri holds a path that no file can have", reason="IMAGE_URI_INVALID") from None
         refused = PermissionDenied(
             "the file of image.uri is not inside a directory of fetch.directories, or no plain file",
             reason="IMAGE_URI_FILE_REFUSED",
@@ -246,12 +265,15 @@ def is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
-        if ip in ipaddress.ip_network("64:ff9b::/96"):  # NAT64
-            inner.append(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF))
+        inner += [ipaddress.IPv4Address(int(ip) >> shift & 0xFFFFFFFF) for net, shift in _EMBEDDING if ip in net]
         if any(one is not None and not is_public(str(one)) for one in inner):
             return False
         if ip.ipv4_mapped is not None:
             return True
+        if ip.is_site_local:
+            return False
+    if any(ip in net for net in _INSIDE):
+        return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved and not ip.is_unspecified
 
 

@@ -2,12 +2,15 @@
 
 `image_transform` of open_clip ends in ToTensor and Normalize. Here pixels stay uint8 (a quarter of the bytes on the
 wire) and the model divides, subtracts and divides in the same order, so both ways agree to the last bits.
+
+A strip whose resize would make many pixels, of which all but the centre are cut away, has its centre made alone: see
+centre.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,12 @@ from PIL import Image
 from sightline.errors import InvalidInput
 from sightline_chassis import images
 
+from sightline_scorer.centre import centre, knows
 from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.triton.card import ModelCard
+
+_MOST_RESIZED = 1 << 20
+"""Pixels that a whole picture may be enlarged to; of one that would have more, only what is kept is made."""
 
 
 class Preprocessor:
@@ -28,6 +35,7 @@ class Preprocessor:
         self._shortest_edge = card.preprocess["resize_mode"] == "shortest"
         self._size = (card.image_height, card.image_width)
         self._steps = _resizing_steps(card.preprocess)
+        self._centre = _centre_of(self._steps)
 
     def __call__(self, content: bytes) -> npt.NDArray[np.uint8]:
         """Pixels uint8 [3, H, W] of an encoded image. Raises InvalidInput where it cannot be used."""
@@ -42,23 +50,54 @@ class Preprocessor:
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """The second half: decode, resize, crop. Raises InvalidInput."""
         image = images.finish(image)
-        for step in self._steps:
-            image = step(image)
+        if self._centre is not None and min(image.size) <= self._centre[0] and self.resized(image.size) > _MOST_RESIZED:
+            return np.ascontiguousarray(centre(image, *self._centre).transpose(2, 0, 1))
+        try:
+            for step in self._steps:
+                image = step(image)
+        except ValueError as error:  # a strip whose short side would have no pixel left
+            raise InvalidInput(
+                f"the image is {image.width} x {image.height} and cannot be resized for this model ({error}): crop it",
+                reason="IMAGE_TOO_THIN",
+            ) from None
         return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
 
-    def _check_shape(self, size: tuple[int, int]) -> None:
-        """Refuse a strip so long that resizing its short side to the model's would need more than the pixel limit."""
-        width, height = size
+    def resized(self, size: tuple[int, int]) -> int:
+        """Pixels that an image of (width, height) is resized to, before its centre is cut out."""
         if not self._shortest_edge:
-            return
+            return self._size[0] * self._size[1]
         side = max(self._size)
-        if math.ceil(side * side * max(size) / min(size)) > self._limits.max_image_pixels:
+        return math.ceil(side * side * max(size) / min(size))
+
+    def _check_shape(self, size: tuple[int, int]) -> None:
+        """Refuse a strip that would be resized to too many pixels, where it is not only its centre that is made."""
+        if self._centre is None and self._shortest_edge and self.resized(size) > 4 * _MOST_RESIZED:
+            width, height = size
             raise InvalidInput(
-                f"the image is {width} x {height}: with its short side resized to {side} pixels it would have over "
-                f"{self._limits.max_image_pixels} pixels; crop it",
+                f"the image is {width} x {height}: with its short side resized to {max(self._size)} pixels it would "
+                f"have over {4 * _MOST_RESIZED} pixels; crop it",
                 reason="IMAGE_TOO_MANY_PIXELS",
-                metadata={"width": str(width), "height": str(height), "limit": str(self._limits.max_image_pixels)},
+                metadata={"width": str(width), "height": str(height), "limit": str(4 * _MOST_RESIZED)},
             )
+
+
+def _centre_of(steps: Sequence[Callable[[Image.Image], Image.Image]]) -> tuple[int, Image.Resampling] | None:
+    """Side and filter, where the steps are these: the short side to so many pixels, the square in the middle."""
+    from torchvision.transforms import CenterCrop, Resize
+
+    if len(steps) < 2 or not isinstance(steps[0], Resize) or not isinstance(steps[1], CenterCrop):
+        return None
+    resize: Any = steps[0]
+    crop: Any = steps[1]
+    resample = Image.Resampling[resize.interpolation.name]
+    side = resize.size if isinstance(resize.size, int) else resize.size[0]
+    if (
+        not knows(resample)
+        or tuple(crop.size) != (side, side)
+        or (not isinstance(resize.size, int) and len(resize.size) > 1)
+    ):
+        return None
+    return side, resample
 
 
 def _resizing_steps(preprocess: dict[str, Any]) -> list[Callable[[Image.Image], Image.Image]]:

@@ -7,15 +7,15 @@ import time
 from contextlib import ExitStack
 
 import numpy as np
-from sightline.errors import DeadlineExceeded, SightlineError
+from sightline.errors import SightlineError
 from sightline.scorer.v1 import scorer_pb2 as pb
 
 from sightline_scorer import metrics
-from sightline_scorer.embedder import Embedder, ImageSource, left
+from sightline_scorer.embedder import Embedder, ImageSource, check_time, left
 from sightline_scorer.formulas import Floats, aggregate, check_finite, cosines, group_means
 from sightline_scorer.models import Ensemble, ModelRegistry, ServedModel
 from sightline_scorer.settings import ScorerLimits
-from sightline_scorer.texts import INLINE_CHARACTERS, Plan, check_request, plan_request
+from sightline_scorer.texts import INLINE_COST, Plan, check_request, cost, finished, plan_request
 from sightline_scorer.tower import Wait
 
 _COLUMNS = (pb.SCORE_KIND_COSINE, pb.SCORE_KIND_CLIP_SCORE, pb.SCORE_KIND_LOGIT)
@@ -62,7 +62,7 @@ class Scoring:
             works = [_Work(self.embedder, member, request, kind) for member in members]
             try:
                 for work in works:
-                    await work.begin(source, self._limits)
+                    await work.begin(source, self._limits, deadline)
                 responses = [await work.finish(deadline) for work in works]
             finally:
                 for work in works:
@@ -92,20 +92,17 @@ class _Work:
         self._plan = Plan()
         self._began = time.monotonic()
 
-    async def begin(self, source: ImageSource, limits: ScorerLimits) -> None:
+    async def begin(self, source: ImageSource, limits: ScorerLimits, deadline: float | None) -> None:
         """Start everything; nothing is waited for but a long tokenising."""
         model, request = self._model, self._request
-        characters = sum(map(len, request.texts)) + sum(len(one) for some in request.phrases for one in some.phrases)
-
-        def plan() -> Plan:
-            return plan_request(request, model.tokenizer, limits, model.text.unknown)
-
-        if characters <= INLINE_CHARACTERS:
-            self._plan = plan()  # bad texts first: they cost nothing
+        steps = plan_request(request, model.tokenizer, limits, model.text.unknown)
+        phrases = (one for some in request.phrases for one in some.phrases)
+        if cost((*request.texts, *phrases)) <= INLINE_COST:
+            self._plan = finished(steps)  # bad texts first: they cost nothing
             self._image = self._embedder.ask_image(model, source)
         else:
             self._image = self._embedder.ask_image(model, source)
-            self._plan = await self._embedder.in_pool(plan)
+            self._plan = await self._embedder.planned(steps, deadline)
         self._texts = self._embedder.ask_texts(model, self._plan)
 
     async def finish(self, deadline: float | None) -> pb.ScoreResponse:
@@ -113,8 +110,9 @@ class _Work:
         image, texts = self._image, self._texts
         assert image is not None
         assert texts is not None
-        await image.done(_time_left(deadline))
-        await texts.done(_time_left(deadline))
+        for wait in (image, texts):
+            check_time(deadline)
+            await wait.done(left(deadline))
         response = self._response(cosines(image.rows[0], texts.rows), texts)
         self._time(response.timing, image, texts)
         return response
@@ -186,13 +184,6 @@ class _Work:
         if texts.done_at:
             timing.text_seconds = max(0.0, texts.done_at - self._began)
         metrics.STAGE_SECONDS.labels("text").observe(timing.text_seconds)
-
-
-def _time_left(deadline: float | None) -> float | None:
-    seconds = left(deadline)
-    if seconds is not None and seconds <= 0:
-        raise DeadlineExceeded("the deadline passed before the model was asked")
-    return seconds
 
 
 def _kind(asked: pb.ScoreKind, found: ServedModel | Ensemble) -> pb.ScoreKind:

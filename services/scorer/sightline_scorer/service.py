@@ -7,7 +7,6 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import grpc
@@ -22,6 +21,7 @@ from sightline_chassis.settings import SettingsError
 from sightline_scorer import metrics
 from sightline_scorer.costs import COSTS
 from sightline_scorer.embedder import Embedder
+from sightline_scorer.fair_pool import FairPool
 from sightline_scorer.fetch import Fetcher
 from sightline_scorer.loader import Loader
 from sightline_scorer.models import ModelRegistry
@@ -53,7 +53,7 @@ class ScorerService(Service):
     def __init__(self, settings: ScorerSettings, reread: Callable[[], ScorerSettings] | None = None) -> None:
         self._settings = settings
         self._reread = reread or (lambda: settings)
-        self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._pool = FairPool(settings.decode_threads, "decode")
         self._backend: TritonBackend
         self.triton: TritonServer = (
             EmbeddedTriton(settings.triton, lambda out: self._loader.build(out))
@@ -130,7 +130,7 @@ class ScorerService(Service):
         await self._backend.close()
         await self.triton.stop()
         self._fetcher.close()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown()
         if self._store is not None:
             self._store.close()
 

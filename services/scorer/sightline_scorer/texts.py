@@ -7,7 +7,7 @@ over it pieces at clauses, words or tokens, flagged; or it is refused, with LONG
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,11 +19,17 @@ from sightline_scorer.sentences import fitting, sentences
 from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.tokens import Tokenizer, TokenRow, refused
 
-INLINE_CHARACTERS = 16384
-"""Tokenising more than this goes to a thread: everybody would wait for it."""
+INLINE_COST = 1024
+"""Tokenising what costs more goes to a thread: everybody would wait for it. See `cost`."""
+
+_TEXT_COST, _OTHER_COST = 16, 5
 
 Unknown = Callable[[Sequence[bytes]], list[int]]
 """Positions of the keys whose embeddings are not known, so that their texts must be tokenised."""
+
+
+Steps = Generator[None, None, "Plan"]
+"""A plan in the making; stops between two texts. Raises InvalidInput naming the text at fault."""
 
 
 @dataclass
@@ -59,6 +65,22 @@ class Plan:
         first_group = np.concatenate(([0], np.cumsum(self.text_sizes)[:-1]))
         first_row = np.concatenate(([0], np.cumsum(self.group_sizes)[:-1]))[first_group]
         return [count or int(notes[row]) for count, row in zip(self.token_counts, first_row, strict=True)]
+
+
+def cost(texts: Iterable[str]) -> int:
+    """What tokenising may cost at worst, in letters of ASCII (up to 25 us each, measured with words of 64 random
+    letters). Others are worth five: emoji and accents, which the cleaning and the merges take one by one."""
+    return sum(_TEXT_COST + (len(text) if text.isascii() else _OTHER_COST * len(text)) for text in texts)
+
+
+def finished(steps: Steps) -> Plan:
+    """The plan, made at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as done:
+            plan: Plan = done.value
+            return plan
 
 
 def key_of(text: str) -> bytes:
@@ -117,25 +139,28 @@ def check_request(request: pb.ScoreRequest, limits: ScorerLimits) -> None:
         raise InvalidInput("phrases are given, but unit is not TEXT_UNIT_PHRASES: set it", reason="PHRASES_UNASKED")
 
 
-def plan_request(request: pb.ScoreRequest, tokenizer: Tokenizer, limits: ScorerLimits, unknown: Unknown) -> Plan:
-    """The rows of a checked request. Raises InvalidInput naming the text at fault."""
+def plan_request(request: pb.ScoreRequest, tokenizer: Tokenizer, limits: ScorerLimits, unknown: Unknown) -> Steps:
+    """The rows of a checked request."""
     reject = request.long_text == pb.LONG_TEXT_REJECT
     texts = list(request.texts)
     if request.unit == pb.TEXT_UNIT_SENTENCES:
         parts = [sentences(text) or [text] for text in texts]
-        plan = _plan(parts, tokenizer, limits, unknown, reject=reject, apart=True)
-        plan.token_counts = tokenizer.count(texts)
+        plan = yield from _plan(parts, tokenizer, limits, unknown, reject=reject, apart=True)
+        plan.token_counts = []
+        for text in texts:
+            plan.token_counts += tokenizer.count([text])
+            yield
         return plan
     if request.unit == pb.TEXT_UNIT_PHRASES:
         parts = [[text, *phrases.phrases] for text, phrases in zip(texts, request.phrases, strict=True)]
-        return _plan(parts, tokenizer, limits, unknown, reject=reject, apart=False)
-    return plan_texts(texts, tokenizer, limits, unknown, reject=reject)
+        return (yield from _plan(parts, tokenizer, limits, unknown, reject=reject, apart=False))
+    return (yield from plan_texts(texts, tokenizer, limits, unknown, reject=reject))
 
 
 def plan_texts(
     texts: list[str], tokenizer: Tokenizer, limits: ScorerLimits, unknown: Unknown, *, reject: bool, first: int = 0
-) -> Plan:
-    """The rows of whole texts. Raises InvalidInput naming the text at fault, counted from `first`."""
+) -> Steps:
+    """The rows of whole texts; errors name them counted from `first`."""
     return _plan([[text] for text in texts], tokenizer, limits, unknown, reject=reject, apart=True, first=first)
 
 
@@ -148,7 +173,7 @@ def _plan(
     reject: bool,
     apart: bool,
     first: int = 0,
-) -> Plan:
+) -> Steps:
     """Rows for the parts of each text; where `apart`, the pieces of a part over the window are parts of their own."""
     flat = [part for text in parts for part in text]
     owner = [index for index, text in enumerate(parts, first) for _ in text]
@@ -156,7 +181,10 @@ def _plan(
         raise _too_many(owner[limits.max_texts], limits)
     keys = [key_of(part) for part in flat]
     missing = unknown(keys)
-    encoded = tokenizer.encode([flat[position] for position in missing], [owner[position] for position in missing])
+    encoded: list[TokenRow] = []
+    for some in _portions(missing, flat):
+        encoded += tokenizer.encode([flat[position] for position in some], [owner[position] for position in some])
+        yield
     tokens = dict(zip(missing, encoded, strict=True))
     sizes = [len(text) for text in parts]
     if all(row.length <= tokenizer.window for row in encoded):
@@ -191,9 +219,25 @@ def _plan(
                 _add_group(plan, text, piece, [entry], split=split)
         else:
             _add_group(plan, text, part, entries, split=any(split for _, split in pieces))
+        yield
     if len(plan.rows) > limits.max_texts:
         raise _too_many(len(parts) - 1, limits)
     return plan
+
+
+def _portions(positions: Sequence[int], texts: Sequence[str]) -> Iterable[list[int]]:
+    """Positions in their order, as many together as are quickly tokenised."""
+    portion: list[int] = []
+    size = 0
+    for position in positions:
+        more = cost([texts[position]])
+        if portion and size + more > INLINE_COST:
+            yield portion
+            portion, size = [], 0
+        portion.append(position)
+        size += more
+    if portion:
+        yield portion
 
 
 def _add_group(

@@ -74,10 +74,9 @@ def _changed(reference: str, change: Callable[[str], str]) -> str:
     if not colon or scheme not in _SCHEMES:
         scheme, colon, rest = "", "", reference
     place, mark, query = rest.partition("?")
-    if scheme == "llava":
-        query = re.sub(
-            r"(?<![^&])images=([^&]*)",
-            lambda found: f"images={quote(change(unquote(found[1].replace('+', ' '))), safe='/:')}",
-            query,
-        )
+    query = re.sub(
+        r"(?<![^&])images=([^&]*)",
+        lambda found: f"images={quote(change(unquote(found[1].replace('+', ' '))), safe='/:')}",
+        query,
+    )
     return f"{scheme}{colon}{change(place)}{mark}{query}"

@@ -49,7 +49,7 @@ class Reward(RewardService):
 class Recipe(Section):
     """A run: `iterations` times sample, score, pair, update, publish, evaluate."""
 
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", description="The method's name.")
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=80, description="The method's name.")
     description: str = Field("", description="One line for people.")
     seed: int = Field(0, ge=0, description="Seed of prompts, candidates and updates.")
     iterations: int = Field(3, ge=1, description="Rounds of the loop.")

@@ -9,23 +9,28 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import yaml
 from sightline.errors import AlreadyExists, Cancelled, InvalidInput, NotFound, PreconditionFailed, SightlineError
 from sightline_chassis.settings import SettingsError
+from sightline_chassis.yaml_text import MOST_BYTES
 
+from sightline_trainer.allowed import Allowed
 from sightline_trainer.connections import Connections
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute, leased
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.runs import RunDirectory
+from sightline_trainer.summaries import readable_state
 
 logger = logging.getLogger(__name__)
 
+MOST_REQUEST_ID = 200
+MOST_OVERRIDES = 1000
 UNFINISHED = ("queued", "running")
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
@@ -39,12 +44,12 @@ class RunQueue:
         *,
         resume: bool = True,
         connections: Connections | None = None,
-        launchers: Sequence[Sequence[str]] = (),
+        allowed: Allowed | None = None,
     ) -> None:
-        """`launchers` are the commands that a recipe may name in `dpo.launch`."""
+        """`allowed` is what recipes may name: nothing where it is not given."""
         self.root = root
-        self.launchers = [list(launcher) for launcher in launchers]
-        self.connections = connections
+        self.allowed = allowed or Allowed()
+        self.connections = connections or Connections()
         self.resume = resume
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._current = ""  # the run under way
@@ -58,8 +63,9 @@ class RunQueue:
         """Queue what is unfinished, oldest first, and begin. A run that another trainer works on is left alone; without
         `resume` what is unfinished counts as stopped."""
         self.root.mkdir(parents=True, exist_ok=True)
-        for run in sorted(self.list(), key=lambda run: float(run.state().get("queued", 0.0))):
-            if run.state()["state"] in UNFINISHED and not leased(run):
+        readable = [(state, run) for run in self.list() if (state := _state(run)) is not None]
+        for state, run in sorted(readable, key=lambda found: float(found[0].get("queued", 0.0))):
+            if state["state"] in UNFINISHED and not leased(run):
                 run.set_state("queued" if self.resume else "stopped")
                 if self.resume:
                     self._waiting.put(run.id)
@@ -83,8 +89,8 @@ class RunQueue:
         """Queue a run; the same request twice is one run.
 
         Raises:
-            InvalidInput: no request id, a bad run id, a recipe that can't be read or has unknown keys, or a launcher
-                that is not allowed.
+            InvalidInput: no request id or one that is too long, a bad run id, a recipe that can't be read, has unknown
+                keys, or names what is not allowed.
             AlreadyExists: another request has a run of that id.
         """
         if not request_id:
@@ -93,30 +99,42 @@ class RunQueue:
             )
         if run_id and not RUN_ID.fullmatch(run_id):
             raise InvalidInput(f"run_id {run_id!r} may hold lower-case letters, digits, - and _ only", reason="RUN_ID")
+        if len(request_id) > MOST_REQUEST_ID:
+            raise InvalidInput(
+                f"request_id has over {MOST_REQUEST_ID} characters; a UUID is enough", reason="BAD_REQUEST_ID"
+            )
+        if (known := self._known(request_id)) is not None:
+            return known
+        recipe = self._recipe(recipe_file, text, overrides)  # not under the lock: somebody else wrote it
+        self.allowed.check(recipe, self.connections)
         with self._lock:
-            known = next((run for run in self.list() if run.state()["request_id"] == request_id), None)
-            if known is not None:
+            if (known := self._known(request_id)) is not None:
                 return known
-            recipe = self._recipe(recipe_file, text, overrides)
-            if recipe.dpo.launch and recipe.dpo.launch not in self.launchers:
-                raise InvalidInput(
-                    f"dpo.launch is a command, and {recipe.dpo.launch} is none that this trainer runs for a caller; "
-                    "leave it empty, or have it listed in the trainer's settings (launchers)",
-                    reason="LAUNCHER_NOT_ALLOWED",
-                )
             digest = hashlib.sha256(request_id.encode()).hexdigest()[:12]
             run = RunDirectory(self.root / (run_id or f"{recipe.name}-{digest}"))
-            if run.state():
+            if (run.root / "run.json").exists():
                 raise AlreadyExists(f"a run {run.id!r} is there already; choose another run_id", reason="RUN_EXISTS")
             run.open(recipe)
             self._enqueue(run, request_id=request_id)
         return run
+
+    def _known(self, request_id: str) -> RunDirectory | None:
+        for run in self.list():
+            state = _state(run)
+            if state is not None and state["request_id"] == request_id:
+                return run
+        return None
 
     def _enqueue(self, run: RunDirectory, **facts: object) -> None:
         run.set_state("queued", queued=time.time(), **facts)
         self._waiting.put(run.id)
 
     def _recipe(self, file: Path | None, text: str, overrides: Sequence[str]) -> Recipe:
+        if len(overrides) > MOST_OVERRIDES or len(text) + sum(map(len, overrides)) > MOST_BYTES:
+            raise InvalidInput(
+                f"a recipe with its overrides may hold {MOST_BYTES} bytes and {MOST_OVERRIDES} overrides",
+                reason="RECIPE_INVALID",
+            )
         try:
             if file is not None:
                 return load_recipe(file, overrides)
@@ -130,6 +148,7 @@ class RunQueue:
     def stop(self, run_id: str, *, now: bool) -> RunDirectory:
         """Ask a run to stop, after the stage under way or at once. One that has ended stays as it is."""
         run = self.get(run_id)
+        readable_state(run)
         with self._lock:
             if run_id == self._current:
                 self._again = False
@@ -145,9 +164,12 @@ class RunQueue:
 
         Raises:
             NotFound: there is none.
-            PreconditionFailed: all its iterations are done, or it was begun with another rule to read a picture.
+            PreconditionFailed: all its iterations are done, it was begun with another rule to read a picture, or its
+                run.json cannot be read.
+            DataCorrupted: its recipe.yaml is damaged.
         """
         run = self.get(run_id)
+        readable_state(run)
         with self._lock:
             state = run.state()["state"]
             if state == "succeeded":
@@ -165,21 +187,22 @@ class RunQueue:
         return run
 
     def get(self, run_id: str) -> RunDirectory:
-        """A run by its id.
+        """A run by its id, one whose files cannot be read too.
 
         Raises:
             NotFound: there is none.
         """
         run = RunDirectory(self.root / run_id) if RUN_ID.fullmatch(run_id) else None
-        if run is None or "request_id" not in run.state():
-            raise NotFound(f"no run {run_id!r}; ListRuns names them", reason="RUN_NOT_FOUND")
+        if run is None or not _ours(run):
+            raise NotFound(f"no run {run_id[:100]!r}; ListRuns names them", reason="RUN_NOT_FOUND")
         return run
 
     def list(self) -> list[RunDirectory]:
-        """All runs that were started through the service, newest first."""
-        found = [RunDirectory(path.parent) for path in self.root.glob("*/run.json")]
-        runs = [run for run in found if "request_id" in run.state()]
-        return sorted(runs, key=lambda run: (-float(run.state().get("created", 0.0)), run.id))
+        """All runs that were started through the service, newest first; those that cannot be read, last. It reads a
+        file of each: not for the event loop."""
+        runs = [run for path in self.root.glob("*/run.json") if _ours(run := RunDirectory(path.parent))]
+        created = {run.id: float((_state(run) or {}).get("created", 0.0)) for run in runs}
+        return sorted(runs, key=lambda run: (-created[run.id], run.id))
 
     def _work(self) -> None:
         while not self._closing:
@@ -192,7 +215,12 @@ class RunQueue:
                     recipe = run.recipe()
                     if recipe is None or run.state()["state"] != "queued":
                         continue
+                    self.allowed.check(recipe, self.connections)  # the settings may be others than when it was started
                     self._current = run_id
+            except InvalidInput as error:
+                logger.warning("run %s may not go on: %s", run_id, error)
+                run.set_state("failed", error=error.message, reason=error.reason)
+                continue
             except Exception as error:  # its directory is gone, or was written by another version of the trainer
                 logger.exception("run %s cannot be read", run_id)
                 with suppress(Exception):
@@ -229,13 +257,22 @@ def _ends_stage(event: Event) -> bool:
     return event.stage in ("pair", "publish", "iteration") or (event.stage == "update" and bool(event.metrics))
 
 
+def _state(run: RunDirectory) -> Mapping[str, Any] | None:
+    """What run.json says; None where it cannot be read."""
+    try:
+        return readable_state(run)
+    except PreconditionFailed:
+        return None
+
+
+def _ours(run: RunDirectory) -> bool:
+    """Whether a run was started through the service; one whose run.json nobody can read may have been."""
+    try:
+        return (run.root / "run.json").exists() and ("request_id" in run.state() or not run.state())
+    except Exception:
+        return True
+
+
 def recipes_in(directory: Path) -> dict[str, Path]:
     """Recipe files by name."""
-    return {path.stem: path for path in sorted(directory.glob("*.yaml")) if isinstance(_yaml(path), dict)}
-
-
-def _yaml(path: Path) -> object:
-    try:
-        return yaml.safe_load(path.read_text())
-    except yaml.YAMLError:
-        return None
+    return {path.stem: path for path in sorted(directory.glob("*.yaml")) if path.is_file()}

@@ -36,6 +36,7 @@ import yaml
 from pydantic import ValidationError
 from sightline.errors import PreconditionFailed
 from sightline.picture_rule import PICTURE_RULE
+from sightline_chassis.settings import SettingsError, read_yaml
 
 from sightline_trainer.binding import Bound, bound_by, differences, obsolete
 from sightline_trainer.files import damaged, read_json, sync_directory, write_json, write_whole
@@ -153,10 +154,10 @@ class RunDirectory:
         if not path.exists():
             return None
         try:
-            tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise damaged(path, error) from error
-        if not isinstance(tree, dict):
+            tree = read_yaml(path)
+        except SettingsError as error:
+            raise damaged(path, str(error).removeprefix(f"{path}: ")) from error
+        if not tree:
             raise damaged(path, "it holds no recipe")
         if isinstance(dpo := tree.get("dpo"), dict) and "image_cache_mb" in dpo:  # as 0.1.0 wrote it
             dpo["image_cache_mib"] = dpo.pop("image_cache_mb")
@@ -172,7 +173,15 @@ class RunDirectory:
         try:
             return None if tree is None else Recipe.model_validate(tree)
         except ValidationError as error:
-            raise damaged(self.root / "recipe.yaml", error.errors()[0]["msg"]) from error
+            raise damaged(self.root / "recipe.yaml", _first(error)) from error
+
+    def rows(self) -> list[Any]:
+        """What metrics.json holds: one row for each policy, the base model's first.
+
+        Raises:
+            DataCorrupted: it is damaged.
+        """
+        return read_json(self.metrics) or []
 
     def set_state(self, state: State, **facts: object) -> None:
         """Record where the run stands."""
@@ -193,3 +202,9 @@ class RunDirectory:
         """A policy version that nobody used: over `floor` and over all that stand in the directory."""
         used = [int(path.name[1:]) for path in self.policies.glob("v[0-9]*")]
         return max([floor, *used]) + 1
+
+
+def _first(error: ValidationError) -> str:
+    found = error.errors()[0]
+    more = f", and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+    return f"{'.'.join(map(str, found['loc']))}: {found['msg']}{more}"[:300]

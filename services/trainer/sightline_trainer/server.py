@@ -6,42 +6,42 @@ import asyncio
 import datetime
 import os
 from collections.abc import AsyncIterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import grpc
 from sightline.convert import to_message
-from sightline.errors import InvalidInput, NotFound, Unavailable
+from sightline.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from sightline.runs import Run, RunEvent
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
 from sightline_chassis.process import run
 from sightline_chassis.service import Service
 
-from sightline_trainer.events import EventReader
-from sightline_trainer.files import read_json
+from sightline_trainer.events import Event, EventReader
 from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.settings import TrainerSettings
+from sightline_trainer.summaries import RunSummary, Summaries, readable_state
 
 MOST_RUNS_OF_A_PAGE = 1000
+EVENTS_AT_ONCE = 500
 
 
-def describe(run: RunDirectory) -> pb.Run:
+def describe(run: RunSummary) -> pb.Run:
     """A run as its directory tells it."""
-    state, recipe = run.state(), run.recipe()
-    rows = read_json(run.metrics) or []
     known = Run(
         id=run.id,
-        state=state["state"],
-        recipe=recipe.name if recipe else "",
-        iteration=max(0, len(rows) - 1),
-        iterations=recipe.iterations if recipe else 0,
-        policy_version=int(rows[-1]["policy_version"]) if rows else 0,
-        error=state.get("error", ""),
-        create_time=_utc(state["created"]),
-        update_time=_utc(state["updated"]),
-        reason=state.get("reason", ""),
+        state=run.state,
+        recipe=run.recipe,
+        iteration=run.iteration,
+        iterations=run.iterations,
+        policy_version=run.policy_version,
+        error=run.error,
+        create_time=_utc(run.created),
+        update_time=_utc(run.updated),
+        reason=run.reason,
     )
     return to_message(known, pb.Run)
 
@@ -56,29 +56,37 @@ class RunServicer(pb_grpc.RunServiceServicer):
     def __init__(self, runs: RunQueue, settings: TrainerSettings) -> None:
         self.runs = runs
         self.settings = settings
+        self.summaries = Summaries()
         self.draining = False
 
     async def StartRun(self, request: pb.StartRunRequest, context: Any) -> pb.StartRunResponse:
-        file, text = None, request.recipe_text
-        if request.WhichOneof("recipe") == "recipe_name":
-            known = recipes_in(self.settings.recipes)
-            file = known.get(request.recipe_name)
-            if file is None:
-                raise NotFound(
-                    f"no recipe {request.recipe_name!r}; known are {', '.join(known) or 'none'}",
-                    reason="RECIPE_NOT_FOUND",
-                )
-        elif not text:
-            raise InvalidInput("name a recipe or send its text", reason="RECIPE_MISSING")
-        run = await asyncio.to_thread(
-            self.runs.submit, request.request_id, file, text, list(request.overrides), request.run_id
-        )
-        return pb.StartRunResponse(run=describe(run))
+        def start() -> pb.Run:
+            file = None
+            if request.WhichOneof("recipe") == "recipe_name":
+                known = recipes_in(self.settings.recipes)
+                file = known.get(request.recipe_name)
+                if file is None:
+                    raise NotFound(
+                        f"no recipe {request.recipe_name[:100]!r}; known are {', '.join(known) or 'none'}",
+                        reason="RECIPE_NOT_FOUND",
+                    )
+            elif not request.recipe_text:
+                raise InvalidInput("name a recipe or send its text", reason="RECIPE_MISSING")
+            overrides = list(request.overrides)
+            return self._described(
+                self.runs.submit(request.request_id, file, request.recipe_text, overrides, request.run_id)
+            )
+
+        return pb.StartRunResponse(run=await asyncio.to_thread(start))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
-        return pb.GetRunResponse(run=describe(self.runs.get(request.run_id)))
+        run = await asyncio.to_thread(lambda: self._described(self.runs.get(request.run_id)))
+        return pb.GetRunResponse(run=run)
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        return await asyncio.to_thread(self._list, request)
+
+    def _list(self, request: pb.ListRunsRequest) -> pb.ListRunsResponse:
         runs = self.runs.list()
         first = 0
         if request.page_token:
@@ -86,16 +94,22 @@ class RunServicer(pb_grpc.RunServiceServicer):
             if request.page_token not in ids:
                 raise InvalidInput("page_token is not of this service; begin with an empty one", reason="PAGE_TOKEN")
             first = ids.index(request.page_token)
+        if request.page_size < 0:
+            raise InvalidInput("page_size must not be negative", reason="PAGE_SIZE")
         page = runs[first : first + min(request.page_size or self.settings.page_size, MOST_RUNS_OF_A_PAGE)]
         rest = runs[first + len(page) :]
-        return pb.ListRunsResponse(runs=map(describe, page), next_page_token=rest[0].id if rest else "")
+        return pb.ListRunsResponse(runs=map(self._described, page), next_page_token=rest[0].id if rest else "")
+
+    def _described(self, run: RunDirectory) -> pb.Run:
+        return describe(self.summaries.of(run))
 
     async def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> AsyncIterator[pb.WatchRunResponse]:
-        run, following = self.runs.get(request.run_id), request.from_event
+        run, following = await asyncio.to_thread(self.runs.get, request.run_id), request.from_event
         reader = EventReader(run.events, following)
         while True:
-            state = run.state()["state"]  # before the events: what ended the run is in them
-            for number, event in reader.read():
+            state = (await asyncio.to_thread(readable_state, run))["state"]  # before the events: its end is in them
+            events = await asyncio.to_thread(_some, reader)
+            for number, event in events:
                 following = number + 1
                 known = RunEvent(
                     event=number,
@@ -109,6 +123,8 @@ class RunServicer(pb_grpc.RunServiceServicer):
                     message=event.message,
                 )
                 yield to_message(known, pb.WatchRunResponse)
+            if len(events) == EVENTS_AT_ONCE:
+                continue
             if state not in UNFINISHED:
                 return
             if self.draining:
@@ -118,11 +134,20 @@ class RunServicer(pb_grpc.RunServiceServicer):
             await asyncio.sleep(0.2)
 
     async def StopRun(self, request: pb.StopRunRequest, context: Any) -> pb.StopRunResponse:
-        run = await asyncio.to_thread(self.runs.stop, request.run_id, now=request.now)
-        return pb.StopRunResponse(run=describe(run))
+        run = await asyncio.to_thread(lambda: self._described(self.runs.stop(request.run_id, now=request.now)))
+        return pb.StopRunResponse(run=run)
 
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: Any) -> pb.ResumeRunResponse:
-        return pb.ResumeRunResponse(run=describe(await asyncio.to_thread(self.runs.go_on, request.run_id)))
+        run = await asyncio.to_thread(lambda: self._described(self.runs.go_on(request.run_id)))
+        return pb.ResumeRunResponse(run=run)
+
+
+def _some(reader: EventReader) -> list[tuple[int, Event]]:
+    """The next events, a bounded number of them."""
+    try:
+        return list(islice(reader.read(), EVENTS_AT_ONCE))
+    except (TypeError, ValueError, RecursionError) as error:  # of another release, or damaged
+        raise PreconditionFailed(f"its events cannot be read: {str(error)[:200]}", reason="RUN_UNREADABLE") from None
 
 
 class TrainerService(Service):
@@ -138,7 +163,7 @@ class TrainerService(Service):
             settings.runs,
             resume=settings.resume,
             connections=settings.connections,
-            launchers=settings.launchers,
+            allowed=settings.allowed(),
         )
         self.servicer = RunServicer(self.runs, settings)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from pydantic import Field
 from sightline_chassis.settings import ServiceSettings
 
+from sightline_trainer.allowed import Allowed
 from sightline_trainer.connections import Connections
 
 
@@ -22,4 +23,18 @@ class TrainerSettings(ServiceSettings):
         description="Launchers that a recipe may name in dpo.launch. They are commands that run here, and recipes come "
         "from callers: what is not listed is refused.",
     )
+    addresses: list[str] = Field(
+        [],
+        description="Services that a recipe may name (gRPC targets, URLs), beside those of `connections`. They are "
+        "sent prompts and images: what is not listed is refused.",
+    )
+    data_roots: list[Path] = Field(
+        [],
+        description="Directories that a recipe's datasets and their images may lie in, links followed; a dataset of a "
+        "hub needs none. What lies elsewhere is refused.",
+    )
     resume: bool = Field(True, description="Go on with unfinished runs when the service starts.")
+
+    def allowed(self) -> Allowed:
+        """What a caller's recipe may name."""
+        return Allowed(self.launchers, self.addresses, self.data_roots)

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
-from sightline.errors import InvalidInput
+from sightline.errors import InternalError, InvalidInput
 from sightline.sampler.manifest import PolicyManifest
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.types import Candidate, Capabilities, Summary, TokenScores
@@ -84,6 +84,11 @@ class StagedWeights:
 
     tensors: int
     modules: int
+
+
+def not_finite(version: int) -> InternalError:
+    """What a candidate or a score ends with where the policy gave no finite numbers. A failure is never a number."""
+    return InternalError(f"policy {version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
 
 
 class Engine(abc.ABC):

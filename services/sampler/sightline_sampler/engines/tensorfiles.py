@@ -24,6 +24,8 @@ _CHUNK = 16 << 20
 _NUMPY = {"F64": "<u8", "F32": "<u4", "F16": "<u2", "BF16": "<u2"}
 _EXPONENT = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
 _WRAPPERS = ("base_model.", "model.", "language_model.")
+PEFT_DEFAULT = 8  # of rank and alpha where a config leaves them out
+_MOST_SCALE = 1 << 16  # of an adapter's alpha / rank: published ones are below 100; float16 ends here
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,7 +57,7 @@ def tensors_in(directory: Path, pattern: str = "*.safetensors") -> dict[str, Ten
                     if not start <= end <= path.stat().st_size:
                         raise ValueError(f"{name} lies beyond the end of the file")
                     found[name] = Tensor(path, start, end, about["dtype"], tuple(about["shape"]))
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
             raise PreconditionFailed(f"{path} holds no tensors: {error}", reason="WEIGHTS_UNREADABLE") from error
     if not found:
         raise PreconditionFailed(f"{directory} holds no {pattern}", reason="WEIGHTS_UNREADABLE")
@@ -117,11 +119,14 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
             f"{directory} is no plain LoRA adapter (peft_type LORA, no modules_to_save, no bias): publish it merged",
             reason="ADAPTER_UNSUPPORTED",
         )
-    if (rank := int(config.get("r", 0))) > most_rank:
+    ranks, alphas = _ranks_and_alphas(config)
+    if (rank := max(ranks)) > most_rank:
         raise PreconditionFailed(
-            f"the adapter's rank {rank} is over the engine's {most_rank} (engine.vllm.max_lora_rank)",
+            f"the adapter's rank {rank:g} is over the engine's {most_rank} (engine.vllm.max_lora_rank)",
             reason="ADAPTER_UNSUPPORTED",
         )
+    for alpha in alphas:
+        check_scale("the adapter", alpha / (math.sqrt(min(ranks)) if config.get("use_rslora") else min(ranks)))
     found = tensors_in(directory, "adapter_model.safetensors")
     weights = {bare_name(name): tensor.shape for name, tensor in tensors_in(base).items()}
     modules: dict[str, dict[str, Tensor]] = {}
@@ -145,11 +150,45 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
         )
     _refuse_infinite(found)
     changed = [module for module, parts in modules.items() if not any(_all_zero(tensor) for tensor in parts.values())]
-    if not changed:
+    if not changed or not any(alphas):
         raise PreconditionFailed(
-            "the adapter changes nothing: in every module A or B is zero", reason="POLICY_CHANGES_NOTHING"
+            "the adapter changes nothing: in every module A, B or the scale is zero", reason="POLICY_CHANGES_NOTHING"
         )
     return StagedWeights(tensors=len(found), modules=len(changed))
+
+
+def check_scale(where: str, scale: float) -> None:
+    """Refuse an adapter's scale (alpha over rank) that makes no finite weights, as weights themselves are refused.
+
+    Raises:
+        PreconditionFailed: it is not finite, or so large that sums of products with it are not.
+    """
+    if not math.isfinite(scale) or abs(scale) > _MOST_SCALE:
+        raise PreconditionFailed(
+            f"{where} has the scale {scale:g} (lora_alpha over its rank): it must be finite, and at most {_MOST_SCALE}",
+            reason="WEIGHTS_NOT_FINITE",
+        )
+
+
+def _ranks_and_alphas(config: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """All ranks and alphas that an adapter's modules may have.
+
+    Raises:
+        PreconditionFailed: one of them is no number, or a rank is below 1.
+    """
+    found = []
+    for one, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
+        patterns = config.get(pattern) or {}
+        values = [config.get(one, PEFT_DEFAULT), *(patterns.values() if isinstance(patterns, dict) else [None])]
+        if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            raise PreconditionFailed(
+                f"adapter_config.json has {one} or {pattern} without a number", reason="ADAPTER_UNREADABLE"
+            )
+        found.append(values)
+    ranks, alphas = found
+    if not all(1 <= rank < math.inf for rank in ranks):
+        raise PreconditionFailed("adapter_config.json has a rank below 1", reason="ADAPTER_UNREADABLE")
+    return ranks, alphas
 
 
 def bare_name(name: str) -> str:
@@ -163,7 +202,7 @@ def bare_name(name: str) -> str:
 def _config(directory: Path, name: str = "config.json") -> dict[str, Any]:
     try:
         return dict(json.loads((directory / name).read_bytes()))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise PreconditionFailed(f"{directory / name} cannot be read: {error}", reason="WEIGHTS_UNREADABLE") from error
 
 

@@ -27,6 +27,7 @@ class Entry:
         info: what is told about it.
         directory: where its files lie here.
         questions: probes that wait for its activation.
+        proven: it may answer: its probes showed that it arrived, or nobody asks for that.
         users: requests that hold it.
         leaving: it takes no new requests.
     """
@@ -34,6 +35,7 @@ class Entry:
     info: PolicyInfo
     directory: Path | None = None
     questions: Sequence[ProbeQuestion] = ()
+    proven: bool = True
     users: int = 0
     leaving: bool = False
 
@@ -158,6 +160,7 @@ class LoadedPolicies:
         before = self._active
         self.note(before, state="staged")
         info = self.note(version, state="active")
+        self._entries[version].proven = True
         self._active = version
         return info, before
 
@@ -225,6 +228,8 @@ class LoadedPolicies:
         entry = self._entries.get(version)
         if entry is None or entry.leaving:
             self._refuse(f"policy {version} is not served")
+        if not entry.proven:
+            self._refuse(f"policy {version} came without probes and was never activated: it may not answer yet")
         if version != self._active and not self._resident(version):
             self._refuse(f"policy {version} is staged, and the engine holds one version at a time: activate it first")
         if isinstance(selector, AtLeast) and version < selector.version:

@@ -11,10 +11,11 @@ import asyncio
 import dataclasses
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
-from sightline.sampler.manifest import write_arrival
+from sightline.sampler.manifest import read_arrival, write_arrival
 from sightline.sampler.types import Arrival, PauseMode, PolicyInfo, PolicySelector
 
 from sightline_sampler import metrics
@@ -219,8 +220,10 @@ class PolicyRegistry:
             iteration=manifest.iteration,
             tensors=staged.tensors,
             changed_modules=staged.modules,
+            arrival=await asyncio.to_thread(self._shown_before, directory, digest),
         )
-        entry = Entry(info, directory, questions)
+        required = self._settings.gate.required
+        entry = Entry(info, directory, questions, proven=not required or info.arrival is not None)
         self._loaded.add(entry)
         self._versions.digests[version] = digest
         await self._remember()
@@ -239,7 +242,8 @@ class PolicyRegistry:
         questions = questions or entry.questions
         if self._settings.gate.required and version and not (proven or questions or entry.info.arrival):
             raise PreconditionFailed(
-                f"policy {version} came without probes, and they are required here (policies.gate.required)",
+                f"policy {version} came without probes, which show that it arrived: send some, or set the sampler's "
+                "policies.gate.required to false",
                 reason="PROBES_REQUIRED",
             )
         arrival = entry.info.arrival
@@ -327,7 +331,7 @@ class PolicyRegistry:
 
     async def _record(self, entry: Entry, arrival: Arrival) -> None:
         """Put what probes showed into the registry, the metrics, the log, and beside the manifest."""
-        entry.questions = ()
+        entry.questions, entry.proven = (), entry.proven or arrival.passed
         info = self._loaded.note(entry.info.version, arrival=arrival)
         metrics.count_arrival(arrival)
         report = {"policy_version": info.version, "digest": info.digest, **dataclasses.asdict(arrival)}
@@ -340,6 +344,18 @@ class PolicyRegistry:
                 await asyncio.to_thread(upload_arrival, entry.directory, info.uri)
         except Exception as error:  # a read-only mount, say: the registry and the reply have it
             logger.warning("the arrival report of policy %d cannot be written: %s", info.version, error)
+
+    def _shown_before(self, directory: Path, digest: str) -> Arrival | None:
+        """What probes showed of these very files on such an engine in an earlier life: a sampler that lost a policy is
+        given it again without probes."""
+        report = read_arrival(directory) or {}
+        engine = self._engine.capabilities().engine
+        if report.get("digest") != digest or report.get("passed") is not True or report.get("engine") != engine:
+            return None
+        try:
+            return Arrival(**{field.name: report[field.name] for field in dataclasses.fields(Arrival)})
+        except KeyError:  # of another release
+            return None
 
     @staticmethod
     def _did_not_arrive(version: int, arrival: Arrival) -> PreconditionFailed:

@@ -33,7 +33,8 @@ from sightline_scorer.gateway.bodies import (
     model_body,
     result_body,
 )
-from sightline_scorer.gateway.errors import ALWAYS_OPEN, BoundedBodies, BoundedRequests, failure, handle, lenient_json
+from sightline_scorer.gateway.errors import ALWAYS_OPEN, BoundedRequests, failure, handle, lenient_json
+from sightline_scorer.gateway.reading import BoundedBodies
 from sightline_scorer.gateway.settings import GatewaySettings, TargetSettings
 
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -58,9 +59,9 @@ def gateway(settings: GatewaySettings) -> FastAPI:
         responses=FAILURES,
     )
     handle(app)
-    _ask_for_token(app, settings.http.token_file)
-    app.add_middleware(BoundedBodies, limit=settings.http.max_body_bytes)
     app.add_middleware(BoundedRequests, limit=settings.http.max_requests)
+    app.add_middleware(BoundedBodies, http=settings.http)
+    _ask_for_token(app, settings.http.token_file)  # before a body is read
     _scores(app, settings)
     _rewards(app, settings)
     return app

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sightline.errors import InternalError, InvalidInput, NotFound, Overloaded, SightlineError
 from starlette.exceptions import HTTPException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sightline_scorer.gateway.bodies import FailureBody, error_body
 
@@ -77,37 +77,6 @@ def handle(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, malformed)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(Exception, unknown)
-
-
-class BoundedBodies:
-    """Refuses a body over the limit: by its stated length at once, else as soon as it is over."""
-
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self._app, self._limit = app, limit
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        stated = dict(scope["headers"]).get(b"content-length", b"")
-        if stated.isdigit() and int(stated) > self._limit:
-            await failure(InvalidInput(self._told(), reason="BODY_TOO_LARGE"), 413)(scope, receive, send)
-            return
-        size = 0
-
-        async def bounded() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._limit:
-                raise HTTPException(413, self._told())
-            return message
-
-        await self._app(scope, bounded, send)
-
-    def _told(self) -> str:
-        return f"the body is over the limit of {self._limit} bytes: send less at once, or upload images by /v1/images"
 
 
 class BoundedRequests:

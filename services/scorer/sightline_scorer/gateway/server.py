@@ -39,6 +39,7 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
         import uvicorn
 
         from sightline_scorer.gateway.app import gateway
+        from sightline_scorer.gateway.reading import timely_protocol
     except ImportError as error:
         print(f"sightline-scorer-http: {error}: pip install 'sightline[gateway]'", file=sys.stderr)
         return 1
@@ -56,6 +57,8 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
             log_config=None,
             access_log=False,
             timeout_graceful_shutdown=settings.http.drain_seconds,
+            timeout_keep_alive=settings.http.idle_seconds,
+            http=timely_protocol(settings.http.header_seconds),
             ssl_certfile=settings.http.certificate,
             ssl_keyfile=settings.http.key,
             server_header=False,

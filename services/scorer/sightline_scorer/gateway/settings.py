@@ -20,6 +20,19 @@ class HttpSettings(Section):
         None, description="File with the bearer token that callers must send; read at the start. Not set: none is asked"
     )
     max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**30, description="Bytes of one request's body")
+    max_held_bytes: int = Field(
+        256 * 2**20, ge=1024, le=2**40, description="Bytes of all bodies that are being read or worked on; more get 429"
+    )
+    header_seconds: float = Field(
+        10, gt=0, le=3600, description="Longest time for a request's headers, from when the connection is free for one"
+    )
+    body_seconds: float = Field(
+        60,
+        gt=0,
+        le=3600,
+        description="Longest time for a request's body, and for a caller to take a piece of an answer",
+    )
+    idle_seconds: int = Field(5, ge=1, le=3600, description="A connection without a request is kept so long")
     max_items: int = Field(256, ge=1, le=10_000, description="Items of one score_many, rows of one get_reward")
     max_requests: int = Field(256, ge=1, le=100_000, description="Requests at a time; more get 429")
     drain_seconds: int = Field(30, ge=0, le=3600, description="Time that requests get to finish when stopping")

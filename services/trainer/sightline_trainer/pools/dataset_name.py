@@ -5,17 +5,20 @@
     llava:FILE.json?images=DIRECTORY                 LLaVA's conversations
     datasets:NAME?split=train&prompt=question        a dataset of the `datasets` library, by name or directory
 
-A query after `?` names columns that are called otherwise: `id`, `image`, `prompt`, `reference`, `objects`.
+A query after `?` names columns that are called otherwise: `id`, `image`, `prompt`, `reference`, `objects`; and with
+`images` the directory of the image files, where that is not the one of the file that names them.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from sightline.errors import InvalidInput
 
-from sightline_trainer.pools.fields import Fields, image_path
+from sightline_trainer.pools.fields import Fields
+from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import LinesPool
 from sightline_trainer.pools.llava import conversations
 from sightline_trainer.pools.pool import Pool
@@ -41,6 +44,16 @@ def side_files(reference: str) -> Path:
     return path.parent if path.is_file() else path
 
 
+def directories(reference: str) -> list[Path]:
+    """The directories of this machine that a reference reads from: of the dataset, and of its images."""
+    scheme, place, query = split_reference(reference)
+    path = Path(place).expanduser()
+    found = [Path(query["images"]).expanduser()] if "images" in query else []
+    if scheme != "datasets" or os.path.lexists(path):
+        found.append(path)
+    return found
+
+
 def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
     """The pool that a reference names.
 
@@ -53,28 +66,30 @@ def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
     """
     scheme, place, query = split_reference(str(reference))
     path = Path(place).expanduser()
+    images = Path(query.pop("images")).expanduser() if "images" in query else None
     if scheme == "llava":
-        images = Path(query.pop("images", str(path.parent)))
         _nothing_left(query, str(reference), "images")
-        return LinesPool(_there(path, "a JSON file of LLaVA's conversations"), conversations(images), as_array=True)
+        folder = Folder(images or path.parent)
+        return LinesPool(_there(path, "a JSON file of LLaVA's conversations"), conversations(folder), as_array=True)
     if scheme == "datasets":
         split = query.pop("split", "train")
-        return _from_datasets(place, split, Fields.named(query, str(reference)), cache)
+        return _from_datasets(place, split, Fields.named(query, str(reference)), images, cache)
     fields = Fields.named(query, str(reference))
     if path.is_dir() and not (path / "prompts.jsonl").is_file():
-        if not (files := sorted(path.glob("*.parquet"))):
+        if not (files := sorted(file for file in path.glob("*.parquet") if file.is_file())):
             raise InvalidInput(
                 f"no dataset at {path}: neither prompts.jsonl nor a Parquet file is there; name a directory that has "
                 "one, a file, or llava:FILE?images=DIRECTORY, datasets:NAME?split=train",
                 reason="DATASET_NOT_FOUND",
             )
-        return ParquetPool(files, fields, cache)
+        return ParquetPool(files, fields, Folder(images or path, cache))
     file = path / "prompts.jsonl" if path.is_dir() else _there(path, "a dataset")
+    folder = Folder(images or file.parent, cache)
     if file.suffix == ".parquet":
-        return ParquetPool([file], fields, cache)
+        return ParquetPool([file], fields, folder)
     return LinesPool(
         file,
-        lambda row, number: fields.prompt_of(row, image_path(row[fields.image], file.parent, cache)),
+        lambda row, number: fields.prompt_of(row, folder.image(row[fields.image])),
         id_field=fields.id,
     )
 
@@ -101,8 +116,9 @@ def _nothing_left(query: dict[str, str], reference: str, *known: str) -> None:
         )
 
 
-def _from_datasets(place: str, split: str, fields: Fields, cache: Path | None) -> Pool:
+def _from_datasets(place: str, split: str, fields: Fields, images: Path | None, cache: Path | None) -> Pool:
     import datasets
+    from huggingface_hub.constants import HF_HUB_CACHE
 
     try:
         if (Path(place) / "state.json").is_file() or (Path(place) / "dataset_dict.json").is_file():
@@ -112,4 +128,6 @@ def _from_datasets(place: str, split: str, fields: Fields, cache: Path | None) -
             dataset = datasets.load_dataset(place, split=split)
     except (ValueError, OSError, KeyError, datasets.exceptions.DatasetNotFoundError) as error:
         raise InvalidInput(f"datasets:{place}, split {split}: {error}", reason="DATASET_NOT_FOUND") from error
-    return DatasetPool(dataset, f"datasets:{place}", fields, cache)
+    downloaded = [Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]  # what a hub gave lies there
+    folder = Folder(images or (Path(place) if Path(place).is_dir() else downloaded[0]), cache, downloaded)
+    return DatasetPool(dataset, f"datasets:{place}", fields, folder)

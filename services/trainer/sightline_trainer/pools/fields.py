@@ -10,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import InvalidInput
-from sightline.pictures import image_bytes
 
-from sightline_trainer.files import write_whole
 from sightline_trainer.records.prompt import Prompt
 
 
@@ -68,41 +66,3 @@ def content_id(image: Path | bytes, text: str) -> str:
     digest = hashlib.sha256(hashlib.sha256(held).digest())
     digest.update(text.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:24]
-
-
-def picture(value: Any, base: Path) -> Path | bytes:
-    """A picture of a row: a path as it stands, relative to `base`, or its encoded bytes.
-
-    Args:
-        value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, or a PIL image.
-
-    Raises:
-        InvalidInput: it is none of these.
-    """
-    if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
-    if isinstance(value, str):
-        return base / value
-    if hasattr(value, "save"):  # a PIL image
-        return image_bytes(value)
-    if not isinstance(value, bytes):
-        raise InvalidInput(f"an image must be a path or bytes, not {type(value).__name__}", reason="DATASET_IMAGE")
-    return value
-
-
-def image_path(value: Any, base: Path, cache: Path | None) -> Path:
-    """Where a `picture` lies; bytes are written under `cache` once.
-
-    Raises:
-        InvalidInput: it is no picture, or there is no cache for bytes.
-    """
-    found = picture(value, base)
-    if isinstance(found, Path):
-        return found
-    if cache is None:
-        raise InvalidInput("an image must be a path here, not bytes", reason="DATASET_IMAGE")
-    digest = hashlib.sha256(found).hexdigest()
-    path = cache / digest[:2] / digest
-    if not path.exists():
-        write_whole(path, lambda aside: aside.write_bytes(found))
-    return path

@@ -67,7 +67,9 @@ class LinesPool(Pool):
             if not isinstance(row, dict):
                 raise TypeError("no object")
             return row, self.reader(row, number)
-        except (ValueError, KeyError, TypeError) as error:
+        except InvalidInput as error:
+            raise InvalidInput(f"{self.path}, line {number}: {error.message}", reason=error.reason) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise InvalidInput(
                 f"{self.path}, line {number}: needs an object with image and prompt ({type(error).__name__}: {error})",
                 reason="DATASET_LINE",

@@ -10,18 +10,18 @@ image are left out. Ids repeat in LLaVA's files (one image has several conversat
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from sightline_trainer.pools.fields import content_id
+from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import Reader
 from sightline_trainer.records.prompt import Prompt
 
 PLACEHOLDER = "<image>"
 
 
-def conversations(images: Path) -> Reader:
-    """Read items whose images lie under `images`."""
+def conversations(images: Folder) -> Reader:
+    """Read items whose images lie in `images`."""
 
     def read(row: dict[str, Any], number: int) -> Prompt | None:
         if not row.get("image"):
@@ -31,7 +31,7 @@ def conversations(images: Path) -> Reader:
         if asked is None:
             raise KeyError("a turn from human")
         answer = next((text for who, text in turns[asked + 1 :] if who in ("gpt", "assistant")), "")
-        image, text = images / row["image"], turns[asked][1].replace(PLACEHOLDER, "").strip()
+        image, text = images.image(row["image"]), turns[asked][1].replace(PLACEHOLDER, "").strip()
         return Prompt(
             id=content_id(image, text) if row.get("id") is None else f"{row['id']}-{number}",
             image=image,

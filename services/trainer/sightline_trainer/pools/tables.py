@@ -11,7 +11,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from sightline.errors import InvalidInput
 
-from sightline_trainer.pools.fields import Fields, content_id, image_path, picture
+from sightline_trainer.pools.fields import Fields, content_id
+from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.pool import Pool, id_digest
 from sightline_trainer.records.prompt import Prompt
 
@@ -23,8 +24,8 @@ class ParquetPool(Pool):
         InvalidInput: a column is missing, or a row is no prompt.
     """
 
-    def __init__(self, files: Sequence[Path], fields: Fields, cache: Path | None) -> None:
-        self.fields, self.cache = fields, cache
+    def __init__(self, files: Sequence[Path], fields: Fields, images: Folder) -> None:
+        self.fields, self.images = fields, images
         self._groups: list[tuple[Path, int]] = []
         ends: list[int] = []
         derived: list[int] = []
@@ -47,7 +48,7 @@ class ParquetPool(Pool):
                     for at, row in enumerate(table):
                         if known[at] is None:
                             derived.append(start + at)
-                            known[at] = _derived(row, fields, path.parent)
+                            known[at] = _derived(row, fields, images, start + at, str(path))
                 digests.extend(id_digest(str(value)) for value in known)
                 self._groups.append((path, group))
                 ends.append(start + rows)
@@ -65,7 +66,7 @@ class ParquetPool(Pool):
             file = pq.ParquetFile(path)
             table = file.read_row_group(inside, [name for name in file.schema_arrow.names if name in columns])
             for number, row in zip(mine.tolist(), table.take(mine - start).to_pylist(), strict=True):
-                prompt = _prompt(row, self.fields, path.parent, self.cache, number, str(path))
+                prompt = _prompt(row, self.fields, self.images, number, str(path))
                 found[number] = self.named(prompt, number)
         return [found[number] for number in numbers]
 
@@ -77,8 +78,8 @@ class DatasetPool(Pool):
         InvalidInput: a column is missing, or a row is no prompt.
     """
 
-    def __init__(self, dataset: Any, name: str, fields: Fields, cache: Path | None) -> None:
-        self.fields, self.cache = fields, cache
+    def __init__(self, dataset: Any, name: str, fields: Fields, images: Folder) -> None:
+        self.fields, self.images = fields, images
         if missing := [column for column in (fields.image, fields.prompt) if column not in dataset.column_names]:
             raise InvalidInput(
                 f"{name} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}", reason="DATASET"
@@ -90,13 +91,11 @@ class DatasetPool(Pool):
             ids = [value for batch in batches for value in batch[fields.id]]
         derived = [number for number, value in enumerate(ids) if value is None]
         for number in derived:
-            ids[number] = _derived(self.dataset[number], fields, Path())
+            ids[number] = _derived(self.dataset[number], fields, images, number, name)
         super().__init__(name, np.fromiter((id_digest(str(each)) for each in ids), np.uint64), derived)
 
     def rows(self, numbers: Sequence[int]) -> list[Prompt]:
-        found = [
-            _prompt(self.dataset[number], self.fields, Path(), self.cache, number, self.name) for number in numbers
-        ]
+        found = [_prompt(self.dataset[number], self.fields, self.images, number, self.name) for number in numbers]
         return [self.named(prompt, number) for prompt, number in zip(found, numbers, strict=True)]
 
 
@@ -110,15 +109,19 @@ def _undecoded(dataset: Any) -> Any:
     return dataset
 
 
-def _derived(row: dict[str, Any], fields: Fields, base: Path) -> str:
-    """The id of a row that was given none; a row that is no prompt is told where it is drawn."""
-    image = b"" if row[fields.image] is None else picture(row[fields.image], base)
+def _derived(row: dict[str, Any], fields: Fields, images: Folder, number: int, where: str) -> str:
+    """The id of a row that was given none; one without a picture is told where it is drawn."""
+    try:
+        image = b"" if row[fields.image] is None else images.picture(row[fields.image])
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}, row {number + 1}: {error.message}", reason=error.reason) from error
     return content_id(image, str(row[fields.prompt]))
 
 
-def _prompt(row: dict[str, Any], fields: Fields, base: Path, cache: Path | None, number: int, where: str) -> Prompt:
+def _prompt(row: dict[str, Any], fields: Fields, images: Folder, number: int, where: str) -> Prompt:
     try:
-        image = image_path(row[fields.image], base, cache)
-        return fields.prompt_of(row, image)
-    except (ValueError, KeyError, TypeError) as error:
+        return fields.prompt_of(row, images.image(row[fields.image]))
+    except InvalidInput as error:
+        raise InvalidInput(f"{where}, row {number + 1}: {error.message}", reason=error.reason) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InvalidInput(f"{where}, row {number + 1}: {error}", reason="DATASET_LINE") from error

@@ -66,7 +66,9 @@ def server(report: LiveReport, port: int = 0) -> ThreadingHTTPServer:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            if self.path == "/":
+            if not _is_ours(self.headers.get_all("Host") or []):
+                self._send(403, "text/plain; charset=utf-8", "this page is for http://127.0.0.1 and http://localhost\n")
+            elif self.path == "/":
                 self._send(200, "text/html; charset=utf-8", report.html())
             elif self.path == "/state":
                 self._send(200, "application/json", json.dumps(report.state()))
@@ -86,3 +88,14 @@ def server(report: LiveReport, port: int = 0) -> ThreadingHTTPServer:
             return
 
     return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+
+
+def _is_ours(hosts: list[str]) -> bool:
+    """Whether a request was meant for us. A page of another site may have its name point to this machine (DNS
+    rebinding): a browser then sends that name, and would show that page what we answer."""
+    if len(hosts) != 1:
+        return False
+    name, colon, port = hosts[0].strip().lower().rpartition(":")
+    if not colon or hosts[0].endswith("]"):
+        name, port = hosts[0].strip().lower(), "80"
+    return name in ("127.0.0.1", "localhost", "[::1]") and port.isdecimal()

@@ -23,9 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from sightline_sampler.engines.base import not_finite
 from sightline_sampler.engines.local import guidance
 from sightline_sampler.engines.local.kv import RowCache
-from sightline_sampler.engines.local.lane import Outcome, not_finite, step
+from sightline_sampler.engines.local.lane import Outcome, step
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import Prefix
 from sightline_sampler.engines.local.rows import FinishedRow, Request

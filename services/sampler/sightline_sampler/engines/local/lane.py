@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from sightline.errors import InternalError
 
+from sightline_sampler.engines.base import not_finite
 from sightline_sampler.engines.local import guidance
 from sightline_sampler.engines.local.kv import Order, RowCache
 from sightline_sampler.engines.local.model import BaseModel
@@ -249,11 +249,6 @@ def step(
     )
     logits: torch.Tensor = out.logits[:, -1]
     return logits
-
-
-def not_finite(version: int) -> InternalError:
-    """What a candidate with broken logits ends with."""
-    return InternalError(f"policy {version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
 
 
 def _shifts(prefix: Prefix) -> list[int]:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from sightline.sampler.types import Logprobs
 from transformers.cache_utils import DynamicCache
 
+from sightline_sampler.engines.base import not_finite
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import Prefiller
 from sightline_sampler.engines.local.prompts import Prepared
+from sightline_sampler.engines.local.weights import Weights
 
 
 def score(
-    base: BaseModel, prefiller: Prefiller, model: Any, prepared: Prepared, token_ids: Sequence[int], vision_key: int
+    base: BaseModel, prefiller: Prefiller, weights: Weights, version: int, prepared: Prepared, token_ids: Sequence[int]
 ) -> Logprobs:
     """log p(token i | image, prompt, tokens before i), over the whole vocabulary, in float64 from the model's logits.
 
@@ -26,16 +27,20 @@ def score(
     Args:
         base: the base model's facts.
         prefiller: runs the prompt.
-        model: the model to call, its policy switched on.
+        weights: of all policies.
+        version: the policy; it is switched on.
         prepared: the prompt.
         token_ids: the response (n,), n >= 1.
-        vision_key: see `Weights.vision_key`.
 
     Returns:
-        (n,) float32.
+        (n,) float32, finite.
+
+    Raises:
+        InternalError: the policy gives logits that are not finite.
     """
     ids = torch.tensor([token_ids], dtype=torch.long, device=base.device)
-    prefix = prefiller.run(model, [prepared], vision_key)
+    model = weights.use(version)
+    prefix = prefiller.run(model, [prepared], weights.vision_key(version))
     logits = prefix.logits[:1]
     if ids.shape[1] > 1:
         rows = prefix.logits.shape[0]  # the prefix may hold copies of the prompt
@@ -53,4 +58,6 @@ def score(
         )
         logits = torch.cat([logits, out.logits[0]])
     logprobs = torch.log_softmax(logits.double(), dim=-1).gather(1, ids[0][:, None])[:, 0]
+    if not bool(torch.isfinite(logprobs).all()):
+        raise not_finite(version)
     return np.asarray(logprobs.cpu().numpy(), dtype=np.float32)

@@ -193,8 +193,8 @@ class TransformersEngine(Engine):
 
         def run() -> TokenScores:
             version = work.lease.bind()
-            model, vision = loaded.weights.use(version), loaded.weights.vision_key(version)
-            return TokenScores(teacher.score(base, loaded.prefiller, model, prepared, work.token_ids, vision), version)
+            scores = teacher.score(base, loaded.prefiller, loaded.weights, version, prepared, work.token_ids)
+            return TokenScores(scores, version)
 
         return await asyncio.wrap_future(loop.call(run))
 

@@ -28,6 +28,7 @@ from sightline.sampler.manifest import PolicyManifest
 from sightline_sampler.engines.base import StagedWeights
 from sightline_sampler.engines.local import attention
 from sightline_sampler.engines.local.model import BaseModel, load_weights
+from sightline_sampler.engines.tensorfiles import check_scale
 
 _ADAPTER = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -173,7 +174,10 @@ class Weights:
             self._layers = [m for m in net.modules() if isinstance(m, LoraLayer)]
             expected = peft_functional.get_peft_model_state_dict(net, adapter_name=name)
             _compare({key.removeprefix(_PREFIX): tensor for key, tensor in expected.items()}, adapter.tensors)
-            changed = _changed(adapter.tensors)
+            scales = {key: layer.scaling[name] for key, layer in net.named_modules() if _scaled(layer, name)}
+            for key, scale in scales.items():
+                check_scale(key, scale)
+            changed = _changed({k: t for k, t in adapter.tensors.items() if scales.get(k.partition(".lora_")[0], 1)})
             result = peft_functional.set_peft_model_state_dict(net, adapter.tensors, adapter_name=name)
             left = [key for key in result.missing_keys if f".{name}." in key] + list(result.unexpected_keys)
             if left:
@@ -223,7 +227,7 @@ def _changed(tensors: dict[str, torch.Tensor]) -> set[str]:
     changed = {m for m, parts in live.items() if {"A", "B"} <= parts or {"embedding_A", "embedding_B"} <= parts}
     if not changed:
         raise PreconditionFailed(
-            "the adapter changes nothing: in every module A or B is zero", reason="POLICY_CHANGES_NOTHING"
+            "the adapter changes nothing: in every module A, B or the scale is zero", reason="POLICY_CHANGES_NOTHING"
         )
     return changed
 
@@ -237,6 +241,10 @@ def _mismatch(what: str, keys: Iterable[str], others: Collection[str] = ()) -> P
         reason="ADAPTER_KEYS_DO_NOT_MATCH",
         metadata={"count": str(len(names)), "keys": ", ".join(names[:3])},
     )
+
+
+def _scaled(layer: Any, adapter: str) -> bool:
+    return isinstance(layer, LoraLayer) and adapter in layer.scaling
 
 
 def _has(layer: Any, adapter: str) -> bool:

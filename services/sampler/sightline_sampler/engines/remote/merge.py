@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 from sightline.errors import PreconditionFailed
 
-from sightline_sampler.engines.tensorfiles import Tensor, bare_name, tensors_in
+from sightline_sampler.engines.tensorfiles import PEFT_DEFAULT, Tensor, bare_name, tensors_in
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 _CHUNK = 16 << 20
+_MOST = {"F16": 65504.0, "BF16": 3.3895e38}  # largest numbers of types that hold less than float32
 _ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first merge goes on
 
 Floats = npt.NDArray[np.float32]
@@ -73,8 +74,8 @@ def _changes(adapter: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
             f"the adapter uses {', '.join(odd)}, which is not merged here: publish it merged",
             reason="ADAPTER_UNSUPPORTED",
         )
-    rank = int(config["r"])
-    scale = float(config["lora_alpha"]) / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    rank = int(config.get("r", PEFT_DEFAULT))
+    scale = float(config.get("lora_alpha", PEFT_DEFAULT)) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors_in(adapter, "adapter_model.safetensors").items():
         module, _, part = name.partition(".lora_")
@@ -97,7 +98,10 @@ def _rewrite(path: Path, to: Path, changes: dict[str, tuple[Tensor, Tensor, floa
                 _copy(source, out, tensor.end - tensor.start)
             else:
                 a, b, scale = change
-                merged = _read(tensor) + np.float32(scale) * (_read(b) @ _read(a)).reshape(tensor.shape)
+                with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+                    merged = _read(tensor) + np.float32(scale) * (_read(b) @ _read(a)).reshape(tensor.shape)
+                if not (np.abs(merged) <= _MOST.get(tensor.dtype, np.finfo(np.float32).max)).all():
+                    raise PreconditionFailed(f"{name} is not finite with the adapter", reason="WEIGHTS_NOT_FINITE")
                 out.write(_encode(merged, tensor.dtype))
         out.flush()
         os.fsync(out.fileno())

@@ -1,0 +1,89 @@
+"""Allowed: what a recipe may name where it comes from a caller of the service, and not from whoever runs it.
+
+A recipe is data, but names commands, addresses and directories. The service's own settings list those that it may use:
+what is not listed is refused, when a run is started and again before it works.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sightline.errors import InvalidInput
+
+from sightline_trainer.connections import Connections
+from sightline_trainer.pools.dataset_name import directories
+from sightline_trainer.recipe import Recipe
+
+_NAMES = ("address", "url")
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What recipes may name.
+
+    Attributes:
+        launchers: commands of `dpo.launch`.
+        addresses: services that may be sent prompts and images, beside those of the settings' connections.
+        data_roots: directories that datasets and their images lie in.
+    """
+
+    launchers: Sequence[Sequence[str]] = ()
+    addresses: Sequence[str] = ()
+    data_roots: Sequence[Path] = ()
+
+    def check(self, recipe: Recipe, connections: Connections) -> None:
+        """Refuse a recipe that names something else.
+
+        Raises:
+            InvalidInput: LAUNCHER_NOT_ALLOWED, ADDRESS_NOT_ALLOWED or DATA_NOT_ALLOWED; says what, and which setting
+                would allow it.
+        """
+        launch = recipe.dpo.launch
+        if launch and _command(launch) not in [_command(known) for known in self.launchers]:
+            raise InvalidInput(
+                f"dpo.launch is a command, and {launch} is none that this trainer runs for a caller; leave it empty, "
+                "or have it listed in the trainer's settings (launchers)",
+                reason="LAUNCHER_NOT_ALLOWED",
+            )
+        ours = {one.address for one in (connections.scorer, connections.sampler) if one is not None}
+        for key, address in _addresses(recipe.model_dump(mode="json")):
+            if address not in ours and address not in self.addresses:
+                raise InvalidInput(
+                    f"{key}={address}: this trainer sends prompts and images to the addresses of its settings only; "
+                    "leave it out, or have it listed there (addresses)",
+                    reason="ADDRESS_NOT_ALLOWED",
+                )
+        for key, reference in (("data.train", recipe.data.train), ("data.test", recipe.data.test)):
+            for directory in directories(reference):
+                if not self._holds(directory):
+                    raise InvalidInput(
+                        f"{key}: {directory} is not in a directory that this trainer reads datasets from; have its "
+                        "directory listed in the trainer's settings (data_roots)",
+                        reason="DATA_NOT_ALLOWED",
+                    )
+
+    def _holds(self, directory: Path) -> bool:
+        real = directory.resolve()
+        return any(real.is_relative_to(root.resolve()) for root in self.data_roots)
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    """A command with one spelling for each file that it names: in a run's directory they are absolute."""
+    return [os.path.realpath(word) if os.sep in word and os.path.exists(word) else word for word in words]
+
+
+def _addresses(tree: Any, where: str = "") -> Iterator[tuple[str, str]]:
+    """All services that a recipe names, wherever in it: (key, address)."""
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in _NAMES and isinstance(value, str) and value:
+                yield f"{where}{key}", value
+            else:
+                yield from _addresses(value, f"{where}{key}.")
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _addresses(value, where)

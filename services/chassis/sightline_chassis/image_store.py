@@ -114,8 +114,8 @@ class ImageStore:
 
 def _not_found(sha256: bytes) -> NotFound:
     return NotFound(
-        f"image {sha256.hex()} is not stored here (never sent, or dropped for others): send image.content, or upload "
-        "it again (a scorer's UploadImages)",
+        f"image {sha256.hex()} is not stored here (never sent, or dropped for others): send image.content or, where "
+        "the service takes uploads, upload it by UploadImages",
         reason="IMAGE_NOT_FOUND",
         metadata={"sha256": sha256.hex()},
     )

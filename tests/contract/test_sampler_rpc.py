@@ -77,9 +77,9 @@ def closed() -> Image.Image:
     [
         ({"n": 0}, InvalidInput, "BAD_NUM_CANDIDATES", r"num_candidates is 0; it must be in 1\.\.32"),
         ({"n": 10_000}, InvalidInput, "BAD_NUM_CANDIDATES", r"10000; it must be in 1\.\.32"),
-        ({"n": -1}, InvalidInput, "INVALID_INPUT", "cannot be built"),
+        ({"n": -1}, InvalidInput, "MALFORMED_REQUEST", "cannot be built"),
         ({"n": 3, "seeds": [1, 2]}, InvalidInput, "BAD_SEEDS", "2 seeds for 3 candidates"),
-        ({"seed": -1}, InvalidInput, "INVALID_INPUT", "cannot be built"),
+        ({"seed": -1}, InvalidInput, "MALFORMED_REQUEST", "cannot be built"),
         ({"temperature": -0.5}, InvalidInput, "BAD_TEMPERATURE", "temperature is -0.5"),
         ({"temperature": 0.001}, InvalidInput, "BAD_TEMPERATURE", "must be 0"),
         ({"temperature": math.nan}, InvalidInput, "BAD_TEMPERATURE", "temperature is nan"),

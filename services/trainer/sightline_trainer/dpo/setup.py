@@ -38,12 +38,12 @@ def make_trainer(
     work: Path,
     seed: int,
     iteration: int = 1,
-    load: Callable[[str | Path, str], Any] = load_policy,
+    load: Callable[[str | Path, str], Any] | None = None,
 ) -> FastDPOTrainer:
     """A DPOTrainer on the base model with an adapter (or weights) that start from `previous` or from nothing.
 
     Args:
-        load: the model of a checkpoint and a number type; of benchmarks, which have none on disk.
+        load: in place of `load_policy`; for benchmarks, which have no checkpoint on disk.
 
     Raises:
         PreconditionFailed: the previous adapter's tensors do not fit the model, or the losses make no sense.
@@ -61,6 +61,7 @@ def make_trainer(
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
+    load = load or load_policy
     model = load(previous if full and previous else recipe.model, dtype)
     if full:
         freeze(model, vision=settings.train_vision)

@@ -48,7 +48,7 @@ def test_a_demo_needs_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("{}")
+    (tmp_path / "recipe.yaml").write_text("{name: a, model: m, data: {train: a, test: b}}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         failed = sightline("watch", str(tmp_path), "--serve", "--port", str(port))

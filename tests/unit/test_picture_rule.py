@@ -13,6 +13,7 @@ from sightline.sampler import PolicyManifest, policy_dirname, read_manifest, ver
 from sightline_cli.policy_files import show_one
 from sightline_sampler.policies.staging import verified
 from sightline_scorer import calibration
+from sightline_trainer.allowed import Allowed
 from sightline_trainer.execute import execute
 from sightline_trainer.report.history import History
 from sightline_trainer.report.page import page
@@ -63,6 +64,7 @@ def test_an_old_run_is_reported_and_not_gone_on_with(old_run: Path) -> None:
     run = RunDirectory(old_run)
     recipe = run.recipe()
     assert recipe is not None
+    assert recipe is not None
     with pytest.raises(PreconditionFailed, match="finish it with the release that began it, or start a new run") as e:
         execute(recipe, run, lambda event: None)
     assert e.value.reason == "PICTURE_RULE_DIFFERS"
@@ -72,7 +74,9 @@ def test_an_old_run_is_reported_and_not_gone_on_with(old_run: Path) -> None:
 def test_an_old_run_that_was_queued_fails_and_says_why(old_run: Path) -> None:
     run = RunDirectory(old_run)
     run.set_state("queued")
-    queue = RunQueue(old_run.parent)
+    recipe = run.recipe()
+    addresses = [address for address in (recipe.sampling.address, recipe.reward.address) if address]
+    queue = RunQueue(old_run.parent, allowed=Allowed(addresses=addresses, data_roots=[Path("/")]))
     queue.start()
     try:
         for _ in range(3000):

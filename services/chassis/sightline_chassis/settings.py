@@ -55,11 +55,8 @@ __all__ = [
 
 S = TypeVar("S", bound=Section)
 
-_MOST_LINES, _MOST_LETTERS, _ENOUGH_LETTERS = (
-    20,
-    300,
-    2000,
-)  # of a refusal: it travels in a status, which has room for little
+# Of a refusal, which travels in a status that has room for little: no line is begun beyond the last of these.
+_MOST_LINES, _MOST_LETTERS, _ENOUGH_LETTERS = 20, 300, 800
 _SECRET_WORDS = {"token", "tokens", "secret", "secrets", "password", "passwords"}
 
 

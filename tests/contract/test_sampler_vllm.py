@@ -183,7 +183,7 @@ def test_what_a_restart_of_vllm_forgot_is_loaded_again(
 @pytest.mark.parametrize(
     ("version", "reason", "names"),
     [
-        (4, "POLICY_CHANGES_NOTHING", "A or B is zero"),
+        (4, "POLICY_CHANGES_NOTHING", "A, B or the scale is zero"),
         (5, "ADAPTER_UNSUPPORTED", "outside of the language model"),
     ],
 )

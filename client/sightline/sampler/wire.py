@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
@@ -31,11 +30,6 @@ def image_message(image: Picture | None) -> pb.Image | None:
     """An image from its bytes, its file or a picture of Pillow; None for a text-only prompt. Raises InvalidInput."""
     content = image_content(image)
     return None if content is None else pb.Image(content=content)
-
-
-def digest_message(content: bytes) -> pb.Image:
-    """Name an image that was sent before by its SHA-256."""
-    return pb.Image(sha256=hashlib.sha256(content).digest())
 
 
 def checked_prompt(prompt: object) -> str:

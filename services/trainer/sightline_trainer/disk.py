@@ -12,18 +12,19 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import grpc
-from sightline.errors import SightlineError
+from sightline.errors import Overloaded
 
 RESERVE_BYTES = 256 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _SAYINGS = ("No space left on device", "Disk quota exceeded", "File too large")
 
 
-class DiskFull(SightlineError):
-    """There is no room for the run's files. Nothing that was finished is lost."""
+class DiskFull(Overloaded):
+    """There is no room for the run's files. Nothing that was finished is lost.
 
-    code, reason = grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL"
+    A caller gets it as `Overloaded`, by whose code it travels, with this reason."""
+
+    reason = "DISK_FULL"
 
 
 def disk_full(error: BaseException) -> bool:

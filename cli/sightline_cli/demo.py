@@ -1,7 +1,7 @@
 """`sightline demo`: the whole system on one machine, with the playground's models.
 
 Starts scorer (with Triton), sampler and trainer as separate processes on loopback, has the trainer run
-`recipes/clip_dpo.yaml`, shows what happens and stops everything.
+the recipe clip_dpo, shows what happens and stops everything.
 """
 
 from __future__ import annotations
@@ -12,32 +12,35 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from sightline.errors import AlreadyExists, InternalError, NotFound
+from sightline.errors import AlreadyExists, InternalError
 from sightline_trainer.pools.dataset_name import directories
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.processes import Processes
 from sightline_cli.report import write
-from sightline_cli.run import local_services, with_data, with_values
+from sightline_cli.run import local_services, recipe_file, with_data, with_values
 from sightline_cli.showing import showing
 from sightline_cli.watch import event_of
 
-RECIPE = Path("recipes/clip_dpo.yaml")
+RECIPE = "clip_dpo"
+QUICK = (
+    "iterations=1",
+    "data.train=playground:align?count=512&seed=1",
+    "data.test=playground:test?count=128&seed=2",
+    "data.prompts_per_iteration=256",
+)
+"""One iteration on a third of the prompts, measured on few scenes: what happens, not how much it helps."""
 
 
 def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
     """Run the demonstration anew in `directory`. As JSON, stdout gets the run's events alone.
 
     Raises:
-        NotFound: this is no copy of the repository.
+        NotFound: this installation has no playground.
         AlreadyExists: the directory holds something else than a run; what it holds would be lost.
     """
     console = Console(stderr=as_json)
-    if not RECIPE.exists():
-        raise NotFound(
-            f"no {RECIPE} below this directory: the demo runs in a copy of the repository", reason="RECIPE_NOT_FOUND"
-        )
-    recipe = load_recipe(RECIPE, overrides)
+    recipe = load_recipe(recipe_file(RECIPE), overrides)
     _clear(directory)
     services = directory / "services"
     with Processes(services) as processes:

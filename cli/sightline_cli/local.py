@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import InvalidInput
+from sightline_chassis.shipped import model_place
 
 from sightline_cli.credentials import given
 from sightline_cli.processes import Processes
@@ -41,16 +42,17 @@ def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator
         yield Reached(processes.wait(name).grpc)
 
 
-def model_or_playground(address: str | None, model: str | None, flag: str, playground: Path) -> str | None:
+def model_or_playground(address: str | None, model: str | None, flag: str, playground: str) -> str | None:
     """The model to start a service with: the one that was named, or the playground's; None where an address is given.
 
     Raises:
-        InvalidInput: both are given, or neither and the playground's model is not below this directory.
+        InvalidInput: both are given.
+        NotFound: neither is, and this installation has no playground.
     """
     if address is not None:
         if model is not None:
             raise InvalidInput(f"give {flag} or --model, not both", reason="BAD_OPTIONS")
         return None
-    if model is None and not playground.exists():
-        raise InvalidInput(f"there is no {playground} below this directory: give --model or {flag}", reason="NO_MODEL")
-    return model or str(playground)
+    if model is None:
+        model_place(playground)
+    return model or playground

@@ -90,18 +90,20 @@ class ServiceName(StrEnum):
 def demo(
     run: RunPath = Path("runs/demo"),
     overrides: Overrides = None,
+    quick: Annotated[bool, typer.Option("--quick", help="One small iteration: about a minute.")] = False,
     as_json: EventLines = False,
     debug: Debug = False,
 ) -> None:
     """Watch a small LVLM lose its hallucinations: three services on loopback, three iterations, minutes on a CPU."""
+    from sightline_cli.demo import QUICK
     from sightline_cli.demo import demo as start
 
-    guarded(lambda: start(run, overrides or [], as_json), debug)
+    guarded(lambda: start(run, [*(QUICK if quick else ()), *(overrides or [])], as_json), debug)
 
 
 @app.command("run")
 def run_recipe(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file, such as recipes/clip_dpo.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one, such as clip_dpo.")],
     overrides: Overrides = None,
     run: Annotated[Path | None, typer.Option("--run", help="Run directory; default runs/NAME-TIME.")] = None,
     sampler: Annotated[
@@ -174,7 +176,9 @@ def sample_(
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of a candidate.")] = None,
     noise: Annotated[int | None, typer.Option(help="Diffusion noise on the picture: step 0..999.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Address of a sampler; default: start one.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Model to start one on; default: the playground's.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model to start one on: a folder or a hub name; default: the playground's.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with tokens.")] = False,
     debug: Debug = False,
 ) -> None:

@@ -74,13 +74,13 @@ def base_of(run: Path) -> Path:
     recipe = RunDirectory(run).recipe()
     if recipe is None:
         raise NotFound(f"{run} has no recipe.yaml that names the base model; give --base", reason="NO_BASE_MODEL")
-    if Path(recipe.model).is_dir():
-        return Path(recipe.model)
+    if Path(recipe.base_model).is_dir():
+        return Path(recipe.base_model)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(recipe.model, local_files_only=True))
+        return Path(snapshot_download(recipe.base_model, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:
         raise NotFound(
             f"the run's model {recipe.model!r} is no directory here and not in the hub's cache; give --base",

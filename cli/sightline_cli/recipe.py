@@ -22,9 +22,50 @@ Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
+@app.command("list")
+def list_(as_json: Json = False, debug: Debug = False) -> None:
+    """List the recipes that come with Sightline."""
+
+    def tell() -> None:
+        from sightline_chassis.shipped import shipped
+        from sightline_trainer.recipe import load_recipe
+        from sightline_trainer.run_queue import recipes_in
+
+        known = {name: load_recipe(file, environment=False) for name, file in recipes_in(shipped("recipes")).items()}
+        if as_json:
+            print(json.dumps([{"name": name, "description": one.description} for name, one in known.items()], indent=2))
+            return
+        for name, recipe in known.items():
+            print(f"{name:12} {recipe.description}")
+
+    guarded(tell, debug)
+
+
+@app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="A shipped recipe, such as clip_dpo.")],
+    to: Annotated[Path | None, typer.Argument(help="The file to write; default NAME.yaml here.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Copy a shipped recipe, to change it."""
+
+    def write() -> None:
+        from sightline.errors import AlreadyExists
+
+        from sightline_cli.run import recipe_file
+
+        target = to or Path(f"{name}.yaml")
+        if target.exists():
+            raise AlreadyExists(f"{target} is there already; name another file", reason="FILE_EXISTS")
+        target.write_bytes(recipe_file(name).read_bytes())
+        print(target)
+
+    guarded(write, debug)
+
+
 @app.command()
 def show(
-    recipe: Annotated[Path, typer.Argument(help="A recipe file, such as recipes/clip_dpo.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="A recipe file, or the name of a shipped one, such as clip_dpo.")],
     overrides: Overrides = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -34,7 +75,9 @@ def show(
     def tell() -> None:
         from sightline_trainer.recipe import read_recipe
 
-        read = read_recipe(recipe, overrides or [])
+        from sightline_cli.run import recipe_file
+
+        read = read_recipe(recipe_file(recipe), overrides or [])
         tree = read.settings.model_dump(mode="json")
         if as_json:
             origins = {".".join(keys): read.origin(keys) for keys, _ in _leaves(tree)}

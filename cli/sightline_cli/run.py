@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from sightline.errors import InvalidInput, PreconditionFailed
+from sightline.errors import InvalidInput, NotFound, PreconditionFailed
 from sightline_chassis.settings import Section, load_settings
+from sightline_chassis.shipped import shipped
 from sightline_trainer.connections import ClientTls, Connection, Connections
 from sightline_trainer.needs import Needs
 from sightline_trainer.recipe import Recipe, load_recipe
+from sightline_trainer.run_queue import recipes_in
 
 from sightline_cli.credentials import given
 from sightline_cli.datasets import resolve
@@ -45,13 +48,33 @@ def local_services(recipe: Recipe) -> dict[str, list[str]]:
     return settings
 
 
+def recipe_file(name: str) -> Path:
+    """The file of a recipe that is named by its path, or by its name among the shipped ones.
+
+    Raises:
+        NotFound: there is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = recipes_in(shipped("recipes"))
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(path.stem, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"shipped are {', '.join(known)}"
+    raise NotFound(
+        f"there is no recipe file {name} below {Path.cwd()}, nor a recipe of that name; {hint}",
+        reason="RECIPE_NOT_FOUND",
+    )
+
+
 def _raised(limits: Section, wanted: dict[str, int]) -> list[str]:
     """Settings for the limits that are below what is wanted."""
     return [f"limits.{name}={need}" for name, need in wanted.items() if need > getattr(limits, name)]
 
 
 def run(
-    recipe_path: Path,
+    name: str,
     overrides: list[str],
     *,
     directory: Path | None,
@@ -62,7 +85,7 @@ def run(
     as_json: bool = False,
 ) -> None:
     """Load the recipe, start what is missing, run the loop and show it."""
-    recipe = load_recipe(recipe_path, overrides)
+    recipe = load_recipe(recipe_file(name), overrides)
     directory = directory or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

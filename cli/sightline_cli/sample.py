@@ -15,7 +15,7 @@ from sightline.sampler import Candidate, DiffusionNoise, SampleOptions, SamplerC
 
 from sightline_cli.local import model_or_playground, service
 
-PLAYGROUND = Path("playground/weights/llava")
+PLAYGROUND = "playground:llava"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Wanted:
         return options
 
 
-def sample(image: Path, prompt: str, wanted: Wanted, *, sampler: str | None, model: Path | None, as_json: bool) -> None:
+def sample(image: Path, prompt: str, wanted: Wanted, *, sampler: str | None, model: str | None, as_json: bool) -> None:
     """Ask a running sampler, or start one for this question, and print what it says.
 
     Raises:
@@ -52,7 +52,7 @@ def sample(image: Path, prompt: str, wanted: Wanted, *, sampler: str | None, mod
     """
     if not image.is_file():
         raise InvalidInput(f"there is no image {image}", reason="IMAGE_NOT_FOUND")
-    source = model_or_playground(sampler, None if model is None else str(model), "--sampler", PLAYGROUND)
+    source = model_or_playground(sampler, model, "--sampler", PLAYGROUND)
     with (
         service("sampler", sampler, [f"engine.model={source}"]) as at,
         SamplerClient(at.address, timeout=600, **at.credentials) as client,

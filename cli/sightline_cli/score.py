@@ -15,7 +15,7 @@ from sightline.scorer import ScorerClient, ScoreResult
 
 from sightline_cli.local import model_or_playground, service
 
-PLAYGROUND = Path("playground/weights/clip")
+PLAYGROUND = "playground:clip"
 
 
 def score(

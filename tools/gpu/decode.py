@@ -21,7 +21,7 @@ from sightline_sampler.engines.base import EncodedImage, SampleWork
 from sightline_sampler.engines.local import selfcheck
 from sightline_sampler.engines.local.lane import Lane
 from sightline_sampler.engines.local.model import BaseModel
-from sightline_sampler.engines.local.prefill import ImageFeatureCache, Prefiller
+from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import PromptBuilder
 from sightline_sampler.engines.local.rows import Request
 from sightline_sampler.engines.local.transformers import TransformersEngine, _Loaded
@@ -41,7 +41,7 @@ class _Lease:
 
 def lane(base: BaseModel, *, prompts: int, rows: int, tokens: int, model: Any = None) -> Lane:
     """So many prompts of 617 tokens with so many candidates each, run, their first tokens not drawn yet."""
-    prefiller = Prefiller(base, ImageFeatureCache(1 << 28))
+    prefiller = Prefiller(base, ImageFeatures(1 << 28))
     prefiller.shares_features = True
     made = Lane(base, 0)
     with torch.inference_mode():
@@ -84,7 +84,7 @@ class Built(TransformersEngine):
         self.given = base
 
     def _load(self) -> _Loaded:
-        prefiller = Prefiller(self.given, ImageFeatureCache(256 << 20))
+        prefiller = Prefiller(self.given, ImageFeatures(256 << 20))
         return _Loaded(self.given, PromptBuilder(self.given), prefiller, Weights(self.given))
 
 
@@ -121,7 +121,7 @@ def work(to: report.Report) -> None:
 
 def _self_check(to: report.Report, base: BaseModel) -> None:
     """How far the engine's ways are from the model's plain forward, beside the limits at which it refuses to start."""
-    prefiller = Prefiller(base, ImageFeatureCache(1 << 28))
+    prefiller = Prefiller(base, ImageFeatures(1 << 28))
     from PIL import Image
 
     with torch.inference_mode():

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pydantic
 from pydantic import Field
 from sightline_chassis.sections import Section
+from sightline_chassis.shipped import known_model, model_place
 
 
 class KubernetesSettings(Section):
@@ -120,10 +121,10 @@ class EngineSettings(Section):
     """The model and how it is run. Keys beside `kind` and `model` are of the engine in process, or in its section."""
 
     kind: Literal["transformers", "tgi", "vllm"] = Field(default="transformers", description="Which engine samples.")
-    model: str = Field(
+    model: Annotated[str, pydantic.AfterValidator(known_model), pydantic.AfterValidator(model_place)] = Field(
         min_length=1,
-        description="A model directory, or a name on the Hugging Face hub. Engines behind HTTP need a directory: its "
-        "tokenizer, chat template and weights' digest are read.",
+        description="A model directory, a name on the Hugging Face hub, or playground:llava. Engines behind HTTP need "
+        "a directory: its tokenizer, chat template and weights' digest are read.",
     )
     device: str = Field(
         default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one."

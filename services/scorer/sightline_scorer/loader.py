@@ -19,6 +19,7 @@ from pathlib import Path
 from sightline.errors import PreconditionFailed, SightlineError
 from sightline.picture_rule import PICTURE_RULE
 from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline_chassis.shipped import model_place
 
 from sightline_scorer import calibration as calibrations
 from sightline_scorer import metrics
@@ -267,7 +268,7 @@ def calibration_path(settings: ModelSettings) -> Path | None:
     """Where the model's calibration is, or would be; None for a model without a directory of its own."""
     if settings.calibration is not None:
         return settings.calibration
-    folder = Path(settings.source.removeprefix(repository.LOCAL_DIR))
+    folder = Path(model_place(settings.source).removeprefix(repository.LOCAL_DIR))
     return folder / calibrations.FILE_NAME if folder.is_dir() else None
 
 

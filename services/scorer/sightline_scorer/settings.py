@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 from sightline_chassis.sections import AdmissionSettings, ImageLimits, ImageStoreSettings, Section, ServiceSettings
+from sightline_chassis.shipped import known_model
 
 from sightline_scorer.triton.settings import TritonSettings
 
@@ -29,9 +30,10 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]
 class ModelSettings(Section):
     """One CLIP model."""
 
-    source: str = Field(
+    source: Annotated[str, AfterValidator(known_model)] = Field(
         min_length=1,
-        description="An open_clip name such as ViT-B-32, hf-hub:ORG/REPO, or a directory (local-dir:PATH or PATH)",
+        description="An open_clip name such as ViT-B-32, hf-hub:ORG/REPO, a directory (local-dir:PATH or PATH), or "
+        "playground:clip",
     )
     pretrained: str | None = Field(
         None, description="For an open_clip name: its pretrained tag, or a weights file. Directories bring their own"

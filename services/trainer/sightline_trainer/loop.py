@@ -226,7 +226,7 @@ class Loop:
             version=version,
             parent_version=parent,
             kind=self.recipe.dpo.train,
-            base_digest=model_digest(self.recipe.model),
+            base_digest=model_digest(self.recipe.base_model),
             run_id=self.dir.id,
             iteration=iteration,
             metrics=result.metrics,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 from sightline_chassis.settings import Section, SettingsError, SettingsRead, read_settings
+from sightline_chassis.shipped import model_place
 
 from sightline_trainer.candidates import CANDIDATES
 from sightline_trainer.contradictions import contradictions
@@ -53,7 +54,7 @@ class Recipe(Section):
     description: str = Field("", description="One line for people.")
     seed: int = Field(0, ge=0, description="Seed of prompts, candidates and updates.")
     iterations: int = Field(3, ge=1, description="Rounds of the loop.")
-    model: str = Field(description="The base LVLM: a Hugging Face folder or name.")
+    model: str = Field(description="The base LVLM: a Hugging Face folder or name, or playground:llava.")
     threads: int = Field(2, ge=1, description="Torch threads of the update on a CPU.")
     data: Data
     sampling: Sampling = Field(default_factory=Sampling)
@@ -72,6 +73,15 @@ class Recipe(Section):
     dpo: Dpo = Field(default_factory=Dpo)
     publication: Publication = Field(default_factory=Publication)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+
+    @property
+    def base_model(self) -> str:
+        """The base LVLM as transformers takes it: a folder or a name on the hub.
+
+        Raises:
+            NotFound: the playground has no such model, or is not installed.
+        """
+        return model_place(self.model)
 
     @model_validator(mode="after")
     def _extrapolates_an_adapter(self) -> Recipe:

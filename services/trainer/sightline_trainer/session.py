@@ -47,7 +47,7 @@ class Session:
     def sources(self) -> list[Source]:
         """The recipe's sources of candidates, in the order in which they are asked."""
         dataset = side_files(self.recipe.data.train)
-        template = ChatTemplate(self.recipe.model)
+        template = ChatTemplate(self.recipe.base_model)
         context = SourceContext(
             self.recipe.sampling, self.recipe.seed, self.sampler, template, dataset, self.connect, self.closing
         )

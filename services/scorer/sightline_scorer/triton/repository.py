@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline_chassis.settings import load_settings
+from sightline_chassis.shipped import model_place
 
 from sightline_scorer.settings import ModelSettings, ScorerSettings, TritonSettings
 from sightline_scorer.triton.card import PARAMETER, ModelCard
@@ -91,6 +92,7 @@ def open_clip_name(architecture: str) -> str:
     """The name as open_clip takes it: a plain directory becomes `local-dir:` and its absolute path."""
     if architecture.startswith("hf-hub:"):
         return architecture
+    architecture = model_place(architecture)
     path = Path(architecture.removeprefix(LOCAL_DIR))
     if architecture.startswith(LOCAL_DIR) or path.is_dir():
         if not (path / "open_clip_config.json").is_file():

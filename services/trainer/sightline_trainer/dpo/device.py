@@ -59,7 +59,9 @@ def full_memory(recipe: Recipe) -> Memory:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
     with init_empty_weights():
-        model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(recipe.model), dtype=torch.float32)
+        model = AutoModelForImageTextToText.from_config(
+            AutoConfig.from_pretrained(recipe.base_model), dtype=torch.float32
+        )
     every = sum(parameter.numel() for parameter in model.parameters())
     freeze(model, vision=recipe.dpo.train_vision)
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

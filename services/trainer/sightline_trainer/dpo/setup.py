@@ -62,13 +62,13 @@ def make_trainer(
     dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
     load = load or load_policy
-    model = load(previous if full and previous else recipe.model, dtype)
+    model = load(previous if full and previous else recipe.base_model, dtype)
     if full:
         freeze(model, vision=settings.train_vision)
-    processor = AutoProcessor.from_pretrained(recipe.model)
+    processor = AutoProcessor.from_pretrained(recipe.base_model)
     trainer = FastDPOTrainer(
         model=model,
-        ref_model=load(recipe.model, dtype) if full else None,
+        ref_model=load(recipe.base_model, dtype) if full else None,
         args=arguments,
         train_dataset=_rows(pairs),
         processing_class=processor,

@@ -1,0 +1,77 @@
+"""The wheel carries what it needs: recipes, models, protos, chart; the demo runs in an empty directory."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+from running import ROOT
+
+UV = Path(sys.executable).with_name("uv")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The distribution as `pip install sightline` brings it."""
+    out = tmp_path_factory.mktemp("wheel")
+    command = [UV, "build", "--quiet", "--wheel", "--no-build-isolation", "--python", sys.executable]
+    subprocess.run([*command, "--out-dir", out, ROOT], check=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commands of an environment that has the wheel, and all other packages from this one."""
+    venv = tmp_path_factory.mktemp("venv")
+    subprocess.run([UV, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
+    python = venv / "bin/python"
+    subprocess.run([UV, "pip", "install", "--quiet", "--no-deps", "--python", python, wheel], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    (site / "below.pth").write_text(sysconfig.get_path("purelib"))  # editable installs there are not followed
+    return venv / "bin"
+
+
+def run(installed: Path, directory: Path, *arguments: str) -> str:
+    """What a command of the installed wheel prints in a directory."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["SIGHTLINE_TRITON_HOME"] = os.environ.get("SIGHTLINE_TRITON_HOME", str(ROOT / ".triton"))
+    done = subprocess.run(
+        [installed / "sightline", *arguments], cwd=directory, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_wheel_holds_every_file_of_the_checkout(wheel: Path) -> None:
+    held = set(zipfile.ZipFile(wheel).namelist())
+    for inside, beside in {
+        "sightline_trainer/recipes": "recipes",
+        "sightline_playground/weights": "playground/weights",
+        "sightline/protos": "protos",
+        "sightline_cli/chart": "helm/sightline",
+    }.items():
+        tracked = subprocess.run(
+            ["git", "-C", ROOT, "ls-files", beside], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert tracked
+        assert {f"{inside}{file.removeprefix(beside)}" for file in tracked} <= held
+    assert "sightline/py.typed" in held
+
+
+def test_recipes_go_by_name_anywhere(installed: Path, tmp_path: Path) -> None:
+    assert "clip_dpo" in run(installed, tmp_path, "recipe", "list")
+    assert run(installed, tmp_path, "recipe", "copy", "povid", "mine.yaml").strip() == "mine.yaml"
+    assert (tmp_path / "mine.yaml").read_bytes() == (ROOT / "recipes/povid.yaml").read_bytes()
+    assert "playground:llava" in run(installed, tmp_path, "recipe", "show", "clip_dpo")
+
+
+@pytest.mark.timeout(600)
+def test_the_demo_ends_with_its_table_in_an_empty_directory(installed: Path, tmp_path: Path) -> None:
+    out = run(installed, tmp_path, "demo", "--quick")
+    assert "CHAIR" in out
+    assert (tmp_path / "runs/demo/metrics.json").is_file()
+    assert (tmp_path / "runs/demo/report.html").is_file()

@@ -44,6 +44,7 @@ def shaped(temperature: list[float], top_p: list[float], top_k: list[int], min_p
         torch.tensor(floors).double(),
         truncated=min(top_p) < 1 or max(top_k) > 0,
         floored=max(floors) > 0,
+        greedy=min(temperature) == 0,
     )
 
 

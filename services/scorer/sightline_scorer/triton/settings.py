@@ -25,7 +25,10 @@ class TritonSettings(Section):
     work_dir: Path | None = Field(
         None, description="embedded: directory for the model repository and Triton's log; a temporary one if not set"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Where the towers run")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto",
+        description="Where the towers run; auto: on a GPU where there is one. Say cuda for a remote Triton on a GPU",
+    )
     threads: int = Field(
         max(1, (os.cpu_count() or 1) // 2), ge=1, le=256, description="Threads of torch in each tower, on a CPU"
     )
@@ -94,4 +97,13 @@ class TritonSettings(Section):
     @property
     def most_in_flight(self) -> int:
         """Batches of a tower that Triton has at a time."""
-        return self.batches_in_flight or self.instances + (self.device == "cuda")
+        return self.batches_in_flight or self.instances + self.on_gpu
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the towers run on a GPU. Of a remote Triton only `device` tells."""
+        if self.device != "auto":
+            return self.device == "cuda"
+        import torch
+
+        return self.mode == "embedded" and torch.cuda.is_available()

@@ -109,6 +109,7 @@ class Lane:
             min_p,
             truncated=bool((rows.top_p < 1).any() or (rows.top_k > 0).any()),
             floored=bool((rows.min_p > 0).any()),
+            greedy=bool((rows.temperature == 0).any()),
         )
         drawn = draw(
             logits if whole else logits[torch.from_numpy(own).to(device)],

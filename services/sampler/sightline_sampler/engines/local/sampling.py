@@ -42,6 +42,7 @@ class Shape:
         min_p: (rows,), float64 in [0, 1).
         truncated: whether any row has a top_p below 1 or a top_k; saves the sort where not.
         floored: whether any row has a min_p.
+        greedy: whether any row has temperature 0. Known on the host: asking the tensors would wait for the GPU.
     """
 
     temperature: torch.Tensor
@@ -50,6 +51,7 @@ class Shape:
     min_p: torch.Tensor
     truncated: bool
     floored: bool
+    greedy: bool
 
     def rows(self, part: slice) -> Shape:
         """Of some rows."""
@@ -116,7 +118,7 @@ def _draw(
     # Below the total even where u * total rounds up to it: an id without mass must not be drawn.
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulated, target[:, None], right=True)[:, 0].clamp_(max=z.shape[1] - 1)
-    if bool(greedy.any()):
+    if shape.greedy:
         tokens = torch.where(greedy, allowed.argmax(dim=-1), tokens)
     at = tokens[:, None]
     logprobs = z.gather(1, at)[:, 0] - norm

@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpdateProbe:
-    """A response with the trainer's own log-probs of its tokens under the new policy, in nats."""
+    """A response with the trainer's own log-probs of its tokens under the new policy, in nats. Not the clients'
+    `Probe`: it is kept as JSON in the iteration's files, and names its picture by the prompt's id."""
 
     prompt_id: str
     token_ids: list[int]

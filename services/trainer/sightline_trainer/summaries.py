@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cachetools import LRUCache
 from sightline.errors import PreconditionFailed, SightlineError
 from sightline.runs import RunState
 
@@ -44,7 +44,7 @@ class Summaries:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._recipes: OrderedDict[Path, tuple[Signature, tuple[str, int] | SightlineError]] = OrderedDict()
+        self._recipes: LRUCache[Path, tuple[Signature, tuple[str, int] | SightlineError]] = LRUCache(MOST)
 
     def of(self, run: RunDirectory) -> RunSummary:
         """The run as its files tell it now; never raises for what stands in them."""
@@ -95,8 +95,6 @@ class Summaries:
             kept = signature, found
             with self._lock:
                 self._recipes[path] = kept
-                while len(self._recipes) > MOST:
-                    self._recipes.popitem(last=False)
         if isinstance(kept[1], SightlineError):
             raise kept[1]
         return kept[1]

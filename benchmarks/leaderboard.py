@@ -83,9 +83,9 @@ def finished(root: Path) -> bool:
 
 def by_image(root: Path, iteration: int) -> dict[str, NDArray[np.float64]]:
     """{metric: [images, 2] of what each image adds above and below the line}, images in the order of their names."""
-    told = json.loads((root / f"iterations/{iteration:04d}/by_image.json").read_text())
-    order = np.argsort(told["images"])
-    return {name: np.array(parts)[order] for name, parts in told["of"].items() if name in METRICS}
+    counts = json.loads((root / f"iterations/{iteration:04d}/by_image.json").read_text())
+    order = np.argsort(counts["images"])
+    return {name: np.array(parts)[order] for name, parts in counts["of"].items() if name in METRICS}
 
 
 def outcomes(roots: Sequence[Path], rng: np.random.Generator | None) -> dict[str, float]:
@@ -164,17 +164,17 @@ def table(summaries: dict[str, dict[str, Any]]) -> str:
         return f"{value} ({low} .. {high})"
 
     forms = {"chair_i": ".3f", "cover": ".3f", "pope_f1": ".3f", "mean_tokens": ".1f", "clip_score": ".2f"}
-    for number, (name, told) in enumerate(summaries.items()):
-        figures = told["figures"]
+    for number, (name, figured) in enumerate(summaries.items()):
+        figures = figured["figures"]
         if number == 0:
             cells = [cell(figures[f"{metric}_base"], form) for metric, form in forms.items()]
             base = cell(figures["chair_s_base"], ".3f")
             lines.append("| " + " | ".join(["base model", "", base, "", *cells, "", "", ""]) + " |")
         cells = [cell(figures[f"{metric}_final"], form) for metric, form in forms.items()]
-        pairs = f"{np.mean([sum(one) for one in told['pairs_by_iteration']]):.0f}"
-        seeds = ", ".join(map(str, told["seeds"]))
+        pairs = f"{np.mean([sum(one) for one in figured['pairs_by_iteration']]):.0f}"
+        seeds = ", ".join(map(str, figured["seeds"]))
         row = [name, seeds, cell(figures["chair_s_final"], ".3f"), cell(figures["cut"], ".0%"), *cells, pairs]
-        spent = [f"{told[clock]:.0f}" for clock in ("cpu_seconds", "wall_seconds")]
+        spent = [f"{figured[clock]:.0f}" for clock in ("cpu_seconds", "wall_seconds")]
         lines.append("| " + " | ".join([*row, *spent]) + " |")
     return "\n".join(lines)
 
@@ -190,16 +190,16 @@ def report(runs: Path) -> None:
         return
     print(table(summaries))
     rows = []
-    for name, told in summaries.items():
+    for name, figured in summaries.items():
         for metric, of in (
             ("chair_s_cut", "cut"),
             ("cover_change", "cover_change"),
             ("length_change", "length_change"),
         ):
-            value, low, high = told["figures"][of]
-            detail = {"low": low, "high": high, **{key: told[key] for key in told if key != "figures"}}
+            value, low, high = figured["figures"][of]
+            detail = {"low": low, "high": high, **{key: figured[key] for key in figured if key != "figures"}}
             if metric == "chair_s_cut":
-                detail["figures"] = told["figures"]
+                detail["figures"] = figured["figures"]
             key = f"{name}_{metric}"
             better = "lower" if metric == "length_change" else "higher"
             against = "the base model, after 3 iterations"

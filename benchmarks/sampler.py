@@ -46,7 +46,7 @@ from sightline_sampler.engines.local.lane import Lane
 from sightline_sampler.engines.local.model import load_base
 from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import PromptBuilder
-from sightline_sampler.engines.local.rows import FinishedRow, Request
+from sightline_sampler.engines.local.rows import Request
 
 PROMPT = llava.prompt()
 CUDA = torch.cuda.is_available()
@@ -127,7 +127,7 @@ class BareLoop:
         texts = []
         while len(lane):
             for _, finished in lane.sample():
-                assert isinstance(finished, FinishedRow)
+                assert not isinstance(finished, BaseException)
                 texts.append(self.base.tokenizer.decode(finished.token_ids.tolist(), skip_special_tokens=True))
             if len(lane):
                 lane.forward(self.base.model)

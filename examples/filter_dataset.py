@@ -25,18 +25,18 @@ def main() -> None:
     parser.add_argument("--above", type=float, required=True, help="the least CLIPScore that is kept")
     given = parser.parse_args()
     rows = [json.loads(line) for line in given.pairs.read_text().splitlines()]
-    told: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     with ScorerClient(given.target) as scorer:
         pairs = [(given.pairs.parent / row["image"], [row["text"]]) for row in rows]
         for row, outcome in zip(rows, scorer.score_many(pairs, progress=_progress), strict=True):
             if isinstance(outcome, SightlineError):
-                told[outcome.reason] += 1
+                counts[outcome.reason] += 1
             elif outcome.clip_score[0] >= given.above:
-                told["kept"] += 1
+                counts["kept"] += 1
                 print(json.dumps({**row, "score": round(float(outcome.clip_score[0]), 3)}))
             else:
-                told["below"] += 1
-    print(f"\n{dict(told)}", file=sys.stderr)
+                counts["below"] += 1
+    print(f"\n{dict(counts)}", file=sys.stderr)
 
 
 def _progress(done: int, total: int | None) -> None:

@@ -74,10 +74,10 @@ class Mind:
             with self._lock, torch.no_grad():
                 out = model(**step, past_key_values=cache, use_cache=True)
             cache, logits = out.past_key_values, out.logits[0, -1].double()
-            bent = bend(logits, seen=[*inputs["input_ids"][0].tolist(), *found.ids], **how)
-            processed = torch.log_softmax(bent, -1)
+            shaped = bend(logits, seen=[*inputs["input_ids"][0].tolist(), *found.ids], **how)
+            processed = torch.log_softmax(shaped, -1)
             if how.get("temperature", 1.0) == 0:
-                token = int(bent.argmax())
+                token = int(shaped.argmax())
             else:
                 cumulated = np.cumsum(processed.exp().numpy())
                 token = min(int(np.searchsorted(cumulated, random.random() * cumulated[-1])), len(cumulated) - 1)

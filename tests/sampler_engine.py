@@ -25,7 +25,7 @@ class Base:
         return 0
 
 
-class Bench:
+class RunningEngine:
     """An engine that has started; `steps` holds the rows of each of its steps."""
 
     def __init__(self, model: Path, **engine: Any) -> None:
@@ -67,8 +67,8 @@ class Bench:
 
 
 @contextlib.contextmanager
-def bench(model: Path, **engine: Any) -> Iterator[Bench]:
-    at = Bench(model, **engine)
+def running_engine(model: Path, **engine: Any) -> Iterator[RunningEngine]:
+    at = RunningEngine(model, **engine)
     try:
         yield at
     finally:

@@ -95,8 +95,8 @@ class Reference:
 
         with torch.inference_mode():
             seen = self.model.encode_image(self.preprocess(image)[None], normalize=True)
-            told = self.model.encode_text(self.tokenizer(texts), normalize=True)
-        return (told @ seen[0]).numpy()
+            found = self.model.encode_text(self.tokenizer(texts), normalize=True)
+        return (found @ seen[0]).numpy()
 
 
 def picture(width: int = 90, height: int = 70, seed: int = 0) -> Image.Image:

@@ -216,8 +216,8 @@ def _wait_for_progress(trainer: BaseProcess, directory: Path) -> None:
         events = directory / "events.jsonl"
         return events.stat().st_size if events.exists() else 0
 
-    told = size()
-    until(lambda: size() > told or not trainer.is_alive())
+    before = size()
+    until(lambda: size() > before or not trainer.is_alive())
 
 
 def chaos(services: list[str], kills: int, seed: int, staleness: int, scratch: Path) -> list[Row]:

@@ -89,6 +89,6 @@ def _names(path: list[str]) -> list[str]:
 def _help(path: list[str]) -> str:
     environment = {**os.environ, "COLUMNS": "100", "TERM": "dumb", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "sightline_cli", *path, "--help"]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT).stdout
-    body = "\n".join(line.rstrip() for line in told.strip().splitlines())
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, cwd=ROOT).stdout
+    body = "\n".join(line.rstrip() for line in done.strip().splitlines())
     return f"## sightline {' '.join(path)}\n\n```text\n{body}\n```\n\n"

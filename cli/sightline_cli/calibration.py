@@ -66,8 +66,8 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
             json.dumps({"file": str(target), "model": model.name, "pairs": fitted.pairs, "quartiles": quartiles})
         )
     else:
-        told = ", ".join(f"{value:.4f}" for value in quartiles)
-        typer.echo(f"{target}: {fitted.pairs} pairs of {model.name}; cosines at 25, 50 and 75 per cent: {told}")
+        shown = ", ".join(f"{value:.4f}" for value in quartiles)
+        typer.echo(f"{target}: {fitted.pairs} pairs of {model.name}; cosines at 25, 50 and 75 per cent: {shown}")
 
 
 def reload(scorer: str, as_json: bool) -> None:

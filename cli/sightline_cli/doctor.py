@@ -61,9 +61,9 @@ def doctor(as_json: bool) -> bool:
 
 
 def _python() -> Iterator[Finding]:
-    told = platform.python_version()
+    here = platform.python_version()
     good = sys.version_info >= (3, 11)
-    yield Finding("Python", "ok" if good else "bad", told, "" if good else "install Python 3.11 or newer")
+    yield Finding("Python", "ok" if good else "bad", here, "" if good else "install Python 3.11 or newer")
     name, libc = platform.libc_ver()
     parts = tuple(int(part) for part in libc.split(".")[:2]) if name == "glibc" else (0, 0)
     good = parts >= GLIBC
@@ -95,7 +95,7 @@ def _triton() -> Iterator[Finding]:
 
 def _torch() -> Iterator[Finding]:
     try:
-        told = version("torch")
+        here = version("torch")
     except PackageNotFoundError:
         return
     import torch
@@ -103,9 +103,9 @@ def _torch() -> Iterator[Finding]:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
-        yield Finding("torch", "ok", f"{told}, {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+        yield Finding("torch", "ok", f"{here}, {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
     else:
-        yield Finding("torch", "warn", f"{told}, no CUDA device", "real models need a GPU; the playground does not")
+        yield Finding("torch", "warn", f"{here}, no CUDA device", "real models need a GPU; the playground does not")
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     good = policy.upper() == "PASSIVE"
     fix = "" if good else "export OMP_WAIT_POLICY=PASSIVE: spinning threads crawl where cores are shared"

@@ -33,10 +33,10 @@ def chair(
     """CHAIR of a file of captions; `keys` are those of image id and caption."""
     kept = cast(Compat, compat)
     objects = CocoObjects(kept)
-    told = read_captions(captions, image_id_key=keys[0], caption_key=keys[1])
+    said = read_captions(captions, image_id_key=keys[0], caption_key=keys[1])
     known = load_truth(truth, objects)
     with bars(out) as progress:
-        result = chair_result(told, known, objects, compat=kept, progress=progress("reading captions"))
+        result = chair_result(said, known, objects, compat=kept, progress=progress("reading captions"))
     emit(result, out, details=details, seed=seed)
 
 

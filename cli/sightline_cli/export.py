@@ -61,7 +61,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
     datasets.disable_progress_bars()
     pairs = datasets.load_dataset("parquet", data_files=files, split="train")
     pairs = _plain(pairs)
-    told = {"run": directory.id, "pairs": len(pairs), "iterations": len(files), "to": to}
+    facts = {"run": directory.id, "pairs": len(pairs), "iterations": len(files), "to": to}
     if to.startswith(HUB):
         try:
             pairs.push_to_hub(to.removeprefix(HUB))
@@ -71,7 +71,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
             raise Unavailable(
                 f"the hub did not take the dataset (`hf auth login` first?): {error}", reason="STORAGE_UNAVAILABLE"
             ) from error
-        _tell(told, as_json)
+        _tell(facts, as_json)
         return
     target = Path(to)
     if target.exists():
@@ -79,8 +79,8 @@ def export(run: Path, to: str, as_json: bool) -> None:
     (target / "data").mkdir(parents=True)
     pairs.to_parquet(target / "data/train-00000.parquet")
     (target / "recipe.yaml").write_text((directory.root / "recipe.yaml").read_text())
-    (target / "README.md").write_text(CARD.format(recipe=recipe.name, model=recipe.model, **told))
-    _tell(told, as_json)
+    (target / "README.md").write_text(CARD.format(recipe=recipe.name, model=recipe.model, **facts))
+    _tell(facts, as_json)
 
 
 def _plain(pairs: Any) -> Any:
@@ -103,9 +103,9 @@ def _plain(pairs: Any) -> Any:
     return pairs.map(plain, load_from_cache_file=False, features=pairs.features).cast(features)
 
 
-def _tell(told: dict[str, Any], as_json: bool) -> None:
+def _tell(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(told))
+        print(json.dumps(facts))
     else:
-        line = "[bold]exported[/bold] {pairs} pairs of {iterations} iterations to {to}".format(**told)
+        line = "[bold]exported[/bold] {pairs} pairs of {iterations} iterations to {to}".format(**facts)
         Console().print(line, soft_wrap=True)

@@ -48,10 +48,10 @@ def _tell(wanted: bool) -> None:
         raise typer.Exit
 
 
-def _calling(flag: str, told: str) -> Any:
+def _calling(flag: str, text: str) -> Any:
     """An option for all commands that call a service; the variable that stands in for it has the flag's name."""
     variable = f"SIGHTLINE_{flag.removeprefix('--').replace('-', '_').upper()}"
-    return typer.Option(flag, envvar=variable, help=told, rich_help_panel="Calling a running service that asks for it")
+    return typer.Option(flag, envvar=variable, help=text, rich_help_panel="Calling a running service that asks for it")
 
 
 @app.callback()

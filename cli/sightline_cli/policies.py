@@ -74,8 +74,8 @@ def merge(
 
         manifest = merge_to(run, version, to, base)
         if as_json:
-            told = {"directory": str(to), "version": manifest.version, "files": len(manifest.files)}
-            typer.echo(json.dumps(told))
+            facts = {"directory": str(to), "version": manifest.version, "files": len(manifest.files)}
+            typer.echo(json.dumps(facts))
         else:
             typer.echo(f"{to}: policy v{manifest.version} as a whole checkpoint, {len(manifest.files)} files")
 

@@ -129,13 +129,13 @@ def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 def _lines(tree: dict[str, Any], origin: Any) -> Iterator[str]:
     """YAML, each value with its origin behind it."""
-    told: list[tuple[str, str]] = []
+    lines: list[tuple[str, str]] = []
     before: tuple[str, ...] = ()
     for keys, value in _leaves(tree):
         shared = next((n for n, (a, b) in enumerate(zip(before, keys[:-1], strict=False)) if a != b), None)
         shared = min(len(before), len(keys) - 1) if shared is None else shared
-        told += [(f"{'  ' * depth}{keys[depth]}:", "") for depth in range(shared, len(keys) - 1)]
-        told.append((f"{'  ' * (len(keys) - 1)}{keys[-1]}: {json.dumps(value, ensure_ascii=False)}", origin(keys)))
+        lines += [(f"{'  ' * depth}{keys[depth]}:", "") for depth in range(shared, len(keys) - 1)]
+        lines.append((f"{'  ' * (len(keys) - 1)}{keys[-1]}: {json.dumps(value, ensure_ascii=False)}", origin(keys)))
         before = keys[:-1]
-    width = min(72, max(len(text) for text, _ in told))
-    return (f"{text:{width}}  # {source}" if source else text for text, source in told)
+    width = min(72, max(len(text) for text, _ in lines))
+    return (f"{text:{width}}  # {source}" if source else text for text, source in lines)

@@ -39,8 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if options.count < 1:
             commands.error(f"argument --count: {options.count}; wanted 1 or more")
-        written = export(options.out, options.split, options.count, options.seed)
-        print(f"{len(written)} scenes of split {options.split} in {options.out}")
+        exported = export(options.out, options.split, options.count, options.seed)
+        print(f"{len(exported)} scenes of split {options.split} in {options.out}")
         return 0
     if options.command == "check" and not (options.weights / "clip").is_dir():
         commands.error(f"argument --weights: no playground weights in {options.weights}")

@@ -121,11 +121,11 @@ def clip_scores(model: Any, tokenizer: Any, images: torch.Tensor, texts: Sequenc
             group = texts[start : start + 128]
             seen = model.encode_image(images[start : start + 128], normalize=True)
             flat = [text for row in group for text in row]
-            told = torch.cat(
+            text_rows = torch.cat(
                 [model.encode_text(tokenizer(flat[at : at + 512]), normalize=True) for at in range(0, len(flat), 512)]
             )
             owner = torch.tensor([n for n, row in enumerate(group) for _ in row])
-            values = (100 * (seen[owner] * told).sum(-1)).clamp(min=0).tolist()
+            values = (100 * (seen[owner] * text_rows).sum(-1)).clamp(min=0).tolist()
             ends = torch.tensor([len(row) for row in group]).cumsum(0).tolist()
             scores += [values[end - len(row) : end] for end, row in zip(ends, group, strict=True)]
     return scores

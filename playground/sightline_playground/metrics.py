@@ -32,14 +32,14 @@ def caption_metrics(scenes: Sequence[Scene], captions: Sequence[str]) -> Caption
     """
     if not scenes or len(scenes) != len(captions):
         raise ValueError(f"{len(scenes)} scenes and {len(captions)} captions; wanted equally many, and some")
-    told = [set(mentioned(caption)) for caption in captions]
+    named = [set(mentioned(caption)) for caption in captions]
     there = [set(scene.names) for scene in scenes]
-    false = [len(said - true) for said, true in zip(told, there, strict=True)]
-    everything = sum(len(said) for said in told)
+    false = [len(said - true) for said, true in zip(named, there, strict=True)]
+    everything = sum(len(said) for said in named)
     return CaptionMetrics(
         chair_s=fmean(count > 0 for count in false),
         chair_i=sum(false) / everything if everything else 0.0,
-        cover=fmean(len(said & true) / len(true) for said, true in zip(told, there, strict=True)),
+        cover=fmean(len(said & true) / len(true) for said, true in zip(named, there, strict=True)),
         mean_tokens=fmean(len(caption.split()) for caption in captions),
     )
 

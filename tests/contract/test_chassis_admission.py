@@ -141,9 +141,9 @@ def test_a_blocked_event_loop_is_told_by_health_and_metrics_still_answer() -> No
             assert await asyncio.to_thread(health, at.health, "liveness") == "SERVING"
             lag = growth("sightline_event_loop_lag_seconds_bucket", le="0.5")
             late = growth("sightline_event_loop_lag_seconds_bucket", le="+Inf")
-            told = asyncio.get_running_loop().run_in_executor(None, _watch_a_blocked_loop, at.health, at.metrics)
+            found = asyncio.get_running_loop().run_in_executor(None, _watch_a_blocked_loop, at.health, at.metrics)
             await client.score("block 1.5")
-            slow, statuses = await told
+            slow, statuses = await found
             assert slow < 0.5
             assert statuses == {"liveness": "NOT_SERVING", "readiness": "SERVING"}
             await eventually(lambda: health_soon(at.health) == "SERVING")

@@ -213,10 +213,10 @@ def test_what_arrives_is_let_in(mind: Mind, template: Path, tmp_path: Path, seed
     ids=lambda value: value.__name__ if callable(value) else "",
 )
 def test_what_does_not_arrive_is_caught_and_the_version_before_answers(
-    mind: Mind, template: Path, tmp_path: Path, fault: Any, reasons: set[str], told: str, seed: int
+    mind: Mind, template: Path, tmp_path: Path, fault: Any, reasons: set[str], seen: str, seed: int
 ) -> None:
     rig = Rig(mind, template, tmp_path, seed)
-    with pytest.raises(SightlineError, match=told) as error:
+    with pytest.raises(SightlineError, match=seen) as error:
         asyncio.run(rig.run(fault))
     assert error.value.reason in reasons
     assert rig.registry.active == 1

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from sampler_engine import Bench, bench, ids
+from sampler_engine import RunningEngine, ids, running_engine
 from sampler_models import PROMPT, make_llava, png
 from sightline.errors import InvalidInput
 from sightline.sampler.params import SamplingParams
@@ -63,11 +63,11 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module", params=["copied prompts", "shared prompts"])
-def at(llava: Path, request: pytest.FixtureRequest) -> Iterator[Bench]:
+def at(llava: Path, request: pytest.FixtureRequest) -> Iterator[RunningEngine]:
     """Prompts of this model have 24 tokens: they are copied to each row, or shared if that is enough to be shared."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kv, "STEM_SLOTS", 16 if request.param == "shared prompts" else 128)
-        with bench(llava, max_rows=64) as at:
+        with running_engine(llava, max_rows=64) as at:
             yield at
 
 
@@ -148,7 +148,7 @@ def plain(llava: Path) -> Plain:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: ",".join(options) or "none")
-def test_candidates_are_those_of_a_plain_loop(at: Bench, plain: Plain, options: dict[str, Any]) -> None:
+def test_candidates_are_those_of_a_plain_loop(at: RunningEngine, plain: Plain, options: dict[str, Any]) -> None:
     for candidate in at.sample(IMAGE, PROMPT, 4, seed=5, max_tokens=10, **options):
         said, policy, behaviour = plain.sample(candidate.seed, 10, SamplingParams(**options))
         assert ids(candidate) == said
@@ -156,12 +156,12 @@ def test_candidates_are_those_of_a_plain_loop(at: Bench, plain: Plain, options: 
         np.testing.assert_allclose(candidate.behaviour_logprobs, behaviour, atol=1e-3)
 
 
-def test_the_options_change_what_is_said(at: Bench) -> None:
+def test_the_options_change_what_is_said(at: RunningEngine) -> None:
     said = {tuple(tuple(ids(c)) for c in at.sample(IMAGE, PROMPT, 8, seed=5, max_tokens=10, **o)) for o in OPTIONS}
     assert len(said) == len(OPTIONS)
 
 
-def test_a_noise_seed_is_part_of_the_request(at: Bench) -> None:
+def test_a_noise_seed_is_part_of_the_request(at: RunningEngine) -> None:
     def said(seed: int) -> list[list[int]]:
         noise = DiffusionNoise(900, seed)
         return [ids(c) for c in at.sample(IMAGE, PROMPT, 8, seed=5, max_tokens=10, distortion=noise)]
@@ -170,7 +170,7 @@ def test_a_noise_seed_is_part_of_the_request(at: Bench) -> None:
     assert said(1) != said(2)
 
 
-def test_all_options_at_once_in_one_batch_change_no_candidate(at: Bench) -> None:
+def test_all_options_at_once_in_one_batch_change_no_candidate(at: RunningEngine) -> None:
     """Each option with its own K, twice in other orders, beside plain requests; then each seed alone."""
     works = [{"n": (4, 1, 7)[i % 3], "seed": i, "max_tokens": (20, 6, 13)[i % 3], **o} for i, o in enumerate(OPTIONS)]
     works += [
@@ -200,7 +200,7 @@ def test_all_options_at_once_in_one_batch_change_no_candidate(at: Bench) -> None
     assert at.engine.rows() == 0
 
 
-def test_a_stop_string_ends_the_text_before_it_and_keeps_the_ids(at: Bench) -> None:
+def test_a_stop_string_ends_the_text_before_it_and_keeps_the_ids(at: RunningEngine) -> None:
     free = at.sample(IMAGE, PROMPT, 16, seed=3, max_tokens=30)
     held = at.sample(IMAGE, PROMPT, 16, seed=3, max_tokens=30, stop=("two", "blue star"))
     reasons = set()
@@ -218,7 +218,7 @@ def test_a_stop_string_ends_the_text_before_it_and_keeps_the_ids(at: Bench) -> N
     assert reasons - {"stop"}
 
 
-def test_beams_are_the_likeliest_that_differ(at: Bench, plain: Plain) -> None:
+def test_beams_are_the_likeliest_that_differ(at: RunningEngine, plain: Plain) -> None:
     """CSR's way: as many groups as beams. The first group is greedy; sums are those of teacher forcing."""
     beams = at.sample(IMAGE, PROMPT, 5, beams=Beams(5, 3.0), max_tokens=8)
     (greedy,) = at.sample(IMAGE, PROMPT, 1, temperature=0.0, max_tokens=8)
@@ -237,7 +237,7 @@ def test_beams_are_the_likeliest_that_differ(at: Bench, plain: Plain) -> None:
     assert {c.finish_reason for c in ended} <= {"stop", "eos"}
 
 
-def test_pairs_and_beams_wait_for_room_and_change_nothing(at: Bench, llava: Path) -> None:
+def test_pairs_and_beams_wait_for_room_and_change_nothing(at: RunningEngine, llava: Path) -> None:
     works: list[dict[str, Any]] = [
         {"n": 7, "seed": 1, "guidance": Contrast(), "max_tokens": 9},
         {"n": 6, "beams": Beams(3), "max_tokens": 6},
@@ -247,9 +247,9 @@ def test_pairs_and_beams_wait_for_room_and_change_nothing(at: Bench, llava: Path
     ]
     wanted = [at.sample(IMAGE, PROMPT, **work) for work in works]
     for settings in ({"max_rows": 5}, {"max_rows": 1}, {"cache_mib": 1}):
-        with bench(llava, **settings) as small:
+        with running_engine(llava, **settings) as small:
 
-            async def ask(small: Bench = small) -> list[list[Candidate]]:
+            async def ask(small: RunningEngine = small) -> list[list[Candidate]]:
                 return await asyncio.gather(*(small.asked(IMAGE, PROMPT, **work) for work in works))
 
             found = small.run(ask())
@@ -260,7 +260,7 @@ def test_pairs_and_beams_wait_for_room_and_change_nothing(at: Bench, llava: Path
 @pytest.mark.parametrize(
     "options", [{}, {"guidance": Contrast()}, {"beams": Beams(2)}], ids=["plain", "pairs", "beams"]
 )
-def test_a_caller_that_leaves_frees_its_rows_at_once(at: Bench, options: dict[str, Any]) -> None:
+def test_a_caller_that_leaves_frees_its_rows_at_once(at: RunningEngine, options: dict[str, Any]) -> None:
     async def leave() -> int:
         work = at.work(IMAGE, PROMPT, 4, max_tokens=200, **options)
         events = at.engine.sample(work)
@@ -280,7 +280,7 @@ def test_a_caller_that_leaves_frees_its_rows_at_once(at: Bench, options: dict[st
 
 
 def test_features_are_kept_for_each_way_of_showing_an_image(llava: Path) -> None:
-    with bench(llava) as at:
+    with running_engine(llava) as at:
         features = at.engine._loaded.prefiller.features  # type: ignore[union-attr]
         before = features.misses
         for seed in (1, 2):
@@ -291,6 +291,6 @@ def test_features_are_kept_for_each_way_of_showing_an_image(llava: Path) -> None
         assert features.misses == before + 3
 
 
-def test_a_reference_prompt_counts_for_the_window(at: Bench) -> None:
+def test_a_reference_prompt_counts_for_the_window(at: RunningEngine) -> None:
     with pytest.raises(InvalidInput, match="window"):
         at.sample(IMAGE, "red " * 230, 1, guidance=ImageFree(), max_tokens=20)

@@ -363,10 +363,10 @@ def test_a_tower_slower_than_its_time_limit_is_told_and_comes_back(
         until(lambda: not _ready(running), 10)
 
         began = time.monotonic()
-        with ScorerClient(f"ipv4:{running.at.grpc}") as client, pytest.raises(SightlineError) as told:
+        with ScorerClient(f"ipv4:{running.at.grpc}") as client, pytest.raises(SightlineError) as seen:
             client.score(GOOD, ["a client's late cat"], timeout=5)
         assert time.monotonic() - began < 5 + 2
-        assert isinstance(told.value, Unavailable | DeadlineExceeded)
+        assert isinstance(seen.value, Unavailable | DeadlineExceeded)
     finally:
         slower(0)
     until(lambda: _ready(running), 30)

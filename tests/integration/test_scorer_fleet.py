@@ -45,20 +45,20 @@ def test_ten_times_too_much_is_refused_with_a_time_to_come_back() -> None:
     finally:
         for pid in tritons:
             os.kill(pid, signal.SIGCONT)
-    told: Counter[str] = Counter()
+    found: Counter[str] = Counter()
     for call in calls:
         error = call.exception()
         if error is None:
-            told["scored"] += 1
+            found["scored"] += 1
             continue
         refusal = from_rpc_error(error)
         assert refusal.code is grpc.StatusCode.RESOURCE_EXHAUSTED, refusal
         assert isinstance(refusal, Overloaded)
         assert refusal.retry_after is not None
         assert refusal.retry_after > 0
-        told["refused"] += 1
+        found["refused"] += 1
     assert tritons
-    assert told == {"scored": fits, "refused": number - fits}
+    assert found == {"scored": fits, "refused": number - fits}
 
 
 def test_the_sdk_gets_everything_through_an_overload() -> None:

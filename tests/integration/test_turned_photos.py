@@ -53,7 +53,7 @@ def test_sampler_and_update_agree_on_every_pair(
     assert run.state()["picture_rule"] == "1"
 
     pairs = read_pairs(run.iteration(1) / "pairs.parquet")
-    told = dict(Rollout(run.iteration(1)).read())
+    found = dict(Rollout(run.iteration(1)).read())
     trainer = make_trainer(recipe, pairs, previous=None, work=tmp_path / "work", seed=0)
     trainer.model.eval()
     rows = list(pairs.cast_column("images", List(ImageFeature(decode=False))))
@@ -66,7 +66,7 @@ def test_sampler_and_update_agree_on_every_pair(
             assert row[f"{side}_source"] == "policy"
             theirs = next(
                 each.candidate.logprobs
-                for each in told[row["prompt_id"]]
+                for each in found[row["prompt_id"]]
                 if each.candidate.index == row[f"{side}_index"]
             )
             gap = float(np.abs(values[mask].numpy() - np.asarray(theirs)).mean())

@@ -160,8 +160,8 @@ def test_the_schema_is_closed() -> None:
         ),
     ],
 )
-def test_a_wrong_value_is_refused_with_its_path(values: dict[str, Any], told: str) -> None:
-    with pytest.raises(Exception, match=re.escape(told)):
+def test_a_wrong_value_is_refused_with_its_path(values: dict[str, Any], seen: str) -> None:
+    with pytest.raises(Exception, match=re.escape(seen)):
         render(values)
 
 

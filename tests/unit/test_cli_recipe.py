@@ -14,7 +14,7 @@ RECIPE = str(Path(__file__).parents[2] / "recipes/clip_dpo.yaml")
 pytestmark = pytest.mark.field
 
 
-def told(*arguments: str, code: int = 0) -> str:
+def found(*arguments: str, code: int = 0) -> str:
     result = CliRunner().invoke(app, ["recipe", *arguments])
     assert result.exit_code == code, result.output
     return result.output
@@ -24,7 +24,7 @@ def test_show_tells_every_value_and_who_says_it(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("SIGHTLINE_RECIPE__DPO__BETA", "0.2")
     overrides = ["dpo.loss.ipo=1", "filters.gap={min: 3}"]
     flags = [argument for override in overrides for argument in ("--set", override)]
-    shown = json.loads(told("show", RECIPE, *flags, "--json"))
+    shown = json.loads(found("show", RECIPE, *flags, "--json"))
     assert Recipe.model_validate(shown["recipe"]) == load_recipe(Path(RECIPE), overrides)
     origins = shown["origins"]
     assert set(origins.values()) == {"default", "file", "environment", "--set"}
@@ -35,7 +35,7 @@ def test_show_tells_every_value_and_who_says_it(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_shown_is_a_recipe(tmp_path: Path) -> None:
-    text = told("show", RECIPE, "--set", "filters.gap.min=3")
+    text = found("show", RECIPE, "--set", "filters.gap.min=3")
     assert "# --set" in text
     (tmp_path / "shown.yaml").write_text(text)
     assert load_recipe(tmp_path / "shown.yaml") == load_recipe(Path(RECIPE), ["filters.gap.min=3"])
@@ -43,7 +43,7 @@ def test_what_is_shown_is_a_recipe(tmp_path: Path) -> None:
 
 
 def test_show_refuses_what_run_would_refuse() -> None:
-    assert "ipoo" in told("show", RECIPE, "--set", "dpo.loss={ipoo: 1}", code=2)
+    assert "ipoo" in found("show", RECIPE, "--set", "dpo.loss={ipoo: 1}", code=2)
 
 
 @pytest.mark.parametrize(
@@ -59,10 +59,10 @@ def test_show_refuses_what_run_would_refuse() -> None:
     ],
 )
 def test_explain_knows_the_settings_of_parts(key: str, words: tuple[str, ...]) -> None:
-    text = told("explain", key)
+    text = found("explain", key)
     for word in words:
         assert word in text
 
 
 def test_explain_names_what_was_meant() -> None:
-    assert "filters.gap.min" in told("explain", "filters.gap.mim", code=2)
+    assert "filters.gap.min" in found("explain", "filters.gap.mim", code=2)

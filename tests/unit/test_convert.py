@@ -90,8 +90,8 @@ def test_a_newer_service_may_know_more() -> None:
         (SamplingParams(temperature="hot"), TypeError, "temperature|real number|float"),  # type: ignore[arg-type]
     ],
 )
-def test_what_does_not_fit_is_refused(value: Any, error: type[Exception], told: str) -> None:
-    with pytest.raises(error, match=told):
+def test_what_does_not_fit_is_refused(value: Any, error: type[Exception], found: str) -> None:
+    with pytest.raises(error, match=found):
         to_message(value, sampler_pb2.SamplingParams)
 
 

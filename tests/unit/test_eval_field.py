@@ -63,8 +63,8 @@ def test_answers_that_do_not_say_what_was_asked_are_trusted_only_when_told_to(tm
     failed = sightline("pope", "--answers", bare, "--questions", questions)
     assert failed.exit_code == 2
     assert "--trust-ids" in failed.stderr
-    told = sightline("pope", "--answers", bare, "--questions", questions, "--trust-ids", "--json", "-")
-    assert json.loads(told.stdout)["settings"]["matched_by"] == "id alone"
+    seen = sightline("pope", "--answers", bare, "--questions", questions, "--trust-ids", "--json", "-")
+    assert json.loads(seen.stdout)["settings"]["matched_by"] == "id alone"
 
 
 def test_a_suffix_directories_and_cocos_names_do_not_make_another_question(tmp_path: Path) -> None:
@@ -233,8 +233,8 @@ def test_keys_can_be_named(tmp_path: Path) -> None:
     failed = sightline(*given)
     assert failed.exit_code == 2
     assert "'image', 'text'" in failed.stderr
-    told = sightline(*given, "--image-id-key", "image", "--caption-key", "text", "--json", "-")
-    assert json.loads(told.stdout)["counts"]["captions"] == 1
+    seen = sightline(*given, "--image-id-key", "image", "--caption-key", "text", "--json", "-")
+    assert json.loads(seen.stdout)["counts"]["captions"] == 1
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_a_comparison_of_unlike_measurements_says_so(tmp_path: Path) -> None:
     one, other = tmp_path / "one.json", tmp_path / "other.json"
     sightline("chair", *given, "--json", one)
     sightline("chair", *given, "--json", other, "--compat", "official")
-    told = sightline("compare", one, other)
-    assert told.exit_code == 0
-    assert "not only the policies differ: compat mended, official" in told.stderr
+    seen = sightline("compare", one, other)
+    assert seen.exit_code == 0
+    assert "not only the policies differ: compat mended, official" in seen.stderr
     assert sightline("compare", one, one).stderr == ""
 
 
@@ -299,10 +299,10 @@ def test_a_comparison_of_unlike_measurements_says_so(tmp_path: Path) -> None:
 def lines_of(table: Callable[[Console], None]) -> str:
     out = io.StringIO()
     table(Console(file=out, width=80))
-    told = out.getvalue()
-    assert "…" not in told
-    assert max(map(len, told.splitlines())) <= 80
-    return told
+    seen = out.getvalue()
+    assert "…" not in seen
+    assert max(map(len, seen.splitlines())) <= 80
+    return seen
 
 
 def test_tables_at_80_columns_have_whole_names_and_numbers() -> None:
@@ -310,16 +310,16 @@ def test_tables_at_80_columns_have_whole_names_and_numbers() -> None:
         "iteration": 10.0, "policy_version": 100.0, "chair_s": 0.512, "chair_i": 0.123, "cover": 0.871,
         "clip_score": 61.23, "mean_tokens": 124.3, "pairs": 12345.0, "seconds": 123456.0,
     }  # fmt: skip
-    told = lines_of(lambda console: console.print(results_table([row, row])))
+    seen = lines_of(lambda console: console.print(results_table([row, row])))
     for name in ("iteration", "policy", "CHAIR_s", "vs base", "CHAIR_i", "cover", "CLIPScore", "tokens", "pairs"):
-        assert f"{name} " in told
-    assert "123456" in told
+        assert f"{name} " in seen
+    assert "123456" in seen
     long = "question_attribute_accuracy"
     metric = {"value": 0.5, "numerator": 12345, "denominator": 54321, "low": 0.4, "high": 0.6}
     value = {"suite": "s", "settings": {}, "counts": {}, "metrics": {long: metric}, "differs_from_official": []}
-    told = lines_of(lambda console: show(value, console))
-    assert long in told
-    assert "0.4000 .. 0.6000 12345 / 54321" in " ".join(told.split())
+    seen = lines_of(lambda console: show(value, console))
+    assert long in seen
+    assert "0.4000 .. 0.6000 12345 / 54321" in " ".join(seen.split())
     change = {"one": 123.4567, "other": None, "change": -123.4567, "low": -123.4567, "high": -23.4567, "clear": True}
-    told = lines_of(lambda console: show_differences({long: change}, console))
-    assert f"{long} 123.4567 - -123.4567 -123.4567 .. -23.4567 clear" in " ".join(told.split())
+    seen = lines_of(lambda console: show_differences({long: change}, console))
+    assert f"{long} 123.4567 - -123.4567 -123.4567 .. -23.4567 clear" in " ".join(seen.split())

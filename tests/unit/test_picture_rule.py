@@ -4,7 +4,6 @@ import asyncio
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from sightline.errors import PreconditionFailed
@@ -19,7 +18,6 @@ from sightline_trainer.report.history import History
 from sightline_trainer.report.page import page
 from sightline_trainer.run_queue import RunQueue
 from sightline_trainer.runs import RunDirectory
-from sightline_trainer.same_pictures import check_sampler, check_scorer
 
 OLD = Path(__file__).parents[1] / "fixtures/v0_1_0"
 BASE = "0" * 64
@@ -103,27 +101,3 @@ def test_an_old_calibration_is_read_with_no_rule() -> None:
     assert calibration.read(OLD / "calibration.json").picture_rule == ""
     fitted = calibration.fit([n / 100 for n in range(50)], "w", "p")
     assert json.loads(fitted.to_json())["picture_rule"] == PICTURE_RULE
-
-
-class _Service:
-    def __init__(self, rule: str) -> None:
-        self.capabilities = self
-        self.picture_rule = rule
-
-    async def policies(self) -> Any:
-        return self
-
-    async def list_models(self) -> Any:
-        return self
-
-
-@pytest.mark.parametrize(("rule", "says"), [("", r"no named rule, as Sightline 0\.1\.0 does"), ("7", "rule 7")])
-def test_a_service_of_another_rule_is_refused(rule: str, says: str) -> None:
-    service: Any = _Service(rule)
-    for check, name in ((check_sampler, "sampler"), (check_scorer, "scorer")):
-        with pytest.raises(PreconditionFailed, match=f"the {name} at a:1 reads pictures by {says}.*same release") as e:
-            asyncio.run(check(service, "a:1"))
-        assert e.value.reason == "PICTURE_RULE_DIFFERS"
-    service.picture_rule = PICTURE_RULE
-    asyncio.run(check_sampler(service, "a:1"))
-    asyncio.run(check_scorer(service, "a:1"))

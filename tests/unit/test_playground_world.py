@@ -169,17 +169,17 @@ def test_questions_are_balanced_and_true() -> None:
 
 def test_metrics_by_hand() -> None:
     other = Scene((PlacedObject(2, BLUE_RING),))
-    told = caption_metrics(
+    found = caption_metrics(
         [SCENE, other],
         [
             "there is a red star at the top left and a green ring and a blue ring in the middle .",  # 2 of 3, 1 false
             "i see a blue ring .",  # 1 of 1
         ],
     )
-    assert told.chair_s == 0.5
-    assert told.chair_i == 0.25
-    assert told.cover == pytest.approx((2 / 3 + 1) / 2)
-    assert told.mean_tokens == (21 + 6) / 2
+    assert found.chair_s == 0.5
+    assert found.chair_i == 0.25
+    assert found.cover == pytest.approx((2 / 3 + 1) / 2)
+    assert found.mean_tokens == (21 + 6) / 2
     answers = answer_metrics([True, False, False, True], ["yes .", "yes .", "no .", "no ."])
     assert (answers.accuracy, answers.yes, answers.false_yes) == (0.5, 0.5, 0.5)
     with pytest.raises(ValueError, match="equally many"):
@@ -206,8 +206,8 @@ def test_export_is_plain_complete_and_the_same_each_time(tmp_path: Path) -> None
     words = json.loads((tmp_path / "a" / "vocabulary.json").read_text())
     assert (words["objects"], words["synonyms"]) == (list(BY_NAME), {})
     assert {kind: sum(row["kind"] == kind for row in asked) > 0 for kind in KINDS} == dict.fromkeys(KINDS, True)
-    told = [json.loads(line) for line in (tmp_path / "a" / "truth.jsonl").read_text().splitlines()]
-    for scene, row in zip(chosen, told, strict=True):
+    found = [json.loads(line) for line in (tmp_path / "a" / "truth.jsonl").read_text().splitlines()]
+    for scene, row in zip(chosen, found, strict=True):
         assert row["relations"] == {item.thing.name: [PLACES[item.cell]] for item in scene.items}
         assert all(place in words["relations"][0] for [place] in row["relations"].values())
 

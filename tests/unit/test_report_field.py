@@ -27,9 +27,9 @@ def history(root: Path, **update: float) -> History:
         }
         for number in (0, 1)
     ]  # fmt: skip
-    told = {"chosen_logp": -20.0, "rejected_logp": -25.0, "margin": 0.2, "accuracy": 0.7, "logratio_to_reference": -2.6}
+    base = {"chosen_logp": -20.0, "rejected_logp": -25.0, "margin": 0.2, "accuracy": 0.7, "logratio_to_reference": -2.6}
     counts = {1: {"pairs": 5, "prompt_gap": 2}}
-    return History(RunDirectory(root), RECIPE, {}, rows, {1: told | update}, counts, {1: {"sample": 2.0}})
+    return History(RunDirectory(root), RECIPE, {}, rows, {1: base | update}, counts, {1: {"sample": 2.0}})
 
 
 def test_k3_is_the_kl_on_the_policys_own_samples_and_never_negative() -> None:
@@ -48,16 +48,16 @@ def test_k3_is_the_kl_on_the_policys_own_samples_and_never_negative() -> None:
 
 
 def test_every_curve_says_what_it_means_and_when_to_worry(tmp_path: Path) -> None:
-    told = page([history(tmp_path)], pictures=0)
-    figures = re.findall(r"<figure.*?</figure>", html.unescape(told), re.DOTALL)
+    found = page([history(tmp_path)], pictures=0)
+    figures = re.findall(r"<figure.*?</figure>", html.unescape(found), re.DOTALL)
     assert len(figures) == len(MEANINGS) == 12
     for figure in figures:
         assert any(meaning in figure for meaning in MEANINGS.values()), figure[:120]
     for meaning in MEANINGS.values():
         assert "orry" in meaning or "should" in meaning
         assert meaning.endswith(".")
-    assert "KL from the base model" in told
-    assert "to the reference" not in told
+    assert "KL from the base model" in found
+    assert "to the reference" not in found
     both = page([history(tmp_path / "a"), history(tmp_path / "b")], pictures=0)
     for figure in re.findall(r"<figure.*?</figure>", html.unescape(both), re.DOTALL):
         assert any(meaning in figure for meaning in MEANINGS.values())
@@ -73,8 +73,8 @@ def test_every_curve_says_what_it_means_and_when_to_worry(tmp_path: Path) -> Non
 def test_a_margin_below_0_and_an_accuracy_below_a_coin_are_flagged(
     tmp_path: Path, update: dict[str, float], flag: str
 ) -> None:
-    told = page([history(tmp_path, **update)], pictures=0)
-    assert told.count(f">{flag}<") == 2, "at the top and at the curve"
+    found = page([history(tmp_path, **update)], pictures=0)
+    assert found.count(f">{flag}<") == 2, "at the top and at the curve"
     assert "data-worry" not in page([history(tmp_path)], pictures=0)
     beside = page([history(tmp_path / "good"), history(tmp_path / "bad", **update)], pictures=0)
     assert beside.count("data-worry") == 1
@@ -83,6 +83,6 @@ def test_a_margin_below_0_and_an_accuracy_below_a_coin_are_flagged(
 def test_hacked_rewards_and_a_far_policy_are_flagged(tmp_path: Path) -> None:
     run = history(tmp_path)
     run.rows[1] |= {"chair_s_change_low": 0.01, "kl_to_base": 80.0}
-    told = page([run], pictures=0)
-    assert "so is CHAIR_s: reward hacking" in told
-    assert "kl_to_base is above 50: 80 in iteration 1" in told
+    found = page([run], pictures=0)
+    assert "so is CHAIR_s: reward hacking" in found
+    assert "kl_to_base is above 50: 80 in iteration 1" in found

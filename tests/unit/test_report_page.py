@@ -19,8 +19,8 @@ def history(root: Path, chair_s: float) -> History:
 
 def test_runs_of_the_same_name_are_told_apart(tmp_path: Path) -> None:
     first, second, other = (tmp_path / name for name in ("mon/demo", "tue/demo", "tue/other"))
-    told = page([history(first, 0.125), history(second, 0.375), history(other, 0.5)])
+    found = page([history(first, 0.125), history(second, 0.375), history(other, 0.5)])
     for name in ("mon/demo", "tue/demo", "tue/other"):
-        assert f'<h2 id="{name}">{name}</h2>' in told
-        assert f"<tr><td>{name}</td>" in told
+        assert f'<h2 id="{name}">{name}</h2>' in found
+        assert f"<tr><td>{name}</td>" in found
     assert '<h2 id="demo">' in page([history(first, 0.125), history(other, 0.5)])

@@ -10,17 +10,17 @@ import pytest
 import torch
 from sampler_engine import Base
 from sightline.sampler.params import SamplingParams
-from sightline.sampler.types import Beams
+from sightline.sampler.types import Beams, Candidate
 from sightline_sampler.engines.base import SampleWork
 from sightline_sampler.engines.local.beams import BeamSearch
 from sightline_sampler.engines.local.prefill import Prefix
 from sightline_sampler.engines.local.prompts import Prepared
-from sightline_sampler.engines.local.rows import FinishedRow, Request
+from sightline_sampler.engines.local.rows import Request
 
 EOS = 0
 
 
-def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tuple[int, ...] = ()) -> list[FinishedRow]:
+def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tuple[int, ...] = ()) -> list[Candidate]:
     """Beams of a "model" whose logits depend on the last token only: row i of the table follows token i, its last row
     follows the prompt."""
     vocabulary = table.shape[1]
@@ -41,11 +41,11 @@ def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tup
         out = beam_search.sample()
         if out:
             assert len(beam_search) == 0
-            return [finished for _, finished in out if isinstance(finished, FinishedRow)]
+            return [finished for _, finished in out if isinstance(finished, Candidate)]
         beam_search.forward(model)
 
 
-def ids(found: list[FinishedRow]) -> list[list[int]]:
+def ids(found: list[Candidate]) -> list[list[int]]:
     return [one.token_ids.tolist() for one in found]
 
 
@@ -66,8 +66,8 @@ def test_an_example_by_hand() -> None:
     assert ids(found) == [[1, 2], [2, 1]]
     np.testing.assert_allclose(found[0].logprobs, np.log([0.5, 0.9]), atol=1e-5)
     np.testing.assert_allclose(found[1].logprobs, np.log([0.3, 0.6]), atol=1e-5)
-    assert {one.reason for one in found} == {"length"}
-    assert not found[0].behaviour.any()
+    assert {one.finish_reason for one in found} == {"length"}
+    assert not found[0].behaviour_logprobs.any()
     # At a cost below log 0.5 - log 0.3 = 0.51 both groups take the same.
     assert ids(search(table, 2, Beams(2, 0.5), 2)) == [[1, 2], [1, 2]]
     # One group of two: the two likeliest of all pairs, 1 2 with 0.45 and 3 1 with 0.2 (2 1 has 0.18, 2 3 has 0.12) are
@@ -91,7 +91,7 @@ def test_ended_beams_count_by_length() -> None:
     table = torch.tensor([[1.0, tiny], [0.5, 0.5], [0.4, 0.6]]).log()
     found = search(table, 2, Beams(1), 10)
     assert ids(found) == [[1, EOS], [1, 1, EOS]]
-    assert [one.reason for one in found] == ["eos", "eos"]
+    assert [one.finish_reason for one in found] == ["eos", "eos"]
     # With a length penalty of 0 the sums themselves count: -0.916 for the end, -1.204 for 1 end.
     assert ids(search(table, 2, Beams(1, length_penalty=0.0), 10)) == [[EOS], [1, EOS]]
 
@@ -157,4 +157,4 @@ def test_equal_to_a_plain_implementation(seed: int) -> None:
         said = one.token_ids.tolist()
         wanted = [float(policy[before, v]) for before, v in zip([-1, *said[:-1]], said, strict=True)]
         np.testing.assert_allclose(one.logprobs, wanted, atol=1e-5)
-        assert one.reason == ("eos" if said[-1] == EOS else "length")
+        assert one.finish_reason == ("eos" if said[-1] == EOS else "length")

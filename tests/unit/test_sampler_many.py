@@ -97,9 +97,9 @@ def test_many_come_in_order_each_with_its_own_outcome(many: Callable[..., list[O
     pairs[7] = (PICTURE, "ok 7", {"n": -1})
     pairs[8] = (PICTURE, 8)
     pairs[10] = ([PICTURE, PICTURE], "ok 10")
-    told: list[tuple[int, int | None]] = []
-    outcomes = many(pairs, 2, max_in_flight=8, progress=lambda done, of: told.append((done, of)))
-    assert told == [(n + 1, 30) for n in range(30)]
+    seen: list[tuple[int, int | None]] = []
+    outcomes = many(pairs, 2, max_in_flight=8, progress=lambda done, of: seen.append((done, of)))
+    assert seen == [(n + 1, 30) for n in range(30)]
     for n, outcome in enumerate(outcomes):
         if n in (5, 7, 8, 10) or n % 3 == 0:
             assert isinstance(outcome, InvalidInput), n

@@ -106,8 +106,8 @@ def test_a_restarted_server_that_is_being_mended_does_not_pass_for_the_policy() 
         server = Server()
         held = await weights(server)
         await held.hold(1)
-        told = [{"version": "v1-full"}]
-        assert held.sampled_by(1, told)
+        found = [{"version": "v1-full"}]
+        assert held.sampled_by(1, found)
         assert await held.still_holds(1)
         server.label, server.weights = "v0", "/base"  # restarted
         assert not await held.still_holds(1)
@@ -122,7 +122,7 @@ def test_a_restarted_server_that_is_being_mended_does_not_pass_for_the_policy() 
         await asyncio.gather(task, return_exceptions=True)
         await held.look()
         assert server.weights == "/one"
-        assert held.sampled_by(1, told)
+        assert held.sampled_by(1, found)
         assert await held.still_holds(2)
 
     asyncio.run(run())

@@ -116,9 +116,9 @@ def test_many_come_in_order_each_with_its_own_outcome(client: Both) -> None:
     pairs[4] = (PICTURE, ["sleep 0.2"])
     pairs[5] = ("/nowhere/at/all.png", ["ok 5"])
     pairs[7] = (PICTURE, ["ok 7", 3])  # type: ignore[list-item]
-    told: list[tuple[int, int | None]] = []
-    outcomes = client.many(pairs, max_in_flight=8, progress=lambda done, of: told.append((done, of)))
-    assert told == [(n + 1, 30) for n in range(30)]
+    heard: list[tuple[int, int | None]] = []
+    outcomes = client.many(pairs, max_in_flight=8, progress=lambda done, of: heard.append((done, of)))
+    assert heard == [(n + 1, 30) for n in range(30)]
     for n, outcome in enumerate(outcomes):
         if n in (5, 7) or n % 3 == 0:
             assert isinstance(outcome, InvalidInput), n

@@ -76,9 +76,9 @@ def test_each_item_of_many_has_its_own_outcome(gateway: Gateway) -> None:
     answer = gateway.post("/v1/score_many", {"items": items})
     assert answer.status_code == 200
     outcomes = answer.json()["outcomes"]
-    told = [outcome["error"]["reason"] if outcome["error"] else outcome["result"]["scores"][0]["value"]
+    seen = [outcome["error"]["reason"] if outcome["error"] else outcome["result"]["scores"][0]["value"]
             for outcome in outcomes]  # fmt: skip
-    assert told == [1, "BASE64_MALFORMED", "TEXT_TOO_LONG", "IMAGE_NOT_FOUND", 5]
+    assert seen == [1, "BASE64_MALFORMED", "TEXT_TOO_LONG", "IMAGE_NOT_FOUND", 5]
     assert all((outcome["result"] is None) != (outcome["error"] is None) for outcome in outcomes)
 
 
@@ -155,9 +155,9 @@ def test_more_requests_than_it_takes_on_are_told_when_to_come_back(there: tuple[
 
 
 def test_openapi_tells_of_it_all(gateway: Gateway) -> None:
-    told = gateway.http.get("/openapi.json").json()
-    assert {"/v1/score", "/v1/score_many", "/v1/images", "/v1/models", "/get_reward", "/healthz"} == set(told["paths"])
-    for path, methods in told["paths"].items():
+    seen = gateway.http.get("/openapi.json").json()
+    assert {"/v1/score", "/v1/score_many", "/v1/images", "/v1/models", "/get_reward", "/healthz"} == set(seen["paths"])
+    for path, methods in seen["paths"].items():
         for method in methods.values():
             assert {"4XX", "5XX"} <= set(method["responses"]), path
 
@@ -238,13 +238,13 @@ def test_a_scorer_that_wants_a_certificate(tmp_path: Path) -> None:
         (["scorer.target=a:1", "http.token_file=/nowhere"], 1, "/nowhere"),
     ],
 )
-def test_unusable_settings_end_it_with_one_line(settings: list[str], code: int, told: str) -> None:
+def test_unusable_settings_end_it_with_one_line(settings: list[str], code: int, seen: str) -> None:
     command = [sys.executable, "-m", "sightline_cli", "serve", "scorer-http"]
     for setting in settings:
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ})
     assert done.returncode == code
-    assert told in done.stderr
+    assert seen in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -278,11 +278,11 @@ def test_half_sent_bodies_take_nobodys_place_and_end(hasty: Gateway) -> None:
     answer = hasty.post("/v1/score", {"image": IMAGE, "texts": ["ok 3"]})
     assert answer.status_code == 200
     for half in halves:
-        told = b""
-        while b"BODY_TOO_SLOW" not in told and (part := half.recv(10_000)):
-            told += part
-        assert b" 408 " in told
-        assert b"BODY_TOO_SLOW" in told
+        seen = b""
+        while b"BODY_TOO_SLOW" not in seen and (part := half.recv(10_000)):
+            seen += part
+        assert b" 408 " in seen
+        assert b"BODY_TOO_SLOW" in seen
         half.close()
 
 
@@ -322,12 +322,12 @@ def test_a_connection_that_is_kept_for_nothing_ends(hasty: Gateway) -> None:
     ],
 )
 def test_what_is_no_image_is_not_stored(
-    gateway: Gateway, headers: dict[str, str], content: bytes, status: int, reason: str, told: str
+    gateway: Gateway, headers: dict[str, str], content: bytes, status: int, reason: str, seen: str
 ) -> None:
     answer = gateway.http.post("/v1/images", content=content, headers=headers)
     assert answer.status_code == status
     assert answer.json()["error"]["reason"] == reason
-    assert told in answer.json()["error"]["message"]
+    assert seen in answer.json()["error"]["message"]
 
 
 @pytest.mark.field

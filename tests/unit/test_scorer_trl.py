@@ -141,17 +141,17 @@ def call(reward: ClipReward, completions: list[Any], **columns: Any) -> list[flo
 def test_rewards_come_in_order_and_failures_are_none(
     there: tuple[Scripted, str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    told: dict[str, float] = {}
+    heard: dict[str, float] = {}
     reward = ClipReward(there[1])
     rewards = call(
         reward,
         ["ok 3", "refuse", "ok 5", "ok 6"],
         image=[PICTURES[0], PICTURES[0], PICTURES[1], None],
-        log_metric=told.__setitem__,
+        log_metric=heard.__setitem__,
         trainer_state=None,
     )
     assert rewards == [3, None, 5, None]
-    assert told == {"clip_reward/failed": 0.5}
+    assert heard == {"clip_reward/failed": 0.5}
     assert "'TEXT_TOO_LONG': 1" in caplog.text
     assert "'IMAGE_MISSING': 1" in caplog.text
     reward.close()

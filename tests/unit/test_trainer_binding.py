@@ -80,8 +80,8 @@ def test_a_changed_update_keeps_candidates_and_scores_and_redoes_updates(tmp_pat
     run = RunDirectory(tmp_path / "run")
     run.open(recipe())
     finished(run, 2)
-    told = run.open(recipe(dpo={"learning_rate": 1e-5}))
-    assert "dpo.learning_rate: 0.0002 -> 1e-05" in told
+    found = run.open(recipe(dpo={"learning_rate": 1e-5}))
+    assert "dpo.learning_rate: 0.0002 -> 1e-05" in found
     # The second iteration's candidates were written by the first one's policy, which is replaced.
     assert there(run) == {
         "0000/evaluation.json",
@@ -106,9 +106,9 @@ def test_changed_pairing_and_evaluation_redo_what_they_define(tmp_path: Path) ->
     assert {name for name in there(run) if "evaluation" in name or "captions" in name} == set()
     assert "0001/publish.json" in there(run)
     finished(run, 1)
-    told = run.open(recipe(evaluation={"prompts": 9}, filters={"gap": {"min": 3}}))
-    assert "filters.gap.min: 2.0 -> 3.0" in told
-    assert "filters.finished" in told
+    found = run.open(recipe(evaluation={"prompts": 9}, filters={"gap": {"min": 3}}))
+    assert "filters.gap.min: 2.0 -> 3.0" in found
+    assert "filters.finished" in found
     assert {name for name in there(run) if name.startswith("0001")} == {
         "0001/candidates/00000.parquet",
         "0001/scores/00000.parquet",
@@ -201,10 +201,10 @@ def test_an_empty_or_torn_json_is_named(tmp_path: Path, name: str, text: str) ->
     with pytest.raises(DataCorrupted, match=name) as caught:
         History.read(run.root)
     assert caught.value.reason == "RUN_FILE_DAMAGED"
-    told = CliRunner().invoke(app, ["report", str(run.root)])
-    assert told.exit_code == 1
-    assert "is damaged" in told.output
-    assert "Traceback" not in told.output
+    found = CliRunner().invoke(app, ["report", str(run.root)])
+    assert found.exit_code == 1
+    assert "is damaged" in found.output
+    assert "Traceback" not in found.output
 
 
 @pytest.mark.parametrize("text", ["", "a: [", "name: 3\n", "\x00"])
@@ -233,5 +233,5 @@ def test_export_names_a_truncated_parquet(tmp_path: Path) -> None:
     path.parent.mkdir(parents=True)
     pq.write_table(pa.table({"prompt_id": ["a"]}), path)
     path.write_bytes(path.read_bytes()[:-20])
-    told = CliRunner().invoke(app, ["export", str(run.root), "--to", str(tmp_path / "out")])
-    assert (told.exit_code, "is damaged" in told.output) == (1, True)
+    found = CliRunner().invoke(app, ["export", str(run.root), "--to", str(tmp_path / "out")])
+    assert (found.exit_code, "is damaged" in found.output) == (1, True)

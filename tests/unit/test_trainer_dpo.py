@@ -13,7 +13,9 @@ from running import WEIGHTS
 from safetensors.torch import load_file, save_file
 from sightline.errors import InternalError, PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
-from sightline_trainer.dpo.reference_logprobs import add_reference
+from sightline_trainer.dpo.extrapolate import extrapolated
+from sightline_trainer.dpo.reference_logprobs import add_reference, token_logprobs
+from sightline_trainer.dpo.sampled import SampledLogprobs
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.update import update
 from sightline_trainer.pairs.build import FEATURES
@@ -169,6 +171,29 @@ def test_reference_log_probs_computed_once_change_nothing(pairs: Dataset, tmp_pa
     trainer.model.train()
     assert "ref_chosen_logps" in batch(trainer)
     assert trainer.compute_loss(trainer.model, batch(trainer)).item() == pytest.approx(online, rel=1e-5)
+
+
+def test_what_was_sampled_is_compared_with_what_was_published(pairs: Dataset, tmp_path: Path) -> None:
+    """A policy that is published further than it was trained samples; the update goes on from the trained one."""
+    trainer = trainer_for(pairs, tmp_path)
+    shake(trainer)
+    rows = list(trainer.train_dataset)
+    with extrapolated(trainer.model, 0.5):
+        every = token_logprobs(trainer, batch(trainer))
+    masks = batch(trainer)["completion_mask"][:, 1:].bool()
+    keys = [
+        (f"{row['prompt_id']}\n{row['prompt'][0]['content']}", tuple(row[f"{side}_ids"]))
+        for side in ("chosen", "rejected")
+        for row in rows
+    ]
+    sampled = SampledLogprobs(1, {key: every[at][masks[at]].tolist() for at, key in enumerate(keys)})
+    gaps = {
+        further: add_reference(trainer, lambda done, total: None, sampled=sampled, extrapolate=further)
+        for further in (0.0, 0.5)
+    }
+    assert len(gaps[0.5]) == len(gaps[0.0]) == 4
+    assert max(gaps[0.5].values()) < 1e-5
+    assert min(gaps[0.0].values()) > 1e-3
 
 
 def test_the_collator_keeps_the_sampled_tokens_and_never_cuts(pairs: Dataset, processor: Any) -> None:

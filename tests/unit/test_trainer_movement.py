@@ -116,7 +116,7 @@ def test_a_full_update_of_the_tower_trains_what_the_output_reaches(pairs: Datase
     assert metrics["changed_tensors"] == 1.0
 
 
-def told(model: Path, pairs: Dataset, tmp_path: Path) -> Path:
+def seen(model: Path, pairs: Dataset, tmp_path: Path) -> Path:
     """A rollout's candidates with the log-probs of the base model."""
     trainer = make_trainer(dpo_recipe(model), pairs, previous=None, work=tmp_path / "ask", seed=0)
     rows = list(trainer.train_dataset)
@@ -141,7 +141,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def test_every_sampled_side_is_held_against_the_sampler(model: Path, pairs: Dataset, tmp_path: Path) -> None:
-    candidates = told(model, pairs, tmp_path)
+    candidates = seen(model, pairs, tmp_path)
     metrics = run(model, pairs, tmp_path / "same", SampledLogprobs.read(candidates, 0)).metrics
     # 8 sides, of which three are one response in three pairs: it is compared each time, and counted once.
     assert metrics["sampled_sides"] == len({(row["prompt_id"], side, row[f"{side}_index"]) for row in pairs
@@ -158,7 +158,7 @@ def test_every_sampled_side_is_held_against_the_sampler(model: Path, pairs: Data
 
 def test_a_policy_that_goes_on_is_compared_as_it_stands(model: Path, pairs: Dataset, tmp_path: Path) -> None:
     """The log-probs are of the starting policy, not of the reference."""
-    candidates = told(model, pairs, tmp_path)
+    candidates = seen(model, pairs, tmp_path)
     run(model, pairs, tmp_path / "one", learning_rate=1e-2, epochs=4, schedule="constant")
     recipe = dpo_recipe(model)
     with pytest.raises(PreconditionFailed, match="differ from the sampler's"):
@@ -171,7 +171,7 @@ def test_a_policy_that_goes_on_is_compared_as_it_stands(model: Path, pairs: Data
 def test_log_probs_that_are_not_the_samplers_end_the_run_and_name_rows(
     model: Path, pairs: Dataset, tmp_path: Path
 ) -> None:
-    candidates = told(model, pairs, tmp_path)
+    candidates = seen(model, pairs, tmp_path)
     rows = pq.read_table(candidates / "00000.parquet").to_pylist()
     rows[-1]["logprobs"] = [value - 0.01 for value in rows[-1]["logprobs"]]
     write(candidates / "00000.parquet", rows)

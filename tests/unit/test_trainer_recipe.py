@@ -144,7 +144,7 @@ def test_a_loss_is_refused_without_torch(tmp_path: Path) -> None:
         "try:\n    load_recipe(Path(sys.argv[1]), ['dpo.loss={ipoo: 1}'])\n"
         "except ValueError as error:\n    print('ipoo' in str(error), 'torch' in sys.modules)\n"
     )
-    told = subprocess.run(
+    found = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "plain.yaml")], capture_output=True, text=True, check=True
     )
-    assert told.stdout.split() == ["True", "False"]
+    assert found.stdout.split() == ["True", "False"]

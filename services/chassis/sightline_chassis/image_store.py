@@ -27,7 +27,10 @@ def check_digest(sha256: bytes) -> None:
 
 
 class ImageStore:
-    """A bounded store. Use it from one thread."""
+    """A bounded store. Use it from one thread.
+
+    An `OrderedDict`, not cachetools: two bounds hold at once, and what leaves goes to the directory.
+    """
 
     def __init__(self, settings: ImageStoreSettings, *, on_bytes: Callable[[int], None] = lambda _: None) -> None:
         """`on_bytes` is told the bytes in memory whenever they change."""

@@ -77,9 +77,9 @@ def _kind(node: Node, resolve: Callable[[Node], Node]) -> str:
         return " or ".join(dict.fromkeys(_kind(resolve(each), resolve) for each in node["anyOf"]))
     if "enum" in node or "const" in node:
         return ", ".join(str(each) for each in node.get("enum", [node.get("const")]))
-    told = str(node.get("type", "value"))
+    kind = str(node.get("type", "value"))
     low = node.get("minimum", node.get("exclusiveMinimum"))
     high = node.get("maximum", node.get("exclusiveMaximum"))
     if low is not None and high is not None:
-        return f"{told}, {low:g} to {high:g}"
-    return f"{told}, from {low:g}" if low is not None else told
+        return f"{kind}, {low:g} to {high:g}"
+    return f"{kind}, from {low:g}" if low is not None else kind

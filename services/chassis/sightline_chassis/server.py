@@ -153,16 +153,16 @@ class Server:
         await self._grpc.stop(None)
 
     async def _beat(self) -> None:
-        told: str | None = None
+        logged: str | None = None
         while True:
             due = time.monotonic() + BEAT_SECONDS
             await asyncio.sleep(BEAT_SECONDS)
             broken = self._service.broken() if self._serving else None
             if broken is None:
                 self._health.beat()
-            elif broken != told:
+            elif broken != logged:
                 logger.critical("a restart must help: %s", broken)
-            told = broken
+            logged = broken
             metrics.LOOP_LAG.observe(max(0.0, time.monotonic() - due))
 
     async def _watch_readiness(self) -> None:

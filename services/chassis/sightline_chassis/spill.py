@@ -25,6 +25,9 @@ _MOST_ON_THE_WAY = 64 * 2**20  # bytes that may wait for a slow disk; more are d
 class Spill:
     """A directory of images. Writing happens in a thread of its own.
 
+    What is known of its files is an `OrderedDict`, not cachetools: a file leaves under two locks, and not in the moment
+    in which another one is noted.
+
     Args:
         directory: made if it is not there.
         max_bytes: of all images in it.

@@ -41,9 +41,9 @@ class EmbedRequests:
         """The outcomes of one request. Raises a SightlineError where the request as a whole is wrong."""
         deadline = None if seconds is None else time.monotonic() + seconds
         self._check(request)
-        kind, written = _FORMATS[request.format]
+        kind, encoding = _FORMATS[request.format]
         with self._models.find_model(request.model).used() as model:
-            response = pb.EmbedResponse(model=model.info, format=written)
+            response = pb.EmbedResponse(model=model.info, format=encoding)
             images: list[tuple[bytes, Wait] | SightlineError] = []
             texts: list[tuple[Plan, Wait] | SightlineError] = []
             try:

@@ -20,8 +20,8 @@ _SOURCES = {source for part in CANDIDATES.values() for source in part.writes}
 
 def contradictions(candidates: Chosen, terms: Chosen, filters: Chosen, rules: Chosen, dpo: Dpo) -> Iterator[str]:
     """Sentences, each naming the keys that do not go together; none where a run may come about."""
-    written = {source for part in candidates.values() for source in part.writes}
-    if not written:
+    offered = {source for part in candidates.values() for source in part.writes}
+    if not offered:
         yield "candidates: nobody writes any; add policy, say"
     for name, rule in rules.items():
         named = _named(rule)
@@ -31,10 +31,10 @@ def contradictions(candidates: Chosen, terms: Chosen, filters: Chosen, rules: Ch
                     f"pairing.{name}.{key} names {', '.join(unknown)}, which no part writes; "
                     f"known are {', '.join(sorted(_SOURCES))}"
                 )
-    if not any(_can_pair(rule, written, bool(terms)) for rule in rules.values()):
+    if not any(_can_pair(rule, offered, bool(terms)) for rule in rules.values()):
         yield (
             f"pairing ({', '.join(rules) or 'none'}) can't make a pair of what candidates write "
-            f"({', '.join(sorted(written)) or 'nothing'}) and reward.terms rank ({', '.join(terms) or 'nothing'})"
+            f"({', '.join(sorted(offered)) or 'nothing'}) and reward.terms rank ({', '.join(terms) or 'nothing'})"
         )
     values = {"reward", *terms, *([QUESTION] if "clip" in terms else [])}
     for name, part in filters.items():
@@ -54,10 +54,10 @@ def _named(rule: Any) -> dict[str, Any]:
     return {}
 
 
-def _can_pair(rule: Any, written: set[str], ranked: bool) -> bool:
+def _can_pair(rule: Any, offered: set[str], ranked: bool) -> bool:
     if isinstance(rule, RankedRule):
-        return ranked and bool(written if not rule.among else written & set(rule.among))
-    return all(written & set(sources) for sources in _named(rule).values())
+        return ranked and bool(offered if not rule.among else offered & set(rule.among))
+    return all(offered & set(sources) for sources in _named(rule).values())
 
 
 def _of_losses(rules: Chosen, candidates: Chosen, dpo: Dpo) -> Iterator[str]:

@@ -73,9 +73,9 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
 
 def damaged(path: Path, why: object) -> DataCorrupted:
     """The error for a file that cannot be read any more."""
-    told = next(iter(str(why).splitlines()), "empty")
+    detail = next(iter(str(why).splitlines()), "empty")
     return DataCorrupted(
-        f"{path} is damaged ({told}): bring it back from a copy, or delete it and go on with the run, which makes it "
+        f"{path} is damaged ({detail}): bring it back from a copy, or delete it and go on with the run, which makes it "
         "anew where it can",
         reason="RUN_FILE_DAMAGED",
     )

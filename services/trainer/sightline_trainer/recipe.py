@@ -115,6 +115,6 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool 
         recipe.pairing.chosen(),
         recipe.dpo,
     )
-    if told := "; ".join(faults):
-        raise SettingsError(f"{path}: {told}")
+    if message := "; ".join(faults):
+        raise SettingsError(f"{path}: {message}")
     return dataclasses.replace(read, settings=recipe)

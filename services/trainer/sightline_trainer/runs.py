@@ -86,7 +86,7 @@ class RunDirectory:
             PreconditionFailed: it holds a run of another recipe.
         """
         self.check(recipe)
-        stages, told = self._changed(recipe)
+        stages, changes = self._changed(recipe)
         iterations = self.root / "iterations"
         old = list(obsolete(iterations, stages, ahead=recipe.sampling.staleness > 0))
         if old:
@@ -98,7 +98,7 @@ class RunDirectory:
             sync_directory(self.root)
         text = yaml.safe_dump(portable(recipe.model_dump(mode="json"), self.root), sort_keys=False)
         write_whole(self.root / "recipe.yaml", lambda aside: aside.write_text(text))
-        return f"changed: {told}; made anew are {len(old)} files, their old forms lie in replaced/" if old else ""
+        return f"changed: {changes}; made anew are {len(old)} files, their old forms lie in replaced/" if old else ""
 
     def check(self, recipe: Recipe) -> None:
         """See that the directory is free, or holds a run that this recipe can go on with and that read its pictures as
@@ -126,12 +126,12 @@ class RunDirectory:
         changed = differences(canonical(known, self.root), canonical(recipe.model_dump(mode="json"), self.root))
         bound = {key: bound_by(key) for key in changed}
 
-        def told(*stages: Bound) -> str:
+        def named(*stages: Bound) -> str:
             return "; ".join(f"{key}: {changed[key][0]} -> {changed[key][1]}" for key in bound if bound[key] in stages)
 
-        if told("sample"):
+        if named("sample"):
             raise PreconditionFailed(
-                f"{self.root} holds a run of another recipe: {told('sample')}. These define its candidates; name "
+                f"{self.root} holds a run of another recipe: {named('sample')}. These define its candidates; name "
                 "another run directory, or run the recipe.yaml that stands in this one",
                 reason="RUN_RECIPE_DIFFERS",
             )
@@ -142,7 +142,7 @@ class RunDirectory:
                 f"iterations={done} or more, or another run directory",
                 reason="RUN_RECIPE_DIFFERS",
             )
-        return set(bound.values()) - {"free"}, told("pair", "update", "evaluate")
+        return set(bound.values()) - {"free"}, named("pair", "update", "evaluate")
 
     def tree(self) -> dict[str, Any] | None:
         """The resolved recipe of the run as plain values, its paths as they are now; None before it was opened.

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import os
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cachetools import LRUCache
 from sightline.errors import PreconditionFailed, SightlineError
 from sightline.runs import RunState
 
@@ -44,7 +44,7 @@ class Summaries:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._recipes: OrderedDict[Path, tuple[Signature, tuple[str, int] | SightlineError]] = OrderedDict()
+        self._recipes: LRUCache[Path, tuple[Signature, tuple[str, int] | SightlineError]] = LRUCache(MOST)
 
     def of(self, run: RunDirectory) -> RunSummary:
         """The run as its files tell it now; never raises for what stands in them."""
@@ -52,16 +52,16 @@ class Summaries:
             state = readable_state(run)
         except SightlineError as error:
             return RunSummary(run.id, error=error.message, reason=error.reason)
-        told, reason = str(state.get("error", "")), str(state.get("reason", ""))
+        failure, reason = str(state.get("error", "")), str(state.get("reason", ""))
         name, iterations, iteration, version = "", 0, 0, 0
         try:
             name, iterations = self._recipe(run)
             rows = run.rows()
             iteration, version = max(0, len(rows) - 1), int(rows[-1]["policy_version"]) if rows else 0
         except SightlineError as unreadable:
-            told, reason = _beside(f"its files cannot be read: {unreadable.message}", told), "RUN_UNREADABLE"
+            failure, reason = _beside(f"its files cannot be read: {unreadable.message}", failure), "RUN_UNREADABLE"
         except (LookupError, TypeError, ValueError, OSError, RecursionError) as unreadable:
-            told, reason = _beside(f"its metrics.json cannot be read: {unreadable}", told), "RUN_UNREADABLE"
+            failure, reason = _beside(f"its metrics.json cannot be read: {unreadable}", failure), "RUN_UNREADABLE"
         return RunSummary(
             id=run.id,
             state=state["state"],
@@ -69,7 +69,7 @@ class Summaries:
             iterations=iterations,
             iteration=iteration,
             policy_version=version,
-            error=told,
+            error=failure,
             reason=reason,
             created=float(state["created"]),
             updated=float(state["updated"]),
@@ -95,15 +95,13 @@ class Summaries:
             kept = signature, found
             with self._lock:
                 self._recipes[path] = kept
-                while len(self._recipes) > MOST:
-                    self._recipes.popitem(last=False)
         if isinstance(kept[1], SightlineError):
             raise kept[1]
         return kept[1]
 
 
-def _beside(unreadable: str, told: str) -> str:
-    return f"{unreadable}; it had ended with: {told}" if told else unreadable
+def _beside(unreadable: str, failure: str) -> str:
+    return f"{unreadable}; it had ended with: {failure}" if failure else unreadable
 
 
 def readable_state(run: RunDirectory) -> Mapping[str, Any]:

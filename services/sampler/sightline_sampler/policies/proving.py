@@ -89,7 +89,7 @@ class Examiner:
                 "(gate.min_tokens): send more probes",
                 reason="TOO_FEW_PROBES",
             )
-        told = [question.trainer_previous for question, _, _ in rows if question.trainer_previous is not None]
+        previous = [question.trainer_previous for question, _, _ in rows if question.trainer_previous is not None]
         return judge(
             self._settings,
             engine=self._engine.capabilities().engine,
@@ -98,7 +98,7 @@ class Examiner:
             new=np.concatenate([a for _, a, _ in rows]),
             previous=np.concatenate([b for _, _, b in rows]),
             trainer=np.concatenate([question.trainer for question, _, _ in rows]),
-            trainer_previous=np.concatenate(told) if len(told) == len(rows) else None,
+            trainer_previous=np.concatenate(previous) if len(previous) == len(rows) else None,
             sampled=after.drawn,
         )
 

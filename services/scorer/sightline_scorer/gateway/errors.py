@@ -59,8 +59,8 @@ def handle(app: FastAPI) -> None:
 
     async def malformed(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        told = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
-        return failure(InvalidInput(f"the body does not fit: {told}", reason="BODY_MALFORMED"))
+        faults = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
+        return failure(InvalidInput(f"the body does not fit: {faults}", reason="BODY_MALFORMED"))
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

@@ -110,21 +110,21 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 def _wrong_type(path: str, headers: dict[bytes, bytes]) -> InvalidInput | None:
     """Why a body of this Content-Type is not taken."""
-    told = headers.get(b"content-type", b"").decode("latin-1")
-    kind = told.partition(";")[0].strip().lower()
+    content_type = headers.get(b"content-type", b"").decode("latin-1")
+    kind = content_type.partition(";")[0].strip().lower()
     if path == UPLOAD:
         if not kind.startswith(("multipart/", "text/")):
             return None
         return InvalidInput(
-            f"the Content-Type is {told[:100]!r}: send the image file itself as the body, not a form or a page (curl "
-            "--data-binary @file)",
+            f"the Content-Type is {content_type[:100]!r}: send the image file itself as the body, not a form or a page "
+            "(curl --data-binary @file)",
             reason="CONTENT_TYPE",
         )
     if path not in _JSON or kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         return None
     return InvalidInput(
-        f"the Content-Type is {told[:100]!r}: send the body as application/json"
-        if told
+        f"the Content-Type is {content_type[:100]!r}: send the body as application/json"
+        if content_type
         else "there is no Content-Type: send the body as application/json",
         reason="CONTENT_TYPE",
     )

@@ -206,5 +206,5 @@ def _typed(error: InferenceServerException, name: str, seconds: float) -> Sightl
             retry_after=5,
         )
     logger.error("a tower failed", extra={"tower": name, "why": message})
-    told = message.partition("\n\nAt:")[0]  # the traceback is for the log
-    return InternalError(f"the model backend's {name} failed: {told}", reason="BACKEND_FAILED")
+    text = message.partition("\n\nAt:")[0]  # the traceback is for the log
+    return InternalError(f"the model backend's {name} failed: {text}", reason="BACKEND_FAILED")

@@ -34,6 +34,7 @@ class Begin(TrainerCallback):
         sampled: SampledLogprobs | None = None,
         limit: float = LIMITS["float32"],
         at_reference: bool = False,
+        extrapolate: float = 0.0,
     ) -> None:
         self.trainer = trainer
         self.report = report
@@ -41,6 +42,7 @@ class Begin(TrainerCallback):
         self.sampled = sampled
         self.limit = limit
         self.at_reference = at_reference
+        self.extrapolate = extrapolate
         self.figures: dict[str, float] = {}
         self.began = time.monotonic()
         self.reference_seconds = 0.0
@@ -50,7 +52,13 @@ class Begin(TrainerCallback):
         self._try_out()
         if self.optimizer is not None and self.optimizer.exists():
             load_optimizer(self.trainer, self.optimizer)
-        apart = add_reference(self.trainer, self.report, sampled=self.sampled, at_reference=self.at_reference)
+        apart = add_reference(
+            self.trainer,
+            self.report,
+            sampled=self.sampled,
+            at_reference=self.at_reference,
+            extrapolate=self.extrapolate,
+        )
         if self.sampled is not None:
             self.figures |= judge(apart, self.limit)
         self.reference_seconds = time.monotonic() - self.began

@@ -45,9 +45,9 @@ class Memory:
             (self.optimizer, "AdamW"),
             (self.compute, "bfloat16 copies"),
         )
-        told = ", ".join(f"{value / 2**30:.2f} {name}" for value, name in parts if value)
+        listed = ", ".join(f"{value / 2**30:.2f} {name}" for value, name in parts if value)
         return (
-            f"{self.peak / 2**30:.2f} GiB without activations ({told}; before the first step the reference's "
+            f"{self.peak / 2**30:.2f} GiB without activations ({listed}; before the first step the reference's "
             f"{self.reference / 2**30:.2f}), and {self.before / 2**30:.2f} GiB of main memory"
         )
 

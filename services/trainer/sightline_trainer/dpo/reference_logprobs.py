@@ -16,6 +16,7 @@ from sightline.errors import PreconditionFailed
 from torch import Tensor
 
 from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.release import release_reference
 from sightline_trainer.dpo.sampled import SampledLogprobs, gaps
 from sightline_trainer.dpo.trainer import FastDPOTrainer, Recorder
@@ -83,6 +84,7 @@ def add_reference(
     *,
     sampled: SampledLogprobs | None = None,
     at_reference: bool = False,
+    extrapolate: float = 0.0,
 ) -> dict[str, float]:
     """Compute `ref_*_logps` of every pair, summed log-probs in nats under the reference, and keep them with its id.
 
@@ -92,6 +94,7 @@ def add_reference(
     Args:
         sampled: what the sampler told of the sides; None compares nothing.
         at_reference: the policy is still the reference, so that one pass tells the log-probs of both.
+        extrapolate: how much further than the model was trained the policy was published that sampled.
 
     Returns:
         The gaps of all sides that can be compared (`sampled.gaps`).
@@ -116,10 +119,11 @@ def add_reference(
         report(number, passes * count)
     release_reference(trainer)
     if sampled is not None and not at_reference:
-        for number, count, rows, batch in _batches(trainer):
-            masks, logprobs = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch)
-            apart |= gaps(sampled, rows, logprobs.cpu(), masks.cpu())
-            report(count + number, 2 * count)
+        with extrapolated(accelerator.unwrap_model(trainer.model), extrapolate):
+            for number, count, rows, batch in _batches(trainer):
+                masks, logprobs = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch)
+                apart |= gaps(sampled, rows, logprobs.cpu(), masks.cpu())
+                report(count + number, 2 * count)
     collator.columns = columns
     if accelerator.num_processes > 1:
         found, apart = gather_object(found), dict(gather_object(list(apart.items())))

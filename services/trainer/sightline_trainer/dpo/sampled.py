@@ -42,8 +42,8 @@ class SampledLogprobs:
         found = {}
         for path in sorted(candidates.glob("[0-9]*.parquet")):
             for row in pq.read_table(path, columns=columns).to_pylist():
-                told = row["policy_version"] == version and row["source"] not in _DISTORTED
-                if told and row["logprobs"] and len(row["logprobs"]) == len(row["token_ids"]):
+                wanted = row["policy_version"] == version and row["source"] not in _DISTORTED
+                if wanted and row["logprobs"] and len(row["logprobs"]) == len(row["token_ids"]):
                     found[_key(row["prompt_id"], row["prompt"], row["token_ids"])] = row["logprobs"]
         return cls(version, found)
 
@@ -78,11 +78,11 @@ def gaps(
     )
     for side, first in places.items():
         for at, pair in enumerate(pairs):
-            told = sampled.of(pair, side)
-            if told is None:
+            reported = sampled.of(pair, side)
+            if reported is None:
                 continue
             ours = logprobs[first + at][masks[first + at]].tolist()
-            apart = [abs(mine - theirs) for mine, theirs in zip(ours, told, strict=True)]
+            apart = [abs(mine - theirs) for mine, theirs in zip(ours, reported, strict=True)]
             number = pair.get(f"{side}_index")
             found[f"{pair['prompt_id']} {side} {'' if number is None else number}".strip()] = sum(apart) / len(apart)
     return found

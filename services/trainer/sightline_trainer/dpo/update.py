@@ -39,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpdateProbe:
-    """A response with the trainer's own log-probs of its tokens under the new policy, in nats."""
+    """A response with the trainer's own log-probs of its tokens under the new policy, in nats. Not the clients'
+    `Probe`: it is kept as JSON in the iteration's files, and names its picture by the prompt's id."""
 
     prompt_id: str
     token_ids: list[int]
@@ -136,6 +137,7 @@ def _trained(
     """Train, save, and ask the probes."""
     pairs = len(trainer.train_dataset)
     carried = work / f"optimizer-{iteration - 1:04d}" if recipe.dpo.carry == "optimizer" else None
+    further = recipe.publication.extrapolate
     begin = Begin(
         trainer,
         lambda done, total: progress(done, 10 * total),
@@ -143,8 +145,8 @@ def _trained(
         sampled=sampled,
         limit=recipe.dpo.max_sampled_gap or LIMITS[recipe.dpo.dtype],
         at_reference=previous is None,
+        extrapolate=further,
     )
-    further = recipe.publication.extrapolate
     model = trainer.accelerator.unwrap_model(trainer.model)
 
     def probes() -> list[UpdateProbe]:

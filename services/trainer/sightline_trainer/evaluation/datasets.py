@@ -20,7 +20,7 @@ from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.amber import Amber
 from sightline_trainer.evaluation.asking import EvalItem
 from sightline_trainer.evaluation.coco import CocoObjects, Compat, image_key, load_truth
-from sightline_trainer.evaluation.evaluate import SampledCaption, assemble
+from sightline_trainer.evaluation.evaluate import assemble
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet, about
 from sightline_trainer.evaluation.facts import Facts
 from sightline_trainer.evaluation.lines import Line, read_lines, read_value
@@ -31,6 +31,7 @@ from sightline_trainer.evaluation.suites import amber_result, chair_result, pope
 from sightline_trainer.evaluation.words import Similarity
 from sightline_trainer.pools import open_pool
 from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
 
 Suite = Literal["playground", "chair", "pope", "amber"]
 Answers = Mapping[str, Mapping[str, Any]]
@@ -89,10 +90,7 @@ def _playground(directory: Path, options: SuiteOptions) -> Work:
     ]
 
     def finish(answers: Answers) -> Result:
-        captioned = [
-            SampledCaption([_candidate(one.id, answers[f"caption/{one.id}"])], _score(answers, one.id))
-            for one in prompts
-        ]
+        captioned = [([_candidate(one.id, answers[f"caption/{one.id}"])], None) for one in prompts]
         said = [_candidate(prompt.id, answers[f"question/{one.id}"]) for prompt, one in held_out.questions]
         found = assemble(held_out, captioned, [], said)
         truth = {prompt.id: prompt.objects for prompt in prompts}
@@ -219,9 +217,5 @@ def _candidate(prompt: str, answer: Mapping[str, Any]) -> Response:
         text=answer["text"],
         token_ids=[0] * int(answer["tokens"]),
         finish_reason=answer["finish_reason"],
+        score=Score(answer["clip_score"]),
     )
-
-
-def _score(answers: Answers, prompt: str) -> float | None:
-    value = answers[f"caption/{prompt}"]["clip_score"]
-    return None if value is None else float(value)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,7 +34,8 @@ COMPARED = ("chair_s", "cover")
 
 @dataclass(frozen=True)
 class Caption:
-    """One held-out caption. `reward` is its CLIPScore, None where the scorer refused it or was not asked;
+    """One held-out caption, a row of `captions.parquet`: of a response only what is measured, and what the truth says
+    of it, which no response knows. `reward` is its CLIPScore, None where the scorer refused it or was not asked;
     `degenerate` is why it is, or ""; `kl_to_base` what it adds to the KL from the base model (see `divergence`), None
     where that can't be told."""
 
@@ -62,15 +63,6 @@ class GivenAnswer:
     answer: str
     said: bool
     policy_version: int
-
-
-@dataclass(frozen=True)
-class SampledCaption:
-    """What was sampled for a prompt, the CLIPScore of the first one and what it adds to the KL from the base model."""
-
-    samples: list[Response]
-    reward: float | None = None
-    kl_to_base: float | None = None
 
 
 @dataclass(frozen=True)
@@ -158,14 +150,13 @@ async def evaluate(
             return 0.0  # the base model itself, or nothing was said
         return k3(sample.logprobs, await candidates.logprobs(prompt, sample, version=0))
 
-    async def sampled(at: int) -> SampledCaption:
+    async def sampled(at: int) -> tuple[list[Response], float | None]:
         prompt = held_out.prompts[at]
         samples = await ask(prompt, held_out.samples if at < held_out.diverse else 1, held_out.temperature)
-        score = None
         if reward is not None:
-            (judged,) = await reward(prompt, [samples[0].text])
-            score = judged.reward
-        return SampledCaption(samples, score, await divergence(prompt, samples[0]))
+            (score,) = await reward(prompt, [samples[0].text])
+            samples[0] = replace(samples[0], score=score)
+        return samples, await divergence(prompt, samples[0])
 
     async with asyncio.TaskGroup() as group:
         captioned = [group.create_task(counted(partial(sampled, at))) for at in range(len(held_out.prompts))]
@@ -180,7 +171,7 @@ async def evaluate(
 
 def assemble(
     held_out: EvaluationSet,
-    captioned: list[SampledCaption],
+    captioned: Sequence[tuple[list[Response], float | None]],
     plain: list[Response],
     said: list[Response],
 ) -> Evaluated:
@@ -188,14 +179,16 @@ def assemble(
 
     Args:
         held_out: what was asked.
-        captioned: for each prompt its samples.
+        captioned: for each prompt its samples, of which the first may have its score, and `kl_to_base` of the first.
         plain: greedy captions of the first prompts.
         said: an answer for each question.
     """
-    sampled = [_caption(held_out, prompt, one) for prompt, one in zip(held_out.prompts, captioned, strict=True)]
+    sampled = [
+        _caption(held_out, prompt, samples[0], kl)
+        for prompt, (samples, kl) in zip(held_out.prompts, captioned, strict=True)
+    ]
     greedy = [
-        _caption(held_out, prompt, SampledCaption([one]))
-        for prompt, one in zip(held_out.prompts[: len(plain)], plain, strict=True)
+        _caption(held_out, prompt, one) for prompt, one in zip(held_out.prompts[: len(plain)], plain, strict=True)
     ]
     answers = [
         GivenAnswer(
@@ -212,10 +205,10 @@ def assemble(
     ]
 
     def rows() -> Iterator[tuple[str, dict[str, Part]]]:
-        for (caption, facts), said_of in zip(sampled, captioned, strict=True):
+        for (caption, facts), (samples, _) in zip(sampled, captioned, strict=True):
             yield caption.prompt_id, _parts(caption, facts)
-            if len(said_of.samples) > 1:
-                yield caption.prompt_id, {"distinct": distinct([one.text for one in said_of.samples])}
+            if len(samples) > 1:
+                yield caption.prompt_id, {"distinct": distinct([one.text for one in samples])}
         for caption, facts in greedy:
             parts = _parts(caption, facts)
             kept = ("chair_s", "chair_i", "cover", "mean_tokens", "degenerate")
@@ -226,21 +219,22 @@ def assemble(
     return Evaluated([one for one, _ in sampled], [one for one, _ in greedy], answers, Ratios.collect(rows()))
 
 
-def _caption(held_out: EvaluationSet, prompt: Prompt, said: SampledCaption) -> tuple[Caption, FactCounts | None]:
-    sample = said.samples[0]
+def _caption(
+    held_out: EvaluationSet, prompt: Prompt, sample: Response, kl_to_base: float | None = None
+) -> tuple[Caption, FactCounts | None]:
     # No objects means that nobody said what is in the image, not that it is empty.
     facts = held_out.facts.read(prompt.id, sample.text, prompt.objects) if held_out.facts and prompt.objects else None
     return Caption(
         prompt_id=prompt.id,
         text=sample.text,
         tokens=len(sample.token_ids),
-        reward=said.reward,
+        reward=sample.score.reward,
         policy_version=sample.policy_version,
         hallucinated=[mention.object for mention in facts.caption.hallucinated] if facts else [],
         missed=facts.caption.missed if facts else [],
         degenerate=degenerate(sample.text, sample.finish_reason),
         finish_reason=sample.finish_reason,
-        kl_to_base=said.kl_to_base,
+        kl_to_base=kl_to_base,
     ), facts
 
 

@@ -79,7 +79,7 @@ def worries(rows: Sequence[Mapping[str, float]], updates: Mapping[int, Mapping[s
         "kl_to_base": _where(evaluated, "kl_to_base", lambda value: value > KL_FAR, f"above {KL_FAR:.0f}"),
         "clip_score": _hacked(rows),
     }
-    return {curve: told for curve, told in found.items() if told}
+    return {curve: warnings for curve, warnings in found.items() if warnings}
 
 
 def _where(numbers: Mapping[int, Mapping[str, float]], name: str, bad: Callable[[float], bool], what: str) -> list[str]:
@@ -97,9 +97,9 @@ def _hacked(rows: Sequence[Mapping[str, float]]) -> list[str]:
     base, last = rows[0], rows[-1]
     if last.get("clip_score", 0.0) <= base.get("clip_score", float("inf")):
         return []
-    told = []
+    warnings = []
     if last.get("chair_s_change_low", 0.0) > 0:
-        told.append("the reward is above the base model's, and so is CHAIR_s: reward hacking")
+        warnings.append("the reward is above the base model's, and so is CHAIR_s: reward hacking")
     if last.get("cover_change_high", 0.0) < 0:
-        told.append("the reward is above the base model's, but cover is below it: reward hacking by saying less")
-    return told
+        warnings.append("the reward is above the base model's, but cover is below it: reward hacking by saying less")
+    return warnings

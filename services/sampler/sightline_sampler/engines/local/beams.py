@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from sightline.sampler.types import Candidate
 
 from sightline_sampler.engines.base import not_finite
 from sightline_sampler.engines.local import guidance
@@ -29,7 +30,7 @@ from sightline_sampler.engines.local.kv import RowCache
 from sightline_sampler.engines.local.lane import Outcome, step
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import Prefix
-from sightline_sampler.engines.local.rows import FinishedRow, Request
+from sightline_sampler.engines.local.rows import Request
 from sightline_sampler.engines.local.stops import holds_stop
 
 _UNUSED = -1e9  # score of a group's beams that have not begun: all but its first
@@ -250,13 +251,15 @@ class BeamSearch:
         return [
             (
                 self._request,
-                FinishedRow(
+                Candidate(
                     index=index,
+                    text="",
                     token_ids=np.array(one.beam.ids, dtype=np.int64),
                     logprobs=np.array(one.beam.logprobs, dtype=np.float32),
-                    behaviour=np.zeros(len(one.beam.ids), np.float32),
-                    reason=one.reason,
-                    version=self.version,
+                    behaviour_logprobs=np.zeros(len(one.beam.ids), np.float32),
+                    finish_reason=one.reason,
+                    seed=self._request.work.seeds[index],
+                    policy_version=self.version,
                 ),
             )
             for index, one in enumerate(ended)

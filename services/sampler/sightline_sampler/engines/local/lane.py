@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from sightline.sampler.types import Candidate
 
 from sightline_sampler.engines.base import not_finite
 from sightline_sampler.engines.local import guidance
 from sightline_sampler.engines.local.kv import Order, RowCache
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import Prefix
-from sightline_sampler.engines.local.rows import FinishedRow, Request, Rows
+from sightline_sampler.engines.local.rows import Request, Rows
 from sightline_sampler.engines.local.sampling import Shape, draw
 from sightline_sampler.engines.local.stops import holds_stop
 
-Outcome = tuple[Request, FinishedRow | BaseException]
+Outcome = tuple[Request, Candidate | BaseException]
 Numbers = npt.NDArray[np.int64]
 
 
@@ -190,18 +191,20 @@ class Lane:
         seen[ids[ids < self._base.vocabulary]] = True
         return seen
 
-    def _finish(self, row: int, eos: bool, stopped: bool, broken: bool) -> FinishedRow | BaseException:
+    def _finish(self, row: int, eos: bool, stopped: bool, broken: bool) -> Candidate | BaseException:
         rows = self._rows
         if broken:
             return not_finite(self.version)
-        n, place = int(rows.generated[row]), int(rows.place[row])
-        return FinishedRow(
-            index=int(rows.index[row]),
+        n, place, index = int(rows.generated[row]), int(rows.place[row]), int(rows.index[row])
+        return Candidate(
+            index=index,
+            text="",
             token_ids=rows.tokens[place, :n].copy(),
             logprobs=rows.logprobs[place, :n].copy(),
-            behaviour=rows.behaviour[place, :n].copy(),
-            reason="eos" if eos else "stop" if stopped else "length",
-            version=self.version,
+            behaviour_logprobs=rows.behaviour[place, :n].copy(),
+            finish_reason="eos" if eos else "stop" if stopped else "length",
+            seed=rows.requests[row].work.seeds[index],
+            policy_version=self.version,
         )
 
     def _reorder(self, order: Order, *, fresh: bool) -> None:

@@ -20,19 +20,20 @@ from typing import Any, TypeVar
 
 import torch
 from sightline.errors import DeadlineExceeded, InternalError, SightlineError, Unavailable
+from sightline.sampler.types import Candidate
 
 from sightline_sampler.engines.local.beams import BeamSearch
 from sightline_sampler.engines.local.kv import shares
 from sightline_sampler.engines.local.lane import Lane
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import Prefiller, Prefix
-from sightline_sampler.engines.local.rows import FinishedRow, Request
+from sightline_sampler.engines.local.rows import Request
 from sightline_sampler.engines.local.weights import Weights
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Event = tuple[Request, FinishedRow | BaseException]
+Event = tuple[Request, Candidate | BaseException]
 
 _PREFILL_TOKENS = 1 << 14  # of one forward; bounds the memory of attention
 _SWEEP_SECONDS = 0.05
@@ -124,7 +125,7 @@ class DecodeLoop:
         return len(self._waiting) + len(self._half)
 
     def submit(self, request: Request) -> None:
-        """Put a request at the end of the queue; its `events` get one `FinishedRow` per candidate, or one error."""
+        """Put a request at the end of the queue; its `events` get each candidate, without its text, or one error."""
         self._put(self._waiting, request)
 
     def cancel(self, request: Request) -> None:

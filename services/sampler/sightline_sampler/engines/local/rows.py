@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from typing import Literal
 
 import numpy as np
-from sightline.sampler.types import Logprobs, TokenIds
+from sightline.sampler.types import Candidate
 
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import SampleWork
@@ -20,21 +19,11 @@ from sightline_sampler.engines.local.kv import SLOT_STEP, Order, round_up, share
 from sightline_sampler.engines.local.prompts import Prepared
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class FinishedRow:
-    """A candidate as the decoding thread hands it out: ids and log-probabilities (n,), version that sampled them."""
-
-    index: int
-    token_ids: TokenIds
-    logprobs: Logprobs
-    behaviour: Logprobs
-    reason: Literal["eos", "stop", "length"]
-    version: int
-
-
 @dataclasses.dataclass(slots=True, eq=False)
 class Request:
     """One prompt on its way through the engine. `version` and `limit` are set by the decoding thread and its caller.
+
+    `events` get its candidates, whose texts are still to be decoded, or an error.
 
     `reference` is the prompt of the reference rows, where sampling is guided.
     """
@@ -42,7 +31,7 @@ class Request:
     work: SampleWork
     prepared: Prepared
     limit: int
-    events: asyncio.Queue[FinishedRow | BaseException]
+    events: asyncio.Queue[Candidate | BaseException]
     reference: Prepared | None = None
     version: int = -1
     admitted: int = 0

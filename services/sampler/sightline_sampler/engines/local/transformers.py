@@ -36,7 +36,7 @@ from sightline_sampler.engines.local.memory import free_bytes
 from sightline_sampler.engines.local.model import BaseModel, load_base
 from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
-from sightline_sampler.engines.local.rows import FinishedRow, Request
+from sightline_sampler.engines.local.rows import Request
 from sightline_sampler.engines.local.stops import cut
 from sightline_sampler.engines.local.weights import Weights
 from sightline_sampler.settings import EngineSettings, SamplerLimits
@@ -173,8 +173,8 @@ class TransformersEngine(Engine):
                 event = await request.events.get()
                 if isinstance(event, BaseException):
                     raise event
-                left, version = left - 1, event.version
-                yield self._candidate(loaded.base, request, event)
+                left, version = left - 1, event.policy_version
+                yield self._with_text(loaded.base, request, event)
         finally:
             if left:
                 loop.cancel(request)
@@ -268,15 +268,8 @@ class TransformersEngine(Engine):
         return wanted or min(self._limits.default_max_tokens, window - length)
 
     @staticmethod
-    def _candidate(base: BaseModel, request: Request, finished: FinishedRow) -> Candidate:
-        text = base.tokenizer.decode(finished.token_ids.tolist(), skip_special_tokens=True)
-        return Candidate(
-            index=finished.index,
-            text=cut(text, request.work.params.stop) if finished.reason == "stop" else text,
-            token_ids=finished.token_ids,
-            logprobs=finished.logprobs,
-            behaviour_logprobs=finished.behaviour,
-            finish_reason=finished.reason,
-            seed=request.work.seeds[finished.index],
-            policy_version=finished.version,
-        )
+    def _with_text(base: BaseModel, request: Request, candidate: Candidate) -> Candidate:
+        text = base.tokenizer.decode(candidate.token_ids.tolist(), skip_special_tokens=True)
+        if candidate.finish_reason == "stop":
+            text = cut(text, request.work.params.stop)
+        return dataclasses.replace(candidate, text=text)

@@ -154,18 +154,18 @@ def reason_of(response: httpx.Response) -> str:
 
 def refused(name: str, response: httpx.Response) -> InvalidInput | PreconditionFailed:
     """The error of a reply that a retry would not change."""
-    told, status = reason_of(response), response.status_code
+    why, status = reason_of(response), response.status_code
     if status in (401, 403):
         return PreconditionFailed(
-            f"{name} refuses the sampler itself ({status}: {told}): check engine.{name}.token", reason="ENGINE_REFUSES"
+            f"{name} refuses the sampler itself ({status}: {why}): check engine.{name}.token", reason="ENGINE_REFUSES"
         )
-    if status == 413 or "length limit exceeded" in told:
+    if status == 413 or "length limit exceeded" in why:
         return InvalidInput(
-            f"the request is larger than {name} takes: {told}; send a smaller image, and set "
+            f"the request is larger than {name} takes: {why}; send a smaller image, and set "
             f"engine.{name}.max_body_bytes to its limit",
             reason="IMAGE_TOO_LARGE",
         )
-    return InvalidInput(f"{name} refuses the request ({status}): {told}", reason="ENGINE_REFUSES")
+    return InvalidInput(f"{name} refuses the request ({status}): {why}", reason="ENGINE_REFUSES")
 
 
 def _refuse_failed(response: httpx.Response) -> None:

@@ -343,11 +343,11 @@ def copies(candidate: Candidate, seeds_of_all: Sequence[int]) -> list[Candidate]
     return [dataclasses.replace(candidate, index=index, seed=seed) for index, seed in enumerate(seeds_of_all)]
 
 
-def too_long(told: str, *, window: object, prompt: str | None) -> InvalidInput:
+def too_long(why: str, *, window: object, prompt: str | None) -> InvalidInput:
     """The error of a request whose prompt and tokens do not fit; the prompt is never cut."""
     facts = {"window": str(window or ""), "prompt_tokens": prompt or ""}
     return InvalidInput(
-        f"prompt (image included) and max_tokens do not fit: {told}", reason="PROMPT_TOO_LONG", metadata=facts
+        f"prompt (image included) and max_tokens do not fit: {why}", reason="PROMPT_TOO_LONG", metadata=facts
     )
 
 

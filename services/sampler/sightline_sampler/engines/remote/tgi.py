@@ -311,10 +311,10 @@ class TgiEngine(RemoteEngine):
             if not isinstance(tree, dict) or not tree.get("details"):
                 raise InternalError("TGI answered without details", reason="ENGINE_FAILED")
             return tree
-        told = reason_of(response)
-        if response.status_code == 422 and "tokens" in told and ("inputs" in told or "max_new_tokens" in told):
-            found = re.search(r"(\d+) `inputs` tokens", told)
-            raise too_long(told, window=self._info.get("max_total_tokens"), prompt=found[1] if found else None)
+        why = reason_of(response)
+        if response.status_code == 422 and "tokens" in why and ("inputs" in why or "max_new_tokens" in why):
+            found = re.search(r"(\d+) `inputs` tokens", why)
+            raise too_long(why, window=self._info.get("max_total_tokens"), prompt=found[1] if found else None)
         raise refused("tgi", response)
 
     def _candidate(

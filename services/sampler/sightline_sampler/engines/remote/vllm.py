@@ -272,8 +272,8 @@ class VllmEngine(RemoteEngine):
                     if not choice.finish:
                         continue
                     if choice.aborted or len(choice.token_ids) != len(choice.logprobs):
-                        told = f"{len(choice.token_ids)} token ids, {len(choice.logprobs)} log-probs"
-                        raise Failure("broken", f"vLLM ended a candidate with {choice.finish!r}: {told}")
+                        why = f"{len(choice.token_ids)} token ids, {len(choice.logprobs)} log-probs"
+                        raise Failure("broken", f"vLLM ended a candidate with {choice.finish!r}: {why}")
                     if not self._weights.sampled_by(version, choice.spans):
                         metrics.STALE.inc()
                         raise Failure("broken", f"a candidate was sampled by other weights: {choice.spans}")
@@ -282,10 +282,10 @@ class VllmEngine(RemoteEngine):
             raise Failure("broken", f"the stream ended with {len(choices)} candidates missing")
 
     def _refused(self, response: Any) -> Exception:
-        told = reason_of(response)
-        if response.status_code == 400 and ("context length" in told or "max_model_len" in told):
-            found = re.search(r"contains (?:at least )?(\d+) input tokens", told)
-            return too_long(told, window=self._weights.window, prompt=found[1] if found else None)
+        why = reason_of(response)
+        if response.status_code == 400 and ("context length" in why or "max_model_len" in why):
+            found = re.search(r"contains (?:at least )?(\d+) input tokens", why)
+            return too_long(why, window=self._weights.window, prompt=found[1] if found else None)
         return refused("vllm", response)
 
     async def _finds_raw(self) -> bool:

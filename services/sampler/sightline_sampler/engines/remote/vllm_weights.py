@@ -194,10 +194,10 @@ class VllmWeights:
             await self.control("/reset_encoder_cache")
         finally:
             await self.control("/resume")
-        told = await self._weight_label()
-        if told != label:
+        held = await self._weight_label()
+        if held != label:
             raise PreconditionFailed(
-                f"vLLM says that it holds weights {told!r}, not {label!r}", reason="ENGINE_DID_NOT_CHANGE"
+                f"vLLM says that it holds weights {held!r}, not {label!r}", reason="ENGINE_DID_NOT_CHANGE"
             )
         self._slot, self._label = slot, label
 

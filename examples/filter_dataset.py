@@ -17,26 +17,45 @@ from sightline.errors import SightlineError
 from sightline.scorer import ScorerClient
 
 
-def main() -> None:
+def main() -> int:
     """Filter."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target")
-    parser.add_argument("pairs", type=Path)
+    parser.add_argument("target", help="address of a scorer, host:port")
+    parser.add_argument("pairs", type=Path, help="JSON lines of image and text")
     parser.add_argument("--above", type=float, required=True, help="the least CLIPScore that is kept")
     given = parser.parse_args()
-    rows = [json.loads(line) for line in given.pairs.read_text().splitlines()]
+    try:
+        rows = [_row(number, line) for number, line in enumerate(given.pairs.read_text("utf-8").splitlines(), 1)]
+    except (OSError, ValueError) as error:
+        parser.error(f"{given.pairs}: {error}")
     counts: Counter[str] = Counter()
-    with ScorerClient(given.target) as scorer:
-        pairs = [(given.pairs.parent / row["image"], [row["text"]]) for row in rows]
-        for row, outcome in zip(rows, scorer.score_many(pairs, progress=_progress), strict=True):
-            if isinstance(outcome, SightlineError):
-                counts[outcome.reason] += 1
-            elif outcome.clip_score[0] >= given.above:
-                counts["kept"] += 1
-                print(json.dumps({**row, "score": round(float(outcome.clip_score[0]), 3)}))
-            else:
-                counts["below"] += 1
+    try:
+        with ScorerClient(given.target) as scorer:
+            pairs = [(given.pairs.parent / row["image"], [row["text"]]) for row in rows]
+            for row, outcome in zip(rows, scorer.score_many(pairs, progress=_progress), strict=True):
+                if isinstance(outcome, SightlineError):
+                    counts[outcome.reason] += 1
+                elif outcome.clip_score[0] >= given.above:
+                    counts["kept"] += 1
+                    print(json.dumps({**row, "score": round(float(outcome.clip_score[0]), 3)}))
+                else:
+                    counts["below"] += 1
+    except SightlineError as error:  # none of the rows', such as a malformed address
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return 1
     print(f"\n{dict(counts)}", file=sys.stderr)
+    return 0
+
+
+def _row(number: int, line: str) -> dict[str, str]:
+    """A line of the input. Raises ValueError where it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"line {number} is no JSON: {error}") from None
+    if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not isinstance(row.get("text"), str):
+        raise ValueError(f"line {number} is no object with image and text")
+    return row
 
 
 def _progress(done: int, total: int | None) -> None:
@@ -44,4 +63,4 @@ def _progress(done: int, total: int | None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

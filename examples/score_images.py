@@ -5,25 +5,31 @@
     python examples/score_images.py 127.0.0.1:50051 cat.jpg "a cat on a sofa" "a dog in the rain"
 """
 
+import argparse
 import sys
 
 from sightline.errors import SightlineError
 from sightline.scorer import ScorerClient
 
 
-def main(target: str, image: str, *texts: str) -> int:
+def main() -> int:
     """Print a line for each text, best first."""
-    with ScorerClient(target) as scorer:
-        try:
-            result = scorer.score(image, texts)
-        except SightlineError as error:
-            print(f"{error.reason}: {error}", file=sys.stderr)
-            return 1
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", help="address of a scorer, host:port")
+    parser.add_argument("image", help="a picture's file")
+    parser.add_argument("texts", nargs="+", help="what may be in it")
+    given = parser.parse_args()
+    try:
+        with ScorerClient(given.target) as scorer:
+            result = scorer.score(given.image, given.texts)
+    except SightlineError as error:
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return 1
     for index in (-result.clip_score).argsort():
-        print(f"{result.clip_score[index]:6.2f}  {texts[index]}")
+        print(f"{result.clip_score[index]:6.2f}  {given.texts[index]}")
     print(f"{result.model.name}, weights {result.model.weights_digest[:12]}", file=sys.stderr)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())

@@ -7,36 +7,57 @@ leaves out; the share of them is logged as `clip_reward/failed`.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
-import torch
-from datasets import Dataset, Image
-from sightline.integrations.trl import ClipReward
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from trl import GRPOConfig, GRPOTrainer
+from sightline.errors import SightlineError
 
 
-def main() -> None:
+def main() -> int:
     """Train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target")
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--images", type=Path, required=True)
+    parser.add_argument("target", help="address of a scorer, host:port")
+    parser.add_argument("--model", required=True, help="directory or hub name of the policy")
+    parser.add_argument("--images", type=Path, required=True, help="directory of .png and .jpg files")
     parser.add_argument("--out", default="runs/grpo")
     parser.add_argument("--steps", type=int, default=100)
     given = parser.parse_args()
+    files = []
+    if given.images.is_dir():
+        files = sorted(str(path) for path in given.images.iterdir() if path.suffix in (".png", ".jpg"))
+    if not files:
+        parser.error(f"no .png or .jpg in {given.images}")
+    try:
+        train(given.target, given.model, files, given.out, given.steps)
+    except ModuleNotFoundError as error:
+        parser.error(f"this needs the package {error.name}: pip install 'sightline[trainer]'")
+    except OSError as error:  # what transformers says of a model that is not there
+        parser.error(str(error).splitlines()[0])
+    except SightlineError as error:
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def train(target: str, name: str, files: list[str], out: str, steps: int) -> None:
+    """Some steps of GRPO, and the rewards."""
+    import torch
+    from datasets import Dataset, Image
+    from sightline.integrations.trl import ClipReward
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from trl import GRPOConfig, GRPOTrainer
+
     prompt = [{"role": "user", "content": "Describe the image."}]
-    files = sorted(str(path) for path in given.images.iterdir() if path.suffix in (".png", ".jpg"))
     dataset = Dataset.from_dict({"prompt": [prompt] * len(files), "image": files}).cast_column("image", Image())
-    model = AutoModelForImageTextToText.from_pretrained(given.model)
+    model = AutoModelForImageTextToText.from_pretrained(name)
     trainer = GRPOTrainer(
         model=model,
-        processing_class=AutoProcessor.from_pretrained(given.model),
-        reward_funcs=ClipReward(given.target),
+        processing_class=AutoProcessor.from_pretrained(name),
+        reward_funcs=ClipReward(target),
         train_dataset=dataset,
         args=GRPOConfig(
-            output_dir=given.out,
-            max_steps=given.steps,
+            output_dir=out,
+            max_steps=steps,
             per_device_train_batch_size=4,
             num_generations=4,
             max_completion_length=64,
@@ -56,4 +77,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

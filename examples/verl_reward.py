@@ -11,8 +11,10 @@ verl takes the prompt's images out of a row before rewards are computed, so the 
     python examples/verl_reward.py 127.0.0.1:50051 cat.jpg "a cat on a sofa"
 """
 
+import argparse
 import sys
 
+from sightline.errors import SightlineError
 from sightline.integrations.verl import compute_score
 
 
@@ -27,19 +29,29 @@ def row(image: str) -> dict[str, object]:
     }
 
 
-def main(target: str, image: str, response: str) -> None:
+def main() -> int:
     """Print the reward of a response."""
-    example = row(image)
-    reward = compute_score(
-        data_source="captions",
-        solution_str=response,
-        ground_truth="",
-        extra_info=example["extra_info"],  # type: ignore[arg-type]
-        target=target,
-        on_failure="raise",
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("target", help="address of a scorer, host:port")
+    parser.add_argument("image", help="a picture's file")
+    parser.add_argument("response", help="what a policy said about it")
+    given = parser.parse_args()
+    example = row(given.image)
+    try:
+        reward = compute_score(
+            data_source="captions",
+            solution_str=given.response,
+            ground_truth="",
+            extra_info=example["extra_info"],  # type: ignore[arg-type]
+            target=given.target,
+            on_failure="raise",
+        )
+    except SightlineError as error:
+        print(f"{error.reason}: {error}", file=sys.stderr)
+        return 1
     print(reward)
+    return 0
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """`python -m sightline_cli` is `sightline`."""
 
-from sightline_cli.main import main
+from sightline_cli.entry import main
 
 if __name__ == "__main__":
     main()

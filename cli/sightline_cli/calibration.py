@@ -103,6 +103,8 @@ def _read(path: Path) -> Iterator[tuple[Path, list[str]]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", reason="FILE") from None
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} is no text in UTF-8; name a file of JSON lines", reason="FILE") from None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import platform
@@ -18,16 +17,11 @@ from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from sightline_trainer.display import draw, narrow
+
+from sightline_cli.extras import EXTRAS, missing
 
 Verdict = Literal["ok", "warn", "bad"]
-EXTRAS = {
-    "scorer": ("open_clip", "torch", "torchvision", "tritonclient", "PIL"),
-    "sampler": ("torch", "transformers", "peft", "httpx", "PIL"),
-    "trainer": ("torch", "trl", "peft", "datasets", "accelerate", "pyarrow"),
-    "report": ("jinja2", "matplotlib"),
-    "gateway": ("fastapi", "uvicorn"),
-}
 PORTS = {"scorer": (50051, 50061, 9101), "sampler": (50052, 50062, 9102)}
 GLIBC = (2, 35)
 
@@ -52,11 +46,13 @@ def doctor(as_json: bool) -> bool:
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     else:
-        table = Table("", "what", "found", "what to do", title="sightline doctor", title_justify="left")
+        table = narrow("sightline doctor")
+        for name in ("", "what", "found", "what to do"):
+            table.add_column(name, overflow="fold")
         marks = {"ok": "[green]ok[/green]", "warn": "[yellow]warn[/yellow]", "bad": "[red]bad[/red]"}
         for finding in found:
             table.add_row(marks[finding.verdict], finding.what, escape(finding.found), escape(finding.fix))
-        Console().print(table)
+        draw(table, Console())
     return all(finding.verdict != "bad" for finding in found)
 
 
@@ -72,11 +68,11 @@ def _python() -> Iterator[Finding]:
 
 
 def _packages() -> Iterator[Finding]:
-    for extra, modules in EXTRAS.items():
-        missing = [module for module in modules if importlib.util.find_spec(module) is None]
-        fix = f"pip install 'sightline[{extra}]', if it is to run here" if missing else ""
-        yield Finding(f"extra {extra}", "warn" if missing else "ok",
-                      f"without {', '.join(missing)}" if missing else "installed", fix)  # fmt: skip
+    for extra in EXTRAS:
+        lacking = missing(extra)
+        fix = f"pip install 'sightline[{extra}]', if it is to run here" if lacking else ""
+        yield Finding(f"extra {extra}", "warn" if lacking else "ok",
+                      f"without {', '.join(lacking)}" if lacking else "installed", fix)  # fmt: skip
 
 
 def _triton() -> Iterator[Finding]:
@@ -84,8 +80,10 @@ def _triton() -> Iterator[Finding]:
     good = library.is_file() and ".so" in library.name
     fix = "" if good else "Triton's Python models need libpython.so: use a Python built with --enable-shared"
     yield Finding("libpython for Triton", "ok" if good else "warn", str(library), fix)
-    from sightline_scorer.triton.installation import TritonNotInstalled, find
-
+    try:
+        from sightline_scorer.triton.installation import TritonNotInstalled, find
+    except ModuleNotFoundError:
+        return  # without the scorer's extra nothing here asks for Triton; that it is missing was said above
     try:
         yield Finding("Triton's wheel", "ok", str(find().binary))
     except TritonNotInstalled as error:

@@ -65,9 +65,13 @@ def chair(
     debug: Debug = False,
 ) -> None:
     """CHAIR over COCO's 80 objects: CHAIR_s, CHAIR_i, recall and mean length of captions."""
-    from sightline_cli.eval_files import chair as measure
 
-    guarded(lambda: measure(captions, truth, (image_id_key, caption_key), compat.value, json, details, seed), debug)
+    def work() -> None:
+        from sightline_cli.eval_files import chair as measure
+
+        measure(captions, truth, (image_id_key, caption_key), compat.value, json, details, seed)
+
+    guarded(work, debug, "trainer")
 
 
 @app.command()
@@ -87,9 +91,13 @@ def pope(
     debug: Debug = False,
 ) -> None:
     """POPE: accuracy, precision, recall, F1 and yes-ratio of yes/no answers."""
-    from sightline_cli.eval_files import pope as measure
 
-    guarded(lambda: measure(answers, questions, rule.value, compat.value, trust_ids, json, details, seed), debug)
+    def work() -> None:
+        from sightline_cli.eval_files import pope as measure
+
+        measure(answers, questions, rule.value, compat.value, trust_ids, json, details, seed)
+
+    guarded(work, debug, "trainer")
 
 
 @app.command()
@@ -107,9 +115,13 @@ def amber(
     debug: Debug = False,
 ) -> None:
     """AMBER: CHAIR, Cover, Hal, Cog of responses; accuracy, precision, recall, F1 of answers."""
-    from sightline_cli.eval_files import amber as measure
 
-    guarded(lambda: measure(answers, data, similarity, nouns, compat.value, json, details, seed), debug)
+    def work() -> None:
+        from sightline_cli.eval_files import amber as measure
+
+        measure(answers, data, similarity, nouns, compat.value, json, details, seed)
+
+    guarded(work, debug, "trainer")
 
 
 @app.command()
@@ -121,9 +133,13 @@ def compare(
     debug: Debug = False,
 ) -> None:
     """Two policies on the same images: the change of each metric, with a paired bootstrap interval."""
-    from sightline_cli.eval_files import compare as measure
 
-    guarded(lambda: measure(one, other, json, seed), debug)
+    def work() -> None:
+        from sightline_cli.eval_files import compare as measure
+
+        measure(one, other, json, seed)
+
+    guarded(work, debug, "trainer")
 
 
 @app.command()
@@ -155,22 +171,26 @@ def run(
     debug: Debug = False,
 ) -> None:
     """Ask a running sampler a suite's prompts and questions, and measure its answers. Goes on after a stop."""
-    from sightline_cli.eval_run import EvalRunOptions
-    from sightline_cli.eval_run import run as ask
 
-    asked = EvalRunOptions(
-        sampler=sampler,
-        scorer=scorer,
-        suite=suite.value,
-        data=data,
-        temperature=temperature,
-        seed=seed,
-        max_tokens=max_tokens,
-        in_flight=in_flight,
-        limit=limit,
-        compat=compat.value,
-        similarity=similarity,
-        suffix=suffix,
-        answers=answers,
-    )
-    guarded(lambda: ask(asked, json, details), debug)
+    def work() -> None:
+        from sightline_cli.eval_run import EvalRunOptions
+        from sightline_cli.eval_run import run as ask
+
+        asked = EvalRunOptions(
+            sampler=sampler,
+            scorer=scorer,
+            suite=suite.value,
+            data=data,
+            temperature=temperature,
+            seed=seed,
+            max_tokens=max_tokens,
+            in_flight=in_flight,
+            limit=limit,
+            compat=compat.value,
+            similarity=similarity,
+            suffix=suffix,
+            answers=answers,
+        )
+        ask(asked, json, details)
+
+    guarded(work, debug, "trainer")

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sightline_trainer.display import narrow
+from sightline_trainer.display import draw, narrow
 from sightline_trainer.evaluation.result import Result, write_result
 
 Tell = Callable[[int, int], None]
@@ -37,16 +37,16 @@ def show_differences(value: Mapping[str, Any], console: Console) -> None:
         table.add_row(
             name, _text(row["one"]), _text(row["other"]), _text(row["change"], "+.4f"), f"{low} .. {high}", sure
         )
-    console.print(table)
+    draw(table, console)
 
 
-def _emit(value: dict[str, Any], out: Path | None, draw: Callable[[Console], None]) -> None:
+def _emit(value: dict[str, Any], out: Path | None, show_on: Callable[[Console], None]) -> None:
     if out is not None and str(out) == "-":
         print(json.dumps(value, indent=2))
         return
     if out is not None:
         write_result(out, value)
-    draw(Console())
+    show_on(Console())
     if out is not None:
         Console().print(f"[bold]result[/bold] {out}", soft_wrap=True)
 
@@ -58,7 +58,7 @@ def show(value: Mapping[str, Any], console: Console) -> None:
     for name, metric in value["metrics"].items():
         interval = "" if metric["low"] is None else f"{metric['low']:.4f} .. {metric['high']:.4f}"
         table.add_row(name, _text(metric["value"]), interval, f"{metric['numerator']} / {metric['denominator']}")
-    console.print(table)
+    draw(table, console)
     console.print("counts: " + ", ".join(f"{name} {number}" for name, number in value["counts"].items()))
     for part, numbers in value.get("official", {}).items():
         console.print(f"as the official script prints it, {part}: {numbers}")

@@ -65,10 +65,12 @@ def run(ask: EvalRunOptions, out: Path | None, details: bool) -> None:
             "suffix": ask.suffix,
             "scored": ask.scorer is not None,
         }
-        with bars(out) as progress:
-            said, version = asyncio.run(
-                asker.ask(todo.items, _answers(ask, out), identity, progress(f"asking {ask.suite}"))
-            )
+        kept = _answers(ask, out)
+        try:
+            with bars(out) as progress:
+                said, version = asyncio.run(asker.ask(todo.items, kept, identity, progress(f"asking {ask.suite}")))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(*([] if kept is None else ["run the same command again to go on"])) from None
         result = todo.finish(said)
         settings = {"policy_version": version, "data": ask.data, "seed": ask.seed, **result.settings}
         emit(dataclasses.replace(result, settings=settings), out, details=details, seed=ask.seed)

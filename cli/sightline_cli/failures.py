@@ -1,50 +1,106 @@
-"""Failures: an expected error is one paragraph on stderr and an exit code; a traceback comes only with `--debug`.
+"""Failures: an error is one paragraph on stderr and an exit code; tracebacks and logs come only with `--debug`.
 
 Exit codes of every command:
 
     0    done
     1    it failed: a service is away, a run ended with an error, nothing of what was asked came about
-    2    what was given can't be used: a flag, a file, a recipe, a name (the message says what to change)
-    130  interrupted (Ctrl-C); 143 terminated
+    2    what was given can't be used: a flag, a file, a recipe, a name, a package that is not installed (the message
+         says what to change)
+    130  interrupted (Ctrl-C); 141 who read the output has gone (`| head`); 143 terminated
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import typer
 
+from sightline_cli.extras import told_of
+
 _GIVEN = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 """What the system says of a path that was given."""
+_NOT_THERE = ("Failed to connect to remote host", "DNS resolution failed", "Deadline Exceeded")
+GONE = 128 + signal.SIGPIPE
 
 
-def guarded(command: Callable[[], None], debug: bool) -> None:
-    """Run a command; SIGTERM unwinds as Ctrl-C does, so that what was started is stopped."""
+def guarded(command: Callable[[], None], debug: bool, extra: str = "service") -> None:
+    """Run a command; SIGTERM unwinds as Ctrl-C does, so that what was started is stopped.
+
+    Args:
+        command: the work, its imports included.
+        debug: whether a failure is a traceback.
+        extra: what brings the packages that the command needs.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed, SightlineError
-    from sightline_chassis.settings import SettingsError
-
-    from sightline_cli.processes import StartError
-
     try:
         command()
-    except (SightlineError, SettingsError, StartError) as error:
-        if debug:
-            raise
-        typer.secho(f"error: {error}", fg="red", err=True)
-        given = isinstance(error, (AlreadyExists, InvalidInput, NotFound, PreconditionFailed, SettingsError))
-        raise typer.Exit(2 if given else 1) from None
-    except BrokenPipeError:
-        raise  # who read the output has gone: typer ends quietly
-    except OSError as error:
-        if debug:
-            raise
-        told = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else error
-        typer.secho(f"error: {told}", fg="red", err=True)
-        raise typer.Exit(2 if isinstance(error, _GIVEN) else 1) from None
-    except KeyboardInterrupt:
-        typer.secho("interrupted; run the same command again to go on", fg="yellow", err=True)
+        flush()
+    except BrokenPipeError as error:
+        if error.filename is not None:  # a named pipe, not our output
+            _end(error, debug, 1)
+        drop_output()
+        raise typer.Exit(GONE) from None
+    except KeyboardInterrupt as stop:
+        typer.secho("; ".join(("interrupted", *map(str, stop.args))), fg="yellow", err=True)
         raise typer.Exit(130) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except ModuleNotFoundError as error:
+        told = told_of(error.name, extra)
+        if debug or told is None:
+            raise
+        _tell(told, 2)
+    except OSError as error:
+        _end(error, debug, 2 if isinstance(error, _GIVEN) else 1)
+    except Exception as error:
+        _end(error, debug, 1)
+
+
+def _end(error: Exception, debug: bool, code: int) -> NoReturn:
+    """Say what went wrong, and leave with an exit code."""
+    from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed, SightlineError
+
+    if debug:
+        if log := getattr(error, "log", ""):
+            typer.echo(log, err=True)
+        raise error
+    if isinstance(error, (AlreadyExists, InvalidInput, NotFound, PreconditionFailed)) or _is_of_settings(error):
+        _tell(str(error), 2)
+    if isinstance(error, SightlineError):
+        away = any(sign in str(error) for sign in _NOT_THERE)
+        _tell(f"{error}; is the service running, and at that address?" if away else str(error), 1)
+    if isinstance(error, OSError):
+        _tell(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), code)
+    _tell(f"{type(error).__name__}: {_first_line(error)}; that should have been told better: --debug shows where", 1)
+
+
+def _is_of_settings(error: Exception) -> bool:
+    known = sys.modules.get("sightline_chassis.layers")  # not there, then nobody has raised it
+    return known is not None and isinstance(error, known.SettingsError)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0][:300]
+
+
+def _tell(message: str, code: int) -> NoReturn:
+    typer.secho(f"error: {message}", fg="red", err=True)
+    raise typer.Exit(code) from None
+
+
+def flush() -> None:
+    """Write out what is still held back, while there is somebody to tell of a failure."""
+    if sys.stdout is not None:  # closed by the shell (>&-)
+        sys.stdout.flush()
+
+
+def drop_output() -> None:
+    """Let what is still held back go nowhere: who would read it has gone."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)

@@ -14,7 +14,6 @@ from sightline.errors import InvalidInput
 from sightline_chassis.shipped import model_place
 
 from sightline_cli.credentials import given
-from sightline_cli.processes import Processes
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,19 @@ def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator
     """A running service, or one started with these settings.
 
     Raises:
-        StartError: it did not come up; the message holds the end of its log.
+        StartError, StartRefused: it did not come up; the message is its own last word.
+        InvalidInput: the packages of the service are not installed.
     """
     if address is not None:
         yield Reached(address, given().arguments())
         return
+    from sightline_cli.processes import Processes
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with tempfile.TemporaryDirectory(prefix=f"sightline-{name}-") as scratch, Processes(Path(scratch)) as processes:
+    with (
+        tempfile.TemporaryDirectory(prefix=f"sightline-{name}-") as scratch,
+        Processes(Path(scratch), passing=True) as processes,
+    ):
         processes.start(name, settings)
         yield Reached(processes.wait(name).grpc)
 

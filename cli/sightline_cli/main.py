@@ -6,7 +6,6 @@ Exit codes: see sightline_cli.failures.
 from __future__ import annotations
 
 import importlib.metadata
-import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -95,10 +94,14 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Watch a small LVLM lose its hallucinations: three services on loopback, three iterations, minutes on a CPU."""
-    from sightline_cli.demo import QUICK
-    from sightline_cli.demo import demo as start
 
-    guarded(lambda: start(run, [*(QUICK if quick else ()), *(overrides or [])], as_json), debug)
+    def work() -> None:
+        from sightline_cli.demo import QUICK
+        from sightline_cli.demo import demo as start
+
+        start(run, [*(QUICK if quick else ()), *(overrides or [])], as_json)
+
+    guarded(work, debug, "playground")
 
 
 @app.command("run")
@@ -121,10 +124,11 @@ def run_recipe(
     debug: Debug = False,
 ) -> None:
     """Run a recipe in the foreground, with progress bars and a live table. Run it again to go on after a stop."""
-    from sightline_cli.run import run as start
 
-    guarded(
-        lambda: start(
+    def work() -> None:
+        from sightline_cli.run import run as start
+
+        start(
             recipe,
             overrides or [],
             directory=run,
@@ -133,9 +137,9 @@ def run_recipe(
             metrics_port=metrics_port,
             connections=connections,
             as_json=as_json,
-        ),
-        debug,
-    )
+        )
+
+    guarded(work, debug, "scorer,sampler,trainer")
 
 
 @app.command()
@@ -143,13 +147,18 @@ def serve(
     service: Annotated[ServiceName, typer.Argument(help="Which service.")],
     config: Annotated[Path | None, typer.Option(help="Settings file (YAML).")] = None,
     overrides: Overrides = None,
+    debug: Debug = False,
 ) -> None:
     """Run one service until SIGTERM. Settings: flags over SIGHTLINE_* variables over the file over defaults."""
-    import importlib
-
     package = "sightline_scorer.gateway" if service is ServiceName.SCORER_HTTP else f"sightline_{service.value}"
-    module = importlib.import_module(f"{package}.server")
-    raise typer.Exit(module.main(config, overrides or []))
+
+    def work() -> None:
+        import importlib
+
+        module = importlib.import_module(f"{package}.server")
+        raise typer.Exit(module.main(config, overrides or []))
+
+    guarded(work, debug, "gateway" if service is ServiceName.SCORER_HTTP else service.value)
 
 
 @app.command()
@@ -160,9 +169,13 @@ def token(
     debug: Debug = False,
 ) -> None:
     """Make a bearer token for a team, and the line with its hash for the service's tokens file."""
-    from sightline_cli.token import token as make
 
-    guarded(lambda: make(team, from_stdin=from_stdin, as_json=as_json), debug)
+    def work() -> None:
+        from sightline_cli.token import token as make
+
+        make(team, from_stdin=from_stdin, as_json=as_json)
+
+    guarded(work, debug)
 
 
 @app.command("sample")
@@ -183,10 +196,14 @@ def sample_(
     debug: Debug = False,
 ) -> None:
     """Ask a policy about a picture: N candidates with tokens, log-probs, seeds and policy versions."""
-    from sightline_cli.sample import Wanted, sample
 
-    wanted = Wanted(n, seed, temperature, top_p, max_tokens, noise)
-    guarded(lambda: sample(image, prompt, wanted, sampler=sampler, model=model, as_json=as_json), debug)
+    def work() -> None:
+        from sightline_cli.sample import Wanted, sample
+
+        wanted = Wanted(n, seed, temperature, top_p, max_tokens, noise)
+        sample(image, prompt, wanted, sampler=sampler, model=model, as_json=as_json)
+
+    guarded(work, debug, "sampler")
 
 
 @app.command("score")
@@ -203,12 +220,13 @@ def score_(
     debug: Debug = False,
 ) -> None:
     """Score texts against a picture: CLIPScore, cosine and logit, best first."""
-    from sightline_cli.score import score
 
-    guarded(
-        lambda: score(image, texts, scorer=scorer, name=name, model=model, pretrained=pretrained, as_json=as_json),
-        debug,
-    )
+    def work() -> None:
+        from sightline_cli.score import score
+
+        score(image, texts, scorer=scorer, name=name, model=model, pretrained=pretrained, as_json=as_json)
+
+    guarded(work, debug, "scorer")
 
 
 @app.command("report")
@@ -220,9 +238,13 @@ def report_(
     debug: Debug = False,
 ) -> None:
     """Write a run as one HTML file: curves, pictures before and after, candidates and pairs, lineage."""
-    from sightline_cli.report import report
 
-    guarded(lambda: report(runs, out, pictures, as_json), debug)
+    def work() -> None:
+        from sightline_cli.report import report
+
+        report(runs, out, pictures, as_json)
+
+    guarded(work, debug, "report,trainer")
 
 
 @app.command("watch")
@@ -235,14 +257,25 @@ def watch_(
     debug: Debug = False,
 ) -> None:
     """Watch a run until it ends, in the terminal or as a page in the browser."""
-    from sightline_cli import watch
 
-    if serve:
-        guarded(lambda: watch.serve(Path(run), port), debug)
-    elif trainer is not None:
-        guarded(lambda: watch.watch_remote(trainer, run, as_json), debug)
-    else:
-        guarded(lambda: watch.watch(Path(run), as_json), debug)
+    def work() -> None:
+        from sightline.errors import InvalidInput
+
+        from sightline_cli import watch
+
+        if serve and trainer is not None:
+            raise InvalidInput(
+                "--serve shows a run of this machine, by its directory: leave out --trainer, or leave out --serve",
+                reason="BAD_OPTIONS",
+            )
+        if serve:
+            watch.serve(Path(run), port)
+        elif trainer is not None:
+            watch.watch_remote(trainer, run, as_json)
+        else:
+            watch.watch(Path(run), as_json)
+
+    guarded(work, debug, "report,trainer" if serve else "trainer")
 
 
 @app.command("export")
@@ -253,9 +286,13 @@ def export_(
     debug: Debug = False,
 ) -> None:
     """Write a run's pairs as a preference dataset with images, ready for TRL's DPOTrainer."""
-    from sightline_cli.export import export
 
-    guarded(lambda: export(run, to, as_json), debug)
+    def work() -> None:
+        from sightline_cli.export import export
+
+        export(run, to, as_json)
+
+    guarded(work, debug, "trainer")
 
 
 @app.command("doctor")
@@ -264,17 +301,17 @@ def doctor_(
     debug: Debug = False,
 ) -> None:
     """Look at this machine: Python, Triton, torch, packages, ports; say what to do. Exit code 1 if something is bad."""
-    from sightline_cli.doctor import doctor
 
     def look() -> None:
+        from sightline_cli.doctor import doctor
+
         if not doctor(as_json):
             raise typer.Exit(1)
 
     guarded(look, debug)
 
 
-def main() -> None:
-    """Entry point of the `sightline` script."""
-    # Threads of torch that wait for each other by spinning crawl as soon as another process wants the same cores.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app(prog_name="sightline")
+@app.command("version")
+def version_() -> None:
+    """Tell the version."""
+    typer.echo(importlib.metadata.version("sightline"))

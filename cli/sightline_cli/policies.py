@@ -27,9 +27,13 @@ def list_(
     debug: Debug = False,
 ) -> None:
     """All policies of a run, or of a sampler, oldest first."""
-    from sightline_cli.policy_files import show_list
 
-    guarded(lambda: show_list(run, sampler, as_json), debug)
+    def work() -> None:
+        from sightline_cli.policy_files import show_list
+
+        show_list(run, sampler, as_json)
+
+    guarded(work, debug)
 
 
 @app.command()
@@ -40,9 +44,13 @@ def show(
     debug: Debug = False,
 ) -> None:
     """One policy: its manifest, digests, metrics and lineage."""
-    from sightline_cli.policy_files import show_one
 
-    guarded(lambda: show_one(run, version, as_json), debug)
+    def work() -> None:
+        from sightline_cli.policy_files import show_one
+
+        show_one(run, version, as_json)
+
+    guarded(work, debug)
 
 
 @app.command()
@@ -53,9 +61,13 @@ def verify(
     debug: Debug = False,
 ) -> None:
     """Check every file against its manifest; exit code 1 where one is damaged."""
-    from sightline_cli.policy_files import verify_all
 
-    guarded(lambda: verify_all(run, version, as_json), debug)
+    def work() -> None:
+        from sightline_cli.policy_files import verify_all
+
+        verify_all(run, version, as_json)
+
+    guarded(work, debug)
 
 
 @app.command()
@@ -79,4 +91,4 @@ def merge(
         else:
             typer.echo(f"{to}: policy v{manifest.version} as a whole checkpoint, {len(manifest.files)} files")
 
-    guarded(write, debug)
+    guarded(write, debug, "sampler,trainer")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from sightline.errors import DataCorrupted, NotFound
 from sightline.sampler import (
     ManifestError,
@@ -19,6 +18,7 @@ from sightline.sampler import (
     read_manifest,
     verify,
 )
+from sightline_trainer.display import draw, narrow
 
 from sightline_cli.credentials import given
 
@@ -51,11 +51,13 @@ def show_list(run: Path | None, sampler: str | None, as_json: bool) -> None:
     if as_json:
         print(json.dumps(rows, indent=2))
         return
-    table = Table("version", "state", "kind", "parent", "run", "iteration", "digest")
+    table = narrow("")
+    for name in ("version", "state", "kind", "parent", "run", "iteration", "digest"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(*(str(row[name]) for name in ("version", "state", "kind", "parent", "run", "iteration")),
-                      str(row["digest"])[:16])  # fmt: skip
-    Console().print(table)
+                      str(row["digest"])[:12])  # fmt: skip
+    draw(table, Console())
 
 
 def show_one(run: Path, version: int, as_json: bool) -> None:

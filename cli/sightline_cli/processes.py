@@ -16,12 +16,43 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from sightline_chassis.server import Addresses
+from sightline.errors import PreconditionFailed, SightlineError, Unavailable
+
+if TYPE_CHECKING:
+    from sightline_chassis.server import Addresses
 
 
-class StartError(Exception):
-    """A service did not come up; the message holds the end of its log."""
+class StartError(Unavailable):
+    """A service did not come up; the message is its own last word.
+
+    Attributes:
+        log: the end of its log.
+    """
+
+    reason = "SERVICE_START"
+    log = ""
+
+
+class StartRefused(PreconditionFailed):
+    """A service did not come up, because what it was given can't be used. Attributes as of `StartError`."""
+
+    reason = "SERVICE_START"
+    log = ""
+
+
+_GIVEN = {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"}
+"""Status codes of what can't be used as it was given."""
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """A line of a log as JSON; empty for one that is none."""
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _die_with_parent() -> None:
@@ -33,9 +64,9 @@ def _die_with_parent() -> None:
 class Processes:
     """Services under one roof: a context manager that leaves no process behind."""
 
-    def __init__(self, directory: Path) -> None:
-        """Logs and announce files go to `directory`."""
-        self.directory = directory
+    def __init__(self, directory: Path, *, passing: bool = False) -> None:
+        """Logs and announce files go to `directory`; one that is `passing` is gone when somebody could look at it."""
+        self.directory, self.passing = directory, passing
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Processes:
@@ -53,7 +84,13 @@ class Processes:
         """Start `sightline serve SERVICE` with `key=value` settings; `wait` tells when it serves."""
         announce = self._announce(service)
         announce.unlink(missing_ok=True)
-        flags = [f"server.announce={announce}", f"server.port={port}", "server.health_port=0", "server.metrics_port=0"]
+        flags = [
+            f"server.announce={announce}",
+            "log.format=json",
+            f"server.port={port}",
+            "server.health_port=0",
+            "server.metrics_port=0",
+        ]
         command = [sys.executable, "-m", "sightline_cli", "serve", service]
         for setting in [*flags, *settings]:
             command += ["--set", setting]
@@ -73,16 +110,40 @@ class Processes:
 
         Raises:
             StartError: it ended or did not serve in time.
+            StartRefused: it ended because of what it was given: its settings, its model.
         """
+        from sightline_chassis.server import Addresses
+
         process, deadline = self._running[service], time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self._announce(service).exists():
                 said = json.loads(self._announce(service).read_text())
                 return Addresses(said["grpc"], said["health"], said["metrics"])
             if process.poll() is not None:
-                raise StartError(f"the {service} ended with exit code {process.returncode}:\n{self.tail(service)}")
+                raise self._ended(service, process.returncode)
             time.sleep(0.1)
-        raise StartError(f"the {service} did not serve within {seconds:.0f} s:\n{self.tail(service)}")
+        raise self._failed(StartError, service, f"the {service} did not serve within {seconds:.0f} s")
+
+    def _ended(self, service: str, code: int) -> SightlineError:
+        """What a service that ended said last: an error in its log, or plain text about what it was given."""
+        lines = self._log(service).read_text(errors="replace").splitlines()
+        said = [line for line in map(_parsed, lines) if line.get("level") in ("error", "critical")]
+        if said:
+            cls = StartRefused if said[-1].get("code") in _GIVEN else StartError
+            sentence = str(said[-1].get("message")).partition(":\n")[0]  # what follows is a log
+            return self._failed(cls, service, sentence)
+        for at, line in enumerate(lines):
+            for before in (f"sightline-{service}: ", "error: "):
+                if line.startswith(before):
+                    told = "\n".join(lines[at:]).removeprefix(before)
+                    return self._failed(StartRefused, service, f"{service} could not start: {told}")
+        last = lines[-1][:300] if lines else "it said nothing"
+        return self._failed(StartError, service, f"the {service} ended with exit code {code}: {last}")
+
+    def _failed(self, cls: type[StartError] | type[StartRefused], service: str, told: str) -> SightlineError:
+        error = cls(told if self.passing else f"{told} (its log: {self._log(service)})")
+        error.log = self.tail(service)
+        return error
 
     def wait_end(self, service: str, *, seconds: float = 30.0) -> int:
         """Wait until `service` has ended; its exit code."""

@@ -85,7 +85,7 @@ def show(
         else:
             print("\n".join(_lines(tree, read.origin)))
 
-    guarded(tell, debug)
+    guarded(tell, debug, "trainer")
 
 
 @app.command()
@@ -116,7 +116,7 @@ def explain(
             default = f"   default {each.default}" if each.default else "   must be given"
             print(f"{each.path}   {each.type}{default}\n    {each.description}")
 
-    guarded(tell, debug)
+    guarded(tell, debug, "trainer")
 
 
 def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:

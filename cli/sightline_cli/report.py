@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from sightline.errors import InvalidInput
 
 
 def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool) -> None:
@@ -15,7 +14,6 @@ def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool)
 
     Raises:
         NotFound: one of the directories holds no run.
-        InvalidInput: the packages of the page are not installed.
     """
     path = write(runs, out, pictures)
     if as_json:
@@ -26,13 +24,9 @@ def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool)
 
 def write(runs: Sequence[Path], out: Path | None = None, pictures: int | None = None) -> Path:
     """Write the page; by default into the run's own directory, or as report.html here where several are compared."""
-    try:
-        from sightline_trainer.report.history import History
-        from sightline_trainer.report.page import PICTURES, page
-    except ModuleNotFoundError as error:
-        raise InvalidInput(
-            f"the report needs {error.name}: pip install 'sightline[report,trainer]'", reason="PACKAGE_MISSING"
-        ) from error
+    from sightline_trainer.report.history import History
+    from sightline_trainer.report.page import PICTURES, page
+
     histories = [History.read(run) for run in runs]
     path = out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
     path.parent.mkdir(parents=True, exist_ok=True)

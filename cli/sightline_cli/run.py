@@ -103,7 +103,10 @@ def run(
         recipe = with_values(
             recipe, sampling={"address": addresses.get("sampler")}, reward={"address": addresses.get("scorer")}
         )
-        _loop(recipe, directory, metrics_port, known, as_json)
+        try:
+            _loop(recipe, directory, metrics_port, known, as_json)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"go on by the same command with --run {directory}") from None
 
 
 def _by_flag(address: str | None, known: Connection | None) -> Connection | None:

@@ -58,10 +58,15 @@ def start(
     """Start a run; it waits for its turn where the trainer is busy."""
 
     def begin(client: RunClient) -> None:
+        from sightline.errors import InvalidInput
+
         file = Path(recipe)
-        named: dict[str, Any] = (
-            {"recipe_text": file.read_text(encoding="utf-8")} if file.is_file() else {"recipe_name": recipe}
-        )
+        try:
+            named: dict[str, Any] = (
+                {"recipe_text": file.read_text(encoding="utf-8")} if file.is_file() else {"recipe_name": recipe}
+            )
+        except UnicodeDecodeError:
+            raise InvalidInput(f"{file}: is no text of YAML in UTF-8", reason="RECIPE_UNREADABLE") from None
         _show(client.start(**named, overrides=overrides or [], request_id=request, run_id=run), as_json)
 
     _with(trainer, debug, begin)
@@ -124,7 +129,7 @@ def _with(trainer: str, debug: bool, work: Callable[[RunClient], None]) -> None:
         with RunClient(trainer, **given().of_client()) as client:
             work(client)
 
-    guarded(call, debug)
+    guarded(call, debug, "trainer")
 
 
 def _row(run: Run) -> dict[str, Any]:
@@ -160,12 +165,19 @@ def _show(run: Run, as_json: bool) -> None:
 
 def _table(rows: list[dict[str, Any]]) -> None:
     from rich.console import Console
-    from rich.table import Table
+    from rich.markup import escape
+    from sightline_trainer.display import draw, narrow
 
-    table = Table("run", "state", "recipe", "iterations", "policy", "created", "why")
+    table = narrow("")
+    for name in ("run", "state", "recipe", "iterations", "policy", "created"):
+        table.add_column(name, no_wrap=True)
     for row in rows:
         table.add_row(
             row["id"], row["state"], row["recipe"], f"{row['iteration']}/{row['iterations']}",
-            f"v{row['policy_version']}", row["created"][:19], row["error"],
+            f"v{row['policy_version']}", row["created"][:19].replace("T", " "),
         )  # fmt: skip
-    Console().print(table)
+    console = Console()
+    draw(table, console)
+    for row in rows:
+        if row["error"]:
+            console.print(f"{row['id']}: {escape(row['error'])}", soft_wrap=True, highlight=False)

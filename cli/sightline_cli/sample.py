@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sightline.errors import InvalidInput
+from sightline.patience import Patience
 from sightline.sampler import Candidate, DiffusionNoise, SampleOptions, SamplerClient, Samples
+from sightline_trainer.display import draw
 
 from sightline_cli.local import model_or_playground, service
 
@@ -55,14 +58,14 @@ def sample(image: Path, prompt: str, wanted: Wanted, *, sampler: str | None, mod
     source = model_or_playground(sampler, model, "--sampler", PLAYGROUND)
     with (
         service("sampler", sampler, [f"engine.model={source}"]) as at,
-        SamplerClient(at.address, timeout=600, **at.credentials) as client,
+        SamplerClient(at.address, timeout=600, patience=Patience(seconds=5), **at.credentials) as client,
     ):
         samples = client.sample(image, prompt, wanted.n, **wanted.options())
     if as_json:
         for candidate in samples.candidates:
             print(json.dumps(record(candidate, samples), ensure_ascii=False))
     else:
-        Console().print(table(samples))
+        draw(table(samples), Console())
 
 
 def record(candidate: Candidate, samples: Samples) -> dict[str, Any]:
@@ -86,9 +89,10 @@ def table(samples: Samples) -> Table:
     """All candidates; the log-probability is the policy's, the mean over tokens."""
     found = Table(title=f"{samples.engine}, {samples.seconds:.2f} s", title_justify="left")
     for name in ("#", "text", "tokens", "log-prob", "seed", "policy", "finish"):
-        found.add_column(name, justify="left" if name in ("text", "finish") else "right", overflow="fold")
+        left = name in ("text", "finish")
+        found.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "text")
     for c in samples.candidates:
         mean = f"{float(np.mean(c.logprobs)):.3f}" if len(c.logprobs) else "-"
         finish, version = c.finish_reason, f"v{c.policy_version}"
-        found.add_row(str(c.index), c.text, str(len(c.token_ids)), mean, str(c.seed), version, finish)
+        found.add_row(str(c.index), escape(c.text), str(len(c.token_ids)), mean, str(c.seed), version, finish)
     return found

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from sightline.errors import InvalidInput
 from sightline.patience import ONCE
 from sightline.scorer import ScorerClient, ScoreResult
+from sightline_trainer.display import draw
 
 from sightline_cli.local import model_or_playground, service
 
@@ -45,7 +47,7 @@ def score(
     if as_json:
         print(json.dumps(record(result, texts), indent=2, ensure_ascii=False))
     else:
-        Console().print(table(result, texts))
+        draw(table(result, texts), Console())
 
 
 def record(result: ScoreResult, texts: Sequence[str]) -> dict[str, Any]:
@@ -74,9 +76,10 @@ def table(result: ScoreResult, texts: Sequence[str]) -> Table:
     title = f"{result.model.name} ({result.model.architecture}, weights {result.model.weights_digest[:12]})"
     found = Table(title=title, title_justify="left")
     for name in ("CLIPScore", "cosine", "logit", "tokens", "text"):
-        found.add_column(name, justify="left" if name == "text" else "right", overflow="fold")
+        text = name == "text"
+        found.add_column(name, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for at in sorted(range(len(texts)), key=lambda at: -float(result.clip_score[at])):
         parts = f" ({result.parts[at]} parts)" if result.parts[at] > 1 else ""
         row = (f"{result.clip_score[at]:.2f}", f"{result.cosine[at]:.4f}", f"{result.logit[at]:.2f}")
-        found.add_row(*row, f"{result.token_counts[at]}{parts}", texts[at])
+        found.add_row(*row, f"{result.token_counts[at]}{parts}", escape(texts[at]))
     return found

@@ -35,14 +35,22 @@ def calibrate(
 
     Afterwards reload the models (`sightline scorer reload`, or SIGHUP to the service).
     """
-    from sightline_cli.calibration import calibrate as fit
 
-    guarded(lambda: fit(pairs, scorer, model, out, as_json), debug)
+    def work() -> None:
+        from sightline_cli.calibration import calibrate as fit
+
+        fit(pairs, scorer, model, out, as_json)
+
+    guarded(work, debug, "scorer")
 
 
 @app.command()
 def reload(scorer: Target, as_json: Json = False, debug: Debug = False) -> None:
     """Have the scorer read its settings and models again; it must allow that (reload.rpc=true)."""
-    from sightline_cli.calibration import reload as read_again
 
-    guarded(lambda: read_again(scorer, as_json), debug)
+    def work() -> None:
+        from sightline_cli.calibration import reload as read_again
+
+        read_again(scorer, as_json)
+
+    guarded(work, debug, "scorer")

@@ -98,6 +98,9 @@ class Probe(Service):
             match word:
                 case "sleep":
                     await asyncio.sleep(float(rest))
+                case "later":
+                    await asyncio.sleep(0.7)
+                    await self.obey(rest, context)
                 case "block":
                     time.sleep(float(rest))
                 case "refuse":

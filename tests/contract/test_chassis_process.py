@@ -14,7 +14,7 @@ from typing import Any
 
 import grpc
 import pytest
-from chassis_probe import Client, Probe, ProbeSettings
+from chassis_probe import SCORER, Client, Probe, ProbeSettings
 from sightline.errors import Unavailable, typed_errors
 from sightline_chassis.process import BindError, serving
 from test_chassis_admission import health
@@ -280,6 +280,54 @@ def test_who_calls_during_the_load_is_served_after_it() -> None:
 
         early = asyncio.ensure_future(call())
         async with serving(Probe(settings.probe), settings):
+            await early
+
+    asyncio.run(main())
+
+
+@pytest.mark.field
+@pytest.mark.parametrize("seconds", [2.5])  # gRPC's handshake times out after one
+def test_a_caller_without_patience_waits_for_a_service_that_loads(seconds: float) -> None:
+    """It ended with UNAVAILABLE, "timed out before receiving SETTINGS frame"."""
+
+    async def main() -> None:
+        port = free_port()
+        settings = ProbeSettings.model_validate(
+            {"server": {"port": port, "notice_seconds": 0}, "probe": {"start": f"sleep {seconds}"}}
+        )
+
+        async def call(**options: Any) -> None:
+            async with Client(f"127.0.0.1:{port}", **options) as client:
+                await asyncio.sleep(0.2)
+                await client.given(timeout=30).score("ok")
+
+        early = [asyncio.ensure_future(call(**options)) for options in ({}, {"health_service": SCORER})]
+        async with serving(Probe(settings.probe), settings):
+            await asyncio.gather(*early)
+
+    asyncio.run(main())
+
+
+@pytest.mark.field
+@pytest.mark.parametrize(("order", "held", "code"), [("away", 9, "UNAVAILABLE"), ("sleep 1", 0, "RESOURCE_EXHAUSTED")])
+def test_who_waits_for_a_load_hears_how_it_ended(order: str, held: int, code: str) -> None:
+    async def main() -> None:
+        port = free_port()
+        settings = ProbeSettings.model_validate(
+            {"server": {"port": port}, "admission": {"max_queue": held}, "probe": {"start": f"later {order}"}}
+        )
+        async with Client(f"127.0.0.1:{port}") as client:
+
+            async def call() -> None:
+                await asyncio.sleep(0.2)
+                with pytest.raises(grpc.aio.AioRpcError) as caught:
+                    await client.given(timeout=20).score("ok")
+                assert caught.value.code().name == code
+
+            early = asyncio.ensure_future(call())
+            with contextlib.suppress(Unavailable):
+                async with serving(Probe(settings.probe), settings):
+                    pass
             await early
 
     asyncio.run(main())

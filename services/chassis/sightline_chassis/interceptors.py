@@ -1,5 +1,8 @@
 """What happens around every RPC: who calls, request id, metrics, errors, admission, in this order.
 
+A call that comes while the service still loads is held, and goes on when it serves: to its caller the service is slow
+to connect, not away. That goes for health too, on which the clients' channels wait.
+
 A call that may not come in is answered by a handler that reads nothing: its payload is never decoded, and where it is
 large not even received.
 
@@ -16,7 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
-from sightline.errors import SightlineError
+from sightline.errors import Overloaded, SightlineError
 
 from sightline_chassis import logs, metrics
 from sightline_chassis.calls import REQUEST_ID, Call, mapped, measured
@@ -30,10 +33,14 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     Args:
         gate: who may come in, and when.
+        most_held: calls that may wait for the service to come up.
     """
 
-    def __init__(self, gate: Gate) -> None:
+    def __init__(self, gate: Gate, most_held: int) -> None:
         self._gate = gate
+        self._most_held, self._held = most_held, 0
+        self._opened = asyncio.Event()
+        self._trouble: SightlineError | None = None
         self._wrapped: dict[str, tuple[Handler, str]] = {}
         self._running = 0
         self.idle = asyncio.Event()
@@ -45,6 +52,9 @@ class Interceptor(grpc.aio.ServerInterceptor):
     ) -> Handler:
         """The method's handler with the layers around it; None (gRPC answers UNIMPLEMENTED) if there is none."""
         path = handler_call_details.method
+        _, service, method = path.split("/")
+        if (why := await self._hold()) is not None:
+            return _refusing(why, service, method, "unary")
         if path not in self._wrapped:
             handler = await continuation(handler_call_details)
             if handler is None:
@@ -54,13 +64,29 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 metrics.go_type(handler.request_streaming, handler.response_streaming),
             )
         handler, kind = self._wrapped[path]
-        _, service, method = path.split("/")
         try:
             # gRPC runs the handler in this task too; a call whose caller is not known there is refused.
             self._gate.identify(service, method, handler_call_details.invocation_metadata or ())
         except SightlineError as error:
             return _refusing(error, service, method, kind)
         return handler
+
+    def open(self, trouble: SightlineError | None = None) -> None:
+        """Let in who waits for the service to come up; with `trouble`, it did not, and that is their answer."""
+        self._trouble = trouble
+        self._opened.set()
+
+    async def _hold(self) -> SightlineError | None:
+        """Wait until the service has come up. Where it could not, or the call may not wait, the result says why."""
+        if not self._opened.is_set():
+            if self._held >= self._most_held:
+                return Overloaded("the service is starting, and too many calls wait for it already", retry_after=1)
+            self._held += 1
+            try:
+                await self._opened.wait()
+            finally:
+                self._held -= 1
+        return self._trouble
 
     @property
     def running(self) -> int:

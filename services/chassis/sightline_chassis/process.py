@@ -89,7 +89,9 @@ def serve(service: Service, settings: ServiceSettings) -> int:
     except BindError as error:
         logger.error("%s could not start: %s", service.name, error)
     except SightlineError as error:
-        logger.error("%s could not start: %s", service.name, error, extra={"reason": error.reason})
+        logger.error(
+            "%s could not start: %s", service.name, error, extra={"reason": error.reason, "code": error.code.name}
+        )
     except Exception:
         logger.exception("%s failed", service.name)
     return 1

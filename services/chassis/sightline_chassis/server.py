@@ -10,15 +10,17 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import grpc
 from grpc_reflection.v1alpha import reflection
+from sightline.errors import Unavailable
 
 from sightline_chassis import client_metrics, metrics
 from sightline_chassis.gate import INFRASTRUCTURE, Gate
 from sightline_chassis.health import Health
 from sightline_chassis.interceptors import Interceptor
+from sightline_chassis.late_handlers import LateHandlers
 from sightline_chassis.sections import ServerSettings, ServiceSettings, TlsSettings
 from sightline_chassis.service import Service
 from sightline_chassis.settings import resolved
@@ -63,7 +65,7 @@ class Server:
         metrics.set_config_info(resolved(settings))
         self._gate = Gate(settings, service.unadmitted, service.costs)
         self._certificates = None if at.tls.mode == "disabled" else _certificates(at.tls)
-        self._interceptor = Interceptor(self._gate)
+        self._interceptor = Interceptor(self._gate, settings.admission.max_queue)
         self._tasks: list[asyncio.Task[None]] = []
         self._hurry = asyncio.Event()
         self._stopping = self._serving = False
@@ -85,17 +87,21 @@ class Server:
         began = time.monotonic()
         self._health.start()
         self._tasks.append(asyncio.create_task(self._beat()))
+        # The port is bound, so whoever calls connects: a handshake that is not answered until the load is done would
+        # time out. The interceptor holds the calls until there are handlers.
+        late = LateHandlers(self._grpc)
+        await self._grpc.start()
         await self._service.start()
-        self._service.register(self._grpc)
-        self._health.add_to(self._grpc)
+        self._service.register(cast(grpc.aio.Server, late))
+        self._health.add_to(cast(grpc.aio.Server, late))
         if self._settings.reflection:
-            reflection.enable_server_reflection((*self._service.proto_services, *INFRASTRUCTURE), self._grpc)
+            reflection.enable_server_reflection((*self._service.proto_services, *INFRASTRUCTURE), late)
         metrics.set_build_info()
         metrics.preregister(self._service.proto_services)
-        await self._grpc.start()
         self._serving = True
         self._health.started()
         self._health.ready(await self._why_not_ready() is None)
+        self._interceptor.open()
         self._tasks.append(asyncio.create_task(self._watch_readiness()))
         self._announce()
         seconds = round(time.monotonic() - began, 3)
@@ -149,8 +155,9 @@ class Server:
         await _within(CLEANUP_SECONDS, self._interceptor.idle)  # cancelled handlers tidy up
 
     async def _unbind(self) -> None:
-        await self._grpc.start()  # a server that never ran would keep its port
-        await self._grpc.stop(None)
+        self._interceptor.open(Unavailable(f"the {self._service.name} did not come up", reason="START_FAILED"))
+        await self._grpc.start()  # a server that never ran would keep its port; one that runs does not mind
+        await self._grpc.stop(FLUSH_SECONDS)
 
     async def _beat(self) -> None:
         logged: str | None = None

@@ -8,12 +8,13 @@ old version keep it to their end, and then that one is unloaded. A version that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 from sightline.errors import PreconditionFailed, SightlineError
@@ -63,8 +64,11 @@ class Loader:
     def build(self, out: Path) -> None:
         """Write the model repository that an embedded Triton starts with."""
         settings = self._settings
-        self._fingerprints = {name: fingerprint(model) for name, model in settings.models.items()}
-        cards = [repository.describe(name, model) for name, model in settings.models.items()]
+        cards = []
+        for name, model in settings.models.items():
+            with _naming(name):
+                self._fingerprints[name] = fingerprint(model)
+                cards.append(repository.describe(name, model))
         repository.build(cards, settings.first_model, out, settings.triton, copy=False)
 
     async def load_all(self) -> ModelRegistry:
@@ -128,7 +132,8 @@ class Loader:
         """A new version of the model, loaded and warm, where there is reason for one."""
         now = models.served.get(name)
         if isinstance(self._server, EmbeddedTriton):
-            mark = await asyncio.to_thread(fingerprint, model)
+            with _naming(name):
+                mark = await asyncio.to_thread(fingerprint, model)
             if now is not None and mark == now.fingerprint:
                 return None
             version = self._versions.get(name, 0) + 1
@@ -151,7 +156,8 @@ class Loader:
         return await self._serve(settings, name, 1, "", self._versions.get(name, 0) + 1)
 
     async def _add(self, out: Path, settings: ScorerSettings, name: str, model: ModelSettings) -> None:
-        card = await asyncio.to_thread(repository.describe, name, model)
+        with _naming(name):
+            card = await asyncio.to_thread(repository.describe, name, model)
         names = _triton_names(name, settings, self._triton_version)
         try:
             for tower, triton_name in zip(repository.TOWERS, names, strict=True):
@@ -245,6 +251,20 @@ class Loader:
         except (ValueError, SightlineError) as error:  # a Triton that restarts will not load it again
             logger.warning("triton did not unload a model", extra={"model": triton_name, "why": str(error)})
         shutil.rmtree(self._server.repository / triton_name, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Errors of a model's files and code name the model, in one sentence."""
+    try:
+        yield
+    except SightlineError:
+        raise
+    except Exception as error:  # whatever open_clip, the format of the weights or a damaged file may raise
+        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+        raise PreconditionFailed(
+            f"the model {name} cannot be loaded: {kind}{repository.first_line(error)}", reason="MODEL_UNREADABLE"
+        ) from error
 
 
 def fingerprint(settings: ModelSettings) -> str:

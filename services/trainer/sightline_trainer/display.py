@@ -9,11 +9,13 @@ from types import TracebackType
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from sightline_trainer.events import Event
 
+_ANY_WIDTH = 10_000
 _VERBS = {
     "start": "starting",
     "sample": "sampling and scoring candidates",
@@ -52,6 +54,14 @@ def narrow(title: str) -> Table:
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
 
 
+def draw(table: Table, console: Console) -> None:
+    """Print a table as wide as the console; wider where columns that may not wrap (names, numbers) would be cut."""
+    least = Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), table).minimum
+    before, console.width = console.width, max(console.width, least)
+    console.print(table)
+    console.width = before
+
+
 def _number(row: Mapping[str, float], name: str, form: str) -> str:
     """A metric, or a dash where it is not defined (no truth, no mention, no scored caption)."""
     return format(row[name], form) if name in row else "-"
@@ -88,7 +98,7 @@ class Display:
         if self.console.is_terminal:
             self._live.stop()
         if self.rows:
-            self.console.print(results_table(self.rows))
+            draw(results_table(self.rows), self.console)
 
     def __call__(self, event: Event) -> None:
         if event.stage in ("iteration", "end"):

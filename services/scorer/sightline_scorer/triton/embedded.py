@@ -214,7 +214,7 @@ class EmbeddedTriton:
         try:
             while not await server_ready(address):
                 if ended.done():
-                    raise TritonFailed(f"tritonserver ended while it was starting:\n{self._log_tail()}")
+                    raise TritonFailed(f"tritonserver ended while it was starting{self._cause()}:\n{self._log_tail()}")
                 if time.monotonic() - began > self._settings.start_timeout_seconds:
                     raise TritonFailed(
                         f"tritonserver was not ready within triton.start_timeout_seconds="
@@ -241,6 +241,11 @@ class EmbeddedTriton:
         self._address = None
         self._trouble = why
         BACKEND_UP.set(0)
+
+    def _cause(self) -> str:
+        """Which model could not be loaded and why, where Triton's log says so."""
+        told = [line for line in self._log_tail(400).splitlines() if "failed to load" in line]
+        return f" ({told[0][told[0].index('failed to load') :][:300]})" if told else ""
 
     def _log_tail(self, lines: int = 25) -> str:
         """The end of Triton's log, without its tables."""

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sightline.errors import PreconditionFailed
 from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import model_place
 
@@ -45,10 +46,12 @@ def triton_name(tower: str, model: str, default_model: str, version: int = 1) ->
 
 
 def describe(name: str, settings: ModelSettings) -> ModelCard:
-    """Load the model once on the CPU and write down its facts.
+    """Load the model once on the CPU, have it embed a picture and a text, and write down its facts.
 
-    Raises FileNotFoundError, ValueError or RuntimeError where open_clip cannot make the model, and ValueError where it
-    has no weights: random weights would give scores that look like scores.
+    Raises:
+        FileNotFoundError, ValueError, RuntimeError: open_clip cannot make the model.
+        ValueError: it has no weights: random weights would give scores that look like scores.
+        PreconditionFailed: MODEL_FAILS_FORWARD: its forward ends in an error.
     """
     import open_clip
 
@@ -74,7 +77,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         weights_path=str(weights),
         weights_digest=sha256_of(weights),
         preprocess=json.loads(json.dumps(preprocess)),
-        embedding_size=_embedding_size(model, height, width),
+        embedding_size=_embedding_size(name, model, open_clip.get_tokenizer(architecture), (height, width)),
         image_height=int(height),
         image_width=int(width),
         context_length=int(open_clip.get_tokenizer(architecture).context_length),
@@ -205,11 +208,31 @@ def _pretrained(architecture: str, settings: ModelSettings) -> str | None:
     return None if architecture.startswith("hf-hub:") else settings.pretrained
 
 
-def _embedding_size(model: Any, height: int, width: int) -> int:
+def _embedding_size(name: str, model: Any, tokenizer: Any, size: tuple[int, int]) -> int:
+    """Of both towers, by a trial forward of each."""
     import torch
 
-    with torch.inference_mode():
-        return int(model.eval().encode_image(torch.zeros(1, 3, height, width)).shape[-1])
+    try:
+        with torch.inference_mode():
+            model.eval()
+            text = int(model.encode_text(tokenizer(["a picture"])).shape[-1])
+            image = int(model.encode_image(torch.zeros(1, 3, *size)).shape[-1])
+    except Exception as error:
+        raise PreconditionFailed(
+            f"the model {name} fails its trial forward: {type(error).__name__}: {first_line(error)}",
+            reason="MODEL_FAILS_FORWARD",
+        ) from error
+    if image != text:
+        raise PreconditionFailed(
+            f"the model {name} embeds pictures in {image} numbers and texts in {text}: they cannot be compared",
+            reason="MODEL_FAILS_FORWARD",
+        )
+    return image
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without what may follow: a list, a traceback."""
+    return (str(error).strip() or "no message").splitlines()[0][:500]
 
 
 def _trims(model: Any) -> bool:

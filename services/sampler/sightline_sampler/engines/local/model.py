@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sightline.errors import InvalidInput, PreconditionFailed
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
 from sightline.sampler.manifest import model_digest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -66,15 +66,34 @@ class BaseModel:
 
 
 def model_directory(model: str) -> Path:
-    """The directory of a model given by directory or by its name on the Hugging Face hub."""
+    """The directory of a model given by directory or by its name on the Hugging Face hub.
+
+    Raises:
+        PreconditionFailed: MODEL_NOT_FOUND: there is no such directory, and no such model on the hub or in its cache.
+    """
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve()
-    if path.is_absolute() or model.startswith("."):
-        raise PreconditionFailed(f"{model} is not a directory", reason="MODEL_NOT_FOUND")
+    if path.is_absolute() or model.startswith(".") or model.count("/") > 1:  # no name of the hub's
+        raise PreconditionFailed(_no_directory(model), reason="MODEL_NOT_FOUND")
     from huggingface_hub import snapshot_download  # type: ignore[import-not-found, unused-ignore]
 
-    return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"]))
+    try:
+        return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"]))
+    except Exception as error:  # of the hub, or of whichever HTTP package its client uses
+        raise PreconditionFailed(
+            f"{_no_directory(model)}, and it can't be had from the Hugging Face hub ({first_line(error)})",
+            reason="MODEL_NOT_FOUND",
+        ) from error
+
+
+def _no_directory(model: str) -> str:
+    return f"there is no directory {model}" + ("" if Path(model).is_absolute() else f" below {Path.cwd()}")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without what may follow: advice of pages, lists of files."""
+    return (str(error).strip() or "no message").splitlines()[0][:300]
 
 
 def pick_device(name: str) -> torch.device:
@@ -125,8 +144,23 @@ def load_base(model: str, *, device: str, dtype: str, chat_template: Path | None
         device: "auto", "cpu", "cuda", "cuda:1" ...
         dtype: "auto" (float32 on a CPU, else what the checkpoint says) or a type's name.
         chat_template: a Jinja file, for models that bring none.
+
+    Raises:
+        PreconditionFailed: it is not there, can't be read, or is of a kind that this engine can't decode.
     """
     directory = model_directory(model)
+    try:
+        return _load(directory, device=device, dtype=dtype, chat_template=chat_template)
+    except SightlineError:
+        raise
+    except Exception as error:  # whatever transformers, a processor or a damaged file may raise
+        raise PreconditionFailed(
+            f"the model {directory} cannot be loaded: {type(error).__name__}: {first_line(error)}",
+            reason="MODEL_UNREADABLE",
+        ) from error
+
+
+def _load(directory: Path, *, device: str, dtype: str, chat_template: Path | None) -> BaseModel:
     processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
     if chat_template is not None:
         processor.chat_template = chat_template.read_text(encoding="utf-8")

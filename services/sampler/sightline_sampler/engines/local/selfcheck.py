@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 from PIL import Image
-from sightline.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed, SightlineError
 from sightline.sampler.params import SamplingParams
 
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import SampleWork
 from sightline_sampler.engines.local import attention
 from sightline_sampler.engines.local.lane import Lane
-from sightline_sampler.engines.local.model import BaseModel
+from sightline_sampler.engines.local.model import BaseModel, first_line
 from sightline_sampler.engines.local.prefill import Prefiller
 from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
 from sightline_sampler.engines.local.rows import Request
@@ -51,8 +51,21 @@ def check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None
     """Run all checks; set the attention and `prefiller.shares_features`.
 
     Raises:
-        PreconditionFailed: this engine cannot decode the model.
+        PreconditionFailed: this engine cannot decode the model; MODEL_FAILS_FORWARD where a forward ends in an error of
+            the model's own.
     """
+    try:
+        _check(base, builder, prefiller)
+    except SightlineError:
+        raise
+    except Exception as error:  # whatever a model's code, its processor or its files may raise
+        raise PreconditionFailed(
+            f"the model {base.directory} fails its trial forward: {type(error).__name__}: {first_line(error)}",
+            reason="MODEL_FAILS_FORWARD",
+        ) from error
+
+
+def _check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None:
     noise = [Image.effect_noise((96, 96), sigma).convert("RGB") for sigma in (40, 90)]
     prompts = [builder.prepare("What is in the picture?", image, f"probe-{i}") for i, image in enumerate(noise)]
     limit = _TOLERANCE.get(base.dtype, 0.5)

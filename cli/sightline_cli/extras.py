@@ -1,0 +1,29 @@
+"""Extras: which packages each brings, and what to say where one is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+
+EXTRAS = {
+    "scorer": ("open_clip", "torch", "torchvision", "tritonclient", "PIL"),
+    "sampler": ("torch", "transformers", "peft", "httpx", "PIL"),
+    "trainer": ("torch", "trl", "peft", "datasets", "accelerate", "pyarrow"),
+    "report": ("jinja2", "matplotlib"),
+    "gateway": ("fastapi", "uvicorn"),
+}
+"""Modules of each extra, in the order of imports of what stands on it."""
+_OF_SERVICES = ("pydantic", "yaml", "grpc_health", "grpc_reflection", "prometheus_client", "cachetools")
+"""Modules of what every service stands on; all of the above bring them."""
+
+
+def missing(extra: str) -> list[str]:
+    """Modules of an extra that are not installed."""
+    return [module for module in (*_OF_SERVICES, *EXTRAS.get(extra, ())) if importlib.util.find_spec(module) is None]
+
+
+def told_of(module: str | None, extra: str) -> str | None:
+    """What to say where a module is not there; None where it is one of ours, which is a bug."""
+    package = (module or "").partition(".")[0]
+    if not package or package.startswith("sightline"):
+        return None
+    return f"this needs the package {package}: pip install 'sightline[{extra}]'"

@@ -12,8 +12,11 @@ from urllib.parse import parse_qs, urlsplit
 from sightline.errors import InvalidInput
 
 
-def resolve(reference: str, cache: Path) -> str:
+def resolve(reference: str, cache: Path, most: int | None = None) -> str:
     """What the trainer calls this dataset; playground scenes are drawn into `cache` once.
+
+    Args:
+        most: draw no more scenes than these, the first ones; None draws all.
 
     Raises:
         InvalidInput: a playground reference that can't be read.
@@ -31,6 +34,7 @@ def resolve(reference: str, cache: Path) -> str:
         raise InvalidInput(f"{reference!r}: count and seed are whole numbers", reason="DATASET") from None
     if count < 1:
         raise InvalidInput(f"{reference!r}: count is 1 or more", reason="DATASET")
+    count = count if most is None else min(count, most)
     directory = cache / f"{parts.path}-{count}-{seed}"
     done = directory / "export.json"
     if not done.exists():

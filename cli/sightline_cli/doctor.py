@@ -27,7 +27,7 @@ GLIBC = (2, 35)
 
 
 @dataclass(frozen=True)
-class Finding:
+class Look:
     """One thing that was looked at; `fix` says what to do where it is not ok."""
 
     what: str
@@ -56,42 +56,42 @@ def doctor(as_json: bool) -> bool:
     return all(finding.verdict != "bad" for finding in found)
 
 
-def _python() -> Iterator[Finding]:
+def _python() -> Iterator[Look]:
     here = platform.python_version()
     good = sys.version_info >= (3, 11)
-    yield Finding("Python", "ok" if good else "bad", here, "" if good else "install Python 3.11 or newer")
+    yield Look("Python", "ok" if good else "bad", here, "" if good else "install Python 3.11 or newer")
     name, libc = platform.libc_ver()
     parts = tuple(int(part) for part in libc.split(".")[:2]) if name == "glibc" else (0, 0)
     good = parts >= GLIBC
     fix = "" if good else "Triton's wheel needs glibc 2.35: Debian 12, Ubuntu 22.04 or newer, or triton.mode=remote"
-    yield Finding("C library", "ok" if good else "warn", f"{name} {libc}", fix)
+    yield Look("C library", "ok" if good else "warn", f"{name} {libc}", fix)
 
 
-def _packages() -> Iterator[Finding]:
+def _packages() -> Iterator[Look]:
     for extra in EXTRAS:
         lacking = missing(extra)
         fix = f"pip install 'sightline[{extra}]', if it is to run here" if lacking else ""
-        yield Finding(f"extra {extra}", "warn" if lacking else "ok",
+        yield Look(f"extra {extra}", "warn" if lacking else "ok",
                       f"without {', '.join(lacking)}" if lacking else "installed", fix)  # fmt: skip
 
 
-def _triton() -> Iterator[Finding]:
+def _triton() -> Iterator[Look]:
     library = Path(sysconfig.get_config_var("LIBDIR") or "") / (sysconfig.get_config_var("INSTSONAME") or "")
     good = library.is_file() and ".so" in library.name
     fix = "" if good else "Triton's Python models need libpython.so: use a Python built with --enable-shared"
-    yield Finding("libpython for Triton", "ok" if good else "warn", str(library), fix)
+    yield Look("libpython for Triton", "ok" if good else "warn", str(library), fix)
     try:
         from sightline_scorer.triton.installation import TritonNotInstalled, find
     except ModuleNotFoundError:
         return  # without the scorer's extra nothing here asks for Triton; that it is missing was said above
     try:
-        yield Finding("Triton's wheel", "ok", str(find().binary))
+        yield Look("Triton's wheel", "ok", str(find().binary))
     except TritonNotInstalled as error:
         fix = "pip install --no-deps --target .triton nvidia-pytriton==0.7.0, or triton.mode=remote"
-        yield Finding("Triton's wheel", "warn", str(error), fix)
+        yield Look("Triton's wheel", "warn", str(error), fix)
 
 
-def _torch() -> Iterator[Finding]:
+def _torch() -> Iterator[Look]:
     try:
         here = version("torch")
     except PackageNotFoundError:
@@ -101,27 +101,27 @@ def _torch() -> Iterator[Finding]:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         name = torch.cuda.get_device_name()
-        yield Finding("torch", "ok", f"{here}, {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
+        yield Look("torch", "ok", f"{here}, {name}, {free / 2**30:.0f} of {total / 2**30:.0f} GiB free")
     else:
-        yield Finding("torch", "warn", f"{here}, no CUDA device", "real models need a GPU; the playground does not")
+        yield Look("torch", "warn", f"{here}, no CUDA device", "real models need a GPU; the playground does not")
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     good = policy.upper() == "PASSIVE"
     fix = "" if good else "export OMP_WAIT_POLICY=PASSIVE: spinning threads crawl where cores are shared"
-    yield Finding("OMP_WAIT_POLICY", "ok" if good else "warn", policy or "not set", fix)
+    yield Look("OMP_WAIT_POLICY", "ok" if good else "warn", policy or "not set", fix)
 
 
-def _machine() -> Iterator[Finding]:
+def _machine() -> Iterator[Look]:
     cores = len(os.sched_getaffinity(0))
-    yield Finding("cores", "ok" if cores >= 2 else "warn", str(cores), "" if cores >= 2 else "the demo wants two")
+    yield Look("cores", "ok" if cores >= 2 else "warn", str(cores), "" if cores >= 2 else "the demo wants two")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     fix = "" if memory >= 6 else "the demo needs about 6 GiB"
-    yield Finding("memory", "ok" if memory >= 6 else "warn", f"{memory:.0f} GiB", fix)
+    yield Look("memory", "ok" if memory >= 6 else "warn", f"{memory:.0f} GiB", fix)
     free = shutil.disk_usage(".").free / 2**30
     fix = "" if free >= 5 else "runs and policies need room; free some, or run elsewhere"
-    yield Finding("disk, this directory", "ok" if free >= 5 else "warn", f"{free:.0f} GiB free", fix)
+    yield Look("disk, this directory", "ok" if free >= 5 else "warn", f"{free:.0f} GiB free", fix)
 
 
-def _ports() -> Iterator[Finding]:
+def _ports() -> Iterator[Look]:
     taken = []
     for service, ports in PORTS.items():
         for port in ports:
@@ -132,7 +132,7 @@ def _ports() -> Iterator[Finding]:
                 except OSError:
                     taken.append(f"{port} ({service})")
     fix = "does a service run already? else --set server.port=0 takes a free one" if taken else ""
-    yield Finding("ports of the shipped settings", "warn" if taken else "ok", ", ".join(taken) or "free", fix)
+    yield Look("ports of the shipped settings", "warn" if taken else "ok", ", ".join(taken) or "free", fix)
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (_python, _packages, _triton, _torch, _machine, _ports)
+CHECKS: tuple[Callable[[], Iterator[Look]], ...] = (_python, _packages, _triton, _torch, _machine, _ports)

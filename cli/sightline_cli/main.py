@@ -120,12 +120,39 @@ def run_recipe(
         Path | None,
         typer.Option(help="YAML file of scorer and sampler: address, tls, token_file, as the trainer's `connections`."),
     ] = None,
-    as_json: EventLines = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Begin nothing: look for what would end the run or waste it, try one prompt and one step of the "
+            "update, say what memory and time it will take. Leaves nothing behind. Exit code 2: something is wrong.",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Events as JSON lines on stdout; with --check one object, nothing else.")
+    ] = False,
     debug: Debug = False,
 ) -> None:
-    """Run a recipe in the foreground, with progress bars and a live table. Run it again to go on after a stop."""
+    """Run a recipe in the foreground, with progress bars and a live table. Run it again to go on after a stop.
+
+    `--check` first: it takes seconds to minutes, and a run that can't come about ends there and not after hours.
+    """
 
     def work() -> None:
+        if check:
+            from sightline_cli.check import check as look
+
+            if not look(
+                recipe,
+                overrides or [],
+                directory=run,
+                sampler=sampler,
+                scorer=scorer,
+                connections=connections,
+                as_json=as_json,
+            ):
+                raise typer.Exit(2)
+            return
         from sightline_cli.run import run as start
 
         start(

@@ -90,10 +90,7 @@ def run(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
-        recipe = with_values(recipe, sampling={"address": sampler}, reward={"address": scorer})
-        known = load_settings(Connections, service="connections", config=connections)
-        known = Connections(sampler=_by_flag(sampler, known.sampler), scorer=_by_flag(scorer, known.scorer))
-        recipe = known.complete(recipe)
+        recipe, known = connected_to(recipe, sampler, scorer, connections)
         settings = local_services(recipe)
         processes = stack.enter_context(Processes(directory / "services"))
         for name, flags in settings.items():
@@ -107,6 +104,21 @@ def run(
             _loop(recipe, directory, metrics_port, known, as_json)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"go on by the same command with --run {directory}") from None
+
+
+def connected_to(
+    recipe: Recipe, sampler: str | None, scorer: str | None, connections: Path | None
+) -> tuple[Recipe, Connections]:
+    """The recipe with the addresses that flags and the connections file name, and what is shown there.
+
+    Raises:
+        InvalidInput: a token that `sightline run` can't take.
+        SettingsError: the file can't be used.
+    """
+    recipe = with_values(recipe, sampling={"address": sampler}, reward={"address": scorer})
+    known = load_settings(Connections, service="connections", config=connections)
+    known = Connections(sampler=_by_flag(sampler, known.sampler), scorer=_by_flag(scorer, known.scorer))
+    return known.complete(recipe), known
 
 
 def _by_flag(address: str | None, known: Connection | None) -> Connection | None:
@@ -132,11 +144,10 @@ def with_values(recipe: Recipe, **sections: dict[str, str | None]) -> Recipe:
     return recipe.model_copy(update=update)
 
 
-def with_data(recipe: Recipe, cache: Path) -> Recipe:
-    """The recipe with directories in place of dataset references."""
-    return with_values(
-        recipe, data={"train": resolve(recipe.data.train, cache), "test": resolve(recipe.data.test, cache)}
-    )
+def with_data(recipe: Recipe, cache: Path, most: int | None = None) -> Recipe:
+    """The recipe with directories in place of dataset references; see `datasets.resolve`."""
+    train, test = (resolve(reference, cache, most) for reference in (recipe.data.train, recipe.data.test))
+    return with_values(recipe, data={"train": train, "test": test})
 
 
 def _loop(recipe: Recipe, directory: Path, port: int, connections: Connections, as_json: bool) -> None:

@@ -28,7 +28,9 @@ from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.events import Event, Observer, Stage
 from sightline_trainer.files import read_json, sync_directory, write_json
 from sightline_trainer.pools import hold_out, open_pool, side_files
-from sightline_trainer.preflight import preflight
+from sightline_trainer.preflight.begin import begin
+from sightline_trainer.preflight.finding import refuse
+from sightline_trainer.preflight.trial import TRIES, ask, elsewhere, train_on
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.rollout import Rollout
@@ -90,7 +92,7 @@ class Loop:
 
     def _run(self, recipe: Recipe) -> list[dict[str, float]]:
         if not self._finished():
-            self._connected(preflight, self.halt)
+            self._preflight()
         table = [self._evaluate(0, version=0, pairs=0)]
         version = before = 0  # published last, and the one before
         for iteration in range(1, recipe.iterations + 1):
@@ -100,6 +102,24 @@ class Loop:
             write_json(self.dir.metrics, table)
         self._tell("end", recipe.iterations, message=f"done: {self.dir.metrics}")
         return table
+
+    def _preflight(self) -> None:
+        """Tell what is worth a look; raise what would end the run."""
+        warnings = self._connected(lambda session: begin(session, self.train, self.test), self.halt)
+        for finding in warnings:
+            self._tell("start", 0, message=f"{finding.code}: {finding}")
+        if not elsewhere(self.recipe) or (self.dir.iteration(1) / "update.json").exists():
+            return
+        # An update on another machine could not be tried by `--check`: it is tried now, before all the sampling.
+        scratch = self.dir.root / ".trial"
+        shutil.rmtree(scratch, ignore_errors=True)
+        try:
+            trial = self._connected(lambda session: ask(session, self.train.head(TRIES), scratch), self.halt)
+            if trial.directory is not None:
+                train_on(trial, self.recipe, halt=self.halt)
+            refuse(trial.findings)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _finished(self) -> bool:
         """Whether no service is needed any more."""

@@ -23,6 +23,8 @@ from sightline_trainer.allowed import Allowed
 from sightline_trainer.connections import Connections
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute, leased
+from sightline_trainer.preflight.begin import asked_for
+from sightline_trainer.preflight.finding import refuse
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.summaries import readable_state
@@ -91,6 +93,7 @@ class RunQueue:
         Raises:
             InvalidInput: no request id or one that is too long, a bad run id, a recipe that can't be read, has unknown
                 keys, or names what is not allowed.
+            PreconditionFailed: its model can't be used, or a program that it names is not here (`preflight.begin`).
             AlreadyExists: another request has a run of that id.
         """
         if not request_id:
@@ -107,6 +110,7 @@ class RunQueue:
             return known
         recipe = self._recipe(recipe_file, text, overrides)  # not under the lock: somebody else wrote it
         self.allowed.check(recipe, self.connections)
+        refuse(asked_for(recipe))
         with self._lock:
             if (known := self._known(request_id)) is not None:
                 return known

@@ -15,19 +15,20 @@ async def check_sampler(client: AsyncSamplerClient, address: str) -> None:
         PreconditionFailed: by another one.
         SightlineError: it stays away.
     """
-    _check("sampler", address, (await client.policies()).capabilities.picture_rule)
+    check_rule("sampler", address, (await client.policies()).capabilities.picture_rule)
 
 
 async def check_scorer(client: AsyncScorerClient, address: str) -> None:
     """See that a scorer reads pictures by this trainer's rule; as `check_sampler`."""
-    _check("scorer", address, (await client.list_models()).picture_rule)
+    check_rule("scorer", address, (await client.list_models()).picture_rule)
 
 
-def _check(service: str, address: str, rule: str) -> None:
+def check_rule(service: str, address: str, rule: str) -> None:
+    """See that `rule`, which a service names, is this trainer's; as `check_sampler`."""
     if rule != PICTURE_RULE:
         theirs = f"rule {rule}" if rule else "no named rule, as Sightline 0.1.0 does"
         raise PreconditionFailed(
-            f"the {service} at {address} reads pictures by {theirs}, and this trainer by rule {PICTURE_RULE}: run the "
+            f"the {service} at {address} reads pictures by {theirs}, and this trainer by rule {PICTURE_RULE}; run the "
             "same release of Sightline on both",
             reason="PICTURE_RULE_DIFFERS",
         )

@@ -15,7 +15,7 @@ from sightline.scorer import AsyncScorerClient
 from sightline_trainer.candidates.source import Source, SourceContext
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.connections import Connections
-from sightline_trainer.outage import outliving
+from sightline_trainer.outage import OUTAGE_SECONDS, outliving
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.pools import side_files
 from sightline_trainer.recipe import Recipe
@@ -40,7 +40,7 @@ class Session:
     scorer: AsyncScorerClient
     evaluation: PolicyCandidates
     reward: ClipScores
-    policies: Path
+    policies: Path | None
     connect: Callable[[str, float], AsyncSamplerClient]
     closing: AsyncExitStack
 
@@ -66,7 +66,8 @@ class Session:
         return (await self.sampler.policies()).highest_version
 
     async def serve(self, version: int) -> None:
-        """Make sure that the sampler answers from `version`."""
+        """Make sure that the sampler answers from `version`; only in a session that has policies."""
+        assert self.policies is not None
         await serve(self.sampler, version, self.policies)
 
 
@@ -74,16 +75,21 @@ def connected(
     recipe: Recipe,
     work: Callable[[Session], Coroutine[Any, Any, T]],
     *,
-    policies: Path,
+    policies: Path | None,
     connections: Connections | None = None,
     halt: Callable[[], None] = lambda: None,
+    outage_seconds: float = OUTAGE_SECONDS,
+    same_pictures: bool = True,
 ) -> T:
     """Run `work` with open clients to the recipe's services.
 
     Args:
-        policies: directory of the run's policies, which a sampler that lost them is given again.
+        policies: directory of the run's policies, which a sampler that lost them is given again; None changes nothing
+            at the sampler.
         connections: what is shown to the services.
         halt: asked several times a second; what it raises breaks the work off.
+        outage_seconds: how long a service may stay away.
+        same_pictures: whether services that read pictures by another rule are refused; else `work` looks at that.
 
     Raises:
         PreconditionFailed: a service reads pictures by another rule than the update.
@@ -97,17 +103,20 @@ def connected(
             sampling, reward = recipe.sampling.address or "", recipe.reward.address or ""
 
             def connect(address: str, try_seconds: float) -> AsyncSamplerClient:
-                client = AsyncSamplerClient(address, **outliving(try_seconds), **shown.credentials(address))
+                client = AsyncSamplerClient(
+                    address, **outliving(try_seconds, outage_seconds), **shown.credentials(address)
+                )
                 stack.push_async_callback(client.close)
                 return client
 
-            patient = outliving(recipe.sampling.timeout_seconds)
+            patient = outliving(recipe.sampling.timeout_seconds, outage_seconds)
             sampler = ServedSampler(sampling, policies=policies, **patient, **shown.credentials(sampling))
             stack.push_async_callback(sampler.close)
-            patient = outliving(recipe.reward.timeout_seconds)
+            patient = outliving(recipe.reward.timeout_seconds, outage_seconds)
             scorer = await stack.enter_async_context(AsyncScorerClient(reward, **patient, **shown.credentials(reward)))
-            await check_sampler(sampler, sampling)
-            await check_scorer(scorer, reward)
+            if same_pictures:
+                await check_sampler(sampler, sampling)
+                await check_scorer(scorer, reward)
             session = Session(
                 recipe=recipe,
                 sampler=sampler,

@@ -30,6 +30,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from sightline.errors import SightlineError
 
+    from sightline_trainer.dpo.device import peak_memory_mib
     from sightline_trainer.dpo.launch import write_outcome
     from sightline_trainer.dpo.sampled import SampledLogprobs
     from sightline_trainer.dpo.update import Update, update
@@ -58,6 +59,8 @@ def main() -> int:
         )
     except SightlineError as error:
         outcome = error
+    if isinstance(outcome, Update):
+        outcome.metrics["peak_memory_mib"] = peak_memory_mib()
     if first:
         write_outcome(arguments.work / "update.json", outcome)
         if isinstance(outcome, Update):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +126,15 @@ def check_device(recipe: Recipe) -> str:
             )
     logger.info("%s", words)
     return words
+
+
+def peak_memory_mib() -> float:
+    """The most that this process ever held: of its GPU's memory where there is one, else of the machine's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_reserved() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def pin(arguments: Any) -> None:

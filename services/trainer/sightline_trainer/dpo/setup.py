@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, Image, List
-from peft import LoraConfig, set_peft_model_state_dict
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sightline.errors import PreconditionFailed
 from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
@@ -149,6 +149,18 @@ def _lora(recipe: Recipe) -> LoraConfig:
         target_modules=lora.target_modules,
         task_type="CAUSAL_LM",
     )
+
+
+def trained_frame(recipe: Recipe, frame: Any) -> Any:
+    """A model without weights (meta device) as an update trains it: with the recipe's adapter, or with what is frozen.
+
+    Raises:
+        ValueError: the adapter finds no layer.
+    """
+    if recipe.dpo.train == "full":
+        freeze(frame, vision=recipe.dpo.train_vision)
+        return frame
+    return get_peft_model(frame, _lora(recipe), low_cpu_mem_usage=True)
 
 
 def _rows(pairs: Dataset) -> Dataset:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-
-_UNKNOWN = 8 << 30  # of a system that does not tell
+from sightline_chassis import memory
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
@@ -18,22 +17,4 @@ def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
     """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        facts = _table(root / "proc/meminfo")
-        free = facts["MemAvailable:"] << 10
-    except (OSError, KeyError):
-        return _UNKNOWN
-    group = root / "sys/fs/cgroup"
-    try:
-        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
-        if limit != "max":  # pages of files that were read leave when there is need
-            free = min(free, int(limit) - used + _table(group / "memory.stat")["inactive_file"])
-    except (OSError, KeyError, ValueError):
-        pass  # no container, or none of cgroup v2
-    return max(0, free)
-
-
-def _table(path: Path) -> dict[str, int]:
-    """Names and numbers of a file with a name and a number in each line."""
-    lines = (line.split() for line in path.read_text().splitlines())
-    return {words[0]: int(words[1]) for words in lines if len(words) > 1}
+    return memory.free_bytes(root)

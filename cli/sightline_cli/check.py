@@ -1,0 +1,116 @@
+"""`sightline run RECIPE --check`: all that can be known of a run before it begins. Nothing is left behind.
+
+model     llava, 1.26 M parameters; the update trains 158 k (12.53%): LoRA on 28 layers
+...
+error     TEST_LEAKS: train and test share 3 pictures ...; take these pictures out of data.train ...
+the run can not begin like this
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from sightline.errors import NotFound, SightlineError
+from sightline_chassis.settings import SettingsError
+from sightline_trainer.connections import Connections
+from sightline_trainer.preflight.check import Check
+from sightline_trainer.preflight.finding import Finding, found_by
+from sightline_trainer.recipe import Recipe, load_recipe
+
+from sightline_cli.processes import Processes, StartError
+from sightline_cli.run import connected_to, local_services, recipe_file, with_data, with_values
+
+SCENES = 512
+"""Most scenes of the playground that are drawn for a check."""
+
+
+def check(
+    name: str,
+    overrides: list[str],
+    *,
+    directory: Path | None,
+    sampler: str | None,
+    scorer: str | None,
+    connections: Path | None = None,
+    as_json: bool = False,
+) -> bool:
+    """Check a recipe and print what was found.
+
+    Args:
+        directory: of the run that would begin or go on; it need not be there.
+
+    Returns:
+        Whether the run can begin.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        recipe = load_recipe(recipe_file(name), overrides)
+    except (SettingsError, NotFound) as error:
+        return _refused(found_by(error, "RECIPE_INVALID"), as_json)
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sightline-check-")))
+        status = stack.enter_context(console.status("checking"))
+        made = Check(
+            recipe,
+            scratch=scratch,
+            root=directory or Path("runs") / recipe.name,
+            tell=lambda what: status.update(f"checking {what}"),
+        )
+        _look(made, scratch, lambda: connected_to(recipe, sampler, scorer, connections), stack)
+    if as_json:
+        print(json.dumps(made.tree(), ensure_ascii=False))
+    else:
+        for line in made.lines():
+            typer.echo(line)
+    return made.ok
+
+
+def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connections]], stack: ExitStack) -> None:
+    """All checks, as far as one makes sense after the other."""
+    try:
+        recipe, known = connect()
+        settings = local_services(recipe)
+        made.recipe = recipe = with_data(recipe, scratch / "data", SCENES)
+    except (SightlineError, SettingsError) as error:
+        made.findings.append(found_by(error, "SETTINGS_INVALID"))
+        return
+    made.alone(here=tuple(settings))
+    if settings and not made.ok:
+        return  # what would have to be started here could not be used
+    processes = stack.enter_context(Processes(scratch / "services"))
+    made.tell(f"{' and '.join(settings)}, started for this check" if settings else "the services")
+    try:
+        for name, flags in settings.items():
+            processes.start(name, flags)
+        addresses = {name: processes.wait(name).grpc for name in settings}
+    except StartError as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        made.findings.append(
+            Finding("SERVICE_NOT_STARTED", f"{lines[0].rstrip(':')}: {lines[-1]}", "put right what its log says")
+        )
+        return
+    made.served(
+        with_values(
+            recipe, sampling={"address": addresses.get("sampler")}, reward={"address": addresses.get("scorer")}
+        ),
+        known,
+    )
+
+
+def _refused(finding: Finding, as_json: bool) -> bool:
+    """Tell of a recipe that can't be read, which leaves nothing else to look at."""
+    if as_json:
+        tree = {"ok": False, "findings": [vars(finding)], "recipe": None, "memory": None, "seconds": None}
+        print(json.dumps(tree, ensure_ascii=False))
+    else:
+        typer.echo(f"{finding.severity:9} {finding.code}: {finding}")
+    return False

@@ -1,0 +1,60 @@
+"""Begin: the checks of a run's start and of StartRun. What would end the run is refused; the rest is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+
+from sightline_trainer.pools import Pool
+from sightline_trainer.preflight import data, disk, memory
+from sightline_trainer.preflight.finding import Finding, refuse
+from sightline_trainer.preflight.model import checkpoint, prompt_tokens, sizes
+from sightline_trainer.preflight.programs import programs
+from sightline_trainer.preflight.services import parts, services
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.session import Session
+
+
+def asked_for(recipe: Recipe) -> Iterator[Finding]:
+    """What can be said of a recipe when a run is asked for: no service is called and no model is made."""
+    yield from programs(recipe)
+    yield from checkpoint(recipe.base_model)
+
+
+async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[Finding]:
+    """See before any work that the services allow what the recipe asks, and that its model, data and machine suit it.
+
+    Args:
+        train: what prompts are drawn from.
+        test: the prompts of the evaluation.
+
+    Returns:
+        Warnings.
+
+    Raises:
+        PreconditionFailed: something would end the run; the reason is the first finding's code.
+    """
+    found = await services(session)
+    if not found:
+        found += parts(session)
+    found += await asyncio.to_thread(lambda: list(_alone(session, train, test)))
+    return refuse(found)
+
+
+def _alone(session: Session, train: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
+    recipe = session.recipe
+    yield from asked_for(recipe)
+    seen, found = data.train(data.spread(train), strict=False)
+    yield from found
+    _, found = data.test(test[: data.SAMPLED])
+    yield from found
+    known, found = sizes(recipe)
+    yield from found
+    if known is None or session.policies is None:
+        return
+    length = prompt_tokens(recipe.base_model, seen.readable[0]) if seen.readable else None
+    yield from memory.too_large(memory.estimate(recipe, known, prompt=length), strict=False)
+    prompts = min(recipe.data.prompts_per_iteration, len(train))
+    wanted = disk.needed(recipe, known, prompts=prompts, image_bytes=seen.image_bytes)
+    yield from disk.too_full(wanted, session.policies, strict=False)

@@ -1,0 +1,190 @@
+"""Check: all that can be known of a run before it begins, for `sightline run RECIPE --check`.
+
+`alone` looks at what needs no service, `served` at the rest. Both gather; nothing is raised but bugs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sightline.errors import SightlineError
+
+from sightline_trainer.connections import Connections
+from sightline_trainer.evaluation.evaluation_set import EvaluationSet
+from sightline_trainer.pools import Pool, open_pool, side_files
+from sightline_trainer.preflight import data, disk, memory
+from sightline_trainer.preflight.begin import asked_for
+from sightline_trainer.preflight.duration import Duration, by_run, by_trial
+from sightline_trainer.preflight.finding import Finding, found_by
+from sightline_trainer.preflight.model import prompt_tokens, sizes
+from sightline_trainer.preflight.services import parts, services
+from sightline_trainer.preflight.sizes import Sizes
+from sightline_trainer.preflight.trial import Trial, ask, elsewhere, train_on
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.session import Session, connected
+
+_OUTAGE_SECONDS = 5.0
+
+
+class Check:
+    """What is known so far.
+
+    Args:
+        scratch: directory for whatever is written; the caller deletes it.
+        root: the run's directory, where there is one or will be one.
+        tell: told what is being looked at.
+
+    Attributes:
+        findings: in the order in which they were found.
+        sizes: the model's, once it could be made.
+        memory, duration: estimates.
+        trial: the trial update, where it came to that.
+    """
+
+    def __init__(
+        self, recipe: Recipe, *, scratch: Path, root: Path, tell: Callable[[str], None] = lambda what: None
+    ) -> None:
+        self.recipe = recipe
+        self.scratch, self.root, self.tell = scratch, root, tell
+        self.began = time.monotonic()
+        self.findings: list[Finding] = []
+        self.sizes: Sizes | None = None
+        self.memory: memory.Estimate | None = None
+        self.duration = Duration(None, None, "no prompt was sampled")
+        self.trial = Trial()
+        self._prompts: list[Prompt] = []
+        self._count = self._held_out = 0
+
+    @property
+    def ok(self) -> bool:
+        """Whether the run can be begun: there may be warnings."""
+        return all(finding.severity != "error" for finding in self.findings)
+
+    def alone(self, *, here: tuple[str, ...]) -> None:
+        """Programs, model, data, memory and disk.
+
+        Args:
+            here: the services that are going to be started on this machine.
+        """
+        recipe = self.recipe
+        self.tell("the model's config, processor and layers")
+        found = list(asked_for(recipe))
+        self.findings += found
+        if not any(finding.severity == "error" for finding in found):
+            self.sizes, found = sizes(recipe)
+            self.findings += found
+        self.tell("the datasets")
+        seen = self._data()
+        if self.sizes is None:
+            return
+        self.tell("memory and disk")
+        length = prompt_tokens(recipe.base_model, seen.readable[0]) if seen is not None and seen.readable else None
+        self.memory = memory.estimate(recipe, self.sizes, prompt=length, here=here, scorer=_weights(recipe))
+        self.findings += memory.too_large(self.memory, strict=True)
+        if seen is not None:
+            wanted = disk.needed(recipe, self.sizes, prompts=self._count, image_bytes=seen.image_bytes)
+            self.findings += disk.too_full(wanted, self.root, strict=True)
+
+    def served(self, recipe: Recipe, connections: Connections) -> None:
+        """The services, and where nothing was found the trial.
+
+        Args:
+            recipe: with the addresses of services that run.
+        """
+        self.recipe = recipe
+        self.tell("the services")
+        try:
+            connected(
+                recipe,
+                self._ask,
+                policies=None,
+                connections=connections,
+                outage_seconds=_OUTAGE_SECONDS,
+                same_pictures=False,
+            )
+        except SightlineError as error:
+            self.findings.append(found_by(error))
+        if self.trial.directory is not None and not elsewhere(recipe):
+            self.tell("one step of the update, on the sampled prompt")
+            train_on(self.trial, recipe)
+        self.findings += self.trial.findings
+        known = by_run(recipe, self.root)
+        self.duration = known or by_trial(recipe, self.trial, prompts=self._count, held_out=self._held_out)
+
+    def tree(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "ok": self.ok,
+            "findings": [dict(vars(finding)) for finding in self.findings],
+            "recipe": self.recipe.model_dump(mode="json"),
+            "model": None if self.sizes is None else dict(vars(self.sizes)),
+            "memory": None if self.memory is None else self.memory.tree(),
+            "seconds": {"check": round(time.monotonic() - self.began, 3), **self.duration.tree()},
+            "trial": self.trial.metrics,
+        }
+
+    def lines(self) -> list[str]:
+        """For people: what is known, then a line for each finding."""
+        told = []
+        if self.sizes is not None:
+            told.append(f"model     {self.sizes}")
+        if self.memory is not None:
+            told.append(f"memory    {memory.gib(self.memory.place.free)} free on {self.memory.place.name}")
+            told += [f"          {name} {one}" for name, one in self.memory.processes.items()]
+        if gap := self.trial.metrics.get("sampled_gap_max"):
+            told.append(f"trial     one step; its log-probs are within {gap:.1g} nats a token of the sampler's")
+        elif elsewhere(self.recipe):
+            told.append("trial     the update runs elsewhere: it is the run's first stage")
+        told.append(f"time      {self.duration}")
+        told += [f"{finding.severity:9} {finding.code}: {finding}" for finding in self.findings]
+        return [*told, "the run can begin" if self.ok else "the run can not begin like this"]
+
+    def _data(self) -> data.Sample | None:
+        recipe, cache = self.recipe, self.scratch / "images"
+        pool, rows, seen = self._opened(recipe.data.train, cache), list[Prompt](), None
+        if pool is not None:
+            self._count = min(recipe.data.prompts_per_iteration, len(pool))
+            seen, found = data.train(data.spread(pool), strict=True)
+            self.findings += found
+            self._prompts = seen.readable
+        held_out = self._opened(recipe.data.test, cache)
+        if held_out is not None:
+            rows = held_out.head(recipe.evaluation.prompts)
+            _, found = data.test(rows[: data.SAMPLED])
+            self.findings += found
+            try:
+                asked = EvaluationSet.load(side_files(recipe.data.test), rows, recipe.evaluation)
+                self._held_out = asked.total + asked.diverse * asked.samples
+            except SightlineError as error:
+                self.findings.append(found_by(error))
+        if pool is not None and rows:
+            self.findings += data.held_out(recipe, pool, rows)
+        return seen
+
+    def _opened(self, reference: str, cache: Path) -> Pool | None:
+        try:
+            return open_pool(reference, cache)
+        except SightlineError as error:
+            self.findings.append(found_by(error))
+            return None
+
+    async def _ask(self, session: Session) -> None:
+        found = await services(session)
+        self.findings += found
+        if not found:
+            self.findings += parts(session)
+        if self.ok and self._prompts:
+            self.tell("a prompt sampled, scored and paired")
+            self.trial = await ask(session, self._prompts, self.scratch / "trial")
+
+
+def _weights(recipe: Recipe) -> int | None:
+    """Bytes of a scorer's weights that lie in a directory here; None where nobody knows."""
+    scheme, _, place = (recipe.reward.source or "").partition(":")
+    if scheme != "local-dir":
+        return None
+    return sum(path.stat().st_size for path in Path(place).glob("*.safetensors")) or None

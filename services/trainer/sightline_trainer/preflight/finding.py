@@ -1,0 +1,66 @@
+"""Finding: something that is wrong with a set-up, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from sightline.errors import PreconditionFailed, SightlineError
+
+Severity = Literal["error", "warning"]
+
+_OTHERWISE = "put that right, then check again"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong.
+
+    Attributes:
+        code: UPPER_SNAKE, stable, for programs; the reason of the error that a run would end with.
+        message: what is wrong, in one sentence without its full stop.
+        fix: what to do about it, verb first.
+        severity: an error ends the run, or wastes it; a warning is worth a look.
+    """
+
+    code: str
+    message: str
+    fix: str
+    severity: Severity = "error"
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.fix}"
+
+
+def found_by(error: Exception, code: str = "UNEXPECTED", fix: str = "") -> Finding:
+    """What an error says. Where the error's text ends with what to do, behind a semicolon, that is its fix.
+
+    Args:
+        code: of an error that brings no reason of its own.
+        fix: in place of what the error's text ends with.
+    """
+    said = error.message if isinstance(error, SightlineError) else str(error)
+    message, semicolon, advice = said.rpartition("; ")
+    if fix or not semicolon:
+        message, advice = said, fix or _OTHERWISE
+    return Finding(error.reason if isinstance(error, SightlineError) else code, message.strip().rstrip("."), advice)
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+    """The beginning of what a library's error says, which may go on for pages."""
+    told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return told if len(told) <= most else f"{told[:most]}..."
+
+
+def refuse(findings: Iterable[Finding]) -> list[Finding]:
+    """The findings that are warnings.
+
+    Raises:
+        PreconditionFailed: some are errors; the first one's code is the reason, and the message tells of all.
+    """
+    told = list(findings)
+    errors = [finding for finding in told if finding.severity == "error"]
+    if errors:
+        raise PreconditionFailed(". ".join(map(str, errors)), reason=errors[0].code)
+    return told

@@ -1,0 +1,187 @@
+"""Memory: about how much each process of a run takes, reckoned from sizes, against what the device has.
+
+Of the update, with N bytes a number in `dpo.dtype`, T tokens in a pass, and of the language model `width` W, `inner` I
+and `kept` K (its keys' width), a layer keeps for the backward pass
+
+    T x N x (9 W + 3 K + 4 I)      stream, norms, queries before and after their rotation, attention's output; keys and
+                                   values; gate, its activation, up, and their product
+    T x N x W                      with gradient checkpointing, and once the above for the layer under way
+
+A pass has B pairs: T = B (P + 2 R) where responses share the prefix of P tokens (R is sampling.max_tokens), else
+2 B (P + R). docs/log.md has what was measured against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from sightline_chassis.memory import free_bytes
+
+from sightline_trainer.dpo.device import Memory
+from sightline_trainer.preflight.finding import Finding
+from sightline_trainer.preflight.sizes import Sizes
+from sightline_trainer.recipe import Recipe
+
+RUNTIME = 900 << 20
+"""A process with torch, transformers and TRL before it has loaded anything, in main memory; a GPU's context is less."""
+CONTEXT = 500 << 20
+"""What a process takes of a GPU before it has loaded anything."""
+TYPICAL_PROMPT = 700
+"""Tokens of a prompt with its image, where nobody could count them; LLaVA-1.5's have about 620."""
+_GUESSED = ("activations", "keys and values")
+
+
+@dataclass(frozen=True)
+class ProcessMemory:
+    """What one process takes, in bytes by what it is for; empty where that is not known."""
+
+    parts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self.parts.values())
+
+    @property
+    def certain(self) -> int:
+        """What it takes in any case: without what depends on how full its batches are."""
+        return sum(size for name, size in self.parts.items() if name not in _GUESSED)
+
+    def __str__(self) -> str:
+        if not self.parts:
+            return "not known"
+        return f"{gib(self.total)} ({', '.join(f'{gib(size)} {name}' for name, size in self.parts.items() if size)})"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run's processes take their memory: the first GPU, or the machine."""
+
+    name: str
+    free: int
+    gpu: bool
+
+    @classmethod
+    def here(cls) -> Place:
+        """Of this process."""
+        import torch
+
+        if torch.cuda.is_available():
+            return cls(torch.cuda.get_device_name(0), int(torch.cuda.mem_get_info(0)[0]), True)
+        return cls("this machine", free_bytes(), False)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of the processes of a run, by name, and the place of those that run here."""
+
+    place: Place
+    processes: Mapping[str, ProcessMemory]
+    here: tuple[str, ...]
+
+    def tree(self) -> dict[str, object]:
+        """For JSON; bytes."""
+        return {
+            "device": {"name": self.place.name, "free": self.place.free},
+            "processes": {
+                name: {"here": name in self.here, "total": one.total or None, **one.parts}
+                for name, one in self.processes.items()
+            },
+        }
+
+
+def estimate(
+    recipe: Recipe, sizes: Sizes, *, prompt: int | None, here: tuple[str, ...] = (), scorer: int | None = None
+) -> Estimate:
+    """What the processes of a run will take.
+
+    Args:
+        prompt: tokens of a prompt with its image; None where nobody knows.
+        here: the services that run on this machine's device beside the update, before they were started.
+        scorer: bytes of the scorer's weights, where they are known.
+    """
+    place, length = Place.here(), prompt or TYPICAL_PROMPT
+    runtime = CONTEXT if place.gpu else RUNTIME
+    return Estimate(
+        place,
+        {
+            "trainer": _trainer(recipe, sizes, length, place, runtime),
+            "sampler": _sampler(recipe, sizes, length, place, runtime),
+            "scorer": ProcessMemory({"runtime": runtime, "weights": scorer} if scorer else {}),
+        },
+        ("trainer", *here),
+    )
+
+
+def too_large(made: Estimate, *, strict: bool) -> Iterator[Finding]:
+    """UPDATE_NEEDS_MEMORY: what runs here does not fit here. What is only likely not to is an error to a check, and a
+    warning at a run's start."""
+    ours = {name: made.processes[name] for name in made.here}
+    certain, total = sum(one.certain for one in ours.values()), sum(one.total for one in ours.values())
+    if total <= made.place.free:
+        return
+    sure = certain > made.place.free
+    yield Finding(
+        "UPDATE_NEEDS_MEMORY",
+        f"{made.place.name} has {gib(made.place.free)} free, and the run {'needs' if sure else 'will need about'} "
+        f"{gib(certain if sure else total)} of it: {'; '.join(f'{name} {one}' for name, one in ours.items())}",
+        _ways(sure),
+        "error" if sure or strict else "warning",
+    )
+
+
+def _ways(sure: bool) -> str:
+    smaller = "take a smaller dpo.batch_size with more dpo.accumulate, set dpo.gradient_checkpointing=true"
+    return (
+        "set dpo.dtype=bfloat16 and dpo.train=lora, shard the update by dpo.launch, let services run on another "
+        "machine, or take a smaller model"
+        if sure
+        else f"{smaller}, dpo.dtype=bfloat16 or a smaller sampling.max_in_flight"
+    )
+
+
+def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: int) -> ProcessMemory:
+    settings, shared = recipe.dpo, recipe.dpo.shared_prefix and sizes.shared
+    number = 2 if settings.dtype == "bfloat16" else 4
+    parts = {"runtime": runtime}
+    if settings.train == "full":
+        compute = 2 * sizes.trained if number == 2 else 0
+        whole = Memory(
+            4 * sizes.parameters, 4 * sizes.trained, 8 * sizes.trained, compute, 4 * sizes.parameters, 4 * sizes.trained
+        )
+        parts |= {"weights": whole.masters, "gradients, AdamW, reference": whole.peak - whole.masters}
+    else:
+        # An adapter is float32 in any case, with its gradient and AdamW's two moments.
+        parts |= {"weights": number * sizes.parameters, "adapter and AdamW": 16 * sizes.trained}
+    if not place.gpu:
+        parts["copy to compare with"] = 4 * sizes.trained
+    pairs, answer = settings.batch_size, recipe.sampling.max_tokens
+    tokens = pairs * (prompt + 2 * answer) if shared else 2 * pairs * (prompt + answer)
+    layer = tokens * number * (9 * sizes.width + 3 * sizes.kept + 4 * sizes.inner)
+    stream = tokens * number * sizes.width
+    parts["activations"] = layer + sizes.layers * stream if settings.gradient_checkpointing else sizes.layers * layer
+    return ProcessMemory(parts)
+
+
+def _sampler(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: int) -> ProcessMemory:
+    sampling = recipe.sampling
+    number = sizes.stored if place.gpu else 4
+    weights = number * sizes.parameters
+    rows = min(_ROWS, sampling.max_in_flight * sampling.candidates)
+    wanted = rows * (prompt + sampling.max_tokens) * sizes.slot(number)
+    # Its engine takes this share of what is free once its weights are there.
+    most = int(_SHARE * max(0, place.free - weights - runtime))
+    policies = recipe.publication.keep * (weights if recipe.dpo.train == "full" else 4 * sizes.trained)
+    return ProcessMemory(
+        {"runtime": runtime, "weights": weights, "policies": policies, "keys and values": min(wanted, most)}
+    )
+
+
+# Defaults of the sampler's engine: max_rows and cache_share.
+_ROWS, _SHARE = 512, 0.5
+
+
+def gib(size: float) -> str:
+    """12.3 GiB."""
+    return f"{size / 2**30:.1f} GiB" if size >= 0.05 * 2**30 else f"{size / 2**20:.0f} MiB"

@@ -1,0 +1,158 @@
+"""Model: whether a checkpoint is one that sampler and update can work with, and what of it an update would train.
+
+Everything is read from its config and processor: no weight is loaded, and no code that a checkpoint brings is run.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from sightline_chassis.images import decode
+from sightline_chassis.sections import ImageLimits
+
+from sightline_trainer.preflight.finding import Finding, first_line
+from sightline_trainer.preflight.sizes import Sizes
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
+
+# What transformers, tokenizers and a checkpoint's own template raise on what they can't use.
+_REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, AssertionError)
+_IMAGE = "an image-text-to-text model of transformers"
+
+
+def checkpoint(model: str) -> Iterator[Finding]:
+    """Whether transformers knows the checkpoint's kind, its processor is whole, and it has a chat template.
+
+    MODEL_NOT_FOUND, MODEL_NOT_TRANSFORMERS, MODEL_TAKES_NO_IMAGES, PROCESSOR_UNUSABLE, NO_CHAT_TEMPLATE.
+    """
+    from transformers import AutoProcessor, PreTrainedConfig
+
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(model)
+    except _REFUSALS as error:
+        yield _not_found(model, error)
+        return
+    if not config:
+        yield _not_found(model, "it has no config.json")
+        return
+    if fault := _kind_fault(model, config):
+        yield fault
+        return
+    try:
+        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+    except _REFUSALS as error:
+        yield Finding(
+            "PROCESSOR_UNUSABLE",
+            f"the processor of {model} can't be loaded: {first_line(error)}",
+            "complete its files (preprocessor_config.json or processor_config.json, tokenizer.json) from the original",
+        )
+        return
+    if not getattr(processor, "chat_template", None):
+        yield Finding(
+            "NO_CHAT_TEMPLATE",
+            f"{model} has no chat template, so nobody can say how a prompt is put to it",
+            "put a chat_template.jinja that fits it beside its config.json",
+        )
+
+
+def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
+    """What an update trains, on the model's bare frame: LORA_FINDS_NOTHING, MODEL_UNUSABLE."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from sightline_trainer.dpo.setup import trained_frame
+
+    model = recipe.base_model
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        with torch.device("meta"):  # of this thread alone, unlike accelerate's way
+            frame = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        parts = [name for name, part in frame.named_modules() if isinstance(part, torch.nn.Linear)]
+    except _REFUSALS as error:
+        return None, [
+            Finding(
+                "MODEL_UNUSABLE",
+                f"transformers can't make the model {model} from its config: {first_line(error)}",
+                "compare its config.json with the original, or use the release of transformers that it was made for",
+            )
+        ]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of PEFT's calls into transformers
+            trained = trained_frame(recipe, frame)
+    except ValueError as error:  # PEFT's, where nothing matches
+        inside = [name for name in parts if "vision" not in name and name != "lm_head"]
+        return None, [
+            Finding(
+                "LORA_FINDS_NOTHING",
+                f"dpo.lora.target_modules finds no linear layer in {model} ({config.model_type}): {first_line(error)}",
+                f"name layers that it has, such as {inside[len(inside) // 2] if inside else 'none'}",
+            )
+        ]
+    return Sizes.of(trained, config), []
+
+
+def prompt_tokens(model: str, prompt: Prompt) -> int | None:
+    """Tokens of a prompt with its image, by the model's own processor; None where it can't tell."""
+    from transformers import AutoProcessor
+
+    content = [
+        {"type": "image", "image": decode(prompt.image.read_bytes(), ImageLimits())},
+        {"type": "text", "text": prompt.prompt},
+    ]
+    try:
+        made = AutoProcessor.from_pretrained(model, trust_remote_code=False).apply_chat_template(
+            [{"role": "user", "content": content}],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            return_tensors="pt",
+        )
+        return int(made["input_ids"].shape[-1])
+    except _REFUSALS:
+        return None
+
+
+def _kind_fault(model: str, config: dict[str, Any]) -> Finding | None:
+    import transformers
+    from transformers import AutoModelForImageTextToText
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind, made_for = config.get("model_type"), [str(name) for name in config.get("architectures") or ()]
+    known = kind in CONFIG_MAPPING
+    mapping = AutoModelForImageTextToText._model_mapping
+    ours = [each.__name__ for each in _classes(mapping, CONFIG_MAPPING[kind])] if known else []
+    foreign = made_for and not any(name in ours or hasattr(transformers, name) for name in made_for)
+    if not known or foreign:
+        what = f"model_type {kind!r}" + (f", architecture {', '.join(made_for)}" if made_for else "")
+        return Finding(
+            "MODEL_NOT_TRANSFORMERS",
+            f"{model} is no checkpoint of transformers' own ({what}), and code that a checkpoint brings is not run",
+            "take the conversion of it that transformers can load (for LLaVA, llava-hf/...), or convert it",
+        )
+    if not ours:
+        return Finding(
+            "MODEL_TAKES_NO_IMAGES",
+            f"{model} is a {kind}, which is not {_IMAGE}",
+            "name a vision-language model",
+        )
+    return None
+
+
+def _classes(mapping: Any, config: Any) -> list[Any]:
+    """The image-text-to-text classes of a config's class; none where there is none."""
+    if config not in mapping:
+        return []
+    found = mapping[config]
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def _not_found(model: str, why: object) -> Finding:
+    told = first_line(why) if isinstance(why, BaseException) else why
+    return Finding(
+        "MODEL_NOT_FOUND",
+        f"there is no model {model}: {told}",
+        "set model to a directory with config.json, or to a name on the Hugging Face hub that this machine can reach",
+    )

@@ -1,0 +1,30 @@
+"""Programs: what a recipe runs beside the trainer must be installed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from sightline_trainer.preflight.finding import Finding
+from sightline_trainer.recipe import Recipe
+
+
+def programs(recipe: Recipe) -> Iterator[Finding]:
+    """LAUNCHER_UNUSABLE: the launcher of the update is not there; OCR_MISSING: what reads text in images is not."""
+    if recipe.dpo.launch:
+        here = str(Path(sys.executable).parent)
+        if shutil.which(recipe.dpo.launch[0], path=f"{here}{os.pathsep}{os.environ.get('PATH', '')}") is None:
+            yield Finding(
+                "LAUNCHER_UNUSABLE",
+                f"dpo.launch can't be run: there is no {recipe.dpo.launch[0]}",
+                "install it here, or leave dpo.launch empty",
+            )
+    if "text_in_image" in recipe.filters.chosen() and shutil.which("tesseract") is None:
+        yield Finding(
+            "OCR_MISSING",
+            "filters.text_in_image needs tesseract, which is not there",
+            "install it (Debian: tesseract-ocr) or leave the filter out",
+        )

@@ -1,0 +1,82 @@
+"""Services: whether sampler and scorer allow what a recipe asks of them, and see what its update sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sightline.errors import PreconditionFailed, SightlineError
+from sightline.sampler import Policies
+from sightline.scorer import Models
+
+from sightline_trainer.needs import Needs
+from sightline_trainer.preflight.finding import Finding, found_by
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.same_pictures import check_rule
+from sightline_trainer.session import Session
+
+
+async def services(session: Session) -> list[Finding]:
+    """What the services say of themselves, held against the recipe; one that is away is a finding too."""
+    recipe, found = session.recipe, list[Finding]()
+    try:
+        found += sampler(recipe, await session.sampler.policies())
+    except SightlineError as error:
+        found.append(found_by(error, fix=f"see that the sampler at {recipe.sampling.address} runs and can be reached"))
+    try:
+        found += scorer(recipe, await session.scorer.list_models())
+    except SightlineError as error:
+        found.append(found_by(error, fix=f"see that the scorer at {recipe.reward.address} runs and can be reached"))
+    return found
+
+
+def sampler(recipe: Recipe, told: Policies) -> Iterator[Finding]:
+    """LIMIT_TOO_LOW, PICTURE_RULE_DIFFERS; POLICY_KIND_UNSUPPORTED where it can't take what the update makes."""
+    needs, can = Needs.of(recipe), told.capabilities
+    yield from _same_rule("sampler", recipe.sampling.address, can.picture_rule)
+    yield from _allowed(needs.candidates_key, needs.candidates, "sampler", "limits.max_candidates", can.max_candidates)
+    yield from _allowed("sampling.max_tokens", needs.tokens, "sampler", "limits.max_tokens", can.max_tokens)
+    if (can.lora if recipe.dpo.train == "lora" else can.full) == "none":
+        yield Finding(
+            "POLICY_KIND_UNSUPPORTED",
+            f"dpo.train is {recipe.dpo.train}, and the sampler's engine {can.engine} can't be given such a policy",
+            "set dpo.train to the other kind, or use another engine",
+        )
+
+
+def scorer(recipe: Recipe, told: Models) -> Iterator[Finding]:
+    """LIMIT_TOO_LOW, PICTURE_RULE_DIFFERS, MODEL_NOT_FOUND."""
+    yield from _same_rule("scorer", recipe.reward.address, told.picture_rule)
+    needs = Needs.of(recipe)
+    yield from _allowed("texts of a prompt", needs.texts, "scorer", "limits.max_texts", told.limits.max_texts)
+    names = [model.name for model in told.models]
+    if recipe.reward.model and recipe.reward.model not in names:
+        yield Finding(
+            "MODEL_NOT_FOUND",
+            f"reward.model is {recipe.reward.model}, and the scorer has {', '.join(names)}",
+            "name one of these, or leave reward.model empty for its default",
+        )
+
+
+def parts(session: Session) -> Iterator[Finding]:
+    """Whether the recipe's sources and rewards find the files that they stand on."""
+    for make in (session.sources, session.judge):
+        try:
+            make()
+        except SightlineError as error:
+            yield found_by(error)
+
+
+def _same_rule(service: str, address: str | None, rule: str) -> Iterator[Finding]:
+    try:
+        check_rule(service, address or "", rule)
+    except PreconditionFailed as error:
+        yield found_by(error, fix="run the same release of Sightline on both")
+
+
+def _allowed(key: str, wanted: int, service: str, setting: str, most: int) -> Iterator[Finding]:
+    if wanted > most:
+        yield Finding(
+            "LIMIT_TOO_LOW",
+            f"{key}: {wanted} are wanted, and the {service} allows {most}",
+            f"lower that, or raise its {setting}",
+        )

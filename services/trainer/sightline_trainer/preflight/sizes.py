@@ -1,0 +1,88 @@
+"""Sizes: how large a model is and what of it is trained, counted on its frame (meta device, no weights)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Counts are numbers of parameters unless they say otherwise.
+
+    Attributes:
+        family: transformers' model_type.
+        parameters: of the base model.
+        trained: that an update changes.
+        modules: layers with an adapter; 0 where the weights themselves are trained.
+        stored: bytes of a parameter in the checkpoint.
+        layers: of the language model. width, inner, kept: numbers of a token in one layer's stream, in its
+            feed-forward part, and in its keys (as many again in its values).
+        shared: whether responses can share the prefix of their prompt.
+    """
+
+    family: str
+    parameters: int
+    trained: int
+    modules: int
+    stored: int
+    layers: int
+    width: int
+    inner: int
+    kept: int
+    shared: bool
+
+    @classmethod
+    def of(cls, trained: Any, config: Any) -> Sizes:
+        """Of a model as an update trains it, and its config."""
+        from sightline_trainer.dpo.support import obstacle
+
+        text = config.get_text_config()
+        every = sum(each.numel() for name, each in trained.named_parameters() if "lora_" not in name)
+        heads = int(text.num_attention_heads)
+        head = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+        names = getattr(getattr(trained, "base_model", None), "targeted_module_names", ())
+        return cls(
+            family=str(config.model_type),
+            parameters=every,
+            trained=sum(each.numel() for each in trained.parameters() if each.requires_grad),
+            modules=len(names),
+            stored=_bytes(getattr(config, "dtype", None) or getattr(text, "dtype", None)),
+            layers=int(text.num_hidden_layers),
+            width=int(text.hidden_size),
+            inner=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
+            kept=head * int(getattr(text, "num_key_value_heads", None) or heads),
+            shared=obstacle(trained) is None,
+        )
+
+    @property
+    def share(self) -> float:
+        """Of the parameters that are trained, an adapter's held against the base model's."""
+        return self.trained / max(1, self.parameters)
+
+    def slot(self, number: int) -> int:
+        """Bytes of one token's keys and values over all layers, with numbers of so many bytes."""
+        return 2 * self.layers * self.kept * number
+
+    def __str__(self) -> str:
+        where = f"LoRA on {self.modules} layers" if self.modules else "its own weights"
+        return (
+            f"{self.family}, {told(self.parameters)} parameters; the update trains {told(self.trained)} "
+            f"({self.share:.2%}): {where}"
+        )
+
+
+def told(count: float) -> str:
+    """1.4 M, 7.06 G: a count with its prefix."""
+    for factor, prefix in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= factor:
+            return f"{count / factor:.3g}{prefix}"
+    return f"{count:.3g}"
+
+
+def _bytes(dtype: Any) -> int:
+    import torch
+
+    if isinstance(dtype, str):
+        dtype = getattr(torch, dtype.removeprefix("torch."), None)
+    return dtype.itemsize if isinstance(dtype, torch.dtype) else 4

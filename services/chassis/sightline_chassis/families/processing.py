@@ -1,0 +1,224 @@
+"""How a processor wants its images and what it makes of them: asked of the processor itself, with probes.
+
+Processors differ in how images are nested, in how many rows of pixels an image has, in which dimension images stand
+side by side, and in what they say of each token. None of that is guessed from names or ranks: a few small calls are
+made at start, and their outputs compared.
+
+- An output is a token's where its second dimension grows as the ids do when the text does; else it is of the images.
+- Images of two prompts are joined in the dimension in which a call of both together equals two calls put side by side,
+  filled up with zeros in the others. Where no dimension does, prompts cannot be joined.
+- Over a response, a token's further numbers are as transformers' generation has them: those of the prompt's last token
+  again, or what the processor itself says of a suffix, where it knows suffixes (PaliGemma).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from PIL import Image
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_PLAIN = ("input_ids", "attention_mask")
+_WORD = " a"
+
+
+class ProcessorUnusable(ValueError):
+    """A processor that cannot be used as it is; the message is one sentence that says why."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PromptInputs:
+    """What a processor makes of one prompt.
+
+    Attributes:
+        ids: token ids (length,), image placeholders expanded.
+        tokens: further numbers of each token, (1, length, ...): types, masks.
+        images: inputs of the tower and sizes, of all images of the prompt; empty for a text alone.
+    """
+
+    ids: Tensor
+    tokens: dict[str, Tensor]
+    images: dict[str, Tensor]
+
+
+class Processing:
+    """A model's processor, and what was found out about it.
+
+    Attributes:
+        processor: a transformers processor with a chat template.
+        nested: whether images are given as a list for each prompt; else they are given as one list.
+        token_names: outputs that are a token's.
+        image_names: outputs that are of the images.
+        joined_in: by image output, the dimension in which several prompts' are joined; None where they cannot be.
+        text_decides: image outputs that also depend on the text (InstructBLIP's), so that an image's features do.
+    """
+
+    def __init__(self, processor: Any, accepted: Collection[str]) -> None:
+        """Ask the processor.
+
+        Args:
+            processor: with its chat template.
+            accepted: names of the model's inputs; other outputs are dropped, and so are `labels`.
+
+        Raises:
+            ProcessorUnusable: it has no chat template that shows an image, or refuses its own prompt.
+        """
+        self.processor = processor
+        self._accepted = frozenset(accepted) - {"labels"}
+        self.nested = True
+        self.token_names: tuple[str, ...] = ()
+        self.image_names: tuple[str, ...] = ()
+        self.joined_in: dict[str, int | None] = {}
+        self._suffix: dict[str, Tensor] = {}
+        rendered = self.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}])
+        first, second = _noise(64, 48, 40), _noise(48, 96, 90)
+        single = self._first_call(rendered, first)
+        longer = self._call([rendered + _WORD], [[first]])
+        self._sort(single, longer)
+        self.text_decides: tuple[str, ...] = tuple(
+            name for name in self.image_names if single[name].shape != longer[name].shape
+        )
+        self._find_joins(rendered, [first, second])
+        self._find_suffix(rendered, first)
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """A conversation after the chat template, ready for the answer."""
+        return str(self.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+    def prompt(self, rendered: str, images: Sequence[Image.Image]) -> PromptInputs:
+        """The processor's own call for one rendered prompt and its images (RGB), sorted.
+
+        Raises:
+            ValueError: the processor refuses them, in its own words; also RuntimeError and TypeError, as it likes.
+        """
+        return self.sorted(self._call([rendered], [list(images)]))
+
+    def sorted(self, outputs: Mapping[str, Any]) -> PromptInputs:
+        """A call's outputs for one prompt, sorted."""
+        return PromptInputs(
+            outputs["input_ids"][0],
+            {name: outputs[name] for name in self.token_names if name in outputs},
+            {name: outputs[name] for name in self.image_names if name in outputs},
+        )
+
+    def join(self, prompts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """The image inputs of several prompts as those of one call for all.
+
+        Raises:
+            ValueError: there is more than one, and `joins` is false.
+        """
+        if len(prompts) == 1:
+            return dict(prompts[0])
+        joined = {}
+        for name in prompts[0]:
+            dimension = self.joined_in[name]
+            if dimension is None:
+                raise ValueError(f"{name} of several prompts cannot be joined")
+            joined[name] = side_by_side([prompt[name] for prompt in prompts], dimension)
+        return joined
+
+    @property
+    def joins(self) -> bool:
+        """Whether image inputs of several prompts can be joined."""
+        return all(dimension is not None for dimension in self.joined_in.values())
+
+    def continued(self, tokens: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
+        """A prompt's further numbers of each token, with those of a response of `count` tokens after them."""
+        import torch
+
+        longer = {}
+        for name, values in tokens.items():
+            last = self._suffix.get(name, values[:, -1:]).to(values)
+            longer[name] = torch.cat([values, last.expand(-1, count, *values.shape[2:])], dim=1)
+        return longer
+
+    def _first_call(self, rendered: str, image: Image.Image) -> dict[str, Any]:
+        for self.nested in (True, False):
+            try:
+                return self._call([rendered], [[image]])
+            except (ValueError, TypeError, AttributeError, IndexError, RuntimeError, KeyError) as error:
+                failure = error
+        name = type(self.processor).__name__
+        raise ProcessorUnusable(f"{name} refuses an image in a prompt of its own chat template: {failure}")
+
+    def _call(self, rendered: Sequence[str], images: Sequence[Sequence[Image.Image]], **more: Any) -> dict[str, Any]:
+        bos = getattr(self.processor.tokenizer, "bos_token", None)
+        # A template that writes the begin token itself must not get a second one.
+        special = {"add_special_tokens": False} if bos and rendered[0].startswith(bos) else {}
+        shown: dict[str, Any] = {}
+        if any(images):
+            shown["images"] = [list(one) for one in images] if self.nested else [i for one in images for i in one]
+        outputs = self.processor(text=list(rendered), return_tensors="pt", **shown, **special, **more)
+        return {name: value for name, value in outputs.items() if name in _PLAIN or name in self._accepted}
+
+    def _sort(self, single: Mapping[str, Any], longer: Mapping[str, Any]) -> None:
+        import torch
+
+        length, grown = single["input_ids"].shape[1], longer["input_ids"].shape[1]
+        if grown <= length:
+            raise ProcessorUnusable(f"{type(self.processor).__name__} makes no token of a word more")
+        tokens: list[str] = []
+        images: list[str] = []
+        for name in single:
+            if name in _PLAIN:
+                continue
+            if not isinstance(single[name], torch.Tensor):
+                raise ProcessorUnusable(f"{type(self.processor).__name__} gives {name} as no tensor, which is not done")
+            lengths = [outputs[name].shape[1:2] for outputs in (single, longer)]
+            (tokens if lengths == [(length,), (grown,)] else images).append(name)
+        if not images:
+            raise ProcessorUnusable(
+                f"{type(self.processor).__name__} makes nothing of an image: its chat template may not show images"
+            )
+        self.token_names, self.image_names = tuple(tokens), tuple(images)
+
+    def _find_joins(self, rendered: str, pictures: Sequence[Image.Image]) -> None:
+        import torch
+
+        alone = [self._call([rendered], [[picture]]) for picture in pictures]
+        try:
+            together = self._call([rendered] * 2, [[picture] for picture in pictures], padding=True)
+        except (ValueError, TypeError, RuntimeError):
+            self.joined_in = dict.fromkeys(self.image_names)
+            return
+        for name in self.image_names:
+            parts, whole = [outputs[name] for outputs in alone], together[name]
+            self.joined_in[name] = next(
+                (
+                    dimension
+                    for dimension in range(whole.dim())
+                    if whole.shape[dimension] == sum(part.shape[dimension] for part in parts)
+                    and torch.equal(side_by_side(parts, dimension), whole)
+                ),
+                None,
+            )
+
+    def _find_suffix(self, rendered: str, image: Image.Image) -> None:
+        if "suffix" not in inspect.signature(type(self.processor).__call__).parameters:
+            return
+        outputs = self._call([rendered], [[image]], suffix=["a"])
+        self._suffix = {name: outputs[name][:, -1:] for name in self.token_names}
+
+
+def side_by_side(parts: Sequence[Tensor], dimension: int) -> Tensor:
+    """Tensors joined in a dimension, filled up with zeros in the others."""
+    import torch
+    from torch.nn import functional
+
+    sizes = [max(part.shape[d] for part in parts) for d in range(parts[0].dim())]
+    filled = []
+    for part in parts:
+        room = [
+            0 if d == dimension else size - have for d, (size, have) in enumerate(zip(sizes, part.shape, strict=True))
+        ]
+        filled.append(functional.pad(part, [n for d in reversed(room) for n in (0, d)]) if any(room) else part)
+    return torch.cat(filled, dim=dimension)
+
+
+def _noise(width: int, height: int, sigma: int) -> Image.Image:
+    return Image.effect_noise((width, height), sigma).convert("RGB")

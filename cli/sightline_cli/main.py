@@ -322,6 +322,23 @@ def export_(
     guarded(work, debug, "trainer")
 
 
+@app.command("convert")
+def convert_(
+    source: Annotated[Path, typer.Argument(help="A released checkpoint, such as MobileVLM_V2-1.7B's directory.")],
+    target: Annotated[Path, typer.Argument(help="A new directory.")],
+    debug: Debug = False,
+) -> None:
+    """Turn a released MobileVLM V2 checkpoint into one that sampler and trainer load."""
+
+    def write() -> None:
+        from sightline_chassis.families.mobilevlm_checkpoint import convert
+
+        convert(source, target)
+        typer.echo(target)
+
+    guarded(write, debug)
+
+
 @app.command("doctor")
 def doctor_(
     as_json: Json = False,

@@ -197,7 +197,7 @@ def test_what_arrives_is_let_in(mind: Mind, template: Path, tmp_path: Path, seed
 
 @pytest.mark.parametrize("seed", VARIATIONS)
 @pytest.mark.parametrize(
-    ("fault", "reasons", "told"),
+    ("fault", "reasons", "seen"),
     [
         (
             wrong_prefix,

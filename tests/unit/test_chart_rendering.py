@@ -105,7 +105,7 @@ def test_the_schema_is_closed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "seen"),
     [
         ({"scorerr": {}}, "scorerr"),
         ({"scorer": {"replicas": "two"}}, "/scorer/replicas"),

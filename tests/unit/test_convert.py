@@ -83,7 +83,7 @@ def test_a_newer_service_may_know_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "told"),
+    ("value", "error", "found"),
     [
         (SamplingParams(top_k=-1), ValueError, "range"),
         (SamplingParams(distortion="blur"), TypeError, "'blur' is no distortion"),  # type: ignore[arg-type]

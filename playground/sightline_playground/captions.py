@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -159,12 +159,3 @@ _OBJECT: Final = re.compile(rf"\b({'|'.join(COLOURS)}) ({'|'.join(SHAPES)})\b")
 def mentioned(text: str) -> list[str]:
     """The names of the objects that a text mentions, in order, repetitions kept."""
     return [match.group(0) for match in _OBJECT.finditer(text.lower())]
-
-
-def things_of(names: Iterable[str]) -> list[Thing]:
-    """Objects by their names.
-
-    Raises:
-        KeyError: for a name that is no object of this world.
-    """
-    return [BY_NAME[name] for name in names]

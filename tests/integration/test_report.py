@@ -48,7 +48,7 @@ def test_history_is_what_the_files_say(run: Path) -> None:
     assert set(history.seconds[1]) == {"sample", "pair", "update", "publish", "evaluate"}
     assert history.counts[1]["pairs"] > 0
     last = history.policies[-1].manifest
-    assert [policy.manifest.version for policy in history.lineage(last.version)] == [last.version, last.parent_version]
+    assert [policy.manifest.version for policy in reversed(history.policies)] == [last.version, last.parent_version]
     assert history.state["versions"]["trl"].startswith("1.16")
 
 

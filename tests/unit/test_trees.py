@@ -45,7 +45,7 @@ def tree(readme: Path, root: Path, first: str) -> Iterator[Path]:
                 above.append((indent, path))
             folder = path.parent
         if found[-1].endswith("/"):
-            yield from (inside for each in NAME.findall(meaning) if (inside := path / each).exists())
+            yield from (path / each for each in NAME.findall(meaning) if each.endswith(".py") or (path / each).exists())
 
 
 def product(package: Path) -> set[Path]:

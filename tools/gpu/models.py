@@ -104,9 +104,3 @@ def prompt(model: Any, number: int, length: int = 617) -> Prepared:
     ids[5 : 5 + IMAGE_TOKENS] = 3
     pixels = torch.randn((1, 3, 336, 336), generator=generator)
     return Prepared(ids, "", {}, {"pixel_values": pixels}, f"image-{number}")
-
-
-def linear_parameters(model: Any) -> int:
-    """Parameters of the language model's layers: what a token is multiplied with, the head left out."""
-    layers = model.get_decoder().layers if hasattr(model, "get_decoder") else model.model.language_model.layers
-    return sum(p.numel() for name, p in layers.named_parameters() if p.dim() == 2 and "lora" not in name)

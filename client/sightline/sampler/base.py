@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 
 S = TypeVar("S")
-
-Make: TypeAlias = Callable[[Callable[[pb.SampleRequest, float], Any], pb.SampleRequest, Tries], S]
 
 _PAUSES = enum_numbers(pb.PauseMode.DESCRIPTOR)
 

@@ -15,18 +15,16 @@ class FeatureCache(LRUCache[K, V]):
     """A cache of arrays or lists of arrays (anything with `nbytes`). Use it from one thread.
 
     Attributes:
-        hits: how often `get` knew the features.
-        misses: how often not.
+        misses: how often `get` did not know the features.
     """
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__(max_bytes, getsizeof=_bytes)
-        self.hits = self.misses = 0
+        self.misses = 0
 
     def get(self, key: K, default: Any = None) -> Any:
-        """The features, or the default; counted."""
+        """The features, or the default, which is counted."""
         if key in self:
-            self.hits += 1
             return self[key]
         self.misses += 1
         return default

@@ -87,15 +87,6 @@ class History:
         """What the page calls the run: its directory's name, if nothing else was said."""
         return self.label or self.run.id
 
-    def lineage(self, version: int) -> list[PolicyEntry]:
-        """A policy and those that it was trained from, newest first; the base model, which has no files, left out."""
-        known = {policy.manifest.version: policy for policy in self.policies}
-        chain = []
-        while (policy := known.get(version)) is not None:
-            chain.append(policy)
-            version = policy.manifest.parent_version
-        return chain
-
 
 def _policies(directory: Path) -> list[PolicyEntry]:
     policies = []

@@ -33,8 +33,10 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
         SightlineError: the scorer is away, or refuses.
     """
     lines = list(_read(pairs))
+    if not lines:
+        raise InvalidInput(f"{pairs} holds no pairs", reason="FILE")
     cosines: list[float] = []
-    with ScorerClient(scorer, **given().arguments()) as client:
+    with ScorerClient(scorer, **given().of_client()) as client:
         listed = {model.name: model for model in client.list_models().models}
         model = listed.get(name) or next(model for model in listed.values() if model.is_default)
         if name and model.name != name:

@@ -23,7 +23,8 @@ from sightline_cli.extras import told_of
 
 _GIVEN = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 """What the system says of a path that was given."""
-_NOT_THERE = ("Failed to connect to remote host", "DNS resolution failed", "Deadline Exceeded")
+_NOT_THERE = ("connections to all backends failing", "failed to connect", "DNS resolution failed", "Deadline Exceeded")
+"""How gRPC's own words of a service that does not answer begin."""
 GONE = 128 + signal.SIGPIPE
 
 
@@ -72,7 +73,7 @@ def _end(error: Exception, debug: bool, code: int) -> NoReturn:
     if isinstance(error, (AlreadyExists, InvalidInput, NotFound, PreconditionFailed)) or _is_of_settings(error):
         _tell(str(error), 2)
     if isinstance(error, SightlineError):
-        away = any(sign in str(error) for sign in _NOT_THERE)
+        away = str(error).startswith(_NOT_THERE)
         _tell(f"{error}; is the service running, and at that address?" if away else str(error), 1)
     if isinstance(error, OSError):
         _tell(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), code)

@@ -115,7 +115,7 @@ def run_recipe(
     scorer: Annotated[
         str | None, typer.Option(help="Address of a scorer; default: the recipe's, or start one.")
     ] = None,
-    metrics_port: Annotated[int, typer.Option(help="Port of /metrics on loopback; 0: none.")] = 0,
+    metrics_port: Annotated[int, typer.Option(help="Port of /metrics on loopback; 0: none.", min=0, max=65535)] = 0,
     connections: Annotated[
         Path | None,
         typer.Option(help="YAML file of scorer and sampler: address, tls, token_file, as the trainer's `connections`."),
@@ -279,7 +279,7 @@ def watch_(
     run: Annotated[str, typer.Argument(help="A run directory, or with --trainer a run's id.")],
     trainer: Annotated[str | None, typer.Option(help="Address of a trainer that has the run.")] = None,
     serve: Annotated[bool, typer.Option("--serve", help="Serve the report on loopback; it goes along.")] = False,
-    port: Annotated[int, typer.Option(help="With --serve: the port; 0 takes a free one.")] = 0,
+    port: Annotated[int, typer.Option(help="With --serve: the port; 0 takes a free one.", min=0, max=65535)] = 0,
     as_json: EventLines = False,
     debug: Debug = False,
 ) -> None:

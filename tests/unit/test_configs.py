@@ -27,8 +27,14 @@ def test_recipe(path: Path) -> None:
     assert path.read_text().startswith("# "), "a recipe begins with the commands that run it"
 
 
-@pytest.mark.field
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.field if path.stem == "clip_dpo" else ())
+        for path in sorted((ROOT / "recipes").glob("*.yaml"))
+    ],
+    ids=lambda path: path.stem,
+)
 def test_the_command_in_a_recipes_header_is_taken(path: Path) -> None:
     """YAML takes `?` for the end of a text in brackets: the paraphrases of clip_dpo.yaml were no list."""
     header = "\n".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))

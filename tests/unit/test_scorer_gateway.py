@@ -18,6 +18,7 @@ import grpc
 import httpx
 import pytest
 from chassis_certificates import Authority, put
+from field import faults
 from scorer_gateways import Gateway
 from scorer_scripted import Scripted, scripted
 
@@ -364,14 +365,15 @@ def test_base64_is_decoded_however_it_is_wrapped(gateway: Gateway, text: str) ->
         assert gateway.post("/get_reward", rows).json()["rewards"] == [2.0]
 
 
-@pytest.mark.field
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("data:image/png,abc", "DATA_URI_UNUSABLE"),
-        ("data:text/html;base64,aaaa", "DATA_URI_UNUSABLE"),
-        ("data:image/png;base64", "DATA_URI_UNUSABLE"),
-        ("data:" + ";a=b" * 100_000, "DATA_URI_UNUSABLE"),
+        *faults(
+            ("data:image/png,abc", "DATA_URI_UNUSABLE"),
+            ("data:text/html;base64,aaaa", "DATA_URI_UNUSABLE"),
+            ("data:image/png;base64", "DATA_URI_UNUSABLE"),
+            ("data:" + ";a=b" * 100_000, "DATA_URI_UNUSABLE"),
+        ),
         ("a-b_", "BASE64_MALFORMED"),
         ("abc", "BASE64_MALFORMED"),
     ],

@@ -13,7 +13,14 @@ import grpc
 import pytest
 import scorer_models
 from scorer_models import SENTENCES, Reference
-from sightline.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
+from sightline.errors import (
+    DeadlineExceeded,
+    InternalError,
+    Overloaded,
+    PreconditionFailed,
+    SightlineError,
+    Unavailable,
+)
 from sightline_scorer.settings import ModelSettings, TritonSettings
 from sightline_scorer.triton import backend as backend_module
 from sightline_scorer.triton import repository
@@ -135,6 +142,18 @@ def test_a_directory_without_weights_is_refused(tiny: Path, tmp_path: Path) -> N
     shutil.copy(tiny / "open_clip_config.json", tmp_path)
     with pytest.raises(ValueError, match="holds no weights"):
         repository.describe("m", ModelSettings(source=str(tmp_path)))
+
+
+@pytest.mark.field
+def test_a_model_that_fails_its_trial_forward_is_named(tmp_path: Path) -> None:
+    """It was found by Triton, whose log of kilobytes was the answer."""
+    text = {**scorer_models.TINY["text_cfg"], "vocab_size": 400}  # the tokenizer's ids go further
+    broken = scorer_models.make_model(
+        tmp_path, {**scorer_models.TINY, "text_cfg": text}, {"size": 64, "interpolation": "bicubic"}
+    )
+    with pytest.raises(PreconditionFailed, match=r"the model m fails its trial forward: IndexError") as caught:
+        repository.describe("m", ModelSettings(source=str(broken)))
+    assert (caught.value.reason, "\n" in str(caught.value)) == ("MODEL_FAILS_FORWARD", False)
 
 
 def test_an_open_clip_name_with_a_weights_file(tiny: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from field import faults
 from PIL import Image
 from pydantic import ValidationError
 from sightline.errors import PreconditionFailed
@@ -202,15 +203,16 @@ def test_all_pairs_and_top_against_bottom() -> None:
     assert indices(TopBottom(k=2).pick(ranked(5, 4, 3), fine).pairs) == [(0, 2)]  # no candidate on both sides
 
 
-@pytest.mark.field
 @pytest.mark.parametrize(
     "rule",
     [
-        BestWorst(), TopBottom(k=3), AllPairs(),
-        IthBestIthWorst(floor=0.0, small_gap=0.0, factor=0.0), IthBestIthWorst(floor=0.0, small_gap=0.0, small_group=9),
-        IthBestIthWorst(ceiling=9.0),
+        *faults(
+            (BestWorst(),), (TopBottom(k=3),), (IthBestIthWorst(floor=0.0, small_gap=0.0, factor=0.0),),
+            (IthBestIthWorst(floor=0.0, small_gap=0.0, small_group=9),), (IthBestIthWorst(ceiling=9.0),),
+        ),
+        AllPairs(),
     ],
-    ids=["best_worst", "top_bottom", "all_pairs", "ith", "ith_small", "ith_reference"],
+    ids=["best_worst", "top_bottom", "ith", "ith_small", "ith_reference", "all_pairs"],
 )  # fmt: skip
 def test_a_tie_is_no_preference_in_any_rule(rule: RulePart) -> None:
     equal = [*ranked(*[5.0] * 6), scored(9, 5.0, source="reference")]
@@ -346,15 +348,15 @@ def test_a_gap_of_exactly_two_is_kept_whatever_the_floats_say() -> None:
 
 @pytest.mark.field
 def test_a_bound_that_is_met_exactly_is_met() -> None:
-    short, fitting, long = (scored(0, 1.0, tokens=count) for count in (10, 23, 24))
-    lengths = Lengths(max_ratio=2.3)  # 2.3 * 10 is 22.999999999999996
+    short, fitting, long = (scored(0, 1.0, tokens=count) for count in (50, 115, 116))
+    lengths = Lengths(max_ratio=2.3)  # 2.3 * 50 is 114.99999999999999
     assert lengths.pair_fault(fitting, short) is None
     assert lengths.pair_fault(long, short) == "length_differs"
-    letters = "abcdefghijk" + "1" * 9  # 11 of 20; 0.55 * 20 is 11.000000000000002
-    assert Degenerate(min_letters=0.55).candidate_fault(scored(0, 1.0, text=letters)) is None
-    assert Degenerate(min_letters=0.56).candidate_fault(scored(0, 1.0, text=letters)) == "degenerate"
+    letters = "abcdefghijklmn" + "1" * 11  # 14 of 25; 0.56 * 25 is 14.000000000000002
+    assert Degenerate(min_letters=0.56).candidate_fault(scored(0, 1.0, text=letters)) is None
+    assert Degenerate(min_letters=0.57).candidate_fault(scored(0, 1.0, text=letters)) == "degenerate"
     rule = IthBestIthWorst(small_gap=2.0, floor=0.0)
-    assert len(rule.pick([scored(0, 66.11), scored(1, 64.11)], fine).pairs) == 1
+    assert len(rule.pick([scored(0, 4.1), scored(1, 2.1)], fine).pairs) == 1
 
 
 @pytest.mark.field

@@ -17,6 +17,7 @@ from sightline.scorer import ScorerClient
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline.scorer.v1 import scorer_pb2_grpc
 from sightline_scorer.calibration import FILE_NAME, fit
+from sightline_trainer.evaluation.lines import encodable, read_lines
 
 from sightline_cli.credentials import given
 
@@ -32,10 +33,9 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
         PreconditionFailed: it is an ensemble, or its directory is elsewhere; too few pairs for percentiles.
         SightlineError: the scorer is away, or refuses.
     """
-    lines = list(_read(pairs))
-    if not lines:
-        raise InvalidInput(f"{pairs} holds no pairs", reason="FILE")
+    places, lines = zip(*reference_lines(pairs), strict=True)
     cosines: list[float] = []
+    left_out: list[str] = []
     with ScorerClient(scorer, **given().of_client()) as client:
         listed = {model.name: model for model in client.list_models().models}
         model = listed.get(name) or next(model for model in listed.values() if model.is_default)
@@ -50,11 +50,19 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
         target = out or _beside(model.architecture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"scoring with {model.name}", total=len(lines))
-            for outcome in client.score_many(lines, model=model.name):
-                if isinstance(outcome, SightlineError):
-                    raise outcome
-                cosines.extend(outcome.cosine.tolist())
+            for place, outcome in zip(places, client.score_many(lines, model=model.name), strict=True):
                 progress.advance(task)
+                if isinstance(outcome, InvalidInput):  # this line's own: the others are measured all the same
+                    left_out.append(f"{place}: {outcome.message}")
+                elif isinstance(outcome, SightlineError):
+                    raise outcome
+                else:
+                    cosines.extend(outcome.cosine.tolist())
+    if left_out:
+        told = f"{len(left_out)} of {len(lines)} lines left out; the first is {left_out[0]}"
+        if not cosines:
+            raise InvalidInput(told, reason="LINE")
+        typer.echo(told, err=True)
     try:
         fitted = fit(cosines, model.weights_digest, model.preprocessing_digest)
     except ValueError as error:
@@ -65,7 +73,15 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
     quartiles = [round(float(fitted.cosines[(abs(fitted.levels - level)).argmin()]), 4) for level in _LEVELS]
     if as_json:
         typer.echo(
-            json.dumps({"file": str(target), "model": model.name, "pairs": fitted.pairs, "quartiles": quartiles})
+            json.dumps(
+                {
+                    "file": str(target),
+                    "model": model.name,
+                    "pairs": fitted.pairs,
+                    "quartiles": quartiles,
+                    "left_out": len(left_out),
+                }
+            )
         )
     else:
         shown = ", ".join(f"{value:.4f}" for value in quartiles)
@@ -100,26 +116,17 @@ def reload(scorer: str, as_json: bool) -> None:
         typer.echo(f"{name}: gone")
 
 
-def _read(path: Path) -> Iterator[tuple[Path, list[str]]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise InvalidInput(f"{path} cannot be read: {error.strerror}", reason="FILE") from None
-    except UnicodeDecodeError:
-        raise InvalidInput(f"{path} is no text in UTF-8; name a file of JSON lines", reason="FILE") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            image, texts = row["image"], row["texts"]
-            if not isinstance(image, str) or not isinstance(texts, list):
-                raise TypeError("image must be a path and texts a list")
-        except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInput(
-                f"{path}:{number} is not {{'image': path, 'texts': [...]}}: {error!r}", reason="LINE"
-            ) from None
-        yield path.parent / image, [str(text) for text in texts]
+def reference_lines(path: Path) -> Iterator[tuple[str, tuple[Path, list[str]]]]:
+    """(place, image and texts) of each line."""
+    found = 0
+    for line in read_lines(path, ["image", "texts"]):
+        texts = line.row["texts"]
+        if not isinstance(texts, list) or not all(isinstance(text, str) and encodable(text) for text in texts):
+            raise line.fault('texts must be a list of whole texts: ["a cat", ...]')
+        found += 1
+        yield f"{path}, {line.place}", (path.parent / line.text("image"), texts)
+    if not found:
+        raise InvalidInput(f"{path} has no line {{'image': path, 'texts': [...]}}", reason="LINE")
 
 
 def _beside(architecture: str) -> Path:

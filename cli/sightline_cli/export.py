@@ -40,7 +40,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
     Raises:
         NotFound: there is no run, or it has no pairs yet.
         AlreadyExists: the directory is there.
-        InvalidInput: the hub is meant, but no name on it is given.
+        InvalidInput: the hub is meant, but no name on it is given; or no pair has a picture that can be read.
         DataCorrupted: a file of pairs is damaged.
         Unavailable: the hub can't be reached, or does not take the dataset.
     """
@@ -60,8 +60,14 @@ def export(run: Path, to: str, as_json: bool) -> None:
         read_table(Path(file), ["prompt_id"])
     datasets.disable_progress_bars()
     pairs = datasets.load_dataset("parquet", data_files=files, split="train")
-    pairs = _plain(pairs)
-    facts = {"run": directory.id, "pairs": len(pairs), "iterations": len(files), "to": to}
+    pairs, left_out = plain_pairs(pairs)
+    facts = {"run": directory.id, "pairs": len(pairs), "left_out": len(left_out), "iterations": len(files), "to": to}
+    if left_out:
+        number, why = next(iter(left_out.items()))
+        what = f"{len(left_out)} pairs left out, whose pictures cannot be read; the first is pair {number + 1}: {why}"
+        if not len(pairs):
+            raise InvalidInput(what, reason="NO_PAIRS")
+        Console(stderr=True).print(what, soft_wrap=True, markup=False)
     if to.startswith(HUB):
         try:
             pairs.push_to_hub(to.removeprefix(HUB))
@@ -83,8 +89,9 @@ def export(run: Path, to: str, as_json: bool) -> None:
     _tell(facts, as_json)
 
 
-def _plain(pairs: Any) -> Any:
-    """The pairs with pictures that every program reads as the run did, whatever it does with EXIF and transparency."""
+def plain_pairs(pairs: Any) -> tuple[Any, dict[int, str]]:
+    """The pairs with pictures that every program reads as the run did, whatever it does with EXIF and transparency; and
+    those left out, by number, with what is wrong with their pictures."""
     import datasets
     from sightline_chassis.images import plain_file
     from sightline_chassis.sections import ImageLimits
@@ -94,13 +101,24 @@ def _plain(pairs: Any) -> Any:
     for name in columns:
         pairs = pairs.cast_column(name, datasets.List(datasets.Image(decode=False)))
 
-    def plain(row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: [{**image, "bytes": plain_file(image["bytes"], ImageLimits())[0]} for image in row[name] or []]
-            for name in columns
-        }
+    left_out: dict[int, str] = {}
 
-    return pairs.map(plain, load_from_cache_file=False, features=pairs.features).cast(features)
+    def plain(row: dict[str, Any], number: int) -> dict[str, Any]:
+        try:
+            return {
+                name: [
+                    {**image, "bytes": plain_file(image["bytes"] or b"", ImageLimits())[0]} for image in row[name] or []
+                ]
+                for name in columns
+            }
+        except InvalidInput as error:
+            left_out[number] = error.message
+            return {name: [] for name in columns}
+
+    pairs = pairs.map(plain, with_indices=True, load_from_cache_file=False, features=pairs.features)
+    if left_out:
+        pairs = pairs.select([number for number in range(len(pairs)) if number not in left_out])
+    return pairs.cast(features), left_out
 
 
 def _tell(facts: dict[str, Any], as_json: bool) -> None:

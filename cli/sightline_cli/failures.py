@@ -58,6 +58,10 @@ def guarded(command: Callable[[], None], debug: bool, extra: str = "service") ->
         _tell(told, 2)
     except OSError as error:
         _end(error, debug, 2 if isinstance(error, _GIVEN) else 1)
+    except UnicodeEncodeError as error:  # of the command line, whose bytes need be no text
+        if debug:
+            raise
+        _tell(f"{error.object[:100]!r} holds half of a character: give whole text, in UTF-8", 2)
     except Exception as error:
         _end(error, debug, 1)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from running import ROOT, WEIGHTS, Services, small_recipe
-from sightline.errors import InternalError, InvalidInput
+from sightline.errors import InternalError
 from sightline.sampler import SamplerClient, verify
 from sightline_cli.processes import Processes
 from sightline_trainer.events import Event
@@ -88,16 +88,22 @@ def test_damaged_images_cost_their_prompts_and_no_more(services: Services, playg
     assert len({row["prompt_id"] for row in said(run)}) <= 60
 
 
-def test_a_damaged_test_image_is_named(services: Services, playground: Path, tmp_path: Path) -> None:
+def test_a_damaged_test_image_is_named_and_left_out(services: Services, playground: Path, tmp_path: Path) -> None:
     data = tmp_path / "test"
     shutil.copytree(playground / "test", data)
     image = sorted((data / "images").iterdir())[0]
     image.write_bytes(b"no image")
     paths = {"train": str(playground / "train"), "test": str(data), "prompts_per_iteration": 8}
-    run = RunDirectory(tmp_path / "run")
-    with pytest.raises(InvalidInput, match=image.name):
-        execute(small(services, playground, data=paths), run, lambda event: None)
-    assert (run.state()["state"], run.state()["reason"]) == ("failed", "IMAGE_UNREADABLE")
+    run, events = RunDirectory(tmp_path / "run"), list[Event]()
+    (row,) = [row for row in map(json.loads, (data / "prompts.jsonl").read_text().splitlines())
+              if row["image"].endswith(image.name)]  # fmt: skip
+    execute(small(services, playground, iterations=1, data=paths), run, events.append)
+    assert run.state()["state"] == "succeeded"
+    left_out = json.loads((run.root / "dropped.json").read_text())["data.test"]
+    assert left_out["counts"] == {"IMAGE_UNREADABLE": 1}
+    assert [each["row"] for each in left_out["rows"]] == [row["id"]]
+    assert any(row["id"] in event.message for event in events)
+    assert row["id"] not in (run.iteration(1) / "by_image.json").read_text()
 
 
 def test_a_loss_that_is_not_finite_publishes_nothing(services: Services, playground: Path, tmp_path: Path) -> None:

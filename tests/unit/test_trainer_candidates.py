@@ -21,14 +21,15 @@ from sightline_trainer.candidates.declared import declared
 from sightline_trainer.candidates.noised_image import noised
 from sightline_trainer.candidates.question_answer import QuestionIndex
 from sightline_trainer.candidates.source import CandidatePart, SourceContext, SourceRequest
-from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
+from sightline_trainer.row_gate import RowGate
 
 REFERENCE = "there is a red star ."
-PROMPT = Prompt("p", Path("x.png"), "what do you see ?", reference=REFERENCE)
-TEMPLATE = ChatTemplate(str(WEIGHTS / "llava"))
+PROMPT = Prompt("p", WEIGHTS.parent / "world.png", "what do you see ?", reference=REFERENCE)
+GATE = RowGate(str(WEIGHTS / "llava"))
+TEMPLATE = GATE.template
 
 
 class Sampler:
@@ -63,7 +64,7 @@ def made(
         {"name": "test", "model": "m", "data": {"train": "a", "test": "b"}, "sampling": {"candidates": 3}}
     )
     sampler = Sampler()
-    source = part.open(SourceContext(recipe.sampling, recipe.seed, sampler, TEMPLATE, dataset, None, AsyncExitStack()))  # type: ignore[arg-type]
+    source = part.open(SourceContext(recipe.sampling, recipe.seed, sampler, GATE, dataset, None, AsyncExitStack()))  # type: ignore[arg-type]
     assert source is not None
     return asyncio.run(source(prompt, ask or SourceRequest(iteration=2, version=7))), sampler.calls
 

@@ -13,7 +13,7 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sightline_trainer.events import Event
+from sightline_trainer.events import LEFT_OUT, Event
 
 _ANY_WIDTH = 10_000
 _VERBS = {
@@ -105,6 +105,9 @@ class Display:
             if event.stage == "iteration":
                 self.rows.append(event.metrics)
                 self._line(event)
+            return
+        if LEFT_OUT in event.metrics and event.message:
+            self.console.print(event.message, soft_wrap=True, markup=False, highlight=False)
             return
         if event.stage == "sample" and self._stage in (("update", event.iteration - 1), ("pair", event.iteration - 1)):
             return  # sampled ahead, while the update trains

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 Stage = Literal["start", "sample", "pair", "update", "publish", "evaluate", "iteration", "end"]
+
+LEFT_OUT = "left_out"
+"""Key of an event's metrics: how many rows the stage left out; its message names the first."""
+MOST_LINE = 1 << 20
+"""Bytes of a line of a log; a longer one is none of ours."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,12 +81,14 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class EventReader:
-    """Reads a log that grows, each event once and each line once."""
+    """Reads a log that grows, each event once and each line once. A line that is no event, since a disk or a hand
+    damaged it, is told as an event that says so, and reading goes on."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self._path = path
         self._start = start
         self._number = self._place = 0
+        self._last = Event(stage="start", time=0.0)
 
     def read(self) -> Iterator[tuple[int, Event]]:
         """The events that came since, from number `start` on, each with its number."""
@@ -86,12 +96,36 @@ class EventReader:
             return
         with self._path.open("rb") as file:
             file.seek(self._place)
-            for line in file:
+            while line := file.readline(MOST_LINE):
+                end = self._place + len(line)
+                while not line.endswith(b"\n") and (more := file.readline(MOST_LINE)):
+                    line, end = more, end + len(more)
                 if not line.endswith(b"\n"):
                     return
-                number, self._number, self._place = self._number, self._number + 1, self._place + len(line)
+                number, whole = self._number, end - self._place == len(line)
+                event = self._event(line if whole else b"", number)
+                self._number, self._place, self._last = number + 1, end, event
                 if number >= self._start:
-                    yield number, Event(**json.loads(line))
+                    yield number, event
+
+    def _event(self, line: bytes, number: int) -> Event:
+        try:
+            return _checked(json.loads(line))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            told = f"line {number + 1} of {self._path.name} is damaged and left out"
+            logger.warning("%s: %s (%s)", self._path.parent.name, told, str(error)[:200])
+            return replace(self._last, done=0, total=0, metrics={}, message=told)
+
+
+def _checked(row: Any) -> Event:
+    """The event of a row. Raises TypeError or ValueError where it is none."""
+    event = Event(**row)
+    numbers = (event.iteration, event.done, event.total, event.time)
+    if event.stage not in get_args(Stage) or not isinstance(event.message, str):
+        raise ValueError(f"no event: stage {str(event.stage)[:40]!r}")
+    if not all(isinstance(one, int | float) for one in (*numbers, *event.metrics.values())):
+        raise ValueError("no event: a number is none")
+    return event
 
 
 def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, Event]]:

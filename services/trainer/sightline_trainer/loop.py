@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,10 +23,12 @@ from sightline.sampler import PolicyManifest, model_digest, policy_dirname, writ
 from sightline_trainer import metrics
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.connections import Connections
+from sightline_trainer.dropped import DroppedRows, told
 from sightline_trainer.evaluation.evaluate import evaluate
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
-from sightline_trainer.events import Event, Observer, Stage
+from sightline_trainer.events import LEFT_OUT, Event, Observer, Stage
 from sightline_trainer.files import read_json, sync_directory, write_json
+from sightline_trainer.left_out import askable, counts_of, first_passing, no_pairs
 from sightline_trainer.pools import hold_out, open_pool, side_files
 from sightline_trainer.preflight.begin import begin
 from sightline_trainer.preflight.finding import refuse
@@ -34,6 +36,7 @@ from sightline_trainer.preflight.trial import TRIES, ask, elsewhere, train_on
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.rollout import Rollout
+from sightline_trainer.row_gate import RowGate
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.session import Session, connected
 from sightline_trainer.stopwatch import Stopwatch
@@ -63,10 +66,13 @@ class Loop:
                 "the recipe names no sampler or no scorer; set sampling.address and reward.address",
                 reason="NO_ADDRESS",
             )
-        self.train = open_pool(recipe.data.train, run.images)
-        test = open_pool(recipe.data.test, run.images)
-        self.test = test.head(recipe.evaluation.prompts)
-        self.held_out = EvaluationSet.load(side_files(recipe.data.test), self.test, recipe.evaluation)
+        self.gate = RowGate(recipe.base_model)
+        self.train = open_pool(recipe.data.train, run.images, self.gate)
+        test = open_pool(recipe.data.test, run.images, self.gate)
+        self.test, left_out = first_passing(test, recipe.evaluation.prompts, self.gate)
+        held_out = EvaluationSet.load(side_files(recipe.data.test), self.test, recipe.evaluation)
+        self.held_out = askable(held_out, self.gate, left_out)
+        self._rows = {"data.train": self.train.dropped, "data.test": left_out}
         drawn = [prompt for number in range(1, recipe.iterations + 1) for prompt in self._drawn(number)]
         hold_out(drawn, self.test)
 
@@ -87,6 +93,7 @@ class Loop:
         self._tell("start", 0, message=f"{recipe.name}: {recipe.iterations} iterations in {self.dir.root}")
         if where := check_device(recipe):
             self._tell("start", 0, message=where)
+        self._tell_rows()
         with metrics.run():
             return self._run(recipe)
 
@@ -163,6 +170,7 @@ class Loop:
                 prompts,
                 session.sources(),
                 session.judge(),
+                self.gate,
                 iteration=iteration,
                 version=version,
                 in_flight=recipe.sampling.max_in_flight,
@@ -171,6 +179,8 @@ class Loop:
 
         if not (directory / "pairs.json").exists() and not rollout.complete(prompts):
             self._timed("sample", lambda: self._connected(collect, halt))
+            dropped = rollout.dropped()
+            self._tell_left_out("sample", iteration, counts_of(dropped), dropped)
 
     def _pair(self, iteration: int, version: int) -> int:
         from sightline_trainer.pairs.build import PairBuilder, write_pairs
@@ -179,16 +189,16 @@ class Loop:
         if not (directory / "pairs.json").exists():
             recipe, rollout = self.recipe, Rollout(directory)
             builder = PairBuilder(recipe.filters.chosen(), recipe.pairing.chosen(), iteration=iteration)
-            builder.counts.update({f"prompt_{reason}": count for reason, count in rollout.dropped().items()})
-            rows = builder.build({prompt.id: prompt for prompt in self._drawn(iteration)}, rollout.read())
+            dropped, prompts = rollout.dropped(), self._drawn(iteration)
+            builder.counts.update(counts_of(dropped))
+            rows = builder.build({prompt.id: prompt for prompt in prompts}, rollout.read())
             path = directory / "pairs.parquet"
             if not write_pairs(path, self._with_buffer(metrics.observed(rows, version), builder.counts, iteration)):
                 path.unlink()
-                raise PreconditionFailed(
-                    f"iteration {iteration} has no pair to learn from: {dict(builder.counts)}; loosen `filters` or "
-                    "sample more",
-                    reason="NO_PAIRS",
-                )
+                error = no_pairs(iteration, len(prompts), builder.counts, dropped)
+                if error.reason != "NO_PAIRS":  # a disk that was away may be there when the run goes on
+                    rollout.forget()
+                raise error
             write_json(directory / "pairs.json", builder.counts)
         counts = read_json(directory / "pairs.json")
         metrics.count_pairs(counts)
@@ -222,6 +232,7 @@ class Loop:
         if (directory / "update.json").exists() and (aside.exists() or final.exists()):
             self._put_in_place(aside, final)
             return version
+        from sightline_trainer.dpo.kept_pairs import left_out_file
         from sightline_trainer.dpo.launch import run_update
 
         shutil.rmtree(aside, ignore_errors=True)
@@ -240,8 +251,12 @@ class Loop:
                 candidates=directory / "candidates",
                 version=parent,
                 halt=self.halt,
+                gate=self.gate,
             ),
         )
+        left_out = DroppedRows.read(left_out_file(directory / "pairs.parquet"))
+        metrics.count_left_out("pair", left_out.counts)
+        self._tell_left_out("update", iteration, left_out.counts, left_out.rows)
         manifest = PolicyManifest(
             version=version,
             parent_version=parent,
@@ -313,6 +328,9 @@ class Loop:
                 in_flight=self.recipe.sampling.max_in_flight,
                 progress=lambda done, total: self._tell("evaluate", iteration, done, total),
             )
+            gone = evaluated.dropped
+            metrics.count_left_out("held_out", gone.counts)
+            self._tell_left_out("evaluate", iteration, gone.counts, gone.rows)
             return evaluated.write(path.parent, base=self.dir.iteration(0) if iteration else None)
 
         measured = self._timed("evaluate", lambda: self._connected(measure, self.halt))
@@ -334,7 +352,29 @@ class Loop:
         return self.train.draw(self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed)
 
     def _connected(self, work: Callable[[Session], Coroutine[Any, Any, T]], halt: Callable[[], None]) -> T:
-        return connected(self.recipe, work, policies=self.dir.policies, connections=self.connections, halt=halt)
+        return connected(
+            self.recipe, work, policies=self.dir.policies, gate=self.gate, connections=self.connections, halt=halt
+        )
+
+    def _tell_rows(self) -> None:
+        """Say which rows of the datasets were left out, and keep it in the run."""
+        found = {key: dropped for key, dropped in self._rows.items() if dropped}
+        path = self.dir.root / "dropped.json"
+        if found:
+            write_json(path, {key: dropped.as_json() for key, dropped in found.items()})
+        else:
+            path.unlink(missing_ok=True)
+        for key, dropped in found.items():
+            metrics.count_left_out("row", dropped.counts)
+            self._tell_left_out("start", 0, dropped.counts, dropped.rows, of=f" of {key}")
+
+    def _tell_left_out(
+        self, stage: Stage, iteration: int, counts: Counter[str], rows: Sequence[Mapping[str, str]], of: str = ""
+    ) -> None:
+        if counts:
+            message = f"{counts.total()} rows{of} were left out: {told(counts, rows)}"
+            facts = {LEFT_OUT: counts.total(), **{f"left_out_{key.lower()}": each for key, each in counts.items()}}
+            self._tell(stage, iteration, message=message, metrics=facts)
 
     def _timed(self, stage: Stage, work: Callable[[], T]) -> T:
         with metrics.phase(stage):

@@ -30,7 +30,9 @@ FAILURES = Counter(
     "sightline_trainer_failures_total", "Stages that failed, by the reason of the error.", ["phase", "reason"]
 )
 
-PAIRS = Counter("sightline_trainer_pairs_total", "Pairs kept, candidates and prompts dropped, by reason.", ["outcome"])
+PAIRS = Counter(
+    "sightline_trainer_pairs_total", "Pairs kept; rows, prompts, candidates and pairs left out, by reason.", ["outcome"]
+)
 REWARD = Histogram(
     "sightline_trainer_reward", "Rewards of the pairs' sides (CLIPScore).", ["role"], buckets=tuple(range(0, 101, 5))
 )
@@ -142,6 +144,12 @@ def observed(rows: Iterable[dict[str, Any]], version: int) -> Iterator[dict[str,
         sampled = [row[f"{role}_policy_version"] for role in ROLES]
         LAG.observe(version - min((of for of in sampled if of is not None), default=version))
         yield row
+
+
+def count_left_out(what: str, counts: Mapping[str, int]) -> None:
+    """Add rows that were left out: `row` of a dataset, `pair` at an update's start, `held_out` of an evaluation."""
+    for reason, count in counts.items():
+        PAIRS.labels(f"{what}_{reason.lower()}").inc(count)
 
 
 def count_pairs(counts: Mapping[str, int]) -> None:

@@ -2,13 +2,13 @@
 
 Scoring overlaps sampling: a prompt's candidates go to the scorer as soon as they are there. A finished shard is on
 disk, so a killed run loses at most the shards under way. A prompt that can't be answered, since its image is damaged or
-its text too long, is dropped and noted: it must not end a run of days.
+its text too long, is dropped and noted, and so is a candidate that the gate refuses: neither may end a run of days.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -19,13 +19,12 @@ from sightline.errors import InvalidInput
 
 from sightline_trainer.candidates.source import Source, SourceRequest
 from sightline_trainer.files import read_json, read_table, write_json, write_whole
-from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.prompt import PROMPT_REASONS, Prompt
+from sightline_trainer.records.refusal import Refusal
 from sightline_trainer.records.response import CANDIDATE_SCHEMA, Response
 from sightline_trainer.records.score import SCORE_SCHEMA, Score
 from sightline_trainer.rewards.judge import Judge
-
-PROMPT_REASONS = ("IMAGE_", "PROMPT_")
-"""How reasons of refusals begin that are about one prompt: another prompt may well be answered."""
+from sightline_trainer.row_gate import RowGate
 
 
 class Rollout:
@@ -54,6 +53,7 @@ class Rollout:
         prompts: Sequence[Prompt],
         sources: Sequence[Source],
         judge: Judge,
+        gate: RowGate,
         *,
         iteration: int,
         version: int,
@@ -74,14 +74,22 @@ class Rollout:
             scores: list[Score] = []
             try:
                 async with slots:
+                    refuse(await asyncio.to_thread(gate.asked, prompt))
                     for source in sources:
-                        made += await source(prompt, SourceRequest(iteration, version, tuple(made)))
+                        for each in await source(prompt, SourceRequest(iteration, version, tuple(made))):
+                            made.append(replace(each, fault=each.fault or gate.candidate(each)))
+                    kept = [each for each in made if each.fault is None]
+                    faults = [(each, each.fault) for each in made if each.fault is not None]
+                    dropped += [_dropped(prompt, fault, each) for each, fault in faults]
+                    if faults and not kept:
+                        refuse(faults[0][1])
+                    made = kept
                     scores = await judge(prompt, made, version=version)
             except InvalidInput as error:
                 if not error.reason.startswith(PROMPT_REASONS):
                     raise
                 made = []
-                dropped.append({"prompt_id": prompt.id, "reason": error.reason, "message": str(error)})
+                dropped.append(_dropped(prompt, Refusal(error.reason, error.message)))
             done += 1
             progress(done, len(prompts))
             return [replace(each, score=score) for each, score in zip(made, scores, strict=True)]
@@ -92,7 +100,9 @@ class Rollout:
                 tasks = [group.create_task(one(prompt, dropped)) for prompt in shard]
             self._dropped(number).unlink(missing_ok=True)
             if dropped:
-                write_json(self._dropped(number), sorted(dropped, key=lambda one: one["prompt_id"]))
+                write_json(
+                    self._dropped(number), sorted(dropped, key=lambda one: (one["prompt_id"], one.get("index", "")))
+                )
             self._write(number, [scored for task in tasks for scored in task.result()])
 
         missing = [(number, shard) for number, shard in enumerate(shards) if not self._paths(number)[1].exists()]
@@ -118,12 +128,14 @@ class Rollout:
         write_whole(candidates_path, lambda aside: pq.write_table(candidates, aside))
         write_whole(scores_path, lambda aside: pq.write_table(scores, aside))
 
-    def dropped(self) -> Counter[str]:
-        """How many prompts were dropped, by the reason of the refusal in lower case."""
-        counts: Counter[str] = Counter()
-        for path in sorted((self.directory / "dropped").glob("[0-9]*.json")):
-            counts.update(each["reason"].lower() for each in read_json(path))
-        return counts
+    def dropped(self) -> list[dict[str, str]]:
+        """What was left out: `prompt_id`, `reason` and `message`; of a candidate also its `source` and `index`."""
+        return [each for path in sorted((self.directory / "dropped").glob("[0-9]*.json")) for each in read_json(path)]
+
+    def forget(self) -> None:
+        """Let go of all shards, to be made anew."""
+        for name in ("scores", "candidates", "dropped"):
+            shutil.rmtree(self.directory / name, ignore_errors=True)
 
     def read(self) -> Iterator[tuple[str, list[Response]]]:
         """(prompt id, its candidates with their rewards) in file order, one shard in memory at a time."""
@@ -135,3 +147,14 @@ class Rollout:
                     raise ValueError(f"{path} does not belong to the candidates of the same name")
                 groups.setdefault(row["prompt_id"], []).append(Response(**row, score=Score.of(score)))
             yield from groups.items()
+
+
+def refuse(fault: Refusal | None) -> None:
+    """Raise InvalidInput for a row that the gate refused."""
+    if fault is not None:
+        raise InvalidInput(fault.message, reason=fault.reason)
+
+
+def _dropped(prompt: Prompt, fault: Refusal, candidate: Response | None = None) -> dict[str, str]:
+    of = {} if candidate is None else {"source": candidate.source, "index": str(candidate.index)}
+    return {"prompt_id": prompt.id, **of, "reason": fault.reason, "message": fault.message[:500]}

@@ -4,6 +4,7 @@
       recipe.yaml                  the resolved recipe; paths in the run are relative to it (run:data/...)
       run.json                     id, state, error and its reason, versions of the packages and of the picture rule
       events.jsonl                 what happened, for people and watchers
+      dropped.json                 rows of the datasets that were left out, by reason, the first of them by name
       metrics.json                 one object per policy version, from the base model at version 0
       images/                      images that the dataset holds as bytes, by their SHA-256
       policies/v000001/            adapter + manifest.json (written last)
@@ -11,7 +12,8 @@
         candidates/00000.parquet   K candidates of a shard of prompts, with token ids, log-probs, seed, version
         scores/00000.parquet       their rewards, one row for each candidate
         rollout.json               the policy that sampled, and how many iterations it is behind the one that learns
-        dropped/00000.json         prompts of a shard that nobody could answer, such as those with a damaged image
+        dropped/00000.json         prompts of a shard that nobody could answer, such as those with a damaged image, and
+                                   candidates that the gate refused; update.json: pairs, evaluation.json: what was asked
         pairs.parquet              TRL's preference format, every side with its policy version
         pairs.json update.json publish.json
         seconds.json               wall time of the iteration, over all lives of the trainer

@@ -12,7 +12,7 @@ from typing import Any
 
 import grpc
 from sightline.convert import to_message
-from sightline.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
+from sightline.errors import InvalidInput, NotFound, Unavailable
 from sightline.runs import Run, RunEvent
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
@@ -144,10 +144,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
 
 def _some(reader: EventReader) -> list[tuple[int, Event]]:
     """The next events, a bounded number of them."""
-    try:
-        return list(islice(reader.read(), EVENTS_AT_ONCE))
-    except (TypeError, ValueError, RecursionError) as error:  # of another release, or damaged
-        raise PreconditionFailed(f"its events cannot be read: {str(error)[:200]}", reason="RUN_UNREADABLE") from None
+    return list(islice(reader.read(), EVENTS_AT_ONCE))
 
 
 class TrainerService(Service):

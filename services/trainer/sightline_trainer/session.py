@@ -13,7 +13,6 @@ from sightline.sampler import AsyncSamplerClient
 from sightline.scorer import AsyncScorerClient
 
 from sightline_trainer.candidates.source import Source, SourceContext
-from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.connections import Connections
 from sightline_trainer.outage import OUTAGE_SECONDS, outliving
 from sightline_trainer.policy_candidates import PolicyCandidates
@@ -22,6 +21,7 @@ from sightline_trainer.recipe import Recipe
 from sightline_trainer.rewards.clip import ClipScores
 from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.rewards.term import TermContext
+from sightline_trainer.row_gate import RowGate
 from sightline_trainer.same_pictures import check_sampler, check_scorer
 from sightline_trainer.serving import ServedSampler, serve
 
@@ -41,15 +41,15 @@ class Session:
     evaluation: PolicyCandidates
     reward: ClipScores
     policies: Path | None
+    gate: RowGate
     connect: Callable[[str, float], AsyncSamplerClient]
     closing: AsyncExitStack
 
     def sources(self) -> list[Source]:
         """The recipe's sources of candidates, in the order in which they are asked."""
         dataset = side_files(self.recipe.data.train)
-        template = ChatTemplate(self.recipe.base_model)
         context = SourceContext(
-            self.recipe.sampling, self.recipe.seed, self.sampler, template, dataset, self.connect, self.closing
+            self.recipe.sampling, self.recipe.seed, self.sampler, self.gate, dataset, self.connect, self.closing
         )
         opened = [part.open(context) for part in self.recipe.candidates.chosen().values()]
         return [source for source in opened if source is not None]
@@ -76,6 +76,7 @@ def connected(
     work: Callable[[Session], Coroutine[Any, Any, T]],
     *,
     policies: Path | None,
+    gate: RowGate | None = None,
     connections: Connections | None = None,
     halt: Callable[[], None] = lambda: None,
     outage_seconds: float = OUTAGE_SECONDS,
@@ -86,6 +87,7 @@ def connected(
     Args:
         policies: directory of the run's policies, which a sampler that lost them is given again; None changes nothing
             at the sampler.
+        gate: of the recipe's model, where one is there already.
         connections: what is shown to the services.
         halt: asked several times a second; what it raises breaks the work off.
         outage_seconds: how long a service may stay away.
@@ -124,6 +126,7 @@ def connected(
                 evaluation=PolicyCandidates(sampler, recipe.sampling, seed=recipe.evaluation.seed),
                 reward=ClipScores(scorer, recipe.reward),
                 policies=policies,
+                gate=gate or RowGate(recipe.base_model),
                 connect=connect,
                 closing=stack,
             )

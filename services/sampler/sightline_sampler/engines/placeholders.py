@@ -1,4 +1,4 @@
-"""Placeholders: words of a model's vocabulary that stand for an image, which a user's text may not spell."""
+"""Placeholders and other special tokens: words of a model's vocabulary that are no text, which a user may not spell."""
 
 from __future__ import annotations
 
@@ -20,3 +20,25 @@ def refuse_placeholders(text: str, placeholders: Iterable[str]) -> None:
                 "by the chat template",
                 reason="PROMPT_HAS_PLACEHOLDER",
             )
+
+
+def refuse_special(text: str, special: Iterable[str]) -> None:
+    """Refuse a user's text that the tokenizer would end, or take for another turn, in its midst.
+
+    Raises:
+        InvalidInput: the text holds one of the special tokens.
+    """
+    for token in special:
+        if token in text:
+            raise InvalidInput(
+                f"the prompt holds {token!r}, which is no text to the model: leave it out, the chat template writes "
+                "what the model needs",
+                reason="PROMPT_HAS_SPECIAL_TOKEN",
+            )
+
+
+def spelled(tokens: Iterable[object]) -> tuple[str, ...]:
+    """Those tokens that can be told from words: a special token of letters alone may stand in any text."""
+    return tuple(
+        sorted({token for token in tokens if isinstance(token, str) and len(token) > 2 and not token.isalnum()})
+    )

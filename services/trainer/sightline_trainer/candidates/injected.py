@@ -50,7 +50,7 @@ class InjectedSource:
 
     def __init__(self, settings: Injected, context: SourceContext, writer: Writer) -> None:
         self.settings = settings
-        self.template = context.template
+        self.gate = context.gate
         self.seed = context.seed
         self.writer = writer
 
@@ -62,7 +62,7 @@ class InjectedSource:
                 rewritten = await self.writer(prompt, asked, text, seed)
                 if rewritten is not None and rewritten != text:
                     index = len(ask.made) + len(made)
-                    made.append(unsampled(self.template, prompt, asked, rewritten, index=index, source="injected"))
+                    made.append(unsampled(self.gate, prompt, asked, rewritten, index=index, source="injected"))
         return made
 
     def _good(self, prompt: Prompt, ask: SourceRequest) -> list[tuple[str, str]]:
@@ -72,6 +72,6 @@ class InjectedSource:
             return [(text, prompt.reference) for text in asked] if prompt.reference else []
         first: dict[str, str] = {}
         for candidate in ask.made:
-            if candidate.source == "policy":
+            if candidate.source == "policy" and candidate.fault is None:
                 first.setdefault(candidate.prompt, candidate.text)
         return list(first.items())

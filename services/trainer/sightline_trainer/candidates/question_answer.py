@@ -24,10 +24,11 @@ from sightline.errors import InvalidInput
 from sightline_trainer.candidates.declared import declared
 from sightline_trainer.candidates.reference import unsampled
 from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
-from sightline_trainer.chat_template import ChatTemplate
+from sightline_trainer.pools.lines import bounded_lines
 from sightline_trainer.pools.pool import id_digest
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
+from sightline_trainer.row_gate import RowGate
 
 
 class QuestionAnswer(CandidatePart):
@@ -40,16 +41,16 @@ class QuestionAnswer(CandidatePart):
     )
 
     def open(self, context: SourceContext) -> Source:
-        return QuestionSource(self.share, context.seed, context.template, context.dataset / "questions.jsonl")
+        return QuestionSource(self.share, context.seed, context.gate, context.dataset / "questions.jsonl")
 
 
 class QuestionSource:
     """Two candidates, `right_answer` and `wrong_answer`, for some of the prompts."""
 
-    def __init__(self, share: float, seed: int, template: ChatTemplate, path: Path) -> None:
+    def __init__(self, share: float, seed: int, gate: RowGate, path: Path) -> None:
         self.share = share
         self.seed = seed
-        self.template = template
+        self.gate = gate
         self.questions = QuestionIndex(path)
 
     async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]:
@@ -62,7 +63,7 @@ class QuestionSource:
         row = drawn.choice(rows)
         return [
             unsampled(
-                self.template,
+                self.gate,
                 prompt,
                 row["text"],
                 row[side],
@@ -90,13 +91,13 @@ class QuestionIndex:
             )
         self.path = path
         digests, places = array("Q"), array("q")
-        at = 0
         with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, start, _, line in bounded_lines(file):
+                if line is None:
+                    raise InvalidInput(f"{path}, line {number}: the line is too long", reason="LINE_TOO_LONG")
                 if line.strip():
                     digests.append(id_digest(str(self._row(line, number)["id"])))
-                    places.append(at)
-                at += len(line)
+                    places.append(start)
         known = np.array(digests, np.uint64)
         order = np.argsort(known, kind="stable")
         self._digests, self._places = known[order], np.array(places, np.int64)[order]
@@ -117,7 +118,9 @@ class QuestionIndex:
             row = json.loads(line)
             if missing := [key for key in ("id", "text", "right", "wrong") if not row.get(key)]:
                 raise KeyError(", ".join(missing))
-        except (ValueError, KeyError, AttributeError) as error:
+            if wrong := [key for key in ("text", "right", "wrong") if not isinstance(row[key], str)]:
+                raise TypeError(f"{', '.join(wrong)} must be texts")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidInput(
                 f"{self.path}, line {number}: needs an object with id, text, right and wrong ({error})",
                 reason="DATASET_LINE",

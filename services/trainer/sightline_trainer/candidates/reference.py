@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
-from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
+from sightline_trainer.row_gate import RowGate
 
 
 class Reference(CandidatePart):
@@ -16,36 +16,39 @@ class Reference(CandidatePart):
     writes: ClassVar[tuple[str, ...]] = ("reference",)
 
     def open(self, context: SourceContext) -> Source:
-        return ReferenceSource(context.template)
+        return ReferenceSource(context.gate)
 
 
 class ReferenceSource:
     """One candidate for each prompt that has an annotation, for every user's text that was asked about it."""
 
-    def __init__(self, template: ChatTemplate) -> None:
-        self.template = template
+    def __init__(self, gate: RowGate) -> None:
+        self.gate = gate
 
     async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]:
         if not prompt.reference:
             return []
         asked = list(dict.fromkeys(candidate.prompt for candidate in ask.made)) or [prompt.prompt]
         return [
-            unsampled(self.template, prompt, text, prompt.reference, index=len(ask.made) + number, source="reference")
+            unsampled(self.gate, prompt, text, prompt.reference, index=len(ask.made) + number, source="reference")
             for number, text in enumerate(asked)
         ]
 
 
 def unsampled(
-    template: ChatTemplate, prompt: Prompt, asked: str, text: str, *, index: int, source: str, statement: str = ""
+    gate: RowGate, prompt: Prompt, asked: str, text: str, *, index: int, source: str, statement: str = ""
 ) -> Response:
-    """A candidate that no policy sampled: tokens as the policy would have had to write them."""
+    """A candidate that no policy sampled: tokens as the policy would have had to write them. One that the gate refuses
+    has none, and says why."""
+    ids, fault = gate.written(prompt, asked, text)
     return Response(
         prompt_id=prompt.id,
         index=index,
         text=text,
-        token_ids=template.response(asked, text),
-        rendered_prompt=template.prompt(asked),
+        token_ids=ids,
+        rendered_prompt="" if fault else gate.template.prompt(asked),
         prompt=asked,
         source=source,
         statement=statement,
+        fault=fault,
     )

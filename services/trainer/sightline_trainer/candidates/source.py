@@ -10,10 +10,10 @@ from typing import ClassVar, Protocol
 
 from sightline.sampler import AsyncSamplerClient
 
-from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.parts import Part
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
+from sightline_trainer.row_gate import RowGate
 from sightline_trainer.sections import Sampling
 
 
@@ -35,7 +35,7 @@ class SourceContext:
     seed: int
     """The run's."""
     sampler: AsyncSamplerClient
-    template: ChatTemplate
+    gate: RowGate
     dataset: Path
     """Directory of the dataset's side files: vocabulary.json, questions.jsonl."""
     connect: Callable[[str, float], AsyncSamplerClient]

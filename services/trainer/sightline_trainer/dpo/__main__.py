@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 
@@ -31,11 +32,12 @@ def main() -> int:
     from sightline.errors import SightlineError
 
     from sightline_trainer.dpo.device import peak_memory_mib
+    from sightline_trainer.dpo.kept_pairs import kept_pairs
     from sightline_trainer.dpo.launch import write_outcome
     from sightline_trainer.dpo.sampled import SampledLogprobs
     from sightline_trainer.dpo.update import Update, update
-    from sightline_trainer.pairs.build import to_train_on
     from sightline_trainer.recipe import load_recipe
+    from sightline_trainer.row_gate import RowGate
 
     first = int(os.environ.get("RANK", "0")) == 0
 
@@ -46,9 +48,11 @@ def main() -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     outcome: Update | SightlineError
     try:
-        outcome = update(
-            load_recipe(arguments.recipe, arguments.set, environment=False),
-            to_train_on(arguments.pairs),
+        recipe = load_recipe(arguments.recipe, arguments.set, environment=False)
+        pairs, left_out = kept_pairs(arguments.pairs, RowGate(recipe.base_model))
+        done = update(
+            recipe,
+            pairs,
             previous=arguments.previous,
             adapter=arguments.policy,
             work=arguments.work,
@@ -57,6 +61,7 @@ def main() -> int:
             progress=progress,
             sampled=SampledLogprobs.read(arguments.candidates, arguments.version) if arguments.candidates else None,
         )
+        outcome = replace(done, metrics={**done.metrics, **left_out})
     except SightlineError as error:
         outcome = error
     if isinstance(outcome, Update):

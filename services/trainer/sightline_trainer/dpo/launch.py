@@ -17,17 +17,18 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 from sightline.errors import InternalError, PreconditionFailed, SightlineError
 
+from sightline_trainer.dpo.kept_pairs import kept_pairs
 from sightline_trainer.dpo.sampled import SampledLogprobs
 from sightline_trainer.dpo.update import Update, UpdateProbe, update
-from sightline_trainer.pairs.build import to_train_on
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.row_gate import RowGate
 
 _HALT_SECONDS = 0.25
 _TAIL = 2000  # characters of the launcher's log that an error quotes
@@ -48,22 +49,26 @@ def run_update(
     halt: Callable[[], None] = lambda: None,
     candidates: Path | None = None,
     version: int = 0,
+    gate: RowGate | None = None,
 ) -> Update:
     """`update` on a pairs.parquet, where the recipe says.
 
     Args:
         candidates: directory with the log-probs that the sampler told; None compares nothing.
         version: the policy that the update begins with.
+        gate: of the recipe's model, where one is there already.
         halt: asked several times a second while a launcher's processes work; what it raises ends them.
 
     Raises:
         SightlineError: as `update`; UPDATE_PROCESS_FAILED where the launcher's processes ended otherwise.
     """
     if not recipe.dpo.launch:
-        return update(
-            recipe, to_train_on(pairs), previous=previous, adapter=policy, work=work, seed=seed, iteration=iteration,
+        kept, left_out = kept_pairs(pairs, gate or RowGate(recipe.base_model))
+        done = update(
+            recipe, kept, previous=previous, adapter=policy, work=work, seed=seed, iteration=iteration,
             progress=progress, sampled=SampledLogprobs.read(candidates, version) if candidates else None,
         )  # fmt: skip
+        return replace(done, metrics={**done.metrics, **left_out})
     work.mkdir(parents=True, exist_ok=True)
     result = work / "update.json"
     result.unlink(missing_ok=True)

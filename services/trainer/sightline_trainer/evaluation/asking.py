@@ -16,6 +16,7 @@ from sightline.sampler import AsyncSamplerClient, PolicyInfo, exact
 from sightline.scorer import AsyncScorerClient
 
 from sightline_trainer.evaluation.answers import AnswerFile
+from sightline_trainer.evaluation.lines import encodable
 from sightline_trainer.outage import outliving
 from sightline_trainer.same_pictures import check_sampler, check_scorer
 
@@ -69,6 +70,8 @@ class Asker:
             SightlineError: a service is away for longer than ten minutes (the sampler at first: for 10 s), or refuses.
         """
         for item in items:
+            if not encodable(item.text):
+                raise InvalidInput(f"{item.key}: the text holds half of a character", reason="PROMPT_HALF_CHARACTER")
             if not item.image.is_file():
                 raise InvalidInput(f"no image {item.image} ({item.key}); see --data", reason="IMAGE_NOT_FOUND")
         policy = await self._policy()
@@ -123,7 +126,11 @@ class Asker:
         async def one(item: EvalItem) -> None:
             nonlocal done
             async with slots:
-                answer = await self._answer(item, sampler, scorer, version)
+                try:
+                    answer = await self._answer(item, sampler, scorer, version)
+                except InvalidInput as error:  # of thousands, the one that is meant is named
+                    told = f"{item.key} with {item.image}: {error.message}"
+                    raise InvalidInput(told, reason=error.reason) from error
             kept.add(item.key, {**answer, "of": digests.of(item)})
             done += 1
             progress(done, len(items))

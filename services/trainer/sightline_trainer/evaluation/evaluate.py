@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from sightline.errors import InvalidInput, PreconditionFailed
 
+from sightline_trainer.dropped import DroppedRows
 from sightline_trainer.evaluation.bootstrap import intervals, paired
 from sightline_trainer.evaluation.divergence import k3, measurable
 from sightline_trainer.evaluation.evaluation_set import FACT_KINDS, EvaluationSet
@@ -22,7 +24,8 @@ from sightline_trainer.evaluation.result import differences_json
 from sightline_trainer.evaluation.texts import degenerate, distinct
 from sightline_trainer.files import read_json, write_json, write_whole
 from sightline_trainer.policy_candidates import PolicyCandidates
-from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.prompt import PROMPT_REASONS, Prompt
+from sightline_trainer.records.refusal import Refusal
 from sightline_trainer.records.response import Response
 from sightline_trainer.rewards.clip import ClipScores
 
@@ -73,6 +76,7 @@ class Evaluated:
     greedy: list[Caption]
     answers: list[GivenAnswer]
     ratios: Ratios
+    dropped: DroppedRows = field(default_factory=DroppedRows)
 
     def metrics(self) -> dict[str, float]:
         """The numbers of `metrics.json`: each metric that is defined, with `_low` and `_high`."""
@@ -89,7 +93,8 @@ class Evaluated:
         """Write all that was said, and the metrics by image.
 
         Args:
-            directory: gets captions.parquet, greedy.parquet, answers.parquet and by_image.json.
+            directory: gets captions.parquet, greedy.parquet, answers.parquet and by_image.json; dropped/evaluation.json
+                where something was left out.
             base: the base model's directory; with it, `against_base.json` holds the paired differences.
 
         Returns:
@@ -100,10 +105,13 @@ class Evaluated:
                 table = pa.Table.from_pylist([asdict(row) for row in rows])
                 write_whole(directory / f"{name}.parquet", _writer(table))
         write_json(directory / "by_image.json", self.ratios.to_json())
+        self.dropped.write(directory / "dropped" / "evaluation.json")
         found = self.metrics()
         known = read_json(base / "by_image.json") if base is not None else None
         if known is not None:
-            differences = paired(Ratios.from_json(known), self.ratios)
+            before = Ratios.from_json(known)
+            both = set(before.images) & set(self.ratios.images)  # a picture may be gone by now
+            differences = paired(before.only(both), self.ratios.only(both))
             write_json(directory / "against_base.json", differences_json(differences))
             for name in COMPARED:
                 one = differences.get(name)
@@ -127,18 +135,30 @@ async def evaluate(
     progress: Callable[[int, int], None],
 ) -> Evaluated:
     """Ask everything of the set, with the same seeds for every policy: sampled captions, which are scored too, and
-    which the base model is asked about where its KL can be told; greedy captions; questions, greedily."""
-    slots, done = asyncio.Semaphore(in_flight), 0
+    which the base model is asked about where its KL can be told; greedy captions; questions, greedily. What is refused
+    for a prompt's or picture's own sake is left out and stands in the result's `dropped`.
+
+    Raises:
+        PreconditionFailed: NO_PROMPTS, none of the prompts could be asked.
+        SightlineError: a service stays away.
+    """
+    slots, done, dropped = asyncio.Semaphore(in_flight), 0, DroppedRows()
     engine = (await candidates.client.policies()).capabilities
     diverges = measurable(engine, temperature=held_out.temperature, top_p=candidates.settings.top_p)
 
     async def ask(prompt: Prompt, count: int, temperature: float, text: str | None = None) -> list[Response]:
         return await candidates(prompt, count, iteration=0, version=version, temperature=temperature, text=text)
 
-    async def counted(work: Callable[[], Awaitable[T]]) -> T:
+    async def counted(name: str, work: Callable[[], Awaitable[T]]) -> T | None:
         nonlocal done
-        async with slots:
-            result = await work()
+        result = None
+        try:
+            async with slots:
+                result = await work()
+        except InvalidInput as error:
+            if not error.reason.startswith(PROMPT_REASONS):
+                raise
+            dropped.add(name, Refusal(error.reason, error.message))
         done += 1
         progress(done, held_out.total)
         return result
@@ -158,15 +178,30 @@ async def evaluate(
             samples[0] = replace(samples[0], score=score)
         return samples, await divergence(prompt, samples[0])
 
+    prompts, questions = held_out.prompts, held_out.questions
     async with asyncio.TaskGroup() as group:
-        captioned = [group.create_task(counted(partial(sampled, at))) for at in range(len(held_out.prompts))]
-        plain = [group.create_task(counted(partial(ask, one, 1, 0.0))) for one in held_out.prompts[: held_out.greedy]]
+        captioned = [group.create_task(counted(one.id, partial(sampled, at))) for at, one in enumerate(prompts)]
+        plain = [group.create_task(counted(one.id, partial(ask, one, 1, 0.0))) for one in prompts[: held_out.greedy]]
         said = [
-            group.create_task(counted(partial(ask, prompt, 1, 0.0, one.text))) for prompt, one in held_out.questions
+            group.create_task(counted(f"question {one.id}", partial(ask, prompt, 1, 0.0, one.text)))
+            for prompt, one in questions
         ]
-    return assemble(
-        held_out, [t.result() for t in captioned], [t.result()[0] for t in plain], [t.result()[0] for t in said]
-    )
+    greedy = [task.result() for task in plain]
+    both = [
+        (prompt, samples)
+        for at, (prompt, task) in enumerate(zip(prompts, captioned, strict=True))
+        if (samples := task.result()) is not None and (at >= len(greedy) or greedy[at] is not None)
+    ]
+    answered = [(asked, one) for asked, task in zip(questions, said, strict=True) if (one := task.result()) is not None]
+    if not both:
+        raise PreconditionFailed(
+            f"none of {len(prompts)} held-out prompts could be asked: {dropped.told}", reason="NO_PROMPTS"
+        )
+    asked_of = replace(held_out, prompts=[prompt for prompt, _ in both], questions=[asked for asked, _ in answered])
+    known = {prompt.id for prompt in asked_of.prompts}
+    firsts = [one[0] for prompt, one in zip(prompts, greedy, strict=False) if one is not None and prompt.id in known]
+    found = assemble(asked_of, [samples for _, samples in both], firsts, [one[0] for _, one in answered])
+    return replace(found, dropped=dropped)
 
 
 def assemble(

@@ -20,6 +20,8 @@ from sightline.errors import InvalidInput
 
 Row = dict[str, Any]
 
+MOST_BYTES = 2 << 30
+"""Of a file: COCO's largest has a quarter of it. Files of suites are read whole."""
 _BETWEEN = re.compile(r"[\s\ufeff]*")
 
 
@@ -110,6 +112,8 @@ def named(ids: Sequence[object], most: int = 5) -> str:
 
 def _text(path: Path, fix: str) -> str:
     try:
+        if path.stat().st_size > MOST_BYTES:
+            raise InvalidInput(f"{path} is larger than {MOST_BYTES >> 30} GiB; {fix} of one suite", reason="FILE")
         raw = path.read_bytes()
         wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         return raw.decode("utf-16" if wide else "utf-8-sig")

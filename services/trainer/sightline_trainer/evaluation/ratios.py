@@ -6,7 +6,7 @@ Every metric of this package has that form: CHAIR_s is hallucinated captions ove
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,12 @@ class Ratios:
 
     images: tuple[str, ...]
     of: Mapping[str, Ratio]
+
+    def only(self, images: Collection[str]) -> Ratios:
+        """The same of some of the images."""
+        kept = np.array([at for at, image in enumerate(self.images) if image in images], dtype=np.intp)
+        of = {name: Ratio(one.above[kept], one.below[kept]) for name, one in self.of.items()}
+        return Ratios(tuple(self.images[at] for at in kept), of)
 
     @classmethod
     def collect(cls, rows: Iterable[tuple[str, Mapping[str, Part]]]) -> Ratios:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from sightline.errors import PreconditionFailed, Unavailable
+from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
 from sightline.patience import Patience, Tries
 from sightline.sampler import AsyncSamplerClient
 
@@ -36,6 +36,10 @@ def cleaned(text: str) -> str | None:
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1].strip()
     return text or None
+
+
+_OF_ONE_ROW = (400, 413, 422)
+"""What endpoints answer to a text that is too long or that a filter refuses: the next one may well be written."""
 
 
 class SamplerWriter:
@@ -113,8 +117,18 @@ class OpenAiWriter:
             raise Unavailable(f"{self.url} is away: {error}", reason="LLM_AWAY") from error
         if answer.status_code == 429 or answer.status_code >= 500:
             raise Unavailable(f"{self.url} answers {answer.status_code}", reason="LLM_AWAY")
+        if answer.status_code in _OF_ONE_ROW:
+            raise _unwritten(f"{self.url} answers {answer.status_code}: {answer.text[:300]}")
         if answer.status_code != 200:
             raise PreconditionFailed(
                 f"{self.url} answers {answer.status_code}: {answer.text[:300]}", reason="LLM_REFUSES"
             )
-        return str(answer.json()["choices"][0]["message"]["content"] or "")
+        try:
+            said = answer.json()["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            raise _unwritten(f"{self.url} answers without a text: {answer.text[:300]}") from None
+        return said if isinstance(said, str) else ""
+
+
+def _unwritten(why: str) -> InvalidInput:
+    return InvalidInput(why, reason="CANDIDATE_NOT_WRITTEN")

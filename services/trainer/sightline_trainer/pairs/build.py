@@ -71,9 +71,12 @@ class PairBuilder:
     ) -> Iterator[dict[str, Any]]:
         """Rows of `pairs.parquet`, in the order of `rollouts`: (prompt id, all its candidates)."""
         for prompt_id, candidates in rollouts:
-            prompt = prompts[prompt_id]
             filters = self.filters.values()
+            if (prompt := prompts.get(prompt_id)) is None:  # the dataset is another one by now
+                self.counts["prompt_not_drawn"] += 1
+                continue
             fault = _first(each.prompt_fault(prompt) or each.group_fault(candidates) for each in filters)
+            fault = fault or _unreadable(prompt)
             if fault is not None:
                 self.counts[f"prompt_{fault}"] += 1
                 continue
@@ -110,6 +113,15 @@ class PairBuilder:
 
     def _pair_fault(self, chosen: Response, rejected: Response) -> str | None:
         return _first(filter_.pair_fault(chosen, rejected) for filter_ in self.filters.values())
+
+
+def _unreadable(prompt: Prompt) -> str | None:
+    """Why a prompt has no picture any more: datasets change while runs stand still."""
+    try:
+        with prompt.image.open("rb"):
+            return None
+    except OSError:
+        return "image_file_unreadable"
 
 
 def _first(faults: Iterable[str | None]) -> str | None:

@@ -24,6 +24,7 @@ from sightline_trainer.pools.llava import conversations
 from sightline_trainer.pools.pool import Pool
 from sightline_trainer.pools.tables import DatasetPool, ParquetPool
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.row_gate import RowGate
 
 SCHEMES = ("llava", "datasets")
 
@@ -54,12 +55,13 @@ def directories(reference: str) -> list[Path]:
     return found
 
 
-def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
-    """The pool that a reference names.
+def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | None = None) -> Pool:
+    """The pool that a reference names. Rows that are no prompts are left out of it, and stand in its `dropped`.
 
     Args:
         reference: see the module.
         cache: directory for images that a table holds as bytes; without one such a table is refused.
+        gate: of the model that is asked: rows whose texts it cannot take are left out too.
 
     Raises:
         InvalidInput: there is no such dataset, or something of it can't be read; says what.
@@ -70,10 +72,12 @@ def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
     if scheme == "llava":
         _nothing_left(query, str(reference), "images")
         folder = Folder(images or path.parent)
-        return LinesPool(_there(path, "a JSON file of LLaVA's conversations"), conversations(folder), as_array=True)
+        return LinesPool(
+            _there(path, "a JSON file of LLaVA's conversations"), conversations(folder, gate), as_array=True
+        )
     if scheme == "datasets":
         split = query.pop("split", "train")
-        return _from_datasets(place, split, Fields.named(query, str(reference)), images, cache)
+        return _from_datasets(place, split, Fields.named(query, str(reference)), images, cache, gate)
     fields = Fields.named(query, str(reference))
     if path.is_dir() and not (path / "prompts.jsonl").is_file():
         if not (files := sorted(file for file in path.glob("*.parquet") if file.is_file())):
@@ -82,14 +86,14 @@ def open_pool(reference: str | Path, cache: Path | None = None) -> Pool:
                 "one, a file, or llava:FILE?images=DIRECTORY, datasets:NAME?split=train",
                 reason="DATASET_NOT_FOUND",
             )
-        return ParquetPool(files, fields, Folder(images or path, cache))
+        return ParquetPool(files, fields, Folder(images or path, cache), gate)
     file = path / "prompts.jsonl" if path.is_dir() else _there(path, "a dataset")
     folder = Folder(images or file.parent, cache)
     if file.suffix == ".parquet":
-        return ParquetPool([file], fields, folder)
+        return ParquetPool([file], fields, folder, gate)
     return LinesPool(
         file,
-        lambda row, number: fields.prompt_of(row, folder.image(row[fields.image])),
+        lambda row, number: fields.prompt_of(row, folder, gate),
         id_field=fields.id,
     )
 
@@ -116,7 +120,9 @@ def _nothing_left(query: dict[str, str], reference: str, *known: str) -> None:
         )
 
 
-def _from_datasets(place: str, split: str, fields: Fields, images: Path | None, cache: Path | None) -> Pool:
+def _from_datasets(
+    place: str, split: str, fields: Fields, images: Path | None, cache: Path | None, gate: RowGate | None
+) -> Pool:
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -130,4 +136,4 @@ def _from_datasets(place: str, split: str, fields: Fields, images: Path | None, 
         raise InvalidInput(f"datasets:{place}, split {split}: {error}", reason="DATASET_NOT_FOUND") from error
     downloaded = [Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]  # what a hub gave lies there
     folder = Folder(images or (Path(place) if Path(place).is_dir() else downloaded[0]), cache, downloaded)
-    return DatasetPool(dataset, f"datasets:{place}", fields, folder)
+    return DatasetPool(dataset, f"datasets:{place}", fields, folder, gate)

@@ -39,7 +39,8 @@ class Folder:
         """A picture of a row: a path as it stands, relative to the folder, or its encoded bytes.
 
         Args:
-            value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, or a PIL image.
+            value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, a PIL image, or a
+                list of one of these, as TRL's `images` are.
 
         Returns:
             The path, or the bytes. Where a path leads to nothing, who reads it will tell.
@@ -47,8 +48,15 @@ class Folder:
         Raises:
             InvalidInput: it is none of these, lies outside of the folder, is no plain file or too large.
         """
+        if isinstance(value, list | tuple):
+            if len(value) > 1:
+                raise InvalidInput(f"it has {len(value)} images; one is wanted", reason="IMAGE_NOT_ONE")
+            value = value[0] if value else None
         if isinstance(value, Mapping):
-            value = value.get("bytes") or value.get("path")
+            held, path = value.get("bytes"), value.get("path")
+            value = held if held is not None else path
+        if value is None or value == "" or (isinstance(value, float) and value != value):
+            raise InvalidInput("it has no image: that is missing, null or empty", reason="IMAGE_MISSING")
         if isinstance(value, str):
             return self._inside(value)
         if hasattr(value, "save"):  # a PIL image

@@ -1,6 +1,7 @@
 """Lines: a pool over JSON objects in one file, one a line (JSONL) or as the items of one array (LLaVA's files).
 
-One pass notes where each object stands; a drawn row is read by its place.
+One pass checks every object and notes where it stands; a drawn row is read by its place. A line has a bound: a longer
+one is passed over piece by piece, and never in memory.
 """
 
 from __future__ import annotations
@@ -9,37 +10,45 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from sightline.errors import InvalidInput
 
-from sightline_trainer.pools.pool import Pool, id_digest
+from sightline_trainer.dropped import DroppedRows
+from sightline_trainer.pools.pool import Pool, id_digest, leave_out
 from sightline_trainer.records.prompt import Prompt
 
 Reader = Callable[[dict[str, Any], int], Prompt | None]
-"""Makes a prompt of the object with this number (from 1), or None for one that has no image."""
+"""Makes a prompt of the object with this number (from 1), or None for one that has no image; raises InvalidInput."""
 
 CHUNK = 1 << 20
+MOST_LINE = 16 << 20
+"""Bytes of a line, or characters of an item: no row of texts is longer."""
 
 
 class LinesPool(Pool):
-    """Prompts of a JSON file.
+    """Prompts of a JSON file; an object that is no prompt is left out and counted.
 
     Args:
         id_field: where an object has its id, if it has one.
 
     Raises:
-        InvalidInput: an object can't be read; the message names it.
+        InvalidInput: there is no prompt in it.
     """
 
     def __init__(self, path: Path, reader: Reader, *, as_array: bool = False, id_field: str = "id") -> None:
         self.path = path
         self.reader = reader
         derived: list[int] = []
+        dropped = DroppedRows()
         starts, ends, numbers, digests = array("q"), array("q"), array("q"), array("Q")
-        for number, (start, end, text) in enumerate((_items if as_array else _lines)(path), 1):
-            row, prompt = self._read(text, number)
+        for number, start, end, text in (_items if as_array else _lines)(path):
+            try:
+                row, prompt = self._read(text, number)
+            except InvalidInput as error:
+                leave_out(dropped, f"{path}, line {number}", error)
+                continue
             if prompt is not None:
                 derived += [len(starts)] if row.get(id_field) is None else []
                 starts.append(start)
@@ -47,7 +56,7 @@ class LinesPool(Pool):
                 numbers.append(number)
                 digests.append(id_digest(prompt.id))
         self._starts, self._ends, self._numbers = starts, ends, numbers
-        super().__init__(str(path), np.array(digests, np.uint64), derived)
+        super().__init__(str(path), np.array(digests, np.uint64), derived, dropped)
 
     def rows(self, numbers: Sequence[int]) -> list[Prompt]:
         found: dict[int, Prompt] = {}
@@ -55,41 +64,59 @@ class LinesPool(Pool):
             for number in sorted(set(numbers)):
                 file.seek(self._starts[number])
                 text = file.read(self._ends[number] - self._starts[number])
-                _, prompt = self._read(text, self._numbers[number])
+                try:
+                    _, prompt = self._read(text, self._numbers[number])
+                except InvalidInput as error:
+                    raise self._changed(number, error.message) from error
                 if prompt is None:
-                    raise InvalidInput(f"{self.path} was changed while it was read", reason="DATASET_CHANGED")
+                    raise self._changed(number, "no image")
                 found[number] = self.named(prompt, number)
         return [found[number] for number in numbers]
 
-    def _read(self, text: bytes, number: int) -> tuple[dict[str, Any], Prompt | None]:
+    def _changed(self, number: int, why: str) -> InvalidInput:
+        return InvalidInput(
+            f"{self.path} was changed while it was read: line {self._numbers[number]}: {why}", reason="DATASET_CHANGED"
+        )
+
+    def _read(self, text: bytes | None, number: int) -> tuple[dict[str, Any], Prompt | None]:
+        if text is None:
+            raise InvalidInput(f"the line is longer than {MOST_LINE} bytes", reason="LINE_TOO_LONG")
         try:
             row = json.loads(text)
             if not isinstance(row, dict):
                 raise TypeError("no object")
             return row, self.reader(row, number)
-        except InvalidInput as error:
-            raise InvalidInput(f"{self.path}, line {number}: {error.message}", reason=error.reason) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise InvalidInput(
-                f"{self.path}, line {number}: needs an object with image and prompt ({type(error).__name__}: {error})",
-                reason="DATASET_LINE",
+                f"needs an object with image and prompt ({type(error).__name__}: {error})", reason="DATASET_LINE"
             ) from error
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    at = 0
-    with path.open("rb") as file:
-        for line in file:
-            if line.strip():
-                yield at, at + len(line), line
+def bounded_lines(file: BinaryIO) -> Iterator[tuple[int, int, int, bytes | None]]:
+    """(number from 1, start, end, text) of each line; None is the text of one that is longer than the bound."""
+    number = at = 0
+    while line := file.readline(MOST_LINE + 1):
+        number, start, at = number + 1, at, at + len(line)
+        if len(line) <= MOST_LINE or line.endswith(b"\n"):
+            yield number, start, at, line
+            continue
+        while not line.endswith(b"\n") and (line := file.readline(CHUNK)):
             at += len(line)
+        yield number, start, at, None
 
 
-def _items(path: Path) -> Iterator[tuple[int, int, bytes]]:
+def _lines(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
+    with path.open("rb") as file:
+        for number, start, end, line in bounded_lines(file):
+            if line is None or line.strip():
+                yield number, start, end, line
+
+
+def _items(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
     """The objects of a JSON array, with a chunk of the file in memory at a time."""
     decoder, buffer = json.JSONDecoder(), ""
-    at = place = 0  # in the buffer, in characters; in the file, in bytes
-    with path.open(encoding="utf-8", newline="") as file:
+    number = at = place = 0  # of the item; in the buffer, in characters; in the file, in bytes
+    with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         while True:
             while at < len(buffer) and buffer[at] in " \t\r\n,[":
                 at, place = at + 1, place + 1
@@ -97,14 +124,17 @@ def _items(path: Path) -> Iterator[tuple[int, int, bytes]]:
                 return
             try:
                 _, end = decoder.raw_decode(buffer, at)
-            except ValueError:
-                more = file.read(CHUNK)
+            except (ValueError, RecursionError) as error:
+                long = len(buffer) - at > MOST_LINE
+                more = "" if long or isinstance(error, RecursionError) else file.read(CHUNK)
                 if not more and at == len(buffer):
                     return
                 if not more:
-                    raise InvalidInput(f"{path} is no array of JSON objects", reason="DATASET_LINE") from None
+                    why = f": item {number + 1} is longer than {MOST_LINE} characters" if long else ""
+                    raise InvalidInput(f"{path} is no array of JSON objects{why}", reason="DATASET_LINE") from None
                 buffer, at = buffer[at:] + more, 0
                 continue
-            text = buffer[at:end].encode()
-            yield place, place + len(text), text
+            text = buffer[at:end].encode("utf-8", "surrogateescape")
+            number += 1
+            yield number, place, place + len(text), text
             at, place = end, place + len(text)

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from sightline_trainer.pools.fields import content_id
+from sightline_trainer.pools.fields import Fields
 from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import Reader
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.row_gate import RowGate
 
+_FIELDS = Fields()
 PLACEHOLDER = "<image>"
 
 
-def conversations(images: Folder) -> Reader:
+def conversations(images: Folder, gate: RowGate | None = None) -> Reader:
     """Read items whose images lie in `images`."""
 
     def read(row: dict[str, Any], number: int) -> Prompt | None:
@@ -31,12 +33,10 @@ def conversations(images: Folder) -> Reader:
         if asked is None:
             raise KeyError("a turn from human")
         answer = next((text for who, text in turns[asked + 1 :] if who in ("gpt", "assistant")), "")
-        image, text = images.image(row["image"]), turns[asked][1].replace(PLACEHOLDER, "").strip()
-        return Prompt(
-            id=content_id(image, text) if row.get("id") is None else f"{row['id']}-{number}",
-            image=image,
-            prompt=text,
-            reference=answer,
-        )
+        text = turns[asked][1]
+        if isinstance(text, str):
+            text = text.replace(PLACEHOLDER, "").strip()
+        given = {"id": f"{row['id']}-{number}"} if row.get("id") is not None else {}
+        return _FIELDS.prompt_of({**given, "image": row["image"], "prompt": text, "reference": answer}, images, gate)
 
     return read

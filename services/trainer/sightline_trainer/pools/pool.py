@@ -1,6 +1,7 @@
 """Pool: all prompts of a dataset, by number; a row is read when it is drawn.
 
-A pool holds 16 bytes a prompt (its place in the file and a digest of its id), so one of millions fits anywhere.
+A pool holds 16 bytes a prompt (its place in the file and a digest of its id), so one of millions fits anywhere. A row
+that is no prompt, or whose texts no model can take, is left out when the pool is made, named and counted.
 """
 
 from __future__ import annotations
@@ -14,12 +15,25 @@ import numpy as np
 import numpy.typing as npt
 from sightline.errors import InvalidInput
 
+from sightline_trainer.dropped import DroppedRows
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.refusal import Refusal
 
 
 def id_digest(id_: str) -> int:
     """64 bits of a prompt's id, to find ids that stand twice."""
     return int.from_bytes(hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def leave_out(dropped: DroppedRows, where: str, error: InvalidInput) -> None:
+    """Note a row that is no prompt.
+
+    Raises:
+        InvalidInput: it names a picture outside of the dataset: that is no slip of one row, and is said at once.
+    """
+    if error.reason == "IMAGE_OUTSIDE":
+        raise InvalidInput(f"{where}: {error.message}", reason=error.reason) from error
+    dropped.add(where, Refusal(error.reason, error.message))
 
 
 class Pool(ABC):
@@ -29,15 +43,28 @@ class Pool(ABC):
         digests: uint64 [prompts], of their ids.
         derived: rows whose id is a digest of picture and text, since they were given none: where two of them are equal,
             the later one's row number is added.
+        dropped: rows that were left out.
 
     Raises:
-        InvalidInput: the dataset is empty, or two prompts were given one id.
+        InvalidInput: the dataset is empty, none of its rows can be used, or two prompts were given one id.
     """
 
-    def __init__(self, name: str, digests: npt.NDArray[np.uint64], derived: Collection[int] = ()) -> None:
+    def __init__(
+        self,
+        name: str,
+        digests: npt.NDArray[np.uint64],
+        derived: Collection[int] = (),
+        dropped: DroppedRows | None = None,
+    ) -> None:
         self.name = name
         self.digests = digests
+        self.dropped = DroppedRows() if dropped is None else dropped
         self._order: tuple[tuple[int, int, int], npt.NDArray[np.int64]] | None = None
+        if not len(digests) and self.dropped:
+            raise InvalidInput(
+                f"{name}: none of {len(self.dropped)} rows can be used: {self.dropped.told}",
+                reason=self.dropped.reason or "DATASET_EMPTY",
+            )
         if not len(digests):
             raise InvalidInput(f"{name} has no prompt with an image", reason="DATASET_EMPTY")
         self._again: dict[int, str] = {}

@@ -6,6 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+PROMPT_REASONS = ("IMAGE_", "PROMPT_", "CANDIDATE_", "STATEMENT_")
+"""How reasons of refusals begin that are about one prompt: another prompt may well be answered."""
+
 
 @dataclass(frozen=True)
 class Prompt:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from sightline_trainer.records.refusal import Refusal
 from sightline_trainer.records.score import UNSCORED, Score
 
 
@@ -36,6 +37,8 @@ class Response:
     """What a scorer compares with the image; empty: the text itself."""
     image: bytes = b""
     """The encoded image that it answers to, where that is not the prompt's."""
+    fault: Refusal | None = None
+    """Why it may not be used; such candidates are dropped before anybody judges them."""
     score: Score = UNSCORED
     """What it is worth; stored apart, in `scores/*.parquet`."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ from typing import Any
 from sightline.errors import NotFound
 from sightline.sampler import ManifestError, PolicyManifest, manifest_digest, policy_dirname, read_manifest
 
+from sightline_trainer.dropped import DroppedRows, told
 from sightline_trainer.events import read_events
 from sightline_trainer.files import read_json
+from sightline_trainer.rollout import Rollout
 from sightline_trainer.runs import RunDirectory
 
 Row = dict[str, float]
@@ -27,6 +30,14 @@ class PolicyEntry:
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Rows of one place that the run left out: a dataset, an iteration's sampling or update, an evaluation."""
+
+    where: str
+    told: str
+
+
+@dataclass(frozen=True)
 class History:
     """A run, as its files tell it.
 
@@ -36,6 +47,7 @@ class History:
         counts: iteration -> pairs kept, and what was dropped by reason.
         seconds: iteration -> stage -> wall time; time between a kill and a restart is left out.
         policies: by version, oldest first.
+        left_out: rows that could not be used, by place, counted by reason.
         label: what the page calls the run, where its directory's name is not enough.
     """
 
@@ -47,6 +59,7 @@ class History:
     counts: dict[int, dict[str, int]] = field(default_factory=dict)
     seconds: dict[int, dict[str, float]] = field(default_factory=dict)
     policies: list[PolicyEntry] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
     label: str = ""
 
     @classmethod
@@ -80,6 +93,7 @@ class History:
             counts=counts,
             seconds=_seconds(run.events),
             policies=_policies(run.policies),
+            left_out=list(_left_out(run, numbers)),
         )
 
     @property
@@ -98,6 +112,19 @@ def _policies(directory: Path) -> list[PolicyEntry]:
         if path.name == policy_dirname(manifest.version):
             policies.append(PolicyEntry(manifest, manifest_digest(path)))
     return sorted(policies, key=lambda policy: policy.manifest.version)
+
+
+def _left_out(run: RunDirectory, numbers: list[int]) -> Iterator[LeftOut]:
+    for key, found in (read_json(run.root / "dropped.json") or {}).items():
+        yield LeftOut(key, told(Counter(found["counts"]), found["rows"]))
+    for number in numbers:
+        directory = run.iteration(number)
+        if rows := Rollout(directory).dropped():
+            yield LeftOut(f"iteration {number}, sampling", told(Counter(row["reason"] for row in rows), rows))
+        for name in ("update", "evaluation"):
+            dropped = DroppedRows.read(directory / "dropped" / f"{name}.json")
+            if dropped:
+                yield LeftOut(f"iteration {number}, {name}", dropped.told)
 
 
 def _seconds(events: Path) -> dict[int, dict[str, float]]:

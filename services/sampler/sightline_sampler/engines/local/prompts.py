@@ -14,7 +14,7 @@ from sightline.sampler.types import Distortion
 
 from sightline_sampler.engines.local import distort
 from sightline_sampler.engines.local.model import BaseModel
-from sightline_sampler.engines.placeholders import refuse_placeholders
+from sightline_sampler.engines.placeholders import refuse_placeholders, refuse_special, spelled
 
 Tensors = dict[str, torch.Tensor]
 
@@ -59,15 +59,18 @@ class PromptBuilder:
         tokens = {getattr(owner, n, None) for owner in (base.processor, base.tokenizer) for n in names}
         tokens |= {base.tokenizer.convert_ids_to_tokens(i) for i in base.placeholders if i < len(base.tokenizer)}
         self.placeholders = tuple(sorted(token for token in tokens if isinstance(token, str) and token))
+        added = [token.content for token in base.tokenizer.added_tokens_decoder.values() if token.special]
+        self.special = spelled([*base.tokenizer.all_special_tokens, *added])
         self._split = self._can_split()
 
     def check(self, text: str) -> None:
-        """Refuse a user's text that would be taken for an image.
+        """Refuse a user's text that would be taken for an image, or for an end or another turn.
 
         Raises:
-            InvalidInput: the text holds a placeholder of the model.
+            InvalidInput: the text holds a placeholder, or another special token of the model.
         """
         refuse_placeholders(text, self.placeholders)
+        refuse_special(text, self.special)
 
     def render(self, text: str, with_image: bool) -> str:
         """The prompt after the chat template, ready for the answer."""

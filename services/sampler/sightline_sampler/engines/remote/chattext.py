@@ -15,7 +15,7 @@ import jinja2.sandbox
 from sightline.errors import InvalidInput, PreconditionFailed
 from tokenizers import Tokenizer
 
-from sightline_sampler.engines.placeholders import refuse_placeholders
+from sightline_sampler.engines.placeholders import refuse_placeholders, refuse_special, spelled
 
 _MOST_UNKNOWN = 512  # servers take so many biases, and more unknown ids are padding of an embedding
 _IMAGE_WORDS = ("image", "video", "vision", "audio", "boi", "eoi")
@@ -56,6 +56,8 @@ class ChatText:
         self.placeholder_ids = frozenset(self._image_ids())
         tokens = {self._tokenizer.id_to_token(token) for token in self.placeholder_ids}
         self.placeholders = tuple(sorted(token for token in tokens if token))
+        added = self._tokenizer.get_added_tokens_decoder().values()
+        self.special = spelled([*self._special.values(), *(token.content for token in added if token.special)])
         self._mark = self._image_mark()
         self.never_ids = self._never_ids()
         """Ids that must not be sampled, as the engine in process holds it: placeholders, begin and pad tokens, and ids
@@ -70,12 +72,13 @@ class ChatText:
         return str(self._config.get("dtype") or self._config.get("torch_dtype") or "float16")
 
     def check(self, text: str) -> None:
-        """Refuse a user's text that would be taken for an image.
+        """Refuse a user's text that would be taken for an image, or for an end or another turn.
 
         Raises:
-            InvalidInput: it holds a placeholder of the model.
+            InvalidInput: it holds a placeholder, or another special token of the model.
         """
         refuse_placeholders(text, self.placeholders)
+        refuse_special(text, self.special)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Refuse token ids that cannot be scored.

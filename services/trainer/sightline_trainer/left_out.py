@@ -1,0 +1,90 @@
+"""LeftOut: what a run says of rows that it left out, and what it says where none is left."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from sightline.errors import InvalidInput, PreconditionFailed
+
+from sightline_trainer.dropped import DroppedRows
+from sightline_trainer.evaluation.evaluation_set import EvaluationSet
+from sightline_trainer.pools import Pool
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.row_gate import RowGate
+
+_CHUNK = 64
+
+
+def first_passing(pool: Pool, count: int, gate: RowGate) -> tuple[list[Prompt], DroppedRows]:
+    """The first `count` prompts of a pool whose pictures can be read, or all, and what was left out, the pool's own
+    rows included.
+
+    Raises:
+        InvalidInput: there is none.
+    """
+    found: list[Prompt] = []
+    dropped = DroppedRows()
+    dropped.counts.update(pool.dropped.counts)
+    dropped.rows += pool.dropped.rows
+    for first in range(0, len(pool), _CHUNK):
+        for prompt in pool.rows(range(first, min(first + _CHUNK, len(pool)))):
+            if len(found) == count:
+                return found, dropped
+            if (fault := gate.asked(prompt)) is None:
+                found.append(prompt)
+            else:
+                dropped.add(prompt.id, fault)
+    if not found:
+        raise InvalidInput(
+            f"{pool.name}: {none_of(len(pool), dropped.counts)}: {dropped.told}",
+            reason=dropped.reason or "DATASET_EMPTY",
+        )
+    return found, dropped
+
+
+def askable(held_out: EvaluationSet, gate: RowGate, dropped: DroppedRows) -> EvaluationSet:
+    """The set without questions that the model cannot be asked, which are noted."""
+    questions = []
+    for prompt, question in held_out.questions:
+        if (fault := gate.text(question.text, "prompt")) is None:
+            questions.append((prompt, question))
+        else:
+            dropped.add(f"question {question.id}", fault)
+    return replace(held_out, questions=questions)
+
+
+def counts_of(dropped: Iterable[Mapping[str, str]]) -> Counter[str]:
+    """Outcomes of a rollout's dropped rows, as pairs.json counts them: `prompt_<reason>`, `candidate_<reason>`."""
+    counts: Counter[str] = Counter()
+    for each in dropped:
+        reason = each["reason"].lower().removeprefix("candidate_")
+        counts[f"candidate_{reason}" if "source" in each else f"prompt_{each['reason'].lower()}"] += 1
+    return counts
+
+
+def no_pairs(
+    iteration: int, prompts: int, counts: Mapping[str, int], dropped: Sequence[Mapping[str, str]]
+) -> PreconditionFailed:
+    """The error of an iteration without a pair: of its rows where none could be read, else of its filters."""
+    gone = [each for each in dropped if "source" not in each]
+    if len(gone) >= prompts:
+        reasons = Counter(each["reason"] for each in gone)
+        first = gone[0]
+        return PreconditionFailed(
+            f"iteration {iteration}: {none_of(prompts, reasons)}: "
+            f"{', '.join(f'{count} {reason}' for reason, count in reasons.most_common())}; the first is "
+            f"{first['prompt_id']}: {first['message']}",
+            reason=next(iter(reasons)) if len(reasons) == 1 else "NO_PROMPTS",
+        )
+    return PreconditionFailed(
+        f"iteration {iteration} has no pair to learn from: {dict(counts)}; loosen `filters` or sample more",
+        reason="NO_PAIRS",
+    )
+
+
+def none_of(count: int, reasons: Mapping[str, int]) -> str:
+    """What is wrong with all rows, in a few words."""
+    pictures = all(reason.startswith("IMAGE_") for reason in reasons)
+    return f"no image of {count} could be read" if pictures else f"none of {count} prompts could be used"

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import typer
 from rich.console import Console
-from sightline.errors import SightlineError
+from sightline.errors import NotFound, SightlineError
 from sightline_chassis.settings import SettingsError
 from sightline_trainer.connections import Connections
 from sightline_trainer.preflight.check import Check
@@ -25,14 +25,14 @@ from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.processes import Processes, StartError
-from sightline_cli.run import connected_to, local_services, with_data, with_values
+from sightline_cli.run import connected_to, local_services, recipe_file, with_data, with_values
 
 SCENES = 512
 """Most scenes of the playground that are drawn for a check."""
 
 
 def check(
-    recipe_path: Path,
+    name: str,
     overrides: list[str],
     *,
     directory: Path | None,
@@ -44,6 +44,7 @@ def check(
     """Check a recipe and print what was found.
 
     Args:
+        name: of a recipe file, or of a shipped recipe.
         directory: of the run that would begin or go on; it need not be there.
 
     Returns:
@@ -52,8 +53,8 @@ def check(
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        recipe = load_recipe(recipe_path, overrides)
-    except SettingsError as error:
+        recipe = load_recipe(recipe_file(name), overrides)
+    except (SettingsError, NotFound) as error:
         return _refused(found_by(error, "RECIPE_INVALID"), as_json)
     console = Console(stderr=True)
     with ExitStack() as stack:

@@ -19,7 +19,7 @@ from sightline_trainer.session import Session
 def asked_for(recipe: Recipe) -> Iterator[Finding]:
     """What can be said of a recipe when a run is asked for: no service is called and no model is made."""
     yield from programs(recipe)
-    yield from checkpoint(recipe.model)
+    yield from checkpoint(recipe.base_model)
 
 
 async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[Finding]:
@@ -53,7 +53,7 @@ def _alone(session: Session, train: Pool, test: Sequence[Prompt]) -> Iterator[Fi
     yield from found
     if known is None or session.policies is None:
         return
-    length = prompt_tokens(recipe.model, seen.readable[0]) if seen.readable else None
+    length = prompt_tokens(recipe.base_model, seen.readable[0]) if seen.readable else None
     yield from memory.too_large(memory.estimate(recipe, known, prompt=length), strict=False)
     prompts = min(recipe.data.prompts_per_iteration, len(train))
     wanted = disk.needed(recipe, known, prompts=prompts, image_bytes=seen.image_bytes)

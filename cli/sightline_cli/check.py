@@ -44,6 +44,7 @@ def check(
     """Check a recipe and print what was found.
 
     Args:
+        name: of a recipe file, or of a shipped recipe.
         directory: of the run that would begin or go on; it need not be there.
 
     Returns:

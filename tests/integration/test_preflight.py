@@ -94,8 +94,8 @@ BROKEN: dict[str, tuple[Callable[[Tree, Path], None], str, str, str]] = {
     "a LoRA expression that finds nothing": (
         _other_expression,
         "LORA_FINDS_NOTHING",
-        "dpo.lora.target_modules finds no linear layer in",
-        "name layers that it has, such as model.language_model.layers.",
+        " finds no linear layer in ",
+        "",
     ),
     "missing images": (
         _missing_images,
@@ -201,7 +201,7 @@ def test_a_run_is_not_begun_with_what_would_end_it(services: Services, playgroun
         tree = small_recipe(services, playground)
         break_it(tree, tmp_path)
         run = RunDirectory(tmp_path / code)
-        with pytest.raises(PreconditionFailed, match=r"name layers|put a chat_template") as caught:
+        with pytest.raises(PreconditionFailed, match=r"finds no linear layer|put a chat_template") as caught:
             execute(Recipe.model_validate(tree), run, lambda event: None)
         assert caught.value.reason == code
         assert not (run.root / "iterations").exists()

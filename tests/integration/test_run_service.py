@@ -80,14 +80,17 @@ def test_bad_requests_get_the_right_status_and_the_service_goes_on(
 def test_a_failed_run_says_why_and_the_next_one_runs(
     trainer: tuple[Processes, Addresses], services: Services, playground: Path
 ) -> None:
+    nowhere = str(playground / "nowhere")
     with RunClient(trainer[1].grpc) as client:
-        bad = client.start(recipe_text=recipe(services, playground, model="/no/such/model"), run_id="bad")
+        with pytest.raises(PreconditionFailed, match="there is no model /no/such/model"):
+            client.start(recipe_text=recipe(services, playground, model="/no/such/model"), run_id="refused")
+        bad = client.start(recipe_text=recipe(services, playground), run_id="bad", overrides=[f"data.train={nowhere}"])
         stopped = client.start(recipe_text=recipe(services, playground), run_id="queued")
         client.stop(stopped.id)
         good = client.start(recipe_text=recipe(services, playground), run_id="good")
         list(client.watch(good.id))
         assert client.get(bad.id).state == "failed"
-        assert "/no/such/model" in client.get(bad.id).error
+        assert nowhere in client.get(bad.id).error
         assert client.get(bad.id).reason
         assert client.get(stopped.id).state == "stopped"
         assert client.get(good.id).state == "succeeded"

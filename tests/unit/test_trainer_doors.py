@@ -13,6 +13,7 @@ import pytest
 import yaml
 from loop_steps import measured
 from PIL import Image
+from running import WEIGHTS
 from sightline.errors import InvalidInput, NotFound, PreconditionFailed
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline_chassis.settings import SettingsError, load_settings
@@ -27,7 +28,8 @@ from sightline_trainer.settings import TrainerSettings
 
 pytestmark = pytest.mark.field
 
-RECIPE: dict[str, Any] = {"name": "small", "model": "m", "data": {"train": "datasets:a", "test": "datasets:b"}}
+LLAVA = str(WEIGHTS / "llava")
+RECIPE: dict[str, Any] = {"name": "small", "model": LLAVA, "data": {"train": "datasets:a", "test": "datasets:b"}}
 
 
 # ---- images of datasets

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from running import WEIGHTS
 from sightline.errors import Cancelled, InvalidInput, NotFound, PreconditionFailed
 from sightline_trainer import run_queue as module
 from sightline_trainer.allowed import Allowed
@@ -21,7 +22,8 @@ from sightline_trainer.recipe import Recipe
 from sightline_trainer.run_queue import RunQueue
 from sightline_trainer.runs import RunDirectory
 
-TEXT = yaml.safe_dump({"name": "small", "model": "m", "data": {"train": "datasets:a", "test": "datasets:b"}})
+LLAVA = str(WEIGHTS / "llava")
+TEXT = yaml.safe_dump({"name": "small", "model": LLAVA, "data": {"train": "datasets:a", "test": "datasets:b"}})
 
 HOLD = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcntl.LOCK_EX); print(flush=True); input()"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sightline.errors import SightlineError
+from sightline_chassis.shipped import PLAYGROUND, model_place
 
 from sightline_trainer.connections import Connections
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
@@ -184,7 +185,8 @@ class Check:
 
 def _weights(recipe: Recipe) -> int | None:
     """Bytes of a scorer's weights that lie in a directory here; None where nobody knows."""
-    scheme, _, place = (recipe.reward.source or "").partition(":")
-    if scheme != "local-dir":
+    source = recipe.reward.source or ""
+    if not source.startswith(("local-dir:", PLAYGROUND)):
         return None
-    return sum(path.stat().st_size for path in Path(place).glob("*.safetensors")) or None
+    folder = Path(model_place(source).removeprefix("local-dir:"))
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None

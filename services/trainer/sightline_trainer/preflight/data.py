@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
 from sightline_chassis.images import decode
@@ -11,9 +12,12 @@ from sightline_chassis.sections import ImageLimits
 
 from sightline_trainer.pools import hold_out
 from sightline_trainer.pools.pool import Pool
-from sightline_trainer.preflight.finding import Finding, found_by
+from sightline_trainer.preflight.finding import Finding, Severity, found_by
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
+
+Fault: TypeAlias = tuple[str, str]
+"""A reason in capitals, and its sentence."""
 
 SAMPLED = 32
 """Rows of each dataset that are looked at."""
@@ -27,7 +31,7 @@ class Sample:
 
     Attributes:
         rows: the prompts looked at.
-        readable: those of them whose image can be decoded.
+        readable: those of them that can be asked about.
         image_bytes: mean size of their files.
     """
 
@@ -36,23 +40,25 @@ class Sample:
     image_bytes: float = 0.0
 
 
-def sample(rows: Sequence[Prompt]) -> tuple[Sample, list[tuple[Prompt, InvalidInput]]]:
-    """Read the pictures of some prompts; also what could not be read, and why."""
-    seen, damaged, sizes = Sample(rows), list[tuple[Prompt, InvalidInput]](), list[int]()
-    for prompt in rows:
-        try:
-            content = prompt.image.read_bytes()
-            decode(content, ImageLimits())
-        except OSError as error:
-            told = InvalidInput(f"{prompt.image}: {error.strerror}", reason="IMAGE_FILE_UNREADABLE")
-            damaged.append((prompt, told))
-        except InvalidInput as error:
-            damaged.append((prompt, InvalidInput(f"{prompt.image}: {error.message}", reason=error.reason)))
-        else:
-            seen.readable.append(prompt)
-            sizes.append(len(content))
-    seen.image_bytes = sum(sizes) / max(1, len(sizes))
-    return seen, damaged
+def fault_of(row: Prompt) -> Fault | None:
+    """Why a row can't be asked about; None where it can. The one place where a check looks at a row."""
+    if not row.prompt.strip():
+        return "PROMPT_EMPTY", "the prompt is empty"
+    try:
+        decode(row.image.read_bytes(), ImageLimits())
+    except OSError as error:
+        return "IMAGE_FILE_UNREADABLE", f"{row.image}: {error.strerror}"
+    except InvalidInput as error:
+        return error.reason, f"{row.image}: {error.message}"
+    return None
+
+
+def sample(rows: Sequence[Prompt]) -> tuple[Sample, list[tuple[Prompt, Fault]]]:
+    """Look at some rows; also those that can't be used, and why."""
+    faults = [(row, fault_of(row)) for row in rows]
+    seen = Sample(rows, [row for row, fault in faults if fault is None])
+    seen.image_bytes = sum(row.image.stat().st_size for row in seen.readable) / max(1, len(seen.readable))
+    return seen, [(row, fault) for row, fault in faults if fault is not None]
 
 
 def spread(pool: Pool, count: int = SAMPLED) -> list[Prompt]:
@@ -62,20 +68,16 @@ def spread(pool: Pool, count: int = SAMPLED) -> list[Prompt]:
 
 
 def train(rows: Sequence[Prompt], *, strict: bool) -> tuple[Sample, list[Finding]]:
-    """IMAGES_UNREADABLE, PROMPTS_EMPTY. A run drops what it can't read, so only a check minds some of it."""
-    seen, damaged = sample(rows)
-    found = [*_texts("data.train", rows)]
-    if damaged:
-        most = TOLERATED * len(rows) if strict else len(rows) - 1
-        found.append(_damaged("data.train", rows, damaged, "error" if len(damaged) > most else "warning"))
-    return seen, found
+    """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. A run drops such rows, so only a check minds some of them."""
+    seen, faults = sample(rows)
+    most = TOLERATED * len(rows) if strict else len(rows) - 1
+    return seen, list(_told("data.train", rows, faults, most))
 
 
 def test(rows: Sequence[Prompt]) -> tuple[Sample, list[Finding]]:
-    """IMAGES_UNREADABLE, PROMPTS_EMPTY. Evaluation ends a run at one picture that it can't read."""
-    seen, damaged = sample(rows)
-    found = [*_texts("data.test", rows)]
-    return seen, [*found, *([_damaged("data.test", rows, damaged, "error")] if damaged else [])]
+    """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. Evaluation ends a run at one row that it can't ask about."""
+    seen, faults = sample(rows)
+    return seen, list(_told("data.test", rows, faults, 0))
 
 
 def held_out(recipe: Recipe, pool: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
@@ -94,24 +96,24 @@ def held_out(recipe: Recipe, pool: Pool, test: Sequence[Prompt]) -> Iterator[Fin
         yield found_by(error)
 
 
-def _texts(key: str, rows: Sequence[Prompt]) -> Iterator[Finding]:
-    faulty = [prompt for prompt in rows if not prompt.prompt.strip()]
-    if faulty:
+def _told(key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Fault]], most: float) -> Iterator[Finding]:
+    """A finding for the images and one for the texts; an error where there are more than `most`."""
+    severity: Severity = "error" if len(faults) > most else "warning"
+    images = [(row, message) for row, (reason, message) in faults if reason.startswith("IMAGE_")]
+    texts = [(row, message) for row, (reason, message) in faults if not reason.startswith("IMAGE_")]
+    if images:
+        row, message = images[0]
         yield Finding(
-            "PROMPTS_EMPTY",
-            f"{len(faulty)} of {len(rows)} sampled rows of {key} ask nothing, such as {faulty[0].id}",
-            "give each row a prompt, or leave these out",
+            "IMAGES_UNREADABLE",
+            f"{len(images)} of {len(rows)} sampled images of {key} can't be read, such as that of {row.id}: {message}",
+            "put them there (?images=DIRECTORY names where they lie), or leave these rows out",
+            severity,
         )
-
-
-def _damaged(
-    key: str, rows: Sequence[Prompt], damaged: Sequence[tuple[Prompt, InvalidInput]], severity: str
-) -> Finding:
-    prompt, error = damaged[0]
-    return Finding(
-        "IMAGES_UNREADABLE",
-        f"{len(damaged)} of {len(rows)} sampled images of {key} can't be read, such as that of {prompt.id}: "
-        f"{error.message}",
-        "put them there (?images=DIRECTORY names where they lie), or leave these rows out",
-        "error" if severity == "error" else "warning",
-    )
+    if texts:
+        row, message = texts[0]
+        yield Finding(
+            "PROMPTS_UNUSABLE",
+            f"{len(texts)} of {len(rows)} sampled rows of {key} can't be asked about, such as {row.id}: {message}",
+            "put these texts right, or leave these rows out",
+            severity,
+        )

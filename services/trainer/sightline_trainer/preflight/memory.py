@@ -5,10 +5,11 @@ and `kept` K (its keys' width), a layer keeps for the backward pass
 
     T x N x (9 W + 3 K + 4 I)      stream, norms, queries before and after their rotation, attention's output; keys and
                                    values; gate, its activation, up, and their product
-    T x N x W                      with gradient checkpointing, and once the above for the layer under way
+    T x N x W                      with gradient checkpointing, and the above for the layer under way
 
-A pass has B pairs: T = B (P + 2 R) where responses share the prefix of P tokens (R is sampling.max_tokens), else
-2 B (P + R). docs/log.md has what was measured against it.
+and the gradients of the layer under way take as much as two layers keep. A pass has B pairs: T = B (P + 2 R) where
+responses share the prefix of P tokens (R is sampling.max_tokens), else 2 B (P + R). docs/log.md has what was measured
+against it.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
     tokens = pairs * (prompt + 2 * answer) if shared else 2 * pairs * (prompt + answer)
     layer = tokens * number * (9 * sizes.width + 3 * sizes.kept + 4 * sizes.inner)
     stream = tokens * number * sizes.width
-    parts["activations"] = layer + sizes.layers * stream if settings.gradient_checkpointing else sizes.layers * layer
+    kept = layer + sizes.layers * stream if settings.gradient_checkpointing else sizes.layers * layer
+    parts["activations"] = kept + 2 * layer
     return ProcessMemory(parts)
 
 

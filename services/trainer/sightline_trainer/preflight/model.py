@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from sightline.errors import SightlineError
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 
-from sightline_trainer.preflight.finding import Finding, first_line
+from sightline_trainer.preflight.finding import Finding, first_line, found_by
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
@@ -82,6 +83,8 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of PEFT's calls into transformers
             trained = trained_frame(recipe, frame)
+    except SightlineError as error:
+        return None, [found_by(error)]
     except ValueError as error:  # PEFT's, where nothing matches
         inside = [name for name in parts if "vision" not in name and name != "lm_head"]
         return None, [

@@ -80,9 +80,7 @@ class Processing:
         single = self._first_call(rendered, first)
         longer = self._call([rendered + _WORD], [[first]])
         self._sort(single, longer)
-        self.text_decides: tuple[str, ...] = tuple(
-            name for name in self.image_names if single[name].shape != longer[name].shape
-        )
+        self.text_decides = tuple(output for output in self.image_names if single[output].shape != longer[output].shape)
         self._find_joins(rendered, [first, second])
         self._find_suffix(rendered, first)
 

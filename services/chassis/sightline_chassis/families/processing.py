@@ -80,7 +80,7 @@ class Processing:
         single = self._first_call(rendered, first)
         longer = self._call([rendered + _WORD], [[first]])
         self._sort(single, longer)
-        self.text_decides = tuple(output for output in self.image_names if single[output].shape != longer[output].shape)
+        self.text_decides = tuple(_different(self.image_names, single, longer))
         self._find_joins(rendered, [first, second])
         self._find_suffix(rendered, first)
 
@@ -201,6 +201,10 @@ class Processing:
             return
         outputs = self._call([rendered], [[image]], suffix=["a"])
         self._suffix = {name: outputs[name][:, -1:] for name in self.token_names}
+
+
+def _different(names: Collection[str], one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in names if one[name].shape != other[name].shape]
 
 
 def side_by_side(parts: Sequence[Tensor], dimension: int) -> Tensor:

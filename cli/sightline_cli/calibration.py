@@ -59,10 +59,10 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
                 else:
                     cosines.extend(outcome.cosine.tolist())
     if left_out:
-        told = f"{len(left_out)} of {len(lines)} lines left out; the first is {left_out[0]}"
+        why = f"{len(left_out)} of {len(lines)} lines left out; the first is {left_out[0]}"
         if not cosines:
-            raise InvalidInput(told, reason="LINE")
-        typer.echo(told, err=True)
+            raise InvalidInput(why, reason="LINE")
+        typer.echo(why, err=True)
     try:
         fitted = fit(cosines, model.weights_digest, model.preprocessing_digest)
     except ValueError as error:

@@ -28,7 +28,7 @@ from sightline_trainer.dpo.kept_pairs import kept_pairs
 from sightline_trainer.evaluation.ratios import Ratios
 from sightline_trainer.events import Event, EventLog, EventReader, read_events
 from sightline_trainer.injection.language_model import OpenAiWriter
-from sightline_trainer.left_out import first_passing
+from sightline_trainer.left_out import counts_of, first_passing, no_pairs
 from sightline_trainer.model_words import ModelWords
 from sightline_trainer.pairs.build import PairBuilder, read_pairs, write_pairs
 from sightline_trainer.pairs.rules import BestWorst
@@ -127,7 +127,7 @@ def test_a_bad_row_is_left_out_named_and_counted(
     assert [prompt.id.partition("-")[0] for prompt in pool.head()] == ["good", "last"]
     assert pool.dropped.counts == {reason: 1}
     assert "line 2" in pool.dropped.rows[0]["row"]
-    json.dumps(pool.dropped.as_json(), ensure_ascii=False).encode()  # what is told of it can be written
+    json.dumps(pool.dropped.as_json(), ensure_ascii=False).encode()  # what is found of it can be written
 
 
 @pytest.mark.parametrize("row", [{"image": None}, {"image": ""}, {"image": []}, {"prompt": "a <image> ?"}])
@@ -257,6 +257,20 @@ def test_a_dataset_without_a_picture_says_so(folder: Path, gate: RowGate) -> Non
         open_pool(folder / "rows.jsonl", gate=gate)
 
 
+def test_an_iteration_without_a_picture_says_so() -> None:
+    gone = [{"prompt_id": f"p{n}", "reason": "IMAGE_FILE_UNREADABLE", "message": f"no {n}.png"} for n in range(40)]
+    error = no_pairs(2, 40, {"pairs": 0}, gone)
+    assert error.reason == "IMAGE_FILE_UNREADABLE"
+    assert "iteration 2: no image of 40 could be read: 40 IMAGE_FILE_UNREADABLE; the first is p0: no 0.png" in str(
+        error
+    )
+    some = no_pairs(2, 41, {"pairs": 0, "prompt_small_gap": 1}, gone)
+    assert (some.reason, "loosen `filters`" in str(some)) == ("NO_PAIRS", True)
+    assert counts_of([*gone, {**gone[0], "source": "policy", "index": "1", "reason": "CANDIDATE_TOO_LONG"}]) == {
+        "prompt_image_file_unreadable": 40, "candidate_too_long": 1,
+    }  # fmt: skip
+
+
 # ---- pictures and lengths
 
 
@@ -383,9 +397,9 @@ def test_a_kept_pair_that_cannot_be_trained_on_is_left_out(tmp_path: Path, gate:
     write_pairs(path, [pair(), *(pair(prompt_id=reason, **row) for reason, row in bad), pair(prompt_id="last")])
     kept, figures = kept_pairs(path, gate)
     assert kept["prompt_id"][:] == ["p", "last"]
-    told = json.loads((tmp_path / "dropped/update.json").read_text())
-    assert [row["reason"] for row in told["rows"]] == [reason for reason, _ in bad]
-    assert told["rows"][0]["row"] == "pair 2 (prompt CHOSEN_SPECIAL_TOKEN)"
+    found = json.loads((tmp_path / "dropped/update.json").read_text())
+    assert [row["reason"] for row in found["rows"]] == [reason for reason, _ in bad]
+    assert found["rows"][0]["row"] == "pair 2 (prompt CHOSEN_SPECIAL_TOKEN)"
     assert figures["pairs_left_out"] == len(bad)
     assert figures["left_out_pair_incomplete"] == 1
     write_pairs(path, [pair()])
@@ -431,12 +445,12 @@ def test_a_damaged_line_of_events_is_told_and_passed_over(tmp_path: Path, line: 
 def test_a_picture_that_is_gone_costs_its_prompt(tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(png())
     prompts = {name: Prompt(name, tmp_path / f"{name}.png", "what ?") for name in ("good", "gone")}
-    told = [
+    found = [
         [Response(name, at, f"text {at}", [5, 3], score=Score(50.0 - 10 * at)) for at in range(2)]
         for name in ("good", "gone", "other")
     ]
     builder = PairBuilder({}, {"best_worst": BestWorst()}, iteration=1)
-    rows = list(builder.build(prompts, [(one[0].prompt_id, one) for one in told]))
+    rows = list(builder.build(prompts, [(one[0].prompt_id, one) for one in found]))
     assert [row["prompt_id"] for row in rows] == ["good"]
     assert builder.counts == {"pairs": 1, "prompt_image_file_unreadable": 1, "prompt_not_drawn": 1}
 

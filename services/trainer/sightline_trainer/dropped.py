@@ -39,9 +39,9 @@ class DroppedRows:
         return next(iter(self.counts)) if len(self.counts) == 1 else None
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         """Counts and the first row, for a message: "2 PROMPT_EMPTY, 1 IMAGE_MISSING; the first is row 6: ..."."""
-        return told(self.counts, self.rows)
+        return summary_of(self.counts, self.rows)
 
     def as_json(self) -> dict[str, Any]:
         """For a file of the run."""
@@ -63,7 +63,7 @@ class DroppedRows:
         return dropped
 
 
-def told(counts: Counter[str], rows: Iterable[Mapping[str, str]]) -> str:
+def summary_of(counts: Counter[str], rows: Iterable[Mapping[str, str]]) -> str:
     """Counts by reason, most first, and the first row with what was wrong."""
     first = next(iter(rows), None)
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())

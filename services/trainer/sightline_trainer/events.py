@@ -112,9 +112,9 @@ class EventReader:
         try:
             return _checked(json.loads(line))
         except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            told = f"line {number + 1} of {self._path.name} is damaged and left out"
-            logger.warning("%s: %s (%s)", self._path.parent.name, told, str(error)[:200])
-            return replace(self._last, done=0, total=0, metrics={}, message=told)
+            why = f"line {number + 1} of {self._path.name} is damaged and left out"
+            logger.warning("%s: %s (%s)", self._path.parent.name, why, str(error)[:200])
+            return replace(self._last, done=0, total=0, metrics={}, message=why)
 
 
 def _checked(row: Any) -> Event:

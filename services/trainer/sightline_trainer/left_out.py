@@ -38,7 +38,7 @@ def first_passing(pool: Pool, count: int, gate: RowGate) -> tuple[list[Prompt], 
                 dropped.add(prompt.id, fault)
     if not found:
         raise InvalidInput(
-            f"{pool.name}: {none_of(len(pool), dropped.counts)}: {dropped.told}",
+            f"{pool.name}: {none_of(len(pool), dropped.counts)}: {dropped.summary}",
             reason=dropped.reason or "DATASET_EMPTY",
         )
     return found, dropped

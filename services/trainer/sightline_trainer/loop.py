@@ -23,7 +23,7 @@ from sightline.sampler import PolicyManifest, model_digest, policy_dirname, writ
 from sightline_trainer import metrics
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.connections import Connections
-from sightline_trainer.dropped import DroppedRows, told
+from sightline_trainer.dropped import DroppedRows, summary_of
 from sightline_trainer.evaluation.evaluate import evaluate
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.events import LEFT_OUT, Event, Observer, Stage
@@ -372,7 +372,7 @@ class Loop:
         self, stage: Stage, iteration: int, counts: Counter[str], rows: Sequence[Mapping[str, str]], of: str = ""
     ) -> None:
         if counts:
-            message = f"{counts.total()} rows{of} were left out: {told(counts, rows)}"
+            message = f"{counts.total()} rows{of} were left out: {summary_of(counts, rows)}"
             facts = {LEFT_OUT: counts.total(), **{f"left_out_{key.lower()}": each for key, each in counts.items()}}
             self._tell(stage, iteration, message=message, metrics=facts)
 

@@ -125,9 +125,9 @@ def _by_transformers(model: str) -> tuple[dict[str, int | None], str | None]:
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        told = next(iter(str(error).splitlines()), type(error).__name__)
+        why = next(iter(str(error).splitlines()), type(error).__name__)
         raise PreconditionFailed(
-            f"model: the tokenizer of {model} cannot be read ({told}); name a folder or a hub's name that has one",
+            f"model: the tokenizer of {model} cannot be read ({why}); name a folder or a hub's name that has one",
             reason="MODEL_UNREADABLE",
         ) from error
     ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))

@@ -124,7 +124,7 @@ class RowGate:
             return None
         return self._fits(rendered, size, len(self.template.response(row.prompt, row.reference)), "reference")
 
-    def written(self, prompt: Prompt, asked: str, text: str) -> tuple[list[int], Checked]:
+    def tokenised(self, prompt: Prompt, asked: str, text: str) -> tuple[list[int], Checked]:
         """Token ids of a text that no policy sampled, as an answer to `asked`, or why it can't be one."""
         if fault := self.text(asked, "prompt") or self.text(text, "candidate"):
             return [], fault
@@ -188,8 +188,8 @@ class RowGate:
         try:
             window, before = self.template.window, self.template.length(rendered, size)
         except (ValueError, RuntimeError) as error:  # as Qwen's of a picture of 1 x 990
-            told = f"the model's processor refuses a picture of {size[0]} x {size[1]} pixels: {str(error)[:200]}"
-            return Refusal("IMAGE_REFUSED", told)
+            why = f"the model's processor refuses a picture of {size[0]} x {size[1]} pixels: {str(error)[:200]}"
+            return Refusal("IMAGE_REFUSED", why)
         if before + tokens <= window:
             return None
         return Refusal(

@@ -40,7 +40,7 @@ def unsampled(
 ) -> Response:
     """A candidate that no policy sampled: tokens as the policy would have had to write them. One that the gate refuses
     has none, and says why."""
-    ids, fault = gate.written(prompt, asked, text)
+    ids, fault = gate.tokenised(prompt, asked, text)
     return Response(
         prompt_id=prompt.id,
         index=index,

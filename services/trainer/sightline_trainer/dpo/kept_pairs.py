@@ -51,7 +51,7 @@ def kept_pairs(path: Path, gate: RowGate) -> tuple[Dataset, dict[str, float]]:
         dropped.write(left_out_file(path))
     if not kept:
         raise PreconditionFailed(
-            f"none of {number} pairs in {path} can be trained on: {dropped.told}", reason="NO_PAIRS"
+            f"none of {number} pairs in {path} can be trained on: {dropped.summary}", reason="NO_PAIRS"
         )
     if not dropped:
         return pairs, {}

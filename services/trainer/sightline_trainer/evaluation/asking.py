@@ -129,8 +129,8 @@ class Asker:
                 try:
                     answer = await self._answer(item, sampler, scorer, version)
                 except InvalidInput as error:  # of thousands, the one that is meant is named
-                    told = f"{item.key} with {item.image}: {error.message}"
-                    raise InvalidInput(told, reason=error.reason) from error
+                    why = f"{item.key} with {item.image}: {error.message}"
+                    raise InvalidInput(why, reason=error.reason) from error
             kept.add(item.key, {**answer, "of": digests.of(item)})
             done += 1
             progress(done, len(items))

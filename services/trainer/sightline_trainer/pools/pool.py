@@ -62,7 +62,7 @@ class Pool(ABC):
         self._order: tuple[tuple[int, int, int], npt.NDArray[np.int64]] | None = None
         if not len(digests) and self.dropped:
             raise InvalidInput(
-                f"{name}: none of {len(self.dropped)} rows can be used: {self.dropped.told}",
+                f"{name}: none of {len(self.dropped)} rows can be used: {self.dropped.summary}",
                 reason=self.dropped.reason or "DATASET_EMPTY",
             )
         if not len(digests):

@@ -150,8 +150,8 @@ def _parquet(path: Path) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
-        told = next(iter(str(error).splitlines()), "empty")
-        raise InvalidInput(f"{path} is no readable Parquet file ({told})", reason="DATASET_UNREADABLE") from error
+        why = next(iter(str(error).splitlines()), "empty")
+        raise InvalidInput(f"{path} is no readable Parquet file ({why})", reason="DATASET_UNREADABLE") from error
 
 
 def _present(fields: Fields, columns: Sequence[str], where: str) -> Fields:
@@ -182,9 +182,9 @@ def _group(file: pq.ParquetFile, group: int, fields: Fields) -> Iterator[Mapping
             for row in _light(table, fields):
                 yield {**row, fields.image: _HELD} if whole and isinstance(row, dict) else row
     except (pa.ArrowException, OSError) as error:
-        told = next(iter(str(error).splitlines()), "it ends early")
+        why = next(iter(str(error).splitlines()), "it ends early")
         raise InvalidInput(
-            f"a row group of a Parquet file cannot be read ({told})", reason="DATASET_UNREADABLE"
+            f"a row group of a Parquet file cannot be read ({why})", reason="DATASET_UNREADABLE"
         ) from error
 
 

@@ -45,9 +45,9 @@ async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[F
 def _alone(session: Session, train: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
     recipe = session.recipe
     yield from asked_for(recipe)
-    seen, found = data.train(data.spread(train), strict=False)
+    seen, found = data.train(data.spread(train), session.gate, strict=False)
     yield from found
-    _, found = data.test(test[: data.SAMPLED])
+    _, found = data.test(test[: data.SAMPLED], session.gate)
     yield from found
     known, found = sizes(recipe)
     yield from found

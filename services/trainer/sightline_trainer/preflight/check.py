@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.preflight.trial import Trial, ask, elsewhere, train_on
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.row_gate import RowGate
 from sightline_trainer.session import Session, connected
 
 _OUTAGE_SECONDS = 5.0
@@ -59,6 +61,11 @@ class Check:
         self.trial = Trial()
         self._prompts: list[Prompt] = []
         self._count = self._held_out = 0
+
+    @cached_property
+    def gate(self) -> RowGate:
+        """Of the recipe's model; its files are read when the first row is looked at."""
+        return RowGate(self.recipe.base_model)
 
     @property
     def ok(self) -> bool:
@@ -149,14 +156,14 @@ class Check:
         pool, rows, seen = self._opened(recipe.data.train, cache), list[Prompt](), None
         if pool is not None:
             self._count = min(recipe.data.prompts_per_iteration, len(pool))
-            seen, found = data.train(data.spread(pool), strict=True)
-            self.findings += found
+            seen, found = data.train(data.spread(pool), self.gate, strict=True)
+            self.findings += [*data.left_out("data.train", pool), *found]
             self._prompts = seen.readable
         held_out = self._opened(recipe.data.test, cache)
         if held_out is not None:
             rows = held_out.head(recipe.evaluation.prompts)
-            _, found = data.test(rows[: data.SAMPLED])
-            self.findings += found
+            _, found = data.test(rows[: data.SAMPLED], self.gate)
+            self.findings += [*data.left_out("data.test", held_out), *found]
             try:
                 asked = EvaluationSet.load(side_files(recipe.data.test), rows, recipe.evaluation)
                 self._held_out = asked.total + asked.diverse * asked.samples
@@ -168,7 +175,7 @@ class Check:
 
     def _opened(self, reference: str, cache: Path) -> Pool | None:
         try:
-            return open_pool(reference, cache)
+            return open_pool(reference, cache, self.gate)
         except SightlineError as error:
             self.findings.append(found_by(error))
             return None

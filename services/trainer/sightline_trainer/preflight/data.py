@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
-from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
-from sightline_chassis.images import decode
-from sightline_chassis.sections import ImageLimits
+from sightline.errors import PreconditionFailed, SightlineError
 
 from sightline_trainer.pools import hold_out
 from sightline_trainer.pools.pool import Pool
 from sightline_trainer.preflight.finding import Finding, Severity, found_by
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
-
-Fault: TypeAlias = tuple[str, str]
-"""A reason in capitals, and its sentence."""
+from sightline_trainer.records.refusal import Refusal
+from sightline_trainer.row_gate import RowGate
 
 SAMPLED = 32
 """Rows of each dataset that are looked at."""
@@ -40,22 +36,9 @@ class Sample:
     image_bytes: float = 0.0
 
 
-def fault_of(row: Prompt) -> Fault | None:
-    """Why a row can't be asked about; None where it can. The one place where a check looks at a row."""
-    if not row.prompt.strip():
-        return "PROMPT_EMPTY", "the prompt is empty"
-    try:
-        decode(row.image.read_bytes(), ImageLimits())
-    except OSError as error:
-        return "IMAGE_FILE_UNREADABLE", f"{row.image}: {error.strerror}"
-    except InvalidInput as error:
-        return error.reason, f"{row.image}: {error.message}"
-    return None
-
-
-def sample(rows: Sequence[Prompt]) -> tuple[Sample, list[tuple[Prompt, Fault]]]:
+def sample(rows: Sequence[Prompt], gate: RowGate) -> tuple[Sample, list[tuple[Prompt, Refusal]]]:
     """Look at some rows; also those that can't be used, and why."""
-    faults = [(row, fault_of(row)) for row in rows]
+    faults = [(row, gate.asked(row)) for row in rows]
     seen = Sample(rows, [row for row, fault in faults if fault is None])
     seen.image_bytes = sum(row.image.stat().st_size for row in seen.readable) / max(1, len(seen.readable))
     return seen, [(row, fault) for row, fault in faults if fault is not None]
@@ -67,17 +50,29 @@ def spread(pool: Pool, count: int = SAMPLED) -> list[Prompt]:
     return pool.rows(range(0, len(pool), step)[:count])
 
 
-def train(rows: Sequence[Prompt], *, strict: bool) -> tuple[Sample, list[Finding]]:
+def train(rows: Sequence[Prompt], gate: RowGate, *, strict: bool) -> tuple[Sample, list[Finding]]:
     """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. A run drops such rows, so only a check minds some of them."""
-    seen, faults = sample(rows)
+    seen, faults = sample(rows, gate)
     most = TOLERATED * len(rows) if strict else len(rows) - 1
     return seen, list(_told("data.train", rows, faults, most))
 
 
-def test(rows: Sequence[Prompt]) -> tuple[Sample, list[Finding]]:
-    """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. Evaluation ends a run at one row that it can't ask about."""
-    seen, faults = sample(rows)
-    return seen, list(_told("data.test", rows, faults, 0))
+def test(rows: Sequence[Prompt], gate: RowGate) -> tuple[Sample, list[Finding]]:
+    """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. A run asks other prompts in their place, which only a check minds."""
+    seen, faults = sample(rows, gate)
+    return seen, list(_told("data.test", rows, faults, TOLERATED * len(rows)))
+
+
+def left_out(key: str, pool: Pool) -> Iterator[Finding]:
+    """ROWS_LEFT_OUT: rows that are no prompts, or whose texts the model cannot take."""
+    gone = len(pool.dropped)
+    if gone:
+        yield Finding(
+            "ROWS_LEFT_OUT",
+            f"{gone} of {gone + len(pool)} rows of {key} are left out: {pool.dropped.summary}",
+            "mend these rows (docs/data.md has the reasons), or leave them out",
+            "error" if gone > TOLERATED * (gone + len(pool)) else "warning",
+        )
 
 
 def held_out(recipe: Recipe, pool: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
@@ -96,11 +91,11 @@ def held_out(recipe: Recipe, pool: Pool, test: Sequence[Prompt]) -> Iterator[Fin
         yield found_by(error)
 
 
-def _told(key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Fault]], most: float) -> Iterator[Finding]:
+def _told(key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Refusal]], most: float) -> Iterator[Finding]:
     """A finding for the images and one for the texts; an error where there are more than `most`."""
     severity: Severity = "error" if len(faults) > most else "warning"
-    images = [(row, message) for row, (reason, message) in faults if reason.startswith("IMAGE_")]
-    texts = [(row, message) for row, (reason, message) in faults if not reason.startswith("IMAGE_")]
+    images = [(row, fault.message) for row, fault in faults if fault.reason.startswith("IMAGE_")]
+    texts = [(row, fault.message) for row, fault in faults if not fault.reason.startswith("IMAGE_")]
     if images:
         row, message = images[0]
         yield Finding(

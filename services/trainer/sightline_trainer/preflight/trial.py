@@ -22,7 +22,6 @@ from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.rollout import Rollout
-from sightline_trainer.row_gate import RowGate
 from sightline_trainer.session import Session
 
 TRIES = 4
@@ -99,7 +98,7 @@ async def _collect(session: Session, rollout: Rollout, prompts: Sequence[Prompt]
         prompts,
         session.sources(),
         session.judge(),
-        RowGate(session.recipe.base_model),
+        session.gate,
         iteration=1,
         version=0,
         in_flight=session.recipe.sampling.max_in_flight,

@@ -12,7 +12,7 @@ from typing import Any
 from sightline.errors import NotFound
 from sightline.sampler import ManifestError, PolicyManifest, manifest_digest, policy_dirname, read_manifest
 
-from sightline_trainer.dropped import DroppedRows, told
+from sightline_trainer.dropped import DroppedRows, summary_of
 from sightline_trainer.events import read_events
 from sightline_trainer.files import read_json
 from sightline_trainer.rollout import Rollout
@@ -34,7 +34,7 @@ class LeftOut:
     """Rows of one place that the run left out: a dataset, an iteration's sampling or update, an evaluation."""
 
     where: str
-    told: str
+    summary: str
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ def _policies(directory: Path) -> list[PolicyEntry]:
 
 def _left_out(run: RunDirectory, numbers: list[int]) -> Iterator[LeftOut]:
     for key, found in (read_json(run.root / "dropped.json") or {}).items():
-        yield LeftOut(key, told(Counter(found["counts"]), found["rows"]))
+        yield LeftOut(key, summary_of(Counter(found["counts"]), found["rows"]))
     for number in numbers:
         directory = run.iteration(number)
         if rows := Rollout(directory).dropped():
-            yield LeftOut(f"iteration {number}, sampling", told(Counter(row["reason"] for row in rows), rows))
+            yield LeftOut(f"iteration {number}, sampling", summary_of(Counter(row["reason"] for row in rows), rows))
         for name in ("update", "evaluation"):
             dropped = DroppedRows.read(directory / "dropped" / f"{name}.json")
             if dropped:
-                yield LeftOut(f"iteration {number}, {name}", dropped.told)
+                yield LeftOut(f"iteration {number}, {name}", dropped.summary)
 
 
 def _seconds(events: Path) -> dict[int, dict[str, float]]:

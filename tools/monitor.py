@@ -44,8 +44,9 @@ from sightline.errors import from_rpc_error  # noqa: E402
 from sightline.runs import RunClient  # noqa: E402
 from sightline.scorer.v1 import scorer_pb2 as pb  # noqa: E402
 from sightline.scorer.v1 import scorer_pb2_grpc  # noqa: E402
+from sightline_chassis.server import Addresses  # noqa: E402
 from sightline_chassis.tokens import hash_of, make_token  # noqa: E402
-from sightline_cli.processes import Addresses, Processes  # noqa: E402
+from sightline_cli.processes import Processes  # noqa: E402
 from sightline_cli.run import with_data  # noqa: E402
 from sightline_trainer.recipe import load_recipe  # noqa: E402
 

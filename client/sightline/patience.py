@@ -145,7 +145,7 @@ class Tries:
         patience = self._patience
         again = (timed_out and self._cut) or (not timed_out and is_worth_a_retry(error))
         if not again or self._budget.closed.is_set() or self.count == patience.tries:
-            raise self._told(error)
+            raise self._with_history(error)
         wait = min(patience.first_delay * 2.0 ** min(self._failures - 1, 30), patience.max_delay)
         wait *= random.uniform(0.5, 1.0)  # noqa: S311  jitter
         if error.retry_after is not None:
@@ -153,7 +153,7 @@ class Tries:
         wait = max(wait, self._budget.take())
         if now + wait > min(self._deadline - _LEAST_SECONDS, self._failing + patience.seconds):
             self._budget.give_back()
-            raise self._told(error)
+            raise self._with_history(error)
         return wait
 
     def call(self, attempt: Callable[[float], T], stopped: Callable[[], bool] = lambda: False) -> T:
@@ -194,7 +194,7 @@ class Tries:
     def _last(self) -> SightlineError:
         return self._error or Cancelled("the client was closed")
 
-    def _told(self, error: SightlineError) -> SightlineError:
+    def _with_history(self, error: SightlineError) -> SightlineError:
         if self.count > 1:
             error.metadata["tries"] = str(self.count)
             error.add_note(f"after {self.count} tries in {time.monotonic() - self._began:.1f} s")

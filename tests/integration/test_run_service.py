@@ -15,7 +15,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from running import Services, small_recipe
 from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
 from sightline.runs import RunClient
-from sightline_cli.processes import Addresses, Processes
+from sightline_chassis.server import Addresses
+from sightline_cli.processes import Processes
 
 pytestmark = pytest.mark.slow
 

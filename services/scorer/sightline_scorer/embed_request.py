@@ -114,7 +114,7 @@ async def _image_outcome(
         await wait.done(left(deadline))
     except SightlineError as error:
         return pb.EmbedOutcome(error=item_error(error))
-    return pb.EmbedOutcome(embedding=pb.Embedding(values=_written(wait.rows[0], kind), image_sha256=sha256))
+    return pb.EmbedOutcome(embedding=pb.Embedding(values=_encoded(wait.rows[0], kind), image_sha256=sha256))
 
 
 async def _text_outcome(
@@ -132,10 +132,10 @@ async def _text_outcome(
         mean = wait.rows.mean(axis=0)
         row = mean / max(float(np.linalg.norm(mean)), 1e-12)
     (tokens,) = plan.counts(wait.notes)
-    return pb.EmbedOutcome(embedding=pb.Embedding(values=_written(row, kind), token_count=tokens, parts=len(wait.rows)))
+    return pb.EmbedOutcome(embedding=pb.Embedding(values=_encoded(row, kind), token_count=tokens, parts=len(wait.rows)))
 
 
-def _written(row: npt.NDArray[np.float32], kind: str) -> bytes:
+def _encoded(row: npt.NDArray[np.float32], kind: str) -> bytes:
     return row.astype(kind).tobytes()
 
 

@@ -1,6 +1,6 @@
-"""Rows of a table that failed on the parent of their mend: `make faults` runs these.
+"""Rows of field tests that were right before the mend too: they stand beside the faults as controls.
 
-Rows beside them that were right before stand there as controls, without the marker.
+`make faults` leaves them out, so that each test it runs failed on the parent of its mend.
 """
 
 from typing import Any
@@ -8,6 +8,6 @@ from typing import Any
 import pytest
 
 
-def faults(*rows: tuple[Any, ...]) -> list[Any]:
-    """Each row, a tuple of the parametrised arguments, with the marker `field`."""
-    return [pytest.param(*row, marks=pytest.mark.field) for row in rows]
+def controls(*rows: Any) -> list[Any]:
+    """Each row, a value or a tuple of values as the test takes them, with the marker `control`."""
+    return [pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=pytest.mark.control) for row in rows]

@@ -358,4 +358,4 @@ def doctor_(
 @app.command("version")
 def version_() -> None:
     """Tell the version."""
-    typer.echo(importlib.metadata.version("sightline"))
+    guarded(lambda: typer.echo(importlib.metadata.version("sightline")), debug=False)

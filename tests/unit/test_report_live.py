@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from field import faults
+from field import controls
 from sightline_trainer.report.live import LiveReport, server
 
 
@@ -21,24 +21,25 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         thread.join()
 
 
+@pytest.mark.field
 @pytest.mark.parametrize(
     ("hosts", "status"),
     [
-        (["127.0.0.1:{port}"], 200),
-        (["localhost:{port}"], 200),
-        (["LOCALHOST:{port}"], 200),
-        (["localhost"], 200),
-        (["[::1]:{port}"], 200),
-        (["127.0.0.1:8080"], 200),  # through a tunnel
-        *faults(
-            (["evil.example:{port}"], 403),
-            (["evil.example"], 403),
-            (["127.0.0.1.evil.example:{port}"], 403),
-            (["localhost.evil.example"], 403),
-            (["localhost:{port}", "evil.example"], 403),
-            ([""], 403),
-            ([], 403),
+        *controls(
+            (["127.0.0.1:{port}"], 200),
+            (["localhost:{port}"], 200),
+            (["LOCALHOST:{port}"], 200),
+            (["localhost"], 200),
+            (["[::1]:{port}"], 200),
+            (["127.0.0.1:8080"], 200),  # through a tunnel
         ),
+        (["evil.example:{port}"], 403),
+        (["evil.example"], 403),
+        (["127.0.0.1.evil.example:{port}"], 403),
+        (["localhost.evil.example"], 403),
+        (["localhost:{port}", "evil.example"], 403),
+        ([""], 403),
+        ([], 403),
     ],
 )
 def test_only_this_machines_names_are_answered(port: int, hosts: list[str], status: int) -> None:

@@ -18,7 +18,7 @@ import grpc
 import httpx
 import pytest
 from chassis_certificates import Authority, put
-from field import faults
+from field import controls
 from scorer_gateways import Gateway
 from scorer_scripted import Scripted, scripted
 
@@ -231,7 +231,7 @@ def test_a_scorer_that_wants_a_certificate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "code", "seen"),
+    ("settings", "code", "told"),
     [
         ([], 2, "scorer.target=127.0.0.1:50051"),
         (["scorer.target=a:1", "openrlhf.on_failure=value"], 2, "failure_value"),
@@ -307,7 +307,7 @@ def test_a_connection_that_is_kept_for_nothing_ends(hasty: Gateway) -> None:
 
 @pytest.mark.field
 @pytest.mark.parametrize(
-    ("headers", "content", "status", "reason", "seen"),
+    ("headers", "content", "status", "reason", "told"),
     [
         (
             {"content-type": "multipart/form-data; boundary=x"},
@@ -365,17 +365,15 @@ def test_base64_is_decoded_however_it_is_wrapped(gateway: Gateway, text: str) ->
         assert gateway.post("/get_reward", rows).json()["rewards"] == [2.0]
 
 
+@pytest.mark.field
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        *faults(
-            ("data:image/png,abc", "DATA_URI_UNUSABLE"),
-            ("data:text/html;base64,aaaa", "DATA_URI_UNUSABLE"),
-            ("data:image/png;base64", "DATA_URI_UNUSABLE"),
-            ("data:" + ";a=b" * 100_000, "DATA_URI_UNUSABLE"),
-        ),
-        ("a-b_", "BASE64_MALFORMED"),
-        ("abc", "BASE64_MALFORMED"),
+        ("data:image/png,abc", "DATA_URI_UNUSABLE"),
+        ("data:text/html;base64,aaaa", "DATA_URI_UNUSABLE"),
+        ("data:image/png;base64", "DATA_URI_UNUSABLE"),
+        ("data:" + ";a=b" * 100_000, "DATA_URI_UNUSABLE"),
+        *controls(("a-b_", "BASE64_MALFORMED"), ("abc", "BASE64_MALFORMED")),
     ],
 )
 def test_what_is_no_base64_says_why(gateway: Gateway, text: str, reason: str) -> None:

@@ -186,7 +186,6 @@ def test_the_centre_alone_is_that_of_the_whole(size: tuple[int, int], resample: 
     np.testing.assert_array_equal(centre(image, 64, resample), np.asarray(wanted))
 
 
-@pytest.mark.field
 @pytest.mark.parametrize("size", [(1, 400), (7, 2000), (3000, 9), (50, 60)])
 def test_a_strips_pixels_are_open_clips(model: tuple[Path, ModelCard], size: tuple[int, int]) -> None:
     _, card = model

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from field import faults
+from field import controls
 from PIL import Image
 from pydantic import ValidationError
 from sightline.errors import PreconditionFailed
@@ -203,16 +203,15 @@ def test_all_pairs_and_top_against_bottom() -> None:
     assert indices(TopBottom(k=2).pick(ranked(5, 4, 3), fine).pairs) == [(0, 2)]  # no candidate on both sides
 
 
+@pytest.mark.field
 @pytest.mark.parametrize(
     "rule",
     [
-        *faults(
-            (BestWorst(),), (TopBottom(k=3),), (IthBestIthWorst(floor=0.0, small_gap=0.0, factor=0.0),),
-            (IthBestIthWorst(floor=0.0, small_gap=0.0, small_group=9),), (IthBestIthWorst(ceiling=9.0),),
-        ),
-        AllPairs(),
+        BestWorst(), TopBottom(k=3), *controls(AllPairs()),
+        IthBestIthWorst(floor=0.0, small_gap=0.0, factor=0.0), IthBestIthWorst(floor=0.0, small_gap=0.0, small_group=9),
+        IthBestIthWorst(ceiling=9.0),
     ],
-    ids=["best_worst", "top_bottom", "ith", "ith_small", "ith_reference", "all_pairs"],
+    ids=["best_worst", "top_bottom", "all_pairs", "ith", "ith_small", "ith_reference"],
 )  # fmt: skip
 def test_a_tie_is_no_preference_in_any_rule(rule: RulePart) -> None:
     equal = [*ranked(*[5.0] * 6), scored(9, 5.0, source="reference")]

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from field import controls
 from PIL import Image
 from sightline.errors import InvalidInput, PreconditionFailed
 from sightline_trainer.pools import Pool, hold_out, load_prompts, open_pool, side_files
@@ -236,7 +237,9 @@ def test_held_out_means_other_pictures_whatever_they_are_called(tmp_path: Path) 
 
 
 @pytest.mark.field
-@pytest.mark.parametrize(("prompts", "count"), [(40, 200), (40, 40), (40, 30), (40, 7), (7, 5), (10, 9), (3, 2)])
+@pytest.mark.parametrize(
+    ("prompts", "count"), [(40, 200), *controls((40, 40)), (40, 30), (40, 7), (7, 5), (10, 9), (3, 2)]
+)
 def test_no_prompt_comes_twice_in_an_iteration(tmp_path: Path, prompts: int, count: int) -> None:
     image = str(picture(tmp_path / "red.png", "red"))
     pool = table(tmp_path / "t.parquet", [{"id": str(n), "image": image, "prompt": "a"} for n in range(prompts)])

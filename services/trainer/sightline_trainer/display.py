@@ -56,8 +56,13 @@ def narrow(title: str) -> Table:
 
 def draw(table: Table, console: Console) -> None:
     """Print a table as wide as the console; wider where columns that may not wrap (names, numbers) would be cut."""
-    least = Measurement.get(console, console.options.update(max_width=_ANY_WIDTH), table).minimum
-    before, console.width = console.width, max(console.width, least)
+    anything = console.options.update(max_width=_ANY_WIDTH)
+    for column in table.columns:
+        if column.no_wrap:
+            cells = [column.header, *column.cells]
+            column.min_width = max(Measurement.get(console, anything, cell).maximum for cell in cells)
+    before = console.width
+    console.width = max(before, Measurement.get(console, anything, table).minimum)
     console.print(table)
     console.width = before
 

@@ -11,6 +11,7 @@ from sightline_trainer.preflight.finding import Finding, refuse
 from sightline_trainer.preflight.model import checkpoint, prompt_tokens, sizes
 from sightline_trainer.preflight.programs import programs
 from sightline_trainer.preflight.services import parts, services
+from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.session import Session
@@ -20,6 +21,15 @@ def asked_for(recipe: Recipe) -> Iterator[Finding]:
     """What can be said of a recipe when a run is asked for: no service is called and no model is made."""
     yield from programs(recipe)
     yield from checkpoint(recipe.base_model)
+
+
+def without_services(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
+    """Programs and model, with the model's sizes where it can be made."""
+    found, model = list(programs(recipe)), list(checkpoint(recipe.base_model))
+    if model:
+        return None, found + model
+    known, layers = sizes(recipe)
+    return known, found + layers
 
 
 async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[Finding]:
@@ -44,12 +54,11 @@ async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[F
 
 def _alone(session: Session, train: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
     recipe = session.recipe
-    yield from asked_for(recipe)
+    known, found = without_services(recipe)
+    yield from found
     seen, found = data.train(data.spread(train), strict=False)
     yield from found
     _, found = data.test(test[: data.SAMPLED])
-    yield from found
-    known, found = sizes(recipe)
     yield from found
     if known is None or session.policies is None:
         return

@@ -17,10 +17,10 @@ from sightline_trainer.connections import Connections
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.pools import Pool, open_pool, side_files
 from sightline_trainer.preflight import data, disk, memory
-from sightline_trainer.preflight.begin import asked_for
+from sightline_trainer.preflight.begin import without_services
 from sightline_trainer.preflight.duration import Duration, by_run, by_trial
 from sightline_trainer.preflight.finding import Finding, found_by
-from sightline_trainer.preflight.model import prompt_tokens, sizes
+from sightline_trainer.preflight.model import prompt_tokens
 from sightline_trainer.preflight.services import parts, services
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.preflight.trial import Trial, ask, elsewhere, train_on
@@ -73,11 +73,8 @@ class Check:
         """
         recipe = self.recipe
         self.tell("the model's config, processor and layers")
-        found = list(asked_for(recipe))
+        self.sizes, found = without_services(recipe)
         self.findings += found
-        if not any(finding.severity == "error" for finding in found):
-            self.sizes, found = sizes(recipe)
-            self.findings += found
         self.tell("the datasets")
         seen = self._data()
         if self.sizes is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sightline_trainer.pools import Pool
 from sightline_trainer.preflight import data, disk, memory
@@ -13,7 +13,6 @@ from sightline_trainer.preflight.programs import programs
 from sightline_trainer.preflight.services import parts, services
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
-from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.session import Session
 
 
@@ -32,12 +31,11 @@ def without_services(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     return known, found + layers
 
 
-async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[Finding]:
+async def begin(session: Session, train: Pool) -> list[Finding]:
     """See before any work that the services allow what the recipe asks, and that its model, data and machine suit it.
 
     Args:
-        train: what prompts are drawn from.
-        test: the prompts of the evaluation.
+        train: what prompts are drawn from. The test set passed the gate when it was opened.
 
     Returns:
         Warnings.
@@ -48,17 +46,15 @@ async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[F
     found = await services(session)
     if not found:
         found += parts(session)
-    found += await asyncio.to_thread(lambda: list(_alone(session, train, test)))
+    found += await asyncio.to_thread(lambda: list(_alone(session, train)))
     return refuse(found)
 
 
-def _alone(session: Session, train: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
+def _alone(session: Session, train: Pool) -> Iterator[Finding]:
     recipe = session.recipe
     known, found = without_services(recipe)
     yield from found
-    seen, found = data.train(data.spread(train), strict=False)
-    yield from found
-    _, found = data.test(test[: data.SAMPLED])
+    seen, found = data.usable("data.train", data.spread(train), session.gate, strict=False, whole=known is not None)
     yield from found
     if known is None or session.policies is None:
         return

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.preflight.trial import Trial, ask, elsewhere, train_on
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.row_gate import RowGate
 from sightline_trainer.session import Session, connected
 
 _OUTAGE_SECONDS = 5.0
@@ -57,6 +58,7 @@ class Check:
         self.memory: memory.Estimate | None = None
         self.duration = Duration(None, None, "no prompt was sampled")
         self.trial = Trial()
+        self._gate = RowGate(recipe.base_model)
         self._prompts: list[Prompt] = []
         self._count = self._held_out = 0
 
@@ -100,6 +102,7 @@ class Check:
                 recipe,
                 self._ask,
                 policies=None,
+                gate=self._gate,
                 connections=connections,
                 outage_seconds=_OUTAGE_SECONDS,
                 same_pictures=False,
@@ -142,33 +145,39 @@ class Check:
         return [*told, "the run can begin" if self.ok else "the run can not begin like this"]
 
     def _data(self) -> data.Sample | None:
-        recipe, cache = self.recipe, self.scratch / "images"
-        pool, rows, seen = self._opened(recipe.data.train, cache), list[Prompt](), None
+        recipe, seen = self.recipe, None
+        pool = self._opened("data.train", recipe.data.train)
         if pool is not None:
             self._count = min(recipe.data.prompts_per_iteration, len(pool))
-            seen, found = data.train(data.spread(pool), strict=True)
-            self.findings += found
+            seen = self._usable("data.train", data.spread(pool))
             self._prompts = seen.readable
-        held_out = self._opened(recipe.data.test, cache)
-        if held_out is not None:
-            rows = held_out.head(recipe.evaluation.prompts)
-            _, found = data.test(rows[: data.SAMPLED])
-            self.findings += found
+        test = self._opened("data.test", recipe.data.test)
+        if test is not None:
+            rows = test.head(recipe.evaluation.prompts)
+            self._usable("data.test", rows[: data.SAMPLED])
             try:
                 asked = EvaluationSet.load(side_files(recipe.data.test), rows, recipe.evaluation)
                 self._held_out = asked.total + asked.diverse * asked.samples
             except SightlineError as error:
                 self.findings.append(found_by(error))
-        if pool is not None and rows:
-            self.findings += data.held_out(recipe, pool, rows)
+            if pool is not None:
+                self.findings += data.held_out(recipe, pool, rows)
         return seen
 
-    def _opened(self, reference: str, cache: Path) -> Pool | None:
+    def _usable(self, key: str, rows: Sequence[Prompt]) -> data.Sample:
+        seen, found = data.usable(key, rows, self._gate, strict=True, whole=self.sizes is not None)
+        self.findings += found
+        return seen
+
+    def _opened(self, key: str, reference: str) -> Pool | None:
+        gate = None if self.sizes is None else self._gate
         try:
-            return open_pool(reference, cache)
+            pool = open_pool(reference, self.scratch / "images", gate)
         except SightlineError as error:
             self.findings.append(found_by(error))
             return None
+        self.findings += data.left_out(key, pool)
+        return pool
 
     async def _ask(self, session: Session) -> None:
         found = await services(session)

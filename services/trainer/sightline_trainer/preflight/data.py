@@ -1,28 +1,24 @@
-"""Data: a sample of the rows that a run would draw, with their images decoded and their texts looked at."""
+"""Data: a sample of the rows that a run would draw, past the gate (`row_gate`) that the run puts them through."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
-from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
-from sightline_chassis.images import decode
-from sightline_chassis.sections import ImageLimits
+from sightline.errors import PreconditionFailed, SightlineError
 
 from sightline_trainer.pools import hold_out
 from sightline_trainer.pools.pool import Pool
 from sightline_trainer.preflight.finding import Finding, Severity, found_by
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
-
-Fault: TypeAlias = tuple[str, str]
-"""A reason in capitals, and its sentence."""
+from sightline_trainer.records.refusal import Refusal
+from sightline_trainer.row_gate import RowGate, text_fault
 
 SAMPLED = 32
 """Rows of each dataset that are looked at."""
 TOLERATED = 0.05
-"""Most share of unreadable images that a check lets pass, with a warning: a run drops such prompts, and goes on."""
+"""Most share of unusable rows that a check lets pass, with a warning: a run drops such prompts, and goes on."""
 
 
 @dataclass
@@ -31,7 +27,7 @@ class Sample:
 
     Attributes:
         rows: the prompts looked at.
-        readable: those of them that can be asked about.
+        readable: those of them that pass the gate.
         image_bytes: mean size of their files.
     """
 
@@ -40,21 +36,16 @@ class Sample:
     image_bytes: float = 0.0
 
 
-def fault_of(row: Prompt) -> Fault | None:
-    """Why a row can't be asked about; None where it can. The one place where a check looks at a row."""
-    if not row.prompt.strip():
-        return "PROMPT_EMPTY", "the prompt is empty"
-    try:
-        decode(row.image.read_bytes(), ImageLimits())
-    except OSError as error:
-        return "IMAGE_FILE_UNREADABLE", f"{row.image}: {error.strerror}"
-    except InvalidInput as error:
-        return error.reason, f"{row.image}: {error.message}"
-    return None
+def sample(rows: Sequence[Prompt], gate: RowGate, *, whole: bool) -> tuple[Sample, list[tuple[Prompt, Refusal]]]:
+    """Look at some rows; also those that can't be used, and why.
 
+    Args:
+        whole: whether the gate's model can be asked; without it only what is wrong for any model is seen.
+    """
 
-def sample(rows: Sequence[Prompt]) -> tuple[Sample, list[tuple[Prompt, Fault]]]:
-    """Look at some rows; also those that can't be used, and why."""
+    def fault_of(row: Prompt) -> Refusal | None:
+        return gate.check(row) if whole else text_fault(row.prompt, "prompt") or gate.image(row.image)
+
     faults = [(row, fault_of(row)) for row in rows]
     seen = Sample(rows, [row for row, fault in faults if fault is None])
     seen.image_bytes = sum(row.image.stat().st_size for row in seen.readable) / max(1, len(seen.readable))
@@ -67,17 +58,24 @@ def spread(pool: Pool, count: int = SAMPLED) -> list[Prompt]:
     return pool.rows(range(0, len(pool), step)[:count])
 
 
-def train(rows: Sequence[Prompt], *, strict: bool) -> tuple[Sample, list[Finding]]:
-    """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. A run drops such rows, so only a check minds some of them."""
-    seen, faults = sample(rows)
+def usable(
+    key: str, rows: Sequence[Prompt], gate: RowGate, *, strict: bool, whole: bool = True
+) -> tuple[Sample, list[Finding]]:
+    """IMAGES_UNREADABLE, ROWS_UNUSABLE of the dataset `key`. A run drops such rows, so only a check minds some."""
+    seen, faults = sample(rows, gate, whole=whole)
     most = TOLERATED * len(rows) if strict else len(rows) - 1
-    return seen, list(_told("data.train", rows, faults, most))
+    return seen, list(_told(key, rows, faults, "error" if len(faults) > most else "warning"))
 
 
-def test(rows: Sequence[Prompt]) -> tuple[Sample, list[Finding]]:
-    """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. Evaluation ends a run at one row that it can't ask about."""
-    seen, faults = sample(rows)
-    return seen, list(_told("data.test", rows, faults, 0))
+def left_out(key: str, pool: Pool) -> Iterator[Finding]:
+    """ROWS_LEFT_OUT: rows that are no prompts at all, or that the model can't take."""
+    if pool.dropped:
+        yield Finding(
+            "ROWS_LEFT_OUT",
+            f"{len(pool.dropped)} rows of {key} are left out: {pool.dropped.told}",
+            "put them right, or leave it so",
+            "warning",
+        )
 
 
 def held_out(recipe: Recipe, pool: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
@@ -96,11 +94,12 @@ def held_out(recipe: Recipe, pool: Pool, test: Sequence[Prompt]) -> Iterator[Fin
         yield found_by(error)
 
 
-def _told(key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Fault]], most: float) -> Iterator[Finding]:
-    """A finding for the images and one for the texts; an error where there are more than `most`."""
-    severity: Severity = "error" if len(faults) > most else "warning"
-    images = [(row, message) for row, (reason, message) in faults if reason.startswith("IMAGE_")]
-    texts = [(row, message) for row, (reason, message) in faults if not reason.startswith("IMAGE_")]
+def _told(
+    key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Refusal]], severity: Severity
+) -> Iterator[Finding]:
+    """A finding for the images and one for the rest."""
+    images = [(row, fault.message) for row, fault in faults if fault.reason.startswith("IMAGE_")]
+    others = [(row, fault.message) for row, fault in faults if not fault.reason.startswith("IMAGE_")]
     if images:
         row, message = images[0]
         yield Finding(
@@ -109,11 +108,11 @@ def _told(key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Fault
             "put them there (?images=DIRECTORY names where they lie), or leave these rows out",
             severity,
         )
-    if texts:
-        row, message = texts[0]
+    if others:
+        row, message = others[0]
         yield Finding(
-            "PROMPTS_UNUSABLE",
-            f"{len(texts)} of {len(rows)} sampled rows of {key} can't be asked about, such as {row.id}: {message}",
+            "ROWS_UNUSABLE",
+            f"{len(others)} of {len(rows)} sampled rows of {key} can't be used, such as {row.id}: {message}",
             "put these texts right, or leave these rows out",
             severity,
         )

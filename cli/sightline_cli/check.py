@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from sightline.errors import NotFound, SightlineError
 from sightline_chassis.settings import SettingsError
+from sightline_chassis.shipped import model_place
 from sightline_trainer.connections import Connections
 from sightline_trainer.preflight.check import Check
 from sightline_trainer.preflight.finding import Finding, found_by
@@ -54,6 +55,7 @@ def check(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         recipe = load_recipe(recipe_file(name), overrides)
+        model_place(recipe.model)
     except (SettingsError, NotFound) as error:
         return _refused(found_by(error, "RECIPE_INVALID"), as_json)
     console = Console(stderr=True)

@@ -112,7 +112,7 @@ class Loop:
 
     def _preflight(self) -> None:
         """Tell what is worth a look; raise what would end the run."""
-        warnings = self._connected(lambda session: begin(session, self.train, self.test), self.halt)
+        warnings = self._connected(lambda session: begin(session, self.train), self.halt)
         for finding in warnings:
             self._tell("start", 0, message=f"{finding.code}: {finding}")
         if not elsewhere(self.recipe) or (self.dir.iteration(1) / "update.json").exists():

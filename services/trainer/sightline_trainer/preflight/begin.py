@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sightline_trainer.pools import Pool
 from sightline_trainer.preflight import data, disk, memory
@@ -11,8 +11,8 @@ from sightline_trainer.preflight.finding import Finding, refuse
 from sightline_trainer.preflight.model import checkpoint, prompt_tokens, sizes
 from sightline_trainer.preflight.programs import programs
 from sightline_trainer.preflight.services import parts, services
+from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
-from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.session import Session
 
 
@@ -22,12 +22,20 @@ def asked_for(recipe: Recipe) -> Iterator[Finding]:
     yield from checkpoint(recipe.base_model)
 
 
-async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[Finding]:
+def without_services(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
+    """Programs and model, with the model's sizes where it can be made."""
+    found, model = list(programs(recipe)), list(checkpoint(recipe.base_model))
+    if model:
+        return None, found + model
+    known, layers = sizes(recipe)
+    return known, found + layers
+
+
+async def begin(session: Session, train: Pool) -> list[Finding]:
     """See before any work that the services allow what the recipe asks, and that its model, data and machine suit it.
 
     Args:
-        train: what prompts are drawn from.
-        test: the prompts of the evaluation.
+        train: what prompts are drawn from. The test set passed the gate when it was opened.
 
     Returns:
         Warnings.
@@ -38,18 +46,15 @@ async def begin(session: Session, train: Pool, test: Sequence[Prompt]) -> list[F
     found = await services(session)
     if not found:
         found += parts(session)
-    found += await asyncio.to_thread(lambda: list(_alone(session, train, test)))
+    found += await asyncio.to_thread(lambda: list(_alone(session, train)))
     return refuse(found)
 
 
-def _alone(session: Session, train: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
+def _alone(session: Session, train: Pool) -> Iterator[Finding]:
     recipe = session.recipe
-    yield from asked_for(recipe)
-    seen, found = data.train(data.spread(train), session.gate, strict=False)
+    known, found = without_services(recipe)
     yield from found
-    _, found = data.test(test[: data.SAMPLED], session.gate)
-    yield from found
-    known, found = sizes(recipe)
+    seen, found = data.usable("data.train", data.spread(train), session.gate, strict=False, whole=known is not None)
     yield from found
     if known is None or session.policies is None:
         return

@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,10 @@ from sightline_trainer.connections import Connections
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.pools import Pool, open_pool, side_files
 from sightline_trainer.preflight import data, disk, memory
-from sightline_trainer.preflight.begin import asked_for
+from sightline_trainer.preflight.begin import without_services
 from sightline_trainer.preflight.duration import Duration, by_run, by_trial
 from sightline_trainer.preflight.finding import Finding, found_by
-from sightline_trainer.preflight.model import prompt_tokens, sizes
+from sightline_trainer.preflight.model import prompt_tokens
 from sightline_trainer.preflight.services import parts, services
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.preflight.trial import Trial, ask, elsewhere, train_on
@@ -30,7 +29,7 @@ from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.row_gate import RowGate
 from sightline_trainer.session import Session, connected
 
-_OUTAGE_SECONDS = 5.0
+_OUTAGE_SECONDS = 20.0  # a machine that is busy may take some to answer
 
 
 class Check:
@@ -59,13 +58,9 @@ class Check:
         self.memory: memory.Estimate | None = None
         self.duration = Duration(None, None, "no prompt was sampled")
         self.trial = Trial()
+        self._gate = RowGate(recipe.base_model)
         self._prompts: list[Prompt] = []
         self._count = self._held_out = 0
-
-    @cached_property
-    def gate(self) -> RowGate:
-        """Of the recipe's model; its files are read when the first row is looked at."""
-        return RowGate(self.recipe.base_model)
 
     @property
     def ok(self) -> bool:
@@ -80,11 +75,8 @@ class Check:
         """
         recipe = self.recipe
         self.tell("the model's config, processor and layers")
-        found = list(asked_for(recipe))
+        self.sizes, found = without_services(recipe)
         self.findings += found
-        if not any(finding.severity == "error" for finding in found):
-            self.sizes, found = sizes(recipe)
-            self.findings += found
         self.tell("the datasets")
         seen = self._data()
         if self.sizes is None:
@@ -110,6 +102,7 @@ class Check:
                 recipe,
                 self._ask,
                 policies=None,
+                gate=self._gate,
                 connections=connections,
                 outage_seconds=_OUTAGE_SECONDS,
                 same_pictures=False,
@@ -152,33 +145,39 @@ class Check:
         return [*told, "the run can begin" if self.ok else "the run can not begin like this"]
 
     def _data(self) -> data.Sample | None:
-        recipe, cache = self.recipe, self.scratch / "images"
-        pool, rows, seen = self._opened(recipe.data.train, cache), list[Prompt](), None
+        recipe, seen = self.recipe, None
+        pool = self._opened("data.train", recipe.data.train)
         if pool is not None:
             self._count = min(recipe.data.prompts_per_iteration, len(pool))
-            seen, found = data.train(data.spread(pool), self.gate, strict=True)
-            self.findings += [*data.left_out("data.train", pool), *found]
+            seen = self._usable("data.train", data.spread(pool))
             self._prompts = seen.readable
-        held_out = self._opened(recipe.data.test, cache)
-        if held_out is not None:
-            rows = held_out.head(recipe.evaluation.prompts)
-            _, found = data.test(rows[: data.SAMPLED], self.gate)
-            self.findings += [*data.left_out("data.test", held_out), *found]
+        test = self._opened("data.test", recipe.data.test)
+        if test is not None:
+            rows = test.head(recipe.evaluation.prompts)
+            self._usable("data.test", rows[: data.SAMPLED])
             try:
                 asked = EvaluationSet.load(side_files(recipe.data.test), rows, recipe.evaluation)
                 self._held_out = asked.total + asked.diverse * asked.samples
             except SightlineError as error:
                 self.findings.append(found_by(error))
-        if pool is not None and rows:
-            self.findings += data.held_out(recipe, pool, rows)
+            if pool is not None:
+                self.findings += data.held_out(recipe, pool, rows)
         return seen
 
-    def _opened(self, reference: str, cache: Path) -> Pool | None:
+    def _usable(self, key: str, rows: Sequence[Prompt]) -> data.Sample:
+        seen, found = data.usable(key, rows, self._gate, strict=True, whole=self.sizes is not None)
+        self.findings += found
+        return seen
+
+    def _opened(self, key: str, reference: str) -> Pool | None:
+        gate = None if self.sizes is None else self._gate
         try:
-            return open_pool(reference, cache, self.gate)
+            pool = open_pool(reference, self.scratch / "images", gate)
         except SightlineError as error:
             self.findings.append(found_by(error))
             return None
+        self.findings += data.left_out(key, pool)
+        return pool
 
     async def _ask(self, session: Session) -> None:
         found = await services(session)

@@ -1,4 +1,4 @@
-"""Data: a sample of the rows that a run would draw, with their images decoded and their texts looked at."""
+"""Data: a sample of the rows that a run would draw, past the gate (`row_gate`) that the run puts them through."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sightline_trainer.preflight.finding import Finding, Severity, found_by
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.refusal import Refusal
-from sightline_trainer.row_gate import RowGate
+from sightline_trainer.row_gate import RowGate, text_fault
 
 SAMPLED = 32
 """Rows of each dataset that are looked at."""
 TOLERATED = 0.05
-"""Most share of unreadable images that a check lets pass, with a warning: a run drops such prompts, and goes on."""
+"""Most share of unusable rows that a check lets pass, with a warning: a run drops such prompts, and goes on."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Sample:
 
     Attributes:
         rows: the prompts looked at.
-        readable: those of them that can be asked about.
+        readable: those of them that pass the gate.
         image_bytes: mean size of their files.
     """
 
@@ -36,9 +36,17 @@ class Sample:
     image_bytes: float = 0.0
 
 
-def sample(rows: Sequence[Prompt], gate: RowGate) -> tuple[Sample, list[tuple[Prompt, Refusal]]]:
-    """Look at some rows; also those that can't be used, and why."""
-    faults = [(row, gate.asked(row)) for row in rows]
+def sample(rows: Sequence[Prompt], gate: RowGate, *, whole: bool) -> tuple[Sample, list[tuple[Prompt, Refusal]]]:
+    """Look at some rows; also those that can't be used, and why.
+
+    Args:
+        whole: whether the gate's model can be asked; without it only what is wrong for any model is seen.
+    """
+
+    def fault_of(row: Prompt) -> Refusal | None:
+        return gate.check(row) if whole else text_fault(row.prompt, "prompt") or gate.image(row.image)
+
+    faults = [(row, fault_of(row)) for row in rows]
     seen = Sample(rows, [row for row, fault in faults if fault is None])
     seen.image_bytes = sum(row.image.stat().st_size for row in seen.readable) / max(1, len(seen.readable))
     return seen, [(row, fault) for row, fault in faults if fault is not None]
@@ -50,28 +58,23 @@ def spread(pool: Pool, count: int = SAMPLED) -> list[Prompt]:
     return pool.rows(range(0, len(pool), step)[:count])
 
 
-def train(rows: Sequence[Prompt], gate: RowGate, *, strict: bool) -> tuple[Sample, list[Finding]]:
-    """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. A run drops such rows, so only a check minds some of them."""
-    seen, faults = sample(rows, gate)
+def usable(
+    key: str, rows: Sequence[Prompt], gate: RowGate, *, strict: bool, whole: bool = True
+) -> tuple[Sample, list[Finding]]:
+    """IMAGES_UNREADABLE, ROWS_UNUSABLE of the dataset `key`. A run drops such rows, so only a check minds some."""
+    seen, faults = sample(rows, gate, whole=whole)
     most = TOLERATED * len(rows) if strict else len(rows) - 1
-    return seen, list(_told("data.train", rows, faults, most))
-
-
-def test(rows: Sequence[Prompt], gate: RowGate) -> tuple[Sample, list[Finding]]:
-    """IMAGES_UNREADABLE, PROMPTS_UNUSABLE. A run asks other prompts in their place, which only a check minds."""
-    seen, faults = sample(rows, gate)
-    return seen, list(_told("data.test", rows, faults, TOLERATED * len(rows)))
+    return seen, list(_told(key, rows, faults, "error" if len(faults) > most else "warning"))
 
 
 def left_out(key: str, pool: Pool) -> Iterator[Finding]:
-    """ROWS_LEFT_OUT: rows that are no prompts, or whose texts the model cannot take."""
-    gone = len(pool.dropped)
-    if gone:
+    """ROWS_LEFT_OUT: rows that are no prompts at all, or that the model can't take."""
+    if pool.dropped:
         yield Finding(
             "ROWS_LEFT_OUT",
-            f"{gone} of {gone + len(pool)} rows of {key} are left out: {pool.dropped.summary}",
-            "mend these rows (docs/data.md has the reasons), or leave them out",
-            "error" if gone > TOLERATED * (gone + len(pool)) else "warning",
+            f"{len(pool.dropped)} rows of {key} are left out: {pool.dropped.summary}",
+            "put them right, or leave it so",
+            "warning",
         )
 
 
@@ -91,11 +94,12 @@ def held_out(recipe: Recipe, pool: Pool, test: Sequence[Prompt]) -> Iterator[Fin
         yield found_by(error)
 
 
-def _told(key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Refusal]], most: float) -> Iterator[Finding]:
-    """A finding for the images and one for the texts; an error where there are more than `most`."""
-    severity: Severity = "error" if len(faults) > most else "warning"
+def _told(
+    key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Refusal]], severity: Severity
+) -> Iterator[Finding]:
+    """A finding for the images and one for the rest."""
     images = [(row, fault.message) for row, fault in faults if fault.reason.startswith("IMAGE_")]
-    texts = [(row, fault.message) for row, fault in faults if not fault.reason.startswith("IMAGE_")]
+    others = [(row, fault.message) for row, fault in faults if not fault.reason.startswith("IMAGE_")]
     if images:
         row, message = images[0]
         yield Finding(
@@ -104,11 +108,11 @@ def _told(key: str, rows: Sequence[Prompt], faults: Sequence[tuple[Prompt, Refus
             "put them there (?images=DIRECTORY names where they lie), or leave these rows out",
             severity,
         )
-    if texts:
-        row, message = texts[0]
+    if others:
+        row, message = others[0]
         yield Finding(
-            "PROMPTS_UNUSABLE",
-            f"{len(texts)} of {len(rows)} sampled rows of {key} can't be asked about, such as {row.id}: {message}",
+            "ROWS_UNUSABLE",
+            f"{len(others)} of {len(rows)} sampled rows of {key} can't be used, such as {row.id}: {message}",
             "put these texts right, or leave these rows out",
             severity,
         )

@@ -50,7 +50,7 @@ def found_by(error: Exception, code: str = "UNEXPECTED", fix: str = "") -> Findi
 def first_line(error: BaseException, most: int = 200) -> str:
     """The beginning of what a library's error says, which may go on for pages."""
     told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return told if len(told) <= most else f"{told[:most]}..."
+    return told.rstrip(".") if len(told) <= most else f"{told[:most]}..."
 
 
 def refuse(findings: Iterable[Finding]) -> list[Finding]:

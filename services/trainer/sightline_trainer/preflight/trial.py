@@ -16,7 +16,6 @@ from typing import Any
 
 from sightline.errors import SightlineError
 
-from sightline_trainer.files import read_json
 from sightline_trainer.pairs.build import PairBuilder, write_pairs
 from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.recipe import Recipe
@@ -65,9 +64,6 @@ async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Tri
         for number, prompt in enumerate(prompts[:TRIES]):
             rollout = Rollout(scratch / str(number))
             trial.prompt_seconds, trial.timed = await _collect(session, rollout, [prompt]), 1
-            if refused := read_json(rollout.directory / "dropped/00000.json"):
-                counts.append(refused[0]["message"])
-                continue
             rows, why = _paired(session.recipe, prompt, rollout)
             if rows:
                 trial.pairs, trial.directory = len(rows), rollout.directory
@@ -76,7 +72,8 @@ async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Tri
                     seconds = await _collect(session, Rollout(scratch / "timed"), others)
                     trial.prompt_seconds, trial.timed = seconds / len(others), len(others)
                 return trial
-            counts.append(why)
+            refused = rollout.dropped()
+            counts.append(refused[0]["message"] if refused else why)
     except SightlineError as error:
         trial.findings.append(_not_served(error) if error.reason == "POLICY_NOT_SERVED" else found_by(error))
         return trial

@@ -60,7 +60,7 @@ def instructblip() -> Made:
 def _opt(words: t.PreTrainedTokenizerFast) -> t.OPTConfig:
     return t.OPTConfig(
         vocab_size=len(words) + 3, hidden_size=64, ffn_dim=128, num_hidden_layers=2, num_attention_heads=4,
-        word_embed_proj_dim=64, max_position_embeddings=2048, pad_token_id=0, bos_token_id=words.bos_token_id,
+        word_embed_proj_dim=64, max_position_embeddings=768, pad_token_id=0, bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
     )  # fmt: skip
 

@@ -10,6 +10,7 @@ import family_words
 import pytest
 import torch
 from PIL import Image
+from sightline_chassis.families.pixels import bound_pixels
 from sightline_chassis.families.processing import Processing, ProcessorUnusable
 
 ALL = families.FAMILIES | families.OTHERS
@@ -44,7 +45,7 @@ def test_outputs_are_sorted_and_joined_as_one_call_has_them(name: str) -> None:
 
     rendered = processing.render(message("image", "what is this ?"))
     prompts = [processing.prompt(rendered, [picture]) for picture in pictures()[:2]]
-    together = processing._call([rendered] * 2, [[picture] for picture in pictures()[:2]], padding=True)
+    together = processing.call([rendered] * 2, [[picture] for picture in pictures()[:2]], padding=True)
     if processing.joins:
         for key, value in processing.join([prompt.images for prompt in prompts]).items():
             assert torch.equal(value, together[key])
@@ -60,3 +61,28 @@ def test_a_processor_without_a_place_for_images_says_so() -> None:
     processor.chat_template = family_words.template("{role}: ", " ", "ASSISTANT:", "")
     with pytest.raises(ProcessorUnusable, match="chat template"):
         Processing(processor, inspect.signature(model.forward).parameters)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl"])
+def test_bounds_of_pixels_bound_an_images_tokens(name: str) -> None:
+    model, processor = families.FAMILIES[name].build()
+    large = Image.effect_noise((640, 480), 50).convert("RGB")
+
+    def tokens() -> int:
+        processing = Processing(processor, inspect.signature(model.forward).parameters)
+        inputs = processing.prompt(processing.render(message("image", "a")), [large])
+        return int((inputs.ids == model.config.image_token_id).sum())
+
+    before = tokens()
+    bound_pixels(processor, None, 8 * 16 * 16)
+    assert tokens() <= 8 < before
+    bound_pixels(processor, 40 * 16 * 16, 1 << 24)
+    assert tokens() > before
+    with pytest.raises(ProcessorUnusable, match="min_pixels 9 are more than max_pixels 8"):
+        bound_pixels(processor, 9, 8)
+
+
+def test_a_processor_of_fixed_sizes_takes_no_bounds() -> None:
+    _, processor = families.FAMILIES["llava"].build()
+    with pytest.raises(ProcessorUnusable, match="CLIPImageProcessor takes no min_pixels"):
+        bound_pixels(processor, None, 1000)

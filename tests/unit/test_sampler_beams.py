@@ -16,6 +16,7 @@ from sightline_sampler.engines.local.beams import BeamSearch
 from sightline_sampler.engines.local.prefill import Prefix
 from sightline_sampler.engines.local.prompts import Prepared
 from sightline_sampler.engines.local.rows import Request
+from sightline_sampler.engines.local.states import Kept
 
 EOS = 0
 
@@ -29,7 +30,7 @@ def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tup
         suppressed=torch.tensor(never, dtype=torch.long),
     )  # fmt: skip
     layers = [(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2))]
-    prefix = Prefix(table[-1:].float(), layers, 3, None)
+    prefix = Prefix(table[-1:].float(), Kept(layers, (0,), {}), 3, torch.zeros(1, dtype=torch.long), 0)
     work = SampleWork("", "", None, [0] * count, SamplingParams(beams=beams), Base())
     request = Request(work, Prepared(torch.zeros(3, dtype=torch.long), "", {}, {}, ""), limit, asyncio.Queue())
 

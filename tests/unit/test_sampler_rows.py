@@ -8,6 +8,7 @@ import torch
 from sightline_sampler.engines.local import kv
 from sightline_sampler.engines.local.attention import rowwise_attention
 from sightline_sampler.engines.local.kv import LayerSlots, RowCache, round_up, width_for
+from sightline_sampler.engines.local.states import Kept
 
 HEADS, DIM, LAYERS = 2, 3, 2
 
@@ -17,6 +18,10 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 def layers(rows: int, slots: int) -> list[Pair]:
     shape = (rows, HEADS, slots, DIM)
     return [(torch.randn(shape), torch.randn(shape)) for _ in range(LAYERS)]
+
+
+def held(pairs: list[Pair]) -> Kept:
+    return Kept(pairs, tuple(range(len(pairs))), {})
 
 
 def in_order(cache: RowCache) -> list[list[Pair]]:
@@ -49,14 +54,14 @@ def test_rows_keep_what_is_theirs_whatever_happens_around_them(
     monkeypatch.setattr(kv, "STEM_SLOTS", stem_slots)
     randomly = random.Random(0)
     torch.manual_seed(0)
-    cache = RowCache(layers(1, 1))
+    cache = RowCache(held(layers(1, 1)))
     rows: list[list[Pair]] = []  # per row and layer: keys and values (heads, length, dim)
     for _ in range(300):
         choice = randomly.random()
         if choice < 0.2 or not rows:
             prefix = layers(2, randomly.randint(1, 70))
             source = torch.tensor([randomly.randint(0, 1) for _ in range(randomly.randint(1, 3))])
-            order = cache.insert(prefix, source)
+            order = cache.insert(held(prefix), source)
             rows += [[(k[i].clone(), v[i].clone()) for k, v in prefix] for i in source.tolist()]
             rows = [rows[i] for i in order]
         elif choice < 0.35:
@@ -92,9 +97,9 @@ def check_attention(slots: LayerSlots, rows: list[Pair], padded: int) -> None:
 
 
 def test_rows_of_like_length_stand_together() -> None:
-    cache = RowCache(layers(1, 1))
+    cache = RowCache(held(layers(1, 1)))
     for length in (3, 40, 15, 16, 100):
-        cache.insert(layers(1, length), torch.tensor([0, 0]))
+        cache.insert(held(layers(1, length)), torch.tensor([0, 0]))
     assert [(segment.width, segment.count) for segment in cache.segments] == [(32, 6), (64, 2), (128, 2)]
     order = cache.widen(np.array([3, 3, 31, 32, 33, 17, 40, 64, 100, 100]))
     assert sorted(order.tolist()) == list(range(10))
@@ -108,9 +113,9 @@ def test_rows_of_like_length_stand_together() -> None:
 def test_candidates_of_a_long_prompt_share_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kv, "STEM_SLOTS", 100)
     one, two = layers(1, 100), layers(3, 120)
-    cache = RowCache(one)
-    cache.insert(one, torch.zeros(8, dtype=torch.long))
-    order = cache.insert(two, torch.tensor([0, 0, 2]))
+    cache = RowCache(held(one))
+    cache.insert(held(one), torch.zeros(8, dtype=torch.long))
+    order = cache.insert(held(two), torch.tensor([0, 0, 2]))
     assert order.tolist() == list(range(11))
     assert [(segment.width, segment.count) for segment in cache.segments] == [(32, 11)]
     assert cache.saved() == 7 * 100 + 120
@@ -118,8 +123,8 @@ def test_candidates_of_a_long_prompt_share_it(monkeypatch: pytest.MonkeyPatch) -
     cache.keep(np.array([False] * 8 + [True] * 3))
     assert len(cache.stems()) == 2
     assert cache.saved() == 120
-    short = RowCache(layers(1, 99))
-    short.insert(layers(1, 99), torch.zeros(8, dtype=torch.long))
+    short = RowCache(held(layers(1, 99)))
+    short.insert(held(layers(1, 99)), torch.zeros(8, dtype=torch.long))
     assert (short.shared, short.saved()) == (False, 0)
 
 
@@ -130,8 +135,8 @@ def test_shared_prompts_give_each_row_the_same_bits_whatever_is_beside_it(monkey
     prefix, query, new = layers(2, 300), torch.randn(9, HEADS, 1, DIM), torch.randn(2, 9, HEADS, 1, DIM)
 
     def attend(source: list[int], rows: list[int]) -> torch.Tensor:
-        cache = RowCache(prefix)
-        cache.insert(prefix, torch.tensor(source))
+        cache = RowCache(held(prefix))
+        cache.insert(held(prefix), torch.tensor(source))
         cache.aim(np.full(len(source), 300))
         slots, _ = cache.update(new[0][rows], new[1][rows], 0)
         return rowwise_attention(torch.nn.Identity(), query[rows], slots, slots, None)[0]
@@ -148,9 +153,9 @@ def test_many_prompts_are_attended_to_in_as_many_operations_as_one(monkeypatch: 
     monkeypatch.setattr(kv, "STEM_SLOTS", 100)
 
     def operations(prompts: int) -> int:
-        cache = RowCache(layers(1, 120))
+        cache = RowCache(held(layers(1, 120)))
         for number in range(prompts):
-            cache.insert(layers(1, 120 - number % 20), torch.zeros(8, dtype=torch.long))
+            cache.insert(held(layers(1, 120 - number % 20)), torch.zeros(8, dtype=torch.long))
         rows = 8 * prompts
         cache.aim(np.array([stem.length for stem in cache.stems() for _ in stem.rows]))
         new, query = torch.randn(2, rows, HEADS, 1, DIM), torch.randn(rows, HEADS, 1, DIM)

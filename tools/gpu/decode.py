@@ -19,6 +19,7 @@ from sightline.sampler.params import SamplingParams
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import EncodedImage, SampleWork
 from sightline_sampler.engines.local import selfcheck
+from sightline_sampler.engines.local.features import Features
 from sightline_sampler.engines.local.lane import Lane
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
@@ -42,12 +43,14 @@ class _Lease:
 def lane(base: BaseModel, *, prompts: int, rows: int, tokens: int, model: Any = None) -> Lane:
     """So many prompts of 617 tokens with so many candidates each, run, their first tokens not drawn yet."""
     prefiller = Prefiller(base, ImageFeatures(1 << 28))
-    prefiller.shares_features = True
     made = Lane(base, 0)
     with torch.inference_mode():
         for first in range(0, prompts, _TOGETHER):
             numbers = range(first, min(first + _TOGETHER, prompts))
             prepared = [models.prompt(base.model, number) for number in numbers]
+            if prefiller.sharing is None and prepared[0].pixels:
+                two, one = ([prepared[0]] * count for count in (2, 1))
+                prefiller.sharing = Features(base.model, prefiller.joined(two), prefiller.joined(one))
             prefix = prefiller.run(model or base.model, prepared, 0)
             requests = [
                 Request(
@@ -125,12 +128,13 @@ def _self_check(to: report.Report, base: BaseModel) -> None:
     from PIL import Image
 
     with torch.inference_mode():
-        prompt = PromptBuilder(base).prepare("w100 w101 w102", Image.effect_noise((96, 96), 40).convert("RGB"), "probe")
+        image = Image.effect_noise((96, 96), 40).convert("RGB")
+        probe = selfcheck.TrialPrompt(base, PromptBuilder(base), image, "probe")
         found = {
-            "attention": selfcheck._attention_error(base, prompt),
-            "decoding": selfcheck._decode_error(base, prefiller, prompt),
+            "attention": selfcheck.attention_error(base, probe),
+            "decoding": selfcheck.decode_error(base, prefiller, probe),
         }
-    limit = selfcheck._TOLERANCE[base.dtype]
+    limit = selfcheck.TOLERANCE[base.dtype]
     for name, value in found.items():
         to.row(f"self_check_{name}", value, "nats", "lower", limit, "a plain forward", dtype=str(base.dtype))
 

@@ -6,12 +6,14 @@ entropy at any width, and ends are never sampled: each candidate has as many tok
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import llava
 import torch
+from sightline_chassis.families.processing import Processing
 from sightline_sampler.engines.local import attention
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
@@ -85,9 +87,11 @@ def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseMod
     attention.register(device)
     model.set_attn_implementation(attention.NAME)
     text = model.config.get_text_config()
+    processing: Any = Processing(processor, inspect.signature(model.forward).parameters) if processor else None
     never = sorted({0, 1, 2, *range(3, 7)})  # the ends too: every candidate is as long as is asked for
     return BaseModel(
         model=model, processor=processor or SimpleNamespace(tokenizer=None), directory=directory, digest="0" * 64,
+        processing=processing,
         device=device, dtype=model.dtype, eos_ids=frozenset({2}),
         suppressed=torch.tensor(never, device=device), placeholders=frozenset({3}), vocabulary=text.vocab_size,
         window=4096, text_prefix="model.language_model", keeps_logits=True,

@@ -162,5 +162,18 @@ class EngineSettings(Section):
     chat_template: Path | None = Field(
         default=None, description="Jinja file, for a model that brings no chat template."
     )
+    min_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 40,
+        description="Fewest pixels that an image is shown with; null is the model's own.",
+    )
+    max_pixels: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 40,
+        description="Most pixels of an image as shown, for models of any resolution; null is the model's own."
+        " The update must have the same.",
+    )
     tgi: TgiSettings = Field(default=TgiSettings(), description="For kind tgi.")
     vllm: VllmSettings = Field(default=VllmSettings(), description="For kind vllm.")

@@ -94,14 +94,14 @@ class BeamSearch:
         rows = torch.zeros(count, dtype=torch.long, device=base.device)
         self._caches: list[RowCache] = []
         self._lengths: list[int] = []
-        self._shifts: list[int | None] = []
+        self._places: list[tuple[int, int]] = []  # by which positions are moved, and their axes
         self._logits: list[torch.Tensor] = []
         for prefix, row in prompts:
-            cache = RowCache(prefix.layers)
-            cache.insert(prefix.layers, rows + row)
+            cache = RowCache(prefix.kept)
+            cache.insert(prefix.kept, rows + row)
             self._caches.append(cache)
             self._lengths.append(prefix.length)
-            self._shifts.append(None if prefix.shift is None else int(prefix.shift[row]))
+            self._places.append((int(prefix.shift[row]), prefix.axes))
             self._logits.append(prefix.logits[rows + row])
         request.admitted = count
 
@@ -163,9 +163,8 @@ class BeamSearch:
         for number, cache in enumerate(self._caches):
             lengths = np.full(len(beams), self._lengths[number])
             cache.widen(lengths)  # all are equally long, and keep their order
-            shift = self._shifts[number]
-            shifts = None if shift is None else np.full(len(beams), shift)
-            self._logits[number] = step(self._base, model, cache, tokens, lengths, shifts)
+            shift, axes = self._places[number]
+            self._logits[number] = step(self._base, model, cache, tokens, lengths, lengths + shift, axes)
             self._lengths[number] += 1
 
     def _scores(self, policy: torch.Tensor) -> torch.Tensor:

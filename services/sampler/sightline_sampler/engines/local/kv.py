@@ -20,8 +20,9 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
+from sightline_sampler.engines.local.states import Kept, RowStates
 from sightline_sampler.engines.local.stems import WIDTH_STEP as STEM_STEP
 from sightline_sampler.engines.local.stems import Layers, Stem, StemPool, StemView
 
@@ -175,12 +176,15 @@ class RowCache(Cache):
     Rows are numbered segment by segment. What changes their numbers returns an `Order`.
     """
 
-    def __init__(self, like: Layers) -> None:
+    def __init__(self, like: Kept) -> None:
         """A cache without rows, with the heads, sizes and types of `like`; rows share prompts if those are as long."""
-        super().__init__(layers=[_RowLayer(self, number) for number in range(len(like))])
-        self._like = [(keys[:0], values[:0]) for keys, values in like]
+        self._states = RowStates(like.states)
+        each: dict[int, Any] = {place: _RowLayer(self, number) for number, place in enumerate(like.places)}
+        each |= self._states.layers
+        super().__init__(layers=[each.get(place) or DummyLayer() for place in range(max(each) + 1)])
+        self._like = [(keys[:0], values[:0]) for keys, values in like.layers]
         self.segments: list[_Segment] = []
-        self.shared = shares(like[0][0].shape[2])
+        self.shared = shares(like.layers[0][0].shape[2])
         self._stem_of: list[Stem] = []  # by row, where they are shared
         self._pools: dict[int, StemPool] = {}  # by width
         self._moved = True  # since the stems were told their rows
@@ -195,9 +199,11 @@ class RowCache(Cache):
         """Bytes that one slot of one row takes, over all layers."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in like for t in pair)
 
-    def insert(self, prefix: Layers, source: torch.Tensor) -> Order:
+    def insert(self, kept: Kept, source: torch.Tensor) -> Order:
         """Add rows `source` of a prefix; in the order returned they have the numbers after those that were there."""
+        prefix = kept.layers
         numbers, slots = self._numbers(), prefix[0][0].shape[2]
+        self._states.insert(self.count, kept.states, source)
         before, own = self.count, prefix
         if self.shared:
             wanted = source.tolist()
@@ -247,9 +253,16 @@ class RowCache(Cache):
         for pair in segment.layers:
             for tensor in pair:
                 tensor[: segment.count] = tensor.index_select(0, source)
+        self._states.follow(parents)
 
-    def aim(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Set where the next token of each row goes (rows,), and so how much each segment sees."""
+    def aim(self, lengths: npt.NDArray[np.int64], least: int = 1) -> None:
+        """Set where the next token of each row goes (rows,), and so how much each segment sees.
+
+        Args:
+            lengths: tokens of each row.
+            least: rows that the model is given at least, those beyond the real ones without meaning.
+        """
+        self._states.fit(max(len(lengths), least))
         start, lengths = 0, self._own(lengths)
         for segment in self.segments:
             segment.aim(lengths[start : start + segment.count])
@@ -305,6 +318,7 @@ class RowCache(Cache):
         self.segments = [segment for segment in self.segments if segment.count]
         parts = [numbers[segment.width] for segment in self.segments]
         order = np.concatenate(parts) if parts else np.empty(0, np.int64)
+        self._states.follow(order)
         if self.shared and not np.array_equal(order, np.arange(len(self._stem_of))):
             self._stem_of = [self._stem_of[number] for number in order.tolist()]
             self._moved = True

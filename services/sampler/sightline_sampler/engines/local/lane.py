@@ -33,7 +33,7 @@ class Lane:
         self._cache: RowCache | None = None
         self._logits: torch.Tensor | None = None
         self._eos = np.array(sorted(base.eos_ids))
-        self._three_dimensional = False
+        self._axes = 0
         self._seen: dict[int, torch.Tensor] = {}  # by place: bool (vocabulary,); of rows with a repetition penalty
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class Lane:
         Returns:
             The places of each request's new rows, for `add_references`.
         """
-        shifts, places = _shifts(prefix), []
+        shifts, places = prefix.shift.tolist(), []
         for row, request, count in zip(source, requests, counts, strict=True):
             indices = range(request.admitted, request.admitted + count)
             places.append(self._rows.add(request, indices, prefix.length, shifts[row]))
@@ -68,18 +68,18 @@ class Lane:
 
     def add_references(self, prefix: Prefix, row: int, request: Request, places: list[int]) -> None:
         """Add the reference rows of candidates just added; their prompt is row `row` of the prefix."""
-        self._rows.add_references(request, places, prefix.length, _shifts(prefix)[row])
+        self._rows.add_references(request, places, prefix.length, int(prefix.shift[row]))
         self._take(prefix, [row], [len(places)])
 
     def _take(self, prefix: Prefix, source: Sequence[int], counts: Sequence[int]) -> None:
         start = len(self._rows) - sum(counts)
-        self._three_dimensional = prefix.shift is not None
+        self._axes = prefix.axes
         rows = torch.repeat_interleave(torch.tensor(source), torch.tensor(counts)).to(self._base.device)
         if self._cache is None:
-            self._cache = RowCache(prefix.layers)
+            self._cache = RowCache(prefix.kept)
         new = prefix.logits[rows]
         self._logits = new if self._logits is None or not start else torch.cat([self._logits[:start], new])
-        self._reorder(self._cache.insert(prefix.layers, rows), fresh=True)
+        self._reorder(self._cache.insert(prefix.kept, rows), fresh=True)
 
     def drop(self, gone: Callable[[Request], bool]) -> int:
         """Drop the rows of requests that are `gone`; how many."""
@@ -149,8 +149,7 @@ class Lane:
         assert cache is not None
         self._reorder(cache.widen(rows.length), fresh=False)
         tokens = rows.tokens[rows.place, rows.generated - 1]
-        shift = rows.shift if self._three_dimensional else None
-        self._logits = step(self._base, model, cache, tokens, rows.length, shift)
+        self._logits = step(self._base, model, cache, tokens, rows.length, rows.length + rows.shift, self._axes)
         rows.length += 1
 
     def _processed(self, logits: torch.Tensor, own: Numbers) -> torch.Tensor | None:
@@ -218,7 +217,7 @@ class Lane:
 
 
 def step(
-    base: BaseModel, model: Any, cache: RowCache, tokens: Numbers, lengths: Numbers, shift: Numbers | None
+    base: BaseModel, model: Any, cache: RowCache, tokens: Numbers, lengths: Numbers, places: Numbers, axes: int
 ) -> torch.Tensor:
     """Feed one token per row, each at its row's position, to the model and to the cache, which is wide enough.
 
@@ -228,21 +227,22 @@ def step(
         cache: the rows' keys and values.
         tokens: (rows,).
         lengths: (rows,), tokens in the cache.
-        shift: (rows,), of positions, for models with positions in three dimensions; None for the others.
+        places: (rows,), the tokens' positions as the model counts them.
+        axes: of positions, for models that have them in several dimensions; 0 for the others.
 
     Returns:
         Logits (at least rows, vocabulary); what is beyond the rows has no meaning.
     """
-    cache.aim(lengths)
+    cache.aim(lengths, base.min_rows)
     count, device = len(tokens), base.device
     padded = max(count, base.min_rows)
     ids = np.zeros(padded, np.int64)  # the rows beyond `count` are there for the kernels only
     positions = np.zeros(padded, np.int64)
     ids[:count] = tokens
-    positions[:count] = lengths if shift is None else lengths + shift
+    positions[:count] = places
     position_ids = torch.from_numpy(positions).to(device)[:, None]
-    if shift is not None:
-        position_ids = position_ids.expand(3, -1, -1)
+    if axes:
+        position_ids = position_ids.expand(axes, -1, -1)
     out = model(
         input_ids=torch.from_numpy(ids).to(device)[:, None],
         position_ids=position_ids,
@@ -253,7 +253,3 @@ def step(
     )
     logits: torch.Tensor = out.logits[:, -1]
     return logits
-
-
-def _shifts(prefix: Prefix) -> list[int]:
-    return [0] * len(prefix.logits) if prefix.shift is None else prefix.shift.tolist()

@@ -325,8 +325,9 @@ class DecodeLoop:
         slot = self._prefiller.slot_bytes
         if not slot or not heads:
             return rows
-        used = sum(lane.reserved() for lane in self._lanes.values()) * slot
-        each = max(-(-r.slots_each() // r.rows_each) for r in heads) * slot
+        row = self._prefiller.row_bytes
+        used = sum(lane.reserved() * slot + len(lane) * row for lane in self._lanes.values())
+        each = max(-(-r.slots_each() // r.rows_each) for r in heads) * slot + row
         room = min(rows, (self._cache_bytes - used) // each)
         return room if self._lanes else max(room, 1)  # a candidate that no cache can hold is tried alone
 

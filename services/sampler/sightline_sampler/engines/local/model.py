@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
 from sightline.sampler.manifest import model_digest
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from sightline_chassis.families.pixels import bound_pixels
+from sightline_chassis.families.processing import Processing, ProcessorUnusable
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
 
 from sightline_sampler.engines.local import attention
 
@@ -27,6 +38,7 @@ class BaseModel:
     Attributes:
         model: a transformers image-text-to-text model, in eval mode.
         processor: its processor.
+        processing: what was found out about the processor.
         directory: where it was loaded from.
         digest: SHA-256 of its weights.
         device: where it lies.
@@ -42,6 +54,7 @@ class BaseModel:
 
     model: Any
     processor: Any
+    processing: Processing
     directory: Path
     digest: str
     device: torch.device
@@ -136,7 +149,61 @@ def load_weights(directory: Path, device: torch.device, dtype: str, *, strict: b
     return model.to(device)
 
 
-def load_base(model: str, *, device: str, dtype: str, chat_template: Path | None) -> BaseModel:
+def load_processor(directory: Path) -> Any:
+    """The processor of a model that is transformers' own.
+
+    Raises:
+        PreconditionFailed: the model or its processor is not, or cannot be read.
+    """
+    try:
+        config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds
+        raise _not_loaded(directory, error) from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        raise PreconditionFailed(
+            f"the model {directory} has a {type(config).__name__}, "
+            f"which is of no image-text-to-text model of transformers {transformers.__version__}",
+            reason="MODEL_TAKES_NO_IMAGES",
+        )
+    try:
+        processor = AutoProcessor.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        raise PreconditionFailed(
+            f"the processor of {directory} cannot be loaded: {type(error).__name__}: {first_line(error)}",
+            reason="PROCESSOR_UNUSABLE",
+        ) from error
+    if getattr(processor, "image_processor", None) is None:
+        raise PreconditionFailed(
+            f"{directory} has no processor of images (its AutoProcessor is a {type(processor).__name__})",
+            reason="PROCESSOR_UNUSABLE",
+        )
+    return processor
+
+
+def _not_loaded(directory: Path, error: Exception) -> PreconditionFailed:
+    said = f"the model {directory} cannot be loaded: "
+    try:
+        config = json.loads((directory / "config.json").read_bytes())
+        kind, brings = config["model_type"], "auto_map" in config
+    except (OSError, ValueError, KeyError, TypeError):
+        kind, brings = None, False
+    if kind is None or kind in CONFIG_MAPPING:
+        return PreconditionFailed(f"{said}{type(error).__name__}: {first_line(error)}", reason="MODEL_UNREADABLE")
+    code = ", and code that a checkpoint brings is not run" if brings else ""
+    return PreconditionFailed(
+        f"{said}transformers {transformers.__version__} knows no model type {kind!r}{code}",
+        reason="MODEL_NOT_TRANSFORMERS",
+    )
+
+
+def load_base(
+    model: str,
+    *,
+    device: str,
+    dtype: str,
+    chat_template: Path | None,
+    pixels: tuple[int | None, int | None] = (None, None),
+) -> BaseModel:
     """Load the base model.
 
     Args:
@@ -144,13 +211,14 @@ def load_base(model: str, *, device: str, dtype: str, chat_template: Path | None
         device: "auto", "cpu", "cuda", "cuda:1" ...
         dtype: "auto" (float32 on a CPU, else what the checkpoint says) or a type's name.
         chat_template: a Jinja file, for models that bring none.
+        pixels: fewest and most of an image; None is the model's own.
 
     Raises:
         PreconditionFailed: it is not there, can't be read, or is of a kind that this engine can't decode.
     """
     directory = model_directory(model)
     try:
-        return _load(directory, device=device, dtype=dtype, chat_template=chat_template)
+        return _load(directory, device=device, dtype=dtype, chat_template=chat_template, pixels=pixels)
     except SightlineError:
         raise
     except Exception as error:  # whatever transformers, a processor or a damaged file may raise
@@ -160,8 +228,10 @@ def load_base(model: str, *, device: str, dtype: str, chat_template: Path | None
         ) from error
 
 
-def _load(directory: Path, *, device: str, dtype: str, chat_template: Path | None) -> BaseModel:
-    processor = AutoProcessor.from_pretrained(directory, local_files_only=True)
+def _load(
+    directory: Path, *, device: str, dtype: str, chat_template: Path | None, pixels: tuple[int | None, int | None]
+) -> BaseModel:
+    processor = load_processor(directory)
     if chat_template is not None:
         processor.chat_template = chat_template.read_text(encoding="utf-8")
     if not getattr(processor, "chat_template", None):
@@ -172,13 +242,23 @@ def _load(directory: Path, *, device: str, dtype: str, chat_template: Path | Non
     net = load_weights(directory, place, dtype, strict=False)
     attention.register(place)
     net.set_attn_implementation(attention.NAME)
+    accepted = inspect.signature(net.forward).parameters
+    _refuse_needs(net, accepted)
+    try:
+        bound_pixels(processor, *pixels)
+        processing = Processing(processor, accepted)
+    except ProcessorUnusable as error:
+        raise PreconditionFailed(f"{directory} cannot be sampled from: {error}", reason="PROCESSOR_UNUSABLE") from error
     text = net.config.get_text_config()
-    eos, placeholders = _eos_ids(net, processor.tokenizer), _placeholders(net.config)
+    eos = _eos_ids(net, processor.tokenizer)
+    kinds = ("image", "video", "audio")
+    placeholders = _placeholders(net.config) | _ids(*(getattr(processor, f"{kind}_token_ids", None) for kind in kinds))
     vocabulary = int(net.get_output_embeddings().weight.shape[0])
     never = placeholders | _bos_and_pad(net, processor.tokenizer) | set(range(len(processor.tokenizer), vocabulary))
     return BaseModel(
         model=net,
         processor=processor,
+        processing=processing,
         directory=directory,
         digest=model_digest(directory),
         device=place,
@@ -189,8 +269,18 @@ def _load(directory: Path, *, device: str, dtype: str, chat_template: Path | Non
         vocabulary=vocabulary,
         window=_window(text),
         text_prefix=_name_of(net, net.get_decoder()),
-        keeps_logits="logits_to_keep" in inspect.signature(net.forward).parameters,
+        keeps_logits="logits_to_keep" in accepted,
     )
+
+
+def _refuse_needs(model: Any, accepted: Mapping[str, inspect.Parameter]) -> None:
+    """A response is decoded token by token, with nothing but ids, positions and what was kept of the prompt."""
+    needed = [name for name, one in accepted.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
+    if needed := [name for name in needed if name != "input_ids"]:
+        raise PreconditionFailed(
+            f"{type(model).__name__} cannot run in this engine: it wants {' and '.join(needed)} with every token",
+            reason="ARCHITECTURE_UNSUPPORTED",
+        )
 
 
 def _ids(*values: Any) -> set[int]:
@@ -235,10 +325,9 @@ def _window(text: Any) -> int:
     """Positions that the model takes. Beyond a sliding window the row cache would show too much, so it ends there."""
     window = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
-    unknown = kinds - {"full_attention", "sliding_attention"}
-    if unknown:
+    if "chunked_attention" in kinds:
         raise PreconditionFailed(
-            f"this engine cannot decode layers of type {', '.join(sorted(unknown))}", reason="ARCHITECTURE_UNSUPPORTED"
+            "this engine cannot decode layers of type chunked_attention", reason="ARCHITECTURE_UNSUPPORTED"
         )
     sliding = getattr(text, "sliding_window", None)
     uses = "sliding_attention" in kinds or (

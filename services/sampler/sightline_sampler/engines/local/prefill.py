@@ -2,6 +2,8 @@
 
 Features of an image are kept by its SHA-256 (bounded by bytes), so further prompts on it, and later iterations, skip
 the vision tower. Prompts of equal length run as one batch: nothing is padded, so nothing depends on the neighbours.
+Where the response's positions begin is what the decoder was given for the prompt, and one more: in three dimensions for
+some models, from 1 on for others.
 """
 
 from __future__ import annotations
@@ -11,18 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from sightline.errors import PreconditionFailed
 from sightline_chassis.feature_cache import FeatureCache
-from transformers.cache_utils import DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from sightline_sampler.engines.local.features import Encoded, Features
 from sightline_sampler.engines.local.kv import RowCache
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
-from sightline_sampler.engines.local.stems import Layers
+from sightline_sampler.engines.local.states import Kept, empty_cache, kept
 
-Features = torch.Tensor | list[torch.Tensor]
 # By image and by the weights that encoded it (`Weights.vision_key`).
-ImageFeatures = FeatureCache[tuple[str, int], Features]
+ImageFeatures = FeatureCache[tuple[str, int], Encoded]
 
 
 @dataclasses.dataclass(slots=True)
@@ -31,23 +32,22 @@ class Prefix:
 
     Attributes:
         logits: for the first token of the response (prompts, vocabulary).
-        layers: keys and values of the prompts.
+        kept: keys, values and states of the prompts.
         length: tokens of each prompt.
-        shift: what positions of the response are moved by (prompts,), for models with rotary positions in three
-            dimensions; None for the others.
+        shift: what positions of the response are moved by (prompts,).
+        axes: of positions that the model has in several dimensions; 0 where it has them in one.
     """
 
     logits: torch.Tensor
-    layers: Layers
+    kept: Kept
     length: int
-    shift: torch.Tensor | None
+    shift: torch.Tensor
+    axes: int
 
     def only(self, row: int) -> Prefix:
         """One of the prompts, copied, so that it does not keep the others."""
         part = slice(row, row + 1)
-        layers = [(keys[part].clone(), values[part].clone()) for keys, values in self.layers]
-        shift = None if self.shift is None else self.shift[part].clone()
-        return Prefix(self.logits[part].clone(), layers, self.length, shift)
+        return Prefix(self.logits[part].clone(), self.kept.only(row), self.length, self.shift[part].clone(), self.axes)
 
 
 class Prefiller:
@@ -55,15 +55,16 @@ class Prefiller:
 
     Attributes:
         features: image features by (digest, weights).
-        shares_features: set by the self-check, for architectures where it is known to be right.
+        sharing: how image features are kept and handed over; set by the self-check, where that is known to be right.
         slot_bytes: bytes that keys and values of one token take; 0 until a prompt has been run.
+        row_bytes: bytes that the states of one row take.
     """
 
     def __init__(self, base: BaseModel, features: ImageFeatures) -> None:
         self._base = base
         self.features = features
-        self.shares_features = False
-        self.slot_bytes = 0
+        self.sharing: Features | None = None
+        self.slot_bytes = self.row_bytes = 0
 
     def run(self, model: Any, prompts: Sequence[Prepared], vision_key: int) -> Prefix:
         """Run prompts of one `shape()`.
@@ -72,6 +73,9 @@ class Prefiller:
             model: the model to call, its policy switched on.
             prompts: at least one.
             vision_key: see `Weights.vision_key`.
+
+        Raises:
+            PreconditionFailed: the model keeps what this engine cannot decode with.
         """
         device, length = self._base.device, len(prompts[0].ids)
         # Too few tokens for the usual kernels: run copies beside them.
@@ -82,27 +86,20 @@ class Prefiller:
             inputs[name] = torch.cat([p.extras[name] for p in rows]).to(device)
         if prompts[0].pixels:
             inputs |= self._image_inputs(model, rows, vision_key)
-        cache = DynamicCache()
+        cache = empty_cache(model.config)
         if self._base.keeps_logits:
             # Not two or three: a product of (prompts, 2, in) is made prompt by prompt, with too few rows each.
             inputs["logits_to_keep"] = 1 if len(rows) >= least else min(length, least)
-        core = getattr(model, "model", model)
-        if hasattr(core, "rope_deltas"):
-            core.rope_deltas = None
-        logits = model(**inputs, past_key_values=cache, use_cache=True).logits[:, -1]
-        shift = getattr(core, "rope_deltas", None)
-        if hasattr(core, "rope_deltas"):
-            shift = (
-                torch.zeros(len(rows), dtype=torch.long, device=device) if shift is None else shift.reshape(-1).long()
-            )
-        layers = [(layer.keys, layer.values) for layer in cache.layers]
-        self.slot_bytes = RowCache.slot_bytes(layers)
-        return Prefix(logits, layers, length, shift)
+        positions, output = decoder_positions(model, {**inputs, "past_key_values": cache, "use_cache": True})
+        axes, shift = _next_places(positions, length, len(rows), device)
+        held = kept(cache, length)
+        self.slot_bytes, self.row_bytes = RowCache.slot_bytes(held.layers), held.row_bytes()
+        return Prefix(output.logits[:, -1], held, length, shift, axes)
 
     def _image_inputs(self, model: Any, prompts: Sequence[Prepared], vision_key: int) -> dict[str, Any]:
-        if not self.shares_features:
-            return self._stacked(prompts)
-        found: dict[str, Features] = {}
+        if self.sharing is None:
+            return self.joined(prompts)
+        found: dict[str, Encoded] = {}
         missing: dict[str, Prepared] = {}
         for prompt in prompts:
             if prompt.digest not in found and prompt.digest not in missing:
@@ -112,38 +109,49 @@ class Prefiller:
                 else:
                     found[prompt.digest] = features
         if missing:
-            new = split_features(
-                model.get_image_features(**self._stacked(list(missing.values())), return_dict=True).pooler_output,
-                len(missing),
-            )
+            new = self.sharing.encode(model, self.joined(list(missing.values())), len(missing))
             for digest, features in zip(missing, new, strict=True):
                 found[digest] = features
                 self.features.put((digest, vision_key), features)
-        joined = join_features([found[prompt.digest] for prompt in prompts])
         # What is left of the image beside its pixels: grids and sizes, from which some models make positions.
-        rest = self._stacked(prompts, without="pixel")
-        return {**rest, "mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=joined)}}
+        rest = {name: tensor for name, tensor in self.joined(prompts).items() if not tensor.is_floating_point()}
+        return {**rest, "mm_encoder_outputs": {"image": self.sharing.join([found[p.digest] for p in prompts])}}
 
-    def _stacked(self, prompts: Sequence[Prepared], without: str = "") -> dict[str, torch.Tensor]:
+    def joined(self, prompts: Sequence[Prepared]) -> dict[str, torch.Tensor]:
+        """The image inputs of prompts of one shape, on the model's device and in its type."""
         base = self._base
-        names = [name for name in prompts[0].pixels if not without or not name.startswith(without)]
-        stacked = {name: torch.cat([p.pixels[name] for p in prompts]).to(base.device) for name in names}
-        return {k: t.to(base.dtype) if t.is_floating_point() else t for k, t in stacked.items()}
+        joined = base.processing.join([prompt.pixels for prompt in prompts])
+        moved = {name: tensor.to(base.device) for name, tensor in joined.items()}
+        return {name: t.to(base.dtype) if t.is_floating_point() else t for name, t in moved.items()}
 
 
-def split_features(pooled: Any, images: int) -> list[Features]:
-    """What `get_image_features` gave for images of one shape, image by image: a tensor, or a list of tensors.
+def decoder_positions(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor | None, Any]:
+    """Call the model; the positions that its decoder was given, None where it counts itself, and the model's output."""
+    for core in (model, getattr(model, "model", model)):
+        if hasattr(core, "rope_deltas"):
+            core.rope_deltas = None  # of the prompts before
+    seen: list[torch.Tensor | None] = []
+    handle = model.get_decoder().register_forward_pre_hook(
+        lambda module, args, given: seen.append(given.get("position_ids")), with_kwargs=True
+    )
+    try:
+        output = model(**inputs)
+    finally:
+        handle.remove()
+    return (seen[0] if seen else None), output
 
-    Copies, so that keeping one image does not keep the batch.
-    """
-    if torch.is_tensor(pooled):
-        return [part.clone() for part in pooled.chunk(images)]
-    each = len(pooled) // images
-    return [[part.clone() for part in pooled[i * each : (i + 1) * each]] for i in range(images)]
 
-
-def join_features(features: Sequence[Features]) -> Features:
-    """The inverse of `split_features`."""
-    if torch.is_tensor(features[0]):
-        return torch.cat(list(features))  # type: ignore[arg-type]
-    return [part for parts in features for part in parts]
+def _next_places(
+    positions: torch.Tensor | None, length: int, rows: int, device: torch.device
+) -> tuple[int, torch.Tensor]:
+    """Axes of the positions, and by how much those after the prompt are over its length."""
+    if positions is None:
+        return 0, torch.zeros(rows, dtype=torch.long, device=device)
+    axes = positions.shape[0] if positions.dim() == 3 else 0
+    after = positions[..., -1].reshape(max(axes, 1), -1).long() + 1 - length
+    if bool((after != after[:1]).any()):
+        raise PreconditionFailed(
+            "this engine cannot decode a model whose text has different positions in each dimension",
+            reason="ARCHITECTURE_UNSUPPORTED",
+        )
+    return axes, after[0].expand(rows)

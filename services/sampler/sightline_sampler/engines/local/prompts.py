@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from typing import Any
 
 import torch
 from cachetools import LRUCache
 from PIL import Image
-from sightline.errors import InvalidInput, PreconditionFailed
+from sightline.errors import InvalidInput
 from sightline.sampler.types import Distortion
 
 from sightline_sampler.engines.local import distort
@@ -17,8 +16,6 @@ from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.placeholders import refuse_placeholders, refuse_special, spelled
 
 Tensors = dict[str, torch.Tensor]
-
-_TEXT_KEYS = ("input_ids", "attention_mask")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -31,6 +28,7 @@ class Prepared:
         extras: further inputs of one row per prompt (1, length), for example token types.
         pixels: inputs for the vision part; empty for a text-only prompt.
         digest: names the image, distorted or not ("" without one).
+        alone: whether it cannot be run together with other prompts.
     """
 
     ids: torch.Tensor
@@ -38,10 +36,12 @@ class Prepared:
     extras: Tensors
     pixels: Tensors
     digest: str
+    alone: bool = False
 
     def shape(self) -> tuple[object, ...]:
         """What must be equal for two prompts to be run in one batch."""
-        return (len(self.ids), *sorted(self.extras), *((name, *t.shape) for name, t in sorted(self.pixels.items())))
+        pixels = ((name, *tensor.shape) for name, tensor in sorted(self.pixels.items()))
+        return (id(self) if self.alone else 0, len(self.ids), *sorted(self.extras), *pixels)
 
 
 class PromptBuilder:
@@ -52,7 +52,7 @@ class PromptBuilder:
     """
 
     def __init__(self, base: BaseModel, *, remembered: int = 4096) -> None:
-        self._processor = base.processor
+        self._processor, self._processing = base.processor, base.processing
         self._ids: LRUCache[tuple[str, int, int], tuple[torch.Tensor, Tensors]] = LRUCache(remembered)
         self._lock = threading.Lock()
         names = ("image_token", "video_token", "audio_token")
@@ -75,8 +75,7 @@ class PromptBuilder:
     def render(self, text: str, with_image: bool) -> str:
         """The prompt after the chat template, ready for the answer."""
         content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-        return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return self._processing.render([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
 
     def prepare(
         self, text: str, image: Image.Image | None, digest: str = "", distortion: Distortion | None = None
@@ -89,12 +88,18 @@ class PromptBuilder:
         self.check(text)
         rendered = self.render(text, image is not None)
         if image is None:
-            ids, extras, _ = self._whole(rendered, None)
-            return Prepared(ids, rendered, extras, {}, "")
+            try:
+                found = self._processing.prompt(rendered, [])
+            except (ValueError, RuntimeError) as error:
+                raise InvalidInput(
+                    f"the model's processor refuses a prompt without an image: {error}", reason="IMAGE_NEEDED"
+                ) from error
+            return Prepared(found.ids, rendered, found.tokens, {}, "")
         image, digest = distort.before(image, distortion), distort.image_name(digest, distortion)
         try:
             ids, extras, pixels = self._with_image(rendered, image)
-            return Prepared(ids, rendered, extras, distort.after(pixels, distortion), digest)
+            pixels, alone = distort.after(pixels, distortion), not self._processing.joins
+            return Prepared(ids, rendered, extras, pixels, digest, alone)
         except (ValueError, RuntimeError) as error:
             raise InvalidInput(
                 f"the model's processor refuses this image of {image.width} x {image.height} pixels: {error}",
@@ -102,7 +107,7 @@ class PromptBuilder:
             ) from error
 
     def _with_image(self, rendered: str, image: Image.Image) -> tuple[torch.Tensor, Tensors, Tensors]:
-        """As `_whole`, with ids that are kept where the processor allows it."""
+        """Ids, further numbers of tokens, and pixels; the first two are kept where the processor allows it."""
         if not self._split:
             return self._whole(rendered, image)
         key = (rendered, image.width, image.height)
@@ -115,32 +120,19 @@ class PromptBuilder:
             self._ids[key] = (ids, extras)
         return ids, extras, pixels
 
-    def _whole(self, rendered: str, image: Image.Image | None) -> tuple[torch.Tensor, Tensors, Tensors]:
-        """The processor's own call: ids (length,), extras and pixels."""
-        bos = self._processor.tokenizer.bos_token
-        # A template that writes the begin token itself must not get a second one.
-        special: dict[str, Any] = {"add_special_tokens": False} if bos and rendered.startswith(bos) else {}
-        if image is None:
-            batch = self._processor(text=[rendered], return_tensors="pt", **special)
-        else:
-            batch = self._processor(images=[image], text=[rendered], return_tensors="pt", **special)
-        ids = batch["input_ids"]
-        rest = {k: v for k, v in batch.items() if k not in _TEXT_KEYS and isinstance(v, torch.Tensor)}
-        extras = {k: v for k, v in rest.items() if v.shape == ids.shape and not v.is_floating_point()}
-        return ids[0], extras, {k: v for k, v in rest.items() if k not in extras}
+    def _whole(self, rendered: str, image: Image.Image) -> tuple[torch.Tensor, Tensors, Tensors]:
+        """The processor's own call."""
+        found = self._processing.prompt(rendered, [image])
+        return found.ids, found.tokens, found.images
 
     def _pixels(self, image: Image.Image) -> Tensors:
-        batch = self._processor.image_processor(images=[image], return_tensors="pt")
-        return {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        shown = [[image]] if self._processing.nested else [image]
+        batch = self._processor.image_processor(images=shown, return_tensors="pt")
+        return {name: batch[name] for name in self._processing.image_names if name in batch}
 
     def _can_split(self) -> bool:
         image = Image.effect_noise((57, 43), 60).convert("RGB")
-        try:
-            whole = self._whole(self.render("?", True), image)[2]
-        except Exception as error:
-            raise PreconditionFailed(
-                f"the model's processor cannot be used as it is: {error}", reason="PROCESSOR_UNUSABLE"
-            ) from error
+        whole = self._whole(self.render("?", True), image)[2]
         try:
             parts = self._pixels(image)
         except (AttributeError, TypeError, ValueError, RuntimeError):

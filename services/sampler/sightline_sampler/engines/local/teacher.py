@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from sightline.sampler.types import Logprobs
-from transformers.cache_utils import DynamicCache
 
 from sightline_sampler.engines.base import not_finite
 from sightline_sampler.engines.local.model import BaseModel
-from sightline_sampler.engines.local.prefill import Prefiller
+from sightline_sampler.engines.local.prefill import Prefiller, Prefix
 from sightline_sampler.engines.local.prompts import Prepared
 from sightline_sampler.engines.local.weights import Weights
 
@@ -38,26 +38,28 @@ def score(
     Raises:
         InternalError: the policy gives logits that are not finite.
     """
-    ids = torch.tensor([token_ids], dtype=torch.long, device=base.device)
+    ids = torch.tensor(token_ids, dtype=torch.long, device=base.device)
     model = weights.use(version)
-    prefix = prefiller.run(model, [prepared], weights.vision_key(version))
-    logits = prefix.logits[:1]
-    if ids.shape[1] > 1:
-        rows = prefix.logits.shape[0]  # the prefix may hold copies of the prompt
-        positions = torch.arange(prefix.length, prefix.length + ids.shape[1] - 1, device=base.device)[None]
-        if prefix.shift is not None:
-            positions = (positions + prefix.shift[:1, None]).expand(3, -1, -1)
-            positions = positions.repeat(1, rows, 1)
-        else:
-            positions = positions.repeat(rows, 1)
-        cache = DynamicCache()
-        for number, (keys, values) in enumerate(prefix.layers):
-            cache.update(keys, values, number)
-        out = model(
-            input_ids=ids[:, :-1].repeat(rows, 1), position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        logits = torch.cat([logits, out.logits[0]])
-    logprobs = torch.log_softmax(logits.double(), dim=-1).gather(1, ids[0][:, None])[:, 0]
+    logprobs = forced(base, model, prefiller.run(model, [prepared], weights.vision_key(version)), ids)
     if not bool(torch.isfinite(logprobs).all()):
         raise not_finite(version)
     return np.asarray(logprobs.cpu().numpy(), dtype=np.float32)
+
+
+def forced(base: BaseModel, model: Any, prefix: Prefix, ids: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities (n,) of response tokens `ids` (n,) after the first prompt of a prefix, in float64."""
+    logits = prefix.logits[:1]
+    if len(ids) > 1:
+        rows = prefix.logits.shape[0]  # the prefix may hold copies of the prompt
+        places = torch.arange(prefix.length, prefix.length + len(ids) - 1, device=base.device)
+        positions = places[None] + prefix.shift[:, None]
+        if prefix.axes:
+            positions = positions.expand(prefix.axes, -1, -1)
+        out = model(
+            input_ids=ids[None, :-1].repeat(rows, 1),
+            position_ids=positions,
+            past_key_values=prefix.kept.refilled(model.config),
+            use_cache=True,
+        )
+        logits = torch.cat([logits, out.logits[0]])
+    return torch.log_softmax(logits.double(), dim=-1).gather(1, ids[:, None])[:, 0]

@@ -226,6 +226,7 @@ class TransformersEngine(Engine):
             device=settings.device,
             dtype=settings.dtype,
             chat_template=settings.chat_template,
+            pixels=(settings.min_pixels, settings.max_pixels),
         )
         prefiller = Prefiller(base, ImageFeatures(settings.feature_cache_mib << 20))
         return _Loaded(base, PromptBuilder(base), prefiller, Weights(base))

@@ -1,0 +1,57 @@
+"""A model as transformers runs it, with nothing of ours: what log-probs must be."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+# What a response's tokens are to the model, where it tells them from the prompt's; 0 for the others.
+_RESPONSE_TYPES = {"paligemma": 1}
+
+
+class Plain:
+    """A checkpoint of a family in float32, and its processor, with a chat template where it brings none."""
+
+    def __init__(self, directory: Path, family: str, template: str | None = None) -> None:
+        self.model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
+        self.processor: Any = AutoProcessor.from_pretrained(directory)
+        self._type = _RESPONSE_TYPES.get(family, 0)
+        if template:
+            self.processor.chat_template = template
+
+    def rendered(self, question: str, *, image: bool = True) -> str:
+        """A question about an image after the chat template."""
+        content: list[dict[str, str]] = [{"type": "image"}] if image else []
+        messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+    def call(self, rendered: str, image: bytes | None) -> dict[str, Any]:
+        """One call of the processor."""
+        bos = self.processor.tokenizer.bos_token
+        shown = {} if image is None else {"images": [Image.open(io.BytesIO(image)).convert("RGB")]}
+        begun = bool(bos) and rendered.startswith(bos)
+        call = dict(self.processor(text=[rendered], return_tensors="pt", add_special_tokens=not begun, **shown))
+        call.pop("labels", None)
+        return call
+
+    @torch.no_grad()
+    def logprobs(self, image: bytes, question: str, response: Any) -> np.ndarray:
+        """Of each token of a response, by one forward of prompt and response."""
+        call = self.call(self.rendered(question), image)
+        length, ids = call["input_ids"].shape[1], torch.tensor([list(response)])
+        more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        for name in ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids"):
+            if name in call:
+                call[name] = torch.cat([call[name], more.get(name, torch.full_like(ids, self._type))], dim=1)
+        for core in (self.model, self.model.model):
+            if hasattr(core, "rope_deltas"):
+                core.rope_deltas = None
+        logits = self.model(**call).logits[0, length - 1 : -1].double()
+        found: np.ndarray = torch.log_softmax(logits, dim=-1).gather(1, ids.T)[:, 0].numpy()
+        return found

@@ -1,0 +1,69 @@
+"""Every family through the sampler's engine: log-probs are those of a plain forward of its own processor's one call."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import families
+import numpy as np
+import pytest
+from plain_model import Plain
+from sampler_engine import Base, RunningEngine, running_engine
+from sightline.sampler.types import Candidate
+from sightline_sampler.engines.base import ScoreWork
+
+QUESTIONS = ("what is in the picture ?", "describe the picture .", "is there a red star ? yes or no ?")
+
+
+@pytest.fixture(scope="module", params=[
+    name if family.quick else pytest.param(name, marks=pytest.mark.slow) for name, family in families.FAMILIES.items()
+])  # fmt: skip
+def family(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Plain, RunningEngine]]:
+    name = str(request.param)
+    directory = families.make(tmp_path_factory.mktemp(name) / "model", name)
+    template, options = families.FAMILIES[name].template, {}
+    plain = Plain(directory, name, template)
+    if template:
+        path = directory / "template.jinja"
+        path.write_text(template)
+        options["chat_template"] = str(path)
+    with running_engine(directory, **options) as at:
+        yield plain, at
+
+
+def test_log_probs_are_those_of_one_plain_call(family: tuple[Plain, RunningEngine]) -> None:
+    """Mixed photos, one candidate and four, sampled and nearly greedy, several prompts at once, and given responses."""
+    plain, at = family
+    photos = families.photos()
+    asked = [
+        (
+            photo,
+            QUESTIONS[i % len(QUESTIONS)],
+            1 if i % 2 else 4,
+            {"seed": i, "temperature": 0.05 if i % 3 == 0 else 1.0},
+        )
+        for i, photo in enumerate(photos)
+    ]
+
+    async def together() -> list[list[Candidate]]:
+        return await asyncio.gather(*(at.asked(p, q, k, max_tokens=10, **more) for p, q, k, more in asked))
+
+    apart, matters = [], []
+    for (photo, question, _, _), candidates in zip(asked, at.run(together()), strict=True):
+        for candidate in candidates:
+            wanted = plain.logprobs(photo, question, candidate.token_ids)
+            apart.append(np.abs(candidate.logprobs - wanted))
+        scored = at.run(at.engine.score(score_work(at, photo, question, candidates[0].token_ids.tolist())))
+        apart.append(np.abs(scored.logprobs - plain.logprobs(photo, question, candidates[0].token_ids)))
+        other = photos[photos.index(photo) - 1]
+        matters.append(np.abs(wanted - plain.logprobs(other, question, candidate.token_ids)).mean())
+    assert np.concatenate(apart).max() < 1e-3
+    assert np.mean(matters) > 0.02, "an image that does not matter would prove nothing"
+
+
+def score_work(at: RunningEngine, photo: bytes, question: str, ids: list[int]) -> ScoreWork:
+    work = at.work(photo, question, 1)
+    return ScoreWork(question, work.image, ids, Base())

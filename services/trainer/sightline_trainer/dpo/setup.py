@@ -17,7 +17,9 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
 
 from sightline_trainer.dpo.collator import PairCollator
-from sightline_trainer.dpo.device import freeze, pin
+from sightline_trainer.dpo.decoder import adapted, freeze, freeze_unreached
+from sightline_trainer.dpo.device import pin
+from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.trainer import FastDPOTrainer
@@ -63,19 +65,21 @@ def make_trainer(
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
     load = load or load_policy
     model = load(previous if full and previous else recipe.base_model, dtype)
+    family = Family(model, AutoProcessor.from_pretrained(recipe.base_model))
     if full:
         freeze(model, vision=settings.train_vision)
-    processor = AutoProcessor.from_pretrained(recipe.base_model)
     trainer = FastDPOTrainer(
         model=model,
         ref_model=load(recipe.base_model, dtype) if full else None,
         args=arguments,
         train_dataset=_rows(pairs),
-        processing_class=processor,
-        data_collator=PairCollator(processor, columns=columns),
-        peft_config=None if full else _lora(recipe),
+        processing_class=family.processor,
+        data_collator=PairCollator(family, columns=columns),
+        peft_config=None if full else _lora(recipe, model),
         losses=dict(settings.loss),
     )
+    if full and settings.train_vision:
+        _freeze_unreached(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.margin_scale, trainer.povid_betas = settings.margin_scale, settings.povid_betas
     if settings.carry == "optimizer":
@@ -140,13 +144,19 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
     return arguments
 
 
-def _lora(recipe: Recipe) -> LoraConfig:
+def _freeze_unreached(trainer: FastDPOTrainer) -> None:
+    shown = next((row for row in trainer.train_dataset if row["images"]), None)
+    if shown is not None:
+        freeze_unreached(trainer.model, PairCollator(trainer.data_collator.family)([shown]))
+
+
+def _lora(recipe: Recipe, model: Any) -> LoraConfig:
     lora = recipe.dpo.lora
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=adapted(model, lora.target_modules),
         task_type="CAUSAL_LM",
     )
 

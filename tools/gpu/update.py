@@ -115,9 +115,11 @@ class Job:
                 activation_checkpointing=checkpointing, report_to="none", disable_tqdm=True, logging_steps=1,
                 remove_unused_columns=False, dataloader_pin_memory=not on_cpu, save_strategy="no",
             ),
-            train_dataset=pairs, processing_class=processor, data_collator=PairCollator(Family(model, processor)) if best else None,
+            train_dataset=pairs, processing_class=processor,
+            data_collator=PairCollator(Family(model, processor)) if best else None,
             peft_config=LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=adapted(model, lora.target_modules), task_type="CAUSAL_LM"
+                r=lora.rank, lora_alpha=lora.alpha, task_type="CAUSAL_LM",
+                target_modules=adapted(model, lora.target_modules),
             ),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)

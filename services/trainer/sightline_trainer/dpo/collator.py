@@ -27,7 +27,7 @@ from sightline_trainer.dpo.sharing import SharedPrefix
 from sightline_trainer.dpo.vision import digest
 
 _REMEMBERED = 65536  # prompts whose token ids are kept; about 5 KB each
-_SIDES = ("chosen", "rejected")
+SIDES = ("chosen", "rejected")
 
 Key = tuple[str, ...]  # the rendered prompt, and its images' digests
 
@@ -60,7 +60,7 @@ class PairCollator:
         flat = unfold(pairs)
         images: dict[Key, Sequence[Any]] = {}
         sides: list[tuple[Key, tuple[int, ...]]] = []
-        for side in _SIDES:
+        for side in SIDES:
             for pair in flat:
                 shown = pair.get(f"{side}_images") or pair["images"]
                 key = (pair["rendered_prompt"], *(digest(image) for image in shown))
@@ -131,7 +131,7 @@ class PairCollator:
         return None if features is None else replace(known, pictures=replace(known.pictures, features=features))
 
     def _made(self, key: Key, images: Sequence[Any]) -> PromptTokens:
-        prompt = self.family.process(key[0], [_decoded(image) for image in images], key[1:])
+        prompt = self.family.process(key[0], [decoded(image) for image in images], key[1:])
         if self.sharing is not None:
             self.family.placed(prompt)
         pictures = prompt.pictures
@@ -161,5 +161,6 @@ def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [*pairs, *seconds]
 
 
-def _decoded(image: Any) -> PIL.Image.Image:
+def decoded(image: Any) -> PIL.Image.Image:
+    """An image of a pair in RGB, by the rule that sampler and scorer have."""
     return decode(image["bytes"], ImageLimits()) if isinstance(image, Mapping) else rgb(image)

@@ -51,27 +51,30 @@ class Family:
         self._placing = getattr(self.backbone, "get_rope_index", None)
         self._blocks = getattr(sys.modules[type(self.backbone).__module__], "get_block_sequence_ids_for_mask", None)
 
-    def process(self, text: str, images: Sequence[Any], names: Sequence[str]) -> PromptTokens:
-        """One call of the processor on one prompt.
+    def call(self, text: str, images: Sequence[Any]) -> dict[str, Tensor]:
+        """The processor's tensors for one prompt, as a user of the model would ask for them.
 
         Args:
             text: the prompt after the chat template, an image placeholder for each image.
             images: RGB.
-            names: the images' digests.
-
-        Raises:
-            PreconditionFailed: FAMILY_UNSUPPORTED, where it makes something that is neither an image's nor a token's.
         """
         bos = self.processor.tokenizer.bos_token
         # As the sampler does: a template that writes the begin token itself gets no second one.
         special = {"add_special_tokens": False} if bos and text.startswith(bos) else {}
-        made = dict(
-            self.processor(images=[list(images)] if images else None, text=[text], return_tensors="pt", **special)
-        )
+        made = self.processor(images=[list(images)] if images else None, text=[text], return_tensors="pt", **special)
+        return {name: value for name, value in made.items() if isinstance(value, Tensor) and name != "labels"}
+
+    def process(self, text: str, images: Sequence[Any], names: Sequence[str]) -> PromptTokens:
+        """A prompt by one call of the processor; `names` are the images' digests.
+
+        Raises:
+            PreconditionFailed: FAMILY_UNSUPPORTED, where it makes something that is neither an image's nor a token's.
+        """
+        made = self.call(text, images)
         ids = made["input_ids"]
         kinds = {name: made[name] for name in sorted(self.kind_names & made.keys())}
         for name, value in kinds.items():
-            if not isinstance(value, Tensor) or value.shape != ids.shape:
+            if value.shape != ids.shape:
                 raise PreconditionFailed(
                     f"models of the family {self.name!r} can't be trained: their processor makes {name!r}, which "
                     "belongs neither to an image nor to each token",
@@ -83,10 +86,12 @@ class Family:
 
     def extended(self, prompt: PromptTokens, length: int) -> dict[str, Tensor]:
         """Kinds of the prompt's tokens and of a response's after it, [length] each."""
-        extended = {}
-        for name, kinds in prompt.kinds.items():
-            extended[name] = torch.full((length,), _RESPONSE_KINDS.get((self.name, name), 0), dtype=kinds.dtype)
-            extended[name][: len(kinds)] = kinds
+        return {name: self.with_response(name, kinds, length) for name, kinds in prompt.kinds.items()}
+
+    def with_response(self, name: str, kinds: Tensor, length: int) -> Tensor:
+        """[length] of the prompt's numbers `kinds` [P] of that name: what follows them has a response's."""
+        extended = torch.full((length,), _RESPONSE_KINDS.get((self.name, name), 0), dtype=kinds.dtype)
+        extended[: len(kinds)] = kinds
         return extended
 
     def placed(self, prompt: PromptTokens) -> None:

@@ -97,11 +97,11 @@ class Tower:
         self._kind = type(output)
         self._rank = output.pooler_output.dim() if isinstance(output.pooler_output, Tensor) else None
         layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
-        features = torch.stack([_flat(layer) for layer in layers])
+        features: Tensor = torch.stack([_flat(layer) for layer in layers])
         counts = [each.tokens for each in pictures]
         if features.shape[1] != sum(counts):
             raise RuntimeError(f"its images have {features.shape[1]} features and its prompts {sum(counts)} tokens")
-        return features.split(counts, dim=1)
+        return tuple(features.split(counts, dim=1))
 
     def _formed(self, features: Tensor) -> Any:
         first, *deeper = features

@@ -16,12 +16,12 @@ import PIL.Image
 import torch
 from cachetools import LRUCache
 from sightline.picture_rule import rgb
+from sightline_chassis.families.processing import side_by_side
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 from torch import Tensor
 
 from sightline_trainer.dpo.family import Family
-from sightline_trainer.dpo.joining import join
 from sightline_trainer.dpo.packing import PromptTokens, pack
 from sightline_trainer.dpo.sharing import SharedPrefix
 from sightline_trainer.dpo.vision import digest
@@ -98,7 +98,8 @@ class PairCollator:
     def _plain(self, prompts: list[PromptTokens], length: int) -> dict[str, Tensor]:
         shown = [prompt.pictures.inputs or {} for prompt in prompts if prompt.pictures is not None]
         kinds = [self.family.extended(prompt, length) for prompt in prompts]
-        return join(shown) | {name: torch.stack([each[name] for each in kinds]) for name in kinds[0]}
+        joined = self.family.processing.join(shown) if shown else {}
+        return joined | {name: side_by_side([each[name] for each in kinds], 0) for name in kinds[0]}
 
     def _pack(
         self,

@@ -30,7 +30,7 @@ class PromptTokens:
 
     Attributes:
         ids: [P] token ids, image tokens spread out.
-        kinds: [P] numbers of the tokens by name, such as `mm_token_type_ids`, where the processor makes them.
+        kinds: [1, P, ...] numbers of the tokens by name, such as `mm_token_type_ids`, where the processor makes them.
         pictures: its images; None without.
         positions: [D, P] position ids, D being 1 or 3; empty until they are asked for.
         follows: the position of the token after it.

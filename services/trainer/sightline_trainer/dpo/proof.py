@@ -7,7 +7,6 @@ images as different in size as there are, go both ways before the first step.
 
 from __future__ import annotations
 
-import inspect
 import io
 import logging
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from sightline.errors import PreconditionFailed
 from torch import Tensor
 
 from sightline_trainer.dpo.collator import SIDES, PairCollator, decoded
+from sightline_trainer.dpo.family import parameters
 from sightline_trainer.dpo.reference_logprobs import in_order, token_logprobs
 from sightline_trainer.dpo.sampled import LIMITS
 from sightline_trainer.dpo.support import base_of
@@ -77,8 +77,13 @@ def sample(trainer: FastDPOTrainer) -> list[dict[str, Any]]:
             break
         firsts.setdefault(row["prompt_id"], row)
     sizes = {name: _size(row["images"]) for name, row in firsts.items()}
-    kinds = (lambda w, h: w * h, lambda w, h: -w * h, lambda w, h: w / h, lambda w, h: h / w)
-    chosen = {max(sizes, key=lambda name: kind(*sizes[name])): None for kind in kinds}
+    measures: list[dict[str, float]] = [
+        {name: w * h for name, (w, h) in sizes.items()},
+        {name: -w * h for name, (w, h) in sizes.items()},
+        {name: w / h for name, (w, h) in sizes.items()},
+        {name: h / w for name, (w, h) in sizes.items()},
+    ]
+    chosen = dict.fromkeys(max(each, key=each.__getitem__) for each in measures)
     return [firsts[name] for name in chosen]
 
 
@@ -95,17 +100,13 @@ def _plain(trainer: FastDPOTrainer, row: Mapping[str, Any], side: str) -> Tensor
     in one row that nothing is filled up in."""
     family = trainer.data_collator.family
     shown = row.get(f"{side}_images") or row["images"]
-    inputs = family.call(row["rendered_prompt"], [decoded(image) for image in shown])
-    prompt, response = inputs["input_ids"][0], torch.tensor(row[f"{side}_ids"])
-    length = len(prompt) + len(response)
-    for name, value in inputs.items():
-        if value.shape == (1, len(prompt)):
-            inputs[name] = family.with_response(name, value[0], length)[None]
-    inputs["input_ids"] = torch.cat([prompt, response])[None]
-    inputs["attention_mask"] = torch.ones(1, length, dtype=torch.long)
+    prompt = family.processing.prompt(row["rendered_prompt"], [decoded(image) for image in shown])
+    response = torch.tensor(row[f"{side}_ids"])
+    inputs = {**prompt.images, **family.processing.continued(prompt.tokens, len(response))}
+    inputs["input_ids"] = torch.cat([prompt.ids, response])[None]
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     base = base_of(trainer.accelerator.unwrap_model(trainer.model))
-    keeps = "logits_to_keep" in inspect.signature(type(base).forward).parameters
-    more = {"logits_to_keep": len(response) + 1} if keeps else {}
+    more = {"logits_to_keep": len(response) + 1} if "logits_to_keep" in parameters(type(base).forward) else {}
     trainer.model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():
         logits = trainer.model_wrapped(**trainer._prepare_inputs(inputs), use_cache=False, **more).logits

@@ -65,7 +65,7 @@ def make_trainer(
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
     load = load or load_policy
     model = load(previous if full and previous else recipe.base_model, dtype)
-    family = Family(model, AutoProcessor.from_pretrained(recipe.base_model))
+    family = Family(model, AutoProcessor.from_pretrained(recipe.base_model), shown=_shown(pairs))
     if full:
         freeze(model, vision=settings.train_vision)
     trainer = FastDPOTrainer(
@@ -142,6 +142,12 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
     # Rounded down: a single step must not have rate 0.
     arguments.warmup_steps = int(settings.warmup_ratio * math.ceil(pairs / together) * settings.epochs)
     return arguments
+
+
+def _shown(pairs: Dataset) -> str | None:
+    """A prompt with one image as the sampler rendered it, by whatever template; None where none has one."""
+    images, prompts = pairs.select_columns(["images"]), pairs["rendered_prompt"]
+    return next((prompts[i] for i in range(len(pairs)) if len(images[i]["images"]) == 1), None)
 
 
 def _freeze_unreached(trainer: FastDPOTrainer) -> None:

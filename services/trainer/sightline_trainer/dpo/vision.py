@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from sightline.picture_rule import rgb
+from sightline_chassis.families.processing import Processing
 from sightline_chassis.feature_cache import FeatureCache
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-
-from sightline_trainer.dpo.joining import join
 
 Names = tuple[str, ...]
 
@@ -25,6 +24,7 @@ class Pictures:
     Attributes:
         names: the digests of their pixels, in order.
         tokens: how many of the prompt's tokens stand for them.
+        processing: joins them with other prompts'.
         inputs: what the processor makes of them (`pixel_values`, sizes, masks); None where `features` are known.
         features: [layers, tokens, width] of tower and projector; None until they are encoded. The first layer is what
             stands in the tokens' place; those after it are added further up in the decoder (deepstack).
@@ -32,6 +32,7 @@ class Pictures:
 
     names: Names
     tokens: int
+    processing: Processing
     inputs: dict[str, Tensor] | None = None
     features: Tensor | None = None
 
@@ -90,7 +91,7 @@ class Tower:
     def _encoded(self, backbone: Any, pictures: Sequence[Pictures]) -> tuple[Tensor, ...]:
         device = next(backbone.parameters()).device
         assert all(each.inputs is not None for each in pictures)
-        inputs = join([each.inputs or {} for each in pictures])
+        inputs = pictures[0].processing.join([each.inputs or {} for each in pictures])
         output = backbone.get_image_features(
             **{name: value.to(device) for name, value in inputs.items()}, return_dict=True
         )

@@ -243,7 +243,7 @@ def test_an_expression_that_finds_nothing_is_refused_with_what_there_is(
     family: Callable[[str], tuple[Path, Dataset]], tmp_path: Path
 ) -> None:
     model, pairs = family("smolvlm")
-    with pytest.raises(PreconditionFailed, match=r"text_model\\\\\.\.\*") as caught:
+    with pytest.raises(PreconditionFailed, match="finds no linear layer") as caught:
         run(model, pairs, tmp_path, lora={"target_modules": r".*language_model.*\.q_proj"})
     assert caught.value.reason == "LORA_FINDS_NOTHING"
 

@@ -20,32 +20,33 @@ def adapted(model: Any, pattern: str | None) -> str:
         pattern: the recipe's; None: every linear layer of the decoder, its head left out.
 
     Raises:
-        PreconditionFailed: LORA_FINDS_NOTHING, with what there is.
+        PreconditionFailed: LORA_FINDS_NOTHING.
     """
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    if pattern is not None:
-        if not any(re.fullmatch(pattern, name) for name in linear):
-            raise PreconditionFailed(
-                f"dpo.lora.target_modules {pattern!r} finds no linear layer in {model.config.model_type!r}, whose "
-                f"decoder's are {decoder_layers(model)!r}; leave it out to take those",
-                reason="LORA_FINDS_NOTHING",
-            )
-        return pattern
-    return decoder_layers(model)
+    if pattern is None:
+        return _expression(model)
+    if not any(isinstance(part, nn.Linear) and re.fullmatch(pattern, name) for name, part in model.named_modules()):
+        raise PreconditionFailed(
+            f"dpo.lora.target_modules finds no linear layer in {model.config._name_or_path or 'the model'} "
+            f"({model.config.model_type}): {pattern}",
+            reason="LORA_FINDS_NOTHING",
+        )
+    return pattern
 
 
-def decoder_layers(model: Any) -> str:
-    """The regular expression of every linear layer of the decoder, its head left out."""
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    prefix = next(name for name, module in model.named_modules() if module is decoder)
-    inside = {name: module for name, module in decoder.named_modules() if name and module is not head}
-    linear = {name for name, module in inside.items() if isinstance(module, nn.Linear)}
-    lasts = {name.rpartition(".")[2] for name in linear}
-    others = {name for name in inside if name not in linear}
-    start = re.escape(f"{prefix}.") if prefix else ""
-    if any(name.rpartition(".")[2] in lasts for name in others) or any("." not in name for name in linear):
-        return start + f"({'|'.join(map(re.escape, sorted(linear)))})"
-    return start + rf".*\.({'|'.join(map(re.escape, sorted(lasts)))})"
+def linear_layers(model: Any) -> list[str]:
+    """The names of every linear layer of the decoder, its head left out."""
+    inside = {id(module) for module in model.get_decoder().modules()} - {id(model.get_output_embeddings())}
+    return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) in inside]
+
+
+def _expression(model: Any) -> str:
+    """Of exactly the decoder's linear layers: short, by their last names, where that finds no other module."""
+    wanted = linear_layers(model)
+    decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
+    lasts = "|".join(re.escape(last) for last in sorted({name.rpartition(".")[2] for name in wanted}))
+    short = (re.escape(f"{decoder}.") if decoder else "") + rf".*\.({lasts})"
+    found = [name for name, _ in model.named_modules() if re.fullmatch(short, name)]
+    return short if found == wanted else "|".join(map(re.escape, wanted))
 
 
 def freeze(model: Any, *, vision: bool) -> None:

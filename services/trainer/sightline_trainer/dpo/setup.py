@@ -171,12 +171,12 @@ def trained_frame(recipe: Recipe, frame: Any) -> Any:
     """A model without weights (meta device) as an update trains it: with the recipe's adapter, or with what is frozen.
 
     Raises:
-        ValueError: the adapter finds no layer.
+        PreconditionFailed: the adapter finds no layer.
     """
     if recipe.dpo.train == "full":
         freeze(frame, vision=recipe.dpo.train_vision)
         return frame
-    return get_peft_model(frame, _lora(recipe), low_cpu_mem_usage=True)
+    return get_peft_model(frame, _lora(recipe, frame), low_cpu_mem_usage=True)
 
 
 def _rows(pairs: Dataset) -> Dataset:

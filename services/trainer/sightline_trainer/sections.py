@@ -90,6 +90,11 @@ class Dpo(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Number type that the update computes in. What is trained is float32 in any case."
     )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
+        "sdpa",
+        description="How the update's model computes attention. The shared prefix needs sdpa; with any other all goes "
+        "by plain rows.",
+    )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     train: Literal["lora", "full"] = Field(
         "lora", description="lora: an adapter on the base model; full: the language model's own weights."

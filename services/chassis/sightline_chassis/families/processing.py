@@ -81,7 +81,7 @@ class Processing:
         )
         first, second = _noise(64, 48, 40), _noise(48, 96, 90)
         single = self._first_call(rendered, first)
-        longer = self._call([rendered + _WORD], [[first]])
+        longer = self.call([rendered + _WORD], [[first]])
         self._sort(single, longer)
         self.text_decides = tuple(_different(self.image_names, single, longer))
         self._find_joins(rendered, [first, second])
@@ -97,7 +97,7 @@ class Processing:
         Raises:
             ValueError: the processor refuses them, in its own words; also RuntimeError and TypeError, as it likes.
         """
-        return self.sorted(self._call([rendered], [list(images)]))
+        return self.sorted(self.call([rendered], [list(images)]))
 
     def sorted(self, outputs: Mapping[str, Any]) -> PromptInputs:
         """A call's outputs for one prompt, sorted."""
@@ -141,13 +141,14 @@ class Processing:
     def _first_call(self, rendered: str, image: Image.Image) -> dict[str, Any]:
         for self.nested in (True, False):
             try:
-                return self._call([rendered], [[image]])
+                return self.call([rendered], [[image]])
             except (ValueError, TypeError, AttributeError, IndexError, RuntimeError, KeyError) as error:
                 failure = error
         name = type(self.processor).__name__
         raise ProcessorUnusable(f"{name} refuses an image in a prompt of its own chat template: {failure}")
 
-    def _call(self, rendered: Sequence[str], images: Sequence[Sequence[Image.Image]], **more: Any) -> dict[str, Any]:
+    def call(self, rendered: Sequence[str], images: Sequence[Sequence[Image.Image]], **more: Any) -> dict[str, Any]:
+        """The processor's own call for rendered prompts and the images of each: what of it the model takes."""
         bos = getattr(self.processor.tokenizer, "bos_token", None)
         # A template that writes the begin token itself must not get a second one.
         special = {"add_special_tokens": False} if bos and rendered[0].startswith(bos) else {}
@@ -181,9 +182,9 @@ class Processing:
     def _find_joins(self, rendered: str, pictures: Sequence[Image.Image]) -> None:
         import torch
 
-        alone = [self._call([rendered], [[picture]]) for picture in pictures]
+        alone = [self.call([rendered], [[picture]]) for picture in pictures]
         try:
-            together = self._call([rendered] * 2, [[picture] for picture in pictures], padding=True)
+            together = self.call([rendered] * 2, [[picture] for picture in pictures], padding=True)
         except (ValueError, TypeError, RuntimeError):
             self.joined_in = dict.fromkeys(self.image_names)
             return
@@ -202,7 +203,7 @@ class Processing:
     def _find_suffix(self, rendered: str, image: Image.Image) -> None:
         if "suffix" not in inspect.signature(type(self.processor).__call__).parameters:
             return
-        outputs = self._call([rendered], [[image]], suffix=["a"])
+        outputs = self.call([rendered], [[image]], suffix=["a"])
         self._suffix = {name: outputs[name][:, -1:] for name in self.token_names}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,23 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.recipe import Recipe
 
 
-def load_policy(model: str | Path, dtype: str) -> Any:
-    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece."""
+def load_policy(model: str | Path, dtype: str, attention: str = "sdpa") -> Any:
+    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece.
+
+    Raises:
+        PreconditionFailed: ATTENTION_UNAVAILABLE, where the model or this machine has no such attention.
+    """
     transformers_logging.disable_progress_bar()
-    return AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
+    kind = getattr(torch, dtype)
+    if attention == "sdpa":  # transformers' own choice, which is eager where a model's parts have nothing else
+        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind)
+    try:
+        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, attn_implementation=attention)
+    except (ImportError, ValueError) as error:
+        said = str(error).partition("\n")[0].partition(". ")[0]
+        raise PreconditionFailed(
+            f"dpo.attn_implementation={attention} can't be had for {model}: {said}", reason="ATTENTION_UNAVAILABLE"
+        ) from error
 
 
 def make_trainer(
@@ -63,7 +77,7 @@ def make_trainer(
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
-    load = load or load_policy
+    load = load or partial(load_policy, attention=settings.attn_implementation)
     model = load(previous if full and previous else recipe.base_model, dtype)
     family = Family(model, AutoProcessor.from_pretrained(recipe.base_model), shown=_shown(pairs))
     if full:

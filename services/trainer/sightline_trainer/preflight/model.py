@@ -86,13 +86,12 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     except SightlineError as error:
         if error.reason != "LORA_FINDS_NOTHING":
             return None, [found_by(error)]
-        inside = linear_layers(frame)
+        inside = linear_layers(frame) or ["none"]
         return None, [
             Finding(
                 error.reason,
                 str(error),
-                f"name layers that it has, such as {inside[len(inside) // 2] if inside else 'none'}, or leave it out to "
-                "take all of its decoder's",
+                f"name layers that it has, such as {inside[len(inside) // 2]}, or leave it out: all of the decoder's",
             )
         ]
     return Sizes.of(trained, config), []

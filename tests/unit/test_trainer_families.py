@@ -26,6 +26,7 @@ from sightline_trainer.dpo.update import Update, update
 from test_trainer_sharing import assert_equal, prepared
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
+from trl.trainer.utils import add_fused_lm_head
 
 NAMES = [
     pytest.param(name, marks=() if family.quick else pytest.mark.slow) for name, family in families.FAMILIES.items()
@@ -85,6 +86,36 @@ def test_the_shared_prefix_has_the_losses_and_gradients_of_plain_rows(
     assert (trainer.data_collator.sharing is not None) == (trainer.model.config.model_type in FAMILIES)
     if trainer.data_collator.sharing is not None:
         assert_equal(trainer)
+
+
+SHARED = [name for name in families.FAMILIES if name in FAMILIES]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if families.FAMILIES[n].quick else pytest.mark.slow) for n in SHARED]
+)
+def test_prompts_with_no_image_one_and_two_stand_in_one_batch(
+    name: str, family: Callable[[str], tuple[Path, Dataset]]
+) -> None:
+    directory, pairs = family(name)
+    processor = AutoProcessor.from_pretrained(directory)
+    model = AutoModelForImageTextToText.from_pretrained(directory).eval()
+    add_fused_lm_head(model)
+    asked = Family(model, processor)
+    rows = list(pairs)
+    for at, images in ((0, []), (1, rows[1]["images"] + rows[4]["images"])):
+        content = [*[{"type": "image"}] * len(images), {"type": "text", "text": "describe the picture"}]
+        rendered = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+        rows[at] = {**rows[at], "images": images, "rendered_prompt": rendered, "prompt_id": f"with {len(images)}"}
+    plain = PairCollator(asked)(rows)
+    packed = PairCollator(asked, sharing=share(model, cache_bytes=0))(rows)
+    labels = plain["input_ids"].masked_fill(plain["completion_mask"] == 0, -100)
+    with torch.no_grad():
+        found = [
+            model(**{k: v for k, v in batch.items() if k != "completion_mask"}, labels=labels, fused_lm_head=True)
+            for batch in (plain, packed)
+        ]
+    torch.testing.assert_close(found[0].log_probs, found[1].log_probs, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -26,7 +26,7 @@ from sightline_trainer.dpo.packing import PromptTokens, pack
 from sightline_trainer.dpo.sharing import SharedPrefix
 from sightline_trainer.dpo.vision import digest
 
-_REMEMBERED = 65536  # prompts whose token ids are kept; about 5 KB each
+_REMEMBERED = 16384  # prompts whose tokens are kept; some 10 to 50 KB each
 SIDES = ("chosen", "rejected")
 
 Key = tuple[str, ...]  # the rendered prompt, and its images' digests

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sightline_trainer.dpo.packing import PromptTokens
 from sightline_trainer.dpo.support import base_of
-from sightline_trainer.dpo.vision import Pictures
+from sightline_trainer.dpo.vision import PromptPictures
 
 
 class Family:
@@ -76,7 +76,7 @@ class Family:
         """
         made = self.processing.prompt(text, images)
         stand_in = made.ids.tolist().count(self.image_token)
-        pictures = Pictures(tuple(names), stand_in, self.processing, made.images) if images else None
+        pictures = PromptPictures(tuple(names), stand_in, self.processing, made.images) if images else None
         return PromptTokens(made.ids, made.tokens, pictures)
 
     def extended(self, prompt: PromptTokens, length: int) -> dict[str, Tensor]:

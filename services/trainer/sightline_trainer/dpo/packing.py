@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sightline_trainer.dpo.tiles import Group, Tiling, tile
-from sightline_trainer.dpo.vision import Pictures
+from sightline_trainer.dpo.vision import PromptPictures
 
 
 @dataclass
@@ -39,7 +39,7 @@ class PromptTokens:
 
     ids: Tensor
     kinds: dict[str, Tensor]
-    pictures: Pictures | None
+    pictures: PromptPictures | None
     positions: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
     follows: int = 0
     blocks: Tensor | None = None
@@ -65,7 +65,7 @@ class Pack:
     target: Tensor
     shape: tuple[int, int]
     groups: tuple[Group, ...]
-    pictures: list[Pictures]
+    pictures: list[PromptPictures]
     _tiling: Tiling | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Pack:

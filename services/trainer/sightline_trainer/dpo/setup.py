@@ -77,7 +77,9 @@ def make_trainer(
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
-    load = load or partial(load_policy, attention=settings.attn_implementation)
+    if load is None:
+        other = settings.attn_implementation != "sdpa"
+        load = partial(load_policy, attention=settings.attn_implementation) if other else load_policy
     model = load(previous if full and previous else recipe.base_model, dtype)
     family = Family(model, AutoProcessor.from_pretrained(recipe.base_model), shown=_shown(pairs))
     if full:

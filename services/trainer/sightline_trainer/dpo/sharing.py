@@ -19,7 +19,7 @@ from torch import Tensor
 from sightline_trainer.dpo.attention import NAME
 from sightline_trainer.dpo.packing import Pack, PromptTokens
 from sightline_trainer.dpo.support import base_of, obstacle, window_of
-from sightline_trainer.dpo.vision import Names, Tower, frozen
+from sightline_trainer.dpo.vision import ImageEncoder, Names, frozen
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class SharedPrefix:
         window: how many tokens back sliding attention sees; a batch with a longer row goes by plain rows.
     """
 
-    tower: Tower
+    tower: ImageEncoder
     window: int | None = None
 
     @property
@@ -73,13 +73,13 @@ def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -
             "image features are not kept: tower or projector are trained or carry an adapter; "
             "each image is encoded once a step"
         )
-    tower = Tower(FeatureCache[Names, Tensor](cache_bytes) if still else None)
+    tower = ImageEncoder(FeatureCache[Names, Tensor](cache_bytes) if still else None)
     for each in (model, *extra_models):
         _prepare(base_of(each), tower, keep=each is model)
     return SharedPrefix(tower, window_of(base.config.get_text_config()))
 
 
-def _prepare(base: Any, tower: Tower, *, keep: bool) -> None:
+def _prepare(base: Any, tower: ImageEncoder, *, keep: bool) -> None:
     base.get_decoder().set_attn_implementation(NAME)
     base.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
     fused = base.forward

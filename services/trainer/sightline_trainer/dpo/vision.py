@@ -18,7 +18,7 @@ Names = tuple[str, ...]
 
 
 @dataclass
-class Pictures:
+class PromptPictures:
     """A prompt's images, which go through processor and tower together.
 
     Attributes:
@@ -51,7 +51,7 @@ def frozen(backbone: nn.Module, decoder: nn.Module) -> bool:
     return not any(each.requires_grad for each in backbone.parameters() if id(each) not in inside)
 
 
-class Tower:
+class ImageEncoder:
     """Encodes images, and hands features to the model in the form that its own `get_image_features` answers in.
 
     Attributes:
@@ -63,7 +63,7 @@ class Tower:
         self._kind: type[Any] = BaseModelOutputWithPooling
         self._rank: int | None = None  # of one tensor of features; None: a list of them, image by image
 
-    def encode(self, backbone: Any, pictures: Sequence[Pictures], *, keep: bool = True) -> Any:
+    def encode(self, backbone: Any, pictures: Sequence[PromptPictures], *, keep: bool = True) -> Any:
         """Features of all images in order, as the model's `mm_encoder_outputs` has them; each is encoded once.
 
         Args:
@@ -88,7 +88,7 @@ class Tower:
         )
         return self._formed(features)
 
-    def _encoded(self, backbone: Any, pictures: Sequence[Pictures]) -> tuple[Tensor, ...]:
+    def _encoded(self, backbone: Any, pictures: Sequence[PromptPictures]) -> tuple[Tensor, ...]:
         device = next(backbone.parameters()).device
         assert all(each.inputs is not None for each in pictures)
         inputs = pictures[0].processing.join([each.inputs or {} for each in pictures])

@@ -35,6 +35,8 @@ from datasets import Dataset, Image, List
 from harness import Row, Sample, interleave, ratio, write
 from peft import LoraConfig
 from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.decoder import adapted
+from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.reference_logprobs import add_reference
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.recipe import Recipe
@@ -165,9 +167,10 @@ def theirs(model: Path, pairs: Dataset, work: Path, *, best: bool) -> Arm:
     processor = AutoProcessor.from_pretrained(model)
     trainer = DPOTrainer(
         model=loaded, args=arguments, train_dataset=pairs, processing_class=processor,
-        data_collator=PairCollator(processor) if best else None,
+        data_collator=PairCollator(Family(loaded, processor)) if best else None,
         peft_config=LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+            r=lora.rank, lora_alpha=lora.alpha, task_type="CAUSAL_LM",
+            target_modules=adapted(loaded, lora.target_modules),
         ),
     )  # fmt: skip
     rows = list(pairs)

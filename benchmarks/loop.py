@@ -121,6 +121,7 @@ def trl_trainer(rows: list[Any], work: Path) -> Any:
     """TRL's trainer for one iteration."""
     from datasets import Dataset, Image
     from peft import LoraConfig
+    from sightline_trainer.dpo.decoder import adapted
     from sightline_trainer.sections import Lora
     from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
     from trl.experimental.online_dpo import OnlineDPOConfig, OnlineDPOTrainer
@@ -132,8 +133,9 @@ def trl_trainer(rows: list[Any], work: Path) -> Any:
             "image": [str(row.image) for row in rows],
         }
     ).cast_column("image", Image())
+    model = AutoModelForImageTextToText.from_pretrained(MODEL)
     trainer = OnlineDPOTrainer(
-        model=AutoModelForImageTextToText.from_pretrained(MODEL),
+        model=model,
         reward_funcs=ClipReward(),
         args=OnlineDPOConfig(
             output_dir=str(work / "trl"),
@@ -157,7 +159,10 @@ def trl_trainer(rows: list[Any], work: Path) -> Any:
         train_dataset=data,
         processing_class=processor,
         peft_config=LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            target_modules=adapted(model, lora.target_modules),
+            task_type="CAUSAL_LM",
         ),
     )
     trainer.remove_callback(PrinterCallback)

@@ -57,7 +57,7 @@ def test_sampler_and_update_agree_on_every_pair(
     trainer = make_trainer(recipe, pairs, previous=None, work=tmp_path / "work", seed=0)
     trainer.model.eval()
     rows = list(pairs.cast_column("images", List(ImageFeature(decode=False))))
-    collator, turned, worst = PairCollator(trainer.processing_class), 0, 0.0
+    collator, turned, worst = PairCollator(trainer.data_collator.family), 0, 0.0
     for number, row in enumerate(rows):
         batch = collator([{**row, "pair_id": number, "rejected_images": None}])
         ours, where = token_logprobs(trainer, batch), batch["completion_mask"][:, 1:].bool()

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from sightline.errors import InternalError, PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.extrapolate import extrapolated
+from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.reference_logprobs import add_reference, token_logprobs
 from sightline_trainer.dpo.sampled import SampledLogprobs
 from sightline_trainer.dpo.setup import make_trainer
@@ -197,7 +198,8 @@ def test_what_was_sampled_is_compared_with_what_was_published(pairs: Dataset, tm
 
 
 def test_the_collator_keeps_the_sampled_tokens_and_never_cuts(pairs: Dataset, processor: Any) -> None:
-    batch = PairCollator(processor)(list(pairs))
+    model = AutoModelForImageTextToText.from_pretrained(WEIGHTS / "llava")
+    batch = PairCollator(Family(model, processor))(list(pairs))
     rows = [pair[f"{side}_ids"] for side in ("chosen", "rejected") for pair in pairs]
     for i, ids in enumerate(rows):
         assert batch["input_ids"][i][batch["completion_mask"][i].bool()].tolist() == ids
@@ -219,7 +221,7 @@ def test_an_update_widens_the_margin_and_the_next_one_goes_on_from_it(pairs: Dat
     assert steps[-1][0] == steps[-1][1]
     assert [len(probe.token_ids) for probe in first.probes] == [len(probe.logprobs) for probe in first.probes]
     again = make_trainer(recipe(**values), pairs, previous=tmp_path / "a", work=tmp_path / "w", seed=0)
-    batch = {k: v for k, v in PairCollator(again.processing_class)(list(pairs)).items() if k != "completion_mask"}
+    batch = {k: v for k, v in PairCollator(again.data_collator.family)(list(pairs)).items() if k != "completion_mask"}
     with torch.no_grad():
         logits = again.model.eval()(**batch, use_cache=False).logits
     ids = first.probes[0].token_ids

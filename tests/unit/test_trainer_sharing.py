@@ -47,7 +47,7 @@ def step(trainer: Any, rows: list[dict[str, Any]], *, shared: bool) -> tuple[flo
     """Loss and gradients of one batch, by the pack or by TRL's rows."""
     collator = trainer.data_collator
     if not shared:
-        collator = PairCollator(trainer.processing_class, columns=collator.columns)
+        collator = PairCollator(collator.family, columns=collator.columns)
         collator.reference = trainer.data_collator.reference
     batch = trainer._prepare_inputs(collator(rows))
     assert ("shared_prefix" in batch) == shared
@@ -179,7 +179,7 @@ def test_features_are_kept_within_the_bound_and_pixels_are_made_again_beyond_it(
             lambda model: setattr(model.config.text_config, "layer_types", ["sliding_attention"] * 2),
             "sliding_attention",
         ),
-        (lambda model: setattr(model.config, "model_type", "llava_onevision"), "llava_onevision"),
+        (lambda model: setattr(model.config, "model_type", "mllama"), "mllama"),
         (lambda model: setattr(model.config.text_config, "model_type", "mamba"), "mamba"),
         (
             lambda model: setattr(model.config.text_config, "_attn_implementation_internal", "flash_attention_2"),

@@ -21,6 +21,8 @@ from datasets import Dataset, Image, List
 from peft import LoraConfig
 from sightline_trainer.dpo.callbacks import Begin
 from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.decoder import adapted
+from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.recipe import Recipe
 from transformers import AutoProcessor, PrinterCallback, TrainerCallback
@@ -104,17 +106,20 @@ class Job:
                 "images", List(Image(decode=False))
             )
         on_cpu = self.to.device == "cpu"
+        model = self.model()
         trainer = DPOTrainer(
-            model=self.model(),
+            model=model,
             args=DPOConfig(
                 output_dir=str(self.scratch / "theirs"), per_device_train_batch_size=self.count, max_length=None,
                 num_train_epochs=STEPS, learning_rate=1e-5, bf16=not on_cpu, use_cpu=on_cpu,
                 activation_checkpointing=checkpointing, report_to="none", disable_tqdm=True, logging_steps=1,
                 remove_unused_columns=False, dataloader_pin_memory=not on_cpu, save_strategy="no",
             ),
-            train_dataset=pairs, processing_class=processor, data_collator=PairCollator(processor) if best else None,
+            train_dataset=pairs, processing_class=processor,
+            data_collator=PairCollator(Family(model, processor)) if best else None,
             peft_config=LoraConfig(
-                r=lora.rank, lora_alpha=lora.alpha, target_modules=lora.target_modules, task_type="CAUSAL_LM"
+                r=lora.rank, lora_alpha=lora.alpha, task_type="CAUSAL_LM",
+                target_modules=adapted(model, lora.target_modules),
             ),
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
@@ -237,9 +242,10 @@ def _measured(to: report.Report, job: Job, arm: str, name: str, each: int, promp
     trainer.train()
     peak = torch.cuda.max_memory_allocated() / 2**30 if to.device == "cuda" else 0.0
     response = 8 if to.dry else RESPONSE
-    prefix = len(PairCollator(trainer.processing_class)._processed({
-        (row["rendered_prompt"], "x"): row["images"] for row in list(job.pairs)[:1]
-    }).popitem()[1].ids)  # fmt: skip
+    row = job.pairs[0]
+    prefix = len(
+        Family(trainer.model, trainer.processing_class).process(row["rendered_prompt"], row["images"], "x").ids
+    )
     branches = [response - 1] * (2 * each)
     packed = [(prefix, branches)] * prompts
     rows = [(prefix, [response])] * (2 * each * prompts)

@@ -55,16 +55,17 @@ class Lora(Section):
     rank: int = Field(16, ge=1, le=512, description="Rank of the update.")
     alpha: int = Field(32, ge=1, description="Scale: the update is multiplied by alpha / rank.")
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
-    target_modules: str = Field(
-        r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)",
-        description="Regular expression of the linear layers that get an adapter.",
+    target_modules: str | None = Field(
+        None,
+        description="Regular expression of the linear layers that get an adapter; null: all of the decoder's, its head "
+        "left out.",
     )
 
     @field_validator("target_modules")
     @classmethod
-    def _compiles(cls, pattern: str) -> str:
+    def _compiles(cls, pattern: str | None) -> str | None:
         try:
-            re.compile(pattern)
+            re.compile(pattern or "")
         except re.error as error:
             raise ValueError(f"it is no regular expression: {error}") from None
         return pattern
@@ -88,6 +89,11 @@ class Dpo(Section):
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Number type that the update computes in. What is trained is float32 in any case."
+    )
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
+        "sdpa",
+        description="How the update's model computes attention. The shared prefix needs sdpa; with any other all goes "
+        "by plain rows.",
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     train: Literal["lora", "full"] = Field(

@@ -58,12 +58,13 @@ class Processing:
         text_decides: image outputs that also depend on the text (InstructBLIP's), so that an image's features do.
     """
 
-    def __init__(self, processor: Any, accepted: Collection[str]) -> None:
+    def __init__(self, processor: Any, accepted: Collection[str], *, shown: str | None = None) -> None:
         """Ask the processor.
 
         Args:
             processor: with its chat template.
             accepted: names of the model's inputs; other outputs are dropped, and so are `labels`.
+            shown: a rendered prompt with one image; None renders one by the chat template.
 
         Raises:
             ProcessorUnusable: it has no chat template that shows an image, or refuses its own prompt.
@@ -75,7 +76,9 @@ class Processing:
         self.image_names: tuple[str, ...] = ()
         self.joined_in: dict[str, int | None] = {}
         self._suffix: dict[str, Tensor] = {}
-        rendered = self.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}])
+        rendered = shown or self.render(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]
+        )
         first, second = _noise(64, 48, 40), _noise(48, 96, 90)
         single = self._first_call(rendered, first)
         longer = self.call([rendered + _WORD], [[first]])

@@ -1,9 +1,9 @@
 """Attention over a pack, as a function of transformers' AttentionInterface.
 
-Prefixes attend to themselves, causally, without a mask; branches attend to their prefix and to themselves in a second
-call. What no token sees is hardly multiplied: one mask over the whole row would do all sums and throw most of them
-away. Prompts of like length go together (`tiles.py`), so a batch is a few calls, not two a prompt. With gradient
-checkpointing it works as any attention does.
+Prefixes attend to themselves, causally and without a mask (with one where the tokens of an image see each other both
+ways); branches attend to their prefix and to themselves in a second call. What no token sees is hardly multiplied: one
+mask over the whole row would do all sums and throw most of them away. Prompts of like length go together (`tiles.py`),
+so a batch is a few calls, not two a prompt. With gradient checkpointing it works as any attention does.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def shared_attention(
     tiling = shared_prefix.tiling(query.device)
     parts: list[Tensor] = []
     for tile in tiling.tiles:
-        parts.append(attend(tile.prefixes, tile.prefixes, tile.groups, None))
+        parts.append(attend(tile.prefixes, tile.prefixes, tile.groups, tile.both_ways))
         if tile.runs:
             parts.append(attend(tile.queries, tile.keys, tile.runs, tile.mask))
     return torch.cat(parts).index_select(0, tiling.order)[None], None

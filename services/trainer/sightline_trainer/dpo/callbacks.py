@@ -12,6 +12,7 @@ from sightline.errors import PreconditionFailed
 from transformers import TrainerCallback
 
 from sightline_trainer.dpo.pixels import image_matters
+from sightline_trainer.dpo.proof import rows_are_plain
 from sightline_trainer.dpo.reference_logprobs import add_reference, self_check
 from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs, judge
 from sightline_trainer.dpo.saving import load_optimizer
@@ -72,6 +73,7 @@ class Begin(TrainerCallback):
         try:
             if self.trainer.data_collator.sharing is not None:
                 self_check(self.trainer)
+            self.figures |= rows_are_plain(self.trainer)
             self.figures |= image_matters(self.trainer)
         except (RuntimeError, ValueError, TypeError, LookupError, AttributeError) as error:
             name = self.trainer.accelerator.unwrap_model(self.trainer.model).config._name_or_path

@@ -9,6 +9,7 @@ from typing import Any
 
 from sightline.errors import PreconditionFailed
 
+from sightline_trainer.dpo.decoder import freeze
 from sightline_trainer.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -68,30 +69,6 @@ def full_memory(recipe: Recipe) -> Memory:
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     compute = 2 * trained if recipe.dpo.dtype == "bfloat16" else 0
     return Memory(4 * every, 4 * trained, 8 * trained, compute, 4 * every, 4 * trained)
-
-
-def freeze(model: Any, *, vision: bool) -> None:
-    """Leave out of a full update what is not to be trained: tower and projector, or only what no output reaches.
-
-    LLaVA takes its features from a layer before the last: what comes after it never has a gradient.
-    """
-    for name, parameter in model.base_model.named_parameters():
-        parameter.requires_grad_(name.startswith("language_model.") or (vision and not _unreached(model.config, name)))
-
-
-def _unreached(config: Any, name: str) -> bool:
-    layers = getattr(config, "vision_feature_layer", None)
-    if not name.startswith("vision_tower.") or layers is None:
-        return False
-    if "post_layernorm" in name or name.startswith("vision_tower.head."):
-        return True
-    count = config.vision_config.num_hidden_layers
-    # hidden_states[0] is what goes into the first layer.
-    last = max(
-        layer if layer >= 0 else count + 1 + layer for layer in ([layers] if isinstance(layers, int) else layers)
-    )
-    parts = name.split(".layers.")
-    return len(parts) == 2 and int(parts[1].split(".")[0]) >= last
 
 
 def check_device(recipe: Recipe) -> str:

@@ -15,13 +15,13 @@ after the other, and the attention (`attention.py`) keeps them, and their branch
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from sightline_trainer.dpo.tiles import Group, Tiling, tile
-from sightline_trainer.dpo.vision import Image
+from sightline_trainer.dpo.vision import PromptPictures
 
 
 @dataclass
@@ -30,15 +30,19 @@ class PromptTokens:
 
     Attributes:
         ids: [P] token ids, image tokens spread out.
-        types: [P] kinds of token (0 text, 1 image) where the processor tells; else None.
-        images: its images in order.
-        grid: [images, 3] patches in time, height and width, of Qwen-VL's processors; else None.
+        kinds: [1, P, ...] numbers of the tokens by name, such as `mm_token_type_ids`, where the processor makes them.
+        pictures: its images; None without.
+        positions: [D, P] position ids, D being 1 or 3; empty until they are asked for.
+        follows: the position of the token after it.
+        blocks: [P] which block of tokens that see each other both ways a token is in, -1 in none; None without blocks.
     """
 
     ids: Tensor
-    types: Tensor | None
-    images: list[Image]
-    grid: Tensor | None = None
+    kinds: dict[str, Tensor]
+    pictures: PromptPictures | None
+    positions: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.long))
+    follows: int = 0
+    blocks: Tensor | None = None
 
 
 @dataclass
@@ -50,7 +54,7 @@ class Pack:
         kept: [N] the packed position that predicts each scored token. labels: [1, N] those tokens.
         source: [M] which of the N goes to each labelled place of TRL's layout; a response in two pairs goes twice.
         target: [M] the places, counted through TRL's [R, L - 1]. shape: (R, L - 1).
-        groups: one for each prompt. images: all images, in the order of their tokens.
+        groups: one for each prompt. pictures: all images, in the order of their tokens.
     """
 
     input_ids: Tensor
@@ -61,7 +65,7 @@ class Pack:
     target: Tensor
     shape: tuple[int, int]
     groups: tuple[Group, ...]
-    images: list[Image]
+    pictures: list[PromptPictures]
     _tiling: Tiling | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Pack:
@@ -111,7 +115,7 @@ def pack(
         prefix = len(prompt.ids)
         ids.append(prompt.ids)
         places.append(position[:, :prefix])
-        groups.append(Group(prefix, tuple(len(answer) - 1 for answer in answers)))
+        groups.append(Group(prefix, tuple(len(answer) - 1 for answer in answers), prompt.blocks))
         at = start + prefix
         for k, answer in enumerate(answers):
             tokens = torch.tensor(answer, dtype=torch.long)
@@ -141,5 +145,5 @@ def pack(
         target=torch.cat(target),
         shape=(len(rows), columns - 1),
         groups=tuple(groups),
-        images=[image for prompt in prompts for image in prompt.images],
+        pictures=[prompt.pictures for prompt in prompts if prompt.pictures is not None],
     )

@@ -60,7 +60,7 @@ def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
     """
     collator: PairCollator = trainer.data_collator
     rows = [trainer.train_dataset[index] for index in in_order(trainer)[:pairs]]
-    plain = token_logprobs(trainer, PairCollator(collator.processor)(rows))
+    plain = token_logprobs(trainer, PairCollator(collator.family)(rows))
     packed = token_logprobs(trainer, collator(rows))
     apart = (plain - packed).abs()
     dtype = trainer.model.dtype if trainer.accelerator.mixed_precision == "no" else torch.bfloat16

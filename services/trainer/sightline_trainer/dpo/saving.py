@@ -5,21 +5,37 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from transformers import AutoConfig
+
+from sightline_trainer.dpo.support import base_of
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 
 _NOT_POLICY = ("README.md", "training_args.bin")
 
 
 def save_policy(trainer: FastDPOTrainer, directory: Path) -> None:
-    """Write the adapter or checkpoint. Every process calls; sharded weights are gathered, one process writes."""
+    """Write the adapter, or a whole checkpoint: weights, processor, tokenizer, chat template, generation config.
+
+    Every process calls; sharded weights are gathered, one process writes.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    whole = model is base_of(model)
+    if whole:
+        # TRL turns the cache off to train; who loads the checkpoint wants it as it was.
+        came_with = AutoConfig.from_pretrained(model.config._name_or_path)
+        if hasattr(came_with, "use_cache"):
+            model.config.use_cache = came_with.use_cache
     if trainer.is_fsdp_enabled:
         processing, trainer.processing_class = trainer.processing_class, None
         trainer.save_model(str(directory))
         trainer.processing_class = processing
     elif trainer.accelerator.is_main_process:
-        trainer.accelerator.unwrap_model(trainer.model).save_pretrained(directory)
+        model.save_pretrained(directory)
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
+        if whole:
+            trainer.processing_class.save_pretrained(directory)
+            model.generation_config.save_pretrained(directory)
         for name in _NOT_POLICY:
             (directory / name).unlink(missing_ok=True)
         for file in directory.iterdir():

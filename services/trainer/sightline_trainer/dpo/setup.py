@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,32 @@ from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
 
 from sightline_trainer.dpo.collator import PairCollator
-from sightline_trainer.dpo.device import freeze, pin
+from sightline_trainer.dpo.decoder import adapted, freeze, freeze_unreached
+from sightline_trainer.dpo.device import pin
+from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.recipe import Recipe
 
 
-def load_policy(model: str | Path, dtype: str) -> Any:
-    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece."""
+def load_policy(model: str | Path, dtype: str, attention: str = "sdpa") -> Any:
+    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece.
+
+    Raises:
+        PreconditionFailed: ATTENTION_UNAVAILABLE, where the model or this machine has no such attention.
+    """
     transformers_logging.disable_progress_bar()
-    return AutoModelForImageTextToText.from_pretrained(model, dtype=getattr(torch, dtype))
+    kind = getattr(torch, dtype)
+    if attention == "sdpa":  # transformers' own choice, which is eager where a model's parts have nothing else
+        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind)
+    try:
+        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, attn_implementation=attention)
+    except (ImportError, ValueError) as error:
+        said = str(error).partition("\n")[0].partition(". ")[0]
+        raise PreconditionFailed(
+            f"dpo.attn_implementation={attention} can't be had for {model}: {said}", reason="ATTENTION_UNAVAILABLE"
+        ) from error
 
 
 def make_trainer(
@@ -61,21 +77,25 @@ def make_trainer(
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
-    load = load or load_policy
+    if load is None:
+        other = settings.attn_implementation != "sdpa"
+        load = partial(load_policy, attention=settings.attn_implementation) if other else load_policy
     model = load(previous if full and previous else recipe.base_model, dtype)
+    family = Family(model, AutoProcessor.from_pretrained(recipe.base_model), shown=_shown(pairs))
     if full:
         freeze(model, vision=settings.train_vision)
-    processor = AutoProcessor.from_pretrained(recipe.base_model)
     trainer = FastDPOTrainer(
         model=model,
         ref_model=load(recipe.base_model, dtype) if full else None,
         args=arguments,
         train_dataset=_rows(pairs),
-        processing_class=processor,
-        data_collator=PairCollator(processor, columns=columns),
-        peft_config=None if full else _lora(recipe),
+        processing_class=family.processor,
+        data_collator=PairCollator(family, columns=columns),
+        peft_config=None if full else _lora(recipe, model),
         losses=dict(settings.loss),
     )
+    if full and settings.train_vision:
+        _freeze_unreached(trainer)
     trainer.remove_callback(PrinterCallback)
     trainer.margin_scale, trainer.povid_betas = settings.margin_scale, settings.povid_betas
     if settings.carry == "optimizer":
@@ -140,13 +160,25 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
     return arguments
 
 
-def _lora(recipe: Recipe) -> LoraConfig:
+def _shown(pairs: Dataset) -> str | None:
+    """A prompt with one image as the sampler rendered it, by whatever template; None where none has one."""
+    images, prompts = pairs.select_columns(["images"]), pairs["rendered_prompt"]
+    return next((prompts[i] for i in range(len(pairs)) if len(images[i]["images"]) == 1), None)
+
+
+def _freeze_unreached(trainer: FastDPOTrainer) -> None:
+    shown = next((row for row in trainer.train_dataset if row["images"]), None)
+    if shown is not None:
+        freeze_unreached(trainer.model, PairCollator(trainer.data_collator.family)([shown]))
+
+
+def _lora(recipe: Recipe, model: Any) -> LoraConfig:
     lora = recipe.dpo.lora
     return LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
+        target_modules=adapted(model, lora.target_modules),
         task_type="CAUSAL_LM",
     )
 
@@ -155,12 +187,12 @@ def trained_frame(recipe: Recipe, frame: Any) -> Any:
     """A model without weights (meta device) as an update trains it: with the recipe's adapter, or with what is frozen.
 
     Raises:
-        ValueError: the adapter finds no layer.
+        PreconditionFailed: the adapter finds no layer.
     """
     if recipe.dpo.train == "full":
         freeze(frame, vision=recipe.dpo.train_vision)
         return frame
-    return get_peft_model(frame, _lora(recipe), low_cpu_mem_usage=True)
+    return get_peft_model(frame, _lora(recipe, frame), low_cpu_mem_usage=True)
 
 
 def _rows(pairs: Dataset) -> Dataset:

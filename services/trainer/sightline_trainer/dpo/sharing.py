@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from sightline_chassis.feature_cache import FeatureCache
-from torch import Tensor, nn
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from torch import Tensor
 
 from sightline_trainer.dpo.attention import NAME
 from sightline_trainer.dpo.packing import Pack, PromptTokens
-from sightline_trainer.dpo.support import base_of, obstacle
-from sightline_trainer.dpo.vision import encode, frozen
+from sightline_trainer.dpo.support import base_of, obstacle, window_of
+from sightline_trainer.dpo.vision import ImageEncoder, Names, frozen
 
 logger = logging.getLogger(__name__)
 
@@ -30,26 +29,26 @@ class SharedPrefix:
     """A model made ready to share prefixes.
 
     Attributes:
-        backbone: the model without its LM head.
-        cache: features of images seen; None where the tower is trained and they change.
+        tower: encodes the images.
+        window: how many tokens back sliding attention sees; a batch with a longer row goes by plain rows.
     """
 
-    backbone: Any
-    cache: FeatureCache[str, Tensor] | None
+    tower: ImageEncoder
+    window: int | None = None
+
+    @property
+    def cache(self) -> FeatureCache[Names, Tensor] | None:
+        """Features of images seen; None where the tower is trained and they change."""
+        return self.tower.cache
 
     def positions(self, prompt: PromptTokens, response: int) -> Tensor:
         """[D, P + response] position ids of a prompt and `response` text tokens after it, as the model gives them."""
-        length = len(prompt.ids) + response
-        if not hasattr(self.backbone, "get_rope_index") or prompt.grid is None or prompt.types is None:
-            return torch.arange(length)[None]
-        after = torch.zeros(response, dtype=torch.long)
-        places, _ = self.backbone.get_rope_index(
-            torch.cat([prompt.ids, after])[None],
-            mm_token_type_ids=torch.cat([prompt.types, after])[None],
-            image_grid_thw=prompt.grid,
-        )
-        found: Tensor = places[:, 0]
-        return found
+        after = prompt.follows + torch.arange(response).expand(len(prompt.positions), -1)
+        return torch.cat([prompt.positions, after], dim=1)
+
+    def fits(self, longest: int) -> bool:
+        """Whether a row of so many tokens sees all of itself."""
+        return self.window is None or longest <= self.window
 
 
 def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -> SharedPrefix | None:
@@ -61,27 +60,27 @@ def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -
         extra_models: others that get the same batches, such as a reference.
 
     Returns:
-        None where the model can't; one log line says why, and all goes TRL's own way.
+        None where the model can't; one log line says why, and all goes by plain rows.
     """
     reason = obstacle(model)
     if reason is not None:
-        logger.warning("no shared prefix, the update goes TRL's own way: %s", reason)
+        logger.warning("no shared prefix, the update goes by plain rows: %s", reason)
         return None
-    backbone = base_of(model).base_model
-    still = frozen(backbone)
+    base = base_of(model)
+    still = frozen(base.base_model, base.get_decoder())
     if not still:
         logger.warning(
             "image features are not kept: tower or projector are trained or carry an adapter; "
             "each image is encoded once a step"
         )
-    cache = FeatureCache[str, Tensor](cache_bytes) if still else None
+    tower = ImageEncoder(FeatureCache[Names, Tensor](cache_bytes) if still else None)
     for each in (model, *extra_models):
-        _prepare(base_of(each), cache if each is model else None)
-    return SharedPrefix(backbone, cache)
+        _prepare(base_of(each), tower, keep=each is model)
+    return SharedPrefix(tower, window_of(base.config.get_text_config()))
 
 
-def _prepare(base: Any, cache: FeatureCache[str, Tensor] | None) -> None:
-    base.base_model.language_model.set_attn_implementation(NAME)
+def _prepare(base: Any, tower: ImageEncoder, *, keep: bool) -> None:
+    base.get_decoder().set_attn_implementation(NAME)
     base.base_model.register_forward_hook(_keep_scored, with_kwargs=True)
     fused = base.forward
 
@@ -95,7 +94,9 @@ def _prepare(base: Any, cache: FeatureCache[str, Tensor] | None) -> None:
             position_ids=pack.position_ids,
             # Taken as a mask that is ready; what tokens see is decided in attention.py.
             attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=base.device),
-            mm_encoder_outputs=_features(base.base_model, pack, cache),
+            mm_encoder_outputs=(
+                {"image": tower.encode(base.base_model, pack.pictures, keep=keep)} if pack.pictures else {}
+            ),
             shift_labels=pack.labels,
             fused_lm_head=True,
             use_cache=False,
@@ -110,13 +111,7 @@ def _prepare(base: Any, cache: FeatureCache[str, Tensor] | None) -> None:
     base.forward = forward
 
 
-def _features(
-    backbone: nn.Module, pack: Pack, cache: FeatureCache[str, Tensor] | None
-) -> dict[str, BaseModelOutputWithPooling]:
-    return {"image": encode(backbone, pack.images, cache)} if pack.images else {}
-
-
-def _keep_scored(module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
+def _keep_scored(module: Any, args: Any, kwargs: dict[str, Any], output: Any) -> Any:
     """Only positions that predict a response token go to the LM head."""
     pack = kwargs.get("shared_prefix")
     if pack is not None:

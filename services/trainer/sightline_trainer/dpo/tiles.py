@@ -7,7 +7,7 @@ branches are taken a few at a time, as rows of their own, each with the keys of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -21,10 +21,15 @@ SLACK = 0.15
 
 @dataclass(frozen=True)
 class Group:
-    """A prompt and its responses: lengths in packed tokens."""
+    """A prompt and its responses: lengths in packed tokens.
+
+    Attributes:
+        blocks: [prefix] which block of tokens that see each other both ways a token is in, -1 in none.
+    """
 
     prefix: int
     branches: tuple[int, ...]
+    blocks: Tensor | None = field(default=None, compare=False)
 
     @property
     def length(self) -> int:
@@ -39,6 +44,7 @@ class Tile:
         prefixes: [groups * P]. queries: [runs * B] tokens of the runs of branches. keys: [runs * (P + B)] those of each
             run's prefix, and its own.
         mask: [runs, 1, B, P + B] what a run's tokens see: the prefix, and their own branch so far.
+        both_ways: [groups, 1, P, P] what the prefixes' tokens see, where that is more than what stands before them.
     """
 
     groups: int
@@ -47,10 +53,11 @@ class Tile:
     queries: Tensor
     keys: Tensor
     mask: Tensor
+    both_ways: Tensor | None = None
 
     def to(self, device: torch.device) -> Tile:
         """The same, there."""
-        names = ("prefixes", "queries", "keys", "mask")
+        names = ("prefixes", "queries", "keys", "mask", *(("both_ways",) if self.both_ways is not None else ()))
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
 
@@ -114,7 +121,20 @@ def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tup
         mask[row, 0, :count, most : most + count] = (owner[:, None] == owner[None, :]).tril()
         order[first : first + count] = torch.arange(done + row * width, done + row * width + count)
     done += queries.numel()
-    return Tile(len(members), prefixes.flatten(), len(runs), queries.flatten(), keys.flatten(), mask), done
+    made = Tile(len(members), prefixes.flatten(), len(runs), queries.flatten(), keys.flatten(), mask)
+    return replace(made, both_ways=_both_ways([group for _, group in members], most)), done
+
+
+def _both_ways(groups: Sequence[Group], most: int) -> Tensor | None:
+    """[groups, 1, most, most]: the tokens before, and those of the same block; None where no group has blocks."""
+    if all(group.blocks is None for group in groups):
+        return None
+    blocks = torch.full((len(groups), most), -1)
+    for row, group in enumerate(groups):
+        if group.blocks is not None:
+            blocks[row, : group.prefix] = group.blocks
+    same = (blocks[:, :, None] == blocks[:, None, :]) & (blocks >= 0)[:, :, None]
+    return (same | torch.ones(most, most, dtype=torch.bool).tril())[:, None]
 
 
 def _runs(group: Group) -> list[tuple[int, list[int]]]:

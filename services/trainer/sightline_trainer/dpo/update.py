@@ -65,7 +65,7 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
     They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
     """
     rows = [trainer.train_dataset[index] for index in range(min(count, len(trainer.train_dataset)))]
-    collate, size = PairCollator(trainer.data_collator.processor), trainer.args.per_device_train_batch_size
+    collate, size = PairCollator(trainer.data_collator.family), trainer.args.per_device_train_batch_size
     logprobs: list[list[float]] = []
     for start in range(0, len(rows), size):
         some = rows[start : start + size]

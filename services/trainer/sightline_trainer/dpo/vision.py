@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from sightline.picture_rule import rgb
+from sightline_chassis.families.processing import Processing
 from sightline_chassis.feature_cache import FeatureCache
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+Names = tuple[str, ...]
+
 
 @dataclass
-class Image:
-    """One image of a prompt.
+class PromptPictures:
+    """A prompt's images, which go through processor and tower together.
 
     Attributes:
-        digest: names its pixels.
-        inputs: what the processor makes of it (`pixel_values` and sizes), first dimension one image (or its patches);
-            None where `features` are known.
-        features: [tokens, width] of tower and projector; None until they are encoded.
+        names: the digests of their pixels, in order.
+        tokens: how many of the prompt's tokens stand for them.
+        processing: joins them with other prompts'.
+        inputs: what the processor makes of them (`pixel_values`, sizes, masks); None where `features` are known.
+        features: [layers, tokens, width] of tower and projector; None until they are encoded. The first layer is what
+            stands in the tokens' place; those after it are added further up in the decoder (deepstack).
     """
 
-    digest: str
+    names: Names
+    tokens: int
+    processing: Processing
     inputs: dict[str, Tensor] | None = None
     features: Tensor | None = None
 
@@ -38,61 +45,74 @@ def digest(image: Any) -> str:
     return hashlib.sha256(f"{picture.size} ".encode() + picture.tobytes()).hexdigest()
 
 
-def split_images(inputs: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
-    """A processor's image tensors, image by image."""
-    if "pixel_values" not in inputs:
-        return []
-    if "image_grid_thw" in inputs:  # Qwen-VL: patches of all images in one long tensor
-        grid = inputs["image_grid_thw"]
-        parts = inputs["pixel_values"].split(grid.prod(dim=1).tolist())
-        return [{"pixel_values": part, "image_grid_thw": row[None]} for part, row in zip(parts, grid, strict=True)]
-    return [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(len(inputs["pixel_values"]))]
+def frozen(backbone: nn.Module, decoder: nn.Module) -> bool:
+    """Whether the image features never change: nothing is trained outside the decoder."""
+    inside = {id(parameter) for parameter in decoder.parameters()}
+    return not any(each.requires_grad for each in backbone.parameters() if id(each) not in inside)
 
 
-def join_images(images: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The images' tensors as one batch; LLaVA-NeXT's tiles are filled up to the most that an image has."""
-    if not images:
-        return {}
-    joined = {}
-    for name in images[0]:
-        values = [image[name] for image in images]
-        if name == "pixel_values" and values[0].dim() == 5:
-            most = max(value.shape[1] for value in values)
-            values = [nn.functional.pad(value, (0, 0) * 3 + (0, most - value.shape[1])) for value in values]
-        joined[name] = torch.cat(values)
-    return joined
+class ImageEncoder:
+    """Encodes images, and hands features to the model in the form that its own `get_image_features` answers in.
 
-
-def frozen(backbone: nn.Module) -> bool:
-    """Whether the image features never change: nothing of tower and projector is trained, no adapter is on them."""
-    return not any(
-        parameter.requires_grad
-        for name, parameter in backbone.named_parameters()
-        if not name.startswith("language_model.")
-    ) and not any("lora" in name for name, _ in backbone.named_modules() if not name.startswith("language_model."))
-
-
-def encode(backbone: Any, images: list[Image], cache: FeatureCache[str, Tensor] | None) -> BaseModelOutputWithPooling:
-    """Features of all images in order, as the model's `mm_encoder_outputs` has them; each image is encoded once.
-
-    Args:
-        backbone: a transformers model with `get_image_features`.
-        images: those of a pack.
-        cache: of a frozen tower; None for one that is trained, whose features carry a graph.
+    Attributes:
+        cache: features of images seen; None for a tower that is trained, whose features carry a graph.
     """
-    device = next(backbone.parameters()).device
-    missing = {image.digest: image for image in images if image.features is None}
-    if missing:
-        assert all(image.inputs is not None for image in missing.values())
-        inputs = join_images([image.inputs for image in missing.values()])  # type: ignore[misc]
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        with torch.set_grad_enabled(torch.is_grad_enabled() and cache is None):
-            encoded = backbone.get_image_features(**inputs, return_dict=True).pooler_output
-        fresh = dict(zip(missing, encoded, strict=True))
-        if cache is not None:
-            for name, features in fresh.items():
-                cache.put(name, features.detach().clone())
-    else:
-        fresh = {}
-    features = [fresh[image.digest] if image.features is None else image.features for image in images]
-    return BaseModelOutputWithPooling(pooler_output=features)
+
+    def __init__(self, cache: FeatureCache[Names, Tensor] | None) -> None:
+        self.cache = cache
+        self._kind: type[Any] = BaseModelOutputWithPooling
+        self._rank: int | None = None  # of one tensor of features; None: a list of them, image by image
+
+    def encode(self, backbone: Any, pictures: Sequence[PromptPictures], *, keep: bool = True) -> Any:
+        """Features of all images in order, as the model's `mm_encoder_outputs` has them; each is encoded once.
+
+        Args:
+            backbone: a transformers model with `get_image_features`.
+            pictures: those of a pack.
+            keep: whether to put them into the cache.
+
+        Raises:
+            RuntimeError: the tower makes more or fewer features than the prompts have tokens for.
+        """
+        missing = {each.names: each for each in pictures if each.features is None}
+        fresh: dict[Names, Tensor] = {}
+        if missing:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and self.cache is None):
+                encoded = self._encoded(backbone, list(missing.values()))
+            fresh = dict(zip(missing, encoded, strict=True))
+            if self.cache is not None and keep:
+                for names, features in fresh.items():
+                    self.cache.put(names, features.detach().clone())
+        features = torch.cat(
+            [fresh[each.names] if each.features is None else each.features for each in pictures], dim=1
+        )
+        return self._formed(features)
+
+    def _encoded(self, backbone: Any, pictures: Sequence[PromptPictures]) -> tuple[Tensor, ...]:
+        device = next(backbone.parameters()).device
+        assert all(each.inputs is not None for each in pictures)
+        inputs = pictures[0].processing.join([each.inputs or {} for each in pictures])
+        output = backbone.get_image_features(
+            **{name: value.to(device) for name, value in inputs.items()}, return_dict=True
+        )
+        self._kind = type(output)
+        self._rank = output.pooler_output.dim() if isinstance(output.pooler_output, Tensor) else None
+        layers = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+        features: Tensor = torch.stack([_flat(layer) for layer in layers])
+        counts = [each.tokens for each in pictures]
+        if features.shape[1] != sum(counts):
+            raise RuntimeError(f"its images have {features.shape[1]} features and its prompts {sum(counts)} tokens")
+        return tuple(features.split(counts, dim=1))
+
+    def _formed(self, features: Tensor) -> Any:
+        first, *deeper = features
+        if self._rank is not None:
+            return self._kind(pooler_output=first.view(*[1] * (self._rank - 2), *first.shape))
+        further = {"deepstack_features": [[layer] for layer in deeper]} if deeper else {}
+        return self._kind(pooler_output=[first], **further)
+
+
+def _flat(features: Any) -> Tensor:
+    """[tokens, width] of features image by image, or tile by tile."""
+    parts = [features] if isinstance(features, Tensor) else features
+    return torch.cat([part.flatten(0, -2) for part in parts])

@@ -143,7 +143,8 @@ def _ways(sure: bool) -> str:
 
 
 def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: int) -> ProcessMemory:
-    settings, shared = recipe.dpo, recipe.dpo.shared_prefix and sizes.shared
+    settings = recipe.dpo
+    shared = settings.shared_prefix and settings.attn_implementation == "sdpa" and sizes.shared
     number = 2 if settings.dtype == "bfloat16" else 4
     parts = {"runtime": runtime}
     if settings.train == "full":

@@ -63,6 +63,7 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText
 
+    from sightline_trainer.dpo.decoder import linear_layers
     from sightline_trainer.dpo.setup import trained_frame
 
     model = recipe.base_model
@@ -70,7 +71,6 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         with torch.device("meta"):  # of this thread alone, unlike accelerate's way
             frame = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
-        parts = [name for name, part in frame.named_modules() if isinstance(part, torch.nn.Linear)]
     except _REFUSALS as error:
         return None, [
             Finding(
@@ -84,14 +84,14 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
             warnings.simplefilter("ignore", FutureWarning)  # of PEFT's calls into transformers
             trained = trained_frame(recipe, frame)
     except SightlineError as error:
-        return None, [found_by(error)]
-    except ValueError as error:  # PEFT's, where nothing matches
-        inside = [name for name in parts if "vision" not in name and name != "lm_head"]
+        if error.reason != "LORA_FINDS_NOTHING":
+            return None, [found_by(error)]
+        inside = linear_layers(frame) or ["none"]
         return None, [
             Finding(
-                "LORA_FINDS_NOTHING",
-                f"dpo.lora.target_modules finds no linear layer in {model} ({config.model_type}): {first_line(error)}",
-                f"name layers that it has, such as {inside[len(inside) // 2] if inside else 'none'}",
+                error.reason,
+                str(error),
+                f"name layers that it has, such as {inside[len(inside) // 2]}, or leave it out: all of the decoder's",
             )
         ]
     return Sizes.of(trained, config), []

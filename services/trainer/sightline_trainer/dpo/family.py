@@ -1,0 +1,109 @@
+"""Family: what the rows that train need of a model, said by the model and its processor themselves.
+
+How the processor wants images and what it makes of them is asked of it (`sightline_chassis.families`); position ids,
+and which tokens see each other both ways, are computed by the model's own rules. Nothing goes by the names of modules
+or the rank of tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from sightline.errors import PreconditionFailed
+from sightline_chassis.families.processing import Processing, ProcessorUnusable
+from torch import Tensor
+
+from sightline_trainer.dpo.packing import PromptTokens
+from sightline_trainer.dpo.support import base_of
+from sightline_trainer.dpo.vision import PromptPictures
+
+
+class Family:
+    """A model and its processor.
+
+    Attributes:
+        processor: makes rows of texts and images.
+        processing: what was found out about it.
+        backbone: the model without its LM head.
+        name: the model's type, as its config has it.
+        image_token: the id that stands for a piece of an image.
+    """
+
+    def __init__(self, model: Any, processor: Any, *, shown: str | None = None) -> None:
+        """Ask both.
+
+        Args:
+            shown: a prompt with one image after the chat template; None takes one of the processor's own template.
+
+        Raises:
+            PreconditionFailed: FAMILY_UNSUPPORTED, where the processor can't be used as it is, its image tensors can't
+                stand in one batch, or the model's head can't be taken off.
+        """
+        base = base_of(model)
+        self.processor = processor
+        self.backbone: Any = base.base_model
+        self.name = str(base.config.model_type)
+        accepted = parameters(type(base).forward) | parameters(type(self.backbone).forward)
+        try:
+            self.processing = Processing(processor, accepted, shown=shown)
+        except ProcessorUnusable as error:
+            raise self._unsupported(str(error)) from error
+        if self.backbone is base:
+            raise self._unsupported("what they make before their head can't be had from them")
+        if not self.processing.joins:
+            alone = [name for name, dimension in self.processing.joined_in.items() if dimension is None]
+            raise self._unsupported(f"several prompts' {', '.join(alone)} can't stand in one batch")
+        self.image_token: int | None = getattr(base.config, "image_token_id", None)
+        self._places = getattr(self.backbone, "get_rope_index", None)
+        self._blocks = getattr(sys.modules[type(self.backbone).__module__], "get_block_sequence_ids_for_mask", None)
+
+    def _unsupported(self, why: str) -> PreconditionFailed:
+        return PreconditionFailed(
+            f"models of the family {self.name!r} can't be trained: {why}", reason="FAMILY_UNSUPPORTED"
+        )
+
+    def process(self, text: str, images: Sequence[Any], names: Sequence[str]) -> PromptTokens:
+        """A prompt by one call of the processor, as a user of the model would ask for it.
+
+        Args:
+            text: the prompt after the chat template, an image placeholder for each image.
+            images: RGB.
+            names: the images' digests.
+        """
+        made = self.processing.prompt(text, images)
+        stand_in = made.ids.tolist().count(self.image_token)
+        pictures = PromptPictures(tuple(names), stand_in, self.processing, made.images) if images else None
+        return PromptTokens(made.ids, made.tokens, pictures)
+
+    def extended(self, prompt: PromptTokens, length: int) -> dict[str, Tensor]:
+        """Kinds of the prompt's tokens and of a response's after it, [1, length, ...] each."""
+        return self.processing.continued(prompt.kinds, length - len(prompt.ids))
+
+    def placed(self, prompt: PromptTokens) -> None:
+        """Give the prompt its position ids and the blocks in which attention goes both ways, by the model's rules."""
+        prompt.positions, prompt.follows = self._positions(prompt)
+        if self._blocks is not None and prompt.pictures is not None:
+            kinds = prompt.kinds.get(next(iter(inspect.signature(self._blocks).parameters)))
+            prompt.blocks = None if kinds is None else self._blocks(kinds, kinds.device)[0]
+
+    def _positions(self, prompt: PromptTokens) -> tuple[Tensor, int]:
+        """[D, P] of the prompt, D being 1 or that of the model's rope, and the place of the token after it."""
+        count = len(prompt.ids)
+        if self._places is None:
+            return torch.arange(count)[None], count
+        given: dict[str, Any] = self.extended(prompt, count + 1)
+        given |= prompt.pictures.inputs or {} if prompt.pictures is not None else {}
+        named = inspect.signature(self._places).parameters
+        ids = torch.cat([prompt.ids, prompt.ids.new_zeros(1)])[None]
+        places = self._places(ids, **{name: value for name, value in given.items() if name in named})[0][:, 0]
+        return places[:, :count], int(places[:, count].max())
+
+
+def parameters(function: Any) -> set[str]:
+    """The names that a function takes, `self` and what it takes without a name left out."""
+    named = inspect.signature(function).parameters.values()
+    return {each.name for each in named if each.kind is not each.VAR_KEYWORD} - {"self"}

@@ -1,0 +1,115 @@
+"""Proof: the update's rows give the log-probs of a plain forward of one call of the processor, in every family.
+
+Rows are batched, filled up, packed, their images encoded together and kept. A family for which any of that is not the
+same as what a user of the model does would train another policy, with losses that look as always. So a few pairs, of
+images as different in size as there are, go both ways before the first step.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+from sightline.errors import PreconditionFailed
+from torch import Tensor
+
+from sightline_trainer.dpo.collator import SIDES, PairCollator, decoded
+from sightline_trainer.dpo.family import parameters
+from sightline_trainer.dpo.reference_logprobs import in_order, token_logprobs
+from sightline_trainer.dpo.sampled import LIMITS
+from sightline_trainer.dpo.support import base_of
+from sightline_trainer.dpo.trainer import FastDPOTrainer
+
+logger = logging.getLogger(__name__)
+
+_LOOKED_AT = 64
+"""Prompts among which the sample is chosen."""
+
+
+def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
+    """`rows_gap`: the largest mean |difference| a token of a side, in nats, between the collator's rows and a plain
+    forward, of up to four pairs. Every process calls.
+
+    Raises:
+        PreconditionFailed: ROWS_DIFFER, with the worst row, where it is over 0.001 in float32 or 0.05 in bfloat16.
+    """
+    rows = sample(trainer)
+    collator: PairCollator = trainer.data_collator
+    columns, collator.columns = collator.columns, ()
+    apart: dict[str, float] = {}
+    size = trainer.args.per_device_train_batch_size
+    try:
+        for start in range(0, len(rows), size):
+            some = [{**row, "second_rejected_ids": None} for row in rows[start : start + size]]
+            batch = collator(some)
+            masks = batch["completion_mask"][:, 1:].bool()
+            ours = token_logprobs(trainer, batch).cpu()
+            for at, (side, row) in enumerate((side, row) for side in SIDES for row in some):
+                plain = _plain(trainer, row, side)
+                gap = (ours[at][masks[at].cpu()] - plain).abs().mean().item()
+                apart[f"{row['prompt_id']} {side}"] = gap
+    finally:
+        collator.columns = columns
+    short = trainer.accelerator.mixed_precision != "no" or trainer.model.dtype != torch.float32
+    limit = LIMITS["bfloat16" if short else "float32"]
+    worst = max(apart, key=lambda name: apart[name])
+    if not apart[worst] <= limit:
+        raise PreconditionFailed(
+            f"the update's rows give other log-probs than a plain forward of the model, so its family "
+            f"{collator.family.name!r} can't be trained: {apart[worst]:.2g} nats a token apart, at most {limit:g}, in "
+            f"{worst}. Please report it",
+            reason="ROWS_DIFFER",
+        )
+    logger.info("rows: log-probs within %.2g nats a token of plain forwards", apart[worst])
+    return {"rows_gap": apart[worst]}
+
+
+def sample(trainer: FastDPOTrainer) -> list[dict[str, Any]]:
+    """A pair each of the largest, the smallest, the widest and the tallest image among the first prompts'."""
+    firsts: dict[str, dict[str, Any]] = {}
+    for index in in_order(trainer):
+        row = trainer.train_dataset[index]
+        if row["prompt_id"] not in firsts and len(firsts) == _LOOKED_AT:
+            break
+        firsts.setdefault(row["prompt_id"], row)
+    sizes = {name: _size(row["images"]) for name, row in firsts.items()}
+    measures: list[dict[str, float]] = [
+        {name: w * h for name, (w, h) in sizes.items()},
+        {name: -w * h for name, (w, h) in sizes.items()},
+        {name: w / h for name, (w, h) in sizes.items()},
+        {name: h / w for name, (w, h) in sizes.items()},
+    ]
+    chosen = dict.fromkeys(max(each, key=each.__getitem__) for each in measures)
+    return [firsts[name] for name in chosen]
+
+
+def _size(images: Sequence[Any]) -> tuple[int, int]:
+    if not images:
+        return 1, 1
+    opened = PIL.Image.open(io.BytesIO(images[0]["bytes"])) if isinstance(images[0], Mapping) else images[0]
+    size: tuple[int, int] = opened.size
+    return size
+
+
+def _plain(trainer: FastDPOTrainer, row: Mapping[str, Any], side: str) -> Tensor:
+    """[response] log-probs of one side: everything that the processor makes of the prompt, and the response after it,
+    in one row that nothing is filled up in."""
+    family = trainer.data_collator.family
+    shown = row.get(f"{side}_images") or row["images"]
+    prompt = family.processing.prompt(row["rendered_prompt"], [decoded(image) for image in shown])
+    response = torch.tensor(row[f"{side}_ids"])
+    inputs = {**prompt.images, **family.processing.continued(prompt.tokens, len(response))}
+    inputs["input_ids"] = torch.cat([prompt.ids, response])[None]
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    base = base_of(trainer.accelerator.unwrap_model(trainer.model))
+    more = {"logits_to_keep": len(response) + 1} if "logits_to_keep" in parameters(type(base).forward) else {}
+    trainer.model.eval()
+    with torch.no_grad(), trainer.accelerator.autocast():
+        logits = trainer.model_wrapped(**trainer._prepare_inputs(inputs), use_cache=False, **more).logits
+    scores = logits[0, -len(response) - 1 : -1].float().log_softmax(dim=-1).cpu()
+    found: Tensor = scores.gather(-1, response[:, None])[:, 0]
+    return found

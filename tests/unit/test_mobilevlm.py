@@ -1,20 +1,21 @@
 """MobileVLM V2: released names are read, and LDPv2 is what the paper writes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
 from family_words import tokenizer
 from PIL import Image
+from running import ROOT
 from safetensors.torch import save_file
 from sightline.errors import InvalidInput
-from sightline_chassis.families.mobilevlm import MobileVlmProjector, register
+from sightline_chassis.families.auto import AutoModelForImageTextToText, AutoProcessor
+from sightline_chassis.families.mobilevlm import MobileVlmProjector
 from sightline_chassis.families.mobilevlm_checkpoint import convert
 from torch import Tensor
 from transformers import (
-    AutoModelForImageTextToText,
-    AutoProcessor,
     CLIPVisionConfig,
     CLIPVisionModel,
     LlamaConfig,
@@ -83,7 +84,6 @@ def test_the_projector_is_the_papers(tmp_path: Path) -> None:
 def test_a_released_checkpoint_becomes_one_of_transformers(tmp_path: Path) -> None:
     tensors = released(tmp_path / "released")
     convert(tmp_path / "released", tmp_path / "made", tower=TOWER)
-    register()
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "made")
     processor = AutoProcessor.from_pretrained(tmp_path / "made")
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a red box"}]}]
@@ -118,3 +118,10 @@ def test_what_is_no_mobilevlm_is_said(tmp_path: Path) -> None:
     (tmp_path / "released/config.json").write_text(json.dumps({"mm_projector_type": "ldpnet"}))
     with pytest.raises(InvalidInput, match="ldpnet, not ldpnetv2"):
         convert(tmp_path / "released", tmp_path / "made", tower=TOWER)
+
+
+def test_everything_loads_models_by_the_classes_that_know_it() -> None:
+    auto = re.compile(r"from transformers import [^\n]*Auto(Config|ModelForImageTextToText|Processor)")
+    files = [file for file in ROOT.glob("services/*/sightline_*/**/*.py") if file.name != "auto.py"]
+    known = [file for file in files if file.name != "mobilevlm.py"]
+    assert [str(file) for file in known if auto.search(file.read_text())] == []

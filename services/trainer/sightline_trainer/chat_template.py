@@ -30,14 +30,14 @@ class ChatTemplate:
 
     @cached_property
     def _processor(self) -> Any:
-        from transformers import AutoProcessor
+        from sightline_chassis.families.auto import AutoProcessor
 
         return AutoProcessor.from_pretrained(self.model)
 
     @cached_property
     def window(self) -> int:
         """Most positions that the model takes, picture, prompt and response together."""
-        from transformers import AutoConfig
+        from sightline_chassis.families.auto import AutoConfig
 
         config = AutoConfig.from_pretrained(self.model).get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or 1 << 20)

@@ -58,7 +58,7 @@ def full_memory(recipe: Recipe) -> Memory:
     """What `dpo.train=full` needs, from the model's configuration; no weight is loaded."""
     import torch
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText
 
     with init_empty_weights():
         model = AutoModelForImageTextToText.from_config(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from transformers import AutoConfig
+from sightline_chassis.families.auto import AutoConfig
 
 from sightline_trainer.dpo.support import base_of
 from sightline_trainer.dpo.trainer import FastDPOTrainer

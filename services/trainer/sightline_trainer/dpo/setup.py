@@ -13,7 +13,8 @@ from datasets import Dataset, Image, List
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sightline.errors import PreconditionFailed
-from transformers import AutoModelForImageTextToText, AutoProcessor, PrinterCallback
+from sightline_chassis.families.auto import AutoModelForImageTextToText, AutoProcessor
+from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
 

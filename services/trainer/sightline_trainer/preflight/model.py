@@ -28,7 +28,8 @@ def checkpoint(model: str) -> Iterator[Finding]:
 
     MODEL_NOT_FOUND, MODEL_NOT_TRANSFORMERS, MODEL_TAKES_NO_IMAGES, PROCESSOR_UNUSABLE, NO_CHAT_TEMPLATE.
     """
-    from transformers import AutoProcessor, PreTrainedConfig
+    from sightline_chassis.families.auto import AutoProcessor
+    from transformers import PreTrainedConfig
 
     try:
         config, _ = PreTrainedConfig.get_config_dict(model)
@@ -61,7 +62,7 @@ def checkpoint(model: str) -> Iterator[Finding]:
 def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     """What an update trains, on the model's bare frame: LORA_FINDS_NOTHING, MODEL_UNUSABLE."""
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
+    from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText
 
     from sightline_trainer.dpo.decoder import linear_layers
     from sightline_trainer.dpo.setup import trained_frame
@@ -99,7 +100,7 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
 
 def prompt_tokens(model: str, prompt: Prompt) -> int | None:
     """Tokens of a prompt with its image, by the model's own processor; None where it can't tell."""
-    from transformers import AutoProcessor
+    from sightline_chassis.families.auto import AutoProcessor
 
     content = [
         {"type": "image", "image": decode(prompt.image.read_bytes(), ImageLimits())},
@@ -120,7 +121,7 @@ def prompt_tokens(model: str, prompt: Prompt) -> int | None:
 
 def _kind_fault(model: str, config: dict[str, Any]) -> Finding | None:
     import transformers
-    from transformers import AutoModelForImageTextToText
+    from sightline_chassis.families.auto import AutoModelForImageTextToText
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind, made_for = config.get("model_type"), [str(name) for name in config.get("architectures") or ()]
@@ -133,7 +134,9 @@ def _kind_fault(model: str, config: dict[str, Any]) -> Finding | None:
         return Finding(
             "MODEL_NOT_TRANSFORMERS",
             f"{model} is no checkpoint of transformers' own ({what}), and code that a checkpoint brings is not run",
-            "take the conversion of it that transformers can load (for LLaVA, llava-hf/...), or convert it",
+            "`sightline convert` makes one of it"
+            if kind == "mobilevlm"
+            else "take the conversion of it that transformers can load (for LLaVA, llava-hf/...), or convert it",
         )
     if not ours:
         return Finding(

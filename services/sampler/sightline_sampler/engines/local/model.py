@@ -14,15 +14,10 @@ import torch
 import transformers
 from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
 from sightline.sampler.manifest import model_digest
+from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from sightline_chassis.families.pixels import bound_pixels
 from sightline_chassis.families.processing import Processing, ProcessorUnusable
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-)
+from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sightline_sampler.engines.local import attention
 
@@ -191,7 +186,8 @@ def _not_loaded(directory: Path, error: Exception) -> PreconditionFailed:
         return PreconditionFailed(f"{said}{type(error).__name__}: {first_line(error)}", reason="MODEL_UNREADABLE")
     code = ", and code that a checkpoint brings is not run" if brings else ""
     return PreconditionFailed(
-        f"{said}transformers {transformers.__version__} knows no model type {kind!r}{code}",
+        f"{said}transformers {transformers.__version__} knows no model type {kind!r}{code}"
+        + ("; `sightline convert` makes one of it that it knows" if kind == "mobilevlm" else ""),
         reason="MODEL_NOT_TRANSFORMERS",
     )
 

@@ -231,7 +231,7 @@ def test_a_scorer_that_wants_a_certificate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "code", "told"),
+    ("settings", "code", "seen"),
     [
         ([], 2, "scorer.target=127.0.0.1:50051"),
         (["scorer.target=a:1", "openrlhf.on_failure=value"], 2, "failure_value"),
@@ -307,7 +307,7 @@ def test_a_connection_that_is_kept_for_nothing_ends(hasty: Gateway) -> None:
 
 @pytest.mark.field
 @pytest.mark.parametrize(
-    ("headers", "content", "status", "reason", "told"),
+    ("headers", "content", "status", "reason", "seen"),
     [
         (
             {"content-type": "multipart/form-data; boundary=x"},

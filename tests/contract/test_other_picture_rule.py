@@ -58,7 +58,7 @@ def test_a_run_is_refused_before_anything_is_sampled(
     assert rule_of(service, services) == rule
     run, events = RunDirectory(tmp_path / "run"), list[Event]()
     address = getattr(services, service)
-    refused = f"the {service} at {address} reads pictures by {says}, and this trainer by rule 1: run the same release"
+    refused = f"the {service} at {address} reads pictures by {says}, and this trainer by rule 1; run the same release"
     with pytest.raises(PreconditionFailed, match=refused) as e:
         execute(Recipe.model_validate(small_recipe(services, playground)), run, events.append)
     assert e.value.reason == "PICTURE_RULE_DIFFERS"

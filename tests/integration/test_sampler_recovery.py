@@ -233,7 +233,7 @@ def test_kill_9_of_sampler_and_engine_under_load(tmp_path: Path) -> None:
         "--set", f"engine.model={BASE}", "--set", "engine.kind=vllm",
         "--set", f"engine.vllm.url=http://127.0.0.1:{engine_port}", "--set", "engine.vllm.overload_seconds=600",
         "--set", f"server.port={port}", "--set", f"policies.state_dir={tmp_path / 'state'}",
-        "--set", "engine.vllm.poll_seconds=0.2",
+        "--set", "engine.vllm.poll_seconds=0.2", "--set", "policies.gate.required=false",
     )  # fmt: skip
     requests, k = 8, 6
 

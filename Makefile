@@ -1,6 +1,8 @@
 # Every habit is a target. `make help` lists them.
 PYTHON ?= python3
 VENV := .venv
+# Files of tests that run side by side.
+JOBS ?= 2
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -16,8 +18,8 @@ help:  ## List the targets
 demo: $(READY)  ## Watch the loop close: three services, three iterations, about five minutes on two cores
 	$(BIN)/sightline demo
 
-test: $(READY)  ## The test suite, but for what is slow or needs a GPU
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+test: $(READY)  ## The test suite, but for what is slow or needs a GPU; JOBS=1 runs one file at a time
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(READY)  ## The slow tests: chaos, full matrices, fuzzing at length
 	$(BIN)/python -m pytest -m slow $(ARGS)

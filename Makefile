@@ -18,6 +18,8 @@ help:  ## List the targets
 demo: $(READY)  ## Watch the loop close: three services, three iterations, about five minutes on two cores
 	$(BIN)/sightline demo
 
+# Two files at a time share the cores: one thread of torch each.
+test: export OMP_NUM_THREADS := 1
 test: $(READY)  ## The test suite, but for what is slow or needs a GPU; JOBS=1 runs one file at a time
 	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile $(ARGS)
 

@@ -14,7 +14,7 @@ from typing import Any
 import PIL.Image
 from sightline.errors import PreconditionFailed
 
-from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.collator import PairCollator, decoded
 from sightline_trainer.dpo.reference_logprobs import in_order, token_logprobs
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 
@@ -77,10 +77,10 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
 def _blank(image: Any) -> Any:
     """A picture of the same size, one grey; where the picture is that grey itself, one white."""
     encoded = isinstance(image, Mapping)
-    opened = (PIL.Image.open(io.BytesIO(image["bytes"])) if encoded else image).convert("RGB")
-    grey = PIL.Image.new("RGB", opened.size, (127, 127, 127))
-    if grey.tobytes() == opened.tobytes():
-        grey = PIL.Image.new("RGB", opened.size, (255, 255, 255))
+    picture = decoded(image)  # by the one rule: a photo that is stored turned has another size as a file
+    grey = PIL.Image.new("RGB", picture.size, (127, 127, 127))
+    if grey.tobytes() == picture.tobytes():
+        grey = PIL.Image.new("RGB", picture.size, (255, 255, 255))
     if not encoded:
         return grey
     buffer = io.BytesIO()

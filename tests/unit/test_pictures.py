@@ -23,7 +23,7 @@ from sightline_scorer.preprocessing import Preprocessor
 from sightline_scorer.settings import ModelSettings, ScorerLimits
 from sightline_scorer.triton import repository
 from sightline_trainer.candidates.noised_image import noised
-from sightline_trainer.dpo.collator import decoded
+from sightline_trainer.dpo.collator import decoded as decoded_by_collator
 
 LIMITS = ImageLimits()
 NAMES = pytest.mark.parametrize("name", list(ODD))
@@ -50,7 +50,7 @@ def test_every_file_shows_its_pixels(name: str) -> None:
 @NAMES
 def test_the_update_and_the_distortion_see_the_same(name: str) -> None:
     content, shown = ODD[name]
-    np.testing.assert_array_equal(np.asarray(decoded({"bytes": content, "path": None})), shown)
+    np.testing.assert_array_equal(np.asarray(decoded_by_collator({"bytes": content, "path": None})), shown)
     assert noised(content, 100, 1) == noised(write_png(shown), 100, 1)
 
 

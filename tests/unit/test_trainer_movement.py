@@ -20,6 +20,7 @@ from PIL import Image
 from running import WEIGHTS
 from safetensors.torch import load_file
 from sightline.errors import InternalError, PreconditionFailed
+from sightline_trainer.dpo import pixels
 from sightline_trainer.dpo import update as updating
 from sightline_trainer.dpo.device import check_device, full_memory, pin
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
@@ -196,6 +197,15 @@ def test_pictures_that_do_not_reach_the_model_are_refused(model: Path, pairs: Da
         run(tmp_path / "blind", pairs, tmp_path)
     assert caught.value.reason == "IMAGE_DOES_NOT_MATTER"
     assert run(model, pairs, tmp_path / "seeing").metrics["image_matters"] > 1e-3
+
+
+def test_the_blank_twin_of_a_photo_that_is_stored_turned_stands_upright() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be shown turned by 90 degrees
+    file = io.BytesIO()
+    Image.new("RGB", (40, 80), "red").save(file, "JPEG", exif=exif)
+    blank = pixels._blank({"bytes": file.getvalue(), "path": None})
+    assert Image.open(io.BytesIO(blank["bytes"])).size == (80, 40)
 
 
 def test_a_picture_that_is_blank_itself_is_no_proof_against_the_model(

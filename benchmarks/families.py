@@ -1,7 +1,7 @@
 """Families: real architectures through the whole loop, on tiny checkpoints and photos of mixed sizes.
 
     make families                 # every family; half an hour on two cores
-    make families ARGS=--quick    # six of them, float32 alone; five minutes
+    make families ARGS=--quick    # six of them, float32 alone, full fine-tuning with one iteration; five minutes
 
 Of each family: its checkpoint (true config, processor and shape of template, random weights) behind a sampler, with a
 scorer on the playground's CLIP for all; runs of LoRA and full fine-tuning in float32, and of LoRA in bfloat16 (trainer
@@ -54,7 +54,8 @@ def measure(family: str, scorer: str, work: Path, modes: Sequence[tuple[str, str
             with sampling(model, dtype) as address:
                 for mode in asked:
                     try:
-                        wanted = recipe(model, (address, scorer), data, mode, 2)
+                        iterations = 1 if mode[0] == "full" and modes != MODES else 2
+                        wanted = recipe(model, (address, scorer), data, mode, iterations)
                         loops.append(loop(wanted, work / "-".join(mode)))
                     except Exception as error:
                         logging.getLogger(__name__).warning("%s", " ".join(mode), exc_info=True)

@@ -116,6 +116,7 @@ def loop(wanted: Any, root: Path) -> Loop:
     found.image_matters = min(each["image_matters"] for each in figures)
     found.pairs = sum(int(row.get("pairs", 0)) for row in table)
     found.facts = {name: figures[-1][name] for name in ("changed_tensors", "shared_prefix", "sampled_sides")}
+    found.facts["iterations"] = wanted.iterations
     found.facts["merged_gap"] = _merged_gap(wanted, run.root, version, updates[-1]["probes"], root)
     limit = LIMITS[wanted.dpo.dtype]
     if not found.facts["merged_gap"] <= limit:

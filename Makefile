@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults lint types docs screenshots chart monitor protos playground leaderboard constraints clean chaos gpu bench-dpo bench-loop bench-sampler bench-scorer
+.PHONY: help demo test test-slow faults lint types docs screenshots chart monitor protos playground leaderboard constraints clean chaos gpu bench-dpo bench-loop bench-sampler bench-scorer families
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -74,6 +74,10 @@ bench-sampler: $(READY)  ## The sampler against model.generate: CPU seconds, ids
 
 bench-scorer: $(READY)  ## The scorer against the same models in process: CPU seconds, latency, overload, memory; about six minutes
 	$(BIN)/python benchmarks/scorer.py $(ARGS)
+
+families: $(READY)  ## Families of models through the whole loop, half an hour; ARGS=--quick takes six in five minutes
+	$(BIN)/python benchmarks/families.py $(ARGS)
+	$(BIN)/python tools/family_tables.py
 
 gpu: $(READY)  ## Everything that only a GPU can tell, eight minutes; `make test ARGS="-m gpu"` tests on one
 	tools/gpu.sh $(ARGS)

@@ -200,8 +200,11 @@ def _accelerator() -> str | None:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
-def write(name: str, rows: Sequence[Row], *, directory: Path = RESULTS) -> Path:
+def write(name: str, rows: Sequence[Row], *, directory: Path = RESULTS, show: bool = True) -> Path:
     """Write `NAME.json` and print the rows; those that miss their target are marked.
+
+    Args:
+        show: whether to print; false where a result is written as it grows.
 
     Returns:
         The file.
@@ -214,14 +217,20 @@ def write(name: str, rows: Sequence[Row], *, directory: Path = RESULTS) -> Path:
         "date": time.strftime("%Y-%m-%d"),
         "command": shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
         "commit": commit,
-        "rows": [{**asdict(row), "value": round(row.value, 4)} for row in rows],
+        "rows": [{**asdict(row), "value": _rounded(row.value)} for row in rows],
     }
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / f"{name}.json"
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    _print(name, rows)
-    print(f"written: {path}")
+    if show:
+        _print(name, rows)
+        print(f"written: {path}")
     return path
+
+
+def _rounded(value: float) -> float:
+    """To four places; what is smaller than a tenth to four digits, or a gap of rounding would be none."""
+    return round(value, 4) if abs(value) >= 0.1 else float(f"{value:.4g}")
 
 
 def _print(name: str, rows: Sequence[Row]) -> None:

@@ -61,6 +61,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": Family(family_makers.idefics3),
     "paligemma": Family(family_makers.paligemma, template=_ANSWER_EN),
     "glm46v": Family(family_makers.glm46v),
+    "mobilevlm": Family(family_makers.mobilevlm),
 }
 OTHERS: dict[str, Family] = {
     "mllama": Family(family_others.mllama),

@@ -6,6 +6,11 @@ from typing import Any
 
 import transformers as t
 from family_words import chatml, template, tokenizer
+from sightline_chassis.families.mobilevlm import (
+    MobileVlmConfig,
+    MobileVlmForConditionalGeneration,
+    MobileVlmProcessor,
+)
 
 Made = tuple[Any, Any]
 
@@ -52,6 +57,22 @@ def llava() -> Made:
         vision_feature_layer=-2, image_seq_length=16,
     )  # fmt: skip
     return t.LlavaForConditionalGeneration(config), processor
+
+
+def mobilevlm() -> Made:
+    """MobileVLM V2: CLIP's patches through LDPv2, 4 x 4 tokens; images padded to a square."""
+    words = tokenizer(begins=True, named={"image_token": "<image>"})
+    chat = template("{role}: ", " ", "ASSISTANT:", "<image>\n", images_first=True).replace(
+        "message['role']", "message['role'].upper()"
+    )
+    images = t.LlavaImageProcessor(do_pad=True, size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    processor = MobileVlmProcessor(images, words, image_seq_length=16, patch_size=4, chat_template=chat)
+    config = MobileVlmConfig(
+        vision_config=t.CLIPVisionConfig(**TOWER, image_size=32, patch_size=4),
+        text_config=t.LlamaConfig(**text_config(words)), image_token_index=token(words, "<image>"),
+        image_seq_length=16, projector_side=4, vision_feature_layer=-2, vision_feature_select_strategy="default",
+    )  # fmt: skip
+    return MobileVlmForConditionalGeneration(config), processor
 
 
 def llava_next() -> Made:

@@ -10,7 +10,7 @@ from PIL import Image
 from running import ROOT
 from scorer_models import TINY, Reference, make_model
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))  # behind tests/, which has a families.py too
 from scorer_infinity import as_transformers
 from scorer_limit import Limit
 from scorer_work import Requests, never_seen, photos

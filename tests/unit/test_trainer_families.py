@@ -23,6 +23,7 @@ from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.support import FAMILIES
 from sightline_trainer.dpo.update import Update, update
+from sightline_trainer.preflight.model import sizes
 from test_trainer_sharing import assert_equal, prepared
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
@@ -88,7 +89,7 @@ def test_the_shared_prefix_has_the_losses_and_gradients_of_plain_rows(
         assert_equal(trainer)
 
 
-SHARED = [name for name in families.FAMILIES if name in FAMILIES]
+SHARED = [name for name in families.FAMILIES if {name, f"{name}_v2"} & set(FAMILIES)]
 
 
 @pytest.mark.parametrize(
@@ -197,6 +198,11 @@ def test_others_are_refused_in_a_sentence(
         run(model, pairs, tmp_path)
     assert caught.value.reason == "FAMILY_UNSUPPORTED"
     assert not (tmp_path / "policy").exists()
+    if template := families.OTHERS[name].template:
+        (model / "chat_template.jinja").write_text(template)
+    known, (finding,) = sizes(dpo_recipe(model))  # before anything is sampled
+    assert (known, finding.code) == (None, "FAMILY_UNSUPPORTED")
+    assert re.search(REFUSED[name], finding.message)
 
 
 @pytest.mark.parametrize("name", NAMES)

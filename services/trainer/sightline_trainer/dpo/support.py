@@ -14,7 +14,7 @@ if is_peft_available():
 # tokens see what stands before them, or the image that they are in.
 FAMILIES = (
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm",
-    "gemma3",
+    "gemma3", "mobilevlm_v2",
 )  # fmt: skip
 TEXT_MODELS = (
     "llama", "mistral", "qwen2", "qwen3", "qwen2_vl_text", "qwen2_5_vl_text", "qwen3_vl_text", "gemma3_text",

@@ -60,11 +60,12 @@ def checkpoint(model: str) -> Iterator[Finding]:
 
 
 def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
-    """What an update trains, on the model's bare frame: LORA_FINDS_NOTHING, MODEL_UNUSABLE."""
+    """What an update trains, on the model's bare frame: MODEL_UNUSABLE, FAMILY_UNSUPPORTED, LORA_FINDS_NOTHING."""
     import torch
-    from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText
+    from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     from sightline_trainer.dpo.decoder import linear_layers
+    from sightline_trainer.dpo.family import Family
     from sightline_trainer.dpo.setup import trained_frame
 
     model = recipe.base_model
@@ -80,6 +81,11 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
                 "compare its config.json with the original, or use the release of transformers that it was made for",
             )
         ]
+    try:
+        Family(frame, AutoProcessor.from_pretrained(model, trust_remote_code=False))
+    except SightlineError as error:
+        fix = 'take a model of a family that trains (services/trainer/README.md, "Families")'
+        return None, [found_by(error, fix=fix)]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of PEFT's calls into transformers

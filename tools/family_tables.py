@@ -1,0 +1,93 @@
+"""The READMEs' tables of families, from what `make families` measured (benchmarks/results/families.json).
+
+    python tools/family_tables.py    # `make families` ends with it
+
+A table stands between two comments, `<!-- families: NAME -->` and `<!-- end of families -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULT = ROOT / "benchmarks/results/families.json"
+READMES = {"sampler": ROOT / "services/sampler/README.md", "trainer": ROOT / "services/trainer/README.md"}
+NAMES = {
+    "llava": "LLaVA-1.5", "llava_next": "LLaVA-NeXT", "llava_onevision": "LLaVA-OneVision", "qwen2_vl": "Qwen2-VL",
+    "qwen2_5_vl": "Qwen2.5-VL", "qwen3_vl": "Qwen3-VL", "qwen3_5": "Qwen3.5", "internvl": "InternVL3",
+    "gemma3": "Gemma 3", "gemma4": "Gemma 4", "smolvlm": "SmolVLM", "idefics3": "Idefics3", "paligemma": "PaliGemma",
+    "glm46v": "GLM-4.6V", "mobilevlm": "MobileVLM V2", "mllama": "Mllama", "blip_2": "BLIP-2",
+    "instructblip": "InstructBLIP", "minicpmv4_6": "MiniCPM-V 4.6", "molmo2": "Molmo2",
+}  # fmt: skip
+HEADS = {
+    "sampler": ("family", "whole loop", "proof at the arrival: off the trainer's log-probs"),
+    "trainer": ("family", "whole loop", "rows", "worst pair", "gradient", "the picture matters"),
+}
+_MARKED = re.compile(r"(<!-- families: (\w+) -->\n).*?(<!-- end of families -->)", re.DOTALL)
+Rows = Mapping[str, Mapping[str, Any]]
+
+
+def rows(result: Path = RESULT) -> Rows:
+    """The result's rows by name; none where there is no result."""
+    if not result.exists():
+        return {}
+    return {row["name"]: row for row in json.loads(result.read_text())["rows"]}
+
+
+def table(name: str, measured: Rows) -> str:
+    """A table in Markdown, one line a family, in the order of `NAMES`."""
+    head = HEADS[name]
+    lines = [head, ("---",) * len(head), *(_line(name, family, measured) for family in NAMES)]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def _line(name: str, family: str, measured: Rows) -> tuple[str, ...]:
+    blank = ("",) * (len(HEADS[name]) - 2)
+    if refused := measured.get(f"{family}_refused"):
+        reason, _, said = refused["detail"]["said"].partition(": ")
+        return NAMES[family], f"refused at start, `{reason}`: {said.replace('|', ' or ')}", *blank
+    whole = measured.get(f"{family}_whole_loop") or measured.get(f"{family}_runs")
+    if whole is None:
+        return NAMES[family], "not measured", *blank
+    if not whole["value"]:
+        failed = whole["detail"]["failed"]
+        said = failed if isinstance(failed, str) else "; ".join(f"{mode}: {why}" for mode, why in failed.items())
+        return NAMES[family], f"**fails**: {said.replace('|', ' or ')}", *blank
+    loops = whole["detail"].get("loops") or {"lora float32": whole["detail"]}
+    exact = [loop for mode, loop in loops.items() if mode.endswith("float32")]
+    half = [loop for mode, loop in loops.items() if mode.endswith("bfloat16")]
+    modes = ", ".join({"lora": "LoRA"}.get(kind, kind) + f" {dtype}" for kind, dtype in map(str.split, loops))
+    if name == "sampler":
+        return NAMES[family], modes, _both("arrival_gap", exact, half)
+    shared = "shared prefix" if all(loop["shared_prefix"] for loop in exact) else "plain"
+    return (
+        NAMES[family], modes, shared, _both("worst_pair_gap", exact, half),
+        f"{max(loop['gradient_difference'] for loop in exact):.0e}",
+        f"{min(loop['image_matters'] for loop in exact):.2g}",
+    )  # fmt: skip
+
+
+def _both(figure: str, exact: list[dict[str, float]], half: list[dict[str, float]]) -> str:
+    """The worst in float32, and in bfloat16 where that was measured."""
+    told = f"{max(loop[figure] for loop in exact):.0e}"
+    return told + (f" ({max(loop[figure] for loop in half):.1g})" if half else "")
+
+
+def filled(text: str, measured: Rows) -> str:
+    """A README with its tables made anew."""
+    return _MARKED.sub(lambda found: found[1] + table(found[2], measured) + found[3], text)
+
+
+def main() -> None:
+    """Write the READMEs' tables."""
+    measured = rows()
+    for path in READMES.values():
+        path.write_text(filled(path.read_text(encoding="utf-8"), measured), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -81,7 +81,7 @@ def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connec
     """All checks, as far as one makes sense after the other."""
     try:
         recipe, known = connect()
-        settings = local_services(recipe)
+        settings = local_services(recipe, scratch / "services")
         made.recipe = recipe = with_data(recipe, scratch / "data", SCENES)
     except (SightlineError, SettingsError) as error:
         made.findings.append(found_by(error, "SETTINGS_INVALID"))

@@ -46,7 +46,7 @@ def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
     with Processes(services) as processes:
         console.print(f"starting scorer (with Triton), sampler and trainer; their logs are in {services}/")
         quiet = {"OMP_NUM_THREADS": "1"}
-        for name, flags in local_services(with_values(recipe, sampling={"address": None})).items():
+        for name, flags in local_services(with_values(recipe, sampling={"address": None}), services).items():
             processes.start(name, flags, environment=quiet)
         recipe = with_data(recipe, directory / "data")
         addresses = {name: processes.wait(name) for name in ("scorer", "sampler")}

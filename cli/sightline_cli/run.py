@@ -22,9 +22,12 @@ from sightline_cli.processes import Processes
 from sightline_cli.showing import showing
 
 
-def local_services(recipe: Recipe) -> dict[str, list[str]]:
+def local_services(recipe: Recipe, directory: Path) -> dict[str, list[str]]:
     """Settings of the services that a recipe needs on this machine, with one torch thread each: both at once fill
     two cores, more threads would only fight.
+
+    Args:
+        directory: for files that they are given.
 
     Raises:
         PreconditionFailed: the recipe names neither a scorer nor the model of one.
@@ -36,6 +39,7 @@ def local_services(recipe: Recipe) -> dict[str, list[str]]:
     if recipe.sampling.address is None:
         wanted = {"max_candidates": needs.candidates, "max_tokens": needs.tokens}
         settings["sampler"] = [f"engine.model={recipe.model}", "engine.threads=1", *_raised(SamplerLimits(), wanted)]
+        settings["sampler"] += _shown_by(recipe, directory)
     if recipe.reward.address is None:
         if recipe.reward.source is None:
             raise PreconditionFailed(
@@ -45,6 +49,18 @@ def local_services(recipe: Recipe) -> dict[str, list[str]]:
         settings["scorer"] += _raised(ScorerLimits(), {"max_texts": needs.texts})
         if recipe.reward.pretrained is not None:
             settings["scorer"].append(f"models.clip.pretrained={recipe.reward.pretrained}")
+    return settings
+
+
+def _shown_by(recipe: Recipe, directory: Path) -> list[str]:
+    """Settings of a sampler that shows prompts and images to the model as the recipe says."""
+    bounds = {"min_pixels": recipe.min_pixels, "max_pixels": recipe.max_pixels}
+    settings = [f"engine.{name}={value}" for name, value in bounds.items() if value is not None]
+    if recipe.chat_template is not None:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = directory / "chat_template.jinja"
+        file.write_text(recipe.chat_template, encoding="utf-8")
+        settings.append(f"engine.chat_template={file.resolve()}")
     return settings
 
 
@@ -91,7 +107,7 @@ def run(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
         recipe, known = connected_to(recipe, sampler, scorer, connections)
-        settings = local_services(recipe)
+        settings = local_services(recipe, directory / "services")
         processes = stack.enter_context(Processes(directory / "services"))
         for name, flags in settings.items():
             processes.start(name, flags)

@@ -128,13 +128,13 @@ def test_what_no_run_could_do_is_refused_at_load(tmp_path: Path, overrides: list
 
 def test_services_that_run_starts_get_what_the_recipe_needs(tmp_path: Path) -> None:
     source = "reward.source=local-dir:clip"
-    assert local_services(plain(tmp_path, source))["sampler"] == ["engine.model=m", "engine.threads=1"]
+    assert local_services(plain(tmp_path, source), tmp_path)["sampler"] == ["engine.model=m", "engine.threads=1"]
     wide = plain(tmp_path, source, "sampling.candidates=100", "sampling.max_tokens=2000")
-    assert local_services(wide)["sampler"][2:] == ["limits.max_candidates=100", "limits.max_tokens=2000"]
+    assert local_services(wide, tmp_path)["sampler"][2:] == ["limits.max_candidates=100", "limits.max_tokens=2000"]
     texts = "candidates={policy: {paraphrases: [a, b, c, d, e, f, g], per_image: 7}}"
-    many = local_services(plain(tmp_path, source, "sampling.candidates=200", texts))
+    many = local_services(plain(tmp_path, source, "sampling.candidates=200", texts), tmp_path)
     assert many["scorer"][-1] == "limits.max_texts=1400"
-    load_settings(SamplerSettings, service="sampler", overrides=local_services(wide)["sampler"])
+    load_settings(SamplerSettings, service="sampler", overrides=local_services(wide, tmp_path)["sampler"])
 
 
 def test_a_loss_is_refused_without_torch(tmp_path: Path) -> None:

@@ -25,8 +25,9 @@ from sightline_trainer.preflight.check import Check
 from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.recipe import Recipe, load_recipe
 
+from sightline_cli.local_services import local_services
 from sightline_cli.processes import Processes, StartError
-from sightline_cli.run import connected_to, local_services, recipe_file, with_data, with_values
+from sightline_cli.run import connected_to, recipe_file, with_data, with_values
 
 SCENES = 512
 """Most scenes of the playground that are drawn for a check."""

@@ -16,9 +16,10 @@ from sightline.errors import AlreadyExists, InternalError
 from sightline_trainer.pools.dataset_name import directories
 from sightline_trainer.recipe import Recipe, load_recipe
 
+from sightline_cli.local_services import local_services
 from sightline_cli.processes import Processes
 from sightline_cli.report import write
-from sightline_cli.run import local_services, recipe_file, with_data, with_values
+from sightline_cli.run import recipe_file, with_data, with_values
 from sightline_cli.showing import showing
 from sightline_cli.watch import event_of
 

@@ -8,60 +8,18 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from sightline.errors import InvalidInput, NotFound, PreconditionFailed
-from sightline_chassis.settings import Section, load_settings
+from sightline.errors import InvalidInput, NotFound
+from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import shipped
 from sightline_trainer.connections import ClientTls, Connection, Connections
-from sightline_trainer.needs import Needs
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.run_queue import recipes_in
 
 from sightline_cli.credentials import given
 from sightline_cli.datasets import resolve
+from sightline_cli.local_services import local_services
 from sightline_cli.processes import Processes
 from sightline_cli.showing import showing
-
-
-def local_services(recipe: Recipe, directory: Path) -> dict[str, list[str]]:
-    """Settings of the services that a recipe needs on this machine, with one torch thread each: both at once fill
-    two cores, more threads would only fight.
-
-    Args:
-        directory: for files that they are given.
-
-    Raises:
-        PreconditionFailed: the recipe names neither a scorer nor the model of one.
-    """
-    from sightline_sampler.settings import SamplerLimits
-    from sightline_scorer.settings import ScorerLimits
-
-    settings, needs = {}, Needs.of(recipe)
-    if recipe.sampling.address is None:
-        wanted = {"max_candidates": needs.candidates, "max_tokens": needs.tokens}
-        settings["sampler"] = [f"engine.model={recipe.model}", "engine.threads=1", *_raised(SamplerLimits(), wanted)]
-        settings["sampler"] += _shown_by(recipe, directory)
-    if recipe.reward.address is None:
-        if recipe.reward.source is None:
-            raise PreconditionFailed(
-                "set reward.address (a running scorer) or reward.source (an open_clip model)", reason="NO_ADDRESS"
-            )
-        settings["scorer"] = [f"models.clip.source={recipe.reward.source}", "triton.threads=1"]
-        settings["scorer"] += _raised(ScorerLimits(), {"max_texts": needs.texts})
-        if recipe.reward.pretrained is not None:
-            settings["scorer"].append(f"models.clip.pretrained={recipe.reward.pretrained}")
-    return settings
-
-
-def _shown_by(recipe: Recipe, directory: Path) -> list[str]:
-    """Settings of a sampler that shows prompts and images to the model as the recipe says."""
-    bounds = {"min_pixels": recipe.min_pixels, "max_pixels": recipe.max_pixels}
-    settings = [f"engine.{name}={value}" for name, value in bounds.items() if value is not None]
-    if recipe.chat_template is not None:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = directory / "chat_template.jinja"
-        file.write_text(recipe.chat_template, encoding="utf-8")
-        settings.append(f"engine.chat_template={file.resolve()}")
-    return settings
 
 
 def recipe_file(name: str) -> Path:
@@ -82,11 +40,6 @@ def recipe_file(name: str) -> Path:
         f"there is no recipe file {name} below {Path.cwd()}, nor a recipe of that name; {hint}",
         reason="RECIPE_NOT_FOUND",
     )
-
-
-def _raised(limits: Section, wanted: dict[str, int]) -> list[str]:
-    """Settings for the limits that are below what is wanted."""
-    return [f"limits.{name}={need}" for name, need in wanted.items() if need > getattr(limits, name)]
 
 
 def run(

@@ -9,7 +9,7 @@ from family_pairs import family_pairs
 from PIL import Image
 from sightline.errors import InvalidInput
 from sightline_chassis.settings import SettingsError, load_settings
-from sightline_cli.run import local_services
+from sightline_cli.local_services import local_services
 from sightline_sampler.engines.local.model import load_base
 from sightline_sampler.settings import SamplerSettings
 from sightline_trainer.allowed import Allowed

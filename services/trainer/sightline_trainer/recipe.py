@@ -22,7 +22,7 @@ from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.parts import Parts, parts_of
 from sightline_trainer.places import located
 from sightline_trainer.rewards import REWARDS
-from sightline_trainer.sections import Data, Dpo, Evaluation, Publication, RewardService, Sampling
+from sightline_trainer.sections import Data, Dpo, Evaluation, LocalServices, Publication, RewardService, Sampling
 from sightline_trainer.template_text import MOST_CHARACTERS, template_text
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Recipe(Section):
     dpo: Dpo = Field(default_factory=Dpo)
     publication: Publication = Field(default_factory=Publication)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    services: LocalServices = Field(default_factory=LocalServices)
 
     @property
     def base_model(self) -> str:

@@ -16,9 +16,10 @@ from sightline.errors import AlreadyExists, InternalError
 from sightline_trainer.pools.dataset_name import directories
 from sightline_trainer.recipe import Recipe, load_recipe
 
+from sightline_cli.local_services import local_services
 from sightline_cli.processes import Processes
 from sightline_cli.report import write
-from sightline_cli.run import local_services, recipe_file, with_data, with_values
+from sightline_cli.run import recipe_file, with_data, with_values
 from sightline_cli.showing import showing
 from sightline_cli.watch import event_of
 
@@ -46,7 +47,7 @@ def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
     with Processes(services) as processes:
         console.print(f"starting scorer (with Triton), sampler and trainer; their logs are in {services}/")
         quiet = {"OMP_NUM_THREADS": "1"}
-        for name, flags in local_services(with_values(recipe, sampling={"address": None})).items():
+        for name, flags in local_services(with_values(recipe, sampling={"address": None}), services).items():
             processes.start(name, flags, environment=quiet)
         recipe = with_data(recipe, directory / "data")
         addresses = {name: processes.wait(name) for name in ("scorer", "sampler")}

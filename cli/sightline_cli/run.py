@@ -8,44 +8,18 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from sightline.errors import InvalidInput, NotFound, PreconditionFailed
-from sightline_chassis.settings import Section, load_settings
+from sightline.errors import InvalidInput, NotFound
+from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import shipped
 from sightline_trainer.connections import ClientTls, Connection, Connections
-from sightline_trainer.needs import Needs
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.run_queue import recipes_in
 
 from sightline_cli.credentials import given
 from sightline_cli.datasets import resolve
+from sightline_cli.local_services import local_services
 from sightline_cli.processes import Processes
 from sightline_cli.showing import showing
-
-
-def local_services(recipe: Recipe) -> dict[str, list[str]]:
-    """Settings of the services that a recipe needs on this machine, with one torch thread each: both at once fill
-    two cores, more threads would only fight.
-
-    Raises:
-        PreconditionFailed: the recipe names neither a scorer nor the model of one.
-    """
-    from sightline_sampler.settings import SamplerLimits
-    from sightline_scorer.settings import ScorerLimits
-
-    settings, needs = {}, Needs.of(recipe)
-    if recipe.sampling.address is None:
-        wanted = {"max_candidates": needs.candidates, "max_tokens": needs.tokens}
-        settings["sampler"] = [f"engine.model={recipe.model}", "engine.threads=1", *_raised(SamplerLimits(), wanted)]
-    if recipe.reward.address is None:
-        if recipe.reward.source is None:
-            raise PreconditionFailed(
-                "set reward.address (a running scorer) or reward.source (an open_clip model)", reason="NO_ADDRESS"
-            )
-        settings["scorer"] = [f"models.clip.source={recipe.reward.source}", "triton.threads=1"]
-        settings["scorer"] += _raised(ScorerLimits(), {"max_texts": needs.texts})
-        if recipe.reward.pretrained is not None:
-            settings["scorer"].append(f"models.clip.pretrained={recipe.reward.pretrained}")
-    return settings
 
 
 def recipe_file(name: str) -> Path:
@@ -68,11 +42,6 @@ def recipe_file(name: str) -> Path:
     )
 
 
-def _raised(limits: Section, wanted: dict[str, int]) -> list[str]:
-    """Settings for the limits that are below what is wanted."""
-    return [f"limits.{name}={need}" for name, need in wanted.items() if need > getattr(limits, name)]
-
-
 def run(
     name: str,
     overrides: list[str],
@@ -91,7 +60,7 @@ def run(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
         recipe, known = connected_to(recipe, sampler, scorer, connections)
-        settings = local_services(recipe)
+        settings = local_services(recipe, directory / "services")
         processes = stack.enter_context(Processes(directory / "services"))
         for name, flags in settings.items():
             processes.start(name, flags)

@@ -17,6 +17,7 @@ from sightline.scorer.v1 import scorer_pb2_grpc
 from sightline_cli.main import app
 from sightline_trainer.allowed import Allowed
 from sightline_trainer.execute import execute
+from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.preflight.model import checkpoint
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.run_queue import RunQueue
@@ -179,7 +180,7 @@ def test_a_good_recipe_is_tried_and_leaves_nothing_behind(
 def test_checkpoints_that_are_not_of_transformers_say_so_in_one_sentence(tmp_path: Path) -> None:
     def told(config: Tree) -> list[tuple[str, str]]:
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return [(finding.code, finding.message) for finding in checkpoint(str(tmp_path))]
+        return [(finding.code, finding.message) for finding in checkpoint(ModelProcessor(str(tmp_path)))]
 
     ((code, message),) = told({"model_type": "mobilevlm", "architectures": ["MobileLlamaForCausalLM"]})
     assert code == "MODEL_NOT_TRANSFORMERS"
@@ -191,8 +192,8 @@ def test_checkpoints_that_are_not_of_transformers_say_so_in_one_sentence(tmp_pat
     assert code == "MODEL_TAKES_NO_IMAGES"
     ((code, message),) = told(json.loads((LLAVA / "config.json").read_text()))
     assert (code, "\n" in message) == ("PROCESSOR_UNUSABLE", False)
-    assert [finding.code for finding in checkpoint(str(tmp_path / "none"))] == ["MODEL_NOT_FOUND"]
-    assert list(checkpoint(str(LLAVA))) == []
+    assert [finding.code for finding in checkpoint(ModelProcessor(str(tmp_path / "none")))] == ["MODEL_NOT_FOUND"]
+    assert list(checkpoint(ModelProcessor(str(LLAVA)))) == []
 
 
 @pytest.mark.field
@@ -219,3 +220,16 @@ def test_a_service_refuses_a_run_of_a_model_that_cant_be_used(
         queue.submit("one", None, yaml.safe_dump(tree), [], "one")
     assert caught.value.reason == "NO_CHAT_TEMPLATE"
     assert not (tmp_path / "runs/one").exists()
+
+
+@pytest.mark.field
+def test_a_sampler_with_another_chat_template_than_the_recipes_is_refused(
+    services: Services, playground: Path, tmp_path: Path
+) -> None:
+    own = (LLAVA / "chat_template.jinja").read_text()
+    (tmp_path / "other.jinja").write_text(f"{{{{ 'Look! ' }}}}{own}")
+    exit_code, told = look(small_recipe(services, playground, chat_template="other.jinja"), tmp_path)
+    assert (exit_code, [finding["code"] for finding in told["findings"]]) == (2, ["CHAT_TEMPLATE_DIFFERS"])
+    assert "'Look! " in told["findings"][0]["message"]
+    exit_code, told = look(small_recipe(services, playground, chat_template=own), tmp_path)
+    assert (exit_code, told["findings"]) == (0, [])

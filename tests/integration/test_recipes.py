@@ -59,7 +59,7 @@ def test_a_recipe_runs(name: str, services: Services, playground: Path, tmp_path
     assert table[1]["policy_version"] > 0
     pairs = list(read_pairs(run.iteration(1) / "pairs.parquet"))
     assert {(row["chosen_source"], row["rejected_source"]) for row in pairs} == SOURCES[name]
-    template = ChatTemplate(recipe.base_model)
+    template = ChatTemplate(recipe.processor)
     counts = json.loads((run.iteration(1) / "pairs.json").read_text())
     assert counts["pairs"] == len(pairs)
     for row in pairs:

@@ -29,6 +29,7 @@ from sightline_trainer.evaluation.ratios import Ratios
 from sightline_trainer.events import Event, EventLog, EventReader, read_events
 from sightline_trainer.injection.language_model import OpenAiWriter
 from sightline_trainer.left_out import counts_of, first_passing, no_pairs
+from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.model_words import ModelWords
 from sightline_trainer.pairs.build import PairBuilder, read_pairs, write_pairs
 from sightline_trainer.pairs.rules import BestWorst
@@ -60,7 +61,7 @@ def bomb() -> bytes:
 
 @pytest.fixture(scope="module")
 def gate() -> RowGate:
-    return RowGate(MODEL)
+    return RowGate(ModelProcessor(MODEL))
 
 
 # ---- datasets
@@ -148,9 +149,11 @@ def _tables(directory: Path, table: pa.Table) -> Iterator[Pool]:
     from datasets import Dataset
 
     pq.write_table(table, directory / "rows.parquet", row_group_size=4)
-    yield open_pool(directory / "rows.parquet", directory / "cache", RowGate(MODEL))
+    yield open_pool(directory / "rows.parquet", directory / "cache", RowGate(ModelProcessor(MODEL)))
     Dataset(table).save_to_disk(directory / "saved")
-    yield open_pool(f"datasets:{directory}/saved?images={directory}", directory / "cache", RowGate(MODEL))
+    yield open_pool(
+        f"datasets:{directory}/saved?images={directory}", directory / "cache", RowGate(ModelProcessor(MODEL))
+    )
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["ids", "no ids"])
@@ -187,7 +190,7 @@ def test_texts_of_tables_that_are_none(folder: Path) -> None:
         "reference": pa.array([1.0, None, None, None, None, float("nan")]),
     })  # fmt: skip
     pq.write_table(table, folder / "rows.parquet")
-    pool = open_pool(folder / "rows.parquet", folder / "cache", RowGate(MODEL))
+    pool = open_pool(folder / "rows.parquet", folder / "cache", RowGate(ModelProcessor(MODEL)))
     assert [prompt.prompt for prompt in pool.head()] == ["last ?"]
     assert pool.dropped.counts == {
         "REFERENCE_NO_TEXT": 1, "TEXT_NO_UTF8": 1, "PROMPT_EMPTY": 1, "PROMPT_SPECIAL_TOKEN": 1, "PROMPT_MISSING": 1,
@@ -206,7 +209,7 @@ def test_trls_columns_are_taken(folder: Path) -> None:
         for n in range(3)
     ] + [{"images": [], "prompt": [{"role": "user", "content": "x"}], "chosen": []}]
     pq.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    pool = open_pool(f"{folder}/rows.parquet?reference=chosen", folder / "cache", RowGate(MODEL))
+    pool = open_pool(f"{folder}/rows.parquet?reference=chosen", folder / "cache", RowGate(ModelProcessor(MODEL)))
     assert [prompt.prompt for prompt in pool.head()] == ["what 0 ?", "what 1 ?", "what 2 ?"]
     assert {prompt.reference for prompt in pool.head()} == {"a star ."}
     assert pool.dropped.counts == {"IMAGE_MISSING": 1}
@@ -237,7 +240,7 @@ def test_a_line_without_end_is_passed_over(folder: Path, monkeypatch: pytest.Mon
         places = [(number, end - start, line is None) for number, start, end, line in lines_module.bounded_lines(file)]
     assert [long for _, _, long in places] == [False, False, True, False, True]
     assert max(reads) <= 1001
-    pool = open_pool(folder / "rows.jsonl", gate=RowGate(MODEL))
+    pool = open_pool(folder / "rows.jsonl", gate=RowGate(ModelProcessor(MODEL)))
     assert [prompt.id for prompt in pool.head()] == ["good", "after"]
     assert pool.dropped.counts == {"DATASET_LINE": 1, "LINE_TOO_LONG": 2}
     (folder / "rows.json").write_text(f"[{long}]")
@@ -361,7 +364,7 @@ def test_special_tokens_are_the_tokenizers_own(tmp_path: Path) -> None:
 
 
 def pair(**values: Any) -> dict[str, Any]:
-    gate = RowGate(MODEL)
+    gate = RowGate(ModelProcessor(MODEL))
     return {
         "prompt_id": "p",
         "images": [{"bytes": png(), "path": "x.png"}],

@@ -21,6 +21,7 @@ from sightline_trainer.candidates.declared import declared
 from sightline_trainer.candidates.noised_image import noised
 from sightline_trainer.candidates.question_answer import QuestionIndex
 from sightline_trainer.candidates.source import CandidatePart, SourceContext, SourceRequest
+from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
@@ -28,7 +29,7 @@ from sightline_trainer.row_gate import RowGate
 
 REFERENCE = "there is a red star ."
 PROMPT = Prompt("p", WEIGHTS.parent / "world.png", "what do you see ?", reference=REFERENCE)
-GATE = RowGate(str(WEIGHTS / "llava"))
+GATE = RowGate(ModelProcessor(str(WEIGHTS / "llava")))
 TEMPLATE = GATE.template
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from sightline_chassis.settings import SettingsError, load_settings
-from sightline_cli.run import local_services
+from sightline_cli.local_services import local_services
 from sightline_sampler.settings import SamplerSettings
+from sightline_scorer.settings import ScorerSettings
+from sightline_trainer.binding import bound_by
 from sightline_trainer.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -128,13 +130,46 @@ def test_what_no_run_could_do_is_refused_at_load(tmp_path: Path, overrides: list
 
 def test_services_that_run_starts_get_what_the_recipe_needs(tmp_path: Path) -> None:
     source = "reward.source=local-dir:clip"
-    assert local_services(plain(tmp_path, source))["sampler"] == ["engine.model=m", "engine.threads=1"]
+    assert local_services(plain(tmp_path, source), tmp_path)["sampler"] == ["engine.model=m", "engine.threads=1"]
     wide = plain(tmp_path, source, "sampling.candidates=100", "sampling.max_tokens=2000")
-    assert local_services(wide)["sampler"][2:] == ["limits.max_candidates=100", "limits.max_tokens=2000"]
+    assert local_services(wide, tmp_path)["sampler"][2:] == ["limits.max_candidates=100", "limits.max_tokens=2000"]
     texts = "candidates={policy: {paraphrases: [a, b, c, d, e, f, g], per_image: 7}}"
-    many = local_services(plain(tmp_path, source, "sampling.candidates=200", texts))
+    many = local_services(plain(tmp_path, source, "sampling.candidates=200", texts), tmp_path)
     assert many["scorer"][-1] == "limits.max_texts=1400"
-    load_settings(SamplerSettings, service="sampler", overrides=local_services(wide)["sampler"])
+    load_settings(SamplerSettings, service="sampler", overrides=local_services(wide, tmp_path)["sampler"])
+
+
+def test_services_that_run_starts_get_the_recipes_own_settings(tmp_path: Path) -> None:
+    text = (
+        "reward: {source: 'local-dir:clip'}\n"
+        "services:\n  sampler: {engine: {device: 'cuda:1', dtype: bfloat16, cache_mib: 512, threads: 3}}\n"
+        "  scorer: {triton: {device: cpu}, models: {clip: {precision: bf16}}}\n"
+    )
+    recipe = plain(tmp_path, "services.sampler.engine.cache_mib=64", "sampling.max_tokens=2000", more=text)
+    flags = local_services(recipe, tmp_path)
+    engine = load_settings(SamplerSettings, service="sampler", overrides=flags["sampler"]).engine
+    assert (engine.device, engine.dtype, engine.cache_mib, engine.threads) == ("cuda:1", "bfloat16", 64, 3)
+    scorer = load_settings(ScorerSettings, service="scorer", overrides=flags["scorer"])
+    assert (scorer.triton.device, scorer.triton.threads, scorer.models["clip"].precision) == ("cpu", 1, "bf16")
+    assert bound_by("services.sampler.engine.device") == "free"
+    assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("services.sampler.engine.devise=cpu", "services.sampler: .*devise is unknown .did you mean engine.device"),
+        ("services.sampler.engine.cache_mib=much", "services.sampler: .*engine.cache_mib"),
+        ("services.sampler.engine.model=m", "services.sampler.engine.model can't be set there: it is the recipe's"),
+        ("services.scorer.server.port=7", "listens on loopback"),
+        ("services={scorer: {models: {clip: {source: x}}}}", "it is the recipe's reward.source"),
+    ],
+)
+def test_a_service_refuses_settings_that_it_does_not_know(tmp_path: Path, override: str, words: str) -> None:
+    recipe = plain(tmp_path, "reward.source=local-dir:clip", override)
+    with pytest.raises(SettingsError, match=words):
+        local_services(recipe, tmp_path)
+    assert "trainer is unknown" in refused(tmp_path, "services.trainer.runs=x")
 
 
 def test_a_loss_is_refused_without_torch(tmp_path: Path) -> None:

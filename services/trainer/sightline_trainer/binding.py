@@ -20,6 +20,7 @@ _FREE: Final = (
     "candidates.injected.address", "candidates.injected.url", "candidates.injected.timeout_seconds",
     "filters.text_in_image.timeout_seconds",
     "dpo.launch", "dpo.report_to", "dpo.image_cache_mib",
+    "services",
     "publication.keep", "publication.probes", "publication.max_probe_gap",
 )  # fmt: skip
 _BOUND: Final[tuple[tuple[str, Bound], ...]] = (

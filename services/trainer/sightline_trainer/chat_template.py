@@ -12,6 +12,8 @@ from typing import Any
 from cachetools import LRUCache
 from PIL import Image
 
+from sightline_trainer.model_processor import ModelProcessor
+
 _REMEMBERED = 4096
 
 
@@ -19,20 +21,19 @@ class ChatTemplate:
     """The model's chat template and tokenizer; loaded when first asked.
 
     Args:
-        model: the base LVLM, a Hugging Face folder or name.
+        made: the model's processor.
     """
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, made: ModelProcessor) -> None:
+        self.made = made
+        self.model = made.model
         self._pictures: LRUCache[tuple[int, int], int] = LRUCache(_REMEMBERED)
         self._texts: LRUCache[str, int] = LRUCache(_REMEMBERED)
         self._lock = threading.RLock()  # an update and the next iteration's sampling ask at the same time
 
     @cached_property
     def _processor(self) -> Any:
-        from sightline_chassis.families.auto import AutoProcessor
-
-        return AutoProcessor.from_pretrained(self.model)
+        return self.made.load()
 
     @cached_property
     def window(self) -> int:

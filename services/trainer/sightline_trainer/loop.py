@@ -66,7 +66,7 @@ class Loop:
                 "the recipe names no sampler or no scorer; set sampling.address and reward.address",
                 reason="NO_ADDRESS",
             )
-        self.gate = RowGate(recipe.base_model)
+        self.gate = RowGate(recipe.processor)
         self.train = open_pool(recipe.data.train, run.images, self.gate)
         test = open_pool(recipe.data.test, run.images, self.gate)
         self.test, left_out = first_passing(test, recipe.evaluation.prompts, self.gate)

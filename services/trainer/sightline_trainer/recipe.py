@@ -7,7 +7,7 @@ frozen. The resolved recipe is written into the run directory, so a run can alwa
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,11 +17,13 @@ from sightline_chassis.shipped import model_place
 
 from sightline_trainer.candidates import CANDIDATES
 from sightline_trainer.contradictions import contradictions
+from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.parts import Parts, parts_of
 from sightline_trainer.places import located
 from sightline_trainer.rewards import REWARDS
-from sightline_trainer.sections import Data, Dpo, Evaluation, Publication, RewardService, Sampling
+from sightline_trainer.sections import Data, Dpo, Evaluation, LocalServices, Publication, RewardService, Sampling
+from sightline_trainer.template_text import MOST_CHARACTERS, template_text
 
 if TYPE_CHECKING:
     Candidates = Parts
@@ -55,6 +57,21 @@ class Recipe(Section):
     seed: int = Field(0, ge=0, description="Seed of prompts, candidates and updates.")
     iterations: int = Field(3, ge=1, description="Rounds of the loop.")
     model: str = Field(description="The base LVLM: a Hugging Face folder or name, or playground:llava.")
+    chat_template: str | None = Field(
+        None,
+        max_length=MOST_CHARACTERS,
+        description="Jinja template in place of the model's own: a file, relative to the recipe, or the text itself.",
+    )
+    min_pixels: int | None = Field(
+        None, ge=1, le=1 << 40, description="Fewest pixels that an image is shown with; null: the model's own."
+    )
+    max_pixels: int | None = Field(
+        None,
+        ge=1,
+        le=1 << 40,
+        description="Most pixels of an image as shown, in sampler and update, for models of any resolution; null: the "
+        "model's own.",
+    )
     threads: int = Field(2, ge=1, description="Torch threads of the update on a CPU.")
     data: Data
     sampling: Sampling = Field(default_factory=Sampling)
@@ -73,6 +90,7 @@ class Recipe(Section):
     dpo: Dpo = Field(default_factory=Dpo)
     publication: Publication = Field(default_factory=Publication)
     evaluation: Evaluation = Field(default_factory=Evaluation)
+    services: LocalServices = Field(default_factory=LocalServices)
 
     @property
     def base_model(self) -> str:
@@ -83,23 +101,46 @@ class Recipe(Section):
         """
         return model_place(self.model)
 
+    @property
+    def processor(self) -> ModelProcessor:
+        """What the base model's processor is made of.
+
+        Raises:
+            NotFound: as `base_model`.
+        """
+        return ModelProcessor(self.base_model, self.chat_template, self.min_pixels, self.max_pixels)
+
     @model_validator(mode="after")
     def _extrapolates_an_adapter(self) -> Recipe:
         if self.publication.extrapolate and self.dpo.train != "lora":
             raise ValueError("publication.extrapolate scales a LoRA: set dpo.train to lora, or leave it at 0")
         return self
 
+    @model_validator(mode="after")
+    def _bounds_leave_room(self) -> Recipe:
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels {self.min_pixels} are more than max_pixels {self.max_pixels}")
+        return self
 
-def load_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> Recipe:
+
+_OURS = ("file", "environment", "--set")
+
+
+def load_recipe(
+    path: Path, overrides: Sequence[str] = (), *, environment: bool = True, files_by: Collection[str] = _OURS
+) -> Recipe:
     """Read a recipe file and apply `key.subkey=value` overrides; see `read_recipe`."""
-    return read_recipe(path, overrides, environment=environment).settings
+    return read_recipe(path, overrides, environment=environment, files_by=files_by).settings
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool = True) -> SettingsRead[Recipe]:
+def read_recipe(
+    path: Path, overrides: Sequence[str] = (), *, environment: bool = True, files_by: Collection[str] = _OURS
+) -> SettingsRead[Recipe]:
     """A recipe, and where each value came from.
 
     Args:
         environment: whether SIGHTLINE_RECIPE__ variables of this process have a say.
+        files_by: which of file, environment and --set may name a file of this machine to be read.
 
     Raises:
         SettingsError: the file can't be read, a key is unknown, a value is out of bounds, or keys contradict each
@@ -107,7 +148,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = (), *, environment: bool 
     """
     read = read_settings(Recipe, service="recipe", config=path, overrides=overrides, environment=environment)
     # A run's own recipe.yaml names paths of the run, whose directory is the file's.
-    recipe = Recipe.model_validate(located(read.settings.model_dump(mode="json"), path.parent))
+    tree = located(read.settings.model_dump(mode="json"), path.parent)
+    told = read.origin(("chat_template",)) in files_by
+    tree["chat_template"] = template_text(tree["chat_template"], path.parent, files=told)
+    recipe = Recipe.model_validate(tree)
     faults = contradictions(
         recipe.candidates.chosen(),
         recipe.reward.terms.chosen(),

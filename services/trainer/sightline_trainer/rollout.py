@@ -63,7 +63,8 @@ class Rollout:
         """Have every source make candidates for each prompt, and score them; shards that are there are kept.
 
         Raises:
-            SightlineError: a service stays away, or refuses something else than a prompt.
+            SightlineError: a service stays away, or refuses something else than a prompt; the sampler has another chat
+                template than the recipe (CHAT_TEMPLATE_DIFFERS).
         """
         shards = self._shards(prompts)
         slots, done = asyncio.Semaphore(in_flight), 0
@@ -77,6 +78,7 @@ class Rollout:
                     refuse(await asyncio.to_thread(gate.asked, prompt))
                     for source in sources:
                         for each in await source(prompt, SourceRequest(iteration, version, tuple(made))):
+                            gate.rendered(each)
                             made.append(replace(each, fault=each.fault or gate.candidate(each)))
                     kept = [each for each in made if each.fault is None]
                     faults = [(each, each.fault) for each in made if each.fault is not None]

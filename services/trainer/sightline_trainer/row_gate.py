@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from cachetools import LRUCache
-from sightline.errors import InvalidInput
+from sightline.errors import InvalidInput, PreconditionFailed
 from sightline.pictures import image_bytes
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 
 from sightline_trainer.chat_template import ChatTemplate
+from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.model_words import ModelWords
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.refusal import Refusal
@@ -68,12 +69,12 @@ class RowGate:
     """The gate of one model. Texts and pictures are checked without torch; lengths by the model's own processor.
 
     Args:
-        model: the base LVLM, a Hugging Face folder or name.
+        made: the model's processor.
         limits: of pictures, as the update reads them.
     """
 
-    def __init__(self, model: str, limits: ImageLimits | None = None) -> None:
-        self.template = ChatTemplate(model)
+    def __init__(self, made: ModelProcessor, limits: ImageLimits | None = None) -> None:
+        self.template = ChatTemplate(made)
         self.limits = limits or ImageLimits()
         self._seen: LRUCache[bytes, tuple[int, int]] = LRUCache(_REMEMBERED)
         self._lock = threading.Lock()
@@ -143,6 +144,21 @@ class RowGate:
         if response.statement:
             fault = fault or text_fault(response.statement, "statement")
         return fault or self._tokens(response.token_ids, "candidate")
+
+    def rendered(self, response: Response) -> None:
+        """See that a sampler rendered the prompt by the recipe's chat template, where it has one.
+
+        Raises:
+            PreconditionFailed: CHAT_TEMPLATE_DIFFERS.
+        """
+        if self.template.made.chat_template is None or not response.rendered_prompt:
+            return
+        if response.rendered_prompt != (ours := self.template.prompt(response.prompt)):
+            raise PreconditionFailed(
+                f"the sampler renders the prompt as {response.rendered_prompt[:120]!r}, and the recipe's chat_template "
+                f"as {ours[:120]!r}; start the sampler with that template (engine.chat_template), or leave it out",
+                reason="CHAT_TEMPLATE_DIFFERS",
+            )
 
     def pair(self, row: Mapping[str, Any]) -> Checked:
         """A row of pairs.parquet, all its texts, tokens and pictures; images are encoded."""

@@ -141,11 +141,12 @@ class RunQueue:
             )
         try:
             if file is not None:
-                return load_recipe(file, overrides)
+                return load_recipe(file, overrides, files_by=("file", "environment"))
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as sent:
                 sent.write(text)
                 sent.flush()
-                return load_recipe(Path(sent.name), overrides, environment=False)  # it is the caller's
+                # It is the caller's.
+                return load_recipe(Path(sent.name), overrides, environment=False, files_by=())
         except SettingsError as error:
             raise InvalidInput(str(error), reason="RECIPE_INVALID") from None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from sightline_chassis.settings import Section, Target
 
 from sightline_trainer.dpo.loss_names import NAMES, loss_fault
@@ -47,6 +47,24 @@ class RewardService(Section):
     pretrained: str | None = Field(None, description="Its pretrained tag, for an open_clip name.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one image with its texts.")
     max_in_flight: int = Field(32, ge=1, le=1024, description="Images under way at the same time.")
+
+
+class ServiceKeys(Section):
+    """Settings of a service by its own keys, which the service itself checks."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+class LocalServices(Section):
+    """Settings of the services that `sightline run` starts where the recipe names none; one that runs has its own."""
+
+    sampler: ServiceKeys = Field(
+        default_factory=ServiceKeys,
+        description="As in a sampler's own file: {engine: {device: cuda}}.",
+    )
+    scorer: ServiceKeys = Field(
+        default_factory=ServiceKeys, description="As in a scorer's own file: {triton: {device: cpu}}."
+    )
 
 
 class Lora(Section):

@@ -126,7 +126,7 @@ def connected(
                 evaluation=PolicyCandidates(sampler, recipe.sampling, seed=recipe.evaluation.seed),
                 reward=ClipScores(scorer, recipe.reward),
                 policies=policies,
-                gate=gate or RowGate(recipe.base_model),
+                gate=gate or RowGate(recipe.processor),
                 connect=connect,
                 closing=stack,
             )

@@ -49,7 +49,7 @@ def main() -> int:
     outcome: Update | SightlineError
     try:
         recipe = load_recipe(arguments.recipe, arguments.set, environment=False)
-        pairs, left_out = kept_pairs(arguments.pairs, RowGate(recipe.base_model))
+        pairs, left_out = kept_pairs(arguments.pairs, RowGate(recipe.processor))
         done = update(
             recipe,
             pairs,

@@ -63,7 +63,7 @@ def run_update(
         SightlineError: as `update`; UPDATE_PROCESS_FAILED where the launcher's processes ended otherwise.
     """
     if not recipe.dpo.launch:
-        kept, left_out = kept_pairs(pairs, gate or RowGate(recipe.base_model))
+        kept, left_out = kept_pairs(pairs, gate or RowGate(recipe.processor))
         done = update(
             recipe, kept, previous=previous, adapter=policy, work=work, seed=seed, iteration=iteration,
             progress=progress, sampled=SampledLogprobs.read(candidates, version) if candidates else None,

@@ -13,7 +13,7 @@ from datasets import Dataset, Image, List
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sightline.errors import PreconditionFailed
-from sightline_chassis.families.auto import AutoModelForImageTextToText, AutoProcessor
+from sightline_chassis.families.auto import AutoModelForImageTextToText
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
@@ -82,7 +82,7 @@ def make_trainer(
         other = settings.attn_implementation != "sdpa"
         load = partial(load_policy, attention=settings.attn_implementation) if other else load_policy
     model = load(previous if full and previous else recipe.base_model, dtype)
-    family = Family(model, AutoProcessor.from_pretrained(recipe.base_model), shown=_shown(pairs))
+    family = Family(model, recipe.processor.load(), shown=_shown(pairs))
     if full:
         freeze(model, vision=settings.train_vision)
     trainer = FastDPOTrainer(

@@ -19,12 +19,12 @@ from sightline_trainer.session import Session
 def asked_for(recipe: Recipe) -> Iterator[Finding]:
     """What can be said of a recipe when a run is asked for: no service is called and no model is made."""
     yield from programs(recipe)
-    yield from checkpoint(recipe.base_model)
+    yield from checkpoint(recipe.processor)
 
 
 def without_services(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     """Programs and model, with the model's sizes where it can be made."""
-    found, model = list(programs(recipe)), list(checkpoint(recipe.base_model))
+    found, model = list(programs(recipe)), list(checkpoint(recipe.processor))
     if model:
         return None, found + model
     known, layers = sizes(recipe)
@@ -58,7 +58,7 @@ def _alone(session: Session, train: Pool) -> Iterator[Finding]:
     yield from found
     if known is None or session.policies is None:
         return
-    length = prompt_tokens(recipe.base_model, seen.readable[0]) if seen.readable else None
+    length = prompt_tokens(recipe.processor, seen.readable[0]) if seen.readable else None
     yield from memory.too_large(memory.estimate(recipe, known, prompt=length), strict=False)
     prompts = min(recipe.data.prompts_per_iteration, len(train))
     wanted = disk.needed(recipe, known, prompts=prompts, image_bytes=seen.image_bytes)

@@ -58,7 +58,7 @@ class Check:
         self.memory: memory.Estimate | None = None
         self.duration = Duration(None, None, "no prompt was sampled")
         self.trial = Trial()
-        self._gate = RowGate(recipe.base_model)
+        self._gate = RowGate(recipe.processor)
         self._prompts: list[Prompt] = []
         self._count = self._held_out = 0
 
@@ -82,7 +82,7 @@ class Check:
         if self.sizes is None:
             return
         self.tell("memory and disk")
-        length = prompt_tokens(recipe.base_model, seen.readable[0]) if seen is not None and seen.readable else None
+        length = prompt_tokens(recipe.processor, seen.readable[0]) if seen is not None and seen.readable else None
         self.memory = memory.estimate(recipe, self.sizes, prompt=length, here=here, scorer=_weights(recipe))
         self.findings += memory.too_large(self.memory, strict=True)
         if seen is not None:

@@ -13,6 +13,8 @@ from sightline.errors import SightlineError
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 
+from sightline_trainer.chat_template import ChatTemplate
+from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.preflight.finding import Finding, first_line, found_by
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
@@ -20,17 +22,20 @@ from sightline_trainer.records.prompt import Prompt
 
 # What transformers, tokenizers and a checkpoint's own template raise on what they can't use.
 _REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, AssertionError)
+_ASKED = "What is in it?"
 _IMAGE = "an image-text-to-text model of transformers"
 
 
-def checkpoint(model: str) -> Iterator[Finding]:
-    """Whether transformers knows the checkpoint's kind, its processor is whole, and it has a chat template.
+def checkpoint(made: ModelProcessor) -> Iterator[Finding]:
+    """Whether transformers knows the checkpoint's kind, its processor is whole, and it has a chat template
+    that shows an image and the text.
 
-    MODEL_NOT_FOUND, MODEL_NOT_TRANSFORMERS, MODEL_TAKES_NO_IMAGES, PROCESSOR_UNUSABLE, NO_CHAT_TEMPLATE.
+    MODEL_NOT_FOUND, MODEL_NOT_TRANSFORMERS, MODEL_TAKES_NO_IMAGES, PROCESSOR_UNUSABLE, NO_CHAT_TEMPLATE,
+    CHAT_TEMPLATE_UNUSABLE.
     """
-    from sightline_chassis.families.auto import AutoProcessor
     from transformers import PreTrainedConfig
 
+    model = made.model
     try:
         config, _ = PreTrainedConfig.get_config_dict(model)
     except _REFUSALS as error:
@@ -43,7 +48,10 @@ def checkpoint(model: str) -> Iterator[Finding]:
         yield fault
         return
     try:
-        processor = AutoProcessor.from_pretrained(model, trust_remote_code=False)
+        processor = made.load()
+    except SightlineError as error:
+        yield found_by(error, fix="leave min_pixels and max_pixels out, or set them as it can have them")
+        return
     except _REFUSALS as error:
         yield Finding(
             "PROCESSOR_UNUSABLE",
@@ -55,8 +63,10 @@ def checkpoint(model: str) -> Iterator[Finding]:
         yield Finding(
             "NO_CHAT_TEMPLATE",
             f"{model} has no chat template, so nobody can say how a prompt is put to it",
-            "put a chat_template.jinja that fits it beside its config.json",
+            "put a chat_template.jinja that fits it beside its config.json, or name one in the recipe's chat_template",
         )
+    elif made.chat_template is not None and (why := _template_fault(made)):
+        yield Finding("CHAT_TEMPLATE_UNUSABLE", why, "compare it with the model's own")
 
 
 def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
@@ -104,16 +114,14 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     return Sizes.of(trained, config), []
 
 
-def prompt_tokens(model: str, prompt: Prompt) -> int | None:
+def prompt_tokens(processor: ModelProcessor, prompt: Prompt) -> int | None:
     """Tokens of a prompt with its image, by the model's own processor; None where it can't tell."""
-    from sightline_chassis.families.auto import AutoProcessor
-
     content = [
         {"type": "image", "image": decode(prompt.image.read_bytes(), ImageLimits())},
         {"type": "text", "text": prompt.prompt},
     ]
     try:
-        made = AutoProcessor.from_pretrained(model, trust_remote_code=False).apply_chat_template(
+        made = processor.load().apply_chat_template(
             [{"role": "user", "content": content}],
             add_generation_prompt=True,
             tokenize=True,
@@ -121,8 +129,25 @@ def prompt_tokens(model: str, prompt: Prompt) -> int | None:
             return_tensors="pt",
         )
         return int(made["input_ids"].shape[-1])
-    except _REFUSALS:
+    except (*_REFUSALS, SightlineError):
         return None
+
+
+def _template_fault(made: ModelProcessor) -> str | None:
+    """Why the recipe's template can't be used."""
+    from jinja2 import TemplateError
+
+    try:
+        rendered = ChatTemplate(made).prompt(_ASKED)
+        words = [{"role": "user", "content": [{"type": "text", "text": _ASKED}]}]
+        alone = made.load().apply_chat_template(words, add_generation_prompt=True, tokenize=False)
+    except (*_REFUSALS, TemplateError) as error:
+        return f"the recipe's chat_template can't be rendered: {first_line(error)}"
+    if _ASKED not in rendered:
+        return "the recipe's chat_template leaves out the user's text"
+    if rendered == alone:
+        return "the recipe's chat_template has no place for the picture"
+    return None
 
 
 def _kind_fault(model: str, config: dict[str, Any]) -> Finding | None:

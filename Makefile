@@ -21,7 +21,7 @@ demo: $(READY)  ## Watch the loop close: three services, three iterations, about
 # Two files at a time share the cores: one thread of torch each.
 test: export OMP_NUM_THREADS := 1
 test: $(READY)  ## The test suite, but for what is slow or needs a GPU; JOBS=1 runs one file at a time
-	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not gpu" -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: $(READY)  ## The slow tests: chaos, full matrices, fuzzing at length
 	$(BIN)/python -m pytest -m slow $(ARGS)

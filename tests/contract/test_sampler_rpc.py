@@ -308,5 +308,5 @@ def test_settings_are_checked_before_anything_is_loaded(tmp_path: Path, capsys: 
 
     assert main(None, ["engine.modle=x"]) == 2
     assert "engine.modle is unknown (did you mean engine.model?)" in capsys.readouterr().err
-    with pytest.raises(PreconditionFailed, match="is not a directory"), running(tmp_path / "nowhere"):
+    with pytest.raises(PreconditionFailed, match="there is no directory"), running(tmp_path / "nowhere"):
         pass

@@ -15,6 +15,12 @@ from sightline import *
 import sightline.integrations.openrlhf, sightline.integrations.trl, sightline.integrations.verl
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
+# What the `sightline` command stands on; the clients import none of it.
+COMMAND = {
+    "typer", "rich", "annotated-doc", "annotated-types", "click", "markdown-it-py", "mdurl", "pydantic",
+    "pydantic-core", "pydantic_core", "pygments", "shellingham", "typing-inspection",
+}  # fmt: skip
+
 HEAVY = {
     "torch", "torchvision", "transformers", "tritonclient", "PIL", "open_clip", "pydantic", "yaml", "prometheus_client",
     "datasets", "pyarrow", "trl", "peft", "typer", "rich", "pandas",
@@ -70,5 +76,11 @@ def test_clients_import_in_a_fresh_venv(tmp_path: Path) -> None:
     names = {package["name"].lower() for package in json.loads(listed.stdout)}
     assert names <= {
         "sightline", "grpcio", "protobuf", "googleapis-common-protos", "numpy", "typing_extensions",
-        "typing-extensions", "pip", "setuptools",
+        "typing-extensions", "pip", "setuptools", *COMMAND,
     }  # fmt: skip
+    sightline = venv / "bin/sightline"
+    for command, says in (("--help", "doctor"), ("version", "0.2"), ("score --help", "scorer")):
+        told = subprocess.run([sightline, *command.split()], check=True, capture_output=True, text=True, cwd=tmp_path)
+        assert says in told.stdout
+    more = subprocess.run([sightline, "demo"], check=False, capture_output=True, text=True, cwd=tmp_path)
+    assert (more.returncode, more.stdout, "sightline[playground]" in more.stderr) == (2, "", True)

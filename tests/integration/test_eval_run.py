@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from running import ROOT, Services
+from sightline.sampler import SamplerClient
 from sightline_cli.main import app
 from typer.testing import CliRunner
 
@@ -37,7 +38,8 @@ def test_the_playground_with_scores_and_going_on_after_a_stop(
     assert metrics["cover"]["value"] > 0.7
     assert metrics["pope_accuracy"]["value"] > 0.6
     assert metrics["question_attribute_accuracy"]["denominator"] > 0
-    assert whole["settings"]["policy_version"] == 0
+    with SamplerClient(services.sampler) as sampler:
+        assert whole["settings"]["policy_version"] == sampler.policies().active.version
 
     lines = kept.read_bytes().splitlines(keepends=True)
     kept.write_bytes(b"".join(lines[:10]) + lines[10][:20])  # the process died while it wrote

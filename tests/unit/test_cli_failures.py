@@ -41,12 +41,6 @@ def test_a_demo_deletes_no_directory_but_a_runs(tmp_path: Path, monkeypatch: pyt
     assert (tmp_path / "thesis.tex").read_text() == "years"
 
 
-def test_a_demo_needs_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    failed = sightline("demo")
-    assert (failed.exit_code, "copy of the repository" in failed.stderr) == (2, True)
-
-
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("{name: a, model: m, data: {train: a, test: b}}")
     with socket.create_server(("127.0.0.1", 0)) as taken:

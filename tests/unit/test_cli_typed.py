@@ -253,7 +253,7 @@ def test_who_reads_no_further_is_told_nothing(here: Path, command: str) -> None:
     os.close(write)
     assert (done.stderr, done.returncode) == ("", 1 if command == "--help" else 141)  # the help is typer's own
     closed = process("-c", f"import os; os.close(1); os.execv({sys.executable!r}, "
-                     f"['python', '-m', 'sightline_cli', *{command.split()!r}])", cwd=here)  # fmt: skip
+                     f"[{sys.executable!r}, '-m', 'sightline_cli', *{command.split()!r}])", cwd=here)  # fmt: skip
     assert (closed.returncode, closed.stderr) == (0, "")
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, cast
 
 import grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 from sightline.errors import Unavailable
 
 from sightline_chassis import client_metrics, metrics
@@ -95,7 +95,9 @@ class Server:
         self._service.register(cast(grpc.aio.Server, late))
         self._health.add_to(cast(grpc.aio.Server, late))
         if self._settings.reflection:
-            reflection.enable_server_reflection((*self._service.proto_services, *INFRASTRUCTURE), late)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+                reflection.aio.ReflectionServicer((*self._service.proto_services, *INFRASTRUCTURE)), late
+            )
         metrics.set_build_info()
         metrics.preregister(self._service.proto_services)
         self._serving = True

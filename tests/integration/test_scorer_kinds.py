@@ -167,7 +167,7 @@ def test_concurrent_equal_requests_are_one_computation(scorer: RunningScorer) ->
     calls[0].cancel()
     found = [call.result(timeout=20).scores[0].cosine for call in calls[1:]]
     assert len(set(found)) == 1
-    # One for all; or one more, where the first was cancelled before any other had come: work that nobody waits for ends.
+    # One for all; or one more, where the first was cancelled before another had come: what nobody waits for ends.
     assert metrics(scorer)[name] - before in (1, 2)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 from running import WEIGHTS
 from sightline.errors import InvalidInput, NotFound, PreconditionFailed
@@ -77,6 +78,15 @@ def test_the_playgrounds_model_is_counted_without_its_weights() -> None:
     whole, _ = sizes(recipe(train="full"))
     assert whole is not None
     assert (whole.modules, whole.trained < whole.parameters) == (0, True)
+
+
+def test_a_model_whose_layers_differ_is_counted_by_the_widest(tmp_path: Path) -> None:
+    """Gemma 4: full layers have heads of 32, sliding ones of 16; a config that is asked for one figure refuses."""
+    gemma = families.make(tmp_path / "gemma4", "gemma4")
+    known, found = sizes(recipe().model_copy(update={"model": str(gemma)}))
+    assert not found
+    assert known is not None
+    assert (known.family, known.layers, known.kept) == ("gemma4", 4, 2 * 32)
 
 
 def test_a_disk_that_is_too_small_is_told_by_the_directory_that_is_there(tmp_path: Path) -> None:

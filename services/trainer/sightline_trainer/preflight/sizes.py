@@ -39,8 +39,8 @@ class Sizes:
 
         text = config.get_text_config()
         every = sum(each.numel() for name, each in trained.named_parameters() if "lora_" not in name)
-        heads = int(text.num_attention_heads)
-        head = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+        heads = _largest(text, "num_attention_heads")
+        head = _largest(text, "head_dim") or text.hidden_size // heads
         names = getattr(getattr(trained, "base_model", None), "targeted_module_names", ())
         return cls(
             family=str(config.model_type),
@@ -50,8 +50,8 @@ class Sizes:
             stored=_bytes(getattr(config, "dtype", None) or getattr(text, "dtype", None)),
             layers=int(text.num_hidden_layers),
             width=int(text.hidden_size),
-            inner=int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size),
-            kept=head * int(getattr(text, "num_key_value_heads", None) or heads),
+            inner=_largest(text, "intermediate_size") or 4 * int(text.hidden_size),
+            kept=head * (_largest(text, "num_key_value_heads") or heads),
             shared=obstacle(trained) is None,
         )
 
@@ -70,6 +70,12 @@ class Sizes:
             f"{self.family}, {told(self.parameters)} parameters; the update trains {told(self.trained)} "
             f"({self.share:.2%}): {where}"
         )
+
+
+def _largest(text: Any, name: str) -> int:
+    """A figure of the decoder's layers, the largest one where they differ in it, as Gemma 4's heads do; 0: not told."""
+    layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
+    return max(int(getattr(layer, name, None) or 0) for layer in layers)
 
 
 def told(count: float) -> str:

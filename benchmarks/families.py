@@ -113,7 +113,10 @@ def sampling(model: Path, dtype: str) -> Iterator[str]:
     """A sampler with its gate, in a thread of this process (a process of its own takes 15 s to import); its address."""
     from sampler_models import running
 
-    with running(model, engine={"dtype": dtype}, policies={"gate": {"required": True}}) as at:
+    engine = {"dtype": dtype}
+    if (model / "chat_template.jinja").exists():  # BLIP-2's processor does not read it
+        engine["chat_template"] = str(model / "chat_template.jinja")
+    with running(model, engine=engine, policies={"gate": {"required": True}}) as at:
         yield at.address
 
 

@@ -46,9 +46,27 @@ class Loop:
 def checkpoint(directory: Path, family: str) -> Path:
     """A tiny checkpoint; a chat template stands beside it where the family brings none."""
     families.make(directory, family)
+    _write_words(directory)
     if template := (families.FAMILIES | families.OTHERS)[family].template:
         (directory / "chat_template.jinja").write_text(template)
     return directory
+
+
+def _write_words(directory: Path) -> None:
+    """Where special tokens are a third of the vocabulary and more (SmolVLM's names of rows and columns), random weights
+    write little else, and such candidates are left out: they are made as rare as a trained model writes them."""
+    from sightline_chassis.families.auto import AutoModelForImageTextToText, AutoProcessor
+
+    tokenizer = AutoProcessor.from_pretrained(directory).tokenizer
+    special = [token for token in tokenizer.all_special_ids if token != tokenizer.eos_token_id]
+    if 3 * len(special) < len(tokenizer):
+        return
+    model = AutoModelForImageTextToText.from_pretrained(directory)
+    with torch.no_grad():
+        weight = model.get_output_embeddings().weight
+        weight.mul_(2.5)
+        weight[special] = 0.0
+    model.save_pretrained(directory)
 
 
 def datasets_at(root: Path) -> tuple[Path, Path]:

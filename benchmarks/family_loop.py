@@ -58,7 +58,8 @@ def _write_words(directory: Path) -> None:
     from sightline_chassis.families.auto import AutoModelForImageTextToText, AutoProcessor
 
     tokenizer = AutoProcessor.from_pretrained(directory).tokenizer
-    special = [token for token in tokenizer.all_special_ids if token != tokenizer.eos_token_id]
+    added = tokenizer.added_tokens_decoder.items()
+    special = [token for token, what in added if what.special and token != tokenizer.eos_token_id]
     if 3 * len(special) < len(tokenizer):
         return
     model = AutoModelForImageTextToText.from_pretrained(directory)

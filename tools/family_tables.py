@@ -49,18 +49,20 @@ def _line(name: str, family: str, measured: Rows) -> tuple[str, ...]:
     blank = ("",) * (len(HEADS[name]) - 2)
     if refused := measured.get(f"{family}_refused"):
         reason, _, said = refused["detail"]["said"].partition(": ")
-        return NAMES[family], f"refused at start, `{reason}`: {said.replace('|', ' or ')}", *blank
+        return NAMES[family], f"refused at start, `{reason}`: {_short(said, 300)}", *blank
     whole = measured.get(f"{family}_whole_loop") or measured.get(f"{family}_runs")
     if whole is None:
         return NAMES[family], "not measured", *blank
-    if not whole["value"]:
-        failed = whole["detail"]["failed"]
-        said = failed if isinstance(failed, str) else "; ".join(f"{mode}: {why}" for mode, why in failed.items())
-        return NAMES[family], f"**fails**: {said.replace('|', ' or ')}", *blank
-    loops = whole["detail"].get("loops") or {"lora float32": whole["detail"]}
+    failed = whole["detail"].get("failed", {})
+    if isinstance(failed, str):
+        failed = {"lora float32": failed}
+    fails = "; ".join(f"**fails** in {_mode(mode)}: {_short(why)}" for mode, why in failed.items())
+    loops = whole["detail"].get("loops", {} if failed else {"lora float32": whole["detail"]})
+    if not any(mode.endswith("float32") for mode in loops):
+        return NAMES[family], fails, *blank
     exact = [loop for mode, loop in loops.items() if mode.endswith("float32")]
     half = [loop for mode, loop in loops.items() if mode.endswith("bfloat16")]
-    modes = ", ".join({"lora": "LoRA"}.get(kind, kind) + f" {dtype}" for kind, dtype in map(str.split, loops))
+    modes = ", ".join(map(_mode, loops)) + (f"; {fails}" if fails else "")
     if name == "sampler":
         return NAMES[family], modes, _both("arrival_gap", exact, half)
     shared = "shared prefix" if all(loop["shared_prefix"] for loop in exact) else "plain"
@@ -69,6 +71,16 @@ def _line(name: str, family: str, measured: Rows) -> tuple[str, ...]:
         f"{max(loop['gradient_difference'] for loop in exact):.0e}",
         f"{min(loop['image_matters'] for loop in exact):.2g}",
     )  # fmt: skip
+
+
+def _mode(mode: str) -> str:
+    return mode.replace("lora", "LoRA")
+
+
+def _short(why: str, most: int = 200) -> str:
+    """The beginning of a reason; the result's file has all of it."""
+    told = why.replace("|", "or")
+    return told if len(told) <= most else f"{told[:most].rpartition(' ')[0]} ..."
 
 
 def _both(figure: str, exact: list[dict[str, float]], half: list[dict[str, float]]) -> str:

@@ -31,13 +31,19 @@ def test_what_runs_what_fails_what_is_refused_and_what_nobody_measured() -> None
     measured = {
         "llava_whole_loop": {"value": 1.0, "detail": {"loops": {"lora float32": _FIGURES, "lora bfloat16": half}}},
         "gemma3_whole_loop": {"value": 0.0, "detail": {"loops": {}, "failed": {"full float32": "ROWS_DIFFER: a | b"}}},
+        "gemma4_whole_loop": {
+            "value": 0.0,
+            "detail": {"loops": {"lora float32": _FIGURES}, "failed": {"lora bfloat16": "SAMPLED"}},
+        },
         "mllama_refused": {"value": 1.0, "detail": {"said": "ARCHITECTURE_UNSUPPORTED: it looks"}},
         "molmo2_runs": {"value": 1.0, "detail": _FIGURES},
     }
     lines = table("trainer", measured).splitlines()
+    plain = "| 9e-07 | 4e-07 | 0.51 |"
     shown = "| 9e-07 (0.01) | 4e-07 | 0.51 |"
     assert f"| LLaVA-1.5 | LoRA float32, LoRA bfloat16 | shared prefix {shown}" in lines
-    assert "| Gemma 3 | **fails**: full float32: ROWS_DIFFER: a  or  b |  |  |  |  |" in lines
+    assert "| Gemma 3 | **fails** in full float32: ROWS_DIFFER: a or b |  |  |  |  |" in lines
+    assert f"| Gemma 4 | LoRA float32; **fails** in LoRA bfloat16: SAMPLED | shared prefix {plain}" in lines
     assert "| Mllama | refused at start, `ARCHITECTURE_UNSUPPORTED`: it looks |  |  |  |  |" in lines
     assert "| Molmo2 | LoRA float32 | shared prefix | 9e-07 | 4e-07 | 0.51 |" in lines
     assert "| Qwen2-VL | not measured |  |  |  |  |" in lines

@@ -72,7 +72,7 @@ def checkpoint(made: ModelProcessor) -> Iterator[Finding]:
 def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     """What an update trains, on the model's bare frame: MODEL_UNUSABLE, FAMILY_UNSUPPORTED, LORA_FINDS_NOTHING."""
     import torch
-    from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText
 
     from sightline_trainer.dpo.decoder import linear_layers
     from sightline_trainer.dpo.family import Family
@@ -92,7 +92,7 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
             )
         ]
     try:
-        Family(frame, AutoProcessor.from_pretrained(model, trust_remote_code=False))
+        Family(frame, recipe.processor.load())
     except SightlineError as error:
         fix = 'take a model of a family that trains (services/trainer/README.md, "Families")'
         return None, [found_by(error, fix=fix)]

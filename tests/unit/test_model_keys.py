@@ -16,7 +16,7 @@ from sightline_trainer.allowed import Allowed
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.model_processor import ModelProcessor
-from sightline_trainer.preflight.model import checkpoint
+from sightline_trainer.preflight.model import checkpoint, sizes
 from sightline_trainer.recipe import load_recipe
 from sightline_trainer.run_queue import RunQueue
 
@@ -114,3 +114,13 @@ def test_a_model_without_such_bounds_says_so(tmp_path: Path) -> None:
     (finding,) = checkpoint(ModelProcessor(str(model), None, None, 4000))
     assert finding.code == "PROCESSOR_UNUSABLE"
     assert "takes no min_pixels and max_pixels" in finding.message
+
+
+@pytest.mark.field
+def test_a_model_that_brings_no_template_passes_its_checks_by_the_recipes(tmp_path: Path) -> None:
+    model = families.make(tmp_path / "paligemma", "paligemma")
+    recipe = dpo_recipe(model)
+    assert [finding.code for finding in checkpoint(recipe.processor)] == ["NO_CHAT_TEMPLATE"]
+    recipe = recipe.model_copy(update={"chat_template": families.FAMILIES["paligemma"].template})
+    assert list(checkpoint(recipe.processor)) == []
+    assert sizes(recipe)[1] == []

@@ -114,6 +114,8 @@ class Recipe(Section):
     def _extrapolates_an_adapter(self) -> Recipe:
         if self.publication.extrapolate and self.dpo.train != "lora":
             raise ValueError("publication.extrapolate scales a LoRA: set dpo.train to lora, or leave it at 0")
+        if self.publication.extrapolate and self.dpo.train_projector:
+            raise ValueError("publication.extrapolate scales a LoRA, and no projector: leave one of the two out")
         return self
 
     @model_validator(mode="after")

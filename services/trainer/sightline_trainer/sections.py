@@ -122,6 +122,11 @@ class Dpo(Section):
         description="With train: full, also the vision tower and the projector; their features can't be kept then.",
     )
     lora: Lora = Field(default_factory=Lora)
+    train_projector: bool = Field(
+        False,
+        description="With train: lora, also the projector between vision tower and decoder, as POVID and BPO do; "
+        "image features can't be kept then. It is published in the adapter's file.",
+    )
     label_smoothing: float = Field(
         0.0, ge=0.0, lt=0.5, description="Share of pairs taken as turned round: robust, aot, exo_pair (needs > 0)."
     )
@@ -184,6 +189,8 @@ class Dpo(Section):
                 raise ValueError(f"dpo.{key} counts for {', '.join(losses)} alone, not for {', '.join(self.loss)}")
         if self.train_vision and self.train != "full":
             raise ValueError("dpo.train_vision trains a tower's own weights: set dpo.train to full, or leave it out")
+        if self.train_projector and self.train == "full":
+            raise ValueError("dpo.train_projector goes with a LoRA: with dpo.train full, set dpo.train_vision")
         return self
 
 

@@ -114,9 +114,15 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
         PreconditionFailed: it does not fit, changes nothing, or is not finite.
     """
     config = _config(directory, "adapter_config.json")
-    if config.get("peft_type") != "LORA" or config.get("modules_to_save") or config.get("bias", "none") != "none":
+    if whole := config.get("modules_to_save"):
         raise PreconditionFailed(
-            f"{directory} is no plain LoRA adapter (peft_type LORA, no modules_to_save, no bias): publish it merged",
+            f"the adapter also trains {', '.join(map(str, whole))} whole (dpo.train_projector), which this engine "
+            "takes in no adapter: publish it merged (`sightline policies merge`)",
+            reason="ADAPTER_UNSUPPORTED",
+        )
+    if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
+        raise PreconditionFailed(
+            f"{directory} is no plain LoRA adapter (peft_type LORA, no bias): publish it merged",
             reason="ADAPTER_UNSUPPORTED",
         )
     ranks, alphas = _ranks_and_alphas(config)

@@ -23,6 +23,7 @@ from sightline_trainer.dpo.decoder import adapted, freeze, freeze_unreached
 from sightline_trainer.dpo.device import pin
 from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.losses import check_losses, trl_losses
+from sightline_trainer.dpo.projector import in_float32, projector
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.recipe import Recipe
@@ -97,6 +98,8 @@ def make_trainer(
     )
     if full and settings.train_vision:
         _freeze_unreached(trainer)
+    if settings.train_projector:
+        in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.margin_scale, trainer.povid_betas = settings.margin_scale, settings.povid_betas
     if settings.carry == "optimizer":
@@ -141,7 +144,7 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
         max_grad_norm=settings.max_grad_norm,
         weight_decay=settings.weight_decay,
         activation_checkpointing=settings.gradient_checkpointing,
-        bf16=settings.dtype == "bfloat16" and (settings.train == "full" or not on_cpu),
+        bf16=settings.dtype == "bfloat16" and (settings.train == "full" or settings.train_projector or not on_cpu),
         max_length=None,
         remove_unused_columns=False,
         logging_steps=1,
@@ -180,6 +183,7 @@ def _lora(recipe: Recipe, model: Any) -> LoraConfig:
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=adapted(model, lora.target_modules),
+        modules_to_save=projector(model) if recipe.dpo.train_projector else None,
         task_type="CAUSAL_LM",
     )
 
@@ -207,7 +211,7 @@ def _rows(pairs: Dataset) -> Dataset:
 
 def _load_adapter(model: Any, previous: Path) -> None:
     result = set_peft_model_state_dict(model, load_file(previous / "adapter_model.safetensors"))
-    missing = [key for key in result.missing_keys if "lora_" in key]
+    missing = [key for key in result.missing_keys if "lora_" in key or ".modules_to_save." in key]
     if missing or result.unexpected_keys:
         raise PreconditionFailed(
             f"the adapter at {previous} does not fit the model: {len(missing)} tensors missing, "

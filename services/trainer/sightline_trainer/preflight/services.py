@@ -41,6 +41,12 @@ def sampler(recipe: Recipe, told: Policies) -> Iterator[Finding]:
             f"dpo.train is {recipe.dpo.train}, and the sampler's engine {can.engine} can't be given such a policy",
             "set dpo.train to the other kind, or use another engine",
         )
+    elif recipe.dpo.train_projector and not can.engine.startswith("transformers"):
+        yield Finding(
+            "POLICY_KIND_UNSUPPORTED",
+            f"dpo.train_projector is set, and the sampler's engine {can.engine} takes no projector beside an adapter",
+            "leave it out, or use the engine transformers; `sightline policies merge` makes whole checkpoints",
+        )
 
 
 def scorer(recipe: Recipe, told: Models) -> Iterator[Finding]:

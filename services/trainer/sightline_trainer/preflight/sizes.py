@@ -38,7 +38,7 @@ class Sizes:
         from sightline_trainer.dpo.support import obstacle
 
         text = config.get_text_config()
-        every = sum(each.numel() for name, each in trained.named_parameters() if "lora_" not in name)
+        every = sum(each.numel() for name, each in trained.named_parameters() if not _added(name))
         heads = _largest(text, "num_attention_heads")
         head = _largest(text, "head_dim") or text.hidden_size // heads
         names = getattr(getattr(trained, "base_model", None), "targeted_module_names", ())
@@ -76,6 +76,11 @@ def _largest(text: Any, name: str) -> int:
     """A figure of the decoder's layers, the largest one where they differ in it, as Gemma 4's heads do; 0: not told."""
     layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
     return max(int(getattr(layer, name, None) or 0) for layer in layers)
+
+
+def _added(name: str) -> bool:
+    """Whether a parameter is the adapter's, or a copy that it trains of one of the model's."""
+    return "lora_" in name or ".modules_to_save." in name
 
 
 def told(count: float) -> str:

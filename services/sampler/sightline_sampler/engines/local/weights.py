@@ -11,9 +11,10 @@ nothing is refused. Only the decoding thread may call what changes the base mode
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import warnings
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,8 @@ class Adapter:
     version: int
     config: Any
     tensors: dict[str, torch.Tensor]
+    whole: dict[str, dict[str, torch.Tensor]]
+    """Modules that were trained whole beside it (PEFT's modules_to_save), such as the projector, and their tensors."""
 
     @property
     def name(self) -> str:
@@ -53,6 +56,7 @@ class _Policy:
     model: Any
     adapter: str | None
     vision: int  # the version whose image features this one shares
+    modules: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # in place of the base model's, by name
 
 
 class Weights:
@@ -63,6 +67,7 @@ class Weights:
         self._policies = {0: _Policy(base.model, None, 0)}
         self._current: str | None = None
         self._layers: list[Any] = []
+        self._originals: dict[str, Any] = {}  # the base model's own modules, where a policy has others
 
     def __contains__(self, version: int) -> bool:
         return version in self._policies
@@ -75,6 +80,8 @@ class Weights:
                 layer.enable_adapters(policy.adapter is not None)
                 if policy.adapter is not None:
                     layer.set_adapter([policy.adapter] if _has(layer, policy.adapter) else [], inference_mode=True)
+            for name, original in self._originals.items():
+                self._base.model.set_submodule(name, policy.modules.get(name, original))
             self._current = policy.adapter
         return policy.model
 
@@ -118,13 +125,18 @@ class Weights:
             raise PreconditionFailed(f"{directory} is no PEFT adapter: {error}", reason="ADAPTER_UNREADABLE") from error
         if config.peft_type != peft.PeftType.LORA:
             raise PreconditionFailed(f"the adapter is {config.peft_type}, not LoRA", reason="ADAPTER_UNSUPPORTED")
-        if config.modules_to_save or config.bias != "none":
+        if config.bias != "none":
             raise PreconditionFailed(
-                "the adapter also trains whole modules (modules_to_save or bias): publish it merged",
+                "the adapter also trains biases: publish it merged",
                 reason="ADAPTER_UNSUPPORTED",
             )
-        config.inference_mode = True
-        return Adapter(version, config, {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()})
+        named = {name.removeprefix(_PREFIX): tensor for name, tensor in tensors.items()}
+        whole: dict[str, dict[str, torch.Tensor]] = {}
+        for module in config.modules_to_save or ():
+            keys = [name for name in named if name.startswith(f"{module}.") and ".lora_" not in name]
+            whole[module] = {name.removeprefix(f"{module}."): named.pop(name) for name in keys}
+        config.inference_mode, config.modules_to_save = True, None
+        return Adapter(version, config, named, whole)
 
     def _read_checkpoint(self, directory: Path) -> Any:
         base = self._base
@@ -160,6 +172,7 @@ class Weights:
 
     def _install_adapter(self, adapter: Adapter) -> StagedWeights:
         net, name = self._base.model, adapter.name
+        modules = {target: self._replaced(target, tensors) for target, tensors in adapter.whole.items()}
         self._current = "?"  # injecting switches adapters; the next `use` sets them again
         try:
             with warnings.catch_warnings():
@@ -188,8 +201,34 @@ class Weights:
         net.eval().requires_grad_(False)  # what PEFT puts in begins in training mode: its dropout would be on
         prefix = self._base.text_prefix
         text_only = bool(prefix) and all(key.startswith((f"{prefix}.", "lm_head.")) for key in adapter.tensors)
-        self._policies[adapter.version] = _Policy(net, name, 0 if text_only else adapter.version)
-        return StagedWeights(tensors=len(adapter.tensors), modules=len(changed))
+        for target in modules:
+            self._originals.setdefault(target, net.get_submodule(target))
+        shared = text_only and not modules
+        self._policies[adapter.version] = _Policy(net, name, 0 if shared else adapter.version, modules)
+        tensors = len(adapter.tensors) + sum(map(len, adapter.whole.values()))
+        return StagedWeights(tensors=tensors, modules=len(changed) + len(modules))
+
+    def _replaced(self, target: str, tensors: dict[str, torch.Tensor]) -> Any:
+        """A copy of one of the base model's modules with a policy's tensors.
+
+        Raises:
+            PreconditionFailed: there is none of that name, it is no projector or tower, or the tensors are others.
+        """
+        net, prefix = self._base.model, self._base.text_prefix
+        own = self._originals.get(target)
+        if own is None and target in dict(net.named_modules()):
+            own = net.get_submodule(target)
+        inside = target.startswith(f"{prefix}.") or (prefix and f"{prefix}.".startswith(f"{target}."))
+        if own is None or own is net.get_output_embeddings() or inside:
+            raise PreconditionFailed(
+                f"the adapter also trains the whole module {target} (modules_to_save), which is none beside the "
+                "language model: publish it merged",
+                reason="ADAPTER_UNSUPPORTED",
+            )
+        _compare(own.state_dict(), tensors)
+        made = copy.deepcopy(own)
+        made.load_state_dict(tensors)
+        return made.eval().requires_grad_(False)
 
     def _remove(self, name: str) -> None:
         net = self._base.model

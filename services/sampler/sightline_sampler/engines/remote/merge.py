@@ -1,6 +1,7 @@
 """An adapter merged into its base model's files, without PyTorch: for engines that take whole checkpoints only.
 
-W' = W + s B A in float32, rounded to W's own number type; s = alpha / r (rsLoRA: alpha / sqrt(r)). One tensor at a
+W' = W + s B A in float32, rounded to W's own number type; s = alpha / r (rsLoRA: alpha / sqrt(r)). What was trained
+whole beside the adapter (PEFT's modules_to_save) takes the place of the base model's. One tensor at a
 time, so a large model needs no more memory than its largest matrix.
 """
 
@@ -27,6 +28,7 @@ _MOST = {"F16": 65504.0, "BF16": 3.3895e38}  # largest numbers of types that hol
 _ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first merge goes on
 
 Floats = npt.NDArray[np.float32]
+_Change = tuple[Tensor, Tensor, float] | Tensor
 
 
 def merge(adapter: Path, base: Path, to: Path) -> None:
@@ -65,8 +67,8 @@ def _merge(adapter: Path, base: Path, to: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _changes(adapter: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
-    """A, B and the scale of each module, by its bare name."""
+def _changes(adapter: Path) -> dict[str, _Change]:
+    """By bare name of a weight: A, B and the scale of its module, or what takes its place."""
     config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_bytes())
     odd = [name for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern") if config.get(name)]
     if odd:
@@ -77,13 +79,17 @@ def _changes(adapter: Path) -> dict[str, tuple[Tensor, Tensor, float]]:
     rank = int(config.get("r", PEFT_DEFAULT))
     scale = float(config.get("lora_alpha", PEFT_DEFAULT)) / (math.sqrt(rank) if config.get("use_rslora") else rank)
     parts: dict[str, dict[str, Tensor]] = {}
+    changes: dict[str, _Change] = {}
     for name, tensor in tensors_in(adapter, "adapter_model.safetensors").items():
         module, _, part = name.partition(".lora_")
+        if not part:
+            changes[bare_name(name)] = tensor
+            continue
         parts.setdefault(bare_name(module), {})[part.split(".")[0]] = tensor
-    return {f"{module}.weight": (both["A"], both["B"], scale) for module, both in parts.items()}
+    return changes | {f"{module}.weight": (both["A"], both["B"], scale) for module, both in parts.items()}
 
 
-def _rewrite(path: Path, to: Path, changes: dict[str, tuple[Tensor, Tensor, float]]) -> None:
+def _rewrite(path: Path, to: Path, changes: dict[str, _Change]) -> None:
     """A file of tensors with some of them changed: same header, same order. Takes what it used from `changes`."""
     tensors = sorted(tensors_in(path.parent, path.name).items(), key=lambda item: item[1].start)
     with path.open("rb") as source, to.open("wb") as out:
@@ -97,14 +103,26 @@ def _rewrite(path: Path, to: Path, changes: dict[str, tuple[Tensor, Tensor, floa
                 source.seek(tensor.start)
                 _copy(source, out, tensor.end - tensor.start)
             else:
-                a, b, scale = change
-                with np.errstate(over="ignore", invalid="ignore"):  # looked at below
-                    merged = _read(tensor) + np.float32(scale) * (_read(b) @ _read(a)).reshape(tensor.shape)
+                merged = _merged(name, tensor, change)
                 if not (np.abs(merged) <= _MOST.get(tensor.dtype, np.finfo(np.float32).max)).all():
                     raise PreconditionFailed(f"{name} is not finite with the adapter", reason="WEIGHTS_NOT_FINITE")
                 out.write(_encode(merged, tensor.dtype))
         out.flush()
         os.fsync(out.fileno())
+
+
+def _merged(name: str, tensor: Tensor, change: _Change) -> Floats:
+    if isinstance(change, Tensor):
+        if change.shape != tensor.shape:
+            raise PreconditionFailed(
+                f"{name} is {list(change.shape)} in the adapter and {list(tensor.shape)} in the base model",
+                reason="ADAPTER_KEYS_DO_NOT_MATCH",
+            )
+        return _read(change)
+    a, b, scale = change
+    with np.errstate(over="ignore", invalid="ignore"):  # looked at by the caller
+        found: Floats = _read(tensor) + np.float32(scale) * (_read(b) @ _read(a)).reshape(tensor.shape)
+    return found
 
 
 def _copy(source: BinaryIO, out: BinaryIO, size: int) -> None:

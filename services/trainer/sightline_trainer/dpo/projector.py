@@ -1,0 +1,54 @@
+"""Projector: what stands between a model's vision tower and its decoder, trained with the adapter where asked for.
+
+POVID and BPO train it beside the LoRA. It goes by PEFT's `modules_to_save`: whole copies beside the originals, which
+the reference goes through while adapters are off, saved with the adapter in one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft.utils import ModulesToSaveWrapper
+from sightline.errors import PreconditionFailed
+
+
+def projector(model: Any) -> list[str]:
+    """The names of the modules that hold weights and are neither in the vision tower nor in the decoder.
+
+    Args:
+        model: a transformers model.
+
+    Raises:
+        PreconditionFailed: PROJECTOR_NOT_FOUND, there is none, as in Qwen-VL, whose merger is a part of the tower.
+    """
+    backbone = model.base_model
+    around = [backbone.get_encoder(modality="image"), model.get_decoder()]
+    start = next(name for name, module in model.named_modules() if module is backbone)
+    found = [] if around[0] is backbone else list(_beside(backbone, around, f"{start}." if start else ""))
+    if not found:
+        raise PreconditionFailed(
+            f"dpo.train_projector finds no projector of its own in {model.config._name_or_path or 'the model'} "
+            f"({model.config.model_type}): it is a part of the vision tower. Leave it out, or train with "
+            "dpo.train=full and dpo.train_vision",
+            reason="PROJECTOR_NOT_FOUND",
+        )
+    return found
+
+
+def _beside(module: Any, around: list[Any], path: str) -> Iterator[str]:
+    for name, child in module.named_children():
+        inside = {id(each) for each in child.modules()}
+        if any(child is each for each in around):
+            continue
+        if any(id(each) in inside for each in around):
+            yield from _beside(child, around, f"{path}{name}.")
+        elif any(True for _ in child.parameters()):
+            yield f"{path}{name}"
+
+
+def in_float32(model: Any) -> None:
+    """What is trained is float32, whatever the base model's number type: a step of 5e-6 is lost on bfloat16."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save.float()

@@ -65,9 +65,9 @@ def test_sampler_and_update_agree_on_every_pair(
         for side, values, mask in zip(("chosen", "rejected"), ours, where, strict=True):
             assert row[f"{side}_source"] == "policy"
             theirs = next(
-                each.candidate.logprobs
+                each.logprobs
                 for each in found[row["prompt_id"]]
-                if each.candidate.index == row[f"{side}_index"]
+                if each.index == row[f"{side}_index"]
             )
             gap = float(np.abs(values[mask].numpy() - np.asarray(theirs)).mean())
             assert gap < 1e-3, (row["prompt_id"], side, gap)

@@ -76,7 +76,7 @@ def adapter(model: Any, version: int, *, rank: int = 16) -> Adapter:
             tensors[f"{name}.lora_B.weight"] = 0.01 * torch.randn(module.out_features, rank, generator=generator)
     config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=expression)
     config.inference_mode = True
-    return Adapter(version, config, tensors)
+    return Adapter(version, config, tensors, {})
 
 
 class Built(TransformersEngine):

@@ -87,7 +87,12 @@ def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseMod
     attention.register(device)
     model.set_attn_implementation(attention.NAME)
     text = model.config.get_text_config()
-    processing: Any = Processing(processor, inspect.signature(model.forward).parameters) if processor else None
+    # Prompts without a processor are made here, with images side by side in the first dimension.
+    processing: Any = (
+        Processing(processor, inspect.signature(model.forward).parameters)
+        if processor
+        else SimpleNamespace(join=lambda images: {name: torch.cat([one[name] for one in images]) for name in images[0]})
+    )
     never = sorted({0, 1, 2, *range(3, 7)})  # the ends too: every candidate is as long as is asked for
     return BaseModel(
         model=model, processor=processor or SimpleNamespace(tokenizer=None), directory=directory, digest="0" * 64,

@@ -64,11 +64,7 @@ def test_sampler_and_update_agree_on_every_pair(
         turned += Image.open(photos / "images" / row["images"][0]["path"]).getexif().get(0x0112, 1) != 1
         for side, values, mask in zip(("chosen", "rejected"), ours, where, strict=True):
             assert row[f"{side}_source"] == "policy"
-            theirs = next(
-                each.logprobs
-                for each in found[row["prompt_id"]]
-                if each.index == row[f"{side}_index"]
-            )
+            theirs = next(each.logprobs for each in found[row["prompt_id"]] if each.index == row[f"{side}_index"])
             gap = float(np.abs(values[mask].numpy() - np.asarray(theirs)).mean())
             assert gap < 1e-3, (row["prompt_id"], side, gap)
             worst = max(worst, gap)

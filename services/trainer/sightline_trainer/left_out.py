@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sightline.errors import InvalidInput, PreconditionFailed
 
-from sightline_trainer.dropped import DroppedRows
+from sightline_trainer.dropped import DroppedRows, summary_of
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.pools import Pool
 from sightline_trainer.records.prompt import Prompt
@@ -71,11 +71,8 @@ def no_pairs(
     gone = [each for each in dropped if "source" not in each]
     if len(gone) >= prompts:
         reasons = Counter(each["reason"] for each in gone)
-        first = gone[0]
         return PreconditionFailed(
-            f"iteration {iteration}: {none_of(prompts, reasons)}: "
-            f"{', '.join(f'{count} {reason}' for reason, count in reasons.most_common())}; the first is "
-            f"{first['prompt_id']}: {first['message']}",
+            f"iteration {iteration}: {none_of(prompts, reasons)}: {summary_of(reasons, gone)}",
             reason=next(iter(reasons)) if len(reasons) == 1 else "NO_PROMPTS",
         )
     return PreconditionFailed(

@@ -125,6 +125,12 @@ class RowGate:
             return None
         return self._fits(rendered, size, len(self.template.response(row.prompt, row.reference)), "reference")
 
+    def length(self, row: Prompt) -> int:
+        """Tokens of a row that passes: its picture and its prompt, as the model takes them."""
+        size = self._image(row.image)
+        assert not isinstance(size, Refusal)
+        return self.template.length(self.template.prompt(row.prompt), size)
+
     def tokenised(self, prompt: Prompt, asked: str, text: str) -> tuple[list[int], Checked]:
         """Token ids of a text that no policy sampled, as an answer to `asked`, or why it can't be one."""
         if fault := self.text(asked, "prompt") or self.text(text, "candidate"):

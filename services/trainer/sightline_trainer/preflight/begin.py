@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from sightline_trainer.pools import Pool
 from sightline_trainer.preflight import data, disk, memory
 from sightline_trainer.preflight.finding import Finding, refuse
-from sightline_trainer.preflight.model import checkpoint, prompt_tokens, sizes
+from sightline_trainer.preflight.model import checkpoint, sizes
 from sightline_trainer.preflight.programs import programs
 from sightline_trainer.preflight.services import parts, services
 from sightline_trainer.preflight.sizes import Sizes
@@ -58,7 +58,7 @@ def _alone(session: Session, train: Pool) -> Iterator[Finding]:
     yield from found
     if known is None or session.policies is None:
         return
-    length = prompt_tokens(recipe.processor, seen.readable[0]) if seen.readable else None
+    length = session.gate.length(seen.readable[0]) if seen.readable else None
     yield from memory.too_large(memory.estimate(recipe, known, prompt=length), strict=False)
     prompts = min(recipe.data.prompts_per_iteration, len(train))
     wanted = disk.needed(recipe, known, prompts=prompts, image_bytes=seen.image_bytes)

@@ -20,7 +20,6 @@ from sightline_trainer.preflight import data, disk, memory
 from sightline_trainer.preflight.begin import without_services
 from sightline_trainer.preflight.duration import Duration, by_run, by_trial
 from sightline_trainer.preflight.finding import Finding, found_by
-from sightline_trainer.preflight.model import prompt_tokens
 from sightline_trainer.preflight.services import parts, services
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.preflight.trial import Trial, ask, elsewhere, train_on
@@ -82,7 +81,7 @@ class Check:
         if self.sizes is None:
             return
         self.tell("memory and disk")
-        length = prompt_tokens(recipe.processor, seen.readable[0]) if seen is not None and seen.readable else None
+        length = self._gate.length(seen.readable[0]) if seen is not None and seen.readable else None
         self.memory = memory.estimate(recipe, self.sizes, prompt=length, here=here, scorer=_weights(recipe))
         self.findings += memory.too_large(self.memory, strict=True)
         if seen is not None:

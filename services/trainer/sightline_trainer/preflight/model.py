@@ -10,15 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from sightline.errors import SightlineError
-from sightline_chassis.images import decode
-from sightline_chassis.sections import ImageLimits
 
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.preflight.finding import Finding, first_line, found_by
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
-from sightline_trainer.records.prompt import Prompt
 
 # What transformers, tokenizers and a checkpoint's own template raise on what they can't use.
 _REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, AssertionError)
@@ -114,25 +111,6 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
             )
         ]
     return Sizes.of(trained, config), []
-
-
-def prompt_tokens(processor: ModelProcessor, prompt: Prompt) -> int | None:
-    """Tokens of a prompt with its image, by the model's own processor; None where it can't tell."""
-    content = [
-        {"type": "image", "image": decode(prompt.image.read_bytes(), ImageLimits())},
-        {"type": "text", "text": prompt.prompt},
-    ]
-    try:
-        made = processor.load().apply_chat_template(
-            [{"role": "user", "content": content}],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            return_tensors="pt",
-        )
-        return int(made["input_ids"].shape[-1])
-    except (*_REFUSALS, SightlineError):
-        return None
 
 
 def _template_fault(made: ModelProcessor) -> str | None:

@@ -62,10 +62,10 @@ def run(
         recipe, known = connected_to(recipe, sampler, scorer, connections)
         settings = local_services(recipe, directory / "services")
         processes = stack.enter_context(Processes(directory / "services"))
-        for name, flags in settings.items():
-            processes.start(name, flags)
+        for service, flags in settings.items():
+            processes.start(service, flags)
         recipe = with_data(recipe, directory / "data")
-        addresses = {name: processes.wait(name).grpc for name in settings}
+        addresses = {service: processes.wait(service).grpc for service in settings}
         recipe = with_values(
             recipe, sampling={"address": addresses.get("sampler")}, reward={"address": addresses.get("scorer")}
         )

@@ -21,7 +21,7 @@ from sightline_scorer.fair_pool import FairPool
 from sightline_scorer.fetch import Fetcher
 from sightline_scorer.models import ServedModel
 from sightline_scorer.small_images import MOST_BYTES, small_size
-from sightline_scorer.texts import Plan, Steps
+from sightline_scorer.texts import Plan, Steps, advance
 from sightline_scorer.tower import TowerItem, Wait
 
 T = TypeVar("T")
@@ -148,21 +148,9 @@ class Embedder:
         Raises:
             DeadlineExceeded: the deadline passed between two texts.
         """
-
-        def some() -> Plan | None:
-            until = time.monotonic() + _SLICE_SECONDS
-            while True:
-                try:
-                    next(steps)
-                except StopIteration as done:
-                    plan: Plan = done.value
-                    return plan
-                if time.monotonic() >= until:
-                    return None
-
         while True:
             check_time(deadline)
-            if (plan := await self.in_pool(some)) is not None:
+            if (plan := await self.in_pool(partial(advance, steps, _SLICE_SECONDS))) is not None:
                 return plan
 
     def _in_turn(self, work: Callable[[], T]) -> asyncio.Future[T]:

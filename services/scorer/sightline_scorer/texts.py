@@ -7,6 +7,8 @@ over it pieces at clauses, words or tokens, flagged; or it is refused, with LONG
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -73,14 +75,24 @@ def cost(texts: Iterable[str]) -> int:
     return sum(_TEXT_COST + (len(text) if text.isascii() else _OTHER_COST * len(text)) for text in texts)
 
 
-def finished(steps: Steps) -> Plan:
-    """The plan, made at once."""
+def advance(steps: Steps, seconds: float) -> Plan | None:
+    """The plan, or None where so many seconds passed before it was made: ask again to go on."""
+    until = time.monotonic() + seconds
     while True:
         try:
             next(steps)
         except StopIteration as done:
             plan: Plan = done.value
             return plan
+        if time.monotonic() >= until:
+            return None
+
+
+def finished(steps: Steps) -> Plan:
+    """The plan, made at once."""
+    plan = advance(steps, math.inf)
+    assert plan is not None
+    return plan
 
 
 def key_of(text: str) -> bytes:

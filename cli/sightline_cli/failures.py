@@ -68,7 +68,14 @@ def guarded(command: Callable[[], None], debug: bool, extra: str = "service") ->
 
 def _end(error: Exception, debug: bool, code: int) -> NoReturn:
     """Say what went wrong, and leave with an exit code."""
-    from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed, SightlineError
+    from sightline.errors import (
+        AlreadyExists,
+        InvalidInput,
+        NotFound,
+        PreconditionFailed,
+        SightlineError,
+        first_line,
+    )
 
     if debug:
         if log := getattr(error, "log", ""):
@@ -81,16 +88,12 @@ def _end(error: Exception, debug: bool, code: int) -> NoReturn:
         _tell(f"{error}; is the service running, and at that address?" if away else str(error), 1)
     if isinstance(error, OSError):
         _tell(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), code)
-    _tell(f"{type(error).__name__}: {_first_line(error)}; that should have been told better: --debug shows where", 1)
+    _tell(f"{type(error).__name__}: {first_line(error)}; that should have been told better: --debug shows where", 1)
 
 
 def _is_of_settings(error: Exception) -> bool:
     known = sys.modules.get("sightline_chassis.layers")  # not there, then nobody has raised it
     return known is not None and isinstance(error, known.SettingsError)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0][:300]
 
 
 def _tell(message: str, code: int) -> NoReturn:

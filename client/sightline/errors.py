@@ -241,6 +241,11 @@ def typed_errors() -> Iterator[None]:
         raise from_rpc_error(error) from error
 
 
+def first_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, without what may follow: a list, pages of advice, a traceback; at most so many letters."""
+    return (str(error).strip() or "no message").splitlines()[0][:most]
+
+
 def _clip(text: str, limit: int) -> str:
     raw = text.encode("utf-8", "replace")  # a lone surrogate cannot travel
     return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode("utf-8", "ignore") + "…"

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-from sightline.errors import PreconditionFailed, SightlineError
+from sightline.errors import PreconditionFailed, SightlineError, first_line
 from sightline.picture_rule import PICTURE_RULE
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_chassis.shipped import model_place
@@ -263,7 +263,7 @@ def _naming(name: str) -> Iterator[None]:
     except Exception as error:  # whatever open_clip, the format of the weights or a damaged file may raise
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise PreconditionFailed(
-            f"the model {name} cannot be loaded: {kind}{repository.first_line(error)}", reason="MODEL_UNREADABLE"
+            f"the model {name} cannot be loaded: {kind}{first_line(error, 500)}", reason="MODEL_UNREADABLE"
         ) from error
 
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import PreconditionFailed
+from sightline.errors import PreconditionFailed, first_line
 from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import model_place
 
@@ -219,7 +219,7 @@ def _embedding_size(name: str, model: Any, tokenizer: Any, size: tuple[int, int]
             image = int(model.encode_image(torch.zeros(1, 3, *size)).shape[-1])
     except Exception as error:
         raise PreconditionFailed(
-            f"the model {name} fails its trial forward: {type(error).__name__}: {first_line(error)}",
+            f"the model {name} fails its trial forward: {type(error).__name__}: {first_line(error, 500)}",
             reason="MODEL_FAILS_FORWARD",
         ) from error
     if image != text:
@@ -228,11 +228,6 @@ def _embedding_size(name: str, model: Any, tokenizer: Any, size: tuple[int, int]
             reason="MODEL_FAILS_FORWARD",
         )
     return image
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, without what may follow: a list, a traceback."""
-    return (str(error).strip() or "no message").splitlines()[0][:500]
 
 
 def _trims(model: Any) -> bool:

@@ -47,7 +47,7 @@ def found_by(error: Exception, code: str = "UNEXPECTED", fix: str = "") -> Findi
     return Finding(error.reason if isinstance(error, SightlineError) else code, message.strip().rstrip("."), advice)
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
+def clause(error: BaseException, most: int = 200) -> str:
     """The beginning of what a library's error says, which may go on for pages."""
     told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return told.rstrip(".") if len(told) <= most else f"{told[:most]}..."

@@ -13,7 +13,7 @@ from sightline.errors import SightlineError
 
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.model_processor import ModelProcessor
-from sightline_trainer.preflight.finding import Finding, first_line, found_by
+from sightline_trainer.preflight.finding import Finding, clause, found_by
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
 
@@ -52,7 +52,7 @@ def checkpoint(made: ModelProcessor) -> Iterator[Finding]:
     except _REFUSALS as error:
         yield Finding(
             "PROCESSOR_UNUSABLE",
-            f"the processor of {model} can't be loaded: {first_line(error)}",
+            f"the processor of {model} can't be loaded: {clause(error)}",
             "complete its files (preprocessor_config.json or processor_config.json, tokenizer.json) from the original",
         )
         return
@@ -84,7 +84,7 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
         return None, [
             Finding(
                 "MODEL_UNUSABLE",
-                f"transformers can't make the model {model} from its config: {first_line(error)}",
+                f"transformers can't make the model {model} from its config: {clause(error)}",
                 "compare its config.json with the original, or use the release of transformers that it was made for",
             )
         ]
@@ -122,7 +122,7 @@ def _template_fault(made: ModelProcessor) -> str | None:
         words = [{"role": "user", "content": [{"type": "text", "text": _ASKED}]}]
         alone = made.load().apply_chat_template(words, add_generation_prompt=True, tokenize=False)
     except (*_REFUSALS, TemplateError) as error:
-        return f"the recipe's chat_template can't be rendered: {first_line(error)}"
+        return f"the recipe's chat_template can't be rendered: {clause(error)}"
     if _ASKED not in rendered:
         return "the recipe's chat_template leaves out the user's text"
     if rendered == alone:
@@ -167,7 +167,7 @@ def _classes(mapping: Any, config: Any) -> list[Any]:
 
 
 def _not_found(model: str, why: object) -> Finding:
-    told = first_line(why) if isinstance(why, BaseException) else why
+    told = clause(why) if isinstance(why, BaseException) else why
     return Finding(
         "MODEL_NOT_FOUND",
         f"there is no model {model}: {told}",

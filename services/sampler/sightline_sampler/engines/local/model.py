@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 import transformers
-from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError, first_line
 from sightline.sampler.manifest import model_digest
 from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from sightline_chassis.families.pixels import bound_pixels
@@ -97,11 +97,6 @@ def model_directory(model: str) -> Path:
 
 def _no_directory(model: str) -> str:
     return f"there is no directory {model}" + ("" if Path(model).is_absolute() else f" below {Path.cwd()}")
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, without what may follow: advice of pages, lists of files."""
-    return (str(error).strip() or "no message").splitlines()[0][:300]
 
 
 def pick_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from sightline.errors import PreconditionFailed, SightlineError
+from sightline.errors import PreconditionFailed, SightlineError, first_line
 from sightline.sampler.params import SamplingParams
 
 from sightline_sampler.engines import seeds
@@ -30,7 +30,7 @@ from sightline_sampler.engines.base import SampleWork
 from sightline_sampler.engines.local import attention, teacher
 from sightline_sampler.engines.local.features import Features
 from sightline_sampler.engines.local.lane import Lane
-from sightline_sampler.engines.local.model import BaseModel, first_line
+from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import Prefiller, decoder_positions
 from sightline_sampler.engines.local.prompts import PromptBuilder
 from sightline_sampler.engines.local.rows import Request

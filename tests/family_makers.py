@@ -290,6 +290,13 @@ _IDEFICS_SIZES = {"size": {"longest_edge": 96}, "max_image_size": {"longest_edge
 _IDEFICS_TURN = {"turn": "{role}: ", "end": "<end_of_utterance>\n", "answer": "Assistant:", "image": "<image>"}
 
 
+def _idefics_config(kind: Any, words: Any) -> Any:
+    return kind(
+        vision_config={**TOWER, "image_size": 32, "patch_size": 8}, text_config=t.LlamaConfig(**text_config(words)),
+        image_token_id=token(words, "<image>"), scale_factor=2, pad_token_id=words.pad_token_id,
+    )  # fmt: skip
+
+
 def smolvlm() -> Made:
     """SmolVLM: rows and columns of tiles and a small whole, each a row of `pixel_values`, 4 tokens each."""
     words = _idefics_words()
@@ -297,11 +304,7 @@ def smolvlm() -> Made:
         t.SmolVLMImageProcessor(**_IDEFICS_SIZES), words, t.SmolVLMVideoProcessor(**_IDEFICS_SIZES), image_seq_len=4,
         chat_template=template(**_IDEFICS_TURN, begin="<|im_start|>"),
     )  # fmt: skip
-    config = t.SmolVLMConfig(
-        vision_config={**TOWER, "image_size": 32, "patch_size": 8}, text_config=t.LlamaConfig(**text_config(words)),
-        image_token_id=token(words, "<image>"), scale_factor=2, pad_token_id=words.pad_token_id,
-    )  # fmt: skip
-    return t.SmolVLMForConditionalGeneration(config), processor
+    return t.SmolVLMForConditionalGeneration(_idefics_config(t.SmolVLMConfig, words)), processor
 
 
 def idefics3() -> Made:
@@ -311,11 +314,7 @@ def idefics3() -> Made:
         t.Idefics3ImageProcessor(**_IDEFICS_SIZES), words, image_seq_len=4,
         chat_template=template(**_IDEFICS_TURN, begin="<|im_start|>"),
     )  # fmt: skip
-    config = t.Idefics3Config(
-        vision_config={**TOWER, "image_size": 32, "patch_size": 8}, text_config=t.LlamaConfig(**text_config(words)),
-        image_token_id=token(words, "<image>"), scale_factor=2, pad_token_id=words.pad_token_id,
-    )  # fmt: skip
-    return t.Idefics3ForConditionalGeneration(config), processor
+    return t.Idefics3ForConditionalGeneration(_idefics_config(t.Idefics3Config, words)), processor
 
 
 def paligemma() -> Made:

@@ -8,6 +8,8 @@ from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pytest
+from sightline.errors import PreconditionFailed
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.types import Candidate, Summary
 from sightline_sampler.engines import seeds
@@ -77,3 +79,20 @@ def running_engine(model: Path, **engine: Any) -> Iterator[RunningEngine]:
 
 def ids(candidate: Candidate) -> list[int]:
     return [int(token) for token in candidate.token_ids]
+
+
+def refusal(model: object, **options: str) -> PreconditionFailed:
+    """Why the engine does not start on a model, in one line."""
+    settings = EngineSettings.model_validate({"model": str(model), "threads": 1, **options})
+
+    async def start() -> None:
+        engine = TransformersEngine(settings, SamplerLimits())
+        try:
+            await engine.start()
+        finally:
+            await engine.stop()
+
+    with pytest.raises(PreconditionFailed) as caught:
+        asyncio.run(start())
+    assert "\n" not in str(caught.value)
+    return caught.value

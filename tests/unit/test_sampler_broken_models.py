@@ -1,16 +1,14 @@
 """Models that the engine cannot use: one sentence that names the model and the cause."""
 
-import asyncio
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 from running import WEIGHTS
+from sampler_engine import refusal
 from sightline.errors import PreconditionFailed
 from sightline_sampler.engines.local.model import model_directory
-from sightline_sampler.engines.local.transformers import TransformersEngine
-from sightline_sampler.settings import EngineSettings, SamplerLimits
 
 
 @pytest.fixture
@@ -18,21 +16,10 @@ def copied(tmp_path: Path) -> Path:
     return Path(shutil.copytree(WEIGHTS / "llava", tmp_path / "llava"))
 
 
-def refusal(model: object) -> PreconditionFailed:
-    settings = EngineSettings.model_validate({"model": str(model), "threads": 1})
-
-    async def start() -> None:
-        engine = TransformersEngine(settings, SamplerLimits())
-        try:
-            await engine.start()
-        finally:
-            await engine.stop()
-
-    with pytest.raises(PreconditionFailed) as caught:
-        asyncio.run(start())
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 700
-    return caught.value
+def short(model: object) -> PreconditionFailed:
+    refused = refusal(model)
+    assert len(str(refused)) < 700
+    return refused
 
 
 @pytest.mark.field
@@ -41,7 +28,7 @@ def test_a_model_that_fails_its_trial_forward_is_named(copied: Path) -> None:
     file = copied / "processor_config.json"
     config = json.loads(file.read_text())
     file.write_text(json.dumps({**config, "patch_size": config["patch_size"] * 2}))  # fewer image tokens than features
-    error = refusal(copied)
+    error = short(copied)
     assert error.reason == "MODEL_FAILS_FORWARD"
     assert str(error).startswith(f"the model {copied} fails its trial forward: ValueError: ")
 
@@ -49,7 +36,7 @@ def test_a_model_that_fails_its_trial_forward_is_named(copied: Path) -> None:
 @pytest.mark.field
 def test_a_model_whose_files_are_damaged_is_named(copied: Path) -> None:
     (copied / "config.json").write_text("{")
-    error = refusal(copied)
+    error = short(copied)
     assert (error.reason, str(copied) in str(error)) == ("MODEL_UNREADABLE", True)
 
 

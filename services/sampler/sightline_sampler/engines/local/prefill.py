@@ -9,7 +9,7 @@ some models, from 1 on for others.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,13 +114,17 @@ class Prefiller:
                 found[digest] = features
                 self.features.put((digest, vision_key), features)
         # What is left of the image beside its pixels: grids and sizes, from which some models make positions.
-        rest = {name: tensor for name, tensor in self.joined(prompts).items() if not tensor.is_floating_point()}
+        beside = [{name: t for name, t in prompt.pixels.items() if not t.is_floating_point()} for prompt in prompts]
+        rest = self._moved(beside)
         return {**rest, "mm_encoder_outputs": {"image": self.sharing.join([found[p.digest] for p in prompts])}}
 
     def joined(self, prompts: Sequence[Prepared]) -> dict[str, torch.Tensor]:
         """The image inputs of prompts of one shape, on the model's device and in its type."""
+        return self._moved([prompt.pixels for prompt in prompts])
+
+    def _moved(self, images: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         base = self._base
-        joined = base.processing.join([prompt.pixels for prompt in prompts])
+        joined = base.processing.join(images)
         moved = {name: tensor.to(base.device) for name, tensor in joined.items()}
         return {name: t.to(base.dtype) if t.is_floating_point() else t for name, t in moved.items()}
 

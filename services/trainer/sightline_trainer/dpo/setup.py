@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +78,7 @@ def make_trainer(
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
-    if load is None:
-        other = settings.attn_implementation != "sdpa"
-        load = partial(load_policy, attention=settings.attn_implementation) if other else load_policy
+    load = load or (lambda place, kind: load_policy(place, kind, settings.attn_implementation))
     model = load(previous if full and previous else recipe.base_model, dtype)
     family = Family(model, recipe.processor.load(), shown=_shown(pairs))
     if full:

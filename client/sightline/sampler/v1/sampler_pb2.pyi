@@ -86,12 +86,14 @@ class Image(_message.Message):
     def __init__(self, content: _Optional[bytes] = ..., sha256: _Optional[bytes] = ...) -> None: ...
 
 class PolicySelector(_message.Message):
-    __slots__ = ("exact", "at_least")
+    __slots__ = ("exact", "at_least", "run_id")
     EXACT_FIELD_NUMBER: _ClassVar[int]
     AT_LEAST_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     exact: int
     at_least: int
-    def __init__(self, exact: _Optional[int] = ..., at_least: _Optional[int] = ...) -> None: ...
+    run_id: str
+    def __init__(self, exact: _Optional[int] = ..., at_least: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "max_tokens", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance")
@@ -228,7 +230,7 @@ class SampleRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., num_candidates: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Candidate(_message.Message):
-    __slots__ = ("index", "text", "token_ids", "logprobs", "behaviour_logprobs", "finish_reason", "seed", "policy_version")
+    __slots__ = ("index", "text", "token_ids", "logprobs", "behaviour_logprobs", "finish_reason", "seed", "policy_version", "run_id")
     INDEX_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +239,7 @@ class Candidate(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     index: int
     text: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
@@ -245,7 +248,8 @@ class Candidate(_message.Message):
     finish_reason: FinishReason
     seed: int
     policy_version: int
-    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., behaviour_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ..., policy_version: _Optional[int] = ...) -> None: ...
+    run_id: str
+    def __init__(self, index: _Optional[int] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., behaviour_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., seed: _Optional[int] = ..., policy_version: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class SampleResponse(_message.Message):
     __slots__ = ("candidate", "summary")
@@ -256,18 +260,20 @@ class SampleResponse(_message.Message):
     def __init__(self, candidate: _Optional[_Union[Candidate, _Mapping]] = ..., summary: _Optional[_Union[SampleSummary, _Mapping]] = ...) -> None: ...
 
 class SampleSummary(_message.Message):
-    __slots__ = ("prompt_tokens", "rendered_prompt", "policy_version", "engine", "seconds")
+    __slots__ = ("prompt_tokens", "rendered_prompt", "policy_version", "engine", "seconds", "run_id")
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     RENDERED_PROMPT_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     prompt_tokens: int
     rendered_prompt: str
     policy_version: int
     engine: str
     seconds: float
-    def __init__(self, prompt_tokens: _Optional[int] = ..., rendered_prompt: _Optional[str] = ..., policy_version: _Optional[int] = ..., engine: _Optional[str] = ..., seconds: _Optional[float] = ...) -> None: ...
+    run_id: str
+    def __init__(self, prompt_tokens: _Optional[int] = ..., rendered_prompt: _Optional[str] = ..., policy_version: _Optional[int] = ..., engine: _Optional[str] = ..., seconds: _Optional[float] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class ScoreTokensRequest(_message.Message):
     __slots__ = ("image", "prompt", "token_ids", "policy")
@@ -282,12 +288,14 @@ class ScoreTokensRequest(_message.Message):
     def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ...) -> None: ...
 
 class ScoreTokensResponse(_message.Message):
-    __slots__ = ("logprobs", "policy_version")
+    __slots__ = ("logprobs", "policy_version", "run_id")
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     policy_version: int
-    def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., policy_version: _Optional[int] = ...) -> None: ...
+    run_id: str
+    def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., policy_version: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class PolicyInfo(_message.Message):
     __slots__ = ("version", "kind", "state", "digest", "base_digest", "parent_version", "uri", "run_id", "iteration", "tensors", "changed_modules", "arrival")
@@ -363,15 +371,68 @@ class Arrival(_message.Message):
     engine: str
     def __init__(self, passed: bool = ..., reason: _Optional[str] = ..., previous_version: _Optional[int] = ..., probes: _Optional[int] = ..., tokens: _Optional[int] = ..., changed: _Optional[float] = ..., correlation: _Optional[float] = ..., required_correlation: _Optional[float] = ..., gap: _Optional[float] = ..., previous_gap: _Optional[float] = ..., moved: _Optional[float] = ..., trainer_moved: _Optional[float] = ..., sampled_gap: _Optional[float] = ..., engine: _Optional[str] = ...) -> None: ...
 
+class PushPolicyRequest(_message.Message):
+    __slots__ = ("policy", "chunk")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    policy: PushedPolicy
+    chunk: PushedChunk
+    def __init__(self, policy: _Optional[_Union[PushedPolicy, _Mapping]] = ..., chunk: _Optional[_Union[PushedChunk, _Mapping]] = ...) -> None: ...
+
+class PushedPolicy(_message.Message):
+    __slots__ = ("manifest", "sizes", "arrival")
+    class SizesEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    ARRIVAL_FIELD_NUMBER: _ClassVar[int]
+    manifest: bytes
+    sizes: _containers.ScalarMap[str, int]
+    arrival: bytes
+    def __init__(self, manifest: _Optional[bytes] = ..., sizes: _Optional[_Mapping[str, int]] = ..., arrival: _Optional[bytes] = ...) -> None: ...
+
+class PushedChunk(_message.Message):
+    __slots__ = ("sha256", "offset", "data")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    offset: int
+    data: bytes
+    def __init__(self, sha256: _Optional[bytes] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class MissingFile(_message.Message):
+    __slots__ = ("sha256", "offset")
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    offset: int
+    def __init__(self, sha256: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class PushPolicyResponse(_message.Message):
+    __slots__ = ("missing", "uri")
+    MISSING_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    missing: _containers.RepeatedCompositeFieldContainer[MissingFile]
+    uri: str
+    def __init__(self, missing: _Optional[_Iterable[_Union[MissingFile, _Mapping]]] = ..., uri: _Optional[str] = ...) -> None: ...
+
 class StagePolicyRequest(_message.Message):
-    __slots__ = ("uri", "version", "probes")
+    __slots__ = ("uri", "version", "probes", "digest")
     URI_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROBES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     uri: str
     version: int
     probes: _containers.RepeatedCompositeFieldContainer[Probe]
-    def __init__(self, uri: _Optional[str] = ..., version: _Optional[int] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ...) -> None: ...
+    digest: str
+    def __init__(self, uri: _Optional[str] = ..., version: _Optional[int] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class StagePolicyResponse(_message.Message):
     __slots__ = ("policy",)
@@ -380,12 +441,14 @@ class StagePolicyResponse(_message.Message):
     def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
 
 class ActivatePolicyRequest(_message.Message):
-    __slots__ = ("version", "probes")
+    __slots__ = ("version", "probes", "run_id")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PROBES_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     version: int
     probes: _containers.RepeatedCompositeFieldContainer[Probe]
-    def __init__(self, version: _Optional[int] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ...) -> None: ...
+    run_id: str
+    def __init__(self, version: _Optional[int] = ..., probes: _Optional[_Iterable[_Union[Probe, _Mapping]]] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class ActivatePolicyResponse(_message.Message):
     __slots__ = ("policy", "previous_version")
@@ -396,10 +459,12 @@ class ActivatePolicyResponse(_message.Message):
     def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ..., previous_version: _Optional[int] = ...) -> None: ...
 
 class RetirePolicyRequest(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "run_id")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    run_id: str
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class RetirePolicyResponse(_message.Message):
     __slots__ = ("policy",)
@@ -408,10 +473,12 @@ class RetirePolicyResponse(_message.Message):
     def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
 
 class GetPolicyRequest(_message.Message):
-    __slots__ = ("version",)
+    __slots__ = ("version", "run_id")
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
     version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    run_id: str
+    def __init__(self, version: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class GetPolicyResponse(_message.Message):
     __slots__ = ("policy",)
@@ -420,8 +487,10 @@ class GetPolicyResponse(_message.Message):
     def __init__(self, policy: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
 
 class ListPoliciesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("run_id",)
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    run_id: str
+    def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
 class PauseRequest(_message.Message):
     __slots__ = ("mode",)
@@ -444,14 +513,16 @@ class ResumeResponse(_message.Message):
     def __init__(self) -> None: ...
 
 class ListPoliciesResponse(_message.Message):
-    __slots__ = ("policies", "capabilities", "highest_version")
+    __slots__ = ("policies", "capabilities", "highest_version", "active")
     POLICIES_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     HIGHEST_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
     policies: _containers.RepeatedCompositeFieldContainer[PolicyInfo]
     capabilities: Capabilities
     highest_version: int
-    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyInfo, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., highest_version: _Optional[int] = ...) -> None: ...
+    active: PolicyInfo
+    def __init__(self, policies: _Optional[_Iterable[_Union[PolicyInfo, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., highest_version: _Optional[int] = ..., active: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
 
 class Capabilities(_message.Message):
     __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels", "native_k", "scores", "params", "keeps", "picture_rule")

@@ -48,6 +48,11 @@ class SamplerServiceStub(object):
                 request_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.ScoreTokensRequest.SerializeToString,
                 response_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.ScoreTokensResponse.FromString,
                 _registered_method=True)
+        self.PushPolicy = channel.stream_unary(
+                '/sightline_sampler.v1.SamplerService/PushPolicy',
+                request_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.PushPolicyRequest.SerializeToString,
+                response_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.PushPolicyResponse.FromString,
+                _registered_method=True)
         self.StagePolicy = channel.unary_unary(
                 '/sightline_sampler.v1.SamplerService/StagePolicy',
                 request_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.StagePolicyRequest.SerializeToString,
@@ -103,6 +108,15 @@ class SamplerServiceServicer(object):
     def ScoreTokens(self, request, context):
         """ScoreTokens gives the policy's log-probability of each token of a given response
         (teacher forcing, temperature 1).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PushPolicy(self, request_iterator, context):
+        """PushPolicy receives a policy from a caller whose files the sampler does not see, in chunks, by
+        the SHA-256 of each file. It answers with what is still missing; called again with that, until
+        nothing is, it answers with the uri to stage. What came before a stream broke stays.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +184,11 @@ def add_SamplerServiceServicer_to_server(servicer, server):
                     servicer.ScoreTokens,
                     request_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.ScoreTokensRequest.FromString,
                     response_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.ScoreTokensResponse.SerializeToString,
+            ),
+            'PushPolicy': grpc.stream_unary_rpc_method_handler(
+                    servicer.PushPolicy,
+                    request_deserializer=sightline__sampler_dot_v1_dot_sampler__pb2.PushPolicyRequest.FromString,
+                    response_serializer=sightline__sampler_dot_v1_dot_sampler__pb2.PushPolicyResponse.SerializeToString,
             ),
             'StagePolicy': grpc.unary_unary_rpc_method_handler(
                     servicer.StagePolicy,
@@ -265,6 +284,33 @@ class SamplerService(object):
             '/sightline_sampler.v1.SamplerService/ScoreTokens',
             sightline__sampler_dot_v1_dot_sampler__pb2.ScoreTokensRequest.SerializeToString,
             sightline__sampler_dot_v1_dot_sampler__pb2.ScoreTokensResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PushPolicy(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/sightline_sampler.v1.SamplerService/PushPolicy',
+            sightline__sampler_dot_v1_dot_sampler__pb2.PushPolicyRequest.SerializeToString,
+            sightline__sampler_dot_v1_dot_sampler__pb2.PushPolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

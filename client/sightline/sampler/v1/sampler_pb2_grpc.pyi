@@ -39,6 +39,11 @@ class SamplerServiceStub:
     """ScoreTokens gives the policy's log-probability of each token of a given response
     (teacher forcing, temperature 1).
     """
+    PushPolicy: grpc.StreamUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.PushPolicyRequest, sightline.sampler.v1.sampler_pb2.PushPolicyResponse]
+    """PushPolicy receives a policy from a caller whose files the sampler does not see, in chunks, by
+    the SHA-256 of each file. It answers with what is still missing; called again with that, until
+    nothing is, it answers with the uri to stage. What came before a stream broke stays.
+    """
     StagePolicy: grpc.UnaryUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.StagePolicyRequest, sightline.sampler.v1.sampler_pb2.StagePolicyResponse]
     """StagePolicy loads a policy directory and checks it, without answering from it."""
     ActivatePolicy: grpc.UnaryUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.ActivatePolicyRequest, sightline.sampler.v1.sampler_pb2.ActivatePolicyResponse]
@@ -72,6 +77,11 @@ class SamplerServiceAsyncStub(SamplerServiceStub):
     ScoreTokens: grpc.aio.UnaryUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.ScoreTokensRequest, sightline.sampler.v1.sampler_pb2.ScoreTokensResponse]  # type: ignore[assignment]
     """ScoreTokens gives the policy's log-probability of each token of a given response
     (teacher forcing, temperature 1).
+    """
+    PushPolicy: grpc.aio.StreamUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.PushPolicyRequest, sightline.sampler.v1.sampler_pb2.PushPolicyResponse]  # type: ignore[assignment]
+    """PushPolicy receives a policy from a caller whose files the sampler does not see, in chunks, by
+    the SHA-256 of each file. It answers with what is still missing; called again with that, until
+    nothing is, it answers with the uri to stage. What came before a stream broke stays.
     """
     StagePolicy: grpc.aio.UnaryUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.StagePolicyRequest, sightline.sampler.v1.sampler_pb2.StagePolicyResponse]  # type: ignore[assignment]
     """StagePolicy loads a policy directory and checks it, without answering from it."""
@@ -115,6 +125,17 @@ class SamplerServiceServicer(metaclass=abc.ABCMeta):
     ) -> typing.Union[sightline.sampler.v1.sampler_pb2.ScoreTokensResponse, collections.abc.Awaitable[sightline.sampler.v1.sampler_pb2.ScoreTokensResponse]]:
         """ScoreTokens gives the policy's log-probability of each token of a given response
         (teacher forcing, temperature 1).
+        """
+
+    @abc.abstractmethod
+    def PushPolicy(
+        self,
+        request_iterator: _MaybeAsyncIterator[sightline.sampler.v1.sampler_pb2.PushPolicyRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[sightline.sampler.v1.sampler_pb2.PushPolicyResponse, collections.abc.Awaitable[sightline.sampler.v1.sampler_pb2.PushPolicyResponse]]:
+        """PushPolicy receives a policy from a caller whose files the sampler does not see, in chunks, by
+        the SHA-256 of each file. It answers with what is still missing; called again with that, until
+        nothing is, it answers with the uri to stage. What came before a stream broke stays.
         """
 
     @abc.abstractmethod

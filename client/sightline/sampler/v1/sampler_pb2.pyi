@@ -7,6 +7,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Role(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ROLE_UNSPECIFIED: _ClassVar[Role]
+    ROLE_SYSTEM: _ClassVar[Role]
+    ROLE_USER: _ClassVar[Role]
+    ROLE_ASSISTANT: _ClassVar[Role]
+
 class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     FINISH_REASON_UNSPECIFIED: _ClassVar[FinishReason]
@@ -50,6 +57,10 @@ class SwapMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SWAP_MODE_NONE: _ClassVar[SwapMode]
     SWAP_MODE_RESTART: _ClassVar[SwapMode]
     SWAP_MODE_HOT: _ClassVar[SwapMode]
+ROLE_UNSPECIFIED: Role
+ROLE_SYSTEM: Role
+ROLE_USER: Role
+ROLE_ASSISTANT: Role
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_EOS: FinishReason
 FINISH_REASON_STOP: FinishReason
@@ -84,6 +95,22 @@ class Image(_message.Message):
     content: bytes
     sha256: bytes
     def __init__(self, content: _Optional[bytes] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class TurnPart(_message.Message):
+    __slots__ = ("text", "image")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    image: Image
+    def __init__(self, text: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+
+class Turn(_message.Message):
+    __slots__ = ("role", "parts")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    role: Role
+    parts: _containers.RepeatedCompositeFieldContainer[TurnPart]
+    def __init__(self, role: _Optional[_Union[Role, str]] = ..., parts: _Optional[_Iterable[_Union[TurnPart, _Mapping]]] = ...) -> None: ...
 
 class PolicySelector(_message.Message):
     __slots__ = ("exact", "at_least", "run_id")
@@ -208,7 +235,7 @@ class Guidance(_message.Message):
     def __init__(self, contrastive: _Optional[_Union[ContrastiveDecoding, _Mapping]] = ..., image_free: _Optional[_Union[ImageFreeGuidance, _Mapping]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
-    __slots__ = ("request_id", "image", "prompt", "num_candidates", "seeds", "seed", "params", "policy", "indices")
+    __slots__ = ("request_id", "image", "prompt", "num_candidates", "seeds", "seed", "params", "policy", "indices", "turns")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
@@ -218,6 +245,7 @@ class SampleRequest(_message.Message):
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     INDICES_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     image: Image
     prompt: str
@@ -227,7 +255,8 @@ class SampleRequest(_message.Message):
     params: SamplingParams
     policy: PolicySelector
     indices: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., num_candidates: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ..., indices: _Optional[_Iterable[int]] = ...) -> None: ...
+    turns: _containers.RepeatedCompositeFieldContainer[Turn]
+    def __init__(self, request_id: _Optional[str] = ..., image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., num_candidates: _Optional[int] = ..., seeds: _Optional[_Iterable[int]] = ..., seed: _Optional[int] = ..., params: _Optional[_Union[SamplingParams, _Mapping]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ..., indices: _Optional[_Iterable[int]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("index", "text", "token_ids", "logprobs", "behaviour_logprobs", "finish_reason", "seed", "policy_version", "run_id")
@@ -276,16 +305,18 @@ class SampleSummary(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., rendered_prompt: _Optional[str] = ..., policy_version: _Optional[int] = ..., engine: _Optional[str] = ..., seconds: _Optional[float] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class ScoreTokensRequest(_message.Message):
-    __slots__ = ("image", "prompt", "token_ids", "policy")
+    __slots__ = ("image", "prompt", "token_ids", "policy", "turns")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
     image: Image
     prompt: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     policy: PolicySelector
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ...) -> None: ...
+    turns: _containers.RepeatedCompositeFieldContainer[Turn]
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ...) -> None: ...
 
 class ScoreTokensResponse(_message.Message):
     __slots__ = ("logprobs", "policy_version", "run_id")
@@ -326,18 +357,20 @@ class PolicyInfo(_message.Message):
     def __init__(self, version: _Optional[int] = ..., kind: _Optional[_Union[PolicyKind, str]] = ..., state: _Optional[_Union[PolicyState, str]] = ..., digest: _Optional[str] = ..., base_digest: _Optional[str] = ..., parent_version: _Optional[int] = ..., uri: _Optional[str] = ..., run_id: _Optional[str] = ..., iteration: _Optional[int] = ..., tensors: _Optional[int] = ..., changed_modules: _Optional[int] = ..., arrival: _Optional[_Union[Arrival, _Mapping]] = ...) -> None: ...
 
 class Probe(_message.Message):
-    __slots__ = ("image", "prompt", "token_ids", "logprobs", "previous_logprobs")
+    __slots__ = ("image", "prompt", "token_ids", "logprobs", "previous_logprobs", "turns")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
     image: Image
     prompt: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     previous_logprobs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., previous_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+    turns: _containers.RepeatedCompositeFieldContainer[Turn]
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., previous_logprobs: _Optional[_Iterable[float]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ...) -> None: ...
 
 class Arrival(_message.Message):
     __slots__ = ("passed", "reason", "previous_version", "probes", "tokens", "changed", "correlation", "required_correlation", "gap", "previous_gap", "moved", "trainer_moved", "sampled_gap", "engine")
@@ -525,7 +558,7 @@ class ListPoliciesResponse(_message.Message):
     def __init__(self, policies: _Optional[_Iterable[_Union[PolicyInfo, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., highest_version: _Optional[int] = ..., active: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels", "native_k", "scores", "params", "keeps", "picture_rule")
+    __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels", "native_k", "scores", "params", "keeps", "picture_rule", "max_images", "max_turns", "one_image_only")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -545,6 +578,9 @@ class Capabilities(_message.Message):
     PARAMS_FIELD_NUMBER: _ClassVar[int]
     KEEPS_FIELD_NUMBER: _ClassVar[int]
     PICTURE_RULE_FIELD_NUMBER: _ClassVar[int]
+    MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
+    MAX_TURNS_FIELD_NUMBER: _ClassVar[int]
+    ONE_IMAGE_ONLY_FIELD_NUMBER: _ClassVar[int]
     engine: str
     model: str
     logprobs: LogprobMeaning
@@ -564,4 +600,7 @@ class Capabilities(_message.Message):
     params: _containers.RepeatedScalarFieldContainer[str]
     keeps: bool
     picture_rule: str
-    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., logprobs: _Optional[_Union[LogprobMeaning, str]] = ..., logprob_dtype: _Optional[str] = ..., seeds: bool = ..., token_ids: bool = ..., lora: _Optional[_Union[SwapMode, str]] = ..., full: _Optional[_Union[SwapMode, str]] = ..., multi_version: bool = ..., prefix_shared: bool = ..., max_candidates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., native_k: bool = ..., scores: bool = ..., params: _Optional[_Iterable[str]] = ..., keeps: bool = ..., picture_rule: _Optional[str] = ...) -> None: ...
+    max_images: int
+    max_turns: int
+    one_image_only: str
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., logprobs: _Optional[_Union[LogprobMeaning, str]] = ..., logprob_dtype: _Optional[str] = ..., seeds: bool = ..., token_ids: bool = ..., lora: _Optional[_Union[SwapMode, str]] = ..., full: _Optional[_Union[SwapMode, str]] = ..., multi_version: bool = ..., prefix_shared: bool = ..., max_candidates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., native_k: bool = ..., scores: bool = ..., params: _Optional[_Iterable[str]] = ..., keeps: bool = ..., picture_rule: _Optional[str] = ..., max_images: _Optional[int] = ..., max_turns: _Optional[int] = ..., one_image_only: _Optional[str] = ...) -> None: ...

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from sightline.errors import PreconditionFailed
 from sightline_sampler.engines.remote.merge import merge
+from sightline_trainer.dpo import proof
 from sightline_trainer.dpo.collator import PairCollator, decoded
 from sightline_trainer.dpo.decoder import adapted
 from sightline_trainer.dpo.family import Family
@@ -259,6 +260,13 @@ def test_a_family_whose_rows_differ_is_refused_in_a_sentence(
         run(model, pairs, tmp_path, shared_prefix=False)
     assert caught.value.reason == "ROWS_DIFFER"
     assert not (tmp_path / "policy").exists()
+    # A model that rounds coarsely is held against its own rounding, and this is far over it.
+    monkeypatch.setattr(proof, "LIMITS", {"float32": 1e-9, "bfloat16": 1e-9})
+    with pytest.raises(PreconditionFailed, match="'gemma3' can't be trained"):
+        run(model, pairs, tmp_path, shared_prefix=False, dtype="bfloat16")
+    monkeypatch.setattr(PairCollator, "_plain", made)
+    figures = run(model, pairs, tmp_path, dtype="bfloat16").metrics
+    assert 1e-9 < figures["rows_gap"] <= 2 * figures["rows_rounding"]
 
 
 def test_a_batch_with_a_row_longer_than_the_window_goes_by_plain_rows(

@@ -21,6 +21,7 @@ from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.decoder import adapted, freeze, freeze_unreached
 from sightline_trainer.dpo.device import pin
 from sightline_trainer.dpo.family import Family
+from sightline_trainer.dpo.fused_lora import fuse
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.projector import in_float32, projector
 from sightline_trainer.dpo.sharing import share
@@ -95,6 +96,8 @@ def make_trainer(
     )
     if full and settings.train_vision:
         _freeze_unreached(trainer)
+    if not full:
+        fuse(trainer.model)
     if settings.train_projector:
         in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)

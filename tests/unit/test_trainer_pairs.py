@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from field import controls
 from PIL import Image
@@ -15,8 +16,16 @@ from sightline_trainer.candidates.buffer import Buffer
 from sightline_trainer.pairs import FILTERS, RULES
 from sightline_trainer.pairs.build import PairBuilder, read_pairs, to_train_on, write_pairs
 from sightline_trainer.pairs.filters import Degenerate, Duplicates, Finished, Gap, GenericQuestion, Lengths, ScoreFloor
+from sightline_trainer.pairs.image_contrast import ImageContrast
 from sightline_trainer.pairs.rule import RulePart
-from sightline_trainer.pairs.rules import AllPairs, BestWorst, IthBestIthWorst, ReferenceAgainstRejected, TopBottom
+from sightline_trainer.pairs.rules import (
+    AllPairs,
+    BestWorst,
+    EachGood,
+    IthBestIthWorst,
+    ReferenceAgainstRejected,
+    TopBottom,
+)
 from sightline_trainer.pairs.text_in_image import TextInImage
 from sightline_trainer.recipe import load_recipe
 from sightline_trainer.records.prompt import Prompt
@@ -370,3 +379,54 @@ def test_bpos_filter_drops_a_prompt_of_which_any_answer_has_too_many_words() -> 
     prompts = {fits.prompt_id: Prompt(fits.prompt_id, Path("x.png"), "p")}
     assert list(builder.build(prompts, [(fits.prompt_id, [fits, long])])) == []
     assert builder.counts["prompt_too_many_words"] == 1
+
+
+def test_each_good_one_faces_the_worst() -> None:
+    rule = EachGood(min=5.0)
+    group = [scored(0, 9.0), scored(1, 5.0), scored(2, 4.99), scored(3, 1.0)]
+    assert indices(rule.pick(group, fine).pairs) == [(0, 3), (1, 3)]
+    assert indices(EachGood(min=5.0, max_pairs=1).pick(group, fine).pairs) == [(0, 3)]
+    # All good: the worst faces the others, and its equal makes no pair with it.
+    picked = rule.pick([scored(0, 9.0), scored(1, 6.0), scored(2, 6.0)], fine)
+    assert (indices(picked.pairs), picked.dropped) == ([(0, 2)], ["tie"])
+    assert rule.pick([scored(0, 4.0), scored(1, 3.0)], fine).lacking == "none_good"
+    assert rule.pick([scored(0, 9.0)], fine).lacking == "too_few"
+
+
+@pytest.mark.parametrize("view", ["noise", "crop"])
+def test_image_contrast_is_one_text_under_two_pictures(tmp_path: Path, view: Any) -> None:
+    image = tmp_path / "a.png"
+    Image.effect_noise((40, 30), 80.0).convert("RGB").save(image)
+    prompt = Prompt("p", image, "look")
+    builder = PairBuilder({"gap": Gap()}, {"image_contrast": ImageContrast(view=view, weight=0.5)}, iteration=1)
+    rows = list(builder.build({"p": prompt}, [("p", [scored(0, 1.0), scored(1, 3.0), scored(2, 9.0, source="x")])]))
+    assert [(row["chosen_index"], row["rejected_index"], row["weight"]) for row in rows] == [(1, 1, 0.5)]
+    assert rows[0]["chosen_ids"] == rows[0]["rejected_ids"]
+    write_pairs(tmp_path / "pairs.parquet", rows)
+    kept = to_train_on(tmp_path / "pairs.parquet")[0]
+    assert kept["rejected_images"][0].size == kept["images"][0].size == (40, 30)
+    assert kept["rejected_images"][0].tobytes() != kept["images"][0].tobytes()
+    # The same iteration shows the same picture, another one another.
+    rule = builder.rules["image_contrast"]
+    assert rule.rejected_image(prompt, 1) == rows[0]["rejected_images"][0]["bytes"]
+    assert rule.rejected_image(prompt, 2) != rows[0]["rejected_images"][0]["bytes"]
+
+
+def test_pairs_tell_what_was_sampled_first_and_how_the_picture_is_embedded(tmp_path: Path) -> None:
+    image = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(image)
+    group = [scored(0, 1.0, source="reference"), scored(1, 2.0, tokens=3), scored(2, 9.0), scored(3, 0.0)]
+    builder = PairBuilder({}, {"best_worst": BestWorst()}, iteration=1, own=True, embeddings={"p": [1.0, 0.0]})
+    rows = list(builder.build({"p": Prompt("p", image, "look")}, [("p", group)]))
+    assert (rows[0]["chosen_index"], rows[0]["rejected_index"]) == (2, 3)
+    assert (rows[0]["own_ids"], rows[0]["embedding"]) == ([0, 1, 2], [1.0, 0.0])
+    write_pairs(tmp_path / "pairs.parquet", rows)
+    assert {"own_ids", "embedding"} <= set(to_train_on(tmp_path / "pairs.parquet").column_names)
+    # Where nobody asks for them they are empty, and the update does not see them.
+    plain = list(PairBuilder({}, builder.rules, iteration=1).build({"p": Prompt("p", image, "look")}, [("p", group)]))
+    write_pairs(tmp_path / "plain.parquet", plain)
+    assert {"own_ids", "embedding"}.isdisjoint(to_train_on(tmp_path / "plain.parquet").column_names)
+    # Pairs of a release that had no such columns are read.
+    old = pq.read_table(tmp_path / "plain.parquet").drop_columns(["own_ids", "embedding"])
+    pq.write_table(old, tmp_path / "old.parquet")
+    assert read_pairs(tmp_path / "old.parquet")[0]["own_ids"] == []

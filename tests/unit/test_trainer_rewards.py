@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from pydantic import ValidationError
 from sightline.errors import InvalidInput
 from sightline_trainer.evaluation.chair import Vocabulary
 from sightline_trainer.recipe import Reward
@@ -18,6 +20,7 @@ from sightline_trainer.records.score import Score
 from sightline_trainer.rewards.clip import Clip, ClipScores, ClipTerm, sentences
 from sightline_trainer.rewards.judge import Judge, ranks
 from sightline_trainer.rewards.length import LengthTerm
+from sightline_trainer.rewards.logprob_contrast import LogprobContrast, LogprobContrastTerm
 from sightline_trainer.rewards.policy_logprob import PolicyLogprobTerm
 from sightline_trainer.rewards.truth import TruthTerm
 
@@ -94,6 +97,56 @@ def test_policy_logprob_asks_only_for_what_the_policy_did_not_sample() -> None:
     noised = candidate("y", logprobs=[-9.0, -9.0], source="noised_image")  # under another image
     assert values(term, sampled, noised, candidate("z", tokens=0)) == [-2.5, -1.5, None]
     assert asked == [("look", [0, 1], 3)]
+
+
+class Likelihood:
+    """A sampler that finds each token as likely as its version, prompt and picture say."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int, bool]] = []
+
+    async def score_tokens(self, image: Any, prompt: str, token_ids: list[int], *, policy: Any) -> Any:
+        shown = not isinstance(image, bytes)
+        self.asked.append((prompt, policy.version, shown))
+        each = -1.0 - 0.5 * (policy.version == 0) - 2.0 * (not shown) + 0.25 * prompt.startswith("as here:")
+        return SimpleNamespace(logprobs=np.full(len(token_ids), each))
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [3 * 0.5 + 3 * -1.0, 2 * 0.5]),  # sampled at -2 each; others at -1
+        ({"pool": "mean", "scale": 0.1}, [-0.05, 0.05]),
+        ({"against": "policy", "against_image": "grey"}, [3 * (-2.0 + 3.0), 2 * 2.0]),
+        ({"against": "policy", "prompt": "as here: {prompt}"}, [3 * 0.25 * 1, 2 * 0.25]),
+    ],
+)
+def test_logprob_contrast_by_hand(tmp_path: Path, settings: dict[str, Any], expected: list[float]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    client = Likelihood()
+    term = LogprobContrastTerm(LogprobContrast(**settings), client)  # type: ignore[arg-type]
+    texts = [candidate("x", tokens=3, logprobs=[-2.0] * 3), candidate("y", source="reference"), candidate("", tokens=0)]
+    if "prompt" in settings:
+        texts[0] = candidate("x", tokens=3, source="reference")
+    prompt = Prompt("p", tmp_path / "x.png", "look")
+    scores = asyncio.run(term(prompt, texts, version=3))
+    assert [score.reward for score in scores[:2]] == pytest.approx(expected)
+    assert (scores[2].reward, scores[2].error) == (None, "EMPTY_TEXT")
+
+
+def test_a_policy_that_is_still_the_base_model_gains_nothing_on_it(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "x.png")
+    client = Likelihood()
+    term = LogprobContrastTerm(LogprobContrast(), client)  # type: ignore[arg-type]
+    sampled = candidate("x", tokens=3, logprobs=[-2.0] * 3)
+    scores = asyncio.run(term(Prompt("p", tmp_path / "x.png", "look"), [sampled], version=0))
+    assert (scores[0].reward, client.asked) == (0.0, [])
+
+
+@pytest.mark.parametrize("wrong", [{"against": "policy"}, {"prompt": "no place"}, {"scale": 0.0}])
+def test_a_contrast_of_the_same_with_itself_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        LogprobContrast(**wrong)
 
 
 def test_truth_is_f1_of_objects(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ _BOUND: Final[tuple[tuple[str, Bound], ...]] = (
     ("candidates.buffer", "pair"),
     ("filters", "pair"),
     ("pairing", "pair"),
+    # These two losses need a column of the pairs.
+    ("dpo.loss.optimism", "pair"),
+    ("dpo.loss.rpo", "pair"),
     ("dpo", "update"),
     ("publication", "update"),
     ("data.test", "evaluate"),

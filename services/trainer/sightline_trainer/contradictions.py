@@ -7,6 +7,7 @@ from typing import Any
 
 from sightline_trainer.candidates import CANDIDATES
 from sightline_trainer.dpo.loss_names import POVID
+from sightline_trainer.pairs.image_contrast import ImageContrast
 from sightline_trainer.pairs.rule import RankedRule
 from sightline_trainer.pairs.rules import BestWorst, ReferenceAgainstRejected
 from sightline_trainer.rewards.clip import QUESTION
@@ -47,7 +48,7 @@ def contradictions(candidates: Chosen, terms: Chosen, filters: Chosen, rules: Ch
 
 
 def _named(rule: Any) -> dict[str, Any]:
-    if isinstance(rule, RankedRule):
+    if isinstance(rule, RankedRule | ImageContrast):
         return {"among": rule.among}
     if isinstance(rule, ReferenceAgainstRejected):
         return {"chosen": rule.chosen, "rejected": rule.rejected}
@@ -55,6 +56,8 @@ def _named(rule: Any) -> dict[str, Any]:
 
 
 def _can_pair(rule: Any, offered: set[str], ranked: bool) -> bool:
+    if isinstance(rule, ImageContrast):
+        return bool(offered if not rule.among else offered & set(rule.among))
     if isinstance(rule, RankedRule):
         return ranked and bool(offered if not rule.among else offered & set(rule.among))
     return all(offered & set(sources) for sources in _named(rule).values())
@@ -64,6 +67,8 @@ def _of_losses(rules: Chosen, candidates: Chosen, dpo: Dpo) -> Iterator[str]:
     weights = {weight for rule in rules.values() for weight in _weights(rule)}
     if len(weights | {1.0}) > 1 and set(dpo.loss) & {"aot", "aot_unpaired"}:
         yield "dpo.loss: aot and aot_unpaired sort the batch, so pairing can't give weights"
+    if "optimism" in dpo.loss and not any("policy" in part.writes for part in candidates.values()):
+        yield "dpo.loss: optimism is about what the policy samples; candidates need policy"
     if not set(dpo.loss) & set(POVID):
         return
     if all(isinstance(rule, BestWorst) for rule in rules.values()):

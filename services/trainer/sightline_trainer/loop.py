@@ -24,6 +24,7 @@ from sightline_trainer import metrics
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.connections import Connections
 from sightline_trainer.dropped import DroppedRows, summary_of
+from sightline_trainer.embeddings import embeddings
 from sightline_trainer.evaluation.evaluate import evaluate
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.events import LEFT_OUT, Event, Observer, Stage
@@ -188,8 +189,14 @@ class Loop:
         directory = self.dir.iteration(iteration)
         if not (directory / "pairs.json").exists():
             recipe, rollout = self.recipe, Rollout(directory)
-            builder = PairBuilder(recipe.filters.chosen(), recipe.pairing.chosen(), iteration=iteration)
             dropped, prompts = rollout.dropped(), self._drawn(iteration)
+            builder = PairBuilder(
+                recipe.filters.chosen(),
+                recipe.pairing.chosen(),
+                iteration=iteration,
+                own="optimism" in recipe.dpo.loss,
+                embeddings=self._embeddings(prompts),
+            )
             builder.counts.update(counts_of(dropped))
             rows = builder.build({prompt.id: prompt for prompt in prompts}, rollout.read())
             path = directory / "pairs.parquet"
@@ -204,6 +211,12 @@ class Loop:
         metrics.count_pairs(counts)
         self._tell("pair", iteration, metrics=counts)
         return int(counts["pairs"])
+
+    def _embeddings(self, prompts: Sequence[Prompt]) -> Mapping[str, Sequence[float]]:
+        """The pictures' embeddings by the scorer, where the loss asks for them."""
+        if "rpo" not in self.recipe.dpo.loss:
+            return {}
+        return self._connected(lambda session: embeddings(session, prompts), self.halt)
 
     def _with_buffer(
         self, rows: Iterator[dict[str, Any]], counts: Counter[str], iteration: int

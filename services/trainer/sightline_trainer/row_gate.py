@@ -179,6 +179,8 @@ class RowGate:
                     or (self.text(text, side) if text.strip() else None)
                     or self._side(row, ids, shown[side], side)
                 )
+            if own := row.get("own_ids"):
+                fault = fault or self._side(row, own, row["images"], "own")
         except (LookupError, TypeError, AttributeError) as error:
             return Refusal("PAIR_INCOMPLETE", f"the pair lacks something: {type(error).__name__}: {error}")
         return fault

@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from sightline_chassis.settings import Section, Target
 
 from sightline_trainer.dpo.loss_names import NAMES, loss_fault
+from sightline_trainer.dpo.method import Doubt, Guidance, References, TokenWeights, View
 
 
 class Data(Section):
@@ -149,6 +150,20 @@ class Dpo(Section):
     povid_betas: tuple[float, float] = Field(
         (0.05, 0.05), description="povid_paper: beta1 of the injected and beta2 of the noised image's rejected side."
     )
+    view: View = Field(default_factory=View, description="What image and image_joint show in place of the picture.")
+    token_weights: TokenWeights = Field(default_factory=TokenWeights, description="How much each token counts.")
+    guidance: Guidance = Field(default_factory=Guidance, description="V-DPO's visual guidance.")
+    token_kl: float = Field(
+        0.0,
+        ge=0.0,
+        description="TDPO2: the chosen side must win by this times how much further the policy is off the reference on "
+        "the rejected side's tokens (CHiP 0.1); asks the reference in each step. 0: not.",
+    )
+    reference: References = Field(default_factory=References, description="What the policy is tied to.")
+    doubt: Doubt = Field(default_factory=Doubt, description="cdpo: which pairs are doubted.")
+    rpo_temperature: float = Field(
+        0.5, gt=0.0, description="rpo: tau, how much nearer pictures count more (paper 0.25 to 0.5)."
+    )
     shared_prefix: bool = Field(
         True, description="Forward an image and prompt once for all its responses; false: as TRL does it."
     )
@@ -180,13 +195,19 @@ class Dpo(Section):
             label_smoothing=self.label_smoothing,
             divergence=self.f_divergence,
             wpo=self.wpo,
+            token_kl=self.token_kl > 0,
+            reshaped=self.token_weights.by != "none" or self.guidance.scale > 1.0,
         )
         if fault:
             raise ValueError(fault)
         for key, losses in _ASKED_BY.items():
-            changed = getattr(self, key) != type(self).model_fields[key].default
+            changed = getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True)
             if changed and not set(losses) & set(self.loss):
                 raise ValueError(f"dpo.{key} counts for {', '.join(losses)} alone, not for {', '.join(self.loss)}")
+        if self.token_kl and set(self.reference.of) != {"base"}:
+            raise ValueError("dpo.token_kl asks the base model in each step: leave dpo.reference.of at {base: 1}")
+        if "ema" in self.reference.of and self.train_projector:
+            raise ValueError("dpo.reference.of.ema averages adapters, and dpo.train_projector trains more than one")
         if self.train_vision and self.train != "full":
             raise ValueError("dpo.train_vision trains a tower's own weights: set dpo.train to full, or leave it out")
         if self.train_projector and self.train == "full":
@@ -198,6 +219,9 @@ _ASKED_BY = {
     "label_smoothing": ("robust", "aot", "aot_unpaired", "exo_pair"),
     "discopop_tau": ("discopop",),
     "povid_betas": ("povid_paper",),
+    "view": ("image", "image_joint"),
+    "doubt": ("cdpo",),
+    "rpo_temperature": ("rpo",),
 }
 """Settings that only some losses look at: with others they would change nothing, without a word."""
 

@@ -20,6 +20,7 @@ from sightline_trainer.candidates.source import CandidatePart, Source, SourceCon
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
+from sightline_trainer.seen_less import noisy
 
 
 class NoisedImage(CandidatePart):
@@ -75,12 +76,6 @@ class NoisedImageSource:
 
 
 def noised(image: bytes, step: int, seed: int) -> bytes:
-    """The picture after `step` of 1000 steps of VCD's and POVID's schedule, on pixels in [0, 1], clamped; a PNG.
-
-    x_t = sqrt(a_t) x + sqrt(1 - a_t) e, with a_t = prod(1 - b_s) and b = sigmoid(-6 .. 6) * (0.5e-2 - 1e-5) + 1e-5.
-    """
-    betas = (0.5e-2 - 1e-5) / (1 + np.exp(-np.linspace(-6, 6, 1000))) + 1e-5
-    kept = float(np.cumprod(1 - betas)[step])
-    clean = np.asarray(decode(image, ImageLimits()), dtype=np.float64) / 255
-    noisy = np.sqrt(kept) * clean + np.sqrt(1 - kept) * np.random.default_rng(seed).standard_normal(clean.shape)
-    return write_png((noisy.clip(0, 1) * 255).round().astype(np.uint8))
+    """The picture after `step` of 1000 steps (`seen_less.noisy`), on pixels in [0, 1], clamped; a PNG."""
+    picture = noisy(decode(image, ImageLimits()), step, np.random.default_rng(seed))
+    return write_png(np.asarray(picture))

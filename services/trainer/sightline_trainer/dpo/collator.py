@@ -21,15 +21,43 @@ from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 from torch import Tensor
 
+from sightline_trainer.dpo.extra_rows import ExtraRow
 from sightline_trainer.dpo.family import Family
+from sightline_trainer.dpo.method import TokenWeights
 from sightline_trainer.dpo.packing import PromptTokens, pack
 from sightline_trainer.dpo.sharing import SharedPrefix
+from sightline_trainer.dpo.token_weights import token_weights
+from sightline_trainer.dpo.views import Shown
 from sightline_trainer.dpo.vision import digest
 
 _REMEMBERED = 16384  # prompts whose tokens are kept; some 10 to 50 KB each
 SIDES = ("chosen", "rejected")
 
 Key = tuple[str, ...]  # the rendered prompt, and its images' digests
+Reference = tuple[tuple[float, ...], ...]
+"""Summed log-probs of a pair's rows under the reference: chosen, rejected, extra rows; with a second rejected side
+twice."""
+
+
+class RowPictures:
+    """The pictures of one row: which, and how they are shown.
+
+    Attributes:
+        names: digests, which differ where what is shown does.
+    """
+
+    def __init__(self, images: Sequence[Any], view: Shown | None) -> None:
+        self.images = images
+        self.view = view
+        plain = [digest(image) for image in images]
+        self.names = plain if view is None else [view.named(name) for name in plain]
+
+    def decoded(self) -> list[PIL.Image.Image]:
+        """In RGB."""
+        pictures = [decoded(image) for image in self.images]
+        if self.view is None:
+            return pictures
+        return [self.view.picture(picture, name) for picture, name in zip(pictures, self.names, strict=True)]
 
 
 class PairCollator:
@@ -45,42 +73,58 @@ class PairCollator:
     A pair's `rejected_images`, where it has them, are what its rejected side is conditioned on. A pair with
     `second_rejected_ids` (and `second_rejected_images`) stands for two: (chosen, rejected) of all pairs, then
     (chosen, second rejected) of all pairs.
+
+    `extras` are further rows of each pair, after both sides of all: 2 B + E B rows, and `ref_extra_logps` of shape
+    [E, B] with the reference.
     """
 
-    def __init__(self, family: Family, *, sharing: SharedPrefix | None = None, columns: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        family: Family,
+        *,
+        sharing: SharedPrefix | None = None,
+        columns: Sequence[str] = (),
+        extras: Sequence[ExtraRow] = (),
+        token_weights: TokenWeights | None = None,
+    ) -> None:
         self.family = family
         tokenizer = family.processor.tokenizer
         self.pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.sharing = sharing
         self.columns = tuple(columns)
-        self.reference: dict[int, tuple[float, ...]] = {}
+        self.extras = tuple(extras)
+        self.token_weights = token_weights or TokenWeights()
+        self.reference: dict[int, Reference] = {}
         self._prompts: LRUCache[Key, PromptTokens] = LRUCache(_REMEMBERED)
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         flat = unfold(pairs)
-        images: dict[Key, Sequence[Any]] = {}
+        pictures: dict[Key, RowPictures] = {}
         sides: list[tuple[Key, tuple[int, ...]]] = []
-        for side in SIDES:
+        for row in (*(ExtraRow(side, side) for side in SIDES), *self.extras):
             for pair in flat:
-                shown = pair.get(f"{side}_images") or pair["images"]
-                key = (pair["rendered_prompt"], *(digest(image) for image in shown))
-                images.setdefault(key, shown)
-                sides.append((key, tuple(pair[f"{side}_ids"])))
-        prompts = {key: self._remembered(key) or self._made(key, shown) for key, shown in images.items()}
+                shown = RowPictures(pair.get(f"{row.text}_images") or pair["images"], row.shown)
+                key = (pair["rendered_prompt"], *shown.names)
+                pictures.setdefault(key, shown)
+                sides.append((key, tuple(pair[f"{row.text}_ids"])))
+        prompts = {key: self._remembered(key) or self._made(key, shown) for key, shown in pictures.items()}
         output = self._rows([(prompts[key].ids, torch.tensor(ids, dtype=torch.long)) for key, ids in sides])
         length = output["input_ids"].shape[1]
         if self.sharing is not None and self.sharing.fits(length):
             output["shared_prefix"] = self._pack(prompts, sides, length, self.sharing)
         else:
-            whole = {key: self._with_inputs(prompts[key], key, shown) for key, shown in images.items()}
+            whole = {key: self._with_inputs(prompts[key], key, shown) for key, shown in pictures.items()}
             output.update(self._plain([whole[key] for key, _ in sides], length))
+        if self.token_weights.by != "none":
+            output["token_weights"] = self._weights(flat, output["completion_mask"])
         for name in self.columns:
-            output[name] = torch.tensor([float(pair[name]) for pair in flat])
+            output[name] = torch.tensor([pair[name] for pair in flat], dtype=torch.float32)
         if self.reference:
             known = [self.reference[pair["pair_id"]] for pair in pairs]
-            # (chosen, rejected) or (chosen, rejected, second rejected)
-            output["ref_rejected_logps"] = torch.tensor([k[i] for i in range(1, len(known[0])) for k in known])
-            output["ref_chosen_logps"] = torch.tensor([k[0] for k in known] * (len(known[0]) - 1))
+            values = torch.tensor([sums[part] for part in range(len(known[0])) for sums in known]).T
+            output["ref_chosen_logps"], output["ref_rejected_logps"] = values[0], values[1]
+            if self.extras:
+                output["ref_extra_logps"] = values[2:]
         return output
 
     def _rows(self, rows: list[tuple[Tensor, Tensor]]) -> dict[str, Any]:
@@ -94,6 +138,19 @@ class PairCollator:
             attention_mask[i, :end] = 1
             completion_mask[i, len(prompt) : end] = 1
         return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
+
+    def _weights(self, pairs: Sequence[Mapping[str, Any]], mask: Tensor) -> Tensor:
+        """[R, L - 1] weights of the response tokens where TRL scores them, zero elsewhere."""
+        made = [token_weights(pair["chosen_ids"], pair["rejected_ids"], self.token_weights) for pair in pairs]
+        rows = [dict(zip(SIDES, pair, strict=True)) for pair in made]
+        weights = torch.zeros(mask.shape)
+        at = 0
+        for text in (*SIDES, *(row.text for row in self.extras)):
+            for known in rows:
+                placed = mask[at].bool()
+                weights[at, placed] = torch.tensor(known[text]) if text in known else 1.0
+                at += 1
+        return weights[:, 1:]
 
     def _plain(self, prompts: list[PromptTokens], length: int) -> dict[str, Tensor]:
         shown = [prompt.pictures.inputs or {} for prompt in prompts if prompt.pictures is not None]
@@ -131,8 +188,11 @@ class PairCollator:
         features = cache.get(known.pictures.names)
         return None if features is None else replace(known, pictures=replace(known.pictures, features=features))
 
-    def _made(self, key: Key, images: Sequence[Any]) -> PromptTokens:
-        prompt = self.family.process(key[0], [decoded(image) for image in images], key[1:])
+    def _made(self, key: Key, shown: RowPictures) -> PromptTokens:
+        prompt = self.family.process(key[0], shown.decoded(), key[1:])
+        if shown.view is not None and prompt.pictures is not None:
+            inputs = shown.view.inputs(prompt.pictures.inputs or {}, "".join(key[1:]))
+            prompt = replace(prompt, pictures=replace(prompt.pictures, inputs=inputs))
         if self.sharing is not None:
             self.family.placed(prompt)
         pictures = prompt.pictures
@@ -141,9 +201,9 @@ class PairCollator:
             pictures.features = self.sharing.cache.get(pictures.names)
         return prompt
 
-    def _with_inputs(self, prompt: PromptTokens, key: Key, images: Sequence[Any]) -> PromptTokens:
+    def _with_inputs(self, prompt: PromptTokens, key: Key, shown: RowPictures) -> PromptTokens:
         known = prompt.pictures is None or prompt.pictures.inputs is not None
-        return prompt if known else self._made(key, images)
+        return prompt if known else self._made(key, shown)
 
 
 def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

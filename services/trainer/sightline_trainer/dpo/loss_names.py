@@ -11,9 +11,13 @@ TRL: Final = (
     "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
 )  # fmt: skip
 POVID: Final = ("povid_paper", "povid_code")
-NAMES: Final = TRL + POVID
+OWN: Final = ("image", "image_joint", "anchor", "optimism", "cdpo", "rpo")
+"""Ours; `own_losses.py` says what they are."""
+NAMES: Final = TRL + POVID + OWN
 # Functions of the difference between both sides' rewards: a margin per pair means something there.
-_WITH_MARGIN: Final = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "povid_code"}
+_WITH_MARGIN: Final = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "povid_code", "image_joint", "cdpo"}
+# A margin says nothing to these, and they may stand beside one.
+_BESIDE_MARGIN: Final = {"sft", "image", "anchor", "optimism"}
 # They sort the batch: a weight per pair would land on another pair.
 _SORTING: Final = {"aot", "aot_unpaired"}
 # The reference's log Z only cancels in the difference of both sides (TRL refuses the others); povid_code is sigmoid.
@@ -30,6 +34,8 @@ def loss_fault(
     label_smoothing: float,
     divergence: str = "reverse_kl",
     wpo: bool = False,
+    token_kl: bool = False,
+    reshaped: bool = False,
 ) -> str | None:
     """Why these losses can't be trained on together, or None.
 
@@ -37,6 +43,8 @@ def loss_fault(
         margins, weights: whether pairs have a margin or a weight that counts.
         divergence: dpo.f_divergence.
         wpo: whether WPO's weights multiply them.
+        token_kl: whether token KLs are taken from the difference of both sides.
+        reshaped: whether tokens are weighted or guided.
     """
     names = set(losses)
 
@@ -48,14 +56,22 @@ def loss_fault(
     wrong = [f"{name}: {weight}" for name, weight in losses.items() if not math.isfinite(weight) or weight < 0]
     if wrong or not any(losses.values()):
         return f"dpo.loss has weights that train nothing ({', '.join(wrong) or 'all are 0'}); give numbers over 0"
-    if margins and unfit(_WITH_MARGIN | {"sft"}):
-        return (
-            f"dpo.margin_scale works with {', '.join(sorted(_WITH_MARGIN))}, not with {unfit(_WITH_MARGIN | {'sft'})}"
-        )
+    for key in ("margin_scale",) * margins + ("token_kl",) * token_kl:
+        if not names & _WITH_MARGIN or unfit(_WITH_MARGIN | _BESIDE_MARGIN):
+            return (
+                f"dpo.{key} works with {', '.join(sorted(_WITH_MARGIN))}, "
+                f"not with {unfit(_WITH_MARGIN | _BESIDE_MARGIN) or unfit(_WITH_MARGIN)}"
+            )
+    if token_kl and divergence != "reverse_kl":
+        return f"dpo.token_kl is TDPO's, which has the reverse KL; dpo.f_divergence is {divergence}"
+    if reshaped and wpo:
+        return "dpo.wpo reads the model's own log-probs, which dpo.token_weights and dpo.guidance change; take one"
     if weights and names & _SORTING:
         return "the losses aot and aot_unpaired sort the batch; leave out the pairs' `weight` column"
     if wpo and names & {*_SORTING, "sft"}:
         return "dpo.wpo weights each pair, and the losses aot, aot_unpaired and sft have no value for each"
+    if wpo and names & {"povid_paper", *OWN}:
+        return f"dpo.wpo multiplies TRL's losses, not {', '.join(sorted(names & {'povid_paper', *OWN}))}"
     if divergence != "reverse_kl" and unfit(_WITH_DIVERGENCE):
         return (
             f"dpo.f_divergence={divergence} works with {', '.join(sorted(_WITH_DIVERGENCE))}, "
@@ -63,6 +79,10 @@ def loss_fault(
         )
     if "exo_pair" in names and label_smoothing == 0.0:
         return "the loss exo_pair needs dpo.label_smoothing > 0; its paper takes 1e-3"
+    if "rpo" in names and names & set(POVID):
+        return "dpo.loss: rpo faces every chosen side with every rejected one, and POVID's have two of a pair; take one"
+    if names == {"optimism"}:
+        return "dpo.loss: optimism alone only makes what the policy says less likely; it goes beside sigmoid, say"
     if len(names & set(POVID)) == 2:
         return "dpo.loss has both povid_paper and povid_code, which need the image of y_n to be different; take one"
     return None

@@ -21,7 +21,7 @@ from sightline.errors import PreconditionFailed
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from sightline_trainer.dpo.loss_names import loss_fault
+from sightline_trainer.dpo.loss_names import OWN, loss_fault
 
 
 def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, label_smoothing: float) -> None:
@@ -39,7 +39,8 @@ def trl_losses(losses: dict[str, float]) -> tuple[list[str], list[float]]:
     """What TRL's DPOTrainer is told: POVID's code form is its sigmoid loss over both pairs; the paper's is ours."""
     names = {"povid_code": "sigmoid", "povid_paper": "sigmoid"}
     # TRL's metrics come with some loss, also where only ours counts.
-    trl_losses = {name: weight for name, weight in losses.items() if name != "povid_paper"} or {"povid_paper": 0.0}
+    ours = {"povid_paper", *OWN}
+    trl_losses = {name: weight for name, weight in losses.items() if name not in ours} or {"povid_paper": 0.0}
     return [names.get(name, name) for name in trl_losses], list(trl_losses.values())
 
 

@@ -46,7 +46,7 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
     if not firsts:
         return {}
     collator: PairCollator = trainer.data_collator
-    columns, collator.columns = collator.columns, ()
+    (columns, extras), collator.columns, collator.extras = (collator.columns, collator.extras), (), ()
     apart: dict[str, float] = {}
     size = trainer.args.per_device_train_batch_size
     try:
@@ -60,7 +60,7 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
             for at, name in enumerate(some):
                 apart[name] = (with_picture[at] - without[at])[masks[at].cpu()].abs().mean().item()
     finally:
-        collator.columns = columns
+        collator.columns, collator.extras = columns, extras
     blind = [name for name, value in apart.items() if not value > LEAST]
     if 2 * len(blind) > len(apart):
         raise PreconditionFailed(

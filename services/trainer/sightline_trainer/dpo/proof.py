@@ -44,7 +44,7 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
     """
     rows = sample(trainer)
     collator: PairCollator = trainer.data_collator
-    columns, collator.columns = collator.columns, ()
+    (columns, extras), collator.columns, collator.extras = (collator.columns, collator.extras), (), ()
     apart: dict[str, float] = {}
     looked: dict[str, tuple[dict[str, Any], str, Tensor]] = {}
     size = trainer.args.per_device_train_batch_size
@@ -60,7 +60,7 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
                 apart[name] = (ours[at][masks[at].cpu()] - plain).abs().mean().item()
                 looked[name] = row, side, plain
     finally:
-        collator.columns = columns
+        collator.columns, collator.extras = columns, extras
     short = trainer.accelerator.mixed_precision != "no" or trainer.model.dtype != torch.float32
     limit = LIMITS["bfloat16" if short else "float32"]
     worst = max(apart, key=lambda name: apart[name])

@@ -14,12 +14,15 @@ import torch
 from accelerate.utils import gather_object
 from sightline.errors import PreconditionFailed
 from torch import Tensor
+from trl.models.utils import disable_gradient_checkpointing
 
-from sightline_trainer.dpo.collator import PairCollator
+from sightline_trainer.dpo.collator import PairCollator, Reference
 from sightline_trainer.dpo.extrapolate import extrapolated
+from sightline_trainer.dpo.method import References
+from sightline_trainer.dpo.references import combined, shown_as
 from sightline_trainer.dpo.release import release_reference
 from sightline_trainer.dpo.sampled import SampledLogprobs, gaps
-from sightline_trainer.dpo.trainer import FastDPOTrainer, Recorder
+from sightline_trainer.dpo.trainer import OURS, FastDPOTrainer, Recorder
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +30,8 @@ TOLERANCE = 1e-4
 
 
 def token_logprobs(trainer: FastDPOTrainer, batch: dict[str, Any]) -> Tensor:
-    """[2 B, L - 1] log-probs of the response tokens under the policy, zero elsewhere. Every process calls."""
-    rest = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", "weight", "margin")
+    """[R, L - 1] log-probs of the response tokens of all rows under the policy, zero elsewhere. Every process calls."""
+    rest = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", *OURS)
     batch = trainer._prepare_inputs(batch)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
     inputs = {key: value for key, value in batch.items() if key not in rest}
@@ -60,7 +63,7 @@ def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
     """
     collator: PairCollator = trainer.data_collator
     rows = [trainer.train_dataset[index] for index in in_order(trainer)[:pairs]]
-    plain = token_logprobs(trainer, PairCollator(collator.family)(rows))
+    plain = token_logprobs(trainer, PairCollator(collator.family, extras=collator.extras)(rows))
     packed = token_logprobs(trainer, collator(rows))
     apart = (plain - packed).abs()
     dtype = trainer.model.dtype if trainer.accelerator.mixed_precision == "no" else torch.bfloat16
@@ -86,10 +89,11 @@ def add_reference(
     at_reference: bool = False,
     extrapolate: float = 0.0,
 ) -> dict[str, float]:
-    """Compute `ref_*_logps` of every pair, summed log-probs in nats under the reference, and keep them with its id.
+    """Compute `ref_*_logps` of every pair and its extra rows, summed log-probs in nats under the reference, and keep
+    them with its id.
 
-    The processes share the work. The reference is the base model: the adapter off, or `trainer.ref_model`, which is
-    let go afterwards.
+    The processes share the work. The reference is what `trainer.references` say, by default the base model: the adapter
+    off, or `trainer.ref_model`, which is let go afterwards.
 
     Args:
         sampled: what the sampler told of the sides; None compares nothing.
@@ -103,33 +107,56 @@ def add_reference(
     accelerator = trainer.accelerator
     columns, collator.columns = collator.columns, ()
     trainer.model.eval()
-    found: list[tuple[int, tuple[float, ...]]] = []
     apart: dict[str, float] = {}
-    passes = 1 if sampled is None or at_reference else 2
-    for number, count, rows, batch in _batches(trainer):
-        model = Recorder(trainer.ref_model or trainer.model_wrapped)
-        chosen, rejected = trainer.compute_ref_log_probs(model, trainer._prepare_inputs(batch))
-        sides = [chosen.float()[: len(rows)], *rejected.float().split(len(rows))]
-        values = torch.stack(sides, dim=1).tolist()
-        found += [(row["pair_id"], tuple(value)) for row, value in zip(rows, values, strict=True)]
-        if sampled is not None and at_reference:
-            masks = batch["completion_mask"][:, 1:].bool()
-            apart |= gaps(sampled, rows, model.output.log_probs.float().cpu(), masks.cpu())
-        del model
-        report(number, passes * count)
-    release_reference(trainer)
-    if sampled is not None and not at_reference:
+    settings = References() if at_reference or trainer.previous is None else trainer.references
+    before = {name for name in settings.of if at_reference or (name == "previous" and not extrapolate)}
+    passes = len(settings.of) + (sampled is not None and not before)
+    sums: dict[int, dict[str, Tensor]] = {}
+    for place, name in enumerate(settings.of):
+        with shown_as(trainer, name, trainer.previous, settings.decay) as asked:
+            for number, count, rows, batch in _batches(trainer):
+                model, values = _summed(trainer, asked, batch)
+                parts = values.split(len(rows), dim=1)  # two with a second rejected side
+                for at, row in enumerate(rows):
+                    sums.setdefault(row["pair_id"], {})[name] = torch.stack([part[:, at] for part in parts], dim=1)
+                if sampled is not None and name in before:
+                    masks = batch["completion_mask"][: model.rows, 1:].bool()
+                    apart |= gaps(sampled, rows, model.output.log_probs[: model.rows].float().cpu(), masks.cpu())
+                del model
+                report(place * count + number, passes * count)
+    found: list[tuple[int, Reference]] = [
+        (pair, tuple(map(tuple, combined(torch.stack(list(each.values())), settings).T.tolist())))
+        for pair, each in sums.items()
+    ]
+    if trainer.token_kl is None:  # it asks the reference in each step
+        release_reference(trainer)
+    if sampled is not None and not before:
         with extrapolated(accelerator.unwrap_model(trainer.model), extrapolate):
+            collator.extras = ()
             for number, count, rows, batch in _batches(trainer):
                 masks, logprobs = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch)
                 apart |= gaps(sampled, rows, logprobs.cpu(), masks.cpu())
-                report(count + number, 2 * count)
-    collator.columns = columns
+                report((passes - 1) * count + number, passes * count)
+    collator.columns, collator.extras = columns, trainer.extras
     if accelerator.num_processes > 1:
         found, apart = gather_object(found), dict(gather_object(list(apart.items())))
     collator.reference = dict(found)
     trainer.precompute_ref_logps = True
     return apart
+
+
+def _summed(trainer: FastDPOTrainer, asked: Any, batch: dict[str, Any]) -> tuple[Recorder, Tensor]:
+    """[2 + E, flat pairs] summed log-probs under `asked`, which is ready to be: TRL's sums of both sides, then ours."""
+    recorder, first, _ = trainer.recorded(asked, trainer._prepare_inputs(batch))
+    with (
+        torch.no_grad(),
+        disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
+        trainer.accelerator.autocast(),
+    ):
+        recorder()
+    sides = trainer.compute_ref_log_probs(recorder, first)  # the forward is done: it sums
+    extras = recorder.log_probs[recorder.rows :].float().sum(dim=1)
+    return recorder, torch.cat([*(side.float() for side in sides), extras]).view(2 + len(trainer.extras), -1).cpu()
 
 
 def _batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, int, list[dict[str, Any]], dict[str, Any]]]:

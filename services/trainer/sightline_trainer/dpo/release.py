@@ -17,6 +17,7 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer
 def release_reference(trainer: FastDPOTrainer) -> None:
     """Let go of a full update's reference; its log-probs are known."""
     model, trainer.ref_model = trainer.ref_model, None
+    trainer.token_kl = None
     if model is None:
         return
     held = trainer.accelerator._models

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,16 @@ from trl import DPOConfig
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.decoder import adapted, freeze, freeze_unreached
 from sightline_trainer.dpo.device import pin
+from sightline_trainer.dpo.doubts import Doubts
+from sightline_trainer.dpo.extra_rows import extra_rows
 from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.fused_lora import fuse
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.projector import in_float32, projector
 from sightline_trainer.dpo.sharing import share
+from sightline_trainer.dpo.token_kl import TokenKl
 from sightline_trainer.dpo.trainer import FastDPOTrainer
+from sightline_trainer.dpo.views import Shown
 from sightline_trainer.recipe import Recipe
 
 
@@ -75,6 +79,10 @@ def make_trainer(
         weights="weight" in columns,
         label_smoothing=settings.label_smoothing,
     )
+    guidance = settings.guidance
+    blind = Shown(guidance.view, seed) if guidance.scale > 1.0 else None
+    _see_columns(settings.loss, pairs)
+    extras = extra_rows(settings.loss, Shown(settings.view, seed), blind)
     full = settings.train == "full"
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
@@ -90,10 +98,13 @@ def make_trainer(
         args=arguments,
         train_dataset=_rows(pairs),
         processing_class=family.processor,
-        data_collator=PairCollator(family, columns=columns),
+        data_collator=PairCollator(family, columns=columns, extras=extras, token_weights=settings.token_weights),
         peft_config=None if full else _lora(recipe, model),
         losses=dict(settings.loss),
     )
+    trainer.extras, trainer.guidance = extras, guidance.scale
+    trainer.doubts, trainer.rpo_temperature = Doubts(settings.doubt), settings.rpo_temperature
+    trainer.references, trainer.previous = settings.reference, previous
     if full and settings.train_vision:
         _freeze_unreached(trainer)
     if not full:
@@ -111,7 +122,33 @@ def make_trainer(
         trainer.data_collator.sharing = share(
             trainer.model, cache_bytes=settings.image_cache_mib << 20, extra_models=reference
         )
+    if settings.token_kl:
+        trainer.token_kl = _token_kl(trainer, settings.token_kl)
     return trainer
+
+
+def _token_kl(trainer: FastDPOTrainer, alpha: float) -> TokenKl:
+    if trainer.is_fsdp_enabled:
+        raise PreconditionFailed(
+            "dpo.token_kl needs the model's head whole on every process, which FSDP does not leave; set it to 0, or "
+            "launch the update without sharding",
+            reason="TOKEN_KL_SHARDED",
+        )
+    reference = None if trainer.ref_model is None else trainer.accelerator.unwrap_model(trainer.ref_model)
+    return TokenKl(alpha, trainer.model, reference)
+
+
+_NEEDED = {"optimism": "own_ids", "rpo": "embedding"}
+
+
+def _see_columns(losses: Mapping[str, float], pairs: Dataset) -> None:
+    for loss, column in _NEEDED.items():
+        if loss in losses and (column not in pairs.column_names or not all(pairs[column])):
+            raise PreconditionFailed(
+                f"the loss {loss} needs the column {column} in every pair, which a run of a recipe with that loss "
+                "writes; these pairs were made without it",
+                reason="LOSS_UNUSABLE",
+            )
 
 
 def _columns(recipe: Recipe, pairs: Dataset) -> list[str]:
@@ -119,7 +156,8 @@ def _columns(recipe: Recipe, pairs: Dataset) -> list[str]:
     given = [name for name in ("weight", "second_weight") if name in pairs.column_names]
     weighted = any(not set(pairs[name]) <= {1.0, None} for name in given)
     margins = recipe.dpo.margin_scale > 0 and "margin" in pairs.column_names
-    return [name for name, used in (("weight", weighted), ("margin", margins)) if used]
+    near = "rpo" in recipe.dpo.loss
+    return [name for name, used in (("weight", weighted), ("margin", margins), ("embedding", near)) if used]
 
 
 def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfig:

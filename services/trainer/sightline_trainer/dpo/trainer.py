@@ -1,7 +1,9 @@
-"""FastDPOTrainer: TRL's DPOTrainer with weights and margins per pair, POVID's losses and numbers of our own.
+"""FastDPOTrainer: TRL's DPOTrainer with weights and margins per pair, further rows and losses, and numbers of our own.
 
 It hangs on three methods that TRL and transformers mean to be overridden; the loss of a batch is TRL's code as it
-stands. Several pairs of one prompt come in one batch, where they share their prefix.
+stands. What TRL's losses are not made for comes in at three places: the outputs that TRL's code is handed may be of
+more rows than it sees, the reference's log-probs may be shifted, and own losses are added from the same forward.
+Several pairs of one prompt come in one batch, where they share their prefix.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,10 +22,17 @@ from torch.utils.data import Sampler
 from transformers.optimization import get_scheduler
 from trl import DPOTrainer
 
+from sightline_trainer.dpo.doubts import Doubts
+from sightline_trainer.dpo.extra_rows import ExtraRow
+from sightline_trainer.dpo.guidance import CHOSEN_BLIND, REJECTED_BLIND, guided
 from sightline_trainer.dpo.losses import povid_paper, sft_by_pair, summed, weighted_mean
+from sightline_trainer.dpo.method import References
+from sightline_trainer.dpo.own_losses import OWN_LOSSES, Sides, nearness
+from sightline_trainer.dpo.token_kl import TokenKl
 
-# What TRL's loss code does not hand to the model itself.
-_OURS = ("weight", "margin")
+OURS = ("weight", "margin", "ref_extra_logps", "token_weights", "embedding")
+"""What a batch holds for us, and TRL's loss code would hand to the model."""
+_ROWS = ("input_ids", "attention_mask", "completion_mask")
 
 
 class PromptSampler(Sampler[int]):
@@ -51,16 +61,29 @@ class PromptSampler(Sampler[int]):
 
 
 class Recorder:
-    """Stands in for the model in TRL's loss code: the forward runs once, its output is kept."""
+    """Stands in for the model in TRL's code: the forward of all rows runs once, and TRL is handed the first of them.
 
-    def __init__(self, model: Callable[..., Any]) -> None:
+    Attributes:
+        rows: how many TRL is handed.
+        output: of all rows, once it ran.
+        log_probs: [R, L - 1] of all rows, as losses see them.
+    """
+
+    def __init__(
+        self, model: Callable[..., Any], inputs: dict[str, Any], rows: int, reshape: Callable[[Tensor], Tensor]
+    ) -> None:
         self.model = model
+        self.inputs = inputs
+        self.rows = rows
+        self.reshape = reshape
         self.output: Any = None
+        self.log_probs: Tensor
 
     def __call__(self, **kwargs: Any) -> Any:
         if self.output is None:
-            self.output = self.model(**kwargs)
-        return self.output
+            self.output = self.model(**self.inputs)
+            self.log_probs = self.reshape(self.output.log_probs)
+        return _rows(self.output, slice(self.rows), self.log_probs)
 
 
 class FastDPOTrainer(DPOTrainer):
@@ -68,6 +91,11 @@ class FastDPOTrainer(DPOTrainer):
 
     Attributes:
         losses: the recipe's, by name.
+        extras: further rows of each pair, after both sides of all.
+        guidance: V-DPO's g; 1 guides nothing.
+        token_kl: measures how far both sides' tokens are off; None shifts nothing.
+        references, previous: what the policy is tied to, and the directory of the policy that the update begins with.
+        doubts: of cdpo. rpo_temperature: of rpo.
         margin_scale: how far the chosen side must win, times the pair's margin.
         povid_betas: beta1, beta2.
         span: (number of this update from 0, updates in all) of one learning rate schedule; None: each has its own.
@@ -75,6 +103,13 @@ class FastDPOTrainer(DPOTrainer):
     """
 
     losses: dict[str, float]
+    extras: tuple[ExtraRow, ...] = ()
+    guidance: float = 1.0
+    token_kl: TokenKl | None = None
+    references: References = References()
+    previous: Path | None = None
+    doubts: Doubts | None = None
+    rpo_temperature: float = 0.5
     margin_scale: float = 0.0
     povid_betas: tuple[float, float] = (0.05, 0.05)
     span: tuple[int, int] | None = None
@@ -110,7 +145,56 @@ class FastDPOTrainer(DPOTrainer):
         return self.lr_scheduler
 
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
-        ours = {name: inputs.pop(name) for name in _OURS if name in inputs}
+        recorder, inputs, ours = self.recorded(model, inputs, guide=True)
+        known, inputs = inputs, self._shifted(recorder, inputs, ours)
+        if "weight" in ours:
+            loss = self._weighted(recorder, inputs, ours["weight"])
+        elif self.reshapes:
+            with self._without_sft():
+                loss = super()._compute_loss(recorder, inputs, False)
+        else:
+            loss = super()._compute_loss(recorder, inputs, False)
+        if "ref_chosen_logps" in inputs:
+            sides = self._sides(recorder, inputs, known, ours)
+            figures: dict[str, Tensor] = {}
+            for name, each in self._own(sides, recorder, inputs, ours).items():
+                weights = ours.get("weight", torch.ones(2 * len(each), device=each.device))[: len(each)]
+                figures[f"loss_{name}"] = weighted_mean(list(each), weights)
+                loss = loss + self.losses[name] * figures[f"loss_{name}"]
+            self._measure(loss.detach(), recorder.output, sides, figures)
+        return (loss, recorder.output) if return_outputs else loss
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether losses see other log-probs than the model's; sft is of the model's in any case."""
+        return self.guidance > 1.0 or self.data_collator.token_weights.by != "none"
+
+    def recorded(
+        self, model: Callable[..., Any], inputs: dict[str, Any], *, guide: bool = False
+    ) -> tuple[Recorder, dict[str, Any], dict[str, Tensor]]:
+        """A stand-in for the model that runs all rows of a batch, the batch of TRL's rows alone, and what is ours.
+
+        Args:
+            guide: whether the rows are guided, as the policy's are and the reference's are not.
+        """
+        ours = {name: inputs[name] for name in OURS if name in inputs}
+        inputs = {name: value for name, value in inputs.items() if name not in OURS}
+        rows = 2 * len(inputs["input_ids"]) // (2 + len(self.extras))
+
+        def reshape(log_probs: Tensor) -> Tensor:
+            if guide and self.guidance > 1.0:
+                roles = [row.role for row in self.extras]
+                blocks = log_probs[rows:].chunk(len(roles))
+                blind = torch.cat([blocks[roles.index(CHOSEN_BLIND)], blocks[roles.index(REJECTED_BLIND)]])
+                log_probs = torch.cat([guided(log_probs[:rows], blind, self.guidance), log_probs[rows:]])
+            weights = ours.get("token_weights")
+            return log_probs if weights is None else log_probs[:, -weights.shape[1] :] * weights
+
+        first = {name: inputs[name][:rows] for name in _ROWS}
+        return Recorder(model, self._model_inputs(inputs), rows, reshape), {**inputs, **first}, ours
+
+    def _shifted(self, recorder: Recorder, inputs: dict[str, Any], ours: dict[str, Tensor]) -> dict[str, Any]:
+        """The batch with the reference's log-probs moved by what the chosen side must win by, and by the token KLs."""
         if "margin" in ours and self.margin_scale:
             # A win by m is a win against a reference that finds the chosen side likelier by m / beta.
             shift = self.margin_scale * ours["margin"] / (2 * self.beta)
@@ -119,29 +203,54 @@ class FastDPOTrainer(DPOTrainer):
                 "ref_chosen_logps": inputs["ref_chosen_logps"] + shift,
                 "ref_rejected_logps": inputs["ref_rejected_logps"] - shift,
             }
-        recorder = Recorder(model)
-        if "weight" in ours:
-            loss = self._weighted(recorder, inputs, ours["weight"])
-        else:
-            loss = super()._compute_loss(recorder, inputs, False)
-        if "ref_chosen_logps" in inputs:
-            chosen, rejected = self._logratios(recorder.output, inputs)
-            if "povid_paper" in self.losses:
-                each = povid_paper(chosen, rejected, self.beta, self.povid_betas)
-                weights = ours.get("weight", torch.ones(2 * len(each), device=each.device))[: len(each)]
-                loss = loss + self.losses["povid_paper"] * weighted_mean(list(each), weights)
-            self._measure(loss.detach(), recorder.output, chosen.detach(), rejected.detach(), ours.get("margin"))
-        return (loss, recorder.output) if return_outputs else loss
+        if self.token_kl is not None:
+            chosen, rejected = self.token_kl.of(self, recorder)
+            inputs = {
+                **inputs,
+                "ref_chosen_logps": inputs["ref_chosen_logps"] - chosen.detach(),
+                "ref_rejected_logps": inputs["ref_rejected_logps"] - rejected,
+            }
+        return inputs
 
-    def _logratios(self, output: Any, inputs: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        rows = inputs["completion_mask"].shape[1] - 1
-        chosen, rejected = summed(output.log_probs[:, -rows:])
-        return chosen - inputs["ref_chosen_logps"], rejected - inputs["ref_rejected_logps"]
+    def _own(
+        self, sides: Sides, recorder: Recorder, inputs: dict[str, Any], ours: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Values for each pair of the losses that are not left to TRL, by name."""
+        found = {name: OWN_LOSSES[name](sides) for name in self.losses if name in OWN_LOSSES}
+        if "povid_paper" in self.losses:
+            found["povid_paper"] = povid_paper(sides.chosen, sides.rejected, self.beta, self.povid_betas)
+        if "sft" in self.losses and (self.reshapes or "weight" in ours):
+            mask = inputs["completion_mask"][: len(sides.chosen), 1:]
+            found["sft"] = sft_by_pair(recorder.output.log_probs[: len(mask), -mask.shape[1] :], mask)
+        return found
+
+    def _sides(
+        self, recorder: Recorder, shifted: dict[str, Any], inputs: dict[str, Any], ours: dict[str, Tensor]
+    ) -> Sides:
+        """Log-ratios to the reference as it is; in the difference, to the one that was shifted."""
+        tokens = inputs["completion_mask"].shape[1] - 1
+        sums = recorder.log_probs[:, -tokens:].float().sum(dim=1).view(2 + len(self.extras), -1)
+        beside = sums[2:] - ours["ref_extra_logps"] if self.extras else ()
+        difference = sums[0] - sums[1] - shifted["ref_chosen_logps"] + shifted["ref_rejected_logps"]
+        doubts = self.doubts if "cdpo" in self.losses else None
+        return Sides(
+            beta=self.beta,
+            chosen=sums[0] - inputs["ref_chosen_logps"],
+            rejected=sums[1] - inputs["ref_rejected_logps"],
+            difference=difference,
+            extras={row.role: each for row, each in zip(self.extras, beside, strict=True)},
+            doubt=None if doubts is None else doubts.of(difference, self._progress),
+            nearness=nearness(ours["embedding"], self.rpo_temperature) if "rpo" in self.losses else None,
+        )
+
+    @property
+    def _progress(self) -> float:
+        return float(self.state.global_step / max(1, self.state.max_steps))
 
     def _weighted(self, recorder: Recorder, inputs: dict[str, Any], weights: Tensor) -> Tensor:
         """TRL's loss of each pair on its own, from one forward. Its sft is a mean over the tokens of the batch, which
-        pairs on their own don't have: that one is ours, and the same at weights of 1."""
-        output = recorder(**self._model_inputs(inputs))
+        pairs on their own don't have: that one is ours (`_own`), and the same at weights of 1."""
+        output = recorder()
         losses = []
         with self._without_sft():
             for i in range(len(weights)):
@@ -150,10 +259,6 @@ class FastDPOTrainer(DPOTrainer):
                 view |= {key: inputs[key][i : i + 1] for key in ("ref_chosen_logps", "ref_rejected_logps")}
                 part = _rows(output, rows)
                 losses.append(super()._compute_loss(lambda part=part, **_: part, view, False))
-        if "sft" in self.losses:
-            mask = inputs["completion_mask"][: len(weights), 1:]
-            each = sft_by_pair(output.log_probs[: len(weights), -mask.shape[1] :], mask)
-            losses = [loss + self.losses["sft"] * sft for loss, sft in zip(losses, each, strict=True)]
         return weighted_mean(losses, weights)
 
     @contextmanager
@@ -171,9 +276,11 @@ class FastDPOTrainer(DPOTrainer):
         rest = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         model = {key: value for key, value in inputs.items() if key not in rest}
+        if self.aux_loss_enabled:
+            model["output_router_logits"] = True
         return {**model, "use_cache": False, "labels": labels, "fused_lm_head": True}
 
-    def _measure(self, loss: Tensor, output: Any, chosen: Tensor, rejected: Tensor, margin: Tensor | None) -> None:
+    def _measure(self, loss: Tensor, output: Any, sides: Sides, more: dict[str, Tensor]) -> None:
         """Figures of the global batch: log-probs in nats, margin and accuracy of the rewards, the mean log-ratio to
         the reference of the pairs' sides (texts of an earlier policy: no KL; that is `evaluation.divergence`).
 
@@ -182,12 +289,11 @@ class FastDPOTrainer(DPOTrainer):
         """
         if not self.model.training:
             return
-        if margin is not None and self.margin_scale:
-            shift = self.margin_scale * margin / (2 * self.beta)
-            chosen, rejected = chosen + shift, rejected - shift
-        logps = summed(output.log_probs.detach())
+        chosen, rejected = sides.chosen.detach(), sides.rejected.detach()
+        logps = summed(output.log_probs[: 2 * len(chosen)].detach())
         gap = chosen - rejected
         figures = {
+            **{name: value.detach() for name, value in more.items()},
             "loss": loss,
             "chosen_logp": logps[0].mean(),
             "rejected_logp": logps[1].mean(),
@@ -197,7 +303,7 @@ class FastDPOTrainer(DPOTrainer):
         }
         values = self.accelerator.reduce(torch.stack(list(figures.values())), reduction="mean").tolist()
         self.figures.append(dict(zip(figures, values, strict=True)))
-        if not math.isfinite(values[0]):
+        if not math.isfinite(self.figures[-1]["loss"]):
             raise not_finite("loss", self.state.global_step + 1)
 
 
@@ -210,11 +316,14 @@ def not_finite(what: str, step: int) -> InternalError:
     )
 
 
-def _rows(output: Any, rows: list[int]) -> Any:
-    """A model output of only some rows."""
+def _rows(output: Any, rows: list[int] | slice, log_probs: Tensor | None = None) -> Any:
+    """A model output of only some rows, with other log-probs where they are given."""
+    values = dict(output)
+    if log_probs is not None:
+        values["log_probs"] = log_probs
     return type(output)(
         **{
             name: value[rows] if isinstance(value, Tensor) and value.dim() == 2 else value
-            for name, value in output.items()
+            for name, value in values.items()
         }
     )

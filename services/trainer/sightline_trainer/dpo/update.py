@@ -220,7 +220,7 @@ class _Before(TrainerCallback):
 def _metrics(trainer: FastDPOTrainer, pairs: int, reference_seconds: float, seconds: float) -> dict[str, float]:
     """Means over the last quarter of the steps; TRL's own names beside ours."""
     history = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
-    ours = _tail_means(trainer.figures, ("chosen_logp", "rejected_logp", "margin", "accuracy", "logratio_to_reference"))
+    ours = _tail_means(trainer.figures, [name for name in trainer.figures[-1] if name != "loss"])
     theirs = _tail_means(
         history,
         (

@@ -5,8 +5,16 @@ from typing import Final
 
 from sightline_trainer.pairs.filter import FilterPart
 from sightline_trainer.pairs.filters import Degenerate, Duplicates, Finished, Gap, GenericQuestion, Lengths, ScoreFloor
+from sightline_trainer.pairs.image_contrast import ImageContrast
 from sightline_trainer.pairs.rule import RulePart
-from sightline_trainer.pairs.rules import AllPairs, BestWorst, IthBestIthWorst, ReferenceAgainstRejected, TopBottom
+from sightline_trainer.pairs.rules import (
+    AllPairs,
+    BestWorst,
+    EachGood,
+    IthBestIthWorst,
+    ReferenceAgainstRejected,
+    TopBottom,
+)
 from sightline_trainer.pairs.text_in_image import TextInImage
 
 FILTERS: Final[Mapping[str, type[FilterPart]]] = {
@@ -27,5 +35,7 @@ RULES: Final[Mapping[str, type[RulePart]]] = {
     "reference_against_rejected": ReferenceAgainstRejected,
     "all_pairs": AllPairs,
     "top_bottom": TopBottom,
+    "each_good": EachGood,
+    "image_contrast": ImageContrast,
 }
 """Rules by name."""

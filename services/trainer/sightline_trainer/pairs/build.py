@@ -2,7 +2,8 @@
 
 `pairs.parquet` has the columns of TRL's conversational vision format (`images`, `prompt`, `chosen`,
 `rejected`) and beside them what the loop knows: the image of a rejected side that answers to another, sampled token
-ids, rewards, margin, weight, the rule that made the pair, source and policy version of both sides, the iteration.
+ids, rewards, margin, weight, the rule that made the pair, source and policy version of both sides, the iteration, and
+for losses that ask for it what the policy sampled first (`own_ids`) and the picture's embedding by the scorer.
 `datasets.load_dataset("parquet", ...)` gives images as images.
 """
 
@@ -10,11 +11,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
 
@@ -49,8 +52,12 @@ FEATURES = Features(
         "chosen_index": Value("int32"),
         "rejected_index": Value("int32"),
         "iteration": Value("int32"),
+        "own_ids": List(Value("int32")),
+        "embedding": List(Value("float32")),
     }
 )
+_OPTIONAL = ("rejected_images", "own_ids", "embedding")
+"""Empty where a recipe has no use for them; pairs of earlier releases lack the last two."""
 
 
 class PairBuilder:
@@ -60,10 +67,26 @@ class PairBuilder:
     filter dropped under `pair_<reason>`, every prompt left without a pair once under `prompt_<reason>`.
     """
 
-    def __init__(self, filters: Mapping[str, FilterPart], rules: Mapping[str, RulePart], *, iteration: int) -> None:
+    def __init__(
+        self,
+        filters: Mapping[str, FilterPart],
+        rules: Mapping[str, RulePart],
+        *,
+        iteration: int,
+        own: bool = False,
+        embeddings: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
+        """Build by these parts.
+
+        Args:
+            own: whether pairs tell what the policy sampled first, which no rule chose.
+            embeddings: of pictures, by prompt id; pairs tell theirs.
+        """
         self.filters = filters
         self.rules = rules
         self.iteration = iteration
+        self.own = own
+        self.embeddings = embeddings or {}
         self.counts: Counter[str] = Counter(pairs=0)
 
     def build(
@@ -84,15 +107,20 @@ class PairBuilder:
             lacking: list[str] = []
             found = False
             for asked in dict.fromkeys(scored.prompt for scored in candidates):
-                group = self._fit([scored for scored in candidates if scored.prompt == asked])
+                answers = [scored for scored in candidates if scored.prompt == asked]
+                own = next((each.token_ids for each in answers if self.own and each.source == "policy"), [])
+                more = {"own_ids": own, "embedding": self.embeddings.get(prompt_id, [])}
+                group = self._fit(answers)
                 for name, rule in self.rules.items():
                     picked = rule.pick(group, self._pair_fault)
                     dropped += picked.dropped
                     lacking += [picked.lacking] if picked.lacking else []
+                    image = rule.rejected_image(prompt, self.iteration) if picked.pairs else b""
                     for chosen, rejected, weight in picked.pairs:
                         found = True
+                        rejected = replace(rejected, image=image) if image else rejected
                         self.counts["pairs"] += 1
-                        yield _row(prompt, chosen, rejected, name, weight, self.iteration)
+                        yield _row(prompt, chosen, rejected, name, weight, self.iteration) | more
             self.counts.update(f"pair_{reason}" for reason in dropped)
             if not found:
                 self.counts[f"prompt_{[*dropped, *lacking, 'too_few'][0]}"] += 1
@@ -174,15 +202,17 @@ def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 def read_pairs(path: Path) -> Dataset:
     """The pairs of an iteration as a `datasets.Dataset`; images are decoded when looked at."""
-    return Dataset(read_table(path)).cast(FEATURES)
+    table = read_table(path)
+    for name in sorted(set(_OPTIONAL) - set(table.column_names)):
+        table = table.append_column(name, pa.array([[]] * len(table), FEATURES.arrow_schema.field(name).type))
+    return Dataset(table.select(list(FEATURES))).cast(FEATURES)
 
 
 def to_train_on(path: Path) -> Dataset:
-    """As `read_pairs`, without weights that are all 1 and images of rejected sides that have none of their own: the
-    update has less to do then."""
-    table = read_table(path, columns=["weight", "rejected_images"]).to_pylist()
-    needless = [
-        *(["weight"] if all(row["weight"] == 1.0 for row in table) else []),
-        *(["rejected_images"] if not any(row["rejected_images"] for row in table) else []),
-    ]
-    return read_pairs(path).remove_columns(needless)
+    """As `read_pairs`, without weights that are all 1 and what is empty in all rows: the update has less to do then."""
+    pairs = read_pairs(path)
+    filled = {name: pc.sum(pc.list_value_length(pairs.data.column(name))).as_py() for name in _OPTIONAL}
+    needless = [name for name, values in filled.items() if not values]
+    if all(weight == 1.0 for weight in pairs["weight"]):
+        needless.append("weight")
+    return pairs.remove_columns(needless)

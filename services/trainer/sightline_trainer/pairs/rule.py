@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import Field
 
 from sightline_trainer.parts import Part
+from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 
 Fault = Callable[[Response, Response], str | None]
@@ -50,6 +51,10 @@ class RulePart(Part):
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         """Pair the candidates of one prompt, which all have a reward and different texts."""
         raise NotImplementedError
+
+    def rejected_image(self, prompt: Prompt, iteration: int) -> bytes:
+        """The encoded image that rejected sides answer to; empty: their own."""
+        return b""
 
 
 class RankedRule(RulePart):

@@ -136,3 +136,23 @@ class TopBottom(RankedRule):
             for other in reversed(ranked[-k:]):
                 picked.offer(one, other, fault, self.weight)
         return picked
+
+
+class EachGood(RankedRule):
+    """Every candidate that is good enough, against the worst of those that are not (ILLUME, arXiv 2208.08241).
+
+    ILLUME trains on the good ones alone, by `dpo.loss: {sft: 1}`: the rejected side then only stands there. Where all
+    are good, the worst of them faces the others.
+    """
+
+    min: float = Field(..., description="Least reward of a good one.")
+    max_pairs: int | None = Field(None, ge=1, description="Most pairs of one prompt, the best ones; null: all.")
+
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
+        ranked, picked, fault = self.ranked(group), Picked(), untied(fault)
+        good = [scored for scored in ranked[:-1] if not under(scored.reward, self.min)]
+        for one in good[: self.max_pairs]:
+            picked.offer(one, ranked[-1], fault, self.weight)
+        if not good:
+            picked.lacking = "none_good" if len(ranked) > 1 else "too_few"
+        return picked

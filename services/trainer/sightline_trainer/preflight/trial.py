@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import SightlineError
 
+from sightline_trainer.embeddings import embeddings
 from sightline_trainer.pairs.build import PairBuilder, write_pairs
 from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.recipe import Recipe
@@ -64,7 +65,8 @@ async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Tri
         for number, prompt in enumerate(prompts[:TRIES]):
             rollout = Rollout(scratch / str(number))
             trial.prompt_seconds, trial.timed = await _collect(session, rollout, [prompt]), 1
-            rows, why = _paired(session.recipe, prompt, rollout)
+            known = await embeddings(session, [prompt]) if "rpo" in session.recipe.dpo.loss else {}
+            rows, why = _paired(session.recipe, prompt, rollout, known)
             if rows:
                 trial.pairs, trial.directory = len(rows), rollout.directory
                 write_pairs(rollout.directory / "pairs.parquet", rows[: session.recipe.dpo.batch_size])
@@ -142,11 +144,14 @@ def train_on(trial: Trial, recipe: Recipe, *, halt: Callable[[], None] = lambda:
         )
 
 
-def _paired(recipe: Recipe, prompt: Prompt, rollout: Rollout) -> tuple[list[dict[str, Any]], str]:
+def _paired(
+    recipe: Recipe, prompt: Prompt, rollout: Rollout, known: Mapping[str, Sequence[float]]
+) -> tuple[list[dict[str, Any]], str]:
     """Rows of pairs.parquet by the recipe's rules; where its filters leave none, without them. Else why."""
     counts: dict[str, int] = {}
     for filters in (recipe.filters.chosen(), {}):
-        builder = PairBuilder(filters, recipe.pairing.chosen(), iteration=1)
+        own = "optimism" in recipe.dpo.loss
+        builder = PairBuilder(filters, recipe.pairing.chosen(), iteration=1, own=own, embeddings=known)
         rows = list(builder.build({prompt.id: prompt}, rollout.read()))
         counts = dict(builder.counts)
         if rows:

@@ -5,6 +5,7 @@ from typing import Final
 
 from sightline_trainer.rewards.clip import Clip
 from sightline_trainer.rewards.length import Length
+from sightline_trainer.rewards.logprob_contrast import LogprobContrast
 from sightline_trainer.rewards.policy_logprob import PolicyLogprob
 from sightline_trainer.rewards.term import TermPart
 from sightline_trainer.rewards.truth import Truth
@@ -12,6 +13,7 @@ from sightline_trainer.rewards.truth import Truth
 REWARDS: Final[Mapping[str, type[TermPart]]] = {
     "clip": Clip,
     "policy_logprob": PolicyLogprob,
+    "logprob_contrast": LogprobContrast,
     "length": Length,
     "truth": Truth,
 }

@@ -1,0 +1,48 @@
+"""Extra rows: what goes through the model beside both sides of a pair, for losses that need it.
+
+A batch of B pairs has 2 B rows, chosen first, and then B for each extra row in order. TRL's loss code is handed the
+first 2 B; the others' log-ratios to the reference are known to losses by their role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+from sightline_trainer.dpo.guidance import CHOSEN_BLIND, REJECTED_BLIND
+from sightline_trainer.dpo.views import Shown
+
+CHOSEN_AT_VIEW: Final = "chosen_at_view"
+OWN_RESPONSE: Final = "own"
+"""Of the column `own_ids`, what the policy sampled for the prompt."""
+
+
+@dataclass(frozen=True)
+class ExtraRow:
+    """One further row of each pair.
+
+    Attributes:
+        role: its name to losses.
+        text: whose tokens it has: chosen, rejected, or another column's `<text>_ids`.
+        shown: how its picture is shown; None: as it is.
+    """
+
+    role: str
+    text: str
+    shown: Shown | None = None
+
+
+def extra_rows(losses: Collection[str], view: Shown, blind: Shown | None = None) -> tuple[ExtraRow, ...]:
+    """What these losses need, and guidance.
+
+    Args:
+        view: of image losses.
+        blind: of guidance; None guides nothing.
+    """
+    rows = [ExtraRow(CHOSEN_AT_VIEW, "chosen", view)] if {"image", "image_joint"} & set(losses) else []
+    if "optimism" in losses:
+        rows.append(ExtraRow(OWN_RESPONSE, OWN_RESPONSE))
+    if blind is not None:
+        rows += [ExtraRow(CHOSEN_BLIND, "chosen", blind), ExtraRow(REJECTED_BLIND, "rejected", blind)]
+    return tuple(rows)

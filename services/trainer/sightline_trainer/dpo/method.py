@@ -1,0 +1,107 @@
+"""Settings of a method's own pieces in the update, known without torch: views, token weights, guidance, references."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+from sightline_chassis.settings import Section
+
+
+class View(Section):
+    """How a picture is shown to a row that shall see less of it.
+
+    The same picture gets the same view in all passes of an update, since the reference is asked once.
+    """
+
+    kind: Literal["blank", "diffusion", "pixel", "crop"] = Field(
+        "blank",
+        description="blank: zeros after the processor, the mean picture (V-DPO). diffusion: Gaussian noise on the "
+        "normalised pixels (CHiP, VCD). pixel: the same noise on pixels in [0, 1], clamped (POVID). crop: a small "
+        "piece, made as large as the picture was (mDPO).",
+    )
+    step: int = Field(500, ge=0, le=999, description="Diffusion step of diffusion and pixel (CHiP 500).")
+    scale: tuple[float, float] = Field(
+        (0.01, 0.2), description="crop: least and most share of the picture's area (mDPO's)."
+    )
+    seed: int = Field(0, ge=0, description="Moves noise and crops; the picture and the update's own seed do too.")
+
+    @model_validator(mode="after")
+    def _a_share(self) -> Self:
+        least, most = self.scale
+        if not 0.0 < least <= most <= 1.0:
+            raise ValueError(f"scale is {least}, {most}; it must be two shares of an area, the smaller one first")
+        return self
+
+
+class TokenWeights(Section):
+    """How much each token of a response counts, in the policy's and in the reference's sums alike."""
+
+    by: Literal["none", "difference", "suffix"] = Field(
+        "none",
+        description="none: all count 1. difference: tokens outside of runs that both sides of a pair have weigh "
+        "`changed`, the others `shared` (CHiP's segments). suffix: the same, where all after the first different token "
+        "is changed (V-DPO).",
+    )
+    changed: float = Field(4.0, ge=0.0, description="Weight of changed tokens (CHiP's code 4).")
+    shared: float = Field(1.0, ge=0.0, description="Weight of tokens that both sides have; 0 leaves them out.")
+    run: int = Field(
+        3, ge=1, description="difference: shortest run of equal tokens that counts as shared (CHiP's code 3)."
+    )
+
+    @model_validator(mode="after")
+    def _counts(self) -> Self:
+        if not self.changed and not self.shared:
+            raise ValueError("changed and shared are both 0, and nothing would be trained")
+        return self
+
+
+class Guidance(Section):
+    """V-DPO: both sides' log-probs under the picture, less some of those without it."""
+
+    scale: float = Field(
+        1.0, ge=1.0, le=10.0, description="g in g lp(picture) - (g - 1) lp(view); 1: none, and no further rows."
+    )
+    view: View = Field(default_factory=View, description="What is shown in place of the picture; V-DPO's is blank.")
+
+
+Tie = Literal["base", "previous", "ema"]
+
+
+def _base() -> dict[Tie, float]:
+    return {"base": 1.0}
+
+
+class References(Section):
+    """What the policy is tied to. In a run's first iteration all of them are the base model."""
+
+    of: dict[Tie, float] = Field(
+        default_factory=_base,
+        description="base: the base model. previous: the policy that the update begins with (CSR, SELM, SPA). ema: the "
+        "moving average of the run's policies (SAPO). Several with their shares are MRPO's one virtual reference.",
+    )
+    decay: float = Field(0.5, gt=0.0, lt=1.0, description="ema: share of the average so far (SAPO 0.5).")
+    within: float | None = Field(
+        None,
+        gt=0.0,
+        description="Several: the others' log-probs are held so many nats near the first one's; null: as they are.",
+    )
+    adaptive: bool = Field(
+        False, description="Several: shares follow how far a reference tells both sides of a pair apart (MRPO)."
+    )
+
+    @model_validator(mode="after")
+    def _tied(self) -> Self:
+        if not self.of or any(not 0.0 < share < float("inf") for share in self.of.values()):
+            raise ValueError(f"of is {self.of}; it must name references with shares above 0")
+        if len(self.of) == 1 and (self.adaptive or self.within is not None):
+            raise ValueError("adaptive and within are for several references, and of names one")
+        return self
+
+
+class Doubt(Section):
+    """cdpo: which pairs are taken as turned round, and how far (SPA's self-refinement)."""
+
+    share: float = Field(0.1, gt=0.0, lt=1.0, description="Share of the pairs, those of the least D (SPA 10 %).")
+    value: float = Field(0.1, gt=0.0, lt=0.5, description="z, how likely they are the other way round (SPA 0.1).")
+    after: float = Field(0.2, ge=0.0, lt=1.0, description="Share of the steps before anything is doubted (SPA 20 %).")

@@ -1,0 +1,32 @@
+"""Embeddings: what the scorer's tower makes of pictures, for a loss that asks how near two prompts are (RPO)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from sightline.errors import InvalidInput
+
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.session import Session
+
+
+async def embeddings(session: Session, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
+    """{prompt id: unit vector} by the recipe's scorer; a picture that it refuses has none, as it has no candidates.
+
+    Raises:
+        SightlineError: the scorer stays away, or fails for another reason than a picture.
+    """
+    settings = session.recipe.reward
+    slots = asyncio.Semaphore(settings.max_in_flight)
+
+    async def one(prompt: Prompt) -> list[float]:
+        async with slots:
+            try:
+                found = await session.scorer.embed([prompt.image], model=settings.model)
+                return [float(value) for value in found.image_matrix()[0]]
+            except InvalidInput:
+                return []
+
+    vectors = await asyncio.gather(*(one(prompt) for prompt in prompts))
+    return {prompt.id: vector for prompt, vector in zip(prompts, vectors, strict=True) if vector}

@@ -2,13 +2,18 @@
 
     make leaderboard                                        all recipes, 3 seeds; finished runs are kept
     python benchmarks/leaderboard.py --recipes bpo --seeds 0
+    python benchmarks/leaderboard.py --recipes bpo --seeds 1 --against benchmarks/results/leaderboard/bpo-1.json
+
+Each finished run leaves one JSON under benchmarks/results/leaderboard/, so it goes on after any stop, and the table
+needs no run at hand. `--without` makes each recipe's run with its own part neutral too; `--against` makes one run again
+and fails where it differs.
 
 Equal budget: at most 768 pairs and 48 updates in each of 3 iterations, as the recipe files say (two pairs of a prompt
 are one row of POVID's loss). What a filter drops is not made up for; the table shows the pairs that were trained on. A
 seed moves prompts, candidates, the update and the evaluation's samples. The base model is measured once for each seed.
 
-A cut is 1 - CHAIR_s after the last iteration / CHAIR_s of the base model. Intervals: 95 % percentile bootstrap over
-seeds, and over test images within a seed, the same images for a policy and its base. With 3 seeds they are rough.
+A cut is 1 - CHAIR_s after the last iteration / CHAIR_s of the base model. `standings.py` says what the figures are.
+With 3 seeds intervals are rough.
 """
 
 from __future__ import annotations
@@ -17,24 +22,43 @@ import argparse
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from harness import RESULTS, ROOT, Row, cpu_seconds, write
-from numpy.typing import NDArray
+from standings import FIGURES, SeedRun, counts_of, over_without, ratio, read, with_interval
 
-RECIPES = ("clip_dpo", "mixed", "bpo", "povid", "oracle")
-METRICS = ("chair_s", "chair_i", "cover", "pope_f1", "mean_tokens", "clip_score")
+RECIPES = (
+    "clip_dpo", "mixed", "bpo", "povid", "mdpo", "chip", "vdpo", "selm", "expo", "rpo", "mrpo", "fine_grained", "spa",
+    "oracle",
+)  # fmt: skip
+# Each recipe with its own part neutral: what is left is the same pairs, budget and seeds.
+WITHOUT: Mapping[str, Sequence[str]] = {
+    "mdpo": ("dpo.loss={sigmoid: 1.0}", "dpo.view.kind=blank"),
+    "chip": (
+        "dpo.loss={sigmoid: 1.0}", "dpo.view.kind=blank", "dpo.view.step=500", "dpo.token_weights.by=none",
+        "dpo.token_kl=0",
+    ),
+    "vdpo": ("dpo.guidance.scale=1", "dpo.token_weights.by=none", "pairing.image_contrast=false"),
+    "selm": ("dpo.loss={sigmoid: 1.0}", "dpo.reference.of={base: 1}"),
+    "expo": ("publication.extrapolate=0",),
+    "rpo": ("dpo.loss={sigmoid: 1.0, sft: 0.1}",),
+    "mrpo": ("dpo.reference.of={base: 1}", "dpo.reference.within=null", "dpo.reference.adaptive=false"),
+    "fine_grained": ("dpo.token_weights.by=none",),
+    "spa": ("dpo.loss={sigmoid: 1.0, sft: 0.1}", "dpo.reference.of={base: 1}", "pairing.best_worst=false"),
+}  # fmt: skip
 TARGETS = {"clip_dpo_chair_s_cut": 0.6, "clip_dpo_cover_change": -0.01}
 SCENES, QUESTIONS = 600, 300
-RESAMPLES = 2000
+KEPT = RESULTS / "leaderboard"
 
 
 def overrides(name: str, seed: int, sampler: str, scorer: str) -> list[str]:
     """What a run of the leaderboard has in place of the recipe's values."""
+    recipe, _, neutral = name.partition("-")
     return [
         "threads=1",
         f"seed={seed}",
@@ -46,11 +70,30 @@ def overrides(name: str, seed: int, sampler: str, scorer: str) -> list[str]:
         "evaluation.diverse_prompts=0",
         f"sampling.address={sampler}",
         f"reward.address={scorer}",
+        *(WITHOUT[recipe] if neutral else ()),
     ]
 
 
-def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str) -> None:
-    """Run a recipe with a seed from nothing, but for the base model's evaluation where another recipe has made it."""
+def supervision(recipe: Any) -> str:
+    """What a recipe uses that a stranger's photos may not have."""
+    sources, terms = recipe.candidates.chosen(), recipe.reward.terms.chosen()
+    kinds = {
+        "truth": "truth" in terms,
+        "annotations": "reference" in sources,
+        "questions": "question_answer" in sources,
+    }
+    return ", ".join(kind for kind, used in kinds.items() if used) or "none"
+
+
+def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str) -> dict[str, Any]:
+    """Run a recipe with a seed from nothing, but for the base model's evaluation where another recipe has made it.
+
+    Args:
+        name: of the recipe; with `-without`, of the same with its own part neutral.
+
+    Returns:
+        What is kept of it.
+    """
     from sightline_cli.run import with_data
     from sightline_trainer.events import Event
     from sightline_trainer.execute import execute
@@ -62,9 +105,8 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str) -> None
     base = next((done for done in runs.glob(f"*-{seed}/iterations/0000") if (done / "evaluation.json").exists()), None)
     if base is not None:
         shutil.copytree(base, root / "iterations/0000")
-    recipe = with_data(
-        load_recipe(ROOT / f"recipes/{name}.yaml", overrides(name, seed, sampler, scorer)), runs / "data"
-    )
+    file = ROOT / f"recipes/{name.partition('-')[0]}.yaml"
+    recipe = with_data(load_recipe(file, overrides(name, seed, sampler, scorer)), runs / "data")
     wall, cpu = time.monotonic(), cpu_seconds()
 
     def tell(event: Event) -> None:
@@ -73,153 +115,131 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str) -> None
             print(f"{name} seed {seed}: v{row['policy_version']:.0f} CHAIR_s {row['chair_s']:.3f}", flush=True)
 
     execute(recipe, RunDirectory(root), tell)
-    used = {"wall_seconds": round(time.monotonic() - wall), "cpu_seconds": round(cpu_seconds() - cpu)}
-    (root / "leaderboard.json").write_text(json.dumps(used) + "\n")
-
-
-def finished(root: Path) -> bool:
-    return (root / "leaderboard.json").exists()
-
-
-def by_image(root: Path, iteration: int) -> dict[str, NDArray[np.float64]]:
-    """{metric: [images, 2] of what each image adds above and below the line}, images in the order of their names."""
-    counts = json.loads((root / f"iterations/{iteration:04d}/by_image.json").read_text())
-    order = np.argsort(counts["images"])
-    return {name: np.array(parts)[order] for name, parts in counts["of"].items() if name in METRICS}
-
-
-def outcomes(roots: Sequence[Path], rng: np.random.Generator | None) -> dict[str, float]:
-    """Means over seeds of each metric, its base and the cut; with `rng` over seeds and images that are drawn anew."""
-    picked = roots if rng is None else [roots[i] for i in rng.integers(len(roots), size=len(roots))]
-    rows = []
-    for root in picked:
-        last = max(int(path.name) for path in (root / "iterations").iterdir())
-        base, final = _cached(root, 0), _cached(root, last)
-        count = len(base["chair_s"])
-        drawn = np.arange(count) if rng is None else rng.integers(count, size=count)
-        row = {}
-        for name in METRICS:
-            for when, parts in (("base", base), ("final", final)):
-                above, below = parts[name][drawn].sum(axis=0)
-                row[f"{name}_{when}"] = above / below
-        row["cut"] = 1 - row["chair_s_final"] / row["chair_s_base"]
-        row["cover_change"] = row["cover_final"] - row["cover_base"]
-        row["length_change"] = row["mean_tokens_final"] / row["mean_tokens_base"] - 1
-        rows.append(row)
-    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-
-
-_KNOWN: dict[tuple[Path, int], dict[str, NDArray[np.float64]]] = {}
-
-
-def _cached(root: Path, iteration: int) -> dict[str, NDArray[np.float64]]:
-    key = (root, iteration)
-    if key not in _KNOWN:
-        _KNOWN[key] = by_image(root, iteration)
-    return _KNOWN[key]
-
-
-def summary(roots: Sequence[Path]) -> dict[str, Any]:
-    """All figures of one recipe: {name: (value, low, high)}, per seed, pairs and time."""
-    rng = np.random.default_rng(0)
-    values = outcomes(roots, None)
-    draws = [outcomes(roots, rng) for _ in range(RESAMPLES)]
-    figures = {
-        name: [value, *np.percentile([draw[name] for draw in draws], [2.5, 97.5]).tolist()]
-        for name, value in values.items()
-    }
-    used = [json.loads((root / "leaderboard.json").read_text()) for root in roots]
-    curves = [json.loads((root / "metrics.json").read_text()) for root in roots]
+    rows = json.loads((root / "metrics.json").read_text())
+    _keep(KEPT / f"base-{seed}.json", {"seed": seed, "counts": counts_of(root / "iterations/0000/by_image.json")})
     return {
-        "seeds": [int(root.name.rsplit("-", 1)[1]) for root in roots],
-        "figures": figures,
-        "chair_s_by_iteration": [[row["chair_s"] for row in curve] for curve in curves],
-        "cover_by_iteration": [[row["cover"] for row in curve] for curve in curves],
-        "pairs_by_iteration": [[row["pairs"] for row in curve[1:]] for curve in curves],
-        "wall_seconds": float(np.mean([one["wall_seconds"] for one in used])),
-        "cpu_seconds": float(np.mean([one["cpu_seconds"] for one in used])),
+        "recipe": name,
+        "seed": seed,
+        "commit": _commit(),
+        "overrides": [each for each in overrides(name, seed, "", "") if not each.endswith("=")],
+        "supervision": supervision(recipe),
+        "pairs": [row["pairs"] for row in rows[1:]],
+        "chair_s": [row["chair_s"] for row in rows],
+        "cover": [row["cover"] for row in rows],
+        "wall_seconds": round(time.monotonic() - wall),
+        "cpu_seconds": round(cpu_seconds() - cpu),
+        "counts": counts_of(root / f"iterations/{recipe.iterations:04d}/by_image.json"),
     }
 
 
-def table(summaries: dict[str, dict[str, Any]]) -> str:
-    """A Markdown table, the base model first."""
-    heads = (
-        "recipe",
-        "seeds",
-        "CHAIR_s",
-        "cut",
-        "CHAIR_i",
-        "cover",
-        "POPE F1",
-        "tokens",
-        "CLIPScore",
-        "pairs",
-        "CPU s",
-        "wall s",
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    return done.stdout.strip()
+
+
+def _keep(path: Path, kept: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}")
+    aside.write_text(json.dumps(kept, separators=(",", ":")) + "\n")
+    aside.replace(path)
+
+
+def differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """What two runs of one recipe and seed do not agree in; time and commit may differ."""
+    return [key for key in ("recipe", "seed", "overrides", "pairs", "chair_s", "counts") if one[key] != other[key]]
+
+
+_HEADS = (
+    "recipe", "supervision", "seeds", "CHAIR_s", "cut", "cut at equal length", "over without", "CHAIR_i", "cover",
+    "POPE F1", "attributes", "tokens", "CLIPScore", "pairs", "CPU s",
+)  # fmt: skip
+_FORMS = {
+    "chair_i": ".3f", "cover": ".3f", "pope_f1": ".3f", "attribute_accuracy": ".3f", "mean_tokens": ".1f",
+    "clip_score": ".2f",
+}  # fmt: skip
+
+
+def table(standings: Mapping[str, Sequence[SeedRun]], figures: Mapping[str, Mapping[str, list[float]]]) -> str:
+    """A Markdown table, the base model first."""
+    lines = ["| " + " | ".join(_HEADS) + " |", "|" + "---|" * len(_HEADS)]
 
     def cell(figure: Sequence[float], form: str) -> str:
         value, low, high = (format(number, form) for number in figure)
         return f"{value} ({low} .. {high})"
 
-    forms = {"chair_i": ".3f", "cover": ".3f", "pope_f1": ".3f", "mean_tokens": ".1f", "clip_score": ".2f"}
-    for number, (name, figured) in enumerate(summaries.items()):
-        figures = figured["figures"]
+    for number, (name, runs) in enumerate(standings.items()):
         if number == 0:
-            cells = [cell(figures[f"{metric}_base"], form) for metric, form in forms.items()]
-            base = cell(figures["chair_s_base"], ".3f")
-            lines.append("| " + " | ".join(["base model", "", base, "", *cells, "", "", ""]) + " |")
-        cells = [cell(figures[f"{metric}_final"], form) for metric, form in forms.items()]
-        pairs = f"{np.mean([sum(one) for one in figured['pairs_by_iteration']]):.0f}"
-        seeds = ", ".join(map(str, figured["seeds"]))
-        row = [name, seeds, cell(figures["chair_s_final"], ".3f"), cell(figures["cut"], ".0%"), *cells, pairs]
-        spent = [f"{figured[clock]:.0f}" for clock in ("cpu_seconds", "wall_seconds")]
-        lines.append("| " + " | ".join([*row, *spent]) + " |")
+            cells = [cell(with_interval(runs, lambda run, m=m: ratio(run.base, m)), f) for m, f in _FORMS.items()]
+            base = cell(with_interval(runs, lambda run: ratio(run.base, "chair_s")), ".3f")
+            lines.append("| " + " | ".join(["base model", "", "", base, "", "", "", *cells, "", ""]) + " |")
+        own = figures[name]
+        cells = [cell(with_interval(runs, lambda run, m=m: ratio(run.final, m)), f) for m, f in _FORMS.items()]
+        found = [cell(own[key], ".0%") if key in own else "" for key in _CUTS]
+        mean = {key: sum(run.facts[key] for run in runs) / len(runs) for key in ("cpu_seconds",)}
+        pairs = sum(sum(run.facts["pairs"]) for run in runs) / len(runs)
+        seeds = ", ".join(str(run.seed) for run in runs)
+        chair = cell(with_interval(runs, lambda run: ratio(run.final, "chair_s")), ".3f")
+        row = [name, runs[0].facts["supervision"], seeds, chair, *found, *cells, f"{pairs:.0f}"]
+        lines.append("| " + " | ".join([*row, f"{mean['cpu_seconds']:.0f}"]) + " |")
     return "\n".join(lines)
 
 
-def report(runs: Path) -> None:
+_CUTS = ("chair_s_cut", "chair_s_cut_at_equal_length", "over_without")
+
+
+def report(kept: Path = KEPT) -> None:
     """Write the result of all runs that are finished."""
-    summaries = {}
-    for name in RECIPES:
-        roots = sorted(root for root in runs.glob(f"{name}-[0-9]*") if finished(root))
-        if roots:
-            summaries[name] = summary(roots)
-    if not summaries:
+    standings = {name: runs for name in RECIPES if (runs := read(kept, name))}
+    if not standings:
         return
-    print(table(summaries))
-    rows = []
-    for name, figured in summaries.items():
-        for metric, of in (
-            ("chair_s_cut", "cut"),
-            ("cover_change", "cover_change"),
-            ("length_change", "length_change"),
-        ):
-            value, low, high = figured["figures"][of]
-            detail = {"low": low, "high": high, **{key: figured[key] for key in figured if key != "figures"}}
-            if metric == "chair_s_cut":
-                detail["figures"] = figured["figures"]
-            key = f"{name}_{metric}"
-            better = "lower" if metric == "length_change" else "higher"
-            against = "the base model, after 3 iterations"
-            rows.append(Row(key, value, "ratio", better, TARGETS.get(key), against, detail))  # type: ignore[arg-type]
+    figures, rows = {}, []
+    for name, runs in standings.items():
+        own = {key: with_interval(runs, figure) for key, figure in FIGURES.items()}
+        paired = [run for run in runs if run.without is not None]
+        if paired:
+            own["over_without"] = with_interval(paired, over_without)
+        seconds = [float(run.facts["cpu_seconds"]) for run in runs]
+        own["cpu_seconds"] = [sum(seconds) / len(seconds), min(seconds), max(seconds)]
+        figures[name] = own
+        for key, (value, low, high) in own.items():
+            facts = {
+                "low": low,
+                "high": high,
+                "seeds": [run.seed for run in (paired if key == "over_without" else runs)],
+                "supervision": runs[0].facts["supervision"],
+            }
+            unit, better = ("s", "lower") if key == "cpu_seconds" else ("ratio", "higher")
+            better = "lower" if key == "length_change" else better
+            against = "itself, its own part neutral" if key == "over_without" else "the base model, after 3 iterations"
+            full = f"{name}_{key}"
+            rows.append(Row(full, value, unit, better, TARGETS.get(full), against, facts))  # type: ignore[arg-type]
+    made = table(standings, figures)
+    print(made)
     write("leaderboard", rows)
-    (RESULTS / "leaderboard.md").write_text(table(summaries) + "\n")
+    (RESULTS / "leaderboard.md").write_text(made + "\n")
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/leaderboard")
+    parser.add_argument("--without", action="store_true", help="also run each with its own part neutral")
+    parser.add_argument("--against", type=Path, help="a kept run: make it again, and fail where it differs")
     parser.add_argument("--report", action="store_true", help="only report what is finished")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.chdir(ROOT)
     wanted = [(name, seed) for seed in options.seeds for name in options.recipes]
-    missing = [(name, seed) for name, seed in wanted if not finished(options.runs / f"{name}-{seed}")]
+    if options.without:
+        wanted += [(f"{name}-without", seed) for name, seed in wanted if name in WITHOUT]
+    if options.against:
+        missing = wanted[:1]
+    else:
+        missing = [(name, seed) for name, seed in wanted if not (KEPT / f"{name}-{seed}.json").exists()]
     if missing and not options.report:
         from sightline_cli.processes import Processes
 
@@ -228,10 +248,15 @@ def main() -> None:
             processes.start("scorer", ["models.clip.source=local-dir:playground/weights/clip", "triton.threads=1"])
             sampler, scorer = processes.wait("sampler").grpc, processes.wait("scorer").grpc
             for name, seed in missing:
-                run_one(name, seed, options.runs, sampler, scorer)
-                report(options.runs)
-    report(options.runs)
+                made = run_one(name, seed, options.runs, sampler, scorer)
+                if options.against:
+                    apart = differs(json.loads(options.against.read_text()), made)
+                    print(f"{name} seed {seed}: {'differs in ' + ', '.join(apart) if apart else 'the same'}")
+                    return 1 if apart else 0
+                _keep(KEPT / f"{name}-{seed}.json", made)
+    report()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -84,6 +84,7 @@ def test_the_policy_before_is_the_reference(
     assert torch.allclose(sums(trainer), own, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_the_weights(
     policies: tuple[str, Path], model: Path, pairs: Dataset, tmp_path: Path
 ) -> None:

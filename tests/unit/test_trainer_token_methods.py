@@ -115,6 +115,7 @@ def test_value_and_gradient_are_the_written_formulas(
             assert torch.allclose(each.grad, got[key], rtol=2e-3, atol=2e-6), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_full_training_in_bfloat16_does_a_step(model: Path, pairs: Dataset, tmp_path: Path, name: str) -> None:
     from sightline_trainer.dpo.update import update

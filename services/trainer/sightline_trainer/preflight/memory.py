@@ -8,8 +8,9 @@ and `kept` K (its keys' width), a layer keeps for the backward pass
     T x N x W                      with gradient checkpointing, and the above for the layer under way
 
 and the gradients of the layer under way take as much as two layers keep. A pass has B pairs: T = B (P + 2 R) where
-responses share the prefix of P tokens (R is sampling.max_tokens), else 2 B (P + R). docs/log.md has what was measured
-against it.
+responses share the prefix of P tokens (R is sampling.max_tokens), else 2 B (P + R); rows beside both sides of a pair
+(`dpo.extra_rows`) add theirs, with a prefix of their own for each view of the picture. docs/log.md has what was
+measured against it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 from sightline_chassis.memory import free_bytes
 
 from sightline_trainer.dpo.device import Memory
+from sightline_trainer.dpo.extra_rows import extra_rows
+from sightline_trainer.dpo.views import Shown
 from sightline_trainer.preflight.finding import Finding
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
@@ -159,7 +162,13 @@ def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
     if not place.gpu:
         parts["copy to compare with"] = 4 * sizes.trained
     pairs, answer = settings.batch_size, recipe.sampling.max_tokens
-    tokens = pairs * (prompt + 2 * answer) if shared else 2 * pairs * (prompt + answer)
+    beside = extra_rows(
+        settings.loss,
+        Shown(settings.view, 0),
+        Shown(settings.guidance.view, 0) if settings.guidance.scale > 1.0 else None,
+    )
+    rows, prefixes = 2 + len(beside), 1 + len({row.shown for row in beside if row.shown is not None})
+    tokens = pairs * (prefixes * prompt + rows * answer) if shared else rows * pairs * (prompt + answer)
     layer = tokens * number * (9 * sizes.width + 3 * sizes.kept + 4 * sizes.inner)
     stream = tokens * number * sizes.width
     kept = layer + sizes.layers * stream if settings.gradient_checkpointing else sizes.layers * layer

@@ -1,0 +1,50 @@
+"""The leaderboard's figures, by hand, from kept runs alone."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # behind tests/, which has a families.py too
+
+import standings
+
+
+def counts(chair: list[int], tokens: list[int], cover: list[int]) -> dict[str, Any]:
+    ones = [1] * len(chair)
+    plain = {name: [ones, ones] for name in ("chair_i", "pope_f1", "attribute_accuracy", "clip_score")}
+    return {**plain, "chair_s": [chair, ones], "mean_tokens": [tokens, ones], "cover": [cover, ones]}
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Path:
+    """Four images. Base: two long captions, both wrong, and two short ones, right; the policy has three short ones."""
+    base = counts([1, 1, 0, 0], [30, 30, 9, 9], [1, 0, 1, 1])
+    final = counts([1, 0, 0, 0], [30, 9, 9, 9], [1, 1, 1, 1])
+    without = counts([1, 1, 0, 0], [30, 30, 9, 9], [1, 0, 1, 1])
+    facts = {"recipe": "x", "seed": 0, "pairs": [5], "cpu_seconds": 7, "supervision": "none"}
+    for name, what in (("base-0", base), ("x-0", final), ("x-without-0", without)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**facts, "counts": what}))
+    return tmp_path
+
+
+def test_figures_of_four_images_by_hand(kept: Path) -> None:
+    (run,) = standings.read(kept, "x")
+    figures = {name: figure(run) for name, figure in standings.FIGURES.items()}
+    assert figures["chair_s_cut"] == pytest.approx(1 - 0.25 / 0.5)
+    assert figures["cover_change"] == pytest.approx(0.25)
+    assert figures["length_change"] == pytest.approx(57 / 78 - 1)
+    assert figures["pope_f1_change"] == figures["attribute_change"] == 0.0
+    # As short as the policy's, base captions are wrong once in four: the cut was shortness.
+    assert figures["chair_s_cut_at_equal_length"] == pytest.approx(0.0)
+    assert standings.over_without(run) == pytest.approx((0.5 - 0.25) / 0.5)
+
+
+def test_an_interval_holds_the_figure_and_a_run_without_its_base_is_not_told(kept: Path) -> None:
+    runs = standings.read(kept, "x")
+    value, low, high = standings.with_interval(runs, standings.FIGURES["cover_change"])
+    assert (value, low <= value <= high) == (0.25, True)
+    (kept / "base-0.json").unlink()
+    assert standings.read(kept, "x") == []

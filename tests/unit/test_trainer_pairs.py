@@ -430,3 +430,9 @@ def test_pairs_tell_what_was_sampled_first_and_how_the_picture_is_embedded(tmp_p
     old = pq.read_table(tmp_path / "plain.parquet").drop_columns(["own_ids", "embedding"])
     pq.write_table(old, tmp_path / "old.parquet")
     assert read_pairs(tmp_path / "old.parquet")[0]["own_ids"] == []
+
+
+def test_sources_alone_decide_where_rewards_are_no_judge() -> None:
+    group = [scored(0, 0.0, source="reference", clip=1.0), scored(1, 0.0, source="injected", clip=1.0)]
+    assert ReferenceAgainstRejected().pick(group, fine).dropped == ["tie"]
+    assert indices(ReferenceAgainstRejected(judged=False).pick(group, fine).pairs) == [(0, 1)]

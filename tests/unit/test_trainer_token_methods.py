@@ -8,13 +8,14 @@ import pytest
 import torch
 from datasets import Dataset
 from dpo_models import dpo_recipe, make_family, random_pairs, shake
+from sightline.errors import PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.guidance import guided
 from sightline_trainer.dpo.loss_names import loss_fault
 from sightline_trainer.dpo.method import TokenWeights
 from sightline_trainer.dpo.reference_logprobs import add_reference
 from sightline_trainer.dpo.setup import make_trainer
-from sightline_trainer.dpo.token_weights import token_weights
+from sightline_trainer.dpo.token_weights import sentence_weights, token_weights
 from torch.nn.functional import logsigmoid
 from trl.trainer.utils import use_adapter
 
@@ -136,6 +137,37 @@ def test_segments_are_what_lies_outside_of_longer_equal_runs() -> None:
     suffix = TokenWeights(by="suffix", changed=1.0, shared=0.0)
     assert token_weights(chosen, rejected, suffix) == ([0.0] * 3 + [1.0] * 5, [0.0] * 3 + [1.0] * 6)
     assert token_weights(chosen, rejected, TokenWeights()) == ([1.0] * 8, [1.0] * 9)
+
+
+def test_a_side_learns_from_the_sentences_for_which_it_stands_there() -> None:
+    words = ["a cat", ".", " two dogs", " sleep", ".", ""]  # the last one is the end token
+    ids = list(range(6))
+
+    def decode(some: Any) -> str:
+        return "".join(words[i] for i in some)
+
+    settings = TokenWeights(by="sentence", changed=3.0, shared=0.5, bound=0.5)
+    marks = [0.9, 0.1]
+    assert sentence_weights(ids, marks, decode, settings, chosen=True) == [3.0, 3.0, 0.5, 0.5, 0.5, 0.5]
+    assert sentence_weights(ids, marks, decode, settings, chosen=False) == [0.5, 0.5, 3.0, 3.0, 3.0, 3.0]
+    # No marks, or not as many as sentences, are no verdict.
+    assert sentence_weights(ids, [], decode, settings, chosen=True) == [1.0] * 6
+    assert sentence_weights(ids, [0.9], decode, settings, chosen=True) == [1.0] * 6
+
+
+def test_weights_by_sentence_reach_the_rows(model: Path, pairs: Dataset, tmp_path: Path) -> None:
+    settings = {"by": "sentence", "changed": 3.0, "shared": 0.5}
+    with pytest.raises(PreconditionFailed, match="marks by sentence"):
+        prepared(
+            model, pairs.remove_columns(["chosen_sentences", "rejected_sentences"]), tmp_path, token_weights=settings
+        )
+    rows = [{**row, "chosen_sentences": [0.9], "rejected_sentences": []} for row in pairs]
+    marked = Dataset.from_list(rows, features=pairs.features)
+    trainer = prepared(model, marked, tmp_path, token_weights=settings)
+    chosen, rejected = trainer.data_collator(list(trainer.train_dataset))["token_weights"].chunk(2)
+    # Random words are one sentence, a good one; the rejected sides were never marked.
+    assert set(chosen.unique().tolist()) == {0.0, 3.0}
+    assert set(rejected.unique().tolist()) == {0.0, 1.0}
 
 
 def test_guidance_by_hand_and_no_gradient_through_the_blind_rows() -> None:

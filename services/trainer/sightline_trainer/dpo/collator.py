@@ -26,7 +26,7 @@ from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.method import TokenWeights
 from sightline_trainer.dpo.packing import PromptTokens, pack
 from sightline_trainer.dpo.sharing import SharedPrefix
-from sightline_trainer.dpo.token_weights import token_weights
+from sightline_trainer.dpo.token_weights import Weights, sentence_weights, token_weights
 from sightline_trainer.dpo.views import Shown
 from sightline_trainer.dpo.vision import digest
 
@@ -96,6 +96,7 @@ class PairCollator:
         self.token_weights = token_weights or TokenWeights()
         self.reference: dict[int, Reference] = {}
         self._prompts: LRUCache[Key, PromptTokens] = LRUCache(_REMEMBERED)
+        self._sentences: LRUCache[tuple[tuple[int, ...], ...], Sequence[Weights]] = LRUCache(_REMEMBERED)
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         flat = unfold(pairs)
@@ -141,8 +142,7 @@ class PairCollator:
 
     def _weights(self, pairs: Sequence[Mapping[str, Any]], mask: Tensor) -> Tensor:
         """[R, L - 1] weights of the response tokens where TRL scores them, zero elsewhere."""
-        made = [token_weights(pair["chosen_ids"], pair["rejected_ids"], self.token_weights) for pair in pairs]
-        rows = [dict(zip(SIDES, pair, strict=True)) for pair in made]
+        rows = [dict(zip(SIDES, self._weighed(pair), strict=True)) for pair in pairs]
         weights = torch.zeros(mask.shape)
         at = 0
         for text in (*SIDES, *(row.text for row in self.extras)):
@@ -151,6 +151,24 @@ class PairCollator:
                 weights[at, placed] = torch.tensor(known[text]) if text in known else 1.0
                 at += 1
         return weights[:, 1:]
+
+    def _weighed(self, pair: Mapping[str, Any]) -> Sequence[Weights]:
+        if self.token_weights.by != "sentence":
+            return token_weights(pair["chosen_ids"], pair["rejected_ids"], self.token_weights)
+        key = tuple(pair["chosen_ids"]), tuple(pair["rejected_ids"])
+        if key not in self._sentences:
+            tokenizer = self.family.processor.tokenizer
+            self._sentences[key] = [
+                sentence_weights(
+                    pair[f"{side}_ids"],
+                    pair.get(f"{side}_sentences") or [],
+                    lambda ids: str(tokenizer.decode(ids, skip_special_tokens=True)),
+                    self.token_weights,
+                    chosen=side == "chosen",
+                )
+                for side in SIDES
+            ]
+        return self._sentences[key]
 
     def _plain(self, prompts: list[PromptTokens], length: int) -> dict[str, Tensor]:
         shown = [prompt.pictures.inputs or {} for prompt in prompts if prompt.pictures is not None]

@@ -37,17 +37,20 @@ class View(Section):
 class TokenWeights(Section):
     """How much each token of a response counts, in the policy's and in the reference's sums alike."""
 
-    by: Literal["none", "difference", "suffix"] = Field(
+    by: Literal["none", "difference", "suffix", "sentence"] = Field(
         "none",
         description="none: all count 1. difference: tokens outside of runs that both sides of a pair have weigh "
         "`changed`, the others `shared` (CHiP's segments). suffix: the same, where all after the first different token "
-        "is changed (V-DPO).",
+        "is changed (V-DPO). sentence: changed are sentences of the chosen side whose mark is at least `bound`, and of "
+        "the rejected side those under it; a side without marks by sentence counts 1.",
     )
     changed: float = Field(4.0, ge=0.0, description="Weight of changed tokens (CHiP's code 4).")
     shared: float = Field(1.0, ge=0.0, description="Weight of tokens that both sides have; 0 leaves them out.")
     run: int = Field(
         3, ge=1, description="difference: shortest run of equal tokens that counts as shared (CHiP's code 3)."
     )
+
+    bound: float = Field(0.5, description="sentence: least mark of a good sentence, on the scale of what marked it.")
 
     @model_validator(mode="after")
     def _counts(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from sightline_trainer.dpo.token_kl import TokenKl
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.dpo.views import Shown
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.sections import Dpo
 
 
 def load_policy(model: str | Path, dtype: str, attention: str = "sdpa") -> Any:
@@ -81,7 +82,7 @@ def make_trainer(
     )
     guidance = settings.guidance
     blind = Shown(guidance.view, seed) if guidance.scale > 1.0 else None
-    _see_columns(settings.loss, pairs)
+    _see_columns(settings, pairs)
     extras = extra_rows(settings.loss, Shown(settings.view, seed), blind)
     full = settings.train == "full"
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
@@ -141,9 +142,18 @@ def _token_kl(trainer: FastDPOTrainer, alpha: float) -> TokenKl:
 _NEEDED = {"optimism": "own_ids", "rpo": "embedding"}
 
 
-def _see_columns(losses: Mapping[str, float], pairs: Dataset) -> None:
+def _see_columns(settings: Dpo, pairs: Dataset) -> None:
+    if settings.token_weights.by == "sentence" and not set(pairs.column_names) & {
+        "chosen_sentences",
+        "rejected_sentences",
+    }:
+        raise PreconditionFailed(
+            "dpo.token_weights.by=sentence needs marks by sentence, and no pair has any; let a term of the reward mark "
+            "sentences, such as reward.terms.clip.by=sentence",
+            reason="LOSS_UNUSABLE",
+        )
     for loss, column in _NEEDED.items():
-        if loss in losses and (column not in pairs.column_names or not all(pairs[column])):
+        if loss in settings.loss and (column not in pairs.column_names or not all(pairs[column])):
             raise PreconditionFailed(
                 f"the loss {loss} needs the column {column} in every pair, which a run of a recipe with that loss "
                 "writes; these pairs were made without it",

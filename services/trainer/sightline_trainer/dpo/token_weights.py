@@ -5,18 +5,23 @@ or more equal tokens of both sides. V-DPO (Xie et al. 2024, arXiv 2411.02712) tr
 difference alone. With `shared: 0` it is DPO on the tokens of an edit, in the spirit of fine-grained supervision (Xu et
 al. 2024, arXiv 2406.02756), which trains a reward model of tokens instead.
 
+By sentence (FineSumFact, arXiv 2412.10689, has a verdict for each) a side learns from the sentences for which it is
+chosen or rejected: the good ones of the one, the bad ones of the other.
+
 In CHiP's released code the unconditional reference (`uncond_ref_win_logp`), a sum already, is multiplied by every
 token's weight and summed again. Here each row's reference is weighted token by token, once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
 from sightline_trainer.dpo.method import TokenWeights
+from sightline_trainer.rewards.clip import sentences
 
 Weights = list[float]
+Decode = Callable[[Sequence[int]], str]
 
 
 def token_weights(chosen: Sequence[int], rejected: Sequence[int], settings: TokenWeights) -> tuple[Weights, Weights]:
@@ -42,3 +47,31 @@ def _shared(chosen: list[int], rejected: list[int], settings: TokenWeights) -> l
         return [(0, 0, same)]
     matches = SequenceMatcher(None, chosen, rejected, autojunk=False).get_matching_blocks()
     return [(match.a, match.b, match.size) for match in matches if match.size >= settings.run]
+
+
+def sentence_weights(
+    ids: Sequence[int], marks: Sequence[float], decode: Decode, settings: TokenWeights, *, chosen: bool
+) -> Weights:
+    """A weight for each token of one side, by the marks of its sentences.
+
+    Args:
+        marks: one for each sentence; where there are none, or not as many as sentences, all tokens count 1.
+        decode: of token ids, special ones left out.
+        chosen: which side it is.
+    """
+    text = decode(ids)
+    found = sentences(text)
+    if not marks or len(marks) != len(found):
+        return [1.0] * len(ids)
+    ends, at = [], 0
+    for sentence in found:
+        at = text.index(sentence, at) + len(sentence)
+        ends.append(at)
+    weights = [settings.changed if (mark >= settings.bound) == chosen else settings.shared for mark in marks]
+    made, place = [], 0
+    for count in range(1, len(ids) + 1):
+        length = len(decode(ids[:count]).rstrip())
+        while place < len(ends) - 1 and length > ends[place]:
+            place += 1
+        made.append(weights[place])
+    return made

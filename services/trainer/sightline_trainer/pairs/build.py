@@ -3,7 +3,8 @@
 `pairs.parquet` has the columns of TRL's conversational vision format (`images`, `prompt`, `chosen`,
 `rejected`) and beside them what the loop knows: the image of a rejected side that answers to another, sampled token
 ids, rewards, margin, weight, the rule that made the pair, source and policy version of both sides, the iteration, and
-for losses that ask for it what the policy sampled first (`own_ids`) and the picture's embedding by the scorer.
+where there are any the marks of both sides' sentences, and for losses that ask for it what the policy sampled first
+(`own_ids`) and the picture's embedding by the scorer.
 `datasets.load_dataset("parquet", ...)` gives images as images.
 """
 
@@ -52,12 +53,14 @@ FEATURES = Features(
         "chosen_index": Value("int32"),
         "rejected_index": Value("int32"),
         "iteration": Value("int32"),
+        "chosen_sentences": List(Value("float64")),
+        "rejected_sentences": List(Value("float64")),
         "own_ids": List(Value("int32")),
         "embedding": List(Value("float32")),
     }
 )
-_OPTIONAL = ("rejected_images", "own_ids", "embedding")
-"""Empty where a recipe has no use for them; pairs of earlier releases lack the last two."""
+_OPTIONAL = ("rejected_images", "chosen_sentences", "rejected_sentences", "own_ids", "embedding")
+"""Empty where a recipe has no use for them; pairs of earlier releases lack all but the first."""
 
 
 class PairBuilder:
@@ -181,6 +184,8 @@ def _row(
         "chosen_index": chosen.index,
         "rejected_index": rejected.index,
         "iteration": iteration,
+        "chosen_sentences": chosen.score.sentences,
+        "rejected_sentences": rejected.score.sentences,
     }
 
 

@@ -91,6 +91,10 @@ class ReferenceAgainstRejected(RulePart):
         description="Sources that are wrong, each with the weight of its pairs.",
     )
 
+    judged: bool = Field(
+        True, description="Whether rewards that find both sides equal drop the pair; false: the sources alone decide."
+    )
+
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         right = [scored for scored in group if scored.source in self.chosen]
         wrong = [scored for scored in group if scored.source in self.rejected]
@@ -99,7 +103,7 @@ class ReferenceAgainstRejected(RulePart):
         picked = Picked()
         for good in right:
             for bad in wrong:
-                judged = good.score.terms or bad.score.terms
+                judged = self.judged and (good.score.terms or bad.score.terms)
                 weight = self.weight * self.rejected[bad.source]
                 picked.offer(good, bad, untied(fault) if judged else fault, weight)
         return picked

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from dpo_models import dpo_recipe, make_family, random_pairs, shake
+from dpo_models import FAMILIES, dpo_recipe, make_family, random_pairs, shake
 from PIL import Image
 from sightline.errors import PreconditionFailed
 from sightline_trainer.dpo.collator import PairCollator
@@ -138,6 +138,22 @@ def test_views_are_the_same_with_and_without_the_shared_prefix(
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     # The picture is seen less, or otherwise.
     assert (ratios(trainer)[2] - ratios(trainer)[0]).abs().max() > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llava"])
+@pytest.mark.parametrize("kind", ["blank", "diffusion", "crop"])
+def test_views_hold_in_other_families(tmp_path: Path, family: str, kind: str) -> None:
+    """Tiles and patches are pixels too, and a crop keeps the picture's size, so that its tokens stay as many."""
+    other = make_family(tmp_path / family, family)
+    pairs = random_pairs(other, LAYOUT)
+    trainer = prepared(other, pairs, tmp_path / "work", loss={"image": 1.0}, view={"kind": kind, "step": 900})
+    assert self_check(trainer, pairs=4) < 1e-4
+    assert (ratios(trainer)[2] - ratios(trainer)[0]).abs().max() > 1e-3
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    assert "shared_prefix" in batch
+    prompts = batch["input_ids"].masked_fill(batch["completion_mask"] == 1, 0)
+    assert torch.equal(prompts[: len(pairs)], prompts[2 * len(pairs) :])
 
 
 def test_an_extra_row_with_weights_keeps_the_pairs_weight(model: Path, pairs: Dataset, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults lint types docs screenshots chart monitor protos playground leaderboard constraints clean chaos gpu bench-dpo bench-loop bench-sampler bench-scorer families
+.PHONY: help demo test test-slow faults lint types docs screenshots chart chart-run monitor protos playground leaderboard constraints clean chaos gpu bench-dpo bench-fleet bench-loop bench-sampler bench-scorer families
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -43,6 +43,9 @@ docs: $(READY)  ## Build the documentation's site into site/
 screenshots: $(READY)  ## Pictures of runs/demo's report in headless Chromium, for docs/images
 	$(BIN)/python tools/screenshots.py runs/demo --out docs/images
 
+chart-run: $(READY)  ## Run a profile of the chart without a cluster, as root: PROFILE=laptop, single-gpu, multi-node-vllm, multi-node-tgi
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tools/chart_run/run.py $(or $(PROFILE),laptop) $(ARGS)
+
 monitor: $(READY)  ## A playground loop under Prometheus: every panel has a series, and alerts arrive at a webhook
 	$(BIN)/python tools/monitor.py
 
@@ -65,6 +68,9 @@ chaos: $(READY)  ## kill -9 of trainer, sampler, scorer, Triton, 20 times each: 
 
 bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; seven CPU minutes
 	$(BIN)/python benchmarks/dpo.py $(ARGS)
+
+bench-fleet: $(READY)  ## One, two and four samplers: work per CPU-second, publication; about five minutes
+	$(BIN)/python benchmarks/fleet.py $(ARGS)
 
 bench-loop: $(READY)  ## One online iteration against TRL's OnlineDPOTrainer, and at K = 8: CPU seconds; about five minutes
 	$(BIN)/python benchmarks/loop.py $(ARGS)

@@ -2,12 +2,15 @@
 
     make chaos                                              20 kills of each of trainer, sampler, scorer and triton
     python tools/chaos.py --services trainer --kills 10     fewer
+    make chaos ARGS="--fleet 4"                             kill -9 of one of four samplers, 20 times
 
 One run is left alone first. Each disturbed run must end with the same pairs (prompts, texts, token ids, rules; none
-lost, none doubled), and no policy version may ever stand for two different policies. Whoever is killed is started
-again at once, as a supervisor would: the trainer on its run directory, sampler and scorer on their ports, Triton by the
-scorer that embeds it. Moments are drawn from a seed, as shares of the time that the undisturbed run took; what they hit
-is up to the machine. A life of the trainer is a process forked from this one, so that its imports are paid once.
+lost, none doubled), no policy version may ever stand for two different policies, and every candidate must be of the
+version that it was to be sampled by. Whoever is killed is started again at once, as a supervisor would: the trainer on
+its run directory, sampler and scorer on their ports, a member of a fleet while the others go on, Triton by the scorer
+that embeds it. Moments are drawn from a seed, as shares of the time that the undisturbed run took (by one sampler, also
+before a fleet); what they hit is up to the machine. A life of the trainer is a process forked from this one, so that
+its imports are paid once.
 
 Exit code 1 where something differs.
 """
@@ -50,20 +53,24 @@ class Row:
     pairs: int = 0
     pairs_equal: bool = True
     versions_unique: bool = True
+    versions_right: bool = True
     seconds: float = 0.0
 
     @property
     def good(self) -> bool:
-        return self.pairs_equal and self.versions_unique and not self.errors
+        return self.pairs_equal and self.versions_unique and self.versions_right and not self.errors
 
 
 class House:
-    """Sampler and scorer on loopback, killed and started again on their ports."""
+    """Sampler and scorer on loopback, killed and started again on their ports; of `fleet` samplers, one by chance."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, fleet: int = 1) -> None:
         from sightline_cli.processes import Processes
 
         self.processes = Processes(directory)
+        self.others = [Processes(directory / f"sampler-{number}") for number in range(1, fleet)]
+        self._ports: list[int] = []
+        self._chance = random.Random(fleet)
         self.settings = {
             "sampler": [f"engine.model={WEIGHTS / 'llava'}", "engine.threads=1"],
             "scorer": [
@@ -79,11 +86,18 @@ class House:
         self.processes.__enter__()
         for name, settings in self.settings.items():
             self.processes.start(name, settings)
+        for other in self.others:
+            other.__enter__()
+            other.start("sampler", self.settings["sampler"])
         self.address = {name: self.processes.wait(name, seconds=600).grpc for name in self.settings}
+        found = [self.address["sampler"], *(other.wait("sampler", seconds=600).grpc for other in self.others)]
+        self._ports = [int(address.rsplit(":", 1)[1]) for address in found]
+        self.fleet = "ipv4:" + ",".join(found)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.processes.stop()
+        for processes in (self.processes, *self.others):
+            processes.stop()
 
     def kill(self, service: str) -> None:
         """SIGKILL, and a new one in its place."""
@@ -92,11 +106,17 @@ class House:
             os.kill(before, signal.SIGKILL)
             until(lambda: self._triton() not in (0, before))
             return
-        pid = json.loads((self.directory / f"{service}.json").read_text())["pid"]
+        member = self._chance.randrange(len(self._ports)) if service == "sampler" else 0
+        processes = (self.processes, *self.others)[member]
+        port = self._ports[member] if service == "sampler" else int(self.address[service].rsplit(":", 1)[1])
+        pid = json.loads((processes.directory / f"{service}.json").read_text())["pid"]
         os.kill(pid, signal.SIGKILL)
-        self.processes.wait_end(service)
-        self.processes.start(service, self.settings[service], port=int(self.address[service].rsplit(":", 1)[1]))
-        self.processes.wait(service, seconds=600)
+        processes.wait_end(service)
+        processes.start(service, self.settings[service], port=port)
+        if len(self._ports) == 1 or service != "sampler":
+            processes.wait(service, seconds=600)
+        else:
+            until((processes.directory / "sampler.json").exists)
 
     def _triton(self) -> int:
         """The pid of the scorer's Triton, which has a guard above it; 0 while there is none."""
@@ -181,6 +201,28 @@ def note_versions(directory: Path, seen: dict[int, str]) -> bool:
     return same
 
 
+def right_versions(directory: Path) -> bool:
+    """Whether every candidate of a run's policies is of the version that its iteration was to be sampled by."""
+    context = multiprocessing.get_context("fork")
+    mouth, ear = context.Pipe()
+    reader = context.Process(target=lambda: mouth.send(_right_versions(directory)))
+    reader.start()
+    right: bool = ear.recv()
+    reader.join()
+    return right
+
+
+def _right_versions(directory: Path) -> bool:
+    import pyarrow.parquet as pq
+
+    for path in directory.glob("iterations/*/candidates/*.parquet"):
+        meant = json.loads((path.parents[1] / "rollout.json").read_text())["sampled_by"]
+        rows = pq.read_table(path, columns=["policy_version"]).to_pylist()
+        if not {row["policy_version"] for row in rows} <= {meant, -1}:  # -1: no policy wrote it
+            return False
+    return True
+
+
 def disturbed(
     row: Row, house: House, recipe: Any, directory: Path, wanted: int, horizon: float, moments: random.Random
 ) -> None:
@@ -220,7 +262,7 @@ def _wait_for_progress(trainer: BaseProcess, directory: Path) -> None:
     until(lambda: size() > before or not trainer.is_alive())
 
 
-def chaos(services: list[str], kills: int, seed: int, staleness: int, scratch: Path) -> list[Row]:
+def chaos(services: list[str], kills: int, seed: int, staleness: int, fleet: int, scratch: Path) -> list[Row]:
     """Kill each of the services so many times.
 
     Returns:
@@ -233,7 +275,7 @@ def chaos(services: list[str], kills: int, seed: int, staleness: int, scratch: P
     export(scratch / "train", split="align", count=64, seed=1)
     export(scratch / "test", split="test", count=16, seed=2)
     rows = []
-    with House(scratch / "services") as house:
+    with House(scratch / "services", fleet) as house:
         recipe = Recipe.model_validate(small(house, scratch, staleness))
         began = time.monotonic()
         alone = life(recipe, scratch / "undisturbed")
@@ -243,6 +285,9 @@ def chaos(services: list[str], kills: int, seed: int, staleness: int, scratch: P
             raise RuntimeError(f"the undisturbed run failed: {scratch / 'undisturbed/trainer.log'}")
         expected = pairs_of(scratch / "undisturbed")
         print(f"undisturbed: {len(expected)} pairs in {took:.0f} s", flush=True)
+        if fleet > 1:  # the undisturbed run had one: pairs do not depend on how many there are
+            tree = small(house, scratch, staleness)
+            recipe = Recipe.model_validate({**tree, "sampling": {**tree["sampling"], "address": house.fleet}})
         for service in services:
             row, moments, began = Row(service), random.Random(f"{seed}/{service}"), time.monotonic()
             while row.kills < kills:
@@ -251,6 +296,7 @@ def chaos(services: list[str], kills: int, seed: int, staleness: int, scratch: P
                 found = pairs_of(directory)
                 row.pairs += len(found)
                 row.pairs_equal &= found == expected
+                row.versions_right &= right_versions(directory)
             row.seconds = time.monotonic() - began
             rows.append(row)
             print(f"{line(row)}", flush=True)
@@ -289,13 +335,14 @@ def line(row: Row) -> str:
 
     return (
         f"| {row.service} | {row.kills} | {row.runs} | {row.resumed} | {len(row.errors)} | {row.pairs} | "
-        f"{mark(row.pairs_equal)} | {mark(row.versions_unique)} | {row.seconds:.0f} |"
+        f"{mark(row.pairs_equal)} | {mark(row.versions_unique)} | {mark(row.versions_right)} | {row.seconds:.0f} |"
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--services", nargs="+", choices=SERVICES, default=list(SERVICES))
+    parser.add_argument("--services", nargs="+", choices=SERVICES, help="all; with --fleet, the sampler")
+    parser.add_argument("--fleet", type=int, default=1, help="samplers, of which one is killed at a time")
     parser.add_argument("--kills", type=int, default=20, help="kills of each service")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--staleness", type=int, choices=(0, 1), default=0, help="the recipe's sampling.staleness")
@@ -308,9 +355,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="sightline-chaos-") as temporary:
         scratch = (options.scratch or Path(temporary)).resolve()
         scratch.mkdir(parents=True, exist_ok=True)
-        rows = chaos(options.services, options.kills, options.seed, options.staleness, scratch)
-    print("| killed | kills | runs | resumed | errors | pairs | pairs equal | versions unique | seconds |")
-    print("|---|---|---|---|---|---|---|---|---|")
+        services = options.services or (["sampler"] if options.fleet > 1 else list(SERVICES))
+        rows = chaos(services, options.kills, options.seed, options.staleness, options.fleet, scratch)
+    columns = ("killed", "kills", "runs", "resumed", "errors", "pairs", "pairs equal", "versions unique")
+    print("| " + " | ".join((*columns, "versions right", "seconds")) + " |")
+    print("|---" * 10 + "|")
     for row in rows:
         print(line(row))
         for error in row.errors:

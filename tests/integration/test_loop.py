@@ -25,6 +25,7 @@ from sightline_trainer.publish import publish
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.sections import Publication
+from sightline_trainer.serving import RunPolicies
 
 pytestmark = pytest.mark.slow
 
@@ -177,15 +178,16 @@ def test_two_trainers_never_work_on_one_run(services: Services, playground: Path
 
 
 async def arrive(
-    services: Services, directory: Path, version: int, probes: list[UpdateProbe], playground: Path
+    services: Services, run: RunDirectory, version: int, probes: list[UpdateProbe], playground: Path
 ) -> None:
     """Publish as the loop does."""
     from sightline.sampler import AsyncSamplerClient
 
     prompts = {prompt.id: prompt for prompt in load_prompts(playground / "train")}
-    async with AsyncSamplerClient(services.sampler) as client:
+    policies = RunPolicies(run.policies, run.namespace)
+    async with AsyncSamplerClient(services.sampler, run_id=run.namespace) as client:
         await publish(
-            client, directory, version=version, previous=0, probes=probes, prompts=prompts, settings=Publication()
+            client, policies, version=version, previous=0, probes=probes, prompts=prompts, settings=Publication()
         )
 
 
@@ -201,12 +203,11 @@ def test_a_policy_whose_probes_do_not_agree_is_not_activated(
     with SamplerClient(services.sampler) as sampler:
         sampler.activate(0)
     wrong = [UpdateProbe(probe.prompt_id, probe.token_ids, [x - 1.0 for x in probe.logprobs]) for probe in probes]
-    directory = run.policies / f"v{update['version']:06d}"
     with pytest.raises(PreconditionFailed, match="did not arrive"):
-        asyncio.run(arrive(services, directory, update["version"], wrong, playground))
+        asyncio.run(arrive(services, run, update["version"], wrong, playground))
     with SamplerClient(services.sampler) as sampler:
         assert sampler.policy().version == 0
-    asyncio.run(arrive(services, directory, update["version"], probes, playground))
+    asyncio.run(arrive(services, run, update["version"], probes, playground))
     with SamplerClient(services.sampler) as sampler:
         assert sampler.policy().version == update["version"]
 

@@ -188,7 +188,7 @@ class _Wrapped:
 def test_what_arrives_is_let_in(mind: Mind, template: Path, tmp_path: Path, seed: int) -> None:
     rig = Rig(mind, template, tmp_path, seed)
     asyncio.run(rig.run(None))
-    assert rig.registry.active == 2
+    assert rig.registry.active.version == 2
     arrival = rig.registry.get(2).arrival
     assert arrival is not None
     assert arrival.passed
@@ -219,7 +219,7 @@ def test_what_does_not_arrive_is_caught_and_the_version_before_answers(
     with pytest.raises(SightlineError, match=seen) as error:
         asyncio.run(rig.run(fault))
     assert error.value.reason in reasons
-    assert rig.registry.active == 1
+    assert rig.registry.active.version == 1
     assert [policy.version for policy in rig.registry.all()] == [0, 1]
     if error.value.reason == "POLICY_DID_NOT_ARRIVE":
         assert "gap" in error.value.metadata

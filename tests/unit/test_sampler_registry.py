@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import logging
 import os
 import threading
@@ -99,7 +101,7 @@ def test_a_retirement_whose_caller_leaves_can_be_asked_for_again(where: str) -> 
             await broken_off(first)
         engine.go.set()
         assert (await policies.retire(1)).state == "retired"
-        assert policies._loaded.versions() == {0}
+        assert policies._loaded.slots() == {0}
 
     asyncio.run(run())
 
@@ -114,7 +116,7 @@ def test_a_policy_that_the_engine_does_not_free_can_be_freed_later() -> None:
             await policies.retire(1)
         engine.refusal = None
         await policies.retire(1)
-        assert policies._loaded.versions() == {0}
+        assert policies._loaded.slots() == {0}
 
     asyncio.run(run())
 
@@ -129,7 +131,7 @@ def test_a_policy_that_is_taken_meanwhile_does_not_make_room(monkeypatch: pytest
         taken: list[int] = []
 
         def take(*_: Any, **__: Any) -> None:
-            for version in policies._loaded.versions():
+            for version in policies._loaded.slots():
                 with contextlib.suppress(PreconditionFailed):
                     taken.append(policies._loaded.take(Exact(version)))
 
@@ -193,8 +195,46 @@ def test_a_policy_that_did_not_arrive_is_never_activated_without_probes() -> Non
         policies._loaded.note(1, arrival=failed)
         with pytest.raises(PreconditionFailed, match="old weights"):
             await policies.activate(1)
-        assert policies.active == 0
-        assert policies._loaded.versions() == {0}
+        assert policies.active.version == 0
+        assert policies._loaded.slots() == {0}
+
+    asyncio.run(run())
+
+
+def test_a_second_sampler_never_uses_the_same_state(tmp_path: Path) -> None:
+    """As in a rollout that starts the new pod before the old one ended."""
+    first, second = StateFile(tmp_path), StateFile(tmp_path)
+    first.hold()
+    with pytest.raises(PreconditionFailed, match="another sampler uses"):
+        second.hold()
+    first.release()
+    second.hold()
+
+
+def test_state_of_the_first_release_is_read(tmp_path: Path) -> None:
+    """It did not say whose its versions were, so it holds no later ones back."""
+    tree = {"base_digest": "b", "active": 3, "uri": "/policies/v000003", "digests": {"3": "d"}}
+    (tmp_path / "sampler.json").write_text(json.dumps(tree))
+    assert StateFile(tmp_path).read("b") == State(3, "/policies/v000003", {})
+
+
+def test_what_no_run_has_active_makes_room_first_and_then_what_was_used_longest_ago() -> None:
+    async def run() -> None:
+        engine = Engine()
+        engine.go.set()
+        policies = registry(engine, max_loaded=4)
+        for run_id, version in (("red", 1), ("red", 2), ("blue", 1)):
+            policies._loaded.add(Entry(dataclasses.replace(info(version), run_id=run_id)))
+        await policies.activate(1, run_id="red")
+        await policies.activate(2, run_id="red")
+        await policies.activate(1, run_id="blue")
+        slots = {
+            (each.run_id, each.version): policies._loaded.slot(each.run_id, each.version) for each in policies.all()
+        }
+        assert slots == {("", 0): 0, ("red", 1): 1, ("red", 2): 2, ("blue", 1): 3}
+        assert policies._loaded.close_idle() == 1, "red's old one"
+        assert policies._loaded.close_idle() == 2, "red's active one; blue's answers for all"
+        assert policies._loaded.close_idle() is None
 
     asyncio.run(run())
 
@@ -215,7 +255,7 @@ def test_two_writers_of_the_state_do_not_meet(tmp_path: Path, monkeypatch: pytes
 
     def write(version: int) -> None:
         try:
-            file.write("b", State(version, "u", {version: "d"}))
+            file.write("b", State(version, "u", {("run", version): "d"}))
         except BaseException as error:
             errors.append(error)
 
@@ -228,7 +268,7 @@ def test_two_writers_of_the_state_do_not_meet(tmp_path: Path, monkeypatch: pytes
     first.join()
     second.join()
     assert errors == []
-    assert file.read("b") == State(2, "u", {2: "d"})
+    assert file.read("b") == State(2, "u", {("run", 2): "d"})
 
 
 @pytest.mark.parametrize("failing", [{2}, {2, 0}])
@@ -251,6 +291,6 @@ def test_a_swap_that_fails_tells_its_own_reason_also_where_the_way_back_fails(fa
         assert asked == [2, 0]
         assert caught.value.message.startswith("it did not come up with 2")
         assert ("version 0 cannot be put back" in caught.value.message) == (0 in failing)
-        assert made.active == 0
+        assert made.active.version == 0
 
     asyncio.run(run())

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
 from sightline.pictures import image_bytes
-from sightline.sampler import AsyncSamplerClient, Exact
+from sightline.sampler import Arrival, AsyncSamplerClient, Exact, PolicyManifest, policy_dirname, write_manifest
+from sightline.sampler.manifest import read_arrival
 from sightline_trainer.dpo.update import UpdateProbe
 from sightline_trainer.publish import publish
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.sections import Publication
-from sightline_trainer.serving import ServedSampler, serve
+from sightline_trainer.serving import RunPolicies, ServedSampler, serve
 
 
 class Sampler:
@@ -40,7 +41,7 @@ class Sampler:
     async def policy(self) -> Any:
         return self._info(self.active)
 
-    async def stage(self, directory: Path, version: int) -> Any:
+    async def deliver(self, directory: Path, version: int) -> Any:
         assert directory.name == f"v{version:06d}"
         if version in self.loaded:
             raise AlreadyExists("there", reason="POLICY_EXISTS")
@@ -62,15 +63,40 @@ class Sampler:
         raise NotFound("not loaded", reason="POLICY_NOT_FOUND")
 
 
-ARRIVED = SimpleNamespace(passed=True, gap=0.001, moved=0.1, correlation=1.0)
-"""The part of a sampler's report that the trainer reads."""
+ARRIVED = Arrival(
+    passed=True,
+    reason="",
+    previous_version=1,
+    probes=1,
+    tokens=2,
+    changed=1.0,
+    correlation=1.0,
+    required_correlation=0.2,
+    gap=0.001,
+    previous_gap=0.001,
+    moved=0.1,
+    trainer_moved=0.1,
+    sampled_gap=None,
+    engine="e",
+)
+
+
+def policies(root: Path, *versions: int) -> RunPolicies:
+    """A run's policies."""
+    for version in versions:
+        directory = root / policy_dirname(version)
+        if not directory.exists():
+            directory.mkdir()
+            (directory / "weights").write_text(str(version))
+            write_manifest(directory, PolicyManifest(version, version - 1, "lora", "0" * 64, run_id="run"))
+    return RunPolicies(root, "run")
 
 
 def published(sampler: Sampler, tmp_path: Path, version: int = 2, previous: int = 1) -> Any:
     return asyncio.run(
         publish(
             sampler,  # type: ignore[arg-type]
-            tmp_path / f"v{version:06d}",
+            policies(tmp_path, previous, version),
             version=version,
             previous=previous,
             probes=[UpdateProbe("a", [1, 2], [-1.0, -1.0], "p", [-1.1, -1.0])],
@@ -87,6 +113,7 @@ def test_a_sampler_that_is_killed_in_between_is_told_everything_again(trouble: t
     sampler = Sampler(loaded=(0, 1), active=1, trouble=trouble)
     assert published(sampler, tmp_path) is ARRIVED
     assert sampler.active == 2
+    assert (read_arrival(tmp_path / "v000002") or {})["passed"], "the proof goes with the policy"
 
 
 def test_a_sampler_that_is_killed_each_time_ends_the_run_in_the_end(tmp_path: Path) -> None:
@@ -118,10 +145,10 @@ def test_somebody_else_who_publishes_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("trouble", [(), ("stage 3",), ("stage 3", "stage 3")])
 def test_serving_outlives_a_kill_after_staging(trouble: tuple[str, ...], tmp_path: Path) -> None:
     sampler = Sampler(trouble=trouble)
-    asyncio.run(serve(sampler, 3, tmp_path))  # type: ignore[arg-type]
+    asyncio.run(serve(sampler, 3, policies(tmp_path, 3)))  # type: ignore[arg-type]
     assert sampler.active == 3
     before = list(sampler.calls)
-    asyncio.run(serve(sampler, 3, tmp_path))  # type: ignore[arg-type]
+    asyncio.run(serve(sampler, 3, policies(tmp_path, 3)))  # type: ignore[arg-type]
     assert sampler.calls == before
 
 
@@ -156,11 +183,11 @@ def test_many_pairs_bring_back_a_policy_that_was_lost(monkeypatch: pytest.Monkey
             raise PreconditionFailed("lost", reason="POLICY_NOT_SERVED")
         return (prompt, policy.version)
 
-    async def serve(client: AsyncSamplerClient, version: int, policies: Path) -> None:
+    async def serve(client: AsyncSamplerClient, version: int, policies: RunPolicies) -> None:
         served.append(version)
 
     async def run() -> list[Any]:
-        async with ServedSampler("127.0.0.1:1", policies=tmp_path) as client:
+        async with ServedSampler("127.0.0.1:1", policies=policies(tmp_path)) as client:
             return [outcome async for outcome in client.sample_many([(None, "a"), (None, "b")], 1, policy=Exact(3))]
 
     monkeypatch.setattr(AsyncSamplerClient, "sample", sample)

@@ -21,6 +21,7 @@ from sightline.sampler.manifest import (
 from sightline.sampler.many import Outcome, Pair, PairOptions
 from sightline.sampler.streams import AsyncSampleStream, Image, SampleOptions, SampleStream
 from sightline.sampler.types import (
+    ActiveOf,
     Arrival,
     AtLeast,
     Beams,
@@ -42,11 +43,13 @@ from sightline.sampler.types import (
     Samples,
     Summary,
     TokenScores,
+    active_of,
     at_least,
     exact,
 )
 
 __all__ = [
+    "ActiveOf",
     "Arrival",
     "AsyncSampleStream",
     "AsyncSamplerClient",
@@ -80,6 +83,7 @@ __all__ = [
     "Samples",
     "Summary",
     "TokenScores",
+    "active_of",
     "at_least",
     "exact",
     "manifest_digest",

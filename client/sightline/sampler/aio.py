@@ -78,6 +78,30 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         """Load and check a policy without answering from it; see `SamplerClient.stage`."""
         return await self._run(self._stage(path, version, probes, timeout))
 
+    async def push(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> str:  # noqa: ASYNC109
+        """Send the files of a policy directory here to the sampler, those that it has not; what to give to `stage`.
+
+        Raises:
+            PreconditionFailed: the directory holds no policy, or one larger than the sampler takes.
+            SightlineError: see the module.
+        """
+        return await self._run(self._push(path, timeout))
+
+    async def deliver(
+        self,
+        path: str | os.PathLike[str],
+        version: int,
+        *,
+        probes: Iterable[Probe] = (),
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> PolicyInfo:
+        """Stage a policy directory that is here: by its path where the sampler sees the same policy there, else pushed.
+
+        Raises:
+            SightlineError: as of `stage` and `push`.
+        """
+        return await self._run(self._deliver(path, version, probes, timeout))
+
     async def activate(
         self,
         version: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,9 +13,10 @@ import numpy as np
 from sightline.base import BaseClient, Flow, Rpc
 from sightline.convert import enum_numbers, from_message
 from sightline.credentials import Tls, Token
-from sightline.errors import AlreadyExists
+from sightline.errors import AlreadyExists, InternalError, NotFound, PermissionDenied, PreconditionFailed
 from sightline.patience import TIMEOUT, Patience, Tries
 from sightline.sampler import wire
+from sightline.sampler.pushing import UNSEEN, Parcel
 from sightline.sampler.streams import Image, SampleOptions, sample_request
 from sightline.sampler.types import PauseMode, Policies, PolicyInfo, PolicySelector, Probe, TokenScores
 from sightline.sampler.v1 import sampler_pb2 as pb
@@ -30,6 +32,7 @@ class BaseSamplerClient(BaseClient):
 
     Args:
         target: see `BaseClient`, as `timeout`, `patience`, `tls` and `token`.
+        run_id: the run whose policies are meant where a call names none; empty: any run's.
         swap_timeout: deadline in seconds of stage, activate, retire and pause that name none: they may wait for a
             download, for an engine that restarts, or for candidates under way.
     """
@@ -38,7 +41,7 @@ class BaseSamplerClient(BaseClient):
     _STUB = pb_grpc.SamplerServiceStub
     # Policies are asked about and changed whether it can sample or not: a restart of its engine is such a time.
     _CONTROL = frozenset(
-        {"StagePolicy", "ActivatePolicy", "RetirePolicy", "GetPolicy", "ListPolicies", "Pause", "Resume"}
+        {"PushPolicy", "StagePolicy", "ActivatePolicy", "RetirePolicy", "GetPolicy", "ListPolicies", "Pause", "Resume"}
     )
 
     def __init__(
@@ -48,11 +51,12 @@ class BaseSamplerClient(BaseClient):
         timeout: float = TIMEOUT,
         patience: Patience | None = None,
         swap_timeout: float = 1800.0,
+        run_id: str = "",
         tls: Tls | None = None,
         token: str | Token | None = None,
     ) -> None:
         super().__init__(target, timeout=timeout, patience=patience, tls=tls, token=token)
-        self.swap_timeout = swap_timeout
+        self.swap_timeout, self.run_id = swap_timeout, run_id
 
     def _stream(
         self,
@@ -63,7 +67,7 @@ class BaseSamplerClient(BaseClient):
         options: SampleOptions,
     ) -> S:
         request_id = options.get("request_id") or uuid.uuid4().hex
-        request = sample_request(image, prompt, n, request_id, **options)
+        request = sample_request(image, prompt, n, request_id, self.run_id, **options)
 
         def start(request: pb.SampleRequest, seconds: float) -> Any:
             return self._method("Sample")(request, timeout=seconds, metadata=(("x-request-id", request_id),))
@@ -82,17 +86,46 @@ class BaseSamplerClient(BaseClient):
             image=wire.image_message(image),
             prompt=wire.checked_prompt(prompt),
             token_ids=wire.token_list(token_ids),
-            policy=wire.selector_message(policy),
+            policy=wire.selector_message(policy, self.run_id),
         )
         return from_message((yield Rpc("ScoreTokens", request, timeout)), TokenScores)
 
-    def _stage(
+    def _push(self, path: str | os.PathLike[str], timeout: float | None) -> Flow[str]:
+        parcel = Parcel(path)
+        missing: list[pb.MissingFile] = []
+        while True:
+            ask = partial(parcel.messages, missing)
+            answer = yield Rpc("PushPolicy", ask, self._swap(timeout), slow=True)
+            if answer.uri:
+                return str(answer.uri)
+            if list(answer.missing) == missing:
+                raise InternalError("nothing of what was pushed arrived", reason="PUSH_STANDS_STILL")
+            missing = list(answer.missing)
+
+    def _deliver(
         self, path: str | os.PathLike[str], version: int, probes: Iterable[Probe], timeout: float | None
+    ) -> Flow[PolicyInfo]:
+        digest, probes = Parcel(path).digest, list(probes)
+        try:
+            return (yield from self._stage(path, version, probes, timeout, digest))
+        except (NotFound, PermissionDenied, PreconditionFailed) as error:
+            if error.reason not in UNSEEN:
+                raise
+        return (yield from self._stage((yield from self._push(path, timeout)), version, probes, timeout))
+
+    def _stage(
+        self,
+        path: str | os.PathLike[str],
+        version: int,
+        probes: Iterable[Probe],
+        timeout: float | None,
+        digest: str = "",
     ) -> Flow[PolicyInfo]:
         uri = os.fspath(path)
         if "://" not in uri:
             uri = os.path.abspath(uri)  # the sampler runs in another directory
-        request = pb.StagePolicyRequest(uri=uri, version=version, probes=map(wire.probe_message, probes))
+        sent = map(wire.probe_message, probes)
+        request = pb.StagePolicyRequest(uri=uri, version=version, probes=sent, digest=digest)
         try:
             answer = yield Rpc("StagePolicy", request, self._swap(timeout), slow=True)
             return from_message(answer.policy, PolicyInfo)
@@ -105,19 +138,21 @@ class BaseSamplerClient(BaseClient):
             return there  # an earlier try did it, and its answer was lost
 
     def _activate(self, version: int, probes: Iterable[Probe], timeout: float | None) -> Flow[PolicyInfo]:
-        request = pb.ActivatePolicyRequest(version=version, probes=map(wire.probe_message, probes))
+        sent = map(wire.probe_message, probes)
+        request = pb.ActivatePolicyRequest(version=version, probes=sent, run_id=self.run_id)
         return from_message((yield Rpc("ActivatePolicy", request, self._swap(timeout), slow=True)).policy, PolicyInfo)
 
     def _retire(self, version: int, timeout: float | None) -> Flow[PolicyInfo]:
-        request = pb.RetirePolicyRequest(version=version)
+        request = pb.RetirePolicyRequest(version=version, run_id=self.run_id)
         return from_message((yield Rpc("RetirePolicy", request, self._swap(timeout), slow=True)).policy, PolicyInfo)
 
     def _policy(self, version: int | None, timeout: float | None) -> Flow[PolicyInfo]:
-        request = pb.GetPolicyRequest(version=version)
+        request = pb.GetPolicyRequest(version=version, run_id=self.run_id)
         return from_message((yield Rpc("GetPolicy", request, timeout)).policy, PolicyInfo)
 
     def _policies(self, timeout: float | None) -> Flow[Policies]:
-        return from_message((yield Rpc("ListPolicies", pb.ListPoliciesRequest(), timeout)), Policies)
+        request = pb.ListPoliciesRequest(run_id=self.run_id)
+        return from_message((yield Rpc("ListPolicies", request, timeout)), Policies)
 
     def _pause(self, mode: PauseMode, timeout: float | None) -> Flow[int]:
         request = pb.PauseRequest(mode=_PAUSES[mode])  # type: ignore[arg-type]

@@ -151,6 +151,30 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         """
         return self._run(self._stage(path, version, probes, timeout))
 
+    def push(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> str:
+        """Send the files of a policy directory here to the sampler, those that it has not; what to give to `stage`.
+
+        Raises:
+            PreconditionFailed: the directory holds no policy, or one larger than the sampler takes.
+            SightlineError: see the module.
+        """
+        return self._run(self._push(path, timeout))
+
+    def deliver(
+        self,
+        path: str | os.PathLike[str],
+        version: int,
+        *,
+        probes: Iterable[Probe] = (),
+        timeout: float | None = None,
+    ) -> PolicyInfo:
+        """Stage a policy directory that is here: by its path where the sampler sees the same policy there, else pushed.
+
+        Raises:
+            SightlineError: as of `stage` and `push`.
+        """
+        return self._run(self._deliver(path, version, probes, timeout))
+
     def activate(self, version: int, *, probes: Iterable[Probe] = (), timeout: float | None = None) -> PolicyInfo:
         """Make a staged version (or 0, the base model) the one that answers, if its probes show that it arrived.
 

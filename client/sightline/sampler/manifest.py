@@ -179,17 +179,28 @@ def read_manifest(directory: str | os.PathLike[str]) -> PolicyManifest:
     if not os.path.isdir(root):  # never raises, whatever the name
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     try:
-        tree = json.loads(_plain(root / MANIFEST, _MOST_BYTES))
+        text = _plain(root / MANIFEST, _MOST_BYTES)
     except FileNotFoundError:
         raise ManifestError("HALF_WRITTEN", MANIFEST, f"{root} has no {MANIFEST}: the policy is half-written") from None
-    except ManifestError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:  # the last of brackets in brackets without end
+    except OSError as error:
         raise ManifestError("BAD_MANIFEST", MANIFEST, f"{root / MANIFEST} cannot be read: {error}") from None
+    return parse_manifest(text, str(root / MANIFEST))
+
+
+def parse_manifest(text: bytes, named: str = MANIFEST) -> PolicyManifest:
+    """Read the bytes of a manifest; `named` is for messages.
+
+    Raises:
+        ManifestError: BAD_MANIFEST.
+    """
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError) as error:  # the last of brackets in brackets without end
+        raise ManifestError("BAD_MANIFEST", MANIFEST, f"{named} cannot be read: {error}") from None
     try:
         return _manifest_of(tree)
     except (TypeError, ValueError) as error:
-        raise ManifestError("BAD_MANIFEST", MANIFEST, f"{root / MANIFEST}: {error}") from None
+        raise ManifestError("BAD_MANIFEST", MANIFEST, f"{named}: {error}") from None
 
 
 def verify(directory: str | os.PathLike[str]) -> PolicyManifest:

@@ -12,7 +12,7 @@ from sightline.errors import InternalError, SightlineError, typed_errors
 from sightline.patience import Tries
 from sightline.pictures import Picture
 from sightline.sampler import wire
-from sightline.sampler.types import Beams, Candidate, Distortion, Guidance, PolicySelector, Samples, Summary
+from sightline.sampler.types import Beams, Candidate, Distortion, Exact, Guidance, PolicySelector, Samples, Summary
 from sightline.sampler.v1 import sampler_pb2 as pb
 
 Image: TypeAlias = Picture | None
@@ -35,7 +35,7 @@ class SampleOptions(TypedDict, total=False):
         beams: `Beams`: diverse group beam search in place of sampling; default None.
         distortion: `DiffusionNoise`, `PixelNoise`, `Blur`, `Crop` or `Blank`: done to the image; default None.
         guidance: `Contrast` or `ImageFree`: a second forward that changes the logits; default None.
-        policy: `exact(v)`, `at_least(v)`, or None (default) for the active one.
+        policy: `exact(v)`, `at_least(v)`, `active_of(run)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
         timeout: deadline in seconds; None (default) means the client's.
     """
@@ -58,9 +58,9 @@ class SampleOptions(TypedDict, total=False):
 
 
 def sample_request(
-    image: Image, prompt: str, n: int, call_id: str, **options: Unpack[SampleOptions]
+    image: Image, prompt: str, n: int, call_id: str, run_id: str, **options: Unpack[SampleOptions]
 ) -> pb.SampleRequest:
-    """The request of a call, with the defaults of its options."""
+    """The request of a call, with the defaults of its options; `run_id` is the client's."""
     if unknown := set(options) - set(SampleOptions.__annotations__):
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
     return wire.sample_request(
@@ -79,7 +79,7 @@ def sample_request(
         beams=options.get("beams"),
         distortion=options.get("distortion"),
         guidance=options.get("guidance"),
-        policy=options.get("policy"),
+        policy=wire.selector_message(options.get("policy"), run_id),
         request_id=call_id,
     )
 
@@ -98,7 +98,7 @@ class _Stream:
     ) -> None:
         self._start, self._request, self._tries = start, request, tries
         self._missing = set(range(request.num_candidates))
-        self._version: int | None = None
+        self._policy: Exact | None = None
         self._closed = threading.Event()
         self.request_id = request.request_id
         self.summary: Summary | None = None
@@ -117,7 +117,7 @@ class _Stream:
         candidate = wire.candidate_of(response.candidate)
         if candidate.index in self._missing:  # else it came by the call before
             self._missing.remove(candidate.index)
-            self._version = candidate.policy_version
+            self._policy = Exact(candidate.policy_version, candidate.run_id)
             yield candidate
 
     def _wait(self, error: SightlineError) -> float:
@@ -134,8 +134,8 @@ class _Stream:
         request = pb.SampleRequest()
         request.CopyFrom(self._request)
         request.indices[:] = sorted(self._missing) or [0]  # all came, and the summary is missing
-        if self._version is not None:
-            request.policy.exact = self._version
+        if (selector := wire.selector_message(self._policy)) is not None:
+            request.policy.CopyFrom(selector)
         self._call = self._start(request, self._tries.left())
         if self._closed.is_set():  # by another thread, just now
             self._call.cancel()
@@ -156,6 +156,7 @@ class _Stream:
             prompt_tokens=summary.prompt_tokens,
             rendered_prompt=summary.rendered_prompt,
             policy_version=summary.policy_version,
+            run_id=summary.run_id,
             engine=summary.engine,
             seconds=summary.seconds,
             request_id=self.request_id,

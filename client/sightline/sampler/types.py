@@ -24,29 +24,44 @@ Logprobs: TypeAlias = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exact:
-    """This version and no other."""
+    """This version and no other; of this run, or of whichever run has it alone."""
 
     version: int
+    run_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AtLeast:
-    """The active version, if it is not older than this."""
+    """The active version, if it is not older than this; of this run, or the one activated last."""
 
     version: int
+    run_id: str = ""
 
 
-PolicySelector: TypeAlias = Exact | AtLeast
+@dataclasses.dataclass(frozen=True, slots=True)
+class ActiveOf:
+    """The active version of this run."""
+
+    run_id: str
 
 
-def exact(version: int) -> Exact:
-    """Ask for this version and no other; PreconditionFailed where it is not loaded."""
-    return Exact(version)
+PolicySelector: TypeAlias = Exact | AtLeast | ActiveOf
 
 
-def at_least(version: int) -> AtLeast:
+def exact(version: int, run_id: str = "") -> Exact:
+    """Ask for this version and no other; PreconditionFailed where it is not loaded, or where several runs have it and
+    none is named."""
+    return Exact(version, run_id)
+
+
+def at_least(version: int, run_id: str = "") -> AtLeast:
     """Ask for the active version, if it is not older than this; else PreconditionFailed, naming what is served."""
-    return AtLeast(version)
+    return AtLeast(version, run_id)
+
+
+def active_of(run_id: str) -> ActiveOf:
+    """Ask for what a run activated last; PreconditionFailed where nothing of it is active."""
+    return ActiveOf(run_id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,6 +160,7 @@ class Candidate:
         finish_reason: "eos", "length" (max_tokens), "stop" or "aborted".
         seed: gives this candidate again, whatever K and whatever else is in the batch.
         policy_version: the version that sampled every one of its tokens.
+        run_id: the run that made that policy; empty for the base model.
     """
 
     index: int
@@ -155,6 +171,7 @@ class Candidate:
     finish_reason: FinishReason
     seed: int
     policy_version: int
+    run_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -167,6 +184,7 @@ class Summary:
         policy_version: the version that sampled.
         engine: the engine's name and version.
         seconds: from admission to the last candidate, by the server's clock.
+        run_id: the run that made the policy; empty for the base model.
     """
 
     prompt_tokens: int
@@ -174,6 +192,7 @@ class Summary:
     policy_version: int
     engine: str = ""
     seconds: float = 0.0
+    run_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -187,14 +206,16 @@ class Samples:
     engine: str
     seconds: float
     request_id: str
+    run_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class TokenScores:
-    """Log-probability of each token of a given response (n,) under the policy, and that policy's version."""
+    """Log-probability of each token of a given response (n,) under the policy; that policy's version and run."""
 
     logprobs: Logprobs
     policy_version: int
+    run_id: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
@@ -262,7 +283,7 @@ class PolicyInfo:
     Attributes:
         version: 0 is the base model.
         kind: what its files are.
-        state: staged (loaded and checked), active (answers requests that name no version) or retired.
+        state: staged (loaded and checked), active (answers requests that name its run and no version) or retired.
         digest: SHA-256 of its manifest; of version 0, of the base model's weights. Hexadecimal.
         base_digest: SHA-256 of the base model's weights.
         parent_version: the version it was trained from.
@@ -321,9 +342,6 @@ class Policies:
     policies: tuple[PolicyInfo, ...]
     capabilities: Capabilities
     highest_version: int
-    """The highest one ever staged at the sampler, loaded or not; a new one must be higher."""
-
-    @property
-    def active(self) -> PolicyInfo:
-        """The policy that answers requests that name no version."""
-        return next(policy for policy in self.policies if policy.state == "active")
+    """The highest one ever staged at the sampler of the run asked for, loaded or not; a new one must be higher."""
+    active: PolicyInfo
+    """The policy that answers requests that name neither run nor version."""

@@ -11,7 +11,7 @@ from sightline.convert import enum_name, to_message
 from sightline.errors import InvalidInput
 from sightline.pictures import Picture, image_bytes
 from sightline.sampler.params import SamplingParams
-from sightline.sampler.types import AtLeast, Candidate, Exact, FinishReason, PolicySelector, Probe
+from sightline.sampler.types import ActiveOf, AtLeast, Candidate, Exact, FinishReason, PolicySelector, Probe
 from sightline.sampler.v1 import sampler_pb2 as pb
 
 _FINISH = pb.FinishReason.DESCRIPTOR
@@ -50,15 +50,17 @@ def token_list(token_ids: Iterable[Any]) -> list[int]:
     return found
 
 
-def selector_message(policy: PolicySelector | None) -> pb.PolicySelector | None:
-    """Which policy must answer; None means the active one."""
+def selector_message(policy: PolicySelector | None, run_id: str = "") -> pb.PolicySelector | None:
+    """Which policy must answer; None means the active one, of `run_id` where it is given."""
     match policy:
         case None:
-            return None
-        case Exact(version):
-            return pb.PolicySelector(exact=version)
-        case AtLeast(version):
-            return pb.PolicySelector(at_least=version)
+            return pb.PolicySelector(run_id=run_id) if run_id else None
+        case Exact(version, run):
+            return pb.PolicySelector(exact=version, run_id=run or run_id)
+        case AtLeast(version, run):
+            return pb.PolicySelector(at_least=version, run_id=run or run_id)
+        case ActiveOf(run):
+            return pb.PolicySelector(run_id=run)
 
 
 def sample_request(
@@ -68,7 +70,7 @@ def sample_request(
     *,
     seeds: Sequence[int] | None,
     seed: int,
-    policy: PolicySelector | None,
+    policy: pb.PolicySelector | None,
     request_id: str,
     **params: Any,
 ) -> pb.SampleRequest:
@@ -82,7 +84,7 @@ def sample_request(
             seeds=seeds or (),
             seed=seed,
             params=to_message(SamplingParams(**params), pb.SamplingParams),
-            policy=selector_message(policy),
+            policy=policy,
         )
     except (ValueError, TypeError) as error:  # out of range or of the wrong type
         raise InvalidInput(f"the request cannot be built: {error}", reason="MALFORMED_REQUEST") from None
@@ -100,6 +102,7 @@ def candidate_of(message: pb.Candidate) -> Candidate:
         finish_reason=cast(FinishReason, enum_name(_FINISH, message.finish_reason)),
         seed=message.seed,
         policy_version=message.policy_version,
+        run_id=message.run_id,
     )
 
 

@@ -16,15 +16,16 @@ def selector_of(message: pb.PolicySelector) -> types.PolicySelector | None:
     """The inverse of `selector_message`."""
     match message.WhichOneof("version"):
         case "exact":
-            return types.Exact(message.exact)
+            return types.Exact(message.exact, message.run_id)
         case "at_least":
-            return types.AtLeast(message.at_least)
+            return types.AtLeast(message.at_least, message.run_id)
         case _:
-            return None
+            return types.ActiveOf(message.run_id) if message.run_id else None
 
 
-def candidate_message(candidate: types.Candidate) -> pb.Candidate:
-    """A candidate for the wire. By hand: log-probs of the behaviour that are None travel as none, and it is hot."""
+def candidate_message(candidate: types.Candidate, policy: types.PolicyInfo) -> pb.Candidate:
+    """A candidate of a policy for the wire. By hand: log-probs of the behaviour that are None travel as none, and it is
+    hot."""
     behaviour = candidate.behaviour_logprobs
     return pb.Candidate(
         index=candidate.index,
@@ -34,7 +35,8 @@ def candidate_message(candidate: types.Candidate) -> pb.Candidate:
         behaviour_logprobs=behaviour.tolist() if behaviour is not None else (),
         finish_reason=cast(pb.FinishReason, _FINISH[candidate.finish_reason]),
         seed=candidate.seed,
-        policy_version=candidate.policy_version,
+        policy_version=policy.version,
+        run_id=policy.run_id,
     )
 
 

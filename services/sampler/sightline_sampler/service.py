@@ -11,6 +11,7 @@ from sightline_chassis.service import Service
 from sightline_sampler import metrics
 from sightline_sampler.costs import COSTS
 from sightline_sampler.engines.factory import make_engine
+from sightline_sampler.policies.received import ReceivedPolicies
 from sightline_sampler.policies.registry import PolicyRegistry
 from sightline_sampler.request_images import RequestImages
 from sightline_sampler.requests import RequestReader
@@ -28,9 +29,9 @@ class SamplerService(Service):
     proto_services: ClassVar[tuple[str, ...]] = (_NAME,)
     costs = COSTS
     # A policy must be swappable under full load: that is what ends the load in a training loop.
-    unadmitted: ClassVar[tuple[str, ...]] = tuple(
-        f"{_NAME}/{method}"
-        for method in ("StagePolicy", "ActivatePolicy", "RetirePolicy", "GetPolicy", "ListPolicies", "Pause", "Resume")
+    unadmitted: ClassVar[tuple[str, ...]] = (
+        *(f"{_NAME}/{step}Policy" for step in ("Push", "Stage", "Activate", "Retire", "Get")),
+        *(f"{_NAME}/{other}" for other in ("ListPolicies", "Pause", "Resume")),
     )
 
     def __init__(self, settings: SamplerSettings) -> None:
@@ -42,6 +43,7 @@ class SamplerService(Service):
         self._servicer = SamplerServicer(
             self.engine,
             self.policies,
+            ReceivedPolicies(settings.policies, self.policies.directories),
             RequestReader(limits, images, self.policies),
             images=images,
             traffic=traffic,
@@ -55,7 +57,7 @@ class SamplerService(Service):
         metrics.ROWS.set_function(lambda: self.engine.loads()[0])
         metrics.WAITING.set_function(lambda: self.engine.loads()[1])
         metrics.POLICIES.set(len(self.policies.all()))
-        metrics.POLICY_VERSION.set(self.policies.active)
+        metrics.POLICY_VERSION.set(self.policies.active.version)
         metrics.POLICY_LOADED.set_to_current_time()
 
     def register(self, server: grpc.aio.Server) -> None:
@@ -73,3 +75,4 @@ class SamplerService(Service):
     async def stop(self) -> None:
         """Free the model."""
         await self.engine.stop()
+        self.policies.stop()

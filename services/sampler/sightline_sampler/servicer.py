@@ -13,7 +13,7 @@ import numpy as np
 from sightline.convert import to_message
 from sightline.errors import SightlineError
 from sightline.picture_rule import PICTURE_RULE
-from sightline.sampler.types import Candidate, Logprobs, Policies, Summary
+from sightline.sampler.types import Candidate, Logprobs, Policies, PolicyInfo, Summary
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 
@@ -21,6 +21,7 @@ from sightline_sampler import messages, metrics
 from sightline_sampler.draws import choose, refuse_unsupported
 from sightline_sampler.engines.base import Engine, not_finite
 from sightline_sampler.policies.questions import read_questions
+from sightline_sampler.policies.received import ReceivedPolicies
 from sightline_sampler.policies.registry import PolicyRegistry
 from sightline_sampler.request_images import RequestImages
 from sightline_sampler.requests import RequestReader
@@ -37,13 +38,14 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         self,
         engine: Engine,
         policies: PolicyRegistry,
+        received: ReceivedPolicies,
         reader: RequestReader,
         *,
         images: RequestImages,
         traffic: Traffic,
         gate: GateSettings,
     ) -> None:
-        self._engine, self._policies, self._reader = engine, policies, reader
+        self._engine, self._policies, self._received, self._reader = engine, policies, received, reader
         self._images, self._traffic, self._gate = images, traffic, gate
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:
@@ -57,12 +59,13 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         try:
             async with self._traffic.passage() as visit, contextlib.aclosing(self._engine.sample(work)) as events:
                 while (event := await visit.wait(anext(events, None))) is not None:
+                    policy = self._policies.sampled_by(event.policy_version)
                     if isinstance(event, Summary):
-                        yield pb.SampleResponse(summary=_summary(event, time.monotonic() - started))
+                        yield pb.SampleResponse(summary=_summary(event, policy, time.monotonic() - started))
                     elif (index := wanted.get(event.index)) is not None:
-                        _refuse_infinite(event.logprobs, event.policy_version)
+                        _refuse_infinite(event.logprobs, policy.version)
                         _count(event, texts, started)
-                        message = messages.candidate_message(event)
+                        message = messages.candidate_message(event, policy)
                         message.index = index
                         yield pb.SampleResponse(candidate=message)
         finally:
@@ -74,16 +77,24 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         try:
             async with self._traffic.passage() as visit:
                 scores = await visit.wait(self._engine.score(work))
+            policy = self._policies.sampled_by(scores.policy_version)
         finally:
             lease.release()
-        _refuse_infinite(scores.logprobs, scores.policy_version)
+        _refuse_infinite(scores.logprobs, policy.version)
+        scores = dataclasses.replace(scores, policy_version=policy.version, run_id=policy.run_id)
         return to_message(scores, pb.ScoreTokensResponse)
+
+    async def PushPolicy(
+        self, request_iterator: AsyncIterator[pb.PushPolicyRequest], context: Context
+    ) -> pb.PushPolicyResponse:
+        """Receive a policy's files."""
+        return await self._received.receive(request_iterator)
 
     async def StagePolicy(self, request: pb.StagePolicyRequest, context: Context) -> pb.StagePolicyResponse:
         """Check and load a policy."""
         with _swap("stage"):
             questions = read_questions(request.probes, self._images, self._gate)
-            info = await self._policies.stage(request.uri, request.version, questions)
+            info = await self._policies.stage(request.uri, request.version, questions, request.digest)
         metrics.POLICIES.set(len(self._policies.all()))
         return pb.StagePolicyResponse(policy=to_message(info, pb.PolicyInfo))
 
@@ -91,7 +102,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         """Make a version the one that answers."""
         with _swap("activate"):
             questions = read_questions(request.probes, self._images, self._gate)
-            info, before = await self._policies.activate(request.version, questions)
+            info, before = await self._policies.activate(request.version, questions, request.run_id)
         metrics.POLICY_VERSION.set(info.version)
         metrics.POLICY_LOADED.set_to_current_time()
         return pb.ActivatePolicyResponse(policy=to_message(info, pb.PolicyInfo), previous_version=before)
@@ -99,7 +110,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
     async def RetirePolicy(self, request: pb.RetirePolicyRequest, context: Context) -> pb.RetirePolicyResponse:
         """Forget a version."""
         with _swap("retire"):
-            info = await self._policies.retire(request.version)
+            info = await self._policies.retire(request.version, request.run_id)
         metrics.POLICIES.set(len(self._policies.all()))
         return pb.RetirePolicyResponse(policy=to_message(info, pb.PolicyInfo))
 
@@ -114,13 +125,14 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
 
     async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.GetPolicyResponse:
         """One policy."""
-        info = self._policies.get(request.version if request.HasField("version") else None)
+        info = self._policies.get(request.version if request.HasField("version") else None, request.run_id)
         return pb.GetPolicyResponse(policy=to_message(info, pb.PolicyInfo))
 
     async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Context) -> pb.ListPoliciesResponse:
         """All policies, and what the engine can do."""
         able = dataclasses.replace(self._engine.capabilities(), picture_rule=PICTURE_RULE)
-        known = Policies(tuple(self._policies.all()), able, self._policies.highest())
+        run_id, policies = request.run_id, self._policies
+        known = Policies(tuple(policies.all(run_id)), able, policies.highest(run_id), policies.active)
         return to_message(known, pb.ListPoliciesResponse)
 
 
@@ -141,12 +153,13 @@ def _refuse_infinite(logprobs: Logprobs, version: int) -> None:
         raise not_finite(version)
 
 
-def _summary(summary: Summary, seconds: float) -> pb.SampleSummary:
+def _summary(summary: Summary, policy: PolicyInfo, seconds: float) -> pb.SampleSummary:
     metrics.TOKENS.labels("prompt").inc(summary.prompt_tokens)
     return pb.SampleSummary(
         prompt_tokens=summary.prompt_tokens,
         rendered_prompt=summary.rendered_prompt,
-        policy_version=summary.policy_version,
+        policy_version=policy.version,
+        run_id=policy.run_id,
         engine=summary.engine,
         seconds=seconds,
     )

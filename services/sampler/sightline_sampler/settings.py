@@ -64,9 +64,19 @@ class PolicySettings(Section):
         description='URL schemes that policies may come by, of those that fsspec knows: "s3", "gs" ...',
     )
     download_dir: Path | None = Field(
-        default=None, description="Where policies from afar are put; null is below state_dir, or a temporary directory."
+        default=None,
+        description="Where policies that are downloaded or pushed are put; null is below state_dir, or a temporary "
+        "directory.",
     )
-    max_download_gib: float = Field(default=100, gt=0, le=1e6, description="Largest policy that is downloaded.")
+    max_download_gib: float = Field(
+        default=100, gt=0, le=1e6, description="Largest policy that is downloaded or pushed."
+    )
+    max_stored_gib: float = Field(
+        default=200,
+        gt=0,
+        le=1e6,
+        description="Most that pushed policies may take there; those that are not loaded leave first.",
+    )
     pause_wait_seconds: float = Field(
         default=60, ge=0, le=86400, description="Longest wait of a request at a pause or a swap."
     )

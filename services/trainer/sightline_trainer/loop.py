@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline.errors import PreconditionFailed
-from sightline.sampler import PolicyManifest, model_digest, policy_dirname, write_manifest
+from sightline.sampler import PolicyManifest, Probe, model_digest, policy_dirname, write_manifest
 
 from sightline_trainer import metrics
 from sightline_trainer.ahead import Ahead
@@ -39,6 +39,7 @@ from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.row_gate import RowGate
 from sightline_trainer.runs import RunDirectory
+from sightline_trainer.serving import RunPolicies
 from sightline_trainer.session import Session, connected
 from sightline_trainer.stopwatch import Stopwatch
 
@@ -275,7 +276,7 @@ class Loop:
             parent_version=parent,
             kind=self.recipe.dpo.train,
             base_digest=model_digest(self.recipe.base_model),
-            run_id=self.dir.id,
+            run_id=self.dir.namespace,
             iteration=iteration,
             metrics=result.metrics,
         )
@@ -306,7 +307,7 @@ class Loop:
         async def send(session: Session) -> dict[str, float]:
             arrival = await publish(
                 session.sampler,
-                self.dir.policies / policy_dirname(version),
+                self._policies(),
                 version=version,
                 previous=parent,
                 probes=[UpdateProbe(**probe) for probe in known["probes"]],
@@ -364,9 +365,30 @@ class Loop:
     def _drawn(self, iteration: int) -> list[Prompt]:
         return self.train.draw(self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed)
 
+    def _policies(self) -> RunPolicies:
+        files = self.recipe.publication.files
+        return RunPolicies(self.dir.policies, self.dir.namespace, files, probes=self._probes)
+
+    def _probes(self, version: int) -> list[Probe]:
+        """What proves a version of this run."""
+        from sightline_trainer.dpo.update import UpdateProbe
+        from sightline_trainer.publish import sendable
+
+        for iteration in range(1, self.recipe.iterations + 1):
+            known = read_json(self.dir.iteration(iteration) / "update.json")
+            if known is not None and known["version"] == version:
+                prompts = {prompt.id: prompt for prompt in self._drawn(iteration)}
+                return sendable([UpdateProbe(**probe) for probe in known["probes"]], prompts)
+        return []
+
     def _connected(self, work: Callable[[Session], Coroutine[Any, Any, T]], halt: Callable[[], None]) -> T:
         return connected(
-            self.recipe, work, policies=self.dir.policies, gate=self.gate, connections=self.connections, halt=halt
+            self.recipe,
+            work,
+            policies=self._policies(),
+            gate=self.gate,
+            connections=self.connections,
+            halt=halt,
         )
 
     def _tell_rows(self) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from asyncio import to_thread
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 
 from sightline.errors import AlreadyExists, NotFound, PreconditionFailed, SightlineError
 from sightline.sampler import Arrival, AsyncSamplerClient, Probe
+from sightline.sampler.manifest import manifest_digest, read_arrival, write_arrival
 
 from sightline_trainer.dpo.update import UpdateProbe
+from sightline_trainer.fleet import Fleet
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.sections import Publication
-from sightline_trainer.serving import RESTORES, serve
+from sightline_trainer.serving import RESTORES, RunPolicies, serve
 
 _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
 """Reasons of a sampler that was killed since it was told of the policies."""
@@ -20,7 +24,7 @@ _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
 
 async def publish(
     client: AsyncSamplerClient,
-    directory: Path,
+    policies: RunPolicies,
     *,
     version: int,
     previous: int,
@@ -28,21 +32,41 @@ async def publish(
     prompts: Mapping[str, Prompt],
     settings: Publication,
 ) -> Arrival:
-    """Stage and activate with the probes; an old policy that is no longer needed is retired.
+    """Stage and activate with the probes, at every sampler of a fleet; an old policy that is not needed is retired.
 
     The sampler itself asks its engine for what the trainer scored, under the previous and the new version, and refuses
     to answer with weights that are not the trainer's (its settings under `policies.gate`). A sampler that is killed
     in between is told everything again.
 
     Returns:
-        What the sampler's probes showed.
+        What the sampler's probes showed; of a fleet, where they were furthest off.
 
     Raises:
         PreconditionFailed: the policy did not arrive, or something else publishes to the sampler. The previous version
             stays or becomes active again.
         SightlineError: the sampler refused the files; says why.
     """
-    sent = [
+    sent = sendable(probes, prompts)
+
+    async def to(one: AsyncSamplerClient) -> Arrival:
+        for left in reversed(range(RESTORES)):
+            try:
+                await serve(one, previous, policies)
+                return await _publish(one, policies, version, previous, sent, settings)
+            except SightlineError as error:
+                if error.reason not in _LOST or not left:
+                    raise
+        raise AssertionError("a try returns or raises")
+
+    if not isinstance(client, Fleet):
+        return await to(client)
+    arrivals = await client.each(to, f"take policy {version}", settings.deadline_seconds)
+    return max(arrivals.values(), key=lambda arrival: arrival.gap)
+
+
+def sendable(probes: Sequence[UpdateProbe], prompts: Mapping[str, Prompt]) -> list[Probe]:
+    """Probes of an update as they travel."""
+    return [
         Probe(
             prompts[item.prompt_id].image,
             item.prompt or prompts[item.prompt_id].prompt,
@@ -53,22 +77,10 @@ async def publish(
         for item in probes
     ]
 
-    async def once() -> Arrival:
-        await serve(client, previous, directory.parent)
-        return await _publish(client, directory, version, previous, sent, settings)
-
-    for _ in range(RESTORES):
-        try:
-            return await once()
-        except SightlineError as error:
-            if error.reason not in _LOST:
-                raise
-    return await once()
-
 
 async def _publish(
     client: AsyncSamplerClient,
-    directory: Path,
+    policies: RunPolicies,
     version: int,
     previous: int,
     probes: Sequence[Probe],
@@ -77,7 +89,7 @@ async def _publish(
     known = {policy.version for policy in (await client.policies()).policies}
     if version not in known:
         with suppress(AlreadyExists):  # an earlier try did it, and its answer was lost
-            await client.stage(directory, version)
+            await policies.stage(client, version)
     arrival = (await client.activate(version, probes=probes)).arrival
     if arrival is None:
         raise PreconditionFailed("the sampler examined no probes", reason="POLICY_DID_NOT_ARRIVE")
@@ -89,10 +101,11 @@ async def _publish(
             f"{previous} is active again",
             reason="POLICY_DID_NOT_ARRIVE",
         )
+    await to_thread(_keep, policies.directory(version), version, arrival)
     now = (await client.policies()).policies
     if version not in {policy.version for policy in now}:
         raise NotFound(f"the sampler has lost policy {version}", reason="POLICY_NOT_FOUND")
-    active = next(policy.version for policy in now if policy.state == "active")
+    active = (await client.policy()).version
     if active != version:
         raise PreconditionFailed(
             f"the sampler answers with version {active} after version {version} was activated; "
@@ -102,6 +115,13 @@ async def _publish(
     for old in sorted(v for v in known if 0 < v < version)[: -max(settings.keep - 1, 0) or None]:
         await _retire(client, old)
     return arrival
+
+
+def _keep(directory: Path, version: int, arrival: Arrival) -> None:
+    """Put the proof beside the policy, as a sampler does that sees it: one that loses it is given it again with it."""
+    digest = manifest_digest(directory)
+    if (read_arrival(directory) or {}).get("digest") != digest:
+        write_arrival(directory, {"policy_version": version, "digest": digest, **asdict(arrival)})
 
 
 async def _retire(client: AsyncSamplerClient, version: int) -> None:

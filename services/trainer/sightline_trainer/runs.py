@@ -30,6 +30,7 @@ from the last finished file. The directory can be moved, renamed and gone on wit
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +39,7 @@ import yaml
 from pydantic import ValidationError
 from sightline.errors import PreconditionFailed
 from sightline.picture_rule import PICTURE_RULE
+from sightline.sampler import read_manifest
 from sightline_chassis.settings import SettingsError, read_yaml
 
 from sightline_trainer.binding import Bound, bound_by, differences, obsolete
@@ -57,6 +59,16 @@ class RunDirectory:
     @property
     def id(self) -> str:
         return self.root.name
+
+    @property
+    def namespace(self) -> str:
+        """Whose versions its policies are at a sampler: the run's name, and what no other run of that name has."""
+        known = self.state().get("namespace", "")
+        if not known:
+            made = next((read_manifest(path).run_id for path in sorted(self.policies.glob("v[0-9]*"))), "")
+            known = made or f"{self.id}-{uuid.uuid4().hex[:8]}"
+            self._note(namespace=known)
+        return str(known)
 
     @property
     def events(self) -> Path:
@@ -187,15 +199,17 @@ class RunDirectory:
 
     def set_state(self, state: State, **facts: object) -> None:
         """Record where the run stands."""
-        known = read_json(self.root / "run.json") or {"id": self.id, "created": time.time()}
         if not self._begun():
-            known = {**known, "picture_rule": PICTURE_RULE}
-        said = {"error": "", "reason": "", **facts, "state": state, "updated": time.time()}
-        write_json(self.root / "run.json", {**known, **said})
+            facts = {"picture_rule": PICTURE_RULE, **facts}
+        self._note(**{"error": "", "reason": "", **facts, "state": state, "updated": time.time()})
 
     def state(self) -> Mapping[str, Any]:
         """What run.json says."""
         return read_json(self.root / "run.json") or {}
+
+    def _note(self, **facts: object) -> None:
+        known = read_json(self.root / "run.json") or {"id": self.id, "created": time.time()}
+        write_json(self.root / "run.json", {**known, **facts})
 
     def _begun(self) -> bool:
         return (self.root / "iterations").exists()

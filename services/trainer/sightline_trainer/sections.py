@@ -239,6 +239,17 @@ class Publication(Section):
         le=10.0,
         description="ExPO: publish theta + this * (theta - base model); the update goes on from theta. LoRA only.",
     )
+    files: Literal["auto", "shared", "pushed"] = Field(
+        "auto",
+        description="shared: the sampler reads the run's directory, by the same path. pushed: its files are sent. "
+        "auto: shared where the sampler, asked, sees the same policy there; else pushed.",
+    )
+    quorum: float = Field(
+        0.5, gt=0.0, le=1.0, description="Share of a fleet's samplers that must take a policy; others are left out."
+    )
+    deadline_seconds: float = Field(
+        1800.0, gt=0.0, description="Time for it; a sampler of a fleet that takes longer is left out."
+    )
     keep: int = Field(2, ge=1, description="Policies kept loaded in the sampler, the active one included.")
 
 

@@ -11,8 +11,9 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
 import numpy as np
 from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
@@ -21,10 +22,12 @@ from sightline.sampler import (
     Exact,
     Image,
     PolicySelector,
+    Probe,
     SampleOptions,
     Samples,
     TokenScores,
     policy_dirname,
+    read_manifest,
 )
 
 T = TypeVar("T")
@@ -33,11 +36,46 @@ RESTORES = 10
 """How often one call outlives a sampler that lost the policy."""
 
 
-async def serve(client: AsyncSamplerClient, version: int, policies: Path) -> None:
+@dataclass(frozen=True)
+class RunPolicies:
+    """The policies of a run, and how they get to a sampler.
+
+    Attributes:
+        root: the directory that holds them.
+        run_id: whose versions they are.
+        files: as `publication.files` of a recipe.
+        probes: of a version, to prove it anew at a sampler that is given it again; None: the proof on record counts.
+    """
+
+    root: Path
+    run_id: str
+    files: Literal["auto", "shared", "pushed"] = "auto"
+    probes: Callable[[int], Sequence[Probe]] | None = None
+
+    def directory(self, version: int) -> Path:
+        """Where a version lies."""
+        return self.root / policy_dirname(version)
+
+    async def stage(self, client: AsyncSamplerClient, version: int) -> None:
+        """Have the sampler load a version.
+
+        Raises:
+            SightlineError: it refuses.
+        """
+        directory = self.directory(version)
+        if self.files == "auto":
+            await client.deliver(directory, version)
+        elif self.files == "shared":
+            await client.stage(directory, version)
+        else:
+            await client.stage(await client.push(directory), version)
+
+
+async def serve(client: AsyncSamplerClient, version: int, policies: RunPolicies) -> None:
     """Make sure that the sampler answers from `version`: after a restart of either side it may not.
 
     Args:
-        policies: directory of the run's policies.
+        policies: of the run.
 
     Raises:
         SightlineError: the sampler refuses the policy, or stays away.
@@ -51,26 +89,46 @@ async def serve(client: AsyncSamplerClient, version: int, policies: Path) -> Non
                 raise  # otherwise it was killed after it had staged
 
 
-async def _serve(client: AsyncSamplerClient, version: int, policies: Path) -> None:
+async def _serve(client: AsyncSamplerClient, version: int, policies: RunPolicies) -> None:
     known = {policy.version for policy in (await client.policies()).policies}
     if version not in known:
         with suppress(AlreadyExists):  # an earlier try did it, and its answer was lost
-            await client.stage(policies / policy_dirname(version), version)
-    if (await client.policy()).version != version:
-        await client.activate(version)
+            await policies.stage(client, version)
+    if await _active(client) == version:
+        return
+    if version and policies.probes is not None:
+        parent = (await asyncio.to_thread(read_manifest, policies.directory(version))).parent_version
+        if parent and parent not in known:
+            with suppress(AlreadyExists):
+                await policies.stage(client, parent)
+        try:
+            await client.activate(version, probes=await asyncio.to_thread(policies.probes, version))
+            return
+        except PreconditionFailed as error:
+            if error.reason != "PROBE_NEEDS_PREVIOUS":  # of an engine that holds one version at a time
+                raise
+    await client.activate(version)
+
+
+async def _active(client: AsyncSamplerClient) -> int | None:
+    """The version that the client's run has active; None where it has none."""
+    try:
+        return (await client.policy()).version
+    except NotFound:
+        return None
 
 
 class ServedSampler(AsyncSamplerClient):
     """A client that brings back the policy it is asked to sample from, where the sampler has lost it.
 
     Args:
-        policies: directory of the run's policies; None brings nothing back.
+        policies: of the run; None brings nothing back.
         options: as of `AsyncSamplerClient`.
     """
 
-    def __init__(self, target: str, *, policies: Path | None, **options: Any) -> None:
-        super().__init__(target, **options)
-        self._directory = policies
+    def __init__(self, target: str, *, policies: RunPolicies | None, **options: Any) -> None:
+        super().__init__(target, run_id="" if policies is None else policies.run_id, **options)
+        self._given = policies
         self._restoring = asyncio.Lock()
 
     async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
@@ -104,11 +162,14 @@ class ServedSampler(AsyncSamplerClient):
 
     async def _served(self, policy: PolicySelector | None, call: Callable[[], Awaitable[T]]) -> T:
         for _ in range(RESTORES):
+            if self._restoring.locked():
+                async with self._restoring:  # what is there, and not proved again, is not asked
+                    pass
             try:
                 return await call()
             except PreconditionFailed as error:
-                if error.reason != "POLICY_NOT_SERVED" or self._directory is None or not isinstance(policy, Exact):
+                if error.reason != "POLICY_NOT_SERVED" or self._given is None or not isinstance(policy, Exact):
                     raise
             async with self._restoring:
-                await serve(self, policy.version, self._directory)
+                await serve(self, policy.version, self._given)
         return await call()

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline.sampler import AsyncSamplerClient
@@ -14,6 +13,7 @@ from sightline.scorer import AsyncScorerClient
 
 from sightline_trainer.candidates.source import Source, SourceContext
 from sightline_trainer.connections import Connections
+from sightline_trainer.fleet import Fleet, is_fleet
 from sightline_trainer.outage import OUTAGE_SECONDS, outliving
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.pools import side_files
@@ -23,7 +23,7 @@ from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.rewards.term import TermContext
 from sightline_trainer.row_gate import RowGate
 from sightline_trainer.same_pictures import check_sampler, check_scorer
-from sightline_trainer.serving import ServedSampler, serve
+from sightline_trainer.serving import RunPolicies, ServedSampler, serve
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class Session:
     scorer: AsyncScorerClient
     evaluation: PolicyCandidates
     reward: ClipScores
-    policies: Path | None
+    policies: RunPolicies | None
     gate: RowGate
     connect: Callable[[str, float], AsyncSamplerClient]
     closing: AsyncExitStack
@@ -62,20 +62,25 @@ class Session:
         return Judge(terms, reward.combine)
 
     async def highest_version(self) -> int:
-        """The highest policy version that the sampler was ever given."""
+        """The highest policy version of this run that the sampler was ever given."""
         return (await self.sampler.policies()).highest_version
 
     async def serve(self, version: int) -> None:
         """Make sure that the sampler answers from `version`; only in a session that has policies."""
-        assert self.policies is not None
-        await serve(self.sampler, version, self.policies)
+        policies = self.policies
+        assert policies is not None
+        if isinstance(self.sampler, Fleet):
+            seconds = self.recipe.publication.deadline_seconds
+            await self.sampler.each(lambda one: serve(one, version, policies), f"serve policy {version}", seconds)
+        else:
+            await serve(self.sampler, version, policies)
 
 
 def connected(
     recipe: Recipe,
     work: Callable[[Session], Coroutine[Any, Any, T]],
     *,
-    policies: Path | None,
+    policies: RunPolicies | None,
     gate: RowGate | None = None,
     connections: Connections | None = None,
     halt: Callable[[], None] = lambda: None,
@@ -85,8 +90,7 @@ def connected(
     """Run `work` with open clients to the recipe's services.
 
     Args:
-        policies: directory of the run's policies, which a sampler that lost them is given again; None changes nothing
-            at the sampler.
+        policies: of the run, which a sampler that lost them is given again; None changes nothing at the sampler.
         gate: of the recipe's model, where one is there already.
         connections: what is shown to the services.
         halt: asked several times a second; what it raises breaks the work off.
@@ -112,7 +116,19 @@ def connected(
                 return client
 
             patient = outliving(recipe.sampling.timeout_seconds, outage_seconds)
-            sampler = ServedSampler(sampling, policies=policies, **patient, **shown.credentials(sampling))
+            sampler: ServedSampler
+            if is_fleet(sampling):
+                sampler = Fleet(
+                    sampling,
+                    policies=policies,
+                    outage_seconds=outage_seconds,
+                    quorum=recipe.publication.quorum,
+                    try_seconds=recipe.sampling.timeout_seconds,
+                    **patient,
+                    **shown.credentials(sampling),
+                )
+            else:
+                sampler = ServedSampler(sampling, policies=policies, **patient, **shown.credentials(sampling))
             stack.push_async_callback(sampler.close)
             patient = outliving(recipe.reward.timeout_seconds, outage_seconds)
             scorer = await stack.enter_async_context(AsyncScorerClient(reward, **patient, **shown.credentials(reward)))

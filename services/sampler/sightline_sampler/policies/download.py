@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import shutil
+import tempfile
 from pathlib import Path, PurePosixPath
 
 from sightline.errors import DataCorrupted, InvalidInput, NotFound, PreconditionFailed, SightlineError
 from sightline.sampler.manifest import ARRIVAL, MANIFEST, ManifestError, manifest_digest, policy_dirname, read_manifest
 from sightline_chassis.remote_directory import RemoteDirectory
+
+from sightline_sampler.settings import PolicySettings
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +81,15 @@ def download(uri: str, version: int, *, into: Path, most_bytes: int) -> Path:
         raise PreconditionFailed(f"{uri}: {error}", reason=f"POLICY_{error.reason}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def downloads(settings: PolicySettings) -> Path:
+    """Where policies from afar are put."""
+    if settings.download_dir is not None:
+        return settings.download_dir
+    if settings.state_dir is not None:
+        return settings.state_dir / "downloads"
+    return Path(tempfile.gettempdir()) / f"sightline-sampler-{os.getpid()}"
 
 
 def upload_arrival(directory: Path, uri: str) -> None:

@@ -1,4 +1,7 @@
-"""Which versions are loaded, which one answers, and who is using which.
+"""Which policies are loaded, which ones answer, and who is using which.
+
+A policy is named by its run and its version: two runs may have the same. The engine knows it by one number, its slot,
+which is its version where no other run took that number first, and stands for nothing else in the life of the process.
 
 Requests hold a lease on their policy from where sampling begins to their last candidate, so a swap never mixes
 versions, and a retired policy is freed only when nobody samples from it.
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +34,8 @@ class Entry:
         proven: it may answer: its probes showed that it arrived, or nobody asks for that.
         users: requests that hold it.
         leaving: it takes no new requests.
+        slot: the engine's number of it; given by `LoadedPolicies.add`.
+        used: grows with each use of any policy: when this one was used last.
     """
 
     info: PolicyInfo
@@ -38,6 +44,11 @@ class Entry:
     proven: bool = True
     users: int = 0
     leaving: bool = False
+    slot: int = 0
+    used: int = 0
+
+
+_NOT_FOUND = "POLICY_NOT_FOUND"
 
 
 class PolicyLease:
@@ -47,11 +58,11 @@ class PolicyLease:
     def __init__(self, loaded: LoadedPolicies, selector: PolicySelector | None) -> None:
         self._loaded, self._selector = loaded, selector
         self._lock = threading.Lock()
-        self._version: int | None = None
+        self._slot: int | None = None
         self._over = False
 
     def bind(self) -> int:
-        """The version to sample with, decided at the first call.
+        """The slot to sample with, decided at the first call.
 
         Raises:
             Cancelled: it was given back: nobody would give it back again.
@@ -60,30 +71,33 @@ class PolicyLease:
         with self._lock:
             if self._over:
                 raise Cancelled("the request has ended")
-            if self._version is None:
-                self._version = self._loaded.take(self._selector)
-            return self._version
+            if self._slot is None:
+                self._slot = self._loaded.take(self._selector)
+            return self._slot
 
     def release(self) -> None:
         """Let the policy go for good; may be called at any time, once or more."""
         with self._lock:
-            version, self._version, self._over = self._version, None, True
-        if version is not None:
-            self._loaded.give(version)
+            slot, self._slot, self._over = self._slot, None, True
+        if slot is not None:
+            self._loaded.give(slot)
 
 
 class LoadedPolicies:
     """All loaded policies. `take` and `give` in any thread, the rest on the event loop.
 
     Args:
-        resident: whether the engine can answer with a version as it stands.
+        resident: whether the engine can answer with a slot as it stands.
     """
 
     def __init__(self, resident: Callable[[int], bool]) -> None:
         self._resident = resident
         self._lock = threading.Lock()
         self._entries: dict[int, Entry] = {}
+        self._slots: dict[tuple[str, int], int] = {("", 0): 0}  # of all that were ever loaded
         self._active = 0
+        self._active_of: dict[str, int] = {}
+        self._clock = itertools.count(1)
         self._idle = asyncio.Event()
         self._events: asyncio.AbstractEventLoop | None = None
 
@@ -92,93 +106,146 @@ class LoadedPolicies:
         self._events = asyncio.get_running_loop()
         self._entries = {0: Entry(base)}
 
-    def __contains__(self, version: int) -> bool:
-        return version in self._entries
+    def __contains__(self, slot: int) -> bool:
+        return slot in self._entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
 
     @property
-    def active(self) -> int:
-        """The version that answers requests that name none."""
-        return self._active
+    def active(self) -> Entry:
+        """The policy that answers requests that name neither run nor version."""
+        return self._entries[self._active]
 
     @property
     def base(self) -> PolicyInfo:
         """The base model."""
         return self._entries[0].info
 
-    def versions(self) -> set[int]:
-        """All loaded versions."""
+    def slot(self, run_id: str, version: int) -> int:
+        """The number of a policy, loaded or about to be: the same at every call. Version 0 is the base model's."""
+        if version == 0:
+            return 0
+        with self._lock:
+            known = self._slots.get((run_id, version))
+            if known is None:
+                taken = set(self._slots.values())
+                known = version if version not in taken else max(taken) + 1
+                self._slots[run_id, version] = known
+            return known
+
+    def slots(self) -> set[int]:
+        """Numbers of all loaded policies."""
         return set(self._entries)
 
-    def infos(self) -> list[PolicyInfo]:
-        """Loaded policies, oldest version first."""
-        with self._lock:
-            return [self._entries[version].info for version in sorted(self._entries)]
+    def highest(self, run_id: str | None) -> int:
+        """The highest loaded version of a run; of all runs for None."""
+        return max((info.version for info in self._all() if run_id in (None, info.run_id)), default=0)
 
-    def entry(self, version: int | None) -> Entry:
-        """One policy; the active one for None.
+    def entries(self) -> list[Entry]:
+        """All loaded policies."""
+        with self._lock:
+            return list(self._entries.values())
+
+    def infos(self, run_id: str = "") -> list[PolicyInfo]:
+        """Loaded policies, the base model first, then by run and version; of one run where it is named."""
+        with self._lock:
+            found = [entry.info for entry in self._entries.values() if not run_id or entry.info.run_id in ("", run_id)]
+        return sorted(found, key=lambda info: (info.version > 0, info.run_id, info.version))
+
+    def info(self, slot: int) -> PolicyInfo:
+        """What is told about a loaded policy."""
+        with self._lock:
+            return self._entries[slot].info
+
+    def entry(self, version: int | None, run_id: str = "") -> Entry:
+        """One policy; the active one for no version, of all runs for no run.
 
         Raises:
             NotFound: no such version is loaded.
+            PreconditionFailed: several runs have that version.
         """
         with self._lock:
-            entry = self._entries.get(self._active if version is None else version)
-            if entry is None:
-                raise NotFound(f"policy {version} is not loaded; {self._served()}", reason="POLICY_NOT_FOUND")
-            return entry
+            slot = self._find(version, run_id)
+            if slot is None:
+                raise NotFound(f"policy {_named(version, run_id)} is not loaded; {self._served()}", reason=_NOT_FOUND)
+            return self._entries[slot]
 
-    def staying(self, version: int) -> Entry:
+    def staying(self, version: int, run_id: str = "") -> Entry:
         """As `entry`, of a policy that does not leave.
 
         Raises:
             NotFound: no such version is loaded.
-            PreconditionFailed: it is being retired.
+            PreconditionFailed: it is being retired, or several runs have that version.
         """
-        entry = self.entry(version)
+        entry = self.entry(version, run_id)
         if entry.leaving:
             raise PreconditionFailed(f"policy {version} is being retired", reason="POLICY_LEAVES")
         return entry
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: Entry) -> Entry:
         """Put in a policy."""
+        entry.slot = self.slot(entry.info.run_id, entry.info.version)
+        entry.used = next(self._clock)
         with self._lock:
-            self._entries[entry.info.version] = entry
+            self._entries[entry.slot] = entry
+        return entry
 
-    def remove(self, version: int) -> Entry:
+    def remove(self, slot: int) -> Entry:
         """Take out a policy."""
         with self._lock:
-            return self._entries.pop(version)
+            entry = self._entries.pop(slot)
+            if self._active_of.get(entry.info.run_id) == slot:
+                del self._active_of[entry.info.run_id]
+            return entry
 
-    def note(self, version: int, **changes: object) -> PolicyInfo:
+    def note(self, slot: int, **changes: object) -> PolicyInfo:
         """Change what is told about a policy."""
         with self._lock:
-            entry = self._entries[version]
+            entry = self._entries[slot]
             entry.info = dataclasses.replace(entry.info, **changes)  # type: ignore[arg-type]
             return entry.info
 
-    def activate(self, version: int) -> tuple[PolicyInfo, int]:
-        """Make a version the one that answers; it, and the one before."""
-        before = self._active
-        self.note(before, state="staged")
-        info = self.note(version, state="active")
-        self._entries[version].proven = True
-        self._active = version
-        return info, before
+    def activate(self, slot: int, run_id: str = "") -> tuple[PolicyInfo, int]:
+        """Make a policy the one that answers, for its run and for all that name none; it, and the version before.
 
-    def close(self, version: int) -> Entry:
+        Args:
+            slot: of the policy.
+            run_id: the run that goes back to the base model, where that is it.
+        """
+        entry = self._entries[slot]
+        run = entry.info.run_id or run_id
+        before = self._entries.get(self._active_of.get(run, 0) if run else self._active)
+        self._active = slot
+        if run:
+            self._active_of[run] = slot
+        entry.proven = True
+        active = {self._active, *self._active_of.values()}
+        for each in self._entries:
+            self.note(each, state="active" if each in active else "staged")
+        return entry.info, before.info.version if before is not None else 0
+
+    def close(self, slot: int) -> Entry:
         """Let a policy take no new requests."""
         with self._lock:
-            entry = self._entries[version]
+            entry = self._entries[slot]
             entry.leaving = True
             return entry
 
     def close_idle(self) -> int | None:
-        """Close the lowest version that nobody uses, and give it; not the active one, nor the base."""
+        """Close a policy that nobody uses, and give its slot: of those that no run has active, the one used longest
+        ago; else, of the runs' active ones. Never the one that answers for all, nor the base model."""
         with self._lock:
-            for version, entry in sorted(self._entries.items()):
-                if version not in (0, self._active) and not entry.users and not entry.leaving:
-                    entry.leaving = True
-                    return version
-            return None
+            idle = [
+                (slot in self._active_of.values(), entry.used, slot)
+                for slot, entry in self._entries.items()
+                if slot not in (0, self._active) and not entry.users and not entry.leaving
+            ]
+            if not idle:
+                return None
+            slot = min(idle)[-1]
+            self._entries[slot].leaving = True
+            return slot
 
     async def until_idle(self, entry: Entry) -> None:
         """Wait until nobody uses a policy that was closed; cancelled, it is open again."""
@@ -202,7 +269,7 @@ class LoadedPolicies:
         return PolicyLease(self, selector)
 
     def take(self, selector: PolicySelector | None) -> int:
-        """Choose a version and count a user of it.
+        """Choose a policy and count a user of it; its slot.
 
         Raises:
             PreconditionFailed: what is asked for is not served.
@@ -210,12 +277,13 @@ class LoadedPolicies:
         with self._lock:
             entry = self._choose(selector)
             entry.users += 1
-            return entry.info.version
+            entry.used = next(self._clock)
+            return entry.slot
 
-    def give(self, version: int) -> None:
+    def give(self, slot: int) -> None:
         """Count a user less."""
         with self._lock:
-            entry = self._entries.get(version)
+            entry = self._entries.get(slot)
             if entry is None:
                 return
             entry.users -= 1
@@ -223,27 +291,65 @@ class LoadedPolicies:
         if wake and self._events is not None:
             self._events.call_soon_threadsafe(self._idle.set)
 
+    def _find(self, version: int | None, run_id: str) -> int | None:
+        """The slot of a loaded policy.
+
+        Raises:
+            PreconditionFailed: several runs have that version, and none is named.
+        """
+        if version is None:
+            slot = self._active_of.get(run_id) if run_id else self._active
+        elif version == 0 or run_id:
+            slot = self._slots.get((run_id if version else "", version))
+        else:
+            found = {slot: entry.info.run_id for slot, entry in self._entries.items() if entry.info.version == version}
+            if len(found) > 1:
+                runs = ", ".join(sorted(found.values()))
+                raise PreconditionFailed(
+                    f"runs {runs} each have a policy {version} here: name the run (run_id)",
+                    reason="POLICY_AMBIGUOUS",
+                )
+            slot = next(iter(found), None)
+        return slot if slot in self._entries else None
+
     def _choose(self, selector: PolicySelector | None) -> Entry:
-        version = selector.version if isinstance(selector, Exact) else self._active
-        entry = self._entries.get(version)
+        run_id = selector.run_id if selector is not None else ""
+        version = selector.version if isinstance(selector, Exact) else None
+        slot = self._find(version, run_id)
+        if slot is None and version is None:
+            self._refuse(f"no policy of run {run_id} is active")
+        entry = None if slot is None else self._entries[slot]
         if entry is None or entry.leaving:
-            self._refuse(f"policy {version} is not served")
+            self._refuse(f"policy {_named(version, run_id)} is not served")
+        shown = entry.info.version
         if not entry.proven:
-            self._refuse(f"policy {version} came without probes and was never activated: it may not answer yet")
-        if version != self._active and not self._resident(version):
-            self._refuse(f"policy {version} is staged, and the engine holds one version at a time: activate it first")
-        if isinstance(selector, AtLeast) and version < selector.version:
+            self._refuse(f"policy {shown} came without probes and was never activated: it may not answer yet")
+        if entry.slot != self._active and not self._resident(entry.slot):
+            self._refuse(f"policy {shown} is staged, and the engine holds one version at a time: activate it first")
+        if isinstance(selector, AtLeast) and shown < selector.version:
             self._refuse(f"a policy of at least version {selector.version} is not served")
         return entry
 
     def _refuse(self, what: str) -> NoReturn:
-        loaded = ",".join(str(version) for version in sorted(self._entries))
+        loaded = ",".join(str(info.version) for info in sorted(self._all(), key=lambda info: info.version))
         raise PreconditionFailed(
             f"{what}; {self._served()}",
             reason="POLICY_NOT_SERVED",
-            metadata={"active": str(self._active), "loaded": loaded},
+            metadata={"active": str(self._entries[self._active].info.version), "loaded": loaded},
         )
 
     def _served(self) -> str:
-        loaded = ", ".join(str(version) for version in sorted(self._entries))
-        return f"active is {self._active}, loaded are {loaded}"
+        active = self._entries[self._active].info
+        several = len({info.run_id for info in self._all() if info.run_id}) > 1
+        shown = [
+            _named(info.version, info.run_id if several else "")
+            for info in sorted(self._all(), key=lambda info: (info.version > 0, info.run_id, info.version))
+        ]
+        return f"active is {_named(active.version, active.run_id if several else '')}, loaded are {', '.join(shown)}"
+
+    def _all(self) -> list[PolicyInfo]:
+        return [entry.info for entry in self._entries.values()]
+
+
+def _named(version: int | None, run_id: str) -> str:
+    return f"{version} of run {run_id}" if run_id and version else str(version)

@@ -31,10 +31,9 @@ class ProbeQuestion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answers:
-    """What an engine said under a version: the score of each question's tokens (None: it cannot score them), and of
+    """What an engine said under a policy: the score of each question's tokens (None: it cannot score them), and of
     candidates that it drew, their log-probabilities as sampled and as scored."""
 
-    version: int
     scores: Sequence[Scores | None]
     drawn: Sequence[tuple[Scores, Scores]]
 
@@ -69,10 +68,12 @@ class Examiner:
                 return await self._score(question, question.token_ids, version)
 
         drawn = await self._sampled(questions, version)
-        return Answers(version, list(await asyncio.gather(*(score(question) for question in questions))), drawn)
+        return Answers(list(await asyncio.gather(*(score(question) for question in questions))), drawn)
 
-    def verdict(self, questions: Sequence[ProbeQuestion], before: Answers, after: Answers) -> Arrival:
-        """Judge the answers under the previous and under the new version.
+    def verdict(
+        self, questions: Sequence[ProbeQuestion], before: Answers, after: Answers, previous_version: int
+    ) -> Arrival:
+        """Judge the answers under the previous version, which has that number, and under the new one.
 
         Raises:
             PreconditionFailed: the engine can score too few tokens to tell.
@@ -93,7 +94,7 @@ class Examiner:
         return judge(
             self._settings,
             engine=self._engine.capabilities().engine,
-            previous_version=before.version,
+            previous_version=previous_version,
             probes=len(rows),
             new=np.concatenate([a for _, a, _ in rows]),
             previous=np.concatenate([b for _, _, b in rows]),

@@ -1,8 +1,9 @@
 """Policies come, prove that they arrived, answer, and go.
 
-Versions only grow and a number never stands for other weights than before, over restarts too where a state directory
-is given. A version that was retired may be staged again if its manifest is the same. What came with probes answers only
-after the engine proved its weights (`gate`); what fails is freed, and the policy before answers as if nothing had been.
+Versions of a run only grow and a number never stands for other weights than before, over restarts too where a state
+directory is given; two runs may have the same numbers. A version that was retired may be staged again if its manifest
+is the same. What came with probes answers only after the engine proved its weights (`gate`); what fails is freed, and
+the policy before answers as if nothing had been.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sightline_sampler.engines.base import Engine
 from sightline_sampler.policies.download import scheme_of, upload_arrival
 from sightline_sampler.policies.loaded import Entry, LoadedPolicies, PolicyLease
 from sightline_sampler.policies.proving import Examiner, ProbeQuestion
+from sightline_sampler.policies.received import PUSHED
 from sightline_sampler.policies.staging import discard, policy_directory, verified
 from sightline_sampler.policies.state import State, StateFile
 from sightline_sampler.policies.versions import Versions
@@ -57,6 +59,8 @@ class PolicyRegistry:
             SightlineError: that policy cannot be staged any more.
         """
         self._loaded.start(PolicyInfo(0, "base", "active", digest=base_digest, base_digest=base_digest, uri=model))
+        if self._state is not None:
+            await asyncio.to_thread(self._state.hold)
         remembered = self._state.read(base_digest) if self._state is not None else None
         if remembered is None:
             return
@@ -72,12 +76,21 @@ class PolicyRegistry:
                     f"{error.message}; or delete sampler.json in policies.state_dir to start from the base model",
                     reason=error.reason,
                 ) from error
-            await self._activate(remembered.active, (), proven=True)
+            await self._activate(self._loaded.entry(remembered.active), (), proven=True)
+
+    def stop(self) -> None:
+        """Let another sampler have the state."""
+        if self._state is not None:
+            self._state.release()
 
     @property
-    def active(self) -> int:
-        """The version that answers requests that name none."""
-        return self._loaded.active
+    def active(self) -> PolicyInfo:
+        """The policy that answers requests that name neither run nor version."""
+        return self._loaded.active.info
+
+    def sampled_by(self, slot: int) -> PolicyInfo:
+        """The policy that the engine knows by that number, while a lease on it is held."""
+        return self._loaded.info(slot)
 
     def lease(self, selector: PolicySelector | None) -> PolicyLease:
         """A lease, checked now, bound when sampling begins.
@@ -87,29 +100,37 @@ class PolicyRegistry:
         """
         return self._loaded.lease(selector)
 
-    def get(self, version: int | None) -> PolicyInfo:
-        """One policy; the active one for None.
+    def get(self, version: int | None, run_id: str = "") -> PolicyInfo:
+        """One policy; the active one for no version, of all runs for no run.
 
         Raises:
             NotFound: no such version is loaded.
+            PreconditionFailed: several runs have that version, and none is named.
         """
-        return self._loaded.entry(version).info
+        return self._loaded.entry(version, run_id).info
 
-    def all(self) -> list[PolicyInfo]:
-        """Loaded policies, oldest version first."""
-        return self._loaded.infos()
+    def all(self, run_id: str = "") -> list[PolicyInfo]:
+        """Loaded policies, the base model first, then by run and version; of one run where it is named."""
+        return self._loaded.infos(run_id)
 
-    def highest(self) -> int:
-        """The highest version ever staged here, loaded or not."""
-        return self._versions.highest(self._loaded)
+    def highest(self, run_id: str = "") -> int:
+        """The highest version ever staged here, loaded or not; of one run where it is named."""
+        return self._versions.highest(self._loaded, run_id or None)
 
-    async def stage(self, uri: str, version: int, questions: Sequence[ProbeQuestion] = ()) -> PolicyInfo:
+    def directories(self) -> set[Path]:
+        """Where the files of loaded policies lie."""
+        return {entry.directory for entry in self._loaded.entries() if entry.directory is not None}
+
+    async def stage(
+        self, uri: str, version: int, questions: Sequence[ProbeQuestion] = (), digest: str = ""
+    ) -> PolicyInfo:
         """Check a policy directory and load it; free the oldest idle policy where there would be too many.
 
         Args:
-            uri: an absolute path, or a URL of an allowed scheme.
+            uri: an absolute path, what a push was answered, or a URL of an allowed scheme.
             version: what its manifest must say.
             questions: probes; asked at once where the engine can answer beside the active version, else at activation.
+            digest: what the SHA-256 of its manifest must be; "" for whichever it is.
 
         Raises:
             InvalidInput: no version, or no path.
@@ -123,26 +144,29 @@ class PolicyRegistry:
         if version < 1:
             raise InvalidInput("version must be at least 1: 0 is the base model", reason="BAD_VERSION")
         async with self._changes:
-            return await self._stage(uri, version, questions)
+            return await self._stage(uri, version, questions, digest)
 
-    async def activate(self, version: int, questions: Sequence[ProbeQuestion] = ()) -> tuple[PolicyInfo, int]:
-        """Make a version the one that answers; candidates under way finish on theirs.
+    async def activate(
+        self, version: int, questions: Sequence[ProbeQuestion] = (), run_id: str = ""
+    ) -> tuple[PolicyInfo, int]:
+        """Make a version the one that answers, of its run and of all; candidates under way finish on theirs.
 
         Args:
             version: a staged version, or 0.
             questions: probes; those given when it was staged, where it still owes the answers, if none.
+            run_id: the run whose version it is; "" for the only one that has it.
 
         Returns:
-            The policy, and the version that was active before.
+            The policy, and the version of the run that was active before.
 
         Raises:
             NotFound: that version is not loaded.
             PreconditionFailed: its probes show that it did not arrive; the version before answers, this one is freed.
         """
         async with self._changes:
-            return await self._activate(version, questions)
+            return await self._activate(self._loaded.staying(version, run_id), questions, run_id)
 
-    async def retire(self, version: int) -> PolicyInfo:
+    async def retire(self, version: int, run_id: str = "") -> PolicyInfo:
         """Take no new requests for a version, wait for those under way, and free it.
 
         Raises:
@@ -150,19 +174,19 @@ class PolicyRegistry:
             PreconditionFailed: it is active, the base model, or leaves already.
         """
         async with self._changes:
-            info = self._loaded.entry(version).info
+            entry = self._loaded.entry(version, run_id)
             if version == 0:
                 raise PreconditionFailed("version 0 is the base model and cannot be retired", reason="POLICY_IS_BASE")
-            if version == self.active:
+            if entry is self._loaded.active:
                 raise PreconditionFailed(
                     f"policy {version} is active: activate another one first", reason="POLICY_IS_ACTIVE"
                 )
-            self._loaded.staying(version)
-            entry = self._loaded.close(version)
+            entry = self._loaded.staying(version, run_id)
+            info = self._loaded.close(entry.slot).info
         try:
             await self._loaded.until_idle(entry)  # not under the lock: others may stage and activate meanwhile
             async with self._changes:
-                await self._free(version)
+                await self._free(entry.slot)
         except BaseException:
             entry.leaving = False  # it can be asked for again
             raise
@@ -197,17 +221,18 @@ class PolicyRegistry:
         self._traffic.open("pause")
         metrics.PAUSED.set(0)
 
-    async def _stage(self, uri: str, version: int, questions: Sequence[ProbeQuestion]) -> PolicyInfo:
-        self._versions.refuse_known(version, self._loaded)
+    async def _stage(self, uri: str, version: int, questions: Sequence[ProbeQuestion], meant: str = "") -> PolicyInfo:
         directory = await asyncio.to_thread(policy_directory, uri, version, self._settings)
         try:
-            manifest, digest = await asyncio.to_thread(verified, directory)
+            manifest, digest = await asyncio.to_thread(verified, directory, meant)
         except SightlineError:
-            await asyncio.to_thread(discard, directory, self._settings)
+            if directory not in self.directories():
+                await asyncio.to_thread(discard, directory, self._settings)
             raise
-        self._versions.refuse_foreign(version, manifest, digest, directory, self._loaded.base.base_digest)
+        self._versions.refuse(version, manifest, digest, directory, self._loaded)
         await self._make_room(version)
-        staged = await self._engine.stage(directory, manifest)
+        slot = self._loaded.slot(manifest.run_id, version)
+        staged = await self._engine.stage(directory, dataclasses.replace(manifest, version=slot, parent_version=0))
         info = PolicyInfo(
             version=version,
             kind=manifest.kind,
@@ -215,7 +240,7 @@ class PolicyRegistry:
             digest=digest,
             base_digest=manifest.base_digest,
             parent_version=manifest.parent_version,
-            uri=uri if scheme_of(uri) != "file" else str(directory),
+            uri=str(directory) if scheme_of(uri) == "file" else uri,
             run_id=manifest.run_id,
             iteration=manifest.iteration,
             tensors=staged.tensors,
@@ -223,23 +248,21 @@ class PolicyRegistry:
             arrival=await asyncio.to_thread(self._shown_before, directory, digest),
         )
         required = self._settings.gate.required
-        entry = Entry(info, directory, questions, proven=not required or info.arrival is not None)
-        self._loaded.add(entry)
-        self._versions.digests[version] = digest
+        entry = self._loaded.add(Entry(info, directory, questions, proven=not required or info.arrival is not None))
+        self._versions.digests[manifest.run_id, version] = digest
         await self._remember()
         logger.info(
             "policy staged",
             extra={"policy_version": version, "tensors": staged.tensors, "modules": staged.modules, "uri": uri},
         )
-        if questions and self._engine.resident(version):
+        if questions and self._engine.resident(slot):
             await self._prove(entry, questions)
         return entry.info
 
     async def _activate(
-        self, version: int, questions: Sequence[ProbeQuestion], *, proven: bool = False
+        self, entry: Entry, questions: Sequence[ProbeQuestion], run_id: str = "", *, proven: bool = False
     ) -> tuple[PolicyInfo, int]:
-        entry = self._loaded.staying(version)
-        questions = questions or entry.questions
+        version, questions = entry.info.version, questions or entry.questions
         if self._settings.gate.required and version and not (proven or questions or entry.info.arrival):
             raise PreconditionFailed(
                 f"policy {version} came without probes, which show that it arrived: send some, or set the sampler's "
@@ -247,15 +270,17 @@ class PolicyRegistry:
                 reason="PROBES_REQUIRED",
             )
         arrival = entry.info.arrival
-        if arrival is not None and not (arrival.passed or questions or version == self.active):
-            await self._reject(version, arrival)  # it should have been freed, and the caller left meanwhile
-        if not self._engine.resident(version):
+        if arrival is not None and not (arrival.passed or questions or entry is self._loaded.active):
+            await self._reject(entry, arrival)  # it should have been freed, and the caller left meanwhile
+        if not self._engine.resident(entry.slot):
             await self._swap(entry, questions)
         elif questions:
             await self._prove(entry, questions)
-        info, before = self._loaded.activate(version)
+        info, before = self._loaded.activate(entry.slot, run_id)
         await self._remember()
-        logger.info("policy activated", extra={"policy_version": version, "previous_version": before})
+        logger.info(
+            "policy activated", extra={"policy_version": version, "run": info.run_id, "previous_version": before}
+        )
         return info, before
 
     async def _prove(self, entry: Entry, questions: Sequence[ProbeQuestion]) -> None:
@@ -264,25 +289,30 @@ class PolicyRegistry:
         Raises:
             PreconditionFailed: it did not arrive, and was freed; or the version to compare with is not served.
         """
-        version, parent = entry.info.version, entry.info.parent_version
+        version, parent = entry.info.version, self._parent(entry)
         self._refuse_frozen()
         if parent not in self._loaded or not self._engine.resident(parent):
             raise PreconditionFailed(
-                f"the probes of policy {version} compare it with version {parent}, which is not loaded: stage it first",
+                f"the probes of policy {version} compare it with version {entry.info.parent_version}, which is not "
+                "loaded: stage it first",
                 reason="PROBE_NEEDS_PREVIOUS",
             )
         before = await self._examiner.ask(questions, parent)
-        after = await self._examiner.ask(questions, version)
-        arrival = self._examiner.verdict(questions, before, after)
+        after = await self._examiner.ask(questions, entry.slot)
+        arrival = self._examiner.verdict(questions, before, after, entry.info.parent_version)
         await self._record(entry, arrival)
         if not arrival.passed:
-            await self._reject(version, arrival)
+            await self._reject(entry, arrival)
 
-    async def _reject(self, version: int, arrival: Arrival) -> NoReturn:
-        if version != self.active:
-            await self._loaded.until_idle(self._loaded.close(version))
-            await self._free(version)
-        raise self._did_not_arrive(version, arrival)
+    def _parent(self, entry: Entry) -> int:
+        """The slot of the policy that one was trained from."""
+        return self._loaded.slot(entry.info.run_id, entry.info.parent_version)
+
+    async def _reject(self, entry: Entry, arrival: Arrival) -> NoReturn:
+        if entry is not self._loaded.active:
+            await self._loaded.until_idle(self._loaded.close(entry.slot))
+            await self._free(entry.slot)
+        raise self._did_not_arrive(entry.info.version, arrival)
 
     async def _swap(self, entry: Entry, questions: Sequence[ProbeQuestion]) -> None:
         """Let an engine that holds one version at a time change over, between two requests.
@@ -290,49 +320,52 @@ class PolicyRegistry:
         Raises:
             PreconditionFailed: it did not arrive; the version before is back.
         """
-        version, active = entry.info.version, self.active
+        version, active = entry.info.version, self._loaded.active
         self._refuse_frozen()
-        if questions and active != entry.info.parent_version:
+        if questions and active.slot != self._parent(entry):
             raise PreconditionFailed(
-                f"the probes of policy {version} compare it with version {entry.info.parent_version}, and {active} is "
-                "active: activate that first",
+                f"the probes of policy {version} compare it with version {entry.info.parent_version}, and "
+                f"{active.info.version} of run {active.info.run_id!r} is active: activate that first",
                 reason="PROBE_NEEDS_PREVIOUS",
             )
-        before = await self._examiner.ask(questions, active) if questions else None
+        before = await self._examiner.ask(questions, active.slot) if questions else None
         self._traffic.close("swap")
         try:
             await self._traffic.idle()
             try:
-                await self._engine.activate(version)
+                await self._engine.activate(entry.slot)
                 if before is not None:
-                    after = await self._examiner.ask(questions, version)
-                    arrival = self._examiner.verdict(questions, before, after)
+                    after = await self._examiner.ask(questions, entry.slot)
+                    arrival = self._examiner.verdict(questions, before, after, entry.info.parent_version)
                     await self._record(entry, arrival)
                     if not arrival.passed:
                         raise self._did_not_arrive(version, arrival)
             except BaseException as error:
-                logger.warning("policy %d is rolled back to %d: %s", version, active, error)
+                logger.warning("policy %d is rolled back to %d: %s", version, active.info.version, error)
                 await self._roll_back(active, error)
                 if isinstance(error, PreconditionFailed) and error.reason == "POLICY_DID_NOT_ARRIVE":
-                    await self._free(version)
+                    await self._free(entry.slot)
                 raise
         finally:
             self._traffic.open("swap")
 
-    async def _roll_back(self, active: int, why: BaseException) -> None:
+    async def _roll_back(self, active: Entry, why: BaseException) -> None:
         """Put a version back; where that fails too, `why` stays what the caller is told, and says so."""
         try:
-            await self._engine.activate(active)
+            await self._engine.activate(active.slot)
         except SightlineError as error:
-            logger.exception("version %d cannot be put back", active)
+            version = active.info.version
+            logger.exception("version %d cannot be put back", version)
             if not isinstance(why, SightlineError):
                 raise
-            why.message += f"; version {active} cannot be put back, and nothing is sampled until it is: {error.message}"
+            why.message += (
+                f"; version {version} cannot be put back, and nothing is sampled until it is: {error.message}"
+            )
 
     async def _record(self, entry: Entry, arrival: Arrival) -> None:
         """Put what probes showed into the registry, the metrics, the log, and beside the manifest."""
         entry.questions, entry.proven = (), entry.proven or arrival.passed
-        info = self._loaded.note(entry.info.version, arrival=arrival)
+        info = self._loaded.note(entry.slot, arrival=arrival)
         metrics.count_arrival(arrival)
         report = {"policy_version": info.version, "digest": info.digest, **dataclasses.asdict(arrival)}
         logger.info("policy examined", extra=report)
@@ -340,7 +373,7 @@ class PolicyRegistry:
             return
         try:
             await asyncio.to_thread(write_arrival, entry.directory, report)
-            if scheme_of(info.uri) != "file":
+            if scheme_of(info.uri) not in ("file", PUSHED):
                 await asyncio.to_thread(upload_arrival, entry.directory, info.uri)
         except Exception as error:  # a read-only mount, say: the registry and the reply have it
             logger.warning("the arrival report of policy %d cannot be written: %s", info.version, error)
@@ -378,31 +411,31 @@ class PolicyRegistry:
             )
 
     async def _make_room(self, version: int) -> None:
-        while len(self._loaded.versions()) > self._settings.max_loaded:
+        while len(self._loaded) > self._settings.max_loaded:
             idle = self._loaded.close_idle()
             if idle is None:
                 raise PreconditionFailed(
                     f"{self._settings.max_loaded} policies are loaded and in use: retire one before staging {version}",
                     reason="TOO_MANY_POLICIES",
                 )
-            logger.info("policy %d makes room for %d", idle, version)
+            logger.info("policy %d makes room for %d", self._loaded.info(idle).version, version)
             await self._free(idle)
 
-    async def _free(self, version: int) -> None:
-        entry = self._loaded.close(version)
+    async def _free(self, slot: int) -> None:
+        entry = self._loaded.close(slot)
         try:
-            await self._engine.retire(version)
+            await self._engine.retire(slot)
         except BaseException:
             entry.leaving = False  # it can be freed again
             raise
-        self._loaded.remove(version)
+        self._loaded.remove(slot)
         if entry.directory is not None:
             await asyncio.to_thread(discard, entry.directory, self._settings)
-        logger.info("policy retired", extra={"policy_version": version})
+        logger.info("policy retired", extra={"policy_version": entry.info.version, "run": entry.info.run_id})
 
     async def _remember(self) -> None:
         if self._state is None:
             return
-        uri = self._loaded.entry(None).info.uri if self.active else ""
-        state = State(self.active, uri, dict(self._versions.digests))
+        active = self.active
+        state = State(active.version, active.uri if active.version else "", dict(self._versions.digests))
         await asyncio.to_thread(self._state.write, self._loaded.base.base_digest, state)

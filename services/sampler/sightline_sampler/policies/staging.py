@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import threading
 from pathlib import Path
 
 from sightline.errors import DataCorrupted, InvalidInput, NotFound, PermissionDenied, PreconditionFailed, SightlineError
 from sightline.picture_rule import PICTURE_RULE
-from sightline.sampler.manifest import ManifestError, PolicyManifest, manifest_digest, verify
+from sightline.sampler.manifest import ManifestError, PolicyManifest, manifest_digest, read_manifest, verify
 
-from sightline_sampler.policies.download import download, scheme_of
+from sightline_sampler.policies.download import download, downloads, scheme_of
+from sightline_sampler.policies.received import PUSHED, pushed_directory
 from sightline_sampler.settings import PolicySettings
 
 _ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first download goes on
@@ -22,7 +21,8 @@ def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
     """The directory that a request names; what lies afar is downloaded. Blocks.
 
     Args:
-        uri: an absolute path, with or without "file://", or a URL of one of `settings.schemes`.
+        uri: an absolute path, with or without "file://", what a push was answered, or a URL of one of
+            `settings.schemes`.
         version: for the name of a download.
         settings: where policies may come from.
 
@@ -34,6 +34,8 @@ def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
     if not uri:
         raise InvalidInput("uri is empty: name the policy's directory", reason="BAD_URI")
     scheme = scheme_of(uri)
+    if scheme == PUSHED:
+        return pushed_directory(uri, downloads(settings))
     if scheme not in settings.schemes:
         raise PermissionDenied(
             f"policies may not come by {scheme}:// here; allowed are {', '.join(settings.schemes)} (policies.schemes)",
@@ -51,31 +53,33 @@ def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
     return directory
 
 
-def downloads(settings: PolicySettings) -> Path:
-    """Where policies from afar are put."""
-    if settings.download_dir is not None:
-        return settings.download_dir
-    if settings.state_dir is not None:
-        return settings.state_dir / "downloads"
-    return Path(tempfile.gettempdir()) / f"sightline-sampler-{os.getpid()}"
-
-
 def discard(directory: Path, settings: PolicySettings) -> None:
     """Delete a download; a directory that was named by its path is left alone."""
     if directory.parent == downloads(settings):
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def verified(directory: Path) -> tuple[PolicyManifest, str]:
+def verified(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
     """The manifest of a directory whose files were all checked, and the manifest's digest.
+
+    Args:
+        directory: of the policy.
+        meant: what that digest must be; "" for whichever it is.
 
     Raises:
         NotFound: no such directory.
         DataCorrupted: a file is not the one of the manifest.
-        PreconditionFailed: half-written, a file missing or left over, no proper manifest, or trained by another rule to
-            read pictures.
+        PreconditionFailed: half-written, a file missing or left over, no proper manifest, another policy than is meant,
+            or trained by another rule to read pictures.
     """
     try:
+        if meant:
+            read_manifest(directory)
+        if meant and (found := manifest_digest(directory)) != meant:
+            raise PreconditionFailed(
+                f"{directory} holds another policy here: its manifest has SHA-256 {found}, and {meant} is meant",
+                reason="POLICY_DIFFERS",
+            )
         manifest = verify(directory)
         digest = manifest_digest(directory)
     except ManifestError as error:

@@ -1,26 +1,30 @@
-"""What outlives the sampler: the last activated policy, and which weights each version ever staged stood for."""
+"""What outlives the sampler: the policy activated last, and which weights each version ever staged stood for."""
 
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import IO
 
 from sightline.errors import PreconditionFailed
 
 _MOST = 1000  # versions remembered
+_FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class State:
-    """The last activated version (0: the base model), where it lies, and digests of manifests by version."""
+    """The version activated last (0: the base model), where it lies, and digests of
+    manifests by run and version, oldest first."""
 
     active: int = 0
     uri: str = ""
-    digests: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    digests: Mapping[tuple[str, int], str] = dataclasses.field(default_factory=dict)
 
 
 class StateFile:
@@ -29,6 +33,31 @@ class StateFile:
     def __init__(self, directory: Path) -> None:
         self._path = directory / "sampler.json"
         self._one_at_a_time = threading.Lock()
+        self._held: IO[bytes] | None = None
+
+    def hold(self) -> None:
+        """Keep every other sampler from this directory, as long as this process lives.
+
+        Raises:
+            PreconditionFailed: another one has it.
+        """
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        held = self._path.with_suffix(".lock").open("ab")
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.close()
+            raise PreconditionFailed(
+                f"another sampler uses {self._path.parent}: give each its own policies.state_dir",
+                reason="STATE_DIR_IN_USE",
+            ) from None
+        self._held = held
+
+    def release(self) -> None:
+        """Let another sampler have it."""
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def read(self, base_digest: str) -> State | None:
         """What was remembered; None where nothing was, or for another base model.
@@ -40,7 +69,9 @@ class StateFile:
             tree = json.loads(self._path.read_bytes())
             if tree["base_digest"] != base_digest:
                 return None
-            digests = {int(version): str(digest) for version, digest in tree["digests"].items()}
+            digests: dict[tuple[str, int], str] = {}
+            if tree.get("format") == _FORMAT:  # 0.1.0 did not say whose versions they were
+                digests = {(str(run), int(version)): str(digest) for run, version, digest in tree["digests"]}
             return State(int(tree["active"]), str(tree["uri"]), digests)
         except FileNotFoundError:
             return None
@@ -53,10 +84,11 @@ class StateFile:
     def write(self, base_digest: str, state: State) -> None:
         """Remembers; on disk when this returns. Safe in several threads: a caller may leave while the disk is slow."""
         tree = {
+            "format": _FORMAT,
             "base_digest": base_digest,
             "active": state.active,
             "uri": state.uri,
-            "digests": {str(version): state.digests[version] for version in sorted(state.digests)[-_MOST:]},
+            "digests": [[*name, digest] for name, digest in list(state.digests.items())[-_MOST:]],
         }
         with self._one_at_a_time:
             self._path.parent.mkdir(parents=True, exist_ok=True)

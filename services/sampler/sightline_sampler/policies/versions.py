@@ -1,4 +1,4 @@
-"""Version numbers: they only grow, and one never stands for other weights than before."""
+"""Version numbers: those of a run only grow, and one never stands for other weights than before."""
 
 from __future__ import annotations
 
@@ -11,57 +11,53 @@ from sightline_sampler.policies.loaded import LoadedPolicies
 
 
 class Versions:
-    """Every version ever staged here; `digests` has its manifest's SHA-256."""
+    """Every version ever staged here; `digests` has its manifest's SHA-256 by run and version, oldest first."""
 
     def __init__(self) -> None:
-        self.digests: dict[int, str] = {}
+        self.digests: dict[tuple[str, int], str] = {}
 
-    def highest(self, loaded: LoadedPolicies) -> int:
-        """The highest version ever staged here."""
-        return max({0, *loaded.versions(), *self.digests})
+    def highest(self, loaded: LoadedPolicies, run_id: str | None) -> int:
+        """The highest version of a run ever staged here; of all runs for None."""
+        known = (version for run, version in self.digests if run_id in (None, run))
+        return max(loaded.highest(run_id), max(known, default=0))
 
-    def refuse_known(self, version: int, loaded: LoadedPolicies) -> None:
-        """Refuse a version that is loaded, and a new one that is not the highest.
+    def refuse(
+        self, version: int, manifest: PolicyManifest, digest: str, directory: Path, loaded: LoadedPolicies
+    ) -> None:
+        """Refuse what may not be loaded.
 
         Raises:
-            AlreadyExists: it is loaded.
-            PreconditionFailed: a higher one was staged before.
+            AlreadyExists: that version of the run is loaded.
+            PreconditionFailed: the manifest is of another version or base model, its number stood for other weights
+                before, or a higher one of the run was staged before.
         """
-        if version in loaded:
-            info = loaded.entry(version).info
+        run_id = manifest.run_id
+        if manifest.version != version:
+            raise PreconditionFailed(
+                f"{directory} holds version {manifest.version}, not {version}", reason="VERSION_MISMATCH"
+            )
+        if manifest.base_digest != loaded.base.base_digest:
+            raise PreconditionFailed(
+                f"{directory} belongs to the base model {manifest.base_digest}, and this is {loaded.base.base_digest}",
+                reason="WRONG_BASE_MODEL",
+                metadata={"base_digest": loaded.base.base_digest},
+            )
+        if self.digests.get((run_id, version), digest) != digest:
+            raise PreconditionFailed(
+                f"version {version} of run {run_id!r} stood for other weights before, and numbers are never used again",
+                reason="VERSION_REUSED",
+            )
+        if (slot := loaded.slot(run_id, version)) in loaded:
+            info = loaded.info(slot)
             raise AlreadyExists(
                 f"policy {version} is {info.state} here, from {info.uri}",
                 reason="POLICY_EXISTS",
                 metadata={"version": str(version), "state": info.state, "digest": info.digest},
             )
-        highest = self.highest(loaded)
-        if version < highest and version not in self.digests:
+        highest = self.highest(loaded, run_id)
+        if version < highest and (run_id, version) not in self.digests:
             raise PreconditionFailed(
-                f"version {version} is not new: versions only grow, and {highest} was staged before",
+                f"version {version} is not new: versions of a run only grow, and {highest} was staged before",
                 reason="VERSION_NOT_NEW",
                 metadata={"highest": str(highest)},
-            )
-
-    def refuse_foreign(
-        self, version: int, manifest: PolicyManifest, digest: str, directory: Path, base_digest: str
-    ) -> None:
-        """Refuse a manifest that is of another version or base model, or a number with other weights than before.
-
-        Raises:
-            PreconditionFailed: it is.
-        """
-        if manifest.version != version:
-            raise PreconditionFailed(
-                f"{directory} holds version {manifest.version}, not {version}", reason="VERSION_MISMATCH"
-            )
-        if manifest.base_digest != base_digest:
-            raise PreconditionFailed(
-                f"{directory} belongs to the base model {manifest.base_digest}, and this is {base_digest}",
-                reason="WRONG_BASE_MODEL",
-                metadata={"base_digest": base_digest},
-            )
-        if self.digests.get(version, digest) != digest:
-            raise PreconditionFailed(
-                f"version {version} stood for other weights before, and numbers are never used again",
-                reason="VERSION_REUSED",
             )

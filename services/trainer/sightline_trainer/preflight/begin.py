@@ -62,4 +62,4 @@ def _alone(session: Session, train: Pool) -> Iterator[Finding]:
     yield from memory.too_large(memory.estimate(recipe, known, prompt=length), strict=False)
     prompts = min(recipe.data.prompts_per_iteration, len(train))
     wanted = disk.needed(recipe, known, prompts=prompts, image_bytes=seen.image_bytes)
-    yield from disk.too_full(wanted, session.policies, strict=False)
+    yield from disk.too_full(wanted, session.policies.root, strict=False)

@@ -1,0 +1,253 @@
+"""Fleet: the samplers behind one target, each a member with its own connection.
+
+    dns:///sampler.ns.svc:50051         a headless Service: every pod that is ready, looked up again while sampling
+    ipv4:10.0.0.1:50052,10.0.0.2:50052  a list
+
+Candidates are asked of the member with the least under way. A member that is away is passed over until it is back, and
+what was asked of it is asked of another: candidates carry their seeds, so a run's pairs do not depend on how many
+members there are. A policy is pushed to all, proved on each, and active on all before sampling goes on; a member that
+fails is left out and named, and is brought up to date when it is asked again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar, Unpack
+
+import numpy as np
+from sightline.errors import Cancelled, DeadlineExceeded, Overloaded, SightlineError, Unavailable
+from sightline.patience import Patience
+from sightline.sampler import Image, Policies, PolicySelector, SampleOptions, Samples, TokenScores
+
+from sightline_trainer.serving import RunPolicies, ServedSampler
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LOOK_UP_SECONDS = 5.0
+_LONGEST_PAUSE = 10.0
+
+
+@dataclass(eq=False)
+class Member:
+    """One sampler of a fleet.
+
+    Attributes:
+        address: where it is.
+        client: its own connection.
+        under_way: calls that it is asked just now.
+        failures: how often it failed since it last answered.
+        not_before: when it is asked again, by the monotonic clock.
+    """
+
+    address: str
+    client: ServedSampler
+    under_way: int = 0
+    failures: int = 0
+    not_before: float = 0.0
+
+    def failed(self, error: SightlineError) -> None:
+        """Pass it over for a while; calls that fail while it is passed over, of before, say nothing new."""
+        now = time.monotonic()
+        if now < self.not_before:
+            return
+        self.failures += 1
+        pause = min(0.25 * 2.0**self.failures, _LONGEST_PAUSE)
+        self.not_before = now + max(pause, error.retry_after or 0.0)
+        if self.failures == 1:
+            logger.warning("sampler %s is left out for now: %s", self.address, error)
+
+
+class Fleet(ServedSampler):
+    """All samplers of a target. Make it inside the running event loop.
+
+    Args:
+        target: see the module.
+        policies: of the run; None brings nothing back.
+        outage_seconds: how long all of them may be away.
+        quorum: share of the members that must take a policy.
+        options: as of `ServedSampler`; `patience` counts for what is asked of no member alone.
+    """
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        policies: RunPolicies | None,
+        outage_seconds: float,
+        quorum: float = 0.5,
+        try_seconds: float = 300.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(target, policies=policies, **options)
+        self._target, self._outage, self._quorum = target, outage_seconds, quorum
+        self._credentials = {name: options[name] for name in ("tls", "token") if name in options}
+        tls = self._credentials.get("tls")
+        if tls is not None and not tls.server_name and target.startswith("dns:"):
+            named = replace(tls, server_name=target.rpartition("/")[2].removeprefix("dns:").rpartition(":")[0])
+            self._credentials["tls"] = named  # members are called by their addresses
+        self._try_seconds = try_seconds
+        self._members: dict[str, Member] = {}
+        self._looked_up = 0.0
+        self._looking = asyncio.Lock()
+
+    async def members(self) -> list[Member]:
+        """Those that there are now, by address.
+
+        Raises:
+            Unavailable: the target's name leads nowhere, and nobody was found before.
+        """
+        async with self._looking:
+            now = time.monotonic()
+            if not self._members or now - self._looked_up > _LOOK_UP_SECONDS:
+                self._looked_up = now
+                await self._look_up()
+        return [self._members[address] for address in sorted(self._members)]
+
+    async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
+        """As `ServedSampler.sample`, by the member with the least under way."""
+        return await self._by_one(lambda client: client.sample(image, prompt, n, **options))
+
+    async def score_tokens(
+        self,
+        image: Image,
+        prompt: str,
+        token_ids: Sequence[int] | np.ndarray[Any, Any],
+        *,
+        policy: PolicySelector | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109  gRPC sends it to the server
+    ) -> TokenScores:
+        """As `ServedSampler.score_tokens`, by the member with the least under way."""
+        return await self._by_one(
+            lambda client: client.score_tokens(image, prompt, token_ids, policy=policy, timeout=timeout)
+        )
+
+    async def policies(self, *, timeout: float | None = None) -> Policies:  # noqa: ASYNC109
+        """As of one member."""
+        return await self._by_one(lambda client: client.policies(timeout=timeout))
+
+    async def each(self, work: Callable[[ServedSampler], Awaitable[T]], what: str, seconds: float) -> dict[str, T]:
+        """Do something at every member at once; those that fail are left out and named.
+
+        Args:
+            work: what is done.
+            what: for messages: "take policy 3".
+            seconds: after which a member counts as failed.
+
+        Returns:
+            Results by address.
+
+        Raises:
+            SightlineError: less than the quorum did it; of the first that failed.
+        """
+        members = await self.members()
+
+        async def one(member: Member) -> T | SightlineError:
+            try:
+                async with asyncio.timeout(seconds):
+                    return await work(member.client)
+            except TimeoutError:
+                return DeadlineExceeded(f"not done in {seconds:.0f} s", reason="FLEET_DEADLINE")
+            except SightlineError as error:
+                return error
+
+        results = await asyncio.gather(*(one(member) for member in members))
+        done: dict[str, T] = {}
+        errors: list[SightlineError] = []
+        for member, result in zip(members, results, strict=True):
+            if isinstance(result, SightlineError):
+                errors.append(result)
+                member.failed(result)
+            else:
+                member.failures, member.not_before = 0, 0.0
+                done[member.address] = result
+        if len(done) < max(1, self._quorum * len(members)):
+            counted = f"{len(done)} of {len(members)} samplers could {what}"
+            raise type(errors[0])(f"{errors[0].message} ({counted})", reason=errors[0].reason) from errors[0]
+        return done
+
+    async def close(self) -> None:
+        """Close all connections."""
+        for member in self._members.values():
+            await member.client.close()
+        await super().close()
+
+    async def _by_one(self, ask: Callable[[ServedSampler], Awaitable[T]]) -> T:
+        failing: float | None = None
+        while True:
+            members = await self.members()
+            now = time.monotonic()
+            up = [member for member in members if member.not_before <= now]
+            if not up:
+                await asyncio.sleep(max(0.05, min(member.not_before for member in members) - now))
+                continue
+            member = min(up, key=lambda one: (one.under_way, one.failures))
+            member.under_way += 1
+            try:
+                result = await ask(member.client)
+            except (Unavailable, Cancelled, DeadlineExceeded, Overloaded) as error:
+                member.failed(error)
+                failing = failing or now
+                if now - failing > self._outage:
+                    raise
+            except SightlineError as error:
+                if error.reason != "POLICY_DID_NOT_ARRIVE" or len(members) == 1:
+                    raise
+                member.failed(error)
+                failing = failing or now
+                if now - failing > self._outage:
+                    raise
+            else:
+                member.failures = 0
+                return result
+            finally:
+                member.under_way -= 1
+
+    async def _look_up(self) -> None:
+        try:
+            found = await asyncio.to_thread(addresses_of, self._target)
+        except OSError as error:
+            if not self._members:
+                raise Unavailable(f"{self._target} leads nowhere: {error}", reason="TARGET_UNKNOWN") from None
+            return
+        for address in found:
+            if address not in self._members:
+                self._members[address] = Member(address, self._connect(address))
+        for address in set(self._members) - set(found):
+            if not self._members[address].under_way:
+                await self._members.pop(address).client.close()
+
+    def _connect(self, address: str) -> ServedSampler:
+        return ServedSampler(
+            address,
+            policies=self._given,
+            timeout=self._try_seconds + 5,
+            patience=Patience(seconds=2, try_seconds=self._try_seconds),
+            **self._credentials,
+        )
+
+
+def is_fleet(target: str) -> bool:
+    """Whether a target may lead to several samplers."""
+    return target.startswith(("dns:", "ipv4:", "ipv6:"))
+
+
+def addresses_of(target: str) -> list[str]:
+    """Addresses behind a target that `is_fleet`, sorted. Blocks.
+
+    Raises:
+        OSError: its name leads nowhere.
+    """
+    scheme, _, rest = target.partition(":")
+    if scheme != "dns":
+        return sorted(rest.split(","))
+    name, _, port = rest.rpartition("/")[2].rpartition(":")
+    found = socket.getaddrinfo(name, int(port), type=socket.SOCK_STREAM)
+    hosts = {str(each[4][0]) for each in found}
+    return sorted(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host in hosts)

@@ -165,7 +165,7 @@ def edges(objects: Objects) -> set[tuple[str, str, int]]:
         for peer in rule.get(key, []):
             if "podSelector" in peer and "namespaceSelector" not in peer:
                 component = peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"]
-                yield from ((component, port["port"]) for port in rule["ports"])
+                yield from ((component, port["port"]) for port in rule.get("ports", [{"port": 0}]))
 
     incoming, outgoing = set(), set()
     for policy in (item for item in objects if item["kind"] == "NetworkPolicy"):
@@ -199,6 +199,7 @@ def edges(objects: Objects) -> set[tuple[str, str, int]]:
                 ("trainer", "sampler", 50051),
                 ("scorer", "triton", 8001),
                 ("sampler", "engine", 8080),
+                ("update", "update", 0),  # any port: the processes of one update
             },
         ),
         ("scorer-only", set()),
@@ -262,7 +263,7 @@ def test_an_autoscaled_deployment_sets_no_replicas() -> None:
     for kind in ("hpa", "keda"):
         scale = {"kind": kind, "prometheus": "http://prometheus:9090"}
         objects = render({"sampler": {"autoscaling": scale}})
-        assert "replicas" not in find(objects, "Deployment", "-sampler")["spec"]
+        assert "replicas" not in find(objects, "StatefulSet", "-sampler")["spec"]
     scaled = find(objects, "ScaledObject", "-sampler")["spec"]["triggers"][0]["metadata"]
     assert "sightline_trainer_pending_sample_requests" in scaled["query"]
     assert scaled["ignoreNullValues"] == "false"
@@ -338,3 +339,100 @@ def test_the_settings_are_those_of_the_services(objects: Objects) -> None:
             known[component].model_validate(settings(objects, component))
         except ValidationError as error:
             pytest.fail(f"{component}: {error}")
+
+
+@pytest.mark.parametrize("name", [name for name in PROFILES if profile(name).get("sampler", {}).get("enabled", True)])
+def test_no_two_samplers_are_ever_on_one_volume_of_policies(name: str) -> None:
+    objects = profile_objects(name)
+    (sampler,) = (
+        item
+        for item in objects
+        if item["kind"] in ("Deployment", "StatefulSet") and item["metadata"]["name"].endswith("-sampler")
+    )
+    own = [one["metadata"]["name"] for one in sampler["spec"].get("volumeClaimTemplates", [])]
+    if sampler["kind"] == "StatefulSet":
+        assert own == ["policies"]
+    else:
+        assert (sampler["spec"]["replicas"], sampler["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    trainer = pods(objects)[f"StatefulSet/{sampler['metadata']['name'].removesuffix('sampler')}trainer"]
+    assert "policies" not in {volume["name"] for volume in trainer["spec"]["volumes"]}, "policies are pushed"
+
+
+def test_two_samplers_on_one_volume_are_refused() -> None:
+    values = profile("multi-node-vllm")
+    values["sampler"] = {**values["sampler"], "replicas": 2}
+    with pytest.raises(Exception, match="two samplers may not write one volume of policies"):
+        render(values)
+
+
+def test_one_gpu_is_enough_for_single_gpu() -> None:
+    """Its three pods ask for slices of it."""
+    limits = [c["resources"]["limits"] for _, c in each_container(profile_objects("single-gpu"))]
+    assert sum("nvidia.com/gpu" in limit for limit in limits) == 0
+    assert sum("nvidia.com/gpu.shared" in limit for limit in limits) == 3
+
+
+def test_scratch_is_bounded_and_set_aside(objects: Objects) -> None:
+    for name, pod in pods(objects).items():
+        for volume in pod["spec"]["volumes"]:
+            assert "emptyDir" not in volume or volume["emptyDir"].get("sizeLimit"), (name, volume)
+    for name, container in each_container(objects):
+        if "-test-" not in name:
+            assert "ephemeral-storage" in container["resources"]["requests"], name
+
+
+def test_what_is_downloaded_can_be_reached_and_nothing_else() -> None:
+    def open_to_the_world(objects: Objects) -> set[str]:
+        return {
+            item["metadata"]["name"].rpartition("-")[2]
+            for item in objects
+            if item["kind"] == "NetworkPolicy"
+            for rule in item["spec"]["egress"]
+            for peer in rule.get("to", [])
+            if "ipBlock" in peer
+        }
+
+    assert open_to_the_world(render({})) == {"scorer", "sampler", "trainer"}, "the defaults name models of a hub"
+    assert open_to_the_world(render({"networkPolicy": {"downloads": False}})) == set()
+    assert open_to_the_world(profile_objects("single-gpu")) == {"scorer"}
+    assert open_to_the_world(profile_objects("multi-node-vllm")) == set()
+
+
+def test_the_gateway_reaches_the_scorer_and_is_reached_by_whom_the_operator_names() -> None:
+    peers = [{"namespaceSelector": {"matchLabels": {"team": "search"}}}]
+    values = {"gateway": {"enabled": True}, "networkPolicy": {"callers": {"gateway": peers}}}
+    objects = render(values)
+    assert ("gateway", "scorer", 50051) in edges(objects)
+    policy = find(objects, "NetworkPolicy", "-gateway")["spec"]
+    assert policy["ingress"] == [{"from": peers, "ports": [{"port": 8080, "protocol": "TCP"}]}]
+    told = settings(objects, "gateway")
+    assert told["scorer"]["target"] == "dns:///demo-sightline-scorer.align.svc:50051"
+    assert told["http"]["port"] == 8080
+    test_pods_fit_the_restricted_profile(objects)
+    test_images_are_pinned_and_resources_bounded(objects)
+    test_every_mount_has_its_volume_and_every_volume_a_mount(objects)
+    with pytest.raises(Exception, match=r"gateway\.token\.existingSecret is needed"):
+        render(
+            {
+                "gateway": {"enabled": True},
+                "auth": {"existingSecret": "t"},
+                "tests": {"token": {"existingSecret": "t"}},
+                "trainer": {"token": {"existingSecret": "t"}},
+                "tls": {"mode": "server", "certManager": {"issuerRef": {"name": "ca"}}},
+            }
+        )
+
+
+def test_the_gateways_settings_are_those_that_it_reads() -> None:
+    from sightline_scorer.gateway.settings import GatewaySettings
+
+    values = {
+        **profile("multi-node-vllm"),
+        "gateway": {
+            "enabled": True,
+            "token": {"existingSecret": "t"},
+            "callerToken": {"existingSecret": "c"},
+            "tls": {"existingSecret": "own"},
+        },
+    }
+    GatewaySettings.model_validate(settings(render(values), "gateway"))

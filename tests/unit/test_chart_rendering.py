@@ -143,7 +143,13 @@ def test_the_schema_is_closed() -> None:
             },
             "models.a.existingClaim is needed beside its source",
         ),
-        ({"policies": {"create": False}}, "policies.existingClaim is needed"),
+        (
+            {
+                "policies": {"create": False},
+                "sampler": {"engine": {"kind": "vllm", "server": {"image": {"repository": "v", "tag": "1"}}}},
+            },
+            "policies.existingClaim is needed",
+        ),
         ({"tls": {"mode": "server"}}, "tls.certManager.issuerRef.name is needed with tls.mode=server"),
         (
             {"auth": {"existingSecret": "t"}, "tests": {"enabled": False}},

@@ -83,6 +83,22 @@ annotations:
 {{- end -}}
 {{- end -}}
 
+{{/* Whether a component downloads: by a source of `models`, or by a hub's name. Takes root and component; "" is no. */}}
+{{- define "sightline.downloads" -}}
+{{- $values := .root.Values -}}
+{{- $names := list -}}
+{{- if has .component (list "scorer" "triton") -}}
+{{- range include "sightline.clips" (dict "values" $values.scorer) | fromYaml }}{{- $names = append $names (.model | default "a hub's") -}}{{- end -}}
+{{- else if eq .component "trainer" -}}
+{{- $names = list $values.trainer.model -}}
+{{- else -}}
+{{- $names = list $values.sampler.engine.model -}}
+{{- end -}}
+{{- range $names -}}
+{{- if or (not (hasKey $values.models .)) (index $values.models .).source -}}yes{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* Every component that has pods, by name, with its values: ours, Triton on its own, the engine. */}}
 {{- define "sightline.workloads" -}}
 {{- $all := include "sightline.enabled" . | fromYaml -}}

@@ -57,9 +57,9 @@ imagePullSecrets:
 {{- end }}
 {{- end -}}
 
-{{/* Requests and limits, the accelerator among the limits. Takes resources and gpu. */}}
+{{/* Requests and limits, the accelerator among the limits, scratch among the requests. Takes root, resources and gpu. */}}
 {{- define "sightline.resources" -}}
-{{- $resources := .resources | default dict | deepCopy -}}
+{{- $resources := mergeOverwrite (dict "requests" (dict "ephemeral-storage" .root.Values.scratch.request)) (.resources | default dict | deepCopy) -}}
 {{- with .gpu }}
 {{- if gt (int .count) 0 }}
 {{- $limits := $resources.limits | default dict }}
@@ -119,7 +119,7 @@ Environment: ours, then global's, then the component's, each a map by name, so a
     reference: {{ $model.imageVolume }}
     pullPolicy: IfNotPresent
   {{- else }}
-  emptyDir: {{ pick $model "sizeLimit" | toJson }}
+  emptyDir: {sizeLimit: {{ $model.sizeLimit | default .root.Values.scratch.sizeLimit }}}
   {{- end }}
 {{- end -}}
 
@@ -153,7 +153,7 @@ Environment: ours, then global's, then the component's, each a map by name, so a
   securityContext:
     {{- include "sightline.containerSecurity" . | nindent 4 }}
   resources:
-    {{- toYaml .root.Values.fetch.resources | nindent 4 }}
+    {{- include "sightline.resources" (dict "root" .root "resources" .root.Values.fetch.resources) | nindent 4 }}
   volumeMounts:
     - name: model-{{ .name }}
       mountPath: /models/{{ .name }}
@@ -170,7 +170,7 @@ Environment: ours, then global's, then the component's, each a map by name, so a
   configMap:
     name: {{ include "sightline.fullname" . }}
 - name: tmp
-  emptyDir: {}
+  emptyDir: {sizeLimit: {{ .root.Values.scratch.sizeLimit }}}
 {{- if ne .root.Values.tls.mode "disabled" }}
 - name: tls
   secret:
@@ -235,7 +235,7 @@ Environment: ours, then global's, then the component's, each a map by name, so a
   securityContext:
     {{- include "sightline.containerSecurity" . | nindent 4 }}
   resources:
-    {{- include "sightline.resources" (dict "resources" .values.resources "gpu" .gpu) | nindent 4 }}
+    {{- include "sightline.resources" (dict "root" .root "resources" .values.resources "gpu" .gpu) | nindent 4 }}
   volumeMounts:
     {{- include "sightline.serviceMounts" . | nindent 4 }}
     {{- with .mounts }}

@@ -28,7 +28,7 @@
   securityContext:
     {{- include "sightline.containerSecurity" . | nindent 4 }}
   resources:
-    {{- toYaml .root.Values.fetch.resources | nindent 4 }}
+    {{- include "sightline.resources" (dict "root" .root "resources" .root.Values.fetch.resources) | nindent 4 }}
   volumeMounts:
     - {name: repository, mountPath: /repository}
     - {name: settings, mountPath: /etc/sightline, readOnly: true}
@@ -76,7 +76,7 @@
   securityContext:
     {{- include "sightline.containerSecurity" . | nindent 4 }}
   resources:
-    {{- include "sightline.resources" (dict "resources" $triton.resources "gpu" $triton.gpu) | nindent 4 }}
+    {{- include "sightline.resources" (dict "root" .root "resources" $triton.resources "gpu" $triton.gpu) | nindent 4 }}
   volumeMounts:
     - {name: repository, mountPath: /repository, readOnly: true}
     - {name: shm, mountPath: /dev/shm}
@@ -86,7 +86,7 @@
 {{/* Python models of Triton talk to its core through /dev/shm; container runtimes give only 64 MiB of it. */}}
 {{- define "sightline.tritonVolumes" -}}
 - name: repository
-  emptyDir: {}
+  emptyDir: {sizeLimit: {{ .root.Values.scratch.sizeLimit }}}
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ .root.Values.scorer.triton.sharedMemory }}}
 {{- end -}}

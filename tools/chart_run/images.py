@@ -1,0 +1,60 @@
+"""What stands for a container image here: this checkout and its environment, with the entry point of the Dockerfile."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+STANDINS = Path(__file__).parent / "standins"
+PACKAGES = (
+    "client",
+    "services/chassis",
+    "services/scorer",
+    "services/sampler",
+    "services/trainer",
+    "playground",
+    "cli",
+)
+
+
+@dataclass(frozen=True)
+class Image:
+    """What a container runs where its pod does not say, and the environment that the image brings."""
+
+    entrypoint: tuple[str, ...]
+    environment: dict[str, str]
+
+
+def image_of(name: str) -> Image:
+    """What stands for an image.
+
+    Raises:
+        LookupError: nothing does.
+    """
+    repository = name.partition("@")[0].rpartition(":")[0] or name
+    last = repository.rpartition("/")[2]
+    environment = {
+        "PATH": f"{STANDINS}:{BIN}:/usr/bin:/bin",
+        "PYTHONPATH": ":".join(str(ROOT / package) for package in PACKAGES),
+        "SIGHTLINE_TRITON_HOME": str((ROOT / ".triton").resolve()),
+    }
+    dockerfile = ROOT / f"services/{last}/Dockerfile"
+    if repository.startswith("sightline/") and dockerfile.exists():
+        brought = _environment(dockerfile.read_text(encoding="utf-8"))
+        return Image((str(BIN / "sightline"),), brought | environment)
+    if last in ("triton", "vllm-openai", "text-generation-inference"):
+        program = {"triton": "tritonserver", "vllm-openai": "vllm"}.get(last, "tgi")
+        return Image((str(STANDINS / program),), environment)
+    raise LookupError(f"nothing stands for the image {name} here")
+
+
+def _environment(dockerfile: str) -> dict[str, str]:
+    """The variables of a Dockerfile's last stage, but for paths inside of the image."""
+    last = dockerfile[dockerfile.rindex("\nFROM ") :].replace("\\\n", " ")
+    found = (pair for line in re.findall(r"^ENV (.*)$", last, re.MULTILINE) for pair in shlex.split(line))
+    return {name: value for name, _, value in (pair.partition("=") for pair in found) if "/opt/" not in value}

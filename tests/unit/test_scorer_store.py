@@ -42,6 +42,30 @@ def test_asking_for_an_image_keeps_it() -> None:
     assert store.missing(map(digest, (A, B, C, D))) == [digest(B)]
 
 
+def test_an_image_is_there_for_the_teams_that_sent_it() -> None:
+    store = filled()
+    store.put(digest(A), A, "red")
+    assert store.get(digest(A), "red")() == A
+    assert store.missing([digest(A)], "blue") == [digest(A)] == store.missing([digest(A)])
+    with pytest.raises(NotFound):
+        store.get(digest(A), "blue")
+    store.keep(A, "blue")
+    assert len(store) == 1, "and stored once"
+    assert store.get(digest(A), "blue")() == A
+    for other in (B, C, D):
+        store.put(digest(other), other, "red")
+    with pytest.raises(NotFound):
+        store.get(digest(A), "red")
+    store.put(digest(A), A, "red")
+    assert store.missing([digest(A)], "blue") == [digest(A)], "what left and came back is of who brought it back"
+
+
+def test_teams_share_images_where_the_operator_says_so() -> None:
+    store = ImageStore(ImageStoreSettings(shared=True))
+    store.put(digest(A), A, "red")
+    assert store.get(digest(A), "blue")() == A
+
+
 def test_the_number_of_images_is_bounded() -> None:
     assert len(filled(A, B, C, max_images=2)) == 2
 

@@ -13,7 +13,7 @@ from sightline_chassis import metrics
 from sightline_chassis.admission import Admission
 from sightline_chassis.quota import Cost, Quota
 from sightline_chassis.sections import ServiceSettings
-from sightline_chassis.teams import Caller, Teams
+from sightline_chassis.teams import ANONYMOUS, Caller, Teams
 
 HEALTH, REFLECTION = "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
 INFRASTRUCTURE = (HEALTH, REFLECTION)
@@ -32,6 +32,12 @@ def charge(cost: Cost) -> None:
     """
     if (take := _charge.get()) is not None:
         take(cost)
+
+
+def calling_team() -> str:
+    """The team of the call that this task serves; "" outside of one, and of callers that need no token."""
+    caller = _caller.get()
+    return "" if caller is None or caller.team == ANONYMOUS else caller.team
 
 
 class Gate:

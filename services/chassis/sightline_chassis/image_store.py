@@ -29,6 +29,9 @@ def check_digest(sha256: bytes) -> None:
 class ImageStore:
     """A bounded store. Use it from one thread.
 
+    An image is stored once, and is there for the teams that sent it: to any other it is as if it were not, unless
+    `settings.shared`. Callers without a team ("") are one team. What a directory kept over a restart belongs to them.
+
     An `OrderedDict`, not cachetools: two bounds hold at once, and what leaves goes to the directory.
     """
 
@@ -36,18 +39,21 @@ class ImageStore:
         """`on_bytes` is told the bytes in memory whenever they change."""
         self._settings, self._on_bytes = settings, on_bytes
         self._images: OrderedDict[bytes, bytes] = OrderedDict()
+        self._owners: dict[bytes, set[str]] = {}
         self._bytes = 0
         self._spill = Spill(settings.spill, settings.spill_max_bytes) if settings.spill is not None else None
 
     def __len__(self) -> int:
         return len(self._images)
 
-    def get(self, sha256: bytes) -> Callable[[], bytes]:
+    def get(self, sha256: bytes, team: str = "") -> Callable[[], bytes]:
         """What gives the image's bytes; where they are on disk it waits for it and may raise.
 
-        Raises NotFound where the image was never uploaded or has left.
+        Raises NotFound where the team never uploaded the image or it has left.
         """
         check_digest(sha256)
+        if not self._is_of(sha256, team):
+            raise _not_found(sha256)
         content = self._images.get(sha256)
         if content is not None:
             self._images.move_to_end(sha256)
@@ -69,18 +75,20 @@ class ImageStore:
         if self._spill is not None:
             self._spill.close()
 
-    def missing(self, digests: Iterable[bytes]) -> list[bytes]:
-        """Those that are not stored, in order; the others count as just used."""
+    def missing(self, digests: Iterable[bytes], team: str = "") -> list[bytes]:
+        """Those that are not stored for the team, in order; the others count as just used."""
         absent = []
         for sha256 in digests:
             check_digest(sha256)
-            if sha256 in self._images:
+            if not self._is_of(sha256, team):
+                absent.append(sha256)
+            elif sha256 in self._images:
                 self._images.move_to_end(sha256)
             elif self._spill is None or sha256 not in self._spill:
                 absent.append(sha256)
         return absent
 
-    def put(self, sha256: bytes, content: bytes) -> None:
+    def put(self, sha256: bytes, content: bytes, team: str = "") -> None:
         """Store an image. Raises DataCorrupted where its bytes have another digest, InvalidInput where too large."""
         if len(content) > self._settings.max_bytes or self._settings.max_images == 0:
             raise InvalidInput(
@@ -94,24 +102,33 @@ class ImageStore:
                 f"the uploaded bytes have SHA-256 {found.hex()}, not {sha256.hex()} as stated: send it again",
                 reason="DIGEST_MISMATCH",
             )
-        self._store(sha256, content)
+        self._store(sha256, content, team)
 
-    def keep(self, content: bytes) -> bytes:
+    def keep(self, content: bytes, team: str = "") -> bytes:
         """Store an image where it fits; its SHA-256."""
         sha256 = hashlib.sha256(content).digest()
         if len(content) <= self._settings.max_bytes and self._settings.max_images:
-            self._store(sha256, content)
+            self._store(sha256, content, team)
         return sha256
 
-    def _store(self, sha256: bytes, content: bytes) -> None:
+    def _is_of(self, sha256: bytes, team: str) -> bool:
+        return self._settings.shared or team in self._owners.get(sha256, {""})
+
+    def _store(self, sha256: bytes, content: bytes, team: str) -> None:
+        self._owners.setdefault(sha256, set()).add(team)
         old = self._images.pop(sha256, None)
         self._bytes += len(content) - (len(old) if old is not None else 0)
         self._images[sha256] = content
         while self._bytes > self._settings.max_bytes or len(self._images) > self._settings.max_images:
             name, gone = self._images.popitem(last=False)
             self._bytes -= len(gone)
-            if self._spill is not None:
+            if self._spill is None:
+                del self._owners[name]
+            else:
                 self._spill.put(name, gone)
+                if len(self._owners) > 2 * (len(self._images) + len(self._spill)):  # of what left the directory too
+                    here = [name for name in self._owners if name in self._images or name in self._spill]
+                    self._owners = {name: self._owners[name] for name in here}
         self._on_bytes(self._bytes)
 
 
@@ -151,13 +168,13 @@ class Upload:
         if self.error is None:
             self._pieces.append(chunk)
 
-    def finish(self, store: ImageStore) -> None:
+    def finish(self, store: ImageStore, team: str = "") -> None:
         """Store the whole image, or note why not."""
         if self.error is not None:
             return
         content = b"".join(self._pieces)
         try:
             check_size(len(content), self._limits)
-            store.put(self.sha256, content)
+            store.put(self.sha256, content, team)
         except SightlineError as error:
             self.error = error

@@ -162,6 +162,9 @@ class ImageStoreSettings(Section):
         256 * 2**20, ge=0, description="Bytes of all stored images; the least recently used leave first"
     )
     max_images: int = Field(100_000, ge=0, description="Number of stored images")
+    shared: bool = Field(
+        False, description="A team may name images that another one sent; else each sees only what it sent itself"
+    )
     spill: Path | None = Field(
         None, description="A directory for images that leave memory; one service's own. Not set: they are dropped"
     )

@@ -49,6 +49,10 @@ class Spill:
         self._shrink()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="spill")
 
+    def __len__(self) -> int:
+        with self._lock:
+            return len(self._sizes) + len(self._on_the_way)
+
     def __contains__(self, sha256: bytes) -> bool:
         with self._lock:
             if sha256 in self._sizes:

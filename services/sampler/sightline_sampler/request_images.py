@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sightline.errors import InvalidInput
 from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline_chassis.gate import calling_team
 from sightline_chassis.image_store import ImageStore
 from sightline_chassis.images import check_size
 from sightline_chassis.sections import ImageLimits, ImageStoreSettings
@@ -28,14 +29,14 @@ class RequestImages:
 
         Raises:
             InvalidInput: none, empty, too large, or a digest of the wrong size.
-            NotFound: no image of that digest is kept; send its bytes.
+            NotFound: no image of that digest that the team sent is kept; send its bytes.
         """
         match image.WhichOneof("source"):
             case "content":
                 check_size(len(image.content), self._limits)
-                return EncodedImage(image.content, self._store.keep(image.content).hex())
+                return EncodedImage(image.content, self._store.keep(image.content, calling_team()).hex())
             case "sha256":
-                return EncodedImage(self._store.get(image.sha256)(), image.sha256.hex())
+                return EncodedImage(self._store.get(image.sha256, calling_team())(), image.sha256.hex())
             case _:
                 raise InvalidInput(
                     "the request has no image: set image.content or image.sha256", reason="IMAGE_MISSING"

@@ -97,7 +97,8 @@ class EmbedRequests:
         try:
             check_time(deadline)
             check_text(index, text, self._limits)
-            steps = plan_texts([text], model.tokenizer, self._limits, model.text.unknown, reject=reject, first=index)
+            unknown = self._embedder.unknown_texts(model)
+            steps = plan_texts([text], model.tokenizer, self._limits, unknown, reject=reject, first=index)
             plan = finished(steps) if inline else await self._embedder.planned(steps, deadline)
             return plan, self._embedder.ask_texts(model, plan)
         except SightlineError as error:

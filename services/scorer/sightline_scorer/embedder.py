@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from sightline.errors import DeadlineExceeded, InternalError, InvalidInput, SightlineError
 from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline_chassis.gate import calling_team
 from sightline_chassis.image_store import ImageStore, check_digest
 
 from sightline_scorer import metrics
@@ -21,7 +22,7 @@ from sightline_scorer.fair_pool import FairPool
 from sightline_scorer.fetch import Fetcher
 from sightline_scorer.models import ServedModel
 from sightline_scorer.small_images import MOST_BYTES, small_size
-from sightline_scorer.texts import Plan, Steps, advance
+from sightline_scorer.texts import Plan, Steps, Unknown, advance
 from sightline_scorer.tower import TowerItem, Wait
 
 T = TypeVar("T")
@@ -49,9 +50,11 @@ class Embedder:
         store: uploaded images.
         fetcher: images named by URI.
         pool: threads that decode and tokenise; tasks of the event loop take turns in it.
+        shared: whether teams profit from each other's embeddings.
     """
 
-    def __init__(self, store: ImageStore, fetcher: Fetcher, pool: FairPool) -> None:
+    def __init__(self, store: ImageStore, fetcher: Fetcher, pool: FairPool, *, shared: bool = False) -> None:
+        self._shared = shared
         self._store = store
         self._fetcher = fetcher
         self._pool = pool
@@ -63,7 +66,7 @@ class Embedder:
             raise InvalidInput("the request has no image: set image.content or image.sha256", reason="IMAGE_MISSING")
         if kind == "sha256":
             check_digest(image.sha256)
-            return ImageSource(image.sha256, None, partial(_from_store, self._store, image.sha256))
+            return ImageSource(image.sha256, None, partial(_from_store, self._store, image.sha256, calling_team()))
         content = image.content if kind == "content" else await self._fetcher.fetch(image.uri, left(deadline))
         if len(content) > _INLINE_HASH_BYTES:
             digest = await self.in_pool(lambda: hashlib.sha256(content).digest())
@@ -74,14 +77,15 @@ class Embedder:
     def ask_image(self, model: ServedModel, source: ImageSource) -> Wait:
         """Begin to wait for an image's embedding, row 0 of the wait. Raises a SightlineError."""
         tower = model.image
-        wait, new = tower.ask([source.sha256])
+        key = self._scope() + source.sha256
+        wait, new = tower.ask([key])
         if not new:
             return wait
-        item = tower.begin(wait, 0, source.sha256)
+        item = tower.begin(wait, 0, key)
         assert item is not None
         try:
             if source.size is None:
-                source = ImageSource(source.sha256, None, self._store.get(source.sha256))
+                source = ImageSource(source.sha256, None, self._store.get(source.sha256, calling_team()))
             elif source.size <= MOST_BYTES:
                 content = source.read()
                 size = small_size(content)
@@ -119,16 +123,22 @@ class Embedder:
         item.drop = work.cancel  # nobody waits any more: not begun, it never will be
         work.add_done_callback(decoded)
 
+    def unknown_texts(self, model: ServedModel) -> Unknown:
+        """What tells a plan which texts the team's calls have not had embedded, nor ask for now."""
+        scope, unknown = self._scope(), model.text.unknown
+        return (lambda keys: unknown([scope + key for key in keys])) if scope else unknown
+
     def ask_texts(self, model: ServedModel, plan: Plan) -> Wait:
         """Begin to wait for the embeddings of a plan's rows, in their order. Raises a SightlineError."""
-        tower = model.text
-        wait, new = tower.ask(plan.keys)
+        tower, scope = model.text, self._scope()
+        keys = [scope + key for key in plan.keys] if scope else plan.keys
+        wait, new = tower.ask(keys)
         try:
             for position in new:
                 row = plan.tokens.get(position)
                 if row is None:  # it was known when the plan was made, and has left since: rare, and one row
                     (row,) = model.tokenizer.encode([plan.rows[position]], [0])
-                item = tower.begin(wait, position, plan.keys[position], row.length)
+                item = tower.begin(wait, position, keys[position], row.length)
                 if item is not None:
                     # The length that the tower works on: the whole window where padding is read too.
                     tower.ready(item, row.ids, row.length if model.card.trim_padding else len(row.ids))
@@ -136,6 +146,11 @@ class Embedder:
             tower.leave(wait)
             raise
         return wait
+
+    def _scope(self) -> bytes:
+        """What keys of the calling team begin with."""
+        team = "" if self._shared else calling_team()
+        return team.encode() + b"/" if team else b""
 
     async def in_pool(self, work: Callable[[], T]) -> T:
         """Do something long in a thread."""
@@ -168,8 +183,8 @@ def left(deadline: float | None) -> float | None:
     return None if deadline is None else deadline - time.monotonic()
 
 
-def _from_store(store: ImageStore, sha256: bytes) -> bytes:
-    return store.get(sha256)()
+def _from_store(store: ImageStore, sha256: bytes, team: str) -> bytes:
+    return store.get(sha256, team)()
 
 
 def _count_failure(error: SightlineError) -> None:

@@ -95,7 +95,7 @@ class _Work:
     async def begin(self, source: ImageSource, limits: ScorerLimits, deadline: float | None) -> None:
         """Start everything; nothing is waited for but a long tokenising."""
         model, request = self._model, self._request
-        steps = plan_request(request, model.tokenizer, limits, model.text.unknown)
+        steps = plan_request(request, model.tokenizer, limits, self._embedder.unknown_texts(model))
         phrases = (one for some in request.phrases for one in some.phrases)
         if cost((*request.texts, *phrases)) <= INLINE_COST:
             self._plan = finished(steps)  # bad texts first: they cost nothing

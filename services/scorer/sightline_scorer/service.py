@@ -82,7 +82,8 @@ class ScorerService(Service):
             self._models = await self._loader.load_all()
         except (OSError, ValueError, RuntimeError, ImportError) as error:
             raise PreconditionFailed(f"{type(error).__name__}: {error}", reason="MODEL_UNREADABLE") from error
-        scoring = Scoring(self._models, Embedder(self._store, self._fetcher, self._pool), settings.limits)
+        embedder = Embedder(self._store, self._fetcher, self._pool, shared=settings.cache.shared)
+        scoring = Scoring(self._models, embedder, settings.limits)
         self._servicer = ScorerServicer(
             scoring, self._store, settings.limits, self._fetcher.schemes, self.reload if settings.reload.rpc else None
         )

@@ -12,7 +12,7 @@ from sightline.errors import InternalError, InvalidInput, PermissionDenied, Sigh
 from sightline.picture_rule import PICTURE_RULE
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline.scorer.v1 import scorer_pb2_grpc
-from sightline_chassis.gate import charge
+from sightline_chassis.gate import calling_team, charge
 from sightline_chassis.image_store import ImageStore, Upload
 
 from sightline_scorer import costs
@@ -94,7 +94,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
                 f"{len(request.sha256)} digests, over the limit of {self._limits.max_digests}: ask in several requests",
                 reason="TOO_MANY_DIGESTS",
             )
-        return pb.FindMissingImagesResponse(sha256=self._store.missing(request.sha256))
+        return pb.FindMissingImagesResponse(sha256=self._store.missing(request.sha256, calling_team()))
 
     async def UploadImages(
         self, request_iterator: AsyncIterator[pb.UploadImagesRequest], context: Context
@@ -117,7 +117,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
                 )
             upload.add(piece.chunk)
             if piece.last:
-                upload.finish(self._store)
+                upload.finish(self._store, calling_team())
                 error = None if upload.error is None else item_error(upload.error)
                 response.outcomes.add(sha256=upload.sha256, error=error)
                 upload = None

@@ -71,6 +71,11 @@ class CacheSettings(Section):
     """Embeddings that were computed before, by the SHA-256 of the image's or text's bytes; for each model."""
 
     image_bytes: int = Field(64 * 2**20, ge=0, description="Bytes for images' embeddings of each model; 0: none kept")
+    shared: bool = Field(
+        False,
+        description="Teams profit from each other's: answers then tell, by their speed and by how many texts were "
+        "known, what others scored",
+    )
     text_bytes: int = Field(128 * 2**20, ge=0, description="Bytes for texts' embeddings of each model; 0: none kept")
 
 

@@ -1,0 +1,69 @@
+"""Teams of one scorer learn nothing of each other: not which texts were scored, not which images were sent."""
+
+import hashlib
+from collections.abc import Iterator
+
+import grpc
+import pytest
+import scorer_models
+import yaml
+from sampler_models import png
+from scorer_running import RunningScorer
+from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline_chassis.tokens import hash_of
+
+TOKENS = {"red": "red-token-" + "r" * 40, "blue": "blue-token-" + "b" * 40}
+IMAGE = png(7)
+
+
+@pytest.fixture(scope="module")
+def scorers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, RunningScorer]]:
+    """A scorer with its defaults, and one whose operator lets teams share, by whether they do."""
+    root = tmp_path_factory.mktemp("tenants")
+    model, tokens = scorer_models.tiny(root / "tiny"), root / "tokens.yaml"
+    tokens.write_text(yaml.safe_dump({"teams": {team: {"tokens": [hash_of(t)]} for team, t in TOKENS.items()}}))
+    common = (f"models.tiny.source={model}", f"auth.tokens_file={tokens}")
+    running = {
+        shared: RunningScorer(*common, f"cache.shared={shared}", f"image_store.shared={shared}")
+        for shared in (False, True)
+    }
+    yield running
+    for scorer in running.values():
+        scorer.stop()
+
+
+def as_team(team: str) -> list[tuple[str, str]]:
+    return [("authorization", f"Bearer {TOKENS[team]}")]
+
+
+def known(scorer: RunningScorer, team: str, texts: list[str]) -> int:
+    """How many of the texts the answer says were known."""
+    request = pb.ScoreRequest(image=pb.Image(content=IMAGE), texts=texts)
+    return int(scorer.stub.Score(request, timeout=20, metadata=as_team(team)).timing.texts_cached)
+
+
+def test_a_team_is_not_told_what_another_scored(scorers: dict[bool, RunningScorer]) -> None:
+    texts = ["a secret product", "another one"]
+    apart, together = scorers[False], scorers[True]
+    assert [known(apart, "red", texts), known(apart, "red", texts)] == [0, 2]
+    assert [known(apart, "blue", texts), known(apart, "blue", texts)] == [0, 2]
+    assert [known(together, "red", texts), known(together, "blue", texts)] == [0, 2]
+
+
+def test_a_team_neither_finds_nor_uses_the_images_of_another(scorers: dict[bool, RunningScorer]) -> None:
+    sha256 = hashlib.sha256(IMAGE).digest()
+    upload = pb.UploadImagesRequest(sha256=sha256, chunk=IMAGE, last=True)
+    named = pb.ScoreRequest(image=pb.Image(sha256=sha256), texts=["a dog"])
+    asked = pb.FindMissingImagesRequest(sha256=[sha256])
+    for shared, scorer in scorers.items():
+        stub = scorer.stub
+        stub.UploadImages(iter([upload]), timeout=20, metadata=as_team("red"))
+        assert list(stub.FindMissingImages(asked, timeout=20, metadata=as_team("red")).sha256) == []
+        stub.Score(named, timeout=20, metadata=as_team("red"))
+        missing = list(stub.FindMissingImages(asked, timeout=20, metadata=as_team("blue")).sha256)
+        assert missing == ([] if shared else [sha256])
+        if shared:
+            stub.Score(named, timeout=20, metadata=as_team("blue"))
+        else:
+            with pytest.raises(grpc.RpcError, match="is not stored here"):
+                stub.Score(named, timeout=20, metadata=as_team("blue"))

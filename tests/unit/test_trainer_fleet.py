@@ -40,7 +40,9 @@ class Member:
         """Nothing is open."""
 
 
-def run(count: int, work: Callable[[Fleet, dict[str, Member], list[str]], Any], **options: Any) -> Any:
+def run(
+    count: int, work: Callable[[Fleet, dict[str, Member], list[str]], Any], outage: float = 5, **options: Any
+) -> Any:
     """`work` with a fleet of scripted members."""
     log: list[str] = []
     made: dict[str, Member] = {}
@@ -52,7 +54,7 @@ def run(count: int, work: Callable[[Fleet, dict[str, Member], list[str]], Any], 
     async def main() -> Any:
         target = "ipv4:" + ",".join(f"10.0.0.{number + 1}:1" for number in range(count))
         policies = RunPolicies(Path("/none"), "run")
-        async with Scripted(target, policies=policies, outage_seconds=5, **options) as client:
+        async with Scripted(target, policies=policies, outage_seconds=outage, **options) as client:
             await client.members()
             return await work(client, made, log)
 
@@ -101,7 +103,31 @@ def test_less_than_the_quorum_is_a_failure_that_says_how_many() -> None:
         with pytest.raises(Unavailable, match="1 of 2 samplers could take policy 3"):
             await client.each(lambda one: one.take(), "take policy 3", 1)  # type: ignore[attr-defined]
 
-    run(2, work, quorum=1.0)
+    run(2, work, quorum=1.0, outage=0.1)
+
+
+def test_a_fleet_of_one_outlives_its_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rolling update of a single replica: for a while the Service has no pod at all."""
+    monkeypatch.setattr(fleet, "_PAUSE", 0.05)
+    monkeypatch.setattr(fleet, "_LOOK_UP_SECONDS", 0)
+    found = ["10.0.0.1:1"]
+
+    def look_up(target: str) -> list[str]:
+        if not found:
+            raise OSError("no such name")
+        return list(found)
+
+    monkeypatch.setattr(fleet, "addresses_of", look_up)
+
+    async def work(client: Fleet, members: dict[str, Member], log: list[str]) -> None:
+        members["10.0.0.1:1"].up = False
+        taking = asyncio.create_task(client.each(lambda one: one.take(), "serve policy 3", 1))  # type: ignore[attr-defined]
+        await asyncio.sleep(0.1)
+        assert not taking.done()
+        found[:] = ["10.0.0.2:1"]
+        assert set(await taking) == {"10.0.0.2:1"}
+
+    run(1, work)
 
 
 def test_one_that_takes_too_long_is_left_out() -> None:

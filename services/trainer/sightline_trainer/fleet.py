@@ -31,7 +31,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _LOOK_UP_SECONDS = 5.0
-_LONGEST_PAUSE = 10.0
+_PAUSE, _LONGEST_PAUSE = 1.0, 10.0
+_AWAY = (Unavailable, Cancelled, DeadlineExceeded, Overloaded)
 
 
 @dataclass(eq=False)
@@ -144,9 +145,10 @@ class Fleet(ServedSampler):
             Results by address.
 
         Raises:
-            SightlineError: less than the quorum did it; of the first that failed.
+            SightlineError: less than the quorum did it, and those left refused, or stayed away for the whole outage.
         """
-        members = await self.members()
+        done: dict[str, T] = {}
+        until = time.monotonic() + self._outage
 
         async def one(member: Member) -> T | SightlineError:
             try:
@@ -157,20 +159,26 @@ class Fleet(ServedSampler):
             except SightlineError as error:
                 return error
 
-        results = await asyncio.gather(*(one(member) for member in members))
-        done: dict[str, T] = {}
-        errors: list[SightlineError] = []
-        for member, result in zip(members, results, strict=True):
-            if isinstance(result, SightlineError):
-                errors.append(result)
-                member.failed(result)
-            else:
-                member.failures, member.not_before = 0, 0.0
-                done[member.address] = result
-        if len(done) < max(1, self._quorum * len(members)):
-            counted = f"{len(done)} of {len(members)} samplers could {what}"
-            raise type(errors[0])(f"{errors[0].message} ({counted})", reason=errors[0].reason) from errors[0]
-        return done
+        while True:
+            members = await self._patient_members(until)
+            asked = [member for member in members if member.address not in done]
+            errors: list[SightlineError] = []
+            for member, result in zip(asked, await asyncio.gather(*map(one, asked)), strict=True):
+                if isinstance(result, SightlineError):
+                    errors.append(result)
+                    member.failed(result)
+                else:
+                    member.failures, member.not_before = 0, 0.0
+                    done[member.address] = result
+            found = sum(member.address in done for member in members)
+            if found >= max(1, self._quorum * len(members)):
+                return done
+            final = [error for error in errors if not isinstance(error, _AWAY) or error.reason == "FLEET_DEADLINE"]
+            if final or time.monotonic() > until:
+                error = (final or errors)[0]
+                counted = f"{found} of {len(members)} samplers could {what}"
+                raise type(error)(f"{error.message} ({counted})", reason=error.reason) from error
+            await asyncio.sleep(_PAUSE)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -179,9 +187,9 @@ class Fleet(ServedSampler):
         await super().close()
 
     async def _by_one(self, ask: Callable[[ServedSampler], Awaitable[T]]) -> T:
-        failing: float | None = None
+        until: float | None = None  # of what fails since then
         while True:
-            members = await self.members()
+            members = await self._patient_members(time.monotonic() + self._outage)
             now = time.monotonic()
             up = [member for member in members if member.not_before <= now]
             if not up:
@@ -191,23 +199,27 @@ class Fleet(ServedSampler):
             member.under_way += 1
             try:
                 result = await ask(member.client)
-            except (Unavailable, Cancelled, DeadlineExceeded, Overloaded) as error:
-                member.failed(error)
-                failing = failing or now
-                if now - failing > self._outage:
-                    raise
             except SightlineError as error:
-                if error.reason != "POLICY_DID_NOT_ARRIVE" or len(members) == 1:
+                unproven = error.reason == "POLICY_DID_NOT_ARRIVE" and len(members) > 1
+                until = until or now + self._outage
+                if not (isinstance(error, _AWAY) or unproven) or time.monotonic() > until:
                     raise
                 member.failed(error)
-                failing = failing or now
-                if now - failing > self._outage:
-                    raise
             else:
                 member.failures = 0
                 return result
             finally:
                 member.under_way -= 1
+
+    async def _patient_members(self, until: float) -> list[Member]:
+        """Those that there are; while there is none, as between two pods of a Service, it is asked again."""
+        while True:
+            try:
+                return await self.members()
+            except Unavailable:
+                if time.monotonic() > until:
+                    raise
+            await asyncio.sleep(_PAUSE)
 
     async def _look_up(self) -> None:
         try:

@@ -25,7 +25,7 @@ PAIRS: list[tuple[Any, Any]] = [
     (POLICY, sampler_pb2.PolicyInfo),
     (dataclasses.replace(POLICY, arrival=None), sampler_pb2.PolicyInfo),
     (CAPABILITIES, sampler_pb2.Capabilities),
-    (types.Policies((POLICY,), CAPABILITIES, 7), sampler_pb2.ListPoliciesResponse),
+    (types.Policies((POLICY,), CAPABILITIES, 7, POLICY), sampler_pb2.ListPoliciesResponse),
     (types.Summary(3, "p", 1, "local", 0.5), sampler_pb2.SampleSummary),
     (SamplingParams(), sampler_pb2.SamplingParams),
     (SamplingParams(0.5, 0.5, 3, 4, 0.25, 1.5, ("a", "b"), types.Beams(2), types.Blank()), sampler_pb2.SamplingParams),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sampler_engine import running_engine
 from sightline.errors import PreconditionFailed
 from sightline.picture_rule import PICTURE_RULE
-from sightline.sampler import Policies, PolicyManifest
+from sightline.sampler import Policies, PolicyInfo, PolicyManifest
 from sightline.sampler.types import Capabilities
 from sightline_sampler.engines.base import ScoreWork
 from sightline_sampler.engines.remote.merge import merge
@@ -173,9 +173,10 @@ def test_checks_count_the_projector_and_know_which_engine_takes_it(llava: tuple[
     model, _ = families.FAMILIES["llava"].build()
     own = sum(each.numel() for each in model.get_submodule("model.multi_modal_projector").parameters())
     assert (with_it.trained - without.trained, with_it.parameters) == (own, without.parameters)
+    base = PolicyInfo(0, "base", "active", digest="", base_digest="")
     for engine, codes in (("transformers 5.23", []), ("vllm 0.9", ["POLICY_KIND_UNSUPPORTED"])):
         can = Capabilities(
             engine, "m", "raw", "float32", True, True, "hot", "hot", True, True, 64, 1024, 1 << 20, 1 << 20,
             picture_rule=PICTURE_RULE,
         )  # fmt: skip
-        assert [each.code for each in sampler(more, Policies((), can, 0))] == codes
+        assert [each.code for each in sampler(more, Policies((), can, 0, base))] == codes

@@ -51,8 +51,9 @@ def test_a_team_is_not_told_what_another_scored(scorers: dict[bool, RunningScore
 
 
 def test_a_team_neither_finds_nor_uses_the_images_of_another(scorers: dict[bool, RunningScorer]) -> None:
-    sha256 = hashlib.sha256(IMAGE).digest()
-    upload = pb.UploadImagesRequest(sha256=sha256, chunk=IMAGE, last=True)
+    image = png(8)  # that blue never sent
+    sha256 = hashlib.sha256(image).digest()
+    upload = pb.UploadImagesRequest(sha256=sha256, chunk=image, last=True)
     named = pb.ScoreRequest(image=pb.Image(sha256=sha256), texts=["a dog"])
     asked = pb.FindMissingImagesRequest(sha256=[sha256])
     for shared, scorer in scorers.items():

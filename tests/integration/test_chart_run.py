@@ -1,0 +1,50 @@
+"""The chart's pods, run without a cluster: tools/chart_run has how, and what differs from a kubelet."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from running import ROOT
+
+sys.path.insert(0, str(ROOT / "tools/chart_run"))
+
+
+def namespaces() -> bool:
+    """Whether mount and network namespaces, and rules between them, can be had here."""
+    if os.geteuid() or not all(map(shutil.which, ("unshare", "nsenter", "ip", "nft", "setpriv"))):
+        return False
+    command = ["unshare", "-m", "-n", "nft", "add", "table", "inet", "probe"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("profile", ["laptop", "single-gpu", "multi-node-vllm"])
+def test_a_profile_closes_a_loop_of_two_iterations(profile: str, tmp_path: Path) -> None:
+    pytest.importorskip("helm_python")
+    if not namespaces():
+        pytest.skip("no root, or no namespaces and nftables")
+    command = [sys.executable, str(ROOT / "tools/chart_run/run.py"), profile, "--keep", str(tmp_path / "run")]
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, env=environment, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    for said in ("policy 2 of run first-", "active, off by", "helm test: demo-sightline-test-sampler ended with 0"):
+        assert said in done.stdout
+
+
+def test_policies_of_the_network_are_rules_of_nftables() -> None:
+    from network import rules
+
+    def policy(name: str, callers: list[str]) -> dict[str, object]:
+        peers = [{"podSelector": {"matchLabels": {"app": caller}}} for caller in callers]
+        ingress = [{"from": peers, "ports": [{"port": 80, "protocol": "TCP"}]}]
+        selector = {"matchLabels": {"app": name}}
+        return {"spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": ingress}}
+
+    pods = [("10.0.0.1", {"app": "web"}), ("10.0.0.2", {"app": "caller"}), ("10.0.0.3", {"app": "other"})]
+    text = rules([policy("web", ["caller"])], pods)
+    assert "chain ingress0 {\nip saddr 10.0.0.2 tcp dport 80 return\ndrop\n}" in text
+    assert "ip daddr 10.0.0.1 jump ingress0" in text
+    assert "jump" not in text.replace("ip daddr 10.0.0.1 jump ingress0", ""), "nobody else is closed"

@@ -70,8 +70,8 @@ def test_little_is_filled_up(seed: int) -> None:
     groups = groups_of(seed)
     tiling = tile(groups, CPU)
     assert sum(one.groups for one in tiling.tiles) == len(groups)
-    assert sum(len(one.prefixes) for one in tiling.tiles) <= (1 + SLACK) * sum(group.prefix for group in groups)
-    assert tiling.order.unique().numel() == sum(group.length for group in groups)
+    assert sum(len(one.prefixes.rows) for one in tiling.tiles) <= (1 + SLACK) * sum(group.prefix for group in groups)
+    assert tiling.order.rows.unique().numel() == sum(group.length for group in groups)
 
 
 def test_prompts_of_one_length_go_together() -> None:

@@ -81,7 +81,7 @@ def _update(to: report.Report) -> None:
     import update
 
     with tempfile.TemporaryDirectory() as scratch:
-        job = update.Job(to, Path(scratch), pairs=4, prompts=2, layers=2, dtype=torch.float32)
+        job = update.Job(to, Path(scratch), pairs=2, prompts=1, layers=2, dtype=torch.float32)
         grads: dict[tuple[str, bool], Any] = {}
         for arm, device in (("cpu", "cpu"), ("gpu", to.device)):
             for shared in (False, True):

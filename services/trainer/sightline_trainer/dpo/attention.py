@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sightline_trainer.dpo.gathered import Gathered
 from sightline_trainer.dpo.packing import Pack
 
 NAME = "sightline_shared_prefix"
@@ -40,7 +41,10 @@ def shared_attention(
         return plain
     kwargs["is_causal"] = None
 
-    def attend(queries: Tensor, keys: Tensor, count: int, mask: Tensor | None) -> Tensor:
+    # Token by token, as projections write them: whole rows are copied.
+    query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
+
+    def attend(queries: Gathered, keys: Gathered, count: int, mask: Tensor | None) -> Tensor:
         """[count * Q, H, D] of `count` rows, whose tokens are given by their places in the pack."""
         q, k, v = (_rows(part, at, count) for part, at in ((query, queries), (key, keys), (value, keys)))
         out: Tensor = sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0]
@@ -52,13 +56,13 @@ def shared_attention(
         parts.append(attend(tile.prefixes, tile.prefixes, tile.groups, tile.both_ways))
         if tile.runs:
             parts.append(attend(tile.queries, tile.keys, tile.runs, tile.mask))
-    return torch.cat(parts).index_select(0, tiling.order)[None], None
+    return tiling.order.pick(torch.cat(parts))[None], None
 
 
-def _rows(values: Tensor, places: Tensor, count: int) -> Tensor:
-    """[count, H, L, D] of [1, H, T, D]."""
-    picked = values[0].index_select(1, places)
-    return picked.view(len(picked), count, -1, picked.shape[-1]).transpose(0, 1)
+def _rows(values: Tensor, places: Gathered, count: int) -> Tensor:
+    """[count, H, L, D] of [T, H, D]."""
+    picked = places.pick(values)
+    return picked.view(count, -1, *picked.shape[1:]).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, shared_attention)

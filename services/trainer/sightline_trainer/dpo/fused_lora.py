@@ -30,7 +30,7 @@ class _Fused(torch.autograd.Function):
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, a, b, low = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         back = (grad @ b.to(grad.dtype)) * ctx.scale
@@ -42,7 +42,7 @@ class _Fused(torch.autograd.Function):
         return of_x, None, None, of_a, of_b, None
 
 
-class FusedLora(Linear):  # type: ignore[misc]
+class FusedLora(Linear):
     """PEFT's own layer, fused where it is one plain adapter on a frozen layer; else as PEFT does it."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from sightline_trainer.dpo.gathered import Gathered
+
 # Branches that are attended to in one row: each pays for the keys of the others, which a mask hides, and saves a copy
 # of the prefix's keys and values.
 TOGETHER = 4
@@ -41,17 +43,17 @@ class Tile:
     """Rows of one length, as places in the pack.
 
     Attributes:
-        prefixes: [groups * P]. queries: [runs * B] tokens of the runs of branches. keys: [runs * (P + B)] those of each
-            run's prefix, and its own.
+        prefixes: groups * P. queries: runs * B tokens of the runs of branches. keys: runs * (P + B), a run's prefix and
+            its own.
         mask: [runs, 1, B, P + B] what a run's tokens see: the prefix, and their own branch so far.
         both_ways: [groups, 1, P, P] what the prefixes' tokens see, where that is more than what stands before them.
     """
 
     groups: int
-    prefixes: Tensor
+    prefixes: Gathered
     runs: int
-    queries: Tensor
-    keys: Tensor
+    queries: Gathered
+    keys: Gathered
     mask: Tensor
     both_ways: Tensor | None = None
 
@@ -63,10 +65,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiling:
-    """All tiles, and where the outputs of their calls, one after the other, have each of the pack's T tokens [T]."""
+    """All tiles, and where the outputs of their calls, one after the other, have each of the pack's T tokens."""
 
     tiles: tuple[Tile, ...]
-    order: Tensor
+    order: Gathered
 
 
 def tile(groups: Sequence[Group], device: torch.device) -> Tiling:
@@ -80,7 +82,7 @@ def tile(groups: Sequence[Group], device: torch.device) -> Tiling:
     for members in _alike(groups):
         made, done = _tile([(starts[at], groups[at]) for at in members], order, done)
         tiles.append(made.to(device))
-    return Tiling(tuple(tiles), order.to(device))
+    return Tiling(tuple(tiles), Gathered.of(order, torch.zeros_like(order)).to(device))
 
 
 def _alike(groups: Sequence[Group]) -> list[list[int]]:
@@ -102,17 +104,20 @@ def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tup
     """One tile; writes where its outputs are to `order`, and answers how many there are by then."""
     most = max(group.prefix for _, group in members)
     runs = [(start, group, run) for start, group in members for run in _runs(group)]
-    width = max((sum(lengths) for _, _, (_, lengths) in runs), default=0)
-    prefixes = torch.zeros(len(members), most, dtype=torch.long)
+    width = max((sum(lengths) for _, _, (_, _, lengths) in runs), default=0)
+    prefixes, first_round = torch.zeros(len(members), most, dtype=torch.long), torch.full((len(members), most), -1)
     for row, (start, group) in enumerate(members):
         prefixes[row, : group.prefix] = torch.arange(start, start + group.prefix)
+        first_round[row, : group.prefix] = 0
         order[start : start + group.prefix] = torch.arange(done + row * most, done + row * most + group.prefix)
     done += prefixes.numel()
     queries = torch.zeros(len(runs), width, dtype=torch.long)
     keys = torch.zeros(len(runs), most + width, dtype=torch.long)
+    asked, looked_at = torch.full_like(queries, -1), torch.full_like(keys, -1)
     mask = torch.zeros(len(runs), 1, width, most + width, dtype=torch.bool)
-    for row, (start, group, (skipped, lengths)) in enumerate(runs):
+    for row, (start, group, (number, skipped, lengths)) in enumerate(runs):
         count, first = sum(lengths), start + group.prefix + skipped
+        asked[row, :count], looked_at[row, : group.prefix], looked_at[row, most : most + count] = 0, number, number
         queries[row, :count] = torch.arange(first, first + count)
         keys[row, : group.prefix] = torch.arange(start, start + group.prefix)
         keys[row, most : most + count] = queries[row, :count]
@@ -121,7 +126,14 @@ def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tup
         mask[row, 0, :count, most : most + count] = (owner[:, None] == owner[None, :]).tril()
         order[first : first + count] = torch.arange(done + row * width, done + row * width + count)
     done += queries.numel()
-    made = Tile(len(members), prefixes.flatten(), len(runs), queries.flatten(), keys.flatten(), mask)
+    made = Tile(
+        len(members),
+        Gathered.of(prefixes.flatten(), first_round.flatten()),
+        len(runs),
+        Gathered.of(queries.flatten(), asked.flatten()),
+        Gathered.of(keys.flatten(), looked_at.flatten()),
+        mask,
+    )
     return replace(made, both_ways=_both_ways([group for _, group in members], most)), done
 
 
@@ -137,8 +149,8 @@ def _both_ways(groups: Sequence[Group], most: int) -> Tensor | None:
     return (same | torch.ones(most, most, dtype=torch.bool).tril())[:, None]
 
 
-def _runs(group: Group) -> list[tuple[int, list[int]]]:
-    """The branches that have any token, TOGETHER at a time, each with how many tokens stand before it."""
+def _runs(group: Group) -> list[tuple[int, int, list[int]]]:
+    """The branches that have any token, TOGETHER at a time: their number, how many tokens stand before, and lengths."""
     long = [length for length in group.branches if length]
     runs = [long[at : at + TOGETHER] for at in range(0, len(long), TOGETHER)]
-    return [(sum(map(sum, runs[:number])), run) for number, run in enumerate(runs)]
+    return [(number, sum(map(sum, runs[:number])), run) for number, run in enumerate(runs)]

@@ -1,8 +1,9 @@
 """Policies pushed to a sampler that sees none of the trainer's files, and two runs that share one sampler."""
 
+import asyncio
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from sightline.sampler import SamplerClient, active_of, exact, manifest_digest
 from sightline.sampler.pushing import Parcel
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
+from sightline_sampler.policies.received import ReceivedPolicies
+from sightline_sampler.settings import PolicySettings
 
 IMAGE = png(0)
 
@@ -162,15 +165,19 @@ def test_names_that_leave_the_directory_and_pieces_that_fit_nowhere_are_refused(
                 client.stage(uri, 1)
 
 
-def test_what_is_pushed_is_bounded(llava: Path, policies: Path, tmp_path: Path) -> None:
-    small = {"download_dir": str(tmp_path), "max_download_gib": 1e-9}
-    too_large = pytest.raises(PreconditionFailed, match="max_download_gib")
-    with running(llava, policies=small) as at, SamplerClient(at.address) as client, too_large:
-        client.push(policies / "red/v000001")
-    full = {"download_dir": str(tmp_path), "max_stored_gib": 1e-9}
-    no_room = pytest.raises(Overloaded, match="max_stored_gib")
-    with running(llava, policies=full) as at, SamplerClient(at.address) as client, no_room:
-        client.push(policies / "red/v000001", timeout=2)
+@pytest.mark.parametrize(("bound", "error"), [("max_download_gib", PreconditionFailed), ("max_stored_gib", Overloaded)])
+def test_what_is_pushed_is_bounded(bound: str, error: type[Exception], policies: Path, tmp_path: Path) -> None:
+    settings = PolicySettings.model_validate({"download_dir": tmp_path, bound: 1e-9})
+
+    async def push() -> None:
+        async def requests() -> AsyncIterator[pb.PushPolicyRequest]:
+            for message in Parcel(policies / "red/v000001").messages(()):
+                yield message
+
+        await ReceivedPolicies(settings, set).receive(requests())
+
+    with pytest.raises(error, match=bound):
+        asyncio.run(push())
 
 
 def test_a_file_that_changes_on_its_way_is_never_staged(shared: Running, policies: Path, tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from sightline_chassis.tokens import hash_of
 TOKENS = {"red": "red-token-" + "r" * 40, "blue": "blue-token-" + "b" * 40}
 IMAGE = png(7)
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, RunningScorer]]:

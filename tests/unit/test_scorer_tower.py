@@ -330,6 +330,28 @@ def test_an_image_that_a_bug_breaks_off_keeps_nobody_waiting_for_it() -> None:
     run(test)
 
 
+@pytest.mark.parametrize(("shared", "known"), [(False, [0]), (True, [])])
+def test_what_one_team_asked_for_is_new_to_another(shared: bool, known: list[int], monkeypatch: Any) -> None:
+    async def test() -> None:
+        calling = [""]
+        monkeypatch.setattr("sightline_scorer.embedder.calling_team", lambda: calling[0])
+        unused: Any = None
+        embedder = Embedder(unused, unused, unused, shared=shared)
+        model: Any = SimpleNamespace(text=tower(Engine()), card=SimpleNamespace(trim_padding=True))
+        row = SimpleNamespace(ids=np.zeros(3, np.int32), length=3)
+        plan: Any = SimpleNamespace(keys=[key("a")], tokens={0: row}, rows=["a"])
+        calling[0] = "red"
+        assert embedder.unknown_texts(model)([key("a")]) == [0]
+        wait = embedder.ask_texts(model, plan)
+        assert embedder.unknown_texts(model)([key("a")]) == []
+        for team in ("blue", ""):
+            calling[0] = team
+            assert embedder.unknown_texts(model)([key("a")]) == known
+        model.text.leave(wait)
+
+    run(test)
+
+
 def test_a_tower_that_is_closed_lets_nobody_wait() -> None:
     async def test() -> None:
         to = tower(Engine(), batch=1)

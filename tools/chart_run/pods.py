@@ -70,6 +70,12 @@ class Pod:
         self._pause.kill()
         return code
 
+    def reaches(self, address: str, port: int) -> bool:
+        """Whether a connection from this pod's network stands within three seconds."""
+        inside = ["nsenter", "-t", str(self._pause.pid), "-n", "timeout", "3", "bash", "-c"]
+        connect = f"</dev/tcp/{address}/{port}"
+        return subprocess.run([*inside, connect], capture_output=True, check=False).returncode == 0
+
     def log(self) -> str:
         """The end of its first container's log."""
         return tail(self.containers[0].log) if self.containers else ""

@@ -98,6 +98,7 @@ class Run:
         tests = {item["metadata"]["name"]: item for item in self.node.of_kind("Pod")}
         try:
             self._up(self.node.templates())
+            self._strangers()
             self._loop()
             self._again()
             for name, item in tests.items():
@@ -151,6 +152,22 @@ class Run:
 
     def _pod_of(self, component: str) -> Any:
         return next(pod for pod in self.node.pods.values() if pod.labels["app.kubernetes.io/component"] == component)
+
+    def _strangers(self) -> None:
+        """A pod of nobody's, in the same namespace: what NetworkPolicies close to it, and what they leave open."""
+        from pods import PodFailed
+
+        closed = bool(self.node.of_kind("NetworkPolicy"))
+        stranger = self.node.pod("stranger", {"metadata": {"labels": {"app": "stranger"}}, "spec": {}})
+        for pod in [pod for pod in self.node.pods.values() if pod.ready]:
+            for port in (one for container in pod.spec["containers"] for one in container["ports"]):
+                reached = stranger.reaches(pod.address, port["containerPort"])
+                if reached == closed:
+                    what = "reaches" if reached else "does not reach"
+                    raise PodFailed(f"a stranger {what} {pod.name}:{port['name']}")
+        stranger.kill()
+        self.node.remove("stranger")
+        self._say(f"a stranger's pod reaches {'nothing: NetworkPolicies are on' if closed else 'all: they are off'}")
 
     def _shown(self, component: str) -> dict[str, Any]:
         """Arguments of a client that calls a pod of a component by its address, as through a forwarded port."""

@@ -21,6 +21,7 @@ class ScoreKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCORE_KIND_LOGIT: _ClassVar[ScoreKind]
     SCORE_KIND_PROBABILITY: _ClassVar[ScoreKind]
     SCORE_KIND_PERCENTILE: _ClassVar[ScoreKind]
+    SCORE_KIND_REWARD: _ClassVar[ScoreKind]
 
 class TextUnit(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -58,6 +59,7 @@ SCORE_KIND_CLIP_SCORE: ScoreKind
 SCORE_KIND_LOGIT: ScoreKind
 SCORE_KIND_PROBABILITY: ScoreKind
 SCORE_KIND_PERCENTILE: ScoreKind
+SCORE_KIND_REWARD: ScoreKind
 TEXT_UNIT_UNSPECIFIED: TextUnit
 TEXT_UNIT_WHOLE: TextUnit
 TEXT_UNIT_SENTENCES: TextUnit
@@ -160,7 +162,7 @@ class EnsembleMember(_message.Message):
     def __init__(self, model: _Optional[str] = ..., weight: _Optional[float] = ..., weights_digest: _Optional[str] = ..., preprocessing_digest: _Optional[str] = ...) -> None: ...
 
 class ModelInfo(_message.Message):
-    __slots__ = ("name", "architecture", "weights_digest", "preprocessing_digest", "embedding_size", "image_size", "context_length", "logit_scale", "logit_bias", "is_default", "kinds", "calibration_digest", "version", "state", "error", "precision", "members", "default_kind")
+    __slots__ = ("name", "architecture", "weights_digest", "preprocessing_digest", "embedding_size", "image_size", "context_length", "logit_scale", "logit_bias", "is_default", "kinds", "calibration_digest", "version", "state", "error", "precision", "members", "default_kind", "model_kind", "backend")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ARCHITECTURE_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -179,6 +181,8 @@ class ModelInfo(_message.Message):
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     DEFAULT_KIND_FIELD_NUMBER: _ClassVar[int]
+    MODEL_KIND_FIELD_NUMBER: _ClassVar[int]
+    BACKEND_FIELD_NUMBER: _ClassVar[int]
     name: str
     architecture: str
     weights_digest: str
@@ -197,7 +201,9 @@ class ModelInfo(_message.Message):
     precision: str
     members: _containers.RepeatedCompositeFieldContainer[EnsembleMember]
     default_kind: ScoreKind
-    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., weights_digest: _Optional[str] = ..., preprocessing_digest: _Optional[str] = ..., embedding_size: _Optional[int] = ..., image_size: _Optional[int] = ..., context_length: _Optional[int] = ..., logit_scale: _Optional[float] = ..., logit_bias: _Optional[float] = ..., is_default: bool = ..., kinds: _Optional[_Iterable[_Union[ScoreKind, str]]] = ..., calibration_digest: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., error: _Optional[str] = ..., precision: _Optional[str] = ..., members: _Optional[_Iterable[_Union[EnsembleMember, _Mapping]]] = ..., default_kind: _Optional[_Union[ScoreKind, str]] = ...) -> None: ...
+    model_kind: str
+    backend: str
+    def __init__(self, name: _Optional[str] = ..., architecture: _Optional[str] = ..., weights_digest: _Optional[str] = ..., preprocessing_digest: _Optional[str] = ..., embedding_size: _Optional[int] = ..., image_size: _Optional[int] = ..., context_length: _Optional[int] = ..., logit_scale: _Optional[float] = ..., logit_bias: _Optional[float] = ..., is_default: bool = ..., kinds: _Optional[_Iterable[_Union[ScoreKind, str]]] = ..., calibration_digest: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ModelState, str]] = ..., error: _Optional[str] = ..., precision: _Optional[str] = ..., members: _Optional[_Iterable[_Union[EnsembleMember, _Mapping]]] = ..., default_kind: _Optional[_Union[ScoreKind, str]] = ..., model_kind: _Optional[str] = ..., backend: _Optional[str] = ...) -> None: ...
 
 class Timing(_message.Message):
     __slots__ = ("preprocess_seconds", "image_seconds", "text_seconds", "total_seconds", "image_cached", "texts_cached")

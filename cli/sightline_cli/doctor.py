@@ -87,7 +87,7 @@ def _triton() -> Iterator[Look]:
     try:
         yield Look("Triton's wheel", "ok", str(find().binary))
     except TritonNotInstalled as error:
-        fix = "pip install --no-deps --target .triton nvidia-pytriton==0.7.0, or triton.mode=remote"
+        fix = "sightline triton install; where it does not run, triton.mode=worker or remote"
         yield Look("Triton's wheel", "warn", str(error), fix)
 
 

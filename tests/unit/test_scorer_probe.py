@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from sightline_scorer.probe import ModelProbe
-from sightline_scorer.settings import ProbeSettings
+from sightline_scorer.settings import ProbeSettings, TritonSettings
 
 
 class Backend:
@@ -49,7 +49,7 @@ def probe(backend: Backend) -> ModelProbe:
     server: Any = SimpleNamespace(address=lambda: "127.0.0.1:1")
     models: Any = SimpleNamespace(served={"m": Model()})
     as_backend: Any = backend
-    return ModelProbe(models, as_backend, server, ProbeSettings(every_seconds=0.05), 60)
+    return ModelProbe(models, as_backend, server, ProbeSettings(every_seconds=0.05), TritonSettings())
 
 
 async def until(what: Any) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from prometheus_client import Counter, Gauge, Histogram
 from sightline_chassis import metrics
 
+from sightline_scorer.triton.settings import TritonSettings
+
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 PAIRS = Counter(
@@ -33,8 +35,6 @@ MODEL_INFO = Gauge(
     "1, with what each model is.",
     ("model", "architecture", "weights_digest", "preprocessing_digest", "precision"),
 )
-BACKEND_UP = metrics.BACKEND_UP.labels("triton")
-"""Whether Triton answers with right embeddings."""
 TRITON_RESTARTS = Counter("sightline_scorer_triton_restarts_total", "Tries to start an embedded Triton again.")
 CACHE = Counter(
     "sightline_scorer_embeddings_total",
@@ -57,6 +57,17 @@ FETCHES = Counter(
     "sightline_scorer_fetches_total", "Images fetched by URI: OK, or the reason of the refusal.", ("outcome",)
 )
 STORE_BYTES = Gauge("sightline_scorer_image_store_bytes", "Bytes of uploaded images held.")
+
+
+def backend_label(settings: TritonSettings) -> str:
+    """What the chassis' metrics of backends call the one that runs the towers."""
+    return "worker" if settings.mode == "worker" else "triton"
+
+
+def backend_up(settings: TritonSettings) -> Gauge:
+    """Whether Triton, or the worker, answers with right embeddings."""
+    return metrics.BACKEND_UP.labels(backend_label(settings))
+
 
 OUTCOMES = (
     "OK",

@@ -14,9 +14,9 @@ import time
 import numpy as np
 from sightline.errors import InternalError, SightlineError
 
-from sightline_scorer.metrics import BACKEND_UP, NONFINITE
+from sightline_scorer.metrics import NONFINITE, backend_up
 from sightline_scorer.models import ModelRegistry, ServedModel
-from sightline_scorer.settings import ProbeSettings
+from sightline_scorer.settings import ProbeSettings, TritonSettings
 from sightline_scorer.triton.backend import TOWER_DIED, Embeddings, TritonBackend
 from sightline_scorer.triton.servers import TritonServer
 
@@ -34,13 +34,14 @@ class ModelProbe:
         backend: TritonBackend,
         server: TritonServer,
         settings: ProbeSettings,
-        hung_after_seconds: float,
+        triton: TritonSettings,
     ) -> None:
         self._models = models
         self._backend = backend
         self._server = server
         self._settings = settings
-        self._hung_after_seconds = hung_after_seconds
+        self._hung_after_seconds = triton.hung_after_seconds
+        self._up = backend_up(triton)
         self._first: dict[str, Embeddings] = {}
         self._last_good = time.monotonic()
         self._trouble: str | None = None
@@ -160,7 +161,7 @@ class ModelProbe:
 
     def _verdict(self, trouble: str | None) -> None:
         self._trouble = trouble
-        BACKEND_UP.set(trouble is None)
+        self._up.set(trouble is None)
         if trouble is None:
             self._last_good = time.monotonic()
             self._dead_towers = 0

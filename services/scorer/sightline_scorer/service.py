@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class ScorerService(Service):
-    """Serves `sightline_scorer.v1.ScorerService` by a Triton, embedded or remote.
+    """Serves `sightline_scorer.v1.ScorerService` by a Triton, embedded or remote, or by a worker.
 
     Args:
         settings: all of them.
@@ -57,7 +57,7 @@ class ScorerService(Service):
         self._backend: TritonBackend
         self.triton: TritonServer = (
             EmbeddedTriton(settings.triton, lambda out: self._loader.build(out))
-            if settings.triton.mode == "embedded"
+            if settings.triton.mode != "remote"
             else RemoteTriton(settings.triton)
         )
         self._backend = TritonBackend(self.triton, settings.triton)
@@ -87,9 +87,7 @@ class ScorerService(Service):
         self._servicer = ScorerServicer(
             scoring, self._store, settings.limits, self._fetcher.schemes, self.reload if settings.reload.rpc else None
         )
-        self._probe = ModelProbe(
-            self._models, self._backend, self.triton, settings.probe, settings.triton.hung_after_seconds
-        )
+        self._probe = ModelProbe(self._models, self._backend, self.triton, settings.probe, settings.triton)
         await self._probe.start()
         with contextlib.suppress(RuntimeError, ValueError):  # only in the main thread
             asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._on_hangup)

@@ -21,7 +21,7 @@ from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
-from sightline_scorer.metrics import TRITON_CALLS
+from sightline_scorer.metrics import TRITON_CALLS, backend_label
 from sightline_scorer.settings import TritonSettings
 from sightline_scorer.triton.card import PARAMETER, ModelCard
 from sightline_scorer.triton.connection import connect, is_loopback
@@ -48,6 +48,7 @@ class TritonBackend:
     def __init__(self, server: TritonServer, settings: TritonSettings) -> None:
         self._server = server
         self._settings = settings
+        self._label = backend_label(settings)
         self._client: InferenceServerClient | None = None
         self._client_address = ""
         self._regions: dict[str, Region | None] = {}
@@ -127,9 +128,8 @@ class TritonBackend:
     async def _region(self, client: InferenceServerClient, name: str, image_bytes: int) -> Region | None:
         settings = self._settings
         if name not in self._regions:
-            wanted = settings.shared_memory == "on" or (
-                settings.shared_memory == "auto" and is_loopback(self._client_address)
-            )
+            near = settings.mode != "worker" and is_loopback(self._client_address)  # the worker maps none
+            wanted = settings.shared_memory == "on" or (settings.shared_memory == "auto" and near)
             self._regions[name] = None  # whoever comes meanwhile goes by gRPC
             if wanted:
                 slots = settings.most_in_flight + 1
@@ -147,7 +147,7 @@ class TritonBackend:
         seconds = self._settings.request_timeout_seconds
         TRITON_CALLS.labels(transport).inc()
         try:
-            with backend_call("triton"):
+            with backend_call(self._label):
                 answer = await client.infer(name, [tensor], client_timeout=seconds)
         except InferenceServerException as error:
             raise _typed(error, name, seconds) from error

@@ -1,6 +1,7 @@
-"""Starts the wheel's `tritonserver`, restarts it when it dies, and leaves nothing of it behind.
+"""Starts the wheel's `tritonserver`, or our worker, restarts it when it dies, and leaves nothing of it behind.
 
     service ──stdin pipe──> guard.py ──> tritonserver ──> one Python stub for each tower
+                                   (or) worker.py ─────> one process for each tower
 
 The guard is the leader of a process group of its own, so a Ctrl-C at the terminal reaches the service alone, and
 when the service ends in whatever way the pipe closes and the whole group goes. All sockets are on loopback.
@@ -23,10 +24,10 @@ from pathlib import Path
 
 from sightline.errors import PreconditionFailed, Unavailable
 
-from sightline_scorer.metrics import BACKEND_UP, TRITON_RESTARTS
+from sightline_scorer.metrics import TRITON_RESTARTS, backend_up
 from sightline_scorer.settings import TritonSettings
 from sightline_scorer.triton.connection import server_ready
-from sightline_scorer.triton.installation import Installation, find
+from sightline_scorer.triton.programs import BackendProgram, program
 
 logger = logging.getLogger(__name__)
 _HOST = "127.0.0.1"
@@ -39,7 +40,7 @@ class TritonFailed(PreconditionFailed):
 
 
 class EmbeddedTriton:
-    """A supervised tritonserver.
+    """A supervised tritonserver, or worker where the settings say so.
 
     Args:
         settings: where to find it and how patient to be.
@@ -49,7 +50,8 @@ class EmbeddedTriton:
     def __init__(self, settings: TritonSettings, build: Callable[[Path], None]) -> None:
         self._settings = settings
         self._build = build
-        self._installation: Installation | None = None
+        self._program: BackendProgram | None = None
+        self._up = backend_up(settings)
         self._own_work_dir = settings.work_dir is None
         self._work = settings.work_dir or Path()
         self._process: asyncio.subprocess.Process | None = None
@@ -59,7 +61,7 @@ class EmbeddedTriton:
         self._trouble = "it has not been started"
         self._start_seconds = 10.0
         self.pid: int | None = None
-        """Process id of tritonserver itself, while it runs."""
+        """Process id of tritonserver or of the worker, while it runs."""
 
     @property
     def repository(self) -> Path:
@@ -86,14 +88,14 @@ class EmbeddedTriton:
 
         Raises TritonNotInstalled, TritonFailed, and what building the repository raises.
         """
-        self._installation = find(self._settings.home)
+        self._program = program(self._settings)
         if self._own_work_dir:
             self._work = Path(tempfile.mkdtemp(prefix="sightline-scorer-"))
         self._work.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(self.repository, ignore_errors=True)
         self._building = asyncio.create_task(asyncio.to_thread(self._build, self.repository))
         await asyncio.shield(self._building)
-        self._installation.make_backends(self._work / "backends")
+        self._program.prepare(self._work)
         await self._launch()
         self._watch = asyncio.create_task(self._supervise())
 
@@ -121,7 +123,7 @@ class EmbeddedTriton:
             if process is not None:
                 await process.wait()
                 _kill_group(process.pid)
-            self._set_down(self._trouble if self._address is None else "tritonserver died")
+            self._set_down(self._trouble if self._address is None else f"{self._name} died")
             logger.error("triton died; starting it again", extra={"log_tail": self._log_tail()})
             await self._start_again()
 
@@ -147,7 +149,7 @@ class EmbeddedTriton:
         for last_try in (False, False, True):
             address = f"{_HOST}:{_free_port()}"
             try:
-                await self._spawn(self._command(address))
+                await self._spawn(address)
                 await self._wait_until_ready(address, began)
                 break
             except TritonFailed as error:
@@ -159,53 +161,40 @@ class EmbeddedTriton:
                 raise
         self._address = address
         self._start_seconds = time.monotonic() - began
-        BACKEND_UP.set(1)
+        self._up.set(1)
         logger.info(
-            "triton is ready", extra={"address": self._address, "pid": self.pid, "seconds": self._start_seconds}
+            "triton is ready" if self._settings.mode == "embedded" else "the worker is ready: there is no triton",
+            extra={"address": self._address, "pid": self.pid, "seconds": self._start_seconds},
         )
 
-    def _command(self, address: str) -> list[str]:
-        assert self._installation is not None
-        return [
-            str(self._installation.binary),
-            f"--model-repository={self.repository}",
-            f"--backend-directory={self._work / 'backends'}",
-            f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
-            f"--backend-config=python,stub-timeout-seconds={round(self._settings.start_timeout_seconds)}",
-            "--disable-auto-complete-config",
-            "--model-control-mode=explicit",
-            "--load-model=*",
-            f"--grpc-address={_HOST}",
-            f"--grpc-port={address.rpartition(':')[2]}",
-            "--allow-http=false",
-            "--allow-metrics=false",
-            "--allow-gpu-metrics=false",
-        ]
+    @property
+    def _name(self) -> str:
+        return self._program.name if self._program is not None else "tritonserver"
 
     @property
     def _shm_prefix(self) -> str:
         return f"sightline_{os.getpid()}_{id(self):x}_"
 
-    async def _spawn(self, command: list[str]) -> None:
-        assert self._installation is not None
+    async def _spawn(self, address: str) -> None:
+        assert self._program is not None
         guard = [sys.executable, "-I", "-S", str(Path(__file__).with_name("guard.py"))]
         guard += [str(self._settings.stop_grace_seconds), self._shm_prefix]
         guard.append(str(self._work) if self._own_work_dir else "")
         with self.log_path.open("wb") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *guard,
-                *command,
+                *self._program.command(self._work, address, self._shm_prefix),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
-                env=self._installation.environment(),
+                env=self._program.environment(),
                 cwd=self._work,
                 start_new_session=True,
             )
         assert self._process.stdout is not None
         first = await self._process.stdout.readline()
         if not first.strip().isdigit():
-            raise TritonFailed(f"tritonserver could not be executed:\n{self._log_tail()}")
+            raise TritonFailed(f"{self._name} could not be executed:\n{self._log_tail()}")
         self.pid = int(first)
 
     async def _wait_until_ready(self, address: str, began: float) -> None:
@@ -214,10 +203,10 @@ class EmbeddedTriton:
         try:
             while not await server_ready(address):
                 if ended.done():
-                    raise TritonFailed(f"tritonserver ended while it was starting{self._cause()}:\n{self._log_tail()}")
+                    raise TritonFailed(f"{self._name} ended while it was starting{self._cause()}:\n{self._log_tail()}")
                 if time.monotonic() - began > self._settings.start_timeout_seconds:
                     raise TritonFailed(
-                        f"tritonserver was not ready within triton.start_timeout_seconds="
+                        f"{self._name} was not ready within triton.start_timeout_seconds="
                         f"{self._settings.start_timeout_seconds:g}:\n{self._log_tail()}"
                     )
                 await asyncio.wait([ended], timeout=0.1)
@@ -240,7 +229,7 @@ class EmbeddedTriton:
     def _set_down(self, why: str) -> None:
         self._address = None
         self._trouble = why
-        BACKEND_UP.set(0)
+        self._up.set(0)
 
     def _cause(self) -> str:
         """Which model could not be loaded and why, where Triton's log says so."""

@@ -36,7 +36,8 @@ def main() -> None:
     def die_with_guard() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if sys.platform == "linux":
+            libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != guard:  # it died before prctl
             os._exit(1)
 

@@ -1,8 +1,6 @@
 """Finds the `tritonserver` of the nvidia-pytriton wheel and says how to start it beside this interpreter.
 
-Only the wheel's binaries are used, never its Python layer. Unpack it anywhere:
-
-    pip install --no-deps --target .triton nvidia-pytriton==0.7.0
+Only the wheel's binaries are used, never its Python layer. `sightline triton install` unpacks it (see installer.py).
 """
 
 from __future__ import annotations
@@ -18,7 +16,7 @@ from pathlib import Path
 from sightline.errors import PreconditionFailed
 
 HOME_VARIABLE = "SIGHTLINE_TRITON_HOME"
-INSTALL = "pip install --no-deps --target .triton nvidia-pytriton==0.7.0"
+INSTALL = "sightline triton install"
 _SERVER = Path("pytriton/tritonserver")
 _STUB = "triton_python_backend_stub"
 
@@ -76,7 +74,8 @@ class Installation:
 
 
 def find(home: Path | None = None) -> Installation:
-    """The installation to use: `home`, else $SIGHTLINE_TRITON_HOME, else the nearest `.triton`.
+    """The installation to use: `home`, else $SIGHTLINE_TRITON_HOME, else the nearest `.triton`, else where
+    `sightline triton install` puts it.
 
     Raises TritonNotInstalled.
     """
@@ -92,16 +91,17 @@ def find(home: Path | None = None) -> Installation:
                 f"{sys.version_info.minor}: run the scorer with one of "
                 + ", ".join(sorted(path.name for path in found.stub.parents[1].glob("*")))
             )
-        _check_that_it_runs(found)
+        check_that_it_runs(found)
         return found
     raise TritonNotInstalled(
-        f"no tritonserver in {', '.join(map(str, places))}. Install it with `{INSTALL}` and name its directory by "
-        f"triton.home or ${HOME_VARIABLE}, or use a Triton that runs elsewhere: triton.mode=remote "
-        "triton.address=HOST:8001"
+        f"no tritonserver in {', '.join(map(str, places))}. Install it with `{INSTALL}` (triton.home or "
+        f"${HOME_VARIABLE} name another directory), or use a Triton that runs elsewhere: triton.mode=remote "
+        "triton.address=HOST:8001, or run the towers without Triton: triton.mode=worker "
+        "(SIGHTLINE_SCORER__TRITON__MODE=worker)"
     )
 
 
-def _check_that_it_runs(found: Installation) -> None:
+def check_that_it_runs(found: Installation) -> None:
     """Load the stub once, without arguments: it only says so. Inside Triton its failure would be a long silence."""
     done = subprocess.run([found.stub], env=found.environment(), capture_output=True, text=True, timeout=60)  # noqa: S603
     if done.returncode not in (0, 1):
@@ -115,3 +115,10 @@ def _default_places() -> Iterator[Path]:
     for start in (Path.cwd(), Path(__file__).resolve().parent):
         for directory in (start, *start.parents):
             yield directory / ".triton"
+    yield from own_places()
+
+
+def own_places() -> list[Path]:
+    """Where `sightline triton install` puts it: in this environment, or else in the user's directory of data."""
+    data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
+    return [home / "sightline/triton" for home in (Path(sys.prefix) / "share", data)]

@@ -13,14 +13,17 @@ from sightline_chassis.settings import Section
 class TritonSettings(Section):
     """The Triton Inference Server behind the service."""
 
-    mode: Literal["embedded", "remote"] = Field(
-        "embedded", description="embedded: start and supervise the wheel's tritonserver; remote: one that runs already"
+    mode: Literal["embedded", "remote", "worker"] = Field(
+        "embedded",
+        description="embedded: start and supervise the wheel's tritonserver; remote: one that runs already; worker: no"
+        " Triton, the same towers in processes of our own (where the wheel does not run: macOS, arm64, musl)",
     )
     address: str = Field("", description="remote: host:port of Triton's gRPC endpoint")
     home: Path | None = Field(
         None,
         description="embedded: where the nvidia-pytriton wheel is unpacked; else SIGHTLINE_TRITON_HOME, else .triton in"
-        " the working directory, its parents or those of the installed package",
+        " the working directory, its parents or those of the installed package, else where `sightline triton install`"
+        " puts it",
     )
     work_dir: Path | None = Field(
         None, description="embedded: directory for the model repository and Triton's log; a temporary one if not set"
@@ -92,7 +95,14 @@ class TritonSettings(Section):
     def _remote_has_an_address(self) -> Self:
         if self.mode == "remote" and not self.address:
             raise ValueError("triton.mode=remote needs triton.address, for example triton.address=triton:8001")
+        if self.mode == "worker" and self.shared_memory == "on":
+            raise ValueError("triton.mode=worker takes no triton.shared_memory=on: leave it at auto")
         return self
+
+    @property
+    def backend(self) -> str:
+        """What runs the towers, as ListModels and metrics say it: triton-embedded, triton-remote or worker."""
+        return self.mode if self.mode == "worker" else f"triton-{self.mode}"
 
     @property
     def most_in_flight(self) -> int:
@@ -104,6 +114,8 @@ class TritonSettings(Section):
         """Whether the towers run on a GPU. Of a remote Triton only `device` tells."""
         if self.device != "auto":
             return self.device == "cuda"
+        if self.mode == "remote":
+            return False
         import torch
 
-        return self.mode == "embedded" and torch.cuda.is_available()
+        return torch.cuda.is_available()

@@ -1,0 +1,51 @@
+"""`sightline triton`: NVIDIA's Triton server from its wheel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sightline_cli.failures import guarded
+
+app = typer.Typer(
+    help="Install NVIDIA's Triton server, which runs the scorer's models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `install` a word of its own."""
+
+
+@app.command()
+def install(
+    home: Annotated[
+        Path | None, typer.Option(help="Directory to unpack it into; default: inside this Python environment.")
+    ] = None,
+    wheel: Annotated[
+        Path | None, typer.Option(help="The wheel's file, where there is no index to fetch it from.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Fetch the tritonserver of the nvidia-pytriton wheel (55 MB), checked by its SHA-256; every service finds it.
+
+    By pip's or uv's own settings: index, proxy, certificates. Where the wheel does not run: `triton.mode=worker`.
+    """
+
+    def work() -> None:
+        from sightline_scorer.triton.installer import SHA256, VERSION
+        from sightline_scorer.triton.installer import install as fetch
+
+        found, fetched = fetch(home, wheel)
+        if as_json:
+            typer.echo(json.dumps({"home": str(found.home), "version": VERSION, "sha256": SHA256, "fetched": fetched}))
+        else:
+            typer.echo(f"{found.home}: {'installed' if fetched else 'already there'}, and it runs with this Python")
+
+    guarded(work, debug, "scorer")

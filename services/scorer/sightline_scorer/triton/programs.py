@@ -1,0 +1,91 @@
+"""What an embedded backend runs: the wheel's tritonserver, or our worker where the settings say so by name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Protocol
+
+from sightline_scorer.triton.installation import find
+from sightline_scorer.triton.settings import TritonSettings
+
+
+class BackendProgram(Protocol):
+    """How to start what serves a model repository."""
+
+    name: str
+    """What errors and the log call it."""
+
+    def prepare(self, work: Path) -> None:
+        """Lay out what it needs beside the repository."""
+
+    def command(self, work: Path, address: str, shm_prefix: str) -> list[str]:
+        """The command that serves `work`/repository at host:port."""
+
+    def environment(self) -> dict[str, str]:
+        """Its environment."""
+
+
+class TritonProgram:
+    """The wheel's tritonserver. Raises TritonNotInstalled where there is none that runs.
+
+    Args:
+        settings: where to look for it.
+    """
+
+    name = "tritonserver"
+
+    def __init__(self, settings: TritonSettings) -> None:
+        self._installation = find(settings.home)
+        self._seconds = settings.start_timeout_seconds
+
+    def prepare(self, work: Path) -> None:
+        """The Python backend with the stub of this interpreter."""
+        self._installation.make_backends(work / "backends")
+
+    def command(self, work: Path, address: str, shm_prefix: str) -> list[str]:
+        """All sockets on loopback."""
+        host, _, port = address.rpartition(":")
+        return [
+            str(self._installation.binary),
+            f"--model-repository={work / 'repository'}",
+            f"--backend-directory={work / 'backends'}",
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+            f"--backend-config=python,stub-timeout-seconds={round(self._seconds)}",
+            "--disable-auto-complete-config",
+            "--model-control-mode=explicit",
+            "--load-model=*",
+            f"--grpc-address={host}",
+            f"--grpc-port={port}",
+            "--allow-http=false",
+            "--allow-metrics=false",
+            "--allow-gpu-metrics=false",
+        ]
+
+    def environment(self) -> dict[str, str]:
+        """As the wheel needs it."""
+        return self._installation.environment()
+
+
+class WorkerProgram:
+    """Our worker, by this interpreter."""
+
+    name = "the worker"
+
+    def prepare(self, work: Path) -> None:
+        """Nothing: it needs the repository alone."""
+
+    def command(self, work: Path, address: str, shm_prefix: str) -> list[str]:
+        """On loopback."""
+        worker = [sys.executable, "-m", "sightline_scorer.triton.worker"]
+        return [*worker, "--repository", str(work / "repository"), "--address", address]
+
+    def environment(self) -> dict[str, str]:
+        """Ours, with threads that do not spin while they wait."""
+        return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+
+
+def program(settings: TritonSettings) -> BackendProgram:
+    """What the settings name. Raises TritonNotInstalled."""
+    return WorkerProgram() if settings.mode == "worker" else TritonProgram(settings)

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 import scorer_models
+from open_clip.transform import PreprocessCfg, image_transform_v2
 from PIL import Image, ImageOps
 from scorer_models import bomb, encoded, picture
 from sightline.errors import InvalidInput
 from sightline_chassis import images
 from sightline_scorer.centre import centre
 from sightline_scorer.preprocessing import Preprocessor
+from sightline_scorer.resizing import Resizing
 from sightline_scorer.settings import ModelSettings, ScorerLimits
 from sightline_scorer.triton import repository
 from sightline_scorer.triton.card import ModelCard
@@ -193,7 +195,7 @@ def test_a_strips_pixels_are_open_clips(model: tuple[Path, ModelCard], size: tup
     image = Image.fromarray(random.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
     preprocess = Preprocessor(card, LIMITS)
     wanted: Any = image
-    for step in preprocess._steps:
+    for step in image_transform_v2(PreprocessCfg(**card.preprocess), is_train=False).transforms[:-2]:
         wanted = step(wanted)
     np.testing.assert_array_equal(preprocess(encoded(image)), np.asarray(wanted).transpose(2, 0, 1))
 
@@ -223,3 +225,20 @@ def test_limits_are_inclusive() -> None:
     for name in exact:
         with pytest.raises(InvalidInput):
             images.decode(content, ScorerLimits(**{**exact, name: exact[name] - 1}))
+
+
+SIZES = [(1, 1), (2, 3), (7, 500), (31, 200), (63, 64), (64, 64), (65, 64), (640, 480), (1000, 333), (333, 1001)]
+
+
+@pytest.mark.parametrize("size", [64, (64, 64), (48, 80), (80, 48)])
+@pytest.mark.parametrize("mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "random"])
+def test_resizing_is_open_clips_to_the_bit(size: int | tuple[int, int], mode: str, interpolation: str) -> None:
+    preprocess = {"size": size, "resize_mode": mode, "interpolation": interpolation, "fill_color": 17}
+    theirs = image_transform_v2(PreprocessCfg(**preprocess), is_train=False).transforms[:-2]
+    ours = Resizing.of(preprocess)
+    for seed, sides in enumerate(SIZES):
+        image = expected = picture(*sides, seed=seed)
+        for step in theirs:
+            expected = step(expected)
+        np.testing.assert_array_equal(np.asarray(ours(image)), np.asarray(expected), str(sides))

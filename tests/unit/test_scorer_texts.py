@@ -13,11 +13,13 @@ from scorer_models import SENTENCES
 from sightline.errors import InternalError, InvalidInput
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_scorer.bpe import merge
+from sightline_scorer.cleaning import CLEANING
 from sightline_scorer.sentences import fitting, sentences
 from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.texts import Plan, check_request, check_texts, finished, key_of, plan_request, plan_texts
 from sightline_scorer.tokens import Tokenizer
-from sightline_scorer.words import WordTokenizer, clean
+from sightline_scorer.vocabularies import ClipVocabulary, tokenizer_facts, vocabulary
+from sightline_scorer.words import WordTokenizer
 
 LIMITS = ScorerLimits()
 WORD = "cat "
@@ -25,7 +27,7 @@ WORD = "cat "
 
 @pytest.fixture(scope="module")
 def clip() -> Tokenizer:
-    return Tokenizer(open_clip.get_tokenizer("ViT-B-32"), 77, 49408)
+    return Tokenizer(ClipVocabulary(77), 77, 49408)
 
 
 class Rows:
@@ -93,9 +95,7 @@ def test_word_by_word_gives_open_clips_ids_for_ascii(text: str) -> None:
 @settings(max_examples=400, deadline=None)
 def test_quick_cleaning_is_open_clips(text: str) -> None:
     for kind in ("lower", "whitespace", "canonicalize"):
-        slow = SimpleTokenizer.__new__(SimpleTokenizer)
-        slow.clean_fn = get_clean_fn(kind)
-        assert clean(slow, text) == slow.clean_fn(text)
+        assert CLEANING[kind](text) == get_clean_fn(kind)(text)
 
 
 @given(st.text(alphabet="abcdefghinorst", min_size=1, max_size=150), st.integers(1, 30))
@@ -109,7 +109,25 @@ def test_long_words_have_open_clips_tokens(word: str, times: int) -> None:
 
 
 SIMPLE = SimpleTokenizer()
-FAST = WordTokenizer(SimpleTokenizer())
+FAST = WordTokenizer(ClipVocabulary(77))
+
+
+def test_the_vocabulary_is_open_clips() -> None:
+    ours = ClipVocabulary(77)
+    assert (ours.encoder, ours.bpe_ranks, ours.byte_encoder) == (SIMPLE.encoder, SIMPLE.bpe_ranks, SIMPLE.byte_encoder)
+    assert (ours.sot_token_id, ours.eot_token_id) == (SIMPLE.sot_token_id, SIMPLE.eot_token_id)
+
+
+def test_which_tokenizer_a_model_has_is_told_by_its_card(tmp_path: Path) -> None:
+    assert tokenizer_facts(open_clip.get_tokenizer("ViT-B-32"), "ViT-B-32") == {"kind": "clip", "clean": "lower"}
+    words = word_level(tmp_path / "words", clean="canonicalize")
+    facts = tokenizer_facts(words, f"local-dir:{tmp_path / 'words'}")
+    assert facts == {"kind": "transformers", "source": "", "clean": "canonicalize", "strip_sep_token": False}
+    ours = Tokenizer(vocabulary(facts, f"local-dir:{tmp_path / 'words'}", 16), 16)
+    text = "A red square, and the BLUE circle!"
+    assert ours.encode([text], [0])[0].ids == words([text])[0].tolist()
+    words.tokenizer_mode = "clips"
+    assert tokenizer_facts(words, "x") == {"kind": "open_clip"}
 
 
 def test_rows_are_those_of_open_clip(clip: Tokenizer) -> None:

@@ -1,4 +1,4 @@
-"""open_clip's own evaluation transform without its last two steps, which run in the Triton model.
+"""open_clip's evaluation transform without its last two steps, which run in the Triton model.
 
 `image_transform` of open_clip ends in ToTensor and Normalize. Here pixels stay uint8 (a quarter of the bytes on the
 wire) and the model divides, subtracts and divides in the same order, so both ways agree to the last bits.
@@ -10,8 +10,6 @@ centre.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +18,7 @@ from sightline.errors import InvalidInput
 from sightline_chassis import images
 
 from sightline_scorer.centre import centre, knows
+from sightline_scorer.resizing import Resizing
 from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.triton.card import ModelCard
 
@@ -34,8 +33,9 @@ class Preprocessor:
         self._limits = limits
         self._shortest_edge = card.preprocess["resize_mode"] == "shortest"
         self._size = (card.image_height, card.image_width)
-        self._steps = _resizing_steps(card.preprocess)
-        self._centre = _centre_of(self._steps)
+        self._resize = Resizing.of(card.preprocess)
+        side, resample = self._resize.centre_side, self._resize.resample
+        self._centre = (side, resample) if side is not None and knows(resample) else None
 
     def __call__(self, content: bytes) -> npt.NDArray[np.uint8]:
         """Pixels uint8 [3, H, W] of an encoded image. Raises InvalidInput where it cannot be used."""
@@ -53,8 +53,7 @@ class Preprocessor:
         if self._centre is not None and min(image.size) <= self._centre[0] and self.resized(image.size) > _MOST_RESIZED:
             return np.ascontiguousarray(centre(image, *self._centre).transpose(2, 0, 1))
         try:
-            for step in self._steps:
-                image = step(image)
+            image = self._resize(image)
         except ValueError as error:  # a strip whose short side would have no pixel left
             raise InvalidInput(
                 f"the image is {image.width} x {image.height} and cannot be resized for this model ({error}): crop it",
@@ -79,34 +78,3 @@ class Preprocessor:
                 reason="IMAGE_TOO_MANY_PIXELS",
                 metadata={"width": str(width), "height": str(height), "limit": str(4 * _MOST_RESIZED)},
             )
-
-
-def _centre_of(steps: Sequence[Callable[[Image.Image], Image.Image]]) -> tuple[int, Image.Resampling] | None:
-    """Side and filter, where the steps are these: the short side to so many pixels, the square in the middle."""
-    from torchvision.transforms import CenterCrop, Resize
-
-    if len(steps) < 2 or not isinstance(steps[0], Resize) or not isinstance(steps[1], CenterCrop):
-        return None
-    resize: Any = steps[0]
-    crop: Any = steps[1]
-    resample = Image.Resampling[resize.interpolation.name]
-    side = resize.size if isinstance(resize.size, int) else resize.size[0]
-    if (
-        not knows(resample)
-        or tuple(crop.size) != (side, side)
-        or (not isinstance(resize.size, int) and len(resize.size) > 1)
-    ):
-        return None
-    return side, resample
-
-
-def _resizing_steps(preprocess: dict[str, Any]) -> list[Callable[[Image.Image], Image.Image]]:
-    from open_clip.transform import MaybeToTensor, PreprocessCfg, image_transform_v2
-    from torchvision.transforms import Normalize
-
-    transform = image_transform_v2(PreprocessCfg(**preprocess), is_train=False)
-    steps: list[Callable[[Image.Image], Image.Image]]
-    *steps, to_tensor, normalize = transform.transforms
-    if not isinstance(to_tensor, MaybeToTensor) or not isinstance(normalize, Normalize):
-        raise TypeError(f"open_clip's transform does not end in ToTensor, Normalize: {transform}")
-    return steps

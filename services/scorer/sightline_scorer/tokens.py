@@ -1,4 +1,4 @@
-"""From texts to token ids, counted honestly: open_clip's own tokenizers without their silent cut.
+"""From texts to token ids, counted honestly: open_clip's ids without its silent cut.
 
 A text that spells a special token such as `<end_of_text>` is refused, since the model would read nothing behind it.
 """
@@ -11,7 +11,8 @@ from typing import Any
 
 from sightline.errors import InternalError, InvalidInput
 
-from sightline_scorer.words import WordTokenizer, clean
+from sightline_scorer.cleaning import clean_canonicalize
+from sightline_scorer.words import WordTokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +26,10 @@ class TokenRow:
 
 
 class Tokenizer:
-    """open_clip's tokenizer of one model. Safe to use from several threads.
+    """The tokenizer of one model. Safe to use from several threads.
 
     Args:
-        tokenizer: what `open_clip.get_tokenizer` answered.
+        tokenizer: of `vocabularies.vocabulary`, or what `open_clip.get_tokenizer` answers.
         context_length: L, the model's window in tokens.
         vocabulary_size: tokens that the model knows; 0 where that is unknown.
         trim: whether the model reads nothing behind the end token, so that rows need no padding.
@@ -108,11 +109,8 @@ class Tokenizer:
         return [TokenRow(ids, len(row) + 3) for ids, row in zip(wrapper(list(texts)).tolist(), plain, strict=True)]
 
     def _clean(self, text: str) -> str:
-        if hasattr(self._tokenizer, "clean_fn"):
-            return clean(self._tokenizer, text)
-        from open_clip.tokenizer import basic_clean, canonicalize_text
-
-        return str(canonicalize_text(basic_clean(text)))
+        clean = getattr(self._tokenizer, "clean_fn", clean_canonicalize)  # open_clip's SigLipTokenizer has none
+        return str(clean(text))
 
     def _check(self, row: list[int], index: int) -> None:
         if self._is_simple:

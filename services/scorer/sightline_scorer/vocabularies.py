@@ -1,0 +1,133 @@
+"""Which tokenizer a model has, as its card says it, and that tokenizer without open_clip or torch.
+
+Three kinds: OpenAI's byte pairs, which most CLIP models have, are here; one of transformers' is loaded by it (it needs
+no torch for that); the few others are open_clip's own and need that package.
+
+The merges of `clip_merges.txt.gz` are OpenAI CLIP's (MIT licence, Copyright (c) 2021 OpenAI): those in use of its
+`bpe_simple_vocab_16e6.txt.gz`.
+"""
+
+from __future__ import annotations
+
+import gzip
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import regex
+
+from sightline_scorer.bpe import merge
+from sightline_scorer.cleaning import CLEANING
+
+_START, _END = "<start_of_text>", "<end_of_text>"
+_MERGES = Path(__file__).with_name("clip_merges.txt.gz")
+
+
+class ClipVocabulary:
+    """OpenAI's byte pairs: the ids of open_clip's SimpleTokenizer.
+
+    Args:
+        context_length: L, the model's window in tokens.
+        clean: a name of CLEANING.
+    """
+
+    def __init__(self, context_length: int, clean: str = "lower") -> None:
+        self.context_length = context_length
+        self.clean_fn = CLEANING[clean]
+        self.byte_encoder = _byte_letters()
+        self.encoder, self.bpe_ranks = _clip_table()
+        self.sot_token_id, self.eot_token_id = self.encoder[_START], self.encoder[_END]
+        self.pat = regex.compile(
+            rf"{_START}|{_END}|'s|'t|'re|'ve|'m|'ll|'d|[\p{{L}}]+|[\p{{N}}]|[^\s\p{{L}}\p{{N}}]+", regex.IGNORECASE
+        )
+        self.cache: dict[str, str] = {}
+
+    def bpe(self, letters: str) -> str:
+        """Tokens of a word in byte letters, with spaces between them."""
+        return letters if letters in (_START, _END) else " ".join(merge(letters, self.bpe_ranks))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids without start and end tokens."""
+        ids = []
+        for piece in self.pat.findall(self.clean_fn(text)):
+            letters = "".join(self.byte_encoder[byte] for byte in piece.encode())
+            ids += [self.encoder[token] for token in self.bpe(letters).split(" ")]
+        return ids
+
+
+class TransformersVocabulary:
+    """A tokenizer of transformers, as open_clip's HFTokenizer holds it.
+
+    Args:
+        source: a directory or a hub name.
+        context_length: L, the model's window in tokens.
+        clean: a name of CLEANING.
+        strip_sep_token: whether separators are 0 for the model.
+    """
+
+    tokenizer_mode = ""
+
+    def __init__(self, source: str, context_length: int, clean: str, *, strip_sep_token: bool) -> None:
+        from transformers import AutoTokenizer
+
+        self.tokenizer = AutoTokenizer.from_pretrained(source)
+        self.context_length = context_length
+        self.clean_fn = CLEANING[clean]
+        self.strip_sep_token = strip_sep_token
+
+
+def tokenizer_facts(tokenizer: Any, architecture: str) -> dict[str, Any]:
+    """What a model's card says of the tokenizer that open_clip gave for it."""
+    kind = type(tokenizer).__name__
+    clean = getattr(getattr(tokenizer, "clean_fn", None), "__name__", "").removeprefix("_clean_")
+    if clean in CLEANING and kind == "SimpleTokenizer":
+        if tokenizer.reduction_fn is None and len(tokenizer.all_special_ids) == 2:
+            return {"kind": "clip", "clean": clean}
+    elif clean in CLEANING and kind == "HFTokenizer" and not tokenizer.tokenizer_mode:
+        local = architecture.startswith("local-dir:")
+        return {
+            "kind": "transformers",
+            "source": "" if local else str(tokenizer.tokenizer.name_or_path),
+            "clean": clean,
+            "strip_sep_token": bool(tokenizer.strip_sep_token),
+        }
+    return {"kind": "open_clip"}
+
+
+def vocabulary(facts: dict[str, Any], architecture: str, context_length: int) -> Any:
+    """The tokenizer that a card names.
+
+    Args:
+        facts: of `tokenizer_facts`.
+        architecture: as open_clip takes it; a directory also holds the tokenizer's files.
+        context_length: L, the model's window in tokens.
+
+    Raises:
+        ImportError: it is one of transformers' or open_clip's, and that is not installed.
+    """
+    if facts["kind"] == "clip":
+        return ClipVocabulary(context_length, facts["clean"])
+    if facts["kind"] == "transformers":
+        source = facts["source"] or architecture.removeprefix("local-dir:")
+        return TransformersVocabulary(source, context_length, facts["clean"], strip_sep_token=facts["strip_sep_token"])
+    import open_clip
+
+    return open_clip.get_tokenizer(architecture)
+
+
+@cache
+def _byte_letters() -> dict[int, str]:
+    """A letter for each byte: itself where it can be printed, else one from 256 on."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+@cache
+def _clip_table() -> tuple[dict[str, int], dict[tuple[str, str], int]]:
+    """Id of each token, rank of each merge."""
+    lines = gzip.decompress(_MERGES.read_bytes()).decode().splitlines()
+    merges = [(left, right) for left, right in (line.split(" ") for line in lines)]
+    letters = list(_byte_letters().values())
+    tokens = [*letters, *(letter + "</w>" for letter in letters), *("".join(pair) for pair in merges), _START, _END]
+    return {token: number for number, token in enumerate(tokens)}, {pair: rank for rank, pair in enumerate(merges)}

@@ -33,6 +33,9 @@ class Scripted(scorer_pb2_grpc.ScorerServiceServicer):
         self.retry_after = 0.01
         self._lock = threading.Lock()
 
+    def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        return pb.ListModelsResponse(models=[pb.ModelInfo(name="m", is_default=True)])
+
     def Score(self, request: pb.ScoreRequest, context: Any) -> pb.ScoreResponse:
         with self._lock:
             self.running += 1

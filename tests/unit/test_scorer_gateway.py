@@ -157,7 +157,8 @@ def test_more_requests_than_it_takes_on_are_told_when_to_come_back(there: tuple[
 
 def test_openapi_tells_of_it_all(gateway: Gateway) -> None:
     seen = gateway.http.get("/openapi.json").json()
-    assert {"/v1/score", "/v1/score_many", "/v1/images", "/v1/models", "/get_reward", "/healthz"} == set(seen["paths"])
+    ours = {"/v1/score", "/v1/score_many", "/v1/images", "/v1/models", "/get_reward", "/healthz"}
+    assert ours | {"/unirl/score", "/unirl/health", "/verl_omni/{model}"} == set(seen["paths"])
     for path, methods in seen["paths"].items():
         for method in methods.values():
             assert {"4XX", "5XX"} <= set(method["responses"]), path

@@ -33,8 +33,10 @@ from sightline_scorer.gateway.bodies import (
     model_body,
     result_body,
 )
+from sightline_scorer.gateway.docs_page import add_docs_page
 from sightline_scorer.gateway.errors import ALWAYS_OPEN, BoundedRequests, failure, handle, lenient_json
 from sightline_scorer.gateway.reading import BoundedBodies
+from sightline_scorer.gateway.reward_contracts import add_reward_contracts
 from sightline_scorer.gateway.settings import GatewaySettings, TargetSettings
 
 FAILURES: dict[int | str, dict[str, Any]] = {
@@ -53,6 +55,8 @@ def gateway(settings: GatewaySettings) -> FastAPI:
 
     app = FastAPI(
         title="Sightline scorer",
+        docs_url=None,  # FastAPI's own pages load scripts from a CDN
+        redoc_url=None,
         description="How well does each text fit its image? Each failure is an error, never a number.",
         version="1",
         lifespan=lifespan,
@@ -64,6 +68,12 @@ def gateway(settings: GatewaySettings) -> FastAPI:
     _ask_for_token(app, settings.http.token_file)  # before a body is read
     _scores(app, settings)
     _rewards(app, settings)
+
+    async def ask(request: Request, rows: Sequence[Pair | SightlineError], options: ScoreOptions) -> list[Outcome]:
+        return await _outcomes(request, rows, settings.scorer, options)
+
+    add_reward_contracts(app, ask, lambda count: _check_count(count, settings))
+    add_docs_page(app)
     return app
 
 

@@ -44,7 +44,7 @@ class BodyOptions(Body):
     """How texts are scored."""
 
     model: str = Field("", description="A name of /v1/models; empty for the default")
-    kind: Literal["default", "cosine", "clip_score", "logit", "probability", "percentile"] = "default"
+    kind: Literal["default", "cosine", "clip_score", "logit", "probability", "percentile", "reward"] = "default"
     unit: Literal["whole", "sentences", "phrases"] | None = Field(
         None, description="Which parts of a text are scored; phrases where phrases are given, else whole"
     )

@@ -18,7 +18,7 @@ from sightline_scorer.gateway.bodies import FailureBody, error_body
 
 logger = logging.getLogger(__name__)
 
-ALWAYS_OPEN = ("/healthz",)
+ALWAYS_OPEN = ("/healthz", "/favicon.ico")
 """Paths that ask for no token and count for no limit."""
 
 STATUS = {
@@ -39,6 +39,11 @@ STATUS = {
 """HTTP status of a gRPC status; 500 for the rest."""
 
 
+def status_of(error: SightlineError) -> int:
+    """The HTTP status of an error."""
+    return STATUS.get(error.code, 500)
+
+
 def failure(error: SightlineError, status: int | None = None) -> Response:
     """The response for an error, with Retry-After where a retry helps."""
     headers = {}
@@ -47,7 +52,7 @@ def failure(error: SightlineError, status: int | None = None) -> Response:
     if error.code is grpc.StatusCode.UNAUTHENTICATED:
         headers["WWW-Authenticate"] = "Bearer"
     body = FailureBody(error=error_body(error)).model_dump_json()
-    return Response(body, status or STATUS.get(error.code, 500), headers, "application/json")
+    return Response(body, status or status_of(error), headers, "application/json")
 
 
 def handle(app: FastAPI) -> None:

@@ -16,7 +16,7 @@ from sightline_scorer.gateway.errors import failure
 from sightline_scorer.gateway.settings import HttpSettings
 
 UPLOAD = "/v1/images"
-_JSON = ("/v1/score", "/v1/score_many", "/get_reward")
+_JSON = ("/v1/score", "/v1/score_many", "/get_reward", "/unirl/score")
 _FORMATS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 

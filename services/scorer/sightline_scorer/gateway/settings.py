@@ -80,7 +80,7 @@ class OpenRlhfSettings(Section):
         "", description="The response begins behind the last occurrence of this text; empty: behind the prompt"
     )
     model: str = Field("", description="The scorer's model; empty for its default")
-    kind: Literal["default", "cosine", "clip_score", "logit", "probability", "percentile"] = Field(
+    kind: Literal["default", "cosine", "clip_score", "logit", "probability", "percentile", "reward"] = Field(
         "default", description="The kind of score that is the reward"
     )
 

@@ -47,6 +47,7 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
             raise PreconditionFailed(
                 f"{model.name!r} is an ensemble: calibrate its members", reason="MODEL_IS_ENSEMBLE"
             )
+        marks = model.model_kind == "aesthetic"  # its own number is no function of the cosine
         target = out or _beside(model.architecture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"scoring with {model.name}", total=len(lines))
@@ -57,7 +58,7 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
                 elif isinstance(outcome, SightlineError):
                     raise outcome
                 else:
-                    cosines.extend(outcome.cosine.tolist())
+                    cosines.extend((outcome.value if marks else outcome.cosine).tolist())
     if left_out:
         why = f"{len(left_out)} of {len(lines)} lines left out; the first is {left_out[0]}"
         if not cosines:

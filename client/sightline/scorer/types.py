@@ -61,6 +61,10 @@ class ModelInfo:
     """Of the towers: fp32, fp16 or bf16."""
     members: tuple[EnsembleMember, ...]
     """Of an ensemble."""
+    model_kind: str
+    """clip, pickscore, hpsv2, aesthetic, longclip, imagereward, vqa or ensemble; empty before 0.2.0."""
+    backend: str
+    """What runs it: triton-embedded, triton-remote, worker or sampler; empty for an ensemble and before 0.2.0."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ _EMBED_TEXTS = 256
 LongText: TypeAlias = Literal["sentences", "reject"]
 """What to do with a text over the model's window: score its sentences, or refuse. Never a silent cut."""
 
-Kind: TypeAlias = Literal["default", "cosine", "clip_score", "logit", "probability", "percentile"]
-"""What `ScoreResult.value` holds. "default" is CLIPScore, or what an ensemble is configured with."""
+Kind: TypeAlias = Literal["default", "cosine", "clip_score", "logit", "probability", "percentile", "reward"]
+"""What `ScoreResult.value` holds. "default" is the model's own: CLIPScore, or a reward."""
 
 Unit: TypeAlias = Literal["whole", "sentences", "phrases"]
 """Which parts of a text are scored; "phrases" are the caller's, beside the whole text."""

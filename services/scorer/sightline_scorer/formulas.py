@@ -15,6 +15,7 @@ import numpy.typing as npt
 from sightline.errors import InternalError, InvalidInput, PreconditionFailed
 from sightline.scorer.v1 import scorer_pb2 as pb
 
+from sightline_scorer.aesthetic import AestheticHead
 from sightline_scorer.calibration import Calibration
 from sightline_scorer.metrics import NONFINITE
 from sightline_scorer.triton.card import ModelCard
@@ -28,6 +29,7 @@ KINDS = {
     "logit": pb.SCORE_KIND_LOGIT,
     "probability": pb.SCORE_KIND_PROBABILITY,
     "percentile": pb.SCORE_KIND_PERCENTILE,
+    "reward": pb.SCORE_KIND_REWARD,
 }
 """The kinds by their names in settings."""
 
@@ -53,9 +55,18 @@ def probabilities(logit: Floats) -> Floats:
     return (0.5 * (1 + np.tanh(0.5 * logit.astype(np.float64)))).astype(np.float32)
 
 
+REWARDING = ("pickscore", "hpsv2", "aesthetic")
+"""Kinds of models whose authors publish a number as their score: PickScore's logit, HPSv2's cosine, a mark."""
+
+
+def default_kind(card: ModelCard) -> pb.ScoreKind:
+    """The kind of score of requests that name none."""
+    return pb.SCORE_KIND_REWARD if card.kind in REWARDING else pb.SCORE_KIND_CLIP_SCORE
+
+
 @dataclass(frozen=True)
 class Scale:
-    """How a model turns cosines into each kind of score."""
+    """How a model turns cosines, and the picture's embedding, into each kind of score."""
 
     model: str
     logit_scale: float
@@ -63,11 +74,17 @@ class Scale:
     sigmoid: bool
     calibration: Calibration | None
     why_uncalibrated: str = ""
+    kind: str = "clip"
+    """Of the model."""
+    head: AestheticHead | None = None
 
     @classmethod
-    def of(cls, card: ModelCard, calibration: Calibration | None, why_uncalibrated: str) -> Scale:
+    def of(
+        cls, card: ModelCard, calibration: Calibration | None, why_uncalibrated: str, head: AestheticHead | None = None
+    ) -> Scale:
         """From a model's facts."""
-        return cls(card.name, card.logit_scale, card.logit_bias, card.sigmoid, calibration, why_uncalibrated)
+        scale, bias = card.logit_scale, card.logit_bias
+        return cls(card.name, scale, bias, card.sigmoid, calibration, why_uncalibrated, card.kind, head)
 
     @property
     def digest(self) -> str:
@@ -82,6 +99,8 @@ class Scale:
             kinds.append(pb.SCORE_KIND_PROBABILITY)
         if self.calibration is not None:
             kinds.append(pb.SCORE_KIND_PERCENTILE)
+        if self.kind in REWARDING:
+            kinds.append(pb.SCORE_KIND_REWARD)
         return kinds
 
     def check(self, kind: pb.ScoreKind) -> None:
@@ -95,6 +114,13 @@ class Scale:
                 reason="NO_PROBABILITY",
                 metadata={"model": self.model},
             )
+        if kind == pb.SCORE_KIND_REWARD and self.kind not in REWARDING:
+            raise PreconditionFailed(
+                f"model {self.model!r} is of kind {self.kind}, whose authors publish no number of their own: ask for "
+                "another kind of score",
+                reason="NO_REWARD",
+                metadata={"model": self.model},
+            )
         if kind == pb.SCORE_KIND_PERCENTILE and self.calibration is None:
             raise PreconditionFailed(
                 f"model {self.model!r} is not calibrated{self.why_uncalibrated}: run `sightline scorer calibrate "
@@ -103,8 +129,16 @@ class Scale:
                 metadata={"model": self.model},
             )
 
-    def apply(self, kind: pb.ScoreKind, cosine: Floats) -> Floats:
-        """Scores of a checked kind."""
+    def apply(self, kind: pb.ScoreKind, cosine: Floats, image: Floats | None = None) -> Floats:
+        """Scores [N] of a checked kind, from cosines [N]; an aesthetic mark is of the image's embedding [D]."""
+        if kind == pb.SCORE_KIND_PERCENTILE and self.head is not None:
+            assert self.calibration is not None
+            return self.calibration.percentiles(self.apply(pb.SCORE_KIND_REWARD, cosine, image))
+        if kind == pb.SCORE_KIND_REWARD:
+            if self.head is not None:
+                assert image is not None
+                return np.full(len(cosine), self.head(image), np.float32)
+            kind = pb.SCORE_KIND_LOGIT if self.kind == "pickscore" else pb.SCORE_KIND_COSINE
         if kind == pb.SCORE_KIND_COSINE:
             return cosine
         if kind == pb.SCORE_KIND_CLIP_SCORE:

@@ -24,10 +24,12 @@ from sightline_chassis.shipped import model_place
 
 from sightline_scorer import calibration as calibrations
 from sightline_scorer import metrics
+from sightline_scorer.aesthetic import AestheticHead
 from sightline_scorer.cache import EmbeddingTable
-from sightline_scorer.formulas import Scale
+from sightline_scorer.formulas import Scale, default_kind
 from sightline_scorer.models import Ensemble, ModelRegistry, ServedModel
 from sightline_scorer.preprocessing import Preprocessor
+from sightline_scorer.released import RELEASED
 from sightline_scorer.settings import ModelSettings, ScorerSettings
 from sightline_scorer.tokens import Tokenizer
 from sightline_scorer.tower import Tower
@@ -36,6 +38,7 @@ from sightline_scorer.triton.backend import TritonBackend
 from sightline_scorer.triton.card import ModelCard
 from sightline_scorer.triton.embedded import EmbeddedTriton
 from sightline_scorer.triton.servers import TritonServer
+from sightline_scorer.vocabularies import vocabulary
 
 logger = logging.getLogger(__name__)
 _WHAT_LOADING_RAISES = (OSError, ValueError, RuntimeError, ImportError, SightlineError)
@@ -77,7 +80,7 @@ class Loader:
         served = {}
         for name, model in settings.models.items():
             served[name] = await self._serve(settings, name, 1, self._fingerprints.get(name, ""))
-            served[name].scale = _scale(served[name].card, model)
+            served[name].scale = _scale(served[name], model)
             _tell(served[name])
         ensembles = {name: Ensemble.of(name, ensemble) for name, ensemble in settings.ensembles.items()}
         return ModelRegistry(served, ensembles, settings.default_name)
@@ -108,7 +111,7 @@ class Loader:
             removed = [name for name in models.served if name not in settings.models]
             old = [version for name, version in models.served.items() if name in changed or name in removed]
             for name, model in settings.models.items():
-                scale = _scale(served[name].card, model)
+                scale = _scale(served[name], model)
                 if name not in changed and scale.digest != served[name].scale.digest:
                     changed.append(name)
                 served[name].scale = scale
@@ -175,10 +178,18 @@ class Loader:
         model = settings.models[name]
         names = _triton_names(name, settings, triton_version)
         card = dataclasses.replace(await self._backend.card(*names), name=name)
-        architecture = repository.open_clip_name(model.source)
-        tokenizer = await asyncio.to_thread(_tokenizer, architecture, card)
-        if not isinstance(self._server, EmbeddedTriton):
+        embedded = isinstance(self._server, EmbeddedTriton)
+        if card.kind != model.kind:
+            raise ValueError(f"models.{name}.kind is {model.kind}, but Triton serves {card.kind}: name what it serves")
+        # A released checkpoint is made into an open_clip model where its towers run.
+        here = embedded or model.kind not in RELEASED
+        architecture = await asyncio.to_thread(repository.architecture_of, model) if here else card.architecture
+        tokenizer = await asyncio.to_thread(_tokenizer, architecture if here else "", card)
+        if here and not embedded:
             await asyncio.to_thread(_check_weights, architecture, model, card)
+        head = None if model.head is None else await asyncio.to_thread(AestheticHead.read, model.head)
+        if head is not None:
+            card = _with_head(card, head)
         self._versions[name] = version
         info = pb.ModelInfo(
             name=name,
@@ -193,7 +204,9 @@ class Loader:
             version=self._versions[name],
             state=pb.MODEL_STATE_READY,
             precision=card.precision,
-            default_kind=pb.SCORE_KIND_CLIP_SCORE,
+            default_kind=default_kind(card),
+            model_kind=card.kind,
+            backend=settings.triton.backend,
         )
         image_name, text_name = names
         cache, triton, backend = settings.cache, settings.triton, self._backend
@@ -201,7 +214,7 @@ class Loader:
         return ServedModel(
             card=card,
             info=info,
-            scale=Scale.of(card, None, ""),
+            scale=Scale.of(card, None, "", head),
             preprocess=Preprocessor(card, settings.limits),
             tokenizer=tokenizer,
             image=Tower(
@@ -269,9 +282,10 @@ def _naming(name: str) -> Iterator[None]:
 
 def fingerprint(settings: ModelSettings) -> str:
     """What changes with a model's settings and files, but not with its calibration. Raises as finding weights."""
-    architecture = repository.open_clip_name(settings.source)
+    architecture = repository.architecture_of(settings)
     weights = repository.find_weights(architecture, settings.pretrained)
     facts = {
+        "head": "" if settings.head is None else repository.sha256_of(settings.head),
         "settings": settings.model_dump(mode="json", exclude={"calibration"}),
         "weights": repository.sha256_of(weights),
     }
@@ -292,13 +306,25 @@ def calibration_path(settings: ModelSettings) -> Path | None:
     return folder / calibrations.FILE_NAME if folder.is_dir() else None
 
 
-def _scale(card: ModelCard, settings: ModelSettings) -> Scale:
+def _with_head(card: ModelCard, head: AestheticHead) -> ModelCard:
+    """The card of a CLIP model with a network on it: its weights are both files. Raises ValueError."""
+    if head.size != card.embedding_size:
+        raise ValueError(
+            f"models.{card.name}.head takes embeddings of {head.size} numbers, and the model gives "
+            f"{card.embedding_size}: it belongs to another model (LAION's to ViT-L-14 of OpenAI)"
+        )
+    both = hashlib.sha256(f"{card.weights_digest} {head.digest}".encode()).hexdigest()
+    return dataclasses.replace(card, weights_digest=both)
+
+
+def _scale(model: ServedModel, settings: ModelSettings) -> Scale:
     """The model's scale, with its calibration where there is one that fits. Raises ValueError for a broken file."""
+    card, head = model.card, model.scale.head
     path = calibration_path(settings)
     if path is None or not path.is_file():
         if settings.calibration is not None:
             raise ValueError(f"models.{card.name}.calibration={path} is no file")
-        return Scale.of(card, None, "")
+        return Scale.of(card, None, "", head)
     found = calibrations.read(path)
     if found.picture_rule != PICTURE_RULE:
         made = f"rule {found.picture_rule}" if found.picture_rule else "no named rule, as by Sightline 0.1.0"
@@ -307,11 +333,11 @@ def _scale(card: ModelCard, settings: ModelSettings) -> Scale:
             extra={"model": card.name, "file": str(path), "rule": found.picture_rule},
         )
         why = f" for picture rule {PICTURE_RULE} ({path.name} was made with {made})"
-        return Scale.of(card, None, why)
+        return Scale.of(card, None, why, head)
     if (found.weights_digest, found.preprocessing_digest) != (card.weights_digest, card.preprocessing_digest):
         logger.warning("a calibration belongs to other weights", extra={"model": card.name, "file": str(path)})
-        return Scale.of(card, None, f" for these weights ({path.name} was fitted for others)")
-    return Scale.of(card, found, "")
+        return Scale.of(card, None, f" for these weights ({path.name} was fitted for others)", head)
+    return Scale.of(card, found, "", head)
 
 
 def _tell(model: ServedModel) -> None:
@@ -348,12 +374,19 @@ def _check_weights(architecture: str, settings: ModelSettings, card: ModelCard) 
 
 
 def _tokenizer(architecture: str, card: ModelCard) -> Tokenizer:
-    import open_clip
-
-    tokenizer = open_clip.get_tokenizer(architecture)
-    if tokenizer.context_length != card.context_length:
+    window = _window(architecture)
+    if window not in (None, card.context_length):
         raise ValueError(
-            f"the tokenizer of {architecture} has a window of {tokenizer.context_length} tokens, but Triton serves "
+            f"the tokenizer of {architecture} has a window of {window} tokens, but Triton serves "
             f"{card.architecture} with {card.context_length}: name the same model"
         )
+    tokenizer = vocabulary(card.tokenizer, architecture, card.context_length)
     return Tokenizer(tokenizer, card.context_length, card.vocabulary_size, trim=card.trim_padding)
+
+
+def _window(architecture: str) -> int | None:
+    """Tokens of the window that a directory's configuration states; None where there is none to read."""
+    if not architecture.startswith(repository.LOCAL_DIR):
+        return None
+    config = json.loads((Path(architecture.removeprefix(repository.LOCAL_DIR)) / "open_clip_config.json").read_text())
+    return int(config.get("model_cfg", {}).get("text_cfg", {}).get("context_length", 77))

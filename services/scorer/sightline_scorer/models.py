@@ -149,6 +149,7 @@ class ModelRegistry:
         return pb.ModelInfo(
             name=ensemble.name,
             architecture="ensemble",
+            model_kind="ensemble",
             weights_digest=_digest([[m.name, m.info.weights_digest, ensemble.weights[m.name]] for m in members]),
             preprocessing_digest=_digest([[m.name, m.info.preprocessing_digest] for m in members]),
             context_length=min(member.info.context_length for member in members),

@@ -113,7 +113,7 @@ class _Work:
         for wait in (image, texts):
             check_time(deadline)
             await wait.done(left(deadline))
-        response = self._response(cosines(image.rows[0], texts.rows), texts)
+        response = self._response(cosines(image.rows[0], texts.rows), image.rows[0], texts)
         self._time(response.timing, image, texts)
         return response
 
@@ -124,13 +124,13 @@ class _Work:
         if self._texts is not None:
             self._model.text.leave(self._texts)
 
-    def _response(self, rows: Floats, texts: Wait) -> pb.ScoreResponse:
+    def _response(self, rows: Floats, image: Floats, texts: Wait) -> pb.ScoreResponse:
         plan, scale, name = self._plan, self._scale, self._model.name
         group_sizes = np.array(plan.group_sizes, np.int32)
         text_sizes = np.array(plan.text_sizes, np.int32)
 
         def column(kind: pb.ScoreKind) -> tuple[Floats, Floats]:
-            groups = group_means(scale.apply(kind, rows), group_sizes)
+            groups = group_means(scale.apply(kind, rows, image), group_sizes)
             return groups, aggregate(groups, text_sizes, self._request.aggregation)
 
         columns = {kind: column(kind) for kind in _COLUMNS}
@@ -189,7 +189,7 @@ class _Work:
 def _kind(asked: pb.ScoreKind, found: ServedModel | Ensemble) -> pb.ScoreKind:
     if asked != pb.SCORE_KIND_UNSPECIFIED:
         return asked
-    return found.kind if isinstance(found, Ensemble) else pb.SCORE_KIND_CLIP_SCORE
+    return found.kind if isinstance(found, Ensemble) else found.info.default_kind
 
 
 def _observe(model: str, clip_score: Floats) -> None:

@@ -28,22 +28,38 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]
 
 
 class ModelSettings(Section):
-    """One CLIP model."""
+    """One model."""
+
+    kind: Literal["clip", "pickscore", "hpsv2", "longclip", "aesthetic"] = Field(
+        "clip",
+        description="What it is: clip (also SigLIP, SigLIP 2 and MobileCLIP, by open_clip), or a checkpoint as it was"
+        " released: pickscore, hpsv2, longclip; aesthetic: a CLIP model and a `head`",
+    )
 
     source: Annotated[str, AfterValidator(known_model)] = Field(
         min_length=1,
         description="An open_clip name such as ViT-B-32, hf-hub:ORG/REPO, a directory (local-dir:PATH or PATH), or "
-        "playground:clip",
+        "playground:clip; of a released checkpoint its file, its directory or its hub name",
     )
     pretrained: str | None = Field(
         None, description="For an open_clip name: its pretrained tag, or a weights file. Directories bring their own"
     )
+    architecture: str | None = Field(None, description="hpsv2: the open_clip name of its weights; else ViT-H-14")
+    head: Path | None = Field(None, description="aesthetic: the file of its network, .safetensors or .pth")
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Precision of the towers")
     calibration: Path | None = Field(
         None,
         description="A file made by `sightline scorer calibrate`, for percentiles; else calibration.json in the model's"
         " directory, where there is one",
     )
+
+    @model_validator(mode="after")
+    def _head_goes_with_aesthetic(self) -> Self:
+        if (self.kind == "aesthetic") != (self.head is not None):
+            raise ValueError("kind=aesthetic needs head, the file of its network, and no other kind has one")
+        if self.architecture is not None and self.kind != "hpsv2":
+            raise ValueError("architecture goes with kind=hpsv2: elsewhere the source tells it")
+        return self
 
 
 class EnsembleSettings(Section):
@@ -52,7 +68,7 @@ class EnsembleSettings(Section):
     members: dict[ModelName, Annotated[float, Field(gt=0)]] = Field(
         min_length=1, description="Weight of each model, relative to the others'"
     )
-    kind: Literal["cosine", "clip_score", "logit", "probability", "percentile"] = Field(
+    kind: Literal["cosine", "clip_score", "logit", "probability", "percentile", "reward"] = Field(
         "clip_score", description="The kind of score of requests that name none"
     )
 

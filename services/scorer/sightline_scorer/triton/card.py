@@ -22,6 +22,8 @@ class ModelCard:
 
     name: str
     """What callers ask for."""
+    kind: str
+    """What kind of model it is, as `models.NAME.kind`."""
     architecture: str
     """An open_clip name, `hf-hub:...` or `local-dir:...`, as open_clip takes it."""
     local_dir: bool
@@ -52,6 +54,8 @@ class ModelCard:
     """open_clip's precision: fp32, fp16 or bf16."""
     needs_transformers: bool
     """Whether a tower is one of transformers' models; else Triton's processes start without that package."""
+    tokenizer: dict[str, Any]
+    """Which tokenizer it has: see vocabularies.py."""
     trim_padding: bool
     """Whether cutting a batch of texts after its last end-of-text token is exact (causal tower pooling there)."""
 

@@ -28,11 +28,19 @@ from sightline.errors import PreconditionFailed, first_line
 from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import model_place
 
+from sightline_scorer.released import RELEASED, open_clip_directory
 from sightline_scorer.settings import ModelSettings, ScorerSettings, TritonSettings
 from sightline_scorer.triton.card import PARAMETER, ModelCard
+from sightline_scorer.vocabularies import tokenizer_facts
 
 LOCAL_DIR = "local-dir:"
 TOWERS = ("image", "text")
+_WEIGHTS = (
+    *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
+    *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
+    *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
+)
+"""The names that open_clip looks for in a directory, in its order."""
 
 
 def triton_name(tower: str, model: str, default_model: str, version: int = 1) -> str:
@@ -55,7 +63,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
     """
     import open_clip
 
-    architecture = open_clip_name(settings.source)
+    architecture = architecture_of(settings)
     weights = find_weights(architecture, settings.pretrained)
     local_dir = architecture.startswith(LOCAL_DIR)
     try:
@@ -69,26 +77,39 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
     preprocess = dict(model.visual.preprocess_cfg)
     size = preprocess["size"]
     height, width = (size, size) if isinstance(size, int) else size
+    tokenizer = open_clip.get_tokenizer(architecture)
     bias = getattr(model, "logit_bias", None)
     return ModelCard(
         name=name,
+        kind=settings.kind,
         architecture=architecture,
         local_dir=local_dir,
         weights_path=str(weights),
         weights_digest=sha256_of(weights),
         preprocess=json.loads(json.dumps(preprocess)),
-        embedding_size=_embedding_size(name, model, open_clip.get_tokenizer(architecture), (height, width)),
+        embedding_size=_embedding_size(name, model, tokenizer, (height, width)),
         image_height=int(height),
         image_width=int(width),
-        context_length=int(open_clip.get_tokenizer(architecture).context_length),
+        context_length=int(tokenizer.context_length),
         vocabulary_size=int(getattr(getattr(model, "text", model), "vocab_size", 0)),
         logit_scale=float(model.logit_scale.detach().exp()),
         logit_bias=0.0 if bias is None else float(bias.detach()),
         sigmoid=bias is not None,
         precision=settings.precision,
         needs_transformers=any(type(module).__module__.startswith("transformers") for module in model.modules()),
+        tokenizer=tokenizer_facts(tokenizer, architecture),
         trim_padding=_trims(model),
     )
+
+
+def architecture_of(settings: ModelSettings) -> str:
+    """A model's name as open_clip takes it; a released checkpoint is made into an open_clip model first.
+
+    Raises as `open_clip_name` and `open_clip_directory`.
+    """
+    if settings.kind in RELEASED:
+        return f"{LOCAL_DIR}{open_clip_directory(settings.kind, settings.source, settings.architecture)}"
+    return open_clip_name(settings.source)
 
 
 def open_clip_name(architecture: str) -> str:
@@ -112,11 +133,14 @@ def find_weights(architecture: str, pretrained: str | None) -> Path:
 
     Raises ValueError where there is none.
     """
+    if architecture.startswith(LOCAL_DIR):
+        weights = _weights_in(Path(architecture.removeprefix(LOCAL_DIR)))
+        if weights is None:
+            raise ValueError(f"{architecture} holds no weights (*.safetensors, *.bin or *.pth)")
+        return weights.resolve()
     from open_clip import factory
 
-    if architecture.startswith(LOCAL_DIR):
-        found = factory._find_checkpoint_in_dir(Path(architecture.removeprefix(LOCAL_DIR)))
-    elif architecture.startswith("hf-hub:"):
+    if architecture.startswith("hf-hub:"):
         found = factory.download_pretrained_from_hf(architecture.removeprefix("hf-hub:"))
     elif pretrained and Path(pretrained).is_file():
         found = pretrained
@@ -131,6 +155,14 @@ def find_weights(architecture: str, pretrained: str | None) -> Path:
     if not found:
         raise ValueError(f"{architecture} holds no weights (*.safetensors, *.bin or *.pth)")
     return Path(found).resolve()
+
+
+def _weights_in(folder: Path) -> Path | None:
+    """The file that open_clip takes of a directory."""
+    found = sorted(file for ending in ("safetensors", "bin", "pth") for file in folder.glob(f"*.{ending}"))
+    found.sort(key=lambda file: file.suffix != ".safetensors")
+    named = [folder / name for name in _WEIGHTS if folder / name in found]
+    return next(iter([*named, *found]), None)
 
 
 def build(cards: Sequence[ModelCard], default_model: str, out: Path, settings: TritonSettings, *, copy: bool) -> None:

@@ -12,13 +12,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sightline_cli.credentials import Credentials, give
+from sightline_cli.credentials import Credentials, give, given
 from sightline_cli.eval import app as eval_app
 from sightline_cli.failures import guarded
 from sightline_cli.policies import app as policies_app
 from sightline_cli.recipe import app as recipe_app
 from sightline_cli.runs import app as runs_app
 from sightline_cli.scorer import app as scorer_app
+from sightline_cli.triton import app as triton_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +32,7 @@ app.add_typer(policies_app, name="policies")
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(runs_app, name="runs")
 app.add_typer(scorer_app, name="scorer")
+app.add_typer(triton_app, name="triton")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
@@ -278,31 +280,43 @@ def report_(
 def watch_(
     run: Annotated[str, typer.Argument(help="A run directory, or with --trainer a run's id.")],
     trainer: Annotated[str | None, typer.Option(help="Address of a trainer that has the run.")] = None,
-    serve: Annotated[bool, typer.Option("--serve", help="Serve the report on loopback; it goes along.")] = False,
-    port: Annotated[int, typer.Option(help="With --serve: the port; 0 takes a free one.", min=0, max=65535)] = 0,
     as_json: EventLines = False,
     debug: Debug = False,
 ) -> None:
-    """Watch a run until it ends, in the terminal or as a page in the browser."""
+    """Watch a run in the terminal until it ends; `sightline ui` shows it in the browser."""
 
     def work() -> None:
-        from sightline.errors import InvalidInput
-
         from sightline_cli import watch
 
-        if serve and trainer is not None:
-            raise InvalidInput(
-                "--serve shows a run of this machine, by its directory: leave out --trainer, or leave out --serve",
-                reason="BAD_OPTIONS",
-            )
-        if serve:
-            watch.serve(Path(run), port)
-        elif trainer is not None:
+        if trainer is not None:
             watch.watch_remote(trainer, run, as_json)
         else:
             watch.watch(Path(run), as_json)
 
-    guarded(work, debug, "report,trainer" if serve else "trainer")
+    guarded(work, debug, "trainer")
+
+
+@app.command("ui")
+def ui_(
+    runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs"),
+    trainer: Annotated[str | None, typer.Option(help="Address of a trainer: show its runs.")] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; one that others reach asks for a token.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8400,
+    token: Annotated[
+        Path | None, typer.Option("--console-token-file", help="File with the token that others must know.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Open a console in the browser: all runs, live; start, stop, resume, compare them."""
+
+    def work() -> None:
+        from sightline_cli.console.serve import serve
+
+        serve(runs, trainer, given().of_client(), host, port, token)
+
+    guarded(work, debug, "report,trainer")
 
 
 @app.command("export")

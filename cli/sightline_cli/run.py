@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sightline.errors import InvalidInput, NotFound
@@ -128,5 +129,19 @@ def _loop(recipe: Recipe, directory: Path, port: int, connections: Connections, 
     client_metrics.install()
     if port:
         start_http_server(port, addr="127.0.0.1")
-    with showing(recipe.iterations, as_json) as tell:
+    with showing(recipe.iterations, as_json) as tell, _process_known(directory):
         execute(recipe, RunDirectory(directory), tell, connections)
+
+
+PROCESS = ".process"
+"""In a run's directory: the id of the `sightline run` that works on it, by which the console stops it."""
+
+
+@contextmanager
+def _process_known(directory: Path) -> Iterator[None]:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / PROCESS).write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (directory / PROCESS).unlink(missing_ok=True)

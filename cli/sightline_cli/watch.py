@@ -1,4 +1,4 @@
-"""`sightline watch`: a run in the terminal, or as a page that goes along with it."""
+"""`sightline watch`: a run in the terminal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
-from sightline.errors import InternalError, NotFound, PreconditionFailed
+from sightline.errors import InternalError, NotFound
 from sightline_trainer.events import Event, EventReader, Stage
 from sightline_trainer.runs import RunDirectory
 
@@ -56,26 +56,6 @@ def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
         run = client.get(run_id)
     if run.error:
         raise InternalError(f"the run failed: {run.error}", reason="RUN_FAILED")
-
-
-def serve(directory: Path, port: int) -> None:
-    """Serve the run's page on loopback until interrupted.
-
-    Raises:
-        NotFound: there is no run.
-        PreconditionFailed: the port can't be had.
-    """
-    from sightline_trainer.report.history import History
-    from sightline_trainer.report.live import LiveReport, server
-
-    History.read(directory)  # says at once when there is no run
-    try:
-        http = server(LiveReport(directory), port)
-    except OSError as error:
-        raise PreconditionFailed(f"port {port}: {error.strerror}; --port 0 takes a free one", reason="PORT") from error
-    with http:
-        Console().print(f"http://127.0.0.1:{http.server_port}/  (Ctrl-C ends it)", soft_wrap=True)
-        http.serve_forever(poll_interval=0.2)
 
 
 def follow(run: RunDirectory, *, poll: float = 0.3) -> Iterator[Event]:

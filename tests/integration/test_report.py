@@ -3,9 +3,6 @@
 import json
 import re
 import sys
-import threading
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +16,6 @@ from sightline_trainer.display import Display
 from sightline_trainer.execute import execute
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.report.history import History
-from sightline_trainer.report.live import LiveReport, server
 from sightline_trainer.report.page import page
 from sightline_trainer.runs import RunDirectory
 from typer.testing import CliRunner
@@ -188,26 +184,6 @@ def test_an_export_is_a_dataset_that_trl_takes_as_it_is(run: Path, tmp_path: Pat
     again = CliRunner().invoke(app, ["export", str(run), "--to", str(tmp_path / "out")])
     assert again.exit_code == 2
     assert "there already" in again.stderr
-
-
-@pytest.fixture(scope="module")
-def served(run: Path) -> Iterator[str]:
-    with server(LiveReport(run)) as http:
-        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{http.server_port}/"
-        http.shutdown()
-        thread.join()
-
-
-def test_the_live_page_says_where_the_run_stands(served: str) -> None:
-    with urllib.request.urlopen(f"{served}state") as answer:
-        state: dict[str, Any] = json.load(answer)
-    assert state == {"version": "3-succeeded", "line": "succeeded", "done": 0, "total": 0}
-    with urllib.request.urlopen(served) as answer:
-        assert b'id="live"' in answer.read()
-    with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"{served}../etc/passwd")
 
 
 @pytest.fixture(scope="module")

@@ -42,13 +42,12 @@ def test_a_demo_deletes_no_directory_but_a_runs(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
-    (tmp_path / "recipe.yaml").write_text("{name: a, model: m, data: {train: a, test: b}}")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        failed = sightline("watch", str(tmp_path), "--serve", "--port", str(port))
+        failed = sightline("ui", str(tmp_path), "--port", str(port))
     assert (failed.exit_code, failed.stderr) == (
         2,
-        f"error: port {port}: Address already in use; --port 0 takes a free one\n",
+        f"error: 127.0.0.1:{port}: Address already in use; --port 0 takes a free one\n",
     )
 
 

@@ -120,7 +120,6 @@ def test_every_command_has_a_help_and_says_what_is_missing() -> None:
         f"score {{}} hello --scorer {NOBODY}",
         "report {}",
         "watch {}",
-        "watch {} --serve",
         "policies list {}",
         "policies show {} 1",
         "policies verify {}",
@@ -167,13 +166,6 @@ def test_an_address_where_nobody_listens_is_told_in_seconds(here: Path, command:
 def test_what_is_no_address_is_refused(here: Path, address: str) -> None:
     failed = sightline("score", "photo.png", "hello", "--scorer", address)
     assert (failed.exit_code, address in told(2, "", failed.stderr)) == (2, True)
-
-
-@pytest.mark.field
-def test_watch_does_not_serve_the_run_of_a_trainer(here: Path) -> None:
-    """It ignored the trainer, and looked for a directory of the run's id."""
-    failed = sightline("watch", "run", "--trainer", NOBODY, "--serve")
-    assert (failed.exit_code, "leave out --trainer" in told(2, "", failed.stderr)) == (2, True)
 
 
 @pytest.mark.field

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable
@@ -89,6 +90,40 @@ class FiniteGradient(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not math.isfinite(float((logs or {}).get("grad_norm", 0.0))):
             raise not_finite("gradient", state.global_step)
+
+
+class StepLog(TrainerCallback):
+    """Writes each step's numbers as a line of JSON, for whoever watches; an update that begins anew begins it anew.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if not state.is_world_process_zero or "loss" not in (logs or {}):
+            return
+        numbers = {name: logs[key] for name, key in STEP_NUMBERS.items() if key in (logs or {})} if logs else {}
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": state.global_step, "steps": state.max_steps, **numbers}) + "\n")
+
+
+STEP_NUMBERS = {
+    "loss": "loss",
+    "margin": "rewards/margins",
+    "accuracy": "rewards/accuracies",
+    "chosen_logp": "logps/chosen",
+    "rejected_logp": "logps/rejected",
+    "grad_norm": "grad_norm",
+}
+"""Name in the step log -> TRL's."""
 
 
 class Progress(TrainerCallback):

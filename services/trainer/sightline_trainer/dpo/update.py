@@ -20,7 +20,7 @@ from datasets import Dataset
 from sightline.errors import InternalError
 from transformers import TrainerCallback
 
-from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress
+from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress, StepLog
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.loss_names import POVID
@@ -155,7 +155,8 @@ def _trained(
 
     before, movement = _Before(probes), Movement(trainer)
     reported = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
-    for callback in (begin, before, movement, FiniteGradient(), reported):
+    steps = StepLog(work / f"steps-{iteration:04d}.jsonl")
+    for callback in (begin, before, movement, FiniteGradient(), steps, reported):
         trainer.add_callback(callback)
     try:
         with _frozen_garbage():

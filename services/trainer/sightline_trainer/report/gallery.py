@@ -125,8 +125,8 @@ class Pictures:
         return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
 
 
-def changes(history: History, limit: int) -> tuple[list[Change], list[Change]]:
-    """Held-out pictures, base model against the last policy that was measured.
+def changes(history: History, limit: int, iteration: int | None = None) -> tuple[list[Change], list[Change]]:
+    """Held-out pictures, base model against the last policy that was measured, or that of an iteration.
 
     Returns:
         The first `limit` in dataset order, and the `limit // 4` worst regressions of all: most objects wrong that
@@ -135,7 +135,8 @@ def changes(history: History, limit: int) -> tuple[list[Change], list[Change]]:
     measured = [int(row["iteration"]) for row in history.rows]
     if len(measured) < 2:
         return [], []
-    first, last = (_captions(history, number) for number in (measured[0], measured[-1]))
+    shown = measured[-1] if iteration is None else iteration
+    first, last = (_captions(history, number) for number in (measured[0], shown))
     both = [each for each in first if each in last]
     pictures = Pictures(history.recipe["data"]["test"], history.run.images)
 
@@ -156,6 +157,24 @@ def changes(history: History, limit: int) -> tuple[list[Change], list[Change]]:
     return [change(each) for each in both[:limit] if each in prompts], [
         change(each) for each in worst if each in prompts
     ]
+
+
+def side_by_side(one: History, other: History, limit: int) -> list[Change]:
+    """Held-out pictures that two runs have both described: the first run's last policy against the second's."""
+    captions = [_captions(each, int(each.rows[-1]["iteration"])) if each.rows else {} for each in (one, other)]
+    first, last = captions
+    both = [each for each in first if each in last][:limit]
+    pictures = Pictures(one.recipe["data"]["test"], one.run.images)
+    prompts = pictures.prompts(both)
+    found = []
+    for each in both:
+        if (prompt := prompts.get(each)) is not None:
+            said = (
+                pictures.said(prompt, row["text"], row["reward"], row["tokens"]) for row in (first[each], last[each])
+            )
+            before, after = said
+            found.append(Change(prompt, pictures.picture(prompt), before, after))
+    return found
 
 
 def contests(history: History, limit: int) -> list[Contest]:

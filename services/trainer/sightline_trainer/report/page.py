@@ -33,13 +33,12 @@ TITLES = {
 SPENT = ("sample", "pair", "update", "publish", "evaluate")
 
 
-def page(histories: Sequence[History], *, pictures: int = PICTURES, live: str = "") -> str:
+def page(histories: Sequence[History], *, pictures: int = PICTURES) -> str:
     """The page.
 
     Args:
         histories: one run, with galleries and lineage, or several, compared.
         pictures: pictures of each gallery; 0 leaves the galleries out.
-        live: what changes when the page should be loaded again, for a page that is served; "" for a file.
 
     Raises:
         SightlineError: a dataset that the run names can't be read.
@@ -62,7 +61,6 @@ def page(histories: Sequence[History], *, pictures: int = PICTURES, live: str = 
         regressions=worst,
         contests=contests(one, pictures) if pictures and not compared else [],
         when=when,
-        live=live,
         css=_text("report.css"),
         js=_text("report.js"),
     )

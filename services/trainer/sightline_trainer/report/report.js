@@ -32,19 +32,4 @@
     next.addEventListener("click", () => { page++; draw(); });
     draw();
   }
-
-  const live = document.getElementById("live");
-  if (!live) return;
-  const line = live.querySelector("p"), bar = live.querySelector("progress");
-  const version = live.dataset.version;
-  const ask = async () => {
-    try {
-      const state = await (await fetch("state")).json();
-      if (state.version !== version) { location.reload(); return; }
-      line.textContent = state.line;
-      bar.hidden = !state.total; bar.max = state.total || 1; bar.value = state.done;
-    } catch { line.textContent = "the watcher has ended; this is the last page it served"; }
-    setTimeout(ask, 1000);
-  };
-  ask();
 })();

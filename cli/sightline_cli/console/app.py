@@ -1,0 +1,188 @@
+"""The console's application: JSON, server-sent events and one page that loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from pydantic import BaseModel, Field
+from sightline.errors import NotFound, PreconditionFailed, SightlineError
+
+from sightline_cli.console import form, told
+from sightline_cli.console.source import Row, Runs, RunsHere
+
+HERE = Path(__file__).parent
+COOKIE = "sightline_console"
+ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" rx="7" fill="#2457c5"/>'
+    '<path d="M4 16q12-13 24 0q-12 13-24 0z" fill="#fff"/><circle cx="16" cy="16" r="5" fill="#2457c5"/></svg>'
+)
+
+
+class StartBody(BaseModel):
+    """A run to begin."""
+
+    name: str = Field(min_length=1, max_length=100)
+    recipe: str
+    overrides: list[str] = Field(default=[], max_length=1000)
+
+
+def console(runs: Runs, token: str = "") -> FastAPI:
+    """The application.
+
+    Args:
+        runs: what is shown.
+        token: what callers must know; "" where only this machine may call.
+    """
+    app = FastAPI(title="Sightline console", docs_url=None, redoc_url=None, openapi_url=None)
+    _guard(app, token)
+    _pages(app, runs)
+    _calls(app, runs)
+    return app
+
+
+def _guard(app: FastAPI, token: str) -> None:
+    @app.middleware("http")
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        why = _refusal(request, token)
+        if why is not None:
+            return JSONResponse({"error": why}, 403)
+        response = await call_next(request)
+        if token and request.query_params.get("token"):
+            response.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 86400)
+        script = "'unsafe-inline'" if request.url.path.startswith("/report/") else "'self'"  # a report is one file
+        response.headers["Content-Security-Policy"] = (
+            f"default-src 'self'; script-src {script}; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
+            "frame-ancestors 'none'"
+        )
+        response.headers.setdefault("Cache-Control", "no-store")
+        return response
+
+    @app.exception_handler(SightlineError)
+    async def known(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": str(error)}, 404 if isinstance(error, NotFound) else 400)
+
+
+def _refusal(request: Request, token: str) -> str | None:
+    """Why a request is not served: it was meant for another name (DNS rebinding), comes from another site, or does not
+    know the token."""
+    hosts = request.headers.getlist("host")
+    host = hosts[0] if len(hosts) == 1 else ""
+    if not token and urlsplit(f"//{host}").hostname not in ("127.0.0.1", "localhost", "::1"):
+        return "this page is for http://127.0.0.1 and http://localhost"
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != host:
+        return "requests of other sites are refused"
+    if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
+        return "send application/json"
+    given = request.query_params.get("token") or request.cookies.get(COOKIE, "")
+    if token and not hmac.compare_digest(given.encode(), token.encode()):
+        return "give the token that `sightline ui` printed: ?token=..."
+    return None
+
+
+def _pages(app: FastAPI, runs: Runs) -> None:
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse((HERE / "console.html").read_text())
+
+    @app.get("/console.css")
+    async def style() -> Response:
+        return Response((HERE / "console.css").read_text(), media_type="text/css")
+
+    @app.get("/console.js")
+    async def script() -> Response:
+        return Response((HERE / "console.js").read_text(), media_type="text/javascript")
+
+    @app.get("/favicon.ico")
+    async def icon() -> Response:
+        return Response(ICON, media_type="image/svg+xml", headers={"Cache-Control": "max-age=86400"})
+
+    @app.get("/report/{run}")
+    def report(run: str) -> HTMLResponse:
+        """The run's report, made now."""
+        from sightline_trainer.report.history import History
+        from sightline_trainer.report.page import page as made
+
+        return HTMLResponse(made([History.read(_here(runs).directory(run))]))
+
+
+def _calls(app: FastAPI, runs: Runs) -> None:
+    @app.get("/api/runs")
+    def listed() -> dict[str, Any]:
+        return {"place": runs.place, "files": runs.files, "runs": runs.listed()}
+
+    @app.post("/api/runs")
+    def start(body: StartBody) -> dict[str, str]:
+        if body.recipe not in {each["name"] for each in form.recipes()}:
+            raise NotFound(f"there is no recipe {body.recipe[:100]!r}", reason="RECIPE_NOT_FOUND")
+        runs.start(body.name, body.recipe, body.overrides)
+        return {"id": body.name}
+
+    @app.post("/api/runs/{run}/stop")
+    def stop(run: str) -> dict[str, str]:
+        runs.stop(run)
+        return {"id": run}
+
+    @app.post("/api/runs/{run}/resume")
+    def resume(run: str) -> dict[str, str]:
+        runs.resume(run)
+        return {"id": run}
+
+    @app.get("/api/recipes")
+    def recipes() -> list[dict[str, str]]:
+        return form.recipes()
+
+    @app.get("/api/recipes/{name}")
+    def recipe(name: str) -> list[dict[str, Any]]:
+        if name not in {each["name"] for each in form.recipes()}:
+            raise NotFound(f"there is no recipe {name[:100]!r}", reason="RECIPE_NOT_FOUND")
+        return form.form(name)
+
+    @app.get("/api/runs/{run}")
+    def about(run: str) -> dict[str, Any]:
+        row = next((each for each in runs.listed() if each["id"] == run), None)
+        if row is None:
+            raise NotFound(f"there is no run {run[:100]!r}", reason="RUN_NOT_FOUND")
+        if not isinstance(runs, RunsHere):
+            return {"run": row}
+        return {"run": row, **told.about(runs.directory(run), str(row["state"]), str(row["error"]))}
+
+    @app.get("/api/runs/{run}/gallery/{iteration}")
+    def gallery(run: str, iteration: int) -> list[dict[str, Any]]:
+        return told.gallery(_here(runs).directory(run), iteration)
+
+    @app.get("/api/compare/{one}/{other}")
+    def compare(one: str, other: str) -> dict[str, Any]:
+        here = _here(runs)
+        return told.compared(here.directory(one), here.directory(other))
+
+    @app.get("/api/runs/{run}/events")
+    async def events(run: str) -> StreamingResponse:
+        if isinstance(runs, RunsHere):
+            runs.directory(run)
+        return StreamingResponse(_stream(runs.news(run)), media_type="text/event-stream")
+
+
+async def _stream(news: Iterator[Row | None]) -> AsyncIterator[str]:
+    """Server-sent events: each piece of news; a comment where there is none, so that who has left is noticed."""
+    over = object()
+    while (found := await asyncio.to_thread(next, news, over)) is not over:
+        yield ": still there\n\n" if found is None else f"data: {json.dumps(found)}\n\n"
+    yield "event: end\ndata: {}\n\n"
+
+
+def _here(runs: Runs) -> RunsHere:
+    if not isinstance(runs, RunsHere):
+        raise PreconditionFailed(
+            "the files of these runs are with the trainer service: open `sightline ui DIRECTORY` there",
+            reason="FILES_ELSEWHERE",
+        )
+    return runs

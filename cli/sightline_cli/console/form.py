@@ -1,0 +1,55 @@
+"""A form for a recipe, made of its schema: every key with its type, bounds, meaning and the recipe's own value."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from sightline_chassis.keys import keys_of
+from sightline_chassis.shipped import shipped
+from sightline_trainer.recipe import Recipe, load_recipe
+from sightline_trainer.run_queue import recipes_in
+
+FIRST = ("iterations", "seed", "model", "data.train", "data.test", "data.prompts_per_iteration", "sampling.candidates")
+"""Keys that stand above the others."""
+
+
+def recipes() -> list[dict[str, str]]:
+    """The shipped recipes: name and description."""
+    known = recipes_in(shipped("recipes"))
+    return [{"name": name, "about": load_recipe(path, environment=False).description} for name, path in known.items()]
+
+
+def form(name: str) -> list[dict[str, Any]]:
+    """A shipped recipe's fields, in the schema's order: key, type, value as JSON, meaning, whether it stands above.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    recipe = load_recipe(recipes_in(shipped("recipes"))[name], environment=False)
+    tree = recipe.model_dump(mode="json")
+    fields = []
+    for key in keys_of(Recipe):
+        if "NAME" in key.path or key.type == "section" or key.path in ("name", "description"):
+            continue
+        found, value = _at(tree, key.path)
+        if not found:
+            continue  # of a part that the recipe leaves out
+        fields.append(
+            {
+                "key": key.path,
+                "type": key.type,
+                "value": json.dumps(value),
+                "about": key.description,
+                "first": key.path in FIRST,
+            }
+        )
+    return fields
+
+
+def _at(tree: Any, path: str) -> tuple[bool, Any]:
+    for name in path.split("."):
+        if not isinstance(tree, dict) or name not in tree:
+            return False, None
+        tree = tree[name]
+    return True, tree

@@ -1,0 +1,214 @@
+"""Where runs come from: a directory of this machine, or a trainer service."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
+from sightline_trainer.events import EventReader
+from sightline_trainer.execute import leased
+from sightline_trainer.runs import RunDirectory
+
+from sightline_cli.run import PROCESS, recipe_file
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
+_START = "console.json"
+Row = dict[str, Any]
+
+
+class Runs(Protocol):
+    """All runs of one place."""
+
+    place: str
+    """For people: a directory, or a service's address."""
+    files: bool
+    """Whether the runs' files are here: galleries, lineage and comparisons are made of them."""
+
+    def listed(self) -> list[Row]:
+        """Of each, newest first: `id, state, recipe, iteration, iterations, created, updated, error`."""
+
+    def start(self, name: str, recipe: str, overrides: list[str]) -> None:
+        """Begin a run. Raises SightlineError."""
+
+    def stop(self, run: str) -> None:
+        """Ask a run to end. Raises SightlineError."""
+
+    def resume(self, run: str) -> None:
+        """Have a run go on. Raises SightlineError."""
+
+    def news(self, run: str) -> Iterator[Row | None]:
+        """What happens in a run, from its begin on, until it has ended; None where nothing has for a moment."""
+
+
+class RunsHere:
+    """Runs under a directory; those that are begun here are `sightline run`s of their own.
+
+    Args:
+        root: the directory.
+    """
+
+    files = True
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.place = str(root)
+        self._begun: dict[str, subprocess.Popen[bytes]] = {}
+
+    def directory(self, run: str) -> Path:
+        """A run's directory. Raises NotFound."""
+        path = self.root / run
+        if not _NAME.fullmatch(run.lower()) or (not (path / "recipe.yaml").is_file() and not (path / _START).is_file()):
+            raise NotFound(f"there is no run {run[:100]!r} in {self.root}", reason="RUN_NOT_FOUND")
+        return path
+
+    def listed(self) -> list[Row]:
+        """See `Runs`."""
+        rows = []
+        for path in self.root.iterdir() if self.root.is_dir() else ():
+            if (path / "recipe.yaml").is_file() or (path / _START).is_file():
+                rows.append(self.row(path.name))
+        return sorted(rows, key=lambda row: -float(row["created"]))
+
+    def row(self, run: str) -> Row:
+        """One run's row."""
+        directory = RunDirectory(self.root / run)
+        state = dict(directory.state())
+        tree = _quietly(directory.tree) or {}
+        rows = _quietly(directory.rows) or []
+        begun = self._begun.get(run)
+        what = str(state.get("state", "queued"))
+        error = str(state.get("error", ""))
+        if what in ("queued", "running") and not (begun is not None and begun.poll() is None):
+            if not leased(directory):  # whoever ran it was killed, or never came to it
+                what = "stopped" if what == "running" else "failed" if begun is not None else what
+                error = error or (self._last_words(run) if what == "failed" else "")
+        elif what not in ("queued", "running") and begun is not None and begun.poll() is None:
+            what = "running"  # it goes on, and has not said so yet
+        return {
+            "id": run,
+            "state": what,
+            "recipe": tree.get("name", ""),
+            "iteration": int(rows[-1].get("iteration", 0)) if rows else 0,
+            "iterations": int(tree.get("iterations", 0)),
+            "created": float(state.get("created") or directory.root.stat().st_mtime),
+            "updated": float(state.get("updated") or 0),
+            "error": error,
+        }
+
+    def start(self, name: str, recipe: str, overrides: list[str]) -> None:
+        """See `Runs`."""
+        if not _NAME.fullmatch(name):
+            raise InvalidInput(
+                f"{name[:100]!r} is no name for a run: small letters, digits, - and _", reason="BAD_RUN_NAME"
+            )
+        path = self.root / name
+        if path.exists():
+            raise AlreadyExists(f"there is a run {name} already: give another name", reason="RUN_EXISTS")
+        known = str(recipe_file(recipe).resolve())
+        path.mkdir(parents=True)
+        (path / _START).write_text(json.dumps({"recipe": known, "overrides": overrides}))
+        self._spawn(name, known, overrides)
+
+    def stop(self, run: str) -> None:
+        """See `Runs`."""
+        process = self.directory(run) / PROCESS
+        if not process.is_file() or not leased(RunDirectory(self.root / run)):
+            begun = self._begun.get(run)
+            if begun is None or begun.poll() is not None:
+                raise PreconditionFailed(f"{run} does not run by `sightline run`", reason="RUN_NOT_RUNNING")
+            begun.send_signal(signal.SIGTERM)
+            return
+        os.kill(int(process.read_text()), signal.SIGTERM)
+
+    def resume(self, run: str) -> None:
+        """See `Runs`."""
+        path = self.directory(run)
+        if leased(RunDirectory(path)):
+            raise PreconditionFailed(f"{run} is running", reason="RUN_LEASED")
+        if (path / _START).is_file():
+            begun = json.loads((path / _START).read_text())
+            self._spawn(run, begun["recipe"], begun["overrides"])
+        else:
+            own = (path / "services").is_dir()  # services that `sightline run` had started are gone
+            addresses = ["sampling.address=null", "reward.address=null"] if own else []
+            self._spawn(run, str(path / "recipe.yaml"), addresses)
+
+    def news(self, run: str) -> Iterator[Row | None]:
+        """See `Runs`."""
+        path = self.directory(run)
+        events = EventReader(path / "events.jsonl")
+        steps: dict[str, int] = {}
+        while True:
+            ended = self.row(run)["state"] not in ("queued", "running")
+            found = False
+            for _, event in events.read():
+                found = True
+                yield {
+                    "stage": event.stage,
+                    "iteration": event.iteration,
+                    "done": event.done,
+                    "total": event.total,
+                    "message": event.message,
+                    "time": event.time,
+                    "metrics": dict(event.metrics),
+                }
+            for line in _steps(path / "trl", steps):
+                found = True
+                yield line
+            if ended:
+                return
+            if not found:
+                yield None
+            time.sleep(0.3)
+
+    def _spawn(self, run: str, recipe: str, overrides: list[str]) -> None:
+        path = self.root / run
+        command = [sys.executable, "-m", "sightline_cli", "run", recipe, "--run", str(path), "--json"]
+        for each in overrides:
+            command += ["--set", each]
+        with (path / "console.log").open("ab") as log:
+            self._begun[run] = subprocess.Popen(  # noqa: S603
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log, start_new_session=True
+            )
+
+    def _last_words(self, run: str) -> str:
+        try:
+            lines = (self.root / run / "console.log").read_text(errors="replace").strip().splitlines()
+        except OSError:
+            return ""
+        told = [line for line in lines if line.startswith("error:")]
+        return (told or lines or [""])[-1].removeprefix("error: ")[:500]
+
+
+def _steps(directory: Path, known: dict[str, int]) -> Iterator[Row]:
+    """New lines of the updates' step logs."""
+    for path in sorted(directory.glob("steps-*.jsonl")):
+        start = known.get(path.name, 0)
+        if path.stat().st_size < start:
+            start = 0  # the update began anew
+        with path.open("rb") as file:
+            file.seek(start)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                start += len(line)
+                numbers: Mapping[str, Any] = json.loads(line)
+                yield {"stage": "step", "iteration": int(path.stem.partition("-")[2]), "metrics": dict(numbers)}
+        known[path.name] = start
+
+
+def _quietly(read: Any) -> Any:
+    """What a file of a run says; nothing where it is damaged, which the run's own page tells."""
+    try:
+        return read()
+    except Exception:
+        return None

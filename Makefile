@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults lint types docs screenshots chart chart-run monitor protos playground leaderboard constraints clean chaos gpu bench-dpo bench-fleet bench-loop bench-sampler bench-scorer families
+.PHONY: help demo test test-slow faults newest lint types docs screenshots chart chart-run monitor protos playground leaderboard constraints clean chaos gpu bench-dpo bench-fleet bench-loop bench-sampler bench-scorer families
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -28,6 +28,9 @@ test-slow: $(READY)  ## The slow tests: chaos, full matrices, fuzzing at length
 
 faults: $(READY)  ## The faults that people met in the field, each a test of the right value
 	$(BIN)/python -m pytest -m "field and not control" $(ARGS)
+
+newest:  ## The tests with the newest versions of all packages, on each Python from 3.11 to 3.13 that is here or uv can get
+	tools/newest.sh $(ARGS)
 
 lint: $(READY)  ## Format check, linter, types, protos: lint and no break of what was released
 	$(BIN)/ruff format --check .
@@ -101,5 +104,5 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
 	$(BIN)/uv pip install --python $(BIN)/python --constraint constraints.txt --editable ".[dev]"
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps --target .triton nvidia-pytriton==0.7.0
+	$(BIN)/sightline triton install --home .triton
 	@touch $@

@@ -2,7 +2,9 @@
 
 reference/cli.md        every command with its help
 reference/recipe.md     every key of a recipe: type, default, meaning
-reference/settings.md   every setting of the three services
+reference/settings.md   every setting of the three services and of the gateway
+reference/sdk.md        the clients and their types, from their docstrings (mkdocstrings)
+reference/*-proto.md    every message, field and call of the protos
 """
 
 from __future__ import annotations
@@ -21,7 +23,21 @@ from mkdocs.structure.files import File, Files
 from sightline_chassis.keys import keys_of
 from sightline_chassis.settings import Section
 
+sys.path.insert(0, str(Path(__file__).parent))  # mkdocs loads this file alone
+from proto_pages import page
+
 ROOT = Path(__file__).parents[1]
+PROTOS = ("scorer", "sampler", "trainer")
+SDK = {
+    "Clients": [
+        *("sightline.scorer.client.ScorerClient", "sightline.sampler.client.SamplerClient"),
+        "sightline.runs.client.RunClient",
+    ],
+    "What they answer": ["sightline.scorer.types", "sightline.sampler.types", "sightline.runs.types"],
+    "Waiting": ["sightline.patience"],
+    "Errors": ["sightline.errors"],
+    "Rewards": ["sightline.integrations.trl", "sightline.integrations.verl", "sightline.integrations.openrlhf"],
+}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -40,22 +56,42 @@ def pages() -> dict[str, str]:
     """All reference pages by name."""
     from sightline_cli import failures
     from sightline_sampler.settings import SamplerSettings
+    from sightline_scorer.gateway.settings import GatewaySettings
     from sightline_scorer.settings import ScorerSettings
     from sightline_trainer.recipe import Recipe
     from sightline_trainer.settings import TrainerSettings
 
-    services = {"Scorer": ScorerSettings, "Sampler": SamplerSettings, "Trainer": TrainerSettings}
+    services = {
+        "Scorer": ("scorer", ScorerSettings),
+        "Sampler": ("sampler", SamplerSettings),
+        "Trainer": ("trainer", TrainerSettings),
+        "Gateway": ("scorer-http", GatewaySettings),
+    }
     settings = "".join(
-        f"\n## {name}\n\n`sightline serve {name.lower()} --set KEY=VALUE`, or `SIGHTLINE_{name.upper()}__A__B=VALUE` "
+        f"\n## {name}\n\n`sightline serve {word} --set KEY=VALUE`, or `SIGHTLINE_{name.upper()}__A__B=VALUE` "
         f"in the environment, or a YAML file by `--config`.\n\n{table(model)}"
-        for name, model in services.items()
+        for name, (word, model) in services.items()
     )
     return {
         "cli": f"# Command line\n\n{inspect.cleandoc(failures.__doc__ or '')}\n\n{''.join(commands())}",
         "recipe": "# Recipe\n\nEvery key may be overridden by `--set key.subkey=value`; `sightline recipe explain KEY` "
         f"tells the same, and `sightline recipe show` what a recipe comes to.\n\n{table(Recipe)}",
         "settings": f"# Settings\n{settings}",
+        "sdk": sdk(),
+        **{f"{name}-proto": page(ROOT / f"protos/sightline_{name}/v1/{name}.proto") for name in PROTOS},
     }
+
+
+def sdk() -> str:
+    """The names of the SDK, each from its own docstring."""
+    parts = [
+        "# SDK\n\n`pip install sightline`: the clients of the three services, their types and errors. "
+        "[Clients](../clients.md) has examples.\n"
+    ]
+    for title, names in SDK.items():
+        parts.append(f"\n## {title}\n")
+        parts += [f"\n::: {name}\n" for name in names]
+    return "".join(parts)
 
 
 def table(model: type[Section]) -> str:

@@ -1,6 +1,7 @@
-"""Screenshots of a run's report in headless Chromium: two widths, light and dark.
+"""Screenshots of a run's report, and of the console, in headless Chromium: two widths, light and dark.
 
     python tools/screenshots.py runs/demo --out docs/images
+    python tools/screenshots.py runs/demo --console --out docs/images     the console of runs/, with that run
 
 Needs Debian's chromium and chromium-driver. Fails where the page logs an error to the console.
 """
@@ -8,7 +9,10 @@ Needs Debian's chromium and chromium-driver. Fails where the page logs an error 
 from __future__ import annotations
 
 import argparse
+import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,15 +69,71 @@ def shoot(page: Path, out: Path) -> list[Path]:
     return written
 
 
+def shoot_console(url: str, run: str, out: Path) -> list[Path]:
+    """Pictures of the console's pages: at the wide size in light, at the narrow one in dark.
+
+    Raises:
+        RuntimeError: a page wrote to the console of the browser, did not come, or is wider than its window.
+    """
+    pages = {"runs": ("#/", "#runs tr"), "new": ("#/new", ".field"), "run": (f"#/run/{run}", "#gallery .card")}
+    written = []
+    for name, theme in (("desktop", "light"), ("phone", "dark")):
+        with browser(*SIZES[name]) as driver:
+            for page, (place, there) in pages.items():
+                driver.get(f"{url}{place}")
+                driver.refresh()
+                end = time.monotonic() + 60
+                while not driver.execute_script("return document.querySelector(arguments[0])", there):
+                    if time.monotonic() > end:
+                        raise RuntimeError(f"{place} did not come")
+                    time.sleep(0.2)
+                time.sleep(1)
+                driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+                if driver.execute_script("return document.documentElement.scrollWidth > innerWidth"):
+                    raise RuntimeError(f"{place} is wider than a {name}")
+                path = out / f"console-{name}-{theme}-{page}.png"
+                driver.save_screenshot(str(path))
+                written.append(path)
+                if log := driver.get_log("browser"):
+                    raise RuntimeError(f"{place} wrote to the console: {log}")
+    return written
+
+
+@contextmanager
+def console_of(directory: Path) -> Iterator[str]:
+    """`sightline ui` of a directory of runs; its address."""
+    command = [sys.executable, "-m", "sightline_cli", "ui", str(directory), "--port", "0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().split()[0]
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{url}api/runs").read()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="default: %(default)s")
+    parser.add_argument("--console", action="store_true", help="the console's pages in place of the report's")
     options = parser.parse_args()
     from sightline_cli.report import write
 
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.console:
+        with console_of(options.run.resolve().parent) as url:
+            for path in shoot_console(url, options.run.resolve().name, options.out):
+                print(path)
+        return 0
     for path in shoot(write([options.run]), options.out):
         print(path)
     return 0

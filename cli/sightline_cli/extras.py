@@ -8,8 +8,10 @@ EXTRAS = {
     "scorer": ("open_clip", "torch", "torchvision", "tritonclient", "PIL"),
     "sampler": ("torch", "transformers", "peft", "httpx", "PIL"),
     "trainer": ("torch", "trl", "peft", "datasets", "accelerate", "pyarrow"),
-    "report": ("jinja2", "matplotlib"),
+    "report": ("jinja2", "matplotlib", "fastapi", "uvicorn"),
     "gateway": ("fastapi", "uvicorn"),
+    "scorer-remote": ("tritonclient", "PIL", "ftfy", "regex"),
+    "sampler-remote": ("httpx", "PIL"),
 }
 """Modules of each extra, in the order of imports of what stands on it."""
 _OF_SERVICES = ("pydantic", "yaml", "grpc_health", "grpc_reflection", "prometheus_client", "cachetools")

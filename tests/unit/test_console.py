@@ -142,7 +142,7 @@ def row(**values: float) -> dict[str, float]:
         ([BASE, row(chair_s=0.2)], {1: {"pairs": 100}, 2: {"pairs": 9}}, "Pairs run out: 9"),
         ([BASE, row(chair_s=0.2, kl_to_base=0.001)], {}, "stopped moving"),
         ([BASE, row(chair_s=0.1), row(chair_s=0.3)], {}, "made it worse"),
-        ([{"clip_score": 5.0}, {"clip_score": 6.0}], {}, "The reward is up"),
+        ([{"iteration": 0, "clip_score": 5.0}, {"iteration": 1, "clip_score": 6.0}], {}, "The reward is up"),
     ],
 )
 def test_the_verdict(rows: Any, counts: Any, seen: str) -> None:

@@ -37,7 +37,7 @@ class Node:
         ca: bytes,
     ) -> None:
         self.ca = ca
-        self._rolling = threading.Lock()
+        self._rolling, self._filling = threading.Lock(), threading.Lock()
         self.objects, self.namespace, self.directory = objects, namespace, directory
         self._claims, self._secrets = claims, secrets
         self.pods: dict[str, Pod] = {}
@@ -110,6 +110,10 @@ class Node:
 
     def volume(self, pod: Pod, volume: Spec) -> tuple[Path, bool]:
         """The directory behind a volume, and whether it may only be read."""
+        with self._filling:  # pods start at once, and share claims
+            return self._volume(pod, volume)
+
+    def _volume(self, pod: Pod, volume: Spec) -> tuple[Path, bool]:
         own = pod.root / "volumes" / volume.get("name", "")
         if "emptyDir" in volume:
             prepared(own, self.user)

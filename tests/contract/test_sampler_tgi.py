@@ -276,6 +276,7 @@ def test_an_adapter_is_merged_where_there_is_a_place_for_it(mind: Mind, tmp_path
     server = TgiServer(mind, str(BASE))
     engine = lambda url: section(url, merge_into=str(tmp_path / "merged"))  # noqa: E731
     with serving_app(server.app) as url, running(BASE, engine=engine(url)) as at, SamplerClient(at.address) as client:
+        assert client.policies().capabilities.lora == "restart", "or a trainer would not begin"
         client.stage(adapter, 1)
         active = client.activate(1, probes=probes(mind, mind.load(adapter)))
         assert active.arrival is not None

@@ -60,6 +60,8 @@ def values_of(name: str, prompts: int) -> dict[str, Any]:
         if values["trainer"].get("update", {}).get("kind") == "job":
             values["trainer"]["update"]["processes"] = 1
             values["trainer"]["recipes"]["loop"]["dpo"]["launch"] = LAUNCH
+        if values["sampler"]["engine"]["kind"] == "tgi":  # its log-probs are of half precision
+            values["trainer"]["recipes"]["loop"]["dpo"]["max_sampled_gap"] = 0.05
     return values
 
 

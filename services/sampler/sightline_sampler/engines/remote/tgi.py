@@ -121,7 +121,7 @@ class TgiEngine(RemoteEngine):
             logprob_dtype=str(info.get("model_dtype") or self.text.dtype).removeprefix("torch."),
             seeds=True,
             token_ids=True,
-            lora="none",
+            lora="none" if self._tgi.merge_into is None else "restart",  # merged into a checkpoint of its own
             full="restart",
             multi_version=False,
             prefix_shared=False,

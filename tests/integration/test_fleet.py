@@ -1,5 +1,6 @@
-"""A loop on several samplers: the pairs of one, whoever is killed meanwhile."""
+"""A fleet of samplers: policies proved on each, and candidates and pairs of one, whoever goes meanwhile."""
 
+import asyncio
 import json
 import os
 import signal
@@ -10,12 +11,20 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from running import WEIGHTS, Services, small_recipe
-from sightline.sampler import SamplerClient
+from sampler_models import PROMPT, Running, make_adapter, make_llava, png
+from sampler_models import running as sampler_running
+from sightline.sampler import SamplerClient, exact
 from sightline_cli.processes import Processes
+from sightline_trainer.dpo.update import UpdateProbe
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute
+from sightline_trainer.fleet import Fleet
+from sightline_trainer.publish import publish, sendable
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.runs import RunDirectory
+from sightline_trainer.sections import Publication
+from sightline_trainer.serving import RunPolicies
 
 SCORES = ("images", "chosen_reward", "rejected_reward", "margin")
 
@@ -66,3 +75,55 @@ def test_pairs_do_not_depend_on_the_samplers_nor_on_one_that_is_killed(
                 assert policy.version == version
                 assert policy.arrival is not None
                 assert policy.arrival.passed, "proved on each"
+
+
+@pytest.mark.slow
+def test_a_policy_is_proved_on_each_and_one_that_joins_later_proves_it_too(tmp_path: Path) -> None:
+    """Without a trainer: the samplers alone, on a small model; gates ask for probes, as they do by default."""
+    base, image = make_llava(tmp_path / "llava"), tmp_path / "image.png"
+    image.write_bytes(png(1))
+    make_adapter(tmp_path / "policies", base, 1, run_id="run")
+    with sampler_running(base) as reference, SamplerClient(reference.address, run_id="run", timeout=60) as client:
+        client.stage(tmp_path / "policies/v000001", 1)
+        client.activate(1)
+        probes = []
+        for candidate in client.sample(image, PROMPT, 4, seed=1, max_tokens=16, policy=exact(0)).candidates:
+            ids = candidate.token_ids.tolist()
+            new, old = (client.score_tokens(image, PROMPT, ids, policy=exact(v)).logprobs.tolist() for v in (1, 0))
+            probes.append(UpdateProbe("a", ids, new, PROMPT, old))
+        alone = [client.sample(image, PROMPT, 2, seed=seed, max_tokens=8, policy=exact(1)) for seed in range(12)]
+    prompts = {"a": Prompt(id="a", image=image, prompt=PROMPT)}
+    policies = RunPolicies(tmp_path / "policies", "run", "pushed", probes=lambda version: sendable(probes, prompts))
+    gate = {"required": True, "min_tokens": 4}
+
+    async def work(first: Running, second: Running, late: Running) -> None:
+        target = f"ipv4:{first.address},{second.address}"
+        async with Fleet(target, policies=policies, outage_seconds=30, timeout=60) as fleet:
+            settings = Publication(quorum=1.0)
+            await publish(fleet, policies, version=1, previous=0, probes=probes, prompts=prompts, settings=settings)
+        target += f",{late.address}"
+        async with Fleet(target, policies=policies, outage_seconds=30, timeout=60) as fleet:
+            asked = [
+                asyncio.create_task(fleet.sample(image, PROMPT, 2, seed=seed, max_tokens=8, policy=exact(1)))
+                for seed in range(12)
+            ]
+            await asyncio.sleep(0.05)
+            await asyncio.to_thread(second.stop)
+            for got, meant in zip(await asyncio.gather(*asked), alone, strict=True):
+                assert (got.policy_version, got.run_id) == (1, "run")
+                assert [c.token_ids.tolist() for c in got.candidates] == [
+                    c.token_ids.tolist() for c in meant.candidates
+                ]
+
+    with ExitStack() as stack:
+        first, second, late = (
+            stack.enter_context(sampler_running(base, policies={"gate": gate, "download_dir": str(tmp_path / name)}))
+            for name in ("first", "second", "late")
+        )
+        asyncio.run(work(first, second, late))
+        for at in (first, late):
+            with SamplerClient(at.address, run_id="run") as client:
+                arrival = client.policy(1).arrival
+                assert arrival is not None
+                assert arrival.passed
+                assert arrival.gap < 1e-5

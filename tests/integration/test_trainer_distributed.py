@@ -62,6 +62,34 @@ def test_two_processes_do_what_one_does_with_the_same_batch(model: Path, pairs: 
         assert b.logprobs == pytest.approx(a.logprobs, abs=1e-4)
 
 
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        {
+            "loss": {"sigmoid": 1.0, "image": 0.5, "anchor": 0.5},
+            "view": {"kind": "diffusion", "step": 900},
+            "token_weights": {"by": "difference", "run": 1},
+            "guidance": {"scale": 1.3},
+            "token_kl": 0.1,
+        },
+        {"reference": {"of": {"base": 1.0, "previous": 1.0, "ema": 1.0}, "adaptive": True}},
+    ],
+    ids=["rows and tokens", "references"],
+)
+def test_two_processes_do_what_one_does_with_a_methods_pieces(
+    model: Path, pairs: Path, tmp_path: Path, pieces: dict[str, Any]
+) -> None:
+    values = {"epochs": 2, "learning_rate": 1e-3}
+    run(dpo_recipe(model, batch_size=4, **values), pairs, tmp_path / "before")
+    before = tmp_path / "before/policy"
+    one = run(dpo_recipe(model, batch_size=4, **values, **pieces), pairs, tmp_path / "one", previous=before)
+    shared = dpo_recipe(model, batch_size=2, launch=TORCHRUN, **values, **pieces)
+    two = run(shared, pairs, tmp_path / "two", previous=before)
+    for name in ("loss", "chosen_logp", "rejected_logp", "margin", "logratio_to_reference"):
+        assert two.metrics[name] == pytest.approx(one.metrics[name], rel=1e-4), name
+    assert_same_policy(tmp_path / "one/policy", tmp_path / "two/policy")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="accelerate has no FSDP on CPUs")
 def test_accelerate_launch_shards_the_model_by_fsdp(model: Path, pairs: Path, tmp_path: Path) -> None:

@@ -38,9 +38,10 @@ import transformers
 from PIL import Image
 from sightline.sampler import AsyncSamplerClient, SamplerClient
 from sightline.sampler.params import SamplingParams
+from sightline.sampler.turns import user_turn
 from sightline_cli.processes import Processes
 from sightline_sampler.engines import seeds
-from sightline_sampler.engines.base import SampleWork
+from sightline_sampler.engines.base import Conversation, SampleWork
 from sightline_sampler.engines.local import selfcheck
 from sightline_sampler.engines.local.lane import Lane
 from sightline_sampler.engines.local.model import load_base
@@ -119,8 +120,9 @@ class BareLoop:
     def sample(self, image: bytes, count: int, tokens: int) -> list[str]:
         """K candidates of one prompt."""
         picture = Image.open(io.BytesIO(image)).convert("RGB")
-        prepared = self.builder.prepare(PROMPT, picture, str(hash(image)))
-        work = SampleWork("", PROMPT, None, seeds.derive(0, count), SamplingParams(max_tokens=tokens), Base())
+        turns = user_turn(PROMPT, 1)
+        prepared = self.builder.prepare(turns, [picture], str(hash(image)))
+        work = SampleWork("", Conversation(turns), seeds.derive(0, count), SamplingParams(max_tokens=tokens), Base())
         lane = Lane(self.base, 0)
         prefix = self.prefiller.run(self.base.model, [prepared], 0)
         lane.add(prefix, [0], [Request(work, prepared, tokens, asyncio.Queue())], [count])

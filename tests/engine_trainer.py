@@ -11,17 +11,33 @@ from sightline.sampler import Probe
 
 PROMPT = "Describe the picture."
 IMAGE = png(0, 48)
+IMAGES = [IMAGE, png(7, 48)]
+MESSAGES: list[dict[str, Any]] = [
+    {"role": "system", "content": [{"type": "text", "text": "there is a star ."}]},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is it ?"}]},
+    {"role": "assistant", "content": [{"type": "text", "text": "a red star ."}]},
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": PROMPT}]},
+]
+"""A conversation about `IMAGES`, one in each of the user's turns."""
 
 
-def rendered(mind: Mind, prompt: str = PROMPT) -> str:
-    """The prompt after the model's chat template."""
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+def rendered(mind: Mind, prompt: str | list[dict[str, Any]] = PROMPT) -> str:
+    """The prompt, or messages, after the model's chat template."""
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+    messages = asked if isinstance(prompt, str) else prompt
     return str(mind.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
 
-def truth(mind: Mind, ids: Sequence[int], model: Any = None, *, image: bytes = IMAGE, prompt: str = PROMPT) -> Any:
-    """Log-probs (n,) of a response."""
-    inputs = mind.prepare(rendered(mind, prompt), [image], special=True)
+def truth(
+    mind: Mind,
+    ids: Sequence[int],
+    model: Any = None,
+    *,
+    image: bytes | list[bytes] = IMAGE,
+    prompt: str | list[dict[str, Any]] = PROMPT,
+) -> Any:
+    """Log-probs (n,) of a response to an image and a prompt, or to images and messages."""
+    inputs = mind.prepare(rendered(mind, prompt), image if isinstance(image, list) else [image], special=True)
     length = inputs["input_ids"].shape[1]
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([list(ids)])], 1)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])

@@ -25,23 +25,27 @@ class Plain:
         if template:
             self.processor.chat_template = template
 
-    def rendered(self, question: str, *, image: bool = True) -> str:
-        """A question about an image after the chat template."""
+    def rendered(self, question: str | list[dict[str, Any]], *, image: bool = True) -> str:
+        """A question about an image after the chat template, or messages."""
         content: list[dict[str, str]] = [{"type": "image"}] if image else []
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        asked = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        messages = asked if isinstance(question, str) else question
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
-    def call(self, rendered: str, image: bytes | None) -> dict[str, Any]:
-        """One call of the processor."""
+    def call(self, rendered: str, image: bytes | list[bytes] | None) -> dict[str, Any]:
+        """One call of the processor, with an image, several or none."""
         bos = self.processor.tokenizer.bos_token
-        shown = {} if image is None else {"images": [Image.open(io.BytesIO(image)).convert("RGB")]}
+        files = [] if image is None else image if isinstance(image, list) else [image]
+        pictures: list[Any] = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        # Of a prompt with several, as apply_chat_template hands them over.
+        shown = {"images": pictures if len(files) == 1 else [pictures]} if files else {}
         begun = bool(bos) and rendered.startswith(bos)
         call = dict(self.processor(text=[rendered], return_tensors="pt", add_special_tokens=not begun, **shown))
         call.pop("labels", None)
         return call
 
     @torch.no_grad()
-    def logprobs(self, image: bytes, question: str, response: Any) -> np.ndarray:
+    def logprobs(self, image: bytes | list[bytes], question: str | list[dict[str, Any]], response: Any) -> np.ndarray:
         """Of each token of a response, by one forward of prompt and response."""
         call = self.call(self.rendered(question), image)
         length, ids = call["input_ids"].shape[1], torch.tensor([list(response)])

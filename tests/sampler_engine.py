@@ -11,13 +11,21 @@ from typing import Any, TypeVar
 import pytest
 from sightline.errors import PreconditionFailed
 from sightline.sampler.params import SamplingParams
+from sightline.sampler.turns import Asked, Images, conversation
 from sightline.sampler.types import Candidate, Summary
 from sightline_sampler.engines import seeds
-from sightline_sampler.engines.base import EncodedImage, SampleWork
+from sightline_sampler.engines.base import Conversation, EncodedImage, SampleWork
 from sightline_sampler.engines.local.transformers import TransformersEngine
 from sightline_sampler.settings import EngineSettings, SamplerLimits
 
 T = TypeVar("T")
+
+
+def asked(images: Images, prompt: Asked) -> Conversation:
+    """What a request asks, as the service reads it; images are encoded."""
+    pictures, turns = conversation(images, prompt)
+    encoded = [EncodedImage(image, hashlib.sha256(image).hexdigest()) for image in pictures if isinstance(image, bytes)]
+    return Conversation(turns, tuple(encoded))
 
 
 class Base:
@@ -42,24 +50,23 @@ class RunningEngine:
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(120)
 
-    async def asked(self, image: bytes | None, prompt: str, n: int, **options: Any) -> list[Candidate]:
+    async def asked(self, images: Images, prompt: Asked, n: int, **options: Any) -> list[Candidate]:
         """All candidates in index order; options are those of `SamplingParams`, and `seed` or `seeds`."""
-        found = [event async for event in self.engine.sample(self.work(image, prompt, n, **options))]
+        found = [event async for event in self.engine.sample(self.work(images, prompt, n, **options))]
         assert isinstance(found.pop(), Summary)
         candidates = [event for event in found if isinstance(event, Candidate)]
         assert sorted(c.index for c in candidates) == list(range(n))
         return sorted(candidates, key=lambda c: c.index)
 
-    def sample(self, image: bytes | None, prompt: str, n: int, **options: Any) -> list[Candidate]:
-        return self.run(self.asked(image, prompt, n, **options))
+    def sample(self, images: Images, prompt: Asked, n: int, **options: Any) -> list[Candidate]:
+        return self.run(self.asked(images, prompt, n, **options))
 
     @staticmethod
-    def work(image: bytes | None, prompt: str, n: int, **options: Any) -> SampleWork:
+    def work(images: Images, prompt: Asked, n: int, **options: Any) -> SampleWork:
         derived = seeds.derive(options.pop("seed", 0), n)
         chosen: Sequence[int] = options.pop("seeds", derived)
-        encoded = None if image is None else EncodedImage(image, hashlib.sha256(image).hexdigest())
         options = {"max_tokens": 20, **options}
-        return SampleWork("test", prompt, encoded, chosen, SamplingParams(**options), Base())
+        return SampleWork("test", asked(images, prompt), chosen, SamplingParams(**options), Base())
 
     def close(self) -> None:
         self.run(self.engine.stop())

@@ -211,6 +211,8 @@ def token(
 def sample_(
     image: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP or GIF.")],
     prompt: Annotated[str, typer.Argument(help="What is asked about it.")],
+    also: Annotated[list[Path] | None, typer.Option(help="A further picture behind it; may stand again.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     n: Annotated[int, typer.Option("-n", help="Candidates.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed; the same one gives the same candidates.")] = 0,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; default 1.")] = None,
@@ -230,7 +232,8 @@ def sample_(
         from sightline_cli.sample import Wanted, sample
 
         wanted = Wanted(n, seed, temperature, top_p, max_tokens, noise)
-        sample(image, prompt, wanted, sampler=sampler, model=model, as_json=as_json)
+        pictures = [image, *(also or [])]
+        sample(pictures, prompt, wanted, system=system, sampler=sampler, model=model, as_json=as_json)
 
     guarded(work, debug, "sampler")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from rich.markup import escape
 from rich.table import Table
 from sightline.errors import InvalidInput
 from sightline.patience import Patience
-from sightline.sampler import Candidate, DiffusionNoise, SampleOptions, SamplerClient, Samples
+from sightline.sampler import Candidate, DiffusionNoise, SampleOptions, SamplerClient, Samples, Turn
+from sightline.sampler.turns import user_turn
 from sightline_trainer.display import draw
 
 from sightline_cli.local import model_or_playground, service
@@ -46,21 +48,33 @@ class Wanted:
         return options
 
 
-def sample(image: Path, prompt: str, wanted: Wanted, *, sampler: str | None, model: str | None, as_json: bool) -> None:
+def sample(
+    images: Sequence[Path],
+    prompt: str,
+    wanted: Wanted,
+    *,
+    system: str | None,
+    sampler: str | None,
+    model: str | None,
+    as_json: bool,
+) -> None:
     """Ask a running sampler, or start one for this question, and print what it says.
 
     Raises:
         SightlineError: the sampler refuses the request, or cannot be reached.
         StartError: no sampler could be started.
     """
-    if not image.is_file():
-        raise InvalidInput(f"there is no image {image}", reason="IMAGE_NOT_FOUND")
+    for image in images:
+        if not image.is_file():
+            raise InvalidInput(f"there is no image {image}", reason="IMAGE_NOT_FOUND")
+    asked = user_turn(prompt, len(images))
+    turns = asked if system is None else (Turn("system", (system,)), *asked)
     source = model_or_playground(sampler, model, "--sampler", PLAYGROUND)
     with (
         service("sampler", sampler, [f"engine.model={source}"]) as at,
         SamplerClient(at.address, timeout=600, patience=Patience(seconds=5), **at.credentials) as client,
     ):
-        samples = client.sample(image, prompt, wanted.n, **wanted.options())
+        samples = client.sample(list(images), turns, wanted.n, **wanted.options())
     if as_json:
         for candidate in samples.candidates:
             print(json.dumps(record(candidate, samples), ensure_ascii=False))

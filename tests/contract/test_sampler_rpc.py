@@ -32,11 +32,16 @@ from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1.sampler_pb2_grpc import SamplerServiceStub
 from sightline.sampler.wire import probe_message
 
+USER = {"role": "user", "content": "what is it ?"}
+BOT = {"role": "assistant", "content": "a star ."}
+IMAGE = {"type": "image"}
+
 LIMITS = {
     "max_candidates": 32,
     "max_tokens": 200,
     "default_max_tokens": 20,
     "max_prompt_bytes": 1000,
+    "max_images_pixels": 300_000,
     "max_image_bytes": 60_000,
     "max_image_pixels": 250_000,
 }
@@ -101,7 +106,16 @@ def closed() -> Image.Image:
         ({"beams": Beams(3)}, InvalidInput, "BAD_BEAMS", "2 candidates cannot stand in 3 groups"),
         ({"distortion": DiffusionNoise(1000)}, InvalidInput, "BAD_DISTORTION", r"step is 1000; it must be in 0\.\.999"),
         ({"guidance": ImageFree(), "image": None}, InvalidInput, "BAD_GUIDANCE", "needs an image"),
-        ({"image": [png(0), png(1)]}, InvalidInput, "TOO_MANY_IMAGES", "2 images: a request takes one"),
+        ({"image": [png(0)] * 17}, InvalidInput, "TOO_MANY_IMAGES", "17 images; a request takes 16"),
+        ({"image": [flat((400, 400))] * 2}, InvalidInput, "IMAGES_TOO_MANY_PIXELS", "over 300000 pixels"),
+        ({"prompt": [USER] * 65}, InvalidInput, "TOO_MANY_TURNS", "65 turns; a request takes 64"),
+        ({"prompt": [USER, BOT]}, InvalidInput, "BAD_TURNS", "the last turn must be the user's"),
+        ({"prompt": [BOT, BOT | {"role": "system"}, USER]}, InvalidInput, "BAD_TURNS", r"turns\[1\] is the system's"),
+        ({"prompt": [USER | {"role": "tool"}, USER]}, InvalidInput, "BAD_TURNS", "role 'tool'"),
+        ({"prompt": [BOT | {"content": [IMAGE]}, USER]}, InvalidInput, "BAD_TURNS", "the user's turns"),
+        ({"prompt": [USER | {"content": [IMAGE] * 2}, USER]}, InvalidInput, "IMAGES_DO_NOT_FIT", "2 places"),
+        ({"prompt": [USER, BOT | {"content": " "}, USER]}, InvalidInput, "PROMPT_EMPTY", r"turns\[1\] is empty"),
+        ({"prompt": [USER, BOT, USER | {"content": "a </s>"}]}, InvalidInput, "PROMPT_HAS_SPECIAL_TOKEN", "'</s>'"),
         ({"image": b""}, InvalidInput, "IMAGE_EMPTY", "0 bytes"),
         ({"image": "/nowhere/cat.jpg"}, InvalidInput, "IMAGE_FILE_UNREADABLE", "/nowhere/cat.jpg cannot be read"),
         ({"image": 17}, InvalidInput, "IMAGE_UNUSABLE", "a Pillow picture, .*, not int"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from engine_mind import Mind
 from engine_server import serving_app
-from engine_trainer import IMAGE, PROMPT, probes, truth
+from engine_trainer import IMAGE, IMAGES, MESSAGES, PROMPT, probes, rendered, truth
 from running import WEIGHTS
 from sampler_models import Running, make_adapter, make_full, png, running
 from sightline import InvalidInput, Overloaded, PreconditionFailed, Unavailable
@@ -98,6 +98,25 @@ def test_scores_are_the_policys(client: SamplerClient, mind: Mind) -> None:
         with pytest.raises(InvalidInput, match=r"token_ids\[1\]") as error:
             client.score_tokens(IMAGE, PROMPT, bad)
         assert error.value.reason == "BAD_TOKEN_ID"
+
+
+def test_several_images_and_turns(server: TgiServer, client: SamplerClient, mind: Mind) -> None:
+    samples = client.sample(IMAGES, MESSAGES, 2, seed=7, max_tokens=8)
+    inputs = server.requests[0]["inputs"]
+    assert inputs.count("![](data:image/png;base64,") == 2
+    assert (
+        inputs.index("there is a star .") < inputs.index("![](") < inputs.index("a red star .") < inputs.rindex("![](")
+    )
+    assert samples.rendered_prompt == rendered(mind, MESSAGES)
+    for c in samples.candidates:
+        ids = c.token_ids.tolist()
+        wanted = truth(mind, ids, image=IMAGES, prompt=MESSAGES)
+        np.testing.assert_allclose(c.logprobs, wanted, atol=5e-3)
+        assert np.abs(wanted - truth(mind, ids, image=IMAGES[::-1], prompt=MESSAGES)).max() > 1e-3
+    scored = client.score_tokens(IMAGES, MESSAGES, ids).logprobs
+    np.testing.assert_allclose(scored, wanted, atol=5e-3)
+    capabilities = client.policies().capabilities
+    assert (capabilities.max_images, capabilities.max_turns, capabilities.one_image_only) == (16, 64, "")
 
 
 def test_greedy_is_asked_for_once_and_without_what_tgi_refuses(server: TgiServer, client: SamplerClient) -> None:

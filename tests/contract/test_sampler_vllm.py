@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from engine_mind import Mind
 from engine_server import serving_app
-from engine_trainer import IMAGE, PROMPT, probes, truth
+from engine_trainer import IMAGE, IMAGES, MESSAGES, PROMPT, probes, rendered, truth
 from running import WEIGHTS
 from sampler_models import Running, make_adapter, make_full, running
 from sightline import InvalidInput, PreconditionFailed, Unavailable
@@ -86,6 +86,22 @@ def test_k_candidates_come_in_one_request_and_each_can_be_had_alone(
     assert alone.token_ids.tolist() == samples.candidates[2].token_ids.tolist()
     assert samples.prompt_tokens == 18
     assert samples.engine == "vllm 0.33.0"
+
+
+def test_several_images_and_turns(server: VllmServer, client: SamplerClient, mind: Mind) -> None:
+    samples = client.sample(IMAGES, MESSAGES, 2, seed=7, max_tokens=8)
+    (body,) = server.requests
+    assert [len(message["content"]) for message in body["messages"]] == [1, 2, 1, 2]
+    assert samples.rendered_prompt == rendered(mind, MESSAGES)
+    for c in samples.candidates:
+        ids = c.token_ids.tolist()
+        wanted = truth(mind, ids, image=IMAGES, prompt=MESSAGES)
+        np.testing.assert_allclose(c.logprobs, wanted, atol=1e-4)
+        assert np.abs(wanted - truth(mind, ids, image=IMAGES[::-1], prompt=MESSAGES)).max() > 1e-3
+    scored = client.score_tokens(IMAGES, MESSAGES, ids).logprobs
+    np.testing.assert_allclose(scored, wanted, atol=1e-4)
+    capabilities = client.policies().capabilities
+    assert (capabilities.max_images, capabilities.max_turns, capabilities.one_image_only) == (16, 64, "")
 
 
 def test_nothing_is_left_to_the_checkpoints_generation_config(server: VllmServer, client: SamplerClient) -> None:

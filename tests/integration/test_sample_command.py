@@ -54,6 +54,11 @@ def test_json_holds_tokens_and_options_are_passed_on(services: Services, picture
     assert (first["finish_reason"], first["policy_version"], second["index"]) == ("length", version, 1)
     plain, noisy = said("--top-p", "0.9"), said("--top-p", "0.9", "--noise", "999")
     assert [c["logprobs"] for c in plain] != [c["logprobs"] for c in noisy]
+    two = said("--also", str(picture), "--system", "there is a star .")
+    with SamplerClient(services.sampler) as client:
+        asked = [{"role": "system", "content": "there is a star ."}, {"role": "user", "content": PROMPT}]
+        samples = client.sample([picture, picture], asked, 2)
+    assert [c["token_ids"] for c in two] == [c.token_ids.tolist() for c in samples.candidates]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from safetensors.torch import load_file, save_file
 from sampler_models import PROMPT, make_adapter, make_llava, png, running, seal
 from sightline import PreconditionFailed, SightlineError
 from sightline.sampler import Probe, SamplerClient, policy_dirname
-from sightline_sampler.engines.base import EncodedImage
+from sightline.sampler.turns import user_turn
+from sightline_sampler.engines.base import Conversation, EncodedImage
 from sightline_sampler.engines.remote.vllm import VllmEngine
 from sightline_sampler.policies.proving import ProbeQuestion
 from sightline_sampler.policies.registry import PolicyRegistry
@@ -64,8 +65,7 @@ def questions(sent: list[Probe]) -> list[ProbeQuestion]:
     """As the service reads them."""
     return [
         ProbeQuestion(
-            EncodedImage(bytes(probe.image), str(index)),  # type: ignore[arg-type]
-            probe.prompt,
+            Conversation(user_turn(str(probe.prompt), 1), (EncodedImage(bytes(probe.image), str(index)),)),  # type: ignore[arg-type]
             probe.token_ids,
             np.array(probe.logprobs),
             np.array(probe.previous_logprobs),

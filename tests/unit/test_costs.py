@@ -29,4 +29,8 @@ def test_a_request_costs_what_it_holds() -> None:
     assert sampler.of_sample(sample) == Cost(texts=8, images=0)
     sample.image.content = b"x"
     assert sampler.of_sample(sample) == Cost(texts=8, images=1)
+    parts = [sampler_pb2.TurnPart(image=sample.image), sampler_pb2.TurnPart(text="x")]
+    turns = [sampler_pb2.Turn(parts=parts * 2), sampler_pb2.Turn(parts=parts)]
+    assert sampler.of_sample(sampler_pb2.SampleRequest(num_candidates=2, turns=turns)) == Cost(texts=2, images=3)
+    assert sampler.of_score_tokens(sampler_pb2.ScoreTokensRequest(turns=turns)) == Cost(texts=1, images=3)
     assert sampler.of_score_tokens(sampler_pb2.ScoreTokensRequest(token_ids=[1, 2])) == Cost(texts=1, images=0)

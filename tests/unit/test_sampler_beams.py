@@ -11,7 +11,7 @@ import torch
 from sampler_engine import Base
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.types import Beams, Candidate
-from sightline_sampler.engines.base import SampleWork
+from sightline_sampler.engines.base import Conversation, SampleWork
 from sightline_sampler.engines.local.beams import BeamSearch
 from sightline_sampler.engines.local.prefill import Prefix
 from sightline_sampler.engines.local.prompts import Prepared
@@ -31,7 +31,7 @@ def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tup
     )  # fmt: skip
     layers = [(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2))]
     prefix = Prefix(table[-1:].float(), Kept(layers, (0,), {}), 3, torch.zeros(1, dtype=torch.long), 0)
-    work = SampleWork("", "", None, [0] * count, SamplingParams(beams=beams), Base())
+    work = SampleWork("", Conversation(()), [0] * count, SamplingParams(beams=beams), Base())
     request = Request(work, Prepared(torch.zeros(3, dtype=torch.long), "", {}, {}, ""), limit, asyncio.Queue())
 
     def model(input_ids: torch.Tensor, **_: Any) -> Any:

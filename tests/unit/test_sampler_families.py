@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import families
 import numpy as np
 import pytest
 from plain_model import Plain
 from sampler_engine import Base, RunningEngine, running_engine
+from sampler_engine import asked as conversation
 from sightline.sampler.types import Candidate
 from sightline_sampler.engines.base import ScoreWork
 
@@ -64,6 +66,51 @@ def test_log_probs_are_those_of_one_plain_call(family: tuple[Plain, RunningEngin
     assert np.mean(matters) > 0.02, "an image that does not matter would prove nothing"
 
 
+def test_several_images_and_turns_are_those_of_one_plain_call(family: tuple[Plain, RunningEngine]) -> None:
+    """A system prompt, an answer before, two images in two turns or three in one, side by side with one image alone."""
+    plain, at = family
+    capabilities = at.engine.capabilities()
+    assert (capabilities.max_images, capabilities.one_image_only) == (16, "")
+    photos = list(families.photos())
+    asked: list[tuple[list[bytes], list[dict[str, Any]], int]] = [
+        ([photos[0], photos[2]], turns("image", "image"), 4),
+        ([photos[2], photos[0]], turns("image", "image"), 1),
+        ([photos[3], photos[1]], turns("image", "image"), 1),
+        ([photos[4], photos[4], photos[5]], turns("image image image", ""), 2),
+        ([photos[6]], turns("image", ""), 2),
+    ]
+
+    async def together() -> list[list[Candidate]]:
+        given = enumerate(asked)
+        return await asyncio.gather(*(at.asked(i, m, k, seed=n, max_tokens=10) for n, (i, m, k) in given))
+
+    apart, matters = [], []
+    for (images, messages, _), candidates in zip(asked, at.run(together()), strict=True):
+        for candidate in candidates:
+            wanted = plain.logprobs(images, messages, candidate.token_ids)
+            apart.append(np.abs(candidate.logprobs - wanted))
+        ids = candidates[0].token_ids
+        scored = at.run(at.engine.score(ScoreWork(conversation(images, messages), ids.tolist(), Base())))
+        apart.append(np.abs(scored.logprobs - plain.logprobs(images, messages, ids)))
+        swapped = plain.logprobs([*images[1:], photos[7]], messages, ids)
+        matters.append(np.abs(scored.logprobs - swapped).mean())
+    assert np.concatenate(apart).max() < 1e-3
+    assert np.mean(matters) > 0.01
+
+
+def turns(first: str, second: str) -> list[dict[str, Any]]:
+    """A system prompt, a question and its answer, and another question; with so many images each."""
+
+    def content(images: str, text: str) -> list[dict[str, str]]:
+        return [*({"type": kind} for kind in images.split()), {"type": "text", "text": text}]
+
+    return [
+        {"role": "system", "content": content("", "answer in blue .")},
+        {"role": "user", "content": content(first, "what is in the picture ?")},
+        {"role": "assistant", "content": content("", "a red star .")},
+        {"role": "user", "content": content(second, "is there one of two ?")},
+    ]
+
+
 def score_work(at: RunningEngine, photo: bytes, question: str, ids: list[int]) -> ScoreWork:
-    work = at.work(photo, question, 1)
-    return ScoreWork(question, work.image, ids, Base())
+    return ScoreWork(at.work(photo, question, 1).asked, ids, Base())

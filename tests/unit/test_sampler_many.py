@@ -96,7 +96,7 @@ def test_many_come_in_order_each_with_its_own_outcome(many: Callable[..., list[O
     pairs[5] = ("/nowhere/at/all.png", "ok 5")
     pairs[7] = (PICTURE, "ok 7", {"n": -1})
     pairs[8] = (PICTURE, 8)
-    pairs[10] = ([PICTURE, PICTURE], "ok 10")
+    pairs[10] = ([PICTURE, 17], "ok 10")
     seen: list[tuple[int, int | None]] = []
     outcomes = many(pairs, 2, max_in_flight=8, progress=lambda done, of: seen.append((done, of)))
     assert seen == [(n + 1, 30) for n in range(30)]

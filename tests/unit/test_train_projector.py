@@ -85,7 +85,7 @@ def test_sampler_and_merged_checkpoint_have_the_updates_log_probs(
         def told(version: int, number: int) -> np.ndarray:
             row = pairs[number]
             photo, question = families.photos()[int(row["prompt_id"][1:])], row["prompt"][0]["content"]
-            work = ScoreWork(question, at.work(photo, question, 1).image, row["chosen_ids"], Version(version))
+            work = ScoreWork(at.work(photo, question, 1).asked, row["chosen_ids"], Version(version))
             return at.run(at.engine.score(work)).logprobs
 
         first = told(0, 0)

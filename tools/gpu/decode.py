@@ -16,8 +16,9 @@ import peft
 import report
 import torch
 from sightline.sampler.params import SamplingParams
+from sightline.sampler.turns import user_turn
 from sightline_sampler.engines import seeds
-from sightline_sampler.engines.base import EncodedImage, SampleWork
+from sightline_sampler.engines.base import Conversation, EncodedImage, SampleWork
 from sightline_sampler.engines.local import selfcheck
 from sightline_sampler.engines.local.features import Features
 from sightline_sampler.engines.local.lane import Lane
@@ -54,8 +55,8 @@ def lane(base: BaseModel, *, prompts: int, rows: int, tokens: int, model: Any = 
             prefix = prefiller.run(model or base.model, prepared, 0)
             requests = [
                 Request(
-                    SampleWork("gpu", "", None, seeds.derive(number, rows), SamplingParams(), _Lease()), one, tokens,
-                    asyncio.Queue(),
+                    SampleWork("gpu", Conversation(()), seeds.derive(number, rows), SamplingParams(), _Lease()), one,
+                    tokens, asyncio.Queue(),
                 )
                 for number, one in zip(numbers, prepared, strict=True)
             ]  # fmt: skip
@@ -129,7 +130,7 @@ def _self_check(to: report.Report, base: BaseModel) -> None:
 
     with torch.inference_mode():
         image = Image.effect_noise((96, 96), 40).convert("RGB")
-        probe = selfcheck.TrialPrompt(base, PromptBuilder(base), image, "probe")
+        probe = selfcheck.TrialPrompt(base, PromptBuilder(base), [image], "probe")
         found = {
             "attention": selfcheck.attention_error(base, probe),
             "decoding": selfcheck.decode_error(base, prefiller, probe),
@@ -231,9 +232,9 @@ async def _sampled(engine: Built, prompts: int, k: int, tokens: int, version: in
     began = time.monotonic()
 
     async def one(number: int) -> list[Any]:
-        file = files[number]
+        image = EncodedImage(files[number], hashlib.sha256(files[number]).hexdigest())
         given = SampleWork(
-            f"{seed}-{number}", llava.prompt(), EncodedImage(file, hashlib.sha256(file).hexdigest()),
+            f"{seed}-{number}", Conversation(user_turn(llava.prompt(), 1), (image,)),
             seeds.derive(seed + number, k), SamplingParams(max_tokens=tokens), _Lease(version),
         )  # fmt: skip
         found: dict[int, Any] = {}

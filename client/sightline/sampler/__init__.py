@@ -19,7 +19,8 @@ from sightline.sampler.manifest import (
     write_manifest,
 )
 from sightline.sampler.many import Outcome, Pair, PairOptions
-from sightline.sampler.streams import AsyncSampleStream, Image, SampleOptions, SampleStream
+from sightline.sampler.streams import AsyncSampleStream, SampleOptions, SampleStream
+from sightline.sampler.turns import Asked, Images, Message, Role, Turn
 from sightline.sampler.types import (
     ActiveOf,
     Arrival,
@@ -51,6 +52,7 @@ from sightline.sampler.types import (
 __all__ = [
     "ActiveOf",
     "Arrival",
+    "Asked",
     "AsyncSampleStream",
     "AsyncSamplerClient",
     "AtLeast",
@@ -63,9 +65,10 @@ __all__ = [
     "Crop",
     "DiffusionNoise",
     "Exact",
-    "Image",
     "ImageFree",
+    "Images",
     "ManifestError",
+    "Message",
     "Outcome",
     "Pair",
     "PairOptions",
@@ -77,12 +80,14 @@ __all__ = [
     "PolicySelector",
     "Probe",
     "Progress",
+    "Role",
     "SampleOptions",
     "SampleStream",
     "SamplerClient",
     "Samples",
     "Summary",
     "TokenScores",
+    "Turn",
     "active_of",
     "at_least",
     "exact",

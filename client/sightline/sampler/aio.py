@@ -13,19 +13,20 @@ from sightline.errors import SightlineError
 from sightline.many import IN_FLIGHT, Progress, count_of, in_order_async
 from sightline.sampler.base import BaseSamplerClient
 from sightline.sampler.many import Outcome, Pair, SampleItem, items_of
-from sightline.sampler.streams import AsyncSampleStream, Image, SampleOptions
+from sightline.sampler.streams import AsyncSampleStream, SampleOptions
+from sightline.sampler.turns import Asked, Images
 from sightline.sampler.types import PauseMode, Policies, PolicyInfo, PolicySelector, Probe, Samples, TokenScores
 
 
 class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
     """The sampler, for asyncio: the methods of `SamplerClient`. Make it inside the running event loop."""
 
-    async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
+    async def sample(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> Samples:
         """Draw `n` candidates for one image and prompt; see `SamplerClient.sample`."""
         async with self.stream(image, prompt, n, **options) as stream:
             return stream.samples([candidate async for candidate in stream])
 
-    def stream(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> AsyncSampleStream:
+    def stream(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> AsyncSampleStream:
         """As `sample`, but yields each candidate when it is finished."""
         return self._stream(AsyncSampleStream, image, prompt, n, options)
 
@@ -51,14 +52,14 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         if item.outcome is not None:
             return item.outcome
         try:
-            return await self.sample(item.image, item.prompt, item.n, **item.options)
+            return await self.sample(item.images, item.asked, item.n, **item.options)
         except SightlineError as error:
             return error
 
     async def score_tokens(
         self,
-        image: Image,
-        prompt: str,
+        image: Images,
+        prompt: Asked,
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,
         policy: PolicySelector | None = None,

@@ -17,7 +17,8 @@ from sightline.errors import AlreadyExists, InternalError, NotFound, PermissionD
 from sightline.patience import TIMEOUT, Patience, Tries
 from sightline.sampler import wire
 from sightline.sampler.pushing import UNSEEN, Parcel
-from sightline.sampler.streams import Image, SampleOptions, sample_request
+from sightline.sampler.streams import SampleOptions, sample_request
+from sightline.sampler.turns import Asked, Images
 from sightline.sampler.types import PauseMode, Policies, PolicyInfo, PolicySelector, Probe, TokenScores
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
@@ -61,8 +62,8 @@ class BaseSamplerClient(BaseClient):
     def _stream(
         self,
         make: Callable[[Any, pb.SampleRequest, Tries], S],
-        image: Image,
-        prompt: str,
+        image: Images,
+        prompt: Asked,
         n: int,
         options: SampleOptions,
     ) -> S:
@@ -76,15 +77,14 @@ class BaseSamplerClient(BaseClient):
 
     def _score_tokens(
         self,
-        image: Image,
-        prompt: str,
+        image: Images,
+        prompt: Asked,
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         policy: PolicySelector | None,
         timeout: float | None,
     ) -> Flow[TokenScores]:
         request = pb.ScoreTokensRequest(
-            image=wire.image_message(image),
-            prompt=wire.checked_prompt(prompt),
+            **wire.asked_fields(image, prompt),
             token_ids=wire.token_list(token_ids),
             policy=wire.selector_message(policy, self.run_id),
         )

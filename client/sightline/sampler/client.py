@@ -39,20 +39,22 @@ from sightline.errors import SightlineError
 from sightline.many import IN_FLIGHT, Live, Progress, count_of, in_order
 from sightline.sampler.base import BaseSamplerClient
 from sightline.sampler.many import Outcome, Pair, SampleItem, items_of
-from sightline.sampler.streams import Image, SampleOptions, SampleStream
+from sightline.sampler.streams import SampleOptions, SampleStream
+from sightline.sampler.turns import Asked, Images
 from sightline.sampler.types import PauseMode, Policies, PolicyInfo, PolicySelector, Probe, Samples, TokenScores
 
 
 class SamplerClient(BaseSamplerClient, SyncClient):
     """The sampler, for ordinary code. Thread-safe; make one per target and close it. See `BaseSamplerClient`."""
 
-    def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
-        """Draw `n` candidates for one image and prompt.
+    def sample(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> Samples:
+        """Draw `n` candidates for one image and prompt, for several images, or for a conversation.
 
         Args:
-            image: encoded bytes, a file (JPEG, PNG, WebP, GIF, AVIF), or pixels (`Picture`), which travel as PNG; None
-                for a text-only prompt.
-            prompt: the user's text; the model's chat template is applied by the service.
+            image: encoded bytes, a file (JPEG, PNG, WebP, GIF, AVIF), or pixels (`Picture`), which travel as PNG; a
+                list of several; None for a text-only prompt, or where the messages hold their images.
+            prompt: the user's text, or the messages of a conversation (see `sightline.sampler.turns`) that ends with
+                one; the model's chat template is applied by the service.
             n: number of candidates, K.
             options: seeds, seed, temperature, top_p, top_k, min_p, repetition_penalty, stop, max_tokens, beams,
                 distortion, guidance, policy, request_id, timeout; see `SampleOptions`.
@@ -66,7 +68,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         with self.stream(image, prompt, n, **options) as stream:
             return stream.samples(list(stream))
 
-    def stream(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> SampleStream:
+    def stream(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> SampleStream:
         """As `sample`, but yields each candidate when it is finished."""
         return self._stream(SampleStream, image, prompt, n, options)
 
@@ -84,8 +86,8 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         Each pair is sampled as by `sample`, with the same retries. Whoever leaves the iteration cancels what runs.
 
         Args:
-            pairs: (image, prompt) or (image, prompt, options), any number; options of a pair (see `PairOptions`) come
-                before those of all.
+            pairs: (image, prompt) or (image, prompt, options), any number, images and prompts as of `sample`; options
+                of a pair (see `PairOptions`) come before those of all.
             n: number of candidates of each pair, K, where the pair does not say.
             max_in_flight: pairs read and not yet yielded.
             progress: called as progress(pairs yielded, pairs in all or None) before each is yielded.
@@ -110,7 +112,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         if item.outcome is not None:
             return item.outcome
         try:
-            stream = self.stream(item.image, item.prompt, item.n, **item.options)
+            stream = self.stream(item.images, item.asked, item.n, **item.options)
             with stream, live.holding(stream.close):
                 return stream.samples(list(stream))
         except SightlineError as error:
@@ -118,8 +120,8 @@ class SamplerClient(BaseSamplerClient, SyncClient):
 
     def score_tokens(
         self,
-        image: Image,
-        prompt: str,
+        image: Images,
+        prompt: Asked,
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,
         policy: PolicySelector | None = None,

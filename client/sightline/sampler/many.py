@@ -7,9 +7,10 @@ from typing import Any, TypeAlias, cast
 
 from sightline.errors import InvalidInput, SightlineError
 from sightline.many import row_of
-from sightline.sampler.streams import Image, SampleOptions
+from sightline.sampler.streams import SampleOptions
+from sightline.sampler.turns import Asked, Images
 from sightline.sampler.types import Samples
-from sightline.sampler.wire import image_content
+from sightline.sampler.wire import read_images
 
 _OPTIONS = frozenset(SampleOptions.__annotations__)
 
@@ -24,15 +25,15 @@ class PairOptions(SampleOptions, total=False):
     n: int
 
 
-Pair: TypeAlias = tuple[Image, str] | tuple[Image, str, PairOptions | None]
-"""An image and a prompt, and perhaps options of their own."""
+Pair: TypeAlias = tuple[Images, Asked] | tuple[Images, Asked, PairOptions | None]
+"""An image or several and a prompt or messages, and perhaps options of their own."""
 
 Outcome: TypeAlias = Samples | SightlineError
 """What became of one pair: its candidates, or why there are none."""
 
 
 class SampleItem:
-    """One pair, its image read. A pair whose image cannot be read has its error in `outcome` already.
+    """One pair, its images read. A pair whose images cannot be read has its error in `outcome` already.
 
     Args:
         pair: what the caller gave.
@@ -43,17 +44,18 @@ class SampleItem:
 
     def __init__(self, pair: Pair, number: int, n: int, options: SampleOptions) -> None:
         self.outcome: SightlineError | None = None
-        self.image: bytes | None = None
+        self.images: list[bytes] = []
+        self.asked: Asked = ""
         self.options: SampleOptions = {}
         try:
-            image, self.prompt, *own = row_of(pair, "(image, prompt) or (image, prompt, options)")
+            images, asked, *own = row_of(pair, "(image, prompt) or (image, prompt, options)")
             chosen: PairOptions = {"n": n, **options, **_own_options(own)}
             self.n = chosen.pop("n")
             self.options = chosen
             shared = options.get("request_id")
             if shared and chosen.get("request_id") == shared:
                 self.options["request_id"] = f"{shared}-{number}"
-            self.image = image_content(image)
+            self.images, self.asked = read_images(images, asked)
         except SightlineError as error:
             self.outcome = error
 

@@ -5,18 +5,15 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, TypeAlias, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 from sightline.convert import from_message
 from sightline.errors import InternalError, SightlineError, typed_errors
 from sightline.patience import Tries
-from sightline.pictures import Picture
 from sightline.sampler import wire
+from sightline.sampler.turns import Asked, Images
 from sightline.sampler.types import Beams, Candidate, Distortion, Exact, Guidance, PolicySelector, Samples, Summary
 from sightline.sampler.v1 import sampler_pb2 as pb
-
-Image: TypeAlias = Picture | None
-"""An encoded image, its path, or a picture of Pillow (see `Picture`); None for a text-only prompt."""
 
 
 class SampleOptions(TypedDict, total=False):
@@ -58,7 +55,7 @@ class SampleOptions(TypedDict, total=False):
 
 
 def sample_request(
-    image: Image, prompt: str, n: int, call_id: str, run_id: str, **options: Unpack[SampleOptions]
+    image: Images, prompt: Asked, n: int, call_id: str, run_id: str, **options: Unpack[SampleOptions]
 ) -> pb.SampleRequest:
     """The request of a call, with the defaults of its options; `run_id` is the client's."""
     if unknown := set(options) - set(SampleOptions.__annotations__):

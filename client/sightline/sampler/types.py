@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from sightline.pictures import Picture
+from sightline.sampler.turns import Asked, Images
 
 FinishReason = Literal["eos", "stop", "length", "aborted"]
 PolicyState = Literal["staged", "active", "retired"]
@@ -223,16 +223,16 @@ class Probe:
     """A response that the trainer scored, so that the sampler can prove that its weights are the trainer's.
 
     Attributes:
-        image: encoded bytes, a file or a picture of Pillow; None for a text-only prompt.
-        prompt: the user's text.
+        image: an image or several, as of `sample`; None for a text-only prompt.
+        prompt: the user's text, or the messages of a conversation.
         token_ids: the response (n,), the end token included if it counts.
         logprobs: the trainer's log-probability of each token (n,) under the new policy, in nats.
         previous_logprobs: the same under the policy it was trained from; empty where it is not known, and then the
             change cannot be compared.
     """
 
-    image: Picture | None
-    prompt: str
+    image: Images
+    prompt: Asked
     token_ids: Sequence[int]
     logprobs: Sequence[float]
     previous_logprobs: Sequence[float] = ()
@@ -333,6 +333,12 @@ class Capabilities:
     keeps: bool = False
     picture_rule: str = ""
     """Version of the rule by which the sampler reads pictures; empty before 0.2.0."""
+    max_images: int = 0
+    """Most images of one request; 0 before 0.2.0, which takes one."""
+    max_turns: int = 0
+    """Most turns of one request; 0 before 0.2.0, which takes one."""
+    one_image_only: str = ""
+    """Why `max_images` is 1 whatever the limits say; empty where it is not so."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -7,36 +7,43 @@ from typing import Any, cast
 
 import numpy as np
 
-from sightline.convert import enum_name, to_message
+from sightline.convert import enum_name, enum_numbers, to_message
 from sightline.errors import InvalidInput
-from sightline.pictures import Picture, image_bytes
+from sightline.pictures import image_bytes
 from sightline.sampler.params import SamplingParams
+from sightline.sampler.turns import Asked, Images, conversation, plain
 from sightline.sampler.types import ActiveOf, AtLeast, Candidate, Exact, FinishReason, PolicySelector, Probe
 from sightline.sampler.v1 import sampler_pb2 as pb
 
 _FINISH = pb.FinishReason.DESCRIPTOR
+_ROLES = enum_numbers(pb.Role.DESCRIPTOR)
 
 
-def image_content(image: Picture | None) -> bytes | None:
-    """The encoded file of an image; None for a text-only prompt. Raises InvalidInput."""
-    if image is None:
-        return None
-    if isinstance(image, list | tuple):
-        raise InvalidInput(f"{len(image)} images: a request takes one, or none", reason="TOO_MANY_IMAGES")
-    return image_bytes(image)
+def read_images(images: Images, asked: Asked) -> tuple[list[bytes], Asked]:
+    """The images of a call, read, and what is asked about them: as `conversation` has them. Raises InvalidInput."""
+    pictures, turns = conversation(images, asked)
+    return [image_bytes(picture) for picture in pictures], asked if isinstance(asked, str) else turns
 
 
-def image_message(image: Picture | None) -> pb.Image | None:
-    """An image from its bytes, its file or a picture of Pillow; None for a text-only prompt. Raises InvalidInput."""
-    content = image_content(image)
-    return None if content is None else pb.Image(content=content)
-
-
-def checked_prompt(prompt: object) -> str:
-    """The prompt, which is a string. Raises InvalidInput."""
-    if not isinstance(prompt, str):
-        raise InvalidInput(f"the prompt is a {type(prompt).__name__}, not a string", reason="PROMPT_NOT_A_STRING")
-    return prompt
+def asked_fields(images: Images, asked: Asked) -> dict[str, Any]:
+    """The fields of a request that say what is asked: `turns`, or where one image and text say it, `image` and
+    `prompt`, which services before 0.2.0 know too. Raises InvalidInput."""
+    pictures, turns = conversation(images, asked)
+    held = [pb.Image(content=image_bytes(picture)) for picture in pictures]
+    if (prompt := plain(turns)) is not None:
+        return {"prompt": prompt, **({"image": held[0]} if held else {})}
+    rest = iter(held)
+    return {
+        "turns": [
+            pb.Turn(
+                role=_ROLES[turn.role],  # type: ignore[arg-type]
+                parts=[
+                    pb.TurnPart(image=next(rest)) if part is None else pb.TurnPart(text=part) for part in turn.content
+                ],
+            )
+            for turn in turns
+        ]
+    }
 
 
 def token_list(token_ids: Iterable[Any]) -> list[int]:
@@ -64,8 +71,8 @@ def selector_message(policy: PolicySelector | None, run_id: str = "") -> pb.Poli
 
 
 def sample_request(
-    image: Picture | None,
-    prompt: str,
+    image: Images,
+    prompt: Asked,
     n: int,
     *,
     seeds: Sequence[int] | None,
@@ -78,8 +85,7 @@ def sample_request(
     try:
         return pb.SampleRequest(
             request_id=request_id,
-            image=image_message(image),
-            prompt=checked_prompt(prompt),
+            **asked_fields(image, prompt),
             num_candidates=n,
             seeds=seeds or (),
             seed=seed,
@@ -109,8 +115,7 @@ def candidate_of(message: pb.Candidate) -> Candidate:
 def probe_message(probe: Probe) -> pb.Probe:
     """A probe for the wire."""
     return pb.Probe(
-        image=image_message(probe.image),
-        prompt=checked_prompt(probe.prompt),
+        **asked_fields(probe.image, probe.prompt),
         token_ids=token_list(probe.token_ids),
         logprobs=[float(value) for value in probe.logprobs],
         previous_logprobs=[float(value) for value in probe.previous_logprobs],

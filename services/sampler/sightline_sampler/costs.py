@@ -12,13 +12,18 @@ _SERVICE = "sightline_sampler.v1.SamplerService"
 
 
 def of_sample(request: pb.SampleRequest) -> Cost:
-    """A text for each candidate asked for, and the image where there is one."""
-    return Cost(texts=request.num_candidates, images=int(request.HasField("image")))
+    """A text for each candidate asked for, and its images."""
+    return Cost(texts=request.num_candidates, images=_images(request))
 
 
 def of_score_tokens(request: pb.ScoreTokensRequest) -> Cost:
-    """One text, and the image where there is one."""
-    return Cost(texts=1, images=int(request.HasField("image")))
+    """One text, and its images."""
+    return Cost(texts=1, images=_images(request))
+
+
+def _images(request: pb.SampleRequest | pb.ScoreTokensRequest) -> int:
+    in_turns = sum(part.HasField("image") for turn in request.turns for part in turn.parts)
+    return int(request.HasField("image")) + in_turns
 
 
 COSTS: Mapping[str, Callable[[Any], Cost]] = {

@@ -9,13 +9,13 @@ import grpc
 from sightline.errors import InvalidInput
 from sightline.sampler.v1 import sampler_pb2 as pb
 
+from sightline_sampler.conversations import ConversationReader
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import SampleWork, ScoreWork
 from sightline_sampler.messages import selector_of
 from sightline_sampler.params import read_params
 from sightline_sampler.policies.loaded import PolicyLease
 from sightline_sampler.policies.registry import PolicyRegistry
-from sightline_sampler.request_images import RequestImages
 from sightline_sampler.settings import SamplerLimits
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
@@ -26,19 +26,19 @@ class RequestReader:
 
     Args:
         limits: what may be asked for.
-        images: resolves images by digest.
+        conversations: reads what is asked.
         policies: gives leases.
     """
 
-    def __init__(self, limits: SamplerLimits, images: RequestImages, policies: PolicyRegistry) -> None:
-        self._limits, self._images, self._policies = limits, images, policies
+    def __init__(self, limits: SamplerLimits, conversations: ConversationReader, policies: PolicyRegistry) -> None:
+        self._limits, self._conversations, self._policies = limits, conversations, policies
 
     def sample(self, request: pb.SampleRequest, context: Context) -> tuple[SampleWork, PolicyLease]:
         """The work of a Sample call, and its lease, to be released.
 
         Raises:
             InvalidInput: something is missing, malformed or over a limit.
-            NotFound: the image named by digest is not kept.
+            NotFound: an image named by digest is not kept.
             PreconditionFailed: the policy asked for is not served.
         """
         count, most = request.num_candidates, self._limits.max_candidates
@@ -54,13 +54,12 @@ class RequestReader:
             )
         if len(request.request_id) > 200:
             raise InvalidInput("request_id is longer than 200 characters", reason="BAD_REQUEST_ID")
-        self._check_prompt(request.prompt)
-        with_image, limit = request.HasField("image"), self._limits.max_tokens
-        params = read_params(request.params, count, max_tokens=limit, with_image=with_image)
-        image = self._images.resolve(request.image) if with_image else None
+        asked = self._conversations.read(request)
+        limit = self._limits.max_tokens
+        params = read_params(request.params, count, max_tokens=limit, with_image=bool(asked.images))
         lease = self._policies.lease(selector_of(request.policy))
         chosen = list(request.seeds) or seeds.derive(request.seed, count)
-        work = SampleWork(request.request_id, request.prompt, image, chosen, params, lease, _deadline(context))
+        work = SampleWork(request.request_id, asked, chosen, params, lease, _deadline(context))
         return work, lease
 
     def score(self, request: pb.ScoreTokensRequest, context: Context) -> tuple[ScoreWork, PolicyLease]:
@@ -68,21 +67,9 @@ class RequestReader:
         count = len(request.token_ids)
         if not count:
             raise InvalidInput("token_ids is empty", reason="NO_TOKENS")
-        self._check_prompt(request.prompt)
-        image = self._images.resolve(request.image) if request.HasField("image") else None
+        asked = self._conversations.read(request)
         lease = self._policies.lease(selector_of(request.policy))
-        return ScoreWork(request.prompt, image, list(request.token_ids), lease, _deadline(context)), lease
-
-    def _check_prompt(self, prompt: str) -> None:
-        if not prompt.strip():
-            raise InvalidInput("the prompt is empty", reason="PROMPT_EMPTY")
-        size, most = len(prompt.encode()), self._limits.max_prompt_bytes
-        if size > most:
-            raise InvalidInput(
-                f"the prompt has {size} bytes; the limit is {most}",
-                reason="PROMPT_TOO_LARGE",
-                metadata={"limit_bytes": str(most)},
-            )
+        return ScoreWork(asked, list(request.token_ids), lease, _deadline(context)), lease
 
 
 def _deadline(context: Context) -> float | None:

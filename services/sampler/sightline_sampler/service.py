@@ -9,6 +9,7 @@ from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 from sightline_chassis.service import Service
 
 from sightline_sampler import metrics
+from sightline_sampler.conversations import ConversationReader
 from sightline_sampler.costs import COSTS
 from sightline_sampler.engines.factory import make_engine
 from sightline_sampler.policies.received import ReceivedPolicies
@@ -39,13 +40,13 @@ class SamplerService(Service):
         self.engine = make_engine(settings.engine, limits, on_step=metrics.STEP_ROWS.observe)
         traffic = Traffic(settings.policies.pause_wait_seconds)
         self.policies = PolicyRegistry(self.engine, settings.policies, traffic)
-        images = RequestImages(limits.image_store_mib << 20, limits)
+        conversations = ConversationReader(limits, RequestImages(limits.image_store_mib << 20, limits))
         self._servicer = SamplerServicer(
             self.engine,
             self.policies,
             ReceivedPolicies(settings.policies, self.policies.directories),
-            RequestReader(limits, images, self.policies),
-            images=images,
+            RequestReader(limits, conversations, self.policies),
+            conversations=conversations,
             traffic=traffic,
             gate=settings.policies.gate,
         )

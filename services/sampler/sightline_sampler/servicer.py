@@ -18,12 +18,12 @@ from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 
 from sightline_sampler import messages, metrics
+from sightline_sampler.conversations import ConversationReader
 from sightline_sampler.draws import choose, refuse_unsupported
 from sightline_sampler.engines.base import Engine, not_finite
 from sightline_sampler.policies.questions import read_questions
 from sightline_sampler.policies.received import ReceivedPolicies
 from sightline_sampler.policies.registry import PolicyRegistry
-from sightline_sampler.request_images import RequestImages
 from sightline_sampler.requests import RequestReader
 from sightline_sampler.settings import GateSettings
 from sightline_sampler.traffic import Traffic
@@ -41,12 +41,12 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         received: ReceivedPolicies,
         reader: RequestReader,
         *,
-        images: RequestImages,
+        conversations: ConversationReader,
         traffic: Traffic,
         gate: GateSettings,
     ) -> None:
         self._engine, self._policies, self._received, self._reader = engine, policies, received, reader
-        self._images, self._traffic, self._gate = images, traffic, gate
+        self._conversations, self._traffic, self._gate = conversations, traffic, gate
 
     async def Sample(self, request: pb.SampleRequest, context: Context) -> AsyncIterator[pb.SampleResponse]:
         """Stream each candidate when it is finished, the summary last."""
@@ -93,7 +93,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
     async def StagePolicy(self, request: pb.StagePolicyRequest, context: Context) -> pb.StagePolicyResponse:
         """Check and load a policy."""
         with _swap("stage"):
-            questions = read_questions(request.probes, self._images, self._gate)
+            questions = read_questions(request.probes, self._conversations, self._gate)
             info = await self._policies.stage(request.uri, request.version, questions, request.digest)
         metrics.POLICIES.set(len(self._policies.all()))
         return pb.StagePolicyResponse(policy=to_message(info, pb.PolicyInfo))
@@ -101,7 +101,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
     async def ActivatePolicy(self, request: pb.ActivatePolicyRequest, context: Context) -> pb.ActivatePolicyResponse:
         """Make a version the one that answers."""
         with _swap("activate"):
-            questions = read_questions(request.probes, self._images, self._gate)
+            questions = read_questions(request.probes, self._conversations, self._gate)
             info, before = await self._policies.activate(request.version, questions, request.run_id)
         metrics.POLICY_VERSION.set(info.version)
         metrics.POLICY_LOADED.set_to_current_time()

@@ -19,7 +19,14 @@ class SamplerLimits(ImageLimits):
     max_candidates: int = Field(default=64, ge=1, le=65536, description="Most candidates of one request (K).")
     max_tokens: int = Field(default=1024, ge=1, le=1 << 20, description="Most new tokens of a candidate.")
     default_max_tokens: int = Field(default=256, ge=1, le=1 << 20, description="New tokens where none are asked for.")
-    max_prompt_bytes: int = Field(default=65536, ge=1, le=1 << 26, description="Most bytes (UTF-8) of a prompt.")
+    max_prompt_bytes: int = Field(
+        default=65536, ge=1, le=1 << 26, description="Most bytes (UTF-8) of a prompt, all its turns together."
+    )
+    max_images: int = Field(default=16, ge=1, le=1024, description="Most images of one request, in all its turns.")
+    max_images_pixels: int = Field(
+        default=100_000_000, ge=1, le=1 << 34, description="Most pixels of all images of one request together."
+    )
+    max_turns: int = Field(default=64, ge=1, le=4096, description="Most turns of one request.")
     image_store_mib: int = Field(
         default=64, ge=0, le=1 << 20, description="MiB of encoded images kept, to be named by their SHA-256."
     )

@@ -18,9 +18,10 @@ from typing import Any, Literal, TypeVar, Unpack
 import numpy as np
 from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
 from sightline.sampler import (
+    Asked,
     AsyncSamplerClient,
     Exact,
-    Image,
+    Images,
     PolicySelector,
     Probe,
     SampleOptions,
@@ -131,11 +132,11 @@ class ServedSampler(AsyncSamplerClient):
         self._given = policies
         self._restoring = asyncio.Lock()
 
-    async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
+    async def sample(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> Samples:
         """As `AsyncSamplerClient.sample`.
 
         Raises:
-            InvalidInput: the image cannot be read or used; the message names its file.
+            InvalidInput: an image cannot be read or used; the message names its file, or those of all.
             SightlineError: as there.
         """
         ask = super().sample
@@ -143,14 +144,16 @@ class ServedSampler(AsyncSamplerClient):
             return await self._served(options.get("policy"), lambda: ask(image, prompt, n, **options))
         except InvalidInput as error:
             named = error.reason == "IMAGE_FILE_UNREADABLE"  # by the client, which could not read it
-            if named or not error.reason.startswith("IMAGE_") or not isinstance(image, str | os.PathLike):
+            shown = image if isinstance(image, list | tuple) else [image]
+            files = [os.fspath(one) for one in shown if isinstance(one, str | os.PathLike)]
+            if named or not error.reason.startswith("IMAGE_") or not files:
                 raise
-            raise InvalidInput(f"{os.fspath(image)}: {error.message}", reason=error.reason) from error
+            raise InvalidInput(f"{', '.join(files)}: {error.message}", reason=error.reason) from error
 
     async def score_tokens(
         self,
-        image: Image,
-        prompt: str,
+        image: Images,
+        prompt: Asked,
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,
         policy: PolicySelector | None = None,

@@ -19,6 +19,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from PIL import Image
+from sightline.errors import first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,6 +57,7 @@ class Processing:
         image_names: outputs that are of the images.
         joined_in: by image output, the dimension in which several prompts' are joined; None where they cannot be.
         text_decides: image outputs that also depend on the text (InstructBLIP's), so that an image's features do.
+        one_image_only: why a prompt takes one image and not several; "" where it takes them.
     """
 
     def __init__(self, processor: Any, accepted: Collection[str], *, shown: str | None = None) -> None:
@@ -86,6 +88,7 @@ class Processing:
         self.text_decides = tuple(_different(self.image_names, single, longer))
         self._find_joins(rendered, [first, second])
         self._find_suffix(rendered, first)
+        self.one_image_only = self._found_one_only([first, second]) if getattr(processor, "chat_template", None) else ""
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation after the chat template, ready for the answer."""
@@ -199,6 +202,26 @@ class Processing:
                 ),
                 None,
             )
+
+    def _found_one_only(self, pictures: Sequence[Image.Image]) -> str:
+        import torch
+
+        name = type(self.processor).__name__
+        texts, outputs = [], []
+        try:
+            for count in (1, 2):
+                content = [*[{"type": "image"}] * count, {"type": "text", "text": "a"}]
+                texts.append(self.render([{"role": "user", "content": content}]))
+                outputs.append(self.call(texts[-1:], [list(pictures[:count])]))
+        except Exception as error:  # of templates and processors, which raise what they like
+            return f"{name} takes one in a prompt ({first_line(error)})"
+        one, two = outputs
+        seen = any(
+            one[each].shape != two[each].shape or not torch.equal(one[each], two[each]) for each in self.image_names
+        )
+        if not seen or texts[0] == texts[1] or torch.equal(one["input_ids"], two["input_ids"]):
+            return f"{name} or its chat template shows one in a prompt, whatever is given"
+        return ""
 
     def _find_suffix(self, rendered: str, image: Image.Image) -> None:
         if "suffix" not in inspect.signature(type(self.processor).__call__).parameters:

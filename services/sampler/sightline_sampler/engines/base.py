@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 from sightline.errors import InternalError, InvalidInput
 from sightline.sampler.manifest import PolicyManifest
 from sightline.sampler.params import SamplingParams
+from sightline.sampler.turns import Turn, without_images
 from sightline.sampler.types import Candidate, Capabilities, Summary, TokenScores
 
 from sightline_sampler.engines import seeds
@@ -28,6 +29,18 @@ class EncodedImage:
 
     content: bytes
     digest: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Conversation:
+    """What is asked: the turns, of which the last is answered, and the images in the order of their places."""
+
+    turns: tuple[Turn, ...]
+    images: tuple[EncodedImage, ...] = ()
+
+    def without_images(self) -> Conversation:
+        """The same with nothing to be seen."""
+        return Conversation(without_images(self.turns))
 
 
 class Lease(Protocol):
@@ -48,8 +61,7 @@ class SampleWork:
 
     Attributes:
         request_id: for the log.
-        prompt: the user's text.
-        image: the image; None for a text-only prompt.
+        asked: what is asked.
         seeds: one per candidate.
         params: how tokens are drawn.
         lease: which policy answers.
@@ -58,8 +70,7 @@ class SampleWork:
     """
 
     request_id: str
-    prompt: str
-    image: EncodedImage | None
+    asked: Conversation
     seeds: Sequence[int]
     params: SamplingParams
     lease: Lease
@@ -71,8 +82,7 @@ class SampleWork:
 class ScoreWork:
     """One response to be scored by teacher forcing; fields as in `SampleWork`."""
 
-    prompt: str
-    image: EncodedImage | None
+    asked: Conversation
     token_ids: Sequence[int]
     lease: Lease
     deadline: float | None = None

@@ -11,7 +11,7 @@ from sightline.errors import InvalidInput, PreconditionFailed
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.types import Arrival, Candidate
 
-from sightline_sampler.engines.base import UNSCORABLE, EncodedImage, Engine, SampleWork, ScoreWork
+from sightline_sampler.engines.base import UNSCORABLE, Conversation, Engine, SampleWork, ScoreWork
 from sightline_sampler.policies.gate import Scores, judge
 from sightline_sampler.settings import GateSettings
 
@@ -22,8 +22,7 @@ _AT_ONCE = 8
 class ProbeQuestion:
     """A probe as the engine gets it; arrays (n,)."""
 
-    image: EncodedImage | None
-    prompt: str
+    asked: Conversation
     token_ids: Sequence[int]
     trainer: Scores
     trainer_previous: Scores | None
@@ -104,7 +103,7 @@ class Examiner:
         )
 
     async def _score(self, question: ProbeQuestion, token_ids: Sequence[int], version: int) -> Scores | None:
-        work = ScoreWork(question.prompt, question.image, list(token_ids), Pinned(version))
+        work = ScoreWork(question.asked, list(token_ids), Pinned(version))
         try:
             scores = await self._engine.score(work)
         except InvalidInput as error:
@@ -118,7 +117,7 @@ class Examiner:
         pairs: list[tuple[Scores, Scores]] = []
         for number, question in enumerate(questions[: self._settings.sampled]):
             params = SamplingParams(max_tokens=self._settings.sampled_tokens)
-            work = SampleWork("arrival", question.prompt, question.image, [number], params, Pinned(version))
+            work = SampleWork("arrival", question.asked, [number], params, Pinned(version))
             async for event in self._engine.sample(work):
                 if isinstance(event, Candidate) and len(event.logprobs):
                     try:

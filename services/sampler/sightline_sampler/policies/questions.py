@@ -8,23 +8,26 @@ import numpy as np
 from sightline.errors import InvalidInput
 from sightline.sampler.v1 import sampler_pb2 as pb
 
+from sightline_sampler.conversations import ConversationReader
 from sightline_sampler.policies.proving import ProbeQuestion
-from sightline_sampler.request_images import RequestImages
 from sightline_sampler.settings import GateSettings
 
 _MOST = 4096
 
 
-def read_questions(messages: Sequence[pb.Probe], images: RequestImages, settings: GateSettings) -> list[ProbeQuestion]:
+def read_questions(
+    messages: Sequence[pb.Probe], conversations: ConversationReader, settings: GateSettings
+) -> list[ProbeQuestion]:
     """The probes of a request; none for none.
 
     Raises:
-        InvalidInput: lengths differ, a number is not finite, or there are too few tokens to tell anything.
+        InvalidInput: lengths differ, a number is not finite, or there are too few tokens to tell anything;
+            or what a probe asks is not to be asked.
         NotFound: an image named by digest is not kept.
     """
     if len(messages) > _MOST:
         raise _bad(f"{len(messages)} probes; the limit is {_MOST}")
-    questions = [_read(number, message, images) for number, message in enumerate(messages)]
+    questions = [_read(number, message, conversations) for number, message in enumerate(messages)]
     tokens = sum(len(question.token_ids) for question in questions)
     if questions and tokens < settings.min_tokens:
         raise _bad(
@@ -33,7 +36,7 @@ def read_questions(messages: Sequence[pb.Probe], images: RequestImages, settings
     return questions
 
 
-def _read(number: int, message: pb.Probe, images: RequestImages) -> ProbeQuestion:
+def _read(number: int, message: pb.Probe, conversations: ConversationReader) -> ProbeQuestion:
     count = len(message.token_ids)
     if not count:
         raise _bad(f"probes[{number}] has no token_ids")
@@ -46,8 +49,7 @@ def _read(number: int, message: pb.Probe, images: RequestImages) -> ProbeQuestio
     if not (np.isfinite(new).all() and np.isfinite(previous).all()):
         raise _bad(f"probes[{number}] has a log-probability that is not finite")
     return ProbeQuestion(
-        image=images.resolve(message.image) if message.HasField("image") else None,
-        prompt=message.prompt,
+        asked=conversations.read(message),
         token_ids=list(message.token_ids),
         trainer=new,
         trainer_previous=previous if len(previous) else None,

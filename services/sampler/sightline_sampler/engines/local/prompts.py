@@ -1,15 +1,18 @@
-"""From an image and a user's text to what the model takes: chat template, image tokens, pixels. Runs in a pool."""
+"""From a conversation and its images to what the model takes: chat template, image tokens, pixels. Runs in a pool."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Sequence
 
 import torch
 from cachetools import LRUCache
 from PIL import Image
 from sightline.errors import InvalidInput
+from sightline.sampler.turns import Turn, user_turn
 from sightline.sampler.types import Distortion
+from sightline_chassis.families.rendering import Rendering
 
 from sightline_sampler.engines.local import distort
 from sightline_sampler.engines.local.model import BaseModel
@@ -26,8 +29,8 @@ class Prepared:
         ids: token ids (length,), image placeholders expanded.
         rendered: the prompt after the chat template, placeholder not expanded.
         extras: further inputs of one row per prompt (1, length), for example token types.
-        pixels: inputs for the vision part; empty for a text-only prompt.
-        digest: names the image, distorted or not ("" without one).
+        pixels: inputs for the vision part, of all its images; empty for a text-only prompt.
+        digest: names the images together, distorted or not ("" without one).
         alone: whether it cannot be run together with other prompts.
     """
 
@@ -48,12 +51,13 @@ class PromptBuilder:
     """Renders, tokenises and preprocesses, as the model's own processor does.
 
     A processor's call on one small image is slower than decoding a token, so where the processor allows it (checked
-    once, against its own full call) only the image goes through it and the ids are kept by (text, image size).
+    once, against its own full call) only the images go through it and the ids are kept by (text, image sizes).
     """
 
     def __init__(self, base: BaseModel, *, remembered: int = 4096) -> None:
         self._processor, self._processing = base.processor, base.processing
-        self._ids: LRUCache[tuple[str, int, int], tuple[torch.Tensor, Tensors]] = LRUCache(remembered)
+        self.render = Rendering(base.processor)
+        self._ids: LRUCache[tuple[object, ...], tuple[torch.Tensor, Tensors]] = LRUCache(remembered)
         self._lock = threading.Lock()
         names = ("image_token", "video_token", "audio_token")
         tokens = {getattr(owner, n, None) for owner in (base.processor, base.tokenizer) for n in names}
@@ -61,33 +65,40 @@ class PromptBuilder:
         self.placeholders = tuple(sorted(token for token in tokens if isinstance(token, str) and token))
         added = [token.content for token in base.tokenizer.added_tokens_decoder.values() if token.special]
         self.special = spelled([*base.tokenizer.all_special_tokens, *added])
-        self._split = self._can_split()
+        several = 1 if self._processing.one_image_only else 2
+        self._split = {count: self._can_split(count) for count in range(1, several + 1)}
 
-    def check(self, text: str) -> None:
-        """Refuse a user's text that would be taken for an image, or for an end or another turn.
+    def check(self, turns: Sequence[Turn]) -> None:
+        """Refuse a text that would be taken for an image, or for an end or another turn, and images that the model does
+        not take together.
 
         Raises:
-            InvalidInput: the text holds a placeholder, or another special token of the model.
+            InvalidInput: a text holds a placeholder, or another special token of the model, or there are too many
+                images.
         """
-        refuse_placeholders(text, self.placeholders)
-        refuse_special(text, self.special)
-
-    def render(self, text: str, with_image: bool) -> str:
-        """The prompt after the chat template, ready for the answer."""
-        content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
-        return self._processing.render([{"role": "user", "content": [*content, {"type": "text", "text": text}]}])
+        for text in (part for turn in turns for part in turn.content if part):
+            refuse_placeholders(text, self.placeholders)
+            refuse_special(text, self.special)
+        images = sum(turn.images for turn in turns)
+        if images > 1 and self._processing.one_image_only:
+            raise InvalidInput(f"{images} images: {self._processing.one_image_only}", reason="TOO_MANY_IMAGES")
 
     def prepare(
-        self, text: str, image: Image.Image | None, digest: str = "", distortion: Distortion | None = None
+        self,
+        turns: Sequence[Turn],
+        images: Sequence[Image.Image],
+        digest: str = "",
+        distortion: Distortion | None = None,
     ) -> Prepared:
-        """Make a prompt ready; `image` is RGB, and is distorted on the way.
+        """Make a prompt ready; images are RGB, in the order of their places, and each is distorted on the way.
 
         Raises:
-            InvalidInput: the text holds a placeholder, or the processor refuses the image.
+            InvalidInput: a text holds a placeholder, the template leaves something out, or the processor refuses an
+                image.
         """
-        self.check(text)
-        rendered = self.render(text, image is not None)
-        if image is None:
+        self.check(turns)
+        rendered = self.render(turns)
+        if not images:
             try:
                 found = self._processing.prompt(rendered, [])
             except (ValueError, RuntimeError) as error:
@@ -95,46 +106,51 @@ class PromptBuilder:
                     f"the model's processor refuses a prompt without an image: {error}", reason="IMAGE_NEEDED"
                 ) from error
             return Prepared(found.ids, rendered, found.tokens, {}, "")
-        image, digest = distort.before(image, distortion), distort.image_name(digest, distortion)
+        shown, digest = [distort.before(image, distortion) for image in images], distort.image_name(digest, distortion)
         try:
-            ids, extras, pixels = self._with_image(rendered, image)
+            ids, extras, pixels = self._with_images(rendered, shown)
             pixels, alone = distort.after(pixels, distortion), not self._processing.joins
             return Prepared(ids, rendered, extras, pixels, digest, alone)
         except (ValueError, RuntimeError) as error:
             raise InvalidInput(
-                f"the model's processor refuses this image of {image.width} x {image.height} pixels: {error}",
+                f"the model's processor refuses {_sizes(images)}: {error}",
                 reason="IMAGE_REFUSED",
             ) from error
 
-    def _with_image(self, rendered: str, image: Image.Image) -> tuple[torch.Tensor, Tensors, Tensors]:
+    def _with_images(self, rendered: str, images: Sequence[Image.Image]) -> tuple[torch.Tensor, Tensors, Tensors]:
         """Ids, further numbers of tokens, and pixels; the first two are kept where the processor allows it."""
-        if not self._split:
-            return self._whole(rendered, image)
-        key = (rendered, image.width, image.height)
+        if not self._split[min(len(images), 2)]:
+            return self._whole(rendered, images)
+        key = (rendered, *(image.size for image in images))
         with self._lock:
             known = self._ids.get(key)
         if known is not None:
-            return *known, self._pixels(image)
-        ids, extras, pixels = self._whole(rendered, image)
+            return *known, self._pixels(images)
+        ids, extras, pixels = self._whole(rendered, images)
         with self._lock:
             self._ids[key] = (ids, extras)
         return ids, extras, pixels
 
-    def _whole(self, rendered: str, image: Image.Image) -> tuple[torch.Tensor, Tensors, Tensors]:
+    def _whole(self, rendered: str, images: Sequence[Image.Image]) -> tuple[torch.Tensor, Tensors, Tensors]:
         """The processor's own call."""
-        found = self._processing.prompt(rendered, [image])
+        found = self._processing.prompt(rendered, images)
         return found.ids, found.tokens, found.images
 
-    def _pixels(self, image: Image.Image) -> Tensors:
-        shown = [[image]] if self._processing.nested else [image]
+    def _pixels(self, images: Sequence[Image.Image]) -> Tensors:
+        shown = [list(images)] if self._processing.nested else list(images)
         batch = self._processor.image_processor(images=shown, return_tensors="pt")
         return {name: batch[name] for name in self._processing.image_names if name in batch}
 
-    def _can_split(self) -> bool:
-        image = Image.effect_noise((57, 43), 60).convert("RGB")
-        whole = self._whole(self.render("?", True), image)[2]
+    def _can_split(self, count: int) -> bool:
+        images = [Image.effect_noise((57, 43 + 20 * number), 60).convert("RGB") for number in range(count)]
+        whole = self._whole(self.render(user_turn("?", count)), images)[2]
         try:
-            parts = self._pixels(image)
+            parts = self._pixels(images)
         except (AttributeError, TypeError, ValueError, RuntimeError):
             return False
         return whole.keys() == parts.keys() and all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def _sizes(images: Sequence[Image.Image]) -> str:
+    sizes = " and ".join(f"{image.width} x {image.height}" for image in images)
+    return f"this image of {sizes} pixels" if len(images) == 1 else f"these images of {sizes} pixels"

@@ -2,14 +2,15 @@
 
 Architectures differ in how they take positions, masks, caches and image features. In place of a list of blessed ones,
 each way of this engine is compared with the model's own plain forward of one call of its processor, on probe images of
-three shapes:
+three shapes, and on two images and three turns where the model takes several:
 
 - attention: the row-wise one against the architecture's own, on the prompt;
 - features: image features computed apart and handed in, two images at once, against pixels handed in (else pixels are
   handed in each time, and features are not kept);
 - decoding: rows in the row cache, and a given response, against the forward of prompt and response in one piece.
 
-Where attention or decoding differ, the engine refuses to start: it would give wrong candidates. How much the images
+Where attention or decoding differ, the engine refuses to start: it would give wrong candidates. Where they differ with
+two images only, it takes one. How much the images
 matter is measured beside: a difference that is lost where they do not would not show.
 """
 
@@ -17,16 +18,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from sightline.errors import PreconditionFailed, SightlineError, first_line
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError, first_line
 from sightline.sampler.params import SamplingParams
+from sightline.sampler.turns import Turn, user_turn
 
 from sightline_sampler.engines import seeds
-from sightline_sampler.engines.base import SampleWork
+from sightline_sampler.engines.base import Conversation, SampleWork
 from sightline_sampler.engines.local import attention, teacher
 from sightline_sampler.engines.local.features import Features
 from sightline_sampler.engines.local.lane import Lane
@@ -53,11 +56,18 @@ class _Base:
 
 
 class TrialPrompt:
-    """A prompt with an image, as the engine prepares it and as one call of the processor has it."""
+    """A prompt with images, as the engine prepares it and as one call of the processor has it."""
 
-    def __init__(self, base: BaseModel, builder: PromptBuilder, image: Image.Image, name: str) -> None:
-        self.prepared = builder.prepare(_QUESTION, image, name)
-        self.call = base.processing.call([self.prepared.rendered], [[image]])
+    def __init__(
+        self,
+        base: BaseModel,
+        builder: PromptBuilder,
+        images: Sequence[Image.Image],
+        name: str,
+        turns: Sequence[Turn] | None = None,
+    ) -> None:
+        self.prepared = builder.prepare(turns or user_turn(_QUESTION, len(images)), images, name)
+        self.call = base.processing.call([self.prepared.rendered], [list(images)])
 
 
 @torch.inference_mode()
@@ -70,8 +80,10 @@ def check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None
     """
     images = [_blocks(seed, size) for seed, size in enumerate(_SHAPES)]
     try:
-        probes = [TrialPrompt(base, builder, image, f"probe-{i}") for i, image in enumerate(images)]
+        probes = [TrialPrompt(base, builder, [image], f"probe-{i}") for i, image in enumerate(images)]
         _check(base, probes, prefiller)
+        if not base.processing.one_image_only:
+            base.processing.one_image_only = _one_only(base, builder, prefiller, images[1:3])
     except SightlineError:
         raise
     except Exception as error:  # whatever a model's code, its processor or its files may raise
@@ -101,6 +113,21 @@ def _check(base: BaseModel, probes: list[TrialPrompt], prefiller: Prefiller) -> 
             "image_matters": matters,
         },
     )
+
+
+def _one_only(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller, images: Sequence[Image.Image]) -> str:
+    """Why the engine takes one image in a prompt, "" where several are as in a plain forward."""
+    name, limit = type(base.model).__name__, TOLERANCE.get(base.dtype, 0.05)
+    turns = (Turn("user", (None, _QUESTION)), Turn("assistant", ("A house.",)), Turn("user", (None, "And here?")))
+    try:
+        try:
+            probe = TrialPrompt(base, builder, images, "probe-several", turns)
+        except InvalidInput:  # a template of one turn
+            probe = TrialPrompt(base, builder, images, "probe-several")
+        apart = max(attention_error(base, probe), decode_error(base, prefiller, probe))
+    except Exception as error:  # whatever a model's code or its processor may raise
+        return f"{name} fails on two in a prompt ({first_line(error)})"
+    return "" if apart <= limit else f"{name} decodes two in a prompt wrongly in this engine (by {apart:.3g})"
 
 
 def _blocks(seed: int, size: tuple[int, int]) -> Image.Image:
@@ -179,7 +206,7 @@ def _apart(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> flo
 def decode_error(base: BaseModel, prefiller: Prefiller, probe: TrialPrompt) -> float:
     """Sample a few tokens in two rows and compare their log-probabilities with one plain forward each."""
     prompt = probe.prepared
-    work = SampleWork("self-check", "", None, seeds.derive(0, 2), SamplingParams(), _Base())
+    work = SampleWork("self-check", Conversation(()), seeds.derive(0, 2), SamplingParams(), _Base())
     request = Request(work, prompt, _STEPS, asyncio.Queue())
     prefix = prefiller.run(base.model, [prompt], 0)
     lane = Lane(base, 0)

@@ -17,19 +17,20 @@ import asyncio
 import concurrent.futures
 import dataclasses
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 import transformers
+from PIL import Image
 from sightline.errors import InvalidInput, Unavailable
 from sightline.sampler.manifest import PolicyManifest
 from sightline.sampler.params import OPTIONS
 from sightline.sampler.types import Candidate, Capabilities, Distortion, ImageFree, Summary, TokenScores
 from sightline_chassis.images import decode
 
-from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
+from sightline_sampler.engines.base import Conversation, EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
 from sightline_sampler.engines.local import selfcheck, teacher
 from sightline_sampler.engines.local.loop import DecodeLoop
 from sightline_sampler.engines.local.memory import free_bytes
@@ -135,6 +136,9 @@ class TransformersEngine(Engine):
             max_tokens=min(limits.max_tokens, base.window),
             max_image_bytes=limits.max_image_bytes,
             max_image_pixels=limits.max_image_pixels,
+            max_images=1 if base.processing.one_image_only else limits.max_images,
+            max_turns=limits.max_turns,
+            one_image_only=base.processing.one_image_only,
             native_k=True,
             scores=True,
             params=OPTIONS,
@@ -162,7 +166,7 @@ class TransformersEngine(Engine):
         """Yield each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
         loaded, loop = self._need()
         params = work.params
-        prepared = await self._prepare(work.prompt, work.image, params.distortion)
+        prepared = await self._prepare(work.asked, params.distortion)
         limit = self._room(prepared, params.max_tokens)
         reference = await self._reference(work)
         request = Request(work, prepared, limit, asyncio.Queue(), reference)
@@ -188,7 +192,7 @@ class TransformersEngine(Engine):
             if token >= base.vocabulary or token in base.placeholders:
                 why = "stands for an image" if token in base.placeholders else f"is not below {base.vocabulary}"
                 raise InvalidInput(f"token_ids[{i}] = {token} {why}", reason="BAD_TOKEN_ID")
-        prepared = await self._prepare(work.prompt, work.image)
+        prepared = await self._prepare(work.asked)
         self._room(prepared, len(work.token_ids))
 
         def run() -> TokenScores:
@@ -236,25 +240,24 @@ class TransformersEngine(Engine):
             raise Unavailable("the sampler has not loaded its model yet", retry_after=1.0)
         return self._loaded, self._loop
 
-    async def _prepare(self, prompt: str, image: EncodedImage | None, distortion: Distortion | None = None) -> Prepared:
+    async def _prepare(self, asked: Conversation, distortion: Distortion | None = None) -> Prepared:
         builder = self._need()[0].builder
 
         def run() -> Prepared:
-            if image is None:
-                return builder.prepare(prompt, None)
-            builder.check(prompt)
-            return builder.prepare(prompt, decode(image.content, self._limits), image.digest, distortion)
+            builder.check(asked.turns)
+            images = decoded(asked.images, self._limits)
+            return builder.prepare(asked.turns, images, " ".join(image.digest for image in asked.images), distortion)
 
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
 
     async def _reference(self, work: SampleWork) -> Prepared | None:
-        """The prompt of the reference rows: with another image, or with none."""
+        """The prompt of the reference rows: with other images, or with none."""
         match work.params.guidance:
             case None:
                 return None
             case ImageFree(_, None):
-                return await self._prepare(work.prompt, None)
-        return await self._prepare(work.prompt, work.image, work.params.guidance.distortion)
+                return await self._prepare(work.asked.without_images())
+        return await self._prepare(work.asked, work.params.guidance.distortion)
 
     def _room(self, prepared: Prepared, wanted: int | None) -> int:
         """Tokens that a candidate may have: as many as asked for, or as fit."""
@@ -274,3 +277,22 @@ class TransformersEngine(Engine):
         if candidate.finish_reason == "stop":
             text = cut(text, request.work.params.stop)
         return dataclasses.replace(candidate, text=text)
+
+
+def decoded(images: Sequence[EncodedImage], limits: SamplerLimits) -> list[Image.Image]:
+    """The images of a request in RGB.
+
+    Raises:
+        InvalidInput: one is no image or too large, or all together have too many pixels.
+    """
+    found: list[Image.Image] = []
+    for image in images:
+        found.append(decode(image.content, limits))
+        pixels = sum(one.width * one.height for one in found)
+        if len(images) > 1 and pixels > limits.max_images_pixels:
+            raise InvalidInput(
+                f"the images have over {limits.max_images_pixels} pixels together, which is the limit",
+                reason="IMAGES_TOO_MANY_PIXELS",
+                metadata={"limit": str(limits.max_images_pixels)},
+            )
+    return found

@@ -13,6 +13,8 @@ import jinja2
 import jinja2.ext
 import jinja2.sandbox
 from sightline.errors import InvalidInput, PreconditionFailed
+from sightline.sampler.turns import Turn
+from sightline_chassis.families.rendering import check_texts, write
 from tokenizers import Tokenizer
 
 from sightline_sampler.engines.placeholders import refuse_placeholders, refuse_special, spelled
@@ -71,14 +73,15 @@ class ChatText:
         """What the checkpoint says its numbers are."""
         return str(self._config.get("dtype") or self._config.get("torch_dtype") or "float16")
 
-    def check(self, text: str) -> None:
-        """Refuse a user's text that would be taken for an image, or for an end or another turn.
+    def check(self, turns: Sequence[Turn]) -> None:
+        """Refuse a text that would be taken for an image, or for an end or another turn.
 
         Raises:
-            InvalidInput: it holds a placeholder, or another special token of the model.
+            InvalidInput: one holds a placeholder, or another special token of the model.
         """
-        refuse_placeholders(text, self.placeholders)
-        refuse_special(text, self.special)
+        for text in (part for turn in turns for part in turn.content if part):
+            refuse_placeholders(text, self.placeholders)
+            refuse_special(text, self.special)
 
     def check_ids(self, ids: Sequence[int]) -> None:
         """Refuse token ids that cannot be scored.
@@ -91,32 +94,33 @@ class ChatText:
                 why = "stands for an image" if token in self.placeholder_ids else "is not of the tokenizer"
                 raise InvalidInput(f"token_ids[{i}] = {token} {why}", reason="BAD_TOKEN_ID")
 
-    def render(self, text: str, with_image: bool) -> str:
-        """The prompt after the chat template, ready for the answer; the image is its placeholder.
+    def render(self, turns: Sequence[Turn]) -> str:
+        """The prompt after the chat template, ready for the answer; an image is its placeholder.
 
         Raises:
-            InvalidInput: the text holds a placeholder, or the template refuses it.
+            InvalidInput: a text holds a placeholder, or the template refuses or leaves out something.
         """
-        self.check(text)
-        content: list[dict[str, str]] = [{"type": "image"}] if with_image else []
-        messages = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
-        try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
-        except jinja2.TemplateError as error:
-            raise InvalidInput(f"the chat template refuses the prompt: {error}", reason="PROMPT_REFUSED") from error
+        self.check(turns)
 
-    def around_image(self, rendered: str) -> tuple[str, str]:
-        """What stands before and after the image's place in a rendered prompt.
+        def template(messages: list[dict[str, Any]]) -> str:
+            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+
+        rendered = write(template, turns)
+        check_texts(turns, rendered)
+        return rendered
+
+    def around_images(self, rendered: str, images: int) -> list[str]:
+        """What stands before, between and after the images' places in a rendered prompt.
 
         Raises:
-            PreconditionFailed: the template sets no place for the image, or several.
+            PreconditionFailed: the template sets more or fewer places than there are images.
         """
         parts = self._mark.split(rendered)
-        if len(parts) != 2:
+        if len(parts) != images + 1:
             raise PreconditionFailed(
-                f"the chat template sets {len(parts) - 1} places for one image", reason="NO_CHAT_TEMPLATE"
+                f"the chat template sets {len(parts) - 1} places for {images} images", reason="NO_CHAT_TEMPLATE"
             )
-        return parts[0], parts[1]
+        return parts
 
     def without_bos(self, rendered: str) -> str:
         """The text without a leading begin token, where tokenizing will put one there: two would be one too many."""

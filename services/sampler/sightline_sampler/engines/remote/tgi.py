@@ -22,6 +22,7 @@ import re
 import shutil
 import time
 from collections.abc import AsyncGenerator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -30,10 +31,11 @@ import numpy as np
 from sightline.errors import InternalError, InvalidInput, PreconditionFailed, Unsupported
 from sightline.sampler.manifest import PolicyManifest, manifest_digest, policy_dirname
 from sightline.sampler.params import SamplingParams
+from sightline.sampler.turns import Turn
 from sightline.sampler.types import Candidate, Capabilities, FinishReason, Summary, TokenScores
 
 from sightline_sampler.engine_settings import EngineSettings
-from sightline_sampler.engines.base import UNSCORABLE, EncodedImage, SampleWork, ScoreWork, StagedWeights
+from sightline_sampler.engines.base import UNSCORABLE, Conversation, SampleWork, ScoreWork, StagedWeights
 from sightline_sampler.engines.local.stops import cut
 from sightline_sampler.engines.remote.backend import Failure, reason_of, refused
 from sightline_sampler.engines.remote.engine import RemoteEngine, left_of, too_long
@@ -130,6 +132,8 @@ class TgiEngine(RemoteEngine):
             # What the largest body leaves for the image, after base64.
             max_image_bytes=min(limits.max_image_bytes, max(0, self._tgi.max_body_bytes - (64 << 10)) * 3 // 4),
             max_image_pixels=limits.max_image_pixels,
+            max_images=limits.max_images,
+            max_turns=limits.max_turns,
             native_k=False,
             scores=bool(self._scores),
             params=_OPTIONS,
@@ -144,7 +148,7 @@ class TgiEngine(RemoteEngine):
         params = work.params
         self._check(params)
         version = work.lease.bind()
-        rendered, inputs = await self._inputs(work.prompt, work.image)
+        rendered, inputs = await self._inputs(work.asked)
         prompt_tokens, limit = 0, params.max_tokens or self._limits.default_max_tokens
 
         async def draw(indices: Sequence[int], seeds: Sequence[int]) -> AsyncGenerator[Candidate]:
@@ -174,7 +178,8 @@ class TgiEngine(RemoteEngine):
         """One request for each candidate; with best_of, as many as the router takes, where the upload is what costs."""
         count, above = len(work.seeds), self._tgi.best_of_above_bytes
         most = min(int(self._info.get("max_best_of", 1)), self.slots.limit)
-        heavy = above is not None and work.image is not None and len(work.image.content) * 4 // 3 > above
+        sent = sum(len(image.content) for image in work.asked.images) * 4 // 3
+        heavy = above is not None and sent > above
         if not (heavy and work.free_seeds and most > 1 and work.params.temperature):
             return super().batches(work)
         return [list(range(start, min(start + most, count))) for start in range(0, count, most)]
@@ -199,7 +204,7 @@ class TgiEngine(RemoteEngine):
         self.require(version)
         ids = [int(token) for token in work.token_ids]
         self.text.check_ids(ids)
-        rendered, inputs = await self._inputs(work.prompt, work.image)
+        rendered, inputs = await self._inputs(work.asked)
         text = self.text.continuation(rendered, ids)
         parameters = {"max_new_tokens": 1, "do_sample": False, "details": True, "decoder_input_details": True}
         try:
@@ -262,18 +267,23 @@ class TgiEngine(RemoteEngine):
         if (merged := self._merged.pop(version, None)) is not None:
             await asyncio.to_thread(shutil.rmtree, merged, ignore_errors=True)
 
-    async def _inputs(self, prompt: str, image: EncodedImage | None) -> tuple[str, str]:
-        """The rendered prompt, and the same as TGI takes it: the image as markdown, a leading begin token left away.
+    async def _inputs(self, asked: Conversation) -> tuple[str, str]:
+        """The rendered prompt, and the same as TGI takes it: images as markdown, a leading begin token left away.
 
         Markdown for images in the user's text is taken apart by a space, so that TGI neither fetches nor sees one.
         """
-        rendered = self.text.render(prompt.replace(_MARKUP, "! []("), image is not None)
+        turns = [
+            Turn(turn.role, tuple(part and part.replace(_MARKUP, "! [](") for part in turn.content))
+            for turn in asked.turns
+        ]
+        rendered = self.text.render(turns)
         if re.search(re.escape(_MARKUP), rendered):
             raise InvalidInput("prompt and chat template together spell an image", reason="PROMPT_HAS_PLACEHOLDER")
-        if image is None:
+        if not asked.images:
             return rendered, self.text.without_bos(rendered)
-        before, after = self.text.around_image(rendered)
-        return rendered, self.text.without_bos(before) + f"![]({await self.image_url(image)})" + after
+        before, *after = self.text.around_images(rendered, len(asked.images))
+        shown = [f"![]({await self.image_url(image)})" for image in asked.images]
+        return rendered, "".join([self.text.without_bos(before), *chain.from_iterable(zip(shown, after, strict=True))])
 
     def _check(self, params: SamplingParams) -> None:
         most = int(self._info.get("max_stop_sequences", 4))

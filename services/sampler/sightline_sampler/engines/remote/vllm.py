@@ -93,6 +93,8 @@ class VllmEngine(RemoteEngine):
             max_tokens=min(limits.max_tokens, self._weights.window or limits.max_tokens),
             max_image_bytes=min(limits.max_image_bytes, max(0, self._vllm.max_body_bytes - (64 << 10)) * 3 // 4),
             max_image_pixels=limits.max_image_pixels,
+            max_images=limits.max_images,
+            max_turns=limits.max_turns,
             native_k=True,
             scores=True,
             params=_OPTIONS,
@@ -121,7 +123,7 @@ class VllmEngine(RemoteEngine):
     async def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
         """Yield each candidate when it is finished, and the summary last."""
         params, version = work.params, work.lease.bind()
-        rendered = self.text.render(work.prompt, work.image is not None)
+        rendered = self.text.render(work.asked.turns)
         special = self.text.wants_special(rendered)  # the chat route adds none by itself, and the trainer has them
         messages = await self._messages(work)
         prompt_tokens, limit = 0, params.max_tokens or self._limits.default_max_tokens
@@ -158,7 +160,7 @@ class VllmEngine(RemoteEngine):
         self.require(version)
         self.text.check_ids(work.token_ids)
         messages = await self._messages(work)
-        rendered = self.text.render(work.prompt, work.image is not None)
+        rendered = self.text.render(work.asked.turns)
         body = {
             "model": self._weights.name_of(version),
             "cache_salt": self._weights.salt_of(version),
@@ -197,11 +199,20 @@ class VllmEngine(RemoteEngine):
         await self._weights.control("/resume")
 
     async def _messages(self, work: SampleWork | ScoreWork) -> list[dict[str, Any]]:
-        self.text.check(work.prompt)
-        content: list[dict[str, Any]] = []
-        if work.image is not None:
-            content.append({"type": "image_url", "image_url": {"url": await self.image_url(work.image)}})
-        return [{"role": "user", "content": [*content, {"type": "text", "text": work.prompt}]}]
+        self.text.check(work.asked.turns)
+        urls = iter([await self.image_url(image) for image in work.asked.images])
+        return [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "image_url", "image_url": {"url": next(urls)}}
+                    if part is None
+                    else {"type": "text", "text": part}
+                    for part in turn.content
+                ],
+            }
+            for turn in work.asked.turns
+        ]
 
     def _body(
         self, messages: list[dict[str, Any]], params: SamplingParams, version: int, *, seed: int, n: int

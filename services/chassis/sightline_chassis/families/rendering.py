@@ -1,0 +1,128 @@
+"""Rendering: a processor's chat template, held to the conversation that it is asked to write.
+
+Templates are programs, and each knows other conversations: some have no place for a system turn, some refuse two turns
+of one side, some want texts where others want lists of parts. What a template leaves out or misunderstands would be
+sampled and trained without a word, so each text must stand in what it writes, and a place for each image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sightline.errors import InvalidInput, first_line
+from sightline.sampler.turns import Turn, user_turn
+
+Template = Callable[[list[dict[str, Any]]], str]
+"""Messages, of lists of parts or of texts, as the template writes them."""
+
+_REPR = "{'type': 'text'"  # of a list of parts that a template took for a text
+_MARKS = ("image_token", "boi_token", "image_start_token")
+
+
+class Rendering:
+    """The chat template of a transformers processor.
+
+    Args:
+        processor: with its template.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+        self._mark: str | None = None
+
+    def __call__(self, turns: Sequence[Turn]) -> str:
+        """A conversation after the template, ready for the answer.
+
+        Raises:
+            InvalidInput: PROMPT_REFUSED, the template refuses it; PROMPT_NOT_RENDERED, it leaves something out.
+        """
+        rendered = self.written(turns, answered=False)
+        check_texts(turns, rendered)
+        if (places := self.places(rendered)) is not None:
+            check_places(turns, places)
+        return rendered
+
+    def written(self, turns: Sequence[Turn], *, answered: bool) -> str:
+        """What the template writes, whatever it leaves out; `answered`: the last turn is the answer already.
+
+        Raises:
+            InvalidInput: PROMPT_REFUSED.
+        """
+
+        def template(messages: list[dict[str, Any]]) -> str:
+            return str(
+                self._processor.apply_chat_template(messages, add_generation_prompt=not answered, tokenize=False)
+            )
+
+        return write(template, turns)
+
+    def places(self, rendered: str) -> int | None:
+        """How many images have their place in a rendered prompt; None where nothing in it stands for them."""
+        if self._mark is None:
+            self._mark = self._found_mark()
+        return rendered.count(self._mark) if self._mark else None
+
+    def _found_mark(self) -> str:
+        """What stands once for one image, and not where there is none; "" where nothing does."""
+
+        def written(images: int) -> str:
+            messages = [turn.message() for turn in user_turn("?", images)]
+            return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+
+        with_image, without = written(1), written(0)
+        owners = (self._processor, getattr(self._processor, "tokenizer", None))
+        marks = [getattr(owner, name, None) for name in _MARKS for owner in owners]
+        found = (mark for mark in marks if isinstance(mark, str) and mark)
+        return next((mark for mark in found if with_image.count(mark) == 1 and mark not in without), "")
+
+
+def write(template: Template, turns: Sequence[Turn]) -> str:
+    """A conversation by a template.
+
+    Raises:
+        InvalidInput: PROMPT_REFUSED.
+    """
+    messages = [turn.message() for turn in turns]
+    try:
+        rendered = template(messages)
+        return template([_texts(turn) for turn in turns]) if _REPR in rendered else rendered
+    except Exception as error:  # a template is a program: it raises what it likes
+        raise InvalidInput(
+            f"the model's chat template refuses the prompt: {first_line(error)}", reason="PROMPT_REFUSED"
+        ) from error
+
+
+def check_texts(turns: Sequence[Turn], rendered: str) -> None:
+    """See that each text of a conversation of several turns stands in it, in order.
+
+    Raises:
+        InvalidInput: one does not.
+    """
+    at = 0
+    for number, turn in enumerate(turns if len(turns) > 1 else ()):
+        for text in (part.strip() for part in turn.content if part):
+            found = rendered.find(text, at)
+            if found < 0 or _REPR in rendered:
+                raise InvalidInput(
+                    f"the model's chat template does not write turns[{number}], which is {turn.role}'s: leave it out",
+                    reason="PROMPT_NOT_RENDERED",
+                )
+            at = found + len(text)
+
+
+def check_places(turns: Sequence[Turn], places: int) -> None:
+    """See that a template sets a place for each image.
+
+    Raises:
+        InvalidInput: it sets more or fewer.
+    """
+    images = sum(turn.images for turn in turns)
+    if places != images:
+        raise InvalidInput(
+            f"the model's chat template sets {places} places for {images} images", reason="PROMPT_NOT_RENDERED"
+        )
+
+
+def _texts(turn: Turn) -> dict[str, Any]:
+    return turn.message() if turn.images else {"role": turn.role, "content": turn.text}

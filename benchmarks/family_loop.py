@@ -70,8 +70,12 @@ def _write_words(directory: Path) -> None:
     model.save_pretrained(directory)
 
 
-def datasets_at(root: Path) -> tuple[Path, Path]:
-    """Train and test: photos of mixed shapes, portrait and landscape, each with a prompt."""
+def datasets_at(root: Path, *, conversations: bool = False) -> tuple[Path, Path]:
+    """Train and test: photos of mixed shapes, portrait and landscape, each with a prompt.
+
+    Args:
+        conversations: every third row is one about two of the photos, with a system prompt and an answer before.
+    """
     shown = {"train": families.photos(), "test": [families.photo(90 + i, size) for i, size in enumerate(TESTED)]}
     questions = ("describe the picture .", "what is in this picture ?", "describe this star and the circle")
     for name, photos in shown.items():
@@ -80,9 +84,22 @@ def datasets_at(root: Path) -> tuple[Path, Path]:
         for number, content in enumerate(photos):
             (root / name / f"{number}.jpg").write_bytes(content)
             question = questions[number % len(questions)]
-            rows.append({"id": f"{name}-{number}", "image": f"{number}.jpg", "prompt": question})
+            row = {"id": f"{name}-{number}", "image": f"{number}.jpg", "prompt": question}
+            images = [f"{number}.jpg", f"{(number + 1) % len(photos)}.jpg"]
+            rows.append(row | _conversation(question, images) if conversations and number % 3 == 0 else row)
         (root / name / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root / "train", root / "test"
+
+
+def _conversation(question: str, images: list[str]) -> dict[str, Any]:
+    """A row's images, and what was said before its question."""
+    before = [
+        {"role": "system", "content": "there is a star ."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is in this picture ?"}]},
+        {"role": "assistant", "content": "a red star left of the blue circle ."},
+    ]
+    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}
+    return {"image": images, "prompt": [*before, asked]}
 
 
 def recipe(model: Path, at: tuple[str, str], data: tuple[Path, Path], mode: tuple[str, str], iterations: int) -> Any:
@@ -198,12 +215,15 @@ def _merged_gap(wanted: Any, run: Path, version: int, probes: list[dict[str, Any
 
 
 def _exported(run: Path, to: Path) -> int:
-    """Rows of the dataset that `sightline export` writes, each with its picture."""
+    """Rows of the dataset that `sightline export` writes, each with its pictures where its prompt shows them."""
     import datasets
+    from trl.data_utils import prepare_multimodal_messages
 
     command("export", run, "--to", to)
     rows = datasets.load_dataset("parquet", data_files=str(to / "data/*.parquet"), split="train")
-    return sum(len(row["images"]) == 1 and row["images"][0].width > 0 for row in rows)
+    for row in rows:
+        prepare_multimodal_messages(row["prompt"], row["images"])  # raises where TRL would
+    return sum(bool(row["images"]) and all(image.width > 0 for image in row["images"]) for row in rows)
 
 
 def gradient_difference(wanted: Any, pairs: Path, work: Path) -> float:

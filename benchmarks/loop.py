@@ -130,7 +130,7 @@ def trl_trainer(rows: list[Any], work: Path) -> Any:
     data = Dataset.from_dict(
         {
             "prompt": [[{"role": "user", "content": row.prompt}] for row in rows],
-            "image": [str(row.image) for row in rows],
+            "image": [str(row.images[0]) for row in rows],
         }
     ).cast_column("image", Image())
     model = AutoModelForImageTextToText.from_pretrained(MODEL)

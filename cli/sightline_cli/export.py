@@ -60,7 +60,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
         read_table(Path(file), ["prompt_id"])
     datasets.disable_progress_bars()
     pairs = datasets.load_dataset("parquet", data_files=files, split="train")
-    pairs, left_out = plain_pairs(pairs)
+    pairs, left_out = plain_pairs(trl_prompts(pairs))
     facts = {"run": directory.id, "pairs": len(pairs), "left_out": len(left_out), "iterations": len(files), "to": to}
     if left_out:
         number, why = next(iter(left_out.items()))
@@ -119,6 +119,30 @@ def plain_pairs(pairs: Any) -> tuple[Any, dict[int, str]]:
     if left_out:
         pairs = pairs.select([number for number in range(len(pairs)) if number not in left_out])
     return pairs.cast(features), left_out
+
+
+def trl_prompts(pairs: Any) -> Any:
+    """The pairs without `turns`. Where a row has any, its images do not all stand before the first user's text: then
+    all prompts are messages of parts, since a column has one form, and `prompt` says where each image stands."""
+    if "turns" not in pairs.column_names:
+        return pairs
+    if not any(pairs["turns"]):
+        return pairs.remove_columns("turns")
+    features = pairs.features.copy()
+    features["prompt"] = features.pop("turns")
+
+    def parts(row: dict[str, Any]) -> dict[str, Any]:
+        if row["turns"]:
+            return {"prompt": row["turns"]}
+        told, messages = False, []
+        for message in row["prompt"]:
+            first, told = message["role"] == "user" and not told, told or message["role"] == "user"
+            shown = [{"type": "image", "text": None}] * len(row["images"]) if first else []
+            text = {"type": "text", "text": message["content"]}
+            messages.append({"role": message["role"], "content": [*shown, text]})
+        return {"prompt": messages}
+
+    return pairs.map(parts, remove_columns="turns", load_from_cache_file=False, features=features)
 
 
 def _tell(facts: dict[str, Any], as_json: bool) -> None:

@@ -13,6 +13,9 @@ import pytest
 from PIL import Image
 from running import Services
 from sightline.errors import PreconditionFailed, Unsupported
+from sightline.sampler import SamplerClient
+
+IMAGE = {"type": "image"}
 
 
 @pytest.fixture(params=["recorded", "installed"])
@@ -62,6 +65,13 @@ def test_it_answers_through_a_real_sampler(lmms_eval: Any, services: Services, p
     assert answers[0] == answers[3]
     cut = model.generate_until(ask(lmms_eval, documents, "describe the picture .", max_new_tokens=40, until=" a "))
     assert [answer.split(" a ")[0] for answer in answers] == cut
+    pair = [{"visuals": [str(paths[0]), str(paths[1])]}]
+    model.task_dict = {"task": {"test": pair}}
+    both = model.generate_until(ask(lmms_eval, pair, "<image>\ndescribe the picture . <image>", max_new_tokens=20))
+    with SamplerClient(services.sampler) as client:
+        asked = [{"role": "user", "content": [IMAGE, {"type": "text", "text": "describe the picture . "}, IMAGE]}]
+        assert both == [client.sample(paths[:2], asked, 1, temperature=0, max_tokens=20).candidates[0].text]
+    model.task_dict = {"task": {"test": documents}}
     (short, *_) = model.generate_until(ask(lmms_eval, documents, "describe the picture .", max_new_tokens=2))
     assert len(short.split()) <= 2
 
@@ -70,7 +80,6 @@ def test_what_a_sampler_can_not_answer_is_refused_by_name(lmms_eval: Any, servic
     model = lmms_eval.adapter.SightlineSampler(address=services.sampler)
     picture = Image.new("RGB", (8, 8))
     for visuals, complaint in (
-        ([picture, picture], "2 images"),
         ([], "0 images"),
         (["clip.mp4"], "no videos"),
         ([b"bytes"], "no image"),

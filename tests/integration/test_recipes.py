@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from running import ROOT, Services
+from sightline.sampler.turns import user_turn
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.execute import execute
 from sightline_trainer.pairs.build import read_pairs
@@ -85,8 +86,8 @@ def test_a_recipe_runs(name: str, services: Services, playground: Path, tmp_path
             assert row["margin"] >= 2.0 or name in WITHOUT_GAP
             # A text worded here has the tokens that the policy samples for it.
             asked, said = (row[side][0]["content"] for side in ("prompt", "chosen"))
-            assert row["chosen_ids"] == template.response(asked, said)
-            assert row["rendered_prompt"] == template.prompt(asked)
+            assert row["chosen_ids"] == template.response(user_turn(asked, 1), said)
+            assert row["rendered_prompt"] == template.prompt(user_turn(asked, 1))
         if row["chosen_source"] == "reference":
             assert row["chosen_policy_version"] == -1
 

@@ -19,6 +19,7 @@ from PIL import Image
 from running import WEIGHTS
 from sightline.errors import InvalidInput, PreconditionFailed
 from sightline.pictures import png_chunk
+from sightline.sampler.turns import user_turn
 from sightline_cli.calibration import reference_lines
 from sightline_cli.export import plain_pairs
 from sightline_cli.failures import guarded
@@ -114,7 +115,6 @@ TEXTS = [
     ({"reference": 7}, "REFERENCE_NO_TEXT"),
     ({"image": "directory.png"}, "IMAGE_NO_FILE"),
     ({"image": 7}, "DATASET_IMAGE"),
-    ({"image": ["good.png", "good.png"]}, "IMAGE_NOT_ONE"),
     ({"id": HALF}, "ID_HALF_CHARACTER"),
 ]
 
@@ -289,26 +289,26 @@ def test_an_iteration_without_a_picture_says_so() -> None:
     ],
 )
 def test_pictures_that_do_not_decode(folder: Path, gate: RowGate, name: str, reason: str) -> None:
-    fault = gate.check(Prompt("p", folder / name, "what ?"))
+    fault = gate.check(Prompt("p", (folder / name,), "what ?"))
     assert fault is not None
     assert fault.reason == reason
-    assert gate.check(Prompt("p", folder / "good.png", "what ?", "a red star .")) is None
+    assert gate.check(Prompt("p", (folder / "good.png",), "what ?", "a red star .")) is None
 
 
 def test_what_has_no_room_in_the_window(folder: Path, gate: RowGate) -> None:
-    row = Prompt("p", folder / "good.png", "what ?")
+    row = Prompt("p", (folder / "good.png",), "what ?")
     assert gate.template.window == 256
-    before = gate.template.length(gate.template.prompt("what ?"), (8, 8))
+    before = gate.template.length(gate.template.prompt(user_turn("what ?", 1)), [(8, 8)])
     for words, fits in ((256 - before - 1, True), (256 - before, False), (400, False)):
         text = " ".join(["red"] * words)
-        assert len(gate.template.response("what ?", text)) == words + 1
-        fault = gate.check(Prompt("p", row.image, "what ?", text))
+        assert len(gate.template.response(user_turn("what ?", 1), text)) == words + 1
+        fault = gate.check(Prompt("p", row.images, "what ?", text))
         assert (fault is None) == fits
         made = unsampled(gate, row, "what ?", text, index=0, source="reference")
         assert (made.fault is None) == fits
     assert made.fault is not None
     assert made.fault.reason == "CANDIDATE_TOO_LONG"
-    long = gate.check(Prompt("p", row.image, " ".join(["red"] * 300)))
+    long = gate.check(Prompt("p", row.images, " ".join(["red"] * 300)))
     assert long is not None
     assert long.reason == "PROMPT_TOO_LONG"
 
@@ -333,7 +333,7 @@ def test_candidates_whoever_made_them(gate: RowGate, text: str, ids: list[int], 
 
 @pytest.mark.parametrize("text", [HALF, "a <image> .", "a star .</s>", "<s>", ""])
 def test_a_written_text_that_is_none_is_a_candidate_with_a_fault(folder: Path, gate: RowGate, text: str) -> None:
-    row = Prompt("p", folder / "good.png", "what ?")
+    row = Prompt("p", (folder / "good.png",), "what ?")
     made = unsampled(gate, row, "what ?", text, index=0, source="injected")
     assert made.fault is not None
     assert (made.token_ids, made.rendered_prompt) == ([], "")
@@ -372,7 +372,7 @@ def pair(**values: Any) -> dict[str, Any]:
         "prompt": [{"role": "user", "content": "what ?"}],
         "chosen": [{"role": "assistant", "content": "a red star ."}],
         "rejected": [{"role": "assistant", "content": "a blue star ."}],
-        "rendered_prompt": gate.template.prompt("what ?"),
+        "rendered_prompt": gate.template.prompt(user_turn("what ?", 1)),
         "chosen_ids": [5, 6, 7, 3],
         "rejected_ids": [5, 8, 7, 3],
         "weight": 1.0,
@@ -393,7 +393,8 @@ def test_a_kept_pair_that_cannot_be_trained_on_is_left_out(tmp_path: Path, gate:
         ("IMAGE_DAMAGED", {"images": [{"bytes": png((64, 64))[:-30], "path": None}]}),
         ("IMAGE_EMPTY", {"images": [{"bytes": b"", "path": None}]}),
         ("IMAGE_MISSING", {"images": [{"bytes": None, "path": "x.png"}]}),
-        ("IMAGE_NOT_ONE", {"images": []}),
+        ("IMAGE_MISSING", {"images": []}),
+        ("IMAGES_DO_NOT_FIT", {"images": [{"bytes": png(), "path": None}] * 2}),
         ("IMAGE_TOO_MANY_PIXELS", {"rejected_images": [{"bytes": bomb(), "path": None}]}),
     ]
     path = tmp_path / "pairs.parquet"
@@ -447,7 +448,7 @@ def test_a_damaged_line_of_events_is_told_and_passed_over(tmp_path: Path, line: 
 
 def test_a_picture_that_is_gone_costs_its_prompt(tmp_path: Path) -> None:
     (tmp_path / "good.png").write_bytes(png())
-    prompts = {name: Prompt(name, tmp_path / f"{name}.png", "what ?") for name in ("good", "gone")}
+    prompts = {name: Prompt(name, (tmp_path / f"{name}.png",), "what ?") for name in ("good", "gone")}
     found = [
         [Response(name, at, f"text {at}", [5, 3], score=Score(50.0 - 10 * at)) for at in range(2)]
         for name in ("good", "gone", "other")
@@ -513,7 +514,7 @@ def test_a_text_that_a_language_model_refuses_costs_its_prompt(status: int, body
 
         async def ask() -> None:
             try:
-                await writer(Prompt("p", Path("x.png"), "what ?"), "what ?", "a star .", 1)
+                await writer(Prompt("p", (Path("x.png"),), "what ?"), "what ?", "a star .", 1)
             finally:
                 await writer.close()
 

@@ -8,6 +8,7 @@ from dpo_models import dpo_recipe
 from family_pairs import family_pairs
 from PIL import Image
 from sightline.errors import InvalidInput
+from sightline.sampler.turns import user_turn
 from sightline_chassis.settings import SettingsError, load_settings
 from sightline_cli.local_services import local_services
 from sightline_sampler.engines.local.model import load_base
@@ -74,8 +75,8 @@ def test_no_caller_has_a_file_read_as_a_template(tmp_path: Path) -> None:
 
 def test_the_recipes_template_is_the_updates(qwen: Path) -> None:
     ours = ChatTemplate(ModelProcessor(str(qwen), TEMPLATE))
-    assert ours.prompt("why?") == "Q: <|vision_start|><|image_pad|><|vision_end|>why? A:"
-    assert ours.prompt("why?") != ChatTemplate(ModelProcessor(str(qwen))).prompt("why?")
+    assert ours.prompt(user_turn("why?", 1)) == "Q: <|vision_start|><|image_pad|><|vision_end|>why? A:"
+    assert ours.prompt(user_turn("why?", 1)) != ChatTemplate(ModelProcessor(str(qwen))).prompt(user_turn("why?", 1))
 
 
 @pytest.mark.parametrize(
@@ -100,9 +101,9 @@ def test_bounds_of_pixels_are_the_samplers_and_the_updates(
     made = ModelProcessor(str(qwen), None, *bounds)
     ours, free = ChatTemplate(made), ChatTemplate(ModelProcessor(str(qwen)))
     sampler = load_base(str(qwen), device="cpu", dtype="float32", chat_template=None, pixels=bounds)
-    asked = ours.prompt("why?")
+    asked = ours.prompt(user_turn("why?", 1))
     drawn = len(sampler.processing.prompt(asked, [Image.new("RGB", size)]).ids)
-    assert ours.length(asked, size) == drawn != free.length(asked, size)
+    assert ours.length(asked, [size]) == drawn != free.length(asked, [size])
     recipe = dpo_recipe(qwen).model_copy(update={"min_pixels": bounds[0], "max_pixels": bounds[1]})
     trainer = make_trainer(recipe, family_pairs(qwen, "qwen2_vl"), previous=None, work=tmp_path / "work", seed=1)
     assert len(trainer.data_collator.family.process(asked, [Image.new("RGB", size)], ["one"]).ids) == drawn

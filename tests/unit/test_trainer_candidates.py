@@ -15,7 +15,7 @@ from PIL import Image
 from pydantic import ValidationError
 from running import WEIGHTS
 from sightline.errors import InvalidInput
-from sightline.sampler import DiffusionNoise, PixelNoise
+from sightline.sampler import DiffusionNoise, PixelNoise, Turn
 from sightline_trainer.candidates import CANDIDATES
 from sightline_trainer.candidates.declared import declared
 from sightline_trainer.candidates.noised_image import noised
@@ -28,7 +28,7 @@ from sightline_trainer.records.response import Response
 from sightline_trainer.row_gate import RowGate
 
 REFERENCE = "there is a red star ."
-PROMPT = Prompt("p", WEIGHTS.parent / "world.png", "what do you see ?", reference=REFERENCE)
+PROMPT = Prompt("p", (WEIGHTS.parent / "world.png",), "what do you see ?", reference=REFERENCE)
 GATE = RowGate(ModelProcessor(str(WEIGHTS / "llava")))
 TEMPLATE = GATE.template
 
@@ -39,7 +39,8 @@ class Sampler:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
 
-    async def sample(self, image: Any, prompt: str, n: int, **options: Any) -> Any:
+    async def sample(self, image: Any, turns: Sequence[Turn], n: int, **options: Any) -> Any:
+        prompt = turns[-1].text
         self.calls.append({"image": image, "prompt": prompt, "n": n, **options})
         return SimpleNamespace(
             rendered_prompt=f"USER: {prompt}",
@@ -107,7 +108,7 @@ def test_the_reference_is_worded_as_the_policy_would_have_to() -> None:
     assert (candidate.text, candidate.source, candidate.policy_version) == (REFERENCE, "reference", -1)
     assert tokens(candidate) == ["there", "is", "a", "red", "star", ".", "</s>"]
     assert candidate.rendered_prompt == "USER: <image>\nwhat do you see ? ASSISTANT:"
-    assert made(part("reference"), prompt=Prompt("q", Path("x"), "look"))[0] == []
+    assert made(part("reference"), prompt=Prompt("q", (Path("x"),), "look"))[0] == []
 
 
 def sampled(*prompts: str) -> Sequence[Response]:
@@ -145,10 +146,10 @@ def test_noise_that_the_update_must_see_too_is_drawn_here(tmp_path: Path) -> Non
     assert seen(500).std() == pytest.approx(0.38, abs=0.03)  # 0.505, but for what is clamped
     assert (seen(500) == seen(500)).all()
     assert (seen(500) != seen(500, seed=4)).any()
-    prompt = Prompt("p", tmp_path / "grey.png", "look")
+    prompt = Prompt("p", (tmp_path / "grey.png",), "look")
     (candidate,), (call,) = made(part("noised_image", pixels="unit", conditioned=True), prompt=prompt)
     assert call["distortion"] is None
-    assert call["image"] == candidate.image != buffer.getvalue()
+    assert call["image"] == candidate.images != [buffer.getvalue()]
     with pytest.raises(ValidationError, match="pixels: unit"):
         part("noised_image", conditioned=True)
 
@@ -179,7 +180,7 @@ def test_questions_are_found_by_prompt_and_a_share_of_prompts_gets_one(tmp_path:
     index = QuestionIndex(questions(tmp_path) / "questions.jsonl")
     assert [row["text"] for row in index.of("p3")] == ["is there a cat 3 ?", "is there a cat 13 ?"]
     assert index.of("nobody") == []
-    prompts = [Prompt(f"p{i % 10}", Path("x"), "look") for i in range(10)]
+    prompts = [Prompt(f"p{i % 10}", (Path("x"),), "look") for i in range(10)]
     asks = [(prompt, SourceRequest(iteration, 0, sampled("look"))) for prompt in prompts for iteration in range(20)]
     answers = [made(part("question_answer", share=0.25), dataset=tmp_path, prompt=p, ask=a)[0] for p, a in asks]
     assert {len(pair) for pair in answers} == {0, 2}

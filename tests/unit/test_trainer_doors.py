@@ -78,7 +78,7 @@ def refused(directory: Path, form: Callable[[Path], str], reason: str) -> None:
         assert "2" in error.value.message.removeprefix(str(directory))
         return
     pool = open_pool(form(directory))
-    assert [prompt.image.name for prompt in pool.head()] == ["good.png"]
+    assert [prompt.images[0].name for prompt in pool.head()] == ["good.png"]
     (row,) = pool.dropped.rows
     assert row["reason"] == reason
     assert "2" in row["row"].removeprefix(str(directory))
@@ -137,13 +137,13 @@ def test_no_id_is_made_of_a_picture_that_may_not_be_read(
 def test_links_inside_and_declared_directories_are_taken(tmp_path: Path) -> None:
     directory = dataset(tmp_path, "images/inside.png")
     (directory / "images/inside.png").symlink_to(directory / "images/good.png")
-    assert [prompt.image.name for prompt in load_prompts(str(directory))] == ["good.png", "inside.png"]
+    assert [prompt.images[0].name for prompt in load_prompts(str(directory))] == ["good.png", "inside.png"]
     elsewhere = tmp_path / "elsewhere"
     (directory / "images").rename(elsewhere)
     rows = [{"id": "1", "image": "good.png", "prompt": "p"}]
     (directory / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (prompt,) = load_prompts(f"{directory}?images={elsewhere}")
-    assert prompt.image == elsewhere / "good.png"
+    assert prompt.images == (elsewhere / "good.png",)
 
 
 # ---- what a recipe may name

@@ -19,7 +19,7 @@ from sightline_trainer.records.prompt import Prompt
 
 OBJECTS = ["red star", "green star", "blue ring", "orange ring", "red cross"]
 TEXT = "there is a red star on the left and a blue ring on the right ."
-PROMPT = Prompt("p", Path("x"), "look", reference=TEXT, objects=("red star", "blue ring"))
+PROMPT = Prompt("p", (Path("x"),), "look", reference=TEXT, objects=("red star", "blue ring"))
 
 
 def writer(*kinds: Kind, errors: int = 1, **words: Any) -> RuleWriter:
@@ -71,7 +71,7 @@ def test_objects_attributes_and_relations_change_places() -> None:
 
 
 def test_a_changed_colour_names_nothing_that_is_there() -> None:
-    prompt = Prompt("p", Path("x"), "look", objects=("red star", "green star"))
+    prompt = Prompt("p", (Path("x"),), "look", objects=("red star", "green star"))
     texts = all_of(writer("swap_attribute"), text="a red star .", prompt=prompt)
     assert texts == {"a blue star .", "an orange star ."}
 

@@ -128,11 +128,11 @@ def test_writing_in_images_is_read_by_tesseract(tmp_path: Path, monkeypatch: pyt
     images["plain"].write_text(". - \n")
     images["sign"].write_text("STOP\n")
     rule = TextInImage()
-    faults = {name: rule.prompt_fault(Prompt("p", image, "look")) for name, image in images.items()}
+    faults = {name: rule.prompt_fault(Prompt("p", (image,), "look")) for name, image in images.items()}
     assert faults == {"plain": None, "sign": "text_in_image"}
     monkeypatch.setenv("PATH", "")
     with pytest.raises(PreconditionFailed, match="leave the filter out"):
-        rule.prompt_fault(Prompt("p", tmp_path / "other", "look"))
+        rule.prompt_fault(Prompt("p", (tmp_path / "other",), "look"))
     with pytest.raises(ValidationError):
         TextInImage.model_validate({"reader": ["rm", "-rf"]})
 
@@ -261,7 +261,7 @@ def builder(iteration: int = 5, **filters: Any) -> PairBuilder:
 
 
 def test_pairs_file_is_in_trls_format_and_names_both_versions(tmp_path: Path, image: Path) -> None:
-    prompts = {name: Prompt(id=name, image=image, prompt="look") for name in "pqrs"}
+    prompts = {name: Prompt(id=name, images=(image,), prompt="look") for name in "pqrs"}
     rollouts = {
         "p": [scored(0, 30.0, version=4), scored(1, 20.0, version=4), scored(2, 25.0, text="text 0", version=4)],
         "q": [scored(0, 30.0), scored(1, None)],
@@ -297,14 +297,14 @@ def test_pairs_file_is_in_trls_format_and_names_both_versions(tmp_path: Path, im
 
 
 def test_weights_of_one_are_left_out_of_the_update(tmp_path: Path, image: Path) -> None:
-    prompts, rollouts = {"p": Prompt("p", image, "look")}, {"p": [scored(0, 3.0), scored(1, 1.0)]}
+    prompts, rollouts = {"p": Prompt("p", (image,), "look")}, {"p": [scored(0, 3.0), scored(1, 1.0)]}
     write_pairs(tmp_path / "a.parquet", builder().build(prompts, rollouts.items()))
     assert {"weight", "rejected_images"}.isdisjoint(to_train_on(tmp_path / "a.parquet").column_names)
     halved = builder()
     halved.rules = {"best_worst": BestWorst(weight=0.5)}
     write_pairs(tmp_path / "b.parquet", halved.build(prompts, rollouts.items()))
     assert to_train_on(tmp_path / "b.parquet")["weight"][:] == [0.5]
-    rollouts["p"][1] = replace(rollouts["p"][1], image=image.read_bytes())
+    rollouts["p"][1] = replace(rollouts["p"][1], images=[image.read_bytes()])
     write_pairs(tmp_path / "c.parquet", builder().build(prompts, rollouts.items()))
     assert to_train_on(tmp_path / "c.parquet")[0]["rejected_images"][0].size == (8, 8)
 
@@ -312,7 +312,7 @@ def test_weights_of_one_are_left_out_of_the_update(tmp_path: Path, image: Path) 
 def test_images_with_a_fault_have_no_pairs(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build = builder(text_in_image={})
     monkeypatch.setattr(TextInImage, "prompt_fault", lambda self, prompt: "text_in_image")
-    rows = build.build({"p": Prompt("p", image, "look")}, [("p", [scored(0, 3.0), scored(1, 1.0)])])
+    rows = build.build({"p": Prompt("p", (image,), "look")}, [("p", [scored(0, 3.0), scored(1, 1.0)])])
     assert list(rows) == []
     assert build.counts == {"pairs": 0, "prompt_text_in_image": 1}
 
@@ -320,7 +320,7 @@ def test_images_with_a_fault_have_no_pairs(image: Path, monkeypatch: pytest.Monk
 def test_a_buffer_draws_pairs_of_earlier_iterations_within_its_bounds(tmp_path: Path, image: Path) -> None:
     files = [tmp_path / f"{number:04d}" / "pairs.parquet" for number in (1, 2, 3)]
     for number, path in enumerate(files, 1):
-        prompts = {f"{number}-{i}": Prompt(f"{number}-{i}", image, "look") for i in range(10)}
+        prompts = {f"{number}-{i}": Prompt(f"{number}-{i}", (image,), "look") for i in range(10)}
         rows = list(builder(number).build(prompts, [(name, [scored(0, 3.0), scored(1, 1.0)]) for name in prompts]))
         if number == 3:  # what it took from a buffer itself is not drawn again
             rows += read_rows(files[1])[:5]
@@ -376,7 +376,7 @@ def test_bpos_filter_drops_a_prompt_of_which_any_answer_has_too_many_words() -> 
     assert length.group_fault([fits, fits]) is None
     assert length.group_fault([fits, long]) == "too_many_words"
     builder = PairBuilder({"length": length}, {"best_worst": BestWorst()}, iteration=1)
-    prompts = {fits.prompt_id: Prompt(fits.prompt_id, Path("x.png"), "p")}
+    prompts = {fits.prompt_id: Prompt(fits.prompt_id, (Path("x.png"),), "p")}
     assert list(builder.build(prompts, [(fits.prompt_id, [fits, long])])) == []
     assert builder.counts["prompt_too_many_words"] == 1
 
@@ -397,7 +397,7 @@ def test_each_good_one_faces_the_worst() -> None:
 def test_image_contrast_is_one_text_under_two_pictures(tmp_path: Path, view: Any) -> None:
     image = tmp_path / "a.png"
     Image.effect_noise((40, 30), 80.0).convert("RGB").save(image)
-    prompt = Prompt("p", image, "look")
+    prompt = Prompt("p", (image,), "look")
     builder = PairBuilder({"gap": Gap()}, {"image_contrast": ImageContrast(view=view, weight=0.5)}, iteration=1)
     rows = list(builder.build({"p": prompt}, [("p", [scored(0, 1.0), scored(1, 3.0), scored(2, 9.0, source="x")])]))
     assert [(row["chosen_index"], row["rejected_index"], row["weight"]) for row in rows] == [(1, 1, 0.5)]
@@ -408,8 +408,8 @@ def test_image_contrast_is_one_text_under_two_pictures(tmp_path: Path, view: Any
     assert kept["rejected_images"][0].tobytes() != kept["images"][0].tobytes()
     # The same iteration shows the same picture, another one another.
     rule = builder.rules["image_contrast"]
-    assert rule.rejected_image(prompt, 1) == rows[0]["rejected_images"][0]["bytes"]
-    assert rule.rejected_image(prompt, 2) != rows[0]["rejected_images"][0]["bytes"]
+    assert rule.rejected_images(prompt, 1)[0] == rows[0]["rejected_images"][0]["bytes"]
+    assert rule.rejected_images(prompt, 2)[0] != rows[0]["rejected_images"][0]["bytes"]
 
 
 def test_pairs_tell_what_was_sampled_first_and_how_the_picture_is_embedded(tmp_path: Path) -> None:
@@ -417,13 +417,15 @@ def test_pairs_tell_what_was_sampled_first_and_how_the_picture_is_embedded(tmp_p
     Image.new("RGB", (8, 8)).save(image)
     group = [scored(0, 1.0, source="reference"), scored(1, 2.0, tokens=3), scored(2, 9.0), scored(3, 0.0)]
     builder = PairBuilder({}, {"best_worst": BestWorst()}, iteration=1, own=True, embeddings={"p": [1.0, 0.0]})
-    rows = list(builder.build({"p": Prompt("p", image, "look")}, [("p", group)]))
+    rows = list(builder.build({"p": Prompt("p", (image,), "look")}, [("p", group)]))
     assert (rows[0]["chosen_index"], rows[0]["rejected_index"]) == (2, 3)
     assert (rows[0]["own_ids"], rows[0]["embedding"]) == ([0, 1, 2], [1.0, 0.0])
     write_pairs(tmp_path / "pairs.parquet", rows)
     assert {"own_ids", "embedding"} <= set(to_train_on(tmp_path / "pairs.parquet").column_names)
     # Where nobody asks for them they are empty, and the update does not see them.
-    plain = list(PairBuilder({}, builder.rules, iteration=1).build({"p": Prompt("p", image, "look")}, [("p", group)]))
+    plain = list(
+        PairBuilder({}, builder.rules, iteration=1).build({"p": Prompt("p", (image,), "look")}, [("p", group)])
+    )
     write_pairs(tmp_path / "plain.parquet", plain)
     assert {"own_ids", "embedding"}.isdisjoint(to_train_on(tmp_path / "plain.parquet").column_names)
     # Pairs of a release that had no such columns are read.

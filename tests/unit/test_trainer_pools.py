@@ -34,7 +34,7 @@ def test_lines_are_read_by_their_place(tmp_path: Path) -> None:
     assert len(pool) == 10
     (prompt,) = pool.rows([7])
     assert (prompt.id, prompt.reference, prompt.objects) == ("p7", "ä 7", ("cat",))
-    assert prompt.image == tmp_path / "d/images/7.png"
+    assert prompt.images == (tmp_path / "d/images/7.png",)
     assert [prompt.id for prompt in pool.rows([3, 1, 3])] == ["p3", "p1", "p3"]
     assert [prompt.id for prompt in pool.head(2)] == ["p0", "p1"]
     assert open_pool(tmp_path / "d/prompts.jsonl").head() == pool.head()
@@ -106,7 +106,7 @@ def test_llavas_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             (prompt,) = pool.rows([3])
             assert prompt.prompt == "What colour is the bus [é]?"
             assert prompt.reference == 'It is "red", 3.'
-            assert str(prompt.image) == "/coco/train/3.jpg"
+            assert str(prompt.images[0]) == "/coco/train/3.jpg"
     file.write_text(json.dumps(items)[:-40])
     with pytest.raises(InvalidInput, match="no array of JSON objects"):
         open_pool(f"llava:{file}")
@@ -125,9 +125,9 @@ def test_parquet_with_images_inside(tmp_path: Path) -> None:
     pool = open_pool(tmp_path, tmp_path / "cache")
     assert [prompt.id for prompt in pool.rows([9, 0, 5, 6])] == ["p9", "p0", "p5", "p6"]
     inside, beside = pool.rows([1, 2])
-    assert inside.image.is_relative_to(tmp_path / "cache")
-    assert inside.image.read_bytes() == content
-    assert beside.image == tmp_path / "red.png"
+    assert inside.images[0].is_relative_to(tmp_path / "cache")
+    assert inside.images[0].read_bytes() == content
+    assert beside.images == (tmp_path / "red.png",)
     assert len(pool.draw(10, iteration=1, seed=0)) == 10
     with pytest.raises(InvalidInput, match="no column text"):
         open_pool(f"{tmp_path}/a.parquet?prompt=text")
@@ -147,7 +147,7 @@ def test_a_dataset_of_the_datasets_library(tmp_path: Path) -> None:
     pool = open_pool(f"datasets:{tmp_path}/saved?prompt=question", tmp_path / "cache")
     assert [prompt.prompt for prompt in pool.head(2)] == ["q0", "q1"]
     assert len({prompt.id for prompt in pool.head()}) == 3
-    assert pool.head(1)[0].image.read_bytes() == content
+    assert pool.head(1)[0].images[0].read_bytes() == content
     with pytest.raises(InvalidInput, match="no column prompt"):
         open_pool(f"datasets:{tmp_path}/saved")
 
@@ -227,13 +227,19 @@ def test_held_out_means_other_pictures_whatever_they_are_called(tmp_path: Path) 
     ).head()
     hold_out(train, test)  # row numbers used to collide
     hold_out([replace(train[0], id="same")], [replace(test[0], id="same")])
-    copied = replace(test[0], image=picture(tmp_path / "copy.png", "red"), id="another")
+    copied = replace(test[0], images=(picture(tmp_path / "copy.png", "red"),), id="another")
     with pytest.raises(PreconditionFailed, match=r"share 1 pictures \(1 with the same text\), such as") as caught:
         hold_out(train, [*test, copied])
     assert caught.value.reason == "TEST_LEAKS"
     with pytest.raises(PreconditionFailed, match=r"share 1 pictures \(0 with the same text\)"):
         hold_out(train, [replace(copied, prompt="b")])
-    hold_out([replace(train[0], image=tmp_path / "missing.png")], [replace(test[0], image=tmp_path / "gone.png")])
+    missing, gone = (replace(one, images=(tmp_path / "gone.png",)) for one in (train[0], test[0]))
+    hold_out([missing], [gone])
+    beside = replace(train[0], images=(*train[0].images, *test[0].images))
+    with pytest.raises(PreconditionFailed, match="share 1 pictures"):  # the second of two images
+        hold_out([beside], test)
+    with pytest.raises(PreconditionFailed, match="share 1 pictures"):
+        hold_out(train, [replace(test[0], images=(*test[1].images, *copied.images))])
 
 
 @pytest.mark.field

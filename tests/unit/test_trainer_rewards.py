@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 from sightline.errors import InvalidInput
+from sightline.sampler import Turn
 from sightline_trainer.evaluation.chair import Vocabulary
 from sightline_trainer.recipe import Reward
 from sightline_trainer.records.prompt import Prompt
@@ -24,7 +25,7 @@ from sightline_trainer.rewards.logprob_contrast import LogprobContrast, LogprobC
 from sightline_trainer.rewards.policy_logprob import PolicyLogprobTerm
 from sightline_trainer.rewards.truth import TruthTerm
 
-PROMPT = Prompt("p", Path("x.png"), "look", objects=("cat", "dog"))
+PROMPT = Prompt("p", (Path("x.png"),), "look", objects=("cat", "dog"))
 
 
 def candidate(text: str, index: int = 0, tokens: int = 2, **values: Any) -> Response:
@@ -40,8 +41,10 @@ class Scorer:
     async def score(self, image: Any, texts: Sequence[str], **_: Any) -> Any:
         if "bad" in texts:
             raise InvalidInput("bad", reason="TEXT_BAD")
+        if image == Path("bad.png"):
+            raise InvalidInput("bad", reason="IMAGE_BAD")
         self.asked.append(list(texts))
-        cosine = np.array([len(text) / 100 for text in texts])
+        cosine = np.array([(len(text) + int(image.stem if image.stem.isdigit() else 0)) / 100 for text in texts])
         return SimpleNamespace(cosine=cosine, clip_score=100 * cosine, logit=10 * cosine)
 
 
@@ -61,6 +64,25 @@ def test_clip_scores_each_text_once_and_an_empty_one_not_at_all() -> None:
     assert scorer.asked == [["cat", "a dog"]]
     (score,) = asyncio.run(clip(scorer)(PROMPT, [candidate("bad")], version=0))
     assert (score.reward, score.error) == (None, "TEXT_BAD")
+
+
+def test_clip_scores_with_all_images_or_with_one() -> None:
+    prompt = Prompt("p", (Path("0.png"), Path("3.png"), Path("9.png")), "look")
+
+    def scored(images: Any, prompt: Prompt = prompt) -> Score:
+        made = Clip.model_validate({"images": images})
+        term = ClipTerm(made, ClipScores(Scorer(), Reward(), images=made.images))  # type: ignore[arg-type]
+        return asyncio.run(term(prompt, [candidate("cat")], version=0))[0]
+
+    for images, reward in {"mean": 7.0, "first": 3.0, 1: 6.0, 2: 12.0}.items():
+        assert scored(images).reward == reward
+        assert scored(images).cosine == pytest.approx(reward / 100)
+    assert scored(3).error == "IMAGE_NOT_THERE"
+    one_bad = Prompt("p", (Path("0.png"), Path("bad.png")), "look")
+    assert (scored("mean", one_bad).error, scored("first", one_bad).reward) == ("IMAGE_BAD", 3.0)
+    for wrong in ("last", -1, 0.5):
+        with pytest.raises(ValidationError):
+            Clip.model_validate({"images": wrong})
 
 
 def test_clip_by_sentence() -> None:
@@ -88,8 +110,8 @@ def test_policy_logprob_asks_only_for_what_the_policy_did_not_sample() -> None:
     asked = []
 
     class Sampler:
-        async def score_tokens(self, image: Any, prompt: str, token_ids: list[int], *, policy: Any) -> Any:
-            asked.append((prompt, token_ids, policy.version))
+        async def score_tokens(self, image: Any, prompt: Sequence[Turn], token_ids: list[int], *, policy: Any) -> Any:
+            asked.append((prompt[-1].text, token_ids, policy.version))
             return SimpleNamespace(logprobs=np.array([-1.0, -2.0]))
 
     term = PolicyLogprobTerm(Sampler())  # type: ignore[arg-type]
@@ -105,8 +127,8 @@ class Likelihood:
     def __init__(self) -> None:
         self.asked: list[tuple[str, int, bool]] = []
 
-    async def score_tokens(self, image: Any, prompt: str, token_ids: list[int], *, policy: Any) -> Any:
-        shown = not isinstance(image, bytes)
+    async def score_tokens(self, images: Any, turns: Sequence[Turn], token_ids: list[int], *, policy: Any) -> Any:
+        prompt, shown = turns[-1].text, not isinstance(images[0], bytes)
         self.asked.append((prompt, policy.version, shown))
         each = -1.0 - 0.5 * (policy.version == 0) - 2.0 * (not shown) + 0.25 * prompt.startswith("as here:")
         return SimpleNamespace(logprobs=np.full(len(token_ids), each))
@@ -128,7 +150,7 @@ def test_logprob_contrast_by_hand(tmp_path: Path, settings: dict[str, Any], expe
     texts = [candidate("x", tokens=3, logprobs=[-2.0] * 3), candidate("y", source="reference"), candidate("", tokens=0)]
     if "prompt" in settings:
         texts[0] = candidate("x", tokens=3, source="reference")
-    prompt = Prompt("p", tmp_path / "x.png", "look")
+    prompt = Prompt("p", (tmp_path / "x.png",), "look")
     scores = asyncio.run(term(prompt, texts, version=3))
     assert [score.reward for score in scores[:2]] == pytest.approx(expected)
     assert (scores[2].reward, scores[2].error) == (None, "EMPTY_TEXT")
@@ -139,7 +161,7 @@ def test_a_policy_that_is_still_the_base_model_gains_nothing_on_it(tmp_path: Pat
     client = Likelihood()
     term = LogprobContrastTerm(LogprobContrast(), client)  # type: ignore[arg-type]
     sampled = candidate("x", tokens=3, logprobs=[-2.0] * 3)
-    scores = asyncio.run(term(Prompt("p", tmp_path / "x.png", "look"), [sampled], version=0))
+    scores = asyncio.run(term(Prompt("p", (tmp_path / "x.png",), "look"), [sampled], version=0))
     assert (scores[0].reward, client.asked) == (0.0, [])
 
 
@@ -154,7 +176,7 @@ def test_truth_is_f1_of_objects(tmp_path: Path) -> None:
     term = TruthTerm(Vocabulary.load(tmp_path / "vocabulary.json"))
     texts = ("a cat and a dog", "a cat", "a cow", "a cat , a dog , a cow and a cow", "nothing")
     assert values(term, *map(candidate, texts)) == [100.0, pytest.approx(200 / 3), 0.0, 80.0, 0.0]
-    unknown = asyncio.run(term(Prompt("q", Path("x"), "look"), [candidate("a cat")], version=0))
+    unknown = asyncio.run(term(Prompt("q", (Path("x"),), "look"), [candidate("a cat")], version=0))
     assert (unknown[0].reward, unknown[0].error) == (None, "TRUTH_UNKNOWN")
 
 

@@ -80,7 +80,7 @@ def test_versions_grow_over_the_floor_and_over_half_written_policies(tmp_path: P
 
 
 def test_seeds_depend_on_prompt_and_parts_only() -> None:
-    a, b = (Prompt(id=name, image=Path("x"), prompt="p") for name in "ab")
+    a, b = (Prompt(id=name, images=(Path("x"),), prompt="p") for name in "ab")
     assert a.seed(1, 2) == a.seed(1, 2)
     assert len({a.seed(1, 2), a.seed(2, 1), b.seed(1, 2), a.seed(12)}) == 4
     assert 0 <= a.seed(0) < 2**63

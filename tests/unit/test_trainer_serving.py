@@ -92,15 +92,15 @@ def policies(root: Path, *versions: int) -> RunPolicies:
     return RunPolicies(root, "run")
 
 
-def published(sampler: Sampler, tmp_path: Path, version: int = 2, previous: int = 1) -> Any:
+def published(sampler: Sampler, tmp_path: Path, version: int = 2, previous: int = 1, probes: int = 1) -> Any:
     return asyncio.run(
         publish(
             sampler,  # type: ignore[arg-type]
             policies(tmp_path, previous, version),
             version=version,
             previous=previous,
-            probes=[UpdateProbe("a", [1, 2], [-1.0, -1.0], "p", [-1.1, -1.0])],
-            prompts={"a": Prompt(id="a", image=tmp_path / "a.png", prompt="p")},
+            probes=[UpdateProbe("a", [1, 2], [-1.0, -1.0], "p", [-1.1, -1.0])] * probes,
+            prompts={"a": Prompt(id="a", images=(tmp_path / "a.png",), prompt="p")},
             settings=Publication(keep=1),
         )
     )
@@ -114,6 +114,21 @@ def test_a_sampler_that_is_killed_in_between_is_told_everything_again(trouble: t
     assert published(sampler, tmp_path) is ARRIVED
     assert sampler.active == 2
     assert (read_arrival(tmp_path / "v000002") or {})["passed"], "the proof goes with the policy"
+
+
+def test_probes_with_their_images_fit_one_message(tmp_path: Path) -> None:
+    sent: list[int] = []
+
+    class Counting(Sampler):
+        async def activate(self, version: int, probes: Any = ()) -> Any:
+            sent.append(len(probes))
+            return await super().activate(version, probes)
+
+    for mib, fit in ((1, 8), (10, 4), (60, 1)):
+        with (tmp_path / "a.png").open("wb") as file:
+            file.truncate(mib << 20)
+        published(Counting(loaded=(0, 1), active=1), tmp_path, probes=8)
+        assert sent[-1] == fit
 
 
 def test_a_sampler_that_is_killed_each_time_ends_the_run_in_the_end(tmp_path: Path) -> None:

@@ -1,16 +1,20 @@
 """ChatTemplate: texts that the policy did not sample, as it would have written them: template, tokens, end token.
 
-It also knows how much of the model's window a picture and a prompt take.
+It also knows how much of the model's window pictures and a prompt take.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 from cachetools import LRUCache
 from PIL import Image
+from sightline.sampler import Turn
+from sightline.sampler.turns import user_turn
+from sightline_chassis.families.rendering import Rendering
 
 from sightline_trainer.model_processor import ModelProcessor
 
@@ -27,7 +31,7 @@ class ChatTemplate:
     def __init__(self, made: ModelProcessor) -> None:
         self.made = made
         self.model = made.model
-        self._pictures: LRUCache[tuple[int, int], int] = LRUCache(_REMEMBERED)
+        self._pictures: LRUCache[tuple[tuple[int, int], ...], int] = LRUCache(_REMEMBERED)
         self._texts: LRUCache[str, int] = LRUCache(_REMEMBERED)
         self._lock = threading.RLock()  # an update and the next iteration's sampling ask at the same time
 
@@ -43,14 +47,20 @@ class ChatTemplate:
         config = AutoConfig.from_pretrained(self.model).get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
 
-    def length(self, rendered: str, size: tuple[int, int]) -> int:
-        """Tokens of a rendered prompt with one picture of this width and height, spread out as the model takes it."""
+    def length(self, rendered: str, sizes: Sequence[tuple[int, int]]) -> int:
+        """Tokens of a rendered prompt with pictures of these widths and heights, spread out as the model takes them."""
         with self._lock:
-            if size not in self._pictures:
-                asked, blank = self.prompt("?"), Image.new("RGB", size)
-                whole = self._processor(images=[blank], text=[asked], **self._begun(asked)).input_ids[0]
-                self._pictures[size] = len(whole) - self._tokens(asked)
-            return self._tokens(rendered) + self._pictures[size]
+            return self._tokens(rendered) + self._spread(tuple(sizes))
+
+    def _spread(self, sizes: tuple[tuple[int, int], ...]) -> int:
+        """Tokens that pictures have beyond what stands for them in the text: together, since some processors cut
+        several pictures into fewer pieces."""
+        if sizes not in self._pictures:
+            asked, blanks = self.prompt(user_turn("?", len(sizes))), [Image.new("RGB", size) for size in sizes]
+            shown: list[Any] = blanks if len(blanks) == 1 else [blanks]  # as of one prompt
+            whole = self._processor(images=shown, text=[asked], **self._begun(asked)).input_ids[0]
+            self._pictures[sizes] = len(whole) - self._tokens(asked)
+        return self._pictures[sizes]
 
     def _tokens(self, rendered: str) -> int:
         if rendered not in self._texts:
@@ -62,36 +72,36 @@ class ChatTemplate:
         bos = self._processor.tokenizer.bos_token
         return {"add_special_tokens": not (bos and rendered.startswith(bos))}
 
-    def prompt(self, text: str) -> str:
-        """The user's text with an image, after the chat template: what the sampler renders too."""
-        content = [{"type": "image"}, {"type": "text", "text": text}]
-        with self._lock:
-            return str(
-                self._processor.apply_chat_template(
-                    [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-                )
-            )
+    @cached_property
+    def _render(self) -> Rendering:
+        return Rendering(self._processor)
 
-    def response(self, prompt: str, text: str) -> list[int]:
-        """Token ids of `text` as the answer to the user's text `prompt`, the end token included.
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """A conversation after the chat template, ready for the answer: what the sampler renders too.
+
+        Raises:
+            InvalidInput: the template refuses it, or leaves something out.
+        """
+        with self._lock:
+            return self._render(turns)
+
+    def places(self, rendered: str) -> int | None:
+        """How many images have their place in a rendered prompt; None where the template marks none."""
+        with self._lock:
+            return self._render.places(rendered)
+
+    def response(self, turns: Sequence[Turn], text: str) -> list[int]:
+        """Token ids of `text` as the answer to a conversation, the end token included.
 
         The text is tokenised where it stands, behind its prompt: alone, some tokenizers begin it otherwise.
         """
         with self._lock:
-            return self._response(prompt, text)
+            return self._response(turns, text)
 
-    def _response(self, prompt: str, text: str) -> list[int]:
+    def _response(self, turns: Sequence[Turn], text: str) -> list[int]:
         tokenizer = self._processor.tokenizer
-        before = self.prompt(prompt)
-        whole = str(
-            self._processor.apply_chat_template(
-                [
-                    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]},
-                    {"role": "assistant", "content": [{"type": "text", "text": text}]},
-                ],
-                tokenize=False,
-            )
-        )
+        before = self.prompt(turns)
+        whole = self._render.written([*turns, Turn("assistant", (text,))], answered=True)
         tail = whole.removeprefix(before) if whole.startswith(before) else f" {text}"
         tail = tail[: tail.rindex(text) + len(text)] if text in tail else f" {text}"
         head = tokenizer(before, add_special_tokens=False).input_ids

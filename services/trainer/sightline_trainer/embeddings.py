@@ -12,7 +12,7 @@ from sightline_trainer.session import Session
 
 
 async def embeddings(session: Session, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
-    """{prompt id: unit vector} by the recipe's scorer; a picture that it refuses has none, as it has no candidates.
+    """{prompt id: unit vector} by the recipe's scorer; of several pictures the first counts; one that it refuses has none, as it has no candidates.
 
     Raises:
         SightlineError: the scorer stays away, or fails for another reason than a picture.
@@ -23,7 +23,7 @@ async def embeddings(session: Session, prompts: Sequence[Prompt]) -> dict[str, l
     async def one(prompt: Prompt) -> list[float]:
         async with slots:
             try:
-                found = await session.scorer.embed([prompt.image], model=settings.model)
+                found = await session.scorer.embed(prompt.images[:1], model=settings.model)
                 return [float(value) for value in found.image_matrix()[0]]
             except InvalidInput:
                 return []

@@ -22,7 +22,7 @@ from typing import Any, TypeVar, Unpack
 import numpy as np
 from sightline.errors import Cancelled, DeadlineExceeded, Overloaded, SightlineError, Unavailable
 from sightline.patience import Patience
-from sightline.sampler import Image, Policies, PolicySelector, SampleOptions, Samples, TokenScores
+from sightline.sampler import Asked, Images, Policies, PolicySelector, SampleOptions, Samples, TokenScores
 
 from sightline_trainer.serving import RunPolicies, ServedSampler
 
@@ -111,14 +111,14 @@ class Fleet(ServedSampler):
                 await self._look_up()
         return [self._members[address] for address in sorted(self._members)]
 
-    async def sample(self, image: Image, prompt: str, n: int, **options: Unpack[SampleOptions]) -> Samples:
+    async def sample(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> Samples:
         """As `ServedSampler.sample`, by the member with the least under way."""
         return await self._by_one(lambda client: client.sample(image, prompt, n, **options))
 
     async def score_tokens(
         self,
-        image: Image,
-        prompt: str,
+        image: Images,
+        prompt: Asked,
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,
         policy: PolicySelector | None = None,

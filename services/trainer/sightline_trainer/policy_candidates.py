@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sightline.sampler import AsyncSamplerClient, exact
@@ -30,7 +31,7 @@ class PolicyCandidates:
         text: str | None = None,
         first: int = 0,
         source: str = "policy",
-        image: bytes = b"",
+        images: Sequence[bytes] = (),
         **options: Any,
     ) -> list[Response]:
         """`count` candidates in index order.
@@ -39,7 +40,7 @@ class PolicyCandidates:
             text: asked in place of the prompt's own.
             first: number of the first candidate; seeds depend on it.
             source: the part that asks.
-            image: shown in place of the prompt's own.
+            images: shown in place of the prompt's own.
             options: further `SampleOptions`, such as `distortion`.
 
         Raises:
@@ -48,8 +49,8 @@ class PolicyCandidates:
         """
         settings, asked = self.settings, prompt.prompt if text is None else text
         samples = await self.client.sample(
-            image or prompt.image,
-            asked,
+            images or prompt.images,
+            prompt.asked(asked),
             count,
             seeds=[prompt.seed(self.seed, iteration, first + index) for index in range(count)],
             temperature=settings.temperature if temperature is None else temperature,
@@ -71,7 +72,7 @@ class PolicyCandidates:
                 rendered_prompt=samples.rendered_prompt,
                 prompt=asked,
                 source=source,
-                image=image,
+                images=list(images),
             )
             for candidate in samples.candidates
         ]
@@ -83,6 +84,6 @@ class PolicyCandidates:
             SightlineError: the sampler can't say, after waiting for a restart.
         """
         scores = await self.client.score_tokens(
-            prompt.image, response.prompt or prompt.prompt, response.token_ids, policy=exact(version)
+            prompt.images, prompt.asked(response.prompt or None), response.token_ids, policy=exact(version)
         )
         return [float(one) for one in scores.logprobs]

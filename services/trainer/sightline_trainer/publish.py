@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asyncio import to_thread
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +18,8 @@ from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.sections import Publication
 from sightline_trainer.serving import RESTORES, RunPolicies, serve
 
+_MOST_BYTES = 48 << 20
+"""Of the images of all probes: a message may have 64 MiB (server.max_message_mib)."""
 _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
 """Reasons of a sampler that was killed since it was told of the policies."""
 
@@ -68,14 +70,25 @@ def sendable(probes: Sequence[UpdateProbe], prompts: Mapping[str, Prompt]) -> li
     """Probes of an update as they travel."""
     return [
         Probe(
-            prompts[item.prompt_id].image,
-            item.prompt or prompts[item.prompt_id].prompt,
+            prompts[item.prompt_id].images,
+            prompts[item.prompt_id].asked(item.prompt or None),
             item.token_ids,
             item.logprobs,
             item.previous_logprobs,
         )
-        for item in probes
+        for item in _fitting(probes, prompts)
     ]
+
+
+def _fitting(probes: Sequence[UpdateProbe], prompts: Mapping[str, Prompt]) -> Iterator[UpdateProbe]:
+    """The first probes, as many as one message has room for with their images."""
+    size = 0
+    for number, probe in enumerate(probes):
+        with suppress(OSError):  # the client tells which file is gone
+            size += sum(image.stat().st_size for image in prompts[probe.prompt_id].images)
+        if number and size > _MOST_BYTES:
+            return
+        yield probe
 
 
 async def _publish(

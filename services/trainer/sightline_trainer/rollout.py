@@ -78,7 +78,7 @@ class Rollout:
                     refuse(await asyncio.to_thread(gate.asked, prompt))
                     for source in sources:
                         for each in await source(prompt, SourceRequest(iteration, version, tuple(made))):
-                            gate.rendered(each)
+                            gate.rendered(prompt, each)
                             made.append(replace(each, fault=each.fault or gate.candidate(each)))
                     kept = [each for each in made if each.fault is None]
                     faults = [(each, each.fault) for each in made if each.fault is not None]
@@ -147,7 +147,7 @@ class Rollout:
             for row, score in zip(candidates, read_table(path).to_pylist(), strict=True):
                 if (row["prompt_id"], row["index"]) != (score.pop("prompt_id"), score.pop("index")):
                     raise ValueError(f"{path} does not belong to the candidates of the same name")
-                groups.setdefault(row["prompt_id"], []).append(Response(**row, score=Score.of(score)))
+                groups.setdefault(row["prompt_id"], []).append(Response.of(row, Score.of(score)))
             yield from groups.items()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ _REMEMBERED = 4096
 
 
 Checked = Refusal | None
+Size = tuple[int, int]
 
 
 def text_fault(text: object, what: str, words: ModelWords | None = None) -> Checked:
@@ -94,15 +95,24 @@ class RowGate:
         Raises:
             PreconditionFailed: MODEL_UNREADABLE, the model has no tokenizer or processor.
         """
-        return self.texts(row) or self.image(row.image) or self.fits(row)
+        return self.texts(row) or self.images(row) or self.fits(row)
 
     def asked(self, row: Prompt) -> Checked:
-        """What a run asks: the prompt and its picture. The length is the sampler's to tell."""
-        return self.text(row.prompt, "prompt") or self.image(row.image)
+        """What a run asks: the prompt, with what was said before, and its pictures. The length is the sampler's to
+        tell."""
+        return self._said(row) or self.images(row)
 
     def texts(self, row: Prompt) -> Checked:
-        """The prompt, and the reference where there is one."""
-        return self.text(row.prompt, "prompt") or (self.text(row.reference, "reference") if row.reference else None)
+        """The prompt, with what was said before, and the reference where there is one."""
+        return self._said(row) or (self.text(row.reference, "reference") if row.reference else None)
+
+    def _said(self, row: Prompt) -> Checked:
+        texts = [part for turn in row.turns for part in turn.content if part and part.strip()]
+        return self.text(row.prompt, "prompt") or _first(self.text(text, "prompt") for text in texts)
+
+    def images(self, row: Prompt) -> Checked:
+        """All pictures of a row."""
+        return _first(self.image(image) for image in row.images)
 
     def text(self, text: object, what: str) -> Checked:
         """One text; see `text_fault`."""
@@ -115,31 +125,37 @@ class RowGate:
 
     def fits(self, row: Prompt) -> Checked:
         """Whether the row's reference, or one token, has room behind its picture and prompt."""
-        size = self._image(row.image)
-        if isinstance(size, Refusal):
-            return size
-        rendered = self.template.prompt(row.prompt)
-        if fault := self._fits(rendered, size, 1, "prompt"):
+        sizes = self._sizes(row.images)
+        if isinstance(sizes, Refusal):
+            return sizes
+        try:
+            rendered = self.template.prompt(row.asked())
+        except InvalidInput as error:
+            return Refusal(error.reason, error.message)
+        if fault := self._fits(rendered, sizes, 1, "prompt"):
             return fault
         if not row.reference:
             return None
-        return self._fits(rendered, size, len(self.template.response(row.prompt, row.reference)), "reference")
+        return self._fits(rendered, sizes, len(self.template.response(row.asked(), row.reference)), "reference")
 
     def length(self, row: Prompt) -> int:
-        """Tokens of a row that passes: its picture and its prompt, as the model takes them."""
-        size = self._image(row.image)
-        assert not isinstance(size, Refusal)
-        return self.template.length(self.template.prompt(row.prompt), size)
+        """Tokens of a row that passes: its pictures and its prompt, as the model takes them."""
+        sizes = self._sizes(row.images)
+        assert not isinstance(sizes, Refusal)
+        return self.template.length(self.template.prompt(row.asked()), sizes)
 
     def tokenised(self, prompt: Prompt, asked: str, text: str) -> tuple[list[int], Checked]:
         """Token ids of a text that no policy sampled, as an answer to `asked`, or why it can't be one."""
         if fault := self.text(asked, "prompt") or self.text(text, "candidate"):
             return [], fault
-        size = self._image(prompt.image)
-        if isinstance(size, Refusal):
-            return [], size
-        ids = self.template.response(asked, text)
-        return ids, self._fits(self.template.prompt(asked), size, len(ids), "candidate")
+        sizes, turns = self._sizes(prompt.images), prompt.asked(asked)
+        if isinstance(sizes, Refusal):
+            return [], sizes
+        try:
+            ids = self.template.response(turns, text)
+        except InvalidInput as error:
+            return [], Refusal(error.reason, error.message)
+        return ids, self._fits(self.template.prompt(turns), sizes, len(ids), "candidate")
 
     def candidate(self, response: Response) -> Checked:
         """A candidate, whoever made it: its text, and its tokens, which may be special at their end only."""
@@ -151,7 +167,7 @@ class RowGate:
             fault = fault or text_fault(response.statement, "statement")
         return fault or self._tokens(response.token_ids, "candidate")
 
-    def rendered(self, response: Response) -> None:
+    def rendered(self, prompt: Prompt, response: Response) -> None:
         """See that a sampler rendered the prompt by the recipe's chat template, where it has one.
 
         Raises:
@@ -159,7 +175,7 @@ class RowGate:
         """
         if self.template.made.chat_template is None or not response.rendered_prompt:
             return
-        if response.rendered_prompt != (ours := self.template.prompt(response.prompt)):
+        if response.rendered_prompt != (ours := self.template.prompt(prompt.asked(response.prompt))):
             raise PreconditionFailed(
                 f"the sampler renders the prompt as {response.rendered_prompt[:120]!r}, and the recipe's chat_template "
                 f"as {ours[:120]!r}; start the sampler with that template (engine.chat_template), or leave it out",
@@ -169,10 +185,12 @@ class RowGate:
     def pair(self, row: Mapping[str, Any]) -> Checked:
         """A row of pairs.parquet, all its texts, tokens and pictures; images are encoded."""
         try:
-            prompt = row["prompt"][0]["content"]
+            said = [turn["content"] for turn in row["prompt"]]
             sides = {side: (row[side][0]["content"], row[f"{side}_ids"]) for side in ("chosen", "rejected")}
             shown = {side: row.get(f"{side}_images") or row["images"] for side in sides}
-            fault = self.text(prompt, "prompt") or text_fault(row["rendered_prompt"], "prompt")
+            texts = [text for text in said[:-1] if not isinstance(text, str) or text.strip()]
+            fault = _first(self.text(text, "prompt") for text in [said[-1], *texts])
+            fault = fault or text_fault(row["rendered_prompt"], "prompt")
             for side, (text, ids) in sides.items():
                 fault = (
                     fault
@@ -186,17 +204,21 @@ class RowGate:
         return fault
 
     def _side(self, row: Mapping[str, Any], ids: Sequence[int], images: Sequence[Any], side: str) -> Checked:
-        if len(images) != 1:
-            return Refusal("IMAGE_NOT_ONE", f"the {side} side has {len(images)} pictures; one is wanted")
-        content = images[0]["bytes"]
-        if content is None:
-            return Refusal("IMAGE_MISSING", f"the picture of the {side} side is null")
-        size = self._image(content)
-        if isinstance(size, Refusal):
-            return size
+        contents = [image["bytes"] for image in images]
+        if not contents or None in contents:
+            which = "a picture" if contents else "the picture"
+            return Refusal("IMAGE_MISSING", f"{which} of the {side} side is null or missing")
+        places = self.template.places(row["rendered_prompt"])
+        if places not in (None, len(contents)):
+            return Refusal(
+                "IMAGES_DO_NOT_FIT", f"the {side} side has {len(contents)} pictures, and its prompt {places} places"
+            )
+        sizes = self._sizes(contents)
+        if isinstance(sizes, Refusal):
+            return sizes
         if not ids:
             return Refusal(f"{side.upper()}_EMPTY", f"the {side} side has no token")
-        return self._tokens(ids, side) or self._fits(row["rendered_prompt"], size, len(ids), side)
+        return self._tokens(ids, side) or self._fits(row["rendered_prompt"], sizes, len(ids), side)
 
     def _tokens(self, ids: Sequence[int], what: str) -> Checked:
         words = self.words
@@ -208,11 +230,12 @@ class RowGate:
             f"{what.upper()}_SPECIAL_TOKEN", f"the {what} has the special token {found}, which is no text and no end"
         )
 
-    def _fits(self, rendered: str, size: tuple[int, int], tokens: int, what: str) -> Checked:
+    def _fits(self, rendered: str, sizes: Sequence[Size], tokens: int, what: str) -> Checked:
         try:
-            window, before = self.template.window, self.template.length(rendered, size)
+            window, before = self.template.window, self.template.length(rendered, sizes)
         except (ValueError, RuntimeError) as error:  # as Qwen's of a picture of 1 x 990
-            why = f"the model's processor refuses a picture of {size[0]} x {size[1]} pixels: {str(error)[:200]}"
+            named = " and ".join(f"{width} x {height}" for width, height in sizes)
+            why = f"the model's processor refuses a picture of {named} pixels: {str(error)[:200]}"
             return Refusal("IMAGE_REFUSED", why)
         if before + tokens <= window:
             return None
@@ -223,7 +246,17 @@ class RowGate:
             else f"picture and prompt have {before} tokens, and the model's window is {window}",
         )
 
-    def _image(self, image: Path | bytes) -> tuple[int, int] | Refusal:
+    def _sizes(self, images: Sequence[Path | bytes]) -> list[Size] | Refusal:
+        """Width and height of each, or what is wrong with the first that is."""
+        sizes: list[Size] = []
+        for image in images:
+            size = self._image(image)
+            if isinstance(size, Refusal):
+                return size
+            sizes.append(size)
+        return sizes
+
+    def _image(self, image: Path | bytes) -> Size | Refusal:
         """Width and height."""
         try:
             content = image if isinstance(image, bytes) else image_bytes(image)
@@ -237,3 +270,7 @@ class RowGate:
             return size
         except InvalidInput as error:
             return Refusal(error.reason, error.message)
+
+
+def _first(faults: Iterable[Checked]) -> Checked:
+    return next((fault for fault in faults if fault is not None), None)

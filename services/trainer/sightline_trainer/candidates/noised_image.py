@@ -70,9 +70,13 @@ class NoisedImageSource:
             first=len(ask.made),
             source="noised_image",
             # What the update must see too is drawn here; else the sampler distorts.
-            image=noised(prompt.image.read_bytes(), settings.step, seed) if settings.conditioned else b"",
+            images=self._noised(prompt, seed) if settings.conditioned else (),
             distortion=None if settings.conditioned else noise(settings.step, seed),
         )
+
+    def _noised(self, prompt: Prompt, seed: int) -> list[bytes]:
+        """Each image with noise of its own."""
+        return [noised(image.read_bytes(), self.settings.step, seed + at) for at, image in enumerate(prompt.images)]
 
 
 def noised(image: bytes, step: int, seed: int) -> bytes:

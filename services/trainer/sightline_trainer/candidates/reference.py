@@ -46,7 +46,7 @@ def unsampled(
         index=index,
         text=text,
         token_ids=ids,
-        rendered_prompt="" if fault else gate.template.prompt(asked),
+        rendered_prompt="" if fault else gate.template.prompt(prompt.asked(asked)),
         prompt=asked,
         source=source,
         statement=statement,

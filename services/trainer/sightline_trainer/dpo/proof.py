@@ -33,7 +33,7 @@ _LOOKED_AT = 64
 
 def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
     """`rows_gap`: the largest mean |difference| a token of a side, in nats, between the collator's rows and a plain
-    forward, of up to four pairs. Every process calls.
+    forward, of up to five pairs. Every process calls.
 
     In bfloat16 a deep model may round by more than that, whatever its rows are. So a gap over 0.05 is held against what
     the model's plain forward differs by between two ways of transformers' own to attend, and may be twice as much.
@@ -80,7 +80,8 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
 
 
 def sample(trainer: FastDPOTrainer) -> list[dict[str, Any]]:
-    """A pair each of the largest, the smallest, the widest and the tallest image among the first prompts'."""
+    """A pair each of the largest, the smallest, the widest and the tallest image among the first prompts', and of the
+    most images, where a prompt has several."""
     firsts: dict[str, dict[str, Any]] = {}
     for index in in_order(trainer):
         row = trainer.train_dataset[index]
@@ -94,6 +95,8 @@ def sample(trainer: FastDPOTrainer) -> list[dict[str, Any]]:
         {name: w / h for name, (w, h) in sizes.items()},
         {name: h / w for name, (w, h) in sizes.items()},
     ]
+    several = {name: float(len(row["images"])) for name, row in firsts.items() if len(row["images"]) > 1}
+    measures += [several] if several else []
     chosen = dict.fromkeys(max(each, key=each.__getitem__) for each in measures)
     return [firsts[name] for name in chosen]
 

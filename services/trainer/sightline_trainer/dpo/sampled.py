@@ -51,7 +51,7 @@ class SampledLogprobs:
         """What the sampler told of a pair's side, or None where it is not to be compared."""
         if pair.get(f"{side}_images"):
             return None
-        return self.logprobs.get(_key(pair["prompt_id"], pair["prompt"][0]["content"], pair[f"{side}_ids"]))
+        return self.logprobs.get(_key(pair["prompt_id"], pair["prompt"][-1]["content"], pair[f"{side}_ids"]))
 
 
 def _key(prompt_id: str, prompt: str, ids: Sequence[int]) -> tuple[str, tuple[int, ...]]:

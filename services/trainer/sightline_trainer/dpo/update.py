@@ -73,7 +73,7 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
         masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
         logprobs += [values[at][masks[at].cpu()].tolist() for at in range(len(some))]  # the chosen sides come first
     return [
-        UpdateProbe(row["prompt_id"], list(row["chosen_ids"]), values, row["prompt"][0]["content"])
+        UpdateProbe(row["prompt_id"], list(row["chosen_ids"]), values, row["prompt"][-1]["content"])
         for row, values in zip(rows, logprobs, strict=True)
     ]
 

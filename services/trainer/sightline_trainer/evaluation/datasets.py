@@ -76,6 +76,11 @@ def work(suite: Suite, directory: Path, options: SuiteOptions) -> Work:
 
 def _playground(directory: Path, options: SuiteOptions) -> Work:
     prompts = open_pool(directory).head(options.limit)
+    if other := next((one.id for one in prompts if len(one.images) != 1 or one.turns), None):
+        raise InvalidInput(
+            f"{other} has several images or turns; this suite asks about one image (a run's evaluation takes both)",
+            reason="DATASET",
+        )
     path = directory / "questions.jsonl"
     held_out = EvaluationSet(
         prompts,
@@ -83,9 +88,11 @@ def _playground(directory: Path, options: SuiteOptions) -> Work:
         about(prompts, path, None) if path.is_file() else [],
         temperature=options.temperature,
     )
-    items = [EvalItem(f"caption/{one.id}", one.image, one.prompt, options.temperature, scored=True) for one in prompts]
+    items = [
+        EvalItem(f"caption/{one.id}", one.images[0], one.prompt, options.temperature, scored=True) for one in prompts
+    ]
     items += [
-        EvalItem(f"question/{question.id}", prompt.image, question.text + options.suffix, 0.0)
+        EvalItem(f"question/{question.id}", prompt.images[0], question.text + options.suffix, 0.0)
         for prompt, question in held_out.questions
     ]
 

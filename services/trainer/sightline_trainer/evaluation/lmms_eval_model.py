@@ -7,9 +7,9 @@
 The module registers the model and hands the rest of the command line to lmms-eval. `manifest` is what its entry-point
 group `lmms_eval.models` takes, where the command should be `lmms-eval` itself.
 
-One image and one turn a request: that is what the sampler answers. A request with several images, a video, several
-rounds or log-likelihoods is refused with the task's name, never answered in part. lmms-eval's own POPE is another
-metric than `sightline eval pope` (docs/evaluation.md).
+One turn a request, about one image or several. A request without an image, with a video, with more images than the
+sampler takes, of several rounds or for log-likelihoods is refused with the task's name, never answered in part.
+lmms-eval's own POPE is another metric than `sightline eval pope` (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from sightline.errors import InvalidInput, Unsupported
 from sightline.pictures import image_bytes
 from sightline.sampler import SamplerClient, exact
 
+from sightline_trainer.pools.asking import PLACEHOLDER, placed
+
 NAME = "sightline"
 CLASS = "sightline_trainer.evaluation.lmms_eval_model.SightlineSampler"
-_PLACEHOLDER = "<image>"
 
 
 class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
@@ -72,7 +73,7 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
         """One answer for each request, in order.
 
         Raises:
-            Unsupported: a request that is not one image and one text.
+            Unsupported: a request that is not of images and one text.
             SightlineError: the sampler fails.
         """
         with ThreadPoolExecutor(max_workers=self.max_in_flight) as pool:
@@ -94,15 +95,18 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
     def _answer(self, request: Any) -> str:
         context, settings, doc_to_visual, doc_id, task, split = request.args
         where = f"task {task}, document {doc_id}"
-        image = _one_image(doc_to_visual(self.task_dict[task][split][doc_id]), where)
+        images = _images(doc_to_visual(self.task_dict[task][split][doc_id]), where)
         if int(settings.get("num_beams") or 1) != 1:
             raise Unsupported(
                 f"{where} asks for beam search; set --gen_kwargs num_beams=1", reason="PARAMETER_UNSUPPORTED"
             )
         temperature = float(settings.get("temperature") or 0.0)
+        text = str(context)
+        if len(images) == 1 or text.count(PLACEHOLDER) != len(images):  # else it says where each stands
+            text = PLACEHOLDER * len(images) + text.replace(PLACEHOLDER, "").strip()
         samples = self.client.sample(
-            image,
-            str(context).replace(_PLACEHOLDER, "").strip(),
+            images,
+            [{"role": "user", "content": placed(text)}],
             1,
             seed=self.seed,
             temperature=temperature if settings.get("do_sample", temperature > 0) else 0.0,
@@ -115,11 +119,14 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
         return text
 
 
-def _one_image(visuals: Any, where: str) -> bytes | Path:
+def _images(visuals: Any, where: str) -> list[bytes | Path]:
     several = list(visuals) if isinstance(visuals, (list, tuple)) else [visuals]
-    if len(several) != 1:
-        raise Unsupported(f"{where} has {len(several)} images; the sampler takes one", reason="IMAGE_COUNT")
-    (visual,) = several
+    if not several:
+        raise Unsupported(f"{where} has 0 images; it must have one or more", reason="IMAGE_COUNT")
+    return [_image(visual, where) for visual in several]
+
+
+def _image(visual: Any, where: str) -> bytes | Path:
     if isinstance(visual, str):
         path = Path(visual)
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".gif"}:

@@ -1,10 +1,11 @@
 """Pairs: preference pairs from scored candidates, in TRL's preference format.
 
 `pairs.parquet` has the columns of TRL's conversational vision format (`images`, `prompt`, `chosen`,
-`rejected`) and beside them what the loop knows: the image of a rejected side that answers to another, sampled token
-ids, rewards, margin, weight, the rule that made the pair, source and policy version of both sides, the iteration, and
+`rejected`) and beside them what the loop knows: the turns with the places of the images, where those are not all before
+the first user's text; the images of a rejected side that answers to others, sampled token ids, rewards, margin, weight,
+the rule that made the pair, source and policy version of both sides, the iteration, and
 where there are any the marks of both sides' sentences, and for losses that ask for it what the policy sampled first
-(`own_ids`) and the picture's embedding by the scorer.
+(`own_ids`) and the first image's embedding by the scorer.
 `datasets.load_dataset("parquet", ...)` gives images as images.
 """
 
@@ -21,6 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset, Features, Image, List, Value, disable_progress_bars
+from sightline.sampler import Turn
+from sightline.sampler.turns import user_turn
 
 from sightline_trainer.files import read_table, write_whole
 from sightline_trainer.pairs.filter import FilterPart
@@ -30,12 +33,14 @@ from sightline_trainer.records.response import Response
 
 disable_progress_bars()  # a run draws its own
 _MESSAGES = [{"role": Value("string"), "content": Value("string")}]
+_PARTS = [{"role": Value("string"), "content": [{"type": Value("string"), "text": Value("string")}]}]
 FEATURES = Features(
     {
         "prompt_id": Value("string"),
         "images": List(Image()),
         "rejected_images": List(Image()),
         "prompt": _MESSAGES,
+        "turns": _PARTS,
         "chosen": _MESSAGES,
         "rejected": _MESSAGES,
         "rendered_prompt": Value("string"),
@@ -59,8 +64,8 @@ FEATURES = Features(
         "embedding": List(Value("float32")),
     }
 )
-_OPTIONAL = ("rejected_images", "chosen_sentences", "rejected_sentences", "own_ids", "embedding")
-"""Empty where a recipe has no use for them; pairs of earlier releases lack all but the first."""
+_OPTIONAL = ("turns", "rejected_images", "chosen_sentences", "rejected_sentences", "own_ids", "embedding")
+"""Empty where a recipe has no use for them; pairs of earlier releases lack all but `rejected_images`."""
 
 
 class PairBuilder:
@@ -118,10 +123,10 @@ class PairBuilder:
                     picked = rule.pick(group, self._pair_fault)
                     dropped += picked.dropped
                     lacking += [picked.lacking] if picked.lacking else []
-                    image = rule.rejected_image(prompt, self.iteration) if picked.pairs else b""
+                    images = rule.rejected_images(prompt, self.iteration) if picked.pairs else []
                     for chosen, rejected, weight in picked.pairs:
                         found = True
-                        rejected = replace(rejected, image=image) if image else rejected
+                        rejected = replace(rejected, images=images) if images else rejected
                         self.counts["pairs"] += 1
                         yield _row(prompt, chosen, rejected, name, weight, self.iteration) | more
             self.counts.update(f"pair_{reason}" for reason in dropped)
@@ -149,10 +154,19 @@ class PairBuilder:
 def _unreadable(prompt: Prompt) -> str | None:
     """Why a prompt has no picture any more: datasets change while runs stand still."""
     try:
-        with prompt.image.open("rb"):
-            return None
+        for image in prompt.images:
+            with image.open("rb"):
+                pass
     except OSError:
         return "image_file_unreadable"
+    return None
+
+
+def _images_come_first(asked: Sequence[Turn]) -> bool:
+    """Whether all images stand before the first user's text, where TRL puts those of messages that are texts."""
+    first = next(turn for turn in asked if turn.role == "user")
+    later = any(turn.images for turn in asked if turn is not first)
+    return not later and first.content == user_turn(first.text, first.images)[0].content
 
 
 def _first(faults: Iterable[str | None]) -> str | None:
@@ -162,11 +176,13 @@ def _first(faults: Iterable[str | None]) -> str | None:
 def _row(
     prompt: Prompt, chosen: Response, rejected: Response, rule: str, weight: float, iteration: int
 ) -> dict[str, Any]:
+    asked = prompt.asked(chosen.prompt or None)
     return {
         "prompt_id": prompt.id,
-        "images": [{"bytes": prompt.image.read_bytes(), "path": prompt.image.name}],
-        "rejected_images": [{"bytes": rejected.image, "path": None}] if rejected.image else [],
-        "prompt": [{"role": "user", "content": chosen.prompt or prompt.prompt}],
+        "images": [{"bytes": image.read_bytes(), "path": image.name} for image in prompt.images],
+        "rejected_images": [{"bytes": image, "path": None} for image in rejected.images],
+        "prompt": [{"role": turn.role, "content": turn.text} for turn in asked],
+        "turns": [] if _images_come_first(asked) else [turn.message() for turn in asked],
         "chosen": [{"role": "assistant", "content": chosen.text}],
         "rejected": [{"role": "assistant", "content": rejected.text}],
         "rendered_prompt": chosen.rendered_prompt,

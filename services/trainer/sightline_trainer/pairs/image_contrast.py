@@ -41,8 +41,11 @@ class ImageContrast(RulePart):
         best = max(mine, key=lambda scored: (scored.reward, -scored.index))
         return Picked([(best, best, self.weight)])
 
-    def rejected_image(self, prompt: Prompt, iteration: int) -> bytes:
+    def rejected_images(self, prompt: Prompt, iteration: int) -> list[bytes]:
         draws = np.random.default_rng(prompt.seed(self.seed, iteration, -5))
-        picture = decode(prompt.image.read_bytes(), ImageLimits())
-        shown = noisy(picture, self.step, draws) if self.view == "noise" else cropped(picture, self.scale, draws)
-        return write_png(np.asarray(shown))
+        shown = []
+        for image in prompt.images:
+            picture = decode(image.read_bytes(), ImageLimits())
+            view = noisy(picture, self.step, draws) if self.view == "noise" else cropped(picture, self.scale, draws)
+            shown.append(write_png(np.asarray(view)))
+        return shown

@@ -52,9 +52,9 @@ class RulePart(Part):
         """Pair the candidates of one prompt, which all have a reward and different texts."""
         raise NotImplementedError
 
-    def rejected_image(self, prompt: Prompt, iteration: int) -> bytes:
-        """The encoded image that rejected sides answer to; empty: their own."""
-        return b""
+    def rejected_images(self, prompt: Prompt, iteration: int) -> list[bytes]:
+        """The encoded images that rejected sides answer to; empty: their own."""
+        return []
 
 
 class RankedRule(RulePart):

@@ -19,14 +19,14 @@ from sightline_trainer.records.prompt import Prompt
 
 
 class TextInImage(FilterPart):
-    """Drop images that hold writing."""
+    """Drop prompts of which an image holds writing."""
 
     max_letters: int = Field(3, ge=0, description="Letters and digits that an image may hold.")
     timeout_seconds: float = Field(30.0, gt=0.0, description="Longest wait for one image.")
 
     def prompt_fault(self, prompt: Prompt) -> str | None:
-        letters = _letters(prompt.image, self.timeout_seconds)
-        return "text_in_image" if letters > self.max_letters else None
+        fits = all(_letters(image, self.timeout_seconds) <= self.max_letters for image in prompt.images)
+        return None if fits else "text_in_image"
 
 
 @functools.lru_cache(maxsize=100_000)

@@ -2,7 +2,7 @@
 
     DIRECTORY                                        with prompts.jsonl, or with *.parquet
     FILE.jsonl, FILE.parquet
-    llava:FILE.json?images=DIRECTORY                 LLaVA's conversations
+    llava:FILE.json?images=DIRECTORY                 LLaVA's conversations; &turns=last asks their last question
     datasets:NAME?split=train&prompt=question        a dataset of the `datasets` library, by name or directory
 
 A query after `?` names columns that are called otherwise: `id`, `image`, `prompt`, `reference`, `objects`; and with
@@ -70,11 +70,13 @@ def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | 
     path = Path(place).expanduser()
     images = Path(query.pop("images")).expanduser() if "images" in query else None
     if scheme == "llava":
-        _nothing_left(query, str(reference), "images")
+        asked = query.pop("turns", "first")
+        _nothing_left(query, str(reference), "images", "turns")
+        if asked not in ("first", "last"):
+            raise InvalidInput(f"{reference}: turns is {asked!r}; known are first and last", reason="DATASET")
         folder = Folder(images or path.parent)
-        return LinesPool(
-            _there(path, "a JSON file of LLaVA's conversations"), conversations(folder, gate), as_array=True
-        )
+        reader = conversations(folder, gate, asked="last" if asked == "last" else "first")
+        return LinesPool(_there(path, "a JSON file of LLaVA's conversations"), reader, as_array=True)
     if scheme == "datasets":
         split = query.pop("split", "train")
         return _from_datasets(place, split, Fields.named(query, str(reference)), images, cache, gate)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sightline.errors import InvalidInput
+from sightline.sampler import Turn
 
+from sightline_trainer.pools.asking import PLACEHOLDER, RowAsks, asks, has_places, is_conversation
 from sightline_trainer.pools.folder import Folder
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.row_gate import RowGate, text_fault
@@ -18,7 +20,7 @@ from sightline_trainer.row_gate import RowGate, text_fault
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the columns. Where a row has no `id`, a digest of its picture and text stands for it."""
+    """Names of the columns. Where a row has no `id`, a digest of its pictures and what is asked stands for it."""
 
     id: str = "id"
     image: str = "image"
@@ -41,16 +43,20 @@ class Fields:
         return cls(**names)
 
     def within(self, columns: Collection[str]) -> Fields:
-        """The same for a table of these columns: `images`, as TRL and `sightline export` call it, is a picture too."""
-        if self.image == "image" and "image" not in columns and "images" in columns:
-            return replace(self, image="images")
-        return self
+        """The same for a table of these columns: `images`, as TRL and `sightline export` call it, are pictures too, and
+        the `messages` of chat datasets ask."""
+        mine = self
+        if mine.image == "image" and "image" not in columns and "images" in columns:
+            mine = replace(mine, image="images")
+        if mine.prompt == "prompt" and "prompt" not in columns and "messages" in columns:
+            mine = replace(mine, prompt="messages")
+        return mine
 
     def prompt_of(self, row: Mapping[str, Any], images: Folder, gate: RowGate | None = None) -> Prompt:
         """The prompt of a row.
 
         Raises:
-            InvalidInput: the row lacks something, a text is no text or one that the model cannot take, or the picture
+            InvalidInput: the row lacks something, a text is no text or one that the model cannot take, or a picture
                 is none; says what.
         """
         return self.read(row, images, gate, images.image)
@@ -62,25 +68,39 @@ class Fields:
         gate: RowGate | None,
         place: Callable[[Any], Path | bytes],
     ) -> Prompt:
-        """As `prompt_of`, with `place` to say where the picture lies, such as `images.picture`, without a copy."""
+        """As `prompt_of`, with `place` to say where a picture lies, such as `images.picture`, without a copy."""
         mine = self.within(row)
-        text, reference = said(row.get(mine.prompt)), said(row.get(mine.reference))
+        asked, reference = _asked(row.get(mine.prompt), row.get(mine.image)), said(row.get(mine.reference))
+        text = asked.text
         if missing(text):
             raise InvalidInput(
                 f"needs an image and a prompt; {mine.prompt} is missing or null", reason="PROMPT_MISSING"
             )
         passed(text, "prompt", gate)
+        for said_before in (part for turn in asked.turns for part in turn.content if part and part.strip()):
+            passed(said_before, "prompt", gate)
         if missing(reference) or reference == "":
-            reference = ""
-        else:
+            reference = asked.answer
+        if reference != "":
             passed(reference, "reference", gate)
-        held = place(row.get(mine.image))
+        held = [place(image) for image in asked.images or [None]]
         id_ = row.get(mine.id)
-        id_ = content_id(held, text) if missing(id_) else str(id_)
+        id_ = content_id(held, text, asked.turns) if missing(id_) else str(id_)
         if text_fault(f"id {id_}", "id"):
             raise InvalidInput("its id holds half of a character (a lone surrogate)", reason="ID_HALF_CHARACTER")
-        image = held if isinstance(held, Path) else Path()
-        return Prompt(id=id_, image=image, prompt=text, reference=reference, objects=_names(row.get(mine.objects)))
+        shown = tuple(image if isinstance(image, Path) else Path() for image in held)
+        objects = _names(row.get(mine.objects))
+        return Prompt(id_, shown, text, reference, objects, asked.turns)
+
+
+def _asked(value: Any, images: Any) -> RowAsks:
+    """What a row's columns of the prompt and of its images ask."""
+    shown = list(images) if isinstance(images, list | tuple) else [] if missing(images) else [images]
+    if isinstance(value, str) and len(shown) > 1 and value.count(PLACEHOLDER) == len(shown):
+        value = [{"role": "user", "content": value}]
+    if is_conversation(value) and (len(value) > 1 or value[0]["role"] != "user" or has_places(value[0])):
+        return asks(value, shown)
+    return RowAsks(said(value), (), shown)
 
 
 def said(value: Any) -> Any:
@@ -125,12 +145,16 @@ def _names(value: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def content_id(image: Path | bytes, text: str) -> str:
-    """The id of a prompt that was given none: a digest of its picture's bytes and its text, wherever both lie."""
-    try:
-        held = image if isinstance(image, bytes) else image.read_bytes()
-    except OSError:  # it is told, and dropped, when it is drawn
-        held = str(image).encode("utf-8", "surrogateescape")
-    digest = hashlib.sha256(hashlib.sha256(held).digest())
-    digest.update(text.encode("utf-8", "surrogatepass"))
+def content_id(images: Sequence[Path | bytes], text: str, turns: Sequence[Turn] = ()) -> str:
+    """The id of a prompt that was given none: a digest of its pictures' bytes and its text, or what was said before
+    too, wherever all that lies."""
+    digest = hashlib.sha256()
+    for image in images:
+        try:
+            held = image if isinstance(image, bytes) else image.read_bytes()
+        except OSError:  # it is told, and dropped, when it is drawn
+            held = str(image).encode("utf-8", "surrogateescape")
+        digest.update(hashlib.sha256(held).digest())
+    said = json.dumps([(turn.role, turn.content) for turn in turns]) if turns else text
+    digest.update(said.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()[:24]

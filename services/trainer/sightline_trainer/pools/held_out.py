@@ -18,20 +18,21 @@ def hold_out(train: Iterable[Prompt], test: Iterable[Prompt]) -> None:
     Raises:
         PreconditionFailed: some do; says how many, with how many the text is the same too, and one of each side.
     """
-    held: dict[int, list[Prompt]] = {}
+    held: dict[int, list[tuple[Path, Prompt]]] = {}
     for prompt in test:
-        held.setdefault(_size(prompt.image), []).append(prompt)
+        for image in prompt.images:
+            held.setdefault(_size(image), []).append((image, prompt))
     held.pop(-1, None)  # what is not there is told, and dropped, when it is drawn
     digests: dict[Path, str] = {}
-    known = {size: {_digest(prompt.image, digests): prompt for prompt in prompts} for size, prompts in held.items()}
-    texts = {(_digest(prompt.image, digests), prompt.prompt) for prompts in held.values() for prompt in prompts}
+    known = {size: {_digest(image, digests): prompt for image, prompt in shown} for size, shown in held.items()}
+    texts = {(_digest(image, digests), prompt.prompt) for shown in held.values() for image, prompt in shown}
     found: dict[str, tuple[Prompt, Prompt]] = {}
     same_text = set()
-    for prompt in train:
-        of_this_size = known.get(_size(prompt.image))
+    for image, prompt in ((image, one) for one in train for image in one.images):
+        of_this_size = known.get(_size(image))
         if of_this_size is None:
             continue
-        digest = _digest(prompt.image, digests)
+        digest = _digest(image, digests)
         if digest in of_this_size:
             found.setdefault(digest, (prompt, of_this_size[digest]))
             if (digest, prompt.prompt) in texts:

@@ -4,14 +4,17 @@
       "conversations": [{"from": "human", "value": "<image>\\nWhat are the colours of the bus?"},
                         {"from": "gpt", "value": "The bus is white and red."}, ...]}, ...]
 
-Taken are the first question, without the image's placeholder, and its answer as the reference. Conversations without an
-image are left out. Ids repeat in LLaVA's files (one image has several conversations), so the item's number is added.
+Taken are the first question and its answer as the reference; with `turns=last` the last question, all before it being
+what was said already. `image` may be a list: then `<image>` says where each stands, in whichever question, and without
+any all stand before the first. A turn from `system` is the conversation's system turn. Conversations without an image
+are left out. Ids repeat in LLaVA's files (one image has several conversations), so the item's number is added.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
+from sightline_trainer.pools.asking import PLACEHOLDER, placed
 from sightline_trainer.pools.fields import Fields
 from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import Reader
@@ -19,24 +22,45 @@ from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.row_gate import RowGate
 
 _FIELDS = Fields()
-PLACEHOLDER = "<image>"
+_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
+Asked = Literal["first", "last"]
 
 
-def conversations(images: Folder, gate: RowGate | None = None) -> Reader:
-    """Read items whose images lie in `images`."""
+def conversations(images: Folder, gate: RowGate | None = None, *, asked: Asked = "first") -> Reader:
+    """Read items whose images lie in `images`; `asked`: which question is."""
 
     def read(row: dict[str, Any], number: int) -> Prompt | None:
         if not row.get("image"):
             return None
-        turns = [(turn["from"], turn["value"]) for turn in row["conversations"]]
-        asked = next((at for at, (who, _) in enumerate(turns) if who in ("human", "user")), None)
-        if asked is None:
+        turns = [(_ROLES.get(turn["from"], turn["from"]), turn["value"]) for turn in row["conversations"]]
+        questions = [at for at, (who, _) in enumerate(turns) if who == "user"]
+        if not questions:
             raise KeyError("a turn from human")
-        answer = next((text for who, text in turns[asked + 1 :] if who in ("gpt", "assistant")), "")
-        text = turns[asked][1]
-        if isinstance(text, str):
-            text = text.replace(PLACEHOLDER, "").strip()
+        at = questions[0 if asked == "first" else -1]
+        answer = next((text for who, text in turns[at + 1 :] if who == "assistant"), "")
+        pictures = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        prompt, shown = _asked(turns, at, pictures, asked)
         given = {"id": f"{row['id']}-{number}"} if row.get("id") is not None else {}
-        return _FIELDS.prompt_of({**given, "image": row["image"], "prompt": text, "reference": answer}, images, gate)
+        return _FIELDS.prompt_of({**given, "image": shown, "prompt": prompt, "reference": answer}, images, gate)
 
     return read
+
+
+def _asked(turns: list[tuple[str, Any]], at: int, pictures: list[Any], asked: Asked) -> tuple[Any, list[Any]]:
+    """The text of a single question behind its images, or the messages up to the one that is asked; and the images that
+    stand in them."""
+    before = turns[:at] if asked == "last" else [turn for turn in turns[:at] if turn[0] == "system"]
+    said = [*before, turns[at]]
+    if not all(isinstance(text, str) for _, text in said):
+        return turns[at][1], pictures
+    marks = [text.count(PLACEHOLDER) for who, text in turns if who == "user" and isinstance(text, str)]
+    if len(pictures) == 1 or not any(marks):  # the first question's, wherever LLaVA's item says it stands
+        said = [(who, text.replace(PLACEHOLDER, "").strip()) for who, text in said]
+        return said[0][1] if len(said) == 1 else _messages(said), pictures
+    if asked == "first":
+        pictures = pictures[: marks[0]]
+    return _messages([(who, placed(text) if who == "user" else text) for who, text in said]), pictures
+
+
+def _messages(said: list[tuple[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": who, "content": content} for who, content in said]

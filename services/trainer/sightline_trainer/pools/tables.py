@@ -156,7 +156,8 @@ def _parquet(path: Path) -> pq.ParquetFile:
 
 def _present(fields: Fields, columns: Sequence[str], where: str) -> Fields:
     fields = fields.within(columns)
-    if lacking := [name for name in (fields.image, fields.prompt) if name not in columns]:
+    wanted = (fields.prompt,) if fields.prompt == "messages" else (fields.image, fields.prompt)  # those may hold images
+    if lacking := [name for name in wanted if name not in columns]:
         raise InvalidInput(
             f"{where} has no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}", reason="DATASET"
         )
@@ -172,7 +173,8 @@ def _group(file: pq.ParquetFile, group: int, fields: Fields) -> Iterator[Mapping
     """The rows of a row group, without the bytes of pictures that nobody needs."""
     columns = _columns(fields, file.schema_arrow.names)
     given = _gives_ids(file.schema_arrow, fields) and _all_there(file, group, fields.id, fields.id)
-    whole = given and _all_there(file, group, fields.image, "bytes")
+    held = fields.image in columns and fields.prompt != "messages"  # messages may need to know how many
+    whole = given and held and _all_there(file, group, fields.image, "bytes")
     if whole:
         columns.remove(fields.image)
     size = _TEXT_ROWS if whole else _IMAGE_ROWS

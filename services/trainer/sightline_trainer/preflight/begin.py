@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sightline_trainer.pools import Pool
 from sightline_trainer.preflight import data, disk, memory
@@ -13,6 +13,7 @@ from sightline_trainer.preflight.programs import programs
 from sightline_trainer.preflight.services import parts, services
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.session import Session
 
 
@@ -43,18 +44,19 @@ async def begin(session: Session, train: Pool) -> list[Finding]:
     Raises:
         PreconditionFailed: something would end the run; the reason is the first finding's code.
     """
-    found = await services(session)
+    drawn = await asyncio.to_thread(data.spread, train)
+    found = await services(session, drawn)
     if not found:
         found += parts(session)
-    found += await asyncio.to_thread(lambda: list(_alone(session, train)))
+    found += await asyncio.to_thread(lambda: list(_alone(session, train, drawn)))
     return refuse(found)
 
 
-def _alone(session: Session, train: Pool) -> Iterator[Finding]:
+def _alone(session: Session, train: Pool, drawn: Sequence[Prompt]) -> Iterator[Finding]:
     recipe = session.recipe
     known, found = without_services(recipe)
     yield from found
-    seen, found = data.usable("data.train", data.spread(train), session.gate, strict=False, whole=known is not None)
+    seen, found = data.usable("data.train", drawn, session.gate, strict=False, whole=known is not None)
     yield from found
     if known is None or session.policies is None:
         return

@@ -179,7 +179,7 @@ class Check:
         return pool
 
     async def _ask(self, session: Session) -> None:
-        found = await services(session)
+        found = await services(session, self._prompts)
         self.findings += found
         if not found:
             self.findings += parts(session)

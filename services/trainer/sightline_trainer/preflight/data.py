@@ -28,7 +28,7 @@ class Sample:
     Attributes:
         rows: the prompts looked at.
         readable: those of them that pass the gate.
-        image_bytes: mean size of their files.
+        image_bytes: mean size of a prompt's image files.
     """
 
     rows: Sequence[Prompt]
@@ -44,11 +44,12 @@ def sample(rows: Sequence[Prompt], gate: RowGate, *, whole: bool) -> tuple[Sampl
     """
 
     def fault_of(row: Prompt) -> Refusal | None:
-        return gate.check(row) if whole else text_fault(row.prompt, "prompt") or gate.image(row.image)
+        return gate.check(row) if whole else text_fault(row.prompt, "prompt") or gate.images(row)
 
     faults = [(row, fault_of(row)) for row in rows]
     seen = Sample(rows, [row for row, fault in faults if fault is None])
-    seen.image_bytes = sum(row.image.stat().st_size for row in seen.readable) / max(1, len(seen.readable))
+    size = sum(image.stat().st_size for row in seen.readable for image in row.images)
+    seen.image_bytes = size / max(1, len(seen.readable))
     return seen, [(row, fault) for row, fault in faults if fault is not None]
 
 

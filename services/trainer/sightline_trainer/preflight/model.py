@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from sightline.errors import SightlineError
+from sightline.sampler.turns import user_turn
 
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.model_processor import ModelProcessor
@@ -118,10 +119,10 @@ def _template_fault(made: ModelProcessor) -> str | None:
     from jinja2 import TemplateError
 
     try:
-        rendered = ChatTemplate(made).prompt(_ASKED)
+        rendered = ChatTemplate(made).prompt(user_turn(_ASKED, 1))
         words = [{"role": "user", "content": [{"type": "text", "text": _ASKED}]}]
         alone = made.load().apply_chat_template(words, add_generation_prompt=True, tokenize=False)
-    except (*_REFUSALS, TemplateError) as error:
+    except (*_REFUSALS, TemplateError, SightlineError) as error:
         return f"the recipe's chat_template can't be rendered: {clause(error)}"
     if _ASKED not in rendered:
         return "the recipe's chat_template leaves out the user's text"

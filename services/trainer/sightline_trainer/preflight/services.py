@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sightline.errors import PreconditionFailed, SightlineError
 from sightline.sampler import Policies
@@ -11,15 +11,18 @@ from sightline.scorer import Models
 from sightline_trainer.needs import Needs
 from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.same_pictures import check_rule
 from sightline_trainer.session import Session
 
 
-async def services(session: Session) -> list[Finding]:
-    """What the services say of themselves, held against the recipe; one that is away is a finding too."""
+async def services(session: Session, prompts: Sequence[Prompt] = ()) -> list[Finding]:
+    """What the services say of themselves, held against the recipe and some of its prompts; one that is away is a
+    finding too."""
     recipe, found = session.recipe, list[Finding]()
     try:
-        found += sampler(recipe, await session.sampler.policies())
+        told = await session.sampler.policies()
+        found += [*sampler(recipe, told), *conversations(prompts, told)]
     except SightlineError as error:
         found.append(found_by(error, fix=f"see that the sampler at {recipe.sampling.address} runs and can be reached"))
     try:
@@ -47,6 +50,22 @@ def sampler(recipe: Recipe, told: Policies) -> Iterator[Finding]:
             f"dpo.train_projector is set, and the sampler's engine {can.engine} takes no projector beside an adapter",
             "leave it out, or use the engine transformers; `sightline policies merge` makes whole checkpoints",
         )
+
+
+def conversations(prompts: Sequence[Prompt], told: Policies) -> Iterator[Finding]:
+    """ONE_IMAGE_ONLY, LIMIT_TOO_LOW: prompts have more images or turns than the sampler takes."""
+    can = told.capabilities
+    images = max((len(prompt.images) for prompt in prompts), default=1)
+    turns = max((len(prompt.asked()) for prompt in prompts), default=1)
+    if images > 1 and can.one_image_only:
+        yield Finding(
+            "ONE_IMAGE_ONLY",
+            f"data.train has prompts with {images} images, and the sampler's model takes one: {can.one_image_only}",
+            "use another model, or prompts with one image",
+        )
+    else:
+        yield from _allowed("images of a prompt", images, "sampler", "limits.max_images", max(1, can.max_images))
+    yield from _allowed("turns of a prompt", turns, "sampler", "limits.max_turns", max(1, can.max_turns))
 
 
 def scorer(recipe: Recipe, told: Models) -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""Prompt: one image with the user's text, and what is known about the image."""
+"""Prompt: images with the user's text, perhaps at the end of a conversation, and what is known about the images."""
 
 from __future__ import annotations
 
@@ -6,19 +6,40 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-PROMPT_REASONS = ("IMAGE_", "PROMPT_", "CANDIDATE_", "STATEMENT_")
+from sightline.sampler import Turn
+from sightline.sampler.turns import user_turn
+
+_CONVERSATION = ("IMAGES_", "TOO_MANY_IMAGES", "TOO_MANY_TURNS", "BAD_TURNS")
+PROMPT_REASONS = ("IMAGE_", "PROMPT_", "CANDIDATE_", "STATEMENT_", *_CONVERSATION)
 """How reasons of refusals begin that are about one prompt: another prompt may well be answered."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One image and prompt. `objects` is empty where truth is not known, `reference` where nobody annotated."""
+    """Images and prompt. `objects` is empty where truth is not known, `reference` where nobody annotated."""
 
     id: str
-    image: Path
+    images: tuple[Path, ...]
+    """At least one, in the order of their places."""
     prompt: str
+    """The user's text that is answered."""
     reference: str = ""
     objects: tuple[str, ...] = ()
+    """Of all images together."""
+    turns: tuple[Turn, ...] = ()
+    """The whole conversation, where it is more than the images and then the text; it ends with the text."""
+
+    def asked(self, text: str | None = None) -> tuple[Turn, ...]:
+        """The conversation with `text` as what the user asks at its end; None is the prompt's own.
+
+        Another text stands behind the images of its turn, wherever they stood before.
+        """
+        text = self.prompt if text is None else text
+        if not self.turns:
+            return user_turn(text, len(self.images))
+        if text == self.prompt:
+            return self.turns
+        return (*self.turns[:-1], *user_turn(text, self.turns[-1].images))
 
     def seed(self, *parts: int) -> int:
         """A 63-bit seed that depends on the prompt's id and on `parts` only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,12 +36,18 @@ class Response:
     """The part that made it."""
     statement: str = ""
     """What a scorer compares with the image; empty: the text itself."""
-    image: bytes = b""
-    """The encoded image that it answers to, where that is not the prompt's."""
+    images: list[bytes] = field(default_factory=list)
+    """The encoded images that it answers to, where those are not the prompt's."""
     fault: Refusal | None = None
     """Why it may not be used; such candidates are dropped before anybody judges them."""
     score: Score = UNSCORED
     """What it is worth; stored apart, in `scores/*.parquet`."""
+
+    @classmethod
+    def of(cls, row: Mapping[str, Any], score: Score) -> Response:
+        """From a row of `candidates/*.parquet`, also of a run of 0.1.0, whose rows have one `image` or none."""
+        values = {name: row[name] for name in CANDIDATE_SCHEMA.names if name in row}
+        return cls(**{"images": [row["image"]] if row.get("image") else [], **values}, score=score)
 
     @property
     def judged_text(self) -> str:
@@ -77,7 +84,7 @@ CANDIDATE_SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("source", pa.string()),
         ("statement", pa.string()),
-        ("image", pa.binary()),
+        ("images", pa.list_(pa.binary())),
     ]
 )
 """Columns of `candidates/*.parquet`."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from markupsafe import Markup, escape
+from PIL import Image
 from sightline.errors import InvalidInput
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
@@ -113,12 +114,13 @@ class Pictures:
 
     @staticmethod
     def picture(prompt: Prompt) -> str:
-        """A data URI; "" where the file is gone or cannot be used."""
+        """A data URI, of several images side by side; "" where a file is gone or cannot be used."""
         try:
-            image = decode(prompt.image.read_bytes(), ImageLimits())
+            images = [decode(path.read_bytes(), ImageLimits()) for path in prompt.images]
         except (OSError, InvalidInput):
             return ""
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        image = images[0] if len(images) == 1 else _side_by_side(images)
+        image.thumbnail((THUMBNAIL * len(images), THUMBNAIL))
         out = io.BytesIO()
         kind = "PNG" if max(image.size) <= 128 else "JPEG"
         image.save(out, kind, quality=80)
@@ -212,6 +214,18 @@ def contests(history: History, limit: int) -> list[Contest]:
         margin = pair["margin"] if pair else None
         found.append(Contest(prompt, pictures.picture(prompt), max(numbers), offers, chosen, rejected, margin))
     return found
+
+
+def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one height in a row, a little apart."""
+    height = min(THUMBNAIL, max(image.height for image in images))
+    parts = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
+    row = Image.new("RGB", (sum(part.width for part in parts) + 4 * (len(parts) - 1), height), "white")
+    at = 0
+    for part in parts:
+        row.paste(part, (at, 0))
+        at += part.width + 4
+    return row
 
 
 def _captions(history: History, number: int) -> Mapping[str, dict]:  # type: ignore[type-arg]

@@ -1,11 +1,13 @@
-"""`clip`: how well each text fits its image, from the scorer service."""
+"""`clip`: how well each text fits its image, or its images, from the scorer service."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Final, Literal
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 from sightline.errors import InvalidInput
@@ -22,7 +24,7 @@ QUESTION: Final = "question"
 
 
 class Clip(TermPart):
-    """CLIPScore of the text with its image."""
+    """CLIPScore of the text with its image; of several, their mean or that of one."""
 
     by: Literal["whole", "sentence"] = Field(
         "whole", description="Score the text as a whole, or sentence by sentence (CSR)."
@@ -30,17 +32,29 @@ class Clip(TermPart):
     pool: Literal["mean", "min", "sum"] = Field(
         "mean", description="How sentences' scores become one; CSR's is the sum, which rewards length."
     )
+    images: Literal["mean", "first"] | Annotated[int, Field(ge=0)] = Field(
+        "mean",
+        description="Of a prompt with several images: the mean of the scores with each (mean), or the score with one: "
+        "first, or its number from 0.",
+    )
 
     def open(self, context: TermContext) -> Term:
-        return ClipTerm(self, ClipScores(context.scorer, context.scoring))
+        return ClipTerm(self, ClipScores(context.scorer, context.scoring, images=self.images))
 
 
 class ClipScores:
-    """CLIPScore. A text or image that the scorer refuses has no reward; it is never scored 0."""
+    """CLIPScore. A text or image that the scorer refuses has no reward; it is never scored 0.
 
-    def __init__(self, client: AsyncScorerClient, settings: RewardService) -> None:
+    Args:
+        images: with which of a prompt's images; see `Clip.images`.
+    """
+
+    def __init__(
+        self, client: AsyncScorerClient, settings: RewardService, *, images: Literal["mean", "first"] | int = "mean"
+    ) -> None:
         self.client = client
         self.settings = settings
+        self.images = images
 
     async def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[Score]:
         """One score for each text, in order; equal texts are scored once.
@@ -51,16 +65,33 @@ class ClipScores:
         unique = [text for text in dict.fromkeys(texts) if text.strip()]
         if not unique:
             return [Score(None, error="EMPTY_TEXT") for _ in texts]
+        shown = self._shown(prompt)
+        if not shown:
+            return [Score(None, error="IMAGE_NOT_THERE") for _ in texts]
         try:
-            result = await self.client.score(prompt.image, unique, model=self.settings.model)
+            results = [await self.client.score(image, unique, model=self.settings.model) for image in shown]
         except InvalidInput as error:
             return [Score(None, error=error.reason) for _ in texts]
+
+        def mean(values: Iterable[float]) -> float:
+            return fmean(float(value) for value in values)
+
         # The last bits of a score depend on what else was in its batch; which pairs are built must not.
         scores = {
-            text: Score(round(float(result.clip_score[i]), 2), float(result.cosine[i]), float(result.logit[i]))
+            text: Score(
+                round(mean(result.clip_score[i] for result in results), 2),
+                mean(result.cosine[i] for result in results),
+                mean(result.logit[i] for result in results),
+            )
             for i, text in enumerate(unique)
         }
         return [scores.get(text, Score(None, error="EMPTY_TEXT")) for text in texts]
+
+    def _shown(self, prompt: Prompt) -> Sequence[Path]:
+        if self.images == "mean":
+            return prompt.images
+        number = 0 if self.images == "first" else self.images
+        return prompt.images[number : number + 1]
 
 
 class ClipTerm:

@@ -17,7 +17,7 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import Field, model_validator
 from sightline.pictures import Picture, write_png
-from sightline.sampler import AsyncSamplerClient, exact
+from sightline.sampler import AsyncSamplerClient, Turn, exact
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 
@@ -62,7 +62,7 @@ class LogprobContrastTerm:
     async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
         settings = self.settings
         other = 0 if settings.against == "base" else version
-        grey = _grey(prompt.image.read_bytes()) if settings.against_image == "grey" else b""
+        grey = [_grey(image.read_bytes()) for image in prompt.images] if settings.against_image == "grey" else []
         scores = []
         for each in candidates:
             if not each.token_ids:
@@ -70,20 +70,22 @@ class LogprobContrastTerm:
                 continue
             asked = each.prompt or prompt.prompt
             texts = [template.replace("{prompt}", asked) for template in (settings.prompt, settings.against_prompt)]
-            known = each.logprobs if each.source == "policy" and texts[0] == asked and not each.image else []
-            one = known or await self._logprobs(prompt.image, texts[0], each, version)
+            known = each.logprobs if each.source == "policy" and texts[0] == asked and not each.images else []
+            one = known or await self._logprobs(prompt.images, prompt.asked(texts[0]), each, version)
             if other == version and not grey and texts[0] == texts[1]:  # the first iteration's policy is the base model
                 two = one
             else:
-                two = await self._logprobs(grey or prompt.image, texts[1], each, other)
+                two = await self._logprobs(grey or prompt.images, prompt.asked(texts[1]), each, other)
             apart = np.asarray(one, dtype=np.float64) - np.asarray(two, dtype=np.float64)
             value = apart.sum() if settings.pool == "sum" else apart.mean()
             # The last bits depend on what else was in a batch; which pairs are built must not.
             scores.append(Score(round(settings.scale * float(value), 2)))
         return scores
 
-    async def _logprobs(self, image: Picture, asked: str, response: Response, version: int) -> Sequence[float]:
-        found = await self.client.score_tokens(image, asked, response.token_ids, policy=exact(version))
+    async def _logprobs(
+        self, images: Sequence[Picture], asked: Sequence[Turn], response: Response, version: int
+    ) -> Sequence[float]:
+        found = await self.client.score_tokens(images, asked, response.token_ids, policy=exact(version))
         logprobs: list[float] = found.logprobs.tolist()
         return logprobs
 

@@ -35,7 +35,7 @@ class PolicyLogprobTerm:
     async def _one(self, prompt: Prompt, candidate: Response, version: int) -> Score:
         known: Sequence[float] = candidate.logprobs if candidate.source == "policy" else ()
         if not known and candidate.token_ids:
-            asked = candidate.prompt or prompt.prompt
-            scores = await self.client.score_tokens(prompt.image, asked, candidate.token_ids, policy=exact(version))
+            asked = prompt.asked(candidate.prompt or None)
+            scores = await self.client.score_tokens(prompt.images, asked, candidate.token_ids, policy=exact(version))
             known = scores.logprobs.tolist()
         return Score(fmean(known)) if known else Score(None, error="EMPTY_TEXT")

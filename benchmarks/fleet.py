@@ -69,7 +69,7 @@ async def sampled(target: str, prompts: list[Prompt], seed: int) -> int:
         async def one(number: int, prompt: Prompt) -> int:
             async with slots:
                 made = await fleet.sample(
-                    prompt.image, prompt.prompt, CANDIDATES, seed=seed + number, max_tokens=48, policy=exact(0)
+                    prompt.images, prompt.asked(), CANDIDATES, seed=seed + number, max_tokens=48, policy=exact(0)
                 )
                 return sum(len(each.token_ids) for each in made.candidates)
 

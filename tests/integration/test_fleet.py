@@ -92,7 +92,7 @@ def test_a_policy_is_proved_on_each_and_one_that_joins_later_proves_it_too(tmp_p
             new, old = (client.score_tokens(image, PROMPT, ids, policy=exact(v)).logprobs.tolist() for v in (1, 0))
             probes.append(UpdateProbe("a", ids, new, PROMPT, old))
         alone = [client.sample(image, PROMPT, 2, seed=seed, max_tokens=8, policy=exact(1)) for seed in range(12)]
-    prompts = {"a": Prompt(id="a", image=image, prompt=PROMPT)}
+    prompts = {"a": Prompt(id="a", images=(image,), prompt=PROMPT)}
     policies = RunPolicies(tmp_path / "policies", "run", "pushed", probes=lambda version: sendable(probes, prompts))
     gate = {"required": True, "min_tokens": 4}
 

@@ -12,7 +12,8 @@ from sightline_trainer.session import Session
 
 
 async def embeddings(session: Session, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
-    """{prompt id: unit vector} by the recipe's scorer; of several pictures the first counts; one that it refuses has none, as it has no candidates.
+    """{prompt id: unit vector} by the recipe's scorer, of a prompt's first picture; one that it refuses has none, as it
+    has no candidates.
 
     Raises:
         SightlineError: the scorer stays away, or fails for another reason than a picture.

@@ -18,7 +18,7 @@ from sightline_trainer.outage import OUTAGE_SECONDS, outliving
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.pools import side_files
 from sightline_trainer.recipe import Recipe
-from sightline_trainer.rewards.clip import ClipScores
+from sightline_trainer.rewards.clip import Clip, ClipScores
 from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.rewards.term import TermContext
 from sightline_trainer.row_gate import RowGate
@@ -140,7 +140,7 @@ def connected(
                 sampler=sampler,
                 scorer=scorer,
                 evaluation=PolicyCandidates(sampler, recipe.sampling, seed=recipe.evaluation.seed),
-                reward=ClipScores(scorer, recipe.reward),
+                reward=_held_out_reward(scorer, recipe),
                 policies=policies,
                 gate=gate or RowGate(recipe.processor),
                 connect=connect,
@@ -155,6 +155,13 @@ def connected(
         while isinstance(error, BaseExceptionGroup):
             error = error.exceptions[0]
         raise error from group
+
+
+def _held_out_reward(scorer: AsyncScorerClient, recipe: Recipe) -> ClipScores:
+    """CLIPScore of held-out answers, with the same of a prompt's images as in the recipe's reward."""
+    terms = recipe.reward.terms.chosen().values()
+    clip = next((term for term in terms if isinstance(term, Clip)), Clip())
+    return ClipScores(scorer, recipe.reward, images=clip.images)
 
 
 async def _until(work: Coroutine[Any, Any, T], halt: Callable[[], None]) -> T:

@@ -8,7 +8,7 @@ from typing import Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from sightline_chassis.settings import Section, Target
 
-from sightline_trainer.dpo.loss_names import NAMES, loss_fault
+from sightline_trainer.dpo.loss_names import NAMES, WHOLE, loss_fault
 from sightline_trainer.dpo.method import Doubt, Guidance, References, TokenWeights, View
 
 
@@ -103,6 +103,12 @@ class Dpo(Section):
     warmup_ratio: float = Field(0.05, ge=0.0, lt=1.0, description="Share of the steps that warm up.")
     epochs: float = Field(1.0, gt=0.0, description="Passes over an iteration's pairs.")
     batch_size: int = Field(16, ge=1, description="Pairs in one forward and backward pass.")
+    batch_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="Most tokens, an image's included, in one forward and backward pass: a batch that has more is "
+        "trained in parts whose gradients add up to its own. Null: each batch whole.",
+    )
     accumulate: int = Field(1, ge=1, description="Passes in one optimiser step.")
     max_grad_norm: float = Field(1.0, gt=0.0, description="Clip the gradient's norm at this.")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
@@ -208,6 +214,8 @@ class Dpo(Section):
             raise ValueError("dpo.token_kl asks the base model in each step: leave dpo.reference.of at {base: 1}")
         if "ema" in self.reference.of and self.train_projector:
             raise ValueError("dpo.reference.of.ema averages adapters, and dpo.train_projector trains more than one")
+        if self.batch_tokens is not None and (whole := WHOLE & set(self.loss)):
+            raise ValueError(f"dpo.batch_tokens splits batches, which {', '.join(sorted(whole))} need whole: take one")
         if self.train_vision and self.train != "full":
             raise ValueError("dpo.train_vision trains a tower's own weights: set dpo.train to full, or leave it out")
         if self.train_projector and self.train == "full":

@@ -25,6 +25,7 @@ from sightline_trainer.dpo.extra_rows import ExtraRow
 from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.method import TokenWeights
 from sightline_trainer.dpo.packing import PromptTokens, pack
+from sightline_trainer.dpo.parts import PARTS, within
 from sightline_trainer.dpo.sharing import SharedPrefix
 from sightline_trainer.dpo.token_weights import Weights, sentence_weights, token_weights
 from sightline_trainer.dpo.views import Shown
@@ -34,6 +35,7 @@ _REMEMBERED = 16384  # prompts whose tokens are kept; some 10 to 50 KB each
 SIDES = ("chosen", "rejected")
 
 Key = tuple[str, ...]  # the rendered prompt, and its images' digests
+Side = tuple[Key, tuple[int, ...]]  # a prompt, and a response's tokens
 Reference = tuple[tuple[float, ...], ...]
 """Summed log-probs of a pair's rows under the reference: chosen, rejected, extra rows; with a second rejected side
 twice."""
@@ -76,6 +78,8 @@ class PairCollator:
 
     `extras` are further rows of each pair, after both sides of all: 2 B + E B rows, and `ref_extra_logps` of shape
     [E, B] with the reference.
+
+    With a `budget`, more tokens than that come as several such batches, under `PARTS` (`parts.py`).
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class PairCollator:
         columns: Sequence[str] = (),
         extras: Sequence[ExtraRow] = (),
         token_weights: TokenWeights | None = None,
+        budget: int | None = None,
     ) -> None:
         self.family = family
         tokenizer = family.processor.tokenizer
@@ -94,21 +99,59 @@ class PairCollator:
         self.columns = tuple(columns)
         self.extras = tuple(extras)
         self.token_weights = token_weights or TokenWeights()
+        self.budget = budget
         self.reference: dict[int, Reference] = {}
         self._prompts: LRUCache[Key, PromptTokens] = LRUCache(_REMEMBERED)
         self._sentences: LRUCache[tuple[tuple[int, ...], ...], Sequence[Weights]] = LRUCache(_REMEMBERED)
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
-        flat = unfold(pairs)
+        if self.budget is None:
+            return self._batch(pairs, {})
+        prompts: dict[Key, PromptTokens] = {}
+        batches = [self._batch(group, prompts) for group in self._groups(pairs, prompts)]
+        return batches[0] if len(batches) == 1 else {PARTS: batches}
+
+    def groups(self, pairs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+        """The pairs as so many batches without parts, in their order."""
+        return self._groups(pairs, {})
+
+    def plain(self) -> PairCollator:
+        """One of plain rows, of the same budget, that adds nothing to a batch."""
+        return PairCollator(self.family, budget=self.budget)
+
+    def _groups(self, pairs: list[dict[str, Any]], made: dict[Key, PromptTokens]) -> list[list[dict[str, Any]]]:
+        if self.budget is None:
+            return [pairs]
+        return within(pairs, self.budget, lambda some: self._tokens(some, made))
+
+    def _tokens(self, pairs: Sequence[Mapping[str, Any]], prompts: dict[Key, PromptTokens]) -> int:
+        """Tokens of a batch of these pairs, what fills up its rows included. Prompts made for it are put down."""
+        pictures, sides = self._sides(unfold(pairs))
+        for key in pictures.keys() - prompts.keys():
+            prompts[key] = self._remembered(key) or self._made(key, pictures[key])
+        longest = max(len(prompts[key].ids) + len(ids) for key, ids in sides)
+        if self.sharing is None or not self.sharing.fits(longest):
+            return len(sides) * longest
+        return sum(len(prompts[key].ids) for key in pictures) + sum(len(ids) for _, ids in set(sides))
+
+    def _sides(self, flat: Sequence[Mapping[str, Any]]) -> tuple[dict[Key, RowPictures], list[Side]]:
+        """The pictures of each prompt as it is shown, and all rows: chosen sides, rejected sides, extra rows."""
         pictures: dict[Key, RowPictures] = {}
-        sides: list[tuple[Key, tuple[int, ...]]] = []
+        sides: list[Side] = []
         for row in (*(ExtraRow(side, side) for side in SIDES), *self.extras):
             for pair in flat:
                 shown = RowPictures(pair.get(f"{row.text}_images") or pair["images"], row.shown)
                 key = (pair["rendered_prompt"], *shown.names)
                 pictures.setdefault(key, shown)
                 sides.append((key, tuple(pair[f"{row.text}_ids"])))
-        prompts = {key: self._remembered(key) or self._made(key, shown) for key, shown in pictures.items()}
+        return pictures, sides
+
+    def _batch(self, pairs: Sequence[Mapping[str, Any]], made: Mapping[Key, PromptTokens]) -> dict[str, Any]:
+        flat = unfold(pairs)
+        pictures, sides = self._sides(flat)
+        prompts = {
+            key: made.get(key) or self._remembered(key) or self._made(key, shown) for key, shown in pictures.items()
+        }
         output = self._rows([(prompts[key].ids, torch.tensor(ids, dtype=torch.long)) for key, ids in sides])
         length = output["input_ids"].shape[1]
         if self.sharing is not None and self.sharing.fits(length):
@@ -179,7 +222,7 @@ class PairCollator:
     def _pack(
         self,
         prompts: Mapping[Key, PromptTokens],
-        sides: list[tuple[Key, tuple[int, ...]]],
+        sides: list[Side],
         columns: int,
         sharing: SharedPrefix,
     ) -> Any:

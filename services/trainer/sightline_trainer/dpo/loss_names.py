@@ -20,6 +20,8 @@ _WITH_MARGIN: Final = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "po
 _BESIDE_MARGIN: Final = {"sft", "image", "anchor", "optimism"}
 # They sort the batch: a weight per pair would land on another pair.
 _SORTING: Final = {"aot", "aot_unpaired"}
+WHOLE: Final = frozenset({*_SORTING, "rpo", "cdpo"})
+"""They hold the pairs of a batch against each other: a part of it is another batch."""
 # The reference's log Z only cancels in the difference of both sides (TRL refuses the others); povid_code is sigmoid.
 _WITH_DIVERGENCE: Final = {
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft", "povid_code",

@@ -50,6 +50,7 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
     apart: dict[str, float] = {}
     size = trainer.args.per_device_train_batch_size
     try:
+        size = 1 if collator.budget is not None else size
         names = list(firsts)
         for start in range(0, len(names), size):
             some = names[start : start + size]

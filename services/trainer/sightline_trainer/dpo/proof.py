@@ -49,8 +49,8 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
     looked: dict[str, tuple[dict[str, Any], str, Tensor]] = {}
     size = trainer.args.per_device_train_batch_size
     try:
-        for start in range(0, len(rows), size):
-            some = [{**row, "second_rejected_ids": None} for row in rows[start : start + size]]
+        rows = [{**row, "second_rejected_ids": None} for row in rows]
+        for some in (group for at in range(0, len(rows), size) for group in collator.groups(rows[at : at + size])):
             batch = collator(some)
             masks = batch["completion_mask"][:, 1:].bool()
             ours = token_logprobs(trainer, batch).cpu()

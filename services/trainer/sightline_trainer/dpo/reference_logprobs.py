@@ -19,6 +19,7 @@ from trl.models.utils import disable_gradient_checkpointing
 from sightline_trainer.dpo.collator import PairCollator, Reference
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.method import References
+from sightline_trainer.dpo.parts import in_step
 from sightline_trainer.dpo.references import combined, shown_as
 from sightline_trainer.dpo.release import release_reference
 from sightline_trainer.dpo.sampled import SampledLogprobs, gaps
@@ -63,8 +64,12 @@ def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
     """
     collator: PairCollator = trainer.data_collator
     rows = [trainer.train_dataset[index] for index in in_order(trainer)[:pairs]]
-    plain = token_logprobs(trainer, PairCollator(collator.family, extras=collator.extras)(rows))
-    packed = token_logprobs(trainer, collator(rows))
+    alone = PairCollator(collator.family, extras=collator.extras)
+    both = [
+        (token_logprobs(trainer, alone(some)), token_logprobs(trainer, collator(some)))
+        for some in collator.groups(rows)
+    ]
+    plain, packed = (torch.cat([values.flatten() for values in side]) for side in zip(*both, strict=True))
     apart = (plain - packed).abs()
     dtype = trainer.model.dtype if trainer.accelerator.mixed_precision == "no" else torch.bfloat16
     if dtype == torch.float32:
@@ -160,7 +165,8 @@ def _summed(trainer: FastDPOTrainer, asked: Any, batch: dict[str, Any]) -> tuple
 
 
 def _batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, int, list[dict[str, Any]], dict[str, Any]]]:
-    """(number from 1, how many, pairs, collated) of this process' share."""
+    """(number from 1, how many, pairs, collated) of this process' share; several of one number where tokens are
+    bounded."""
     order = in_order(trainer)
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     share = -(-len(order) // world)
@@ -168,5 +174,6 @@ def _batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, int, list[dict[str,
     mine += order[-1:] * (share - len(mine))  # every process takes part in every forward
     size = 2 * trainer.args.per_device_train_batch_size
     for number, start in enumerate(range(0, share, size), 1):
-        rows = [trainer.train_dataset[index] for index in mine[start : start + size]]
-        yield number, -(-share // size), rows, trainer.data_collator(rows)
+        some = [trainer.train_dataset[index] for index in mine[start : start + size]]
+        for rows in in_step(trainer.data_collator.groups(some), trainer.accelerator):
+            yield number, -(-share // size), rows, trainer.data_collator(rows)

@@ -99,7 +99,13 @@ def make_trainer(
         args=arguments,
         train_dataset=_rows(pairs),
         processing_class=family.processor,
-        data_collator=PairCollator(family, columns=columns, extras=extras, token_weights=settings.token_weights),
+        data_collator=PairCollator(
+            family,
+            columns=columns,
+            extras=extras,
+            token_weights=settings.token_weights,
+            budget=settings.batch_tokens,
+        ),
         peft_config=None if full else _lora(recipe, model),
         losses=dict(settings.loss),
     )

@@ -9,8 +9,8 @@ Several pairs of one prompt come in one batch, where they share their prefix.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from sightline_trainer.dpo.guidance import CHOSEN_BLIND, REJECTED_BLIND, guided
 from sightline_trainer.dpo.losses import povid_paper, sft_by_pair, summed, weighted_mean
 from sightline_trainer.dpo.method import References
 from sightline_trainer.dpo.own_losses import OWN_LOSSES, Sides, nearness
+from sightline_trainer.dpo.parts import in_step, merged, parts_of, shares
 from sightline_trainer.dpo.token_kl import TokenKl
 
 OURS = ("weight", "margin", "ref_extra_logps", "token_weights", "embedding")
@@ -98,6 +99,7 @@ class FastDPOTrainer(DPOTrainer):
         doubts: of cdpo. rpo_temperature: of rpo.
         margin_scale: how far the chosen side must win, times the pair's margin.
         povid_betas: beta1, beta2.
+        share, of_sft: of its batch, what a part's loss counts, and its mean over tokens beside that (`parts.py`).
         span: (number of this update from 0, updates in all) of one learning rate schedule; None: each has its own.
         figures: what the steps so far measured, each a mean over a global batch.
     """
@@ -113,6 +115,8 @@ class FastDPOTrainer(DPOTrainer):
     margin_scale: float = 0.0
     povid_betas: tuple[float, float] = (0.05, 0.05)
     span: tuple[int, int] | None = None
+    share: float = 1.0
+    of_sft: float = 1.0
 
     def __init__(self, *args: Any, losses: dict[str, float], **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -144,6 +148,45 @@ class FastDPOTrainer(DPOTrainer):
             self.lr_scheduler = LambdaLR(optimizer, lambda step: shape(done * num_training_steps + step))
         return self.lr_scheduler
 
+    def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """A batch's gradient, part by part where it has parts; its loss."""
+        parts = parts_of(inputs)
+        step: Callable[..., Tensor] = super().training_step
+        each = in_step(parts, self.accelerator)
+        if len(each) == 1:
+            return step(model, each[0], num_items_in_batch)
+        whole = shares(parts, 2 + len(self.extras))
+        whole += [(0.0, 0.0)] * (len(each) - len(parts))
+        begun = {name: len(values) for name, values in self._metrics["train"].items()}
+        figures, losses = len(self.figures), []
+        for number, (part, (share, tokens)) in enumerate(zip(each, whole, strict=True), 1):
+            # Gradients of several processes are added up once, after the last part.
+            waiting = nullcontext() if number == len(each) else self.accelerator.no_sync(model)
+            with waiting, self._as_part(share, tokens):
+                losses.append(step(model, part, num_items_in_batch))
+        merged(self._metrics["train"], begun, [share for share, _ in whole])
+        measured = self.figures[figures:]
+        self.figures[figures:] = [{name: sum(one[name] for one in measured) for name in one} for one in measured[:1]]
+        return torch.stack(losses).sum()
+
+    def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
+        """As transformers reckons them, of all parts."""
+        return sum(super(FastDPOTrainer, self).floating_point_ops(part) for part in parts_of(inputs))
+
+    @contextmanager
+    def _as_part(self, share: float, tokens: float) -> Iterator[None]:
+        """Losses are those of a part of a batch; means over tokens count by its share of those."""
+        weights = self.loss_weights  # type: ignore[has-type]
+        names: list[str] = self.loss_types  # type: ignore[has-type]
+        self.share, self.of_sft = share, tokens / share if share else 0.0
+        self.loss_weights = [
+            weight * (self.of_sft if name == "sft" else 1.0) for name, weight in zip(names, weights, strict=True)
+        ]
+        try:
+            yield
+        finally:
+            self.loss_weights, self.share, self.of_sft = weights, 1.0, 1.0
+
     def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
         recorder, inputs, ours = self.recorded(model, inputs, guide=True)
         known, inputs = inputs, self._shifted(recorder, inputs, ours)
@@ -154,13 +197,15 @@ class FastDPOTrainer(DPOTrainer):
                 loss = super()._compute_loss(recorder, inputs, False)
         else:
             loss = super()._compute_loss(recorder, inputs, False)
+        loss = loss * self.share
         if "ref_chosen_logps" in inputs:
             sides = self._sides(recorder, inputs, known, ours)
             figures: dict[str, Tensor] = {}
             for name, each in self._own(sides, recorder, inputs, ours).items():
                 weights = ours.get("weight", torch.ones(2 * len(each), device=each.device))[: len(each)]
-                figures[f"loss_{name}"] = weighted_mean(list(each), weights)
-                loss = loss + self.losses[name] * figures[f"loss_{name}"]
+                counts = self.of_sft if name == "sft" else 1.0
+                figures[f"loss_{name}"] = counts * weighted_mean(list(each), weights)
+                loss = loss + self.share * self.losses[name] * figures[f"loss_{name}"]
             self._measure(loss.detach(), recorder.output, sides, figures)
         return (loss, recorder.output) if return_outputs else loss
 
@@ -301,6 +346,8 @@ class FastDPOTrainer(DPOTrainer):
             "accuracy": (gap > 0).float().mean(),
             "logratio_to_reference": (chosen + rejected).mean() / 2,
         }
+        if self.share != 1.0:
+            figures = {name: value if name == "loss" else value * self.share for name, value in figures.items()}
         values = self.accelerator.reduce(torch.stack(list(figures.values())), reduction="mean").tolist()
         self.figures.append(dict(zip(figures, values, strict=True)))
         if not math.isfinite(self.figures[-1]["loss"]):

@@ -21,7 +21,6 @@ from sightline.errors import InternalError
 from transformers import TrainerCallback
 
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress, StepLog
-from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.loss_names import POVID
 from sightline_trainer.dpo.losses import fold_pairs
@@ -65,10 +64,9 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
     They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
     """
     rows = [trainer.train_dataset[index] for index in range(min(count, len(trainer.train_dataset)))]
-    collate, size = PairCollator(trainer.data_collator.family), trainer.args.per_device_train_batch_size
+    collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
     logprobs: list[list[float]] = []
-    for start in range(0, len(rows), size):
-        some = rows[start : start + size]
+    for some in (group for at in range(0, len(rows), size) for group in collate.groups(rows[at : at + size])):
         batch = collate(some)
         masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
         logprobs += [values[at][masks[at].cpu()].tolist() for at in range(len(some))]  # the chosen sides come first

@@ -19,7 +19,7 @@ _FREE: Final = (
     "reward.address", "reward.max_in_flight", "reward.timeout_seconds",
     "candidates.injected.address", "candidates.injected.url", "candidates.injected.timeout_seconds",
     "filters.text_in_image.timeout_seconds",
-    "dpo.launch", "dpo.report_to", "dpo.image_cache_mib", "dpo.batch_tokens",
+    "dpo.launch", "dpo.report_to", "dpo.image_cache_mib", "dpo.batch_tokens", "dpo.checkpoint_seconds",
     "services",
     "publication.keep", "publication.probes", "publication.max_probe_gap",
 )  # fmt: skip

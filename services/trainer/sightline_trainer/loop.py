@@ -246,6 +246,7 @@ class Loop:
         if (directory / "update.json").exists() and (aside.exists() or final.exists()):
             self._put_in_place(aside, final)
             return version
+        from sightline_trainer.dpo.checkpoints import forget
         from sightline_trainer.dpo.kept_pairs import left_out_file
         from sightline_trainer.dpo.launch import run_update
 
@@ -287,6 +288,7 @@ class Loop:
             {"version": version, "metrics": result.metrics, "probes": [asdict(probe) for probe in result.probes]},
         )
         self._put_in_place(aside, final)
+        forget(self.dir.root / "trl")
         metrics.record_update(version, result.metrics)
         self._tell("update", iteration, metrics=result.metrics)
         return version

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from sightline_trainer.dpo.pixels import image_matters
 from sightline_trainer.dpo.proof import rows_are_plain
 from sightline_trainer.dpo.reference_logprobs import add_reference, self_check
+from sightline_trainer.dpo.release import release_reference
 from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs, judge
 from sightline_trainer.dpo.saving import load_optimizer
 from sightline_trainer.dpo.trainer import FastDPOTrainer, not_finite
@@ -48,8 +49,28 @@ class Begin(TrainerCallback):
         self.figures: dict[str, float] = {}
         self.began = time.monotonic()
         self.reference_seconds = 0.0
+        self._known = False
+
+    def known(self) -> dict[str, Any]:
+        """What it found, for an update that goes on; for JSON."""
+        return {
+            "figures": self.figures,
+            "reference": list(self.trainer.data_collator.reference.items()),
+            "reference_seconds": self.reference_seconds,
+            "seconds": time.monotonic() - self.began,
+        }
+
+    def recall(self, known: dict[str, Any]) -> None:
+        """Take what was found when the update began."""
+        self.figures, self.reference_seconds = known["figures"], known["reference_seconds"]
+        self.trainer.data_collator.reference = {pair: tuple(values) for pair, values in known["reference"]}
+        self.began, self._known = time.monotonic() - known["seconds"], True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._known:
+            release_reference(self.trainer)
+            self.trainer.precompute_ref_logps = True
+            return
         self.began = time.monotonic()
         self._try_out()
         if self.optimizer is not None and self.optimizer.exists():

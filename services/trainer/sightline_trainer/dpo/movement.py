@@ -37,12 +37,24 @@ class Movement(TrainerCallback):
         self._before: dict[str, Tensor] = {}
         self._waiting: dict[str, nn.Parameter] = {}
         self._owed: set[str] = set()
+        self._seen: list[str] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._waiting = {
             name: parameter for name, parameter in self.trainer.model.named_parameters() if parameter.requires_grad
         }
         self._before = {name: _local(each).detach().to("cpu", copy=True) for name, each in self._waiting.items()}
+        for name in self._seen:
+            self._waiting.pop(name, None)
+
+    def counted(self) -> dict[str, Any]:
+        """What it noted, for an update that goes on."""
+        seen = sorted(self._before.keys() - self._waiting.keys())
+        return {"flat_steps": self.flat_steps, "owed": sorted(self._owed), "seen": seen}
+
+    def recall(self, counted: dict[str, Any]) -> None:
+        """Go on from what was noted."""
+        self.flat_steps, self._owed, self._seen = counted["flat_steps"], set(counted["owed"]), counted["seen"]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Strikes off the tensors whose gradient is not 0. After a step or two there is nothing left to look at."""

@@ -169,6 +169,23 @@ class FastDPOTrainer(DPOTrainer):
         self.figures[figures:] = [{name: sum(one[name] for one in measured) for name in one} for one in measured[:1]]
         return torch.stack(losses).sum()
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Without a model card and the processor, which others have."""
+        processing: Any = self.processing_class
+        self.processing_class: Any = None
+        try:
+            super(DPOTrainer, self)._save_checkpoint(model, trial)
+        finally:
+            self.processing_class = processing
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Nothing yet: what was trained is put over the starting policy when that was looked at (`load_trained`)."""
+
+    def load_trained(self, checkpoint: Path) -> None:
+        """The weights of a checkpoint of this update."""
+        model = self.model_wrapped if self.is_fsdp_enabled else self.model
+        super()._load_from_checkpoint(str(checkpoint), model)
+
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """As transformers reckons them, of all parts."""
         return sum(super(FastDPOTrainer, self).floating_point_ops(part) for part in parts_of(inputs))

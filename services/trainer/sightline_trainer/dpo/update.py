@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sightline.errors import InternalError
 from transformers import TrainerCallback
 
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress, StepLog
+from sightline_trainer.dpo.checkpoints import Checkpoints, forget, last, name_of, seconds_between
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.loss_names import POVID
 from sightline_trainer.dpo.losses import fold_pairs
@@ -112,7 +113,7 @@ def update(
     try:
         return _trained(
             recipe, trainer, previous=previous, adapter=adapter, work=work, iteration=iteration, sampled=sampled,
-            progress=progress,
+            progress=progress, seed=seed,
         )  # fmt: skip
     finally:
         # Whatever an error's traceback still holds, the models are not among it.
@@ -131,6 +132,7 @@ def _trained(
     iteration: int,
     sampled: SampledLogprobs | None,
     progress: Callable[[int, int], None],
+    seed: int,
 ) -> Update:
     """Train, save, and ask the probes."""
     pairs = len(trainer.train_dataset)
@@ -154,11 +156,31 @@ def _trained(
     before, movement = _Before(probes), Movement(trainer)
     reported = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
     steps = StepLog(work / f"steps-{iteration:04d}.jsonl")
-    for callback in (begin, before, movement, FiniteGradient(), steps, reported):
+    world = trainer.accelerator.num_processes
+    name = name_of(recipe, trainer.train_dataset, previous=previous, seed=seed, iteration=iteration, world=world)
+    checkpoints = Checkpoints(
+        trainer,
+        name=name,
+        seconds=seconds_between(recipe),
+        ours={
+            "begin": (begin.known, begin.recall),
+            "probes": (lambda: [asdict(each) for each in before.probes], before.recall),
+            "movement": (movement.counted, movement.recall),
+            "figures": (lambda: trainer.figures, trainer.figures.extend),
+        },
+        begun=last(work, name),
+    )
+    for callback in (begin, before, movement, FiniteGradient(), steps, reported, checkpoints):
         trainer.add_callback(callback)
+    checkpoints.restore()
+    if checkpoints.begun is not None:
+        logger.info("the update goes on from %s", checkpoints.begun.name)
+    trainer.accelerator.wait_for_everyone()
+    if trainer.accelerator.is_main_process:
+        forget(work, but=checkpoints.begun)
     try:
         with _frozen_garbage():
-            trainer.train()
+            trainer.train(resume_from_checkpoint=checkpoints.begun and str(checkpoints.begun))
     except torch.OutOfMemoryError as error:
         raise out_of_memory(recipe, error) from error
     seconds = time.monotonic() - begin.began
@@ -212,8 +234,12 @@ class _Before(TrainerCallback):
         self._ask = ask
         self.probes: list[UpdateProbe] = []
 
+    def recall(self, probes: list[dict[str, Any]]) -> None:
+        """Take what was asked when the update began."""
+        self.probes = [UpdateProbe(**each) for each in probes]
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.probes = self._ask()
+        self.probes = self.probes or self._ask()
 
 
 def _metrics(trainer: FastDPOTrainer, pairs: int, reference_seconds: float, seconds: float) -> dict[str, float]:

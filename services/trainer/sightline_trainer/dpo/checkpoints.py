@@ -1,0 +1,148 @@
+"""Checkpoints inside an update: one that was killed goes on from the last, and ends as if nothing had happened.
+
+transformers writes weights, optimiser, schedule, RNG and place among the batches; beside them stands what the update
+found before its first step (proofs, the reference's log-probs, the starting policy's) and what it counted since.
+A checkpoint counts once its `whole.json` is there, which names the update that it is of; the one before goes then, so
+there are two at most. The starting policy is loaded first and what was trained put over it, since an update is measured
+by what it changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import TrainerCallback
+
+from sightline_trainer.dpo.trainer import FastDPOTrainer
+from sightline_trainer.files import sync_directory
+from sightline_trainer.recipe import Recipe
+
+OFTEN = 600.0
+"""Seconds between those of a LoRA, where the recipe says nothing."""
+_WHOLE = "whole.json"
+_FREE = {"checkpoint_seconds", "launch", "report_to", "image_cache_mib", "batch_tokens"}
+_SIDES = ("prompt_id", "rendered_prompt", "chosen_ids", "rejected_ids", "weight", "margin")
+
+
+def seconds_between(recipe: Recipe) -> float | None:
+    """How often an update of the recipe writes one; None: never."""
+    asked = recipe.dpo.checkpoint_seconds
+    if asked is None:
+        return OFTEN if recipe.dpo.train == "lora" else None
+    return asked or None
+
+
+def name_of(recipe: Recipe, pairs: Dataset, *, previous: Path | None, seed: int, iteration: int, world: int) -> str:
+    """SHA-256 of all that decides what an update becomes."""
+    tree = recipe.model_dump(mode="json")
+    kept = [name for name in _SIDES if name in pairs.column_names]
+    told = {
+        "dpo": {key: value for key, value in tree["dpo"].items() if key not in _FREE},
+        "model": [tree[key] for key in ("model", "chat_template", "min_pixels", "max_pixels", "iterations")],
+        "update": [seed, iteration, world, str(previous and previous.name)],
+    }
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for row in pairs.select_columns(kept):
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    for file in sorted(previous.glob("*.safetensors")) if previous is not None else ():
+        digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def last(work: Path, name: str) -> Path | None:
+    """The newest whole checkpoint of the update of this name."""
+    found = [place for place in work.glob("checkpoint-*") if _name(place) == name]
+    return max(found, key=lambda place: int(place.name.rpartition("-")[2]), default=None)
+
+
+def forget(work: Path, *, but: Path | None = None) -> None:
+    """Remove all checkpoints but one."""
+    for place in work.glob("checkpoint-*"):
+        if place != but:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _name(place: Path) -> str | None:
+    try:
+        found: str = json.loads((place / _WHOLE).read_text())["update"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
+class Checkpoints(TrainerCallback):
+    """Writes them, and puts back what the last one holds. Comes after all other callbacks.
+
+    Args:
+        name: of the update.
+        seconds: between two; None writes none.
+        ours: what is kept beside transformers' files, by name: how to ask for it (for JSON), and how to put it back.
+        begun: the checkpoint to go on from.
+    """
+
+    def __init__(
+        self,
+        trainer: FastDPOTrainer,
+        *,
+        name: str,
+        seconds: float | None,
+        ours: dict[str, tuple[Callable[[], Any], Callable[[Any], None]]],
+        begun: Path | None,
+    ) -> None:
+        self.trainer, self.name, self.seconds, self.ours, self.begun = trainer, name, seconds, ours, begun
+        self._due = 0.0
+
+    def restore(self) -> None:
+        """Put back what was found before the first step; to be called before `train`."""
+        if self.begun is None:
+            return
+        kept = json.loads((self.begun / self._file()).read_text())
+        for name, (_, put) in self.ours.items():
+            put(kept[name])
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The weights, over the starting policy's, which others have seen."""
+        if self.begun is not None:
+            self.trainer.load_trained(self.begun)
+        self._due = time.monotonic() + (self.seconds or 0.0)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Asks for one where it is time; all processes together."""
+        if self.seconds is None or state.global_step >= state.max_steps:
+            return
+        due = time.monotonic() >= self._due
+        accelerator = self.trainer.accelerator
+        if accelerator.num_processes > 1:
+            due = bool(accelerator.gather(torch.tensor([float(due)], device=accelerator.device)).max())
+        control.should_save = control.should_save or due
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Makes the one that was just written count."""
+        place = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        accelerator = self.trainer.accelerator
+        (place / self._file()).write_text(json.dumps({name: ask() for name, (ask, _) in self.ours.items()}))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            for file in (path for path in place.rglob("*") if path.is_file()):
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            with (place / _WHOLE).open("w") as marker:
+                json.dump({"update": self.name}, marker)
+                marker.flush()
+                os.fsync(marker.fileno())
+            sync_directory(place)
+            forget(place.parent, but=place)
+        accelerator.wait_for_everyone()
+        self._due = time.monotonic() + (self.seconds or 0.0)
+
+    def _file(self) -> str:
+        return f"ours-{self.trainer.accelerator.process_index}.json"

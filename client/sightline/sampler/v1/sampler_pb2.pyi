@@ -526,10 +526,12 @@ class ListPoliciesRequest(_message.Message):
     def __init__(self, run_id: _Optional[str] = ...) -> None: ...
 
 class PauseRequest(_message.Message):
-    __slots__ = ("mode",)
+    __slots__ = ("mode", "release")
     MODE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     mode: PauseMode
-    def __init__(self, mode: _Optional[_Union[PauseMode, str]] = ...) -> None: ...
+    release: bool
+    def __init__(self, mode: _Optional[_Union[PauseMode, str]] = ..., release: bool = ...) -> None: ...
 
 class PauseResponse(_message.Message):
     __slots__ = ("requests",)

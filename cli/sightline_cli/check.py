@@ -27,7 +27,7 @@ from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.local_services import local_services
 from sightline_cli.processes import Processes, StartError
-from sightline_cli.run import connected_to, recipe_file, with_data, with_values
+from sightline_cli.run import connected_to, recipe_file, taking_turns, with_data, with_values
 
 SCENES = 512
 """Most scenes of the playground that are drawn for a check."""
@@ -82,6 +82,7 @@ def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connec
     """All checks, as far as one makes sense after the other."""
     try:
         recipe, known = connect()
+        recipe = taking_turns(recipe)
         settings = local_services(recipe, scratch / "services")
         made.recipe = recipe = with_data(recipe, scratch / "data", SCENES)
     except (SightlineError, SettingsError) as error:

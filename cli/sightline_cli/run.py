@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -61,6 +61,7 @@ def run(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     with ExitStack() as stack:
         recipe, known = connected_to(recipe, sampler, scorer, connections)
+        recipe = taking_turns(recipe)
         settings = local_services(recipe, directory / "services")
         processes = stack.enter_context(Processes(directory / "services"))
         for service, flags in settings.items():
@@ -103,7 +104,21 @@ def _by_flag(address: str | None, known: Connection | None) -> Connection | None
     return Connection(address=address, tls=None if tls is None else ClientTls(**vars(tls)), token_file=token_file)
 
 
-def with_values(recipe: Recipe, **sections: dict[str, str | None]) -> Recipe:
+def taking_turns(recipe: Recipe) -> Recipe:
+    """The recipe with `sampling.rests` decided: a sampler that is started here on the update's GPU rests meanwhile."""
+    if recipe.sampling.rests is not None or recipe.sampling.address is not None or recipe.sampling.staleness:
+        return recipe
+    if recipe.dpo.launch or recipe.services.sampler.model_dump().get("engine", {}).get("device", "auto") not in _SHARED:
+        return recipe
+    import torch
+
+    return with_values(recipe, sampling={"rests": torch.cuda.is_available()})
+
+
+_SHARED = ("auto", "cuda", "cuda:0")  # devices of a sampler that are the update's, if there is a GPU
+
+
+def with_values(recipe: Recipe, **sections: Mapping[str, object]) -> Recipe:
     """The recipe with values replaced that are not None."""
     update = {
         name: getattr(recipe, name).model_copy(

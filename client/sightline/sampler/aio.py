@@ -126,9 +126,15 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         """All loaded policies, and what the engine can do."""
         return await self._run(self._policies(timeout))
 
-    async def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:  # noqa: ASYNC109
+    async def pause(
+        self,
+        mode: PauseMode = "drain",
+        *,
+        release: bool = False,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> int:
         """Stop sampling until `resume`; see `SamplerClient.pause`."""
-        return await self._run(self._pause(mode, timeout))
+        return await self._run(self._pause(mode, release, timeout))
 
     async def resume(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
         """End a pause."""

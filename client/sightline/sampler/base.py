@@ -154,12 +154,12 @@ class BaseSamplerClient(BaseClient):
         request = pb.ListPoliciesRequest(run_id=self.run_id)
         return from_message((yield Rpc("ListPolicies", request, timeout)), Policies)
 
-    def _pause(self, mode: PauseMode, timeout: float | None) -> Flow[int]:
-        request = pb.PauseRequest(mode=_PAUSES[mode])  # type: ignore[arg-type]
+    def _pause(self, mode: PauseMode, release: bool, timeout: float | None) -> Flow[int]:
+        request = pb.PauseRequest(mode=_PAUSES[mode], release=release)  # type: ignore[arg-type]
         return int((yield Rpc("Pause", request, self._swap(timeout), slow=True)).requests)
 
     def _resume(self, timeout: float | None) -> Flow[None]:
-        yield Rpc("Resume", pb.ResumeRequest(), timeout)
+        yield Rpc("Resume", pb.ResumeRequest(), self._swap(timeout), slow=True)
 
     def _swap(self, timeout: float | None) -> float:
         return self.swap_timeout if timeout is None else timeout

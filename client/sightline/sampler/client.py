@@ -198,18 +198,20 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         """All loaded policies, and what the engine can do."""
         return self._run(self._policies(timeout))
 
-    def pause(self, mode: PauseMode = "drain", *, timeout: float | None = None) -> int:
+    def pause(self, mode: PauseMode = "drain", *, release: bool = False, timeout: float | None = None) -> int:
         """Stop sampling until `resume`; requests that come meanwhile wait.
 
         Args:
             mode: what becomes of candidates under way: "drain" finishes them first, "abort" breaks them off (a client
                 asks again for what is missing), "keep" lets them go on after the pause.
+            release: whether the engine also gives its memory back (caches are freed, weights moved out); `resume`
+                brings it back, and shows that the weights are the same.
             timeout: deadline in seconds, if not the client's.
 
         Returns:
             Requests that were under way.
         """
-        return self._run(self._pause(mode, timeout))
+        return self._run(self._pause(mode, release, timeout))
 
     def resume(self, *, timeout: float | None = None) -> None:
         """End a pause."""

@@ -116,7 +116,8 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
 
     async def Pause(self, request: pb.PauseRequest, context: Context) -> pb.PauseResponse:
         """Stop sampling."""
-        return pb.PauseResponse(requests=await self._policies.pause(messages.pause_of(request)))
+        mode = messages.pause_of(request)
+        return pb.PauseResponse(requests=await self._policies.pause(mode, release=request.release))
 
     async def Resume(self, request: pb.ResumeRequest, context: Context) -> pb.ResumeResponse:
         """Go on."""

@@ -15,7 +15,7 @@ Bound = Literal["free", "sample", "pair", "update", "evaluate"]
 
 _FREE: Final = (
     "name", "description", "iterations", "threads",
-    "sampling.address", "sampling.max_in_flight", "sampling.timeout_seconds",
+    "sampling.address", "sampling.max_in_flight", "sampling.timeout_seconds", "sampling.rests",
     "reward.address", "reward.max_in_flight", "reward.timeout_seconds",
     "candidates.injected.address", "candidates.injected.url", "candidates.injected.timeout_seconds",
     "filters.text_in_image.timeout_seconds",

@@ -42,6 +42,7 @@ from sightline_trainer.runs import RunDirectory
 from sightline_trainer.serving import RunPolicies
 from sightline_trainer.session import Session, connected
 from sightline_trainer.stopwatch import Stopwatch
+from sightline_trainer.turns import sampler_rests
 
 T = TypeVar("T")
 
@@ -167,6 +168,8 @@ class Loop:
         rollout, prompts = Rollout(directory), self._drawn(iteration)
 
         async def collect(session: Session) -> None:
+            if recipe.sampling.rests:  # a trainer that was killed in an update left it so
+                await session.sampler.resume()
             await session.serve(version)
             await rollout.collect(
                 prompts,
@@ -252,23 +255,24 @@ class Loop:
 
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        result = self._timed(
-            "update",
-            lambda: run_update(
-                self.recipe,
-                directory / "pairs.parquet",
-                previous=self.dir.policies / policy_dirname(parent) if parent else None,
-                policy=aside,
-                work=self.dir.root / "trl",
-                seed=self.recipe.seed + iteration,
-                iteration=iteration,
-                progress=lambda done, total: self._tell("update", iteration, done, total),
-                candidates=directory / "candidates",
-                version=parent,
-                halt=self.halt,
-                gate=self.gate,
-            ),
-        )
+        with sampler_rests(self.recipe, self.connections, self.halt):
+            result = self._timed(
+                "update",
+                lambda: run_update(
+                    self.recipe,
+                    directory / "pairs.parquet",
+                    previous=self.dir.policies / policy_dirname(parent) if parent else None,
+                    policy=aside,
+                    work=self.dir.root / "trl",
+                    seed=self.recipe.seed + iteration,
+                    iteration=iteration,
+                    progress=lambda done, total: self._tell("update", iteration, done, total),
+                    candidates=directory / "candidates",
+                    version=parent,
+                    halt=self.halt,
+                    gate=self.gate,
+                ),
+            )
         left_out = DroppedRows.read(left_out_file(directory / "pairs.parquet"))
         metrics.count_left_out("pair", left_out.counts)
         self._tell_left_out("update", iteration, left_out.counts, left_out.rows)

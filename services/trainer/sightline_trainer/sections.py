@@ -37,6 +37,17 @@ class Sampling(Section):
         "trains, by the policy that this update began with.",
     )
     timeout_seconds: float = Field(300.0, gt=0.0, description="Deadline of one prompt's candidates.")
+    rests: bool | None = Field(
+        None,
+        description="Whether the sampler gives its memory back (caches, weights) while the update trains. Null: where "
+        "`sightline run` starts it on the GPU that the update takes.",
+    )
+
+    @model_validator(mode="after")
+    def _rests_between(self) -> Self:
+        if self.rests and self.staleness:
+            raise ValueError("sampling.rests while the update trains, and sampling.staleness samples then: take one")
+        return self
 
 
 class RewardService(Section):

@@ -176,6 +176,22 @@ class Engine(abc.ABC):
         """Go on."""
         return
 
+    async def release(self) -> None:
+        """Give its memory back until `reload`, with nothing under way; nothing where it has.
+
+        Raises:
+            InvalidInput: this engine cannot.
+        """
+        raise InvalidInput(f"the engine {self.name} cannot give its memory back", reason="PAUSE_MODE_UNSUPPORTED")
+
+    async def reload(self) -> None:
+        """Take it up again, nothing where it has.
+
+        Raises:
+            SightlineError: the weights did not come back as they were.
+        """
+        return
+
     @abc.abstractmethod
     async def retire(self, version: int) -> None:
         """Free a staged version. The caller has seen to it that nothing uses it."""

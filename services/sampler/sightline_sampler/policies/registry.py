@@ -50,7 +50,7 @@ class PolicyRegistry:
         self._examiner = Examiner(engine, settings.gate)
         self._versions = Versions()
         self._changes = asyncio.Lock()  # one stage, activate or retire at a time
-        self._frozen = False
+        self._frozen = self._released = False
 
     async def start(self, base_digest: str, model: str) -> None:
         """Enter the base model, and take up the policy that was active before a restart.
@@ -144,6 +144,7 @@ class PolicyRegistry:
         if version < 1:
             raise InvalidInput("version must be at least 1: 0 is the base model", reason="BAD_VERSION")
         async with self._changes:
+            self._refuse_released()
             return await self._stage(uri, version, questions, digest)
 
     async def activate(
@@ -164,6 +165,7 @@ class PolicyRegistry:
             PreconditionFailed: its probes show that it did not arrive; the version before answers, this one is freed.
         """
         async with self._changes:
+            self._refuse_released()
             return await self._activate(self._loaded.staying(version, run_id), questions, run_id)
 
     async def retire(self, version: int, run_id: str = "") -> PolicyInfo:
@@ -192,12 +194,20 @@ class PolicyRegistry:
             raise
         return dataclasses.replace(info, state="retired")
 
-    async def pause(self, mode: PauseMode) -> int:
+    async def pause(self, mode: PauseMode, *, release: bool = False) -> int:
         """Stop sampling until `resume`; the number of requests that were under way.
+
+        Args:
+            release: whether the engine gives its memory back, too.
 
         Raises:
             InvalidInput: the engine cannot do it in that way.
         """
+        if release and mode == "keep":
+            raise InvalidInput(
+                "a pause with keep holds what is under way in memory: release goes with drain or abort",
+                reason="PAUSE_MODE_UNSUPPORTED",
+            )
         if mode == "keep":
             self._frozen = True  # also where the answer is lost: Resume thaws it
             try:
@@ -211,10 +221,26 @@ class PolicyRegistry:
             self._traffic.abort()
         if mode != "keep":
             await self._traffic.idle()
+        if release:
+            async with self._changes:  # a policy that is being staged comes first
+                self._released = True
+                try:
+                    await self._engine.release()
+                except InvalidInput:
+                    self._released = False
+                    await self.resume()
+                    raise
         return under_way
 
     async def resume(self) -> None:
-        """End a pause."""
+        """End a pause.
+
+        Raises:
+            SightlineError: the engine's weights did not come back; the pause goes on.
+        """
+        if self._released:
+            await self._engine.reload()
+            self._released = False
         if self._frozen:
             await self._engine.thaw()
             self._frozen = False
@@ -408,6 +434,12 @@ class PolicyRegistry:
             raise PreconditionFailed(
                 "the engine is paused with keep and cannot answer probes or change over: Resume first",
                 reason="PAUSED",
+            )
+
+    def _refuse_released(self) -> None:
+        if self._released:
+            raise PreconditionFailed(
+                "the engine is paused and has given its memory back: Resume first", reason="PAUSED"
             )
 
     async def _make_room(self, version: int) -> None:

@@ -27,6 +27,7 @@ from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.row_gate import RowGate
 from sightline_trainer.session import Session, connected
+from sightline_trainer.turns import sampler_rests
 
 _OUTAGE_SECONDS = 20.0  # a machine that is busy may take some to answer
 
@@ -110,7 +111,8 @@ class Check:
             self.findings.append(found_by(error))
         if self.trial.directory is not None and not elsewhere(recipe):
             self.tell("one step of the update, on the sampled prompt")
-            train_on(self.trial, recipe)
+            with sampler_rests(recipe, connections):
+                train_on(self.trial, recipe)
         self.findings += self.trial.findings
         known = by_run(recipe, self.root)
         self.duration = known or by_trial(recipe, self.trial, prompts=self._count, held_out=self._held_out)

@@ -9,13 +9,14 @@ and `kept` K (its keys' width), a layer keeps for the backward pass
 
 and the gradients of the layer under way take as much as two layers keep. A pass has B pairs: T = B (P + 2 R) where
 responses share the prefix of P tokens (R is sampling.max_tokens), else 2 B (P + R); rows beside both sides of a pair
-(`dpo.extra_rows`) add theirs, with a prefix of their own for each view of the picture. docs/log.md has what was
+(`dpo.extra_rows`) add theirs, with a prefix of their own for each view of the picture;
+at most dpo.batch_tokens. docs/log.md has what was
 measured against it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sightline_chassis.memory import free_bytes
@@ -46,6 +47,11 @@ class ProcessMemory:
     def total(self) -> int:
         """All of it."""
         return sum(self.parts.values())
+
+    @property
+    def resting(self) -> int:
+        """What is left of a sampler that rests: its adapters stay, and it has begun."""
+        return self.parts.get("runtime", 0) + self.parts.get("policies", 0)
 
     @property
     def certain(self) -> int:
@@ -83,6 +89,17 @@ class Estimate:
     place: Place
     processes: Mapping[str, ProcessMemory]
     here: tuple[str, ...]
+    turns: bool = False
+    """Whether sampler and update take turns, so that the larger of the two counts."""
+
+    def most(self, size: Callable[[ProcessMemory], int]) -> int:
+        """Bytes that the processes here take at a time."""
+        sizes = {name: size(self.processes[name]) for name in self.here}
+        if self.turns and "sampler" in sizes:
+            resting = self.processes["sampler"].resting
+            taken = max(sizes["trainer"] + resting, sizes["sampler"])
+            return sum(sizes.values()) - sizes["trainer"] - sizes["sampler"] + taken
+        return sum(sizes.values())
 
     def tree(self) -> dict[str, object]:
         """For JSON; bytes."""
@@ -114,15 +131,23 @@ def estimate(
             "sampler": _sampler(recipe, sizes, length, place, runtime),
             "scorer": ProcessMemory({"runtime": runtime, "weights": scorer} if scorer else {}),
         },
-        ("trainer", *here),
+        ("trainer", *(name for name in here if not (place.gpu and _on_cpu(recipe, name)))),
+        turns=bool(recipe.sampling.rests),
     )
+
+
+def _on_cpu(recipe: Recipe, service: str) -> bool:
+    """Whether a service that is started for the run stays off the GPU."""
+    keys = getattr(recipe.services, service).model_dump()
+    section = keys.get("engine" if service == "sampler" else "triton") or {}
+    return section.get("device") == "cpu"
 
 
 def too_large(made: Estimate, *, strict: bool) -> Iterator[Finding]:
     """UPDATE_NEEDS_MEMORY: what runs here does not fit here. What is only likely not to is an error to a check, and a
     warning at a run's start."""
     ours = {name: made.processes[name] for name in made.here}
-    certain, total = sum(one.certain for one in ours.values()), sum(one.total for one in ours.values())
+    certain, total = made.most(lambda one: one.certain), made.most(lambda one: one.total)
     if total <= made.place.free:
         return
     sure = certain > made.place.free
@@ -130,14 +155,16 @@ def too_large(made: Estimate, *, strict: bool) -> Iterator[Finding]:
         "UPDATE_NEEDS_MEMORY",
         f"{made.place.name} has {gib(made.place.free)} free, and the run {'needs' if sure else 'will need about'} "
         f"{gib(certain if sure else total)} of it: {'; '.join(f'{name} {one}' for name, one in ours.items())}",
-        _ways(sure),
+        _ways(sure, made),
         "error" if sure or strict else "warning",
     )
 
 
-def _ways(sure: bool) -> str:
-    smaller = "take a smaller dpo.batch_size with more dpo.accumulate, set dpo.gradient_checkpointing=true"
-    return (
+def _ways(sure: bool, made: Estimate) -> str:
+    smaller = "set dpo.batch_tokens or a smaller dpo.batch_size, dpo.gradient_checkpointing=true"
+    turns = "let sampler and update take turns (sampling.rests=true), " if "sampler" in made.here else ""
+    turns = "" if made.turns else turns
+    return turns + (
         "set dpo.dtype=bfloat16 and dpo.train=lora, shard the update by dpo.launch, let services run on another "
         "machine, or take a smaller model"
         if sure
@@ -168,7 +195,9 @@ def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
         Shown(settings.guidance.view, 0) if settings.guidance.scale > 1.0 else None,
     )
     rows, prefixes = 2 + len(beside), 1 + len({row.shown for row in beside if row.shown is not None})
-    tokens = pairs * (prefixes * prompt + rows * answer) if shared else rows * pairs * (prompt + answer)
+    one = prefixes * prompt + rows * answer if shared else rows * (prompt + answer)
+    # A pair stands in a part of a batch whole.
+    tokens = pairs * one if settings.batch_tokens is None else min(pairs * one, max(one, settings.batch_tokens))
     layer = tokens * number * (9 * sizes.width + 3 * sizes.kept + 4 * sizes.inner)
     stream = tokens * number * sizes.width
     kept = layer + sizes.layers * stream if settings.gradient_checkpointing else sizes.layers * layer
@@ -178,12 +207,14 @@ def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
 
 def _sampler(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: int) -> ProcessMemory:
     sampling = recipe.sampling
-    number = sizes.stored if place.gpu else 4
+    keys = recipe.services.sampler.model_dump().get("engine") or {}
+    number = _NUMBERS.get(str(keys.get("dtype")), sizes.stored if place.gpu else 4)
     weights = number * sizes.parameters
-    rows = min(_ROWS, sampling.max_in_flight * sampling.candidates)
+    rows = min(int(keys.get("max_rows") or _ROWS), sampling.max_in_flight * sampling.candidates)
     wanted = rows * (prompt + sampling.max_tokens) * sizes.slot(number)
     # Its engine takes this share of what is free once its weights are there.
-    most = int(_SHARE * max(0, place.free - weights - runtime))
+    share = float(keys.get("cache_share") or _SHARE)
+    most = int(keys.get("cache_mib") or 0) << 20 or int(share * max(0, place.free - weights - runtime))
     policies = recipe.publication.keep * (weights if recipe.dpo.train == "full" else 4 * sizes.trained)
     return ProcessMemory(
         {"runtime": runtime, "weights": weights, "policies": policies, "keys and values": min(wanted, most)}
@@ -192,6 +223,7 @@ def _sampler(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
 
 # Defaults of the sampler's engine: max_rows and cache_share.
 _ROWS, _SHARE = 512, 0.5
+_NUMBERS = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def gib(size: float) -> str:

@@ -41,7 +41,7 @@ from sightline_sampler.engines.local.rows import Request
 logger = logging.getLogger(__name__)
 
 _STEPS = 6
-_QUESTION = "What is in the picture?"
+QUESTION = "What is in the picture?"
 _SHAPES = ((96, 96), (96, 96), (180, 60), (64, 112))  # the first two of one shape, to be run together
 # Of a log-probability: the largest difference, in half precision the mean one, weighted by the probability. There
 # rounding alone moves single ones of many thousands by more (0.63 nats seen with 7 B parameters in bfloat16).
@@ -66,7 +66,7 @@ class TrialPrompt:
         name: str,
         turns: Sequence[Turn] | None = None,
     ) -> None:
-        self.prepared = builder.prepare(turns or user_turn(_QUESTION, len(images)), images, name)
+        self.prepared = builder.prepare(turns or user_turn(QUESTION, len(images)), images, name)
         self.call = base.processing.call([self.prepared.rendered], [list(images)])
 
 
@@ -78,7 +78,7 @@ def check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None
         PreconditionFailed: this engine cannot decode the model; MODEL_FAILS_FORWARD where a forward ends in an error of
             the model's own.
     """
-    images = [_blocks(seed, size) for seed, size in enumerate(_SHAPES)]
+    images = [blocks(seed, size) for seed, size in enumerate(_SHAPES)]
     try:
         probes = [TrialPrompt(base, builder, [image], f"probe-{i}") for i, image in enumerate(images)]
         _check(base, probes, prefiller)
@@ -118,7 +118,7 @@ def _check(base: BaseModel, probes: list[TrialPrompt], prefiller: Prefiller) -> 
 def _one_only(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller, images: Sequence[Image.Image]) -> str:
     """Why the engine takes one image in a prompt, "" where several are as in a plain forward."""
     name, limit = type(base.model).__name__, TOLERANCE.get(base.dtype, 0.05)
-    turns = (Turn("user", (None, _QUESTION)), Turn("assistant", ("A house.",)), Turn("user", (None, "And here?")))
+    turns = (Turn("user", (None, QUESTION)), Turn("assistant", ("A house.",)), Turn("user", (None, "And here?")))
     try:
         try:
             probe = TrialPrompt(base, builder, images, "probe-several", turns)
@@ -130,7 +130,7 @@ def _one_only(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller, ima
     return "" if apart <= limit else f"{name} decodes two in a prompt wrongly in this engine (by {apart:.3g})"
 
 
-def _blocks(seed: int, size: tuple[int, int]) -> Image.Image:
+def blocks(seed: int, size: tuple[int, int]) -> Image.Image:
     """An image of sixteen colours: what any tower tells from another, also one that was trained on drawings."""
     colours = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)

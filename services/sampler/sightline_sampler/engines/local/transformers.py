@@ -37,6 +37,7 @@ from sightline_sampler.engines.local.memory import free_bytes
 from sightline_sampler.engines.local.model import BaseModel, load_base
 from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
+from sightline_sampler.engines.local.rest import Rest
 from sightline_sampler.engines.local.rows import Request
 from sightline_sampler.engines.local.stops import cut
 from sightline_sampler.engines.local.weights import Weights
@@ -70,6 +71,7 @@ class TransformersEngine(Engine):
         self._loader = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="load")
         self._loaded: _Loaded | None = None
         self._loop: DecodeLoop | None = None
+        self._rest: Rest | None = None
 
     async def start(self) -> str:
         """Load the base model, check that this engine decodes it rightly, and start the decoding thread."""
@@ -97,7 +99,7 @@ class TransformersEngine(Engine):
             await asyncio.get_running_loop().run_in_executor(None, self._loop.stop)
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._loader.shutdown(wait=False, cancel_futures=True)
-        self._loop = self._loaded = None
+        self._loop = self._loaded = self._rest = None
 
     def ready(self) -> str | None:
         """None when it can sample, else why not."""
@@ -157,6 +159,21 @@ class TransformersEngine(Engine):
         """Go on."""
         self._need()[1].freeze(False)
 
+    async def release(self) -> None:
+        """Move the weights out of the way and free the caches."""
+        loaded, loop = self._need()
+        if self._rest is None:
+            self._rest = await asyncio.wrap_future(
+                loop.call(lambda: Rest(loaded.base, loaded.weights, loaded.prefiller, loaded.builder))
+            )
+
+    async def reload(self) -> None:
+        """Bring the weights back, and see that they are the same."""
+        _, loop = self._need()
+        if self._rest is not None:
+            await asyncio.wrap_future(loop.call(self._rest.end))
+            self._rest = None
+
     @classmethod
     def label(cls) -> str:
         """Name and version."""
@@ -206,7 +223,7 @@ class TransformersEngine(Engine):
         """Read the policy beside the decoding thread, and install it between two steps."""
         loaded, loop = self._need()
         read = await asyncio.get_running_loop().run_in_executor(self._loader, loaded.weights.read, directory, manifest)
-        return await asyncio.wrap_future(loop.call(lambda: loaded.weights.install(manifest, read)))
+        return await asyncio.wrap_future(loop.call(lambda: loaded.weights.install(manifest, read, directory)))
 
     async def activate(self, version: int) -> None:
         """Nothing to do: all loaded versions can answer side by side."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class _Policy:
     adapter: str | None
     vision: int  # the version whose image features this one shares
     modules: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # in place of the base model's, by name
+    directory: Path | None = None  # of a model of its own
 
 
 class Weights:
@@ -85,6 +86,17 @@ class Weights:
             self._current = policy.adapter
         return policy.model
 
+    def versions(self) -> list[int]:
+        """All of them."""
+        return sorted(self._policies)
+
+    def models(self) -> Iterator[tuple[Any, Path]]:
+        """The models of which there are weights, the base model first, and where they were read from."""
+        yield self._base.model, self._base.directory
+        for policy in self._policies.values():
+            if policy.directory is not None:
+                yield policy.model, policy.directory
+
     def vision_key(self, version: int) -> int:
         """Versions with an equal key give equal image features."""
         return self._policies[version].vision
@@ -99,8 +111,8 @@ class Weights:
             return self._read_adapter(directory, manifest.version)
         return self._read_checkpoint(directory)
 
-    def install(self, manifest: PolicyManifest, loaded: Any) -> StagedWeights:
-        """Make what `read` gave a policy.
+    def install(self, manifest: PolicyManifest, loaded: Any, directory: Path) -> StagedWeights:
+        """Make what `read` gave of a directory a policy.
 
         Raises:
             PreconditionFailed: keys missing or left over, or nothing changed.
@@ -108,7 +120,7 @@ class Weights:
         version = manifest.version
         if isinstance(loaded, Adapter):
             return self._install_adapter(loaded)
-        self._policies[version] = _Policy(loaded, None, version)
+        self._policies[version] = _Policy(loaded, None, version, directory=directory)
         return StagedWeights(tensors=len(loaded.state_dict()), modules=0)
 
     def drop(self, version: int) -> None:

@@ -1,0 +1,38 @@
+"""Turns: where sampler and update share a device, the sampler gives its memory back while the update trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from sightline_trainer.connections import Connections
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.session import Session, connected
+
+
+@contextmanager
+def sampler_rests(
+    recipe: Recipe, connections: Connections | None = None, halt: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Inside, the sampler holds caches and weights no more, where the recipe says so (`sampling.rests`); afterwards it
+    has shown that its weights came back.
+
+    Raises:
+        SightlineError: the sampler is away, cannot do it, or its weights did not come back.
+    """
+    if not recipe.sampling.rests:
+        yield
+        return
+    connected(recipe, _rest, policies=None, connections=connections, halt=halt)
+    try:
+        yield
+    finally:
+        connected(recipe, _wake, policies=None, connections=connections)
+
+
+async def _rest(session: Session) -> None:
+    await session.sampler.pause("drain", release=True)
+
+
+async def _wake(session: Session) -> None:
+    await session.sampler.resume()

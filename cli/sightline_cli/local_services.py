@@ -19,6 +19,7 @@ _TAKEN: Final = {
         "engine.chat_template": "it is the recipe's chat_template",
         "engine.min_pixels": "it is the recipe's min_pixels",
         "engine.max_pixels": "it is the recipe's max_pixels",
+        "engine.quantization": "it is the recipe's quantization",
         "server": _BY_RUN,
         "log": _BY_RUN,
     },
@@ -95,6 +96,8 @@ def _shown_by(recipe: Recipe, directory: Path) -> list[str]:
     """Settings of a sampler that shows prompts and images to the model as the recipe says."""
     bounds = {"min_pixels": recipe.min_pixels, "max_pixels": recipe.max_pixels}
     settings = [f"engine.{name}={value}" for name, value in bounds.items() if value is not None]
+    if recipe.quantization is not None:
+        settings.append(f"engine.quantization={recipe.quantization}")
     if recipe.chat_template is not None:
         directory.mkdir(parents=True, exist_ok=True)
         file = directory / "chat_template.jinja"

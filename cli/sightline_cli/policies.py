@@ -90,5 +90,11 @@ def merge(
             typer.echo(json.dumps(facts))
         else:
             typer.echo(f"{to}: policy v{manifest.version} as a whole checkpoint, {len(manifest.files)} files")
+        if manifest.metrics.get("base_bits"):
+            typer.echo(
+                f"policy v{manifest.version} was trained on 4 bits of its base model, and is merged into the weights "
+                "as they are stored: what it says differs by what the 4 bits left out; measure it before you serve it",
+                err=True,
+            )
 
     guarded(write, debug, "sampler,trainer")

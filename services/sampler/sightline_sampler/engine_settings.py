@@ -132,6 +132,10 @@ class EngineSettings(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
         default="auto", description="auto is float32 on a CPU, else what the checkpoint says."
     )
+    quantization: Literal["nf4"] | None = Field(
+        default=None,
+        description="nf4: the decoder's linear layers in 4 bits, by bitsandbytes; the update must have the same.",
+    )
     threads: int = Field(
         default=0,
         ge=0,

@@ -72,6 +72,11 @@ class Recipe(Section):
         description="Most pixels of an image as shown, in sampler and update, for models of any resolution; null: the "
         "model's own.",
     )
+    quantization: Literal["nf4"] | None = Field(
+        None,
+        description="nf4: the decoder's linear layers in 4 bits (bitsandbytes), in sampler and update; a LoRA is "
+        "trained on them.",
+    )
     threads: int = Field(2, ge=1, description="Torch threads of the update on a CPU.")
     data: Data
     sampling: Sampling = Field(default_factory=Sampling)
@@ -116,6 +121,12 @@ class Recipe(Section):
             raise ValueError("publication.extrapolate scales a LoRA: set dpo.train to lora, or leave it at 0")
         if self.publication.extrapolate and self.dpo.train_projector:
             raise ValueError("publication.extrapolate scales a LoRA, and no projector: leave one of the two out")
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_is_not_trained(self) -> Recipe:
+        if self.quantization and self.dpo.train != "lora":
+            raise ValueError("4 bits can't be trained: with quantization set dpo.train to lora")
         return self
 
     @model_validator(mode="after")

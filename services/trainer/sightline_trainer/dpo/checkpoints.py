@@ -30,6 +30,7 @@ OFTEN = 600.0
 """Seconds between those of a LoRA, where the recipe says nothing."""
 _WHOLE = "whole.json"
 _FREE = {"checkpoint_seconds", "launch", "report_to", "image_cache_mib", "batch_tokens"}
+_MODEL = ("model", "quantization", "chat_template", "min_pixels", "max_pixels", "iterations")
 _SIDES = ("prompt_id", "rendered_prompt", "chosen_ids", "rejected_ids", "weight", "margin")
 
 
@@ -47,7 +48,9 @@ def name_of(recipe: Recipe, pairs: Dataset, *, previous: Path | None, seed: int,
     kept = [name for name in _SIDES if name in pairs.column_names]
     told = {
         "dpo": {key: value for key, value in tree["dpo"].items() if key not in _FREE},
-        "model": [tree[key] for key in ("model", "chat_template", "min_pixels", "max_pixels", "iterations")],
+        "model": [
+            tree[key] for key in ("model", "quantization", "chat_template", "min_pixels", "max_pixels", "iterations")
+        ],
         "update": [seed, iteration, world, str(previous and previous.name)],
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())

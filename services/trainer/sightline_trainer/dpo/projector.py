@@ -48,7 +48,11 @@ def _beside(module: Any, around: list[Any], path: str) -> Iterator[str]:
 
 
 def in_float32(model: Any) -> None:
-    """What is trained is float32, whatever the base model's number type: a step of 5e-6 is lost on bfloat16."""
+    """What is trained is float32, whatever the base model's number type: a step of 5e-6 is lost on bfloat16. TRL casts
+    the adapter of a quantized model to it."""
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.modules_to_save.float()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

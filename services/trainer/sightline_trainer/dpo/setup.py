@@ -13,6 +13,7 @@ from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from sightline.errors import PreconditionFailed
 from sightline_chassis.families.auto import AutoModelForImageTextToText
+from sightline_chassis.families.quantized import Quantization, quantized
 from transformers import PrinterCallback
 from transformers.utils import logging as transformers_logging
 from trl import DPOConfig
@@ -34,18 +35,25 @@ from sightline_trainer.recipe import Recipe
 from sightline_trainer.sections import Dpo
 
 
-def load_policy(model: str | Path, dtype: str, attention: str = "sdpa") -> Any:
-    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece.
+def load_policy(
+    model: str | Path, dtype: str, attention: str = "sdpa", quantization: Quantization | None = None
+) -> Any:
+    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece; one
+    that is quantized is there already.
 
     Raises:
-        PreconditionFailed: ATTENTION_UNAVAILABLE, where the model or this machine has no such attention.
+        PreconditionFailed: QUANTIZATION_UNAVAILABLE without bitsandbytes; ATTENTION_UNAVAILABLE, where the model or
+            this machine has no such attention.
     """
     transformers_logging.disable_progress_bar()
     kind = getattr(torch, dtype)
+    held: dict[str, Any] = {}
+    if quantization is not None:
+        held = quantized(model, kind, torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
     if attention == "sdpa":  # transformers' own choice, which is eager where a model's parts have nothing else
-        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind)
+        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, **held)
     try:
-        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, attn_implementation=attention)
+        return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, attn_implementation=attention, **held)
     except (ImportError, ValueError) as error:
         said = str(error).partition("\n")[0].partition(". ")[0]
         raise PreconditionFailed(
@@ -88,7 +96,7 @@ def make_trainer(
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
     arguments = _arguments(recipe, len(pairs), work=work, seed=seed)
-    load = load or (lambda place, kind: load_policy(place, kind, settings.attn_implementation))
+    load = load or (lambda place, kind: load_policy(place, kind, settings.attn_implementation, recipe.quantization))
     model = load(previous if full and previous else recipe.base_model, dtype)
     family = Family(model, recipe.processor.load(), shown=_shown(pairs))
     if full:
@@ -116,7 +124,7 @@ def make_trainer(
         _freeze_unreached(trainer)
     if not full:
         fuse(trainer.model)
-    if settings.train_projector:
+    if settings.train_projector or recipe.quantization is not None:
         in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.margin_scale, trainer.povid_betas = settings.margin_scale, settings.povid_betas

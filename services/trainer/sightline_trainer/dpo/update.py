@@ -186,6 +186,8 @@ def _trained(
     seconds = time.monotonic() - begin.began
     figures = _metrics(trainer, pairs, begin.reference_seconds, seconds)
     figures |= begin.figures | movement.measure()
+    if recipe.quantization is not None:
+        figures["base_bits"] = 4.0
     with extrapolated(model, further):
         save_policy(trainer, adapter)
     if recipe.dpo.carry == "optimizer":

@@ -185,7 +185,7 @@ def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
         parts |= {"weights": whole.masters, "gradients, AdamW, reference": whole.peak - whole.masters}
     else:
         # An adapter is float32 in any case, with its gradient and AdamW's two moments.
-        parts |= {"weights": number * sizes.parameters, "adapter and AdamW": 16 * sizes.trained}
+        parts |= {"weights": sizes.weights(number, recipe.quantization), "adapter and AdamW": 16 * sizes.trained}
     if not place.gpu:
         parts["copy to compare with"] = 4 * sizes.trained
     pairs, answer = settings.batch_size, recipe.sampling.max_tokens
@@ -209,7 +209,7 @@ def _sampler(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
     sampling = recipe.sampling
     keys = recipe.services.sampler.model_dump().get("engine") or {}
     number = _NUMBERS.get(str(keys.get("dtype")), sizes.stored if place.gpu else 4)
-    weights = number * sizes.parameters
+    weights = sizes.weights(number, recipe.quantization)
     rows = min(int(keys.get("max_rows") or _ROWS), sampling.max_in_flight * sampling.candidates)
     wanted = rows * (prompt + sampling.max_tokens) * sizes.slot(number)
     # Its engine takes this share of what is free once its weights are there.

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from sightline.errors import SightlineError
+from sightline_chassis.families.quantized import refuse_missing
+
 from sightline_trainer.preflight.finding import Finding
 from sightline_trainer.recipe import Recipe
 
 
 def programs(recipe: Recipe) -> Iterator[Finding]:
-    """LAUNCHER_UNUSABLE: the launcher of the update is not there; OCR_MISSING: what reads text in images is not."""
+    """LAUNCHER_UNUSABLE: the launcher of the update is not there; QUANTIZATION_UNAVAILABLE: bitsandbytes is not;
+    OCR_MISSING: what reads text in images is not."""
     if recipe.dpo.launch:
         here = str(Path(sys.executable).parent)
         if shutil.which(recipe.dpo.launch[0], path=f"{here}{os.pathsep}{os.environ.get('PATH', '')}") is None:
@@ -22,6 +26,11 @@ def programs(recipe: Recipe) -> Iterator[Finding]:
                 f"dpo.launch can't be run: there is no {recipe.dpo.launch[0]}",
                 "install it here, or leave dpo.launch empty",
             )
+    if recipe.quantization is not None:
+        try:
+            refuse_missing()
+        except SightlineError as error:
+            yield Finding(error.reason, error.message, "install it here, or leave quantization out")
     if "text_in_image" in recipe.filters.chosen() and shutil.which("tesseract") is None:
         yield Finding(
             "OCR_MISSING",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from sightline_chassis.families.quantized import BYTES
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -19,6 +21,7 @@ class Sizes:
         layers: of the language model. width, inner, kept: numbers of a token in one layer's stream, in its
             feed-forward part, and in its keys (as many again in its values).
         shared: whether responses can share the prefix of their prompt.
+        linear: of the language model's layers, what quantization holds in fewer bits.
     """
 
     family: str
@@ -31,6 +34,7 @@ class Sizes:
     inner: int
     kept: int
     shared: bool
+    linear: int = 0
 
     @classmethod
     def of(cls, trained: Any, config: Any) -> Sizes:
@@ -53,7 +57,12 @@ class Sizes:
             inner=_largest(text, "intermediate_size") or 4 * int(text.hidden_size),
             kept=head * (_largest(text, "num_key_value_heads") or heads),
             shared=obstacle(trained) is None,
+            linear=_linear(trained),
         )
+
+    def weights(self, number: int, quantization: str | None) -> int:
+        """Bytes of the base model with numbers of so many bytes, or as it is quantized."""
+        return number * self.parameters - (int((number - BYTES) * self.linear) if quantization else 0)
 
     @property
     def share(self) -> float:
@@ -76,6 +85,16 @@ def _largest(text: Any, name: str) -> int:
     """A figure of the decoder's layers, the largest one where they differ in it, as Gemma 4's heads do; 0: not told."""
     layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
     return max(int(getattr(layer, name, None) or 0) for layer in layers)
+
+
+def _linear(trained: Any) -> int:
+    from sightline_trainer.dpo.decoder import linear_layers
+    from sightline_trainer.dpo.support import base_of
+
+    base = base_of(trained)
+    layers = {name.removesuffix(".base_layer") for name in linear_layers(base) if ".lora_" not in name}
+    named: dict[str, Any] = dict(base.named_modules())
+    return sum(getattr(named[name], "base_layer", named[name]).weight.numel() for name in layers)
 
 
 def _added(name: str) -> bool:

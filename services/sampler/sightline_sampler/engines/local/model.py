@@ -17,6 +17,7 @@ from sightline.sampler.manifest import model_digest
 from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from sightline_chassis.families.pixels import bound_pixels
 from sightline_chassis.families.processing import Processing, ProcessorUnusable
+from sightline_chassis.families.quantized import Quantization, quantized
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sightline_sampler.engines.local import attention
@@ -106,7 +107,14 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def load_weights(directory: Path, device: torch.device, dtype: str, *, strict: bool = True) -> Any:
+def load_weights(
+    directory: Path,
+    device: torch.device,
+    dtype: str,
+    *,
+    strict: bool = True,
+    quantization: Quantization | None = None,
+) -> Any:
     """A model directory as a transformers model in eval mode.
 
     Args:
@@ -114,15 +122,22 @@ def load_weights(directory: Path, device: torch.device, dtype: str, *, strict: b
         device: where the weights go.
         dtype: what they are cast to; "auto" is float32 on a CPU, else what the checkpoint says.
         strict: whether tensors that the model has no place for are refused; old checkpoints hold some.
+        quantization: how the decoder's linear layers are held; None is as they are.
 
     Raises:
-        PreconditionFailed: it is an adapter, or a tensor is missing, left over or of the wrong shape.
+        PreconditionFailed: it is an adapter, or a tensor is missing, left over or of the wrong shape; or bitsandbytes
+            is not there.
     """
     if (directory / "adapter_config.json").exists():  # transformers would load the base model that it names
         raise PreconditionFailed(f"{directory} holds an adapter, not a whole model", reason="WEIGHTS_DO_NOT_FIT")
     wanted: Any = _DTYPES.get(dtype, "auto" if device.type != "cpu" else torch.float32)
+    held = {}
+    if quantization is not None:
+        if wanted == "auto":
+            wanted = torch.bfloat16
+        held = quantized(directory, wanted, device)
     model, info = AutoModelForImageTextToText.from_pretrained(
-        directory, dtype=wanted, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True
+        directory, dtype=wanted, output_loading_info=True, local_files_only=True, ignore_mismatched_sizes=True, **held
     )
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if found := sorted(str(key) for key in info.get(what) or ()):
@@ -136,7 +151,7 @@ def load_weights(directory: Path, device: torch.device, dtype: str, *, strict: b
                 metadata={what: ", ".join(found[:3])},
             )
     model.eval().requires_grad_(False)
-    return model.to(device)
+    return model if held else model.to(device)
 
 
 def load_processor(directory: Path) -> Any:
@@ -194,6 +209,7 @@ def load_base(
     dtype: str,
     chat_template: Path | None,
     pixels: tuple[int | None, int | None] = (None, None),
+    quantization: Quantization | None = None,
 ) -> BaseModel:
     """Load the base model.
 
@@ -203,13 +219,21 @@ def load_base(
         dtype: "auto" (float32 on a CPU, else what the checkpoint says) or a type's name.
         chat_template: a Jinja file, for models that bring none.
         pixels: fewest and most of an image; None is the model's own.
+        quantization: how the decoder's linear layers are held.
 
     Raises:
         PreconditionFailed: it is not there, can't be read, or is of a kind that this engine can't decode.
     """
     directory = model_directory(model)
     try:
-        return _load(directory, device=device, dtype=dtype, chat_template=chat_template, pixels=pixels)
+        return _load(
+            directory,
+            device=device,
+            dtype=dtype,
+            chat_template=chat_template,
+            pixels=pixels,
+            quantization=quantization,
+        )
     except SightlineError:
         raise
     except Exception as error:  # whatever transformers, a processor or a damaged file may raise
@@ -220,7 +244,13 @@ def load_base(
 
 
 def _load(
-    directory: Path, *, device: str, dtype: str, chat_template: Path | None, pixels: tuple[int | None, int | None]
+    directory: Path,
+    *,
+    device: str,
+    dtype: str,
+    chat_template: Path | None,
+    pixels: tuple[int | None, int | None],
+    quantization: Quantization | None,
 ) -> BaseModel:
     processor = load_processor(directory)
     if chat_template is not None:
@@ -230,7 +260,7 @@ def _load(
             f"{directory} has no chat template: name a Jinja file in engine.chat_template", reason="NO_CHAT_TEMPLATE"
         )
     place = pick_device(device)
-    net = load_weights(directory, place, dtype, strict=False)
+    net = load_weights(directory, place, dtype, strict=False, quantization=quantization)
     attention.register(place)
     net.set_attn_implementation(attention.NAME)
     accepted = inspect.signature(net.forward).parameters

@@ -89,7 +89,8 @@ class Rest:
         self._weights.use(0)  # the base model's own modules stand in it
         for model, _ in self._weights.models():
             for name, parameter in model.named_parameters():
-                if ".lora_" not in name and parameter.numel() > _MOST:
+                held = parameter.is_floating_point() or self._base.device.type != "cpu"  # 4 bits on a CPU stay
+                if ".lora_" not in name and parameter.numel() > _MOST and held:
                     yield parameter
 
     def _read(self) -> None:

@@ -248,6 +248,7 @@ class TransformersEngine(Engine):
             dtype=settings.dtype,
             chat_template=settings.chat_template,
             pixels=(settings.min_pixels, settings.max_pixels),
+            quantization=settings.quantization,
         )
         prefiller = Prefiller(base, ImageFeatures(settings.feature_cache_mib << 20))
         return _Loaded(base, PromptBuilder(base), prefiller, Weights(base))

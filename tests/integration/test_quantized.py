@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 import torch
 from dpo_models import dpo_recipe, random_pairs
-from sampler_models import Running, make_llava, running, seal
+from sampler_models import Running, make_llava, png, running, seal
 from sightline.errors import PreconditionFailed
 from sightline.sampler import Exact, Probe, SamplerClient, policy_dirname
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
+from sightline_trainer.dpo.sampled import SampledLogprobs
 from sightline_trainer.dpo.setup import load_policy, make_trainer
 from sightline_trainer.dpo.update import update
 from sightline_trainer.preflight import memory
@@ -18,6 +19,7 @@ from sightline_trainer.preflight.model import sizes
 from sightline_trainer.recipe import Recipe
 
 LAYOUT = [(0, 1, 2), (0, 1, 3), (1, 4, 0), (2, 0, 3)]
+SIZES = {"p0": (40, 40), "p1": (56, 40), "p2": (72, 40)}  # of random_pairs' pictures
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +94,22 @@ def test_an_update_on_four_bits_arrives(model: Path, sampler: tuple[Running, Sam
     client.resume()
     assert (client.score_tokens(picture(rows[0]), probes[0].prompt, [7, 9, 11]).logprobs == before).all()
 
-    with (
-        running(model, policies={"gate": {"required": True}}) as whole,
-        SamplerClient(whole.address, timeout=60) as other,
-    ):
-        other.stage(directory, 1)
-        with pytest.raises(PreconditionFailed) as caught:
-            other.activate(1, probes=probes)
-        assert caught.value.reason == "POLICY_DID_NOT_ARRIVE"
+
+def test_candidates_of_another_base_are_refused(model: Path, tmp_path: Path) -> None:
+    pairs, told = random_pairs(model, LAYOUT), {}
+    with running(model) as at, SamplerClient(at.address, timeout=60) as whole:
+        for row in pairs:
+            for side in ("chosen_ids", "rejected_ids"):
+                prompt, ids = row["prompt"][0]["content"], row[side]
+                scores = whole.score_tokens(png(int(row["prompt_id"][1:]), SIZES[row["prompt_id"]]), prompt, ids)
+                told[f"{row['prompt_id']}\n{prompt}", tuple(ids)] = scores.logprobs.tolist()
+    (tmp_path / "policy").mkdir()
+    with pytest.raises(PreconditionFailed) as caught:
+        update(
+            recipe_of(model), pairs, previous=None, adapter=tmp_path / "policy", work=tmp_path, seed=0,
+            progress=lambda *_: None, sampled=SampledLogprobs(0, told),
+        )  # fmt: skip
+    assert caught.value.reason == "SAMPLED_LOGPROBS_DIFFER"
 
 
 def test_four_bits_are_not_trained_whole(model: Path) -> None:

@@ -91,7 +91,8 @@ def test_a_model_whose_layers_differ_is_counted_by_the_widest(tmp_path: Path) ->
 
 def test_a_disk_that_is_too_small_is_told_by_the_directory_that_is_there(tmp_path: Path) -> None:
     wanted = disk.needed(recipe(), LLAVA_7B, prompts=512, image_bytes=100_000)
-    assert 3 * (4 * LLAVA_7B.trained + 512 * 100_000) < wanted < GIB
+    checkpoints = 24 * LLAVA_7B.trained  # two inside an update
+    assert 3 * (4 * LLAVA_7B.trained + 512 * 100_000) < wanted - checkpoints < GIB
     ((code, message, severity),) = [
         (each.code, each.message, each.severity)
         for each in disk.too_full(1 << 60, tmp_path / "not/there/yet", strict=True)

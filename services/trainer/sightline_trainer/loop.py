@@ -42,7 +42,7 @@ from sightline_trainer.runs import RunDirectory
 from sightline_trainer.serving import RunPolicies
 from sightline_trainer.session import Session, connected
 from sightline_trainer.stopwatch import Stopwatch
-from sightline_trainer.turns import sampler_rests
+from sightline_trainer.turns import sampler_rests, wake
 
 T = TypeVar("T")
 
@@ -169,7 +169,7 @@ class Loop:
 
         async def collect(session: Session) -> None:
             if recipe.sampling.rests:  # a trainer that was killed in an update left it so
-                await session.sampler.resume()
+                await wake(session)
             await session.serve(version)
             await rollout.collect(
                 prompts,

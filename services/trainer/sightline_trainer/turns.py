@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sightline_trainer.connections import Connections
+from sightline_trainer.fleet import Fleet
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.session import Session, connected
 
@@ -27,12 +28,21 @@ def sampler_rests(
     try:
         yield
     finally:
-        connected(recipe, _wake, policies=None, connections=connections)
+        connected(recipe, wake, policies=None, connections=connections)
 
 
 async def _rest(session: Session) -> None:
-    await session.sampler.pause("drain", release=True)
+    if isinstance(session.sampler, Fleet):
+        seconds = session.recipe.publication.deadline_seconds
+        await session.sampler.each(lambda one: one.pause("drain", release=True), "rest", seconds)
+    else:
+        await session.sampler.pause("drain", release=True)
 
 
-async def _wake(session: Session) -> None:
-    await session.sampler.resume()
+async def wake(session: Session) -> None:
+    """Have the sampler take its memory up again; nothing where it has."""
+    if isinstance(session.sampler, Fleet):
+        seconds = session.recipe.publication.deadline_seconds
+        await session.sampler.each(lambda one: one.resume(), "take up its weights", seconds)
+    else:
+        await session.sampler.resume()

@@ -63,12 +63,13 @@ class Begin(TrainerCallback):
     def recall(self, known: dict[str, Any]) -> None:
         """Take what was found when the update began."""
         self.figures, self.reference_seconds = known["figures"], known["reference_seconds"]
-        self.trainer.data_collator.reference = {pair: tuple(values) for pair, values in known["reference"]}
+        self.trainer.data_collator.reference = {pair: tuple(map(tuple, values)) for pair, values in known["reference"]}
         self.began, self._known = time.monotonic() - known["seconds"], True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._known:
-            release_reference(self.trainer)
+            if self.trainer.token_kl is None:  # it asks the reference in each step
+                release_reference(self.trainer)
             self.trainer.precompute_ref_logps = True
             return
         self.began = time.monotonic()

@@ -21,7 +21,10 @@ from typing import Any
 import torch
 from datasets import Dataset
 from transformers import TrainerCallback
+from trl import DPOTrainer
 
+from sightline_trainer.dpo.setup import load_adapter, load_policy
+from sightline_trainer.dpo.support import base_of
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.files import sync_directory
 from sightline_trainer.recipe import Recipe
@@ -31,7 +34,6 @@ OFTEN = 600.0
 _WHOLE = "whole.json"
 _FREE = {"checkpoint_seconds", "launch", "report_to", "image_cache_mib", "batch_tokens"}
 _MODEL = ("model", "quantization", "chat_template", "min_pixels", "max_pixels", "iterations")
-_SIDES = ("prompt_id", "rendered_prompt", "chosen_ids", "rejected_ids", "weight", "margin")
 
 
 def seconds_between(recipe: Recipe) -> float | None:
@@ -45,17 +47,15 @@ def seconds_between(recipe: Recipe) -> float | None:
 def name_of(recipe: Recipe, pairs: Dataset, *, previous: Path | None, seed: int, iteration: int, world: int) -> str:
     """SHA-256 of all that decides what an update becomes."""
     tree = recipe.model_dump(mode="json")
-    kept = [name for name in _SIDES if name in pairs.column_names]
+    kept = [name for name in pairs.column_names if not name.endswith("images")]
     told = {
         "dpo": {key: value for key, value in tree["dpo"].items() if key not in _FREE},
-        "model": [
-            tree[key] for key in ("model", "quantization", "chat_template", "min_pixels", "max_pixels", "iterations")
-        ],
+        "model": [tree[key] for key in _MODEL],
         "update": [seed, iteration, world, str(previous and previous.name)],
     }
     digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
     for row in pairs.select_columns(kept):
-        digest.update(json.dumps(row, sort_keys=True).encode())
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
     for file in sorted(previous.glob("*.safetensors")) if previous is not None else ():
         digest.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     return digest.hexdigest()
@@ -80,6 +80,18 @@ def _name(place: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found
+
+
+def _load(trainer: FastDPOTrainer, place: Path) -> None:
+    """Put a checkpoint's weights over the model's. transformers' own way passes over keys that it stored under other
+    names, without a word."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    if trainer.is_fsdp_enabled:
+        DPOTrainer._load_from_checkpoint(trainer, str(place), trainer.model_wrapped)
+    elif model is not base_of(model):
+        load_adapter(model, place)
+    else:
+        model.load_state_dict(load_policy(place, "float32").state_dict())
 
 
 class Checkpoints(TrainerCallback):
@@ -115,7 +127,7 @@ class Checkpoints(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The weights, over the starting policy's, which others have seen."""
         if self.begun is not None:
-            self.trainer.load_trained(self.begun)
+            _load(self.trainer, self.begun)
         self._due = time.monotonic() + (self.seconds or 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

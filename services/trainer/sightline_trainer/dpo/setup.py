@@ -131,7 +131,7 @@ def make_trainer(
     if settings.carry == "optimizer":
         trainer.span = (iteration - 1, recipe.iterations)
     if previous is not None and not full:
-        _load_adapter(trainer.model, previous)
+        load_adapter(trainer.model, previous)
     if settings.shared_prefix:
         reference = () if trainer.ref_model is None else (trainer.accelerator.unwrap_model(trainer.ref_model),)
         trainer.data_collator.sharing = share(
@@ -271,7 +271,12 @@ def _rows(pairs: Dataset) -> Dataset:
     return pairs
 
 
-def _load_adapter(model: Any, previous: Path) -> None:
+def load_adapter(model: Any, previous: Path) -> None:
+    """Put a saved adapter's tensors into the model's adapter.
+
+    Raises:
+        PreconditionFailed: ADAPTER_MISMATCH.
+    """
     result = set_peft_model_state_dict(model, load_file(previous / "adapter_model.safetensors"))
     missing = [key for key in result.missing_keys if "lora_" in key or ".modules_to_save." in key]
     if missing or result.unexpected_keys:

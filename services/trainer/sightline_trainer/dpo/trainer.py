@@ -179,12 +179,12 @@ class FastDPOTrainer(DPOTrainer):
             self.processing_class = processing
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing yet: what was trained is put over the starting policy when that was looked at (`load_trained`)."""
+        """Nothing yet: what was trained is put over the starting policy when that was looked at (`checkpoints.py`)."""
 
-    def load_trained(self, checkpoint: Path) -> None:
-        """The weights of a checkpoint of this update."""
-        model = self.model_wrapped if self.is_fsdp_enabled else self.model
-        super()._load_from_checkpoint(str(checkpoint), model)
+    def doubted(self, margins: Sequence[float]) -> None:
+        """Take up the margins that an update saw before it was broken off."""
+        if self.doubts is not None:
+            self.doubts.seen.extend(margins)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
         """As transformers reckons them, of all parts."""

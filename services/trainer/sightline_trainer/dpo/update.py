@@ -167,6 +167,7 @@ def _trained(
             "probes": (lambda: [asdict(each) for each in before.probes], before.recall),
             "movement": (movement.counted, movement.recall),
             "figures": (lambda: trainer.figures, trainer.figures.extend),
+            "doubts": (lambda: list(trainer.doubts.seen) if trainer.doubts else [], trainer.doubted),
         },
         begun=last(work, name),
     )

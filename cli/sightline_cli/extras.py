@@ -8,6 +8,7 @@ EXTRAS = {
     "scorer": ("open_clip", "torch", "torchvision", "tritonclient", "PIL"),
     "sampler": ("torch", "transformers", "peft", "httpx", "PIL"),
     "trainer": ("torch", "trl", "peft", "datasets", "accelerate", "pyarrow"),
+    "qlora": ("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
     "report": ("jinja2", "matplotlib", "fastapi", "uvicorn"),
     "gateway": ("fastapi", "uvicorn"),
     "scorer-remote": ("tritonclient", "PIL", "ftfy", "regex"),

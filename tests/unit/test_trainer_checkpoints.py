@@ -72,6 +72,8 @@ def test_a_broken_update_goes_on_to_the_same_end(values: dict[str, Any], llava: 
     assert min(again) > 0.6
     assert told(done.metrics) == told(whole.metrics)
     assert done.probes == whole.probes
+    logs = [(place / "steps-0001.jsonl").read_text() for place in (tmp_path / "whole", root)]
+    assert logs[0] == logs[1]
     expected, found = weights(tmp_path / "whole"), weights(root)
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():

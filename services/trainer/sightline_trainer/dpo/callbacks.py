@@ -115,7 +115,8 @@ class FiniteGradient(TrainerCallback):
 
 
 class StepLog(TrainerCallback):
-    """Writes each step's numbers as a line of JSON, for whoever watches; an update that begins anew begins it anew.
+    """Writes each step's numbers as a line of JSON, for whoever watches; an update that begins anew begins it
+    anew, and one that goes on goes on with it.
 
     Args:
         path: the file.
@@ -127,7 +128,12 @@ class StepLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("")
+            self.path.write_text("".join(self._before(state.global_step)))
+
+    def _before(self, step: int) -> list[str]:
+        """Lines of an update that goes on after a step."""
+        lines = self.path.read_text().splitlines(keepends=True) if step and self.path.exists() else []
+        return lines[:step]
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or "loss" not in (logs or {}):

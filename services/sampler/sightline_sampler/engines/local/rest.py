@@ -48,6 +48,7 @@ class Rest:
         if base.device.type == "cpu":
             for parameter in self._large():
                 parameter.data = torch.empty(0, dtype=parameter.dtype)
+            self._copy_small()
         else:
             self._out = [(parameter, parameter.data.to("cpu")) for parameter in self._large()]
             for parameter, _ in self._out:
@@ -92,6 +93,12 @@ class Rest:
                 held = parameter.is_floating_point() or self._base.device.type != "cpu"  # 4 bits on a CPU stay
                 if ".lora_" not in name and parameter.numel() > _MOST and held:
                     yield parameter
+
+    def _copy_small(self) -> None:
+        """What stays is a piece of the mapped file, and would keep all of it in memory."""
+        for model, _ in self._weights.models():
+            for tensor in (*model.parameters(), *model.buffers()):
+                tensor.data = tensor.data.clone()
 
     def _read(self) -> None:
         self._weights.use(0)

@@ -26,6 +26,7 @@ from sightline.sampler.types import (
     Distortion,
     ImageFree,
     PixelNoise,
+    Prompted,
 )
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.local import distort, kv
@@ -52,6 +53,8 @@ OPTIONS: list[dict[str, Any]] = [
     {"distortion": Blank()},
     {"guidance": Contrast(DiffusionNoise(900, 1), alpha=1.0, beta=0.1)},
     {"guidance": ImageFree(2.0)},
+    {"guidance": ImageFree(3.0, None, 0.3)},
+    {"guidance": Prompted("is there a red star ?", 0.7)},
     {"guidance": ImageFree(0.5, Blank()), "temperature": 0.7, "top_p": 0.95},
     {"guidance": Contrast(Blank(), 0.5, 0.3), "repetition_penalty": 1.2, "distortion": Blur(1.0)},
 ]
@@ -79,8 +82,10 @@ class Plain:
         self.processor = AutoProcessor.from_pretrained(directory)
         self.never = [0, 1, 3, *range(len(self.processor.tokenizer), self.model.config.text_config.vocab_size)]
 
-    def inputs(self, image: bytes | None, distortion: Distortion | None) -> dict[str, torch.Tensor]:
-        content = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": PROMPT}]
+    def inputs(
+        self, image: bytes | None, distortion: Distortion | None, prompt: str = PROMPT
+    ) -> dict[str, torch.Tensor]:
+        content = [{"type": "image"}] * (image is not None) + [{"type": "text", "text": prompt}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         if image is None:
             return dict(self.processor(text=[text], return_tensors="pt"))
@@ -136,9 +141,15 @@ class Plain:
                 possible[:, self.never] = -torch.inf
                 cut = np.log(beta) + possible.max(dim=-1, keepdim=True).values
                 return ((1 + alpha) * z - alpha * other).masked_fill(z < cut, -torch.inf)
-            case ImageFree(gamma, shown):
+            case ImageFree(gamma, shown, beta):
                 other = self.logits(self.inputs(None if shown is None else IMAGE, shown), said)
-                return gamma * (z - other) + other
+                possible = z.clone()
+                possible[:, self.never] = -torch.inf
+                cut = np.log(beta) + possible.max(dim=-1, keepdim=True).values if beta else -torch.inf
+                return (gamma * (z - other) + other).masked_fill(z < cut, -torch.inf)
+            case Prompted(prompt, gamma):
+                other = self.logits(self.inputs(IMAGE, params.distortion, prompt), said)
+                return gamma * (other - z) + z
         return z.clone()
 
 
@@ -159,6 +170,25 @@ def test_candidates_are_those_of_a_plain_loop(at: RunningEngine, plain: Plain, o
 def test_the_options_change_what_is_said(at: RunningEngine) -> None:
     said = {tuple(tuple(ids(c)) for c in at.sample(IMAGE, PROMPT, 8, seed=5, max_tokens=10, **o)) for o in OPTIONS}
     assert len(said) == len(OPTIONS)
+
+
+def test_a_response_goes_on_behind_what_is_given(at: RunningEngine, plain: Plain) -> None:
+    """Greedily, from anywhere, and under guidance: what a whole response says from there on, with its log-probs."""
+    for options in ({}, {"guidance": ImageFree(2.0)}, {"guidance": Prompted("is there a red star ?", 0.7)}):
+        (whole,) = at.sample(IMAGE, PROMPT, 1, temperature=0.0, max_tokens=10, **options)
+        for cut in (1, 4):
+            given, rest = ids(whole)[:cut], ids(whole)[cut:]
+            found = at.sample(
+                IMAGE, PROMPT, 2, temperature=0.0, max_tokens=10 - cut, continue_from=tuple(given), **options
+            )
+            for candidate in found:
+                assert ids(candidate) == rest
+                np.testing.assert_allclose(candidate.logprobs, whole.logprobs[cut:], atol=1e-4)
+                assert candidate.text == whole.text
+    with pytest.raises(InvalidInput, match=r"continue_from\[1\] = 3"):
+        at.sample(IMAGE, PROMPT, 1, max_tokens=2, continue_from=(5, 3))
+    with pytest.raises(InvalidInput, match="window"):
+        at.sample(IMAGE, PROMPT, 1, max_tokens=20, continue_from=(5,) * 230)
 
 
 def test_a_noise_seed_is_part_of_the_request(at: RunningEngine) -> None:

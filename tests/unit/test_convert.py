@@ -33,6 +33,7 @@ PAIRS: list[tuple[Any, Any]] = [
     (SamplingParams(distortion=types.PixelNoise(1, official=True)), sampler_pb2.SamplingParams),
     (SamplingParams(guidance=types.Contrast(types.Blur(2), 0.5, 0.25)), sampler_pb2.SamplingParams),
     (SamplingParams(guidance=types.ImageFree(2)), sampler_pb2.SamplingParams),
+    (SamplingParams(guidance=types.Prompted("p", 0.5), continue_from=(3, 0)), sampler_pb2.SamplingParams),
 ]
 
 

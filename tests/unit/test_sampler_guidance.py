@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from sightline.sampler.types import Contrast, DiffusionNoise, ImageFree
+from sightline.sampler.types import Contrast, DiffusionNoise, ImageFree, Prompted
 from sightline_sampler.engines.local.guidance import guide, penalise, weights
 
 NONE = torch.empty(0, dtype=torch.long)
@@ -44,8 +44,10 @@ def test_the_plausibility_cut_off_is_by_clean_probability() -> None:
 
 
 def test_image_free_guidance_follows_the_image() -> None:
-    # gamma (c - r) + r with gamma = 0.7, as MARINE: 0.7 c + 0.3 r; 1 is c, 0 is r, 2 goes beyond.
+    # gamma (c - r) + r with gamma = 0.7: 0.7 c + 0.3 r; 1 is c, 0 is r, 2 goes beyond.
     assert weights(ImageFree(0.7)) == (0.7, 0.0)
+    assert weights(ImageFree(0.7, None, 0.2)) == (0.7, 0.2)
+    assert weights(Prompted("x", 0.25)) == (0.75, 0.0)  # 0.25 (r - c) + c
     assert guided([1.0, -1.0], [0.0, 2.0], 0.7) == pytest.approx([0.7, -0.1])
     assert guided([1.0, -1.0], [0.0, 2.0], 1.0) == [1.0, -1.0]
     assert guided([1.0, -1.0], [0.0, 2.0], 0.0) == [0.0, 2.0]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sightline.convert import to_message
 from sightline.errors import InvalidInput
-from sightline.sampler import Beams, Blank, Blur, Contrast, Crop, DiffusionNoise, ImageFree, PixelNoise
+from sightline.sampler import Beams, Blank, Blur, Contrast, Crop, DiffusionNoise, ImageFree, PixelNoise, Prompted
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline_sampler.params import read_params
@@ -32,6 +32,9 @@ def there_and_back(count: int = 4, with_image: bool = True, **options: Any) -> S
         {"guidance": Contrast(DiffusionNoise(900), 0.5, 0.25)},
         {"guidance": Contrast(Blank(), 0.0, 0.0)},
         {"guidance": ImageFree(0.0)},
+        {"guidance": ImageFree(2.0, None, 0.25)},
+        {"guidance": Prompted("there is a cat .", 0.5)},
+        {"continue_from": (5, 0, 7)},
         {"guidance": ImageFree(2.0, Blur(4.0)), "distortion": Crop(0.5, 0.5)},
     ],
 )
@@ -80,6 +83,10 @@ def test_what_is_not_said_has_the_documented_value() -> None:
         ({"distortion": Crop(0.5, 1.5)}, "BAD_DISTORTION"),
         ({"distortion": Blank(), "with_image": False}, "BAD_DISTORTION"),
         ({"guidance": ImageFree(math.nan)}, "BAD_GUIDANCE"),
+        ({"guidance": ImageFree(beta=1.5)}, "BAD_GUIDANCE"),
+        ({"guidance": Prompted(" ")}, "BAD_GUIDANCE"),
+        ({"guidance": Prompted("x", math.inf)}, "BAD_GUIDANCE"),
+        ({"continue_from": (1,) * 100}, "BAD_CONTINUE_FROM"),
         ({"guidance": ImageFree(), "with_image": False}, "BAD_GUIDANCE"),
         ({"guidance": Contrast(alpha=-1.0)}, "BAD_GUIDANCE"),
         ({"guidance": Contrast(beta=1.5)}, "BAD_GUIDANCE"),

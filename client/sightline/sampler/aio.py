@@ -15,7 +15,16 @@ from sightline.sampler.base import BaseSamplerClient
 from sightline.sampler.many import Outcome, Pair, SampleItem, items_of
 from sightline.sampler.streams import AsyncSampleStream, SampleOptions
 from sightline.sampler.turns import Asked, Images
-from sightline.sampler.types import PauseMode, Policies, PolicyInfo, PolicySelector, Probe, Samples, TokenScores
+from sightline.sampler.types import (
+    Distortion,
+    PauseMode,
+    Policies,
+    PolicyInfo,
+    PolicySelector,
+    Probe,
+    Samples,
+    TokenScores,
+)
 
 
 class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
@@ -63,10 +72,12 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,
         policy: PolicySelector | None = None,
+        distortion: Distortion | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  gRPC sends it to the server
     ) -> TokenScores:
-        """Log-probability of each token of a given response under the policy (teacher forcing, temperature 1)."""
-        return await self._run(self._score_tokens(image, prompt, token_ids, policy, timeout))
+        """Log-probability of each token of a given response under the policy (teacher forcing, temperature 1), on the
+        image as it is or distorted."""
+        return await self._run(self._score_tokens(image, prompt, token_ids, policy, distortion, timeout))
 
     async def stage(
         self,

@@ -19,7 +19,7 @@ from sightline.sampler import wire
 from sightline.sampler.pushing import UNSEEN, Parcel
 from sightline.sampler.streams import SampleOptions, sample_request
 from sightline.sampler.turns import Asked, Images
-from sightline.sampler.types import PauseMode, Policies, PolicyInfo, PolicySelector, Probe, TokenScores
+from sightline.sampler.types import Distortion, PauseMode, Policies, PolicyInfo, PolicySelector, Probe, TokenScores
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
 
@@ -81,12 +81,14 @@ class BaseSamplerClient(BaseClient):
         prompt: Asked,
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         policy: PolicySelector | None,
+        distortion: Distortion | None,
         timeout: float | None,
     ) -> Flow[TokenScores]:
         request = pb.ScoreTokensRequest(
             **wire.asked_fields(image, prompt),
             token_ids=wire.token_list(token_ids),
             policy=wire.selector_message(policy, self.run_id),
+            distortion=wire.distortion_message(distortion),
         )
         return from_message((yield Rpc("ScoreTokens", request, timeout)), TokenScores)
 

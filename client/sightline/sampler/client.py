@@ -41,7 +41,16 @@ from sightline.sampler.base import BaseSamplerClient
 from sightline.sampler.many import Outcome, Pair, SampleItem, items_of
 from sightline.sampler.streams import SampleOptions, SampleStream
 from sightline.sampler.turns import Asked, Images
-from sightline.sampler.types import PauseMode, Policies, PolicyInfo, PolicySelector, Probe, Samples, TokenScores
+from sightline.sampler.types import (
+    Distortion,
+    PauseMode,
+    Policies,
+    PolicyInfo,
+    PolicySelector,
+    Probe,
+    Samples,
+    TokenScores,
+)
 
 
 class SamplerClient(BaseSamplerClient, SyncClient):
@@ -125,10 +134,12 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,
         policy: PolicySelector | None = None,
+        distortion: Distortion | None = None,
         timeout: float | None = None,
     ) -> TokenScores:
-        """Log-probability of each token of a given response under the policy (teacher forcing, temperature 1)."""
-        return self._run(self._score_tokens(image, prompt, token_ids, policy, timeout))
+        """Log-probability of each token of a given response under the policy (teacher forcing, temperature 1), on the
+        image as it is or distorted."""
+        return self._run(self._score_tokens(image, prompt, token_ids, policy, distortion, timeout))
 
     def stage(
         self,

@@ -26,6 +26,7 @@ class SamplingParams:
         beams: diverse group beam search in place of sampling.
         distortion: what is done to the image.
         guidance: a second forward that changes the logits.
+        continue_from: token ids that the response begins with; candidates go on behind them.
     """
 
     temperature: float = 1.0
@@ -38,6 +39,7 @@ class SamplingParams:
     beams: Beams | None = None
     distortion: Distortion | None = None
     guidance: Guidance | None = None
+    continue_from: tuple[int, ...] = ()
 
     def options(self) -> frozenset[str]:
         """Which of the options that an engine may lack are asked for, by their field's name."""
@@ -45,5 +47,7 @@ class SamplingParams:
         return frozenset(name for name in OPTIONS if getattr(self, name) != getattr(plain, name))
 
 
-OPTIONS = frozenset({"top_k", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance"})
+OPTIONS = frozenset(
+    {"top_k", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance", "continue_from"}
+)
 """Fields of `SamplingParams` that an engine may lack; it names those that it takes in its capabilities."""

@@ -31,7 +31,9 @@ class SampleOptions(TypedDict, total=False):
         stop: a candidate ends before any of these strings; default none.
         beams: `Beams`: diverse group beam search in place of sampling; default None.
         distortion: `DiffusionNoise`, `PixelNoise`, `Blur`, `Crop` or `Blank`: done to the image; default None.
-        guidance: `Contrast` or `ImageFree`: a second forward that changes the logits; default None.
+        guidance: `Contrast`, `ImageFree` or `Prompted`: a second forward that changes the logits; default None.
+        continue_from: token ids that the response begins with; candidates go on behind them. Their text is the whole
+            response's, their ids and log-probs are the new ones'; default none.
         policy: `exact(v)`, `at_least(v)`, `active_of(run)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
         timeout: deadline in seconds; None (default) means the client's.
@@ -49,6 +51,7 @@ class SampleOptions(TypedDict, total=False):
     beams: Beams | None
     distortion: Distortion | None
     guidance: Guidance | None
+    continue_from: Sequence[int]
     policy: PolicySelector | None
     request_id: str | None
     timeout: float | None
@@ -76,6 +79,7 @@ def sample_request(
         beams=options.get("beams"),
         distortion=options.get("distortion"),
         guidance=options.get("guidance"),
+        continue_from=tuple(wire.token_list(options.get("continue_from", ()))),
         policy=wire.selector_message(options.get("policy"), run_id),
         request_id=call_id,
     )

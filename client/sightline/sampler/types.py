@@ -119,13 +119,22 @@ class Contrast:
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFree:
     """Guidance towards the image: gamma * (clean - reference) + reference. The reference has no image, or a distorted
-    one."""
+    one. Among tokens of at least `beta` times the likeliest token's clean probability; 0 keeps all."""
 
     gamma: float = 1.5
     distortion: Distortion | None = None
+    beta: float = 0.0
 
 
-Guidance: TypeAlias = Contrast | ImageFree
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prompted:
+    """Guidance by another prompt on the same image (MARINE): gamma * (prompted - clean) + clean."""
+
+    prompt: str
+    gamma: float = 0.7
+
+
+Guidance: TypeAlias = Contrast | ImageFree | Prompted
 """A second forward that changes the logits."""
 
 

@@ -12,7 +12,16 @@ from sightline.errors import InvalidInput
 from sightline.pictures import image_bytes
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.turns import Asked, Images, conversation, plain
-from sightline.sampler.types import ActiveOf, AtLeast, Candidate, Exact, FinishReason, PolicySelector, Probe
+from sightline.sampler.types import (
+    ActiveOf,
+    AtLeast,
+    Candidate,
+    Distortion,
+    Exact,
+    FinishReason,
+    PolicySelector,
+    Probe,
+)
 from sightline.sampler.v1 import sampler_pb2 as pb
 
 _FINISH = pb.FinishReason.DESCRIPTOR
@@ -68,6 +77,15 @@ def selector_message(policy: PolicySelector | None, run_id: str = "") -> pb.Poli
             return pb.PolicySelector(at_least=version, run_id=run or run_id)
         case ActiveOf(run):
             return pb.PolicySelector(run_id=run)
+
+
+def distortion_message(distortion: Distortion | None) -> pb.Distortion | None:
+    """What is done to an image; None where nothing is. Raises InvalidInput."""
+    try:
+        whole = to_message(SamplingParams(distortion=distortion), pb.SamplingParams)
+    except (ValueError, TypeError) as error:
+        raise InvalidInput(f"the distortion cannot be sent: {error}", reason="MALFORMED_REQUEST") from None
+    return whole.distortion if whole.HasField("distortion") else None
 
 
 def sample_request(

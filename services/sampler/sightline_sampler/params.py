@@ -40,11 +40,17 @@ def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with
             reason="BAD_MAX_TOKENS",
             metadata={"limit": str(max_tokens)},
         )
-    distortion = _distortion(message.distortion) if message.HasField("distortion") else None
+    distortion = read_distortion(message.distortion) if message.HasField("distortion") else None
     guidance = _guidance(message.guidance) if message.HasField("guidance") else None
     if not with_image and (distortion is not None or guidance is not None):
         what = "distortion" if distortion is not None else "guidance"
         raise InvalidInput(f"{what} needs an image, and there is none", reason=f"BAD_{what.upper()}")
+    if len(message.continue_from) >= max_tokens:
+        raise InvalidInput(
+            f"continue_from has {len(message.continue_from)} tokens; it must be below {max_tokens}",
+            reason="BAD_CONTINUE_FROM",
+            metadata={"limit": str(max_tokens)},
+        )
     beams = _beams(message.beams, count) if message.HasField("beams") else None
     if beams is not None and (temperature != 1 or top_p != 1 or message.top_k or message.min_p):
         raise InvalidInput("beams are not drawn: leave temperature, top_p, top_k and min_p out", reason="BAD_BEAMS")
@@ -59,6 +65,7 @@ def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with
         beams=beams,
         distortion=distortion,
         guidance=guidance,
+        continue_from=tuple(message.continue_from),
     )
 
 
@@ -85,7 +92,7 @@ def _beams(message: pb.DiverseBeams, count: int) -> types.Beams:
     return types.Beams(message.groups, diversity, length)
 
 
-def _distortion(message: pb.Distortion) -> types.Distortion:
+def read_distortion(message: pb.Distortion) -> types.Distortion:
     reason = "BAD_DISTORTION"
     match message.WhichOneof("kind"):
         case "diffusion_noise":
@@ -121,13 +128,22 @@ def _guidance(message: pb.Guidance) -> types.Guidance:
             beta = wanted.beta if wanted.HasField("beta") else plain.beta
             _within("guidance.alpha", alpha, 0, _LARGEST, reason)
             _within("guidance.beta", beta, 0, 1, reason)
-            shown = _distortion(wanted.distortion) if wanted.HasField("distortion") else plain.distortion
+            shown = read_distortion(wanted.distortion) if wanted.HasField("distortion") else plain.distortion
             return types.Contrast(shown, alpha, beta)
         case "image_free":
             free = message.image_free
             gamma = free.gamma if free.HasField("gamma") else types.ImageFree().gamma
             _within("guidance.gamma", gamma, -_LARGEST, _LARGEST, reason)
-            return types.ImageFree(gamma, _distortion(free.distortion) if free.HasField("distortion") else None)
+            _within("guidance.beta", free.beta, 0, 1, reason)
+            other = read_distortion(free.distortion) if free.HasField("distortion") else None
+            return types.ImageFree(gamma, other, free.beta)
+        case "prompted":
+            prompted = message.prompted
+            if not prompted.prompt.strip():
+                raise InvalidInput("the guidance's prompt is empty", reason=reason)
+            gamma = prompted.gamma if prompted.HasField("gamma") else types.Prompted("").gamma
+            _within("guidance.gamma", gamma, -_LARGEST, _LARGEST, reason)
+            return types.Prompted(prompted.prompt, gamma)
         case _:
             raise InvalidInput("the guidance names no method", reason=reason)
 

@@ -13,7 +13,7 @@ from sightline_sampler.conversations import ConversationReader
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.base import SampleWork, ScoreWork
 from sightline_sampler.messages import selector_of
-from sightline_sampler.params import read_params
+from sightline_sampler.params import read_distortion, read_params
 from sightline_sampler.policies.loaded import PolicyLease
 from sightline_sampler.policies.registry import PolicyRegistry
 from sightline_sampler.settings import SamplerLimits
@@ -68,8 +68,11 @@ class RequestReader:
         if not count:
             raise InvalidInput("token_ids is empty", reason="NO_TOKENS")
         asked = self._conversations.read(request)
+        distortion = read_distortion(request.distortion) if request.HasField("distortion") else None
+        if distortion is not None and not asked.images:
+            raise InvalidInput("distortion needs an image, and there is none", reason="BAD_DISTORTION")
         lease = self._policies.lease(selector_of(request.policy))
-        return ScoreWork(asked, list(request.token_ids), lease, _deadline(context)), lease
+        return ScoreWork(asked, list(request.token_ids), lease, _deadline(context), distortion), lease
 
 
 def _deadline(context: Context) -> float | None:

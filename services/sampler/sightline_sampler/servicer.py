@@ -13,6 +13,7 @@ import numpy as np
 from sightline.convert import to_message
 from sightline.errors import SightlineError
 from sightline.picture_rule import PICTURE_RULE
+from sightline.sampler.params import SamplingParams
 from sightline.sampler.types import Candidate, Logprobs, Policies, PolicyInfo, Summary
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
@@ -74,6 +75,8 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
     async def ScoreTokens(self, request: pb.ScoreTokensRequest, context: Context) -> pb.ScoreTokensResponse:
         """Teacher-forced log-probabilities."""
         work, lease = self._reader.score(request, context)
+        if work.distortion is not None:
+            refuse_unsupported(SamplingParams(distortion=work.distortion), self._engine)
         try:
             async with self._traffic.passage() as visit:
                 scores = await visit.wait(self._engine.score(work))

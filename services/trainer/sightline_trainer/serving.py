@@ -30,6 +30,7 @@ from sightline.sampler import (
     policy_dirname,
     read_manifest,
 )
+from sightline.sampler.types import Distortion
 
 T = TypeVar("T")
 
@@ -157,11 +158,16 @@ class ServedSampler(AsyncSamplerClient):
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,
         policy: PolicySelector | None = None,
+        distortion: Distortion | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  gRPC sends it to the server
     ) -> TokenScores:
         """As `AsyncSamplerClient.score_tokens`."""
         ask = super().score_tokens
-        return await self._served(policy, lambda: ask(image, prompt, token_ids, policy=policy, timeout=timeout))
+
+        def call() -> Awaitable[TokenScores]:
+            return ask(image, prompt, token_ids, policy=policy, distortion=distortion, timeout=timeout)
+
+        return await self._served(policy, call)
 
     async def _served(self, policy: PolicySelector | None, call: Callable[[], Awaitable[T]]) -> T:
         for _ in range(RESTORES):

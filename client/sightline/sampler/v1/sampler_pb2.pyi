@@ -123,7 +123,7 @@ class PolicySelector(_message.Message):
     def __init__(self, exact: _Optional[int] = ..., at_least: _Optional[int] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
-    __slots__ = ("temperature", "top_p", "top_k", "max_tokens", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance")
+    __slots__ = ("temperature", "top_p", "top_k", "max_tokens", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance", "continue_from")
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class SamplingParams(_message.Message):
     BEAMS_FIELD_NUMBER: _ClassVar[int]
     DISTORTION_FIELD_NUMBER: _ClassVar[int]
     GUIDANCE_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_FROM_FIELD_NUMBER: _ClassVar[int]
     temperature: float
     top_p: float
     top_k: int
@@ -144,7 +145,8 @@ class SamplingParams(_message.Message):
     beams: DiverseBeams
     distortion: Distortion
     guidance: Guidance
-    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., beams: _Optional[_Union[DiverseBeams, _Mapping]] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ..., guidance: _Optional[_Union[Guidance, _Mapping]] = ...) -> None: ...
+    continue_from: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_p: _Optional[float] = ..., repetition_penalty: _Optional[float] = ..., stop: _Optional[_Iterable[str]] = ..., beams: _Optional[_Union[DiverseBeams, _Mapping]] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ..., guidance: _Optional[_Union[Guidance, _Mapping]] = ..., continue_from: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DiverseBeams(_message.Message):
     __slots__ = ("groups", "diversity_penalty", "length_penalty")
@@ -219,20 +221,32 @@ class ContrastiveDecoding(_message.Message):
     def __init__(self, alpha: _Optional[float] = ..., beta: _Optional[float] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ...) -> None: ...
 
 class ImageFreeGuidance(_message.Message):
-    __slots__ = ("gamma", "distortion")
+    __slots__ = ("gamma", "distortion", "beta")
     GAMMA_FIELD_NUMBER: _ClassVar[int]
     DISTORTION_FIELD_NUMBER: _ClassVar[int]
+    BETA_FIELD_NUMBER: _ClassVar[int]
     gamma: float
     distortion: Distortion
-    def __init__(self, gamma: _Optional[float] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ...) -> None: ...
+    beta: float
+    def __init__(self, gamma: _Optional[float] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ..., beta: _Optional[float] = ...) -> None: ...
+
+class PromptedGuidance(_message.Message):
+    __slots__ = ("gamma", "prompt")
+    GAMMA_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    gamma: float
+    prompt: str
+    def __init__(self, gamma: _Optional[float] = ..., prompt: _Optional[str] = ...) -> None: ...
 
 class Guidance(_message.Message):
-    __slots__ = ("contrastive", "image_free")
+    __slots__ = ("contrastive", "image_free", "prompted")
     CONTRASTIVE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_FREE_FIELD_NUMBER: _ClassVar[int]
+    PROMPTED_FIELD_NUMBER: _ClassVar[int]
     contrastive: ContrastiveDecoding
     image_free: ImageFreeGuidance
-    def __init__(self, contrastive: _Optional[_Union[ContrastiveDecoding, _Mapping]] = ..., image_free: _Optional[_Union[ImageFreeGuidance, _Mapping]] = ...) -> None: ...
+    prompted: PromptedGuidance
+    def __init__(self, contrastive: _Optional[_Union[ContrastiveDecoding, _Mapping]] = ..., image_free: _Optional[_Union[ImageFreeGuidance, _Mapping]] = ..., prompted: _Optional[_Union[PromptedGuidance, _Mapping]] = ...) -> None: ...
 
 class SampleRequest(_message.Message):
     __slots__ = ("request_id", "image", "prompt", "num_candidates", "seeds", "seed", "params", "policy", "indices", "turns")
@@ -305,18 +319,20 @@ class SampleSummary(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., rendered_prompt: _Optional[str] = ..., policy_version: _Optional[int] = ..., engine: _Optional[str] = ..., seconds: _Optional[float] = ..., run_id: _Optional[str] = ...) -> None: ...
 
 class ScoreTokensRequest(_message.Message):
-    __slots__ = ("image", "prompt", "token_ids", "policy", "turns")
+    __slots__ = ("image", "prompt", "token_ids", "policy", "turns", "distortion")
     IMAGE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     POLICY_FIELD_NUMBER: _ClassVar[int]
     TURNS_FIELD_NUMBER: _ClassVar[int]
+    DISTORTION_FIELD_NUMBER: _ClassVar[int]
     image: Image
     prompt: str
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     policy: PolicySelector
     turns: _containers.RepeatedCompositeFieldContainer[Turn]
-    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ...) -> None: ...
+    distortion: Distortion
+    def __init__(self, image: _Optional[_Union[Image, _Mapping]] = ..., prompt: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., policy: _Optional[_Union[PolicySelector, _Mapping]] = ..., turns: _Optional[_Iterable[_Union[Turn, _Mapping]]] = ..., distortion: _Optional[_Union[Distortion, _Mapping]] = ...) -> None: ...
 
 class ScoreTokensResponse(_message.Message):
     __slots__ = ("logprobs", "policy_version", "run_id")

@@ -15,7 +15,7 @@ from sightline.errors import InternalError, InvalidInput
 from sightline.sampler.manifest import PolicyManifest
 from sightline.sampler.params import SamplingParams
 from sightline.sampler.turns import Turn, without_images
-from sightline.sampler.types import Candidate, Capabilities, Summary, TokenScores
+from sightline.sampler.types import Candidate, Capabilities, Distortion, Summary, TokenScores
 
 from sightline_sampler.engines import seeds
 
@@ -41,6 +41,12 @@ class Conversation:
     def without_images(self) -> Conversation:
         """The same with nothing to be seen."""
         return Conversation(without_images(self.turns))
+
+    def asking(self, text: str) -> Conversation:
+        """The same images and turns with another question at their end."""
+        last = self.turns[-1]
+        shown = tuple(None for part in last.content if part is None)
+        return Conversation((*self.turns[:-1], Turn(last.role, (*shown, text))), self.images)
 
 
 class Lease(Protocol):
@@ -86,6 +92,7 @@ class ScoreWork:
     token_ids: Sequence[int]
     lease: Lease
     deadline: float | None = None
+    distortion: Distortion | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

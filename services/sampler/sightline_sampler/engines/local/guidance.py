@@ -1,13 +1,15 @@
 """Logits that are not the policy's own: guided by a second forward, or penalised for repetition.
 
-Both ways of guidance are one formula over the logits of the clean row and of its reference row, c and r:
+All ways of guidance are one formula over the logits of the clean row and of its reference row, c and r:
 
     guided = w c + (1 - w) r
 
     visual contrastive decoding (VCD, arXiv 2311.16922, eq. 3): (1 + alpha) c - alpha r, so w = 1 + alpha; r sees a
         distorted image. Only ids with softmax(c) >= beta max softmax(c) stay (eq. 5), which is c >= log beta + max c.
     image-free guidance (classifier-free guidance on the picture; as in V-DPO, arXiv 2411.02712):
-        gamma (c - r) + r, so w = gamma; r sees no image.
+        gamma (c - r) + r, so w = gamma; r sees no image, or a distorted one; its cut-off as above, where it is asked.
+    guidance by another prompt (MARINE, arXiv 2402.08680): gamma (r - c) + c, so w = 1 - gamma; r sees the same image
+        and another prompt, such as one that names the objects that were found.
 
 One deviation: the likeliest id of the plausibility cut-off is the likeliest that may be drawn at all; else an image
 placeholder on top could leave nothing to draw from.
@@ -19,7 +21,7 @@ were drawn before, a positive logit is divided by p and a negative one multiplie
 from __future__ import annotations
 
 import torch
-from sightline.sampler.types import Contrast, Guidance
+from sightline.sampler.types import Contrast, Guidance, Prompted
 
 
 def weights(guidance: Guidance | None) -> tuple[float, float]:
@@ -29,7 +31,9 @@ def weights(guidance: Guidance | None) -> tuple[float, float]:
             return 1.0, 0.0
         case Contrast(_, alpha, beta):
             return 1.0 + alpha, beta
-    return guidance.gamma, 0.0
+        case Prompted(_, gamma):
+            return 1.0 - gamma, 0.0
+    return guidance.gamma, guidance.beta
 
 
 def guide(

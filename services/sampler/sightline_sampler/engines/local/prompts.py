@@ -41,6 +41,14 @@ class Prepared:
     digest: str
     alone: bool = False
 
+    def continued(self, token_ids: Sequence[int]) -> Prepared:
+        """The prompt with the beginning of its response behind it; the response's tokens are text, as its last is."""
+        if not token_ids:
+            return self
+        ids = torch.cat([self.ids, torch.tensor(token_ids, dtype=self.ids.dtype)])
+        extras = {name: torch.cat([t, t[:, -1:].expand(-1, len(token_ids))], 1) for name, t in self.extras.items()}
+        return dataclasses.replace(self, ids=ids, extras=extras)
+
     def shape(self) -> tuple[object, ...]:
         """What must be equal for two prompts to be run in one batch."""
         pixels = ((name, *tensor.shape) for name, tensor in sorted(self.pixels.items()))

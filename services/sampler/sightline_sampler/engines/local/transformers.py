@@ -27,7 +27,7 @@ from PIL import Image
 from sightline.errors import InvalidInput, Unavailable
 from sightline.sampler.manifest import PolicyManifest
 from sightline.sampler.params import OPTIONS
-from sightline.sampler.types import Candidate, Capabilities, Distortion, ImageFree, Summary, TokenScores
+from sightline.sampler.types import Candidate, Capabilities, Distortion, ImageFree, Prompted, Summary, TokenScores
 from sightline_chassis.images import decode
 
 from sightline_sampler.engines.base import Conversation, EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
@@ -183,9 +183,13 @@ class TransformersEngine(Engine):
         """Yield each candidate when it is finished, and the summary last. Closing the iterator cancels the rest."""
         loaded, loop = self._need()
         params = work.params
-        prepared = await self._prepare(work.asked, params.distortion)
+        bare = await self._prepare(work.asked, params.distortion)
+        self._known(params.continue_from, "continue_from")
+        prepared = bare.continued(params.continue_from)
         limit = self._room(prepared, params.max_tokens)
         reference = await self._reference(work)
+        if reference is not None:
+            reference = reference.continued(params.continue_from)
         request = Request(work, prepared, limit, asyncio.Queue(), reference)
         version, left = -1, len(work.seeds)
         try:
@@ -199,17 +203,14 @@ class TransformersEngine(Engine):
         finally:
             if left:
                 loop.cancel(request)
-        yield Summary(len(prepared.ids), prepared.rendered, version, self.label())
+        yield Summary(len(bare.ids), bare.rendered, version, self.label())
 
     async def score(self, work: ScoreWork) -> TokenScores:
         """Log-probability of each token of a given response under the policy."""
         loaded, loop = self._need()
         base = loaded.base
-        for i, token in enumerate(work.token_ids):
-            if token >= base.vocabulary or token in base.placeholders:
-                why = "stands for an image" if token in base.placeholders else f"is not below {base.vocabulary}"
-                raise InvalidInput(f"token_ids[{i}] = {token} {why}", reason="BAD_TOKEN_ID")
-        prepared = await self._prepare(work.asked)
+        self._known(work.token_ids, "token_ids")
+        prepared = await self._prepare(work.asked, work.distortion)
         self._room(prepared, len(work.token_ids))
 
         def run() -> TokenScores:
@@ -258,6 +259,14 @@ class TransformersEngine(Engine):
             raise Unavailable("the sampler has not loaded its model yet", retry_after=1.0)
         return self._loaded, self._loop
 
+    def _known(self, token_ids: Sequence[int], name: str) -> None:
+        """See that ids can stand in a response. Raises InvalidInput."""
+        base = self._need()[0].base
+        for i, token in enumerate(token_ids):
+            if token >= base.vocabulary or token in base.placeholders:
+                why = "stands for an image" if token in base.placeholders else f"is not below {base.vocabulary}"
+                raise InvalidInput(f"{name}[{i}] = {token} {why}", reason="BAD_TOKEN_ID")
+
     async def _prepare(self, asked: Conversation, distortion: Distortion | None = None) -> Prepared:
         builder = self._need()[0].builder
 
@@ -269,13 +278,16 @@ class TransformersEngine(Engine):
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
 
     async def _reference(self, work: SampleWork) -> Prepared | None:
-        """The prompt of the reference rows: with other images, or with none."""
-        match work.params.guidance:
+        """The prompt of the reference rows: with other images, with none, or with another question."""
+        guidance = work.params.guidance
+        match guidance:
             case None:
                 return None
-            case ImageFree(_, None):
+            case ImageFree(_, None, _):
                 return await self._prepare(work.asked.without_images())
-        return await self._prepare(work.asked, work.params.guidance.distortion)
+            case Prompted(prompt, _):
+                return await self._prepare(work.asked.asking(prompt), work.params.distortion)
+        return await self._prepare(work.asked, guidance.distortion)
 
     def _room(self, prepared: Prepared, wanted: int | None) -> int:
         """Tokens that a candidate may have: as many as asked for, or as fit."""
@@ -291,9 +303,13 @@ class TransformersEngine(Engine):
 
     @staticmethod
     def _with_text(base: BaseModel, request: Request, candidate: Candidate) -> Candidate:
-        text = base.tokenizer.decode(candidate.token_ids.tolist(), skip_special_tokens=True)
-        if candidate.finish_reason == "stop":
-            text = cut(text, request.work.params.stop)
+        params = request.work.params
+        given = list(params.continue_from)
+        before = base.tokenizer.decode(given, skip_special_tokens=True) if given else ""
+        text = base.tokenizer.decode([*given, *candidate.token_ids.tolist()], skip_special_tokens=True)
+        if candidate.finish_reason == "stop":  # what was given holds no end of what was asked for
+            same = len(before) if text.startswith(before) else 0
+            text = text[:same] + cut(text[same:], params.stop)
         return dataclasses.replace(candidate, text=text)
 
 

@@ -163,6 +163,13 @@ def run(
     compat: Annotated[Compat, typer.Option(help="official: keep the official scripts' slips.")] = Compat.MENDED,
     similarity: Annotated[str, typer.Option(help="AMBER's: exact, spacy or spacy:MODEL.")] = "exact",
     suffix: Annotated[str, typer.Option(help='Appended to every question, such as " Answer with yes or no."')] = "",
+    decoding: Annotated[
+        str,
+        typer.Option(
+            metavar="YAML",
+            help="As a recipe's evaluation.decoding: '{guidance: {contrast: {alpha: 0.5, distortion: {blank: {}}}}}'.",
+        ),
+    ] = "",
     answers: Annotated[
         Path | None, typer.Option(help="Where answers are kept; run again to go on. Default: beside OUT.")
     ] = None,
@@ -189,6 +196,7 @@ def run(
             compat=compat.value,
             similarity=similarity,
             suffix=suffix,
+            decoding=decoding,
             answers=answers,
         )
         ask(asked, json, details)

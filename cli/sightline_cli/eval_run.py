@@ -9,6 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import yaml
+from pydantic import ValidationError
+from sightline.errors import InvalidInput
+from sightline_chassis.yaml_text import load_yaml
+from sightline_trainer.decoder_options import DecoderOptions
+from sightline_trainer.decoding_settings import Decoding
 from sightline_trainer.evaluation.asking import Asker
 from sightline_trainer.evaluation.coco import Compat
 from sightline_trainer.evaluation.datasets import Suite, SuiteOptions, work
@@ -35,6 +41,7 @@ class EvalRunOptions:
     compat: str
     similarity: str
     suffix: str
+    decoding: str
     answers: Path | None
 
 
@@ -49,6 +56,7 @@ def run(ask: EvalRunOptions, out: Path | None, details: bool) -> None:
             suffix=ask.suffix,
             similarity=similarity_of(ask.similarity),
         )
+        decoding = _decoding(ask.decoding)
         todo = work(cast(Suite, ask.suite), directory, options)
         asker = Asker(
             sampler=ask.sampler,
@@ -57,6 +65,7 @@ def run(ask: EvalRunOptions, out: Path | None, details: bool) -> None:
             max_tokens=ask.max_tokens,
             in_flight=ask.in_flight,
             credentials=given().arguments(),
+            decoder=None if decoding.plain else DecoderOptions(decoding, ask.seed),
         )
         identity = {
             "suite": ask.suite,
@@ -64,6 +73,7 @@ def run(ask: EvalRunOptions, out: Path | None, details: bool) -> None:
             "temperature": ask.temperature,
             "suffix": ask.suffix,
             "scored": ask.scorer is not None,
+            **({} if decoding.plain else {"decoding": decoding.model_dump(mode="json", exclude_none=True)}),
         }
         kept = _answers(ask, out)
         try:
@@ -74,6 +84,25 @@ def run(ask: EvalRunOptions, out: Path | None, details: bool) -> None:
         result = todo.finish(said)
         settings = {"policy_version": version, "data": ask.data, "seed": ask.seed, **result.settings}
         emit(dataclasses.replace(result, settings=settings), out, details=details, seed=ask.seed)
+
+
+def _decoding(text: str) -> Decoding:
+    """As a recipe's evaluation.decoding.
+
+    Raises:
+        InvalidInput: it can't be read, or needs more than a sampler.
+    """
+    try:
+        found = Decoding.model_validate(load_yaml(text) if text else {})
+    except (ValueError, yaml.YAMLError) as error:
+        why = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
+        raise InvalidInput(f"--decoding {text!r:.200}: {why}", reason="BAD_DECODING") from None
+    other = found.guidance.prompted if found.guidance is not None else None
+    if found.beams is not None or (other is not None and "{objects}" in other.template):
+        raise InvalidInput(
+            "--decoding takes no beams, and no template with {objects}: those are a recipe's", reason="BAD_DECODING"
+        )
+    return found
 
 
 def _answers(ask: EvalRunOptions, out: Path | None) -> Path | None:

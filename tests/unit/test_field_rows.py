@@ -28,7 +28,7 @@ from sightline_trainer.candidates.reference import unsampled
 from sightline_trainer.dpo.kept_pairs import kept_pairs
 from sightline_trainer.evaluation.ratios import Ratios
 from sightline_trainer.events import Event, EventLog, EventReader, read_events
-from sightline_trainer.injection.language_model import OpenAiWriter
+from sightline_trainer.injection.language_model import LanguageModelWriter, speaking
 from sightline_trainer.left_out import counts_of, first_passing, no_pairs
 from sightline_trainer.model_processor import ModelProcessor
 from sightline_trainer.model_words import ModelWords
@@ -40,6 +40,7 @@ from sightline_trainer.records.prompt import PROMPT_REASONS, Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
 from sightline_trainer.row_gate import RowGate
+from sightline_trainer.speaker.endpoint import Endpoint
 
 pytestmark = pytest.mark.field
 
@@ -510,13 +511,15 @@ def test_a_text_that_a_language_model_refuses_costs_its_prompt(status: int, body
 
     with http.server.HTTPServer(("127.0.0.1", 0), Answers) as server:
         threading.Thread(target=server.handle_request, daemon=True).start()
-        writer = OpenAiWriter(Injected(writer="openai", url=f"http://127.0.0.1:{server.server_port}", model="m"))
+        settings = Injected(writer="openai", url=f"http://127.0.0.1:{server.server_port}", model="m")
+        endpoint = Endpoint(speaking(settings))
+        writer = LanguageModelWriter(settings, endpoint)
 
         async def ask() -> None:
             try:
                 await writer(Prompt("p", (Path("x.png"),), "what ?"), "what ?", "a star .", 1)
             finally:
-                await writer.close()
+                await endpoint.close()
 
         with pytest.raises(InvalidInput) as caught:
             asyncio.run(ask())

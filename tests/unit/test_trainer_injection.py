@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from sightline.errors import InvalidInput, PreconditionFailed
 from sightline_trainer.candidates.injected import Injected
 from sightline_trainer.injection.kinds import Kind
-from sightline_trainer.injection.language_model import OpenAiWriter, cleaned, instruction
+from sightline_trainer.injection.language_model import LanguageModelWriter, cleaned, instruction, speaking
 from sightline_trainer.injection.rules import RuleWriter
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.speaker.endpoint import Endpoint
 
 OBJECTS = ["red star", "green star", "blue ring", "orange ring", "red cross"]
 TEXT = "there is a red star on the left and a blue ring on the right ."
@@ -139,11 +140,11 @@ def endpoint() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 def asked_of(settings: Injected) -> str | None:
     async def ask() -> str | None:
-        writer = OpenAiWriter(settings)
+        endpoint = Endpoint(speaking(settings))
         try:
-            return await writer(PROMPT, "What is it?", "A red bus.", 2**40 + 5)
+            return await LanguageModelWriter(settings, endpoint)(PROMPT, "What is it?", "A red bus.", 2**40 + 5)
         finally:
-            await writer.close()
+            await endpoint.close()
 
     return asyncio.run(ask())
 
@@ -154,7 +155,7 @@ def test_an_openai_endpoint_writes_and_is_waited_for(
     url, asked = endpoint
     settings = Injected(writer="openai", model="m")
     with pytest.raises(PreconditionFailed, match="SIGHTLINE_LLM_URL"):
-        OpenAiWriter(settings)
+        Endpoint(speaking(settings))
     monkeypatch.setenv("SIGHTLINE_LLM_URL", url)
     monkeypatch.setenv("SIGHTLINE_LLM_KEY", "secret")
     text = asked_of(settings)

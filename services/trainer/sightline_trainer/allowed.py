@@ -15,8 +15,10 @@ from typing import Any
 from sightline.errors import InvalidInput
 
 from sightline_trainer.connections import Connections
+from sightline_trainer.open_parts import permitted
 from sightline_trainer.pools.dataset_name import directories
 from sightline_trainer.recipe import Recipe
+from sightline_trainer.rewards.picked import HumanPicks
 
 _NAMES = ("address", "url")
 
@@ -29,18 +31,20 @@ class Allowed:
         launchers: commands of `dpo.launch`.
         addresses: services that may be sent prompts and images, beside those of the settings' connections.
         data_roots: directories that datasets and their images lie in.
+        parts: parts that are not ours and may be imported, as `open_parts` reads them.
     """
 
     launchers: Sequence[Sequence[str]] = ()
     addresses: Sequence[str] = ()
     data_roots: Sequence[Path] = ()
+    parts: Sequence[str] = ()
 
     def check(self, recipe: Recipe, connections: Connections) -> None:
         """Refuse a recipe that names something else.
 
         Raises:
-            InvalidInput: LAUNCHER_NOT_ALLOWED, ADDRESS_NOT_ALLOWED or DATA_NOT_ALLOWED; says what, and which setting
-                would allow it.
+            InvalidInput: LAUNCHER_NOT_ALLOWED, PART_NOT_ALLOWED, ADDRESS_NOT_ALLOWED or DATA_NOT_ALLOWED; says what,
+                and which setting would allow it.
         """
         launch = recipe.dpo.launch
         if launch and _command(launch) not in [_command(known) for known in self.launchers]:
@@ -49,6 +53,13 @@ class Allowed:
                 "or have it listed in the trainer's settings (launchers)",
                 reason="LAUNCHER_NOT_ALLOWED",
             )
+        for name in [name for table in recipe.parts for name in table.opened()]:
+            if not permitted(name, self.parts):
+                raise InvalidInput(
+                    f"{name} is code, and none that this trainer imports for a caller; leave it out, or have it listed "
+                    "in the trainer's settings (parts)",
+                    reason="PART_NOT_ALLOWED",
+                )
         ours = {one.address for one in (connections.scorer, connections.sampler) if one is not None}
         for key, address in _addresses(recipe.model_dump(mode="json")):
             if address not in ours and address not in self.addresses:
@@ -57,8 +68,12 @@ class Allowed:
                     "leave it out, or have it listed there (addresses)",
                     reason="ADDRESS_NOT_ALLOWED",
                 )
-        for key, reference in (("data.train", recipe.data.train), ("data.test", recipe.data.test)):
-            for directory in directories(reference):
+        read = {key: directories(reference) for key, reference in recipe.data.references().items()}
+        for name, term in recipe.reward.terms.chosen().items():
+            if isinstance(term, HumanPicks) and term.file is not None:
+                read[f"reward.terms.{name}.file"] = [Path(term.file).expanduser()]
+        for key, places in read.items():
+            for directory in places:
                 if not self._holds(directory):
                     raise InvalidInput(
                         f"{key}: {directory} is not in a directory that this trainer reads datasets from; have its "

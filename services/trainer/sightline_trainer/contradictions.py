@@ -10,6 +10,7 @@ from sightline_trainer.dpo.loss_names import POVID
 from sightline_trainer.pairs.image_contrast import ImageContrast
 from sightline_trainer.pairs.rule import RankedRule
 from sightline_trainer.pairs.rules import BestWorst, ReferenceAgainstRejected
+from sightline_trainer.parts import NotImported
 from sightline_trainer.rewards.clip import QUESTION
 from sightline_trainer.sections import Dpo
 
@@ -21,16 +22,19 @@ _SOURCES = {source for part in CANDIDATES.values() for source in part.writes}
 
 def contradictions(candidates: Chosen, terms: Chosen, filters: Chosen, rules: Chosen, dpo: Dpo) -> Iterator[str]:
     """Sentences, each naming the keys that do not go together; none where a run may come about."""
+    if any(isinstance(part, NotImported) for kind in (candidates, terms, filters, rules) for part in kind.values()):
+        return  # what is not known can't be told; nobody may run it here
     offered = {source for part in candidates.values() for source in part.writes}
+    known = _SOURCES | offered
     if not offered:
         yield "candidates: nobody writes any; add policy, say"
     for name, rule in rules.items():
         named = _named(rule)
         for key, sources in named.items():
-            if unknown := sorted(set(sources) - _SOURCES):
+            if unknown := sorted(set(sources) - known):
                 yield (
                     f"pairing.{name}.{key} names {', '.join(unknown)}, which no part writes; "
-                    f"known are {', '.join(sorted(_SOURCES))}"
+                    f"known are {', '.join(sorted(known))}"
                 )
     if not any(_can_pair(rule, offered, bool(terms)) for rule in rules.values()):
         yield (

@@ -23,6 +23,7 @@ import numpy as np
 from sightline.errors import Cancelled, DeadlineExceeded, Overloaded, SightlineError, Unavailable
 from sightline.patience import Patience
 from sightline.sampler import Asked, Images, Policies, PolicySelector, SampleOptions, Samples, TokenScores
+from sightline.sampler.types import Distortion
 
 from sightline_trainer.serving import RunPolicies, ServedSampler
 
@@ -122,11 +123,14 @@ class Fleet(ServedSampler):
         token_ids: Sequence[int] | np.ndarray[Any, Any],
         *,
         policy: PolicySelector | None = None,
+        distortion: Distortion | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  gRPC sends it to the server
     ) -> TokenScores:
         """As `ServedSampler.score_tokens`, by the member with the least under way."""
         return await self._by_one(
-            lambda client: client.score_tokens(image, prompt, token_ids, policy=policy, timeout=timeout)
+            lambda client: client.score_tokens(
+                image, prompt, token_ids, policy=policy, distortion=distortion, timeout=timeout
+            )
         )
 
     async def policies(self, *, timeout: float | None = None) -> Policies:  # noqa: ASYNC109

@@ -14,6 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from sightline.sampler import PolicyManifest, Probe, model_digest, policy_dirnam
 from sightline_trainer import metrics
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.connections import Connections
+from sightline_trainer.draws import Draws
 from sightline_trainer.dropped import DroppedRows, summary_of
 from sightline_trainer.embeddings import embeddings
 from sightline_trainer.evaluation.evaluate import evaluate
@@ -31,11 +33,13 @@ from sightline_trainer.events import LEFT_OUT, Event, Observer, Stage
 from sightline_trainer.files import read_json, sync_directory, write_json
 from sightline_trainer.left_out import askable, counts_of, first_passing, no_pairs
 from sightline_trainer.pools import hold_out, open_pool, side_files
+from sightline_trainer.pools.preferences import open_preferences
 from sightline_trainer.preflight.begin import begin
 from sightline_trainer.preflight.finding import refuse
 from sightline_trainer.preflight.trial import TRIES, ask, elsewhere, train_on
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.released_pairs import ReleasedPairs
 from sightline_trainer.rollout import Rollout
 from sightline_trainer.row_gate import RowGate
 from sightline_trainer.runs import RunDirectory
@@ -69,6 +73,8 @@ class Loop:
                 "the recipe names no sampler or no scorer; set sampling.address and reward.address",
                 reason="NO_ADDRESS",
             )
+        for table in recipe.parts:
+            table.usable()
         self.gate = RowGate(recipe.processor)
         self.train = open_pool(recipe.data.train, run.images, self.gate)
         test = open_pool(recipe.data.test, run.images, self.gate)
@@ -76,8 +82,11 @@ class Loop:
         held_out = EvaluationSet.load(side_files(recipe.data.test), self.test, recipe.evaluation)
         self.held_out = askable(held_out, self.gate, left_out)
         self._rows = {"data.train": self.train.dropped, "data.test": left_out}
-        drawn = [prompt for number in range(1, recipe.iterations + 1) for prompt in self._drawn(number)]
-        hold_out(drawn, self.test)
+        released = open_preferences(recipe.data.pairs, run.images, self.gate) if recipe.data.pairs else None
+        if released is not None:
+            self._rows["data.pairs"] = released.dropped
+        self.draws = Draws(recipe, self.train, released)
+        hold_out(self.draws.all(), self.test)
 
     # The stages, in order ---------------------------------------------------------------------------------------
 
@@ -110,6 +119,10 @@ class Loop:
             before, (version, pairs) = version, self._iterate(iteration, version, sampled_by)
             table.append(self._evaluate(iteration, version=version, pairs=pairs))
             write_json(self.dir.metrics, table)
+        if not recipe.iterations:
+            if not recipe.evaluation.decoding.plain:
+                table.append(self._evaluate(1, version=0, pairs=0))
+            write_json(self.dir.metrics, table)
         self._tell("end", recipe.iterations, message=f"done: {self.dir.metrics}")
         return table
 
@@ -133,7 +146,8 @@ class Loop:
 
     def _finished(self) -> bool:
         """Whether no service is needed any more."""
-        rows = [self.dir.iteration(number) for number in range(self.recipe.iterations + 1)]
+        last = self.recipe.iterations or int(not self.recipe.evaluation.decoding.plain)
+        rows = [self.dir.iteration(number) for number in range(last + 1)]
         return all((each / "evaluation.json").exists() for each in rows)
 
     def _iterate(self, iteration: int, parent: int, sampled_by: int) -> tuple[int, int]:
@@ -165,12 +179,18 @@ class Loop:
     def _sample(self, iteration: int, version: int, halt: Callable[[], None]) -> None:
         recipe = self.recipe
         directory = self.dir.iteration(iteration)
-        rollout, prompts = Rollout(directory), self._drawn(iteration)
+        rollout, prompts = Rollout(directory), self.draws.asked(iteration)
+        released = ReleasedPairs(directory, self.draws.released(iteration), iteration)
+
+        def told(first: int) -> Callable[[int, int], None]:
+            total = len(prompts) + len(released.rows)
+            return lambda done, _: self._tell("sample", iteration, first + done, total)
 
         async def collect(session: Session) -> None:
             if recipe.sampling.rests:  # a trainer that was killed in an update left it so
                 await wake(session)
             await session.serve(version)
+            await released.collect(session, version, told(0))
             await rollout.collect(
                 prompts,
                 session.sources(),
@@ -179,36 +199,44 @@ class Loop:
                 iteration=iteration,
                 version=version,
                 in_flight=recipe.sampling.max_in_flight,
-                progress=lambda done, total: self._tell("sample", iteration, done, total),
+                progress=told(len(released.rows)),
             )
 
-        if not (directory / "pairs.json").exists() and not rollout.complete(prompts):
+        whole = rollout.complete(prompts) and released.complete()
+        if not (directory / "pairs.json").exists() and not whole:
             self._timed("sample", lambda: self._connected(collect, halt))
-            dropped = rollout.dropped()
+            dropped = [*rollout.dropped(), *released.rollout.dropped()]
             self._tell_left_out("sample", iteration, counts_of(dropped), dropped)
 
     def _pair(self, iteration: int, version: int) -> int:
         from sightline_trainer.pairs.build import PairBuilder, write_pairs
+        from sightline_trainer.pairs.guarded import filters_of, rules_of
 
         directory = self.dir.iteration(iteration)
         if not (directory / "pairs.json").exists():
             recipe, rollout = self.recipe, Rollout(directory)
-            dropped, prompts = rollout.dropped(), self._drawn(iteration)
+            dropped, prompts = rollout.dropped(), self.draws.asked(iteration)
+            released = ReleasedPairs(directory, self.draws.released(iteration), iteration)
+            filters = filters_of(recipe.filters)
+            known = self._embeddings([*prompts, *released.rows])
             builder = PairBuilder(
-                recipe.filters.chosen(),
-                recipe.pairing.chosen(),
+                filters,
+                rules_of(recipe.pairing),
                 iteration=iteration,
                 own="optimism" in recipe.dpo.loss,
-                embeddings=self._embeddings(prompts),
+                embeddings=known,
             )
             builder.counts.update(counts_of(dropped))
-            rows = builder.build({prompt.id: prompt for prompt in prompts}, rollout.read())
+            fresh = builder.build({prompt.id: prompt for prompt in prompts}, rollout.read())
+            rows = chain(released.pairs(filters, builder.counts, known), fresh)
             path = directory / "pairs.parquet"
             if not write_pairs(path, self._with_buffer(metrics.observed(rows, version), builder.counts, iteration)):
                 path.unlink()
-                error = no_pairs(iteration, len(prompts), builder.counts, dropped)
+                dropped = [*dropped, *released.rollout.dropped()]
+                error = no_pairs(iteration, len(prompts) + len(released.rows), builder.counts, dropped)
                 if error.reason != "NO_PAIRS":  # a disk that was away may be there when the run goes on
                     rollout.forget()
+                    released.rollout.forget()
                 raise error
             write_json(directory / "pairs.json", builder.counts)
         counts = read_json(directory / "pairs.json")
@@ -308,7 +336,7 @@ class Loop:
         from sightline_trainer.publish import publish
 
         known = read_json(self.dir.iteration(iteration) / "update.json")
-        prompts = {prompt.id: prompt for prompt in self._drawn(iteration)}
+        prompts = self.draws.named(iteration)
 
         async def send(session: Session) -> dict[str, float]:
             arrival = await publish(
@@ -340,9 +368,10 @@ class Loop:
 
         async def measure(session: Session) -> dict[str, float]:
             await session.serve(version)
+            plain = iteration == 0 or self.recipe.evaluation.decoding.plain
             evaluated = await evaluate(
                 self.held_out,
-                session.evaluation,
+                session.evaluation if plain else session.decoded(),
                 session.reward,
                 version=version,
                 in_flight=self.recipe.sampling.max_in_flight,
@@ -368,9 +397,6 @@ class Loop:
 
     # What the stages stand on -----------------------------------------------------------------------------------
 
-    def _drawn(self, iteration: int) -> list[Prompt]:
-        return self.train.draw(self.recipe.data.prompts_per_iteration, iteration=iteration, seed=self.recipe.seed)
-
     def _policies(self) -> RunPolicies:
         files = self.recipe.publication.files
         return RunPolicies(self.dir.policies, self.dir.namespace, files, probes=self._probes)
@@ -383,7 +409,7 @@ class Loop:
         for iteration in range(1, self.recipe.iterations + 1):
             known = read_json(self.dir.iteration(iteration) / "update.json")
             if known is not None and known["version"] == version:
-                prompts = {prompt.id: prompt for prompt in self._drawn(iteration)}
+                prompts = self.draws.named(iteration)
                 return sendable([UpdateProbe(**probe) for probe in known["probes"]], prompts)
         return []
 

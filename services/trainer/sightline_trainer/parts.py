@@ -7,17 +7,28 @@ A recipe names parts under `candidates`, `reward.terms`, `filters` and `pairing`
       reference: {}              # with its defaults
       injected: false            # left out, whatever a file below said
 
-A new part is a module with a `Part` in it and a line in its package's registry. Names that no registry has are refused,
-with those that there are.
+One part may stand several times, each under a name of the recipe's own:
+
+    reward: {terms: {right: {part: ask, ...}, whole: {part: ask, ...}}}
+
+A new part of ours is a module with a `Part` in it and a line in its package's registry; somebody else's is named by its
+place or entry point (see `open_parts`). Names that are neither are refused, with those that there are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal, TypeVar
 
+import pydantic
 from pydantic import Field, create_model, model_serializer, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+from sightline.errors import PreconditionFailed
 from sightline_chassis.settings import Section, Table
+
+from sightline_trainer.open_parts import imported, is_open
 
 P = TypeVar("P", bound="Part")
 
@@ -26,30 +37,142 @@ class Part(Section):
     """Settings of one part; its code stands beside them."""
 
 
+class Again(Part):
+    """A part of ours under a name of the recipe's own."""
+
+
+class NotImported(Part):
+    """An open part that may not be imported here, with its settings as they stand."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of parts.
+
+    Attributes:
+        group: of the entry points.
+        base: what a part must be a subclass of.
+        of_function: makes one of a plain function, where the kind has such.
+    """
+
+    group: str
+    base: type[Part]
+    of_function: Callable[[Callable[..., Any]], type[Part]] | None = None
+
+    def part(self, name: str) -> type[Part] | None:
+        """The class of an open part; None where it may not be imported here.
+
+        Raises:
+            ValueError: it cannot be imported, or is no part of this kind.
+        """
+        found = imported(name, self.group)
+        if found is None or (isinstance(found, type) and issubclass(found, self.base)):
+            return found
+        if self.of_function is not None and callable(found) and not isinstance(found, type):
+            return self.of_function(found)
+        wanted = f"a {self.base.__name__}" + (" or a function" if self.of_function else "")
+        raise ValueError(f"{name} is {found!r:.80}, and must be {wanted}")
+
+
 class Parts(Table):
-    """Parts of one kind: each registry name is a field, None where the recipe leaves the part out."""
+    """Parts of one kind: each registry name is a field, None where the recipe leaves the part out; beside them, parts
+    that are not ours."""
+
+    model_config = pydantic.ConfigDict(extra="allow")
+    kind: ClassVar[Kind]
+    registry: ClassVar[Mapping[str, type[Part]]]
 
     @model_validator(mode="before")
     @classmethod
     def _switches(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: {} if part in (None, True) else part for name, part in value.items() if part is not False}
+        parts = {name: {} if part in (None, True) else part for name, part in value.items() if part is not False}
+        faults: list[InitErrorDetails] = []
+        for name in [name for name in parts if name not in cls.model_fields]:
+            try:
+                parts[name] = cls._open(name, parts[name])
+            except pydantic.ValidationError as error:
+                faults += _below(name, error)
+            except ValueError as error:
+                faults.append(_fault(name, str(error), parts[name]))
+        if faults:
+            raise pydantic.ValidationError.from_exception_data(cls.__name__, faults)
+        return parts
+
+    @classmethod
+    def _open(cls, name: str, settings: Any) -> Part:
+        if isinstance(settings, Part):
+            return settings
+        again = settings.get("part") if isinstance(settings, dict) else None
+        if isinstance(again, str) and again in cls.registry:
+            return _again(cls.registry[again], again).model_validate(settings)
+        if not is_open(name, cls.kind.group):
+            raise pydantic.ValidationError.from_exception_data(
+                cls.__name__, [InitErrorDetails(type="extra_forbidden", loc=(), input=settings)]
+            )
+        return (cls.kind.part(name) or NotImported).model_validate(settings)
 
     @model_serializer(mode="wrap")
     def _present(self, handler: Any) -> dict[str, Any]:
-        return {name: part for name, part in handler(self).items() if part is not None}
+        dumped = handler(self)
+        return {name: dumped[name] for name in self.chosen()}
 
     def chosen(self) -> dict[str, Any]:
-        """The parts that the recipe has, by name, in the registry's order."""
+        """The parts that the recipe has, by name, in the registry's order, behind them those that it names."""
         named = {name: getattr(self, name) for name in type(self).model_fields}
-        return {name: part for name, part in named.items() if part is not None}
+        return {name: part for name, part in named.items() if part is not None} | (self.__pydantic_extra__ or {})
+
+    def opened(self) -> dict[str, Any]:
+        """Those that are not ours."""
+        extra: dict[str, Any] = self.__pydantic_extra__ or {}
+        return {name: part for name, part in extra.items() if not isinstance(part, Again)}
+
+    def usable(self) -> None:
+        """See that all parts may do their work.
+
+        Raises:
+            PreconditionFailed: one was not imported.
+        """
+        for name, part in self.opened().items():
+            if isinstance(part, NotImported):
+                raise PreconditionFailed(
+                    f"{name} is a part that is not ours and was not imported: whoever runs the recipe must allow it",
+                    reason="PART_NOT_IMPORTED",
+                )
 
 
-def parts_of(name: str, registry: Mapping[str, type[P]]) -> type[Parts]:
+@cache
+def _again(part: type[Part], name: str) -> type[Part]:
+    """A part under another name, which keeps whose it is."""
+    said: Any = (Literal[name], Field(..., description="The part that stands under this name."))
+    return create_model(part.__name__, __base__=(part, Again), __module__=__name__, part=said)
+
+
+def _below(name: str, error: pydantic.ValidationError) -> Iterator[InitErrorDetails]:
+    """The faults of a part's settings, with the part's name before their keys."""
+    for one in error.errors(include_url=False):
+        loc = (name, *one["loc"])
+        if one["type"] == "extra_forbidden":
+            yield InitErrorDetails(type="extra_forbidden", loc=loc, input=one["input"])
+        else:
+            yield _fault(loc, one["msg"].removeprefix("Value error, "), one["input"])
+
+
+def _fault(loc: str | tuple[int | str, ...], message: str, value: Any) -> InitErrorDetails:
+    escaped = message.replace("{", "(").replace("}", ")")  # pydantic fills braces in
+    loc = loc if isinstance(loc, tuple) else (loc,)
+    return InitErrorDetails(type=PydanticCustomError("part_refused", escaped), loc=loc, input=value)
+
+
+def parts_of(name: str, registry: Mapping[str, type[P]], kind: Kind) -> type[Parts]:
     """The section whose fields are a registry's names."""
     fields: dict[str, Any] = {
         key: (part | None, Field(None, description=(part.__doc__ or "").split("\n")[0]))
         for key, part in registry.items()
     }
-    return create_model(name, __base__=Parts, __module__=__name__, **fields)
+    made = create_model(name, __base__=Parts, __module__=__name__, **fields)
+    made.kind, made.registry = kind, registry
+    return made

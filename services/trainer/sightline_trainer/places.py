@@ -14,7 +14,14 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 RUN = "run:"
-_KEYS = (("model",), ("data", "train"), ("data", "test"), ("reward", "source"), ("reward", "pretrained"))
+_KEYS = (
+    ("model",),
+    ("data", "train"),
+    ("data", "test"),
+    ("data", "pairs"),
+    ("reward", "source"),
+    ("reward", "pretrained"),
+)
 _SCHEMES = ("llava", "datasets", "local-dir")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from sightline.sampler import AsyncSamplerClient, exact
 
+from sightline_trainer.decoder_options import DecoderOptions
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.sections import Sampling
@@ -15,10 +16,13 @@ from sightline_trainer.sections import Sampling
 class PolicyCandidates:
     """Samples from one version of the policy and no other."""
 
-    def __init__(self, client: AsyncSamplerClient, settings: Sampling, *, seed: int) -> None:
+    def __init__(
+        self, client: AsyncSamplerClient, settings: Sampling, *, seed: int, decoder: DecoderOptions | None = None
+    ) -> None:
         self.client = client
         self.settings = settings
         self.seed = seed
+        self.decoder = decoder
 
     async def __call__(
         self,
@@ -48,6 +52,10 @@ class PolicyCandidates:
             SightlineError: what else the sampler answers, after waiting for a restart.
         """
         settings, asked = self.settings, prompt.prompt if text is None else text
+        if self.decoder is not None:
+            options = {**await self.decoder(prompt, asked), **options}
+        # What is told under a distorted image is no log-prob of what the update sees.
+        hidden = source == "policy" and "distortion" in options
         samples = await self.client.sample(
             images or prompt.images,
             prompt.asked(asked),
@@ -65,7 +73,7 @@ class PolicyCandidates:
                 index=first + candidate.index,
                 text=candidate.text,
                 token_ids=[int(token) for token in candidate.token_ids],
-                logprobs=[float(logprob) for logprob in candidate.logprobs],
+                logprobs=[] if hidden else [float(logprob) for logprob in candidate.logprobs],
                 finish_reason=candidate.finish_reason,
                 seed=candidate.seed,
                 policy_version=candidate.policy_version,

@@ -16,12 +16,18 @@ from sightline_chassis.settings import Section, SettingsError, SettingsRead, rea
 from sightline_chassis.shipped import model_place
 
 from sightline_trainer.candidates import CANDIDATES
+from sightline_trainer.candidates.source import CandidatePart
 from sightline_trainer.contradictions import contradictions
 from sightline_trainer.model_processor import ModelProcessor
+from sightline_trainer.open_parts import ALL, importing
 from sightline_trainer.pairs import FILTERS, RULES
-from sightline_trainer.parts import Parts, parts_of
+from sightline_trainer.pairs.filter import FilterPart
+from sightline_trainer.pairs.rule import RulePart
+from sightline_trainer.parts import Kind, Parts, parts_of
 from sightline_trainer.places import located
 from sightline_trainer.rewards import REWARDS
+from sightline_trainer.rewards.function import term_of
+from sightline_trainer.rewards.term import TermPart
 from sightline_trainer.sections import Data, Dpo, Evaluation, LocalServices, Publication, RewardService, Sampling
 from sightline_trainer.template_text import MOST_CHARACTERS, template_text
 
@@ -31,10 +37,10 @@ if TYPE_CHECKING:
     Filters = Parts
     Pairing = Parts
 else:
-    Candidates = parts_of("Candidates", CANDIDATES)
-    Terms = parts_of("Terms", REWARDS)
-    Filters = parts_of("Filters", FILTERS)
-    Pairing = parts_of("Pairing", RULES)
+    Candidates = parts_of("Candidates", CANDIDATES, Kind("sightline.sources", CandidatePart))
+    Terms = parts_of("Terms", REWARDS, Kind("sightline.rewards", TermPart, term_of))
+    Filters = parts_of("Filters", FILTERS, Kind("sightline.filters", FilterPart))
+    Pairing = parts_of("Pairing", RULES, Kind("sightline.rules", RulePart))
 
 
 class Reward(RewardService):
@@ -55,7 +61,9 @@ class Recipe(Section):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=80, description="The method's name.")
     description: str = Field("", description="One line for people.")
     seed: int = Field(0, ge=0, description="Seed of prompts, candidates and updates.")
-    iterations: int = Field(3, ge=1, description="Rounds of the loop.")
+    iterations: int = Field(
+        3, ge=0, description="Rounds of the loop; 0 trains nothing, and measures evaluation.decoding on the base model."
+    )
     model: str = Field(description="The base LVLM: a Hugging Face folder or name, or playground:llava.")
     chat_template: str | None = Field(
         None,
@@ -96,6 +104,11 @@ class Recipe(Section):
     publication: Publication = Field(default_factory=Publication)
     evaluation: Evaluation = Field(default_factory=Evaluation)
     services: LocalServices = Field(default_factory=LocalServices)
+
+    @property
+    def parts(self) -> list[Parts]:
+        """All tables of parts: candidates, terms, filters, rules."""
+        return [self.candidates, self.reward.terms, self.filters, self.pairing]
 
     @property
     def base_model(self) -> str:
@@ -140,25 +153,41 @@ _OURS = ("file", "environment", "--set")
 
 
 def load_recipe(
-    path: Path, overrides: Sequence[str] = (), *, environment: bool = True, files_by: Collection[str] = _OURS
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    environment: bool = True,
+    files_by: Collection[str] = _OURS,
+    parts: Collection[str] = ALL,
 ) -> Recipe:
     """Read a recipe file and apply `key.subkey=value` overrides; see `read_recipe`."""
-    return read_recipe(path, overrides, environment=environment, files_by=files_by).settings
+    return read_recipe(path, overrides, environment=environment, files_by=files_by, parts=parts).settings
 
 
 def read_recipe(
-    path: Path, overrides: Sequence[str] = (), *, environment: bool = True, files_by: Collection[str] = _OURS
+    path: Path,
+    overrides: Sequence[str] = (),
+    *,
+    environment: bool = True,
+    files_by: Collection[str] = _OURS,
+    parts: Collection[str] = ALL,
 ) -> SettingsRead[Recipe]:
     """A recipe, and where each value came from.
 
     Args:
         environment: whether SIGHTLINE_RECIPE__ variables of this process have a say.
         files_by: which of file, environment and --set may name a file of this machine to be read.
+        parts: parts that are not ours and may be imported (see `open_parts`); unset, all: the caller wrote the recipe.
 
     Raises:
         SettingsError: the file can't be read, a key is unknown, a value is out of bounds, or keys contradict each
             other; says which and why.
     """
+    with importing(parts):
+        return _read(path, overrides, environment, files_by)
+
+
+def _read(path: Path, overrides: Sequence[str], environment: bool, files_by: Collection[str]) -> SettingsRead[Recipe]:
     read = read_settings(Recipe, service="recipe", config=path, overrides=overrides, environment=environment)
     # A run's own recipe.yaml names paths of the run, whose directory is the file's.
     tree = located(read.settings.model_dump(mode="json"), path.parent)

@@ -141,12 +141,12 @@ class RunQueue:
             )
         try:
             if file is not None:
-                return load_recipe(file, overrides, files_by=("file", "environment"))
+                return load_recipe(file, overrides, files_by=("file", "environment"), parts=self.allowed.parts)
             with tempfile.NamedTemporaryFile("w", suffix=".yaml") as sent:
                 sent.write(text)
                 sent.flush()
                 # It is the caller's.
-                return load_recipe(Path(sent.name), overrides, environment=False, files_by=())
+                return load_recipe(Path(sent.name), overrides, environment=False, files_by=(), parts=self.allowed.parts)
         except SettingsError as error:
             raise InvalidInput(str(error), reason="RECIPE_INVALID") from None
 
@@ -217,7 +217,7 @@ class RunQueue:
             try:
                 with self._lock:
                     run = self.get(run_id)
-                    recipe = run.recipe()
+                    recipe = run.recipe(self.allowed.parts)
                     if recipe is None or run.state()["state"] != "queued":
                         continue
                     self.allowed.check(recipe, self.connections)  # the settings may be others than when it was started

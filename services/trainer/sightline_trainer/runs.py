@@ -31,7 +31,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +44,7 @@ from sightline_chassis.settings import SettingsError, read_yaml
 
 from sightline_trainer.binding import Bound, bound_by, differences, obsolete
 from sightline_trainer.files import damaged, read_json, sync_directory, write_json, write_whole
+from sightline_trainer.open_parts import importing
 from sightline_trainer.places import canonical, located, portable
 from sightline_trainer.recipe import Recipe
 
@@ -177,15 +178,19 @@ class RunDirectory:
             dpo["image_cache_mib"] = dpo.pop("image_cache_mb")
         return located(tree, self.root)
 
-    def recipe(self) -> Recipe | None:
+    def recipe(self, parts: Collection[str] = ()) -> Recipe | None:
         """The resolved recipe of the run, or None before it was opened.
+
+        Args:
+            parts: parts that are not ours and may be imported (see `open_parts`); who only looks needs none.
 
         Raises:
             DataCorrupted: recipe.yaml is damaged, or of a version that knows other keys.
         """
         tree = self.tree()
         try:
-            return None if tree is None else Recipe.model_validate(tree)
+            with importing(parts):
+                return None if tree is None else Recipe.model_validate(tree)
         except ValidationError as error:
             raise damaged(self.root / "recipe.yaml", _first(error)) from error
 

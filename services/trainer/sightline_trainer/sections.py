@@ -8,8 +8,21 @@ from typing import Literal, Self
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from sightline_chassis.settings import Section, Target
 
+from sightline_trainer.decoding_settings import Decoding
 from sightline_trainer.dpo.loss_names import NAMES, WHOLE, loss_fault
 from sightline_trainer.dpo.method import Doubt, Guidance, References, TokenWeights, View
+
+
+class Mix(Section):
+    """Released pairs beside those of the policy's own candidates."""
+
+    offline: float = Field(
+        1.0,
+        ge=0.0,
+        le=1.0,
+        description="Share of an iteration's prompts that are rows of data.pairs; 1 samples nothing.",
+    )
+    start: int = Field(0, ge=0, description="The first so many iterations learn from rows of data.pairs alone.")
 
 
 class Data(Section):
@@ -18,6 +31,17 @@ class Data(Section):
     train: str = Field(description="Dataset that the loop draws prompts from.")
     test: str = Field(description="Held-out dataset, for evaluation only.")
     prompts_per_iteration: int = Field(512, ge=1, description="Prompts of an iteration, at most the dataset.")
+    pairs: str | None = Field(
+        None,
+        description="A released set of preferences, as it is: of POVID, BPO, RLHF-V, RLAIF-V, VLFeedback, CSR, SENA, "
+        "SeVa, or in TRL's form (docs/data.md).",
+    )
+    mix: Mix = Field(default_factory=lambda: Mix(), description="How released pairs are mixed with the policy's own.")
+
+    def references(self) -> dict[str, str]:
+        """The datasets that are named, by key."""
+        named = {"data.train": self.train, "data.test": self.test, "data.pairs": self.pairs}
+        return {key: reference for key, reference in named.items() if reference is not None}
 
 
 class Sampling(Section):
@@ -288,3 +312,16 @@ class Evaluation(Section):
     questions: int = Field(250, ge=0, description="About so many of the dataset's yes/no questions are asked.")
     diverse_prompts: int = Field(50, ge=0, description="So many of the prompts get `samples` captions, for diversity.")
     samples: int = Field(4, ge=2, le=64, description="Captions of one image, of which the different ones are counted.")
+    decoding: Decoding = Field(
+        default_factory=Decoding,
+        description="How all but the base model's first row is decoded, such as guidance; with iterations: 0 the base "
+        "model is measured once more with it (training-free methods).",
+    )
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Self:
+        if self.decoding.beams is not None:
+            raise ValueError(
+                "evaluation.decoding can't search beams: an image gets one caption, and answers are greedy"
+            )
+        return self

@@ -6,19 +6,27 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sightline.sampler import AsyncSamplerClient
 from sightline.scorer import AsyncScorerClient
 
+from sightline_trainer.candidates.guarded import GuardedSource
 from sightline_trainer.candidates.source import Source, SourceContext
 from sightline_trainer.connections import Connections
+from sightline_trainer.decoder_options import DecoderOptions
+from sightline_trainer.decoding_settings import Decoding
+from sightline_trainer.detector import Detector
+from sightline_trainer.detectors import HttpDetector, ScorerDetector
+from sightline_trainer.evaluation.chair import Vocabulary
 from sightline_trainer.fleet import Fleet, is_fleet
 from sightline_trainer.outage import OUTAGE_SECONDS, outliving
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.pools import side_files
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.rewards.clip import Clip, ClipScores
+from sightline_trainer.rewards.guarded import Guarded
 from sightline_trainer.rewards.judge import Judge
 from sightline_trainer.rewards.term import TermContext
 from sightline_trainer.row_gate import RowGate
@@ -49,17 +57,66 @@ class Session:
         """The recipe's sources of candidates, in the order in which they are asked."""
         dataset = side_files(self.recipe.data.train)
         context = SourceContext(
-            self.recipe.sampling, self.recipe.seed, self.sampler, self.gate, dataset, self.connect, self.closing
+            self.recipe.sampling,
+            self.recipe.seed,
+            self.sampler,
+            self.gate,
+            dataset,
+            self.connect,
+            self.closing,
+            lambda settings, seed: self.decoder(settings, seed, dataset),
         )
-        opened = [part.open(context) for part in self.recipe.candidates.chosen().values()]
-        return [source for source in opened if source is not None]
+        theirs = self.recipe.candidates.opened()
+        opened = {name: part.open(context) for name, part in self.recipe.candidates.chosen().items()}
+        return [
+            GuardedSource(name, source) if name in theirs else source
+            for name, source in opened.items()
+            if source is not None
+        ]
 
     def judge(self) -> Judge:
         """The recipe's reward."""
         reward = self.recipe.reward
-        context = TermContext(self.recipe.reward, self.sampler, self.scorer, side_files(self.recipe.data.train))
-        terms = {name: (term.open(context), term.weight) for name, term in reward.terms.chosen().items()}
+        chosen, theirs = reward.terms.chosen(), reward.terms.opened()
+        context = TermContext(
+            self.recipe.reward,
+            self.sampler,
+            self.scorer,
+            side_files(self.recipe.data.train),
+            self.gate,
+            self.connect,
+            self.closing,
+            kept=None if self.policies is None else self.policies.root.parent / "judgements",
+            names={id(part): name for name, part in chosen.items()},
+        )
+        terms = {
+            name: (Guarded(name, part.open(context)) if name in theirs else part.open(context), part.weight)
+            for name, part in chosen.items()
+        }
         return Judge(terms, reward.combine)
+
+    def decoder(self, settings: Decoding, seed: int, dataset: Path) -> DecoderOptions:
+        """A decoding's options; objects are those of the dataset's vocabulary.json.
+
+        Raises:
+            InvalidInput: it is needed, and there is none.
+        """
+        other = settings.guidance.prompted if settings.guidance is not None else None
+        if other is None or "{objects}" not in other.template:
+            return DecoderOptions(settings, seed)
+        if other.url is not None:
+            detector: Detector = HttpDetector(other.url, other.timeout_seconds)
+            self.closing.push_async_callback(detector.close)
+        else:
+            detector = ScorerDetector(other.object_template, ClipScores(self.scorer, self.recipe.reward))
+        objects = sorted(Vocabulary.load(dataset / "vocabulary.json").objects)
+        return DecoderOptions(settings, seed, detector, objects)
+
+    def decoded(self) -> PolicyCandidates:
+        """As `evaluation`, decoded as the recipe says."""
+        settings = self.recipe.evaluation
+        decoder = self.decoder(settings.decoding, settings.seed, side_files(self.recipe.data.test))
+        return PolicyCandidates(self.sampler, self.recipe.sampling, seed=settings.seed, decoder=decoder)
 
     async def highest_version(self) -> int:
         """The highest policy version of this run that the sampler was ever given."""

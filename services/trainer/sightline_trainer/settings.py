@@ -33,8 +33,13 @@ class TrainerSettings(ServiceSettings):
         description="Directories that a recipe's datasets and their images may lie in, links followed; a dataset of a "
         "hub needs none. What lies elsewhere is refused.",
     )
+    parts: list[str] = Field(
+        [],
+        description="Parts that are not ours and that a recipe may name: package.module:Name, package.module:* or the "
+        "name of an entry point. Naming one imports its code here: what is not listed is refused, and never imported.",
+    )
     resume: bool = Field(True, description="Go on with unfinished runs when the service starts.")
 
     def allowed(self) -> Allowed:
         """What a caller's recipe may name."""
-        return Allowed(self.launchers, self.addresses, self.data_roots)
+        return Allowed(self.launchers, self.addresses, self.data_roots, self.parts)

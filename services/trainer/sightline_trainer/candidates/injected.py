@@ -36,13 +36,9 @@ class Injected(Rewriting, CandidatePart):
             from sightline_trainer.injection.rules import RuleWriter
 
             return RuleWriter.load(context.dataset / "vocabulary.json", self.kinds, self.errors)
-        from sightline_trainer.injection.language_model import OpenAiWriter, SamplerWriter
+        from sightline_trainer.injection.language_model import LanguageModelWriter, speaking
 
-        if self.writer == "sampler":
-            return SamplerWriter(self, context.connect(self.address or "", self.timeout_seconds))
-        writer = OpenAiWriter(self)
-        context.closing.push_async_callback(writer.close)
-        return writer
+        return LanguageModelWriter(self, context.speaker(speaking(self)))
 
 
 class InjectedSource:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from sightline_trainer.candidates.source import CandidatePart, Source, SourceContext, SourceRequest
+from sightline_trainer.decoding_settings import Decoding
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
@@ -25,6 +26,10 @@ class PolicySamples(CandidatePart):
         1, ge=1, description="How many of the paraphrases an image is asked with, K candidates each, drawn by its seed."
     )
     temperature: float | None = Field(None, ge=0.0, le=5.0, description="Null: sampling.temperature.")
+    count: int | None = Field(None, ge=1, le=256, description="Candidates of each text; null: sampling.candidates.")
+    decoding: Decoding = Field(
+        default_factory=Decoding, description="Guidance, beams, top_k and a distorted image for these candidates."
+    )
 
     def open(self, context: SourceContext) -> Source:
         return PolicySource(self, context)
@@ -35,9 +40,10 @@ class PolicySource:
 
     def __init__(self, settings: PolicySamples, context: SourceContext) -> None:
         self.settings = settings
-        self.count = context.sampling.candidates
+        self.count = settings.count or context.sampling.candidates
         self.seed = context.seed
-        self.sample = PolicyCandidates(context.sampler, context.sampling, seed=context.seed)
+        decoder = None if settings.decoding.plain else context.decoder(settings.decoding, context.seed)
+        self.sample = PolicyCandidates(context.sampler, context.sampling, seed=context.seed, decoder=decoder)
 
     async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]:
         made: list[Response] = []

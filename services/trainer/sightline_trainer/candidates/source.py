@@ -10,11 +10,15 @@ from typing import ClassVar, Protocol
 
 from sightline.sampler import AsyncSamplerClient
 
+from sightline_trainer.decoder_options import DecoderOptions
+from sightline_trainer.decoding_settings import Decoding
 from sightline_trainer.parts import Part
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.row_gate import RowGate
 from sightline_trainer.sections import Sampling
+from sightline_trainer.speaker.settings import Speaking
+from sightline_trainer.speaker.speaker import Speaker, speaker_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,16 @@ class SourceContext:
     """Opens another sampler, which is closed with the session."""
     closing: AsyncExitStack
     """What is to be closed with the session."""
+    decoder: Callable[[Decoding, int], DecoderOptions] = DecoderOptions
+    """Makes a recipe's decoding options of calls, with a seed."""
+
+    def speaker(self, settings: Speaking) -> Speaker:
+        """Whom a part asks.
+
+        Raises:
+            PreconditionFailed: as `speaker_of`.
+        """
+        return speaker_of(settings, self.sampler, self.gate, self.connect, self.closing)
 
 
 class Source(Protocol):

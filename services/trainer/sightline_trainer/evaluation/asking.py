@@ -15,9 +15,11 @@ from sightline.patience import Patience
 from sightline.sampler import AsyncSamplerClient, PolicyInfo, exact
 from sightline.scorer import AsyncScorerClient
 
+from sightline_trainer.decoder_options import DecoderOptions
 from sightline_trainer.evaluation.answers import AnswerFile
 from sightline_trainer.evaluation.lines import encodable
 from sightline_trainer.outage import outliving
+from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.same_pictures import check_sampler, check_scorer
 
 TRY_SECONDS = 120.0  # of one question
@@ -44,6 +46,7 @@ class Asker:
         max_tokens: most new tokens of an answer.
         in_flight: requests under way at the same time.
         credentials: `tls` and `token` of both clients.
+        decoder: how answers are decoded; None: plainly.
     """
 
     sampler: str
@@ -52,6 +55,7 @@ class Asker:
     max_tokens: int = 128
     in_flight: int = 32
     credentials: Mapping[str, Any] = field(default_factory=dict)
+    decoder: DecoderOptions | None = None
 
     async def ask(
         self,
@@ -153,6 +157,9 @@ class Asker:
     async def _answer(
         self, item: EvalItem, sampler: AsyncSamplerClient, scorer: AsyncScorerClient | None, version: int
     ) -> dict[str, Any]:
+        options: dict[str, Any] = {}
+        if self.decoder is not None:
+            options = await self.decoder(Prompt(item.key, (item.image,), item.text), item.text)
         samples = await sampler.sample(
             item.image,
             item.text,
@@ -161,6 +168,7 @@ class Asker:
             temperature=item.temperature,
             max_tokens=self.max_tokens,
             policy=exact(version),
+            **options,
         )
         (said,) = samples.candidates
         score = await _clip_score(scorer, item.image, said.text) if scorer is not None and item.scored else None

@@ -145,6 +145,7 @@ async def evaluate(
     slots, done, dropped = asyncio.Semaphore(in_flight), 0, DroppedRows()
     engine = (await candidates.client.policies()).capabilities
     diverges = measurable(engine, temperature=held_out.temperature, top_p=candidates.settings.top_p)
+    diverges = diverges and candidates.decoder is None  # what is guided or penalised is drawn from no policy
 
     async def ask(prompt: Prompt, count: int, temperature: float, text: str | None = None) -> list[Response]:
         return await candidates(prompt, count, iteration=0, version=version, temperature=temperature, text=text)

@@ -26,8 +26,8 @@ from sightline.sampler import Turn
 from sightline.sampler.turns import user_turn
 
 from sightline_trainer.files import read_table, write_whole
-from sightline_trainer.pairs.filter import FilterPart
-from sightline_trainer.pairs.rule import RulePart
+from sightline_trainer.pairs.filter import Filter
+from sightline_trainer.pairs.rule import Rule
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 
@@ -77,8 +77,8 @@ class PairBuilder:
 
     def __init__(
         self,
-        filters: Mapping[str, FilterPart],
-        rules: Mapping[str, RulePart],
+        filters: Mapping[str, Filter],
+        rules: Mapping[str, Rule],
         *,
         iteration: int,
         own: bool = False,

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from sightline_trainer.parts import Part
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
+
+
+class Filter(Protocol):
+    """What a filter finds fault with; see `FilterPart`."""
+
+    def prompt_fault(self, prompt: Prompt) -> str | None: ...
+
+    def group_fault(self, group: Sequence[Response]) -> str | None: ...
+
+    def candidate_fault(self, scored: Response) -> str | None: ...
+
+    def pair_fault(self, chosen: Response, rejected: Response) -> str | None: ...
 
 
 class FilterPart(Part):

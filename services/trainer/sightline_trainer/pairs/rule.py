@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from pydantic import Field
 
@@ -41,6 +42,14 @@ class Picked:
         else:
             self.dropped.append(reason)
         return reason is None
+
+
+class Rule(Protocol):
+    """Pairs the candidates of one prompt; see `RulePart`."""
+
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked: ...
+
+    def rejected_images(self, prompt: Prompt, iteration: int) -> list[bytes]: ...
 
 
 class RulePart(Part):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qsl
 
 from sightline.errors import InvalidInput
@@ -125,6 +126,17 @@ def _nothing_left(query: dict[str, str], reference: str, *known: str) -> None:
 def _from_datasets(
     place: str, split: str, fields: Fields, images: Path | None, cache: Path | None, gate: RowGate | None
 ) -> Pool:
+    dataset, downloaded = loaded_dataset(place, split)
+    folder = Folder(images or (Path(place) if Path(place).is_dir() else downloaded[0]), cache, downloaded)
+    return DatasetPool(dataset, f"datasets:{place}", fields, folder, gate)
+
+
+def loaded_dataset(place: str, split: str) -> tuple[Any, list[Path]]:
+    """A dataset of the `datasets` library, and the directories that what a hub gave lies in.
+
+    Raises:
+        InvalidInput: DATASET_NOT_FOUND.
+    """
     import datasets
     from huggingface_hub.constants import HF_HUB_CACHE
 
@@ -136,6 +148,4 @@ def _from_datasets(
             dataset = datasets.load_dataset(place, split=split)
     except (ValueError, OSError, KeyError, datasets.exceptions.DatasetNotFoundError) as error:
         raise InvalidInput(f"datasets:{place}, split {split}: {error}", reason="DATASET_NOT_FOUND") from error
-    downloaded = [Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]  # what a hub gave lies there
-    folder = Folder(images or (Path(place) if Path(place).is_dir() else downloaded[0]), cache, downloaded)
-    return DatasetPool(dataset, f"datasets:{place}", fields, folder, gate)
+    return dataset, [Path(datasets.config.HF_DATASETS_CACHE), Path(HF_HUB_CACHE)]

@@ -122,7 +122,7 @@ class DatasetPool(Pool):
     def __init__(self, dataset: Any, name: str, fields: Fields, images: Folder, gate: RowGate | None = None) -> None:
         fields = _present(fields, dataset.column_names, name)
         self._kept = kept = _Kept(name, fields, images, gate)
-        self.dataset = _undecoded(dataset).select_columns(_columns(fields, dataset.column_names))
+        self.dataset = undecoded(dataset).select_columns(_columns(fields, dataset.column_names))
         for table in self.dataset.with_format("arrow").iter(_TEXT_ROWS):
             for row in _light(table, fields):
                 kept.add(row, name, kept.seen + 1)
@@ -134,7 +134,7 @@ class DatasetPool(Pool):
         return [self.named(prompt, number) for prompt, number in zip(found, numbers, strict=True)]
 
 
-def _undecoded(dataset: Any) -> Any:
+def undecoded(dataset: Any) -> Any:
     """Images as their files' bytes, not as pixels: the sampler and the scorer decode them themselves."""
     from datasets import Image, List
 

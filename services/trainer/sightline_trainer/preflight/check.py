@@ -14,8 +14,10 @@ from sightline.errors import SightlineError
 from sightline_chassis.shipped import PLAYGROUND, model_place
 
 from sightline_trainer.connections import Connections
+from sightline_trainer.draws import Draws
 from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.pools import Pool, open_pool, side_files
+from sightline_trainer.pools.preferences import open_preferences
 from sightline_trainer.preflight import data, disk, memory
 from sightline_trainer.preflight.begin import without_services
 from sightline_trainer.preflight.duration import Duration, by_run, by_trial
@@ -152,6 +154,9 @@ class Check:
             self._count = min(recipe.data.prompts_per_iteration, len(pool))
             seen = self._usable("data.train", data.spread(pool))
             self._prompts = seen.readable
+        released = self._opened("data.pairs", recipe.data.pairs) if recipe.data.pairs else None
+        if released is not None:
+            self._usable("data.pairs", data.spread(released))
         test = self._opened("data.test", recipe.data.test)
         if test is not None:
             rows = test.head(recipe.evaluation.prompts)
@@ -162,7 +167,7 @@ class Check:
             except SightlineError as error:
                 self.findings.append(found_by(error))
             if pool is not None:
-                self.findings += data.held_out(recipe, pool, rows)
+                self.findings += data.held_out(Draws(recipe, pool, released), rows)
         return seen
 
     def _usable(self, key: str, rows: Sequence[Prompt]) -> data.Sample:
@@ -173,7 +178,8 @@ class Check:
     def _opened(self, key: str, reference: str) -> Pool | None:
         gate = None if self.sizes is None else self._gate
         try:
-            pool = open_pool(reference, self.scratch / "images", gate)
+            opened = open_preferences if key == "data.pairs" else open_pool
+            pool = opened(reference, self.scratch / "images", gate)
         except SightlineError as error:
             self.findings.append(found_by(error))
             return None

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 
 from sightline.errors import PreconditionFailed, SightlineError
 
+from sightline_trainer.draws import Draws
 from sightline_trainer.pools import hold_out
 from sightline_trainer.pools.pool import Pool
 from sightline_trainer.preflight.finding import Finding, Severity, found_by
-from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.refusal import Refusal
+from sightline_trainer.records.released import Released
 from sightline_trainer.row_gate import RowGate, text_fault
 
 SAMPLED = 32
@@ -44,7 +45,11 @@ def sample(rows: Sequence[Prompt], gate: RowGate, *, whole: bool) -> tuple[Sampl
     """
 
     def fault_of(row: Prompt) -> Refusal | None:
-        return gate.check(row) if whole else text_fault(row.prompt, "prompt") or gate.images(row)
+        if not whole:
+            return text_fault(row.prompt, "prompt") or gate.images(row)
+        answers = row.answers if isinstance(row, Released) else ()
+        faults = (gate.tokenised(row, row.prompt, text)[1] for text in answers)
+        return gate.check(row) or next((fault for fault in faults if fault is not None), None)
 
     faults = [(row, fault_of(row)) for row in rows]
     seen = Sample(rows, [row for row, fault in faults if fault is None])
@@ -79,18 +84,12 @@ def left_out(key: str, pool: Pool) -> Iterator[Finding]:
         )
 
 
-def held_out(recipe: Recipe, pool: Pool, test: Sequence[Prompt]) -> Iterator[Finding]:
+def held_out(draws: Draws, test: Sequence[Prompt]) -> Iterator[Finding]:
     """TEST_LEAKS: of what all iterations would draw, pictures are in the test set."""
-    count, seed = recipe.data.prompts_per_iteration, recipe.seed
-    drawn = (
-        prompt
-        for iteration in range(1, recipe.iterations + 1)
-        for prompt in pool.draw(count, iteration=iteration, seed=seed)
-    )
     try:
-        hold_out(drawn, test)
+        hold_out(draws.all(), test)
     except PreconditionFailed as error:
-        yield found_by(error, fix="take these pictures out of data.train, or name another data.test")
+        yield found_by(error, fix="take these pictures out of data.train and data.pairs, or name another data.test")
     except SightlineError as error:
         yield found_by(error)
 

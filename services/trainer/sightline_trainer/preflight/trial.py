@@ -18,6 +18,7 @@ from sightline.errors import SightlineError
 
 from sightline_trainer.embeddings import embeddings
 from sightline_trainer.pairs.build import PairBuilder, write_pairs
+from sightline_trainer.pairs.guarded import filters_of, rules_of
 from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
@@ -149,9 +150,9 @@ def _paired(
 ) -> tuple[list[dict[str, Any]], str]:
     """Rows of pairs.parquet by the recipe's rules; where its filters leave none, without them. Else why."""
     counts: dict[str, int] = {}
-    for filters in (recipe.filters.chosen(), {}):
+    for filters in (filters_of(recipe.filters), {}):
         own = "optimism" in recipe.dpo.loss
-        builder = PairBuilder(filters, recipe.pairing.chosen(), iteration=1, own=own, embeddings=known)
+        builder = PairBuilder(filters, rules_of(recipe.pairing), iteration=1, own=own, embeddings=known)
         rows = list(builder.build({prompt.id: prompt}, rollout.read()))
         counts = dict(builder.counts)
         if rows:

@@ -119,8 +119,9 @@ def _left_out(run: RunDirectory, numbers: list[int]) -> Iterator[LeftOut]:
         yield LeftOut(key, summary_of(Counter(found["counts"]), found["rows"]))
     for number in numbers:
         directory = run.iteration(number)
-        if rows := Rollout(directory).dropped():
-            yield LeftOut(f"iteration {number}, sampling", summary_of(Counter(row["reason"] for row in rows), rows))
+        for what, place in (("sampling", directory), ("released pairs", directory / "released")):
+            if rows := Rollout(place).dropped():
+                yield LeftOut(f"iteration {number}, {what}", summary_of(Counter(row["reason"] for row in rows), rows))
         for name in ("update", "evaluation"):
             dropped = DroppedRows.read(directory / "dropped" / f"{name}.json")
             if dropped:

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from typing import Final
 
+from sightline_trainer.rewards.ask import Ask
 from sightline_trainer.rewards.clip import Clip
+from sightline_trainer.rewards.detected import Detected
 from sightline_trainer.rewards.length import Length
 from sightline_trainer.rewards.logprob_contrast import LogprobContrast
+from sightline_trainer.rewards.picked import HumanPicks
 from sightline_trainer.rewards.policy_logprob import PolicyLogprob
 from sightline_trainer.rewards.term import TermPart
 from sightline_trainer.rewards.truth import Truth
@@ -16,5 +19,8 @@ REWARDS: Final[Mapping[str, type[TermPart]]] = {
     "logprob_contrast": LogprobContrast,
     "length": Length,
     "truth": Truth,
+    "ask": Ask,
+    "detected": Detected,
+    "picked": HumanPicks,
 }
 """Terms by name."""

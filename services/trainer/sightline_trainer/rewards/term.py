@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -11,11 +12,15 @@ from pydantic import Field
 from sightline.sampler import AsyncSamplerClient
 from sightline.scorer import AsyncScorerClient
 
+from sightline_trainer.judgements import Judgements
 from sightline_trainer.parts import Part
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
+from sightline_trainer.row_gate import RowGate
 from sightline_trainer.sections import RewardService
+from sightline_trainer.speaker.settings import Speaking
+from sightline_trainer.speaker.speaker import Connect, Speaker, speaker_of
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,28 @@ class TermContext:
     sampler: AsyncSamplerClient
     scorer: AsyncScorerClient
     dataset: Path
+    gate: RowGate
+    connect: Connect
+    closing: AsyncExitStack
+    """What is to be closed with the session."""
+    kept: Path | None = None
+    """Directory of the run for judges' answers; None where they are kept for the session alone."""
+    names: Mapping[int, str] = field(default_factory=dict)
+    """Names of the recipe's terms, by the identity of their settings."""
+
+    def speaker(self, settings: Speaking) -> Speaker:
+        """Whom a term asks. Raises PreconditionFailed as `speaker_of`."""
+        return speaker_of(settings, self.sampler, self.gate, self.connect, self.closing)
+
+    def judgements(self, part: TermPart) -> Judgements:
+        """The store of a term's answers."""
+        name = self.names.get(id(part))
+        return Judgements(None if self.kept is None or name is None else self.kept / f"{file_name(name)}.jsonl")
+
+
+def file_name(name: str) -> str:
+    """A term's name as a file's: what is no letter, digit, _ or - is written by its number."""
+    return "".join(each if each.isalnum() or each in "_-" else f"%{ord(each):02x}" for each in name)
 
 
 class Term(Protocol):

@@ -1,0 +1,44 @@
+"""Guarded: a source that is not ours. What it raises, or gives that is no candidate, costs that prompt alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sightline.errors import InvalidInput, SightlineError
+
+from sightline_trainer.candidates.source import Source, SourceRequest
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+
+
+class GuardedSource:
+    """A source whose failures are one prompt's, noted in `dropped/`."""
+
+    def __init__(self, name: str, source: Source) -> None:
+        self.name = name
+        self.source = source
+
+    async def __call__(self, prompt: Prompt, ask: SourceRequest) -> list[Response]:
+        try:
+            made = list(await self.source(prompt, ask))
+        except SightlineError:
+            raise
+        except Exception as error:
+            raise self._not_written(f"raised {type(error).__name__}: {error}") from error
+        if fault := _fault(made, prompt, len(ask.made)):
+            raise self._not_written(fault)
+        return made
+
+    def _not_written(self, why: str) -> InvalidInput:
+        return InvalidInput(f"the source {self.name} {why}", reason="CANDIDATE_NOT_WRITTEN")
+
+
+def _fault(made: Sequence[object], prompt: Prompt, first: int) -> str | None:
+    for number, each in enumerate(made):
+        if not isinstance(each, Response):
+            return f"gave {each!r:.80}, which is no Response"
+        if each.prompt_id != prompt.id:
+            return f"gave a candidate of the prompt {each.prompt_id!r:.80}"
+        if each.index != first + number:
+            return f"numbered its candidate {each.index}; candidates are numbered on from those before, here {first}"
+    return None

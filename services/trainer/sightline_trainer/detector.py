@@ -1,0 +1,27 @@
+"""Detector: says which objects are in a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from sightline_trainer.records.prompt import Prompt
+
+
+class Detector(Protocol):
+    """Scores objects in a picture."""
+
+    identity: str
+
+    async def __call__(self, prompt: Prompt, objects: Sequence[str]) -> Mapping[str, float]:
+        """A score for each object that could be looked for.
+
+        Raises:
+            InvalidInput: this picture is refused.
+            SightlineError: nobody answers.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Close connections."""
+        ...

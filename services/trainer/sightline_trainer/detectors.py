@@ -1,0 +1,113 @@
+"""Detectors: which objects are in a picture, by the scorer over a vocabulary or by a service of its own.
+
+    POST {url}   {"image": base64 of a PNG, "labels": [name, ...]}   ->   {"scores": {name: 0..1, ...}}
+
+A picture is sent by the one rule to read it. An object is there where it is in one of a prompt's pictures; one
+without a score is one of which nothing is known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
+from sightline.patience import Patience, Tries
+from sightline.pictures import write_png
+from sightline_chassis.images import decode
+from sightline_chassis.sections import ImageLimits
+
+from sightline_trainer.outage import OUTAGE_SECONDS
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.rewards.clip import ClipScores
+from sightline_trainer.rewards.guarded import number
+from sightline_trainer.speaker.template import filled
+
+_CHUNK: Final = 32
+"""Texts of one request to the scorer."""
+
+
+class ScorerDetector:
+    """The scorer over the vocabulary."""
+
+    def __init__(self, template: str, scores: ClipScores) -> None:
+        self.template = template
+        self.scores = scores
+        self.identity = f"scorer {scores.settings.model or 'default'}: {template}"
+
+    async def __call__(self, prompt: Prompt, objects: Sequence[str]) -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        for at in range(len(prompt.images)):  # in one of them is there
+            scores = ClipScores(self.scores.client, self.scores.settings, images=at)
+            for first in range(0, len(objects), _CHUNK):
+                some = objects[first : first + _CHUNK]
+                texts = [filled(self.template, {"object": name}) for name in some]
+                for name, score in zip(some, await scores(prompt, texts), strict=True):
+                    if score.reward is not None:
+                        found[name] = max(score.reward, found.get(name, score.reward))
+        return found
+
+    async def close(self) -> None:
+        """The scorer's client is the session's."""
+
+
+class HttpDetector:
+    """A detector behind a URL. Raises PreconditionFailed where httpx is not installed."""
+
+    def __init__(self, url: str, timeout_seconds: float) -> None:
+        try:
+            import httpx
+        except ImportError:
+            raise PreconditionFailed(
+                "a detector over HTTP needs httpx: pip install httpx", reason="HTTPX_MISSING"
+            ) from None
+        self.url = url
+        self.identity = f"detector {self.url}"
+        self._away: type[Exception] = httpx.TransportError
+        self._client = httpx.AsyncClient(timeout=timeout_seconds)
+        self._patience = Patience(seconds=OUTAGE_SECONDS)
+
+    async def __call__(self, prompt: Prompt, objects: Sequence[str]) -> Mapping[str, float]:
+        found: dict[str, float] = {}
+        for image in prompt.images:
+            body = {"image": await asyncio.to_thread(_encoded, image), "labels": list(objects)}
+            scores = await Tries(self._patience).acall(partial(self._again, body))
+            found |= {name: max(score, found.get(name, score)) for name, score in scores.items()}
+        return found
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _again(self, body: dict[str, Any], _: float) -> Mapping[str, float]:
+        return await self._ask(body)
+
+    async def _ask(self, body: dict[str, Any]) -> Mapping[str, float]:
+        try:
+            answer = await self._client.post(self.url, json=body)
+        except self._away as error:
+            raise Unavailable(f"{self.url} is away: {error}", reason="DETECTOR_AWAY") from error
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise Unavailable(f"{self.url} answers {answer.status_code}", reason="DETECTOR_AWAY")
+        if answer.status_code in (400, 413, 422):
+            raise InvalidInput(f"{self.url} answers {answer.status_code}", reason="IMAGE_REFUSED_BY_DETECTOR")
+        if answer.status_code != 200:
+            raise PreconditionFailed(
+                f"{self.url} answers {answer.status_code}: {answer.text[:300]}", reason="DETECTOR_REFUSES"
+            )
+        try:
+            scores = answer.json()["scores"]
+            marks = {str(name): number(value).reward for name, value in scores.items()}
+        except (ValueError, LookupError, TypeError, AttributeError):
+            raise InvalidInput(f"{self.url} answers no scores", reason="IMAGE_REFUSED_BY_DETECTOR") from None
+        return {name: mark for name, mark in marks.items() if mark is not None}
+
+
+def _encoded(image: Path) -> str:
+    picture = np.asarray(decode(image.read_bytes(), ImageLimits()), dtype=np.uint8)
+    return base64.b64encode(write_png(picture)).decode()

@@ -1,0 +1,75 @@
+"""Open parts: parts of a recipe that are not ours, by `package.module:Name` or by the name of an entry point.
+
+    reward: {terms: {"mycompany.rewards:brevity": {weight: 0.5}}}      # a function or a TermPart
+    filters: {no_digits: {}}                                           # an entry point of the group sightline.filters
+
+Naming one imports code, so who reads a recipe says what may be imported (`importing`). `sightline run` imports what the
+recipe's owner wrote; a trainer service what its operator listed (setting `parts`); everybody else, who only looks at a
+run, imports nothing: there such a part is a `NotImported`, which keeps its settings and does no work.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, Final
+
+ALL: Final = ("*",)
+"""Everything may be imported."""
+
+_PLACE: Final = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_allowed: ContextVar[Collection[str]] = ContextVar("sightline_parts", default=())
+
+
+@contextmanager
+def importing(names: Collection[str]) -> Iterator[None]:
+    """Let recipes that are read meanwhile import these parts: names as they stand in a recipe, `package.module:*` for
+    all of a module, or `ALL`."""
+    token = _allowed.set(names)
+    try:
+        yield
+    finally:
+        _allowed.reset(token)
+
+
+def permitted(name: str, names: Collection[str]) -> bool:
+    """Whether `names` lists a part."""
+    return "*" in names or name in names or (":" in name and f"{name.partition(':')[0]}:*" in names)
+
+
+def is_open(name: str, group: str) -> bool:
+    """Whether a key of a recipe can be an open part: a place, or an entry point of the group. Nothing is imported."""
+    return _PLACE.fullmatch(name) is not None or _entry_point(name, group) is not None
+
+
+def imported(name: str, group: str) -> Any:
+    """What an open part's name stands for, or None where it may not be imported here.
+
+    Raises:
+        ValueError: there is no such thing, or importing it fails; says why.
+    """
+    return _import(name, group) if permitted(name, _allowed.get()) else None
+
+
+@cache
+def _entry_point(name: str, group: str) -> EntryPoint | None:
+    return next(iter(entry_points(group=group, name=name)), None)
+
+
+@cache
+def _import(name: str, group: str) -> Any:
+    entry = _entry_point(name, group)
+    place = entry.value if entry is not None else name
+    module, _, attribute = place.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for step in attribute.split("."):
+            found = getattr(found, step)
+    except Exception as error:  # an import runs its module, which may raise anything
+        raise ValueError(f"{place} cannot be imported: {type(error).__name__}: {error}") from error
+    return found

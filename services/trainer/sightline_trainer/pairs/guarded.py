@@ -1,0 +1,98 @@
+"""Guarded: filters and rules that are not ours. One that raises lets nothing through, and the counts say so."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+from sightline.errors import PreconditionFailed
+
+from sightline_trainer.pairs.filter import Filter
+from sightline_trainer.pairs.rule import Fault, Picked, Rule
+from sightline_trainer.parts import Parts
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+
+logger = logging.getLogger(__name__)
+
+FILTER_FAILED, RULE_FAILED = "filter_failed", "rule_failed"
+
+
+def filters_of(parts: Parts) -> Mapping[str, Filter]:
+    """A recipe's filters, in the order in which they are asked."""
+    theirs = parts.opened()
+    return {name: GuardedFilter(name, part) if name in theirs else part for name, part in parts.chosen().items()}
+
+
+def rules_of(parts: Parts) -> Mapping[str, Rule]:
+    """A recipe's rules."""
+    theirs = parts.opened()
+    return {name: GuardedRule(name, part) if name in theirs else part for name, part in parts.chosen().items()}
+
+
+class GuardedFilter:
+    """A filter whose failure is a fault."""
+
+    def __init__(self, name: str, part: Filter) -> None:
+        self.name = name
+        self.part = part
+
+    def prompt_fault(self, prompt: Prompt) -> str | None:
+        """As the filter's."""
+        return self._fault(lambda: self.part.prompt_fault(prompt))
+
+    def group_fault(self, group: Sequence[Response]) -> str | None:
+        """As the filter's."""
+        return self._fault(lambda: self.part.group_fault(group))
+
+    def candidate_fault(self, scored: Response) -> str | None:
+        """As the filter's."""
+        return self._fault(lambda: self.part.candidate_fault(scored))
+
+    def pair_fault(self, chosen: Response, rejected: Response) -> str | None:
+        """As the filter's."""
+        return self._fault(lambda: self.part.pair_fault(chosen, rejected))
+
+    def _fault(self, ask: Callable[[], object]) -> str | None:
+        try:
+            found = ask()
+        except Exception:
+            logger.warning("the filter %s raised", self.name, exc_info=True)
+            return FILTER_FAILED
+        return found if found is None or (isinstance(found, str) and found) else FILTER_FAILED
+
+
+class GuardedRule:
+    """A rule whose failure pairs nothing."""
+
+    def __init__(self, name: str, part: Rule) -> None:
+        self.name = name
+        self.part = part
+
+    def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
+        """As the rule's; a pair of other candidates, of one with itself or of no weight is a failure too."""
+        try:
+            picked = self.part.pick(group, fault)
+            for chosen, rejected, weight in picked.pairs:
+                known = any(chosen is each for each in group) and any(rejected is each for each in group)
+                if not known or chosen is rejected or not (math.isfinite(weight) and weight > 0):
+                    raise ValueError(f"it pairs {chosen.index} and {rejected.index} with weight {weight}")
+        except Exception:
+            logger.warning("the rule %s failed", self.name, exc_info=True)
+            return Picked(lacking=RULE_FAILED)
+        return picked
+
+    def rejected_images(self, prompt: Prompt, iteration: int) -> list[bytes]:
+        """As the rule's.
+
+        Raises:
+            PreconditionFailed: RULE_FAILED, it raised: what its pairs are is not known then.
+        """
+        try:
+            return self.part.rejected_images(prompt, iteration)
+        except Exception as error:
+            raise PreconditionFailed(
+                f"the rule {self.name} has no images for {prompt.id}: {type(error).__name__}: {error}",
+                reason="RULE_FAILED",
+            ) from error

@@ -1,0 +1,65 @@
+"""ReleasedPairs: an iteration's rows of a released set on their way to its pairs.
+
+They pass the gate, are scored by the recipe's reward and filtered as all candidates are, shard by shard in
+`iterations/*/released/`, so a run that was killed goes on with them too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sightline_trainer.candidates.released import ReleasedRule, ReleasedSource
+from sightline_trainer.left_out import counts_of
+from sightline_trainer.pairs.filter import Filter
+from sightline_trainer.records.released import Released
+from sightline_trainer.rollout import Rollout
+from sightline_trainer.session import Session
+
+RULE = "released"
+
+
+class ReleasedPairs:
+    """The rows of one iteration."""
+
+    def __init__(self, directory: Path, rows: Sequence[Released], iteration: int) -> None:
+        self.rows = rows
+        self.iteration = iteration
+        self.rollout = Rollout(directory / "released")
+
+    def complete(self) -> bool:
+        """Whether all are scored."""
+        return self.rollout.complete(self.rows)
+
+    async def collect(self, session: Session, version: int, progress: Callable[[int, int], None]) -> None:
+        """Score them. Raises SightlineError as `Rollout.collect`."""
+        await self.rollout.collect(
+            self.rows,
+            [ReleasedSource(session.gate)],
+            session.judge(),
+            session.gate,
+            iteration=self.iteration,
+            version=version,
+            in_flight=session.recipe.sampling.max_in_flight,
+            progress=progress,
+        )
+
+    def pairs(
+        self, filters: Mapping[str, Filter], counts: Counter[str], embeddings: Mapping[str, Sequence[float]]
+    ) -> Iterator[dict[str, Any]]:
+        """Rows of pairs.parquet; what came of all is added to `counts` behind the last one.
+
+        Args:
+            embeddings: of pictures, by prompt id, where the loss asks for them.
+        """
+        from sightline_trainer.pairs.build import PairBuilder
+
+        rows = {row.id: row for row in self.rows}
+        builder = PairBuilder(filters, {RULE: ReleasedRule(rows)}, iteration=self.iteration, embeddings=embeddings)
+        builder.counts.update(counts_of(self.rollout.dropped()))
+        yield from builder.build(rows, self.rollout.read())
+        counts.update(builder.counts)
+        if self.rows:
+            counts["pairs_released"] += builder.counts["pairs"]

@@ -1,0 +1,88 @@
+"""Guarded: terms that are not ours, held to the rule that a failure is never a number.
+
+What raises, gives another count than was asked for, None, NaN, an infinity or no number at all is no mark: the
+candidate has no reward then, and `scores/*.parquet` says why. A service that stays away (a
+SightlineError) ends the run as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from sightline.errors import SightlineError
+
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.records.response import Response
+from sightline_trainer.records.score import Score
+from sightline_trainer.rewards.term import Term
+
+logger = logging.getLogger(__name__)
+
+RAISED: Final = "TERM_RAISED"
+COUNT: Final = "TERM_COUNT"
+NO_NUMBER: Final = "TERM_NO_NUMBER"
+NO_MARK: Final = "NO_MARK"
+
+
+class Guarded:
+    """A term whose failures are no marks."""
+
+    def __init__(self, name: str, term: Term) -> None:
+        self.name = name
+        self.term = term
+        self._told: set[str] = set()
+
+    async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
+        try:
+            scores = list(await self.term(prompt, candidates, version=version))
+        except SightlineError:
+            raise
+        except Exception:
+            self._tell(RAISED, f"raised for prompt {prompt.id}")
+            return [Score(None, error=RAISED) for _ in candidates]
+        if len(scores) != len(candidates):
+            self._tell(COUNT, f"gave {len(scores)} marks for {len(candidates)} candidates")
+            return [Score(None, error=COUNT) for _ in candidates]
+        return [self._checked(score) for score in scores]
+
+    def _checked(self, score: Any) -> Score:
+        if not isinstance(score, Score):
+            self._tell(NO_NUMBER, f"gave {score!r:.80}, which is no Score")
+            return Score(None, error=NO_NUMBER)
+        if score.reward is None:
+            return score if score.error else replace(score, error=NO_MARK)
+        mark = number(score.reward)
+        return replace(score, reward=mark.reward, error=mark.error)
+
+    def _tell(self, reason: str, what: str) -> None:
+        if reason not in self._told:  # once: a term that fails, fails for every prompt
+            self._told.add(reason)
+            logger.warning("the term %s %s: no mark", self.name, what, exc_info=reason == RAISED)
+
+
+def numbers(values: Any, count: int) -> list[Score]:
+    """A score for each value of a function's answer; the wrong number of them is no mark for anybody."""
+    if values is None:
+        return [Score(None, error=NO_MARK) for _ in range(count)]
+    try:
+        found = list(values)
+    except TypeError:
+        return [Score(None, error=NO_NUMBER) for _ in range(count)]
+    if len(found) != count:
+        return [Score(None, error=COUNT) for _ in range(count)]
+    return [number(value) for value in found]
+
+
+def number(value: Any) -> Score:
+    """A value as a mark; what is no finite number is none. Numbers of NumPy and torch are numbers, texts are not."""
+    if value is None:
+        return Score(None, error=NO_MARK)
+    try:
+        mark = math.nan if isinstance(value, str | bytes) else float(value)
+    except Exception:  # whatever an object of somebody's does when it is asked for its value
+        mark = math.nan
+    return Score(mark) if math.isfinite(mark) else Score(None, error=NO_NUMBER)

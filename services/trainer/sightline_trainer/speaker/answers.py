@@ -1,0 +1,42 @@
+"""Answers of judges: what a text says when a mark, a yes or verdicts were asked for. None is no mark."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_WORD: Final = re.compile(r"[^\W\d_]+")
+_RATING: Final = re.compile(r"(?:rating|score|mark)\s*(?:is|of|[:=])?\s*\**\s*(\d+(?:\.\d+)?)", re.I)
+_NUMBER: Final = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?![\w]|\.\d)")
+_OUT_OF: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(?:/|out of)\s*\d+", re.I)
+_VERDICT: Final = re.compile(r"^\W*(\d+)\s*[.:)\-]?\s*\W*(yes|no)\b", re.I | re.M)
+
+
+def yes_or_no(text: str) -> bool | None:
+    """Whether the first word is yes (True) or no (False); None where it is neither."""
+    word = _WORD.search(text)
+    said = word[0].lower() if word else ""
+    return True if said == "yes" else False if said == "no" else None
+
+
+def rating(text: str, low: float = 1.0, high: float = 5.0) -> float | None:
+    """The one mark in a text: behind "rating", "score" or "mark", else a number out of another, else any number.
+
+    Two different marks are none, and so is one out of bounds: nobody may guess which was meant.
+    """
+    for pattern in (_RATING, _OUT_OF, _NUMBER):
+        found = {float(match) for match in pattern.findall(text)}
+        if found:
+            (mark, *others) = found
+            return mark if not others and low <= mark <= high else None
+    return None
+
+
+def verdicts(text: str, count: int) -> list[bool] | None:
+    """A yes or no for each of `count` numbered sentences ("1: yes"), in order; None unless each has exactly one."""
+    found: dict[int, bool] = {}
+    for number, said in _VERDICT.findall(text):
+        if int(number) in found:
+            return None
+        found[int(number)] = said.lower() == "yes"
+    return [found[number] for number in range(1, count + 1)] if set(found) == set(range(1, count + 1)) else None

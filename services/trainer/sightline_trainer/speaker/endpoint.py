@@ -1,0 +1,139 @@
+"""Endpoint: `POST {url}/chat/completions`, as OpenAI, vLLM, TGI, llama.cpp and others answer it, with a picture.
+
+The environment's SIGHTLINE_LLM_URL names the endpoint of recipes that name none, SIGHTLINE_LLM_KEY its key. The key
+goes to that address and to no other that a recipe may name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
+from sightline.patience import Patience, Tries
+from sightline.pictures import write_png
+from sightline_chassis.images import decode
+from sightline_chassis.sections import ImageLimits
+
+from sightline_trainer.outage import OUTAGE_SECONDS
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.speaker.answers import yes_or_no
+from sightline_trainer.speaker.settings import Speaking
+
+_OF_ONE_ROW = (400, 413, 422)
+"""What endpoints answer to a text that is too long or that a filter refuses: the next one may well be answered."""
+_ALTERNATIVES = 5
+"""Tokens that may begin an answer and whose log-probs are asked for; five is the least that all endpoints allow."""
+
+
+class Endpoint:
+    """Asks an endpoint.
+
+    Raises:
+        PreconditionFailed: NO_ADDRESS, no endpoint is named; HTTPX_MISSING.
+    """
+
+    def __init__(self, settings: Speaking) -> None:
+        try:
+            import httpx
+        except ImportError:
+            raise PreconditionFailed(
+                "an OpenAI-compatible endpoint needs httpx: pip install httpx", reason="HTTPX_MISSING"
+            ) from None
+        ours, key = os.environ.get("SIGHTLINE_LLM_URL", ""), os.environ.get("SIGHTLINE_LLM_KEY", "")
+        base = settings.url or ours
+        if not base:
+            raise PreconditionFailed(
+                "no language model is named: give its url, or set SIGHTLINE_LLM_URL in the environment",
+                reason="NO_ADDRESS",
+            )
+        self.settings = settings
+        self.url = f"{base.rstrip('/')}/chat/completions"
+        self._away: type[Exception] = httpx.TransportError
+        headers = {"Authorization": f"Bearer {key}"} if key and base == ours else {}
+        self._patience = Patience(seconds=OUTAGE_SECONDS)
+        self._client = httpx.AsyncClient(headers=headers, timeout=settings.timeout_seconds)
+
+    def identity(self, version: int) -> str:
+        """The model at its address."""
+        return f"{self.settings.model} at {self.url}"
+
+    async def __call__(self, prompt: Prompt, question: str, seed: int, *, version: int) -> str:
+        choice = await self._choice(prompt, question, seed, {})
+        said = choice["message"]["content"]
+        return said if isinstance(said, str) else ""
+
+    async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
+        more = {"logprobs": True, "top_logprobs": _ALTERNATIVES, "max_tokens": 1, "temperature": 0.0}
+        return _probability(await self._choice(prompt, question, 0, more))
+
+    async def _choice(self, prompt: Prompt, question: str, seed: int, more: dict[str, Any]) -> Any:
+        settings = self.settings
+        content: Any = question
+        if settings.image:
+            shown = await asyncio.to_thread(lambda: [_data_url(image) for image in prompt.images])
+            pictures = [{"type": "image_url", "image_url": {"url": url}} for url in shown]
+            content = [*pictures, {"type": "text", "text": question}]
+        body = {
+            "model": settings.model,
+            "messages": [{"role": "user", "content": content}],
+            "temperature": settings.temperature,
+            "top_p": settings.top_p,
+            "max_tokens": settings.max_tokens,
+            "seed": seed % 2**31,
+            **more,
+        }
+        return await Tries(self._patience).acall(lambda _: self._ask(body))
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.aclose()
+
+    async def _ask(self, body: dict[str, Any]) -> Any:
+        try:
+            answer = await self._client.post(self.url, json=body)
+        except self._away as error:
+            raise Unavailable(f"{self.url} is away: {error}", reason="LLM_AWAY") from error
+        if answer.status_code == 429 or answer.status_code >= 500:
+            raise Unavailable(f"{self.url} answers {answer.status_code}", reason="LLM_AWAY")
+        if answer.status_code in _OF_ONE_ROW:
+            raise _unwritten(f"{self.url} answers {answer.status_code}: {answer.text[:300]}")
+        if answer.status_code != 200:
+            raise PreconditionFailed(
+                f"{self.url} answers {answer.status_code}: {answer.text[:300]}", reason="LLM_REFUSES"
+            )
+        try:
+            choice = answer.json()["choices"][0]
+            choice["message"]["content"]
+        except (ValueError, LookupError, TypeError):
+            raise _unwritten(f"{self.url} answers without a text: {answer.text[:300]}") from None
+        return choice
+
+
+def _probability(choice: Any) -> float | None:
+    """P(yes) over yes and no, of the first token's alternatives; None where they were not told."""
+    mass = {True: 0.0, False: 0.0}
+    try:
+        for each in choice["logprobs"]["content"][0]["top_logprobs"]:
+            said = yes_or_no(each["token"])
+            if said is not None:
+                mass[said] += math.exp(float(each["logprob"]))
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return None
+    total = mass[True] + mass[False]
+    return mass[True] / total if math.isfinite(total) and total > 0 else None
+
+
+def _data_url(image: Path) -> str:
+    """The picture by the one rule to read it, whatever the endpoint's own decoder makes of a file."""
+    picture = np.asarray(decode(image.read_bytes(), ImageLimits()), dtype=np.uint8)
+    return "data:image/png;base64," + base64.b64encode(write_png(picture)).decode()
+
+
+def _unwritten(why: str) -> InvalidInput:
+    return InvalidInput(why, reason="CANDIDATE_NOT_WRITTEN")

@@ -1,0 +1,109 @@
+"""Speaker: asks the policy or another sampler; `endpoint` has the one that asks over HTTP."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Protocol
+
+from sightline.errors import PreconditionFailed
+from sightline.sampler import AsyncSamplerClient, PolicySelector, Turn, exact
+from sightline.sampler.turns import user_turn
+
+from sightline_trainer.records.prompt import Prompt
+from sightline_trainer.row_gate import RowGate
+from sightline_trainer.speaker.settings import Speaking
+
+Connect = Callable[[str, float], AsyncSamplerClient]
+"""Opens another sampler, which is closed with the session."""
+
+
+class Speaker(Protocol):
+    """Asks one question about a prompt's picture, or of no picture."""
+
+    def identity(self, version: int) -> str:
+        """Who answers, for a store of answers: who would answer otherwise has another one."""
+        ...
+
+    async def __call__(self, prompt: Prompt, question: str, seed: int, *, version: int) -> str:
+        """What is answered.
+
+        Raises:
+            InvalidInput: this question is refused; another one may well be answered.
+            SightlineError: nobody answers.
+        """
+        ...
+
+    async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
+        """P(yes) / (P(yes) + P(no)) of the answer's first word; None where it can't be told. Raises as a call."""
+        ...
+
+
+def speaker_of(
+    settings: Speaking, policy: AsyncSamplerClient, gate: RowGate, connect: Connect, closing: AsyncExitStack
+) -> Speaker:
+    """Who is to be asked.
+
+    Raises:
+        PreconditionFailed: no endpoint is named, or httpx is not installed.
+    """
+    if settings.who == "openai":
+        from sightline_trainer.speaker.endpoint import Endpoint
+
+        endpoint = Endpoint(settings)
+        closing.push_async_callback(endpoint.close)
+        return endpoint
+    if settings.who == "sampler":
+        return SamplerSpeaker(settings, connect(settings.address or "", settings.timeout_seconds))
+    return SamplerSpeaker(settings, policy, gate)
+
+
+class SamplerSpeaker:
+    """Asks a sampler.
+
+    Args:
+        gate: of the policy, where the sampler is the run's own: then the version that wrote the candidates answers.
+            Another sampler answers from whatever it serves.
+    """
+
+    def __init__(self, settings: Speaking, client: AsyncSamplerClient, gate: RowGate | None = None) -> None:
+        self.settings = settings
+        self.client = client
+        self.gate = gate
+
+    def identity(self, version: int) -> str:
+        return f"policy v{version}" if self.gate is not None else f"sampler {self.settings.address}"
+
+    def _asked(self, prompt: Prompt, question: str) -> tuple[tuple[Path, ...], tuple[Turn, ...]]:
+        """The pictures that are shown, and the question behind them."""
+        shown = prompt.images if self.settings.image else ()
+        return shown, user_turn(question, len(shown))
+
+    def _policy(self, version: int) -> PolicySelector | None:
+        return exact(version) if self.gate is not None else None
+
+    async def __call__(self, prompt: Prompt, question: str, seed: int, *, version: int) -> str:
+        settings = self.settings
+        samples = await self.client.sample(
+            *self._asked(prompt, question),
+            1,
+            seeds=[seed],
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            max_tokens=settings.max_tokens,
+            policy=self._policy(version),
+        )
+        return samples.candidates[0].text
+
+    async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
+        if self.gate is None:
+            raise PreconditionFailed("P(yes) of another sampler can't be asked for", reason="NO_TOKENIZER")
+        mass = []
+        for word in ("yes", "no"):
+            ids = self.gate.template.response(self._asked(prompt, question)[1], word)[:1]
+            scores = await self.client.score_tokens(*self._asked(prompt, question), ids, policy=self._policy(version))
+            mass.append(math.exp(float(scores.logprobs[0])))
+        total = sum(mass)
+        return mass[0] / total if total > 0 and math.isfinite(total) else None

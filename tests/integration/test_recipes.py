@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from running import ROOT, Services
 from sightline.sampler.turns import user_turn
@@ -27,17 +28,23 @@ SOURCES = {
     "mrpo": {("policy", "policy")},
     "fine_grained": {("reference", "injected")},
     "spa": {("policy", "policy"), ("reference", "injected")},
+    "sena": {("policy", "noised_image")},
 }
 # What a second iteration differs in: a reference that is the policy before, rewards that it gives.
 TWICE = ("selm", "mrpo", "spa")
+RANKED = ("csr", "vlfeedback", "rlaif_v", "ovip", "sentinel", "finesumfact", "fact_rlhf", "pds_dpo", "illume", "icdpo")
+SOURCES |= {name: {("policy", "policy")} for name in RANKED}
+TRAINING_FREE = ("vdd", "lacing", "marine")
+"""Recipes that train nothing."""
 SHORT = {
     "clip_dpo": ["candidates.question_answer.share=0.5", "sampling.candidates=4"],
     "mixed": ["sampling.candidates=4"],
     "oracle": ["sampling.candidates=4"],
     **{name: ["sampling.candidates=4"] for name in ("mdpo", "chip", "expo", "rpo")},
     **{name: ["sampling.candidates=4", "iterations=2"] for name in TWICE},
+    "ovip": ["sampling.candidates=8"],
 }
-WITHOUT_GAP = ("spa",)
+WITHOUT_GAP = ("spa", "sena", *RANKED)
 
 
 def short(name: str, services: Services, playground: Path, *overrides: str) -> Recipe:
@@ -63,7 +70,7 @@ def short(name: str, services: Services, playground: Path, *overrides: str) -> R
 
 
 def test_every_recipe_is_run_here() -> None:
-    assert set(SOURCES) == {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
+    assert {*SOURCES, *TRAINING_FREE} == {path.stem for path in (ROOT / "recipes").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "clip_dpo" else pytest.mark.slow) for n in SOURCES])
@@ -90,6 +97,25 @@ def test_a_recipe_runs(name: str, services: Services, playground: Path, tmp_path
             assert row["rendered_prompt"] == template.prompt(user_turn(asked, 1))
         if row["chosen_source"] == "reference":
             assert row["chosen_policy_version"] == -1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TRAINING_FREE)
+def test_a_recipe_without_training_is_measured_beside_the_base_model(
+    name: str, services: Services, playground: Path, tmp_path: Path
+) -> None:
+    run = RunDirectory(tmp_path / "run")
+    recipe = short(name, services, playground, "iterations=0", "evaluation.greedy_prompts=8")
+    table = execute(recipe, run, lambda event: None)
+    assert [(row["iteration"], row["policy_version"]) for row in table] == [(0, 0), (1, 0)]
+    assert "chair_s_change" in table[1]
+    assert "kl_to_base" not in table[1]
+    plain, decoded = (
+        [row["text"] for row in pq.read_table(run.iteration(number) / "captions.parquet").to_pylist()]
+        for number in (0, 1)
+    )
+    assert plain != decoded
+    assert execute(recipe, run, lambda event: None) == table
 
 
 @pytest.mark.slow

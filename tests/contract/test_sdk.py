@@ -49,7 +49,7 @@ def test_the_clients_have_the_same_names_and_defaults() -> None:
         plain, twin = (getattr(sightline, f"{kind}{service}Client") for kind in ("", "Async"))
         parameters = inspect.signature(plain).parameters
         forms.add(tuple((name, parameters[name].default) for name in sorted(shared)))
-        assert shared <= parameters.keys() <= shared | {"swap_timeout"}
+        assert shared <= parameters.keys() <= shared | {"swap_timeout", "run_id"}
         assert inspect.signature(twin).parameters == parameters
         for name in (name for name in dir(plain) if not name.startswith("_")):
             of_plain, of_twin = getattr(plain, name), getattr(twin, name)

@@ -231,19 +231,6 @@ def test_screenshots_at_two_widths(screenshots: Any, run: Path, html: str, tmp_p
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 400, "nothing sticks out"
 
 
-def test_the_live_page_loads_itself_again(screenshots: Any, served: str) -> None:
-    with screenshots.browser(1280, 1000) as driver:
-        driver.get(served)
-        driver.set_script_timeout(10)
-        line = driver.execute_async_script(
-            "const done = arguments[0]; const look = () => {"
-            " const text = document.querySelector('#live p').textContent;"
-            " if (text !== 'connecting') done(text); else setTimeout(look, 50); }; look();"
-        )
-        assert line == "succeeded"
-        assert driver.get_log("browser") == []
-
-
 def test_errors_are_typed(run: Path) -> None:
     with pytest.raises(SightlineError):
         History.read(run / "iterations")

@@ -167,7 +167,7 @@ def test_versions_only_grow_over_restarts(llava: Path, tmp_path: Path) -> None:
     with running(llava, policies=policies) as at, SamplerClient(at.address) as client:
         client.stage(second, 2)  # staged is enough
     with running(llava, policies=policies) as at, SamplerClient(at.address) as client:
-        with pytest.raises(PreconditionFailed, match="versions only grow, and 2 was staged before"):
+        with pytest.raises(PreconditionFailed, match="versions of a run only grow, and 2 was staged before"):
             client.stage(first, 1)
         other = make_adapter(tmp_path / "other", llava, 2, seed=9)
         with pytest.raises(PreconditionFailed, match="stood for other weights"):

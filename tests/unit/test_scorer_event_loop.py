@@ -67,7 +67,7 @@ def test_the_event_loop_tokenises_only_what_is_short(request_: Any, elsewhere: b
     async def answer(pool: FairPool) -> Any:
         served = ServedModel(
             card,
-            pb.ModelInfo(name="m"),
+            pb.ModelInfo(name="m", default_kind=pb.SCORE_KIND_CLIP_SCORE),
             scale,
             anything,
             tokenizer,

@@ -162,6 +162,8 @@ def test_a_run_is_moved_and_gone_on_with_from_anywhere(tmp_path: Path, monkeypat
         "train": "llava:run:data/talk.json?images=run:data/train",
         "test": "run:data/test",
         "prompts_per_iteration": 512,
+        "pairs": None,
+        "mix": {"offline": 1.0, "start": 0},
     }
     assert written["model"] == str(home / "weights")
     assert written["dpo"]["launch"][1:] == ["launch", "--config_file", str(home / "conf/fsdp.yaml")]

@@ -110,7 +110,8 @@ def test_a_stranger_is_answered_before_it_and_no_step_is_long(scorer: RunningSco
 
     with loop_steps(scorer) as steps:
         asyncio.run(main())
-    assert order[0] == "stranger" or name == "small"
+    # Small pictures, and texts that are passed over without being inflated, may be done before the stranger has asked.
+    assert order[0] == "stranger" or name in ("small", "inflating")
     assert max(steps.seconds) < 0.05
 
 

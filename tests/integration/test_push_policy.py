@@ -128,6 +128,23 @@ def test_what_a_sampler_holds_is_not_sent_again_and_what_was_cut_off_goes_on(
             client.stage(answer.uri, 2)
 
 
+def test_a_kill_between_the_last_piece_and_its_check_does_not_stop_the_push(policies: Path, tmp_path: Path) -> None:
+    directory = policies / "red/v000001"
+    head = next(Parcel(directory).messages(()))
+    pushed = tmp_path / "downloads/.pushed"
+    pushed.mkdir(parents=True)
+    for name, sha256 in json.loads((directory / "manifest.json").read_text())["files"].items():
+        (pushed / f"{sha256}.part").write_bytes((directory / name).read_bytes())
+
+    async def announce() -> pb.PushPolicyResponse:
+        async def only() -> AsyncIterator[pb.PushPolicyRequest]:
+            yield head
+
+        return await ReceivedPolicies(PolicySettings(state_dir=tmp_path), set).receive(only())
+
+    assert asyncio.run(announce()).uri == f"pushed://{manifest_digest(directory)}"
+
+
 def announced(directory: Path, **changes: Any) -> pb.PushPolicyRequest:
     """The announcement of a policy whose manifest says something else."""
     tree = json.loads((directory / "manifest.json").read_text()) | changes

@@ -13,6 +13,7 @@ from sightline.errors import SightlineError
 from sightline.many import IN_FLIGHT, Progress, count_of, in_order_async
 from sightline.sampler.base import BaseSamplerClient
 from sightline.sampler.many import Outcome, Pair, SampleItem, items_of
+from sightline.sampler.pushing import Parcel
 from sightline.sampler.streams import AsyncSampleStream, SampleOptions
 from sightline.sampler.turns import Asked, Images
 from sightline.sampler.types import (
@@ -97,7 +98,7 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
             PreconditionFailed: the directory holds no policy, or one larger than the sampler takes.
             SightlineError: see the module.
         """
-        return await self._run(self._push(path, timeout))
+        return await self._run(self._push(Parcel(path), timeout))
 
     async def deliver(
         self,

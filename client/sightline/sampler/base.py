@@ -92,8 +92,7 @@ class BaseSamplerClient(BaseClient):
         )
         return from_message((yield Rpc("ScoreTokens", request, timeout)), TokenScores)
 
-    def _push(self, path: str | os.PathLike[str], timeout: float | None) -> Flow[str]:
-        parcel = Parcel(path)
+    def _push(self, parcel: Parcel, timeout: float | None) -> Flow[str]:
         missing: list[pb.MissingFile] = []
         while True:
             ask = partial(parcel.messages, missing)
@@ -107,13 +106,13 @@ class BaseSamplerClient(BaseClient):
     def _deliver(
         self, path: str | os.PathLike[str], version: int, probes: Iterable[Probe], timeout: float | None
     ) -> Flow[PolicyInfo]:
-        digest, probes = Parcel(path).digest, list(probes)
+        parcel, probes = Parcel(path), list(probes)
         try:
-            return (yield from self._stage(path, version, probes, timeout, digest))
+            return (yield from self._stage(path, version, probes, timeout, parcel.digest))
         except (NotFound, PermissionDenied, PreconditionFailed) as error:
             if error.reason not in UNSEEN:
                 raise
-        return (yield from self._stage((yield from self._push(path, timeout)), version, probes, timeout))
+        return (yield from self._stage((yield from self._push(parcel, timeout)), version, probes, timeout))
 
     def _stage(
         self,

@@ -39,6 +39,7 @@ from sightline.errors import SightlineError
 from sightline.many import IN_FLIGHT, Live, Progress, count_of, in_order
 from sightline.sampler.base import BaseSamplerClient
 from sightline.sampler.many import Outcome, Pair, SampleItem, items_of
+from sightline.sampler.pushing import Parcel
 from sightline.sampler.streams import SampleOptions, SampleStream
 from sightline.sampler.turns import Asked, Images
 from sightline.sampler.types import (
@@ -171,7 +172,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
             PreconditionFailed: the directory holds no policy, or one larger than the sampler takes.
             SightlineError: see the module.
         """
-        return self._run(self._push(path, timeout))
+        return self._run(self._push(Parcel(path), timeout))
 
     def deliver(
         self,

@@ -127,8 +127,8 @@ class ImageStore:
             else:
                 self._spill.put(name, gone)
                 if len(self._owners) > 2 * (len(self._images) + len(self._spill)):  # of what left the directory too
-                    here = [name for name in self._owners if name in self._images or name in self._spill]
-                    self._owners = {name: self._owners[name] for name in here}
+                    here = self._images.keys() | self._spill.names()
+                    self._owners = {each: teams for each, teams in self._owners.items() if each in here}
         self._on_bytes(self._bytes)
 
 

@@ -60,6 +60,11 @@ class Spill:
                 return True
             return sha256 in self._on_the_way
 
+    def names(self) -> set[bytes]:
+        """Of all images here; none counts as used."""
+        with self._lock:
+            return {*self._sizes, *self._on_the_way}
+
     def put(self, sha256: bytes, content: bytes) -> None:
         """Take an image; returns at once."""
         with self._lock:

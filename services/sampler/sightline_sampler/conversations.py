@@ -42,11 +42,12 @@ class ConversationReader:
             turns = tuple(_turn(turn, number) for number, turn in enumerate(message.turns))
             shown = [part.image for turn in message.turns for part in turn.parts if part.HasField("image")]
         check_turns(turns)
-        self._check_size(turns)
+        self.check_size(turns)
         _refuse_over("images", len(shown), self._limits.max_images, "TOO_MANY_IMAGES")
         return Conversation(turns, tuple(self._images.resolve(image) for image in shown))
 
-    def _check_size(self, turns: tuple[Turn, ...]) -> None:
+    def check_size(self, turns: tuple[Turn, ...]) -> None:
+        """Raises InvalidInput where the texts of the turns are over the limit."""
         size, most = sum(len(part.encode()) for turn in turns for part in turn.content if part), self._limits
         if size > most.max_prompt_bytes:
             raise InvalidInput(

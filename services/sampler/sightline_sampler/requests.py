@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from sightline.errors import InvalidInput
+from sightline.sampler.types import Prompted
 from sightline.sampler.v1 import sampler_pb2 as pb
 
 from sightline_sampler.conversations import ConversationReader
@@ -57,6 +58,8 @@ class RequestReader:
         asked = self._conversations.read(request)
         limit = self._limits.max_tokens
         params = read_params(request.params, count, max_tokens=limit, with_image=bool(asked.images))
+        if isinstance(params.guidance, Prompted):
+            self._conversations.check_size(asked.asking(params.guidance.prompt).turns)
         lease = self._policies.lease(selector_of(request.policy))
         chosen = list(request.seeds) or seeds.derive(request.seed, count)
         work = SampleWork(request.request_id, asked, chosen, params, lease, _deadline(context))

@@ -48,9 +48,6 @@ class Entry:
     used: int = 0
 
 
-_NOT_FOUND = "POLICY_NOT_FOUND"
-
-
 class PolicyLease:
     """A request's hold on a policy; see `engines.base.Lease`. Give it back with `release`. Thread-safe: a request may
     end while its engine is about to begin with it."""
@@ -150,8 +147,7 @@ class LoadedPolicies:
     def infos(self, run_id: str = "") -> list[PolicyInfo]:
         """Loaded policies, the base model first, then by run and version; of one run where it is named."""
         with self._lock:
-            found = [entry.info for entry in self._entries.values() if not run_id or entry.info.run_id in ("", run_id)]
-        return sorted(found, key=lambda info: (info.version > 0, info.run_id, info.version))
+            return [info for info in self._all() if not run_id or info.run_id in ("", run_id)]
 
     def info(self, slot: int) -> PolicyInfo:
         """What is told about a loaded policy."""
@@ -168,7 +164,9 @@ class LoadedPolicies:
         with self._lock:
             slot = self._find(version, run_id)
             if slot is None:
-                raise NotFound(f"policy {_named(version, run_id)} is not loaded; {self._served()}", reason=_NOT_FOUND)
+                raise NotFound(
+                    f"policy {_named(version, run_id)} is not loaded; {self._served()}", reason="POLICY_NOT_FOUND"
+                )
             return self._entries[slot]
 
     def staying(self, version: int, run_id: str = "") -> Entry:
@@ -216,10 +214,10 @@ class LoadedPolicies:
         entry = self._entries[slot]
         run = entry.info.run_id or run_id
         before = self._entries.get(self._active_of.get(run, 0) if run else self._active)
+        entry.proven = True  # first: a request for the active one may come while this goes on
         self._active = slot
         if run:
             self._active_of[run] = slot
-        entry.proven = True
         active = {self._active, *self._active_of.values()}
         for each in self._entries:
             self.note(each, state="active" if each in active else "staged")
@@ -341,14 +339,12 @@ class LoadedPolicies:
     def _served(self) -> str:
         active = self._entries[self._active].info
         several = len({info.run_id for info in self._all() if info.run_id}) > 1
-        shown = [
-            _named(info.version, info.run_id if several else "")
-            for info in sorted(self._all(), key=lambda info: (info.version > 0, info.run_id, info.version))
-        ]
+        shown = [_named(info.version, info.run_id if several else "") for info in self._all()]
         return f"active is {_named(active.version, active.run_id if several else '')}, loaded are {', '.join(shown)}"
 
     def _all(self) -> list[PolicyInfo]:
-        return [entry.info for entry in self._entries.values()]
+        infos = (entry.info for entry in self._entries.values())
+        return sorted(infos, key=lambda info: (info.version > 0, info.run_id, info.version))
 
 
 def _named(version: int | None, run_id: str) -> str:

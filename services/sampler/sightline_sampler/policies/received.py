@@ -70,7 +70,7 @@ class Announced:
 
     @classmethod
     def of(cls, message: pb.PushedPolicy) -> Announced:
-        """A announced as it was announced.
+        """A policy as it was announced.
 
         Raises:
             InvalidInput: its manifest is none, its names cannot be files, or sizes are missing.
@@ -154,11 +154,12 @@ class ReceivedPolicies:
                     known = dict(_files_of(root))
                 if sha256 in known and _linked(known[sha256], whole):
                     continue
-                if not size:
+                had = part.stat().st_size if part.exists() else 0
+                if had >= size:  # nothing more comes: it is empty, or a kill came before it was checked
                     part.touch()
                     self._whole(part, whole, sha256)
                     continue
-                missing[sha256] = part.stat().st_size if part.exists() else 0
+                missing[sha256] = had
             return missing
 
     def _make_room(self, root: Path, announced: Announced, missing: Mapping[str, int]) -> None:
@@ -228,7 +229,6 @@ class ReceivedPolicies:
             if not _holds(final, announced.digest):
                 shutil.rmtree(aside, ignore_errors=True)
                 shutil.rmtree(final, ignore_errors=True)
-                left = dict.fromkeys(announced.sizes)
                 for name, sha256 in sorted(announced.manifest.files.items()):
                     target = aside / name
                     target.parent.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ class ReceivedPolicies:
                     file.flush()
                     os.fsync(file.fileno())
                 aside.rename(final)
-                for sha256 in left:
+                for sha256 in announced.sizes:
                     (root / ".pushed" / sha256).unlink(missing_ok=True)
         return pb.PushPolicyResponse(uri=f"{PUSHED}://{announced.digest}")
 

@@ -223,6 +223,8 @@ class PolicyRegistry:
             await self._traffic.idle()
         if release:
             async with self._changes:  # a policy that is being staged comes first
+                if not self._traffic.closed:  # a Resume came meanwhile
+                    return under_way
                 self._released = True
                 try:
                     await self._engine.release()

@@ -73,15 +73,14 @@ def verified(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
             or trained by another rule to read pictures.
     """
     try:
-        if meant:
-            read_manifest(directory)
-        if meant and (found := manifest_digest(directory)) != meant:
+        read_manifest(directory)  # says what is wrong with it
+        digest = manifest_digest(directory)
+        if meant and digest != meant:
             raise PreconditionFailed(
-                f"{directory} holds another policy here: its manifest has SHA-256 {found}, and {meant} is meant",
+                f"{directory} holds another policy here: its manifest has SHA-256 {digest}, and {meant} is meant",
                 reason="POLICY_DIFFERS",
             )
         manifest = verify(directory)
-        digest = manifest_digest(directory)
     except ManifestError as error:
         raise _typed(error) from error
     if manifest.picture_rule != PICTURE_RULE:

@@ -162,17 +162,23 @@ class TransformersEngine(Engine):
     async def release(self) -> None:
         """Move the weights out of the way and free the caches."""
         loaded, loop = self._need()
-        if self._rest is None:
-            self._rest = await asyncio.wrap_future(
-                loop.call(lambda: Rest(loaded.base, loaded.weights, loaded.prefiller, loaded.builder))
-            )
+
+        def rest() -> None:  # noted where it is done: the caller may leave meanwhile
+            if self._rest is None:
+                self._rest = Rest(loaded.base, loaded.weights, loaded.prefiller, loaded.builder)
+
+        await asyncio.wrap_future(loop.call(rest))
 
     async def reload(self) -> None:
         """Bring the weights back, and see that they are the same."""
         _, loop = self._need()
-        if self._rest is not None:
-            await asyncio.wrap_future(loop.call(self._rest.end))
-            self._rest = None
+
+        def end() -> None:
+            if self._rest is not None:
+                self._rest.end()
+                self._rest = None
+
+        await asyncio.wrap_future(loop.call(end))
 
     @classmethod
     def label(cls) -> str:
@@ -190,6 +196,7 @@ class TransformersEngine(Engine):
         reference = await self._reference(work)
         if reference is not None:
             reference = reference.continued(params.continue_from)
+            limit = min(limit, self._room(reference, params.max_tokens))
         request = Request(work, prepared, limit, asyncio.Queue(), reference)
         version, left = -1, len(work.seeds)
         try:

@@ -154,6 +154,12 @@ PROCESS = ".process"
 
 @contextmanager
 def _process_known(directory: Path) -> Iterator[None]:
+    from sightline_trainer.execute import leased
+    from sightline_trainer.runs import RunDirectory
+
+    if leased(RunDirectory(directory)):  # another works on it, as `execute` will say
+        yield
+        return
     directory.mkdir(parents=True, exist_ok=True)
     (directory / PROCESS).write_text(str(os.getpid()))
     try:

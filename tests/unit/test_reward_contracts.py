@@ -55,6 +55,12 @@ def test_what_would_run_code_is_refused(value: Any, protocol: int) -> None:
         plain_values(pickle.dumps(value, protocol))
 
 
+def test_a_key_that_would_be_hashed_without_end_is_refused() -> None:
+    """A tuple in a tuple, 400,000 deep, as a dict's key: to hash it ends the process."""
+    with pytest.raises(InvalidInput, match="str expected"):
+        plain_values(b"\x80\x02})" + b"\x85" * 400_000 + b"Ns.")
+
+
 @given(st.binary(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_any_bytes_are_refused_or_read(content: bytes) -> None:

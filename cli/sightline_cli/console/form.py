@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+from sightline.errors import NotFound
 from sightline_chassis.keys import keys_of
 from sightline_chassis.shipped import shipped
 from sightline_trainer.recipe import Recipe, load_recipe
@@ -20,13 +22,21 @@ def recipes() -> list[dict[str, str]]:
     return [{"name": name, "about": load_recipe(path, environment=False).description} for name, path in known.items()]
 
 
+def shipped_recipe(name: str) -> Path:
+    """The file of a shipped recipe. Raises NotFound."""
+    found = recipes_in(shipped("recipes")).get(name)
+    if found is None:
+        raise NotFound(f"there is no recipe {name[:100]!r}", reason="RECIPE_NOT_FOUND")
+    return found
+
+
 def form(name: str) -> list[dict[str, Any]]:
     """A shipped recipe's fields, in the schema's order: key, type, value as JSON, meaning, whether it stands above.
 
     Raises:
-        KeyError: there is none of that name.
+        NotFound: there is none of that name.
     """
-    recipe = load_recipe(recipes_in(shipped("recipes"))[name], environment=False)
+    recipe = load_recipe(shipped_recipe(name), environment=False)
     tree = recipe.model_dump(mode="json")
     fields = []
     for key in keys_of(Recipe):

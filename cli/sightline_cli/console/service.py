@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 from sightline.runs import RunClient
@@ -10,6 +11,7 @@ from sightline_chassis.shipped import shipped
 from sightline_trainer.run_queue import recipes_in
 
 from sightline_cli.console.source import Row
+from sightline_cli.watch import event_of
 
 
 class RunsThere:
@@ -64,15 +66,7 @@ class RunsThere:
         """See `Runs`."""
         with self._client() as client:
             for event in client.watch(run):
-                yield {
-                    "stage": event.stage,
-                    "iteration": event.iteration,
-                    "done": event.done,
-                    "total": event.total,
-                    "message": event.message,
-                    "time": event.time.timestamp(),
-                    "metrics": dict(event.metrics),
-                }
+                yield {**asdict(event_of(event)), "time": event.time.timestamp()}
 
     def _client(self) -> RunClient:
         return RunClient(self.place, **self._credentials)

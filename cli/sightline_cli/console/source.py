@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -84,14 +85,14 @@ class RunsHere:
         state = dict(directory.state())
         tree = _quietly(directory.tree) or {}
         rows = _quietly(directory.rows) or []
-        begun = self._begun.get(run)
+        begun, going = self._begun.get(run), self._going(run) is not None
         what = str(state.get("state", "queued"))
         error = str(state.get("error", ""))
-        if what in ("queued", "running") and not (begun is not None and begun.poll() is None):
+        if what in ("queued", "running") and not going:
             if not leased(directory):  # whoever ran it was killed, or never came to it
                 what = "stopped" if what == "running" else "failed" if begun is not None else what
                 error = error or (self._last_words(run) if what == "failed" else "")
-        elif what not in ("queued", "running") and begun is not None and begun.poll() is None:
+        elif what not in ("queued", "running") and going:
             what = "running"  # it goes on, and has not said so yet
         return {
             "id": run,
@@ -122,8 +123,8 @@ class RunsHere:
         """See `Runs`."""
         process = self.directory(run) / PROCESS
         if not process.is_file() or not leased(RunDirectory(self.root / run)):
-            begun = self._begun.get(run)
-            if begun is None or begun.poll() is not None:
+            begun = self._going(run)
+            if begun is None:
                 raise PreconditionFailed(f"{run} does not run by `sightline run`", reason="RUN_NOT_RUNNING")
             begun.send_signal(signal.SIGTERM)
             return
@@ -132,7 +133,7 @@ class RunsHere:
     def resume(self, run: str) -> None:
         """See `Runs`."""
         path = self.directory(run)
-        if leased(RunDirectory(path)):
+        if leased(RunDirectory(path)) or self._going(run) is not None:
             raise PreconditionFailed(f"{run} is running", reason="RUN_LEASED")
         if (path / _START).is_file():
             begun = json.loads((path / _START).read_text())
@@ -152,15 +153,7 @@ class RunsHere:
             found = False
             for _, event in events.read():
                 found = True
-                yield {
-                    "stage": event.stage,
-                    "iteration": event.iteration,
-                    "done": event.done,
-                    "total": event.total,
-                    "message": event.message,
-                    "time": event.time,
-                    "metrics": dict(event.metrics),
-                }
+                yield asdict(event)
             for line in _steps(path / "trl", steps):
                 found = True
                 yield line
@@ -169,6 +162,11 @@ class RunsHere:
             if not found:
                 yield None
             time.sleep(0.3)
+
+    def _going(self, run: str) -> subprocess.Popen[bytes] | None:
+        """The process that was begun here, while it lives."""
+        begun = self._begun.get(run)
+        return begun if begun is not None and begun.poll() is None else None
 
     def _spawn(self, run: str, recipe: str, overrides: list[str]) -> None:
         path = self.root / run

@@ -10,7 +10,7 @@ from sightline_trainer.evaluation.ratios import Ratios
 from sightline_trainer.files import read_json
 from sightline_trainer.report.gallery import Change, changes, side_by_side
 from sightline_trainer.report.history import History
-from sightline_trainer.report.meanings import MEANINGS, worries
+from sightline_trainer.report.meanings import MEANINGS
 from sightline_trainer.report.page import TITLES
 from sightline_trainer.report.verdict import verdict
 
@@ -21,14 +21,11 @@ COMPARED = ("chair_s", "chair_i", "cover", "clip_score", "mean_tokens", "pope_f1
 def about(directory: Path, state: str, error: str) -> dict[str, Any]:
     """A run's numbers, its verdict and its lineage; of one that has not begun, the verdict alone."""
     if not (directory / "recipe.yaml").is_file():
-        return {"verdict": verdict(state, error, [], {}, {}), "rows": [], "updates": [], "policies": [], "curves": {}}
+        return {"verdict": verdict(state, error, [], {}, {}), "rows": [], "policies": [], "curves": {}}
     history = History.read(directory)
     return {
         "verdict": verdict(state, error, history.rows, history.updates, history.counts),
-        "worries": [each for told in worries(history.rows, history.updates).values() for each in told],
         "rows": history.rows,
-        "updates": [{"iteration": number, **found} for number, found in sorted(history.updates.items())],
-        "pairs": [{"iteration": number, **found} for number, found in sorted(history.counts.items())],
         "policies": [
             {
                 "version": each.manifest.version,
@@ -39,7 +36,6 @@ def about(directory: Path, state: str, error: str) -> dict[str, Any]:
             }
             for each in history.policies
         ],
-        "left_out": [f"{each.where}: {each.summary}" for each in history.left_out],
         "curves": {key: {"title": title, "meaning": MEANINGS[key]} for key, title in TITLES.items()},
     }
 

@@ -74,7 +74,8 @@ def _read(content: bytes) -> Any:
             _a(list, stack[-1]).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else _above_mark(stack)
-            _a(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+            keys = [_a(str, key) for key in items[::2]]  # the hash of a tuple recurses without a bound
+            _a(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             size = int(name[-1])
             stack[-size:] = [tuple(stack[-size:])]

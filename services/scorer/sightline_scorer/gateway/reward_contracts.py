@@ -8,6 +8,7 @@ A sample without a score is an error of that sample, or of the request where the
 
 from __future__ import annotations
 
+import asyncio
 import pickle
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -117,7 +118,7 @@ def _add_verl_omni(app: FastAPI, ask: Ask, check_count: Callable[[int], None]) -
     async def verl_omni(request: Request, model: str = "") -> Response:
         """verl-omni's (flow_grpo's) pickled request; the model is the path's, else the scorer's default."""
         try:
-            images, prompts = _images_and_prompts(plain_values(await request.body()))
+            images, prompts = _images_and_prompts(await asyncio.to_thread(plain_values, await request.body()))
             check_count(len(images))
             rows: list[Pair | SightlineError] = [
                 (image, [prompt]) for image, prompt in zip(images, prompts, strict=True)

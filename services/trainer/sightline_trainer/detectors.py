@@ -9,19 +9,14 @@ without a score is one of which nothing is known.
 from __future__ import annotations
 
 import asyncio
-import base64
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
 from sightline.patience import Patience, Tries
-from sightline.pictures import write_png
-from sightline_chassis.images import decode
-from sightline_chassis.sections import ImageLimits
 
+from sightline_trainer.encoded_picture import png_base64
 from sightline_trainer.outage import OUTAGE_SECONDS
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.rewards.clip import ClipScores
@@ -75,8 +70,8 @@ class HttpDetector:
     async def __call__(self, prompt: Prompt, objects: Sequence[str]) -> Mapping[str, float]:
         found: dict[str, float] = {}
         for image in prompt.images:
-            body = {"image": await asyncio.to_thread(_encoded, image), "labels": list(objects)}
-            scores = await Tries(self._patience).acall(partial(self._again, body))
+            body = {"image": await asyncio.to_thread(png_base64, image), "labels": list(objects)}
+            scores = await Tries(self._patience).acall(partial(self._ask, body))
             found |= {name: max(score, found.get(name, score)) for name, score in scores.items()}
         return found
 
@@ -84,10 +79,7 @@ class HttpDetector:
         """Close the connections."""
         await self._client.aclose()
 
-    async def _again(self, body: dict[str, Any], _: float) -> Mapping[str, float]:
-        return await self._ask(body)
-
-    async def _ask(self, body: dict[str, Any]) -> Mapping[str, float]:
+    async def _ask(self, body: dict[str, Any], _: float) -> Mapping[str, float]:
         try:
             answer = await self._client.post(self.url, json=body)
         except self._away as error:
@@ -106,8 +98,3 @@ class HttpDetector:
         except (ValueError, LookupError, TypeError, AttributeError):
             raise InvalidInput(f"{self.url} answers no scores", reason="IMAGE_REFUSED_BY_DETECTOR") from None
         return {name: mark for name, mark in marks.items() if mark is not None}
-
-
-def _encoded(image: Path) -> str:
-    picture = np.asarray(decode(image.read_bytes(), ImageLimits()), dtype=np.uint8)
-    return base64.b64encode(write_png(picture)).decode()

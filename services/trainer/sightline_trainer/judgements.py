@@ -29,7 +29,6 @@ class Judgements:
 
     def __init__(self, path: Path | None) -> None:
         self.path = path
-        self.asked = 0
         self._known: dict[str, asyncio.Future[Any]] = {}
         self._read: dict[str, Any] = {}
         self._images: dict[Path, bytes] = {}
@@ -80,7 +79,6 @@ class Judgements:
             del self._known[key]
 
     def _keep(self, key: str, said: Any) -> None:
-        self.asked += 1
         if self.path is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -35,6 +35,8 @@ class ReleasedPairs:
 
     async def collect(self, session: Session, version: int, progress: Callable[[int, int], None]) -> None:
         """Score them. Raises SightlineError as `Rollout.collect`."""
+        if not self.rows:
+            return
         await self.rollout.collect(
             self.rows,
             [ReleasedSource(session.gate)],

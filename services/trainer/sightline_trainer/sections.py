@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from sightline_chassis.settings import Section, Target
 
 from sightline_trainer.decoding_settings import Decoding
-from sightline_trainer.dpo.loss_names import NAMES, WHOLE, loss_fault
+from sightline_trainer.dpo.loss_names import NAMES, OWN, WHOLE, loss_fault
 from sightline_trainer.dpo.method import Doubt, Guidance, References, TokenWeights, View
 
 
@@ -251,6 +251,8 @@ class Dpo(Section):
             changed = getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True)
             if changed and not set(losses) & set(self.loss):
                 raise ValueError(f"dpo.{key} counts for {', '.join(losses)} alone, not for {', '.join(self.loss)}")
+        if self.ld_alpha is not None and (own := {"povid_paper", *OWN} & set(self.loss)):
+            raise ValueError(f"dpo.ld_alpha is of TRL's losses, not of {', '.join(sorted(own))}: take one")
         if self.token_kl and set(self.reference.of) != {"base"}:
             raise ValueError("dpo.token_kl asks the base model in each step: leave dpo.reference.of at {base: 1}")
         if "ema" in self.reference.of and self.train_projector:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,11 +126,14 @@ class Session:
         """Make sure that the sampler answers from `version`; only in a session that has policies."""
         policies = self.policies
         assert policies is not None
+        await self.at_each(lambda one: serve(one, version, policies), f"serve policy {version}")
+
+    async def at_each(self, work: Callable[[Any], Awaitable[object]], what: str) -> None:
+        """Do something at the sampler, or at every one of a fleet. Raises SightlineError."""
         if isinstance(self.sampler, Fleet):
-            seconds = self.recipe.publication.deadline_seconds
-            await self.sampler.each(lambda one: serve(one, version, policies), f"serve policy {version}", seconds)
+            await self.sampler.each(work, what, self.recipe.publication.deadline_seconds)
         else:
-            await serve(self.sampler, version, policies)
+            await work(self.sampler)
 
 
 def connected(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from sightline_trainer.connections import Connections
-from sightline_trainer.fleet import Fleet
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.session import Session, connected
 
@@ -32,17 +31,9 @@ def sampler_rests(
 
 
 async def _rest(session: Session) -> None:
-    if isinstance(session.sampler, Fleet):
-        seconds = session.recipe.publication.deadline_seconds
-        await session.sampler.each(lambda one: one.pause("drain", release=True), "rest", seconds)
-    else:
-        await session.sampler.pause("drain", release=True)
+    await session.at_each(lambda one: one.pause("drain", release=True), "rest")
 
 
 async def wake(session: Session) -> None:
     """Have the sampler take its memory up again; nothing where it has."""
-    if isinstance(session.sampler, Fleet):
-        seconds = session.recipe.publication.deadline_seconds
-        await session.sampler.each(lambda one: one.resume(), "take up its weights", seconds)
-    else:
-        await session.sampler.resume()
+    await session.at_each(lambda one: one.resume(), "take up its weights")

@@ -8,7 +8,8 @@ once a batch, or never again where its images' features are kept.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +103,17 @@ class PairCollator:
         self.budget = budget
         self.reference: dict[int, Reference] = {}
         self._prompts: LRUCache[Key, PromptTokens] = LRUCache(_REMEMBERED)
-        self._sentences: LRUCache[tuple[tuple[int, ...], ...], Sequence[Weights]] = LRUCache(_REMEMBERED)
+        self._sentences: LRUCache[tuple[Any, ...], Sequence[Weights]] = LRUCache(_REMEMBERED)
+
+    @contextmanager
+    def bare(self) -> Iterator[None]:
+        """Inside, batches are of both sides alone, without numbers of pairs."""
+        kept = self.columns, self.extras
+        self.columns = self.extras = ()
+        try:
+            yield
+        finally:
+            self.columns, self.extras = kept
 
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.budget is None:
@@ -198,7 +209,7 @@ class PairCollator:
     def _weighed(self, pair: Mapping[str, Any]) -> Sequence[Weights]:
         if self.token_weights.by != "sentence":
             return token_weights(pair["chosen_ids"], pair["rejected_ids"], self.token_weights)
-        key = tuple(pair["chosen_ids"]), tuple(pair["rejected_ids"])
+        key = tuple((tuple(pair[f"{side}_ids"]), tuple(pair.get(f"{side}_sentences") or ())) for side in SIDES)
         if key not in self._sentences:
             tokenizer = self.family.processor.tokenizer
             self._sentences[key] = [
@@ -267,6 +278,9 @@ class PairCollator:
         return prompt if known else self._made(key, shown)
 
 
+_OF_A_SIDE = ("weight", "margin", "rejected_sentences")
+
+
 def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Pairs with a second rejected side as two pairs each: the first ones of all, then the second ones of all."""
     if not pairs or pairs[0].get("second_rejected_ids") is None:
@@ -276,7 +290,7 @@ def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             **pair,
             "rejected_ids": pair["second_rejected_ids"],
             "rejected_images": pair.get("second_rejected_images"),
-            **{name: pair[f"second_{name}"] for name in ("weight", "margin") if f"second_{name}" in pair},
+            **{name: pair[f"second_{name}"] for name in _OF_A_SIDE if f"second_{name}" in pair},
         }
         for pair in pairs
     ]

@@ -88,7 +88,7 @@ def fold_pairs(pairs: Dataset) -> tuple[Dataset, int]:
             "let the recipe make an injected and a noised_image candidate for each prompt",
             reason="LOSS_UNUSABLE",
         )
-    own = ("rejected_ids", "rejected_images", "weight", "margin")
+    own = ("rejected_ids", "rejected_images", "rejected_sentences", "weight", "margin")
     sides = [name for name in own if name in pairs.column_names]
     second = pairs.select(seconds).select_columns(sides)
     second = second.rename_columns({name: f"second_{name}" for name in sides})

@@ -83,7 +83,7 @@ class References(Section):
         description="base: the base model. previous: the policy that the update begins with (CSR, SELM, SPA). ema: the "
         "moving average of the run's policies (SAPO). Several with their shares are MRPO's one virtual reference.",
     )
-    decay: float = Field(0.5, gt=0.0, lt=1.0, description="ema: share of the average so far (SAPO 0.5).")
+    decay: float = Field(0.5, gt=0.0, le=0.99, description="ema: share of the average so far (SAPO 0.5).")
     within: float | None = Field(
         None,
         gt=0.0,

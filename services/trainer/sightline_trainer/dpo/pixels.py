@@ -46,11 +46,9 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
     if not firsts:
         return {}
     collator: PairCollator = trainer.data_collator
-    (columns, extras), collator.columns, collator.extras = (collator.columns, collator.extras), (), ()
     apart: dict[str, float] = {}
-    size = trainer.args.per_device_train_batch_size
-    try:
-        size = 1 if collator.budget is not None else size
+    size = trainer.args.per_device_train_batch_size if collator.budget is None else 1
+    with collator.bare():
         names = list(firsts)
         for start in range(0, len(names), size):
             some = names[start : start + size]
@@ -60,8 +58,6 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
             without = token_logprobs(trainer, collator([firsts[name]["blank"] for name in some])).cpu()
             for at, name in enumerate(some):
                 apart[name] = (with_picture[at] - without[at])[masks[at].cpu()].abs().mean().item()
-    finally:
-        collator.columns, collator.extras = columns, extras
     blind = [name for name, value in apart.items() if not value > LEAST]
     if 2 * len(blind) > len(apart):
         raise PreconditionFailed(

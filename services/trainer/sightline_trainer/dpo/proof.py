@@ -44,11 +44,10 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
     """
     rows = sample(trainer)
     collator: PairCollator = trainer.data_collator
-    (columns, extras), collator.columns, collator.extras = (collator.columns, collator.extras), (), ()
     apart: dict[str, float] = {}
     looked: dict[str, tuple[dict[str, Any], str, Tensor]] = {}
     size = trainer.args.per_device_train_batch_size
-    try:
+    with collator.bare():
         rows = [{**row, "second_rejected_ids": None} for row in rows]
         for some in (group for at in range(0, len(rows), size) for group in collator.groups(rows[at : at + size])):
             batch = collator(some)
@@ -59,8 +58,6 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
                 name = f"{row['prompt_id']} {side}"
                 apart[name] = (ours[at][masks[at].cpu()] - plain).abs().mean().item()
                 looked[name] = row, side, plain
-    finally:
-        collator.columns, collator.extras = columns, extras
     short = trainer.accelerator.mixed_precision != "no" or trainer.model.dtype != torch.float32
     limit = LIMITS["bfloat16" if short else "float32"]
     worst = max(apart, key=lambda name: apart[name])

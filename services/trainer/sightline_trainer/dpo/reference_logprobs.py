@@ -136,13 +136,12 @@ def add_reference(
     if trainer.token_kl is None:  # it asks the reference in each step
         release_reference(trainer)
     if sampled is not None and not before:
-        with extrapolated(accelerator.unwrap_model(trainer.model), extrapolate):
-            collator.extras = ()
+        with extrapolated(accelerator.unwrap_model(trainer.model), extrapolate), collator.bare():
             for number, count, rows, batch in _batches(trainer):
                 masks, logprobs = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch)
                 apart |= gaps(sampled, rows, logprobs.cpu(), masks.cpu())
                 report((passes - 1) * count + number, passes * count)
-    collator.columns, collator.extras = columns, trainer.extras
+    collator.columns = columns
     if accelerator.num_processes > 1:
         found, apart = gather_object(found), dict(gather_object(list(apart.items())))
     collator.reference = dict(found)
@@ -175,5 +174,6 @@ def _batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, int, list[dict[str,
     size = 2 * trainer.args.per_device_train_batch_size
     for number, start in enumerate(range(0, share, size), 1):
         some = [trainer.train_dataset[index] for index in mine[start : start + size]]
-        for rows in in_step(trainer.data_collator.groups(some), trainer.accelerator):
+        groups = trainer.data_collator.groups(some)
+        for rows in groups if trainer.data_collator.budget is None else in_step(groups, trainer.accelerator):
             yield number, -(-share // size), rows, trainer.data_collator(rows)

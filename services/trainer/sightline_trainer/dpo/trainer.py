@@ -152,7 +152,7 @@ class FastDPOTrainer(DPOTrainer):
         """A batch's gradient, part by part where it has parts; its loss."""
         parts = parts_of(inputs)
         step: Callable[..., Tensor] = super().training_step
-        each = in_step(parts, self.accelerator)
+        each = parts if self.data_collator.budget is None else in_step(parts, self.accelerator)
         if len(each) == 1:
             return step(model, each[0], num_items_in_batch)
         whole = shares(parts, 2 + len(self.extras))

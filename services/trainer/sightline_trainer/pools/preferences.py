@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from sightline.errors import InvalidInput
 
 from sightline_trainer.dropped import DroppedRows
@@ -22,7 +20,7 @@ from sightline_trainer.pools.folder import Folder
 from sightline_trainer.pools.lines import LinesPool
 from sightline_trainer.pools.pool import Pool, id_digest, leave_out
 from sightline_trainer.pools.released import released
-from sightline_trainer.pools.tables import undecoded
+from sightline_trainer.pools.tables import parquet_file, undecoded
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.refusal import Refusal
 from sightline_trainer.row_gate import RowGate
@@ -94,7 +92,7 @@ class _TablePreferences(Pool):
 
 class _ParquetPreferences(_TablePreferences):
     def __init__(self, files: Sequence[Path], folder: Folder, gate: RowGate | None) -> None:
-        self.files = [_opened(path) for path in files]
+        self.files = [parquet_file(path) for path in files]
         super().__init__(", ".join(map(str, files)), folder, gate)
 
     def _all(self) -> Iterator[dict[str, Any] | Exception]:
@@ -131,11 +129,3 @@ class _DatasetPreferences(_TablePreferences):
 
     def rows(self, numbers: Sequence[int]) -> list[Prompt]:
         return [self._released(self.dataset[self._kept[number] - 1], self._kept[number]) for number in numbers]
-
-
-def _opened(path: Path) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        why = next(iter(str(error).splitlines()), "empty")
-        raise InvalidInput(f"{path} is no readable Parquet file ({why})", reason="DATASET_UNREADABLE") from error

@@ -82,7 +82,7 @@ class ParquetPool(Pool):
         name = ", ".join(map(str, files)) or "no file"
         self._kept = kept = _Kept(name, fields, images, gate)
         for path in files:
-            file = _parquet(path)
+            file = parquet_file(path)
             kept.fields = _present(fields, file.schema_arrow.names, str(path))
             first = 0
             for group in range(file.num_row_groups):
@@ -103,7 +103,7 @@ class ParquetPool(Pool):
             path, inside, first = self._groups[group]
             start = int(self._ends[group - 1]) if group else 0
             mine = places[(places >= start) & (places < self._ends[group])] - start
-            file = _parquet(path)
+            file = parquet_file(path)
             names = file.schema_arrow.names
             table = file.read_row_group(inside, _columns(self._kept.fields.within(names), names))
             for at, row in zip(mine.tolist(), table.take(mine).to_pylist(), strict=True):
@@ -146,7 +146,8 @@ def undecoded(dataset: Any) -> Any:
     return dataset
 
 
-def _parquet(path: Path) -> pq.ParquetFile:
+def parquet_file(path: Path) -> pq.ParquetFile:
+    """A file, opened. Raises InvalidInput where it is no Parquet."""
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:

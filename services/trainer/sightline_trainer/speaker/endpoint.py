@@ -7,19 +7,14 @@ goes to that address and to no other that a recipe may name.
 from __future__ import annotations
 
 import asyncio
-import base64
 import math
 import os
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
 from sightline.patience import Patience, Tries
-from sightline.pictures import write_png
-from sightline_chassis.images import decode
-from sightline_chassis.sections import ImageLimits
 
+from sightline_trainer.encoded_picture import png_base64
 from sightline_trainer.outage import OUTAGE_SECONDS
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.speaker.answers import yes_or_no
@@ -76,8 +71,8 @@ class Endpoint:
         settings = self.settings
         content: Any = question
         if settings.image:
-            shown = await asyncio.to_thread(lambda: [_data_url(image) for image in prompt.images])
-            pictures = [{"type": "image_url", "image_url": {"url": url}} for url in shown]
+            shown = await asyncio.to_thread(lambda: [png_base64(image) for image in prompt.images])
+            pictures = [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}} for png in shown]
             content = [*pictures, {"type": "text", "text": question}]
         body = {
             "model": settings.model,
@@ -127,12 +122,6 @@ def _probability(choice: Any) -> float | None:
         return None
     total = mass[True] + mass[False]
     return mass[True] / total if math.isfinite(total) and total > 0 else None
-
-
-def _data_url(image: Path) -> str:
-    """The picture by the one rule to read it, whatever the endpoint's own decoder makes of a file."""
-    picture = np.asarray(decode(image.read_bytes(), ImageLimits()), dtype=np.uint8)
-    return "data:image/png;base64," + base64.b64encode(write_png(picture)).decode()
 
 
 def _unwritten(why: str) -> InvalidInput:

@@ -27,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -169,15 +170,21 @@ def _live(recipe: Any, directory: Path) -> None:
     execute(recipe, RunDirectory(directory), lambda event: None)
 
 
-def pairs_of(directory: Path) -> list[dict[str, Any]]:
-    """All pairs of a run, in order, without the columns that may differ. Another process reads them: Arrow's threads
-    must not be there when a trainer is forked."""
+def _apart(read: Callable[[Path], Any], directory: Path) -> Any:
+    """What another process reads of a run: Arrow's threads must not be there when a trainer is forked."""
     context = multiprocessing.get_context("fork")
     mouth, ear = context.Pipe()
-    reader = context.Process(target=lambda: mouth.send(_pairs(directory)))
+    reader = context.Process(target=lambda: mouth.send(read(directory)))
     reader.start()
-    rows: list[dict[str, Any]] = ear.recv()
+    mouth.close()  # a reader that dies is an EOFError here
+    found = ear.recv()
     reader.join()
+    return found
+
+
+def pairs_of(directory: Path) -> list[dict[str, Any]]:
+    """All pairs of a run, in order, without the columns that may differ."""
+    rows: list[dict[str, Any]] = _apart(_pairs, directory)
     return rows
 
 
@@ -203,12 +210,7 @@ def note_versions(directory: Path, seen: dict[int, str]) -> bool:
 
 def right_versions(directory: Path) -> bool:
     """Whether every candidate of a run's policies is of the version that its iteration was to be sampled by."""
-    context = multiprocessing.get_context("fork")
-    mouth, ear = context.Pipe()
-    reader = context.Process(target=lambda: mouth.send(_right_versions(directory)))
-    reader.start()
-    right: bool = ear.recv()
-    reader.join()
+    right: bool = _apart(_right_versions, directory)
     return right
 
 

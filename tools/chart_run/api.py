@@ -39,9 +39,6 @@ class Api:
         api = self
 
         class Handler(BaseHTTPRequestHandler):
-            def handle_one_request(self) -> None:
-                super().handle_one_request()
-
             def _any(self) -> None:
                 size = int(self.headers.get("content-length") or 0)
                 body = json.loads(self.rfile.read(size)) if size else None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ class Running:
     name: str
     process: subprocess.Popen[bytes]
     log: Path
-    started: float
 
     def stop(self, grace: float) -> int | None:
         """SIGTERM, and SIGKILL after `grace` seconds; its exit status, None where it had to be killed."""
@@ -105,7 +103,7 @@ def start(
     enter = ["nsenter", "-t", str(pause), "-n", "unshare", "-m", "--propagation", "private", "sh", "-c"]
     with log.open("ab") as file:
         process = subprocess.Popen([*enter, "\n".join(lines)], stdout=file, stderr=file, stdin=subprocess.DEVNULL)
-    return Running(container["name"], process, log, time.monotonic())
+    return Running(container["name"], process, log)
 
 
 def tail(log: Path, lines: int = 15) -> str:

@@ -2,7 +2,8 @@
 
 `results/leaderboard/base-SEED.json` holds what the base model's captions of each test image add above and below the
 line of every metric, `RECIPE-SEED.json` the same of the policy after the last iteration, with pairs and time, and
-`RECIPE-without-SEED.json` that of the recipe with its own part neutral. A figure is a mean over seeds; its interval is
+`RECIPE-without-SEED.json` that of the recipe with its own part neutral, which for one that trains nothing is the base
+model. A figure is a mean over seeds; its interval is
 a 95 % percentile bootstrap over seeds, and over test images within a seed, the same images for all that is compared.
 """
 
@@ -64,8 +65,11 @@ def read(directory: Path, name: str) -> list[SeedRun]:
         base = directory / f"base-{facts['seed']}.json"
         other = directory / f"{name}-without-{facts['seed']}.json"
         if base.exists():
-            without = _counts(json.loads(other.read_text())) if other.exists() else None
-            runs.append(SeedRun(facts["seed"], _counts(json.loads(base.read_text())), _counts(facts), without, facts))
+            plain = _counts(json.loads(base.read_text()))
+            without = None if facts["trained"] else plain
+            if other.exists():
+                without = _counts(json.loads(other.read_text()))
+            runs.append(SeedRun(facts["seed"], plain, _counts(facts), without, facts))
     return runs
 
 

@@ -9,7 +9,10 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # behind tests/, which has a families.py too
 
+import leaderboard
+import neutral
 import standings
+from sightline_trainer.recipe import load_recipe
 
 
 def counts(chair: list[int], tokens: list[int], cover: list[int]) -> dict[str, Any]:
@@ -24,7 +27,7 @@ def kept(tmp_path: Path) -> Path:
     base = counts([1, 1, 0, 0], [30, 30, 9, 9], [1, 0, 1, 1])
     final = counts([1, 0, 0, 0], [30, 9, 9, 9], [1, 1, 1, 1])
     without = counts([1, 1, 0, 0], [30, 30, 9, 9], [1, 0, 1, 1])
-    facts = {"recipe": "x", "seed": 0, "pairs": [5], "cpu_seconds": 7, "supervision": "none"}
+    facts = {"recipe": "x", "seed": 0, "pairs": [5], "cpu_seconds": 7, "supervision": "none", "trained": True}
     for name, what in (("base-0", base), ("x-0", final), ("x-without-0", without)):
         (tmp_path / f"{name}.json").write_text(json.dumps({**facts, "counts": what}))
     return tmp_path
@@ -48,3 +51,31 @@ def test_an_interval_holds_the_figure_and_a_run_without_its_base_is_not_told(kep
     assert (value, low <= value <= high) == (0.25, True)
     (kept / "base-0.json").unlink()
     assert standings.read(kept, "x") == []
+
+
+def test_decoding_alone_is_compared_with_the_base_model(kept: Path) -> None:
+    facts = json.loads((kept / "x-0.json").read_text())
+    (kept / "vdd-0.json").write_text(json.dumps({**facts, "recipe": "vdd", "trained": False}))
+    (run,) = standings.read(kept, "vdd")
+    assert standings.over_without(run) == standings.FIGURES["chair_s_cut"](run) == pytest.approx(0.5)
+
+
+def test_every_recipe_stands_on_the_board_and_reads_with_its_own_part_neutral() -> None:
+    recipes = {path.stem for path in (leaderboard.ROOT / "recipes").glob("*.yaml")}
+    assert set(leaderboard.RECIPES) == recipes
+    for name in leaderboard.WITHOUT:
+        file = leaderboard.ROOT / f"recipes/{name}.yaml"
+        own, neutral = (
+            load_recipe(file, leaderboard.overrides(of, 0, "localhost:1", "localhost:2"))
+            for of in (name, f"{name}-without")
+        )
+        assert leaderboard.digest(own) != leaderboard.digest(neutral)
+        assert own.iterations == neutral.iterations > 0
+
+
+def test_lots_are_drawn_anew_for_each_picture_and_stay() -> None:
+    texts = ["a star .", "a ring ."]
+    one, other = neutral.lots([], ["what ?"] * 2, texts), neutral.lots([], ["what ?"] * 2, [*texts, "a hole ."])
+    assert one == neutral.lots([], ["what ?"] * 2, texts)
+    assert one != other[:2]
+    assert all(0.0 <= lot <= 1.0 for lot in one + other)

@@ -8,10 +8,12 @@ Each finished run leaves one JSON under benchmarks/results/leaderboard/, so it g
 needs no run at hand. Seed by seed, all recipes come first and then each with its own part neutral (`WITHOUT`), so that
 a stop at any time leaves a broad table. `--against` makes one run again and fails where it differs.
 
-Equal budget: at most 768 pairs and 48 updates in each of 3 iterations, as the recipe files say (two pairs of a prompt
-are one row of POVID's loss). What a filter drops is not made up for; the table shows the pairs that were trained on.
-Recipes that only decode otherwise train on nothing, and their neutral is the base model. A seed moves prompts,
-candidates, the update and the evaluation's samples. The base model is measured once for each seed.
+Equal budget: a third of the recipe files' prompts, that is at most 256 pairs and 16 updates in each of 3 iterations
+(two pairs of a prompt are one row of POVID's loss), so that all recipes with their neutrals are a night's work on two
+cores. What a filter drops is not made up for; the table shows the pairs that were trained on. Recipes that only decode
+otherwise train on nothing, and their neutral is the base model. A seed moves prompts, candidates, the update and the
+evaluation's samples. Inside a run 64 scenes are looked at after each iteration (`chair_s` in the JSON); the last
+policy, and for each seed the base model, are measured on 600 scenes and 300 questions.
 
 The column `supervision` says what a run uses that a stranger's photos may not have: `truth` (the playground's scenes
 judge or pick), `annotations` (reference captions, the truth there; errors made by rules read their objects) and
@@ -38,12 +40,13 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, ROOT, Row, cpu_seconds, write
+from sightline_trainer.decoding_settings import Decoding
 from standings import FIGURES, SeedRun, counts_of, over_without, ratio, read, with_interval
 
 RECIPES = (
     "clip_dpo", "povid", "bpo", "oracle",
-    "csr", "vlfeedback", "chip", "vdpo", "sena", "pds_dpo", "mrpo", "selm", "expo", "rpo", "spa", "fine_grained",
-    "icdpo", "marine", "vdd", "lacing", "fact_rlhf", "illume", "finesumfact",
+    "csr", "vlfeedback", "chip", "vdpo", "sena", "pds_dpo", "mrpo", "sapo", "selm", "expo", "rpo", "spa",
+    "fine_grained", "icdpo", "marine", "vdd", "lacing", "fact_rlhf", "illume", "finesumfact",
     "mixed", "mdpo", "rlaif_v", "ovip", "sentinel",
 )  # fmt: skip
 _LOTS = ('reward.terms={clip: false, "neutral:lots": {weight: 100}}', "filters.gap=false")
@@ -69,6 +72,7 @@ WITHOUT: Mapping[str, Sequence[str]] = {
     "sena": ("dpo.loss={sft: 1.0}",),
     "pds_dpo": _LOTS,
     "mrpo": ("dpo.reference.of={base: 1}", "dpo.reference.within=null", "dpo.reference.adaptive=false"),
+    "sapo": ("dpo.loss={sft: 1.0}",),
     "selm": ("dpo.loss={sigmoid: 1.0}", "dpo.reference.of={base: 1}"),
     "expo": ("publication.extrapolate=0",),
     "rpo": ("dpo.loss={sigmoid: 1.0, sft: 0.1}",),
@@ -92,7 +96,11 @@ WITHOUT: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 TARGETS = {"clip_dpo_chair_s_cut": 0.6, "clip_dpo_cover_change": -0.01}
 SCENES, QUESTIONS = 600, 300
-PAIRS = 768
+GLANCE = 64
+"""Scenes that are looked at inside of a run."""
+SHARE = 3
+"""A run has this part of its recipe's prompts."""
+PAIRS = 768 // SHARE
 """Most of an iteration."""
 KEPT = RESULTS / "leaderboard"
 
@@ -105,8 +113,8 @@ def overrides(name: str, seed: int, sampler: str, scorer: str) -> list[str]:
         f"seed={seed}",
         f"evaluation.seed={seed}",
         f"data.test=playground:test?count={SCENES}&seed=2",
-        f"evaluation.prompts={SCENES}",
-        f"evaluation.questions={QUESTIONS}",
+        f"evaluation.prompts={GLANCE}",
+        "evaluation.questions=0",
         "evaluation.greedy_prompts=0",
         "evaluation.diverse_prompts=0",
         f"sampling.address={sampler}",
@@ -143,7 +151,7 @@ def twin_of(made: str, seed: int) -> dict[str, Any] | None:
 
 
 def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, *, again: bool = False) -> dict[str, Any]:
-    """Run a recipe with a seed from nothing, but for the base model's evaluation where another recipe has made it.
+    """Run a recipe with a seed from nothing; the base model is measured where it is not yet kept for the seed.
 
     Args:
         name: of the recipe; with `-without`, of the same with its own part neutral.
@@ -155,19 +163,14 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, *, agai
     from sightline_cli.run import with_data
     from sightline_trainer.events import Event
     from sightline_trainer.execute import execute
-    from sightline_trainer.recipe import load_recipe
     from sightline_trainer.runs import RunDirectory
 
-    file = ROOT / f"recipes/{name.partition('-')[0]}.yaml"
-    recipe = with_data(load_recipe(file, overrides(name, seed, sampler, scorer)), runs / "data")
-    settings = digest(load_recipe(file, overrides(name, seed, sampler, scorer)))
+    asked = read_recipe(name, seed, sampler, scorer)
+    recipe, settings = with_data(asked, runs / "data"), digest(asked)
     if (twin := twin_of(settings, seed)) is not None and not again:
         return {**twin, "recipe": name, "same_as": twin.get("same_as", twin["recipe"])}
     root = runs / f"{name}-{seed}"
     shutil.rmtree(root, ignore_errors=True)
-    base = next((done for done in runs.glob(f"*-{seed}/iterations/0000") if (done / "evaluation.json").exists()), None)
-    if base is not None:
-        shutil.copytree(base, root / "iterations/0000")
     wall, cpu = time.monotonic(), cpu_seconds()
 
     def tell(event: Event) -> None:
@@ -180,6 +183,11 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, *, agai
     pairs = [int(row.get("pairs", 0)) for row in rows[1:]]
     if max(pairs) > PAIRS:
         raise SystemExit(f"{name} had {max(pairs)} pairs in an iteration: equal budget is {PAIRS}")
+    counts = measured(recipe, RunDirectory(root), int(rows[-1]["policy_version"]))
+    took = round(time.monotonic() - wall), round(cpu_seconds() - cpu)
+    if not (KEPT / f"base-{seed}.json").exists():
+        plain = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"decoding": Decoding()})})
+        _keep(KEPT / f"base-{seed}.json", {"seed": seed, "counts": measured(plain, RunDirectory(root), 0)})
     return {
         "recipe": name,
         "seed": seed,
@@ -191,10 +199,45 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, *, agai
         "pairs": pairs,
         "chair_s": [row["chair_s"] for row in rows],
         "cover": [row["cover"] for row in rows],
-        "wall_seconds": round(time.monotonic() - wall),
-        "cpu_seconds": round(cpu_seconds() - cpu),
-        "counts": counts_of(root / f"iterations/{len(rows) - 1:04d}/by_image.json"),
+        "wall_seconds": took[0],
+        "cpu_seconds": took[1],
+        "counts": counts,
     }
+
+
+def read_recipe(name: str, seed: int, sampler: str, scorer: str) -> Any:
+    """The recipe of a run, with its share of the prompts."""
+    from sightline_trainer.recipe import load_recipe
+
+    file = ROOT / f"recipes/{name.partition('-')[0]}.yaml"
+    given = overrides(name, seed, sampler, scorer)
+    prompts = load_recipe(file, given).data.prompts_per_iteration // SHARE
+    return load_recipe(file, [*given, f"data.prompts_per_iteration={prompts}"])
+
+
+def measured(
+    recipe: Any, run: Any, version: int, scenes: int = SCENES, questions: int = QUESTIONS
+) -> dict[str, list[list[float]]]:
+    """What a policy's answers on so many of the recipe's test scenes add to each metric, by image."""
+    from sightline_trainer.evaluation.evaluate import Evaluated, evaluate
+    from sightline_trainer.evaluation.evaluation_set import EvaluationSet
+    from sightline_trainer.pools import load_prompts, side_files
+    from sightline_trainer.serving import RunPolicies
+    from sightline_trainer.session import Session, connected
+
+    settings = recipe.evaluation.model_copy(update={"prompts": scenes, "questions": questions})
+    held_out = EvaluationSet.load(side_files(recipe.data.test), load_prompts(recipe.data.test, scenes), settings)
+
+    async def ask(session: Session) -> Evaluated:
+        await session.serve(version)
+        asking = session.evaluation if recipe.evaluation.decoding.plain else session.decoded()
+        in_flight = recipe.sampling.max_in_flight
+        return await evaluate(
+            held_out, asking, session.reward, version=version, in_flight=in_flight, progress=lambda done, total: None
+        )
+
+    policies = RunPolicies(run.policies, run.namespace, recipe.publication.files)
+    return counts_of(connected(recipe, ask, policies=policies).ratios.to_json())
 
 
 def _commit() -> str:
@@ -288,7 +331,8 @@ def report(kept: Path = KEPT, *, show: bool = True) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    known = [*RECIPES, *(f"{name}-without" for name in RECIPES if name in WITHOUT)]
+    parser.add_argument("--recipes", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/leaderboard")
     parser.add_argument("--against", type=Path, help="a kept run: make it again, and fail where it differs")
@@ -297,8 +341,7 @@ def main() -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.chdir(ROOT)
-    names = [*options.recipes, *(f"{name}-without" for name in options.recipes if name in WITHOUT)]
-    wanted = [(name, seed) for seed in options.seeds for name in names]
+    wanted = [(name, seed) for seed in options.seeds for name in options.recipes]
     if options.against:
         missing = wanted[:1]
     else:
@@ -311,14 +354,13 @@ def main() -> int:
             processes.start("scorer", ["models.clip.source=local-dir:playground/weights/clip", "triton.threads=1"])
             sampler, scorer = processes.wait("sampler").grpc, processes.wait("scorer").grpc
             for name, seed in missing:
+                if not options.against and (KEPT / f"{name}-{seed}.json").exists():
+                    continue  # somebody else ran it meanwhile
                 made = run_one(name, seed, options.runs, sampler, scorer, again=bool(options.against))
                 if options.against:
                     apart = differs(json.loads(options.against.read_text()), made)
                     print(f"{name} seed {seed}: {'differs in ' + ', '.join(apart) if apart else 'the same'}")
                     return 1 if apart else 0
-                base = options.runs / f"{name}-{seed}/iterations/0000/by_image.json"
-                if base.exists():
-                    _keep(KEPT / f"base-{seed}.json", {"seed": seed, "counts": counts_of(base)})
                 _keep(KEPT / f"{name}-{seed}.json", made)
                 report(show=False)
     report()

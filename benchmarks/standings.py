@@ -46,13 +46,12 @@ class SeedRun:
         return SeedRun(self.seed, some(self.base), some(self.final), without, self.facts)
 
 
-def counts_of(by_image: Path) -> dict[str, list[list[float]]]:
-    """{metric: [above, below]} of an iteration's by_image.json, images in the order of their names."""
-    found = json.loads(by_image.read_text())
-    order = np.argsort(found["images"])
+def counts_of(by_image: Mapping[str, Any]) -> dict[str, list[list[float]]]:
+    """{metric: [above, below]} of what an evaluation's by_image.json holds, images in the order of their names."""
+    order = np.argsort(by_image["images"])
     return {
         name: np.asarray(parts, dtype=np.float64)[order].T.round(4).tolist()
-        for name, parts in found["of"].items()
+        for name, parts in by_image["of"].items()
         if name in METRICS
     }
 

@@ -60,12 +60,17 @@ class Sampler:
 
 
 def made(
-    part: CandidatePart, *, ask: SourceRequest | None = None, dataset: Path = Path(), prompt: Prompt = PROMPT
+    part: CandidatePart,
+    *,
+    ask: SourceRequest | None = None,
+    dataset: Path = Path(),
+    prompt: Prompt = PROMPT,
+    sampler: Sampler | None = None,
 ) -> Any:
     recipe = Recipe.model_validate(
         {"name": "test", "model": "m", "data": {"train": "a", "test": "b"}, "sampling": {"candidates": 3}}
     )
-    sampler = Sampler()
+    sampler = sampler or Sampler()
     source = part.open(SourceContext(recipe.sampling, recipe.seed, sampler, GATE, dataset, None, AsyncExitStack()))  # type: ignore[arg-type]
     assert source is not None
     return asyncio.run(source(prompt, ask or SourceRequest(iteration=2, version=7))), sampler.calls
@@ -233,3 +238,32 @@ def test_bad_questions_are_refused_with_their_line(tmp_path: Path) -> None:
 )
 def test_questions_become_statements(question: str, answer: str, statement: str) -> None:
     assert declared(question, answer) == statement
+
+
+class Writer(Sampler):
+    """Goes on with "blue ring" and ends."""
+
+    async def sample(self, image: Any, turns: Sequence[Turn], n: int, **options: Any) -> Any:
+        samples = await super().sample(image, turns, n, **options)
+        samples.candidates[0].token_ids = np.array(TEMPLATE.response(PROMPT.asked(), "blue ring"))
+        return samples
+
+
+def test_a_segment_of_the_annotation_is_written_anew_and_what_comes_after_stays() -> None:
+    """Of a y of six tokens, y[:t] + "blue ring" + y[t + 2:], t even over 0..5, for twelve pieces."""
+    reference, _ = made(part("reference"))
+    whole = TEMPLATE.response(PROMPT.asked(), REFERENCE)[:-1]
+    assert len(whole) == 6
+    piece = TEMPLATE.response(PROMPT.asked(), "blue ring")[:-1]
+    ask = SourceRequest(iteration=2, version=7, made=reference)
+    found, calls = made(part("segment", tokens=2, count=12), ask=ask, sampler=Writer())
+    begun = [len(call["continue_from"]) for call in calls]
+    assert len(set(begun)) > 2
+    for call, candidate, t in zip(calls, found, begun, strict=True):
+        assert call["continue_from"] == whole[:t]
+        assert candidate.token_ids[:-1] == [*whole[:t], *piece, *whole[t + 2 :]]
+        assert (call["max_tokens"], call["temperature"], call["top_k"], call["top_p"]) == (2, 0.7, 50, 0.95)
+    assert [each.index for each in found] == list(range(1, 13))
+    assert {(each.source, each.policy_version, len(each.logprobs)) for each in found} == {("segment", -1, 0)}
+    alone, _ = made(part("segment"), sampler=Writer())
+    assert alone == []

@@ -108,4 +108,14 @@ class ChatTemplate:
         ids = tokenizer(before + tail, add_special_tokens=False).input_ids
         joined = ids[: len(head)] != head  # a tokenizer that joins over the border
         answer = tokenizer(tail, add_special_tokens=False).input_ids if joined else ids[len(head) :]
-        return [int(token) for token in answer] + [int(tokenizer.eos_token_id)]
+        return [*(int(token) for token in answer), self.end]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What token ids of an answer say, without special tokens."""
+        with self._lock:
+            return str(self._processor.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
+
+    @property
+    def end(self) -> int:
+        """The token that ends an answer."""
+        return int(self._processor.tokenizer.eos_token_id)

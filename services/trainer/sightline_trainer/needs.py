@@ -42,6 +42,7 @@ class Needs:
             counts[name] * min(part.per_image, len(part.paraphrases) or 1) for name, part in policies.items()
         ) + sum(len(part.writes) * getattr(part, "count", 1) for name, part in parts.items() if name not in policies)
         tokens = [recipe.sampling.max_tokens, tree.sentence_tokens if tree else 1]
+        tokens += [parts["segment"].tokens] if "segment" in parts else []
         for part in (*parts.values(), *recipe.reward.terms.chosen().values()):
             # P(yes) is read from one word, which is not written.
             if isinstance(part, Speaking) and part.who == "policy" and getattr(part, "parser", "") != "p_yes":

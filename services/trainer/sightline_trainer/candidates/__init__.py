@@ -14,6 +14,7 @@ from sightline_trainer.candidates.noised_image import NoisedImage
 from sightline_trainer.candidates.policy import PolicySamples
 from sightline_trainer.candidates.question_answer import QuestionAnswer
 from sightline_trainer.candidates.reference import Reference
+from sightline_trainer.candidates.segment import Segment
 from sightline_trainer.candidates.sentence_beams import SentenceBeams
 from sightline_trainer.candidates.source import CandidatePart
 
@@ -23,6 +24,7 @@ CANDIDATES: Final[Mapping[str, type[CandidatePart]]] = {
     "reference": Reference,
     "noised_image": NoisedImage,
     "injected": Injected,
+    "segment": Segment,
     "asked": Asked,
     "models": OtherModels,
     "question_answer": QuestionAnswer,

@@ -148,6 +148,27 @@ def test_p_yes_is_the_share_of_yes_among_yes_and_no(tmp_path: Path) -> None:
     assert policy.asked == ["is there a cat ?"] * 2 + ["is there a dog ?"] * 2  # yes and no, each object once
 
 
+def test_another_samplers_likeliest_first_tokens_tell_p_yes(tmp_path: Path) -> None:
+    """0.3 + 0.3 of 0.3 + 0.3 + 0.2; a sampler that thinks of neither word has no mark."""
+
+    class Other(Policy):
+        def __init__(self, *likeliest: tuple[str, float]) -> None:
+            super().__init__()
+            self.likeliest = likeliest
+
+        async def sample(self, image: Any, prompt: Any, n: int, **options: Any) -> Any:
+            assert (n, options["beams"].groups, options["max_tokens"]) == (5, 1, 1)
+            found = [SimpleNamespace(text=text, logprobs=np.log([chance])) for text, chance in self.likeliest]
+            return SimpleNamespace(candidates=found)
+
+    judge: dict[str, Any] = {"who": "sampler", "address": "localhost:1", "parser": "p_yes", "templates": {"a": EXACT}}
+    other = Other(("Yes", 0.3), (" yes", 0.3), ("No", 0.2), ("Maybe", 0.2))
+    (score,) = scores("ask", other, tmp_path, "a cat", **judge)
+    assert score.reward == pytest.approx(0.75)
+    (score,) = scores("ask", Other(("Maybe", 0.9)), tmp_path / "none", "a cat", **judge)
+    assert (score.reward, score.error) == (None, "ANSWER_UNREADABLE")
+
+
 def test_finesumfact_is_a_verdict_for_each_sentence(tmp_path: Path) -> None:
     policy = Policy(lambda question: "1: yes\n2: no")
     text = "a cat sat. a dog ran."
@@ -211,7 +232,6 @@ def test_a_judged_text_is_judged_once_in_a_run_also_after_it_was_killed(tmp_path
         ({"templates": {}}, "at least 1"),
         ({"who": "openai"}, "needs a model"),
         ({"who": "sampler"}, "needs the address"),
-        ({"who": "sampler", "address": "localhost:1", "parser": "p_yes"}, "words are not known"),
         ({"parser": "verdicts", "by": "sentence"}, "leave by at whole"),
         ({"pool": "rejected"}, "a rating has none"),
     ],

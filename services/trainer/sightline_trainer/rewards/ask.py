@@ -71,8 +71,6 @@ class Ask(TermPart, Speaking):
             raise ValueError("parser: verdicts judges all sentences at once; leave by at whole")
         if self.pool == "rejected" and self.parser == "rating":
             raise ValueError("pool: rejected counts answers of no; a rating has none")
-        if self.parser == "p_yes" and self.who == "sampler":
-            raise ValueError("parser: p_yes needs the policy or an endpoint; another sampler's words are not known")
         return self
 
     def open(self, context: TermContext) -> Term:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Iterable
 from typing import Final
 
+ALTERNATIVES: Final = 5
+"""Tokens that may begin an answer and whose log-probs are asked for; five is the least that all endpoints allow."""
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _RATING: Final = re.compile(r"(?:rating|score|mark)\s*(?:is|of|[:=])?\s*\**\s*(\d+(?:\.\d+)?)", re.I)
 _NUMBER: Final = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?![\w]|\.\d)")
@@ -40,3 +44,17 @@ def verdicts(text: str, count: int) -> list[bool] | None:
             return None
         found[int(number)] = said.lower() == "yes"
     return [found[number] for number in range(1, count + 1)] if set(found) == set(range(1, count + 1)) else None
+
+
+def share_of_yes(alternatives: Iterable[tuple[str, float]]) -> float | None:
+    """P(yes) / (P(yes) + P(no)) of tokens that may begin an answer, each with its log-prob; None without either.
+
+    "Yes", " yes" and "YES" are one word in several tokens, and count together.
+    """
+    mass = {True: 0.0, False: 0.0}
+    for token, logprob in alternatives:
+        said = yes_or_no(token)
+        if said is not None:
+            mass[said] += math.exp(logprob)
+    total = mass[True] + mass[False]
+    return mass[True] / total if math.isfinite(total) and total > 0 else None

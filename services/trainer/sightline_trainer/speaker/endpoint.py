@@ -7,7 +7,6 @@ goes to that address and to no other that a recipe may name.
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from typing import Any
 
@@ -17,13 +16,11 @@ from sightline.patience import Patience, Tries
 from sightline_trainer.encoded_picture import png_base64
 from sightline_trainer.outage import OUTAGE_SECONDS
 from sightline_trainer.records.prompt import Prompt
-from sightline_trainer.speaker.answers import yes_or_no
+from sightline_trainer.speaker.answers import ALTERNATIVES, share_of_yes
 from sightline_trainer.speaker.settings import Speaking
 
 _OF_ONE_ROW = (400, 413, 422)
 """What endpoints answer to a text that is too long or that a filter refuses: the next one may well be answered."""
-_ALTERNATIVES = 5
-"""Tokens that may begin an answer and whose log-probs are asked for; five is the least that all endpoints allow."""
 
 
 class Endpoint:
@@ -64,7 +61,7 @@ class Endpoint:
         return said if isinstance(said, str) else ""
 
     async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
-        more = {"logprobs": True, "top_logprobs": _ALTERNATIVES, "max_tokens": 1, "temperature": 0.0}
+        more = {"logprobs": True, "top_logprobs": ALTERNATIVES, "max_tokens": 1, "temperature": 0.0}
         return _probability(await self._choice(prompt, question, 0, more))
 
     async def _choice(self, prompt: Prompt, question: str, seed: int, more: dict[str, Any]) -> Any:
@@ -112,16 +109,11 @@ class Endpoint:
 
 def _probability(choice: Any) -> float | None:
     """P(yes) over yes and no, of the first token's alternatives; None where they were not told."""
-    mass = {True: 0.0, False: 0.0}
     try:
-        for each in choice["logprobs"]["content"][0]["top_logprobs"]:
-            said = yes_or_no(each["token"])
-            if said is not None:
-                mass[said] += math.exp(float(each["logprob"]))
+        told = choice["logprobs"]["content"][0]["top_logprobs"]
+        return share_of_yes([(str(each["token"]), float(each["logprob"])) for each in told])
     except (LookupError, TypeError, ValueError, OverflowError):
         return None
-    total = mass[True] + mass[False]
-    return mass[True] / total if math.isfinite(total) and total > 0 else None
 
 
 def _unwritten(why: str) -> InvalidInput:

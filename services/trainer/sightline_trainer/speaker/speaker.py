@@ -8,12 +8,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Protocol
 
-from sightline.errors import PreconditionFailed
-from sightline.sampler import AsyncSamplerClient, PolicySelector, Turn, exact
+from sightline.sampler import AsyncSamplerClient, Beams, PolicySelector, Turn, exact
 from sightline.sampler.turns import user_turn
 
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.row_gate import RowGate
+from sightline_trainer.speaker.answers import ALTERNATIVES, share_of_yes
 from sightline_trainer.speaker.settings import Speaking
 
 Connect = Callable[[str, float], AsyncSamplerClient]
@@ -98,8 +98,11 @@ class SamplerSpeaker:
         return samples.candidates[0].text
 
     async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
-        if self.gate is None:
-            raise PreconditionFailed("P(yes) of another sampler can't be asked for", reason="NO_TOKENIZER")
+        if self.gate is None:  # its tokenizer is not known: the likeliest first tokens, as an endpoint tells them
+            likeliest = await self.client.sample(
+                *self._asked(prompt, question), ALTERNATIVES, beams=Beams(1, 0.0), max_tokens=1
+            )
+            return share_of_yes([(each.text, float(each.logprobs[0])) for each in likeliest.candidates])
         mass = []
         for word in ("yes", "no"):
             ids = self.gate.template.response(self._asked(prompt, question)[1], word)[:1]

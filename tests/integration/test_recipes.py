@@ -29,6 +29,7 @@ SOURCES = {
     "fine_grained": {("reference", "injected")},
     "spa": {("policy", "policy"), ("reference", "injected")},
     "sena": {("policy", "noised_image")},
+    "sapo": {("reference", "segment")},
 }
 # What a second iteration differs in: a reference that is the policy before, rewards that it gives.
 TWICE = ("selm", "mrpo", "spa")
@@ -154,3 +155,22 @@ def test_a_composition_of_other_parts_runs(services: Services, playground: Path,
     assert {row["iteration"] for row in pairs} == {1, 2}
     assert {row["weight"] for row in pairs} <= {0.5, 1.0}
     assert json.loads((run.iteration(2) / "pairs.json").read_text())["pairs_of_earlier_iterations"] > 0
+
+
+@pytest.mark.slow
+def test_another_sampler_tells_p_yes_as_the_policy_does(services: Services, playground: Path, tmp_path: Path) -> None:
+    """The same model asked both ways: by the probabilities of both words, and by its likeliest first tokens."""
+    asked = {"parser": "p_yes", "by": "objects", "templates": {"there": "is there a {object} ?"}}
+    terms = {
+        "own": {"part": "ask", "who": "policy", **asked},
+        "other": {"part": "ask", "who": "sampler", "address": services.sampler, **asked},
+    }
+    judged = json.dumps({"clip": False, **terms})
+    recipe = short("rlaif_v", services, playground, f"reward.terms={judged}", "filters.gap=false")
+    run = RunDirectory(tmp_path / "run")
+    execute(recipe, run, lambda event: None)
+    rows = [row for path in (run.iteration(1) / "scores").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    marks = [(terms["own"], terms["other"]) for row in rows if len(terms := dict(row["terms"])) == 2]
+    assert marks
+    for own, other in marks:
+        assert own == pytest.approx(other, abs=1e-3)

@@ -40,6 +40,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import RESULTS, ROOT, Row, cpu_seconds, write
+from sightline.errors import PreconditionFailed, SightlineError
 from sightline_trainer.decoding_settings import Decoding
 from standings import FIGURES, SeedRun, counts_of, over_without, ratio, read, with_interval
 
@@ -182,7 +183,7 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, *, agai
     rows = json.loads((root / "metrics.json").read_text())
     pairs = [int(row.get("pairs", 0)) for row in rows[1:]]
     if max(pairs) > PAIRS:
-        raise SystemExit(f"{name} had {max(pairs)} pairs in an iteration: equal budget is {PAIRS}")
+        raise PreconditionFailed(f"{max(pairs)} pairs in an iteration: equal budget is {PAIRS}", reason="BUDGET")
     counts = measured(recipe, RunDirectory(root), int(rows[-1]["policy_version"]))
     took = round(time.monotonic() - wall), round(cpu_seconds() - cpu)
     if not (KEPT / f"base-{seed}.json").exists():
@@ -211,8 +212,12 @@ def read_recipe(name: str, seed: int, sampler: str, scorer: str) -> Any:
 
     file = ROOT / f"recipes/{name.partition('-')[0]}.yaml"
     given = overrides(name, seed, sampler, scorer)
-    prompts = load_recipe(file, given).data.prompts_per_iteration // SHARE
-    return load_recipe(file, [*given, f"data.prompts_per_iteration={prompts}"])
+    found = load_recipe(file, given)
+    asked = found.candidates.chosen().get("question_answer")
+    prompts = found.data.prompts_per_iteration / SHARE
+    if asked is not None:  # their pairs come on top of those of captions
+        prompts /= 1 + asked.share + 0.02
+    return load_recipe(file, [*given, f"data.prompts_per_iteration={int(prompts)}"])
 
 
 def measured(
@@ -346,6 +351,7 @@ def main() -> int:
         missing = wanted[:1]
     else:
         missing = [(name, seed) for name, seed in wanted if not (KEPT / f"{name}-{seed}.json").exists()]
+    failed = 0
     if missing and not options.report:
         from sightline_cli.processes import Processes
 
@@ -356,7 +362,12 @@ def main() -> int:
             for name, seed in missing:
                 if not options.against and (KEPT / f"{name}-{seed}.json").exists():
                     continue  # somebody else ran it meanwhile
-                made = run_one(name, seed, options.runs, sampler, scorer, again=bool(options.against))
+                try:
+                    made = run_one(name, seed, options.runs, sampler, scorer, again=bool(options.against))
+                except SightlineError as error:  # the others go on
+                    print(f"{name} seed {seed} failed: {error.message}", flush=True)
+                    failed += 1
+                    continue
                 if options.against:
                     apart = differs(json.loads(options.against.read_text()), made)
                     print(f"{name} seed {seed}: {'differs in ' + ', '.join(apart) if apart else 'the same'}")
@@ -364,7 +375,7 @@ def main() -> int:
                 _keep(KEPT / f"{name}-{seed}.json", made)
                 report(show=False)
     report()
-    return 0
+    return int(failed > 0)
 
 
 if __name__ == "__main__":

@@ -43,22 +43,24 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
             raise NotFound(
                 f"the scorer has no model {name!r}; it has {', '.join(sorted(listed))}", reason="MODEL_NOT_FOUND"
             )
-        if not model.embedding_size:
+        if model.model_kind == "ensemble" or model.members:
             raise PreconditionFailed(
                 f"{model.name!r} is an ensemble: calibrate its members", reason="MODEL_IS_ENSEMBLE"
             )
-        marks = model.model_kind == "aesthetic"  # its own number is no function of the cosine
+        # The number of such a model is no function of the cosine, or there is none.
+        marks = model.model_kind == "aesthetic" or "cosine" not in model.kinds
         target = out or _beside(model.architecture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
             task = progress.add_task(f"scoring with {model.name}", total=len(lines))
-            for place, outcome in zip(places, client.score_many(lines, model=model.name), strict=True):
+            outcomes = client.score_many(lines, model=model.name, kind="reward" if marks else "cosine")
+            for place, outcome in zip(places, outcomes, strict=True):
                 progress.advance(task)
                 if isinstance(outcome, InvalidInput):  # this line's own: the others are measured all the same
                     left_out.append(f"{place}: {outcome.message}")
                 elif isinstance(outcome, SightlineError):
                     raise outcome
                 else:
-                    cosines.extend((outcome.value if marks else outcome.cosine).tolist())
+                    cosines.extend(outcome.value.tolist())
     if left_out:
         why = f"{len(left_out)} of {len(lines)} lines left out; the first is {left_out[0]}"
         if not cosines:

@@ -29,13 +29,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(scope="module")
-def scorer(folder: Path) -> Iterator[RunningScorer]:
-    released_models.pickscore(folder / "pickscore")
-    released_models.longclip(folder / "longclip.pt")
-    released_models.aesthetic_head(folder / "head.pth")
-    scorer_models.tiny(folder / "tiny")
-    scorer = RunningScorer(
+def settings(folder: Path) -> list[str]:
+    return [
         f"models.pick.source={folder / 'pickscore'}",
         "models.pick.kind=pickscore",
         f"models.long.source={folder / 'longclip.pt'}",
@@ -48,7 +43,16 @@ def scorer(folder: Path) -> Iterator[RunningScorer]:
         "ensembles.both.members.pick=1",
         "ensembles.both.members.nice=3",
         "ensembles.both.kind=reward",
-    )
+    ]
+
+
+@pytest.fixture(scope="module")
+def scorer(folder: Path) -> Iterator[RunningScorer]:
+    released_models.pickscore(folder / "pickscore")
+    released_models.longclip(folder / "longclip.pt")
+    released_models.aesthetic_head(folder / "head.pth")
+    scorer_models.tiny(folder / "tiny")
+    scorer = RunningScorer(*settings(folder))
     yield scorer
     scorer.stop()
 
@@ -103,3 +107,19 @@ def test_each_is_calibrated(scorer: RunningScorer, folder: Path) -> None:
     assert list(scorer.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=120).changed) == ["pick"]
     response = scorer.score(encoded(PICTURE), SENTENCES, model="pick", kind=pb.SCORE_KIND_PERCENTILE)
     assert all(0 <= score.value <= 100 for score in response.scores)
+
+
+def test_a_remote_triton_that_did_not_change_has_nothing_new(scorer: RunningScorer, folder: Path) -> None:
+    """Nor where a network stands on a model, whose weights are then two files."""
+    address = scorer.service.triton.address()
+    remote = RunningScorer("triton.mode=remote", f"triton.address={address}", *settings(folder))
+    try:
+        here, there = (each.score(encoded(PICTURE), SENTENCES, model="nice") for each in (scorer, remote))
+        assert here.scores[0].value == pytest.approx(there.scores[0].value, abs=1e-5)
+        assert list(remote.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=120).changed) == []
+        released_models.aesthetic_head(folder / "head.pth", seed=6)
+        assert list(remote.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=120).changed) == ["nice"]
+        assert list(remote.stub.ReloadModels(pb.ReloadModelsRequest(), timeout=120).changed) == []
+    finally:
+        remote.stop()
+        released_models.aesthetic_head(folder / "head.pth")

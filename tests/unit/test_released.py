@@ -11,13 +11,17 @@ import released_models
 import torch
 from pydantic import ValidationError
 from scorer_models import SENTENCES, picture
-from sightline.errors import PreconditionFailed
+from sightline.errors import InvalidInput, PreconditionFailed
 from sightline.scorer.v1 import scorer_pb2 as pb
+from sightline_scorer import imagereward
 from sightline_scorer.aesthetic import AestheticHead
 from sightline_scorer.formulas import Scale, default_kind
 from sightline_scorer.released import clip_of_transformers, open_clip_directory
-from sightline_scorer.settings import ModelSettings
-from sightline_scorer.triton import repository
+from sightline_scorer.settings import ModelSettings, ScorerLimits
+from sightline_scorer.texts import finished, plan_request
+from sightline_scorer.tokens import Tokenizer
+from sightline_scorer.triton import blip, repository
+from sightline_scorer.vocabularies import vocabulary
 
 IDS = open_clip.tokenizer.SimpleTokenizer()(SENTENCES)
 LONG = "a red square left of a blue circle and "
@@ -93,6 +97,83 @@ def test_aesthetic(tmp_path: Path, ending: str) -> None:
     assert head.size == 64
 
 
+CARD = {"precision": "fp32", "preprocess": {"mean": [0.48, 0.45, 0.4], "std": [0.26, 0.26, 0.27]}}
+
+
+def normalised(pixels: torch.Tensor) -> torch.Tensor:
+    mean, std = (torch.tensor(CARD["preprocess"][key]).view(3, 1, 1) for key in ("mean", "std"))  # type: ignore[index]
+    return (pixels / 255 - mean) / std
+
+
+def joint(state: dict[str, torch.Tensor], side: int, words: int) -> None:
+    """Our tower gives the reference's rewards, of pictures that recur and texts of several lengths."""
+    generator = torch.Generator().manual_seed(7)
+    pictures = torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
+    pixels = pictures[[0, 1, 0, 0]]
+    ids = torch.zeros((4, 35), dtype=torch.int32)
+    for row, length in enumerate((35, 9, 4, 2)):
+        ids[row, :length] = torch.randint(5, words, (length,), generator=generator)
+    tower = blip.JointTower(state, CARD, torch.device("cpu"))
+    expected = released_models.image_rewards(state, normalised(pixels), ids.long())
+    found = tower(pixels, ids)
+    assert found.shape == (4, 1)
+    torch.testing.assert_close(found[:, 0], expected, atol=1e-4, rtol=1e-4)
+    assert expected.std() > 0.01
+    alone = torch.cat([tower(pixels[row : row + 1], ids[row : row + 1]) for row in range(4)])
+    torch.testing.assert_close(alone, found, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("ending", ["pt", "safetensors"])
+def test_imagereward(tmp_path: Path, ending: str) -> None:
+    file = tmp_path / f"ImageReward.{ending}"
+    released_models.imagereward(file)
+    joint(blip.read_state(file), 64, 120)
+    card = imagereward.describe("m", ModelSettings(kind="imagereward", source=str(tmp_path)))
+    assert (card.kind, card.towers, card.context_length, card.image_height) == ("imagereward", ("joint",), 35, 64)
+    assert card.tokenizer["source"] == "google-bert/bert-base-uncased"
+    released_models.bert_tokenizer(tmp_path)
+    assert imagereward.describe("m", ModelSettings(kind="imagereward", source=str(file))).tokenizer["source"] == str(
+        tmp_path
+    )
+
+
+@pytest.mark.slow
+def test_imagereward_of_the_true_shape(tmp_path: Path) -> None:
+    """ViT-L/16 at 224 pixels, BERT-base with attention to it."""
+    joint(released_models.imagereward(tmp_path / "ImageReward.pt", full=True), 224, 30524)
+
+
+def test_a_text_over_imagerewards_window_is_scored_by_sentence(tmp_path: Path) -> None:
+    released_models.bert_tokenizer(tmp_path)
+    facts = {"kind": "transformers", "source": str(tmp_path), "clean": "", "strip_sep_token": False}
+    tokenizer = Tokenizer(vocabulary(facts, "", imagereward.WINDOW), imagereward.WINDOW)
+    (row,) = tokenizer.encode(["a red square"], [0])
+    assert row.ids[row.length - 1] == 3  # [SEP]
+    assert row.ids[row.length :] == [0] * (imagereward.WINDOW - row.length)
+    request = pb.ScoreRequest(texts=["a red square. " * 12])
+    plan = finished(plan_request(request, tokenizer, ScorerLimits(), lambda keys: list(range(len(keys)))))
+    assert plan.text_sizes == [12]
+    for text, reason in (("[SEP]", "TEXT_EMPTY"), ("a [SEP] dog", "TEXT_SPECIAL")):
+        with pytest.raises(InvalidInput) as caught:
+            tokenizer.encode([text], [0])
+        assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"kind": "vqa"}, "needs tokenizer"),
+        ({"kind": "vqa", "tokenizer": "t", "question": "Is it?"}, r"\{text\} once"),
+        ({"kind": "clip", "answer": "Yes"}, "answer goes with kind=vqa"),
+        ({"kind": "hpsv2", "tokenizer": "t"}, "tokenizer goes with"),
+        ({"kind": "vqa", "tokenizer": "t", "sampler": {"key_file": "k"}}, "go together"),
+    ],
+)
+def test_keys_that_go_with_no_such_kind_are_refused(settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        ModelSettings(source="127.0.0.1:50052", **settings)
+
+
 def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(PreconditionFailed, match="no such checkpoint"):
@@ -102,6 +183,10 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
         AestheticHead.read(tmp_path / "head.safetensors")
     with pytest.raises(FileNotFoundError):
         open_clip_directory("hpsv2", str(tmp_path / "nothing"))
+    with pytest.raises(PreconditionFailed, match="no checkpoint of ImageReward"):
+        imagereward.describe("m", ModelSettings(kind="imagereward", source=str(tmp_path / "other.pt")))
+    with pytest.raises(FileNotFoundError, match=r"ImageReward\.pt"):
+        imagereward.checkpoint(str(tmp_path))
     for wrong in ({"kind": "aesthetic"}, {"head": "x"}, {"architecture": "ViT-H-14"}):
         with pytest.raises(ValidationError):
             ModelSettings(source="ViT-B-32", **wrong)  # type: ignore[arg-type]

@@ -8,8 +8,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from sightline.errors import Unavailable
 from sightline_scorer.probe import ModelProbe
 from sightline_scorer.settings import ProbeSettings, TritonSettings
+from sightline_scorer.triton.backend import TOWER_DIED
 
 
 class Backend:
@@ -19,35 +21,54 @@ class Backend:
         self.calls: list[str] = []
         self.worked: dict[str, float] = {}
         self.answer = np.eye(4, dtype=np.float32)[0]
+        self.dead: set[str] = set()
+        self.restarts = 0
 
     def all_worked_since(self, names: Sequence[str]) -> float:
         return min(self.worked.get(name, float("-inf")) for name in names)
 
     async def embed_images(self, name: str, _: Any) -> np.ndarray:
         self.calls.append(name)
+        if name in self.dead:
+            raise Unavailable("it has died", reason=TOWER_DIED)
         self.worked[name] = time.monotonic()
         return self.answer[None]
 
     embed_texts = embed_images
 
+    async def unload(self, name: str) -> None:
+        raise ValueError("a dead one says nothing")
+
+    async def load(self, name: str) -> None:
+        self.dead.discard(name)
+
+    async def restarted(self, why: str) -> None:
+        self.restarts += 1
+
 
 class Model:
     """A model of two towers, "i" and "t"."""
 
-    name = "m"
-    triton_names = ("i", "t")
     card = SimpleNamespace(image_height=2, image_width=2)
     tokenizer = SimpleNamespace(encode=lambda texts, indices: [SimpleNamespace(ids=[1])])
-    image = text = SimpleNamespace(busy_since=None)
+    info = SimpleNamespace(error="")
+    towers = (SimpleNamespace(busy_since=None),) * 2
+
+    def __init__(self, name: str = "m", towers: tuple[str, str] = ("i", "t")) -> None:
+        self.name = name
+        self.triton_names = towers
 
     @contextlib.contextmanager
     def used(self) -> Iterator[None]:
         yield
 
 
-def probe(backend: Backend) -> ModelProbe:
-    server: Any = SimpleNamespace(address=lambda: "127.0.0.1:1")
-    models: Any = SimpleNamespace(served={"m": Model()})
+def probe(backend: Backend, *others: Model) -> ModelProbe:
+    """Of the default model `m` and others."""
+    first = Model()
+    server: Any = SimpleNamespace(address=lambda: "127.0.0.1:1", restart=backend.restarted)
+    served = {model.name: model for model in (first, *others)}
+    models: Any = SimpleNamespace(served=served, find=lambda name: first, members=lambda found: [found])
     as_backend: Any = backend
     return ModelProbe(models, as_backend, server, ProbeSettings(every_seconds=0.05), TritonSettings())
 
@@ -86,6 +107,26 @@ def test_a_poisoned_tower_is_found_out_and_so_is_its_recovery() -> None:
         await until(lambda: "otherwise than at the start" in (one.trouble() or ""))
         backend.answer = good
         await until(lambda: one.trouble() is None)
+        await one.stop()
+
+    asyncio.run(test())
+
+
+def test_a_model_that_dies_takes_no_other_along_and_is_loaded_again_alone() -> None:
+    async def test() -> None:
+        backend, other = Backend(), Model("other", ("other_i", "other_t"))
+        other.info = SimpleNamespace(error="")
+        one = probe(backend, other)
+        await one.start()
+        backend.dead.add("other_t")
+        await until(lambda: "died" in other.info.error)
+        assert one.trouble() is None, "the default model answers"
+        await until(lambda: not other.info.error)
+        assert (backend.dead, backend.restarts) == (set(), 0)
+        backend.dead.add("i")
+        await until(lambda: "died" in (one.trouble() or ""))
+        await until(lambda: one.trouble() is None)
+        assert backend.restarts == 0
         await one.stop()
 
     asyncio.run(test())

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,9 +20,11 @@ from sightline_chassis.image_store import ImageStore, check_digest
 from sightline_scorer import metrics
 from sightline_scorer.fair_pool import FairPool
 from sightline_scorer.fetch import Fetcher
+from sightline_scorer.joint import JointModel
 from sightline_scorer.models import ServedModel
 from sightline_scorer.small_images import MOST_BYTES, small_size
 from sightline_scorer.texts import Plan, Steps, Unknown, advance
+from sightline_scorer.tokens import TokenRow
 from sightline_scorer.tower import TowerItem, Wait
 
 T = TypeVar("T")
@@ -146,6 +148,55 @@ class Embedder:
             tower.leave(wait)
             raise
         return wait
+
+    def unknown_pairs(self, model: JointModel, source: ImageSource) -> Unknown:
+        """What tells a plan which texts the team's calls have not had scored with this image."""
+        before, unknown = self._scope() + source.sha256, model.tower.unknown
+        return lambda keys: unknown([before + key for key in keys])
+
+    def ask_pairs(self, model: JointModel, source: ImageSource, plan: Plan) -> Wait:
+        """Begin to wait for the numbers of an image with a plan's rows, in their order. Raises a SightlineError."""
+        tower, before = model.tower, self._scope() + source.sha256
+        keys = [before + key for key in plan.keys]
+        wait, new = tower.ask(keys)
+        try:
+            items = []
+            for position in new:
+                text, row = plan.rows[position], plan.tokens.get(position)
+                if row is None:  # it was known when the plan was made, and has left since
+                    (row,) = model.texts.encode([text], [0])
+                item = tower.begin(wait, position, keys[position], row.length)
+                if item is not None:
+                    items.append((item, row, text))
+            if items:
+                self._show_in_pool(model, source, items)
+        except BaseException:
+            tower.leave(wait)
+            raise
+        return wait
+
+    def _show_in_pool(
+        self, model: JointModel, source: ImageSource, items: Sequence[tuple[TowerItem, TokenRow, str]]
+    ) -> None:
+        """Make of the image what the model sees, once for all its texts."""
+
+        def made(future: asyncio.Future[Any]) -> None:
+            error: BaseException | None = (
+                InternalError("the decoding was cancelled", reason="CANCELLED_BATCH")
+                if future.cancelled()
+                else future.exception()
+            )
+            if error is not None and not isinstance(error, SightlineError):
+                error = InternalError(f"a bug in decoding: {error!r}", reason="IMAGE_DECODER_FAILED")
+            if isinstance(error, SightlineError):
+                _count_failure(error)
+            for item, row, text in items:
+                if error is not None:
+                    model.tower.fail(item, error)
+                else:
+                    model.tower.ready(item, model.payload(future.result(), row, text), max(1, row.length))
+
+        self._in_turn(lambda: model.picture(source.read())).add_done_callback(made)
 
     def _scope(self) -> bytes:
         """What keys of the calling team begin with."""

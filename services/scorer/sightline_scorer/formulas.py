@@ -7,8 +7,9 @@ groups'.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -86,6 +87,10 @@ class Scale:
         scale, bias = card.logit_scale, card.logit_bias
         return cls(card.name, scale, bias, card.sigmoid, calibration, why_uncalibrated, card.kind, head)
 
+    def calibrated(self, calibration: Calibration | None, why_uncalibrated: str = "") -> Self:
+        """The same with a calibration, or with the reason why there is none."""
+        return dataclasses.replace(self, calibration=calibration, why_uncalibrated=why_uncalibrated)
+
     @property
     def digest(self) -> str:
         """SHA-256 of the calibration's file; empty if there is none."""
@@ -122,12 +127,7 @@ class Scale:
                 metadata={"model": self.model},
             )
         if kind == pb.SCORE_KIND_PERCENTILE and self.calibration is None:
-            raise PreconditionFailed(
-                f"model {self.model!r} is not calibrated{self.why_uncalibrated}: run `sightline scorer calibrate "
-                f"--model {self.model} --scorer HOST:PORT PAIRS.jsonl` and reload the models",
-                reason="NOT_CALIBRATED",
-                metadata={"model": self.model},
-            )
+            raise not_calibrated(self.model, self.why_uncalibrated)
 
     def apply(self, kind: pb.ScoreKind, cosine: Floats, image: Floats | None = None) -> Floats:
         """Scores [N] of a checked kind, from cosines [N]; an aesthetic mark is of the image's embedding [D]."""
@@ -148,6 +148,16 @@ class Scale:
             return self.calibration.percentiles(cosine)
         logit = logits(cosine, self.logit_scale, self.logit_bias)
         return logit if kind == pb.SCORE_KIND_LOGIT else probabilities(logit)
+
+
+def not_calibrated(model: str, why: str) -> PreconditionFailed:
+    """The error of percentiles that cannot be told."""
+    return PreconditionFailed(
+        f"model {model!r} is not calibrated{why}: run `sightline scorer calibrate --model {model} --scorer HOST:PORT "
+        "PAIRS.jsonl` and reload the models",
+        reason="NOT_CALIBRATED",
+        metadata={"model": model},
+    )
 
 
 def group_means(rows: Floats, sizes: Counts) -> Floats:

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
 import shutil
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sightline.errors import PreconditionFailed, SightlineError, first_line
 from sightline.picture_rule import PICTURE_RULE
@@ -23,22 +23,18 @@ from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_chassis.shipped import model_place
 
 from sightline_scorer import calibration as calibrations
-from sightline_scorer import metrics
-from sightline_scorer.aesthetic import AestheticHead
-from sightline_scorer.cache import EmbeddingTable
-from sightline_scorer.formulas import Scale, default_kind
-from sightline_scorer.models import Ensemble, ModelRegistry, ServedModel
-from sightline_scorer.preprocessing import Preprocessor
-from sightline_scorer.released import RELEASED
+from sightline_scorer import imagereward, metrics
+from sightline_scorer.assembly import Assembly
+from sightline_scorer.calibration import Calibration
+from sightline_scorer.joint import JointModel
+from sightline_scorer.language_model import LanguageModel, language_model
+from sightline_scorer.models import AnyModel, Ensemble, ModelRegistry
 from sightline_scorer.settings import ModelSettings, ScorerSettings
-from sightline_scorer.tokens import Tokenizer
-from sightline_scorer.tower import Tower
 from sightline_scorer.triton import repository
 from sightline_scorer.triton.backend import TritonBackend
-from sightline_scorer.triton.card import ModelCard
+from sightline_scorer.triton.card import TOWERS, sha256_of
 from sightline_scorer.triton.embedded import EmbeddedTriton
 from sightline_scorer.triton.servers import TritonServer
-from sightline_scorer.vocabularies import vocabulary
 
 logger = logging.getLogger(__name__)
 _WHAT_LOADING_RAISES = (OSError, ValueError, RuntimeError, ImportError, SightlineError)
@@ -69,6 +65,8 @@ class Loader:
         settings = self._settings
         cards = []
         for name, model in settings.models.items():
+            if model.kind == "vqa":
+                continue
             with _naming(name):
                 self._fingerprints[name] = fingerprint(model)
                 cards.append(repository.describe(name, model))
@@ -77,16 +75,20 @@ class Loader:
     async def load_all(self) -> ModelRegistry:
         """The models of a Triton that has started. Raises what loading raises."""
         settings = self._settings
-        served = {}
+        served: dict[str, AnyModel] = {}
         for name, model in settings.models.items():
-            served[name] = await self._serve(settings, name, 1, self._fingerprints.get(name, ""))
-            served[name].scale = _scale(served[name], model)
+            if model.kind == "vqa":
+                served[name] = await self._answers(settings, name)
+            else:
+                mark = self._fingerprints.get(name) or _remote_mark(model)
+                served[name] = await self._serve(settings, name, 1, mark)
+            _calibrate(served[name], model)
             _tell(served[name])
         ensembles = {name: Ensemble.of(name, ensemble) for name, ensemble in settings.ensembles.items()}
         return ModelRegistry(served, ensembles, settings.default_name)
 
     async def reload(
-        self, models: ModelRegistry, settings: ScorerSettings, try_out: Callable[[ServedModel], Awaitable[None]]
+        self, models: ModelRegistry, settings: ScorerSettings, try_out: Callable[[AnyModel], Awaitable[None]]
     ) -> tuple[list[str], list[str]]:
         """Serve what `settings` say from now on; answers the names that changed and those that went.
 
@@ -111,10 +113,10 @@ class Loader:
             removed = [name for name in models.served if name not in settings.models]
             old = [version for name, version in models.served.items() if name in changed or name in removed]
             for name, model in settings.models.items():
-                scale = _scale(served[name], model)
-                if name not in changed and scale.digest != served[name].scale.digest:
+                before = served[name].scale.digest
+                _calibrate(served[name], model)
+                if name not in changed and served[name].scale.digest != before:
                     changed.append(name)
-                served[name].scale = scale
                 _tell(served[name])
             ensembles = {name: Ensemble.of(name, ensemble) for name, ensemble in settings.ensembles.items()}
             models.change({name: served[name] for name in settings.models}, ensembles, settings.default_name)
@@ -131,9 +133,16 @@ class Loader:
 
     async def _changed(
         self, models: ModelRegistry, settings: ScorerSettings, name: str, model: ModelSettings
-    ) -> ServedModel | None:
+    ) -> AnyModel | None:
         """A new version of the model, loaded and warm, where there is reason for one."""
         now = models.served.get(name)
+        if model.kind == "vqa":
+            new = await self._answers(settings, name, self._versions.get(name, 0) + 1)
+            if now is None or new.fingerprint != now.fingerprint:
+                return new
+            await new.close()
+            self._versions[name] = now.info.version
+            return None
         if isinstance(self._server, EmbeddedTriton):
             with _naming(name):
                 mark = await asyncio.to_thread(fingerprint, model)
@@ -145,25 +154,25 @@ class Loader:
             models.others.append(info)
             try:
                 await self._add(self._server.repository, settings, name, model)
-                new = await self._serve(settings, name, self._triton_version, mark, version)
+                added = await self._serve(settings, name, self._triton_version, mark, version)
             except _WHAT_LOADING_RAISES as error:
                 info.state, info.error = pb.MODEL_STATE_FAILED, str(error)[:500]
                 raise
             models.others.remove(info)
-            return new
+            return added
         # A remote Triton: whoever runs it has changed the models of its repository, or not.
-        names = _triton_names(name, settings, 1)
-        card = dataclasses.replace(await self._backend.card(*names), name=name)
-        if now is not None and card == now.card and model == self._settings.models.get(name):
+        told = await self._backend.card(*_triton_names(name, settings, 1))
+        mark = await asyncio.to_thread(_remote_mark, model)
+        if now is not None and (told, mark) == (now.told, now.fingerprint):
             return None
-        return await self._serve(settings, name, 1, "", self._versions.get(name, 0) + 1)
+        return await self._serve(settings, name, 1, mark, self._versions.get(name, 0) + 1)
 
     async def _add(self, out: Path, settings: ScorerSettings, name: str, model: ModelSettings) -> None:
         with _naming(name):
             card = await asyncio.to_thread(repository.describe, name, model)
         names = _triton_names(name, settings, self._triton_version)
         try:
-            for tower, triton_name in zip(repository.TOWERS, names, strict=True):
+            for tower, triton_name in zip(card.towers, names, strict=True):
                 repository.add(card, tower, triton_name, out, settings.triton, copy=False)
                 await self._backend.load(triton_name)
         except BaseException:
@@ -173,71 +182,26 @@ class Loader:
 
     async def _serve(
         self, settings: ScorerSettings, name: str, triton_version: int, mark: str, version: int = 1
-    ) -> ServedModel:
+    ) -> AnyModel:
         """The version of a model that Triton has, ready to be asked."""
-        model = settings.models[name]
-        names = _triton_names(name, settings, triton_version)
-        card = dataclasses.replace(await self._backend.card(*names), name=name)
-        embedded = isinstance(self._server, EmbeddedTriton)
-        if card.kind != model.kind:
-            raise ValueError(f"models.{name}.kind is {model.kind}, but Triton serves {card.kind}: name what it serves")
-        # A released checkpoint is made into an open_clip model where its towers run.
-        here = embedded or model.kind not in RELEASED
-        architecture = await asyncio.to_thread(repository.architecture_of, model) if here else card.architecture
-        tokenizer = await asyncio.to_thread(_tokenizer, architecture if here else "", card)
-        if here and not embedded:
-            await asyncio.to_thread(_check_weights, architecture, model, card)
-        head = None if model.head is None else await asyncio.to_thread(AestheticHead.read, model.head)
-        if head is not None:
-            card = _with_head(card, head)
         self._versions[name] = version
-        info = pb.ModelInfo(
-            name=name,
-            architecture=model.source,
-            weights_digest=card.weights_digest,
-            preprocessing_digest=card.preprocessing_digest,
-            embedding_size=card.embedding_size,
-            image_size=max(card.image_height, card.image_width),
-            context_length=card.context_length,
-            logit_scale=card.logit_scale,
-            logit_bias=card.logit_bias,
-            version=self._versions[name],
-            state=pb.MODEL_STATE_READY,
-            precision=card.precision,
-            default_kind=default_kind(card),
-            model_kind=card.kind,
-            backend=settings.triton.backend,
-        )
-        image_name, text_name = names
-        cache, triton, backend = settings.cache, settings.triton, self._backend
-        limits = {"in_flight": triton.most_in_flight, "max_waiting": triton.max_queue}
-        return ServedModel(
-            card=card,
-            info=info,
-            scale=Scale.of(card, None, "", head),
-            preprocess=Preprocessor(card, settings.limits),
-            tokenizer=tokenizer,
-            image=Tower(
-                EmbeddingTable(card.embedding_size, cache.image_bytes, name, "image"),
-                lambda pixels: backend.embed_images(image_name, pixels),
-                (name, "image"),
-                batch=triton.image_batch,
-                tokens=0,
-                **limits,
-            ),
-            text=Tower(
-                EmbeddingTable(card.embedding_size, cache.text_bytes, name, "text"),
-                lambda rows: backend.embed_texts(text_name, rows),
-                (name, "text"),
-                batch=triton.text_batch,
-                tokens=triton.text_batch_tokens,
-                **limits,
-            ),
-            triton_names=names,
-            fingerprint=mark,
-        )
+        embedded = isinstance(self._server, EmbeddedTriton)
+        assembly = Assembly(settings, self._backend, embedded)
+        names = _triton_names(name, settings, triton_version)
+        told = await self._backend.card(*names)
+        make = assembly.clip if told.embedding_size else assembly.joint
+        return await make(name, names, told, mark, version)
 
-    def _drain(self, models: ModelRegistry, model: ServedModel) -> None:
+    async def _answers(self, settings: ScorerSettings, name: str, version: int = 1) -> AnyModel:
+        """A model that a sampler answers. Raises what connecting raises, naming the model."""
+        with _naming(name):
+            speaker = await language_model(settings.models[name])
+        self._versions[name] = version
+        mark = _answering_mark(settings.models[name], speaker)
+        embedded = isinstance(self._server, EmbeddedTriton)
+        return Assembly(settings, self._backend, embedded).answers(name, speaker, mark, version)
+
+    def _drain(self, models: ModelRegistry, model: AnyModel) -> None:
         model.info.state = pb.MODEL_STATE_DRAINING
         model.info.is_default = False
         models.others.append(model.info)
@@ -245,7 +209,7 @@ class Loader:
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
 
-    async def _retire(self, models: ModelRegistry, model: ServedModel) -> None:
+    async def _retire(self, models: ModelRegistry, model: AnyModel) -> None:
         await model.drained(self._settings.reload.drain_seconds)
         await model.close()
         still_there = [served.triton_names for served in models.served.values()]
@@ -282,19 +246,17 @@ def _naming(name: str) -> Iterator[None]:
 
 def fingerprint(settings: ModelSettings) -> str:
     """What changes with a model's settings and files, but not with its calibration. Raises as finding weights."""
+    facts: dict[str, Any] = {"here": _remote_mark(settings)}
+    if settings.kind == "imagereward":
+        facts["weights"] = sha256_of(imagereward.checkpoint(settings.source))
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     architecture = repository.architecture_of(settings)
     weights = repository.find_weights(architecture, settings.pretrained)
-    facts = {
-        "head": "" if settings.head is None else repository.sha256_of(settings.head),
-        "settings": settings.model_dump(mode="json", exclude={"calibration"}),
-        "weights": repository.sha256_of(weights),
-    }
+    facts["weights"] = sha256_of(weights)
     if architecture.startswith(repository.LOCAL_DIR):
         folder = Path(architecture.removeprefix(repository.LOCAL_DIR))
         files = sorted(file for file in folder.iterdir() if file.is_file() and file.resolve() != weights)
-        facts["files"] = {
-            file.name: repository.sha256_of(file) for file in files if file.name != calibrations.FILE_NAME
-        }
+        facts["files"] = {file.name: sha256_of(file) for file in files if file.name != calibrations.FILE_NAME}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
@@ -302,91 +264,69 @@ def calibration_path(settings: ModelSettings) -> Path | None:
     """Where the model's calibration is, or would be; None for a model without a directory of its own."""
     if settings.calibration is not None:
         return settings.calibration
+    if settings.kind == "vqa":
+        return None  # it is where the sampler is
     folder = Path(model_place(settings.source).removeprefix(repository.LOCAL_DIR))
     return folder / calibrations.FILE_NAME if folder.is_dir() else None
 
 
-def _with_head(card: ModelCard, head: AestheticHead) -> ModelCard:
-    """The card of a CLIP model with a network on it: its weights are both files. Raises ValueError."""
-    if head.size != card.embedding_size:
-        raise ValueError(
-            f"models.{card.name}.head takes embeddings of {head.size} numbers, and the model gives "
-            f"{card.embedding_size}: it belongs to another model (LAION's to ViT-L-14 of OpenAI)"
-        )
-    both = hashlib.sha256(f"{card.weights_digest} {head.digest}".encode()).hexdigest()
-    return dataclasses.replace(card, weights_digest=both)
+def _calibrate(model: AnyModel, settings: ModelSettings) -> None:
+    """Give a model its calibration where there is one that fits. Raises ValueError for a broken file."""
+    found, why = _calibration(model.info, settings)
+    if isinstance(model, JointModel):
+        model.scale = model.scale.calibrated(found, why)
+    else:
+        model.scale = model.scale.calibrated(found, why)
 
 
-def _scale(model: ServedModel, settings: ModelSettings) -> Scale:
-    """The model's scale, with its calibration where there is one that fits. Raises ValueError for a broken file."""
-    card, head = model.card, model.scale.head
+def _calibration(info: pb.ModelInfo, settings: ModelSettings) -> tuple[Calibration | None, str]:
+    """The calibration, or the reason why the one that is there cannot be used."""
     path = calibration_path(settings)
     if path is None or not path.is_file():
         if settings.calibration is not None:
-            raise ValueError(f"models.{card.name}.calibration={path} is no file")
-        return Scale.of(card, None, "", head)
+            raise ValueError(f"models.{info.name}.calibration={path} is no file")
+        return None, ""
     found = calibrations.read(path)
     if found.picture_rule != PICTURE_RULE:
         made = f"rule {found.picture_rule}" if found.picture_rule else "no named rule, as by Sightline 0.1.0"
         logger.warning(
             "a calibration was made with another picture rule: make it again by `sightline scorer calibrate`",
-            extra={"model": card.name, "file": str(path), "rule": found.picture_rule},
+            extra={"model": info.name, "file": str(path), "rule": found.picture_rule},
         )
         why = f" for picture rule {PICTURE_RULE} ({path.name} was made with {made})"
-        return Scale.of(card, None, why, head)
-    if (found.weights_digest, found.preprocessing_digest) != (card.weights_digest, card.preprocessing_digest):
-        logger.warning("a calibration belongs to other weights", extra={"model": card.name, "file": str(path)})
-        return Scale.of(card, None, f" for these weights ({path.name} was fitted for others)", head)
-    return Scale.of(card, found, "", head)
+        return None, why
+    if (found.weights_digest, found.preprocessing_digest) != (info.weights_digest, info.preprocessing_digest):
+        logger.warning("a calibration belongs to other weights", extra={"model": info.name, "file": str(path)})
+        return None, f" for these weights ({path.name} was fitted for others)"
+    return found, ""
 
 
-def _tell(model: ServedModel) -> None:
+def _tell(model: AnyModel) -> None:
     """Put what a model can do into its info, and the metrics."""
     del model.info.kinds[:]
     model.info.kinds.extend(model.scale.kinds)
     model.info.calibration_digest = model.scale.digest
-    card = model.card
+    info = model.info
     metrics.MODEL_INFO.labels(
-        card.name, model.info.architecture, card.weights_digest, card.preprocessing_digest, card.precision
+        info.name, info.architecture, info.weights_digest, info.preprocessing_digest, info.precision
     ).set(1)
-    metrics.MODEL_VERSION.labels(card.name).set(model.info.version)
+    metrics.MODEL_VERSION.labels(info.name).set(info.version)
 
 
-def _triton_names(name: str, settings: ScorerSettings, version: int) -> tuple[str, str]:
-    image, text = (repository.triton_name(tower, name, settings.first_model, version) for tower in repository.TOWERS)
-    return image, text
+def _triton_names(name: str, settings: ScorerSettings, version: int) -> tuple[str, ...]:
+    towers = ("joint",) if settings.models[name].kind == "imagereward" else TOWERS
+    return tuple(repository.triton_name(tower, name, settings.first_model, version) for tower in towers)
 
 
-def _check_weights(architecture: str, settings: ModelSettings, card: ModelCard) -> None:
-    """Where a directory is named that holds weights, they must be those that a remote Triton serves."""
-    if not architecture.startswith(repository.LOCAL_DIR):
-        return
-    try:
-        weights = repository.find_weights(architecture, settings.pretrained)
-    except ValueError:
-        return  # configuration and tokenizer are all that is needed here
-    digest = repository.sha256_of(weights)
-    if digest != card.weights_digest:
-        raise RuntimeError(
-            f"{weights} has other weights (SHA-256 {digest}) than Triton's {card.name} ({card.weights_digest}): build "
-            "its model repository again, or name the model that it serves"
-        )
+def _remote_mark(settings: ModelSettings) -> str:
+    """As `fingerprint`, of what is here of a model whose towers are elsewhere."""
+    facts = {
+        "head": "" if settings.head is None else sha256_of(settings.head),
+        "settings": settings.model_dump(mode="json", exclude={"calibration"}),
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def _tokenizer(architecture: str, card: ModelCard) -> Tokenizer:
-    window = _window(architecture)
-    if window not in (None, card.context_length):
-        raise ValueError(
-            f"the tokenizer of {architecture} has a window of {window} tokens, but Triton serves "
-            f"{card.architecture} with {card.context_length}: name the same model"
-        )
-    tokenizer = vocabulary(card.tokenizer, architecture, card.context_length)
-    return Tokenizer(tokenizer, card.context_length, card.vocabulary_size, trim=card.trim_padding)
-
-
-def _window(architecture: str) -> int | None:
-    """Tokens of the window that a directory's configuration states; None where there is none to read."""
-    if not architecture.startswith(repository.LOCAL_DIR):
-        return None
-    config = json.loads((Path(architecture.removeprefix(repository.LOCAL_DIR)) / "open_clip_config.json").read_text())
-    return int(config.get("model_cfg", {}).get("text_cfg", {}).get("context_length", 77))
+def _answering_mark(settings: ModelSettings, speaker: LanguageModel) -> str:
+    facts = [_remote_mark(settings), speaker.weights_digest, speaker.question_digest]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

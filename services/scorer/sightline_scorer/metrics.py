@@ -53,6 +53,11 @@ TRITON_CALLS = Counter(
     "sightline_scorer_triton_calls_total", "Batches sent to Triton, by the way of their tensors.", ("transport",)
 )
 MODEL_VERSION = Gauge("sightline_scorer_model_version", "The version of each model that answers.", ("model",))
+MODEL_UP = Gauge(
+    "sightline_scorer_model_up",
+    "Whether the last probe of each model's towers worked; what a sampler answers is not probed.",
+    ("model",),
+)
 FETCHES = Counter(
     "sightline_scorer_fetches_total", "Images fetched by URI: OK, or the reason of the refusal.", ("outcome",)
 )

@@ -1,71 +1,44 @@
-"""The models that are served: each version with its two towers, and ensembles over them."""
+"""The models that are served, by name: CLIP models with their two towers, joint ones, and ensembles over both."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from sightline.errors import NotFound, PreconditionFailed
 from sightline.scorer.v1 import scorer_pb2 as pb
 
 from sightline_scorer.formulas import KINDS, Scale
+from sightline_scorer.joint import JointModel
 from sightline_scorer.preprocessing import Preprocessor
 from sightline_scorer.settings import EnsembleSettings
 from sightline_scorer.tokens import Tokenizer
 from sightline_scorer.tower import Tower
 from sightline_scorer.triton.card import ModelCard
+from sightline_scorer.versions import ModelVersion
 
 
-@dataclass(eq=False)
-class ServedModel:
-    """One version of a model."""
+@dataclass(eq=False, kw_only=True)
+class ServedModel(ModelVersion):
+    """One version of a CLIP model."""
 
     card: ModelCard
-    info: pb.ModelInfo
     scale: Scale
     preprocess: Preprocessor
     tokenizer: Tokenizer
     image: Tower
     text: Tower
-    triton_names: tuple[str, str]
-    """Its image tower and its text tower in Triton."""
-    fingerprint: str
-    """Changes with anything that makes another version of it."""
-    in_use: int = 0
-    """Requests that have it."""
-    _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def name(self) -> str:
-        """What callers ask for."""
-        return self.card.name
+    def towers(self) -> tuple[Tower, ...]:
+        """The image's and the text's."""
+        return self.image, self.text
 
-    @contextlib.contextmanager
-    def used(self) -> Iterator[ServedModel]:
-        """A request has this version until it ends, also when another one takes over meanwhile."""
-        self.in_use += 1
-        self._idle.clear()
-        try:
-            yield self
-        finally:
-            self.in_use -= 1
-            if self.in_use == 0:
-                self._idle.set()
 
-    async def drained(self, seconds: float) -> None:
-        """Return when no request has it, or after so many seconds."""
-        if self.in_use:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._idle.wait(), seconds)
-
-    async def close(self) -> None:
-        """Let its towers go."""
-        await self.image.close()
-        await self.text.close()
+AnyModel: TypeAlias = ServedModel | JointModel
 
 
 @dataclass(frozen=True)
@@ -93,12 +66,12 @@ class ModelRegistry:
         default: the name of requests that name none.
     """
 
-    def __init__(self, served: Mapping[str, ServedModel], ensembles: Mapping[str, Ensemble], default: str) -> None:
+    def __init__(self, served: Mapping[str, AnyModel], ensembles: Mapping[str, Ensemble], default: str) -> None:
         self.others: list[pb.ModelInfo] = []
         """Versions that are loading, draining or failed."""
         self.change(served, ensembles, default)
 
-    def change(self, served: Mapping[str, ServedModel], ensembles: Mapping[str, Ensemble], default: str) -> None:
+    def change(self, served: Mapping[str, AnyModel], ensembles: Mapping[str, Ensemble], default: str) -> None:
         """From now on, serve these."""
         self.served = dict(served)
         self.ensembles = dict(ensembles)
@@ -112,7 +85,7 @@ class ModelRegistry:
         """All that can be asked for."""
         return sorted([*self.served, *self.ensembles])
 
-    def find(self, name: str) -> ServedModel | Ensemble:
+    def find(self, name: str) -> AnyModel | Ensemble:
         """The model or ensemble of that name, the default one for an empty name. Raises NotFound."""
         wanted = name or self.default
         found = self.served.get(wanted) or self.ensembles.get(wanted)
@@ -125,7 +98,7 @@ class ModelRegistry:
         return found
 
     def find_model(self, name: str) -> ServedModel:
-        """The model of that name, no ensemble. Raises NotFound and PreconditionFailed."""
+        """The model of that name that has embeddings. Raises NotFound and PreconditionFailed."""
         found = self.find(name)
         if isinstance(found, Ensemble):
             raise PreconditionFailed(
@@ -133,11 +106,20 @@ class ModelRegistry:
                 f"{', '.join(found.weights)}",
                 reason="MODEL_IS_ENSEMBLE",
             )
+        if isinstance(found, JointModel):
+            raise PreconditionFailed(
+                f"{found.name!r} takes picture and text together, and has no embeddings: ask another model",
+                reason="NO_EMBEDDINGS",
+            )
         return found
 
-    def info(self, found: ServedModel | Ensemble) -> pb.ModelInfo:
+    def members(self, found: AnyModel | Ensemble) -> list[AnyModel]:
+        """The models that an answer needs."""
+        return [self.served[name] for name in found.weights] if isinstance(found, Ensemble) else [found]
+
+    def info(self, found: AnyModel | Ensemble) -> pb.ModelInfo:
         """What a response says of it."""
-        return found.info if isinstance(found, ServedModel) else self._infos[found.name]
+        return self._infos[found.name] if isinstance(found, Ensemble) else found.info
 
     def infos(self) -> list[pb.ModelInfo]:
         """Of all that can be asked for."""
@@ -152,7 +134,7 @@ class ModelRegistry:
             model_kind="ensemble",
             weights_digest=_digest([[m.name, m.info.weights_digest, ensemble.weights[m.name]] for m in members]),
             preprocessing_digest=_digest([[m.name, m.info.preprocessing_digest] for m in members]),
-            context_length=min(member.info.context_length for member in members),
+            context_length=min((m.info.context_length for m in members if m.info.context_length), default=0),
             image_size=max(member.info.image_size for member in members),
             is_default=ensemble.name == self.default,
             kinds=kinds,

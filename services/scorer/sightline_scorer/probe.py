@@ -1,28 +1,35 @@
-"""Says whether the scorer can do its work, by doing it: a real inference through both towers of every model.
+"""Says whether the scorer can do its work, by doing it: a real inference through the towers of every model.
 
-A process that lives and answers pings may still be poisoned (hung, or giving zeros). So the probe's embeddings must
-come, be finite, and be those of the first probe after the start. An inference that worked a moment ago counts as a
-probe; an answer from the cache does not.
+A process that lives and answers pings may still be poisoned (hung, or giving zeros). So the probe's answers must come,
+be finite, and be those of the first probe after the start. An inference that worked a moment ago counts as a probe; an
+answer from the cache does not.
+
+A model that fails takes no other along: the service is ready for as long as the default model is (all members of a
+default ensemble), `sightline_scorer_model_up` says which are not, and a tower whose process died and did not come back
+is loaded again alone. A Triton that is down, or hangs, is everybody's trouble. What a sampler answers has health of its
+own, and is not asked here.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
 import numpy as np
-from sightline.errors import InternalError, SightlineError
+from sightline.errors import InternalError, NotFound, SightlineError
 
-from sightline_scorer.metrics import NONFINITE, backend_up
-from sightline_scorer.models import ModelRegistry, ServedModel
+from sightline_scorer import metrics
+from sightline_scorer.joint import JointModel
+from sightline_scorer.models import AnyModel, ModelRegistry, ServedModel
 from sightline_scorer.settings import ProbeSettings, TritonSettings
 from sightline_scorer.triton.backend import TOWER_DIED, Embeddings, TritonBackend
 from sightline_scorer.triton.servers import TritonServer
 
 logger = logging.getLogger(__name__)
 _TEXT = "a photo of a probe"
-_TOLERANCE = 0.05  # cosine distance; half precision and another batch size stay far below it
+_TOLERANCE = 0.05  # cosine distance, or part of a number; half precision and another batch size stay far below it
 
 
 class ModelProbe:
@@ -41,17 +48,21 @@ class ModelProbe:
         self._server = server
         self._settings = settings
         self._hung_after_seconds = triton.hung_after_seconds
-        self._up = backend_up(triton)
+        self._load_seconds = triton.start_timeout_seconds
+        self._up = metrics.backend_up(triton)
         self._first: dict[str, Embeddings] = {}
         self._last_good = time.monotonic()
-        self._trouble: str | None = None
-        self._dead_towers = 0
+        self._troubles: dict[str, str] = {}
+        """By model, why it cannot be asked."""
+        self._deaths: dict[str, int] = {}
+        """By tower, how often it was found dead, one time after the other."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Probe once, then go on in the background. Raises a SightlineError where the first probe fails."""
-        await self._probe_all()
-        self._verdict(None)
+        for model in list(self._models.served.values()):
+            await self.try_out(model)
+        self._tell()
         self._task = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -61,8 +72,14 @@ class ModelProbe:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def trouble(self) -> str | None:
-        """None when scores can be had, else why not."""
-        return self._down() or self._trouble
+        """None when the default model's scores can be had, else why not."""
+        if (down := self._down()) is not None:
+            return down
+        try:
+            needed = self._models.members(self._models.find(""))
+        except NotFound:
+            return "it has no models"
+        return next((self._troubles[model.name] for model in needed if model.name in self._troubles), None)
 
     def _down(self) -> str | None:
         try:
@@ -74,30 +91,41 @@ class ModelProbe:
     async def _run(self) -> None:
         while True:
             # While something is wrong, look often: recovery should show at once.
-            await asyncio.sleep(
-                min(1.0, self._settings.every_seconds) if self.trouble() else self._settings.every_seconds
-            )
+            wrong = self._troubles or self._down() is not None
+            await asyncio.sleep(min(1.0, self._settings.every_seconds) if wrong else self._settings.every_seconds)
             if self._down() is not None:
                 self._last_good = time.monotonic()  # it is being started again: nothing to probe, nothing that hangs
                 continue
             if time.monotonic() - self._last_success() < self._settings.every_seconds:
-                self._verdict(None)
+                self._troubles.clear()
+            elif self._troubles or not self._at_work():
+                await asyncio.gather(*(self._probe(model) for model in list(self._models.served.values())))
+            else:
                 continue
-            if self._trouble is None and self._at_work():
-                continue
-            try:
-                async with asyncio.timeout(self._settings.timeout_seconds):
-                    await self._probe_all()
-                self._verdict(None)
-            except TimeoutError:
-                self._verdict(f"a probe got no answer within {self._settings.timeout_seconds:g} s")
-            except SightlineError as error:
-                self._verdict(error.message)
-                self._dead_towers += error.reason == TOWER_DIED
-            except Exception:
-                logger.exception("the probe itself failed")
-                self._verdict("the probe itself failed; see the log")
-            await self._restart_if_hung()
+            self._tell()
+            await self._mend()
+
+    async def _probe(self, model: AnyModel) -> None:
+        """Ask each tower that has not just worked; each of them, while something is wrong."""
+        try:
+            async with asyncio.timeout(self._settings.timeout_seconds):
+                with model.used():
+                    for name in model.triton_names:
+                        idle = time.monotonic() - self._backend.all_worked_since([name])
+                        if model.name in self._troubles or idle >= self._settings.every_seconds:
+                            await self._try_tower(model, name)
+                        self._deaths.pop(name, None)
+        except TimeoutError:
+            self._troubles[model.name] = f"a probe got no answer within {self._settings.timeout_seconds:g} s"
+        except SightlineError as error:
+            self._troubles[model.name] = error.message
+            if error.reason == TOWER_DIED:
+                self._deaths[name] = self._deaths.get(name, 0) + 1
+        except Exception:
+            logger.exception("the probe itself failed")
+            self._troubles[model.name] = "the probe itself failed; see the log"
+        else:
+            self._troubles.pop(model.name, None)
 
     def _at_work(self) -> bool:
         """Whether each tower has worked just now, or a little while ago and has a batch: a probe would queue behind it.
@@ -106,7 +134,7 @@ class ModelProbe:
         """
         now = time.monotonic()
         for model in self._models.served.values():
-            for tower, name in zip((model.image, model.text), model.triton_names, strict=True):
+            for tower, name in zip(model.towers, model.triton_names, strict=False):
                 busy = tower.busy_since is not None
                 patience = self._settings.timeout_seconds if busy else self._settings.every_seconds
                 if now - self._backend.all_worked_since([name]) > patience:
@@ -118,50 +146,74 @@ class ModelProbe:
         names = [name for model in self._models.served.values() for name in model.triton_names]
         return self._backend.all_worked_since(names)
 
-    async def _restart_if_hung(self) -> None:
+    async def _mend(self) -> None:
+        """Load a tower again that is dead at a second look, for Triton starts its process again by itself, but not
+        always; start Triton again where nothing has worked for long."""
+        for name in [name for name, times in self._deaths.items() if times >= 2]:
+            del self._deaths[name]
+            logger.error("a tower is dead and is loaded again", extra={"tower": name})
+            try:
+                async with asyncio.timeout(self._load_seconds):
+                    with contextlib.suppress(ValueError):  # what is dead may not be let go in order
+                        await self._backend.unload(name)
+                    await self._backend.load(name)
+            except (ValueError, TimeoutError, SightlineError) as error:
+                await self._restart(f"{name} is dead and cannot be loaded again: {error}")
+                return
         silent = time.monotonic() - max(self._last_good, self._last_success())
-        # Triton may start a tower's process again by itself, but does not always: a second look decides.
-        hung = silent >= self._hung_after_seconds or self._dead_towers >= 2
-        if self._trouble is None or not hung:
-            return
-        self._last_good = time.monotonic()  # give the new one as long
-        self._dead_towers = 0
-        await self._server.restart(f"no inference has worked for {silent:.0f} s: {self._trouble}")
+        if self._troubles and silent >= self._hung_after_seconds:
+            why = next(iter(self._troubles.values()))
+            await self._restart(f"an inference has not worked for {silent:.0f} s: {why}")
 
-    async def try_out(self, model: ServedModel) -> None:
-        """A real inference through both towers of a model. Raises a SightlineError where it is not as it should be."""
+    async def _restart(self, why: str) -> None:
+        self._last_good = time.monotonic()  # give the new one as long
+        self._deaths.clear()
+        await self._server.restart(why)
+
+    async def try_out(self, model: AnyModel) -> None:
+        """A real inference through a model's towers. Raises a SightlineError where it is not as it should be."""
         for name in model.triton_names:
             await self._try_tower(model, name)
+        if isinstance(model, JointModel) and not model.triton_names:
+            await model.probe()
 
-    async def _try_tower(self, model: ServedModel, name: str) -> None:
+    async def _try_tower(self, model: AnyModel, name: str) -> None:
+        found = await (self._marked(model) if isinstance(model, JointModel) else self._embedded(model, name))
+        first = self._first.setdefault(name, found)
+        # Of embeddings the cosine distance, of a number the part of it.
+        far = abs(first - found).max() / max(1.0, abs(first).max()) if len(found) == 1 else 1 - float(first @ found)
+        if far > _TOLERANCE:
+            raise SightlineError(f"{name} of {model.name} answers the probe otherwise than at the start")
+
+    async def _marked(self, model: JointModel) -> Embeddings:
+        mark = await model.probe()
+        if not np.isfinite(mark):
+            metrics.NONFINITE.inc()
+            raise InternalError(f"{model.name} gave a number that is not finite", reason="NONFINITE_SCORE")
+        return np.array([mark], np.float32)
+
+    async def _embedded(self, model: ServedModel, name: str) -> Embeddings:
         image_name, _ = model.triton_names
         if name == image_name:
             tower, pixels = "image", np.zeros((3, model.card.image_height, model.card.image_width), np.uint8)
-            found = (await self._backend.embed_images(name, [pixels]))[0]
+            found: Embeddings = (await self._backend.embed_images(name, [pixels]))[0]
         else:
             tower, (row,) = "text", model.tokenizer.encode([_TEXT], [0])
             found = (await self._backend.embed_texts(name, [row.ids]))[0]
         if not abs(float(found @ found) - 1) < _TOLERANCE:
-            NONFINITE.inc()
+            metrics.NONFINITE.inc()
             raise InternalError(
                 f"the {tower} tower of {model.name} gave an embedding that is not finite or not of length 1",
                 reason="NONFINITE_EMBEDDING",
             )
-        if 1 - float(self._first.setdefault(name, found) @ found) > _TOLERANCE:
-            raise SightlineError(f"the {tower} tower of {model.name} answers the probe otherwise than at the start")
+        return found
 
-    async def _probe_all(self) -> None:
-        """Ask each tower that has not just worked; each of them, while something is wrong."""
-        for model in list(self._models.served.values()):
-            with model.used():
-                for name in model.triton_names:
-                    idle = time.monotonic() - self._backend.all_worked_since([name])
-                    if self._trouble is not None or idle >= self._settings.every_seconds:
-                        await self._try_tower(model, name)
-
-    def _verdict(self, trouble: str | None) -> None:
-        self._trouble = trouble
-        self._up.set(trouble is None)
-        if trouble is None:
+    def _tell(self) -> None:
+        """Say which models answer, in metrics and in ListModels."""
+        self._troubles = {name: why for name, why in self._troubles.items() if name in self._models.served}
+        for name, model in self._models.served.items():
+            metrics.MODEL_UP.labels(name).set(name not in self._troubles)
+            model.info.error = self._troubles.get(name, "")
+        self._up.set(self.trouble() is None)
+        if not self._troubles:
             self._last_good = time.monotonic()
-            self._dead_towers = 0

@@ -21,6 +21,8 @@ from typing import Any
 
 from sightline.errors import PreconditionFailed
 
+from sightline_scorer.triton.card import sha256_of
+
 _FORMAT = 1
 _OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 _KEPT = 20
@@ -43,8 +45,7 @@ def open_clip_directory(kind: str, source: str, architecture: str | None = None)
         PreconditionFailed: CHECKPOINT_UNKNOWN: it is not what its kind says.
     """
     file = _file(kind, source)
-    with file.open("rb") as content:
-        digest = hashlib.file_digest(content, "sha256").hexdigest()
+    digest = sha256_of(file)
     name = f"{kind}-{hashlib.sha256(f'{_FORMAT} {architecture} {digest}'.encode()).hexdigest()[:32]}"
     target = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sightline/models" / name
     if not target.is_dir():

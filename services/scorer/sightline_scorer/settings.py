@@ -19,6 +19,7 @@ __all__ = [
     "ModelSettings",
     "ProbeSettings",
     "ReloadSettings",
+    "SamplerConnection",
     "ScorerLimits",
     "ScorerSettings",
     "TritonSettings",
@@ -27,25 +28,58 @@ __all__ = [
 ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")]
 
 
+class SamplerConnection(Section):
+    """How the sampler of a vqa model is reached."""
+
+    ca_file: Path | None = Field(None, description="PEM file of the authority: speak TLS to the sampler")
+    certificate_file: Path | None = Field(None, description="PEM file of our certificate, where it asks for one")
+    key_file: Path | None = Field(None, description="PEM file with that certificate's key")
+    token_file: Path | None = Field(None, description="File with the bearer token for the sampler")
+    timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest time for one answer, retries included")
+    max_in_flight: int = Field(8, ge=1, le=256, description="Answers that are asked for at a time")
+
+    @model_validator(mode="after")
+    def _certificate_has_a_key(self) -> Self:
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("certificate_file and key_file go together")
+        return self
+
+
 class ModelSettings(Section):
     """One model."""
 
-    kind: Literal["clip", "pickscore", "hpsv2", "longclip", "aesthetic"] = Field(
+    kind: Literal["clip", "pickscore", "hpsv2", "longclip", "aesthetic", "imagereward", "vqa"] = Field(
         "clip",
         description="What it is: clip (also SigLIP, SigLIP 2 and MobileCLIP, by open_clip), or a checkpoint as it was"
-        " released: pickscore, hpsv2, longclip; aesthetic: a CLIP model and a `head`",
+        " released: pickscore, hpsv2, longclip, imagereward; aesthetic: a CLIP model and a `head`; vqa: the probability"
+        " that a language model behind a sampler answers yes",
     )
 
     source: Annotated[str, AfterValidator(known_model)] = Field(
         min_length=1,
         description="An open_clip name such as ViT-B-32, hf-hub:ORG/REPO, a directory (local-dir:PATH or PATH), or "
-        "playground:clip; of a released checkpoint its file, its directory or its hub name",
+        "playground:clip; of a released checkpoint its file, its directory or its hub name; vqa: the sampler's gRPC"
+        " target, such as 127.0.0.1:50052",
     )
     pretrained: str | None = Field(
         None, description="For an open_clip name: its pretrained tag, or a weights file. Directories bring their own"
     )
     architecture: str | None = Field(None, description="hpsv2: the open_clip name of its weights; else ViT-H-14")
     head: Path | None = Field(None, description="aesthetic: the file of its network, .safetensors or .pth")
+    tokenizer: str | None = Field(
+        None,
+        description="A tokenizer of transformers, by directory or hub name. imagereward: BERT's; else the files beside"
+        " the checkpoint, else google-bert/bert-base-uncased. vqa: the language model's own, or playground:llava",
+    )
+    question: str = Field(
+        'Does this figure show "{text}"? Please answer yes or no.',
+        description="vqa: what the language model is asked; {text} stands for the text that is scored",
+    )
+    answer: str = Field("Yes", min_length=1, description="vqa: the answer whose probability is the score")
+    against: str | None = Field(
+        None, description="vqa: the other answer, such as No: the score is then answer / (answer + against)"
+    )
+    sampler: SamplerConnection | None = Field(None, description="vqa: how the sampler is reached, beside its address")
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Precision of the towers")
     calibration: Path | None = Field(
         None,
@@ -59,6 +93,21 @@ class ModelSettings(Section):
             raise ValueError("kind=aesthetic needs head, the file of its network, and no other kind has one")
         if self.architecture is not None and self.kind != "hpsv2":
             raise ValueError("architecture goes with kind=hpsv2: elsewhere the source tells it")
+        return self
+
+    @model_validator(mode="after")
+    def _keys_go_with_kinds(self) -> Self:
+        if self.tokenizer is not None and self.kind not in ("imagereward", "vqa"):
+            raise ValueError("tokenizer goes with kind=imagereward or kind=vqa: other models bring theirs")
+        if self.kind != "vqa":
+            given = {"question", "answer", "against", "sampler"} & self.model_fields_set
+            if given:
+                raise ValueError(f"{', '.join(sorted(given))} goes with kind=vqa")
+            return self
+        if self.tokenizer is None:
+            raise ValueError("kind=vqa needs tokenizer, the language model's own: it tells which tokens say `answer`")
+        if self.question.count("{text}") != 1:
+            raise ValueError("question must hold {text} once, where the text that is scored stands")
         return self
 
 

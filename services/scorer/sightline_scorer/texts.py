@@ -19,7 +19,7 @@ from sightline.scorer.v1 import scorer_pb2 as pb
 
 from sightline_scorer.sentences import fitting, sentences
 from sightline_scorer.settings import ScorerLimits
-from sightline_scorer.tokens import Tokenizer, TokenRow, refused
+from sightline_scorer.tokens import TextReader, TokenRow, refused
 
 INLINE_COST = 1024
 """Tokenising what costs more goes to a thread: everybody would wait for it. See `cost`."""
@@ -151,7 +151,7 @@ def check_request(request: pb.ScoreRequest, limits: ScorerLimits) -> None:
         raise InvalidInput("phrases are given, but unit is not TEXT_UNIT_PHRASES: set it", reason="PHRASES_UNASKED")
 
 
-def plan_request(request: pb.ScoreRequest, tokenizer: Tokenizer, limits: ScorerLimits, unknown: Unknown) -> Steps:
+def plan_request(request: pb.ScoreRequest, tokenizer: TextReader, limits: ScorerLimits, unknown: Unknown) -> Steps:
     """The rows of a checked request."""
     reject = request.long_text == pb.LONG_TEXT_REJECT
     texts = list(request.texts)
@@ -170,7 +170,7 @@ def plan_request(request: pb.ScoreRequest, tokenizer: Tokenizer, limits: ScorerL
 
 
 def plan_texts(
-    texts: list[str], tokenizer: Tokenizer, limits: ScorerLimits, unknown: Unknown, *, reject: bool, first: int = 0
+    texts: list[str], tokenizer: TextReader, limits: ScorerLimits, unknown: Unknown, *, reject: bool, first: int = 0
 ) -> Steps:
     """The rows of whole texts; errors name them counted from `first`."""
     return _plan([[text] for text in texts], tokenizer, limits, unknown, reject=reject, apart=True, first=first)
@@ -178,7 +178,7 @@ def plan_texts(
 
 def _plan(
     parts: list[list[str]],
-    tokenizer: Tokenizer,
+    tokenizer: TextReader,
     limits: ScorerLimits,
     unknown: Unknown,
     *,

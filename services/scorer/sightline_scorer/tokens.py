@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from sightline.errors import InternalError, InvalidInput
 
@@ -25,6 +25,34 @@ class TokenRow:
     """Tokens, start and end included; over the window for a text that does not fit."""
 
 
+class TextReader(Protocol):
+    """What tells how long texts are: a `Tokenizer`, or `WholeTexts`."""
+
+    window: int
+
+    def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
+        """The tokens of texts; `indices` are the places in the request that errors name. Raises InvalidInput."""
+        ...
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text; nothing is refused."""
+        ...
+
+
+class WholeTexts:
+    """For a model whose window is another service's business: every text fits, and its tokens are not known (0)."""
+
+    window = 2**31 - 1
+
+    def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
+        """No tokens."""
+        return [TokenRow([], 0) for _ in texts]
+
+    def count(self, texts: Sequence[str]) -> list[int]:
+        """Not known."""
+        return [0 for _ in texts]
+
+
 class Tokenizer:
     """The tokenizer of one model. Safe to use from several threads.
 
@@ -39,10 +67,14 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.window = context_length
         self._vocabulary_size = vocabulary_size
-        self._is_simple = hasattr(tokenizer, "encode") and hasattr(tokenizer, "eot_token_id")
+        self._is_simple = hasattr(tokenizer, "byte_encoder") and hasattr(tokenizer, "eot_token_id")
         self._trim = trim and self._is_simple
         if self._is_simple:
             self._words = WordTokenizer(tokenizer)
+        self._ends: set[int | None] = set()
+        if not self._is_simple:
+            end = getattr(tokenizer.tokenizer, "sep_token_id", None)  # BERT's; of others it may be a word
+            self._ends = {end} & set(tokenizer.tokenizer("a")["input_ids"])
         self.encode(["a"], [0])  # a fast tokenizer takes its padding at the first call; never in two threads at once
 
     def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
@@ -122,6 +154,7 @@ class Tokenizer:
             return
         tokenizer = self._tokenizer.tokenizer
         special = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.cls_token_id}
+        special |= self._ends
         inner = [token for token in row if token not in special]
         if not inner:
             raise refused(index, "holds nothing that the model can read", "TEXT_EMPTY")

@@ -135,6 +135,7 @@ class Tower:
         tokens: most tokens in a batch (longest item times items); 0 for no bound.
         in_flight: batches that Triton has at a time.
         max_waiting: items that may wait.
+        unit: whether its rows have length 1; else they are numbers that need only be finite.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class Tower:
         tokens: int,
         in_flight: int,
         max_waiting: int,
+        unit: bool = True,
     ) -> None:
         self.table = table
         self._run = run
@@ -155,6 +157,7 @@ class Tower:
         self._tokens = tokens
         self._in_flight = in_flight
         self._max_waiting = max_waiting
+        self._unit = unit
         self._items: dict[bytes, TowerItem] = {}
         self._queue: dict[bytes, TowerItem] = {}
         self._running: set[Batch] = set()
@@ -334,7 +337,9 @@ class Tower:
 
     def _finish(self, batch: Batch, rows: Embeddings) -> None:
         # NaN and Inf have no length 1 either.
-        good = np.abs(np.einsum("nd,nd->n", rows, rows) - 1) < 0.02
+        good: Any = np.isfinite(rows).all(axis=1)
+        if self._unit:
+            good = np.abs(np.einsum("nd,nd->n", rows, rows) - 1) < 0.02
         for item, row, right in zip(batch.items, rows, good.tolist(), strict=True):
             if not right:
                 metrics.NONFINITE.inc()
@@ -342,8 +347,10 @@ class Tower:
                     item,
                     InternalError(
                         f"model {self._label[0]!r} gave an embedding that is not finite or not of length 1; no score "
-                        "is made of it",
-                        reason="NONFINITE_EMBEDDING",
+                        "is made of it"
+                        if self._unit
+                        else f"model {self._label[0]!r} gave a number that is not finite; no score is made of it",
+                        reason="NONFINITE_EMBEDDING" if self._unit else "NONFINITE_SCORE",
                         metadata={"model": self._label[0], "tower": self._label[1]},
                     ),
                 )

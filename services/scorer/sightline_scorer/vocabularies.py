@@ -46,14 +46,6 @@ class ClipVocabulary:
         """Tokens of a word in byte letters, with spaces between them."""
         return letters if letters in (_START, _END) else " ".join(merge(letters, self.bpe_ranks))
 
-    def encode(self, text: str) -> list[int]:
-        """Ids without start and end tokens."""
-        ids = []
-        for piece in self.pat.findall(self.clean_fn(text)):
-            letters = "".join(self.byte_encoder[byte] for byte in piece.encode())
-            ids += [self.encoder[token] for token in self.bpe(letters).split(" ")]
-        return ids
-
 
 class TransformersVocabulary:
     """A tokenizer of transformers, as open_clip's HFTokenizer holds it.
@@ -61,7 +53,7 @@ class TransformersVocabulary:
     Args:
         source: a directory or a hub name.
         context_length: L, the model's window in tokens.
-        clean: a name of CLEANING.
+        clean: a name of CLEANING; empty for a tokenizer that cleans by itself.
         strip_sep_token: whether separators are 0 for the model.
     """
 
@@ -72,7 +64,7 @@ class TransformersVocabulary:
 
         self.tokenizer = AutoTokenizer.from_pretrained(source)
         self.context_length = context_length
-        self.clean_fn = CLEANING[clean]
+        self.clean_fn = CLEANING[clean] if clean else str
         self.strip_sep_token = strip_sep_token
 
 

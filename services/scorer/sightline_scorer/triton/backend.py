@@ -65,13 +65,13 @@ class TritonBackend:
         if client is not None:
             await client.close()
 
-    async def card(self, image: str, text: str) -> ModelCard:
-        """The facts of a model, from the configuration of its two towers in the running Triton.
+    async def card(self, *names: str) -> ModelCard:
+        """The facts of a model, from the configuration of its towers in the running Triton.
 
         Raises Unavailable, and ValueError where Triton's models were not built by this package or do not fit.
         """
         cards = []
-        for name in (image, text):
+        for name in names:
             try:
                 config = await self._connected().get_model_config(name, client_timeout=10)
             except InferenceServerException as error:
@@ -80,8 +80,8 @@ class TritonBackend:
             if not facts:
                 raise ValueError(f"Triton's model {name} was not made by sightline_scorer.triton.repository")
             cards.append(ModelCard.from_json(facts))
-        if cards[0].weights_digest != cards[1].weights_digest:
-            raise ValueError(f"Triton's {image} and {text} come from different weights: build the repository again")
+        if len({card.weights_digest for card in cards}) > 1:
+            raise ValueError(f"Triton's {' and '.join(names)} come from different weights: build the repository again")
         return cards[0]
 
     async def load(self, name: str) -> None:
@@ -107,23 +107,25 @@ class TritonBackend:
         region = await self._region(client, name, pixels[0].nbytes)
         slot = None if region is None else region.take()
         if region is None or slot is None:
-            return await self._infer(client, name, _tensor("pixels", "UINT8", np.stack(pixels)), "grpc")
+            return await self._infer(client, name, [_tensor("pixels", "UINT8", np.stack(pixels))], "grpc")
         try:
-            return await self._infer(client, name, region.fill(slot, "pixels", pixels), "shared_memory")
+            return await self._infer(client, name, [region.fill(slot, "pixels", pixels)], "shared_memory")
         except InternalError as error:
             if not is_lost(error):
                 raise
             self._regions.pop(name, None)
-            return await self._infer(client, name, _tensor("pixels", "UINT8", np.stack(pixels)), "grpc")
+            return await self._infer(client, name, [_tensor("pixels", "UINT8", np.stack(pixels))], "grpc")
         finally:
             region.give_back(slot)
 
     async def embed_texts(self, name: str, rows: Sequence[Sequence[int]]) -> Embeddings:
         """Embeddings [B, D] of token rows, padded here to the longest. Raises a SightlineError."""
-        ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
-        for number, row in enumerate(rows):
-            ids[number, : len(row)] = row
-        return await self._infer(self._connected(), name, _tensor("token_ids", "INT32", ids), "grpc")
+        return await self._infer(self._connected(), name, [_ids(rows)], "grpc")
+
+    async def mark_pairs(self, name: str, pairs: Sequence[tuple[Pixels, Sequence[int]]]) -> Embeddings:
+        """Rewards [B, 1] of pictures' pixels [3, H, W] with token rows. Raises a SightlineError."""
+        pixels = _tensor("pixels", "UINT8", np.stack([picture for picture, _ in pairs]))
+        return await self._infer(self._connected(), name, [pixels, _ids([row for _, row in pairs])], "grpc", "reward")
 
     async def _region(self, client: InferenceServerClient, name: str, image_bytes: int) -> Region | None:
         settings = self._settings
@@ -143,18 +145,25 @@ class TritonBackend:
                     self._regions[name] = region
         return self._regions.get(name)
 
-    async def _infer(self, client: InferenceServerClient, name: str, tensor: InferInput, transport: str) -> Embeddings:
+    async def _infer(
+        self,
+        client: InferenceServerClient,
+        name: str,
+        tensors: list[InferInput],
+        transport: str,
+        output: str = "embedding",
+    ) -> Embeddings:
         seconds = self._settings.request_timeout_seconds
         TRITON_CALLS.labels(transport).inc()
         try:
             with backend_call(self._label):
-                answer = await client.infer(name, [tensor], client_timeout=seconds)
+                answer = await client.infer(name, tensors, client_timeout=seconds)
         except InferenceServerException as error:
             raise _typed(error, name, seconds) from error
-        rows: Embeddings | None = answer.as_numpy("embedding")
-        if rows is None or len(rows) != tensor.shape()[0]:
+        rows: Embeddings | None = answer.as_numpy(output)
+        if rows is None or len(rows) != tensors[0].shape()[0]:
             # Seen from a Triton that was starved for most of a minute; the same request is answered later.
-            raise Unavailable(f"the model backend's {name} answered without embeddings", reason="BACKEND_FAILED")
+            raise Unavailable(f"the model backend's {name} answered without {output}s", reason="BACKEND_FAILED")
         self._successes[name] = time.monotonic()
         return rows
 
@@ -172,6 +181,14 @@ def _tensor(entry: str, data_type: str, values: npt.NDArray[Any]) -> InferInput:
     tensor: InferInput = InferInput(name=entry, shape=list(values.shape), datatype=data_type)
     tensor.set_data_from_numpy(values)
     return tensor
+
+
+def _ids(rows: Sequence[Sequence[int]]) -> InferInput:
+    """Token rows, padded to the longest."""
+    ids = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for number, row in enumerate(rows):
+        ids[number, : len(row)] = row
+    return _tensor("token_ids", "INT32", ids)
 
 
 def _typed(error: InferenceServerException, name: str, seconds: float) -> SightlineError:

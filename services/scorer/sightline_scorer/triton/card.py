@@ -9,16 +9,32 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from sightline.picture_rule import PICTURE_RULE
 
 PARAMETER = "sightline"
+TOWERS = ("image", "text")
+"""Of a model of the CLIP kind."""
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal; read once for as long as the file stays as it is."""
+    facts = path.stat()
+    return _sha256(str(path.resolve()), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+@cache
+def _sha256(path: str, *_facts: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ModelCard:
-    """Facts of one CLIP model."""
+    """Facts of one model."""
 
     name: str
     """What callers ask for."""
@@ -35,7 +51,7 @@ class ModelCard:
     preprocess: dict[str, Any]
     """open_clip's preprocessing configuration: size, mean, std, interpolation, resize_mode, fill_color, mode."""
     embedding_size: int
-    """D, length of an embedding."""
+    """D, length of an embedding; 0 for a model that takes picture and text together."""
     image_height: int
     """Rows of the model's input."""
     image_width: int
@@ -66,6 +82,11 @@ class ModelCard:
             {"open_clip": self.preprocess, "picture_rule": PICTURE_RULE}, sort_keys=True, separators=(",", ":")
         )
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def towers(self) -> tuple[str, ...]:
+        """Which Triton models it has."""
+        return TOWERS if self.embedding_size else ("joint",)
 
     def to_json(self, **extra: object) -> str:
         """The card, and facts for the Triton model alone, as one line of ASCII."""

@@ -1,11 +1,13 @@
-"""One CLIP tower as a model of Triton's Python backend. Copied into the repository as `<name>/1/model.py`.
+"""One tower as a model of Triton's Python backend. Copied into the repository as `<name>/1/model.py`.
 
 It runs inside `tritonserver`, beside torch and open_clip and without the rest of Sightline, so that a cluster can mount
 the repository in an image that has those two. The parameter `sightline` of config.pbtxt holds its facts as JSON (see
-`card.py`): which tower, the architecture, the weights and their SHA-256. The towers themselves are in `towers.py`.
+`card.py`): which tower, the architecture, the weights and their SHA-256. CLIP's towers are in `towers.py`, the one that
+takes a picture and a text together is in `blip.py`; that one needs no open_clip.
 
     image tower: pixels     uint8 [B, 3, H, W]  ->  embedding float32 [B, D], rows of length 1
     text tower:  token_ids  int32 [B, L]        ->  embedding float32 [B, D], rows of length 1
+    joint tower: pixels and token_ids           ->  reward float32 [B, 1]
 
 Requests of one batch may have texts of different L. Tensors cross only by DLPack: with NumPy 2, arrays passed through
 the wheel's stub come back empty without an error.
@@ -43,12 +45,18 @@ class TritonPythonModel:
                 f"{weights} has SHA-256 {digest}, but config.pbtxt was made for {facts['weights_digest']}: "
                 "build the repository again"
             )
+        sys.path.insert(0, str(here))
+        self.output = "embedding"
+        if facts["tower"] == "joint":
+            import blip  # type: ignore[import-not-found]
+
+            self.inputs, self.output = ["pixels", "token_ids"], "reward"
+            self.tower = blip.JointTower(blip.read_state(weights), facts, device)
+            return
         if not facts["needs_transformers"]:
             # open_clip does without it where it is not installed; that saves a fifth of the time to (re)start.
             sys.modules.setdefault("transformers", None)  # type: ignore[arg-type]
         import open_clip
-
-        sys.path.insert(0, str(here))
         import towers  # type: ignore[import-not-found]
 
         model = open_clip.create_model(
@@ -58,20 +66,20 @@ class TritonPythonModel:
             device=device,
             require_pretrained=True,
         ).eval()
-        self.input = "pixels" if facts["tower"] == "image" else "token_ids"
+        self.inputs = ["pixels"] if facts["tower"] == "image" else ["token_ids"]
         make = towers.ImageTower if facts["tower"] == "image" else towers.TextTower
         self.tower = towers.on_device(make(model, facts, device), device, facts)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the merged requests as one batch; Triton bounds its size."""
         parts = [
-            dlpack.from_dlpack(pb_utils.get_input_tensor_by_name(request, self.input).to_dlpack())
-            for request in requests
+            [dlpack.from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack()) for request in requests]
+            for name in self.inputs
         ]
-        embeddings = self.tower(_joined(parts))
+        answers = self.tower(*map(_joined, parts))
         return [
-            pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("embedding", rows.contiguous().__dlpack__())])
-            for rows in torch.split(embeddings, [len(part) for part in parts])
+            pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(self.output, rows.contiguous().__dlpack__())])
+            for rows in torch.split(answers, [len(part) for part in parts[0]])
         ]
 
     def finalize(self) -> None:

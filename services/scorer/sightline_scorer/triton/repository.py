@@ -1,8 +1,10 @@
-"""Builds a Triton model repository: two models, `clip_image` and `clip_text`, for each CLIP model.
+"""Builds a Triton model repository: two models, `clip_image` and `clip_text`, for each CLIP model, and one for each
+model that takes picture and text together.
 
     repository/
-      clip_image/config.pbtxt   clip_image/1/model.py
-      clip_text/config.pbtxt    clip_text/1/model.py
+      clip_image/config.pbtxt             clip_image/1/model.py
+      clip_text/config.pbtxt              clip_text/1/model.py
+      blip_joint__NAME/config.pbtxt       blip_joint__NAME/1/model.py
 
 The embedded Triton gets it in a work directory at every start. A cluster builds it once and mounts it:
 
@@ -17,7 +19,6 @@ Further models stand beside the default one as `clip_image__NAME` and `clip_text
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -28,13 +29,13 @@ from sightline.errors import PreconditionFailed, first_line
 from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import model_place
 
+from sightline_scorer import imagereward
 from sightline_scorer.released import RELEASED, open_clip_directory
 from sightline_scorer.settings import ModelSettings, ScorerSettings, TritonSettings
-from sightline_scorer.triton.card import PARAMETER, ModelCard
+from sightline_scorer.triton.card import PARAMETER, TOWERS, ModelCard, sha256_of
 from sightline_scorer.vocabularies import tokenizer_facts
 
 LOCAL_DIR = "local-dir:"
-TOWERS = ("image", "text")
 _WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
@@ -44,13 +45,14 @@ _WEIGHTS = (
 
 
 def triton_name(tower: str, model: str, default_model: str, version: int = 1) -> str:
-    """Name of the Triton model that holds one tower ("image" or "text") of a version of a CLIP model.
+    """Name of the Triton model that holds one tower ("image", "text" or "joint") of a version of a model.
 
     A later version stands beside the one before it until that is drained, so it has a name of its own.
     """
+    name = f"clip_{tower}" if tower in TOWERS else f"blip_{tower}"
     if version > 1:
-        return f"clip_{tower}__{model}__v{version}"
-    return f"clip_{tower}" if model == default_model else f"clip_{tower}__{model}"
+        return f"{name}__{model}__v{version}"
+    return name if model == default_model else f"{name}__{model}"
 
 
 def describe(name: str, settings: ModelSettings) -> ModelCard:
@@ -61,6 +63,8 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         ValueError: it has no weights: random weights would give scores that look like scores.
         PreconditionFailed: MODEL_FAILS_FORWARD: its forward ends in an error.
     """
+    if settings.kind == "imagereward":
+        return imagereward.describe(name, settings)
     import open_clip
 
     architecture = architecture_of(settings)
@@ -171,7 +175,7 @@ def build(cards: Sequence[ModelCard], default_model: str, out: Path, settings: T
     With `copy` the weights are copied into it, so that it can be mounted anywhere; else it names them where they are.
     """
     for card in cards:
-        for tower in TOWERS:
+        for tower in card.towers:
             add(card, tower, triton_name(tower, card.name, default_model), out, settings, copy=copy)
 
 
@@ -180,7 +184,7 @@ def add(card: ModelCard, tower: str, name: str, out: Path, settings: TritonSetti
     version = out / name / "1"
     version.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).parent
-    for file in ("model.py", "towers.py"):
+    for file in ("model.py", "blip.py" if tower == "joint" else "towers.py"):
         shutil.copyfile(here / file, version / file)
     facts = _copy_weights(card, version) if copy else {}
     (out / name / "config.pbtxt").write_text(config_pbtxt(name, tower, card, settings, facts))
@@ -195,17 +199,11 @@ def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSetting
     the queue instead, and a call whose time is up is cancelled. Texts may be ragged: requests of several scorers share
     a batch whatever their lengths, and the model pads them.
     """
-    if tower == "image":
-        entry, data_type, dims, batch = (
-            "pixels",
-            "TYPE_UINT8",
-            f"3, {card.image_height}, {card.image_width}",
-            settings.image_batch,
-        )
-        warm = dims
-    else:
-        entry, data_type, dims, batch = "token_ids", "TYPE_INT32", "-1", settings.text_batch
-        warm = str(card.context_length)
+    batch = settings.text_batch if tower == "text" else settings.image_batch
+    pixels = ("pixels", "TYPE_UINT8", f"3, {card.image_height}, {card.image_width}")
+    ids = ("token_ids", "TYPE_INT32", "-1")
+    entries = {"image": [pixels], "text": [ids], "joint": [pixels, ids]}[tower]
+    output = ("reward", 1) if tower == "joint" else ("embedding", card.embedding_size)
     own = {
         **facts,
         "tower": tower,
@@ -214,12 +212,21 @@ def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSetting
         "gpu_graphs": settings.gpu_graphs,
         "batch": batch,
     }
-    ragged = " allow_ragged_batch: true" if tower == "text" else ""
     parameter = json.dumps(card.to_json(**own))  # a JSON string is a text-format string too
     kind = "KIND_GPU" if settings.device == "cuda" else "KIND_CPU"
+    inputs = "\n".join(
+        f'input {{ name: "{entry}" data_type: {data_type} dims: [ {dims} ]'
+        + (" allow_ragged_batch: true }" if dims == "-1" else " }")
+        for entry, data_type, dims in entries
+    )
     warm_ups = "\n".join(
-        f'model_warmup {{ name: "batch{size}" batch_size: {size} inputs {{ key: "{entry}" '
-        f"value {{ data_type: {data_type} dims: [ {warm} ] zero_data: true }} }} }}"
+        f'model_warmup {{ name: "batch{size}" batch_size: {size} '
+        + " ".join(
+            f'inputs {{ key: "{entry}" value {{ data_type: {data_type} '
+            f"dims: [ {card.context_length if dims == '-1' else dims} ] zero_data: true }} }}"
+            for entry, data_type, dims in entries
+        )
+        + " }"
         for size in sorted({1, batch})
     )
     return f"""\
@@ -227,8 +234,8 @@ def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSetting
 name: "{name}"
 backend: "python"
 max_batch_size: {batch}
-input {{ name: "{entry}" data_type: {data_type} dims: [ {dims} ]{ragged} }}
-output {{ name: "embedding" data_type: TYPE_FP32 dims: [ {card.embedding_size} ] }}
+{inputs}
+output {{ name: "{output[0]}" data_type: TYPE_FP32 dims: [ {output[1]} ] }}
 instance_group {{ count: {settings.instances} kind: {kind} }}
 dynamic_batching {{ max_queue_delay_microseconds: {settings.queue_delay_microseconds} }}
 {warm_ups}
@@ -272,10 +279,14 @@ def _trims(model: Any) -> bool:
 
 def _copy_weights(card: ModelCard, version: Path) -> dict[str, Any]:
     """Copy the model beside its model.py as a whole open_clip folder; returns the facts that change by that."""
-    import open_clip
-
     target = version / "weights"
     source = Path(card.weights_path)
+    if not card.embedding_size:
+        target.mkdir(exist_ok=True)
+        shutil.copyfile(source, target / source.name)
+        return {"weights_path": f"weights/{source.name}"}
+    import open_clip
+
     if card.local_dir:
         shutil.copytree(source.parent, target, dirs_exist_ok=True)
     else:
@@ -284,12 +295,6 @@ def _copy_weights(card: ModelCard, version: Path) -> dict[str, Any]:
         config = {"model_cfg": open_clip.get_model_config(card.architecture), "preprocess_cfg": card.preprocess}
         (target / "open_clip_config.json").write_text(json.dumps(config, indent=1))
     return {"weights_path": f"weights/{source.name}", "local_dir": True}
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -322,7 +327,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first = next(iter(models))
     if options.device:
         triton = triton.model_copy(update={"device": options.device})
-    cards = [describe(name, model) for name, model in models.items()]
+    cards = [describe(name, model) for name, model in models.items() if model.kind != "vqa"]
     build(cards, first, options.out, triton, copy=options.copy_weights)
     return 0
 

@@ -56,8 +56,8 @@ class TowerProcess:
         self._pipe = ours
         self._answer("ready")
 
-    def run(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Rows [B, D] of a batch. Raises TowerFailed."""
+    def run(self, *values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Rows [B, D] of a batch, given the model's inputs in their order. Raises TowerFailed."""
         if self._process is None or not self._process.is_alive():
             self.stop()
             self.start()
@@ -104,15 +104,18 @@ class WorkerModel:
         for copy in self._copies:
             await asyncio.to_thread(copy.start)
             for warmup in self.config.model_warmup:
-                ((_, entry),) = warmup.inputs.items()
-                kind = _TYPES[model_config_pb2.DataType.Name(entry.data_type).removeprefix("TYPE_")]
-                await asyncio.to_thread(copy.run, np.zeros((warmup.batch_size, *entry.dims), kind))
+                entries = [warmup.inputs[entry.name] for entry in self.config.input]
+                kinds = [_TYPES[model_config_pb2.DataType.Name(entry.data_type)[len("TYPE_") :]] for entry in entries]
+                zeros = [
+                    np.zeros((warmup.batch_size, *entry.dims), kind) for entry, kind in zip(entries, kinds, strict=True)
+                ]
+                await asyncio.to_thread(copy.run, *zeros)
             self._free.put_nowait(copy)
 
-    async def run(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    async def run(self, *values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """Rows [B, D]. A caller that leaves while it waits frees its place; a batch that is begun is ended."""
         copy = await self._free.get()
-        work = asyncio.ensure_future(asyncio.to_thread(copy.run, values))
+        work = asyncio.ensure_future(asyncio.to_thread(copy.run, *values))
 
         def ended(done: asyncio.Future[npt.NDArray[np.float32]]) -> None:
             if not done.cancelled():
@@ -187,10 +190,12 @@ class Worker(service_pb2_grpc.GRPCInferenceServiceServicer):
     async def ModelInfer(self, request: Any, context: Any) -> Any:
         """One batch."""
         model = await self._find(request.model_name, context)
-        (entry,) = request.inputs
-        values = np.frombuffer(request.raw_input_contents[0], _TYPES[entry.datatype]).reshape(tuple(entry.shape))
+        given = {
+            entry.name: np.frombuffer(content, _TYPES[entry.datatype]).reshape(tuple(entry.shape))
+            for entry, content in zip(request.inputs, request.raw_input_contents, strict=True)
+        }
         try:
-            rows = await model.run(values)
+            rows = await model.run(*(given[entry.name] for entry in model.config.input))
         except TowerFailed as error:
             await context.abort(grpc.StatusCode.INTERNAL, str(error))
         response = service_pb2.ModelInferResponse(model_name=request.model_name, model_version="1")

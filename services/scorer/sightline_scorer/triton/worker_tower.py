@@ -3,7 +3,7 @@
 model.py is the file that Triton's Python backend runs, to the letter; what that backend gives it as the module
 `triton_python_backend_utils` is stood in for here. Tensors come and go over a pipe:
 
-    parent ──("run", uint8 or int32 [B, ...])──> this process ──("rows", float32 [B, D]) or ("error", why)──> parent
+    parent ──(uint8 or int32 [B, ...], ...)──> this process ──("rows", float32 [B, D]) or ("error", why)──> parent
 """
 
 from __future__ import annotations
@@ -68,11 +68,13 @@ class TowerProgram:
             }
         )
 
-    def __call__(self, values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Rows [B, D] of one batch."""
+    def __call__(self, *values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Rows [B, D] of one batch; `values` are the model's inputs in their order."""
         import torch
 
-        request = {self._model.input: torch.from_numpy(np.array(values))}
+        request = {
+            name: torch.from_numpy(np.array(each)) for name, each in zip(self._model.inputs, values, strict=True)
+        }
         (response,) = self._model.execute([request])
         rows: npt.NDArray[np.float32] = response.output_tensors[0].values.numpy()
         return rows
@@ -103,7 +105,7 @@ def run(pipe: Connection, directory: str, facts: str) -> None:
         except (EOFError, OSError):
             os._exit(0)
         try:
-            answer: tuple[str, Any] = ("rows", tower(values))
+            answer: tuple[str, Any] = ("rows", tower(*values))
         except Exception as error:
             answer = ("error", f"{type(error).__name__}: {error}")
         pipe.send(answer)

@@ -109,7 +109,7 @@ def console_of(directory: Path) -> Iterator[str]:
         url = process.stdout.readline().split()[0]
         for _ in range(300):
             try:
-                urllib.request.urlopen(f"{url}api/runs").read()
+                urllib.request.urlopen(url.replace("/?", "/api/runs?")).read()
                 break
             except OSError:
                 time.sleep(0.2)

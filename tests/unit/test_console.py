@@ -32,8 +32,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(root: Path) -> Iterator[str]:
-    with serving_app(console(RunsHere(root))) as url:
+    with serving_app(console(RunsHere(root), "secret")) as url:
         yield url
+
+
+@pytest.fixture(scope="module")
+def page(url: str) -> Iterator[httpx.Client]:
+    """A browser that opened the printed address."""
+    with httpx.Client(base_url=url, timeout=60) as client:
+        assert client.get("/", params={"token": "secret"}).status_code == 200
+        yield client
 
 
 @pytest.mark.field
@@ -60,7 +68,7 @@ def url(root: Path) -> Iterator[str]:
 def test_only_this_machines_names_are_answered(url: str, hosts: list[str], status: int) -> None:
     port = httpx.URL(url).port
     connection = http.client.HTTPConnection("127.0.0.1", port or 0, timeout=30)
-    connection.putrequest("GET", "/api/runs", skip_host=True)
+    connection.putrequest("GET", "/api/runs?token=secret", skip_host=True)
     for host in hosts:
         connection.putheader("Host", host.format(port=port))
     connection.endheaders()
@@ -71,54 +79,79 @@ def test_only_this_machines_names_are_answered(url: str, hosts: list[str], statu
     connection.close()
 
 
-def test_pages_of_other_sites_begin_nothing(url: str, root: Path) -> None:
+def test_pages_of_other_sites_begin_nothing(page: httpx.Client, root: Path) -> None:
     body = {"name": "new", "recipe": "clip_dpo"}
-    assert httpx.post(f"{url}/api/runs", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
-    simple = httpx.post(f"{url}/api/runs", content=json.dumps(body), headers={"Content-Type": "text/plain"})
+    assert page.post("/api/runs", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
+    simple = page.post("/api/runs", content=json.dumps(body), headers={"Content-Type": "text/plain"})
     assert simple.status_code == 403  # what a form of another site can send without being asked
     assert not (root / "new").exists()
 
 
+def test_loopback_needs_the_token_too(url: str, root: Path) -> None:
+    """Pages of other sites reach loopback, and so do other people's programs on this machine."""
+    for path in ("/", "/api/runs", "/api/runs/one/events", "/report/one", "/console.js"):
+        assert httpx.get(url + path).status_code == 403
+    body = {"name": "new", "recipe": "clip_dpo"}
+    assert httpx.post(f"{url}/api/runs", json=body).status_code == 403
+    assert httpx.post(f"{url}/api/runs", json=body, cookies={"sightline_console": "secret"}).status_code == 403
+    assert not (root / "new").exists()
+
+
+def test_the_cookie_is_of_this_console_alone(url: str) -> None:
+    set_cookie = httpx.get(url, params={"token": "secret"}).headers["set-cookie"]
+    assert set_cookie.startswith(f"sightline_console_{httpx.URL(url).port}=")
+    assert "HttpOnly" in set_cookie
+    assert "SameSite=strict" in set_cookie  # not shown by requests that another site makes
+
+
 def test_others_need_the_token(root: Path) -> None:
-    with serving_app(console(RunsHere(root), "secret")) as url, httpx.Client(base_url=url) as client:
+    app = console(RunsHere(root), "secret", local=False)
+    with serving_app(app) as url, httpx.Client(base_url=url) as client:
         assert client.get("/").status_code == 403
         assert client.get("/", params={"token": "wrong"}).status_code == 403
         assert client.get("/", params={"token": "secret"}).status_code == 200
         assert client.get("/api/runs").status_code == 200  # by the cookie
-        assert client.get("/api/runs", headers={"Host": "runs.example"}).status_code == 200
+        port = httpx.URL(url).port
+        assert client.get("/api/runs", headers={"Host": f"runs.example:{port}"}).status_code == 200
 
 
-def test_runs_are_listed_with_their_state(url: str) -> None:
-    runs = {row["id"]: row for row in httpx.get(f"{url}/api/runs").json()["runs"]}
+def test_runs_are_listed_with_their_state(page: httpx.Client) -> None:
+    runs = {row["id"]: row for row in page.get("/api/runs").json()["runs"]}
     assert set(runs) == {"one", "two"}
     assert runs["one"]["state"] == "stopped", "nobody holds its lease: who ran it was killed"
     assert (runs["one"]["iterations"], runs["one"]["recipe"]) == (2, "a")
+    assert page.get("/api/runs/one/row").json() == runs["one"]
 
 
 @pytest.mark.parametrize("path", ["/api/runs/none", "/api/runs/..%2f..%2fetc", "/report/nothing", "/api/recipes/none"])
-def test_what_is_not_there_is_not_found(url: str, path: str) -> None:
-    answer = httpx.get(url + path)
+def test_what_is_not_there_is_not_found(page: httpx.Client, path: str) -> None:
+    answer = page.get(path)
     assert answer.status_code == 404
     assert "Traceback" not in answer.text
 
 
-def test_two_runs_compared_before_they_are_measured(url: str) -> None:
-    told = httpx.get(f"{url}/api/compare/one/two").json()
+@pytest.mark.parametrize("path", ["/api/runs/none/row", "/api/runs/none/events"])
+def test_a_run_that_is_not_there_has_no_news(page: httpx.Client, path: str) -> None:
+    assert page.get(path).status_code == 404
+
+
+def test_two_runs_compared_before_they_are_measured(page: httpx.Client) -> None:
+    told = page.get("/api/compare/one/two").json()
     assert {row["key"] for row in told["recipe"]} == {"iterations", "seed"}
     assert told["why"] == "one of the two has not been measured yet"
 
 
-def test_a_form_is_made_of_the_schema(url: str) -> None:
-    fields = {field["key"]: field for field in httpx.get(f"{url}/api/recipes/clip_dpo").json()}
+def test_a_form_is_made_of_the_schema(page: httpx.Client) -> None:
+    fields = {field["key"]: field for field in page.get("/api/recipes/clip_dpo").json()}
     assert fields["dpo.beta"]["value"] == "0.1"
     assert "number" in fields["dpo.beta"]["type"]
     assert fields["dpo.beta"]["about"]
     assert "filters.gap.min" in fields
 
 
-def test_the_page_loads_nothing_from_elsewhere(url: str) -> None:
+def test_the_page_loads_nothing_from_elsewhere(page: httpx.Client) -> None:
     for path in ("/", "/console.css", "/console.js"):
-        text = httpx.get(url + path).text.replace("http://www.w3.org/2000/svg", "")
+        text = page.get(path).text.replace("http://www.w3.org/2000/svg", "")
         assert "http://" not in text
         assert "https://" not in text
 

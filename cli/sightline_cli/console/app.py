@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -34,29 +34,30 @@ class StartBody(BaseModel):
     overrides: list[str] = Field(default=[], max_length=1000)
 
 
-def console(runs: Runs, token: str = "") -> FastAPI:
+def console(runs: Runs, token: str, *, local: bool = True) -> FastAPI:
     """The application.
 
     Args:
         runs: what is shown.
-        token: what callers must know; "" where only this machine may call.
+        token: what callers must know.
+        local: whether it is for this machine's names alone.
     """
     app = FastAPI(title="Sightline console", docs_url=None, redoc_url=None, openapi_url=None)
-    _guard(app, token)
+    _guard(app, token, local)
     _pages(app, runs)
     _calls(app, runs)
     return app
 
 
-def _guard(app: FastAPI, token: str) -> None:
+def _guard(app: FastAPI, token: str, local: bool) -> None:
     @app.middleware("http")
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        why = _refusal(request, token)
+        why = _refusal(request, token, local)
         if why is not None:
             return JSONResponse({"error": why}, 403)
         response = await call_next(request)
-        if token and request.query_params.get("token"):
-            response.set_cookie(COOKIE, token, httponly=True, samesite="strict", max_age=30 * 86400)
+        if request.query_params.get("token"):
+            response.set_cookie(_cookie(request), token, httponly=True, samesite="strict", max_age=30 * 86400)
         script = "'unsafe-inline'" if request.url.path.startswith("/report/") else "'self'"  # a report is one file
         response.headers["Content-Security-Policy"] = (
             f"default-src 'self'; script-src {script}; img-src 'self' data:; style-src 'self' 'unsafe-inline'; "
@@ -70,22 +71,27 @@ def _guard(app: FastAPI, token: str) -> None:
         return JSONResponse({"error": str(error)}, 404 if isinstance(error, NotFound) else 400)
 
 
-def _refusal(request: Request, token: str) -> str | None:
+def _refusal(request: Request, token: str, local: bool) -> str | None:
     """Why a request is not served: it was meant for another name (DNS rebinding), comes from another site, or does not
     know the token."""
     hosts = request.headers.getlist("host")
     host = hosts[0] if len(hosts) == 1 else ""
-    if not token and urlsplit(f"//{host}").hostname not in ("127.0.0.1", "localhost", "::1"):
+    if local and urlsplit(f"//{host}").hostname not in ("127.0.0.1", "localhost", "::1"):
         return "this page is for http://127.0.0.1 and http://localhost"
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != host:
         return "requests of other sites are refused"
     if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
         return "send application/json"
-    given = request.query_params.get("token") or request.cookies.get(COOKIE, "")
-    if token and not hmac.compare_digest(given.encode(), token.encode()):
-        return "give the token that `sightline ui` printed: ?token=..."
+    given = request.query_params.get("token") or request.cookies.get(_cookie(request), "")
+    if not hmac.compare_digest(given.encode(), token.encode()):
+        return "open the address that `sightline ui` printed: it holds the token, ?token=..."
     return None
+
+
+def _cookie(request: Request) -> str:
+    """A name of its own for each port: browsers show a host's cookies to all of its ports."""
+    return f"{COOKIE}_{request.url.port or 80}"
 
 
 def _pages(app: FastAPI, runs: Runs) -> None:
@@ -144,13 +150,12 @@ def _calls(app: FastAPI, runs: Runs) -> None:
         return form.form(name)
 
     @app.get("/api/runs/{run}")
-    def about(run: str) -> dict[str, Any]:
-        row = next((each for each in runs.listed() if each["id"] == run), None)
-        if row is None:
-            raise NotFound(f"there is no run {run[:100]!r}", reason="RUN_NOT_FOUND")
-        if not isinstance(runs, RunsHere):
-            return {"run": row}
-        return {"run": row, **told.about(runs.directory(run), str(row["state"]), str(row["error"]))}
+    async def about(run: str) -> dict[str, Any]:
+        return {**await runs.about(run), "files": runs.files}
+
+    @app.get("/api/runs/{run}/row")
+    def row(run: str) -> dict[str, Any]:
+        return runs.row(run)
 
     @app.get("/api/runs/{run}/gallery/{iteration}")
     def gallery(run: str, iteration: int) -> list[dict[str, Any]]:
@@ -163,15 +168,13 @@ def _calls(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/api/runs/{run}/events")
     async def events(run: str) -> StreamingResponse:
-        if isinstance(runs, RunsHere):
-            runs.directory(run)
+        await asyncio.to_thread(runs.row, run)  # who names no run is told so
         return StreamingResponse(_stream(runs.news(run)), media_type="text/event-stream")
 
 
-async def _stream(news: Iterator[Row | None]) -> AsyncIterator[str]:
+async def _stream(news: AsyncIterator[Row | None]) -> AsyncIterator[str]:
     """Server-sent events: each piece of news; a comment where there is none, so that who has left is noticed."""
-    over = object()
-    while (found := await asyncio.to_thread(next, news, over)) is not over:
+    async for found in news:
         yield ": still there\n\n" if found is None else f"data: {json.dumps(found)}\n\n"
     yield "event: end\ndata: {}\n\n"
 

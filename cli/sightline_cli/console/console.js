@@ -79,7 +79,7 @@ async function allRuns() {
     el("th", { scope: "col", class: at === 3 || at === 5 ? "wide" : null }, name || el("span", { class: "soft" }, "Pick"))));
   const empty = el("p", { class: "soft", id: "empty" });
   show(el("div", { class: "bar" }, el("h1", {}, "Runs"), el("span", { class: "grow" }), button,
-    el("a", { href: "#/new" }, el("button", { class: "main", type: "button", tabindex: "-1" }, "New run"))),
+    el("a", { href: "#/new", class: "button main" }, "New run")),
   el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), body)), empty);
   const fill = async () => {
     const told = await ask("/api/runs");
@@ -177,7 +177,10 @@ async function oneRun(id) {
   const pictures = el("div", { id: "gallery" });
   const log = el("ul", { id: "log", class: "small" });
   const report = el("a", { href: `/report/${id}`, target: "_blank", rel: "noopener", id: "report" }, "Whole report");
+  const withFiles = [el("h2", {}, "Pictures"), pictures, el("h2", {}, "Lineage"), lineage];
+  const elsewhere = el("p", { class: "soft", hidden: true }, "Pictures and lineage are with the run's files: `sightline ui DIRECTORY` beside the trainer shows them.");
   let run = { state: "queued" };
+  let files = true;
   let iterations = "";
   const toggle = async () => {
     const going = ["running", "queued"].includes(run.state);
@@ -191,23 +194,29 @@ async function oneRun(id) {
     button.disabled = false;
   };
   button.addEventListener("click", toggle);
-  const fill = async () => {
-    const told = await ask(`/api/runs/${id}`);
-    run = told.run;
+  const paint = (found) => {
+    run = found;
     state.replaceChildren(stateOf(run.state));
     const going = ["running", "queued"].includes(run.state);
     button.textContent = going ? "Stop" : "Resume";
     button.hidden = run.state === "succeeded";
     bar.hidden = !going;
     if (!going) line.textContent = run.error || "";
-    if (told.verdict === undefined) {
-      verdict.textContent = "Its files are with the trainer service; here are its events.";
-      report.hidden = true;
-      return;
-    }
+  };
+  const fill = async () => {
+    const told = await ask(`/api/runs/${id}`);
+    paint(told.run);
+    files = told.files;
     verdict.textContent = told.verdict;
-    report.hidden = told.rows.length === 0;
+    report.hidden = !told.files || told.rows.length === 0;
+    for (const part of withFiles) part.hidden = !told.files;
+    elsewhere.hidden = told.files;
     draw(told);
+  };
+  const look = async () => { // every few seconds: no more than the run's own line
+    const before = run.state;
+    paint(await ask(`/api/runs/${id}/row`));
+    if (run.state !== before) await fill();
   };
   const draw = (told) => {
     const rows = told.rows;
@@ -220,7 +229,7 @@ async function oneRun(id) {
     lineage.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ["policy", "parent", "iteration", "kind", "manifest"].map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, told.policies.map((each) => el("tr", {}, el("td", {}, `v${each.version}`), el("td", {}, each.parent ? `v${each.parent}` : "base"), el("td", {}, String(each.iteration)), el("td", {}, each.kind), el("td", {}, el("code", {}, each.digest.slice(0, 16))))))));
     const measured = rows.slice(1).map((row) => row.iteration);
-    if (measured.join() !== iterations) {
+    if (told.files && measured.join() !== iterations) {
       iterations = measured.join();
       gallery(id, measured, pictures);
     }
@@ -241,14 +250,17 @@ async function oneRun(id) {
     source = new EventSource(`/api/runs/${id}/events`);
     source.onmessage = (message) => {
       const event = JSON.parse(message.data);
-      if (event.stage === "step") {
+      // Of a run whose files are elsewhere the steps come with the update's progress.
+      if (event.stage === "step" || (!files && event.stage === "update" && event.total && event.metrics.step)) {
         for (const name of ["loss", "margin", "accuracy"]) if (event.metrics[name] !== undefined) {
           if (!seen.has(name)) seen.set(name, new Map());
           const label = `iteration ${event.iteration}`;
           if (!seen.get(name).has(label) || event.metrics.step === 1) seen.get(name).set(label, []);
-          seen.get(name).get(label).push([event.metrics.step, event.metrics[name]]);
+          const known = seen.get(name).get(label);
+          if (!known.length || known.at(-1)[0] !== event.metrics.step) known.push([event.metrics.step, event.metrics[name]]);
         }
-      } else {
+      }
+      if (event.stage !== "step") {
         const where = event.iteration ? `iteration ${event.iteration}` : "base model";
         if (["running", "queued"].includes(run.state)) line.textContent = `${where}: ${event.stage}${event.total ? ` ${event.done} of ${event.total}` : ""}`;
         bar.value = event.total ? event.done / event.total : 0;
@@ -267,10 +279,10 @@ async function oneRun(id) {
   show(el("div", { class: "bar" }, el("h1", {}, id), state, el("span", { class: "grow" }), report, button),
     verdict, line, bar,
     el("h2", {}, "As it comes"), steps, el("h2", {}, "Measured after each iteration"), table, curves,
-    el("h2", {}, "Pictures"), pictures, el("h2", {}, "Lineage"), lineage, el("h2", {}, "Said"), log);
+    withFiles, elsewhere, el("h2", {}, "Said"), log);
   await fill();
   follow();
-  timer = setInterval(() => fill().catch(() => {}), 3000);
+  timer = setInterval(() => look().catch(() => {}), 3000);
 }
 
 async function gallery(id, iterations, place) {
@@ -382,5 +394,7 @@ theme.addEventListener("click", () => {
 const kept = localStorage.getItem("theme");
 paint(kept ? kept === "dark" : matchMedia("(prefers-color-scheme: dark)").matches);
 
+// The token is in a cookie now; it need not stand in the address, where it is looked over a shoulder and bookmarked.
+if (location.search) history.replaceState(null, "", location.pathname + location.hash);
 window.addEventListener("hashchange", route);
 route();

@@ -22,7 +22,8 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 def serve(
     directory: Path, trainer: str | None, credentials: Mapping[str, Any], host: str, port: int, token_file: Path | None
 ) -> None:
-    """Serve until interrupted. For callers of other machines a token is asked for: the file's, or one made now.
+    """Serve until interrupted. Callers must know a token, on this machine too, for pages of other sites and other
+    people's programs call loopback as well: the file's, or one made now.
 
     Raises:
         InvalidInput: the token's file is empty.
@@ -32,8 +33,7 @@ def serve(
     token = token_file.read_text().strip() if token_file is not None else ""
     if token_file is not None and not token:
         raise InvalidInput(f"{token_file} is empty: write a token into it", reason="TOKEN_FILE")
-    if not token and host not in LOCAL:
-        token = secrets.token_urlsafe(24)
+    token = token or secrets.token_urlsafe(24)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -45,7 +45,8 @@ def serve(
             f"{host}:{port}: {error.strerror}; --port 0 takes a free one", reason="PORT"
         ) from error
     at = f"[{host}]" if ":" in host else host
-    shown = f"http://{at}:{listening.getsockname()[1]}/" + (f"?token={token}" if token else "")
+    shown = f"http://{at}:{listening.getsockname()[1]}/?token={token}"
     typer.echo(f"{shown}  (Ctrl-C ends it; runs go on)")
-    settings = uvicorn.Config(console(runs, token), log_level="warning", timeout_graceful_shutdown=1)
+    app = console(runs, token, local=host in LOCAL)
+    settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     uvicorn.Server(settings).run(sockets=[listening])

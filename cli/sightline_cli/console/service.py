@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
-from sightline.runs import RunClient
+from sightline.errors import SightlineError
+from sightline.runs import AsyncRunClient, Run, RunClient, RunEvent
 from sightline_chassis.shipped import shipped
 from sightline_trainer.run_queue import recipes_in
 
+from sightline_cli.console import told
 from sightline_cli.console.source import Row
 from sightline_cli.watch import event_of
+
+_QUIET_SECONDS = 1.0
 
 
 class RunsThere:
@@ -31,19 +37,7 @@ class RunsThere:
     def listed(self) -> list[Row]:
         """See `Runs`."""
         with self._client() as client:
-            rows = [
-                {
-                    "id": run.id,
-                    "state": run.state,
-                    "recipe": run.recipe,
-                    "iteration": run.iteration,
-                    "iterations": run.iterations,
-                    "created": run.create_time.timestamp(),
-                    "updated": run.update_time.timestamp(),
-                    "error": run.error,
-                }
-                for run in client.list()
-            ]
+            rows = [_row(run) for run in client.list()]
         return sorted(rows, key=lambda row: -float(str(row["created"])))
 
     def start(self, name: str, recipe: str, overrides: list[str]) -> None:
@@ -62,11 +56,57 @@ class RunsThere:
         with self._client() as client:
             client.resume(run)
 
-    def news(self, run: str) -> Iterator[Row | None]:
+    def row(self, run: str) -> Row:
         """See `Runs`."""
         with self._client() as client:
-            for event in client.watch(run):
-                yield {**asdict(event_of(event)), "time": event.time.timestamp()}
+            return _row(client.get(run))
+
+    async def about(self, run: str) -> dict[str, Any]:
+        """See `Runs`; of a service there are its events alone, and the numbers in them."""
+        row = await asyncio.to_thread(self.row, run)
+        seen = []
+        async with contextlib.aclosing(self.news(run)) as news:
+            async for event in news:
+                if event is None:
+                    break  # that was all until now
+                seen.append(event)
+        return {"run": row, **told.about_events(seen, str(row["state"]), str(row["error"]))}
+
+    async def news(self, run: str) -> AsyncGenerator[Row | None, None]:
+        """See `Runs`. Who leaves ends the call."""
+        async with (
+            AsyncRunClient(self.place, **self._credentials) as client,
+            contextlib.aclosing(cast("AsyncGenerator[RunEvent, None]", client.watch(run))) as watched,
+        ):
+            due = asyncio.ensure_future(anext(watched, None))
+            try:
+                while True:
+                    done, _ = await asyncio.wait([due], timeout=_QUIET_SECONDS)
+                    if not done:
+                        yield None
+                        continue
+                    event = due.result()
+                    if event is None:
+                        return
+                    yield {**asdict(event_of(event)), "time": event.time.timestamp()}
+                    due = asyncio.ensure_future(anext(watched, None))
+            finally:
+                due.cancel()
+                with contextlib.suppress(asyncio.CancelledError, SightlineError):
+                    await due
 
     def _client(self) -> RunClient:
         return RunClient(self.place, **self._credentials)
+
+
+def _row(run: Run) -> Row:
+    return {
+        "id": run.id,
+        "state": run.state,
+        "recipe": run.recipe,
+        "iteration": run.iteration,
+        "iterations": run.iterations,
+        "created": run.create_time.timestamp(),
+        "updated": run.update_time.timestamp(),
+        "error": run.error,
+    }

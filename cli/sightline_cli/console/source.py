@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,10 +19,12 @@ from sightline_trainer.events import EventReader
 from sightline_trainer.execute import leased
 from sightline_trainer.runs import RunDirectory
 
+from sightline_cli.console import told
 from sightline_cli.run import PROCESS, recipe_file
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 _START = "console.json"
+_LOOK_SECONDS = 0.3
 Row = dict[str, Any]
 
 
@@ -46,7 +48,13 @@ class Runs(Protocol):
     def resume(self, run: str) -> None:
         """Have a run go on. Raises SightlineError."""
 
-    def news(self, run: str) -> Iterator[Row | None]:
+    def row(self, run: str) -> Row:
+        """One run's row. Raises SightlineError."""
+
+    async def about(self, run: str) -> dict[str, Any]:
+        """Its numbers, verdict, lineage and curves, as `told.about` has them. Raises SightlineError."""
+
+    def news(self, run: str) -> AsyncIterator[Row | None]:
         """What happens in a run, from its begin on, until it has ended; None where nothing has for a moment."""
 
 
@@ -63,6 +71,7 @@ class RunsHere:
         self.root = root.resolve()
         self.place = str(root)
         self._begun: dict[str, subprocess.Popen[bytes]] = {}
+        self._trees: dict[str, tuple[int, Row]] = {}
 
     def directory(self, run: str) -> Path:
         """A run's directory. Raises NotFound."""
@@ -79,11 +88,20 @@ class RunsHere:
                 rows.append(self.row(path.name))
         return sorted(rows, key=lambda row: -float(row["created"]))
 
+    async def about(self, run: str) -> dict[str, Any]:
+        """See `Runs`."""
+
+        def read() -> dict[str, Any]:
+            row = self.row(run)
+            return {"run": row, **told.about(self.directory(run), str(row["state"]), str(row["error"]))}
+
+        return await asyncio.to_thread(read)
+
     def row(self, run: str) -> Row:
-        """One run's row."""
-        directory = RunDirectory(self.root / run)
+        """See `Runs`."""
+        directory = RunDirectory(self.directory(run))
         state = dict(directory.state())
-        tree = _quietly(directory.tree) or {}
+        tree = self._tree(directory)
         rows = _quietly(directory.rows) or []
         begun, going = self._begun.get(run), self._going(run) is not None
         what = str(state.get("state", "queued"))
@@ -143,25 +161,37 @@ class RunsHere:
             addresses = ["sampling.address=null", "reward.address=null"] if own else []
             self._spawn(run, str(path / "recipe.yaml"), addresses)
 
-    def news(self, run: str) -> Iterator[Row | None]:
+    async def news(self, run: str) -> AsyncIterator[Row | None]:
         """See `Runs`."""
         path = self.directory(run)
         events = EventReader(path / "events.jsonl")
         steps: dict[str, int] = {}
-        while True:
-            ended = self.row(run)["state"] not in ("queued", "running")
-            found = False
-            for _, event in events.read():
-                found = True
-                yield asdict(event)
-            for line in _steps(path / "trl", steps):
-                found = True
+
+        def read() -> tuple[bool, list[Row]]:
+            ended = self.row(run)["state"] not in ("queued", "running")  # before the events: none is missed
+            return ended, [*(asdict(event) for _, event in events.read()), *_steps(path / "trl", steps)]
+
+        ended = False
+        while not ended:
+            ended, found = await asyncio.to_thread(read)
+            for line in found:
                 yield line
-            if ended:
-                return
-            if not found:
-                yield None
-            time.sleep(0.3)
+            if not ended:
+                if not found:
+                    yield None
+                await asyncio.sleep(_LOOK_SECONDS)
+
+    def _tree(self, directory: RunDirectory) -> Row:
+        """The recipe's, read again only when its file changed: a list of runs is asked for every two seconds."""
+        file = directory.root / "recipe.yaml"
+        try:
+            changed = file.stat().st_mtime_ns
+        except OSError:
+            return {}
+        known = self._trees.get(directory.root.name)
+        if known is None or known[0] != changed:
+            known = self._trees[directory.root.name] = changed, _quietly(directory.tree) or {}
+        return known[1]
 
     def _going(self, run: str) -> subprocess.Popen[bytes] | None:
         """The process that was begun here, while it lives."""

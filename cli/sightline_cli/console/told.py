@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sightline_trainer.report.page import TITLES
 from sightline_trainer.report.verdict import verdict
 
 PICTURES = 24
+CURVES = {key: {"title": title, "meaning": MEANINGS[key]} for key, title in TITLES.items()}
 COMPARED = ("chair_s", "chair_i", "cover", "clip_score", "mean_tokens", "pope_f1")
 
 
@@ -36,8 +38,26 @@ def about(directory: Path, state: str, error: str) -> dict[str, Any]:
             }
             for each in history.policies
         ],
-        "curves": {key: {"title": title, "meaning": MEANINGS[key]} for key, title in TITLES.items()},
+        "curves": CURVES,
     }
+
+
+def about_events(events: Sequence[Mapping[str, Any]], state: str, error: str) -> dict[str, Any]:
+    """The same of a run whose files are elsewhere, from its events: the last of an iteration counts."""
+    rows: dict[int, Mapping[str, float]] = {}
+    updates: dict[int, Mapping[str, float]] = {}
+    counts: dict[int, dict[str, int]] = {}
+    for event in events:
+        stage, iteration, metrics = event["stage"], int(event["iteration"]), event["metrics"]
+        if stage == "iteration" and metrics:
+            rows[iteration] = metrics
+        elif stage == "update" and "loss" in metrics and not event["total"]:
+            updates[iteration] = metrics
+        elif stage == "pair" and "pairs" in metrics:
+            counts[iteration] = {key: int(value) for key, value in metrics.items()}
+    measured = [rows[iteration] for iteration in sorted(rows)]
+    said = verdict(state, error, measured, updates, counts)
+    return {"verdict": said, "rows": measured, "policies": [], "curves": CURVES}
 
 
 def gallery(directory: Path, iteration: int) -> list[dict[str, Any]]:

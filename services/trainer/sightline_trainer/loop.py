@@ -45,6 +45,7 @@ from sightline_trainer.row_gate import RowGate
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.serving import RunPolicies
 from sightline_trainer.session import Session, connected
+from sightline_trainer.steps import last_step
 from sightline_trainer.stopwatch import Stopwatch
 from sightline_trainer.turns import sampler_rests, wake
 
@@ -283,6 +284,7 @@ class Loop:
 
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
+        steps = self.dir.root / "trl" / f"steps-{iteration:04d}.jsonl"
         with sampler_rests(self.recipe, self.connections, self.halt):
             result = self._timed(
                 "update",
@@ -294,7 +296,7 @@ class Loop:
                     work=self.dir.root / "trl",
                     seed=self.recipe.seed + iteration,
                     iteration=iteration,
-                    progress=lambda done, total: self._tell("update", iteration, done, total),
+                    progress=lambda done, total: self._tell("update", iteration, done, total, metrics=last_step(steps)),
                     candidates=directory / "candidates",
                     version=parent,
                     halt=self.halt,

@@ -76,7 +76,8 @@ class Tracking:
 
     def __call__(self, event: Event) -> None:
         """Report the numbers of an event."""
-        if not self._callbacks or event.stage not in STAGES or not event.metrics:
+        # Steps of an update under way go to the tracker by the update itself.
+        if not self._callbacks or event.stage not in STAGES or not event.metrics or event.total:
             return
         self._state.global_step = event.iteration
         stage = "eval" if event.stage == "iteration" else event.stage

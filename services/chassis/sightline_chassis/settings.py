@@ -16,7 +16,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 import pydantic
 import yaml
@@ -175,8 +175,20 @@ def _parse(text: str, origin: str) -> Any:
         raise SettingsError(f"{origin}: {error}") from None
     except KeyTwice as error:
         raise SettingsError(f"{origin}: {error.problem}") from None
-    except yaml.YAMLError:
-        return text
+    except yaml.YAMLError as error:
+        return NotYaml(text, str(getattr(error, "problem", None) or ""))
+
+
+class NotYaml(str):
+    """A text that YAML refuses: a text of somebody's, as it is; or, where a list or a table is wanted, a slip."""
+
+    why: str
+
+    def __new__(cls, text: str, why: str) -> Self:
+        """The text, and what YAML says of it."""
+        made = super().__new__(cls, text)
+        made.why = why
+        return made
 
 
 def _keys(error: Any) -> Keys:
@@ -198,10 +210,17 @@ def _explain(cls: type[Section], error: pydantic.ValidationError, layers: Layers
             lines.append(f"{path}: {said} [{origin}]")
         else:
             shown = "***" if any(_is_secret(key, value) for key in keys) else repr(value)[:80]
-            lines.append(f"{path} = {shown}: {said} [{origin}]")
+            lines.append(f"{path} = {shown}: {said}{_no_yaml(value)} [{origin}]")
     if (more := error.error_count() - len(lines)) > 0:
         lines.append(f"and {more} more")
     return "settings refused: " + "; ".join(lines)
+
+
+def _no_yaml(value: Any) -> str:
+    """Why a text that looks like a list or a table is none."""
+    if not isinstance(value, NotYaml) or not value.lstrip().startswith(("[", "{")):
+        return ""
+    return f"; it is no YAML ({value.why}): put texts that hold punctuation into double quotes"
 
 
 def _did_you_mean(cls: type[Section], keys: Keys) -> str:

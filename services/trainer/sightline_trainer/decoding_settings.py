@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 from sightline.sampler import Beams, Blank, Blur, Contrast, Crop, DiffusionNoise, ImageFree, PixelNoise
@@ -10,6 +10,20 @@ from sightline.sampler.types import Distortion
 from sightline_chassis.settings import Section, Table
 
 from sightline_trainer.speaker.template import check_template
+
+
+class OneOf(Table):
+    """A table of which one entry is given."""
+
+    what: ClassVar[str]
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        named = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(named) != 1:
+            known = ", ".join(type(self).model_fields)
+            raise ValueError(f"{self.what} is one of {known}; given are {named or 'none'}")
+        return self
 
 
 class NoiseStep(Section):
@@ -31,23 +45,16 @@ class Cropping(Section):
     max_area: float = Field(0.2, gt=0.0, le=1.0, description="Most share of the area.")
 
 
-class Distorting(Table):
+class Distorting(OneOf):
     """What is done to the image; one of them."""
+
+    what: ClassVar[str] = "a distortion"
 
     diffusion_noise: NoiseStep | None = Field(None, description="Noise on normalised pixels (VCD, BPO).")
     pixel_noise: NoiseStep | None = Field(None, description="The same on pixels in [0, 1], clamped.")
     blur: Blurring | None = Field(None, description="Gaussian blur.")
     crop: Cropping | None = Field(None, description="A random part.")
     blank: Section | None = Field(None, description="Nothing to be seen: {} where it is wanted.")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        named = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(named) != 1:
-            raise ValueError(
-                f"a distortion is one of {', '.join(type(self).model_fields)}; given are {named or 'none'}"
-            )
-        return self
 
     def of(self, seed: int) -> Distortion:
         """As the sampler takes it; noise and crops with a seed."""
@@ -101,19 +108,14 @@ class Prompting(Section):
         return self
 
 
-class Guiding(Table):
+class Guiding(OneOf):
     """A second forward that changes the logits; one of them."""
+
+    what: ClassVar[str] = "guidance"
 
     contrast: Contrasting | None = Field(None, description="Away from what a distorted image suggests.")
     image_free: ImageFreeing | None = Field(None, description="Towards what the image adds.")
     prompted: Prompting | None = Field(None, description="Towards what a prompt with the objects found says.")
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        named = [name for name in type(self).model_fields if getattr(self, name) is not None]
-        if len(named) != 1:
-            raise ValueError(f"guidance is one of {', '.join(type(self).model_fields)}; given are {named or 'none'}")
-        return self
 
     def fixed(self, seed: int) -> Contrast | ImageFree | None:
         """As the sampler takes it; None where it depends on what is found in the picture."""

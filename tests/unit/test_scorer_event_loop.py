@@ -66,15 +66,16 @@ def test_the_event_loop_tokenises_only_what_is_short(request_: Any, elsewhere: b
 
     async def answer(pool: FairPool) -> Any:
         served = ServedModel(
-            card,
-            pb.ModelInfo(name="m", default_kind=pb.SCORE_KIND_CLIP_SCORE),
-            scale,
-            anything,
-            tokenizer,
-            tower("image"),
-            tower("text"),
-            ("i", "t"),
-            "",  # type: ignore[arg-type]
+            card=card,
+            told=card,
+            info=pb.ModelInfo(name="m", default_kind=pb.SCORE_KIND_CLIP_SCORE),
+            scale=scale,
+            preprocess=anything,
+            tokenizer=tokenizer,  # type: ignore[arg-type]
+            image=tower("image"),
+            text=tower("text"),
+            triton_names=("i", "t"),
+            fingerprint="",
         )
         served.image.table.put(hashlib.sha256(IMAGE).digest(), UNIT, 0)
         models, embedder = ModelRegistry({"m": served}, {}, "m"), Embedder(anything, anything, pool)

@@ -95,7 +95,6 @@ WITHOUT: Mapping[str, Sequence[str]] = {
     "ovip": ("pairing={all_pairs: {max_pairs: 2}}",),
     "sentinel": _LOTS,
 }  # fmt: skip
-TARGETS = {"clip_dpo_chair_s_cut": 0.6, "clip_dpo_cover_change": -0.01}
 SCENES, QUESTIONS = 600, 300
 GLANCE = 64
 """Scenes that are looked at inside of a run."""
@@ -326,7 +325,7 @@ def report(kept: Path = KEPT, *, show: bool = True) -> None:
             better = "lower" if key == "length_change" else better
             against = "itself, its own part neutral" if key == "over_without" else "the base model"
             full = f"{name}_{key}"
-            rows.append(Row(full, value, unit, better, TARGETS.get(full), against, facts))  # type: ignore[arg-type]
+            rows.append(Row(full, value, unit, better, None, against, facts))  # type: ignore[arg-type]
     made = table(standings, figures)
     if show:
         print(made)

@@ -10,6 +10,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sightline.errors import InvalidInput, NotFound
+from sightline_chassis import traces
+from sightline_chassis.sections import TraceSettings
 from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import shipped
 from sightline_trainer.connections import ClientTls, Connection, Connections
@@ -64,8 +66,11 @@ def run(
         recipe = taking_turns(recipe)
         settings = local_services(recipe, directory / "services")
         processes = stack.enter_context(Processes(directory / "services"))
+        traced = load_settings(TraceSettings, service="traces")
         for service, flags in settings.items():
-            processes.start(service, flags)
+            processes.start(service, [*flags, *([f"traces.endpoint={traced.endpoint}"] if traced.endpoint else [])])
+        traces.begin(traced, "trainer")
+        stack.callback(traces.end)
         recipe = with_data(recipe, directory / "data")
         addresses = {service: processes.wait(service).grpc for service in settings}
         recipe = with_values(

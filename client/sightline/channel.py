@@ -15,20 +15,36 @@ import grpc
 
 from sightline.credentials import Tls, Token
 from sightline.errors import PreconditionFailed
-from sightline.outgoing import Header, Observer, Outgoing, aio_interceptors
+from sightline.outgoing import Header, Observer, Outgoing, Tracer, aio_interceptors
 from sightline.target import check_target, is_loopback
 
-__all__ = ["Options", "Tls", "Token", "channel_options", "observe_calls", "open_aio_channel", "open_channel"]
+__all__ = [
+    "Options",
+    "Tls",
+    "Token",
+    "channel_options",
+    "observe_calls",
+    "open_aio_channel",
+    "open_channel",
+    "trace_calls",
+]
 
 Options: TypeAlias = list[tuple[str, int | str]]
 
 _observers: list[Observer] = []
+_tracers: list[Tracer] = []
 
 
 def observe_calls(observer: Observer) -> None:
     """Have the calls of all channels that this process opens from now on observed. Calling it twice is calling once."""
     if observer not in _observers:
         _observers.append(observer)
+
+
+def trace_calls(tracer: Tracer) -> None:
+    """Have the calls of all channels that this process opens from now on traced. Calling it twice is calling once."""
+    if tracer not in _tracers:
+        _tracers.append(tracer)
 
 
 def channel_options(*, max_message_mib: int = 64, health_service: str | None = None) -> Options:
@@ -84,9 +100,9 @@ def open_channel(
         channel = grpc.secure_channel(target, tls.credentials(), options)
     else:
         channel = grpc.insecure_channel(target, options)
-    if header is None and not _observers:
+    if header is None and not _observers and not _tracers:
         return channel
-    return grpc.intercept_channel(channel, Outgoing(header, _observers))
+    return grpc.intercept_channel(channel, Outgoing(header, _observers, _tracers))
 
 
 def open_aio_channel(
@@ -100,7 +116,8 @@ def open_aio_channel(
     """As `open_channel` for aio stubs, to be opened inside the running event loop."""
     options = _options(target, tls, max_message_mib, health_service)
     header = _header(target, tls, token)
-    interceptors = aio_interceptors(header, _observers) if header or _observers else None
+    needed = header or _observers or _tracers
+    interceptors = aio_interceptors(header, _observers, _tracers) if needed else None
     if tls is not None:
         return grpc.aio.secure_channel(target, tls.credentials(), options, interceptors=interceptors)
     return grpc.aio.insecure_channel(target, options, interceptors=interceptors)

@@ -1,9 +1,9 @@
-"""What happens around each call of a client: the token's header, and observers. Light."""
+"""What happens around each call of a client: the token's header, observers, a trace. Light."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import grpc
@@ -12,6 +12,9 @@ Ended: TypeAlias = Callable[[grpc.StatusCode], None]
 Observer: TypeAlias = Callable[[str, str], Ended]
 """Called when a call begins, with its kind ("unary", "server_stream", ...) and its path ("/package.Service/Method");
 what it returns is called with the code when the call has ended."""
+
+Tracer: TypeAlias = Callable[[str, str], tuple[Mapping[str, str], Ended]]
+"""As an Observer, and gives headers that the call sends, too."""
 
 Header: TypeAlias = Callable[[], tuple[str, str]]
 
@@ -37,18 +40,23 @@ class _SyncDetails(_Details, grpc.ClientCallDetails):
 
 
 class _Around:
-    def __init__(self, header: Header | None, observers: Sequence[Observer]) -> None:
-        self._header, self._observers = header, tuple(observers)
+    def __init__(self, header: Header | None, observers: Sequence[Observer], tracers: Sequence[Tracer]) -> None:
+        self._header, self._observers, self._tracers = header, tuple(observers), tuple(tracers)
 
-    def _begin(self, kind: str, method: str | bytes) -> Ended:
+    def _begin(self, kind: str, method: str | bytes) -> tuple[list[tuple[str, str]], Ended]:
         path = method.decode() if isinstance(method, bytes) else method
+        headers = [] if self._header is None else [self._header()]
         ends = [observer(_KINDS[kind], path) for observer in self._observers]
+        for tracer in self._tracers:
+            sent, end = tracer(_KINDS[kind], path)
+            headers += sent.items()
+            ends.append(end)
 
         def ended(code: grpc.StatusCode) -> None:
             for end in ends:
                 end(code)
 
-        return ended
+        return headers, ended
 
 
 class Outgoing(
@@ -73,11 +81,9 @@ class Outgoing(
         return self._go("stream_stream", continuation, client_call_details, request_iterator)
 
     def _go(self, kind: str, continuation: Any, details: Any, request: Any) -> Any:
-        metadata = list(details.metadata or ())
-        if self._header is not None:
-            metadata.append(self._header())
+        headers, ended = self._begin(kind, details.method)
+        metadata = [*(details.metadata or ()), *headers]
         more = (getattr(details, name, None) for name in ("credentials", "wait_for_ready", "compression"))
-        ended = self._begin(kind, details.method)
         call = continuation(_SyncDetails(details.method, details.timeout, metadata, *more), request)
         call.add_done_callback(lambda done: ended(done.code()))
         return call
@@ -85,14 +91,14 @@ class Outgoing(
 
 class _AioAround(_Around):
     async def _go(self, kind: str, continuation: Any, details: Any, request: Any) -> Any:
-        if self._header is not None:
-            metadata = grpc.aio.Metadata(*(details.metadata or ()), self._header())
+        headers, ended = self._begin(kind, details.method)
+        if headers:
+            metadata = grpc.aio.Metadata(*(details.metadata or ()), *headers)
             details = grpc.aio.ClientCallDetails(
                 details.method, details.timeout, metadata, details.credentials, details.wait_for_ready
             )
-        ended = self._begin(kind, details.method)
         call = await continuation(details, request)
-        if self._observers:
+        if self._observers or self._tracers:
             call.add_done_callback(lambda done: _report(done, ended))
         return call
 
@@ -117,9 +123,11 @@ class _StreamStream(_AioAround, grpc.aio.StreamStreamClientInterceptor):
         return await self._go("stream_stream", continuation, client_call_details, request_iterator)
 
 
-def aio_interceptors(header: Header | None, observers: Sequence[Observer]) -> list[grpc.aio.ClientInterceptor]:
+def aio_interceptors(
+    header: Header | None, observers: Sequence[Observer], tracers: Sequence[Tracer]
+) -> list[grpc.aio.ClientInterceptor]:
     """For aio channels, which take one interceptor for each kind of call."""
-    return [cls(header, observers) for cls in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
+    return [cls(header, observers, tracers) for cls in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
 
 
 _reports: set[asyncio.Task[None]] = set()

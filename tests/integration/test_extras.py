@@ -34,7 +34,7 @@ def test_an_extra_alone_starts_its_service(service: str, tmp_path: Path) -> None
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, venv], check=True)
     python = venv / "bin/python"
     install = [uv, "pip", "install", "--quiet", "--python", python, "--constraint", ROOT / "constraints.txt"]
-    subprocess.run([*install, f"sightline[{service},s3] @ {ROOT.as_uri()}"], check=True)
+    subprocess.run([*install, f"sightline[{service},s3,traces] @ {ROOT.as_uri()}"], check=True)
     listed = subprocess.run([uv, "pip", "list", "--python", python, "--format=json"], check=True, capture_output=True)
     assert FOREIGN[service].isdisjoint(package["name"] for package in json.loads(listed.stdout))
 

@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from sightline import errors
 from sightline.errors import InternalError, InvalidInput, SightlineError, Unsupported
 
-from sightline_chassis import metrics
+from sightline_chassis import metrics, traces
 
 logger = logging.getLogger(__name__)
 REQUEST_ID = "x-request-id"
@@ -92,26 +92,30 @@ async def measured(call: Call) -> AsyncIterator[None]:
     """Count and time the call, and log its end."""
     start, budget = time.monotonic(), call.context.time_remaining()
     metrics.STARTED.labels(*call.labels).inc()
-    code = grpc.StatusCode.UNKNOWN
-    try:
-        yield
-        code = call.code or grpc.StatusCode.OK
-    except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: a write after the client went away
-        code = _why_cancelled(call, budget)
-        raise
-    except BaseException:
-        code = call.code or grpc.StatusCode.UNKNOWN
-        raise
-    finally:
-        seconds, spelled = time.monotonic() - start, metrics.go_code(code)
-        metrics.HANDLED.labels(*call.labels, spelled).inc()
-        metrics.HANDLING.labels(*call.labels).observe(seconds)
-        if call.team:
-            metrics.TEAM_CALLS.labels(call.team, spelled).inc()
-            if code is grpc.StatusCode.OK:
-                metrics.LAST_SUCCESS.set_to_current_time()
-        extra = {"code": spelled, "seconds": round(seconds, 6), "details": call.context.details(), "team": call.team}
-        logger.log(_LEVELS[code], "%s %s", call.name, spelled, extra=extra)
+    with traces.serving(call.name, call.context.invocation_metadata() or (), call.request_id) as served:
+        try:
+            yield
+            served.code = call.code or grpc.StatusCode.OK
+        except (asyncio.CancelledError, grpc.aio.InternalError):  # the latter: a write after the client went away
+            served.code = _why_cancelled(call, budget)
+            raise
+        except BaseException:
+            served.code = call.code or grpc.StatusCode.UNKNOWN
+            raise
+        finally:
+            _ended(call, served.code, time.monotonic() - start)
+
+
+def _ended(call: Call, code: grpc.StatusCode, seconds: float) -> None:
+    spelled = metrics.go_code(code)
+    metrics.HANDLED.labels(*call.labels, spelled).inc()
+    metrics.HANDLING.labels(*call.labels).observe(seconds)
+    if call.team:
+        metrics.TEAM_CALLS.labels(call.team, spelled).inc()
+        if code is grpc.StatusCode.OK:
+            metrics.LAST_SUCCESS.set_to_current_time()
+    extra = {"code": spelled, "seconds": round(seconds, 6), "details": call.context.details(), "team": call.team}
+    logger.log(_LEVELS[code], "%s %s", call.name, spelled, extra=extra)
 
 
 @contextlib.asynccontextmanager

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 """The id of the request being served; "" outside of one."""
 
+trace_id: contextvars.ContextVar[str] = contextvars.ContextVar("trace_id", default="")
+"""The W3C trace that the work belongs to; "" outside of one."""
+
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class JsonFormatter(logging.Formatter):
-    """`{"ts", "level", "service", "logger", "message", "request_id"?, ...extra, "exception"?}` on one line."""
+    """A line `{"ts", "level", "service", "logger", "message", "request_id"?, "trace_id"?, ...extra, "exception"?}`."""
 
     def __init__(self, service: str) -> None:
         super().__init__()
@@ -35,8 +38,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if current := request_id.get():
-            line["request_id"] = current
+        line |= _belongs()
         extra = {key: _plain(value) for key, value in vars(record).items() if key not in _STANDARD}
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -44,13 +46,12 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people: time, level, logger, message, extra fields, request id."""
+    """The same for people: time, level, logger, message, extra fields, request and trace id."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The record as a line, the traceback (if any) below it."""
         extra = {key: value for key, value in vars(record).items() if key not in _STANDARD}
-        if current := request_id.get():
-            extra["request_id"] = current
+        extra |= _belongs()
         tail = "".join(f" {key}={value}" for key, value in extra.items())
         text = f"{self.formatTime(record, '%H:%M:%S')} {record.levelname:<7} {record.name}: {record.getMessage()}{tail}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
@@ -64,6 +65,11 @@ def configure(settings: LogSettings, service: str) -> None:
     logging.captureWarnings(True)
     for noisy in ("asyncio", "httpx", "httpcore", "urllib3", "filelock", "PIL"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _belongs() -> dict[str, str]:
+    known = {"request_id": request_id.get(), "trace_id": trace_id.get()}
+    return {name: value for name, value in known.items() if value}
 
 
 def _plain(value: Any) -> Any:

@@ -23,7 +23,7 @@ from typing import TypeVar
 
 from sightline.errors import SightlineError
 
-from sightline_chassis import logs
+from sightline_chassis import logs, traces
 from sightline_chassis.sections import ServiceSettings
 from sightline_chassis.server import Addresses, BindError, Server
 from sightline_chassis.service import Service
@@ -85,6 +85,7 @@ def serve(service: Service, settings: ServiceSettings) -> int:
     logs.configure(settings.log, service.name)
     logger.info("settings", extra={"settings": resolved(settings)})
     try:
+        traces.begin(settings.traces, service.name)
         return asyncio.run(_serve(service, settings))
     except BindError as error:
         logger.error("%s could not start: %s", service.name, error)
@@ -94,6 +95,8 @@ def serve(service: Service, settings: ServiceSettings) -> int:
         )
     except Exception:
         logger.exception("%s failed", service.name)
+    finally:
+        traces.end()
     return 1
 
 

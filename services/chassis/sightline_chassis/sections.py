@@ -111,6 +111,18 @@ class TeamLimits(Section):
     concurrent: int | None = Field(default=None, ge=1, le=100_000, description="Calls in flight, waiting included.")
     texts_per_minute: int | None = Field(default=None, ge=1, le=10**9, description="Texts (or candidates) a minute.")
     images_per_minute: int | None = Field(default=None, ge=1, le=10**9, description="Images a minute.")
+    stored_image_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 50,
+        description="Bytes of the images kept of it, in memory and on disk; its least recently used leave first.",
+    )
+    staged_policies: int | None = Field(
+        default=None,
+        ge=1,
+        le=1024,
+        description="Policies that it may have staged at a sampler: publication.keep + 1 for each of its runs.",
+    )
 
 
 class AuthSettings(Section):
@@ -144,6 +156,19 @@ class LogSettings(Section):
 
     level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="Lowest level logged.")
     format: Literal["json", "text"] = Field(default="json", description="JSON lines, or text for people.")
+
+
+class TraceSettings(Section):
+    """Spans of what the service does, for whoever collects them. Needs the extra `traces`."""
+
+    endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s/]+",
+        description="OTLP over HTTP, as http://collector:4318; spans go to its /v1/traces. null: no traces.",
+    )
+    ratio: float = Field(
+        default=1.0, ge=0, le=1, description="Share of the traces begun here that are kept; callers decide on theirs."
+    )
 
 
 class ImageLimits(Section):
@@ -180,3 +205,4 @@ class ServiceSettings(Section):
     admission: AdmissionSettings = Field(default=AdmissionSettings(), description="How much work is taken on.")
     auth: AuthSettings = Field(default=AuthSettings(), description="Who may call, and how much.")
     log: LogSettings = Field(default=LogSettings(), description="What is logged.")
+    traces: TraceSettings = Field(default=TraceSettings(), description="Where spans are sent.")

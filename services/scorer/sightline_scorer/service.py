@@ -56,7 +56,7 @@ class ScorerService(Service):
         self._pool = FairPool(settings.decode_threads, "decode")
         self._backend: TritonBackend
         self.triton: TritonServer = (
-            EmbeddedTriton(settings.triton, lambda out: self._loader.build(out))
+            EmbeddedTriton(settings.triton, lambda out: self._loader.build(out), settings.traces.endpoint)
             if settings.triton.mode != "remote"
             else RemoteTriton(settings.triton)
         )

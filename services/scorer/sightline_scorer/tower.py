@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sightline.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
+from sightline_chassis import traces
 
 from sightline_scorer import metrics
 from sightline_scorer.cache import EmbeddingTable
@@ -36,7 +37,7 @@ _WINDOW = 8  # batches' worth of the oldest items, among which those of like len
 class TowerItem:
     """One image or text on its way to its embedding."""
 
-    __slots__ = ("batch", "drop", "key", "length", "note", "payload", "ready_at", "waits")
+    __slots__ = ("batch", "drop", "key", "length", "note", "payload", "ready_at", "trace", "waits")
 
     def __init__(self, key: bytes, note: int) -> None:
         self.key = key
@@ -49,6 +50,8 @@ class TowerItem:
         """Stops the making of it."""
         self.waits: list[tuple[Wait, int]] = []
         self.batch: Batch | None = None
+        self.trace = traces.here()
+        """The span of the request that asked first."""
 
 
 class Wait:
@@ -318,7 +321,9 @@ class Tower:
     async def _work(self, batch: Batch) -> None:
         self._sizes.observe(len(batch.items))
         try:
-            rows = await self._run([item.payload for item in batch.items])
+            asked = (item.trace for item in batch.items)
+            with traces.joined(f"triton {'/'.join(self._label)}", asked, items=len(batch.items)):
+                rows = await self._run([item.payload for item in batch.items])
             self._finish(batch, rows)
         except SightlineError as error:
             for item in batch.items:

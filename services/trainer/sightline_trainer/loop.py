@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from sightline.errors import PreconditionFailed
 from sightline.sampler import PolicyManifest, Probe, model_digest, policy_dirname, write_manifest
+from sightline_chassis import traces
 
 from sightline_trainer import metrics
 from sightline_trainer.ahead import Ahead
@@ -199,7 +200,7 @@ class Loop:
                 self.gate,
                 iteration=iteration,
                 version=version,
-                in_flight=recipe.sampling.max_in_flight,
+                in_flight=await session.in_flight(),
                 progress=told(len(released.rows)),
             )
 
@@ -376,7 +377,7 @@ class Loop:
                 session.evaluation if plain else session.decoded(),
                 session.reward,
                 version=version,
-                in_flight=self.recipe.sampling.max_in_flight,
+                in_flight=await session.in_flight(),
                 progress=lambda done, total: self._tell("evaluate", iteration, done, total),
             )
             gone = evaluated.dropped
@@ -446,7 +447,7 @@ class Loop:
             self._tell(stage, iteration, message=message, metrics=facts)
 
     def _timed(self, stage: Stage, work: Callable[[], T]) -> T:
-        with metrics.phase(stage):
+        with metrics.phase(stage), traces.span(stage, **{"sightline.run": self.dir.id}):
             try:
                 return work()
             finally:

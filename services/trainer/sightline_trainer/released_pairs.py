@@ -44,7 +44,7 @@ class ReleasedPairs:
             session.gate,
             iteration=self.iteration,
             version=version,
-            in_flight=session.recipe.sampling.max_in_flight,
+            in_flight=await session.in_flight(),
             progress=progress,
         )
 

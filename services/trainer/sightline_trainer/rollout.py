@@ -8,6 +8,7 @@ its text too long, is dropped and noted, and so is a candidate that the gate ref
 from __future__ import annotations
 
 import asyncio
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -109,11 +110,11 @@ class Rollout:
 
         missing = [(number, shard) for number, shard in enumerate(shards) if not self._paths(number)[1].exists()]
         done = len(prompts) - sum(len(shard) for _, shard in missing)
-        # Two shards at a time keep the engines full while the older one ends; memory stays bounded.
-        pair = asyncio.Semaphore(2)
+        # One shard more than the engines hold keeps them full while the oldest one ends; memory stays bounded.
+        open_shards = asyncio.Semaphore(1 + math.ceil(in_flight / self.shard_size))
 
         async def admitted(number: int, shard: Sequence[Prompt]) -> None:
-            async with pair:
+            async with open_shards:
                 await fill(number, shard)
 
         async with asyncio.TaskGroup() as group:

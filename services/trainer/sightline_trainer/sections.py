@@ -52,7 +52,9 @@ class Sampling(Section):
     temperature: float = Field(1.0, gt=0.0, le=5.0, description="Softmax temperature.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
     max_tokens: int = Field(64, ge=1, description="Most new tokens of a candidate.")
-    max_in_flight: int = Field(32, ge=1, le=1024, description="Prompts under way at the same time.")
+    max_in_flight: int = Field(
+        32, ge=1, le=1024, description="Prompts under way at the same time, at each sampler of a fleet."
+    )
     staleness: int = Field(
         0,
         ge=0,

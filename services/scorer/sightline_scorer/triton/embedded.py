@@ -45,10 +45,11 @@ class EmbeddedTriton:
     Args:
         settings: where to find it and how patient to be.
         build: writes the model repository into the directory it is given.
+        endpoint: where its spans are sent, as `traces.endpoint`; None: there are none.
     """
 
-    def __init__(self, settings: TritonSettings, build: Callable[[Path], None]) -> None:
-        self._settings = settings
+    def __init__(self, settings: TritonSettings, build: Callable[[Path], None], endpoint: str | None = None) -> None:
+        self._settings, self._endpoint = settings, endpoint
         self._build = build
         self._program: BackendProgram | None = None
         self._up = backend_up(settings)
@@ -88,7 +89,7 @@ class EmbeddedTriton:
 
         Raises TritonNotInstalled, TritonFailed, and what building the repository raises.
         """
-        self._program = program(self._settings)
+        self._program = program(self._settings, self._endpoint)
         if self._own_work_dir:
             self._work = Path(tempfile.mkdtemp(prefix="sightline-scorer-"))
         self._work.mkdir(parents=True, exist_ok=True)

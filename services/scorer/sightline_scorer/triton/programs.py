@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Protocol
 
+from sightline_chassis.traces import traces_url
+
 from sightline_scorer.triton.installation import find
 from sightline_scorer.triton.settings import TritonSettings
 
@@ -32,13 +34,15 @@ class TritonProgram:
 
     Args:
         settings: where to look for it.
+        endpoint: where spans are sent, as `traces.endpoint`; None: there are none.
     """
 
     name = "tritonserver"
 
-    def __init__(self, settings: TritonSettings) -> None:
+    def __init__(self, settings: TritonSettings, endpoint: str | None = None) -> None:
         self._installation = find(settings.home)
         self._seconds = settings.start_timeout_seconds
+        self._traces = endpoint
 
     def prepare(self, work: Path) -> None:
         """The Python backend with the stub of this interpreter."""
@@ -61,11 +65,18 @@ class TritonProgram:
             "--allow-http=false",
             "--allow-metrics=false",
             "--allow-gpu-metrics=false",
+            *([] if self._traces is None else tracing(self._traces)),
         ]
 
     def environment(self) -> dict[str, str]:
         """As the wheel needs it."""
         return self._installation.environment()
+
+
+def tracing(endpoint: str) -> list[str]:
+    """Flags of a Triton that sends spans of the requests that come with a trace, and of no other."""
+    settings = ("rate=0", "level=TIMESTAMPS", "mode=opentelemetry", f"opentelemetry,url={traces_url(endpoint)}")
+    return [f"--trace-config={each}" for each in (*settings, "opentelemetry,resource=service.name=sightline-triton")]
 
 
 class WorkerProgram:
@@ -86,6 +97,6 @@ class WorkerProgram:
         return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
-def program(settings: TritonSettings) -> BackendProgram:
+def program(settings: TritonSettings, endpoint: str | None = None) -> BackendProgram:
     """What the settings name. Raises TritonNotInstalled."""
-    return WorkerProgram() if settings.mode == "worker" else TritonProgram(settings)
+    return WorkerProgram() if settings.mode == "worker" else TritonProgram(settings, endpoint)

@@ -1,0 +1,212 @@
+"""Traces: one W3C trace from a stage of the loop through sampler, scorer and Triton.
+
+OpenTelemetry's API; spans leave by OTLP over HTTP, for which the extra `traces` is needed. Off unless `traces.endpoint`
+is set; then nothing of OpenTelemetry is imported, and only the trace id that a caller sends is taken into the logs.
+
+    begin(settings.traces, "scorer")
+    with span("sample", iteration=3):                 # calls of our clients inside go on with the trace
+        await sampler.sample(...)
+    end()
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import grpc
+from sightline import channel
+from sightline.errors import PreconditionFailed
+from sightline.outgoing import Ended
+
+from sightline_chassis import logs
+from sightline_chassis.sections import TraceSettings
+
+TRACEPARENT = "traceparent"
+_FORM = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+_FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+"""Codes that are a fault of the server, by OpenTelemetry's conventions."""
+
+_provider: Any = None
+_tracer: Any = None
+
+
+def begin(settings: TraceSettings, service: str) -> None:
+    """Send this process's spans from now on, where the settings say where to.
+
+    Raises:
+        PreconditionFailed: the extra `traces` is not installed.
+    """
+    global _provider, _tracer
+    if settings.endpoint is None:
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+    except ImportError as error:
+        raise PreconditionFailed(
+            f"traces.endpoint needs what is not installed ({error}): pip install 'sightline[traces]'",
+            reason="EXTRA_MISSING",
+        ) from None
+    end()
+    about = Resource.create({"service.name": f"sightline-{service}", "service.version": _version()})
+    _provider = TracerProvider(resource=about, sampler=ParentBased(TraceIdRatioBased(settings.ratio)))
+    _provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(traces_url(settings.endpoint), timeout=5)))
+    _tracer = _provider.get_tracer("sightline", _version())
+    channel.trace_calls(_outgoing)
+
+
+def end() -> None:
+    """Send what has not been sent yet."""
+    global _provider, _tracer
+    if _provider is not None:
+        _provider.shutdown()
+        _provider = _tracer = None
+
+
+def traces_url(endpoint: str) -> str:
+    """Where spans are posted, of an OTLP endpoint."""
+    return f"{endpoint.rstrip('/')}/v1/traces"
+
+
+def here() -> Any:
+    """The span that this task is in, to `join` it elsewhere; None while traces are off."""
+    if _tracer is None:
+        return None
+    from opentelemetry import trace
+
+    context = trace.get_current_span().get_span_context()
+    return context if context.is_valid else None
+
+
+def headers() -> dict[str, str]:
+    """What a call to another service sends to go on with the trace; nothing while there is none, or it is not kept."""
+    context = here()
+    if context is None or not context.trace_flags.sampled:
+        return {}
+    return {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-01"}
+
+
+@contextlib.contextmanager
+def span(name: str, **facts: str | int | float) -> Iterator[None]:
+    """A span of this process's own work, inside the one that this task is in."""
+    with _span(name, "INTERNAL", None, facts):
+        yield
+
+
+@contextlib.contextmanager
+def joined(name: str, joining: Iterable[Any], **facts: str | int | float) -> Iterator[None]:
+    """A span of work for several others at once: below the first of them, and linked to the rest.
+
+    Args:
+        joining: what `here` gave in them.
+    """
+    if _tracer is None:
+        yield
+        return
+    from opentelemetry import trace
+
+    known = list({context.span_id: context for context in joining if context is not None}.values())
+    above = trace.set_span_in_context(trace.NonRecordingSpan(known[0])) if known else None
+    with _span(name, "CLIENT", above, facts, [trace.Link(context) for context in known[1:]]):
+        yield
+
+
+@contextlib.contextmanager
+def serving(path: str, metadata: Sequence[tuple[str, Any]], request_id: str) -> Iterator[_Served]:
+    """The span of a call that is served, below its caller's where that sent one. Its trace id is in the logs of it.
+
+    Args:
+        path: "package.Service/Method".
+        metadata: the call's headers.
+        request_id: of the call.
+    """
+    sent = next((value for key, value in metadata if key == TRACEPARENT), "")
+    found = _FORM.fullmatch(sent) if isinstance(sent, str) else None
+    if found is not None:
+        logs.trace_id.set(found.group(1))  # the task is the call's own: nothing to reset
+    served = _Served()
+    if _tracer is None:
+        yield served
+        return
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    above = TraceContextTextMapPropagator().extract({TRACEPARENT: sent} if found is not None else {})
+    service, _, method = path.partition("/")
+    facts = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method, "sightline.request_id": request_id}
+    with _span(path, "SERVER", above, facts) as live:
+        try:
+            yield served
+        finally:
+            _close(live, served.code)
+
+
+class _Served:
+    """What became of a call."""
+
+    code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+
+
+@contextlib.contextmanager
+def _span(
+    name: str, kind: str, above: Any, facts: Mapping[str, str | int | float], links: Sequence[Any] = ()
+) -> Iterator[Any]:
+    if _tracer is None:
+        yield None
+        return
+    from opentelemetry.trace import SpanKind
+
+    with _tracer.start_as_current_span(
+        name,
+        above,
+        SpanKind[kind],
+        dict(facts),
+        links,
+        record_exception=False,
+        set_status_on_exception=kind != "SERVER",
+    ) as live:
+        token = logs.trace_id.set(f"{live.get_span_context().trace_id:032x}")
+        try:
+            yield live
+        finally:
+            logs.trace_id.reset(token)
+
+
+def _outgoing(kind: str, path: str) -> tuple[dict[str, str], Ended]:
+    """A span of a call that a client of ours makes, and the header that has its callee go on with it."""
+    if _tracer is None:
+        return {}, lambda code: None
+    from opentelemetry import trace
+
+    service, _, method = path.strip("/").partition("/")
+    facts = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
+    live = _tracer.start_span(path.strip("/"), kind=trace.SpanKind.CLIENT, attributes=facts)
+    context = live.get_span_context()
+    flags = "01" if context.trace_flags.sampled else "00"
+
+    def ended(code: grpc.StatusCode) -> None:
+        _close(live, code, faults=None)
+        live.end()
+
+    return {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags}"}, ended
+
+
+def _close(live: Any, code: grpc.StatusCode, faults: set[str] | None = _FAULTS) -> None:
+    from opentelemetry.trace import Status, StatusCode
+
+    live.set_attribute("rpc.grpc.status_code", code.value[0])
+    if code is not grpc.StatusCode.OK and (faults is None or code.name in faults):
+        live.set_status(Status(StatusCode.ERROR, code.name))
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("sightline")
+    except importlib.metadata.PackageNotFoundError:  # run from a source tree
+        return "unknown"

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import grpc
@@ -71,12 +72,13 @@ def triton_address() -> str:
     return triton.address()
 
 
-def remote(source: Path, name: str = "tiny", address: str | None = None) -> RunningScorer:
+def remote(source: Path, name: str = "tiny", address: str | None = None, more: Sequence[str] = ()) -> RunningScorer:
     return RunningScorer(
         f"models.{name}.source={source}",
         "triton.mode=remote",
         f"triton.address={address or triton_address()}",
         "triton.start_timeout_seconds=2",
+        *more,
     )
 
 

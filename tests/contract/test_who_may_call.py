@@ -1,25 +1,21 @@
 """Every RPC of the three services with no, a wrong, a narrow and the right token, and with no, a wrong and the right
 certificate: docs/security.md has the table, and each of its rows is a test."""
 
-import asyncio
 import contextlib
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
-import scorer_models
 import yaml
 from chassis_certificates import Authority
 from running import ROOT
-from sampler_models import make_llava
 from sightline.runs.v1 import trainer_pb2
 from sightline.sampler.v1 import sampler_pb2
 from sightline.scorer.v1 import scorer_pb2
-from sightline_chassis.process import serving
 from sightline_chassis.tokens import hash_of
+from three_services import three_services
 
 MODULES: dict[str, Any] = {"scorer": scorer_pb2, "sampler": sampler_pb2, "trainer": trainer_pb2}
 ALL, NARROW, WRONG = "all-" + "a" * 40, "narrow-" + "n" * 40, "wrong-" + "w" * 40
@@ -65,57 +61,12 @@ class House:
         self.addresses: dict[str, str] = {}
         self.root = root
 
-    def settings(self, name: str) -> tuple[Any, Any]:
-        """The service's class and settings."""
-        if name == "scorer":
-            from sightline_scorer.service import ScorerService
-            from sightline_scorer.settings import ScorerSettings
-
-            models = {"tiny": {"source": str(scorer_models.tiny(self.root / "tiny"))}}
-            triton = {"device": "cpu", "threads": 1, "stop_grace_seconds": 0}
-            tree = {"models": models, "triton": triton, "reload": {"rpc": True}}
-            return ScorerService, ScorerSettings.model_validate(self.common | tree)
-        if name == "sampler":
-            from sightline_sampler.service import SamplerService
-            from sightline_sampler.settings import SamplerSettings
-
-            engine = {"model": str(make_llava(self.root / "llava")), "threads": 1}
-            return SamplerService, SamplerSettings.model_validate(self.common | {"engine": engine})
-        from sightline_trainer.server import TrainerService
-        from sightline_trainer.settings import TrainerSettings
-
-        return TrainerService, TrainerSettings.model_validate(self.common | {"runs": self.root / "runs"})
-
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """All of them, on an event loop of their own."""
-        loop, done, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
-        failed: list[BaseException] = []
-
-        async def serve() -> None:
-            try:
-                async with contextlib.AsyncExitStack() as stack:
-                    for name in MODULES:
-                        kind, settings = self.settings(name)
-                        service = kind(settings, reread=lambda at=settings: at) if name == "scorer" else kind(settings)
-                        self.addresses[name] = (await stack.enter_async_context(serving(service, settings))).grpc
-                    ready.set()
-                    await done.wait()
-            except BaseException as error:
-                failed.append(error)
-                ready.set()
-
-        thread = threading.Thread(target=lambda: loop.run_until_complete(serve()))
-        thread.start()
-        ready.wait(120)
-        try:
-            if failed:
-                raise failed[0]
+        """All of them."""
+        with three_services(self.root, self.common) as found:
+            self.addresses = {name: at.grpc for name, at in found.items()}
             yield
-        finally:
-            loop.call_soon_threadsafe(done.set)
-            thread.join(60)
-            loop.close()
 
     def call(self, name: str, method: Any, token: str | None, signer: Authority | None) -> grpc.RpcError | None:
         """An empty call of a method; what it was refused with."""

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sightline.errors import DeadlineExceeded, InternalError, Overloaded, SightlineError, Unavailable
+from sightline_chassis import traces
 from sightline_chassis.metrics import backend_call
 from tritonclient.grpc import InferInput
 from tritonclient.grpc.aio import InferenceServerClient
@@ -51,6 +52,7 @@ class TritonBackend:
         self._label = backend_label(settings)
         self._client: InferenceServerClient | None = None
         self._client_address = ""
+        self._leaving: set[asyncio.Task[None]] = set()
         self._regions: dict[str, Region | None] = {}
         self._successes: dict[str, float] = {}
 
@@ -64,6 +66,9 @@ class TritonBackend:
         self._regions.clear()
         if client is not None:
             await client.close()
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
 
     async def card(self, *names: str) -> ModelCard:
         """The facts of a model, from the configuration of its towers in the running Triton.
@@ -157,9 +162,12 @@ class TritonBackend:
         TRITON_CALLS.labels(transport).inc()
         try:
             with backend_call(self._label):
-                answer = await client.infer(name, tensors, client_timeout=seconds)
+                answer = await client.infer(name, tensors, client_timeout=seconds, headers=traces.headers())
         except InferenceServerException as error:
-            raise _typed(error, name, seconds) from error
+            typed = _typed(error, name, seconds)
+            if isinstance(typed, DeadlineExceeded):
+                self._let_go(client)
+            raise typed from error
         rows: Embeddings | None = answer.as_numpy(output)
         if rows is None or len(rows) != tensors[0].shape()[0]:
             # Seen from a Triton that was starved for most of a minute; the same request is answered later.
@@ -175,6 +183,25 @@ class TritonBackend:
             self._client, self._client_address = connect(address), address
             self._regions.clear()
         return self._client
+
+    def _let_go(self, client: InferenceServerClient) -> None:
+        """Have the next call connect anew: on a network that broke without a word nothing ever comes on this one.
+
+        Calls that are under way on it keep it until their time is over.
+        """
+        if client is self._client:
+            self._client = None
+            self._regions.clear()
+            task = asyncio.ensure_future(_close_later(client, self._settings.request_timeout_seconds + 1))
+            self._leaving.add(task)
+            task.add_done_callback(self._leaving.discard)
+
+
+async def _close_later(client: InferenceServerClient, seconds: float) -> None:
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        await client.close()
 
 
 def _tensor(entry: str, data_type: str, values: npt.NDArray[Any]) -> InferInput:

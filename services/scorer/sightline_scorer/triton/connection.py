@@ -12,6 +12,8 @@ _OPTIONS = [
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
+    # A new channel is a new connection: the one that there was may be silent, which keepalive takes minutes to notice.
+    ("grpc.use_local_subchannel_pool", 1),
     # Where a name has several addresses, such as a headless Service before several Tritons, all of them work.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 ]

@@ -11,7 +11,7 @@ import grpc
 import pytest
 from sampler_models import PROMPT, Running, make_adapter, make_llava, png, running
 from sightline import DataCorrupted, InvalidInput, NotFound, Overloaded, PreconditionFailed
-from sightline.sampler import SamplerClient, active_of, exact, manifest_digest
+from sightline.sampler import AsyncSamplerClient, SamplerClient, active_of, exact, manifest_digest
 from sightline.sampler.pushing import Parcel
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
@@ -100,6 +100,31 @@ def test_two_runs_share_a_sampler_and_neither_meets_the_other(shared: Running, p
         for client, version in ((red, 1), (red, 2)):
             client.retire(version)
         assert ids(blue, policy=exact(1)) == of_blue
+
+
+def test_a_run_that_asks_for_little_does_not_wait_for_one_that_asks_for_much(llava: Path) -> None:
+    """Two trainers with one sampler that has room for two prompts at a time."""
+
+    async def main(address: str) -> None:
+        done: list[str] = []
+
+        async def ask(client: AsyncSamplerClient, run: str, seed: int) -> None:
+            await client.sample(IMAGE, PROMPT, 4, seed=seed, max_tokens=24, policy=exact(0))
+            done.append(run)
+
+        async with (
+            AsyncSamplerClient(address, timeout=120, run_id="red") as red,
+            AsyncSamplerClient(address, timeout=120, run_id="blue") as blue,
+        ):
+            await red.policies()
+            await blue.policies()
+            asked = [ask(red, "red", seed) for seed in range(40)] + [ask(blue, "blue", seed) for seed in range(4)]
+            await asyncio.gather(*asked)
+        last = max(at for at, run in enumerate(done) if run == "blue")
+        assert done[:last].count("red") <= 20, done
+
+    with running(llava, engine={"max_rows": 8}) as at:
+        asyncio.run(main(at.address))
 
 
 def test_what_a_sampler_holds_is_not_sent_again_and_what_was_cut_off_goes_on(

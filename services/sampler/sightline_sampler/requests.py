@@ -9,6 +9,7 @@ import grpc
 from sightline.errors import InvalidInput
 from sightline.sampler.types import Prompted
 from sightline.sampler.v1 import sampler_pb2 as pb
+from sightline_chassis.gate import calling_team
 
 from sightline_sampler.conversations import ConversationReader
 from sightline_sampler.engines import seeds
@@ -62,7 +63,8 @@ class RequestReader:
             self._conversations.check_size(asked.asking(params.guidance.prompt).turns)
         lease = self._policies.lease(selector_of(request.policy))
         chosen = list(request.seeds) or seeds.derive(request.seed, count)
-        work = SampleWork(request.request_id, asked, chosen, params, lease, _deadline(context))
+        asker = f"{calling_team()}/{request.policy.run_id}"
+        work = SampleWork(request.request_id, asked, chosen, params, lease, _deadline(context), asker=asker)
         return work, lease
 
     def score(self, request: pb.ScoreTokensRequest, context: Context) -> tuple[ScoreWork, PolicyLease]:

@@ -73,6 +73,7 @@ class SampleWork:
         lease: which policy answers.
         deadline: `time.monotonic()` after which nobody waits any more; None is never.
         free_seeds: nobody asked for these very seeds: an engine that makes its own may use those, and tells them.
+        asker: whose it is, as far as taking turns goes.
     """
 
     request_id: str
@@ -82,6 +83,7 @@ class SampleWork:
     lease: Lease
     deadline: float | None = None
     free_seeds: bool = False
+    asker: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from sightline.errors import DeadlineExceeded, InternalError, SightlineError, Un
 from sightline.sampler.types import Candidate
 
 from sightline_sampler.engines.local.beams import BeamSearch
+from sightline_sampler.engines.local.fair_queue import FairQueue
 from sightline_sampler.engines.local.kv import shares
 from sightline_sampler.engines.local.lane import Lane
 from sightline_sampler.engines.local.model import BaseModel
@@ -87,7 +88,7 @@ class DecodeLoop:
         self._events, self._on_step = events, on_step
         self._max_rows, self._cache_bytes = max_rows, cache_bytes
         self._condition = threading.Condition()
-        self._waiting: deque[Request] = deque()
+        self._waiting = FairQueue()
         self._calls: deque[tuple[Callable[[], Any], concurrent.futures.Future[Any]]] = deque()
         self._waited = 0  # turns since prompts could have been admitted
         self._sweep = False
@@ -125,7 +126,7 @@ class DecodeLoop:
         return len(self._waiting) + len(self._half)
 
     def submit(self, request: Request) -> None:
-        """Put a request at the end of the queue; its `events` get each candidate, without its text, or one error."""
+        """Put a request into the queue; its `events` get each candidate, without its text, or one error."""
         self._put(self._waiting, request)
 
     def cancel(self, request: Request) -> None:
@@ -150,7 +151,7 @@ class DecodeLoop:
     def _has_work(self) -> bool:
         return bool(self._waiting or self._half or self._lanes)
 
-    def _put(self, queue: deque[Any], item: Any) -> None:
+    def _put(self, queue: deque[Any] | FairQueue, item: Any) -> None:
         with self._condition:
             if self._stopping or self._failure is not None:
                 raise Unavailable("the sampler is stopping" if self._stopping else "the sampler's decoding thread died")
@@ -228,8 +229,7 @@ class DecodeLoop:
                 except Exception as error:
                     self._give_up([run.request], error)
         batch: dict[tuple[object, ...], list[Request]] = {}
-        while self._waiting and room > 0:
-            request = self._waiting.popleft()
+        while room > 0 and (request := self._waiting.take()) is not None:
             if self._unwanted(request):
                 continue
             try:
@@ -320,8 +320,9 @@ class DecodeLoop:
     def _room(self) -> int:
         """Rows that can still be admitted: by number, and by what they may need of the cache."""
         rows = self._max_rows - self.rows()
+        following = self._waiting.next()
         heads = [self._half[0].request] if self._half else []
-        heads += [self._waiting[0]] if self._waiting else []
+        heads += [following] if following is not None else []
         slot = self._prefiller.slot_bytes
         if not slot or not heads:
             return rows

@@ -1,0 +1,63 @@
+"""Prompts that wait for room: first come first served for each who asks, and those who ask take turns.
+
+So two trainers with one sampler get the same share of it while both wait, however much one of them has asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+
+from sightline_sampler.engines.local.rows import Request
+
+
+class FairQueue:
+    """A queue of requests by `work.asker`. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # The one served longest ago stands first.
+        self._askers: OrderedDict[str, deque[Request]] = OrderedDict()
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(map(len, self._askers.values()))
+
+    def __iter__(self) -> Iterator[Request]:
+        with self._lock:
+            return iter([request for queue in self._askers.values() for request in queue])
+
+    def append(self, request: Request) -> None:
+        """Put a request behind those of its asker."""
+        with self._lock:
+            self._askers.setdefault(request.work.asker, deque()).append(request)
+
+    def next(self) -> Request | None:
+        """The one that is taken next; it stays."""
+        with self._lock:
+            return next(iter(self._askers.values()))[0] if self._askers else None
+
+    def take(self) -> Request | None:
+        """The next one; None where there is none (any more)."""
+        with self._lock:
+            if not self._askers:
+                return None
+            asker, queue = self._askers.popitem(last=False)
+            request = queue.popleft()
+            if queue:
+                self._askers[asker] = queue  # now last
+            return request
+
+    def remove(self, request: Request) -> None:
+        """Take one out."""
+        with self._lock:
+            queue = self._askers[request.work.asker]
+            queue.remove(request)
+            if not queue:
+                del self._askers[request.work.asker]
+
+    def clear(self) -> None:
+        """Drop them all."""
+        with self._lock:
+            self._askers.clear()

@@ -12,6 +12,8 @@ import numpy as np
 import peft
 import pytest
 import torch
+import yaml
+from prometheus_client import REGISTRY
 from safetensors.torch import load_file, save_file
 from sampler_models import PROMPT, Running, make_adapter, make_full, make_llava, png, running, seal
 from sightline import (
@@ -19,11 +21,13 @@ from sightline import (
     DataCorrupted,
     InvalidInput,
     NotFound,
+    Overloaded,
     PermissionDenied,
     PreconditionFailed,
     SightlineError,
 )
 from sightline.sampler import AsyncSamplerClient, SamplerClient, at_least, exact, manifest_digest, model_digest
+from sightline_chassis.tokens import hash_of
 from transformers import LlavaForConditionalGeneration
 
 IMAGE = png(0)
@@ -415,3 +419,23 @@ def test_the_last_activated_policy_comes_back_after_a_restart(llava: Path, polic
         running(llava, policies=section),
     ):
         pass
+
+
+def test_a_team_stages_as_many_policies_as_it_may(llava: Path, policies: Path, tmp_path: Path) -> None:
+    tokens = {"red": "red-" + "r" * 40, "blue": "blue-" + "b" * 40}
+    teams = {team: {"tokens": [hash_of(t)], "limits": {"staged_policies": 1}} for team, t in tokens.items()}
+    (tmp_path / "tokens.yaml").write_text(yaml.safe_dump({"teams": teams}))
+    with (
+        running(llava, auth={"tokens_file": tmp_path / "tokens.yaml"}) as at,
+        SamplerClient(at.address, token=tokens["red"]) as red,
+        SamplerClient(at.address, token=tokens["blue"]) as blue,
+    ):
+        red.stage(policies / "v000001", 1)
+        with pytest.raises(Overloaded, match=r"retire one .RetirePolicy., or have the limit raised") as caught:
+            red.stage(policies / "v000002", 2)
+        assert (caught.value.reason, caught.value.retry_after) == ("TEAM_STAGED_POLICIES", None)
+        blue.stage(policies / "v000002", 2)
+        held = [REGISTRY.get_sample_value("sightline_team_stored", {"team": t, "what": "policies"}) for t in tokens]
+        assert held == [1, 1]
+        red.retire(1)
+        red.stage(policies / "v000003", 3)

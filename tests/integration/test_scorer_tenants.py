@@ -7,6 +7,7 @@ import grpc
 import pytest
 import scorer_models
 import yaml
+from prometheus_client import REGISTRY
 from sampler_models import png
 from scorer_running import RunningScorer
 from sightline.scorer.v1 import scorer_pb2 as pb
@@ -14,6 +15,7 @@ from sightline_chassis.tokens import hash_of
 
 TOKENS = {"red": "red-token-" + "r" * 40, "blue": "blue-token-" + "b" * 40}
 IMAGE = png(7)
+LIMITS = {"stored_image_bytes": 30_000}
 
 pytestmark = pytest.mark.slow
 
@@ -23,7 +25,8 @@ def scorers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, Run
     """A scorer with its defaults, and one whose operator lets teams share, by whether they do."""
     root = tmp_path_factory.mktemp("tenants")
     model, tokens = scorer_models.tiny(root / "tiny"), root / "tokens.yaml"
-    tokens.write_text(yaml.safe_dump({"teams": {team: {"tokens": [hash_of(t)]} for team, t in TOKENS.items()}}))
+    teams = {team: {"tokens": [hash_of(t)], "limits": LIMITS} for team, t in TOKENS.items()}
+    tokens.write_text(yaml.safe_dump({"teams": teams}))
     common = (f"models.tiny.source={model}", f"auth.tokens_file={tokens}")
     running = {
         shared: RunningScorer(*common, f"cache.shared={shared}", f"image_store.shared={shared}")
@@ -70,3 +73,20 @@ def test_a_team_neither_finds_nor_uses_the_images_of_another(scorers: dict[bool,
         else:
             with pytest.raises(grpc.RpcError, match="is not stored here"):
                 stub.Score(named, timeout=20, metadata=as_team("blue"))
+
+
+def test_a_team_stores_as_much_as_it_may(scorers: dict[bool, RunningScorer]) -> None:
+    """Its oldest image leaves; one that alone is too large is refused with what helps."""
+    images = [png(seed, 60) for seed in (20, 21, 22)]
+    digests = [hashlib.sha256(image).digest() for image in images]
+    large = png(23, 120)
+    sent = [(hashlib.sha256(image).digest(), image) for image in (*images, large)]
+    pieces = [pb.UploadImagesRequest(sha256=sha256, chunk=image, last=True) for sha256, image in sent]
+    stub = scorers[False].stub
+    outcomes = stub.UploadImages(iter(pieces), timeout=20, metadata=as_team("red")).outcomes
+    assert [one.error.code for one in outcomes] == [0, 0, 0, grpc.StatusCode.RESOURCE_EXHAUSTED.value[0]]
+    assert "send it as image.content" in outcomes[3].error.message
+    asked = pb.FindMissingImagesRequest(sha256=digests)
+    assert list(stub.FindMissingImages(asked, timeout=20, metadata=as_team("red")).sha256) == digests[:1]
+    held = REGISTRY.get_sample_value("sightline_team_stored", {"team": "red", "what": "image_bytes"})
+    assert held == sum(map(len, images[1:]))

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from sightline.errors import DataCorrupted, InvalidInput, NotFound
+from sightline.errors import DataCorrupted, InvalidInput, NotFound, Overloaded
 from sightline_chassis.image_store import ImageStore, Upload
 from sightline_chassis.sections import ImageStoreSettings
 from sightline_chassis.spill import Spill
@@ -64,6 +64,37 @@ def test_teams_share_images_where_the_operator_says_so() -> None:
     store = ImageStore(ImageStoreSettings(shared=True))
     store.put(digest(A), A, "red")
     assert store.get(digest(A), "blue")() == A
+
+
+def test_a_team_over_its_bound_loses_its_own_images_and_no_other_s() -> None:
+    store = filled(max_bytes=100)
+    store.put(digest(D), D, "blue")
+    for content in (A, B):
+        store.put(digest(content), content, "red", 20)
+    store.get(digest(A), "red")
+    store.put(digest(C), C, "red", 20)
+    assert store.missing(map(digest, (A, B, C)), "red") == [digest(B)], "the least recently used of its own"
+    assert store.missing([digest(D)], "blue") == []
+    assert len(store) == 3
+    store.put(digest(D), D, "red", 10)
+    assert store.missing(map(digest, (A, C, D)), "red") == [digest(A), digest(C)]
+    store.put(digest(A), A, "red", 10)
+    assert store.missing([digest(D)], "blue") == [], "of two teams, one has lost it"
+    assert len(store) == 2
+    with pytest.raises(Overloaded, match=r"may have 5 stored .* tokens file") as caught:
+        store.put(digest(B), B, "red", 5)
+    assert caught.value.retry_after is None, "waiting does not help"
+    assert store.missing([store.keep(B, "red", 5)], "red") == [digest(B)], "what comes with a request is used, not kept"
+
+
+def test_a_bound_holds_for_what_is_on_disk_too(tmp_path: Path) -> None:
+    store = ImageStore(ImageStoreSettings(max_bytes=10, spill=tmp_path))
+    for content in (A, B, C):
+        store.put(digest(content), content, "red", 20)
+    assert store.missing(map(digest, (A, B, C)), "red") == [digest(A)]
+    assert store.get(digest(B), "red")() == B
+    store.close()
+    assert digest(A).hex() not in {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_number_of_images_is_bounded() -> None:

@@ -12,13 +12,14 @@ from sightline.errors import Unauthenticated
 from sightline_chassis import metrics
 from sightline_chassis.admission import Admission
 from sightline_chassis.quota import Cost, Quota
-from sightline_chassis.sections import ServiceSettings
+from sightline_chassis.sections import ServiceSettings, TeamLimits
 from sightline_chassis.teams import ANONYMOUS, Caller, Teams
 
 HEALTH, REFLECTION = "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"
 INFRASTRUCTURE = (HEALTH, REFLECTION)
 
 _caller: contextvars.ContextVar[Caller | None] = contextvars.ContextVar("caller", default=None)
+_limits: contextvars.ContextVar[TeamLimits | None] = contextvars.ContextVar("limits", default=None)
 _charge: contextvars.ContextVar[Callable[[Cost], None] | None] = contextvars.ContextVar("charge", default=None)
 
 
@@ -38,6 +39,11 @@ def calling_team() -> str:
     """The team of the call that this task serves; "" outside of one, and of callers that need no token."""
     caller = _caller.get()
     return "" if caller is None or caller.team == ANONYMOUS else caller.team
+
+
+def calling_limits() -> TeamLimits:
+    """What the team of the call that this task serves may use; without limits outside of one."""
+    return _limits.get() or TeamLimits()
 
 
 class Gate:
@@ -83,7 +89,9 @@ class Gate:
             return
         headers = [value for key, value in metadata if key == "authorization"]
         try:
-            _caller.set(self._teams.caller(headers, method))
+            caller = self._teams.caller(headers, method)
+            _caller.set(caller)
+            _limits.set(self._teams.limits(caller.team))
         except Unauthenticated as error:
             metrics.UNAUTHENTICATED.labels(error.reason.removeprefix("TOKEN_").lower()).inc()
             raise

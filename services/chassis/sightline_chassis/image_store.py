@@ -7,11 +7,14 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
-from sightline.errors import DataCorrupted, InvalidInput, NotFound, SightlineError
+from sightline.errors import DataCorrupted, InvalidInput, NotFound, Overloaded, SightlineError
 
+from sightline_chassis import metrics
+from sightline_chassis.image_owners import ImageOwners
 from sightline_chassis.images import check_size
 from sightline_chassis.sections import ImageLimits, ImageStoreSettings
 from sightline_chassis.spill import Spill
+from sightline_chassis.teams import ANONYMOUS
 
 DIGEST_BYTES = 32
 
@@ -32,6 +35,8 @@ class ImageStore:
     An image is stored once, and is there for the teams that sent it: to any other it is as if it were not, unless
     `settings.shared`. Callers without a team ("") are one team. What a directory kept over a restart belongs to them.
 
+    A team with a bound (`TeamLimits.stored_image_bytes`) that stores more loses its own least recently used ones first.
+
     An `OrderedDict`, not cachetools: two bounds hold at once, and what leaves goes to the directory.
     """
 
@@ -39,7 +44,7 @@ class ImageStore:
         """`on_bytes` is told the bytes in memory whenever they change."""
         self._settings, self._on_bytes = settings, on_bytes
         self._images: OrderedDict[bytes, bytes] = OrderedDict()
-        self._owners: dict[bytes, set[str]] = {}
+        self._owners = ImageOwners(_show)
         self._bytes = 0
         self._spill = Spill(settings.spill, settings.spill_max_bytes) if settings.spill is not None else None
 
@@ -54,6 +59,7 @@ class ImageStore:
         check_digest(sha256)
         if not self._is_of(sha256, team):
             raise _not_found(sha256)
+        self._owners.used(team, sha256)
         content = self._images.get(sha256)
         if content is not None:
             self._images.move_to_end(sha256)
@@ -80,6 +86,7 @@ class ImageStore:
         absent = []
         for sha256 in digests:
             check_digest(sha256)
+            self._owners.used(team, sha256)
             if not self._is_of(sha256, team):
                 absent.append(sha256)
             elif sha256 in self._images:
@@ -88,13 +95,33 @@ class ImageStore:
                 absent.append(sha256)
         return absent
 
-    def put(self, sha256: bytes, content: bytes, team: str = "") -> None:
-        """Store an image. Raises DataCorrupted where its bytes have another digest, InvalidInput where too large."""
+    def put(self, sha256: bytes, content: bytes, team: str = "", most: int | None = None) -> None:
+        """Store an image.
+
+        Args:
+            sha256: what its digest must be.
+            content: its bytes.
+            team: whose it is.
+            most: bytes that the team may have stored; None is unlimited.
+
+        Raises:
+            DataCorrupted: its bytes have another digest.
+            InvalidInput: it is larger than the whole store.
+            Overloaded: it is larger than all that the team may have stored.
+        """
         if len(content) > self._settings.max_bytes or self._settings.max_images == 0:
             raise InvalidInput(
                 f"the image holds {len(content)} bytes and the whole store {self._settings.max_bytes}: send it as "
                 "image.content, or raise image_store.max_bytes",
                 reason="IMAGE_STORE_TOO_SMALL",
+            )
+        if most is not None and len(content) > most:
+            metrics.refused_by_team_limit(team or ANONYMOUS, "stored_image_bytes")
+            raise Overloaded(
+                f"the image holds {len(content)} bytes and team {team or ANONYMOUS} may have {most} stored (limit: "
+                f"stored_image_bytes = {most}): send it as image.content, or have the limit raised in the tokens file",
+                reason="TEAM_STORED_IMAGE_BYTES",
+                metadata={"team": team or ANONYMOUS, "limit": str(most)},
             )
         found = hashlib.sha256(content).digest()
         if found != sha256:
@@ -102,20 +129,21 @@ class ImageStore:
                 f"the uploaded bytes have SHA-256 {found.hex()}, not {sha256.hex()} as stated: send it again",
                 reason="DIGEST_MISMATCH",
             )
-        self._store(sha256, content, team)
+        self._store(sha256, content, team, most)
 
-    def keep(self, content: bytes, team: str = "") -> bytes:
+    def keep(self, content: bytes, team: str = "", most: int | None = None) -> bytes:
         """Store an image where it fits; its SHA-256."""
         sha256 = hashlib.sha256(content).digest()
-        if len(content) <= self._settings.max_bytes and self._settings.max_images:
-            self._store(sha256, content, team)
+        fits = len(content) <= self._settings.max_bytes and (most is None or len(content) <= most)
+        if fits and self._settings.max_images:
+            self._store(sha256, content, team, most)
         return sha256
 
     def _is_of(self, sha256: bytes, team: str) -> bool:
-        return self._settings.shared or team in self._owners.get(sha256, {""})
+        return self._settings.shared or self._owners.owns(team, sha256)
 
-    def _store(self, sha256: bytes, content: bytes, team: str) -> None:
-        self._owners.setdefault(sha256, set()).add(team)
+    def _store(self, sha256: bytes, content: bytes, team: str, most: int | None) -> None:
+        self._owners.add(team, sha256, len(content))
         old = self._images.pop(sha256, None)
         self._bytes += len(content) - (len(old) if old is not None else 0)
         self._images[sha256] = content
@@ -123,13 +151,22 @@ class ImageStore:
             name, gone = self._images.popitem(last=False)
             self._bytes -= len(gone)
             if self._spill is None:
-                del self._owners[name]
+                self._owners.gone(name)
             else:
                 self._spill.put(name, gone)
                 if len(self._owners) > 2 * (len(self._images) + len(self._spill)):  # of what left the directory too
                     here = self._images.keys() | self._spill.names()
-                    self._owners = {each: teams for each, teams in self._owners.items() if each in here}
+                    for each in [each for each in self._owners if each not in here]:
+                        self._owners.gone(each)
+        for name in self._owners.over(team, most):
+            self._bytes -= len(self._images.pop(name, b""))
+            if self._spill is not None:
+                self._spill.forget(name)
         self._on_bytes(self._bytes)
+
+
+def _show(team: str, held: int) -> None:
+    metrics.TEAM_STORED.labels(team or ANONYMOUS, "image_bytes").set(held)
 
 
 def _not_found(sha256: bytes) -> NotFound:
@@ -168,13 +205,13 @@ class Upload:
         if self.error is None:
             self._pieces.append(chunk)
 
-    def finish(self, store: ImageStore, team: str = "") -> None:
+    def finish(self, store: ImageStore, team: str = "", most: int | None = None) -> None:
         """Store the whole image, or note why not."""
         if self.error is not None:
             return
         content = b"".join(self._pieces)
         try:
             check_size(len(content), self._limits)
-            store.put(self.sha256, content, team)
+            store.put(self.sha256, content, team, most)
         except SightlineError as error:
             self.error = error

@@ -46,6 +46,7 @@ TEAM_CALLS = Counter("sightline_team_calls_total", "RPCs ended, by the team that
 TEAM_INFLIGHT = Gauge("sightline_team_inflight_requests", "Calls of a team in flight, waiting included.", ("team",))
 TEAM_UNITS = Counter("sightline_team_units_total", "Texts and images that a team used.", ("team", "unit"))
 TEAM_REFUSED = Counter("sightline_team_refused_total", "Calls refused by a limit of their team.", ("team", "limit"))
+TEAM_STORED = Gauge("sightline_team_stored", "What is kept of a team: image_bytes, policies.", ("team", "what"))
 TLS_EXPIRY = Gauge(
     "sightline_tls_cert_expiry_timestamp_seconds", "When the first certificate of a file expires.", ("certificate",)
 )
@@ -113,8 +114,14 @@ def show_teams(names: Iterable[str]) -> None:
 def forget_teams(names: Iterable[str]) -> None:
     """Drop all series of teams: their number stays bounded however often the tokens file changes."""
     for name in names:
-        for metric in (TEAM_CALLS, TEAM_INFLIGHT, TEAM_UNITS, TEAM_REFUSED):
+        for metric in (TEAM_CALLS, TEAM_INFLIGHT, TEAM_UNITS, TEAM_REFUSED, TEAM_STORED):
             metric.remove_by_labels({"team": name})
+
+
+def refused_by_team_limit(team: str, limit: str) -> None:
+    """Count a refusal by one of a team's limits."""
+    TEAM_REFUSED.labels(team, limit).inc()
+    REJECTED.labels(f"team_{limit}").inc()
 
 
 def set_build_info() -> None:

@@ -129,8 +129,7 @@ class Quota:
         return self._refuse(f"{unit}_per_minute", f"team {self._team} has used its {unit} of this minute", most, wait)
 
     def _refuse(self, limit: str, why: str, most: int, wait: float | None = None) -> Overloaded:
-        metrics.TEAM_REFUSED.labels(self._team, limit).inc()
-        metrics.REJECTED.labels(f"team_{limit}").inc()
+        metrics.refused_by_team_limit(self._team, limit)
         after = max(0.01, wait) if wait is not None else self._retry_after
         return Overloaded(
             f"{why} (limit: {limit} = {most}); try again in {after:.3g} s",

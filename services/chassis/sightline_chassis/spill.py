@@ -93,6 +93,13 @@ class Spill:
             )
         return content
 
+    def forget(self, sha256: bytes) -> None:
+        """Drop an image; returns at once."""
+        with self._lock:
+            if sha256 not in self._sizes and sha256 not in self._on_the_way:
+                return
+        self._pool.submit(self._forget, sha256)
+
     def close(self) -> None:
         """Finish writing."""
         self._pool.shutdown(wait=True)

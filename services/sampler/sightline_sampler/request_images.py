@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sightline.errors import InvalidInput
 from sightline.sampler.v1 import sampler_pb2 as pb
-from sightline_chassis.gate import calling_team
+from sightline_chassis.gate import calling_limits, calling_team
 from sightline_chassis.image_store import ImageStore
 from sightline_chassis.images import check_size
 from sightline_chassis.sections import ImageLimits, ImageStoreSettings
@@ -34,7 +34,8 @@ class RequestImages:
         match image.WhichOneof("source"):
             case "content":
                 check_size(len(image.content), self._limits)
-                return EncodedImage(image.content, self._store.keep(image.content, calling_team()).hex())
+                digest = self._store.keep(image.content, calling_team(), calling_limits().stored_image_bytes)
+                return EncodedImage(image.content, digest.hex())
             case "sha256":
                 return EncodedImage(self._store.get(image.sha256, calling_team())(), image.sha256.hex())
             case _:

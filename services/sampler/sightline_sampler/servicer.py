@@ -17,6 +17,7 @@ from sightline.sampler.params import SamplingParams
 from sightline.sampler.types import Candidate, Logprobs, Policies, PolicyInfo, Summary
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
+from sightline_chassis.gate import calling_limits, calling_team
 
 from sightline_sampler import messages, metrics
 from sightline_sampler.conversations import ConversationReader
@@ -97,7 +98,14 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         """Check and load a policy."""
         with _swap("stage"):
             questions = read_questions(request.probes, self._conversations, self._gate)
-            info = await self._policies.stage(request.uri, request.version, questions, request.digest)
+            info = await self._policies.stage(
+                request.uri,
+                request.version,
+                questions,
+                request.digest,
+                team=calling_team(),
+                most=calling_limits().staged_policies,
+            )
         metrics.POLICIES.set(len(self._policies.all()))
         return pb.StagePolicyResponse(policy=to_message(info, pb.PolicyInfo))
 

@@ -12,7 +12,7 @@ from sightline.errors import InternalError, InvalidInput, PermissionDenied, Sigh
 from sightline.picture_rule import PICTURE_RULE
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline.scorer.v1 import scorer_pb2_grpc
-from sightline_chassis.gate import calling_team, charge
+from sightline_chassis.gate import calling_limits, calling_team, charge
 from sightline_chassis.image_store import ImageStore, Upload
 
 from sightline_scorer import costs
@@ -117,7 +117,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
                 )
             upload.add(piece.chunk)
             if piece.last:
-                upload.finish(self._store, calling_team())
+                upload.finish(self._store, calling_team(), calling_limits().stored_image_bytes)
                 error = None if upload.error is None else item_error(upload.error)
                 response.outcomes.add(sha256=upload.sha256, error=error)
                 upload = None

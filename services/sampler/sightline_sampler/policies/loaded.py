@@ -36,6 +36,7 @@ class Entry:
         leaving: it takes no new requests.
         slot: the engine's number of it; given by `LoadedPolicies.add`.
         used: grows with each use of any policy: when this one was used last.
+        team: that staged it; None of the base model, and where a restart took it up again.
     """
 
     info: PolicyInfo
@@ -46,6 +47,7 @@ class Entry:
     leaving: bool = False
     slot: int = 0
     used: int = 0
+    team: str | None = None
 
 
 class PolicyLease:

@@ -25,6 +25,7 @@ from sightline_sampler.policies.download import scheme_of, upload_arrival
 from sightline_sampler.policies.loaded import Entry, LoadedPolicies, PolicyLease
 from sightline_sampler.policies.proving import Examiner, ProbeQuestion
 from sightline_sampler.policies.received import PUSHED
+from sightline_sampler.policies.shares import TeamShares
 from sightline_sampler.policies.staging import discard, policy_directory, verified
 from sightline_sampler.policies.state import State, StateFile
 from sightline_sampler.policies.versions import Versions
@@ -47,6 +48,7 @@ class PolicyRegistry:
         self._engine, self._settings, self._traffic = engine, settings, traffic
         self._state = StateFile(settings.state_dir) if settings.state_dir is not None else None
         self._loaded = LoadedPolicies(engine.resident)
+        self._shares = TeamShares(self._loaded)
         self._examiner = Examiner(engine, settings.gate)
         self._versions = Versions()
         self._changes = asyncio.Lock()  # one stage, activate or retire at a time
@@ -122,7 +124,14 @@ class PolicyRegistry:
         return {entry.directory for entry in self._loaded.entries() if entry.directory is not None}
 
     async def stage(
-        self, uri: str, version: int, questions: Sequence[ProbeQuestion] = (), digest: str = ""
+        self,
+        uri: str,
+        version: int,
+        questions: Sequence[ProbeQuestion] = (),
+        digest: str = "",
+        *,
+        team: str = "",
+        most: int | None = None,
     ) -> PolicyInfo:
         """Check a policy directory and load it; free the oldest idle policy where there would be too many.
 
@@ -131,8 +140,11 @@ class PolicyRegistry:
             version: what its manifest must say.
             questions: probes; asked at once where the engine can answer beside the active version, else at activation.
             digest: what the SHA-256 of its manifest must be; "" for whichever it is.
+            team: that stages it.
+            most: policies that the team may have staged; None is unlimited.
 
         Raises:
+            Overloaded: the team has as many as it may have.
             InvalidInput: no version, or no path.
             NotFound: no such directory.
             AlreadyExists: that version is loaded.
@@ -145,7 +157,10 @@ class PolicyRegistry:
             raise InvalidInput("version must be at least 1: 0 is the base model", reason="BAD_VERSION")
         async with self._changes:
             self._refuse_released()
-            return await self._stage(uri, version, questions, digest)
+            self._shares.refuse_more(team, most)
+            info = await self._stage(uri, version, questions, digest, team)
+        self._shares.show()
+        return info
 
     async def activate(
         self, version: int, questions: Sequence[ProbeQuestion] = (), run_id: str = ""
@@ -249,7 +264,9 @@ class PolicyRegistry:
         self._traffic.open("pause")
         metrics.PAUSED.set(0)
 
-    async def _stage(self, uri: str, version: int, questions: Sequence[ProbeQuestion], meant: str = "") -> PolicyInfo:
+    async def _stage(
+        self, uri: str, version: int, questions: Sequence[ProbeQuestion], meant: str = "", team: str | None = None
+    ) -> PolicyInfo:
         directory = await asyncio.to_thread(policy_directory, uri, version, self._settings)
         try:
             manifest, digest = await asyncio.to_thread(verified, directory, meant)
@@ -276,7 +293,8 @@ class PolicyRegistry:
             arrival=await asyncio.to_thread(self._shown_before, directory, digest),
         )
         required = self._settings.gate.required
-        entry = self._loaded.add(Entry(info, directory, questions, proven=not required or info.arrival is not None))
+        proven = not required or info.arrival is not None
+        entry = self._loaded.add(Entry(info, directory, questions, proven=proven, team=team))
         self._versions.digests[manifest.run_id, version] = digest
         await self._remember()
         logger.info(
@@ -463,6 +481,7 @@ class PolicyRegistry:
             entry.leaving = False  # it can be freed again
             raise
         self._loaded.remove(slot)
+        self._shares.show()
         if entry.directory is not None:
             await asyncio.to_thread(discard, entry.directory, self._settings)
         logger.info("policy retired", extra={"policy_version": entry.info.version, "run": entry.info.run_id})

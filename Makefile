@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults newest lint types docs screenshots chart chart-run monitor protos playground leaderboard constraints clean chaos gpu bench-dpo bench-fleet bench-loop bench-sampler bench-scorer families
+.PHONY: help demo test test-slow faults newest lint types docs screenshots chart chart-run monitor protos playground leaderboard constraints clean chaos soak gpu bench-dpo bench-fleet bench-loop bench-sampler bench-scorer families
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,9 @@ leaderboard: $(READY)  ## All recipes on the playground at equal budget, 3 seeds
 
 chaos: $(READY)  ## kill -9 of trainer, sampler, scorer, Triton, 20 times each: the pairs must be those of a run left alone
 	$(BIN)/python tools/chaos.py $(ARGS)
+
+soak: $(READY)  ## Scorer and sampler at saturation for 20 minutes, each answer compared, Triton and sampler killed once a minute
+	$(BIN)/python tools/soak.py $(ARGS)
 
 bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FLOPs, memory; seven CPU minutes
 	$(BIN)/python benchmarks/dpo.py $(ARGS)

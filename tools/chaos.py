@@ -103,9 +103,9 @@ class House:
     def kill(self, service: str) -> None:
         """SIGKILL, and a new one in its place."""
         if service == "triton":
-            before = self._triton()
+            before = self.triton()
             os.kill(before, signal.SIGKILL)
-            until(lambda: self._triton() not in (0, before))
+            until(lambda: self.triton() not in (0, before))
             return
         member = self._chance.randrange(len(self._ports)) if service == "sampler" else 0
         processes = (self.processes, *self.others)[member]
@@ -119,7 +119,7 @@ class House:
         else:
             until((processes.directory / "sampler.json").exists)
 
-    def _triton(self) -> int:
+    def triton(self) -> int:
         """The pid of the scorer's Triton, which has a guard above it; 0 while there is none."""
         scorer = json.loads((self.directory / "scorer.json").read_text())["pid"]
         parents: dict[int, int] = {}

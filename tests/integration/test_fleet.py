@@ -4,12 +4,15 @@ import asyncio
 import json
 import os
 import signal
+import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from running import WEIGHTS, Services, small_recipe
 from sampler_models import PROMPT, Running, make_adapter, make_llava, png
 from sampler_models import running as sampler_running
@@ -37,12 +40,18 @@ def pairs(run: RunDirectory) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.fixture(scope="module")
+def alone(playground: Path, services: Services, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The pairs of a run that has one sampler, for itself."""
+    run = RunDirectory(tmp_path_factory.mktemp("alone") / "run")
+    execute(Recipe.model_validate(small_recipe(services, playground)), run, lambda event: None)
+    return pairs(run)
+
+
 @pytest.mark.slow
 def test_pairs_do_not_depend_on_the_samplers_nor_on_one_that_is_killed(
-    playground: Path, services: Services, tmp_path: Path
+    playground: Path, services: Services, alone: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    alone = RunDirectory(tmp_path / "alone")
-    execute(Recipe.model_validate(small_recipe(services, playground)), alone, lambda event: None)
     with ExitStack() as stack:
         fleet = [stack.enter_context(Processes(tmp_path / f"sampler-{number}")) for number in range(3)]
         model = [f"engine.model={WEIGHTS / 'llava'}", "engine.threads=1"]
@@ -67,7 +76,7 @@ def test_pairs_do_not_depend_on_the_samplers_nor_on_one_that_is_killed(
         run = RunDirectory(tmp_path / "fleet")
         table = execute(Recipe.model_validate(tree), run, observe)
         assert killed == ["sampler-0", "sampler-1"]
-        assert pairs(run) == pairs(alone)
+        assert pairs(run) == alone
         version = int(table[-1]["policy_version"])
         for address in (found[0], found[2]):
             with SamplerClient(address, run_id=run.namespace) as client:
@@ -75,6 +84,42 @@ def test_pairs_do_not_depend_on_the_samplers_nor_on_one_that_is_killed(
                 assert policy.version == version
                 assert policy.arrival is not None
                 assert policy.arrival.passed, "proved on each"
+
+
+@pytest.mark.slow
+def test_two_trainers_with_one_fleet_have_the_pairs_that_each_has_alone(
+    playground: Path, services: Services, alone: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        fleet = [stack.enter_context(Processes(tmp_path / f"sampler-{number}")) for number in range(2)]
+        for one in fleet:
+            one.start("sampler", [f"engine.model={WEIGHTS / 'llava'}", "engine.threads=1"])
+        tree = small_recipe(services, playground)
+        found = ",".join(one.wait("sampler").grpc for one in fleet)
+        tree["sampling"] = {**tree["sampling"], "address": f"ipv4:{found}"}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+        command = [sys.executable, "-m", "sightline_cli", "run", str(tmp_path / "recipe.yaml"), "--run"]
+        logs = [stack.enter_context((tmp_path / f"{name}.log").open("wb")) for name in ("red", "blue")]
+        trainers = [
+            subprocess.Popen([*command, tmp_path / name], stdout=log, stderr=log)
+            for name, log in zip(("red", "blue"), logs, strict=True)
+        ]
+        for one, log in zip(trainers, logs, strict=True):
+            assert one.wait(280) == 0, Path(log.name).read_text()[-2000:]
+        runs = [RunDirectory(tmp_path / name) for name in ("red", "blue")]
+        assert [pairs(run) for run in runs] == [alone, alone]
+        assert runs[0].namespace != runs[1].namespace
+        # Neither sampled only when the other one had done.
+        spans = [sampling(run) for run in runs]
+        assert max(first for first, _ in spans) < min(last for _, last in spans)
+
+
+def sampling(run: RunDirectory) -> tuple[float, float]:
+    """When a run's first and last prompts had been sampled."""
+    times = [
+        event["time"] for event in map(json.loads, run.events.read_text().splitlines()) if event["stage"] == "sample"
+    ]
+    return times[0], times[-1]
 
 
 @pytest.mark.slow

@@ -64,6 +64,7 @@ def channel_options(*, max_message_mib: int = 64, health_service: str | None = N
         ("grpc.max_send_message_length", limit),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.ping_timeout_ms", 20_000),  # of keepalive's pings too: a minute where it is not set
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # gRPC's default grows to two minutes: too long to notice that a restarted service is back.

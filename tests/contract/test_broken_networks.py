@@ -24,7 +24,7 @@ from silent_proxy import SilentProxy, silent_proxy
 from test_scorer_contract import remote
 from three_services import SERVICES, three_services
 
-KEEPALIVE = 30 + 10 + 5
+KEEPALIVE = 30 + 20 + 5
 """Seconds: a ping, its answer, and a new connection."""
 LIMIT = 8 << 20
 SERVER = {"server": {"max_message_mib": LIMIT >> 20, "drain_seconds": 1, "notice_seconds": 0}}

@@ -10,6 +10,7 @@ _OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.keepalive_time_ms", 310_000),  # a Triton hangs up on who pings it more often than every 300 s
     ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # A new channel is a new connection: the one that there was may be silent, which keepalive takes minutes to notice.

@@ -221,6 +221,7 @@ def test_a_caller_who_falls_silent_does_not_keep_its_turn() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.slow
 def test_a_triton_whose_network_falls_silent_is_connected_to_anew() -> None:
     """Triton allows a ping in five minutes only: its keepalive alone would cost that."""
     first, models = shared()

@@ -11,6 +11,7 @@ from sightline.errors import PreconditionFailed, Unavailable
 from sightline_trainer import fleet
 from sightline_trainer.fleet import Fleet, addresses_of, is_fleet
 from sightline_trainer.serving import RunPolicies
+from sightline_trainer.session import Session
 
 
 class Member:
@@ -65,6 +66,17 @@ def test_the_least_loaded_is_asked() -> None:
     async def work(client: Fleet, members: dict[str, Member], log: list[str]) -> None:
         await asyncio.gather(*(client.sample(None, str(number), 1) for number in range(12)))
         assert {name: log.count(name) for name in members} == {"10.0.0.1:1": 4, "10.0.0.2:1": 4, "10.0.0.3:1": 4}
+
+    run(3, work)
+
+
+def test_each_member_is_kept_as_busy_as_one_alone() -> None:
+    async def work(client: Fleet, members: dict[str, Member], log: list[str]) -> None:
+        recipe: Any = SimpleNamespace(sampling=SimpleNamespace(max_in_flight=32))
+        session: Any = SimpleNamespace(sampler=client, recipe=recipe)
+        assert await Session.in_flight(session) == 96
+        session.sampler = None
+        assert await Session.in_flight(session) == 32
 
     run(3, work)
 

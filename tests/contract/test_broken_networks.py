@@ -6,7 +6,6 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -240,18 +239,3 @@ def test_a_triton_whose_network_falls_silent_is_connected_to_anew() -> None:
             assert proxy.connections > before
         finally:
             scorer.stop()
-
-
-def test_the_tests_proxy_is_silent_on_old_connections_only(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with probing() as (_, _, at):
-            with silent_proxy(at.grpc) as proxy:
-                async with Client(proxy.address) as client:
-                    await client.given(timeout=5).score("ok")
-                    proxy.silence()
-                    with pytest.raises(grpc.RpcError):
-                        await client.given(timeout=0.5).score("ok")
-                async with Client(proxy.address) as client:
-                    await client.given(timeout=5).score("ok")
-
-    asyncio.run(main())

@@ -9,11 +9,10 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from sightline.errors import AlreadyExists, Cancelled, InvalidInput, NotFound, PreconditionFailed, SightlineError
 from sightline_chassis.settings import SettingsError
@@ -26,6 +25,7 @@ from sightline_trainer.execute import execute, leased
 from sightline_trainer.preflight.begin import asked_for
 from sightline_trainer.preflight.finding import refuse
 from sightline_trainer.recipe import Recipe, load_recipe
+from sightline_trainer.run_index import RunIndex, is_ours, state_of
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.summaries import readable_state
 
@@ -50,6 +50,7 @@ class RunQueue:
     ) -> None:
         """`allowed` is what recipes may name: nothing where it is not given."""
         self.root = root
+        self._index = RunIndex(root)
         self.allowed = allowed or Allowed()
         self.connections = connections or Connections()
         self.resume = resume
@@ -65,7 +66,7 @@ class RunQueue:
         """Queue what is unfinished, oldest first, and begin. A run that another trainer works on is left alone; without
         `resume` what is unfinished counts as stopped."""
         self.root.mkdir(parents=True, exist_ok=True)
-        readable = [(state, run) for run in self.list() if (state := _state(run)) is not None]
+        readable = [(state, run) for run in self.list() if (state := state_of(run)) is not None]
         for state, run in sorted(readable, key=lambda found: float(found[0].get("queued", 0.0))):
             if state["state"] in UNFINISHED and not leased(run):
                 run.set_state("queued" if self.resume else "stopped")
@@ -106,13 +107,13 @@ class RunQueue:
             raise InvalidInput(
                 f"request_id has over {MOST_REQUEST_ID} characters; a UUID is enough", reason="BAD_REQUEST_ID"
             )
-        if (known := self._known(request_id)) is not None:
+        if (known := self._index.of_request(request_id)) is not None:
             return known
         recipe = self._recipe(recipe_file, text, overrides)  # not under the lock: somebody else wrote it
         self.allowed.check(recipe, self.connections)
         refuse(asked_for(recipe))
         with self._lock:
-            if (known := self._known(request_id)) is not None:
+            if (known := self._index.of_request(request_id)) is not None:
                 return known
             digest = hashlib.sha256(request_id.encode()).hexdigest()[:12]
             run = RunDirectory(self.root / (run_id or f"{recipe.name}-{digest}"))
@@ -121,13 +122,6 @@ class RunQueue:
             run.open(recipe)
             self._enqueue(run, request_id=request_id)
         return run
-
-    def _known(self, request_id: str) -> RunDirectory | None:
-        for run in self.list():
-            state = _state(run)
-            if state is not None and state["request_id"] == request_id:
-                return run
-        return None
 
     def _enqueue(self, run: RunDirectory, **facts: object) -> None:
         run.set_state("queued", queued=time.time(), **facts)
@@ -198,16 +192,14 @@ class RunQueue:
             NotFound: there is none.
         """
         run = RunDirectory(self.root / run_id) if RUN_ID.fullmatch(run_id) else None
-        if run is None or not _ours(run):
+        if run is None or not is_ours(run):
             raise NotFound(f"no run {run_id[:100]!r}; ListRuns names them", reason="RUN_NOT_FOUND")
         return run
 
     def list(self) -> list[RunDirectory]:
-        """All runs that were started through the service, newest first; those that cannot be read, last. It reads a
+        """All runs that were started through the service, newest first; those that cannot be read, last. It looks at a
         file of each: not for the event loop."""
-        runs = [run for path in self.root.glob("*/run.json") if _ours(run := RunDirectory(path.parent))]
-        created = {run.id: float((_state(run) or {}).get("created", 0.0)) for run in runs}
-        return sorted(runs, key=lambda run: (-created[run.id], run.id))
+        return self._index.list()
 
     def _work(self) -> None:
         while not self._closing:
@@ -260,22 +252,6 @@ class RunQueue:
 
 def _ends_stage(event: Event) -> bool:
     return event.stage in ("pair", "publish", "iteration") or (event.stage == "update" and bool(event.metrics))
-
-
-def _state(run: RunDirectory) -> Mapping[str, Any] | None:
-    """What run.json says; None where it cannot be read."""
-    try:
-        return readable_state(run)
-    except PreconditionFailed:
-        return None
-
-
-def _ours(run: RunDirectory) -> bool:
-    """Whether a run was started through the service; one whose run.json nobody can read may have been."""
-    try:
-        return (run.root / "run.json").exists() and ("request_id" in run.state() or not run.state())
-    except Exception:
-        return True
 
 
 def recipes_in(directory: Path) -> dict[str, Path]:

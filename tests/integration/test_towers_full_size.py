@@ -48,7 +48,7 @@ def saved(name: str, directory: Path) -> tuple[Any, ModelCard]:
         logit_bias=0.0,
         sigmoid=False,
         precision="fp32",
-        needs_transformers=False,
+        needs=[],
         tokenizer={"kind": "open_clip"},
         trim_padding=plain and model.text_pool_type in ("argmax", "eos"),
     )

@@ -122,10 +122,49 @@ def test_which_tokenizer_a_model_has_is_told_by_its_card(tmp_path: Path) -> None
     assert tokenizer_facts(open_clip.get_tokenizer("ViT-B-32"), "ViT-B-32") == {"kind": "clip", "clean": "lower"}
     words = word_level(tmp_path / "words", clean="canonicalize")
     facts = tokenizer_facts(words, f"local-dir:{tmp_path / 'words'}")
-    assert facts == {"kind": "transformers", "source": "", "clean": "canonicalize", "strip_sep_token": False}
-    ours = Tokenizer(vocabulary(facts, f"local-dir:{tmp_path / 'words'}", 16), 16)
-    text = "A red square, and the BLUE circle!"
-    assert ours.encode([text], [0])[0].ids == words([text])[0].tolist()
+    assert (facts["kind"], facts["clean"], facts["strip_sep_token"]) == ("file", "canonicalize", False)
+    by_hub = tokenizer_facts(words, "hf-hub:org/words")
+    assert by_hub["kind"] == "transformers", "there is no file to read at hand"
+    assert by_hub["source"] == words.tokenizer.name_or_path
+    words.tokenizer_mode = "clips"
+    assert tokenizer_facts(words, "x") == {"kind": "open_clip"}
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("strip", [False, True])
+def test_a_tokenizers_file_gives_the_ids_of_transformers(tmp_path: Path, side: str, strip: bool) -> None:
+    words = word_level(tmp_path, clean="canonicalize", strip_sep_token=strip)
+    words.tokenizer.padding_side = side
+    facts = tokenizer_facts(words, f"local-dir:{tmp_path}")
+    ours, theirs = Tokenizer(vocabulary(facts, f"local-dir:{tmp_path}", 16), 16, 14), Tokenizer(words, 16, 14)
+    texts = ["A red square, and the BLUE circle!", "cat", "zebra 漢字 . .", "a " * 14]
+    places = list(range(len(texts)))
+    assert ours.encode(texts, places) == theirs.encode(texts, places)
+    assert ours.count([*texts, "a " * 40]) == theirs.count([*texts, "a " * 40])
+    for wrong in ("", "?!"):  # nothing is left of the second
+        with pytest.raises(InvalidInput) as mine:
+            ours.encode([wrong], [0])
+        with pytest.raises(InvalidInput) as reference:
+            theirs.encode([wrong], [0])
+        assert (mine.value.reason, mine.value.message) == (reference.value.reason, reference.value.message)
+
+
+def test_a_tokenizer_that_is_more_than_its_file_is_left_to_transformers(tmp_path: Path) -> None:
+    words = word_level(tmp_path)
+    words.tokenizer.add_tokens(["zebra"])  # not in the file
+    assert tokenizer_facts(words, f"local-dir:{tmp_path}")["kind"] == "transformers"
+
+
+def test_a_tokenizers_file_that_changed_is_refused(tmp_path: Path) -> None:
+    facts = tokenizer_facts(word_level(tmp_path), f"local-dir:{tmp_path}")
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text() + "\n")
+    with pytest.raises(ValueError, match="not the tokenizer that the model was described with"):
+        vocabulary(facts, f"local-dir:{tmp_path}", 16)
+
+
+def test_a_special_mode_is_open_clips(tmp_path: Path) -> None:
+    words = word_level(tmp_path)
     words.tokenizer_mode = "clips"
     assert tokenizer_facts(words, "x") == {"kind": "open_clip"}
 

@@ -90,7 +90,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         logit_bias=0.0,
         sigmoid=False,
         precision=settings.precision,
-        needs_transformers=False,
+        needs=[],
         tokenizer={
             "kind": "transformers",
             "source": tokenizer_of(settings, weights),

@@ -8,22 +8,20 @@ old version keep it to their end, and then that one is unloaded. A version that 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
-from sightline.errors import PreconditionFailed, SightlineError, first_line
+from sightline.errors import PreconditionFailed, SightlineError
 from sightline.picture_rule import PICTURE_RULE
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline_chassis.shipped import model_place
 
 from sightline_scorer import calibration as calibrations
-from sightline_scorer import imagereward, metrics
+from sightline_scorer import describing, metrics
 from sightline_scorer.assembly import Assembly
 from sightline_scorer.calibration import Calibration
 from sightline_scorer.joint import JointModel
@@ -32,7 +30,7 @@ from sightline_scorer.models import AnyModel, Ensemble, ModelRegistry
 from sightline_scorer.settings import ModelSettings, ScorerSettings
 from sightline_scorer.triton import repository
 from sightline_scorer.triton.backend import TritonBackend
-from sightline_scorer.triton.card import TOWERS, sha256_of
+from sightline_scorer.triton.card import TOWERS, ModelCard
 from sightline_scorer.triton.embedded import EmbeddedTriton
 from sightline_scorer.triton.servers import TritonServer
 
@@ -63,13 +61,10 @@ class Loader:
     def build(self, out: Path) -> None:
         """Write the model repository that an embedded Triton starts with."""
         settings = self._settings
-        cards = []
-        for name, model in settings.models.items():
-            if model.kind == "vqa":
-                continue
-            with _naming(name):
-                self._fingerprints[name] = fingerprint(model)
-                cards.append(repository.describe(name, model))
+        here = {name: model for name, model in settings.models.items() if model.kind != "vqa"}
+        described = describing.describe_all(here)
+        self._fingerprints = {name: each.fingerprint for name, each in described.items()}
+        cards = [each.card for each in described.values()]
         repository.build(cards, settings.first_model, out, settings.triton, copy=False)
 
     async def load_all(self) -> ModelRegistry:
@@ -80,7 +75,7 @@ class Loader:
             if model.kind == "vqa":
                 served[name] = await self._answers(settings, name)
             else:
-                mark = self._fingerprints.get(name) or _remote_mark(model)
+                mark = self._fingerprints.get(name) or describing.remote_mark(model)
                 served[name] = await self._serve(settings, name, 1, mark)
             _calibrate(served[name], model)
             _tell(served[name])
@@ -144,8 +139,7 @@ class Loader:
             self._versions[name] = now.info.version
             return None
         if isinstance(self._server, EmbeddedTriton):
-            with _naming(name):
-                mark = await asyncio.to_thread(fingerprint, model)
+            mark = await asyncio.to_thread(describing.quick_fingerprint, name, model)
             if now is not None and mark == now.fingerprint:
                 return None
             version = self._versions.get(name, 0) + 1
@@ -153,8 +147,11 @@ class Loader:
             info = pb.ModelInfo(name=name, architecture=model.source, version=version, state=pb.MODEL_STATE_LOADING)
             models.others.append(info)
             try:
-                await self._add(self._server.repository, settings, name, model)
-                added = await self._serve(settings, name, self._triton_version, mark, version)
+                described = (await asyncio.to_thread(describing.describe_all, {name: model}))[name]
+                added = None
+                if now is None or described.fingerprint != now.fingerprint:
+                    await self._add(self._server.repository, settings, described.card)
+                    added = await self._serve(settings, name, self._triton_version, described.fingerprint, version)
             except _WHAT_LOADING_RAISES as error:
                 info.state, info.error = pb.MODEL_STATE_FAILED, str(error)[:500]
                 raise
@@ -162,15 +159,13 @@ class Loader:
             return added
         # A remote Triton: whoever runs it has changed the models of its repository, or not.
         told = await self._backend.card(*_triton_names(name, settings, 1))
-        mark = await asyncio.to_thread(_remote_mark, model)
+        mark = await asyncio.to_thread(describing.remote_mark, model)
         if now is not None and (told, mark) == (now.told, now.fingerprint):
             return None
         return await self._serve(settings, name, 1, mark, self._versions.get(name, 0) + 1)
 
-    async def _add(self, out: Path, settings: ScorerSettings, name: str, model: ModelSettings) -> None:
-        with _naming(name):
-            card = await asyncio.to_thread(repository.describe, name, model)
-        names = _triton_names(name, settings, self._triton_version)
+    async def _add(self, out: Path, settings: ScorerSettings, card: ModelCard) -> None:
+        names = _triton_names(card.name, settings, self._triton_version)
         try:
             for tower, triton_name in zip(card.towers, names, strict=True):
                 repository.add(card, tower, triton_name, out, settings.triton, copy=False)
@@ -194,7 +189,7 @@ class Loader:
 
     async def _answers(self, settings: ScorerSettings, name: str, version: int = 1) -> AnyModel:
         """A model that a sampler answers. Raises what connecting raises, naming the model."""
-        with _naming(name):
+        with describing.naming(name):
             speaker = await language_model(settings.models[name])
         self._versions[name] = version
         mark = _answering_mark(settings.models[name], speaker)
@@ -228,36 +223,6 @@ class Loader:
         except (ValueError, SightlineError) as error:  # a Triton that restarts will not load it again
             logger.warning("triton did not unload a model", extra={"model": triton_name, "why": str(error)})
         shutil.rmtree(self._server.repository / triton_name, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Errors of a model's files and code name the model, in one sentence."""
-    try:
-        yield
-    except SightlineError:
-        raise
-    except Exception as error:  # whatever open_clip, the format of the weights or a damaged file may raise
-        kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
-        raise PreconditionFailed(
-            f"the model {name} cannot be loaded: {kind}{first_line(error, 500)}", reason="MODEL_UNREADABLE"
-        ) from error
-
-
-def fingerprint(settings: ModelSettings) -> str:
-    """What changes with a model's settings and files, but not with its calibration. Raises as finding weights."""
-    facts: dict[str, Any] = {"here": _remote_mark(settings)}
-    if settings.kind == "imagereward":
-        facts["weights"] = sha256_of(imagereward.checkpoint(settings.source))
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-    architecture = repository.architecture_of(settings)
-    weights = repository.find_weights(architecture, settings.pretrained)
-    facts["weights"] = sha256_of(weights)
-    if architecture.startswith(repository.LOCAL_DIR):
-        folder = Path(architecture.removeprefix(repository.LOCAL_DIR))
-        files = sorted(file for file in folder.iterdir() if file.is_file() and file.resolve() != weights)
-        facts["files"] = {file.name: sha256_of(file) for file in files if file.name != calibrations.FILE_NAME}
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def calibration_path(settings: ModelSettings) -> Path | None:
@@ -318,15 +283,6 @@ def _triton_names(name: str, settings: ScorerSettings, version: int) -> tuple[st
     return tuple(repository.triton_name(tower, name, settings.first_model, version) for tower in towers)
 
 
-def _remote_mark(settings: ModelSettings) -> str:
-    """As `fingerprint`, of what is here of a model whose towers are elsewhere."""
-    facts = {
-        "head": "" if settings.head is None else sha256_of(settings.head),
-        "settings": settings.model_dump(mode="json", exclude={"calibration"}),
-    }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
 def _answering_mark(settings: ModelSettings, speaker: LanguageModel) -> str:
-    facts = [_remote_mark(settings), speaker.weights_digest, speaker.question_digest]
+    facts = [describing.remote_mark(settings), speaker.weights_digest, speaker.question_digest]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from sightline.errors import InternalError, InvalidInput
 
 from sightline_scorer.cleaning import clean_canonicalize
+from sightline_scorer.vocabularies import FileVocabulary
 from sightline_scorer.words import WordTokenizer
 
 
@@ -74,7 +75,8 @@ class Tokenizer:
         self._ends: set[int | None] = set()
         if not self._is_simple:
             end = getattr(tokenizer.tokenizer, "sep_token_id", None)  # BERT's; of others it may be a word
-            self._ends = {end} & set(tokenizer.tokenizer("a")["input_ids"])
+            (plain,) = _plain_ids(tokenizer, ["a"])
+            self._ends = {end} & set(plain)
         self.encode(["a"], [0])  # a fast tokenizer takes its padding at the first call; never in two threads at once
 
     def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
@@ -120,6 +122,9 @@ class Tokenizer:
         wrapper = self._tokenizer
         if getattr(wrapper, "tokenizer_mode", ""):
             return self._encode_clips(texts)
+        if isinstance(wrapper, FileVocabulary):
+            made = wrapper.rows([self._clean(text) for text in texts])
+            return [TokenRow(wrapper.padded(ids), len(ids)) for ids in made]
         encoded = wrapper.tokenizer(
             [self._clean(text) for text in texts],
             max_length=self.window,
@@ -161,6 +166,13 @@ class Tokenizer:
         first, last = row.index(inner[0]), len(row) - 1 - row[::-1].index(inner[-1])
         if any(token in special for token in row[first:last]):
             raise refused(index, "spells a special token, which would end it there: take it out", "TEXT_SPECIAL")
+
+
+def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if isinstance(tokenizer, FileVocabulary):
+        return tokenizer.rows(texts)
+    ids: list[list[int]] = tokenizer.tokenizer(texts)["input_ids"]
+    return ids
 
 
 def refused(index: int, what: str, reason: str, tokens: int | None = None) -> InvalidInput:

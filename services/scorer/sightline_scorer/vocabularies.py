@@ -1,7 +1,8 @@
 """Which tokenizer a model has, as its card says it, and that tokenizer without open_clip or torch.
 
-Three kinds: OpenAI's byte pairs, which most CLIP models have, are here; one of transformers' is loaded by it (it needs
-no torch for that); the few others are open_clip's own and need that package.
+Four kinds: OpenAI's byte pairs, which most CLIP models have, are here. A directory's `tokenizer.json` is read by the
+tokenizers library, if transformers makes just that of it; importing transformers would load torch, where it is
+installed. Any other of transformers' is loaded by it, and the few others are open_clip's own and need that package.
 
 The merges of `clip_merges.txt.gz` are OpenAI CLIP's (MIT licence, Copyright (c) 2021 OpenAI): those in use of its
 `bpe_simple_vocab_16e6.txt.gz`.
@@ -10,8 +11,10 @@ The merges of `clip_merges.txt.gz` are OpenAI CLIP's (MIT licence, Copyright (c)
 from __future__ import annotations
 
 import gzip
+import hashlib
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import regex
@@ -21,6 +24,8 @@ from sightline_scorer.cleaning import CLEANING
 
 _START, _END = "<start_of_text>", "<end_of_text>"
 _MERGES = Path(__file__).with_name("clip_merges.txt.gz")
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id", "cls_token_id", "sep_token_id")
+_SAMPLES = ("a picture", "", "  two  spaces\n", "Ünï 漢字 🙂", "</s> <pad> [SEP]", "word " * 100)
 
 
 class ClipVocabulary:
@@ -45,6 +50,41 @@ class ClipVocabulary:
     def bpe(self, letters: str) -> str:
         """Tokens of a word in byte letters, with spaces between them."""
         return letters if letters in (_START, _END) else " ".join(merge(letters, self.bpe_ranks))
+
+
+class FileVocabulary:
+    """A `tokenizer.json`, with the special tokens that transformers reads beside it.
+
+    Args:
+        file: the tokenizer.json.
+        context_length: L, the model's window in tokens.
+        facts: of `tokenizer_facts`.
+
+    Raises:
+        ValueError: the file is another than the one that was described.
+    """
+
+    tokenizer_mode = ""
+
+    def __init__(self, file: Path, context_length: int, facts: dict[str, Any]) -> None:
+        content = file.read_bytes()
+        if hashlib.sha256(content).hexdigest() != facts["sha256"]:
+            raise ValueError(f"{file} is not the tokenizer that the model was described with: name the same model")
+        self._tokenizer = _plain(content.decode())
+        self.tokenizer = SimpleNamespace(**facts["special"])
+        self.context_length = context_length
+        self.clean_fn = CLEANING[facts["clean"]]
+        self.strip_sep_token = facts["strip_sep_token"]
+        self._pads_left = facts["pads_left"]
+
+    def rows(self, texts: list[str]) -> list[list[int]]:
+        """Ids of each text with start and end tokens, whatever their number. One by one: no pool of threads."""
+        return [self._tokenizer.encode(text).ids for text in texts]
+
+    def padded(self, ids: list[int]) -> list[int]:
+        """Ids filled up to the window."""
+        padding = [self.tokenizer.pad_token_id] * (self.context_length - len(ids))
+        return padding + ids if self._pads_left else ids + padding
 
 
 class TransformersVocabulary:
@@ -77,6 +117,9 @@ def tokenizer_facts(tokenizer: Any, architecture: str) -> dict[str, Any]:
             return {"kind": "clip", "clean": clean}
     elif clean in CLEANING and kind == "HFTokenizer" and not tokenizer.tokenizer_mode:
         local = architecture.startswith("local-dir:")
+        file = Path(architecture.removeprefix("local-dir:")) / "tokenizer.json"
+        if local and (facts := _file_facts(tokenizer.tokenizer, file)):
+            return {**facts, "clean": clean, "strip_sep_token": bool(tokenizer.strip_sep_token)}
         return {
             "kind": "transformers",
             "source": "" if local else str(tokenizer.tokenizer.name_or_path),
@@ -84,6 +127,36 @@ def tokenizer_facts(tokenizer: Any, architecture: str) -> dict[str, Any]:
             "strip_sep_token": bool(tokenizer.strip_sep_token),
         }
     return {"kind": "open_clip"}
+
+
+def _file_facts(tokenizer: Any, file: Path) -> dict[str, Any] | None:
+    """What `FileVocabulary` needs, where a tokenizer of transformers is its file and nothing more; else None."""
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.pad_token_id is None or not file.is_file():
+        return None
+    content = file.read_bytes()
+    try:
+        plain, made = _plain(content.decode()), _plain(tokenizer.backend_tokenizer.to_str())
+    except Exception:  # the library raises nothing narrower
+        return None
+    samples = [plain.encode(text).ids for text in _SAMPLES]
+    if plain.to_str() != made.to_str() or samples != tokenizer(list(_SAMPLES), verbose=False)["input_ids"]:
+        return None
+    special = {name: getattr(tokenizer, name) for name in _SPECIAL}
+    digest = hashlib.sha256(content).hexdigest()
+    pads_left = tokenizer.padding_side == "left"
+    return {"kind": "file", "sha256": digest, "special": special, "pads_left": pads_left}
+
+
+def _plain(content: str) -> Any:
+    """The tokenizer of a tokenizer.json, neither padding nor cutting."""
+    from tokenizers import Tokenizer
+
+    made = Tokenizer.from_str(content)
+    made.no_padding()
+    made.no_truncation()
+    return made
 
 
 def vocabulary(facts: dict[str, Any], architecture: str, context_length: int) -> Any:
@@ -99,6 +172,8 @@ def vocabulary(facts: dict[str, Any], architecture: str, context_length: int) ->
     """
     if facts["kind"] == "clip":
         return ClipVocabulary(context_length, facts["clean"])
+    if facts["kind"] == "file":
+        return FileVocabulary(Path(architecture.removeprefix("local-dir:")) / "tokenizer.json", context_length, facts)
     if facts["kind"] == "transformers":
         source = facts["source"] or architecture.removeprefix("local-dir:")
         return TransformersVocabulary(source, context_length, facts["clean"], strip_sep_token=facts["strip_sep_token"])

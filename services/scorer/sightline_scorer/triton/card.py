@@ -68,8 +68,8 @@ class ModelCard:
     """Whether the model was trained with the sigmoid loss (SigLIP), so that sigmoid(logit) is a probability."""
     precision: str
     """open_clip's precision: fp32, fp16 or bf16."""
-    needs_transformers: bool
-    """Whether a tower is one of transformers' models; else Triton's processes start without that package."""
+    needs: list[str]
+    """Packages that a tower is made of (timm, transformers); Triton's processes start without the others."""
     tokenizer: dict[str, Any]
     """Which tokenizer it has: see vocabularies.py."""
     trim_padding: bool

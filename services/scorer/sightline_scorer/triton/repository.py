@@ -36,6 +36,8 @@ from sightline_scorer.triton.card import PARAMETER, TOWERS, ModelCard, sha256_of
 from sightline_scorer.vocabularies import tokenizer_facts
 
 LOCAL_DIR = "local-dir:"
+_OF_OTHERS = {"timm", "transformers"}
+"""Packages of which open_clip may make a tower."""
 _WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
@@ -100,7 +102,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         logit_bias=0.0 if bias is None else float(bias.detach()),
         sigmoid=bias is not None,
         precision=settings.precision,
-        needs_transformers=any(type(module).__module__.startswith("transformers") for module in model.modules()),
+        needs=sorted(_OF_OTHERS & {type(module).__module__.partition(".")[0] for module in model.modules()}),
         tokenizer=tokenizer_facts(tokenizer, architecture),
         trim_padding=_trims(model),
     )
@@ -142,12 +144,12 @@ def find_weights(architecture: str, pretrained: str | None) -> Path:
         if weights is None:
             raise ValueError(f"{architecture} holds no weights (*.safetensors, *.bin or *.pth)")
         return weights.resolve()
+    if pretrained and not architecture.startswith("hf-hub:") and Path(pretrained).is_file():
+        return Path(pretrained).resolve()
     from open_clip import factory
 
     if architecture.startswith("hf-hub:"):
         found = factory.download_pretrained_from_hf(architecture.removeprefix("hf-hub:"))
-    elif pretrained and Path(pretrained).is_file():
-        found = pretrained
     elif pretrained and (tag := factory.get_pretrained_cfg(architecture.replace("/", "-"), pretrained)):
         found = factory.download_pretrained(tag)
     else:

@@ -9,6 +9,8 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from sightline_chassis.settings import Section
 
+from sightline_scorer.triton.gpu import cuda_is_there
+
 
 class TritonSettings(Section):
     """The Triton Inference Server behind the service."""
@@ -114,8 +116,4 @@ class TritonSettings(Section):
         """Whether the towers run on a GPU. Of a remote Triton only `device` tells."""
         if self.device != "auto":
             return self.device == "cuda"
-        if self.mode == "remote":
-            return False
-        import torch
-
-        return torch.cuda.is_available()
+        return self.mode != "remote" and cuda_is_there()

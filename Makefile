@@ -10,7 +10,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow faults newest lint types docs screenshots chart chart-run monitor protos playground leaderboard constraints clean chaos soak gpu bench-dpo bench-fleet bench-loop bench-sampler bench-scorer families
+.PHONY: help demo test test-slow faults newest lint types docs screenshots chart chart-run monitor protos playground leaderboard constraints clean chaos soak gpu bench-dpo bench-fleet bench-growth bench-loop bench-sampler bench-scorer families
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -78,7 +78,10 @@ bench-dpo: $(READY)  ## The DPO update against TRL's DPOTrainer: CPU seconds, FL
 bench-fleet: $(READY)  ## One, two and four samplers: work per CPU-second, publication; about five minutes
 	$(BIN)/python benchmarks/fleet.py $(ARGS)
 
-bench-loop: $(READY)  ## One online iteration against TRL's OnlineDPOTrainer, and at K = 8: CPU seconds; about five minutes
+bench-growth: $(READY)  ## Cost against size: rows of a dataset, runs of a service, iterations of a report, prompts; ten minutes
+	$(BIN)/python benchmarks/growth.py $(ARGS)
+
+bench-loop: $(READY)  ## One online iteration against TRL's online trainers, at two shapes: CPU seconds; twenty minutes, ARGS=--quick five
 	$(BIN)/python benchmarks/loop.py $(ARGS)
 
 bench-sampler: $(READY)  ## The sampler against model.generate: CPU seconds, ids, memory; about five minutes

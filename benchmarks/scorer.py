@@ -2,7 +2,7 @@
 
     python benchmarks/scorer.py                       # about six minutes on two busy cores
     python benchmarks/scorer.py --quick               # the figures that have a target, with fewer requests
-    python benchmarks/scorer.py --only memory --requests 100000       # or ratios, concurrency, overload
+    python benchmarks/scorer.py --only memory --requests 100000       # or ratios, concurrency, overload, start
 
 A request is one JPEG of 640 x 480 and 8 captions of 16 tokens. Ratios are of CPU seconds of the scorer and its Triton
 (the client's are in the detail), the limit's turns in between, one torch thread everywhere, on
@@ -24,10 +24,11 @@ from harness import Row, Sample, ratio, write
 from scorer_infinity import Infinity, as_transformers, installed
 from scorer_limit import Limit
 from scorer_service import Service, Turn, bytes_per_pair, serving
+from scorer_start import start_and_memory
 from scorer_work import TEXTS, Requests, model_directory
 
 MAIN = "ViT-B-32"
-PARTS = ("concurrency", "ratios", "overload", "memory")
+PARTS = ("concurrency", "ratios", "overload", "memory", "start")
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ def main() -> None:
                 rows += towers(model, plan, parts, work)
         if "overload" in parts:
             rows += overload(plan, work)
+        if "start" in parts:
+            for model in given.model or ("tiny", MAIN):
+                rows += start_and_memory(model, 32 if given.quick else 128, work)
         if "memory" in parts:
             rows += memory(given.requests or plan.memory_requests, work)
     whole = not given.quick and not given.model and len(parts) == len(PARTS)

@@ -21,21 +21,21 @@ def work(to: report.Report) -> None:
     assert spec.loader is not None
     bench = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bench)
-    prompts = 16 if to.dry else 256
+    weights, prompts = bench.PLAYGROUND, 16 if to.dry else 256
+    shape = bench.Shape(weights / "llava", weights / "clip", tokens=64, prompts=prompts, batch=16)
     cuda = to.device == "cuda"
     with tempfile.TemporaryDirectory(prefix="sightline-gpu-") as directory:
         scratch = Path(directory)
         export(scratch / "test", split="test", count=8, seed=100)
         with Processes(scratch / "services") as processes:
-            sampler = [f"engine.model={bench.MODEL}", f"engine.device={to.device}", "engine.cache_share=0.2"]
-            scorer = [f"models.clip.source=local-dir:{bench.CLIP}", f"triton.device={to.device}", "triton.threads=1"]
+            sampler = [f"engine.model={shape.model}", f"engine.device={to.device}", "engine.cache_share=0.2"]
+            scorer = [f"models.clip.source=local-dir:{shape.clip}", f"triton.device={to.device}", "triton.threads=1"]
             processes.start("sampler", [*sampler, "engine.dtype=float32"])
             processes.start("scorer", [*scorer, "triton.start_timeout_seconds=300"])
             try:
                 at = processes.wait("sampler", seconds=300).grpc, processes.wait("scorer", seconds=300).grpc
-                pairs: list[int] = []
-                recipes = [bench.recipe(scratch, prompts, 8, turn, at) for turn in range(2)]
-                turns = bench.our_iterations(recipes, scratch, pairs)
+                ours = bench.Ours(shape, scratch, at)
+                turns = ours.iterations("8", 8, range(2))
                 for turn in range(2):
                     began = time.monotonic()
                     next(turns)
@@ -46,7 +46,7 @@ def work(to: report.Report) -> None:
                         used = (total - free) / 2**30
                     to.row(
                         f"loop_iteration_{turn + 1}", took, "s", "lower", prompts=prompts, candidates=8,
-                        pairs=pairs[-1], card_gib_in_use=round(used, 2),
+                        pairs=ours.pairs["8"][-1], card_gib_in_use=round(used, 2),
                     )  # fmt: skip
             except BaseException:
                 for name in ("sampler", "scorer"):

@@ -73,13 +73,16 @@ class Growth:
 
 
 def held(pid: int) -> tuple[float, int] | None:
-    """MiB resident and descriptors of a process; None where it has gone."""
+    """MiB resident and descriptors of a process and its children; None where it has gone."""
+    mib, files = 0.0, 0
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-        resident = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
-        return int(resident.split()[1]) / 1024, len(os.listdir(f"/proc/{pid}/fd"))
+        for one in (pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())):
+            status = Path(f"/proc/{one}/status").read_text()
+            resident = next(line for line in status.splitlines() if line.startswith("VmRSS:"))
+            mib, files = mib + int(resident.split()[1]) / 1024, files + len(os.listdir(f"/proc/{one}/fd"))
     except (OSError, StopIteration):
         return None
+    return mib, files
 
 
 def requests(clients: tuple[Any, Any], directory: Path, count: int) -> dict[str, list[Ask]]:
@@ -211,7 +214,7 @@ class Watch:
     def look(self) -> None:
         """Read them all."""
         for service, lives in self._lives.items():
-            found = held(self._pid(service))
+            found = held(self._pid(service))  # the scorer's child is Triton's guard, whose child is Triton
             if found is not None:
                 lives[-1].append(found)
 

@@ -173,6 +173,8 @@ def test_triton_killed_in_mid_request(scorer: Process) -> None:
     assert not scorer.says("sightline_scorer.v1.ScorerService")
     assert scorer.says("liveness")
     assert scorer.stub.ListModels(pb.ListModelsRequest(), timeout=5).models
+    with ScorerClient(scorer.at["grpc"]) as client:  # of whose items none has failed alone
+        assert len(client.embed([GOOD], ["a client's cat"], timeout=120).text_matrix()) == 1
     stop.set()
     for thread in threads:
         thread.join()

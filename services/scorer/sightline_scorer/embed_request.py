@@ -1,4 +1,7 @@
-"""Embeddings for callers that want them: each image and text of a request has its own outcome."""
+"""Embeddings for callers that want them: each image and text of a request has its own outcome.
+
+A backend that is away or full is no item's own failure: the request fails, and is tried again as a whole.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import time
 
 import numpy as np
 import numpy.typing as npt
-from sightline.errors import InvalidInput, SightlineError
+from sightline.errors import InvalidInput, Overloaded, SightlineError, Unavailable
 from sightline.scorer.v1 import scorer_pb2 as pb
 
 from sightline_scorer.embedder import Embedder, check_time, left
@@ -89,7 +92,7 @@ class EmbedRequests:
             source = await self._embedder.source(image, deadline)
             return source.sha256, self._embedder.ask_image(model, source)
         except SightlineError as error:
-            return error
+            return _of_the_item(error)
 
     async def _begin_text(
         self, model: ServedModel, index: int, text: str, deadline: float | None, *, reject: bool, inline: bool
@@ -102,7 +105,7 @@ class EmbedRequests:
             plan = finished(steps) if inline else await self._embedder.planned(steps, deadline)
             return plan, self._embedder.ask_texts(model, plan)
         except SightlineError as error:
-            return error
+            return _of_the_item(error)
 
 
 async def _image_outcome(
@@ -114,7 +117,7 @@ async def _image_outcome(
     try:
         await wait.done(left(deadline))
     except SightlineError as error:
-        return pb.EmbedOutcome(error=item_error(error))
+        return pb.EmbedOutcome(error=item_error(_of_the_item(error)))
     return pb.EmbedOutcome(embedding=pb.Embedding(values=_encoded(wait.rows[0], kind), image_sha256=sha256))
 
 
@@ -127,13 +130,20 @@ async def _text_outcome(
     try:
         await wait.done(left(deadline))
     except SightlineError as error:
-        return pb.EmbedOutcome(error=item_error(error))
+        return pb.EmbedOutcome(error=item_error(_of_the_item(error)))
     row = wait.rows[0]
     if len(wait.rows) > 1:
         mean = wait.rows.mean(axis=0)
         row = mean / max(float(np.linalg.norm(mean)), 1e-12)
     (tokens,) = plan.counts(wait.notes)
     return pb.EmbedOutcome(embedding=pb.Embedding(values=_encoded(row, kind), token_count=tokens, parts=len(wait.rows)))
+
+
+def _of_the_item(error: SightlineError) -> SightlineError:
+    """The error; raises it where it is the backend's, and each of the items would have it."""
+    if isinstance(error, Unavailable | Overloaded) and error.reason.startswith(("BACKEND_", "MODEL_GONE")):
+        raise error
+    return error
 
 
 def _encoded(row: npt.NDArray[np.float32], kind: str) -> bytes:

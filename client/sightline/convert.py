@@ -34,6 +34,7 @@ from dataclasses import MISSING, fields
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 import numpy as np
+import numpy.typing as npt
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -108,7 +109,7 @@ def _fields(kind: type) -> list[tuple[str, Any, Any]]:
 def _from_field(annotation: Any, field: FieldDescriptor) -> Turn | None:
     """From the field's value; None where it is taken as it is."""
     annotation, origin = _not_none(annotation), get_origin(_not_none(annotation))
-    if origin is np.ndarray:
+    if _is_array(annotation):
         return functools.partial(np.array, dtype=_dtype(annotation))
     if origin in (tuple, frozenset):
         item, collect = _from_value(get_args(annotation)[0], field), origin
@@ -131,7 +132,7 @@ def _from_value(annotation: Any, field: FieldDescriptor) -> Turn | None:
 
 def _to_field(annotation: Any, field: FieldDescriptor) -> Turn | None:
     annotation, origin = _not_none(annotation), get_origin(_not_none(annotation))
-    if origin is np.ndarray:
+    if _is_array(annotation):
         return operator.methodcaller("tolist")
     if origin in (tuple, frozenset):
         item, arrange = _to_value(get_args(annotation)[0], field), sorted if origin is frozenset else list
@@ -243,9 +244,15 @@ def _is_union(annotation: Any) -> bool:
     return get_origin(annotation) in (Union, types.UnionType)
 
 
+def _is_array(annotation: Any) -> bool:
+    """Whether it is NDArray[X]: an alias of its own from NumPy 2.5 on, before that ndarray[..., dtype[X]]."""
+    return get_origin(annotation) in (np.ndarray, npt.NDArray)
+
+
 def _dtype(annotation: Any) -> Any:
-    """Of `NDArray[np.float32]`, which is `ndarray[shape, dtype[float32]]`."""
-    return get_args(get_args(annotation)[1])[0]
+    """X of NDArray[X]."""
+    last = get_args(annotation)[-1]
+    return get_args(last)[0] if get_origin(last) is np.dtype else last
 
 
 def _timestamp(moment: datetime.datetime) -> Timestamp:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 from sightline_chassis.settings import Section, Target
@@ -282,7 +282,11 @@ _ASKED_BY = {
 class Publication(Section):
     """How a new policy reaches the sampler, and the proof that it arrived."""
 
-    probes: int = Field(8, ge=1, le=256, description="Chosen responses that sampler and trainer both score.")
+    probes: Annotated[int, Field(ge=1, le=256)] | Literal["auto"] = Field(
+        "auto",
+        description="Pairs whose responses sampler and trainer both score. auto: as many as show an update of that "
+        "size, 32 at most.",
+    )
     max_probe_gap: float = Field(
         0.05, gt=0.0, description="Most mean |log-prob difference| per token between sampler and trainer, in nats."
     )

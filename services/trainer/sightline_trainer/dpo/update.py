@@ -26,6 +26,7 @@ from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.loss_names import POVID
 from sightline_trainer.dpo.losses import fold_pairs
 from sightline_trainer.dpo.movement import Movement
+from sightline_trainer.dpo.probes import pairs_asked, responses_needed
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
 from sightline_trainer.dpo.release import collect, release
 from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs
@@ -60,21 +61,24 @@ class Update:
 
 
 def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
-    """The trainer's own log-probs of the first `count` chosen responses under the policy as it stands.
+    """The trainer's own log-probs of the responses of the first `count` pairs under the policy as it stands: of each
+    pair the chosen one, and the rejected one where it is about the same pictures; each response once.
 
     They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
     """
     rows = [trainer.train_dataset[index] for index in range(min(count, len(trainer.train_dataset)))]
     collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
-    logprobs: list[list[float]] = []
+    found: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
     for some in (group for at in range(0, len(rows), size) for group in collate.groups(rows[at : at + size])):
         batch = collate(some)
         masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
-        logprobs += [values[at][masks[at].cpu()].tolist() for at in range(len(some))]  # the chosen sides come first
-    return [
-        UpdateProbe(row["prompt_id"], list(row["chosen_ids"]), values, row["prompt"][-1]["content"])
-        for row, values in zip(rows, logprobs, strict=True)
-    ]
+        for at, row in enumerate(some):
+            for side, place in (("chosen", at), ("rejected", len(some) + at)):  # all chosen sides come first
+                if side == "chosen" or not row.get("rejected_images"):
+                    scores = values[place][masks[place].cpu()].tolist()
+                    name, ids, asked = row["prompt_id"], list(row[f"{side}_ids"]), row["prompt"][-1]["content"]
+                    found.setdefault((name, tuple(ids)), UpdateProbe(name, ids, scores, asked))
+    return list(found.values())
 
 
 def update(
@@ -151,7 +155,7 @@ def _trained(
 
     def probes() -> list[UpdateProbe]:
         with extrapolated(model, further):  # the sampler answers from what is published
-            return probe(trainer, recipe.publication.probes)
+            return probe(trainer, pairs_asked(recipe.publication.probes))
 
     before, movement = _Before(probes), Movement(trainer)
     reported = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
@@ -193,11 +197,11 @@ def _trained(
         save_policy(trainer, adapter)
     if recipe.dpo.carry == "optimizer":
         save_optimizer(trainer, work / f"optimizer-{iteration:04d}")
-    after = probes()
-    return Update(
-        {**figures, "extrapolated": further} if further else figures,
-        [replace(new, previous_logprobs=old.logprobs) for new, old in zip(after, before.probes, strict=True)],
-    )
+    after = [replace(new, previous_logprobs=old.logprobs) for new, old in zip(probes(), before.probes, strict=True)]
+    if recipe.publication.probes == "auto":
+        scores = [each.previous_logprobs for each in after], [each.logprobs for each in after]
+        after = after[: responses_needed(*scores, recipe.dpo.dtype)]
+    return Update({**figures, "extrapolated": further} if further else figures, after)
 
 
 def out_of_memory(recipe: Recipe, error: BaseException) -> InternalError:

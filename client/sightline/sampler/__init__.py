@@ -23,6 +23,7 @@ from sightline.sampler.streams import AsyncSampleStream, SampleOptions, SampleSt
 from sightline.sampler.turns import Asked, Images, Message, Role, Turn
 from sightline.sampler.types import (
     ActiveOf,
+    AdapterPlace,
     Arrival,
     AtLeast,
     Beams,
@@ -52,6 +53,7 @@ from sightline.sampler.types import (
 
 __all__ = [
     "ActiveOf",
+    "AdapterPlace",
     "Arrival",
     "Asked",
     "AsyncSampleStream",

@@ -319,6 +319,16 @@ class PolicyInfo:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class AdapterPlace:
+    """A linear layer of the language model that an adapter may change: its name, as an adapter's tensors have it, its
+    outputs and its inputs."""
+
+    module: str
+    rows: int
+    columns: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Capabilities:
     """What an engine can do; see the fields of the proto message of the same name."""
 
@@ -348,6 +358,8 @@ class Capabilities:
     """Most turns of one request; 0 before 0.2.0, which takes one."""
     one_image_only: str = ""
     """Why `max_images` is 1 whatever the limits say; empty where it is not so."""
+    adapter_place: AdapterPlace | None = None
+    """A layer that an adapter may change; None where it is not known."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -576,7 +576,7 @@ class ListPoliciesResponse(_message.Message):
     def __init__(self, policies: _Optional[_Iterable[_Union[PolicyInfo, _Mapping]]] = ..., capabilities: _Optional[_Union[Capabilities, _Mapping]] = ..., highest_version: _Optional[int] = ..., active: _Optional[_Union[PolicyInfo, _Mapping]] = ...) -> None: ...
 
 class Capabilities(_message.Message):
-    __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels", "native_k", "scores", "params", "keeps", "picture_rule", "max_images", "max_turns", "one_image_only")
+    __slots__ = ("engine", "model", "logprobs", "logprob_dtype", "seeds", "token_ids", "lora", "full", "multi_version", "prefix_shared", "max_candidates", "max_tokens", "max_image_bytes", "max_image_pixels", "native_k", "scores", "params", "keeps", "picture_rule", "max_images", "max_turns", "one_image_only", "adapter_place")
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -599,6 +599,7 @@ class Capabilities(_message.Message):
     MAX_IMAGES_FIELD_NUMBER: _ClassVar[int]
     MAX_TURNS_FIELD_NUMBER: _ClassVar[int]
     ONE_IMAGE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    ADAPTER_PLACE_FIELD_NUMBER: _ClassVar[int]
     engine: str
     model: str
     logprobs: LogprobMeaning
@@ -621,4 +622,15 @@ class Capabilities(_message.Message):
     max_images: int
     max_turns: int
     one_image_only: str
-    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., logprobs: _Optional[_Union[LogprobMeaning, str]] = ..., logprob_dtype: _Optional[str] = ..., seeds: bool = ..., token_ids: bool = ..., lora: _Optional[_Union[SwapMode, str]] = ..., full: _Optional[_Union[SwapMode, str]] = ..., multi_version: bool = ..., prefix_shared: bool = ..., max_candidates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., native_k: bool = ..., scores: bool = ..., params: _Optional[_Iterable[str]] = ..., keeps: bool = ..., picture_rule: _Optional[str] = ..., max_images: _Optional[int] = ..., max_turns: _Optional[int] = ..., one_image_only: _Optional[str] = ...) -> None: ...
+    adapter_place: AdapterPlace
+    def __init__(self, engine: _Optional[str] = ..., model: _Optional[str] = ..., logprobs: _Optional[_Union[LogprobMeaning, str]] = ..., logprob_dtype: _Optional[str] = ..., seeds: bool = ..., token_ids: bool = ..., lora: _Optional[_Union[SwapMode, str]] = ..., full: _Optional[_Union[SwapMode, str]] = ..., multi_version: bool = ..., prefix_shared: bool = ..., max_candidates: _Optional[int] = ..., max_tokens: _Optional[int] = ..., max_image_bytes: _Optional[int] = ..., max_image_pixels: _Optional[int] = ..., native_k: bool = ..., scores: bool = ..., params: _Optional[_Iterable[str]] = ..., keeps: bool = ..., picture_rule: _Optional[str] = ..., max_images: _Optional[int] = ..., max_turns: _Optional[int] = ..., one_image_only: _Optional[str] = ..., adapter_place: _Optional[_Union[AdapterPlace, _Mapping]] = ...) -> None: ...
+
+class AdapterPlace(_message.Message):
+    __slots__ = ("module", "rows", "columns")
+    MODULE_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    COLUMNS_FIELD_NUMBER: _ClassVar[int]
+    module: str
+    rows: int
+    columns: int
+    def __init__(self, module: _Optional[str] = ..., rows: _Optional[int] = ..., columns: _Optional[int] = ...) -> None: ...

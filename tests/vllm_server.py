@@ -42,9 +42,10 @@ class VllmServer:
         seconds: of each request, to be slow.
         inert: adapters are loaded and no module of them is active, as with keys of another prefix.
         unnamed: whatever is named, the base model answers.
+        forgetful: it wakes up with the weights of its disk, adapters without theirs.
         stale_prefix: prefixes are found by prompt alone: not by adapter, path or salt.
         other_path: where adapters are really read from.
-        swapped: the base weights, in place of those that it was started with.
+        base: the base weights, in place of those that it was started with.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class VllmServer:
         self.prefixes: dict[tuple[Any, ...], Any] = {}
         self.fail: deque[int | str] = deque()
         self.seconds = 0.0
-        self.inert = self.unnamed = self.stale_prefix = False
+        self.inert = self.unnamed = self.stale_prefix = self.forgetful = self.asleep = False
         self.other_path: Path | None = None
         self.requests: list[dict[str, Any]] = []
         self.calls: list[str] = []  # of control endpoints
@@ -72,12 +73,13 @@ class VllmServer:
                 f"/{name}": getattr(self, name)
                 for name in (
                     "pause", "resume", "collective_rpc", "update_weight_version", "reset_prefix_cache",
-                    "reset_mm_cache", "reset_encoder_cache",
+                    "reset_mm_cache", "reset_encoder_cache", "sleep", "wake_up",
                 )
             }  # fmt: skip
         routes = [Route(path, self._noted(path, call), methods=["POST"]) for path, call in control.items()]
         if dev_mode:
             routes.append(Route("/weight_info", self.weight_info))
+            routes.append(Route("/is_sleeping", lambda request: JSONResponse({"is_sleeping": self.asleep})))
         self.app = Starlette(
             routes=[
                 Route("/health", lambda request: Response()),
@@ -162,6 +164,23 @@ class VllmServer:
         self.prefixes.clear()
         return JSONResponse({"success": True})
 
+    async def sleep(self, request: Request) -> Response:
+        """POST /sleep?level=1|2&mode=abort|wait|keep: keys and values are dropped."""
+        assert request.query_params.get("level", "1") == "1"
+        while self.running:
+            await asyncio.sleep(0.01)
+        self.asleep = True
+        self.prefixes.clear()
+        return Response()
+
+    async def wake_up(self, request: Request) -> Response:
+        """POST /wake_up."""
+        if self.asleep and self.forgetful:
+            self.base = self.mind.base
+            self.loras = {name: (path, self.mind.base) for name, (path, _) in self.loras.items()}
+        self.asleep = False
+        return Response()
+
     async def reset_mm_cache(self, request: Request) -> Response:
         """POST /reset_mm_cache."""
         return Response()
@@ -177,6 +196,8 @@ class VllmServer:
         what = self.fail.popleft() if self.fail else None
         if isinstance(what, int):
             return _error(what, "EngineCore encountered an issue.", "InternalServerError")
+        if self.asleep:  # the real one reads memory that is not there
+            return _error(500, "EngineCore encountered an issue.", "InternalServerError")
         if self.paused:
             return _error(503, "The server is paused.", "ServiceUnavailableError")
         self.running += 1  # from here on a waiting pause waits for it

@@ -13,7 +13,7 @@ from engine_server import serving_app
 from engine_trainer import IMAGE, IMAGES, MESSAGES, PROMPT, probes, rendered, truth
 from running import WEIGHTS
 from sampler_models import Running, make_adapter, make_full, running
-from sightline import InvalidInput, PreconditionFailed, Unavailable
+from sightline import InternalError, InvalidInput, PreconditionFailed, SightlineError, Unavailable
 from sightline.patience import ONCE
 from sightline.sampler import Beams, Blank, SamplerClient, exact, manifest_digest
 from vllm_server import VllmServer
@@ -43,7 +43,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shared(mind: Mind) -> Iterator[tuple[VllmServer, Running]]:
     server = VllmServer(mind, dev_mode=True)
     with serving_app(server.app) as url:
-        values = {"url": url, "poll_seconds": 0.1, "overload_seconds": 5, "dev_mode": True}
+        values = {"url": url, "poll_seconds": 0.1, "overload_seconds": 5, "dev_mode": True, "sleep": True}
         with running(BASE, engine={"kind": "vllm", "vllm": values}) as at:
             yield server, at
 
@@ -332,3 +332,60 @@ def test_against_a_real_vllm() -> None:
             if len(c.logprobs):
                 scored = client.score_tokens(IMAGE, PROMPT, c.token_ids).logprobs
                 assert float(np.abs(scored - c.logprobs).mean()) < 0.1
+
+
+def test_it_sleeps_and_what_wakes_up_must_say_the_same(
+    server: VllmServer, client: SamplerClient, policies: Path
+) -> None:
+    client.stage(policies / "v000001", 1)
+    client.stage(policies / "v000002", 2)
+    client.activate(2)
+    ids = client.sample(IMAGE, PROMPT, 1, seed=1, max_tokens=6).candidates[0].token_ids.tolist()
+
+    def said() -> list[list[float]]:
+        scores = (client.score_tokens(IMAGE, PROMPT, ids, policy=exact(version)) for version in (0, 1, 2))
+        return [one.logprobs.tolist() for one in scores]
+
+    before = said()
+    client.pause(release=True)
+    assert server.asleep
+    client.pause(release=True)  # again: nothing more happens
+    with pytest.raises(PreconditionFailed, match="Resume first"):
+        client.activate(1)
+    client.resume()
+    client.resume()
+    assert (said(), server.asleep) == (before, False)
+    assert [call for call in server.calls if call.startswith("/sleep")] == ["/sleep?level=1&mode=wait"]
+
+    server.forgetful = True
+    try:
+        client.pause(release=True)
+        client.resume()  # its adapters are those of no policy any more, and are loaded again
+        assert said() == before
+        client.activate(0)
+        client.stage(policies / "v000003", 3)
+        client.activate(3)
+        full = client.score_tokens(IMAGE, PROMPT, ids).logprobs.tolist()
+        client.pause(release=True)
+        client.resume()
+        assert client.score_tokens(IMAGE, PROMPT, ids).logprobs.tolist() == full
+    finally:
+        server.forgetful = False
+
+
+def test_weights_that_do_not_come_back_are_not_sampled_from(
+    shared: tuple[VllmServer, Running], server: VllmServer, client: SamplerClient, policies: Path
+) -> None:
+    client.stage(policies / "v000001", 1)
+    client.activate(1)
+    client.pause(release=True)
+    server.forgetful, server.inert = True, True
+    try:
+        with pytest.raises(InternalError, match="policy 1 says something else") as caught:
+            client.resume()
+        assert caught.value.reason == "WEIGHTS_DID_NOT_COME_BACK"
+        with SamplerClient(shared[1].address, timeout=2, patience=ONCE) as other, pytest.raises(SightlineError):
+            other.sample(IMAGE, PROMPT, 1, max_tokens=2)
+    finally:
+        server.forgetful = server.inert = False
+    client.resume()

@@ -10,7 +10,15 @@ from typing import Any
 import grpc
 import pytest
 from sampler_models import PROMPT, Running, make_adapter, make_llava, png, running
-from sightline import DataCorrupted, InvalidInput, NotFound, Overloaded, PreconditionFailed
+from sightline import (
+    AlreadyExists,
+    DataCorrupted,
+    InvalidInput,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    PreconditionFailed,
+)
 from sightline.sampler import AsyncSamplerClient, SamplerClient, active_of, exact, manifest_digest
 from sightline.sampler.pushing import Parcel
 from sightline.sampler.v1 import sampler_pb2 as pb
@@ -153,6 +161,24 @@ def test_what_a_sampler_holds_is_not_sent_again_and_what_was_cut_off_goes_on(
             client.stage(answer.uri, 2)
 
 
+def test_what_may_not_be_named_is_pushed_and_what_is_known_is_not_read_again(
+    llava: Path, policies: Path, tmp_path: Path
+) -> None:
+    """A sampler that takes no paths at all is sent the files; a policy that is loaded is refused by its manifest."""
+    own = {"state_dir": str(tmp_path), "schemes": ["s3"]}
+    with running(llava, policies=own) as at, SamplerClient(at.address, run_id="red") as client:
+        with pytest.raises(PermissionDenied) as refusal:
+            client.stage(policies / "red/v000001", 1)
+        assert refusal.value.reason == "SCHEME_NOT_ALLOWED"
+        staged = client.deliver(policies / "red/v000001", 1)
+        assert staged.uri.startswith("pushed://")
+        (weights,) = (tmp_path / "downloads").glob("v000001-*/adapter_model.safetensors")
+        weights.chmod(0o644)
+        weights.write_bytes(b"")
+        with pytest.raises(AlreadyExists):
+            client.stage(staged.uri, 1)
+
+
 def test_a_kill_between_the_last_piece_and_its_check_does_not_stop_the_push(policies: Path, tmp_path: Path) -> None:
     directory = policies / "red/v000001"
     head = next(Parcel(directory).messages(()))
@@ -165,7 +191,7 @@ def test_a_kill_between_the_last_piece_and_its_check_does_not_stop_the_push(poli
         async def only() -> AsyncIterator[pb.PushPolicyRequest]:
             yield head
 
-        return await ReceivedPolicies(PolicySettings(state_dir=tmp_path), set).receive(only())
+        return await ReceivedPolicies(PolicySettings(state_dir=tmp_path), lambda path: False).receive(only())
 
     assert asyncio.run(announce()).uri == f"pushed://{manifest_digest(directory)}"
 
@@ -216,7 +242,7 @@ def test_what_is_pushed_is_bounded(bound: str, error: type[Exception], policies:
             for message in Parcel(policies / "red/v000001").messages(()):
                 yield message
 
-        await ReceivedPolicies(settings, set).receive(requests())
+        await ReceivedPolicies(settings, lambda path: False).receive(requests())
 
     with pytest.raises(error, match=bound):
         asyncio.run(push())

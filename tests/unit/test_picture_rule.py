@@ -10,7 +10,7 @@ from sightline.errors import PreconditionFailed
 from sightline.picture_rule import PICTURE_RULE
 from sightline.sampler import PolicyManifest, policy_dirname, read_manifest, verify, write_manifest
 from sightline_cli.policy_files import show_one
-from sightline_sampler.policies.staging import verified
+from sightline_sampler.policies.staging import announced
 from sightline_scorer import calibration
 from sightline_trainer.allowed import Allowed
 from sightline_trainer.execute import execute
@@ -32,7 +32,7 @@ def test_a_manifest_names_the_rule(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("weights")
     write_manifest(tmp_path, PolicyManifest(1, 0, "lora", BASE))
     assert json.loads((tmp_path / "manifest.json").read_text())["picture_rule"] == PICTURE_RULE
-    assert verified(tmp_path)[0].picture_rule == PICTURE_RULE
+    assert announced(tmp_path)[0].picture_rule == PICTURE_RULE
 
 
 def test_an_old_policy_is_read_and_not_served(old_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +44,7 @@ def test_an_old_policy_is_read_and_not_served(old_run: Path, capsys: pytest.Capt
     with pytest.raises(
         PreconditionFailed, match=r"no named rule, as by Sightline 0\.1\.0.*train it again, or serve it"
     ) as e:
-        verified(policy)
+        announced(policy)
     assert e.value.reason == "PICTURE_RULE_DIFFERS"
 
 
@@ -52,7 +52,7 @@ def test_a_policy_of_another_rule_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("weights")
     write_manifest(tmp_path, PolicyManifest(1, 0, "lora", BASE, picture_rule="7"))
     with pytest.raises(PreconditionFailed, match=r"read by rule 7, and this sampler reads them by rule 1"):
-        verified(tmp_path)
+        announced(tmp_path)
 
 
 def test_an_old_run_is_reported_and_not_gone_on_with(old_run: Path) -> None:

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 from sightline.errors import Cancelled, PreconditionFailed, SightlineError
+from sightline.sampler.manifest import PolicyManifest, write_manifest
 from sightline.sampler.types import Arrival, Exact, PolicyInfo
 from sightline_sampler import metrics
+from sightline_sampler.engines.base import StagedWeights
 from sightline_sampler.policies import state
 from sightline_sampler.policies.loaded import Entry, LoadedPolicies
 from sightline_sampler.policies.registry import PolicyRegistry
@@ -38,6 +40,9 @@ class Engine:
 
     def resident(self, version: int) -> bool:
         return True
+
+    def on_return(self, proof: Any) -> None:
+        """It has no parts."""
 
     async def retire(self, version: int) -> None:
         self.retired.append(version)
@@ -292,5 +297,36 @@ def test_a_swap_that_fails_tells_its_own_reason_also_where_the_way_back_fails(fa
         assert caught.value.message.startswith("it did not come up with 2")
         assert ("version 0 cannot be put back" in caught.value.message) == (0 in failing)
         assert made.active.version == 0
+
+    asyncio.run(run())
+
+
+def test_a_policy_that_is_being_staged_stays_where_it_lies(tmp_path: Path) -> None:
+    """A push that makes room meanwhile must not take its directory away."""
+
+    class Slow(Engine):
+        async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
+            await self.go.wait()
+            return StagedWeights(1, 1)
+
+        def capabilities(self) -> Any:
+            return dataclasses.make_dataclass("Able", ["engine"])("none")
+
+    async def run() -> None:
+        engine = Slow()
+        policies = registry(engine, root=tmp_path)
+        policies._loaded.start(dataclasses.replace(info(0), base_digest="b" * 64))
+        (tmp_path / "a").write_text("weights")
+        write_manifest(tmp_path, PolicyManifest(7, 0, "lora", "b" * 64))
+        coming, other = tmp_path / "v000007-0123456789ab", tmp_path / "v000070-0123456789ab"
+        staging = asyncio.create_task(policies.stage(str(tmp_path), 7))
+        while not engine.go.is_set():
+            await asyncio.sleep(0)
+            if policies.keeps(coming):
+                assert not policies.keeps(other)
+                engine.go.set()
+        await staging
+        assert not policies.keeps(coming)
+        assert policies.keeps(tmp_path)
 
     asyncio.run(run())

@@ -13,8 +13,10 @@ from sightline.sampler.v1 import sampler_pb2 as pb
 _PIECE = 1 << 20
 _A_CALL = 64 << 20  # bytes of one call: what is sent again at most where its stream breaks
 
-UNSEEN = frozenset({"POLICY_MISSING_DIRECTORY", "OUTSIDE_ROOT", "POLICY_DIFFERS", "POLICY_HALF_WRITTEN"})
-"""Reasons of a sampler that does not see the directory that it was named, or sees another policy there."""
+UNSEEN = frozenset(
+    {"POLICY_MISSING_DIRECTORY", "OUTSIDE_ROOT", "SCHEME_NOT_ALLOWED", "POLICY_DIFFERS", "POLICY_HALF_WRITTEN"}
+)
+"""Reasons of a sampler that does not see the directory that it was named, may not, or sees another policy there."""
 
 
 class Parcel:

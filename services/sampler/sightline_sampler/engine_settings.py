@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -91,6 +92,18 @@ class TgiSettings(HttpEngineSettings):
 class VllmSettings(HttpEngineSettings):
     """vLLM's OpenAI-compatible server."""
 
+    replicas: tuple[str, ...] = Field(
+        default=(),
+        max_length=256,
+        description="Addresses of several vLLMs of one base model, in place of `url`: each is given the policies, and "
+        "proves them; all requests with an image go to one.",
+    )
+    quorum: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the replicas that must take a policy; the others are left out until they do.",
+    )
     served_model: str = Field(default="", description="The base model's name there; empty is the first one served.")
     base_path: str = Field(
         default="", description="Where vLLM sees the base model, to go back to it; empty is `engine.model`."
@@ -112,9 +125,23 @@ class VllmSettings(HttpEngineSettings):
         default=False,
         description="Whether vLLM was started with VLLM_SERVER_DEV_MODE=1: merged and full policies, keeping pauses.",
     )
+    sleep: bool = Field(
+        default=False,
+        description="Whether vLLM was started with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1: it gives its memory"
+        " back where a recipe's sampling.rests asks for it, while the update trains on the same GPU.",
+    )
     max_body_bytes: int = Field(
         default=64 << 20, ge=1024, le=1 << 30, description="Largest request body; more is refused before it is sent."
     )
+
+    @pydantic.field_validator("replicas")
+    @classmethod
+    def _addresses(cls, replicas: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [url for url in replicas if not re.match(r"https?://", url)]:
+            raise ValueError(f"replicas are addresses (http://...), and {wrong[0]!r} is none")
+        if len(set(replicas)) < len(replicas):
+            raise ValueError("a replica is named twice")
+        return replicas
 
 
 class EngineSettings(Section):

@@ -44,7 +44,7 @@ class SamplerService(Service):
         self._servicer = SamplerServicer(
             self.engine,
             self.policies,
-            ReceivedPolicies(settings.policies, self.policies.directories),
+            ReceivedPolicies(settings.policies, self.policies.keeps),
             RequestReader(limits, conversations, self.policies),
             conversations=conversations,
             traffic=traffic,

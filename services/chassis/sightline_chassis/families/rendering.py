@@ -67,8 +67,10 @@ class Rendering:
         """What stands once for one image, and not where there is none; "" where nothing does."""
 
         def written(images: int) -> str:
-            messages = [turn.message() for turn in user_turn("?", images)]
-            return str(self._processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+            try:
+                return self.written(user_turn("?", images), answered=False)
+            except InvalidInput:  # a template may want a picture, or a system turn
+                return ""
 
         with_image, without = written(1), written(0)
         owners = (self._processor, getattr(self._processor, "tokenizer", None))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import ClassVar, Protocol
 
@@ -110,6 +110,10 @@ def not_finite(version: int) -> InternalError:
     return InternalError(f"policy {version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
 
 
+Proof = Callable[["Engine", "Engine", Sequence[int]], Awaitable[None]]
+"""Compares a part with one that was proved, under the versions that this one holds; raises where it differs."""
+
+
 class Engine(abc.ABC):
     """Samples from versioned policies. Version 0, the base model, is always there."""
 
@@ -126,6 +130,22 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def ready(self) -> str | None:
         """None when it can sample, else why not."""
+
+    def parts(self) -> Sequence[Engine]:
+        """Engines that hold the weights each for itself, and must each prove a policy: replicas that answer now."""
+        return (self,)
+
+    def quorum(self) -> int:
+        """How many of the parts must hold a policy; the others are left out until they do."""
+        return 1
+
+    def leave_out(self, part: Engine, why: str) -> None:
+        """Ask nothing more of a part that did not prove a policy, until it does."""
+        raise NotImplementedError
+
+    def on_return(self, proof: Proof) -> None:
+        """Told once how a part that was away, or left out, shows that it holds what the others do."""
+        return
 
     def broken(self) -> str | None:
         """Why nothing but a restart of this process helps; None else."""

@@ -24,8 +24,10 @@ def make_engine(settings: EngineSettings, limits: SamplerLimits, *, on_step: Cal
             return TgiEngine(settings, limits)
         case "vllm":
             from sightline_sampler.engines.remote.vllm import VllmEngine
+            from sightline_sampler.engines.remote.vllm_replicas import VllmReplicas
 
-            return VllmEngine(settings, limits)
+            several = len(settings.vllm.replicas) > 1
+            return VllmReplicas(settings, limits) if several else VllmEngine(settings, limits)
         case "transformers":
             from sightline_sampler.engines.local.transformers import TransformersEngine
 

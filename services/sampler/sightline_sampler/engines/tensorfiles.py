@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from sightline.errors import PreconditionFailed
+from sightline.sampler.types import AdapterPlace
 
 from sightline_sampler.engines.base import StagedWeights
 
@@ -147,7 +148,7 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
         out, into = weights[f"{module}.weight"][0], math.prod(weights[f"{module}.weight"][1:])
         if parts["A"].shape[1:] != (into,) or parts["B"].shape[:1] != (out,):
             raise _mismatch("of another shape", [module])
-    others = sorted(module for module in modules if ".layers." not in f".{module}" or "vision" in module)
+    others = sorted(module for module in modules if not _is_text(module))
     if others and not tower:
         raise PreconditionFailed(
             f"the adapter changes {others[0]}, outside of the language model, where the engine leaves adapters out "
@@ -195,6 +196,29 @@ def _ranks_and_alphas(config: Mapping[str, Any]) -> tuple[list[float], list[floa
     if not all(1 <= rank < math.inf for rank in ranks):
         raise PreconditionFailed("adapter_config.json has a rank below 1", reason="ADAPTER_UNREADABLE")
     return ranks, alphas
+
+
+def adapter_place(base: Path) -> AdapterPlace | None:
+    """A layer of a base model that an adapter may change: of the language model, a projection where there is one. Its
+    name is what transformers calls it in memory, and so what trained adapters call it, whatever the files say.
+
+    Raises:
+        PreconditionFailed: the base model's files cannot be read.
+    """
+    found = [
+        (not name.endswith("q_proj.weight"), len(name), name, tensor.shape)
+        for name, tensor in tensors_in(base).items()
+        if name.endswith(".weight") and len(tensor.shape) == 2 and _is_text(bare_name(name))
+    ]
+    if not found:
+        return None
+    *_, name, (rows, columns) = min(found)
+    return AdapterPlace(f"model.language_model.{bare_name(name).removesuffix('.weight')}", rows, columns)
+
+
+def _is_text(module: str) -> bool:
+    """Whether a module, by its bare name, is in a layer of the language model."""
+    return ".layers." in f".{module}" and "vision" not in module
 
 
 def bare_name(name: str) -> str:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from sightline.errors import InvalidInput, PreconditionFailed
+from sightline.errors import InvalidInput, PreconditionFailed, SightlineError, Unavailable
 from sightline.sampler.params import SamplingParams
+from sightline.sampler.turns import user_turn
 from sightline.sampler.types import Arrival, Candidate
 
 from sightline_sampler.engines.base import UNSCORABLE, Conversation, Engine, SampleWork, ScoreWork
+from sightline_sampler.engines.picture import colours
 from sightline_sampler.policies.gate import Scores, judge
 from sightline_sampler.settings import GateSettings
 
 _AT_ONCE = 8
+_COMPARED, _COMPARED_TOKENS = 8, 32  # responses by which a part is compared with another one, and their length
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -49,34 +52,127 @@ class Pinned:
 
 
 class Examiner:
-    """Examines one engine."""
+    """Examines an engine, and each of its parts."""
 
     def __init__(self, engine: Engine, settings: GateSettings) -> None:
         self._engine, self._settings = engine, settings
 
-    async def ask(self, questions: Sequence[ProbeQuestion], version: int) -> Answers:
-        """What the engine says under a version that it can answer with now.
+    async def ask(self, questions: Sequence[ProbeQuestion], version: int) -> dict[Engine, Answers]:
+        """What each part of the engine says under a version that it can answer with now. One that does not answer is
+        left out, where enough others do.
 
-        It samples first, by the ordinary way and from the prompts of the probes: whatever it caches of them is then of
-        this version when the next one is asked.
+        Raises:
+            SightlineError: too few answer; the first one's error.
+        """
+        parts = self._engine.parts()
+        found = await asyncio.gather(*(self._ask(part, questions, version) for part in parts), return_exceptions=True)
+        said = {part: one for part, one in zip(parts, found, strict=True) if not isinstance(one, BaseException)}
+        errors = [(part, one) for part, one in zip(parts, found, strict=True) if isinstance(one, BaseException)]
+        if not parts:
+            raise _too_few(0, self._engine)
+        for part, error in errors:
+            if len(said) < self._engine.quorum() or not isinstance(error, SightlineError):
+                raise error
+            self._engine.leave_out(part, f"it does not answer probes: {error}")
+        return said
+
+    async def _ask(self, engine: Engine, questions: Sequence[ProbeQuestion], version: int) -> Answers:
+        """It samples first, by the ordinary way and from the prompts of the probes: whatever it caches of them is then
+        of this version when the next one is asked.
         """
         slots = asyncio.Semaphore(_AT_ONCE)
 
         async def score(question: ProbeQuestion) -> Scores | None:
             async with slots:
-                return await self._score(question, question.token_ids, version)
+                return await self._score(engine, question, question.token_ids, version)
 
-        drawn = await self._sampled(questions, version)
+        drawn = await self._sampled(engine, questions, version)
         return Answers(list(await asyncio.gather(*(score(question) for question in questions))), drawn)
 
     def verdict(
-        self, questions: Sequence[ProbeQuestion], before: Answers, after: Answers, previous_version: int
+        self,
+        questions: Sequence[ProbeQuestion],
+        before: Mapping[Engine, Answers],
+        after: Mapping[Engine, Answers],
+        previous_version: int,
     ) -> Arrival:
-        """Judge the answers under the previous version, which has that number, and under the new one.
+        """Judge the answers under the previous version, which has that number, and under the new one. Parts that fail
+        are left out, where enough others pass.
+
+        Returns:
+            What was shown; of several parts, by the one that was furthest off.
 
         Raises:
             PreconditionFailed: the engine can score too few tokens to tell.
+            Unavailable: too few parts are there.
         """
+        arrivals = {
+            part: self._judge(questions, before[part], after[part], previous_version)
+            for part in after
+            if part in before
+        }
+        passed = [arrival for arrival in arrivals.values() if arrival.passed]
+        failed = {part: arrival for part, arrival in arrivals.items() if not arrival.passed}
+        if len(passed) < self._engine.quorum():
+            if not failed:
+                raise _too_few(len(passed), self._engine)
+            return next(iter(failed.values()))
+        for part, arrival in failed.items():
+            self._engine.leave_out(part, f"a policy did not arrive: {arrival.reason}")
+        for part in self._engine.parts():
+            if part not in arrivals:
+                self._engine.leave_out(part, "it came back while a policy was being proved")
+        return max(passed, key=lambda arrival: arrival.gap)
+
+    async def compare(self, part: Engine, proved: Engine, versions: Sequence[int]) -> None:
+        """Have a part show that it holds what a proved one does: it must say the same under each version, of responses
+        that the other one draws from it, and change from version 0 as it does.
+
+        Args:
+            part: that was away, or left out.
+            proved: one that was not.
+            versions: that both hold; 0 is the first.
+
+        Raises:
+            PreconditionFailed: POLICY_DID_NOT_ARRIVE.
+        """
+        picture = colours()
+        asked = Conversation(user_turn("Describe the picture.", 1), (picture,))
+        params = SamplingParams(max_tokens=_COMPARED_TOKENS)
+        for version in versions:
+            work = SampleWork("comparison", asked, proved.derive_seeds(version, _COMPARED), params, Pinned(version))
+            drawn = [event async for event in proved.sample(work) if isinstance(event, Candidate)]
+            questions = [ProbeQuestion(asked, one.token_ids.tolist(), np.zeros(0), None) for one in drawn]
+            theirs = [await self._ask(proved, questions, one) for one in (0, version)]
+            ours = [await self._ask(part, questions, one) for one in (0, version)]
+            rows = zip(*(said.scores for said in (*theirs, *ours)), strict=True)
+            kept = [row for row in rows if all(one is not None for one in row)]
+            if not kept:
+                raise PreconditionFailed("nothing of what it draws can be scored", reason="POLICY_DID_NOT_ARRIVE")
+            base, now, our_base, our_now = (np.concatenate(column) for column in zip(*kept, strict=True))
+            gap = float(np.abs(our_now - now).mean())
+            reason = f"{gap:.4f} nats a token apart" if not gap <= self._settings.max_gap else ""
+            if version:
+                reason = judge(
+                    self._settings,
+                    engine=part.name,
+                    previous_version=0,
+                    probes=len(kept),
+                    new=our_now,
+                    previous=our_base,
+                    trainer=now,
+                    trainer_previous=base,
+                    sampled=ours[1].drawn,
+                ).reason
+            if reason:
+                raise PreconditionFailed(
+                    f"it does not say what the others do under policy {version}: {reason}",
+                    reason="POLICY_DID_NOT_ARRIVE",
+                )
+
+    def _judge(
+        self, questions: Sequence[ProbeQuestion], before: Answers, after: Answers, previous_version: int
+    ) -> Arrival:
         rows = [
             (q, a, b)
             for q, a, b in zip(questions, after.scores, before.scores, strict=True)
@@ -102,28 +198,40 @@ class Examiner:
             sampled=after.drawn,
         )
 
-    async def _score(self, question: ProbeQuestion, token_ids: Sequence[int], version: int) -> Scores | None:
+    @staticmethod
+    async def _score(engine: Engine, question: ProbeQuestion, token_ids: Sequence[int], version: int) -> Scores | None:
         work = ScoreWork(question.asked, list(token_ids), Pinned(version))
         try:
-            scores = await self._engine.score(work)
+            scores = await engine.score(work)
         except InvalidInput as error:
             if error.reason != UNSCORABLE:
                 raise
             return None
         return np.asarray(scores.logprobs, dtype=np.float64)
 
-    async def _sampled(self, questions: Sequence[ProbeQuestion], version: int) -> list[tuple[Scores, Scores]]:
+    async def _sampled(
+        self, engine: Engine, questions: Sequence[ProbeQuestion], version: int
+    ) -> list[tuple[Scores, Scores]]:
         """Candidates by the ordinary way: their log-probabilities as sampled, and as scored."""
         pairs: list[tuple[Scores, Scores]] = []
         for number, question in enumerate(questions[: self._settings.sampled]):
             params = SamplingParams(max_tokens=self._settings.sampled_tokens)
             work = SampleWork("arrival", question.asked, [number], params, Pinned(version))
-            async for event in self._engine.sample(work):
+            async for event in engine.sample(work):
                 if isinstance(event, Candidate) and len(event.logprobs):
                     try:
-                        scored = await self._score(question, event.token_ids.tolist(), version)
+                        scored = await self._score(engine, question, event.token_ids.tolist(), version)
                     except InvalidInput:  # an id that was drawn and cannot be asked for
                         continue
                     if scored is not None:
                         pairs.append((np.asarray(event.logprobs, dtype=np.float64), scored))
         return pairs
+
+
+def _too_few(count: int, engine: Engine) -> Unavailable:
+    why = f": {engine.ready()}" if engine.ready() else ""
+    return Unavailable(
+        f"{count} parts of the engine answer probes, and {engine.quorum()} must{why}",
+        reason="ENGINE_DOWN",
+        retry_after=2.0,
+    )

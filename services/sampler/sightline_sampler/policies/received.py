@@ -100,11 +100,11 @@ class ReceivedPolicies:
 
     Args:
         settings: where they are put, and how much there may be.
-        loaded: directories that must stay.
+        keeps: whether a policy's directory must stay.
     """
 
-    def __init__(self, settings: PolicySettings, loaded: Callable[[], set[Path]]) -> None:
-        self._settings, self._loaded = settings, loaded
+    def __init__(self, settings: PolicySettings, keeps: Callable[[Path], bool]) -> None:
+        self._settings, self._keeps = settings, keeps
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._lock = threading.Lock()  # one change of the directory at a time; pieces are small
 
@@ -175,8 +175,7 @@ class ReceivedPolicies:
             for path in (root / ".pushed").iterdir():
                 if path.name.partition(".")[0] not in announced.sizes and now - path.stat().st_mtime > _FORGOTTEN:
                     path.unlink(missing_ok=True)
-            loaded = self._loaded()
-            idle = sorted((p for p in root.glob("v[0-9]*-*") if p not in loaded), key=lambda p: p.stat().st_mtime)
+            idle = sorted((p for p in root.glob("v[0-9]*-*") if not self._keeps(p)), key=lambda p: p.stat().st_mtime)
             while True:
                 over = _bytes(root) + wanted > stored * (1 << 30)
                 if not over and shutil.disk_usage(root).free >= wanted + _SPARE:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
-from sightline.sampler.manifest import read_arrival, write_arrival
+from sightline.sampler.manifest import policy_dirname, write_arrival
 from sightline.sampler.types import Arrival, PauseMode, PolicyInfo, PolicySelector
 
 from sightline_sampler import metrics
@@ -26,7 +26,14 @@ from sightline_sampler.policies.loaded import Entry, LoadedPolicies, PolicyLease
 from sightline_sampler.policies.proving import Examiner, ProbeQuestion
 from sightline_sampler.policies.received import PUSHED
 from sightline_sampler.policies.shares import TeamShares
-from sightline_sampler.policies.staging import discard, policy_directory, verified
+from sightline_sampler.policies.staging import (
+    announced,
+    discard,
+    discarded_if_bad,
+    policy_directory,
+    shown_before,
+    verified,
+)
 from sightline_sampler.policies.state import State, StateFile
 from sightline_sampler.policies.versions import Versions
 from sightline_sampler.settings import PolicySettings
@@ -50,9 +57,11 @@ class PolicyRegistry:
         self._loaded = LoadedPolicies(engine.resident)
         self._shares = TeamShares(self._loaded)
         self._examiner = Examiner(engine, settings.gate)
+        engine.on_return(self._examiner.compare)
         self._versions = Versions()
         self._changes = asyncio.Lock()  # one stage, activate or retire at a time
         self._frozen = self._released = False
+        self._coming: str | None = None  # how the directory of the policy begins that is being staged
 
     async def start(self, base_digest: str, model: str) -> None:
         """Enter the base model, and take up the policy that was active before a restart.
@@ -119,8 +128,12 @@ class PolicyRegistry:
         """The highest version ever staged here, loaded or not; of one run where it is named."""
         return self._versions.highest(self._loaded, run_id or None)
 
-    def directories(self) -> set[Path]:
-        """Where the files of loaded policies lie."""
+    def keeps(self, directory: Path) -> bool:
+        """Whether a policy's directory must stay: it is loaded, or about to be."""
+        coming = self._coming
+        return directory in self._directories() or (coming is not None and directory.name.startswith(coming))
+
+    def _directories(self) -> set[Path]:
         return {entry.directory for entry in self._loaded.entries() if entry.directory is not None}
 
     async def stage(
@@ -267,14 +280,21 @@ class PolicyRegistry:
     async def _stage(
         self, uri: str, version: int, questions: Sequence[ProbeQuestion], meant: str = "", team: str | None = None
     ) -> PolicyInfo:
-        directory = await asyncio.to_thread(policy_directory, uri, version, self._settings)
+        self._coming = f"{policy_dirname(version)}-"
         try:
-            manifest, digest = await asyncio.to_thread(verified, directory, meant)
-        except SightlineError:
-            if directory not in self.directories():
-                await asyncio.to_thread(discard, directory, self._settings)
-            raise
-        self._versions.refuse(version, manifest, digest, directory, self._loaded)
+            return await self._staged(uri, version, questions, meant, team)
+        finally:
+            self._coming = None
+
+    async def _staged(
+        self, uri: str, version: int, questions: Sequence[ProbeQuestion], meant: str, team: str | None
+    ) -> PolicyInfo:
+        directory = await asyncio.to_thread(policy_directory, uri, version, self._settings)
+        with discarded_if_bad(directory, self._settings, self._directories):
+            manifest, digest = await asyncio.to_thread(announced, directory, meant)
+        self._versions.refuse(version, manifest, digest, directory, self._loaded)  # before its bytes are all read
+        with discarded_if_bad(directory, self._settings, self._directories):
+            await asyncio.to_thread(verified, directory, digest)
         await self._make_room(version)
         slot = self._loaded.slot(manifest.run_id, version)
         staged = await self._engine.stage(directory, dataclasses.replace(manifest, version=slot, parent_version=0))
@@ -290,7 +310,7 @@ class PolicyRegistry:
             iteration=manifest.iteration,
             tensors=staged.tensors,
             changed_modules=staged.modules,
-            arrival=await asyncio.to_thread(self._shown_before, directory, digest),
+            arrival=await asyncio.to_thread(shown_before, directory, digest, self._engine.capabilities().engine),
         )
         required = self._settings.gate.required
         proven = not required or info.arrival is not None
@@ -423,18 +443,6 @@ class PolicyRegistry:
                 await asyncio.to_thread(upload_arrival, entry.directory, info.uri)
         except Exception as error:  # a read-only mount, say: the registry and the reply have it
             logger.warning("the arrival report of policy %d cannot be written: %s", info.version, error)
-
-    def _shown_before(self, directory: Path, digest: str) -> Arrival | None:
-        """What probes showed of these very files on such an engine in an earlier life: a sampler that lost a policy is
-        given it again without probes."""
-        report = read_arrival(directory) or {}
-        engine = self._engine.capabilities().engine
-        if report.get("digest") != digest or report.get("passed") is not True or report.get("engine") != engine:
-            return None
-        try:
-            return Arrival(**{field.name: report[field.name] for field in dataclasses.fields(Arrival)})
-        except KeyError:  # of another release
-            return None
 
     @staticmethod
     def _did_not_arrive(version: int, arrival: Arrival) -> PreconditionFailed:

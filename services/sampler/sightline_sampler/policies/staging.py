@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import shutil
 import threading
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from sightline.errors import DataCorrupted, InvalidInput, NotFound, PermissionDenied, PreconditionFailed, SightlineError
 from sightline.picture_rule import PICTURE_RULE
-from sightline.sampler.manifest import ManifestError, PolicyManifest, manifest_digest, read_manifest, verify
+from sightline.sampler.manifest import (
+    ManifestError,
+    PolicyManifest,
+    manifest_digest,
+    read_arrival,
+    read_manifest,
+    verify,
+)
+from sightline.sampler.types import Arrival
 
 from sightline_sampler.policies.download import download, downloads, scheme_of
 from sightline_sampler.policies.received import PUSHED, pushed_directory
@@ -59,8 +70,8 @@ def discard(directory: Path, settings: PolicySettings) -> None:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def verified(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
-    """The manifest of a directory whose files were all checked, and the manifest's digest.
+def announced(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
+    """The manifest of a directory, whose files are yet to be checked by `verified`, and the manifest's digest.
 
     Args:
         directory: of the policy.
@@ -68,19 +79,17 @@ def verified(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
 
     Raises:
         NotFound: no such directory.
-        DataCorrupted: a file is not the one of the manifest.
-        PreconditionFailed: half-written, a file missing or left over, no proper manifest, another policy than is meant,
-            or trained by another rule to read pictures.
+        PreconditionFailed: half-written, no proper manifest, another policy than is meant, or trained by another rule
+            to read pictures.
     """
     try:
-        read_manifest(directory)  # says what is wrong with it
+        manifest = read_manifest(directory)  # says what is wrong with it
         digest = manifest_digest(directory)
         if meant and digest != meant:
             raise PreconditionFailed(
                 f"{directory} holds another policy here: its manifest has SHA-256 {digest}, and {meant} is meant",
                 reason="POLICY_DIFFERS",
             )
-        manifest = verify(directory)
     except ManifestError as error:
         raise _typed(error) from error
     if manifest.picture_rule != PICTURE_RULE:
@@ -91,6 +100,50 @@ def verified(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
             reason="PICTURE_RULE_DIFFERS",
         )
     return manifest, digest
+
+
+def verified(directory: Path, digest: str) -> None:
+    """Check all files of a directory, which takes as long as its bytes.
+
+    Args:
+        directory: of the policy.
+        digest: of the manifest that `announced` has read.
+
+    Raises:
+        DataCorrupted: a file is not the one of the manifest, or the manifest is another by now.
+        PreconditionFailed: a file is missing or left over.
+    """
+    try:
+        verify(directory)
+        if manifest_digest(directory) != digest:
+            raise DataCorrupted(f"the manifest of {directory} changed meanwhile", reason="POLICY_CHANGED_FILE")
+    except ManifestError as error:
+        raise _typed(error) from error
+
+
+@contextlib.contextmanager
+def discarded_if_bad(
+    directory: Path, settings: PolicySettings, loaded: Callable[[], Collection[Path]]
+) -> Iterator[None]:
+    """Delete a download that is not what it should be, unless it is loaded."""
+    try:
+        yield
+    except SightlineError:
+        if directory not in loaded():
+            discard(directory, settings)
+        raise
+
+
+def shown_before(directory: Path, digest: str, engine: str) -> Arrival | None:
+    """What probes showed of these very files on such an engine in an earlier life: a sampler that lost a policy is
+    given it again without probes."""
+    report = read_arrival(directory) or {}
+    if report.get("digest") != digest or report.get("passed") is not True or report.get("engine") != engine:
+        return None
+    try:
+        return Arrival(**{field.name: report[field.name] for field in dataclasses.fields(Arrival)})
+    except KeyError:  # of another release
+        return None
 
 
 def _typed(error: ManifestError) -> SightlineError:

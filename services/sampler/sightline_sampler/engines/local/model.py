@@ -14,6 +14,7 @@ import torch
 import transformers
 from sightline.errors import InvalidInput, PreconditionFailed, SightlineError, first_line
 from sightline.sampler.manifest import model_digest
+from sightline.sampler.types import AdapterPlace
 from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from sightline_chassis.families.pixels import bound_pixels
 from sightline_chassis.families.processing import Processing, ProcessorUnusable
@@ -46,6 +47,7 @@ class BaseModel:
         window: most positions, prompt and response together.
         text_prefix: module name under which the language model lies ("" where it is not known).
         keeps_logits: whether `forward` takes `logits_to_keep`.
+        adapter_place: a layer of it that an adapter may change.
     """
 
     model: Any
@@ -62,6 +64,7 @@ class BaseModel:
     window: int
     text_prefix: str
     keeps_logits: bool
+    adapter_place: AdapterPlace | None
 
     @property
     def min_rows(self) -> int:
@@ -291,6 +294,7 @@ def _load(
         window=_window(text),
         text_prefix=_name_of(net, net.get_decoder()),
         keeps_logits="logits_to_keep" in accepted,
+        adapter_place=_adapter_place(net, net.get_decoder()),
     )
 
 
@@ -355,6 +359,17 @@ def _window(text: Any) -> int:
         getattr(text, "layer_types", None) is None and getattr(text, "use_sliding_window", True)
     )
     return min(window, int(sliding)) if sliding and uses else window
+
+
+def _adapter_place(net: Any, decoder: Any) -> AdapterPlace | None:
+    """A linear layer of the language model: a projection of a query where there is one."""
+    inside = {id(module) for module in decoder.modules()}
+    found = [
+        (not name.endswith("q_proj"), number, AdapterPlace(name, module.out_features, module.in_features))
+        for number, (name, module) in enumerate(net.named_modules())
+        if isinstance(module, torch.nn.Linear) and id(module) in inside
+    ]
+    return min(found, key=lambda one: one[:2])[-1] if found else None
 
 
 def _name_of(model: Any, module: Any) -> str:

@@ -145,6 +145,7 @@ class TransformersEngine(Engine):
             scores=True,
             params=OPTIONS,
             keeps=True,
+            adapter_place=base.adapter_place,
         )
 
     def loads(self) -> tuple[int, int]:

@@ -36,13 +36,19 @@ class Backend:
     Args:
         name: for metrics and messages.
         settings: where it is, and limits.
+        called: in metrics and messages, where there are several of that name.
         transport: in place of the network, for tests.
     """
 
     def __init__(
-        self, name: str, settings: HttpEngineSettings, *, transport: httpx.AsyncBaseTransport | None = None
+        self,
+        name: str,
+        settings: HttpEngineSettings,
+        *,
+        called: str = "",
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self.name, self._settings = name, settings
+        self.name, self._called, self._settings = name, called or name, settings
         headers = {"authorization": f"Bearer {settings.token}"} if settings.token else {}
         self._client = httpx.AsyncClient(
             base_url=settings.url,
@@ -52,8 +58,8 @@ class Backend:
             timeout=httpx.Timeout(settings.read_seconds, connect=settings.connect_seconds, pool=None),
             limits=httpx.Limits(max_connections=settings.max_concurrent + 8, max_keepalive_connections=None),
         )
-        metrics.BACKEND_UP.labels(name).set(0)
-        metrics.BACKEND_RETRIES.labels(name)
+        metrics.BACKEND_UP.labels(self._called).set(0)
+        metrics.BACKEND_RETRIES.labels(self._called)
 
     async def close(self) -> None:
         """Close all connections."""
@@ -128,15 +134,15 @@ class Backend:
             raise
         except (httpx.ConnectError, httpx.ConnectTimeout) as error:
             outcome = "away"
-            raise Failure("away", f"{self.name} does not answer: {error or type(error).__name__}") from error
+            raise Failure("away", f"{self._called} does not answer: {error or type(error).__name__}") from error
         except httpx.TimeoutException as error:
             outcome = "broken"
-            raise Failure("broken", f"{self.name} said nothing for too long ({type(error).__name__})") from error
+            raise Failure("broken", f"{self._called} said nothing for too long ({type(error).__name__})") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
             outcome = "broken"
-            raise Failure("broken", f"{self.name} broke off: {error or type(error).__name__}") from error
+            raise Failure("broken", f"{self._called} broke off: {error or type(error).__name__}") from error
         finally:
-            metrics.BACKEND_SECONDS.labels(self.name, outcome).observe(time.monotonic() - started)
+            metrics.BACKEND_SECONDS.labels(self._called, outcome).observe(time.monotonic() - started)
 
 
 def reason_of(response: httpx.Response) -> str:

@@ -28,7 +28,7 @@ from sightline.errors import (
 from sightline.patience import Patience, Tries
 from sightline.sampler.manifest import model_digest
 from sightline.sampler.params import SamplingParams
-from sightline.sampler.types import Candidate, Summary
+from sightline.sampler.types import AdapterPlace, Candidate, Summary
 from sightline_chassis import metrics as chassis_metrics
 from sightline_chassis.images import plain_file
 
@@ -39,6 +39,7 @@ from sightline_sampler.engines.base import EncodedImage, Engine, SampleWork
 from sightline_sampler.engines.remote.backend import Backend, Failure
 from sightline_sampler.engines.remote.chattext import ChatText
 from sightline_sampler.engines.remote.request_limit import RequestLimit
+from sightline_sampler.engines.tensorfiles import adapter_place
 from sightline_sampler.settings import SamplerLimits
 
 logger = logging.getLogger(__name__)
@@ -57,16 +58,22 @@ class RemoteEngine(Engine):
         settings: the base model's directory, and the engine's section.
         section: that section.
         limits: of images and candidates.
+        called: in messages and metrics, where there are several; else its kind.
     """
 
-    def __init__(self, settings: EngineSettings, section: HttpEngineSettings, limits: SamplerLimits) -> None:
+    def __init__(
+        self, settings: EngineSettings, section: HttpEngineSettings, limits: SamplerLimits, called: str = ""
+    ) -> None:
+        self.called = called or self.name
         self._model = Path(settings.model).expanduser().resolve()
         self._chat_template, self._section, self._limits = settings.chat_template, section, limits
-        self._backend = Backend(self.name, section)
+        self._backend = Backend(self.name, section, called=self.called)
         self.slots = RequestLimit(section.max_concurrent)
         self._sampling = self._waiting = 0
         self._down: str | None = "it was not asked yet"
+        self._left_out = False
         self._text: ChatText | None = None
+        self.place: AdapterPlace | None = None
         self._poller: asyncio.Task[None] | None = None
 
     @abc.abstractmethod
@@ -95,8 +102,10 @@ class RemoteEngine(Engine):
         """
         self._text = await asyncio.to_thread(ChatText, self._model, self._chat_template)
         digest = await asyncio.to_thread(model_digest, self._model)
+        self.place = await asyncio.to_thread(adapter_place, self._model)
         await self.until_up(self._section.swap_seconds)
-        self._poller = asyncio.create_task(self._poll())
+        if self._poller is None:
+            self._poller = asyncio.create_task(self._poll())
         return digest
 
     async def stop(self) -> None:
@@ -108,7 +117,12 @@ class RemoteEngine(Engine):
 
     def ready(self) -> str | None:
         """None when the engine answered last and serves the active policy."""
-        return None if self._down is None else f"{self.name}: {self._down}"
+        return None if self._down is None else f"{self.called}: {self._down}"
+
+    def show(self, *, left_out: bool) -> None:
+        """Show in the metrics whether it is asked, where there are several."""
+        self._left_out = left_out
+        chassis_metrics.BACKEND_UP.labels(self.called).set(self._down is None and not left_out)
 
     def loads(self) -> tuple[int, int]:
         """Candidates being sampled, and those that wait for a connection."""
@@ -236,7 +250,7 @@ class RemoteEngine(Engine):
                             redrawn += 1
                             if redrawn > _REDRAWS:
                                 raise InternalError(
-                                    f"{self.name} samples image placeholders again and again", reason="ENGINE_FAILED"
+                                    f"{self.called} samples image placeholders again and again", reason="ENGINE_FAILED"
                                 )
                             metrics.DROPPED.inc()
                             wanted[candidate.index] = seeds.derive(wanted[candidate.index], 1)[0]
@@ -245,13 +259,13 @@ class RemoteEngine(Engine):
                         tries.progressed()
                         yield candidate
             except Failure as failure:
-                chassis_metrics.BACKEND_RETRIES.labels(self.name).inc()
+                chassis_metrics.BACKEND_RETRIES.labels(self.called).inc()
                 if failure.kind == "broken":
                     broken += 1
                     tries.progressed()  # it took the request: how often it may fail is another limit
                     if broken >= self._section.tries:
                         raise Unavailable(
-                            f"{self.name} failed {broken} times: {failure}", reason="ENGINE_FAILED", retry_after=2.0
+                            f"{self.called} failed {broken} times: {failure}", reason="ENGINE_FAILED", retry_after=2.0
                         ) from failure
                 try:
                     pause = tries.wait_after(failure)
@@ -284,8 +298,8 @@ class RemoteEngine(Engine):
     def unavailable(self, failure: Failure) -> SightlineError:
         """The typed error of a failure that is not retried here."""
         if failure.kind == "busy":
-            return Overloaded(f"{self.name}: {failure}", reason="ENGINE_BUSY", retry_after=2.0)
-        return Unavailable(f"{self.name}: {failure}", reason="ENGINE_DOWN", retry_after=2.0)
+            return Overloaded(f"{self.called}: {failure}", reason="ENGINE_BUSY", retry_after=2.0)
+        return Unavailable(f"{self.called}: {failure}", reason="ENGINE_DOWN", retry_after=2.0)
 
     def require(self, version: int) -> None:
         """Refuse to sample from an engine that does not hold that version.
@@ -296,7 +310,7 @@ class RemoteEngine(Engine):
         if not self.resident(version):
             metrics.STALE.inc()
             raise Unavailable(
-                f"{self.name} does not hold policy {version}" + (f": {self._down}" if self._down else ""),
+                f"{self.called} does not hold policy {version}" + (f": {self._down}" if self._down else ""),
                 reason="ENGINE_HOLDS_ANOTHER_POLICY",
                 retry_after=2.0,
             )
@@ -313,9 +327,9 @@ class RemoteEngine(Engine):
 
     def _note(self, down: str | None) -> None:
         if down != self._down:
-            logger.log(logging.INFO if down is None else logging.WARNING, "%s: %s", self.name, down or "answers")
+            logger.log(logging.INFO if down is None else logging.WARNING, "%s: %s", self.called, down or "answers")
         self._down = down
-        chassis_metrics.BACKEND_UP.labels(self.name).set(down is None)
+        chassis_metrics.BACKEND_UP.labels(self.called).set(down is None and not self._left_out)
 
     async def _poll(self) -> None:
         while True:
@@ -325,7 +339,7 @@ class RemoteEngine(Engine):
             except SightlineError:
                 continue  # noted
             except Exception:
-                logger.exception("looking at %s failed", self.name)
+                logger.exception("looking at %s failed", self.called)
 
     @staticmethod
     async def _next(

@@ -118,7 +118,7 @@ class TgiEngine(RemoteEngine):
         limits, info = self._limits, self._info
         return Capabilities(
             engine=f"tgi {info.get('version', '?')}",
-            model=str(info.get("model_id", self._models[0])),
+            model=str(self._models[0]),
             logprobs="behaviour",
             logprob_dtype=str(info.get("model_dtype") or self.text.dtype).removeprefix("torch."),
             seeds=True,
@@ -137,6 +137,7 @@ class TgiEngine(RemoteEngine):
             native_k=False,
             scores=bool(self._scores),
             params=_OPTIONS,
+            adapter_place=self.place,
         )
 
     def resident(self, version: int) -> bool:

@@ -35,6 +35,7 @@ from sightline_sampler.engines.base import SampleWork, ScoreWork, StagedWeights
 from sightline_sampler.engines.remote.backend import Failure, reason_of, refused
 from sightline_sampler.engines.remote.engine import RemoteEngine, left_of, too_long
 from sightline_sampler.engines.remote.vllm_scores import VllmScorer
+from sightline_sampler.engines.remote.vllm_sleep import VllmSleep
 from sightline_sampler.engines.remote.vllm_stream import Choice
 from sightline_sampler.engines.remote.vllm_weights import VllmWeights
 from sightline_sampler.settings import SamplerLimits
@@ -48,11 +49,12 @@ class VllmEngine(RemoteEngine):
 
     name: ClassVar[str] = "vllm"
 
-    def __init__(self, settings: EngineSettings, limits: SamplerLimits) -> None:
-        super().__init__(settings, settings.vllm, limits)
+    def __init__(self, settings: EngineSettings, limits: SamplerLimits, called: str = "") -> None:
+        super().__init__(settings, settings.vllm, limits, called)
         self._vllm = settings.vllm
         self._weights = VllmWeights(self._backend, settings.vllm, self._model, self.seen_at)
         self._scorer = VllmScorer(self._backend)
+        self._sleep = VllmSleep(self._backend, self._weights)
         self._version = "?"
         self._raw = settings.vllm.logprobs != "processed"
 
@@ -67,6 +69,8 @@ class VllmEngine(RemoteEngine):
         """Wait for vLLM, and find out what its log-probs are."""
         digest = await super().start()
         try:
+            if self._vllm.sleep and await self._sleep.asleep():  # a sampler that was killed left it so
+                await self._sleep.wake()
             response = await self._backend.get("/version")
             self._version = str(response.json().get("version", "?")) if response.status_code == 200 else "?"
             if self._vllm.logprobs == "auto":
@@ -98,6 +102,7 @@ class VllmEngine(RemoteEngine):
             native_k=True,
             scores=True,
             params=_OPTIONS,
+            adapter_place=self.place,
             keeps=self._vllm.dev_mode,
         )
 
@@ -105,6 +110,15 @@ class VllmEngine(RemoteEngine):
         """A run of numbers, so that one request with `n` gives them all."""
         first = seeds.derive(seed, 1)[0] >> 1
         return [first + index for index in range(count)]
+
+    @property
+    def doubted(self) -> bool:
+        """Whether it was restarted, and was given its adapters again, which it has not proved."""
+        return self._weights.doubted
+
+    def trust(self) -> None:
+        """Its adapters may be named: for the proof, or after it."""
+        self._weights.doubted = False
 
     def resident(self, version: int) -> bool:
         """Whether that version can be named in a request as vLLM stands."""
@@ -197,6 +211,20 @@ class VllmEngine(RemoteEngine):
     async def thaw(self) -> None:
         """Go on."""
         await self._weights.control("/resume")
+
+    async def release(self) -> None:
+        """Have vLLM sleep."""
+        if not self._vllm.sleep:
+            raise InvalidInput(
+                "vLLM gives its memory back where it was started with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1, "
+                "and engine.vllm.sleep says so",
+                reason="PAUSE_MODE_UNSUPPORTED",
+            )
+        await self._sleep.begin()
+
+    async def reload(self) -> None:
+        """Wake vLLM up, and see that its weights came back."""
+        await self._sleep.end()
 
     async def _messages(self, work: SampleWork | ScoreWork) -> list[dict[str, Any]]:
         self.text.check(work.asked.turns)

@@ -46,6 +46,7 @@ class VllmWeights:
         self._wanted = 0  # whose should be
         self._label: str | None = None  # of the weights, where the server tells
         self._changes = asyncio.Lock()
+        self.doubted = False  # adapters were put back after a restart; where there are several replicas
         self.base_name = settings.served_model
         self.window: int | None = None
 
@@ -63,7 +64,9 @@ class VllmWeights:
         if version == 0:
             return self._slot == 0
         policy = self._policies.get(version)
-        return policy is not None and self._slot == (0 if policy.adapter else version)
+        if policy is None or (policy.adapter and self.doubted):
+            return False
+        return self._slot == (0 if policy.adapter else version)
 
     def sampled_by(self, version: int, spans: Sequence[dict[str, Any]] | None) -> bool:
         """Whether all of a candidate's tokens come from the base weights that a version needs.
@@ -160,6 +163,33 @@ class VllmWeights:
                 self._wanted = before  # the next look puts it back
                 raise
 
+    def versions(self) -> list[int]:
+        """Versions that a request can name now, the base model among them where it can."""
+        return [version for version in (0, *self._policies) if self.resident(version)]
+
+    async def put_in_again(self) -> None:
+        """Load adapters and base weights anew, whatever the server says that it holds.
+
+        Raises:
+            PreconditionFailed: it refuses them.
+        """
+        async with self._changes:
+            for policy in self._policies.values():
+                if policy.adapter:
+                    await self._unload(policy)
+                    await self._load(policy)
+            await self._replace(self._wanted)
+
+    async def clear_caches(self) -> None:
+        """Forget prefixes and images, which other weights may have computed.
+
+        Raises:
+            PreconditionFailed: the server does not.
+        """
+        await self._reset_prefix_cache()
+        await self.control("/reset_mm_cache")
+        await self.control("/reset_encoder_cache")
+
     async def control(self, path: str, body: object = None, *, query: dict[str, str] | None = None) -> httpx.Response:
         """A call of a development endpoint.
 
@@ -189,9 +219,7 @@ class VllmWeights:
             self._slot = -1  # from here on neither
             await self.control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
             await self.control("/update_weight_version", {"new_version": label})
-            await self._reset_prefix_cache()
-            await self.control("/reset_mm_cache")
-            await self.control("/reset_encoder_cache")
+            await self.clear_caches()
         finally:
             await self.control("/resume")
         held = await self._weight_label()
@@ -218,6 +246,7 @@ class VllmWeights:
     async def _restore(self) -> str | None:
         for policy in self._policies.values():
             if policy.adapter and policy.label not in self._served:
+                self.doubted = len(self._settings.replicas) > 1
                 await self._load(policy)
         if not self._settings.dev_mode:
             return None

@@ -1,0 +1,94 @@
+"""Replica: one of several engines with the same base model, and whether it may be asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import time
+
+from sightline.errors import SightlineError
+
+from sightline_sampler.engines.base import SampleWork, ScoreWork
+from sightline_sampler.engines.remote.vllm import VllmEngine
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Replica:
+    """One of several.
+
+    Attributes:
+        engine: asks it.
+        out: why it is left out; None where it may be asked.
+        failed: it has shown other weights than it should have, so it comes back by a proof only.
+        held: numbers of the policies that were put in.
+    """
+
+    engine: VllmEngine
+    out: str | None = "it has not answered yet"
+    failed: bool = False
+    held: set[int] = dataclasses.field(default_factory=set)
+
+    def answers(self) -> bool:
+        """Whether it may be asked for the base model at least."""
+        return self.out is None and self.engine.ready() is None and not self.engine.doubted
+
+    def why(self) -> str:
+        """Why it is not asked."""
+        return self.out or self.engine.ready() or "it was restarted, and has to prove its policies again"
+
+    def leave_out(self, why: str, *, failed: bool = False) -> None:
+        """Ask it nothing more."""
+        if self.out is None:
+            logger.warning("%s is left out: %s", self.engine.called, why)
+        self.out, self.failed = why, self.failed or failed
+        self.engine.show(left_out=True)
+
+    def admit(self) -> None:
+        """Ask it again."""
+        logger.info("%s answers with the others", self.engine.called)
+        self.out, self.failed = None, False
+        self.engine.show(left_out=False)
+
+
+class Round:
+    """The replicas that were asked in vain for a request, and how long it is gone on without anything coming.
+
+    Args:
+        seconds: as long as that.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._deadline = seconds, float("inf")
+        self.asked: list[Replica] = []
+
+    def failed(self, replica: Replica, error: SightlineError) -> None:
+        """Go on with the next one; raises the error where there is no time left."""
+        if self.over():
+            raise error
+        logger.warning("%s: another replica is asked: %s", replica.engine.called, error)
+        self.asked.append(replica)
+
+    def over(self) -> bool:
+        """Whether it is gone on with for long enough; from the first time that this is asked."""
+        self._deadline = min(self._deadline, time.monotonic() + self._seconds)
+        return time.monotonic() > self._deadline
+
+    def progressed(self) -> None:
+        """Something came."""
+        self._deadline = float("inf")
+
+
+def in_order(replicas: list[Replica], work: SampleWork | ScoreWork) -> list[Replica]:
+    """Which replica is asked first, and which where that one fails: the same for all requests with the same images (or
+    the same text, where there are none), so that prefixes and image features are found again; it moves the requests of
+    a replica that comes or goes, and no others."""
+    asked = work.asked
+    key = "".join(image.digest for image in asked.images) or repr(asked.turns)
+
+    def weight(replica: Replica) -> bytes:
+        return hashlib.sha256(f"{replica.engine.called}\n{key}".encode()).digest()
+
+    return sorted(replicas, key=weight)

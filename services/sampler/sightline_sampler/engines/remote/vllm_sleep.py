@@ -1,0 +1,153 @@
+"""Sleep: a vLLM that gives its GPU's memory back while somebody else needs it, and takes it up again.
+
+Level 1: weights, adapters with them, wait in main memory, and keys and values are dropped. Level 2 would read the base
+model's files again and lose what was put in since, so it is not asked for. A vLLM that woke up with other weights has
+been seen (its disk's, in place of those that were synced), so that they came back is shown, not assumed: every version
+says the same of a prompt as before. One that does not is given its weights again, and must then.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sightline.errors import InternalError, PreconditionFailed
+
+from sightline_sampler.engines.picture import colours
+from sightline_sampler.engines.remote.backend import Backend, Failure, refused
+from sightline_sampler.engines.remote.vllm_weights import VllmWeights
+
+logger = logging.getLogger(__name__)
+
+Said = dict[int, npt.NDArray[np.float64]]
+
+APART = 0.02
+"""Most that a version's log-probabilities may differ after a sleep, in nats a token: engines in half precision were
+seen 0.01 to 0.018 from their trainers, and a stale one 0.2."""
+
+
+class VllmSleep:
+    """See the module; call it with nothing under way.
+
+    Args:
+        backend: the server.
+        weights: which it holds.
+    """
+
+    def __init__(self, backend: Backend, weights: VllmWeights) -> None:
+        self._backend, self._weights = backend, weights
+        self._said: Said | None = None
+
+    async def begin(self) -> None:
+        """Have it sleep; nothing where it does.
+
+        Raises:
+            PreconditionFailed: it does not.
+        """
+        if self._said is None:
+            said = await self._say()
+            await self._weights.control("/sleep", query={"level": "1", "mode": "wait"})
+            self._said = said
+        if not await self.asleep():
+            raise PreconditionFailed(
+                "vLLM says that it does not sleep: start it with --enable-sleep-mode", reason="ENGINE_DID_NOT_CHANGE"
+            )
+
+    async def end(self) -> None:
+        """Wake it up; nothing where it is awake.
+
+        Raises:
+            PreconditionFailed: it does not wake up.
+            InternalError: WEIGHTS_DID_NOT_COME_BACK: a version says something else than before.
+        """
+        before = self._said
+        if before is None and not await self.asleep():
+            return
+        await self.wake()
+        await self._weights.look()  # one that was restarted meanwhile has forgotten its adapters
+        for again in (True, False):
+            wrong = _changed(before or {}, await self._say())
+            if not wrong:
+                break
+            if not again:
+                raise InternalError(
+                    f"after a pause policy {wrong[0]} says something else than before, and did so after vLLM was given "
+                    "its weights again",
+                    reason="WEIGHTS_DID_NOT_COME_BACK",
+                )
+            logger.warning("vLLM woke up with other weights of %s: they are put in again", wrong)
+            await self._weights.put_in_again()
+        self._said = None
+
+    async def wake(self) -> None:
+        """Wake it up, whoever had it sleep.
+
+        Raises:
+            PreconditionFailed: it does not wake up.
+        """
+        await self._weights.control("/wake_up")
+        if await self.asleep():
+            raise PreconditionFailed("vLLM does not wake up", reason="ENGINE_DID_NOT_CHANGE")
+        await self._weights.clear_caches()
+
+    async def asleep(self) -> bool:
+        """Whether it says that it sleeps.
+
+        Raises:
+            PreconditionFailed: it does not say.
+        """
+        try:
+            response = await self._backend.get("/is_sleeping")
+        except Failure as failure:
+            raise PreconditionFailed(f"vLLM's /is_sleeping failed: {failure}", reason="ENGINE_FAILED") from failure
+        if response.status_code != 200:
+            raise PreconditionFailed(
+                f"vLLM's /is_sleeping answers {response.status_code}: it is there with VLLM_SERVER_DEV_MODE=1 and "
+                "--enable-sleep-mode only",
+                reason="ENGINE_FAILED",
+            )
+        return bool(response.json()["is_sleeping"])
+
+    async def _say(self) -> Said:
+        """Log-probabilities of a prompt's own tokens under every version that can be named now, (n,) each."""
+        return {version: await self._prompt_logprobs(version) for version in self._weights.versions()}
+
+    async def _prompt_logprobs(self, version: int) -> npt.NDArray[np.float64]:
+        body: dict[str, Any] = {
+            "model": self._weights.name_of(version),
+            "cache_salt": self._weights.salt_of(version),
+            "messages": [{"role": "user", "content": [_picture(), {"type": "text", "text": "What is this?"}]}],
+            "max_tokens": 1,
+            "temperature": 0.0,
+            "prompt_logprobs": 0,
+        }
+        try:
+            response = await self._backend.post("/v1/chat/completions", body)
+        except Failure as failure:
+            raise PreconditionFailed(f"vLLM does not score: {failure}", reason="ENGINE_FAILED") from failure
+        if response.status_code != 200:
+            raise refused("vllm", response)
+        entries = response.json()["prompt_logprobs"]
+        return np.array([next(iter(entry.values()))["logprob"] for entry in entries if entry])
+
+
+def _changed(before: Said, after: Said) -> list[int]:
+    """Versions that do not say what they said: too far from it, or nearer to what another version said."""
+
+    def apart(version: int, other: int) -> float:
+        return float(np.abs(after[version] - before[other]).mean())
+
+    wrong = []
+    for version in before:
+        own = apart(version, version) if version in after else np.inf
+        if not own <= APART or (own and any(apart(version, other) < own for other in before if other != version)):
+            wrong.append(version)
+    return wrong
+
+
+def _picture() -> dict[str, Any]:
+    url = "data:image/png;base64," + base64.b64encode(colours().content).decode()
+    return {"type": "image_url", "image_url": {"url": url}}

@@ -36,7 +36,17 @@ def render(values: Object, *, name: str = "demo", namespace: str = "align") -> l
     """
     helm = pytest.importorskip("helm_python", reason="helm-python-sdk, the Helm engine, is not installed")
     files = helm.Chart.load(str(CHART)).render(values, name=name, namespace=namespace)
-    return [item for path in sorted(files) for item in yaml.safe_load_all(files[path]) if item]
+    return [
+        item for path in sorted(files) if path.endswith(".yaml") for item in yaml.safe_load_all(files[path]) if item
+    ]
+
+
+def notes(values: Object) -> str:
+    """What an operator is told after an installation."""
+    helm = pytest.importorskip("helm_python", reason="helm-python-sdk, the Helm engine, is not installed")
+    files = helm.Chart.load(str(CHART)).render(values, name="demo", namespace="align")
+    (text,) = (str(text) for path, text in files.items() if path.endswith("NOTES.txt"))
+    return text
 
 
 def render_by_cli(values: Object, *, name: str = "demo", namespace: str = "align") -> list[Object]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from charts import PROFILES, containers, find, pods, profile, profile_objects, render, settings
+from charts import PROFILES, containers, find, notes, pods, profile, profile_objects, render, settings
 
 Objects = list[dict[str, Any]]
 OURS = ("scorer", "sampler", "trainer")
@@ -105,16 +105,51 @@ def test_a_rollout_needs_no_second_gpu(objects: Objects) -> None:
 
 
 def test_an_engine_never_has_two_pods_behind_its_address() -> None:
-    """They would hold other policies, and answer in turn."""
+    """They would hold other policies, and answer in turn. TGI has one pod, and of vLLM each has an address."""
     engines = [
-        item
+        (item, name)
         for name in PROFILES
         for item in profile_objects(name)
-        if item["kind"] == "Deployment" and item["metadata"]["labels"]["app.kubernetes.io/component"] == "engine"
+        if item["kind"] in ("Deployment", "StatefulSet")
+        and item["metadata"]["labels"]["app.kubernetes.io/component"] == "engine"
     ]
-    assert engines
-    for item in engines:
-        assert (item["spec"]["replicas"], item["spec"]["strategy"]) == (1, {"type": "Recreate"})
+    assert {item["kind"] for item, _ in engines} == {"Deployment", "StatefulSet"}
+    for item, name in engines:
+        if item["kind"] == "Deployment":
+            assert (item["spec"]["replicas"], item["spec"]["strategy"]) == (1, {"type": "Recreate"})
+        else:
+            vllm = settings(profile_objects(name), "sampler")["engine"]["vllm"]
+            assert item["spec"]["replicas"] == len(vllm["replicas"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        (
+            {"server": {"replicas": 1}},
+            {"url": "http://demo-sightline-engine-0.demo-sightline-engine-replicas.align.svc:8000"},
+        ),
+        ({"deploy": False, "url": "http://vllm:8000"}, {"url": "http://vllm:8000"}),
+        ({"deploy": False, "urls": ["http://a:1", "http://b:1"]}, {"replicas": ["http://a:1", "http://b:1"]}),
+    ],
+)
+def test_the_sampler_is_told_where_its_engines_are(values: dict[str, Any], shown: dict[str, Any]) -> None:
+    own = profile("multi-node-vllm")
+    engine = own["sampler"]["engine"]
+    server = {**engine["server"], **values.pop("server", {})}
+    own["sampler"]["engine"] = {**engine, **values, "server": server}
+    vllm = settings(render(own), "sampler")["engine"]["vllm"]
+    assert {key: vllm[key] for key in ("url", "replicas") if key in vllm} == shown
+
+
+def test_a_vllm_that_sleeps_is_started_for_it() -> None:
+    own = profile("multi-node-vllm")
+    own["sampler"]["engine"]["server"]["sleep"] = True
+    objects = render(own)
+    (container,) = find(objects, "StatefulSet", "-engine")["spec"]["template"]["spec"]["containers"]
+    assert "--enable-sleep-mode" in container["args"]
+    assert {"name": "VLLM_SERVER_DEV_MODE", "value": "1"} in container["env"]
+    assert settings(objects, "sampler")["engine"]["vllm"]["sleep"] is True
 
 
 def test_selectors_match_their_pods_and_know_no_user_label() -> None:
@@ -275,11 +310,66 @@ def test_a_scorer_is_scaled_on_its_own_queue_whatever_the_release_is_called() ->
     assert query == 'sum(sightline_queue_depth{namespace="align",release="blue",component="scorer"})'
 
 
+@pytest.mark.parametrize("name", PROFILES)
+def test_all_images_may_have_to_be_named_by_digest(name: str) -> None:
+    values = {
+        **profile(name),
+        "gateway": {"enabled": True, "token": {"existingSecret": "t"}, "tls": {"existingSecret": "t"}},
+    }
+    values["global"] = {**values.get("global", {}), "requireDigests": True}
+    with pytest.raises(Exception, match=r"image\.digest of .* is needed with global\.requireDigests"):
+        render(values)
+    digest = "sha256:" + "0" * 64
+    for keys in (("scorer",), ("scorer", "triton"), ("sampler",), ("sampler", "engine", "server"), ("trainer",)):
+        at = values
+        for key in keys:
+            at = at.setdefault(key, {})
+        at.setdefault("image", {})["digest"] = digest
+    for shown, container in each_container(render(values)):
+        assert container["image"].endswith(digest), shown
+
+
 def test_an_image_goes_by_digest_where_there_is_one() -> None:
     digest = "sha256:" + "0" * 64
     objects = render({"scorer": {"image": {"digest": digest, "registry": "registry.example"}}})
     container = find(objects, "Deployment", "-scorer")["spec"]["template"]["spec"]["containers"][0]
     assert container["image"] == f"registry.example/sightline/scorer@{digest}"
+
+
+def test_an_operator_is_told_what_is_left_to_set() -> None:
+    told = notes({})
+    wanted = [
+        "trainer.data.existingClaim",
+        "trainer.recipes",
+        "sampler.gpu.count",
+        "scorer.triton.gpu.count",
+        "tls.mode",
+    ]
+    assert all(key in told for key in wanted)
+    assert "networkPolicy.callers.scorer" in told
+    assert "networkPolicy.egress.sampler" in notes({"networkPolicy": {"downloads": False}})
+    assert "networkPolicy.egress" not in told
+    alone = notes({"sampler": {"enabled": False}, "networkPolicy": {"prometheus": []}})
+    assert "networkPolicy.egress.trainer" in alone
+    assert "networkPolicy.prometheus" in alone
+    assert "sampler:" not in alone
+    whole = notes(profile("multi-node-vllm") | {"networkPolicy": {"callers": {"scorer": [{"podSelector": {}}]}}})
+    assert whole.count("\n  - ") == 1
+    assert "no recipe can be started by its name" in whole
+
+
+def test_rules_are_of_their_own_release() -> None:
+    """So that two releases do not alert twice; tests/unit/test_alerts.py has promtool read them."""
+    objects = render({"monitoring": {"rules": {"enabled": True}}}, name="blue")
+    for item in objects:
+        if item["kind"] == "PrometheusRule":
+            one = "namespace" if item["metadata"]["name"].endswith("nodes-rules") else "namespace, release"
+            for rule in (rule for group in item["spec"]["groups"] for rule in group["rules"]):
+                expression, _, scope = rule["expr"].rpartition("\n) and on ")
+                assert expression.startswith("(\n")
+                assert scope.startswith(f"({one}) label_replace(")
+                assert '"namespace", "align"' in scope
+                assert ('"release", "blue"' in scope) == (one != "namespace")
 
 
 def test_names_stay_within_their_bound() -> None:

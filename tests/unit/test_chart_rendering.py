@@ -104,6 +104,9 @@ def test_the_schema_is_closed() -> None:
     assert closed(json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))) == []
 
 
+TGI = {"image": {"repository": "tgi", "tag": "1"}}
+
+
 @pytest.mark.parametrize(
     ("values", "seen"),
     [
@@ -128,6 +131,19 @@ def test_the_schema_is_closed() -> None:
         ({"scorer": {"models": {"a": {"model": "clip"}}}}, "models.clip is not defined"),
         ({"scorer": {"triton": {"mode": "external"}}}, "scorer.triton.address is needed"),
         ({"sampler": {"engine": {"kind": "vllm", "deploy": False}}}, "sampler.engine.url is needed"),
+        ({"sampler": {"engine": {"urls": ["vllm:8000"]}}}, "/sampler/engine/urls/0"),
+        (
+            {"sampler": {"engine": {"kind": "tgi", "server": {**TGI, "replicas": 2}}}},
+            "sampler.engine.server.replicas must be 1 with",
+        ),
+        (
+            {"sampler": {"engine": {"kind": "tgi", "server": {**TGI, "sleep": True}}}},
+            "sampler.engine.server.sleep goes with",
+        ),
+        (
+            {"sampler": {"engine": {"kind": "tgi", "deploy": False, "urls": ["http://a:1"]}}},
+            "sampler.engine.urls is for",
+        ),
         ({"trainer": {"update": {"kind": "job"}}}, "trainer.runs.existingClaim (ReadWriteMany) is needed"),
         ({"scorer": {"autoscaling": {"kind": "keda"}}}, "scorer.autoscaling.prometheus is needed"),
         ({"scorer": {"autoscaling": {"kind": "hpa", "minReplicas": 0}}}, "scorer.autoscaling.minReplicas must be 1"),

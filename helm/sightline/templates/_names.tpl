@@ -55,6 +55,8 @@ annotations:
 {{- $repository := ternary (printf "%s/%s" $registry .image.repository) .image.repository (ne $registry "") -}}
 {{- if .image.digest -}}
 {{ $repository }}@{{ .image.digest }}
+{{- else if .root.Values.global.requireDigests -}}
+{{- fail (printf "image.digest of %s is needed with global.requireDigests" $repository) -}}
 {{- else -}}
 {{ $repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
 {{- end -}}

@@ -65,8 +65,16 @@ engine:
   model: {{ include "sightline.modelPath" (dict "root" .root "model" $engine.model) | quote }}
   {{- if ne $engine.kind "transformers" }}
   {{ $engine.kind }}:
-    url: {{ include "sightline.engineUrl" . | quote }}
+    {{- $urls := include "sightline.engineUrls" . | fromYamlArray }}
+    {{- if gt (len $urls) 1 }}
+    replicas: {{ toYaml $urls | nindent 6 }}
+    {{- else }}
+    url: {{ first $urls | quote }}
+    {{- end }}
     {{- if eq $engine.kind "vllm" }}
+    {{- if $engine.server.sleep }}
+    sleep: true
+    {{- end }}
     max_loras: {{ $engine.server.maxLoras }}
     max_lora_rank: {{ $engine.server.maxLoraRank }}
     {{- else }}
@@ -86,11 +94,23 @@ policies:
 {{- if hasKey .root.Values.models .model -}}/models/{{ .model }}{{- else -}}{{ .model }}{{- end -}}
 {{- end -}}
 
-{{- define "sightline.engineUrl" -}}
-{{- if .values.engine.deploy -}}
-http://{{ include "sightline.fullname" (dict "root" .root "component" "engine") }}.{{ .root.Release.Namespace }}.svc:{{ .values.engine.server.port }}
+{{/* Addresses of the engine: of each of its pods where they have names, of its Service, or those that somebody else runs. */}}
+{{- define "sightline.engineUrls" -}}
+{{- $engine := .values.engine -}}
+{{- $service := include "sightline.fullname" (dict "root" .root "component" "engine") -}}
+{{- $host := printf "%s.svc:%d" .root.Release.Namespace (int $engine.server.port) -}}
+{{- if and $engine.deploy (eq $engine.kind "vllm") -}}
+{{- range $number := until (int $engine.server.replicas) }}
+- http://{{ $service }}-{{ $number }}.{{ $service }}-replicas.{{ $host }}
+{{- end -}}
+{{- else if $engine.deploy -}}
+- http://{{ $service }}.{{ $host }}
+{{- else if and $engine.urls (ne $engine.kind "vllm") -}}
+{{- fail "sampler.engine.urls is for sampler.engine.kind=vllm: set sampler.engine.url" -}}
+{{- else if $engine.urls -}}
+{{ toYaml $engine.urls }}
 {{- else -}}
-{{ required (printf "sampler.engine.url is needed with sampler.engine.kind=%s and sampler.engine.deploy=false" .values.engine.kind) .values.engine.url }}
+- {{ required (printf "sampler.engine.url is needed with sampler.engine.kind=%s and sampler.engine.deploy=false" $engine.kind) $engine.url }}
 {{- end -}}
 {{- end -}}
 

@@ -87,7 +87,8 @@ def start(
     for name in ("resolv.conf", "hosts"):
         lines.append(f"mount --bind {quoted(str(scratch / name))} {quoted(str(root))}/etc/{name}")
     for mount in sorted(mounts, key=lambda mount: mount.target):
-        target = quoted(f"{root}{mount.target}")
+        # /var/run is a link to /run, which would lead out of the container's root.
+        target = quoted(f"{root}{Path(mount.target).resolve()}")
         lines += [f"mkdir -p {target}", f"mount --bind {quoted(str(mount.source))} {target}"]
         if mount.read_only:
             lines.append(f"mount -o remount,bind,ro {target}")

@@ -47,7 +47,7 @@ def values_of(name: str, prompts: int) -> dict[str, Any]:
             at["gpu"] = {"count": 0}
         values["scorer"]["settings"] = CPU
     if name.startswith("multi-node"):
-        # One machine of two cores for several nodes of GPUs: one pod of each kind.
+        # One machine of two cores for several nodes of GPUs: one pod of each kind, but for the engines.
         values["models"]["clip"]["subPath"] = "clip"
         values["models"]["llava"]["subPath"] = "llava"
         values["scorer"].pop("autoscaling", None)

@@ -10,8 +10,8 @@ preStop, SIGTERM and their grace. Certificates and tokens are made as cert-manag
 
 What differs from a kubelet: images are this checkout and its environment; models are the playground's; engines are the
 test servers that speak vLLM's and TGI's protocols; the API knows Deployments and Jobs; no GPUs (devices are set to
-cpu), one pod of each kind, one node, no limits of CPU and memory, no seccomp, no process namespaces; claims have no
-size; Services are names of their ready pods, headless or not; peers of other namespaces are nobody.
+cpu), one pod of each kind and two vLLMs, one node, no limits of CPU and memory, no seccomp, no process namespaces;
+claims have no size; Services are names of their ready pods, headless or not; peers of other namespaces are nobody.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ def main() -> int:
     if INSIDE not in os.environ:
         inside = ["unshare", "-m", "-n", "--propagation", "private", sys.executable, *sys.argv]
         os.execvpe(inside[0], inside, {**os.environ, INSIDE: "1"})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # pods end with the run
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
     directory = Path(options.keep or tempfile.mkdtemp(prefix="chart-run-"))
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o711)

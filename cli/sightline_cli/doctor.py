@@ -9,7 +9,7 @@ import shutil
 import socket
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,16 +37,20 @@ class Look:
 
 
 def doctor(as_json: bool) -> bool:
-    """Look at everything and print it.
+    """Look at this machine and print it.
 
     Returns:
         Whether nothing is bad. A warning is about a part that may not be wanted, or is slow without.
     """
-    found = [finding for check in CHECKS for finding in check()]
+    return show("sightline doctor", [finding for check in CHECKS for finding in check()], as_json)
+
+
+def show(title: str, found: Sequence[Look], as_json: bool) -> bool:
+    """Print what was seen; whether nothing of it is bad."""
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     else:
-        table = narrow("sightline doctor")
+        table = narrow(title)
         for name in ("", "what", "found", "what to do"):
             table.add_column(name, overflow="fold")
         marks = {"ok": "[green]ok[/green]", "warn": "[yellow]warn[/yellow]", "bad": "[red]bad[/red]"}

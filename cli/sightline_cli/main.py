@@ -358,15 +358,31 @@ def convert_(
 
 @app.command("doctor")
 def doctor_(
+    live: Annotated[
+        bool,
+        typer.Option(
+            "--live",
+            help="Look at running services instead: score a known picture, sample, prove a seed, stage a policy that "
+            "changes nothing and retire it, list runs.",
+        ),
+    ] = False,
+    scorer: Annotated[str | None, typer.Option(help="With --live: address of a scorer.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="With --live: address of a sampler.")] = None,
+    trainer: Annotated[str | None, typer.Option(help="With --live: address of a trainer.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Look at this machine: Python, Triton, torch, packages, ports; say what to do. Exit code 1 if something is bad."""
+    """Look at this machine, or at services; say what to do. Exit code 1 if something is bad, 2 if nothing is named.
+
+    This machine: Python, Triton, torch, packages, ports.
+    """
 
     def look() -> None:
         from sightline_cli.doctor import doctor
+        from sightline_cli.live import LiveServices, look_at
 
-        if not doctor(as_json):
+        addresses = LiveServices(scorer, sampler, trainer)
+        if not (look_at(addresses, as_json) if live or addresses.any() else doctor(as_json)):
             raise typer.Exit(1)
 
     guarded(look, debug)

@@ -61,7 +61,7 @@ class PolicyRegistry:
         self._versions = Versions()
         self._changes = asyncio.Lock()  # one stage, activate or retire at a time
         self._frozen = self._released = False
-        self._coming: str | None = None  # how the directory of the policy begins that is being staged
+        self._coming = ""  # how the directory of the policy begins that is being staged
 
     async def start(self, base_digest: str, model: str) -> None:
         """Enter the base model, and take up the policy that was active before a restart.
@@ -130,8 +130,7 @@ class PolicyRegistry:
 
     def keeps(self, directory: Path) -> bool:
         """Whether a policy's directory must stay: it is loaded, or about to be."""
-        coming = self._coming
-        return directory in self._directories() or (coming is not None and directory.name.startswith(coming))
+        return directory in self._directories() or bool(self._coming and directory.name.startswith(self._coming))
 
     def _directories(self) -> set[Path]:
         return {entry.directory for entry in self._loaded.entries() if entry.directory is not None}
@@ -284,7 +283,7 @@ class PolicyRegistry:
         try:
             return await self._staged(uri, version, questions, meant, team)
         finally:
-            self._coming = None
+            self._coming = ""
 
     async def _staged(
         self, uri: str, version: int, questions: Sequence[ProbeQuestion], meant: str, team: str | None
@@ -312,8 +311,7 @@ class PolicyRegistry:
             changed_modules=staged.modules,
             arrival=await asyncio.to_thread(shown_before, directory, digest, self._engine.capabilities().engine),
         )
-        required = self._settings.gate.required
-        proven = not required or info.arrival is not None
+        proven = info.arrival is not None or not self._settings.gate.required
         entry = self._loaded.add(Entry(info, directory, questions, proven=proven, team=team))
         self._versions.digests[manifest.run_id, version] = digest
         await self._remember()

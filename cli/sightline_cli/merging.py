@@ -8,13 +8,16 @@ from pathlib import Path
 
 from sightline.errors import AlreadyExists, DataCorrupted, InvalidInput, NotFound, PreconditionFailed
 from sightline.sampler import ManifestError, PolicyManifest, model_digest, policy_dirname, verify, write_manifest
+from sightline_trainer.recipe import Recipe
+from sightline_trainer.runs import RunDirectory
 
 from sightline_cli.policy_files import directory_of
 
 
 def merge(run: Path, version: int, to: Path, base: Path | None = None) -> PolicyManifest:
     """Write the base model's checkpoint with a policy's adapter in its weights, and a manifest of kind "merged" with
-    the policy's version and lineage. The directory is there whole, or not at all.
+    the policy's version and lineage. The directory is there whole, or not at all. Template and bounds of pixels are
+    those that the run showed its prompts by.
 
     Args:
         run: a run directory, or a directory of policies.
@@ -56,11 +59,23 @@ def merge(run: Path, version: int, to: Path, base: Path | None = None) -> Policy
     shutil.rmtree(aside, ignore_errors=True)
     try:
         merge_files(policy, model, aside)
+        if (recipe := RunDirectory(run).recipe()) is not None:
+            _show_as(recipe, aside)
         done = write_manifest(aside, dataclasses.replace(manifest, kind="merged", files={}, created=""))
         aside.rename(to)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return done
+
+
+def _show_as(recipe: Recipe, checkpoint: Path) -> None:
+    """Give a copy of the base model's processor what the recipe says in its place."""
+    made = recipe.processor
+    if made.own:
+        return
+    made.load().save_pretrained(checkpoint)
+    # An older file of the base model's, which is read in place of the one just written.
+    (checkpoint / "chat_template.json").unlink(missing_ok=True)
 
 
 def base_of(run: Path) -> Path:
@@ -69,8 +84,6 @@ def base_of(run: Path) -> Path:
     Raises:
         NotFound: no recipe there, or its model is not on this machine.
     """
-    from sightline_trainer.runs import RunDirectory
-
     recipe = RunDirectory(run).recipe()
     if recipe is None:
         raise NotFound(f"{run} has no recipe.yaml that names the base model; give --base", reason="NO_BASE_MODEL")

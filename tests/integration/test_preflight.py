@@ -18,6 +18,7 @@ from sightline_cli.main import app
 from sightline_trainer.allowed import Allowed
 from sightline_trainer.execute import execute
 from sightline_trainer.model_processor import ModelProcessor
+from sightline_trainer.preflight.known_models import KnownModels
 from sightline_trainer.preflight.model import checkpoint
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.run_queue import RunQueue
@@ -194,6 +195,28 @@ def test_checkpoints_that_are_not_of_transformers_say_so_in_one_sentence(tmp_pat
     assert (code, "\n" in message) == ("PROCESSOR_UNUSABLE", False)
     assert [finding.code for finding in checkpoint(ModelProcessor(str(tmp_path / "none")))] == ["MODEL_NOT_FOUND"]
     assert list(checkpoint(ModelProcessor(str(LLAVA)))) == []
+
+
+def test_a_model_is_looked_at_once_until_its_files_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[ModelProcessor] = []
+    load = ModelProcessor.load
+
+    def counted(made: ModelProcessor) -> Any:
+        looked.append(made)
+        return load(made)
+
+    monkeypatch.setattr(ModelProcessor, "load", counted)
+    model = shutil.copytree(LLAVA, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+    known, made = KnownModels(), ModelProcessor(str(model))
+    for _ in range(3):
+        assert list(known.checkpoint(made)) == []
+    assert looked == [made]
+    other = ModelProcessor(str(model), chat_template="{{ messages[0].role }}")
+    assert [finding.code for finding in known.checkpoint(other)] == ["CHAT_TEMPLATE_UNUSABLE"]
+    (model / "chat_template.jinja").unlink()
+    for _ in range(2):
+        assert [finding.code for finding in known.checkpoint(made)] == ["NO_CHAT_TEMPLATE"]
+    assert looked.count(made) == 3
 
 
 @pytest.mark.field

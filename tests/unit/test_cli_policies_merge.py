@@ -2,17 +2,21 @@
 
 import json
 from pathlib import Path
+from unittest.mock import ANY
 
+import families
 import numpy as np
 import peft
 import pytest
 import torch
+from dpo_models import dpo_recipe
 from engine_mind import Mind
 from engine_trainer import IMAGE, rendered
-from sampler_models import make_adapter, make_llava
-from sightline.sampler import verify
+from sampler_models import make_adapter, make_llava, seal
+from sightline.sampler import policy_dirname, verify
 from sightline_cli.main import app
-from transformers import LlavaForConditionalGeneration
+from sightline_trainer.runs import RunDirectory
+from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
 
@@ -51,6 +55,27 @@ def test_a_merged_checkpoint_has_the_adapters_log_probs_and_its_lineage(base: Pa
     assert (manifest.run_id, manifest.iteration) == ("run", 3)
     assert "adapter_model.safetensors" not in manifest.files
     assert {"model.safetensors", "config.json", "tokenizer.json"} <= set(manifest.files)
+
+
+def test_a_merged_checkpoint_shows_its_prompts_as_the_run_did(tmp_path: Path) -> None:
+    base = families.make(tmp_path / "base", "qwen2_vl")
+    own = AutoProcessor.from_pretrained(base)
+    # As checkpoints on the hub have them, which is read before the newer files.
+    own.image_processor.save_pretrained(base)
+    (base / "chat_template.json").write_text(json.dumps({"chat_template": own.chat_template}))
+    run = tmp_path / "run"
+    tensors = AutoModelForImageTextToText.from_pretrained(base)
+    policy = run / "policies" / policy_dirname(1)
+    peft.get_peft_model(tensors, peft.LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(policy)
+    seal(policy, base, 1, "lora")
+    template = own.chat_template.replace("helpful", "terse")
+    shown = {"chat_template": template, "min_pixels": 512, "max_pixels": 4096}
+    RunDirectory(run).open(dpo_recipe(base).model_copy(update=shown))
+    assert command(run, 1, "--to", tmp_path / "merged") == (0, ANY)
+    merged = AutoProcessor.from_pretrained(tmp_path / "merged")
+    assert merged.chat_template == template != own.chat_template
+    assert merged.image_processor.size == {"shortest_edge": 512, "longest_edge": 4096} != own.image_processor.size
+    assert verify(tmp_path / "merged").kind == "merged"
 
 
 def test_what_cannot_be_merged_is_said_and_leaves_nothing(base: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from dpo_models import dpo_recipe, make_family, random_pairs
 from safetensors.torch import load_file
-from sightline_trainer.dpo.checkpoints import seconds_between
 from sightline_trainer.dpo.update import Update, update
 
 LAYOUT = [(0, 1, 2), (0, 1, 3), (0, 4, 1), (1, 4, 0), (2, 0, 3), (3, 2, 1)]
@@ -94,10 +93,10 @@ def test_another_update_begins_anew(llava: Path, tmp_path: Path) -> None:
 
 
 def test_a_lora_has_them_every_ten_minutes_and_full_none(llava: Path) -> None:
-    assert seconds_between(dpo_recipe(llava)) == 600
-    assert seconds_between(dpo_recipe(llava, train="full")) is None
-    assert seconds_between(dpo_recipe(llava, checkpoint_seconds=0)) is None
-    assert seconds_between(dpo_recipe(llava, train="full", checkpoint_seconds=30)) == 30
+    assert dpo_recipe(llava).dpo.seconds_between_checkpoints == 600
+    assert dpo_recipe(llava, train="full").dpo.seconds_between_checkpoints is None
+    assert dpo_recipe(llava, checkpoint_seconds=0).dpo.seconds_between_checkpoints is None
+    assert dpo_recipe(llava, train="full", checkpoint_seconds=30).dpo.seconds_between_checkpoints == 30
 
 
 @pytest.mark.slow

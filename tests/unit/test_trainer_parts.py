@@ -87,6 +87,31 @@ def test_a_part_has_at_most_so_many_tokens_or_one_pair(llava: Path, tmp_path: Pa
     assert within([7], 1, lambda some: 9) == [[7]]
 
 
+def test_a_bound_of_tokens_costs_no_second_call_of_the_processor(
+    llava: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = made(llava, tmp_path, shared_prefix=False)
+    collator, called = trainer.data_collator, list[str]()
+    process = collator.family.process
+
+    def counted(rendered: str, *more: Any) -> Any:
+        called.append(rendered)
+        return process(rendered, *more)
+
+    monkeypatch.setattr(collator.family, "process", counted)
+    rows = list(trainer.train_dataset)
+    prompts = len({row["prompt_id"] for row in rows})
+    whole = collator(rows)
+    assert len(called) == prompts
+    collator.budget = 60
+    parts = collator(rows)[PARTS]
+    assert len(called) == 2 * prompts
+    batches = list(collator.batches(rows, len(rows)))
+    assert len(called) == 3 * prompts
+    assert [len(some) for some, _ in batches] == [len(part["input_ids"]) // 2 for part in parts]
+    assert sum(len(batch["pixel_values"]) for _, batch in batches) == len(whole["pixel_values"])
+
+
 def test_an_update_in_parts_is_the_update(llava: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

@@ -27,6 +27,11 @@ class ModelProcessor:
     min_pixels: int | None = None
     max_pixels: int | None = None
 
+    @property
+    def own(self) -> bool:
+        """Whether it is as the model brings it."""
+        return self.chat_template is None and self.min_pixels is None and self.max_pixels is None
+
     def load(self) -> Any:
         """The processor; no code that a checkpoint brings is run.
 

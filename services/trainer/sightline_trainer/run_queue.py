@@ -24,6 +24,7 @@ from sightline_trainer.events import Event
 from sightline_trainer.execute import execute, leased
 from sightline_trainer.preflight.begin import asked_for
 from sightline_trainer.preflight.finding import refuse
+from sightline_trainer.preflight.known_models import KnownModels
 from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.run_index import RunIndex, is_ours, state_of
 from sightline_trainer.runs import RunDirectory
@@ -53,6 +54,7 @@ class RunQueue:
         self._index = RunIndex(root)
         self.allowed = allowed or Allowed()
         self.connections = connections or Connections()
+        self.models = KnownModels()
         self.resume = resume
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._current = ""  # the run under way
@@ -111,7 +113,7 @@ class RunQueue:
             return known
         recipe = self._recipe(recipe_file, text, overrides)  # not under the lock: somebody else wrote it
         self.allowed.check(recipe, self.connections)
-        refuse(asked_for(recipe))
+        refuse(asked_for(recipe, self.models))
         with self._lock:
             if (known := self._index.of_request(request_id)) is not None:
                 return known

@@ -127,6 +127,10 @@ class Lora(Section):
         return pattern
 
 
+CHECKPOINT_SECONDS = 600.0
+"""Between those of a LoRA's update, where the recipe says nothing."""
+
+
 class Dpo(Section):
     """The update: TRL's DPOTrainer on LoRA, the reference being the base model (adapter off)."""
 
@@ -234,6 +238,13 @@ class Dpo(Section):
         description="Run the update in processes of this launcher, such as [accelerate, launch, --num_processes, '8'].",
     )
     report_to: list[str] = Field(default_factory=list, description="TRL's trackers: tensorboard, wandb, trackio.")
+
+    @property
+    def seconds_between_checkpoints(self) -> float | None:
+        """How often an update writes one; None: never."""
+        if self.checkpoint_seconds is None:
+            return CHECKPOINT_SECONDS if self.train == "lora" else None
+        return self.checkpoint_seconds or None
 
     @model_validator(mode="after")
     def _trainable(self) -> Self:

@@ -29,19 +29,9 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.files import sync_directory
 from sightline_trainer.recipe import Recipe
 
-OFTEN = 600.0
-"""Seconds between those of a LoRA, where the recipe says nothing."""
 _WHOLE = "whole.json"
 _FREE = {"checkpoint_seconds", "launch", "report_to", "image_cache_mib", "batch_tokens"}
 _MODEL = ("model", "quantization", "chat_template", "min_pixels", "max_pixels", "iterations")
-
-
-def seconds_between(recipe: Recipe) -> float | None:
-    """How often an update of the recipe writes one; None: never."""
-    asked = recipe.dpo.checkpoint_seconds
-    if asked is None:
-        return OFTEN if recipe.dpo.train == "lora" else None
-    return asked or None
 
 
 def name_of(recipe: Recipe, pairs: Dataset, *, previous: Path | None, seed: int, iteration: int, world: int) -> str:

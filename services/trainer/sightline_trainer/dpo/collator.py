@@ -118,13 +118,19 @@ class PairCollator:
     def __call__(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
         if self.budget is None:
             return self._batch(pairs, {})
-        prompts: dict[Key, PromptTokens] = {}
-        batches = [self._batch(group, prompts) for group in self._groups(pairs, prompts)]
+        batches = [batch for _, batch in self.batches(pairs, len(pairs))]
         return batches[0] if len(batches) == 1 else {PARTS: batches}
 
-    def groups(self, pairs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-        """The pairs as so many batches without parts, in their order."""
-        return self._groups(pairs, {})
+    def batches(self, pairs: list[dict[str, Any]], size: int) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
+        """The pairs as so many batches without parts, in their order: pairs, and what they are as a batch.
+
+        Args:
+            size: most pairs of a batch.
+        """
+        for at in range(0, len(pairs), size):
+            made: dict[Key, PromptTokens] = {}  # what was processed to count tokens is what stands in the batch
+            for group in self._groups(pairs[at : at + size], made):
+                yield group, self._batch(group, made)
 
     def plain(self) -> PairCollator:
         """One of plain rows, of the same budget, that adds nothing to a batch."""

@@ -6,12 +6,12 @@ first 2 B; the others' log-ratios to the reference are known to losses by their 
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
 from sightline_trainer.dpo.guidance import CHOSEN_BLIND, REJECTED_BLIND
 from sightline_trainer.dpo.views import Shown
+from sightline_trainer.sections import Dpo
 
 CHOSEN_AT_VIEW: Final = "chosen_at_view"
 OWN_RESPONSE: Final = "own"
@@ -33,16 +33,18 @@ class ExtraRow:
     shown: Shown | None = None
 
 
-def extra_rows(losses: Collection[str], view: Shown, blind: Shown | None = None) -> tuple[ExtraRow, ...]:
-    """What these losses need, and guidance.
+def extra_rows(settings: Dpo, seed: int = 0) -> tuple[ExtraRow, ...]:
+    """What the losses of an update need, and its guidance.
 
     Args:
-        view: of image losses.
-        blind: of guidance; None guides nothing.
+        seed: of what is drawn for views of a picture.
     """
-    rows = [ExtraRow(CHOSEN_AT_VIEW, "chosen", view)] if {"image", "image_joint"} & set(losses) else []
-    if "optimism" in losses:
+    rows = []
+    if {"image", "image_joint"} & set(settings.loss):
+        rows.append(ExtraRow(CHOSEN_AT_VIEW, "chosen", Shown(settings.view, seed)))
+    if "optimism" in settings.loss:
         rows.append(ExtraRow(OWN_RESPONSE, OWN_RESPONSE))
-    if blind is not None:
+    if settings.guidance.scale > 1.0:
+        blind = Shown(settings.guidance.view, seed)
         rows += [ExtraRow(CHOSEN_BLIND, "chosen", blind), ExtraRow(REJECTED_BLIND, "rejected", blind)]
     return tuple(rows)

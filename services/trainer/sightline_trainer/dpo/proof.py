@@ -49,8 +49,7 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
     size = trainer.args.per_device_train_batch_size
     with collator.bare():
         rows = [{**row, "second_rejected_ids": None} for row in rows]
-        for some in (group for at in range(0, len(rows), size) for group in collator.groups(rows[at : at + size])):
-            batch = collator(some)
+        for some, batch in collator.batches(rows, size):
             masks = batch["completion_mask"][:, 1:].bool()
             ours = token_logprobs(trainer, batch).cpu()
             for at, (side, row) in enumerate((side, row) for side in SIDES for row in some):

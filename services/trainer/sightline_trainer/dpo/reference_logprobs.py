@@ -66,8 +66,8 @@ def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
     rows = [trainer.train_dataset[index] for index in in_order(trainer)[:pairs]]
     alone = PairCollator(collator.family, extras=collator.extras)
     both = [
-        (token_logprobs(trainer, alone(some)), token_logprobs(trainer, collator(some)))
-        for some in collator.groups(rows)
+        (token_logprobs(trainer, alone(some)), token_logprobs(trainer, batch))
+        for some, batch in collator.batches(rows, len(rows))
     ]
     plain, packed = (torch.cat([values.flatten() for values in side]) for side in zip(*both, strict=True))
     apart = (plain - packed).abs()
@@ -174,6 +174,6 @@ def _batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, int, list[dict[str,
     size = 2 * trainer.args.per_device_train_batch_size
     for number, start in enumerate(range(0, share, size), 1):
         some = [trainer.train_dataset[index] for index in mine[start : start + size]]
-        groups = trainer.data_collator.groups(some)
-        for rows in groups if trainer.data_collator.budget is None else in_step(groups, trainer.accelerator):
-            yield number, -(-share // size), rows, trainer.data_collator(rows)
+        batches = list(trainer.data_collator.batches(some, size))
+        for rows, batch in batches if trainer.data_collator.budget is None else in_step(batches, trainer.accelerator):
+            yield number, -(-share // size), rows, batch

@@ -30,7 +30,6 @@ from sightline_trainer.dpo.projector import in_float32, projector
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.token_kl import TokenKl
 from sightline_trainer.dpo.trainer import FastDPOTrainer
-from sightline_trainer.dpo.views import Shown
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.sections import Dpo
 
@@ -88,10 +87,8 @@ def make_trainer(
         weights="weight" in columns,
         label_smoothing=settings.label_smoothing,
     )
-    guidance = settings.guidance
-    blind = Shown(guidance.view, seed) if guidance.scale > 1.0 else None
     _see_columns(settings, pairs)
-    extras = extra_rows(settings.loss, Shown(settings.view, seed), blind)
+    extras = extra_rows(settings, seed)
     full = settings.train == "full"
     # A full update has float32 masters and computes in dpo.dtype by autocast: bfloat16 weights lose a step of 5e-6.
     dtype = "float32" if full else settings.dtype
@@ -117,7 +114,7 @@ def make_trainer(
         peft_config=None if full else _lora(recipe, model),
         losses=dict(settings.loss),
     )
-    trainer.extras, trainer.guidance = extras, guidance.scale
+    trainer.extras, trainer.guidance = extras, settings.guidance.scale
     trainer.doubts, trainer.rpo_temperature = Doubts(settings.doubt), settings.rpo_temperature
     trainer.references, trainer.previous = settings.reference, previous
     if full and settings.train_vision:

@@ -21,7 +21,7 @@ from sightline.errors import InternalError
 from transformers import TrainerCallback
 
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress, StepLog
-from sightline_trainer.dpo.checkpoints import Checkpoints, forget, last, name_of, seconds_between
+from sightline_trainer.dpo.checkpoints import Checkpoints, forget, last, name_of
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.loss_names import POVID
 from sightline_trainer.dpo.losses import fold_pairs
@@ -69,8 +69,7 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
     rows = [trainer.train_dataset[index] for index in range(min(count, len(trainer.train_dataset)))]
     collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
     found: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
-    for some in (group for at in range(0, len(rows), size) for group in collate.groups(rows[at : at + size])):
-        batch = collate(some)
+    for some, batch in collate.batches(rows, size):
         masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
         for at, row in enumerate(some):
             for side, place in (("chosen", at), ("rejected", len(some) + at)):  # all chosen sides come first
@@ -165,7 +164,7 @@ def _trained(
     checkpoints = Checkpoints(
         trainer,
         name=name,
-        seconds=seconds_between(recipe),
+        seconds=recipe.dpo.seconds_between_checkpoints,
         ours={
             "begin": (begin.known, begin.recall),
             "probes": (lambda: [asdict(each) for each in before.probes], before.recall),

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from sightline_trainer.pools import Pool
 from sightline_trainer.preflight import data, disk, memory
 from sightline_trainer.preflight.finding import Finding, refuse
+from sightline_trainer.preflight.known_models import KnownModels
 from sightline_trainer.preflight.model import checkpoint, sizes
 from sightline_trainer.preflight.programs import programs
 from sightline_trainer.preflight.services import parts, services
@@ -17,10 +18,14 @@ from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.session import Session
 
 
-def asked_for(recipe: Recipe) -> Iterator[Finding]:
-    """What can be said of a recipe when a run is asked for: no service is called and no model is made."""
+def asked_for(recipe: Recipe, known: KnownModels) -> Iterator[Finding]:
+    """What can be said of a recipe when a run is asked for: no service is called and no model is made.
+
+    Args:
+        known: checkpoints that need no second look.
+    """
     yield from programs(recipe)
-    yield from checkpoint(recipe.processor)
+    yield from known.checkpoint(recipe.processor)
 
 
 def without_services(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:

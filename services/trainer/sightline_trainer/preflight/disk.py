@@ -23,8 +23,8 @@ def needed(recipe: Recipe, sizes: Sizes, *, prompts: int, image_bytes: float) ->
     """
     policy = 4 * (sizes.parameters if recipe.dpo.train == "full" else sizes.trained)
     optimizer = 8 * sizes.trained if recipe.dpo.carry == "optimizer" else 0
-    asked, own = recipe.dpo.checkpoint_seconds, 12 * sizes.trained  # weights and AdamW's moments; two at a time
-    checkpoints = 2 * own if asked or (asked is None and recipe.dpo.train == "lora") else 0
+    own = 12 * sizes.trained  # weights and AdamW's moments; two at a time
+    checkpoints = 2 * own if recipe.dpo.seconds_between_checkpoints is not None else 0
     candidates = prompts * recipe.sampling.candidates * recipe.sampling.max_tokens * _TOKEN_BYTES
     return int(recipe.iterations * (policy + optimizer + candidates + prompts * image_bytes)) + checkpoints
 

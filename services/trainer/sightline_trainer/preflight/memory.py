@@ -23,7 +23,6 @@ from sightline_chassis.memory import free_bytes
 
 from sightline_trainer.dpo.device import Memory
 from sightline_trainer.dpo.extra_rows import extra_rows
-from sightline_trainer.dpo.views import Shown
 from sightline_trainer.preflight.finding import Finding
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
@@ -189,11 +188,7 @@ def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
     if not place.gpu:
         parts["copy to compare with"] = 4 * sizes.trained
     pairs, answer = settings.batch_size, recipe.sampling.max_tokens
-    beside = extra_rows(
-        settings.loss,
-        Shown(settings.view, 0),
-        Shown(settings.guidance.view, 0) if settings.guidance.scale > 1.0 else None,
-    )
+    beside = extra_rows(settings)
     rows, prefixes = 2 + len(beside), 1 + len({row.shown for row in beside if row.shown is not None})
     one = prefixes * prompt + rows * answer if shared else rows * (prompt + answer)
     # A pair stands in a part of a batch whole.

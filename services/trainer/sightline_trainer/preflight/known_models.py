@@ -1,0 +1,46 @@
+"""KnownModels: checkpoints that were looked at and found good, so that each further run of one loads no processor."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+from cachetools import LRUCache
+
+from sightline_trainer.model_processor import ModelProcessor
+from sightline_trainer.preflight.finding import Finding
+from sightline_trainer.preflight.model import checkpoint
+
+_REMEMBERED = 256
+
+Files = tuple[tuple[str, int, int], ...]
+
+
+class KnownModels:
+    """Thread-safe. A directory whose files changed is looked at again; a name on the hub is known for as long as this
+    is, and one that was found bad is always looked at again."""
+
+    def __init__(self) -> None:
+        self._good: LRUCache[tuple[ModelProcessor, Files], bool] = LRUCache(_REMEMBERED)
+        self._lock = threading.Lock()
+
+    def checkpoint(self, made: ModelProcessor) -> Iterator[Finding]:
+        """As `preflight.model.checkpoint` tells it."""
+        key = made, _files(made.model)
+        with self._lock:
+            if key in self._good:
+                return
+        found = list(checkpoint(made))
+        if not found:
+            with self._lock:
+                self._good[key] = True
+        yield from found
+
+
+def _files(model: str) -> Files:
+    """Name, size and time of a directory's files; none of a name on the hub."""
+    if not os.path.isdir(model):
+        return ()
+    with os.scandir(model) as entries:
+        return tuple(sorted((each.name, each.stat().st_size, each.stat().st_mtime_ns) for each in entries))

@@ -5,12 +5,13 @@
 
 Of each family: its checkpoint (true config, processor and shape of template, random weights) behind a sampler, with a
 scorer on the playground's CLIP for all; runs of LoRA and full fine-tuning in float32, and of LoRA in bfloat16 (trainer
-and sampler). A run is two iterations of sample, score, pair, update, publish with proof and evaluate, then merge and
+and sampler). A third of the prompts are conversations about two images, with a system prompt and an answer before. A
+run is two iterations of sample, score, pair, update, publish with proof and evaluate, then merge and
 export (`family_loop.py`). Families that may be refused have one row: `<family>_runs`, or `<family>_refused` with the
 sentence.
 
-A family's rows are written when it is done. Finished families are kept unless `--again`; so a run that was cut off, or
-that is asked for further families, goes on.
+A family's rows are written when it is done. Finished families are kept unless `--again`; so a run that was cut off
+(SIGTERM ends it at once), or that is asked for further families, goes on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import json
 import logging
 import math
 import os
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -45,7 +48,8 @@ def measure(family: str, scorer: str, work: Path, modes: Sequence[tuple[str, str
     """The rows of a family."""
     from family_loop import Loop, checkpoint, datasets_at, loop, recipe
 
-    began, model, data = time.monotonic(), checkpoint(work / "model", family), datasets_at(work / "data")
+    began, model = time.monotonic(), checkpoint(work / "model", family)
+    data = datasets_at(work / "data", conversations=True)
     loops: list[Loop] = []
     faults: dict[str, str] = {}
     for dtype in dict.fromkeys(dtype for _, dtype in modes):
@@ -133,6 +137,18 @@ def finished(file: Path) -> dict[str, Row]:
     return {row["name"]: Row(**row) for row in json.loads(file.read_text())["rows"]}
 
 
+def _end_at_once(scratch: Path, processes: Any) -> None:
+    """From here on SIGTERM ends this process wherever it is: in a loop, a run's own way of stopping would end that run
+    alone, and the next would begin."""
+
+    def end(number: int, frame: object) -> None:
+        processes.stop()
+        shutil.rmtree(scratch, ignore_errors=True)
+        os._exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+
+
 def main() -> None:
     """Measure what was asked for and is not there yet, and print all of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,6 +172,7 @@ def main() -> None:
     rows = finished(arguments.results / "families.json")
     modes = MODES[:2] if arguments.quick else MODES
     with tempfile.TemporaryDirectory(prefix="families-") as scratch, Processes(Path(scratch) / "services") as processes:
+        _end_at_once(Path(scratch), processes)
         processes.start("scorer", [f"models.clip.source=local-dir:{ROOT / 'playground/weights/clip'}"])
         scorer = processes.wait("scorer").grpc
         for family in wanted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -174,7 +175,13 @@ def command(*arguments: object) -> None:
     from sightline_cli.main import app
     from typer.testing import CliRunner
 
-    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    on_term = signal.getsignal(signal.SIGTERM)
+    try:
+        done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    finally:
+        signal.signal(signal.SIGTERM, on_term)  # a command has its own
+    if done.exit_code == 128 + signal.SIGTERM:
+        signal.raise_signal(signal.SIGTERM)
     if done.exit_code:
         raise Broken(f"sightline {arguments[0]}: {' '.join(done.output.split())[-300:] or repr(done.exception)}")
 

@@ -16,11 +16,6 @@ QUICK = {"gemma3": MODES[0], "internvl": MODES[1]}
 """Two that failed: token types were dropped, several rows of pixels were taken for several images."""
 
 
-def _data(root: Path, dtype: str) -> tuple[Path, Path]:
-    """In float32, where gaps say most, some prompts are conversations about two images."""
-    return datasets_at(root, conversations=dtype == "float32")
-
-
 @pytest.mark.parametrize(
     ("name", "mode"),
     [
@@ -32,7 +27,8 @@ def _data(root: Path, dtype: str) -> tuple[Path, Path]:
     ],
 )
 def test_the_loop_is_whole(name: str, mode: tuple[str, str], services: Services, tmp_path: Path) -> None:
-    model, data, dtype = checkpoint(tmp_path / "model", name), _data(tmp_path / "data", mode[1]), mode[1]
+    model, dtype = checkpoint(tmp_path / "model", name), mode[1]
+    data = datasets_at(tmp_path / "data", conversations=True)
     with running(model, engine={"dtype": dtype}, policies={"gate": {"required": True}}) as at:
         iterations = 1 if QUICK.get(name) == mode else 2
         found = loop(recipe(model, (at.address, services.scorer), data, mode, iterations), tmp_path / "loop")

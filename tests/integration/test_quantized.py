@@ -58,6 +58,7 @@ def test_only_the_decoder_is_held_in_four_bits(model: Path) -> None:
     assert all(part.weight.quant_type == "nf4" for name, part in made.named_modules() if name in held)
 
 
+@pytest.mark.slow
 def test_an_update_on_four_bits_arrives(model: Path, sampler: tuple[Running, SamplerClient], tmp_path: Path) -> None:
     _, client = sampler
     recipe, pairs = recipe_of(model, epochs=2, learning_rate=2e-3, lora={"rank": 4}), random_pairs(model, LAYOUT)
@@ -95,6 +96,7 @@ def test_an_update_on_four_bits_arrives(model: Path, sampler: tuple[Running, Sam
     assert (client.score_tokens(picture(rows[0]), probes[0].prompt, [7, 9, 11]).logprobs == before).all()
 
 
+@pytest.mark.slow
 def test_candidates_of_another_base_are_refused(model: Path, tmp_path: Path) -> None:
     pairs, told = random_pairs(model, LAYOUT), {}
     with running(model) as at, SamplerClient(at.address, timeout=60) as whole:

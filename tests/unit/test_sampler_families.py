@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import families
@@ -18,9 +18,15 @@ from sightline_sampler.engines.base import ScoreWork
 QUESTIONS = ("what is in the picture ?", "describe the picture .", "is there a red star ? yes or no ?")
 
 
-@pytest.fixture(scope="module", params=[
-    name if family.quick else pytest.param(name, marks=pytest.mark.slow) for name, family in families.FAMILIES.items()
-])  # fmt: skip
+SEVERAL = ("qwen3_vl", "gemma3")
+"""Families whose positions or attention an image changes for what follows; `make test` takes several of these alone."""
+
+
+def _families(quick: Collection[str]) -> list[Any]:
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in families.FAMILIES]
+
+
+@pytest.fixture(scope="module", params=_families([name for name, family in families.FAMILIES.items() if family.quick]))
 def family(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Plain, RunningEngine]]:
@@ -66,6 +72,7 @@ def test_log_probs_are_those_of_one_plain_call(family: tuple[Plain, RunningEngin
     assert np.mean(matters) > 0.02, "an image that does not matter would prove nothing"
 
 
+@pytest.mark.parametrize("family", _families(SEVERAL), indirect=True)
 def test_several_images_and_turns_are_those_of_one_plain_call(family: tuple[Plain, RunningEngine]) -> None:
     """A system prompt, an answer before, two images in two turns or three in one, side by side with one image alone."""
     plain, at = family

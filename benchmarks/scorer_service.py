@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,8 +72,12 @@ class Turn:
 class Service:
     """A running scorer."""
 
-    def __init__(self, address: str, pid: int) -> None:
-        self.address, self.pid = address, pid
+    def __init__(self, address: str, pid: int, *beside: Service) -> None:
+        """With others `beside` it before the same Triton it is all of them, and a caller has them in turns."""
+        self.address = address
+        if beside:
+            self.address = f"ipv4:{','.join([address, *(each.address for each in beside)])}"
+        self.pid, self.pids = pid, [pid, *(each.pid for each in beside)]
 
     def turn(self, requests: Sequence[Request], concurrency: int) -> Turn:
         """All requests, so many at a time; in CPU seconds and latencies."""
@@ -96,13 +101,13 @@ class Service:
 
     def memory_mib(self) -> dict[str, float]:
         """Resident memory now, by process kind."""
-        found: dict[str, float] = {"service": _resident_mib(self.pid)}
-        found["triton"] = sum(_resident_mib(pid) for pid in tree([self.pid]) - {self.pid})
+        found: dict[str, float] = {"service": sum(map(_resident_mib, self.pids))}
+        found["triton"] = sum(_resident_mib(pid) for pid in tree(self.pids) - set(self.pids))
         return found
 
     def peak_mib(self) -> float:
         """Sum of the highest resident memories of service and Triton."""
-        return sum(peak_memory_mib(pid) for pid in tree([self.pid]))
+        return sum(peak_memory_mib(pid) for pid in tree(self.pids))
 
     async def _all(self, turn: Turn, requests: Iterator[Request], concurrency: int) -> None:
         async def worker() -> None:
@@ -114,13 +119,29 @@ class Service:
 
     def _measured(self, load: Any) -> Turn:
         turn = Turn()
-        everything, service = cpu_seconds([self.pid]), _own_cpu(self.pid)
+        everything, service = cpu_seconds(self.pids), sum(map(_own_cpu, self.pids))
         client, wall = time.process_time(), time.perf_counter()
         asyncio.run(load(turn))
         turn.wall, turn.client = time.perf_counter() - wall, time.process_time() - client
-        turn.service = _own_cpu(self.pid) - service
-        turn.triton = cpu_seconds([self.pid]) - everything - turn.service
+        turn.service = sum(map(_own_cpu, self.pids)) - service
+        turn.triton = cpu_seconds(self.pids) - everything - turn.service
         return turn
+
+
+@contextmanager
+def side_by_side(directory: Path, model: Path, count: int, *settings: str) -> Iterator[Service]:
+    """So many scorers before one Triton, the first one's."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with ExitStack() as running:
+        first = running.enter_context(serving(directory / "0", model, *settings, f"triton.port={port}"))
+        remote = ("triton.mode=remote", f"triton.address=127.0.0.1:{port}")
+        others = [
+            running.enter_context(serving(directory / str(number), model, *settings, *remote))
+            for number in range(1, count)
+        ]
+        yield Service(first.address, first.pid, *others)
 
 
 @contextmanager

@@ -148,7 +148,7 @@ class EmbeddedTriton:
     async def _launch(self) -> None:
         began = time.monotonic()
         for last_try in (False, False, True):
-            address = f"{_HOST}:{_free_port()}"
+            address = f"{_HOST}:{self._settings.port or _free_port()}"
             try:
                 await self._spawn(address)
                 await self._wait_until_ready(address, began)

@@ -21,6 +21,13 @@ class TritonSettings(Section):
         " Triton, the same towers in processes of our own (where the wheel does not run: macOS, arm64, musl)",
     )
     address: str = Field("", description="remote: host:port of Triton's gRPC endpoint")
+    port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="embedded, worker: its port on loopback, so that further services of this machine can have it as"
+        " their remote one; 0: a free one",
+    )
     home: Path | None = Field(
         None,
         description="embedded: where the nvidia-pytriton wheel is unpacked; else SIGHTLINE_TRITON_HOME, else .triton in"

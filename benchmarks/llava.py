@@ -26,7 +26,7 @@ from transformers import (
 
 VOCABULARY = 32_000
 IMAGE_TOKENS = 576
-_TEMPLATE = (
+TEMPLATE = (
     "{% for m in messages %}w10 {% for c in m['content'] %}{% if c['type'] == 'image' %}<image> "
     "{% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}{% if add_generation_prompt %}w11{% endif %}"
 )
@@ -67,7 +67,7 @@ def make(directory: Path, *, size: str = "small", seed: int = 0) -> Path:
     processor = LlavaProcessor(
         image_processor=CLIPImageProcessor(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336}),
         tokenizer=tokenizer, patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1,
-        chat_template=_TEMPLATE,
+        chat_template=TEMPLATE,
     )  # fmt: skip
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(_config(size))

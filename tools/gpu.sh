@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that only a GPU can tell, in one command that needs no network.
 #
-#   tools/gpu.sh OUT                          all steps, about nine minutes on one H100 or H200
+#   tools/gpu.sh OUT                          all steps, about eleven minutes on one H100 or H200
 #   tools/gpu.sh --dry OUT                    the same steps with tiny shapes, on a CPU too: three minutes
 #   tools/gpu.sh --only card,parity OUT       some steps
 #
@@ -10,7 +10,7 @@
 # tools/gpu-wheels.sh) are installed first where trl is missing.
 set -u
 cd "$(dirname "$0")/.."
-dry="" only="card,parity,towers,decode,update,service,loop,attention,qlora" out=""
+dry="" only="card,parity,towers,decode,update,service,loop,turns,attention,qlora" out=""
 while [ $# -gt 0 ]; do
   case $1 in
     --dry) dry=--dry ;;
@@ -42,7 +42,7 @@ if [ -f "$wheels/triton.tar.xz" ] && [ -z "${SIGHTLINE_TRITON_HOME:-}" ] && [ ! 
   mkdir -p /tmp/sightline-triton && tar xJf "$wheels/triton.tar.xz" -C /tmp/sightline-triton
   export SIGHTLINE_TRITON_HOME=/tmp/sightline-triton
 fi
-declare -A limit=([card]=40 [parity]=120 [towers]=130 [decode]=110 [update]=150 [service]=100 [loop]=80 [attention]=80 [qlora]=110)
+declare -A limit=([card]=40 [parity]=120 [towers]=130 [decode]=110 [update]=200 [service]=150 [loop]=80 [turns]=110 [attention]=80 [qlora]=110)
 for step in ${only//,/ }; do
   echo "== $step"
   seconds=${limit[$step]:-60}

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
-STEPS = ("card", "parity", "towers", "decode", "update", "service", "loop", "attention")
+STEPS = ("card", "parity", "towers", "decode", "update", "service", "loop", "turns", "attention")
 NAMES = (
     "gpu_matmul_bf16", "gpu_parity_towers_fp16", "gpu_parity_decode_llava", "gpu_parity_decode_qwen2_5_vl",
     "gpu_parity_update_shared", "gpu_parity_update_rows", "gpu_clip_mfu", "gpu_self_check_decoding",
     "gpu_same_ids_alone_and_together", "gpu_swap_under_load_1", "gpu_trl_best_over_ours", "gpu_update_mfu",
-    "gpu_trl_best_over_ours_pairs4", "gpu_service_over_tower_off", "gpu_loop_iteration_2",
+    "gpu_trl_best_over_ours_pairs4", "gpu_service_over_tower_off", "gpu_service_over_tower_off_2_services",
+    "gpu_loop_iteration_2", "gpu_trl_best_over_ours_qwen2_5_vl", "gpu_sampler_k4_adapter",
+    "gpu_turns_rest", "gpu_turns_update", "gpu_turns_wake", "gpu_turns_arrival_gap",
 )  # fmt: skip
 
 

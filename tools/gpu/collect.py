@@ -9,7 +9,7 @@ from pathlib import Path
 import report  # noqa: F401  finds the harness
 from harness import RESULTS, Row, _print, machine
 
-ORDER = ("card", "parity", "towers", "service", "decode", "update", "loop", "attention", "qlora")
+ORDER = ("card", "parity", "towers", "service", "decode", "update", "loop", "attention", "turns", "qlora")
 
 
 def main() -> None:

@@ -12,17 +12,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import llava
+import tokenizers
 import torch
 from sightline_chassis.families.processing import Processing
 from sightline_sampler.engines.local import attention
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
+from tokenizers import Tokenizer
 from transformers import (
     AutoModelForImageTextToText,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaConfig,
+    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
 )
 
 VOCABULARY = llava.VOCABULARY
@@ -50,7 +56,7 @@ def qwen_config(*, dry: bool, layers: int | None = None) -> Qwen2_5_VLConfig:
     """Qwen2.5-VL-7B's shape; dry, a tiny one."""
     head = 16 if dry else 128
     text = {
-        "vocab_size": 1000 if dry else 152064, "hidden_size": 64 if dry else 3584,
+        "vocab_size": VOCABULARY if dry else 152064, "hidden_size": 64 if dry else 3584,
         "intermediate_size": 128 if dry else 18944, "num_hidden_layers": layers or (2 if dry else 28),
         "num_attention_heads": 4 if dry else 28, "num_key_value_heads": 2 if dry else 4,
         "max_position_embeddings": 32768, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -67,6 +73,26 @@ def qwen_config(*, dry: bool, layers: int | None = None) -> Qwen2_5_VLConfig:
         text_config=text, vision_config=vision, image_token_id=3, video_token_id=4, vision_start_token_id=5,
         vision_end_token_id=6,
     )  # fmt: skip
+
+
+def qwen_processor(directory: Path) -> Path:
+    """A processor for `qwen_config`, with words as LLaVA's in llava.py; the directory."""
+    names = {"<pad>": 0, "<s>": 1, "</s>": 2, "<|image_pad|>": 3, "<|video_pad|>": 4, "<|vision_start|>": 5,
+             "<|vision_end|>": 6, "<unk>": 7}  # fmt: skip
+    names |= {f"w{i}": i for i in range(8, VOCABULARY)}
+    words = Tokenizer(tokenizers.models.WordLevel(names, unk_token="<unk>"))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    special = {f"special_{i}": name for name, i in names.items() if name.startswith("<|")}
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        extra_special_tokens=special,
+    )  # fmt: skip
+    sizes = {"patch_size": 14, "merge_size": 2}
+    Qwen2_5_VLProcessor(
+        Qwen2VLImageProcessor(**sizes), tokenizer, Qwen2VLVideoProcessor(**sizes),
+        chat_template=llava.TEMPLATE.replace("<image>", "<|vision_start|> <|image_pad|> <|vision_end|>"),
+    ).save_pretrained(directory)  # fmt: skip
+    return directory
 
 
 def build(config: Any, device: str, dtype: torch.dtype, *, seed: int = 0) -> Any:

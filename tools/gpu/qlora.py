@@ -5,12 +5,10 @@ The weights are random, but they go the whole way: a checkpoint on disk, `quanti
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from pathlib import Path
 
-import models
 import report
 import torch
 import update
@@ -20,19 +18,10 @@ from sightline_trainer.dpo.setup import make_trainer
 
 def work(to: report.Report) -> None:
     """Writes the checkpoint, loads it in 4 bits, trains some steps."""
-    memory = Path("/dev/shm")
-    room = memory.is_dir() and shutil.disk_usage(memory).free > 40 << 30
-    with tempfile.TemporaryDirectory(prefix="sightline-gpu-", dir=memory if room else None) as directory:
+    with tempfile.TemporaryDirectory(prefix="sightline-gpu-", dir=update.roomy()) as directory:
         scratch = Path(directory)
         job = update.Job(to, scratch, pairs=2 if to.dry else 8, prompts=2 if to.dry else 8, dtype=to.dtype)
-        whole = scratch / "model"
-        shutil.copytree(job.processor, whole)
-        for weights in whole.glob("*.safetensors*"):
-            weights.unlink()
-        model = models.build(job.config, to.device, to.dtype)
-        model.save_pretrained(whole)
-        del model
-        report.free()
+        whole = job.checkpoint()
         for arm in ("nf4", "whole") if to.dry else ("nf4",):
             with to.part(f"qlora_{arm}"):
                 _measured(to, job, whole, arm)

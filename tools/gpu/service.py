@@ -16,8 +16,9 @@ TARGET = 0.9
 
 
 def work(to: report.Report) -> None:
-    """One service, fp16; captions known, images new: the image tower is what is asked for."""
-    from scorer_service import serving
+    """One service, and several before one Triton, fp16; captions known, images new: the image tower is what is asked
+    for."""
+    from scorer_service import side_by_side
     from scorer_work import Requests, model_directory, photos
 
     with tempfile.TemporaryDirectory(prefix="sightline-gpu-") as scratch:
@@ -36,11 +37,14 @@ def work(to: report.Report) -> None:
         cost = _decoding(photos()[: 8 if to.dry else 64], 64 if to.dry else 336)
         to.row("jpeg_decode_resize", 1e3 * cost, "CPU ms", "lower", against="Pillow, one thread")
         number = 16 if to.dry else 1500
-        for graphs in ("off",) if to.dry else ("off", "cuda_graphs"):
-            with to.part(f"service_{graphs}"):
+        arms = {"off": ("off", 1), "off_2_services": ("off", 2)}
+        if not to.dry:
+            arms = {"off": ("off", 1), "cuda_graphs": ("cuda_graphs", 1), "off_4_services": ("off", 4)}
+        for name_of, (graphs, services) in arms.items():
+            with to.part(f"service_{name_of}"):
                 began = time.monotonic()
-                with serving(
-                    work_in / f"serving-{graphs}", directory, *settings, f"triton.gpu_graphs='{graphs}'"
+                with side_by_side(
+                    work_in / f"serving-{name_of}", directory, services, *settings, f"triton.gpu_graphs='{graphs}'"
                 ) as service:
                     ready = time.monotonic() - began
                     requests = Requests(name, seed=1)
@@ -57,16 +61,17 @@ def work(to: report.Report) -> None:
                 tower = _tower_rate(to.out)
                 spent = (turn.service + turn.triton) / max(1, done)
                 to.row(
-                    f"service_images_{graphs}", rate, "images/s", ready_seconds=round(ready, 1),
-                    cores=os.cpu_count(), outcomes=dict(turn.outcomes), client_cpu_ms=1e3 * turn.client / max(1, done),
+                    f"service_images_{name_of}", rate, "images/s", ready_seconds=round(ready, 1),
+                    services=services, cores=os.cpu_count(), outcomes=dict(turn.outcomes),
+                    client_cpu_ms=1e3 * turn.client / max(1, done),
                     service_cpu_ms=1e3 * turn.service / max(1, done), triton_cpu_ms=1e3 * turn.triton / max(1, done),
                 )  # fmt: skip
                 to.row(
-                    f"service_over_tower_{graphs}", rate / tower if tower else 0.0, "ratio", "higher", TARGET,
+                    f"service_over_tower_{name_of}", rate / tower if tower else 0.0, "ratio", "higher", TARGET,
                     "the image tower's best rate alone", tower=tower,
                 )  # fmt: skip
                 to.row(
-                    f"service_cpu_beyond_decoding_{graphs}", 1e3 * (spent - cost), "CPU ms", "lower",
+                    f"service_cpu_beyond_decoding_{name_of}", 1e3 * (spent - cost), "CPU ms", "lower",
                     against="decode and resize, which are the work itself",
                 )  # fmt: skip
 

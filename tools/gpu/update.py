@@ -1,4 +1,5 @@
-"""The update at 576:64, through `train()`: ours and TRL's, one and four pairs a prompt, checkpointing on and off.
+"""The update at 576:64, through `train()`: ours and TRL's, one and four pairs a prompt, checkpointing on and off; of
+LLaVA-1.5-7B's shape, and of Qwen2.5-VL-7B's with one pair a prompt.
 
 One arm after another, each on a model of its own that is let go afterwards. A step's time is from the end of one step
 to the end of the next, so collating and copying count.
@@ -7,6 +8,7 @@ to the end of the next, so collating and copying count.
 from __future__ import annotations
 
 import copy
+import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -42,6 +44,7 @@ class Job:
         prompts: among which they are.
         layers: of the model; None for all.
         dtype: of the model.
+        qwen: Qwen2.5-VL's shape in place of LLaVA's.
     """
 
     def __init__(
@@ -53,11 +56,18 @@ class Job:
         prompts: int,
         dtype: torch.dtype,
         layers: int | None = None,
+        qwen: bool = False,
     ) -> None:
         self.to, self.scratch, self.dtype = to, scratch, dtype
-        self.processor = llava.make(scratch / "processor")
-        self.config = models.llava_config(dry=to.dry, layers=layers)
-        self.pairs = _pairs(AutoProcessor.from_pretrained(self.processor), pairs, prompts, 8 if to.dry else RESPONSE)
+        self.config: Any
+        if qwen:  # 24 x 24 of its tokens are 672 pixels a side
+            self.processor = models.qwen_processor(scratch / "processor")
+            self.config, side = models.qwen_config(dry=to.dry, layers=layers), 112 if to.dry else 672
+        else:
+            self.processor = llava.make(scratch / "processor")
+            self.config, side = models.llava_config(dry=to.dry, layers=layers), 336
+        processor, response = AutoProcessor.from_pretrained(self.processor), 8 if to.dry else RESPONSE
+        self.pairs = _pairs(processor, pairs, prompts, response, side)
         self.count = pairs
 
     def recipe(self, *, shared: bool, checkpointing: bool) -> Recipe:
@@ -125,12 +135,20 @@ class Job:
         trainer.remove_callback(PrinterCallback)
         return trainer
 
+    def checkpoint(self) -> Path:
+        """The whole model on disk, with its processor; its directory."""
+        whole = self.scratch / "model"
+        shutil.copytree(self.processor, whole, ignore=shutil.ignore_patterns("*.safetensors*"))
+        self.model().save_pretrained(whole)
+        report.free()
+        return whole
+
     def model(self) -> Any:
         """A new one, on the device."""
         return models.build(self.config, self.to.device, self.dtype).requires_grad_(True)
 
 
-def _pairs(processor: Any, count: int, prompts: int, response: int) -> Dataset:
+def _pairs(processor: Any, count: int, prompts: int, response: int, side: int) -> Dataset:
     rows = []
     for number in range(count):
         prompt = number * prompts // count
@@ -138,7 +156,7 @@ def _pairs(processor: Any, count: int, prompts: int, response: int) -> Dataset:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         rendered = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         row: dict[str, Any] = {
-            "prompt_id": f"p{prompt}", "images": [{"bytes": llava.picture(prompt), "path": f"{prompt}.jpg"}],
+            "prompt_id": f"p{prompt}", "images": [{"bytes": llava.picture(prompt, side), "path": f"{prompt}.jpg"}],
             "prompt": [{"role": "user", "content": question}], "rendered_prompt": rendered,
         }  # fmt: skip
         for at, side in enumerate(("chosen", "rejected"), 2 * number):
@@ -147,6 +165,12 @@ def _pairs(processor: Any, count: int, prompts: int, response: int) -> Dataset:
             row |= {f"{side}_ids": ids, side: [{"role": "assistant", "content": " ".join(f"w{i}" for i in ids)}]}
         rows.append(row)
     return Dataset.from_list(rows).cast_column("images", List(Image()))
+
+
+def roomy() -> Path | None:
+    """A directory in memory where 14 GB fit in it; None: wherever else."""
+    memory = Path("/dev/shm")
+    return memory if memory.is_dir() and shutil.disk_usage(memory).free > 40 << 30 else None
 
 
 def loss_and_gradients(trainer: Any, device: str) -> tuple[float, dict[str, torch.Tensor]]:
@@ -198,18 +222,19 @@ def flops(job: Job, tokens: list[tuple[int, list[int]]], labels: int) -> float:
 
 def work(to: report.Report) -> None:
     """All arms."""
-    for each, prompts in ((1, 2), (4, 1)) if to.dry else ((1, 8), (4, 4)):
-        name = "" if each == 1 else f"_pairs{each}"
+    one, four = ((1, 2), (4, 1)) if to.dry else ((1, 8), (4, 4))
+    for (each, prompts), qwen in ((one, False), (four, False), (one, True)):
+        name = "_qwen2_5_vl" if qwen else "" if each == 1 else f"_pairs{each}"
         with tempfile.TemporaryDirectory() as scratch:
-            job = Job(to, Path(scratch), pairs=each * prompts, prompts=prompts, dtype=to.dtype)
+            job = Job(to, Path(scratch), pairs=each * prompts, prompts=prompts, dtype=to.dtype, qwen=qwen)
             found = {}
-            arms = ("ours", "trl_best", "trl_default", "ours_unchecked") if each == 1 else ("ours", "trl_best")
+            arms = ("ours", "trl_best") if name else ("ours", "trl_best", "trl_default", "ours_unchecked")
             for arm in arms:
                 with to.part(f"update_{arm}{name}"):
                     found[arm] = _measured(to, job, arm, name, each, prompts)
             for arm in ("trl_best", "trl_default"):
                 if arm in found and "ours" in found:
-                    target = {1: 2.5, 4: 5.0}[each] if arm == "trl_best" else None
+                    target = {"": 2.5, "_pairs4": 5.0}.get(name) if arm == "trl_best" else None
                     to.row(
                         f"{arm}_over_ours{name}", found[arm]["seconds"] / found["ours"]["seconds"], "ratio", "higher",
                         target, "TRL's DPOTrainer, bf16, checkpointing on in both", pairs=job.count,

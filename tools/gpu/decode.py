@@ -112,7 +112,7 @@ def work(to: report.Report) -> None:
         with to.part("engine_llava"):
             asyncio.run(_engine(to, base))
     weights = Weights(base)
-    weights.install(SimpleNamespace(version=9), adapter(model, 9))  # type: ignore[arg-type]
+    weights.install(SimpleNamespace(version=9), adapter(model, 9), Path())  # type: ignore[arg-type]
     prompts, rows = shapes[-1]
     with to.part("step_llava_adapter"):
         _step(to, base, f"llava_{prompts}x{rows}_adapter", prompts, rows, weights.use(9))
@@ -212,7 +212,7 @@ async def _engine(to: report.Report, base: BaseModel) -> None:
             await asyncio.sleep(0.05 if to.dry else 0.5)
             began = time.monotonic()
             await asyncio.wrap_future(
-                loop.call(lambda v=version, m=made_of: weights.install(SimpleNamespace(version=v), m))  # type: ignore[misc, arg-type]
+                loop.call(lambda v=version, m=made_of: weights.install(SimpleNamespace(version=v), m, Path()))  # type: ignore[misc, arg-type]
             )
             took = time.monotonic() - began
             wall, made, _ = await under_load

@@ -148,7 +148,7 @@ class Job:
         return models.build(self.config, self.to.device, self.dtype).requires_grad_(True)
 
 
-def _pairs(processor: Any, count: int, prompts: int, response: int, side: int) -> Dataset:
+def _pairs(processor: Any, count: int, prompts: int, response: int, pixels: int) -> Dataset:
     rows = []
     for number in range(count):
         prompt = number * prompts // count
@@ -156,7 +156,7 @@ def _pairs(processor: Any, count: int, prompts: int, response: int, side: int) -
         content = [{"type": "image"}, {"type": "text", "text": question}]
         rendered = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         row: dict[str, Any] = {
-            "prompt_id": f"p{prompt}", "images": [{"bytes": llava.picture(prompt, side), "path": f"{prompt}.jpg"}],
+            "prompt_id": f"p{prompt}", "images": [{"bytes": llava.picture(prompt, pixels), "path": f"{prompt}.jpg"}],
             "prompt": [{"role": "user", "content": question}], "rendered_prompt": rendered,
         }  # fmt: skip
         for at, side in enumerate(("chosen", "rejected"), 2 * number):

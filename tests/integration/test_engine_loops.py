@@ -88,7 +88,7 @@ def test_tgi_merges_restarts_proves_and_samples_the_next(services: Services, pla
                 pytest.raises(InvalidInput, match="memory"),
             ):
                 client.pause(release=True)
-    assert [Path(path).name for path in held] == ["v000001", "v000002", "v000003"]
+    assert [Path(path).name[:7] for path in held] == ["v000001", "v000002", "v000003"]
     assert all(Path(path).is_relative_to(root / "merged") for path in held)
     assert server.model_id == held[-1]
 

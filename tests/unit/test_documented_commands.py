@@ -1,7 +1,7 @@
 """Every command that the documentation shows is one: its program, its options and its settings are there.
 
-Each is taken apart as its program does it, in this process; nothing is run. `test_documented_commands_run.py` runs
-those that can be, with small models. What neither does stands in `NOT_TRIED`, with the reason.
+Each is taken apart as its program does it, in this process; nothing is run. What is not tried stands in `NOT_TRIED`,
+with the reason.
 """
 
 import argparse

@@ -79,25 +79,27 @@ def test_sampler_and_merged_checkpoint_have_the_updates_log_probs(
     directory, pairs = trained[0], llava[1]
     merge(directory, llava[0], tmp_path / "merged")
     merged, plain = Plain(tmp_path / "merged", "llava", None), Plain(llava[0], "llava", None)
-    manifest = PolicyManifest(1, 0, "lora", DIGEST)
+    manifest, photos = PolicyManifest(1, 0, "lora", DIGEST), families.photos()
     with running_engine(llava[0]) as at:
+
+        def scored(version: int, prompt_id: str, question: str, ids: list[int]) -> np.ndarray:
+            work = ScoreWork(at.work(photos[int(prompt_id[1:])], question, 1).asked, ids, Version(version))
+            return at.run(at.engine.score(work)).logprobs
 
         def told(version: int, number: int) -> np.ndarray:
             row = pairs[number]
-            photo, question = families.photos()[int(row["prompt_id"][1:])], row["prompt"][0]["content"]
-            work = ScoreWork(at.work(photo, question, 1).asked, row["chosen_ids"], Version(version))
-            return at.run(at.engine.score(work)).logprobs
+            return scored(version, row["prompt_id"], row["prompt"][0]["content"], row["chosen_ids"])
 
         first = told(0, 0)
         staged = at.run(at.engine.stage(directory, manifest))
         saved = load_file(directory / "adapter_model.safetensors")
         assert staged.tensors == len(saved)
-        for number, probe in enumerate(trained[1].probes):
-            row = pairs[number]
-            photo, question = families.photos()[int(row["prompt_id"][1:])], row["prompt"][0]["content"]
-            np.testing.assert_allclose(told(1, number), probe.logprobs, atol=1e-3)
-            np.testing.assert_allclose(merged.logprobs(photo, question, row["chosen_ids"]), probe.logprobs, atol=1e-3)
-            np.testing.assert_allclose(told(0, number), plain.logprobs(photo, question, row["chosen_ids"]), atol=1e-3)
+        for probe in trained[1].probes:
+            asked = probe.prompt_id, probe.prompt, probe.token_ids
+            shown = photos[int(probe.prompt_id[1:])], probe.prompt, probe.token_ids
+            np.testing.assert_allclose(scored(1, *asked), probe.logprobs, atol=1e-3)
+            np.testing.assert_allclose(merged.logprobs(*shown), probe.logprobs, atol=1e-3)
+            np.testing.assert_allclose(scored(0, *asked), plain.logprobs(*shown), atol=1e-3)
         assert np.abs(told(1, 0) - first).max() > 1e-2
         np.testing.assert_array_equal(told(0, 0), first)
         base = AutoModelForImageTextToText.from_pretrained(llava[0], dtype=torch.float32).state_dict()

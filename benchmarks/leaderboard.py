@@ -4,7 +4,7 @@
     python benchmarks/leaderboard.py --recipes bpo --seeds 0
     python benchmarks/leaderboard.py --recipes bpo --seeds 1 --against benchmarks/results/leaderboard/bpo-1.json
 
-Each finished run leaves one JSON under benchmarks/results/leaderboard/, so it goes on after any stop, and the table
+Each finished run leaves one JSON under benchmarks/results/leaderboard/, so it continues after any stop, and the table
 needs no run at hand. Seed by seed, all recipes come first and then each with its own part neutral (`WITHOUT`), so that
 a stop at any time leaves a broad table. `--against` makes one run again and fails where it differs.
 
@@ -18,7 +18,7 @@ policy, and for each seed the base model, are measured on 600 scenes and 300 que
 The column `supervision` says what a run uses that a stranger's photos may not have: `truth` (the playground's scenes
 judge or pick), `annotations` (reference captions, the truth there; errors made by rules read their objects) and
 `questions` (yes/no answers from the scene). Bounds that were fitted with the truth of validation scenes, as those of
-marine, sentinel and finesumfact, are no supervision of a run; the recipe's header tells them.
+marine, sentinel and finesumfact, are not a supervision of a run; the recipe's header tells them.
 
 A cut is 1 - CHAIR_s after the last iteration / CHAIR_s of the base model. `standings.py` says what the figures are.
 With 3 seeds intervals are rough; with one they are over images alone. CPU seconds are of the run with its services;

@@ -82,7 +82,7 @@ def as_transformers(directory: Path, out: Path) -> Path:
     config = json.loads((directory / "open_clip_config.json").read_text())["model_cfg"]
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision or "hf_model_name" in text or config.get("custom_text"):
-        raise ValueError(f"{directory} is no plain CLIP: only a ViT beside CLIP's own text tower can be written")
+        raise ValueError(f"{directory} is not a plain CLIP: only a ViT beside CLIP's own text tower can be written")
     model = open_clip.create_model(f"local-dir:{directory}").eval()
     act = "quick_gelu" if config.get("quick_gelu") else "gelu"
     target = CLIPModel(

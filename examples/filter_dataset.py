@@ -52,9 +52,9 @@ def _row(number: int, line: str) -> dict[str, str]:
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise ValueError(f"line {number} is no JSON: {error}") from None
+        raise ValueError(f"line {number} is not JSON: {error}") from None
     if not isinstance(row, dict) or not isinstance(row.get("image"), str) or not isinstance(row.get("text"), str):
-        raise ValueError(f"line {number} is no object with image and text")
+        raise ValueError(f"line {number} is not an object with image and text")
     return row
 
 

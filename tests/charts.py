@@ -50,7 +50,7 @@ def notes(values: Object) -> str:
 
 
 def render_by_cli(values: Object, *, name: str = "demo", namespace: str = "align") -> list[Object]:
-    """The same by a `helm` on PATH; skips where there is none."""
+    """The same by a `helm` on PATH; skips if there is none."""
     if (helm := shutil.which("helm")) is None:
         pytest.skip("no `helm` on PATH")
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:

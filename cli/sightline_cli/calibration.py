@@ -47,7 +47,7 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
             raise PreconditionFailed(
                 f"{model.name!r} is an ensemble: calibrate its members", reason="MODEL_IS_ENSEMBLE"
             )
-        # The number of such a model is no function of the cosine, or there is none.
+        # The number of such a model is not a function of the cosine, or there is none.
         marks = model.model_kind == "aesthetic" or "cosine" not in model.kinds
         target = out or _beside(model.architecture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -96,7 +96,7 @@ def reload(scorer: str, as_json: bool) -> None:
 
     Raises:
         PermissionDenied: it does not allow that.
-        SightlineError: it is away, or a model can't be had; it goes on with those that it has.
+        SightlineError: it is away, or a model can't be had; it continues with those that it has.
     """
     with open_channel(scorer, **given().arguments()) as channel, typed_errors():
         answer = scorer_pb2_grpc.ScorerServiceStub(channel).ReloadModels(pb.ReloadModelsRequest(), timeout=600)

@@ -3,7 +3,7 @@
 model     llava, 1.26 M parameters; the update trains 158 k (12.53%): LoRA on 28 layers
 ...
 error     TEST_LEAKS: train and test share 3 pictures ...; take these pictures out of data.train ...
-the run can not begin like this
+the run cannot begin like this
 """
 
 from __future__ import annotations

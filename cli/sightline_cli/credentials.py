@@ -50,7 +50,7 @@ class Credentials:
         return {"patience": Patience(seconds=5), **self.arguments()}
 
     def token(self) -> Token | None:
-        """None where there is none."""
+        """None if there is none."""
         from sightline.credentials import Token
 
         if self.token_file is not None:

@@ -20,9 +20,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[
-    Path | None, typer.Option("--json", metavar="OUT", help="Write the result there; - prints JSON and nothing else.")
+    Path | None, typer.Option("--json", metavar="OUT", help="Write the result to this file; - prints only JSON.")
 ]
-Details = Annotated[bool, typer.Option("--details", help="One entry for each text in the JSON; `compare` needs it.")]
+Details = Annotated[bool, typer.Option("--details", help="Add an entry for each text to the JSON; `compare` needs it.")]
 Seed = Annotated[int, typer.Option(help="Seed of the bootstrap.", min=0)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
@@ -56,9 +56,9 @@ def chair(
     truth: Annotated[
         list[Path], typer.Option(help="{image_id: [objects]} as JSON, or COCO's instances_*.json and captions_*.json.")
     ],
-    image_id_key: Annotated[str, typer.Option(help="Where the image's id stands in a caption's object.")] = "image_id",
-    caption_key: Annotated[str, typer.Option(help="Where the caption stands.")] = "caption",
-    compat: Annotated[Compat, typer.Option(help="official: keep what the official script misses.")] = Compat.MENDED,
+    image_id_key: Annotated[str, typer.Option(help="Key of the image's id in a caption's object.")] = "image_id",
+    caption_key: Annotated[str, typer.Option(help="Key of the caption.")] = "caption",
+    compat: Annotated[Compat, typer.Option(help="official: repeat the official script's misses.")] = Compat.MENDED,
     json: Json = None,
     details: Details = False,
     seed: Seed = 0,
@@ -78,12 +78,12 @@ def chair(
 def pope(
     answers: Annotated[Path, typer.Option(help="JSON lines {question_id, question, image, answer}.")],
     questions: Annotated[Path, typer.Option(help="JSON lines {question_id, image, text, label}.")],
-    rule: Annotated[AnswerRule, typer.Option(help="How answers are read.")] = AnswerRule.OFFICIAL,
+    rule: Annotated[AnswerRule, typer.Option(help="Rule to read an answer.")] = AnswerRule.OFFICIAL,
     compat: Annotated[
-        Compat, typer.Option(help="official: answers without question_id are paired by position.")
+        Compat, typer.Option(help="official: pair answers without question_id by position.")
     ] = Compat.MENDED,
     trust_ids: Annotated[
-        bool, typer.Option("--trust-ids", help="Take answers that do not say what was asked, by their ids alone.")
+        bool, typer.Option("--trust-ids", help="Accept answers without the question's text; match them by id only.")
     ] = False,
     json: Json = None,
     details: Details = False,
@@ -105,10 +105,10 @@ def amber(
     answers: Annotated[Path, typer.Option(help="AMBER's JSON list, or JSON lines, of {id, response}.")],
     data: Annotated[Path, typer.Option(help="The AMBER repository's data directory.")],
     similarity: Annotated[
-        str, typer.Option(help="exact, spacy (en_core_web_lg) or spacy:MODEL; the official script has spacy.")
+        str, typer.Option(help="exact, spacy (en_core_web_lg) or spacy:MODEL; the official script uses spacy.")
     ] = "exact",
-    nouns: Annotated[str, typer.Option(help="listed, or nltk as the official script has it.")] = "listed",
-    compat: Annotated[Compat, typer.Option(help="official: keep the official script's slips.")] = Compat.MENDED,
+    nouns: Annotated[str, typer.Option(help="listed, or nltk as in the official script.")] = "listed",
+    compat: Annotated[Compat, typer.Option(help="official: repeat the official script's slips.")] = Compat.MENDED,
     json: Json = None,
     details: Details = False,
     seed: Seed = 0,
@@ -126,13 +126,13 @@ def amber(
 
 @app.command()
 def compare(
-    one: Annotated[Path, typer.Argument(help="A result, written with --json and --details.")],
-    other: Annotated[Path, typer.Argument(help="Another one, on the same images.")],
+    one: Annotated[Path, typer.Argument(help="A result that was written with --json and --details.")],
+    other: Annotated[Path, typer.Argument(help="Another result, on the same images.")],
     json: Json = None,
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """Two policies on the same images: the change of each metric, with a paired bootstrap interval."""
+    """Compare two policies on the same images: the change of each metric with a paired bootstrap interval."""
 
     def work() -> None:
         from sightline_cli.eval_files import compare as measure
@@ -145,22 +145,28 @@ def compare(
 @app.command()
 def run(
     sampler: Annotated[str, typer.Option(metavar="ADDR", help="A running sampler, host:port.")],
-    suite: Annotated[Suite, typer.Option(help="What to ask.")] = Suite.PLAYGROUND,
+    suite: Annotated[Suite, typer.Option(help="Suite to run.")] = Suite.PLAYGROUND,
     data: Annotated[
         str,
         typer.Option(help="Dataset directory (docs/evaluation.md), or playground:SPLIT?count=N&seed=S."),
     ] = "playground:test?count=500&seed=2",
     scorer: Annotated[
-        str | None, typer.Option(metavar="ADDR", help="A running scorer: mean CLIPScore too (playground, chair).")
+        str | None,
+        typer.Option(metavar="ADDR", help="A running scorer, to add the mean CLIPScore (playground, chair)."),
     ] = None,
     temperature: Annotated[
-        float, typer.Option(help="0 is greedy; questions are always asked greedily.", min=0.0)
+        float,
+        typer.Option(
+            help="Sampling temperature of captions; 0: greedy. Answers to questions are always greedy.", min=0.0
+        ),
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Seed of the samples and of the bootstrap.", min=0)] = 0,
-    max_tokens: Annotated[int, typer.Option(help="Most new tokens of a text.", min=1)] = 128,
-    in_flight: Annotated[int, typer.Option(help="Requests under way at the same time.", min=1)] = 32,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images or questions.", min=1)] = None,
-    compat: Annotated[Compat, typer.Option(help="official: keep the official scripts' slips.")] = Compat.MENDED,
+    max_tokens: Annotated[int, typer.Option(help="Maximum new tokens of a text.", min=1)] = 128,
+    in_flight: Annotated[int, typer.Option(help="Number of requests in flight.", min=1)] = 32,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only this many of the first images or questions.", min=1)
+    ] = None,
+    compat: Annotated[Compat, typer.Option(help="official: repeat the official scripts' slips.")] = Compat.MENDED,
     similarity: Annotated[str, typer.Option(help="AMBER's: exact, spacy or spacy:MODEL.")] = "exact",
     suffix: Annotated[str, typer.Option(help='Appended to every question, such as " Answer with yes or no."')] = "",
     decoding: Annotated[
@@ -171,13 +177,13 @@ def run(
         ),
     ] = "",
     answers: Annotated[
-        Path | None, typer.Option(help="Where answers are kept; run again to go on. Default: beside OUT.")
+        Path | None, typer.Option(help="File for the answers; run again to resume. Default: beside OUT.")
     ] = None,
     json: Json = None,
     details: Details = False,
     debug: Debug = False,
 ) -> None:
-    """Ask a running sampler a suite's prompts and questions, and measure its answers. Goes on after a stop."""
+    """Run a suite's prompts and questions on a running sampler and measure the answers. Resumes after a stop."""
 
     def work() -> None:
         from sightline_cli.eval_run import EvalRunOptions

@@ -110,7 +110,7 @@ def _result(path: Path) -> dict[str, Any]:
     try:
         value = read_value(path)
     except InvalidInput as error:
-        raise InvalidInput(f"{path} is no result of sightline eval ({error})", reason="RESULT") from None
+        raise InvalidInput(f"{path} is not a result of sightline eval ({error})", reason="RESULT") from None
     if not isinstance(value, dict):
-        raise InvalidInput(f"{path} is no result of sightline eval", reason="RESULT")
+        raise InvalidInput(f"{path} is not a result of sightline eval", reason="RESULT")
     return value

@@ -37,10 +37,10 @@ app.add_typer(triton_app, name="triton")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
 ]
-RunPath = Annotated[Path, typer.Option("--run", help="Run directory; a run that is there is begun anew.")]
+RunPath = Annotated[Path, typer.Option("--run", help="Run directory; an existing run is restarted.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
-EventLines = Annotated[bool, typer.Option("--json", help="Events as JSON lines on stdout, nothing else.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+EventLines = Annotated[bool, typer.Option("--json", help="Print only events, as JSON lines.")]
 
 
 def _tell(wanted: bool) -> None:
@@ -71,7 +71,7 @@ def credentials(
         Path | None, _calling("--token-file", "File with the token to send; SIGHTLINE_TOKEN may hold it instead.")
     ] = None,
     version: Annotated[
-        bool, typer.Option("--version", help="Tell the version.", is_eager=True, callback=_tell)
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_tell)
     ] = False,
 ) -> None:
     """Online preference alignment of vision-language models, as services."""
@@ -91,11 +91,11 @@ class ServiceName(StrEnum):
 def demo(
     run: RunPath = Path("runs/demo"),
     overrides: Overrides = None,
-    quick: Annotated[bool, typer.Option("--quick", help="One small iteration: about a minute.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Run one small iteration: about a minute.")] = False,
     as_json: EventLines = False,
     debug: Debug = False,
 ) -> None:
-    """Watch a small LVLM lose its hallucinations: three services on loopback, three iterations, minutes on a CPU."""
+    """Align a small LVLM: three services on this machine, three iterations, a few minutes on a CPU."""
 
     def work() -> None:
         from sightline_cli.demo import QUICK
@@ -120,24 +120,30 @@ def run_recipe(
     metrics_port: Annotated[int, typer.Option(help="Port of /metrics on loopback; 0: none.", min=0, max=65535)] = 0,
     connections: Annotated[
         Path | None,
-        typer.Option(help="YAML file of scorer and sampler: address, tls, token_file, as the trainer's `connections`."),
+        typer.Option(
+            help=(
+                "YAML file with address, tls and token_file of scorer and sampler, as in the trainer's `connections`."
+            )
+        ),
     ] = None,
     check: Annotated[
         bool,
         typer.Option(
             "--check",
-            help="Begin nothing: look for what would end the run or waste it, try one prompt and one step of the "
-            "update, say what memory and time it will take. Leaves nothing behind. Exit code 2: something is wrong.",
+            help=(
+                "Do not start the run. Report what would end or waste it, try one prompt and one step"
+                " of the update, and estimate memory and time. Exit code 2 if the run cannot start."
+            ),
         ),
     ] = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Events as JSON lines on stdout; with --check one object, nothing else.")
+        bool, typer.Option("--json", help="Print only events, as JSON lines; with --check a single object.")
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Run a recipe in the foreground, with progress bars and a live table. Run it again to go on after a stop.
+    """Run a recipe in the foreground, with progress bars and a live table. Run it again to resume after a stop.
 
-    `--check` first: it takes seconds to minutes, and a run that can't come about ends there and not after hours.
+    Try it with `--check` first: within a minute or two it reports what would end the run.
     """
 
     def work() -> None:
@@ -173,12 +179,12 @@ def run_recipe(
 
 @app.command()
 def serve(
-    service: Annotated[ServiceName, typer.Argument(help="Which service.")],
+    service: Annotated[ServiceName, typer.Argument(help="The service to run.")],
     config: Annotated[Path | None, typer.Option(help="Settings file (YAML).")] = None,
     overrides: Overrides = None,
     debug: Debug = False,
 ) -> None:
-    """Run one service until SIGTERM. Settings: flags over SIGHTLINE_* variables over the file over defaults."""
+    """Run one service until SIGTERM. Flags override SIGHTLINE_* variables, the file and the defaults."""
     package = "sightline_scorer.gateway" if service is ServiceName.SCORER_HTTP else f"sightline_{service.value}"
 
     def work() -> None:
@@ -192,12 +198,12 @@ def serve(
 
 @app.command()
 def token(
-    team: Annotated[str, typer.Argument(help="The team that will call, such as vision.")],
-    from_stdin: Annotated[bool, typer.Option("--stdin", help="Hash a token from stdin; make none.")] = False,
+    team: Annotated[str, typer.Argument(help="Name of the calling team, such as vision.")],
+    from_stdin: Annotated[bool, typer.Option("--stdin", help="Hash a token from stdin instead of making one.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Make a bearer token for a team, and the line with its hash for the service's tokens file."""
+    """Make a bearer token for a team, and print the line with its hash for the service's tokens file."""
 
     def work() -> None:
         from sightline_cli.token import token as make
@@ -210,23 +216,24 @@ def token(
 @app.command("sample")
 def sample_(
     image: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP or GIF.")],
-    prompt: Annotated[str, typer.Argument(help="What is asked about it.")],
-    also: Annotated[list[Path] | None, typer.Option(help="A further picture behind it; may stand again.")] = None,
+    prompt: Annotated[str, typer.Argument(help="The prompt.")],
+    also: Annotated[list[Path] | None, typer.Option(help="A further picture; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    n: Annotated[int, typer.Option("-n", help="Candidates.")] = 4,
-    seed: Annotated[int, typer.Option(help="Seed; the same one gives the same candidates.")] = 0,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy; default 1.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus; default 1, all.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Most tokens of a candidate.")] = None,
-    noise: Annotated[int | None, typer.Option(help="Diffusion noise on the picture: step 0..999.")] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of candidates.")] = 4,
+    seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same candidates.")] = 0,
+    temperature: Annotated[float | None, typer.Option(help="Softmax temperature; 0: greedy; default 1.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus mass; default 1 (all tokens).")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Maximum tokens of a candidate.")] = None,
+    noise: Annotated[int | None, typer.Option(help="Add diffusion noise to the picture: step 0..999.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Address of a sampler; default: start one.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model to start one on: a folder or a hub name; default: the playground's.")
+        str | None,
+        typer.Option(help="Model for a sampler started here: a directory or a hub name; default: the playground's."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, with tokens.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line, with tokens.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Ask a policy about a picture: N candidates with tokens, log-probs, seeds and policy versions."""
+    """Sample N candidates for a picture, with tokens, log-probs, seeds and policy versions."""
 
     def work() -> None:
         from sightline_cli.sample import Wanted, sample
@@ -243,9 +250,10 @@ def score_(
     image: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP or GIF.")],
     texts: Annotated[list[str], typer.Argument(help="Texts to compare with it.")],
     scorer: Annotated[str | None, typer.Option(help="Address of a scorer; default: start one.")] = None,
-    name: Annotated[str, typer.Option(help="Which of the scorer's models; default: its own choice.")] = "",
+    name: Annotated[str, typer.Option(help="Name of the scorer's model; default: the scorer's default.")] = "",
     model: Annotated[
-        str | None, typer.Option(help="open_clip name or directory to start one on; default: the playground's.")
+        str | None,
+        typer.Option(help="open_clip name or directory for a scorer started here; default: the playground's."),
     ] = None,
     pretrained: Annotated[str | None, typer.Option(help="Pretrained tag or weights of an open_clip name.")] = None,
     as_json: Json = False,
@@ -264,8 +272,11 @@ def score_(
 @app.command("report")
 def report_(
     runs: Annotated[list[Path], typer.Argument(help="A run directory; several are compared side by side.")],
-    out: Annotated[Path | None, typer.Option(help="Default: report.html in the run, or here for several.")] = None,
-    pictures: Annotated[int, typer.Option(help="Pictures of each gallery.", min=0, max=2000)] = 48,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Output file; default: report.html in the run, or in this directory for several runs."),
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Number of pictures per gallery.", min=0, max=2000)] = 48,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -302,17 +313,17 @@ def watch_(
 @app.command("ui")
 def ui_(
     runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs"),
-    trainer: Annotated[str | None, typer.Option(help="Address of a trainer: show its runs.")] = None,
+    trainer: Annotated[str | None, typer.Option(help="Address of a trainer service whose runs to show.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; one that others reach asks for a token.")
+        str, typer.Option(help="Address to listen on; an address that others can reach requires a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8400,
+    port: Annotated[int, typer.Option(help="Port; 0: a free one.", min=0, max=65535)] = 8400,
     token: Annotated[
-        Path | None, typer.Option("--console-token-file", help="File with the token that others must know.")
+        Path | None, typer.Option("--console-token-file", help="File with the token that others must present.")
     ] = None,
     debug: Debug = False,
 ) -> None:
-    """Open a console in the browser: all runs, live; start, stop, resume, compare them."""
+    """Open a console in the browser to watch, start, stop, resume and compare runs."""
 
     def work() -> None:
         from sightline_cli.console.serve import serve
@@ -390,5 +401,5 @@ def doctor_(
 
 @app.command("version")
 def version_() -> None:
-    """Tell the version."""
+    """Print the version."""
     guarded(lambda: typer.echo(importlib.metadata.version("sightline")), debug=False)

@@ -96,6 +96,6 @@ def base_of(run: Path) -> Path:
         return Path(snapshot_download(recipe.base_model, local_files_only=True))
     except (LocalEntryNotFoundError, HfHubHTTPError, ValueError) as error:
         raise NotFound(
-            f"the run's model {recipe.model!r} is no directory here and not in the hub's cache; give --base",
+            f"the run's model {recipe.model!r} is not a directory here and not in the hub's cache; give --base",
             reason="NO_BASE_MODEL",
         ) from error

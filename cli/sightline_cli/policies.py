@@ -15,18 +15,18 @@ app = typer.Typer(
 )
 
 Run = Annotated[Path, typer.Argument(help="A run directory, or a directory of policies.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.command("list")
 def list_(
     run: Annotated[Path | None, typer.Argument(help="A run directory; default runs/demo.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="List what this sampler has loaded instead.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="List the policies that this sampler has loaded instead.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """All policies of a run, or of a sampler, oldest first."""
+    """List the policies of a run, or of a sampler, oldest first."""
 
     def work() -> None:
         from sightline_cli.policy_files import show_list
@@ -43,7 +43,7 @@ def show(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """One policy: its manifest, digests, metrics and lineage."""
+    """Show a policy: its manifest, digests, metrics and lineage."""
 
     def work() -> None:
         from sightline_cli.policy_files import show_one
@@ -56,11 +56,11 @@ def show(
 @app.command()
 def verify(
     run: Run,
-    version: Annotated[int | None, typer.Option(help="Only this one.", min=1)] = None,
+    version: Annotated[int | None, typer.Option(help="Only this version.", min=1)] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check every file against its manifest; exit code 1 where one is damaged."""
+    """Check every file against its manifest. Exit code 1 if one is damaged."""
 
     def work() -> None:
         from sightline_cli.policy_files import verify_all

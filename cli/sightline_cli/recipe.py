@@ -13,12 +13,12 @@ import typer
 
 from sightline_cli.failures import guarded
 
-app = typer.Typer(no_args_is_help=True, help="Look at recipes: what they come to, what their keys mean.")
+app = typer.Typer(no_args_is_help=True, help="List, copy, show and explain recipes.")
 
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
@@ -44,10 +44,10 @@ def list_(as_json: Json = False, debug: Debug = False) -> None:
 @app.command()
 def copy(
     name: Annotated[str, typer.Argument(help="A shipped recipe, such as clip_dpo.")],
-    to: Annotated[Path | None, typer.Argument(help="The file to write; default NAME.yaml here.")] = None,
+    to: Annotated[Path | None, typer.Argument(help="File to write; default: NAME.yaml in this directory.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Copy a shipped recipe, to change it."""
+    """Copy a shipped recipe to a file that you can edit."""
 
     def write() -> None:
         from sightline.errors import AlreadyExists
@@ -70,7 +70,7 @@ def show(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show the recipe that would run: every value, and whether default, file, environment or --set says it."""
+    """Show the recipe that would run: each value, and its origin (default, file, environment or --set)."""
 
     def tell() -> None:
         from sightline_trainer.recipe import read_recipe
@@ -94,7 +94,7 @@ def explain(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Tell what a key of a recipe means, its type and its default; of a section or a part, all of its keys."""
+    """Explain a key of a recipe: its meaning, type and default. For a section or a part, explain all its keys."""
 
     def tell() -> None:
         from sightline.errors import NotFound

@@ -26,13 +26,13 @@ app = typer.Typer(
 
 Trainer = Annotated[str, typer.Option("--trainer", metavar="HOST:PORT", help="Address of the trainer.")]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.command("list")
 def list_(trainer: Trainer, as_json: Json = False, debug: Debug = False) -> None:
-    """All runs, newest first."""
+    """List all runs, newest first."""
 
     def show(client: RunClient) -> None:
         rows = [_row(run) for run in client.list()]
@@ -43,19 +43,19 @@ def list_(trainer: Trainer, as_json: Json = False, debug: Debug = False) -> None
 
 @app.command()
 def start(
-    recipe: Annotated[str, typer.Argument(help="A recipe file here, or the name of one that the trainer knows.")],
+    recipe: Annotated[str, typer.Argument(help="A local recipe file, or the name of a recipe of the trainer.")],
     trainer: Trainer,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, such as dpo.beta=0.2.")
     ] = None,
-    run: Annotated[str, typer.Option(help="Id that the run should get; default: made from the recipe's name.")] = "",
+    run: Annotated[str, typer.Option(help="Id of the new run; default: made from the recipe's name.")] = "",
     request: Annotated[
-        str | None, typer.Option(help="Request id: the same one twice is one run; default: a new one.")
+        str | None, typer.Option(help="Request id; two requests with the same id start one run; default: a new id.")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Start a run; it waits for its turn where the trainer is busy."""
+    """Start a run. It waits in the queue if the trainer is busy."""
 
     def begin(client: RunClient) -> None:
         from sightline.errors import InvalidInput
@@ -66,7 +66,7 @@ def start(
                 {"recipe_text": file.read_text(encoding="utf-8")} if file.is_file() else {"recipe_name": recipe}
             )
         except UnicodeDecodeError:
-            raise InvalidInput(f"{file}: is no text of YAML in UTF-8", reason="RECIPE_UNREADABLE") from None
+            raise InvalidInput(f"{file}: is not text of YAML in UTF-8", reason="RECIPE_UNREADABLE") from None
         _show(client.start(**named, overrides=overrides or [], request_id=request, run_id=run), as_json)
 
     _with(trainer, debug, begin)
@@ -76,11 +76,13 @@ def start(
 def watch(
     run: RunId,
     trainer: Trainer,
-    from_event: Annotated[int, typer.Option("--from", min=0, help="With --json: the first event wanted.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object an event.")] = False,
+    from_event: Annotated[
+        int, typer.Option("--from", min=0, help="With --json: number of the first event to print.")
+    ] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per event.")] = False,
     debug: Debug = False,
 ) -> None:
-    """Watch a run until it ends; exit code 1 where it failed."""
+    """Watch a run until it ends. Exit code 1 if it failed."""
 
     def follow(client: RunClient) -> None:
         from sightline.errors import InternalError
@@ -108,17 +110,17 @@ def watch(
 def stop(
     run: RunId,
     trainer: Trainer,
-    now: Annotated[bool, typer.Option("--now", help="Break off the stage under way.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Abort the current stage.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Stop a run after the stage under way; `resume` goes on with it."""
+    """Stop a run after its current stage; `resume` continues it."""
     _with(trainer, debug, lambda client: _show(client.stop(run, now=now), as_json))
 
 
 @app.command()
 def resume(run: RunId, trainer: Trainer, as_json: Json = False, debug: Debug = False) -> None:
-    """Let a run that was stopped or has failed go on from its last finished stage."""
+    """Resume a stopped or failed run from its last finished stage."""
     _with(trainer, debug, lambda client: _show(client.resume(run), as_json))
 
 

@@ -10,28 +10,28 @@ import typer
 from sightline_cli.failures import guarded
 
 app = typer.Typer(
-    help="Calibrate the models of a running scorer, or have it change them.",
+    help="Calibrate or reload the models of a running scorer.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 
 Target = Annotated[str, typer.Option("--scorer", metavar="HOST:PORT", help="Address of the scorer.")]
-Json = Annotated[bool, typer.Option("--json", help="JSON for machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 @app.command()
 def calibrate(
-    pairs: Annotated[Path, typer.Argument(help='JSON lines {"image": path, "texts": [...]} that match each other.')],
+    pairs: Annotated[Path, typer.Argument(help='JSON lines {"image": path, "texts": [...]} of matching pairs.')],
     scorer: Target,
     model: Annotated[str, typer.Option(help="The model's name; empty for the default one.")] = "",
     out: Annotated[
-        Path | None, typer.Option(help="Where to write; default calibration.json in the model's directory.")
+        Path | None, typer.Option(help="File to write; default: calibration.json in the model's directory.")
     ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Fit the percentiles of a model on a reference set: what part of its pairs scores lower.
+    """Fit a model's percentiles on a reference set: the share of its pairs that score lower.
 
     Afterwards reload the models (`sightline scorer reload`, or SIGHUP to the service).
     """
@@ -46,7 +46,7 @@ def calibrate(
 
 @app.command()
 def reload(scorer: Target, as_json: Json = False, debug: Debug = False) -> None:
-    """Have the scorer read its settings and models again; it must allow that (reload.rpc=true)."""
+    """Make the scorer reload its settings and models; it must allow that (reload.rpc=true)."""
 
     def work() -> None:
         from sightline_cli.calibration import reload as read_again

@@ -22,7 +22,7 @@ def token(team: str, *, from_stdin: bool, as_json: bool = False) -> None:
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", team) or team == "anonymous":
         raise InvalidInput(
-            f"{team!r} is no name of a team: lower-case letters, digits, - and _, at most 40", reason="OPTION"
+            f"{team!r} is not a name of a team: lower-case letters, digits, - and _, at most 40", reason="OPTION"
         )
     secret = sys.stdin.readline().strip() if from_stdin else make_token()
     if len(secret) < 20:  # a short one could be guessed from its hash

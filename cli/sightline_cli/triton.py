@@ -27,15 +27,13 @@ def install(
     home: Annotated[
         Path | None, typer.Option(help="Directory to unpack it into; default: inside this Python environment.")
     ] = None,
-    wheel: Annotated[
-        Path | None, typer.Option(help="The wheel's file, where there is no index to fetch it from.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON for machines.")] = False,
+    wheel: Annotated[Path | None, typer.Option(help="The wheel's file, if there is no package index.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
-    """Fetch the tritonserver of the nvidia-pytriton wheel (55 MB), checked by its SHA-256; every service finds it.
+    """Fetch the tritonserver of the nvidia-pytriton wheel (55 MB) and check its SHA-256; every service finds it.
 
-    By pip's or uv's own settings: index, proxy, certificates. Where the wheel does not run: `triton.mode=worker`.
+    Uses pip's or uv's own settings: index, proxy, certificates. If the wheel does not run here, use `triton.mode=worker`.
     """
 
     def work() -> None:

@@ -184,7 +184,7 @@ def _to_union(annotation: Any, message: Descriptor) -> Turn:
 
     def writer(value: object) -> dict[str, Any]:
         if type(value) not in writers:
-            raise TypeError(f"{value!r} is no {message.name.lower()}")
+            raise TypeError(f"{value!r} is not a {message.name.lower()}")
         name, write = writers[type(value)]
         return {name: write(value)}
 

@@ -51,7 +51,7 @@ class Token:
     allow_plaintext: bool = False
 
     def read(self) -> str:
-        """The token of now; raises PreconditionFailed where there is none."""
+        """The token of now; raises PreconditionFailed if there is none."""
         if self.file is None:
             text = self.value
         else:

@@ -41,7 +41,7 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, of a loaded picture; 1 where there is none, or none that can be read."""
+    """The EXIF orientation, 1 to 8, of a loaded picture; 1 if there is none, or none that can be read."""
     from PIL import Image as pillow
 
     exif = image.info.get("exif")

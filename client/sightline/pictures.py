@@ -64,7 +64,7 @@ def image_bytes(image: object, takes: str = TAKES) -> bytes:
         takes: what the call takes as an image, for the message.
 
     Raises:
-        InvalidInput: the file cannot be read, or it is no image, or a picture that cannot be read or has no pixels.
+        InvalidInput: the file cannot be read, or it is not an image, or a picture that cannot be read or has no pixels.
     """
     if isinstance(image, bytes):
         return image
@@ -93,10 +93,10 @@ def image_bytes(image: object, takes: str = TAKES) -> bytes:
 
 
 def write_png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """A PNG file of uint8 pixels [H, W, 3], as fast as zlib can. Raises ValueError where there is none."""
+    """A PNG file of uint8 pixels [H, W, 3], as fast as zlib can. Raises ValueError if there is none."""
     height, width, _ = pixels.shape
     if not height or not width:
-        raise ValueError(f"{width} x {height} pixels are no picture")
+        raise ValueError(f"{width} x {height} pixels are not picture")
     rows = pixels.reshape(height, width * 3)
     lines = np.empty((height, 1 + width * 3), dtype=np.uint8)
     lines[:, 0] = 1  # the filter "Sub": each byte less that of the pixel to its left

@@ -14,11 +14,11 @@ def parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     top = argparse.ArgumentParser(prog="python -m sightline_playground", description="A small world with known truth.")
     commands = top.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("make", help="train the tiny CLIP and the tiny LVLM from nothing and measure them")
+    make = commands.add_parser("make", help="train the tiny CLIP and the tiny LVLM from scratch and measure them")
     make.add_argument("--out", type=Path, default=Path("runs/playground"), help="directory (default: %(default)s)")
     make.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     make.add_argument(
-        "--keep-scorer", type=Path, metavar="DIR", help="take the scorer of this playground, train the LVLM only"
+        "--keep-scorer", type=Path, metavar="DIR", help="use the CLIP of this playground and train only the LVLM"
     )
     check = commands.add_parser("check", help="measure weights and compare with the model card's tolerance")
     check.add_argument("--weights", type=Path, default=weights_dir(), help="directory (default: the shipped weights)")

@@ -63,7 +63,7 @@ def describe(name: str) -> tuple[str, str]:
     """(colour, shape) of an object's name.
 
     Raises:
-        KeyError: for a name that is no object of this world.
+        KeyError: for a name that is not an object of this world.
     """
     thing = BY_NAME[name]
     return thing.colour, thing.shape

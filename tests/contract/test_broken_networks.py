@@ -1,4 +1,4 @@
-"""Networks that break without a word, and callers that speak otherwise: all are answered, and the service goes on."""
+"""Networks that break without a word, and callers that speak otherwise: all are answered, and the service continues."""
 
 import asyncio
 import contextlib

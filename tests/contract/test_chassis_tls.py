@@ -174,7 +174,7 @@ def test_half_a_rotation_leaves_the_former_certificate_in_force(
     [
         (lambda files: files.key.unlink(), r"server.tls.key: .*service.key cannot be read: No such file"),
         (lambda files: files.certificate.write_text("hello"), "server.tls.certificate: .* holds no PEM certificate"),
-        (lambda files: files.key.write_text("hello"), "server.tls.key: .* is no unencrypted PEM key"),
+        (lambda files: files.key.write_text("hello"), "server.tls.key: .* is not an unencrypted PEM key"),
         (lambda files: files.ca.write_bytes(b""), "server.tls.client_ca: .* holds no PEM certificate"),
         (lambda files: Authority("x").sign("x").write(files.root, "service")[0].write_bytes(files.ca.read_bytes()),
          "server.tls.key: .* does not belong to the first certificate"),

@@ -1,4 +1,4 @@
-"""The sampler's contract: right status and message for every bad request, and the service goes on."""
+"""The sampler's contract: right status and message for every bad request, and the service continues."""
 
 import asyncio
 import io
@@ -120,7 +120,7 @@ def closed() -> Image.Image:
         ({"image": "/nowhere/cat.jpg"}, InvalidInput, "IMAGE_FILE_UNREADABLE", "/nowhere/cat.jpg cannot be read"),
         ({"image": 17}, InvalidInput, "IMAGE_UNUSABLE", "a Pillow picture, .*, not int"),
         ({"image": closed()}, InvalidInput, "IMAGE_UNUSABLE", "the picture cannot be read"),
-        ({"image": b"this is no picture"}, InvalidInput, "IMAGE_UNREADABLE", "no JPEG, PNG, WEBP.* or GIF file"),
+        ({"image": b"this is not a picture"}, InvalidInput, "IMAGE_UNREADABLE", "no JPEG, PNG, WEBP.* or GIF file"),
         ({"image": png(0)[:200]}, InvalidInput, "IMAGE_DAMAGED", "damaged or ends early"),
         ({"image": flat((8, 8), "BMP")}, InvalidInput, "IMAGE_UNREADABLE", "no JPEG"),
         ({"image": bytes(60_001)}, InvalidInput, "IMAGE_TOO_LARGE", "60001 bytes, over the limit of 60000"),

@@ -1,4 +1,4 @@
-"""Bad rows in a whole run: it goes on, says which rows it left out, and counts them."""
+"""Bad rows in a whole run: it continues, says which rows it left out, and counts them."""
 
 import json
 from pathlib import Path

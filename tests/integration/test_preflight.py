@@ -185,7 +185,7 @@ def test_checkpoints_that_are_not_of_transformers_say_so_in_one_sentence(tmp_pat
 
     ((code, message),) = told({"model_type": "mobilevlm", "architectures": ["MobileLlamaForCausalLM"]})
     assert code == "MODEL_NOT_TRANSFORMERS"
-    assert "is no checkpoint of transformers' own (model_type 'mobilevlm'" in message
+    assert "is not a checkpoint of transformers' own (model_type 'mobilevlm'" in message
     # LLaVA's own release calls itself as transformers' conversion does.
     ((code, _),) = told({"model_type": "llava", "architectures": ["LlavaLlamaForCausalLM"]})
     assert code == "MODEL_NOT_TRANSFORMERS"

@@ -1,4 +1,4 @@
-"""A run that begins with a released set and goes on with the policy's own pairs, killed and gone on with."""
+"""A run that begins with a released set and continues with the policy's own pairs, killed and continued."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A policy that is no policy: scales without measure, proofs that are not there, manifests that nobody can read."""
+"""A policy that is not a policy: scales without measure, proofs that are not there, manifests that nobody can read."""
 
 import contextlib
 import json

@@ -1,5 +1,5 @@
 """Bad input over a real channel against a real Triton: the status, the reason, what the message says, and that the
-service goes on serving. The table stands in services/scorer/README.md too."""
+service continues serving. The table stands in services/scorer/README.md too."""
 
 import hashlib
 import threading

@@ -207,7 +207,7 @@ def test_models_and_ensembles_come_and_go(scorer: RunningScorer, folder: Path) -
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
-        (["ensembles.e.members.x=1"], "members that are no models: x"),
+        (["ensembles.e.members.x=1"], "members that are not models: x"),
         (["ensembles.m.members.m=1"], "both a model and an ensemble"),
         (["ensembles.e.members.m=0"], "greater than 0"),
         (["ensembles.e.members.m=1", "default_model=f"], "not one of models: m, e"),

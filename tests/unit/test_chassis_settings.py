@@ -97,7 +97,7 @@ def test_mappings_merge(tmp_path: Path) -> None:
         ("label: 3", ("label.x=3",), ("label is a value, not a section",)),
         ("", ("label",), ("must look like section.key=value",)),
         ("- a", (), ("must hold a mapping",)),
-        ("a: [", (), ("is no YAML at line 1",)),
+        ("a: [", (), ("is not YAML at line 1",)),
         ("label: a\nlabel: b", (), ("label is given twice", "line 1")),
         ("access_token: [s3cret]", (), ("access_token: ",)),
         ("access_token: 5.5", (), ("access_token = 5.5",)),

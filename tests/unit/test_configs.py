@@ -64,7 +64,7 @@ def test_overrides_reach_the_recipe() -> None:
 def test_a_list_that_yaml_refuses_is_told_as_that() -> None:
     """YAML takes `?` for the end of a text in brackets."""
     with pytest.raises(
-        SettingsError, match=r"valid list; it is no YAML \(expected ',' or '\]', but got '\?'\): put texts"
+        SettingsError, match=r"valid list; it is not YAML \(expected ',' or '\]', but got '\?'\): put texts"
     ):
         load_recipe(ROOT / "recipes/clip_dpo.yaml", ["candidates.policy.paraphrases=[Tell me., What is there?]"])
     assert load_recipe(ROOT / "recipes/clip_dpo.yaml", ["description=[one, two?]"]).description == "[one, two?]"

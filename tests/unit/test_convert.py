@@ -87,7 +87,7 @@ def test_a_newer_service_may_know_more() -> None:
     ("value", "error", "found"),
     [
         (SamplingParams(top_k=-1), ValueError, "range"),
-        (SamplingParams(distortion="blur"), TypeError, "'blur' is no distortion"),  # type: ignore[arg-type]
+        (SamplingParams(distortion="blur"), TypeError, "'blur' is not a distortion"),  # type: ignore[arg-type]
         (SamplingParams(temperature="hot"), TypeError, "temperature|real number|float"),  # type: ignore[arg-type]
     ],
 )

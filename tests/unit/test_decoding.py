@@ -98,7 +98,7 @@ def test_an_evaluation_searches_no_beams_and_a_recipe_may_train_nothing() -> Non
 
 
 class Tree:
-    """A sampler that goes on with two sentences behind each beginning, and ends behind two."""
+    """A sampler that continues with two sentences behind each beginning, and ends behind two."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, ...]] = []

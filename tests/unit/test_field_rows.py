@@ -218,7 +218,7 @@ def test_trls_columns_are_taken(folder: Path) -> None:
 
 def test_a_damaged_parquet_file_is_a_typed_error(folder: Path) -> None:
     (folder / "rows.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(InvalidInput, match=r"rows\.parquet is no readable Parquet") as caught:
+    with pytest.raises(InvalidInput, match=r"rows\.parquet is not a readable Parquet") as caught:
         open_pool(folder / "rows.parquet")
     assert caught.value.reason == "DATASET_UNREADABLE"
 

@@ -1,4 +1,4 @@
-"""FusedLora: equal to PEFT's own layer in outputs and gradients, and PEFT's own wherever it is no plain adapter."""
+"""FusedLora: equal to PEFT's own layer in outputs and gradients, and PEFT's own wherever it is not a plain adapter."""
 
 from __future__ import annotations
 

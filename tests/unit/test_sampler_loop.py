@@ -1,4 +1,4 @@
-"""The decoding thread when something goes wrong: nobody waits for ever, and it goes on."""
+"""The decoding thread when something goes wrong: nobody waits for ever, and it continues."""
 
 import asyncio
 from types import SimpleNamespace

@@ -194,7 +194,7 @@ def test_an_embedding_is_given_or_refused(pictures: list[pb.Image], texts: list[
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.binary(max_size=300), st.sampled_from(["Score", "Embed", "FindMissingImages", "ListModels"]))
 def test_bytes_that_are_no_message_harm_nothing(raw: bytes, method: str) -> None:
-    """What is no protobuf is refused; what happens to be one is a request like others."""
+    """What is not a protobuf is refused; what happens to be one is a request like others."""
     scorer = shared()[0]
     call = scorer.channel.unary_unary(f"/sightline_scorer.v1.ScorerService/{method}").future(raw, timeout=60)
     if (failure := call.exception()) is not None:

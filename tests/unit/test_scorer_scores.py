@@ -152,5 +152,5 @@ def test_a_reference_set_that_will_not_do(cosines_given: list[float], says: str)
 def test_a_broken_calibration_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "calibration.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="is no calibration"):
+    with pytest.raises(ValueError, match="is not a calibration"):
         calibration.read(path)

@@ -234,7 +234,7 @@ def test_clauses_are_kept_whole(clip: Tokenizer) -> None:
     clauses = [
         "there is a red cat on the large sofa",
         "behind it stands a lamp which is off",
-        "and so it goes on",
+        "and so it continues",
     ] * 6
     text = ", ".join(clauses)
     rows = Rows(clip, [text])

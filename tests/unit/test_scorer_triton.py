@@ -133,7 +133,7 @@ def test_a_cluster_builds_what_the_services_settings_say(tiny: Path, tmp_path: P
     ],
 )
 def test_a_model_without_weights_is_refused(settings: ModelSettings, says: str) -> None:
-    """open_clip would go on with random weights, and give scores that look like scores."""
+    """open_clip would continue with random weights, and give scores that look like scores."""
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         repository.describe("m", settings)
 

@@ -175,7 +175,7 @@ def test_reference_log_probs_computed_once_change_nothing(pairs: Dataset, tmp_pa
 
 
 def test_what_was_sampled_is_compared_with_what_was_published(pairs: Dataset, tmp_path: Path) -> None:
-    """A policy that is published further than it was trained samples; the update goes on from the trained one."""
+    """A policy that is published further than it was trained samples; the update continues from the trained one."""
     trainer = trainer_for(pairs, tmp_path)
     shake(trainer)
     rows = list(trainer.train_dataset)

@@ -132,7 +132,7 @@ def test_segments_are_what_lies_outside_of_longer_equal_runs() -> None:
     chosen, rejected = [1, 2, 3, 4, 9, 5, 6, 7], [1, 2, 3, 8, 9, 5, 6, 7, 0]
     by_hand = [1.0, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0, 1.0], [1.0, 1.0, 1.0, 4.0, 1.0, 1.0, 1.0, 1.0, 4.0]
     assert token_weights(chosen, rejected, TokenWeights(by="difference")) == by_hand
-    # A run of three is no run of four.
+    # A run of three is not a run of four.
     assert token_weights(chosen, rejected, TokenWeights(by="difference", run=4))[0][:4] == [4.0] * 4
     suffix = TokenWeights(by="suffix", changed=1.0, shared=0.0)
     assert token_weights(chosen, rejected, suffix) == ([0.0] * 3 + [1.0] * 5, [0.0] * 3 + [1.0] * 6)
@@ -150,7 +150,7 @@ def test_a_side_learns_from_the_sentences_for_which_it_stands_there() -> None:
     marks = [0.9, 0.1]
     assert sentence_weights(ids, marks, decode, settings, chosen=True) == [3.0, 3.0, 0.5, 0.5, 0.5, 0.5]
     assert sentence_weights(ids, marks, decode, settings, chosen=False) == [0.5, 0.5, 3.0, 3.0, 3.0, 3.0]
-    # No marks, or not as many as sentences, are no verdict.
+    # No marks, or not as many as sentences, are not a verdict.
     assert sentence_weights(ids, [], decode, settings, chosen=True) == [1.0] * 6
     assert sentence_weights(ids, [0.9], decode, settings, chosen=True) == [1.0] * 6
 

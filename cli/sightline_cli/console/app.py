@@ -173,7 +173,7 @@ def _calls(app: FastAPI, runs: Runs) -> None:
 
 
 async def _stream(news: AsyncIterator[Row | None]) -> AsyncIterator[str]:
-    """Server-sent events: each piece of news; a comment where there is none, so that who has left is noticed."""
+    """Server-sent events: each piece of news; a comment if there is none, so that who has left is noticed."""
     async for found in news:
         yield ": still there\n\n" if found is None else f"data: {json.dumps(found)}\n\n"
     yield "event: end\ndata: {}\n\n"

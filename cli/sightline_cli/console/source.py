@@ -111,7 +111,7 @@ class RunsHere:
                 what = "stopped" if what == "running" else "failed" if begun is not None else what
                 error = error or (self._last_words(run) if what == "failed" else "")
         elif what not in ("queued", "running") and going:
-            what = "running"  # it goes on, and has not said so yet
+            what = "running"  # it continues, and has not said so yet
         return {
             "id": run,
             "state": what,
@@ -127,7 +127,7 @@ class RunsHere:
         """See `Runs`."""
         if not _NAME.fullmatch(name):
             raise InvalidInput(
-                f"{name[:100]!r} is no name for a run: small letters, digits, - and _", reason="BAD_RUN_NAME"
+                f"{name[:100]!r} is not a name for a run: small letters, digits, - and _", reason="BAD_RUN_NAME"
             )
         path = self.root / name
         if path.exists():

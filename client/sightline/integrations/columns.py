@@ -57,7 +57,7 @@ def base64_bytes(text: str) -> bytes:
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"the image is no base64: {error}", reason="BASE64_MALFORMED") from None
+        raise InvalidInput(f"the image is not base64: {error}", reason="BASE64_MALFORMED") from None
 
 
 def _of_string(text: str, files: bool) -> Image:

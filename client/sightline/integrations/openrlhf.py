@@ -53,7 +53,7 @@ class Convention:
         return found
 
     def response(self, query: str, prompt: str) -> str:
-        """The response in a query, without special tokens. Raises InvalidInput where it cannot be told."""
+        """The response in a query, without special tokens. Raises InvalidInput where it is unknown."""
         if self.response_after:
             _, marker, response = query.rpartition(self.response_after)
             if not marker:
@@ -77,7 +77,7 @@ def image_of_label(label: Any) -> Image:
         try:
             label = json.loads(label)
         except ValueError as error:
-            raise InvalidInput(f"the label is no JSON: {error}", reason="LABEL_MALFORMED") from None
+            raise InvalidInput(f"the label is not JSON: {error}", reason="LABEL_MALFORMED") from None
     return image_of(label, files=False)
 
 

@@ -63,7 +63,7 @@ class RunClient(BaseRunClient, SyncClient):
         return self._run(self._stop(run_id, now, timeout))
 
     def resume(self, run_id: str, *, timeout: float | None = None) -> Run:
-        """Let a run that was stopped or has failed go on from its last finished stage.
+        """Let a run that was stopped or has failed continue from its last finished stage.
 
         Raises:
             PreconditionFailed: all its iterations are done.

@@ -215,7 +215,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
 
         Args:
             mode: what becomes of candidates under way: "drain" finishes them first, "abort" breaks them off (a client
-                asks again for what is missing), "keep" lets them go on after the pause.
+                asks again for what is missing), "keep" lets them continue after the pause.
             release: whether the engine also gives its memory back (caches are freed, weights moved out); `resume`
                 brings it back, and shows that the weights are the same.
             timeout: deadline in seconds, if not the client's.

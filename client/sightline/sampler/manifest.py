@@ -18,7 +18,7 @@ Errors are `ManifestError`, which names the file and has a `reason` for programs
     EXTRA_FILE          a file is there that the manifest does not name
     CHANGED_FILE        a file's SHA-256 is not that of the manifest
     NO_FILES            the directory holds nothing but its manifest
-    UNSAFE_NAME         a name leaves the directory, or is no plain file
+    UNSAFE_NAME         a name leaves the directory, or is not a plain file
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
         The manifest as written.
 
     Raises:
-        ManifestError: no such directory, nothing in it, or something that is no plain file.
+        ManifestError: no such directory, nothing in it, or something that is not a plain file.
     """
     root = Path(directory)
     names = [name for name in _names(root) if name not in _OURS]
@@ -293,7 +293,7 @@ def _names(root: Path) -> Iterator[str]:
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise ManifestError("UNSAFE_NAME", name, f"{path} is no plain file")
+            raise ManifestError("UNSAFE_NAME", name, f"{path} is not a plain file")
         if path.is_file():
             yield name
 
@@ -311,10 +311,10 @@ def _opened(path: Path) -> Iterator[BufferedReader]:
     except OSError as error:
         if error.errno not in (errno.ELOOP, errno.ENXIO):
             raise
-        raise ManifestError("UNSAFE_NAME", path.name, f"{path} is no plain file") from None
+        raise ManifestError("UNSAFE_NAME", path.name, f"{path} is not a plain file") from None
     with open(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
-            raise ManifestError("UNSAFE_NAME", path.name, f"{path} is no plain file")
+            raise ManifestError("UNSAFE_NAME", path.name, f"{path} is not a plain file")
         yield file
 
 

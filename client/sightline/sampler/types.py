@@ -258,7 +258,7 @@ class Arrival:
         probes: number of responses.
         tokens: number of their tokens.
         changed: share of tokens whose log-probability differs, in any bit, from the engine's under the previous policy.
-        correlation: between the engine's change and the trainer's; None where it cannot be told.
+        correlation: between the engine's change and the trainer's; None where it is unknown.
         required_correlation: the least that was asked for.
         gap: mean |engine - trainer| under the new policy.
         previous_gap: the same under the previous policy; None where the trainer did not send it.

@@ -60,7 +60,7 @@ def token_list(token_ids: Iterable[Any]) -> list[int]:
     try:
         found = [int(token) for token in token_ids]
     except (TypeError, ValueError) as error:
-        raise InvalidInput(f"token_ids are no list of whole numbers: {error}", reason="BAD_TOKEN_ID") from None
+        raise InvalidInput(f"token_ids are not a list of whole numbers: {error}", reason="BAD_TOKEN_ID") from None
     if not all(0 <= token < 1 << 31 for token in found):
         raise InvalidInput("token_ids are below 0, or above 2147483647", reason="BAD_TOKEN_ID")
     return found

@@ -66,7 +66,7 @@ class ImageDigest:
     def __post_init__(self) -> None:
         if not re.fullmatch("[0-9a-fA-F]{64}", self.sha256):
             raise InvalidInput(
-                f"{self.sha256[:80]!r} is no SHA-256: give its 64 hexadecimal digits", reason="DIGEST_MALFORMED"
+                f"{self.sha256[:80]!r} is not an SHA-256: give its 64 hexadecimal digits", reason="DIGEST_MALFORMED"
             )
 
 
@@ -154,7 +154,7 @@ def checked_text(text: object, name: str = "a text") -> str:
         text.encode()
     except UnicodeEncodeError:
         raise InvalidInput(
-            f"{name} holds half of a surrogate pair, which is no Unicode text", reason="TEXT_NOT_UNICODE"
+            f"{name} holds half of a surrogate pair, which is not a Unicode text", reason="TEXT_NOT_UNICODE"
         ) from None
     return text
 

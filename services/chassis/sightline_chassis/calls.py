@@ -137,7 +137,7 @@ async def mapped(call: Call) -> AsyncIterator[None]:
             await call.fail(group)
         await call.abort(_first(ours))
     except DecodeError:
-        await call.abort(InvalidInput("the request is no valid message of its type", reason="MALFORMED_REQUEST"))
+        await call.abort(InvalidInput("the request is not a valid message of its type", reason="MALFORMED_REQUEST"))
     except NotImplementedError as error:
         if call.code is grpc.StatusCode.UNIMPLEMENTED:  # the default method of a generated servicer
             await call.abort(Unsupported(f"{call.name} is not implemented yet", reason="METHOD_NOT_IMPLEMENTED"))

@@ -3,7 +3,7 @@
     python -m sightline_chassis.fetch hf://ORG/REPO@REVISION /models/clip --sha256 open_clip_model.safetensors=HEX
     python -m sightline_chassis.fetch s3://models/llava-1.5-7b-hf /models/llava
 
-Any URL that fsspec knows will do (`s3://` needs s3fs, `hf://` huggingface_hub). Run again, it goes on: a file that is
+Any URL that fsspec knows will do (`s3://` needs s3fs, `hf://` huggingface_hub). Run again, it continues: a file that is
 there with the right size, and the right SHA-256 where one is given, is not fetched twice. A file is written aside and
 renamed, so one that exists is whole.
 """
@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", help="URL of a directory: hf://, s3://, https://, file://, ...")
     parser.add_argument("directory", type=Path, help="where the files go")
-    parser.add_argument("--sha256", metavar="FILE=HEX", action="append", default=[], help="what a file must be")
+    parser.add_argument("--sha256", metavar="FILE=HEX", action="append", default=[], help="allowed file names")
     parser.add_argument(
-        "--max-gib", type=float, default=MOST_BYTES / (1 << 30), help="of all files (default %(default)g)"
+        "--max-gib", type=float, default=MOST_BYTES / (1 << 30), help="maximum GiB of all files (default %(default)g)"
     )
     options = parser.parse_args(arguments)
     digests = dict(entry.split("=", 1) for entry in options.sha256)

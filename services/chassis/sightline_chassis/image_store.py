@@ -20,7 +20,7 @@ DIGEST_BYTES = 32
 
 
 def check_digest(sha256: bytes) -> None:
-    """Refuse what is no SHA-256. Raises InvalidInput."""
+    """Refuse what is not an SHA-256. Raises InvalidInput."""
     if len(sha256) != DIGEST_BYTES:
         raise InvalidInput(
             f"an image's sha256 has {DIGEST_BYTES} bytes, this one {len(sha256)}: send the digest itself, not its "

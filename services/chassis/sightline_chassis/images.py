@@ -104,7 +104,7 @@ def _opened(content: bytes, limits: ImageLimits) -> tuple[bytes, Image.Image]:
         image: Image.Image = Image.open(io.BytesIO(file), formats=FORMATS)
     except UnidentifiedImageError:
         raise InvalidInput(
-            f"the image's bytes are no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file (they begin with "
+            f"the image's bytes are not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file (they begin with "
             f"{content[:8].hex(' ')}), or its header is damaged: send the encoded file itself, not base64, not pixels",
             reason="IMAGE_UNREADABLE",
         ) from None

@@ -74,7 +74,7 @@ def _belongs() -> dict[str, str]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
-        return str(value)  # NaN is no JSON
+        return str(value)  # NaN is not JSON
     if isinstance(value, dict):
         return {str(key): _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, (list, tuple)) else value

@@ -46,11 +46,14 @@ class TlsSettings(Section):
     """
 
     mode: Literal["disabled", "server", "mutual"] = Field(
-        default="disabled", description="disabled; server (callers check us); mutual (we check theirs too)."
+        default="disabled",
+        description="disabled; server (callers check our certificate); mutual (we also check theirs).",
     )
-    certificate: Path | None = Field(default=None, description="The service's certificate, its chain behind it.")
-    key: Path | None = Field(default=None, description="The certificate's private key, not encrypted.")
-    client_ca: Path | None = Field(default=None, description="mutual: certificates that sign those of our callers.")
+    certificate: Path | None = Field(default=None, description="The service's certificate, followed by its chain.")
+    key: Path | None = Field(default=None, description="The certificate's private key, unencrypted.")
+    client_ca: Path | None = Field(
+        default=None, description="mutual: certificates of the authorities that sign our callers' certificates."
+    )
 
     @pydantic.model_validator(mode="after")
     def _complete(self) -> Self:
@@ -74,13 +77,16 @@ class ServerSettings(Section):
     metrics_port: int = Field(default=0, ge=0, le=65535, description="Port of HTTP /metrics; 0 takes a free one.")
     max_message_mib: int = Field(default=64, ge=1, le=1024, description="Largest message in MiB, both ways.")
     notice_seconds: float = Field(
-        default=0.5, ge=0, le=120, description="Seconds from saying NOT_SERVING to refusing new calls."
+        default=0.5, ge=0, le=120, description="Seconds between reporting NOT_SERVING and refusing new calls."
     )
     drain_seconds: float = Field(
-        default=30, ge=0, le=3600, description="Seconds that calls in flight get to finish when stopping."
+        default=30, ge=0, le=3600, description="Seconds for running calls to finish when the service stops."
     )
     liveness_seconds: float = Field(
-        default=30, gt=0, le=3600, description="Seconds of a stuck event loop after which liveness is NOT_SERVING."
+        default=30,
+        gt=0,
+        le=3600,
+        description="Seconds that the event loop may be stuck before liveness becomes NOT_SERVING.",
     )
     reflection: bool = Field(default=True, description="Whether the service lists its methods (grpcurl).")
     tls: TlsSettings = Field(default=TlsSettings(), description="Encryption of the gRPC port.")
@@ -88,29 +94,42 @@ class ServerSettings(Section):
         default=None,
         gt=0,
         le=86_400,
-        description="Age at which a connection is renewed: clients then find new replicas, and show their certificate "
-        "again. Calls in flight are not cut. null: connections stay.",
+        description=(
+            "Age at which a connection is renewed, so that clients find new replicas and present "
+            "their certificate again. Running calls are not interrupted. null: connections are never "
+            "renewed."
+        ),
     )
     announce: Path | None = Field(
-        default=None, description="JSON file with pid and addresses, there while the service serves."
+        default=None, description="JSON file with pid and addresses; it exists while the service serves."
     )
 
 
 class AdmissionSettings(Section):
     """How much work the service takes on at a time. Health and reflection are exempt."""
 
-    max_concurrent: int = Field(default=16, ge=1, le=100_000, description="Calls that run at the same time.")
-    max_queue: int = Field(default=64, ge=0, le=1_000_000, description="Calls that may wait for their turn.")
-    max_wait_seconds: float = Field(default=10, ge=0, le=3600, description="Longest wait of a call for its turn.")
-    retry_after_seconds: float = Field(default=1, gt=0, le=3600, description="What a refused caller is told to wait.")
+    max_concurrent: int = Field(
+        default=16, ge=1, le=100_000, description="Maximum number of calls that run at the same time."
+    )
+    max_queue: int = Field(default=64, ge=0, le=1_000_000, description="Maximum number of calls that wait.")
+    max_wait_seconds: float = Field(default=10, ge=0, le=3600, description="Longest time that a call waits.")
+    retry_after_seconds: float = Field(
+        default=1, gt=0, le=3600, description="Seconds that a refused caller should wait before it retries."
+    )
 
 
 class TeamLimits(Section):
     """What one team may use of one replica; null is unlimited."""
 
-    concurrent: int | None = Field(default=None, ge=1, le=100_000, description="Calls in flight, waiting included.")
-    texts_per_minute: int | None = Field(default=None, ge=1, le=10**9, description="Texts (or candidates) a minute.")
-    images_per_minute: int | None = Field(default=None, ge=1, le=10**9, description="Images a minute.")
+    concurrent: int | None = Field(
+        default=None, ge=1, le=100_000, description="Maximum number of running and waiting calls."
+    )
+    texts_per_minute: int | None = Field(
+        default=None, ge=1, le=10**9, description="Maximum number of texts (or candidates) per minute."
+    )
+    images_per_minute: int | None = Field(
+        default=None, ge=1, le=10**9, description="Maximum number of images per minute."
+    )
     stored_image_bytes: int | None = Field(
         default=None,
         ge=1,
@@ -129,14 +148,14 @@ class AuthSettings(Section):
     """Who may call. Health is open to all."""
 
     tokens_file: Path | None = Field(
-        default=None, description="YAML file of teams with the hashes of their tokens; read again when it changes."
+        default=None, description="YAML file of teams with the hashes of their tokens; it is reloaded when it changes."
     )
     required: bool | None = Field(
-        default=None, description="Refuse callers without a token; null: yes where there is a tokens_file."
+        default=None, description="Refuse callers without a token; null: only if tokens_file is set."
     )
     open_reflection: bool = Field(default=False, description="Reflection needs no token.")
     anonymous_limits: TeamLimits = Field(
-        default=TeamLimits(), description="What all callers without a token may use together."
+        default=TeamLimits(), description="What all callers without a token together may use."
     )
 
     @pydantic.model_validator(mode="after")
@@ -184,17 +203,20 @@ class ImageStoreSettings(Section):
     """Uploaded images, named by their SHA-256 in later requests."""
 
     max_bytes: int = Field(
-        256 * 2**20, ge=0, description="Bytes of all stored images; the least recently used leave first"
+        256 * 2**20, ge=0, description="Maximum bytes of all stored images; the least recently used are dropped first"
     )
-    max_images: int = Field(100_000, ge=0, description="Number of stored images")
+    max_images: int = Field(100_000, ge=0, description="Maximum number of stored images")
     shared: bool = Field(
-        False, description="A team may name images that another one sent; else each sees only what it sent itself"
+        False, description="Let a team use images that another team sent; otherwise each team sees only its own"
     )
     spill: Path | None = Field(
-        None, description="A directory for images that leave memory; one service's own. Not set: they are dropped"
+        None,
+        description=(
+            "Directory for images that no longer fit into memory; each service needs its own. Not set: they are dropped"
+        ),
     )
     spill_max_bytes: int = Field(
-        4 * 2**30, ge=0, description="Bytes of all images in it; the least recently used leave first"
+        4 * 2**30, ge=0, description="Maximum bytes of all images in it; the least recently used are dropped first"
     )
 
 
@@ -202,7 +224,7 @@ class ServiceSettings(Section):
     """What every service has; a service adds its own sections in a subclass."""
 
     server: ServerSettings = Field(default=ServerSettings(), description="Where the service listens and how it stops.")
-    admission: AdmissionSettings = Field(default=AdmissionSettings(), description="How much work is taken on.")
+    admission: AdmissionSettings = Field(default=AdmissionSettings(), description="How much work the service accepts.")
     auth: AuthSettings = Field(default=AuthSettings(), description="Who may call, and how much.")
     log: LogSettings = Field(default=LogSettings(), description="What is logged.")
     traces: TraceSettings = Field(default=TraceSettings(), description="Where spans are sent.")

@@ -123,7 +123,7 @@ def read_settings(
 
 
 def resolved(settings: pydantic.BaseModel) -> dict[str, Any]:
-    """The settings as plain JSON values for the log; what is named like a secret (and is no number) is hidden."""
+    """The settings as plain JSON values for the log; what is named like a secret (and is not a number) is hidden."""
     return typing.cast(dict[str, Any], _hide(settings.model_dump(mode="json")))
 
 
@@ -131,7 +131,7 @@ def read_yaml(config: Path) -> dict[str, Any]:
     """The mapping that a YAML file holds; messages of errors show nothing of its content.
 
     Raises:
-        SettingsError: it cannot be read, is no YAML, or holds no mapping.
+        SettingsError: it cannot be read, is not YAML, or holds no mapping.
     """
     try:
         with config.open("rb") as file:
@@ -145,9 +145,9 @@ def read_yaml(config: Path) -> dict[str, Any]:
         raise SettingsError(f"{config}: {error}") from None
     except yaml.MarkedYAMLError as error:  # without its snippet: the file may hold secrets
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        raise SettingsError(f"{config}: is no YAML at line {line}: {error.problem}") from None
+        raise SettingsError(f"{config}: is not YAML at line {line}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise SettingsError(f"{config}: is no text of YAML in UTF-8") from None
+        raise SettingsError(f"{config}: is not text of YAML in UTF-8") from None
     if not isinstance(tree, dict | None):
         raise SettingsError(f"{config}: must hold a mapping of sections, not a {type(tree).__name__}")
     return tree or {}
@@ -220,7 +220,7 @@ def _no_yaml(value: Any) -> str:
     """Why a text that looks like a list or a table is none."""
     if not isinstance(value, NotYaml) or not value.lstrip().startswith(("[", "{")):
         return ""
-    return f"; it is no YAML ({value.why}): put texts that hold punctuation into double quotes"
+    return f"; it is not YAML ({value.why}): put texts that hold punctuation into double quotes"
 
 
 def _did_you_mean(cls: type[Section], keys: Keys) -> str:

@@ -40,7 +40,7 @@ class Team(Section):
     )
     limits: TeamLimits = Field(default=TeamLimits(), description="What it may use of one replica.")
     methods: list[str] | None = Field(
-        default=None, description='Names of the methods it may call ("Score"); null: all of the service.'
+        default=None, description='Names of the methods that it may call ("Score"); null: all.'
     )
 
 

@@ -30,7 +30,7 @@ class Certificates:
     """What `server.tls` names; the mode is not "disabled".
 
     Raises:
-        PreconditionFailed: a file cannot be read, is no PEM, or certificate and key do not belong together.
+        PreconditionFailed: a file cannot be read, is not PEM, or certificate and key do not belong together.
     """
 
     def __init__(self, settings: TlsSettings) -> None:
@@ -67,7 +67,7 @@ class Certificates:
         try:
             private = load_pem_private_key(key, password=None)
         except (ValueError, TypeError) as error:
-            raise _refused("key", settings.key, f"is no unencrypted PEM key ({error})") from None
+            raise _refused("key", settings.key, f"is not an unencrypted PEM key ({error})") from None
         if private.public_key() != certificates[0].public_key():
             raise _refused(
                 "key", settings.key, f"does not belong to the first certificate in {settings.certificate}: mend either"

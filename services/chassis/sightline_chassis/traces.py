@@ -4,7 +4,7 @@ OpenTelemetry's API; spans leave by OTLP over HTTP, for which the extra `traces`
 is set; then nothing of OpenTelemetry is imported, and only the trace id that a caller sends is taken into the logs.
 
     begin(settings.traces, "scorer")
-    with span("sample", iteration=3):                 # calls of our clients inside go on with the trace
+    with span("sample", iteration=3):                 # calls of our clients inside continue with the trace
         await sampler.sample(...)
     end()
 """
@@ -86,7 +86,7 @@ def here() -> Any:
 
 
 def headers() -> dict[str, str]:
-    """What a call to another service sends to go on with the trace; nothing while there is none, or it is not kept."""
+    """What a call to another service sends to continue with the trace; nothing while there is none, or it is not kept."""
     context = here()
     if context is None or not context.trace_flags.sampled:
         return {}
@@ -179,7 +179,7 @@ def _span(
 
 
 def _outgoing(kind: str, path: str) -> tuple[dict[str, str], Ended]:
-    """A span of a call that a client of ours makes, and the header that has its callee go on with it."""
+    """A span of a call that a client of ours makes, and the header that has its callee continue with it."""
     if _tracer is None:
         return {}, lambda code: None
     from opentelemetry import trace

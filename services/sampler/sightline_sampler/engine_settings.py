@@ -32,29 +32,37 @@ class HttpEngineSettings(Section):
     url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://", description="Address of the engine.")
     token: str | None = Field(default=None, description="Sent as a bearer token; better set by environment.")
     max_concurrent: int = Field(
-        default=64, ge=1, le=65536, description="Requests to the engine at the same time; more wait here."
+        default=64, ge=1, le=65536, description="Maximum number of concurrent requests to the engine; others wait."
     )
     connect_seconds: float = Field(default=5, gt=0, le=600, description="Longest wait for a connection.")
     read_seconds: float = Field(
         default=300,
         gt=0,
         le=86400,
-        description="Longest silence of the engine in a request (a deadline may be nearer).",
+        description=("Longest time without data from the engine during a request (the deadline may be shorter)."),
     )
-    tries: int = Field(default=2, ge=1, le=10, description="How often a candidate is asked for when the engine fails.")
+    tries: int = Field(
+        default=2,
+        ge=1,
+        le=10,
+        description="How often a candidate is requested before a failing engine's error is reported.",
+    )
     overload_seconds: float = Field(
-        default=30, ge=0, le=3600, description="How long an engine that is full or starting is asked again."
+        default=30, ge=0, le=3600, description="How long to retry while the engine is full or starting."
     )
-    poll_seconds: float = Field(default=2, gt=0, le=600, description="Time between looks at what the engine serves.")
+    poll_seconds: float = Field(default=2, gt=0, le=600, description="Time between checks of what the engine serves.")
     swap_seconds: float = Field(
-        default=900, gt=0, le=86400, description="Longest time that the engine may take to come up with a policy."
+        default=900, gt=0, le=86400, description="Longest time for the engine to start with a policy."
     )
     policies_at: Path | None = Field(
         default=None,
-        description="Where the engine sees the directory that the sampler sees as policies.root (or its downloads).",
+        description="Path at which the engine sees the sampler's policies.root (or its downloads).",
     )
     max_body_bytes: int = Field(
-        default=2_000_000, ge=1024, le=1 << 30, description="Largest request body; more is refused before it is sent."
+        default=2_000_000,
+        ge=1024,
+        le=1 << 30,
+        description="Largest request body; a larger one is refused before it is sent.",
     )
 
 
@@ -63,23 +71,28 @@ class TgiSettings(HttpEngineSettings):
 
     url: str = Field(default="http://127.0.0.1:3000", pattern=r"^https?://", description="Address of TGI's router.")
     model_id: str = Field(
-        default="", description="What /info names for the base model (its --model-id); empty is `engine.model`."
+        default="", description="The base model's name in TGI's /info (its --model-id); empty: `engine.model`."
     )
     merge_into: Path | None = Field(
         default=None,
-        description="Where adapters are merged into checkpoints, which TGI must see; null refuses adapters.",
+        description=(
+            "Directory, visible to TGI, where adapters are merged into checkpoints; null: adapters are refused."
+        ),
     )
     best_of_above_bytes: int | None = Field(
         default=None,
         ge=0,
-        description="Bodies over this are sent once with best_of, where no seeds are asked for; null never.",
+        description="Larger bodies are sent once with best_of if no seeds are requested; null: never.",
     )
     restart_command: tuple[str, ...] = Field(
         default=(),
-        description="Restarts TGI with another model; {directory} and {version} are filled in, no shell.",
+        description=(
+            "Command that restarts TGI with another model; {directory} and {version} are filled in; "
+            "it runs without a shell."
+        ),
     )
     kubernetes: KubernetesSettings | None = Field(
-        default=None, description="Restarts TGI by a rollout of its Deployment; null is not."
+        default=None, description="Restart TGI by a rollout of its Deployment; null: do not."
     )
 
     @pydantic.model_validator(mode="after")
@@ -104,22 +117,22 @@ class VllmSettings(HttpEngineSettings):
         le=1,
         description="Share of the replicas that must take a policy; the others are left out until they do.",
     )
-    served_model: str = Field(default="", description="The base model's name there; empty is the first one served.")
+    served_model: str = Field(default="", description="The base model's name in vLLM; empty: the first model served.")
     base_path: str = Field(
-        default="", description="Where vLLM sees the base model, to go back to it; empty is `engine.model`."
+        default="", description="Path at which vLLM sees the base model, to return to it; empty: `engine.model`."
     )
     max_loras: int = Field(
         default=8,
         ge=1,
         le=1024,
-        description="As vLLM was started (--max-loras); with fewer than policies.max_loaded it evicts silently.",
+        description="vLLM's --max-loras; if it is below policies.max_loaded, vLLM evicts adapters silently.",
     )
-    max_lora_rank: int = Field(default=16, ge=1, le=512, description="As vLLM was started (--max-lora-rank).")
+    max_lora_rank: int = Field(default=16, ge=1, le=512, description="vLLM's --max-lora-rank.")
     tower_lora: bool = Field(
         default=False, description="Whether vLLM was started with LoRA on the vision tower and the connector."
     )
     logprobs: Literal["auto", "raw", "processed"] = Field(
-        default="auto", description="vLLM's --logprobs-mode; auto finds out by a request of a few tokens."
+        default="auto", description="vLLM's --logprobs-mode; auto: determine it with a request of a few tokens."
     )
     dev_mode: bool = Field(
         default=False,
@@ -131,7 +144,10 @@ class VllmSettings(HttpEngineSettings):
         " back where a recipe's sampling.rests asks for it, while the update trains on the same GPU.",
     )
     max_body_bytes: int = Field(
-        default=64 << 20, ge=1024, le=1 << 30, description="Largest request body; more is refused before it is sent."
+        default=64 << 20,
+        ge=1024,
+        le=1 << 30,
+        description="Largest request body; a larger one is refused before it is sent.",
     )
 
     @pydantic.field_validator("replicas")
@@ -153,58 +169,60 @@ class EngineSettings(Section):
         description="A model directory, a name on the Hugging Face hub, or playground:llava. Engines behind HTTP need "
         "a directory: its tokenizer, chat template and weights' digest are read.",
     )
-    device: str = Field(
-        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto takes a GPU where there is one."
-    )
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: a GPU if there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = Field(
-        default="auto", description="auto is float32 on a CPU, else what the checkpoint says."
+        default="auto", description="auto: float32 on a CPU, else the checkpoint's type."
     )
     quantization: Literal["nf4"] | None = Field(
         default=None,
-        description="nf4: the decoder's linear layers in 4 bits, by bitsandbytes; the update must have the same.",
+        description=("nf4: run the decoder's linear layers in 4 bits (bitsandbytes); the update must use the same."),
     )
     threads: int = Field(
         default=0,
         ge=0,
         le=1024,
-        description="Threads of PyTorch's operators; 0 is one less than the cores (gRPC and images take one).",
+        description="Threads for PyTorch's operators; 0: one less than the cores (gRPC and images need one).",
     )
     preprocess_threads: int = Field(
         default=2, ge=1, le=64, description="Threads that decode images and render prompts."
     )
     max_rows: int = Field(
-        default=512, ge=1, le=65536, description="Most candidates decoded at the same time; more wait."
+        default=512, ge=1, le=65536, description="Maximum number of candidates decoded at the same time; others wait."
     )
     cache_mib: int = Field(
         default=0,
         ge=0,
         le=1 << 20,
-        description="About how many MiB keys and values of the candidates may take; 0 is `cache_share` of the memory"
-        " that is free when the model is loaded.",
+        description=(
+            "Approximate size of the KV cache in MiB; 0: `cache_share` of the memory that is free "
+            "once the model is loaded."
+        ),
     )
     cache_share: float = Field(
         default=0.5,
         gt=0,
         le=1,
-        description="With cache_mib 0: the share of the free memory for keys and values; less where a trainer or a"
-        " scorer is on the same GPU.",
+        description=(
+            "With cache_mib 0: share of the free memory for the KV cache; set less if a trainer or "
+            "scorer uses the same GPU."
+        ),
     )
-    feature_cache_mib: int = Field(default=256, ge=0, le=1 << 20, description="MiB of image features kept.")
-    chat_template: Path | None = Field(
-        default=None, description="Jinja file, for a model that brings no chat template."
-    )
+    feature_cache_mib: int = Field(default=256, ge=0, le=1 << 20, description="MiB of image features to keep.")
+    chat_template: Path | None = Field(default=None, description="Jinja file, for a model without a chat template.")
     min_pixels: int | None = Field(
         default=None,
         ge=1,
         le=1 << 40,
-        description="Fewest pixels that an image is shown with; null is the model's own.",
+        description="Minimum number of pixels of an image as the model sees it; null: the model's own value.",
     )
     max_pixels: int | None = Field(
         default=None,
         ge=1,
         le=1 << 40,
-        description="Most pixels of an image as shown, for models of any resolution; null is the model's own."
-        " The update must have the same.",
+        description=(
+            "Maximum number of pixels of an image as the model sees it, for models that take any "
+            "resolution; null: the model's own value. The update must use the same."
+        ),
     )
     tgi: TgiSettings = Field(default=TgiSettings(), description="For kind tgi.")
     vllm: VllmSettings = Field(default=VllmSettings(), description="For kind vllm.")

@@ -16,19 +16,26 @@ __all__ = ["EngineSettings", "GateSettings", "PolicySettings", "SamplerLimits", 
 class SamplerLimits(ImageLimits):
     """What a request may ask for; more is INVALID_ARGUMENT."""
 
-    max_candidates: int = Field(default=64, ge=1, le=65536, description="Most candidates of one request (K).")
-    max_tokens: int = Field(default=1024, ge=1, le=1 << 20, description="Most new tokens of a candidate.")
-    default_max_tokens: int = Field(default=256, ge=1, le=1 << 20, description="New tokens where none are asked for.")
+    max_candidates: int = Field(default=64, ge=1, le=65536, description="Maximum number of candidates per request (K).")
+    max_tokens: int = Field(default=1024, ge=1, le=1 << 20, description="Maximum number of new tokens of a candidate.")
+    default_max_tokens: int = Field(
+        default=256, ge=1, le=1 << 20, description="New tokens of a request that does not set a number."
+    )
     max_prompt_bytes: int = Field(
-        default=65536, ge=1, le=1 << 26, description="Most bytes (UTF-8) of a prompt, all its turns together."
+        default=65536, ge=1, le=1 << 26, description="Maximum UTF-8 bytes of a prompt with all its turns."
     )
-    max_images: int = Field(default=16, ge=1, le=1024, description="Most images of one request, in all its turns.")
+    max_images: int = Field(
+        default=16, ge=1, le=1024, description="Maximum number of images per request, over all turns."
+    )
     max_images_pixels: int = Field(
-        default=100_000_000, ge=1, le=1 << 34, description="Most pixels of all images of one request together."
+        default=100_000_000, ge=1, le=1 << 34, description="Maximum number of pixels of all images of a request."
     )
-    max_turns: int = Field(default=64, ge=1, le=4096, description="Most turns of one request.")
+    max_turns: int = Field(default=64, ge=1, le=4096, description="Maximum number of turns per request.")
     image_store_mib: int = Field(
-        default=64, ge=0, le=1 << 20, description="MiB of encoded images kept, to be named by their SHA-256."
+        default=64,
+        ge=0,
+        le=1 << 20,
+        description="MiB of encoded images to keep, so that requests can refer to them by SHA-256.",
     )
 
 
@@ -37,55 +44,73 @@ class GateSettings(Section):
 
     required: bool = Field(
         default=True,
-        description="Whether a policy answers only after probes showed that it arrived; false lets any policy answer.",
+        description=(
+            "Let a policy answer only after probes have proved that it arrived; false: any policy may answer."
+        ),
     )
-    min_tokens: int = Field(default=16, ge=2, le=1 << 20, description="Least number of probe tokens.")
+    min_tokens: int = Field(default=16, ge=2, le=1 << 20, description="Minimum number of probe tokens.")
     min_correlation: float = Field(
-        default=0.2, ge=0, le=1, description="Least correlation of the engine's change with the trainer's."
+        default=0.2,
+        ge=0,
+        le=1,
+        description="Minimum correlation between the change of log-probs in the engine and in the trainer.",
     )
     significance: float = Field(
-        default=4, ge=0, le=10, description="The correlation must also exceed this over the root of the tokens."
+        default=4,
+        ge=0,
+        le=10,
+        description=("The correlation must also exceed this value divided by the square root of the number of tokens."),
     )
     max_gap: float = Field(
-        default=0.1, gt=0, le=10, description="Most mean |log-prob difference| a token to the trainer, in nats."
+        default=0.1,
+        gt=0,
+        le=10,
+        description="Maximum mean |log-prob difference| per token between engine and trainer, in nats.",
     )
     gap_factor: float = Field(
-        default=3, ge=1, le=1000, description="Most times that this may be what it was under the previous policy."
+        default=3, ge=1, le=1000, description="Maximum ratio of this difference to the one under the previous policy."
     )
-    sampled: int = Field(default=2, ge=0, le=64, description="Probe prompts that are also sampled from.")
-    sampled_tokens: int = Field(default=16, ge=1, le=1024, description="Tokens of those candidates.")
+    sampled: int = Field(default=2, ge=0, le=64, description="Number of probe prompts that are also sampled.")
+    sampled_tokens: int = Field(default=16, ge=1, le=1024, description="Number of tokens of those samples.")
 
 
 class PolicySettings(Section):
     """Policies beside the base model."""
 
     max_loaded: int = Field(
-        default=4, ge=2, le=1024, description="Most policies loaded, the base not counted; the oldest idle one goes."
+        default=4,
+        ge=2,
+        le=1024,
+        description=("Maximum number of loaded policies, without the base model; the oldest idle one is unloaded."),
     )
-    root: Path | None = Field(default=None, description="Only directories under this one may be staged; null is any.")
+    root: Path | None = Field(
+        default=None, description="Only directories below this one may be staged; null: any directory."
+    )
     state_dir: Path | None = Field(
-        default=None, description="Where the activated version is remembered, and taken up again at start; null is not."
+        default=None,
+        description=(
+            "Directory that stores the active version, so that it is restored at start; null: it is not stored."
+        ),
     )
     schemes: tuple[str, ...] = Field(
         default=("file",),
-        description='URL schemes that policies may come by, of those that fsspec knows: "s3", "gs" ...',
+        description='Allowed URL schemes for policies, of those that fsspec supports: "s3", "gs" ...',
     )
     download_dir: Path | None = Field(
         default=None,
-        description="Where policies that are downloaded or pushed are put; null is below state_dir, or a temporary "
-        "directory.",
+        description=("Directory for downloaded and pushed policies; null: below state_dir, or a temporary directory."),
     )
     max_download_gib: float = Field(
-        default=100, gt=0, le=1e6, description="Largest policy that is downloaded or pushed."
+        default=100, gt=0, le=1e6, description="Largest policy that may be downloaded or pushed."
     )
     max_stored_gib: float = Field(
         default=200,
         gt=0,
         le=1e6,
-        description="Most that pushed policies may take there; those that are not loaded leave first.",
+        description="Maximum size of all pushed policies; those that are not loaded are deleted first.",
     )
     pause_wait_seconds: float = Field(
-        default=60, ge=0, le=86400, description="Longest wait of a request at a pause or a swap."
+        default=60, ge=0, le=86400, description="Longest time that a request waits during a pause or a swap."
     )
     gate: GateSettings = Field(default=GateSettings(), description="When a policy that came with probes may answer.")
 
@@ -95,9 +120,9 @@ class SamplerSettings(ServiceSettings):
 
     admission: AdmissionSettings = Field(
         default=AdmissionSettings(max_concurrent=256, max_queue=1024, max_wait_seconds=60),
-        description="How much work is taken on.",
+        description="How much work the service accepts.",
     )
-    engine: EngineSettings = Field(description="The model and how it is run.")
+    engine: EngineSettings = Field(description="The model and how it runs.")
     limits: SamplerLimits = Field(default=SamplerLimits(), description="What a request may ask for.")
     policies: PolicySettings = Field(default=PolicySettings(), description="Policies beside the base model.")
 

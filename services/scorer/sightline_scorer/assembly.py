@@ -140,7 +140,7 @@ class Assembly:
             return np.array([[await speaker(picture, text)] for picture, text in pairs], np.float32)
 
         def picture(content: bytes) -> bytes:
-            images.read_header(content, limits)  # what is no picture is refused here, as by every other model
+            images.read_header(content, limits)  # what is not a picture is refused here, as by every other model
             return content
 
         async def probe() -> float:
@@ -260,7 +260,7 @@ def _tokenizer(architecture: str, card: ModelCard) -> Tokenizer:
 
 
 def _window(architecture: str) -> int | None:
-    """Tokens of the window that a directory's configuration states; None where there is none to read."""
+    """Tokens of the window that a directory's configuration states; None if there is none to read."""
     if not architecture.startswith(repository.LOCAL_DIR):
         return None
     config = json.loads((Path(architecture.removeprefix(repository.LOCAL_DIR)) / "open_clip_config.json").read_text())

@@ -1,6 +1,6 @@
 """Embeddings for callers that want them: each image and text of a request has its own outcome.
 
-A backend that is away or full is no item's own failure: the request fails, and is tried again as a whole.
+A backend that is away or full is not an item's own failure: the request fails, and is tried again as a whole.
 """
 
 from __future__ import annotations

@@ -112,9 +112,9 @@ class Fetcher:
             )
         try:
             parts = urlsplit(uri)
-            parts.port  # noqa: B018  raises where it is no number
+            parts.port  # noqa: B018  raises where it is not a number
         except ValueError as error:
-            raise InvalidInput(f"image.uri is no URI: {error}", reason="IMAGE_URI_INVALID") from None
+            raise InvalidInput(f"image.uri is not a URI: {error}", reason="IMAGE_URI_INVALID") from None
         if parts.scheme not in self.schemes:
             raise PermissionDenied(
                 f"image.uri has scheme {parts.scheme!r}, allowed: {', '.join(self.schemes)}",

@@ -114,7 +114,7 @@ class Scale:
             raise InvalidInput(f"kind {kind} is not one of ScoreKind", reason="SCORE_KIND_UNKNOWN")
         if kind == pb.SCORE_KIND_PROBABILITY and not self.sigmoid:
             raise PreconditionFailed(
-                f"model {self.model!r} was not trained with the sigmoid loss, so its logits are no probabilities: ask "
+                f"model {self.model!r} was not trained with the sigmoid loss, so its logits are not probabilities: ask "
                 "for another kind, or for a SigLIP-type model",
                 reason="NO_PROBABILITY",
                 metadata={"model": self.model},
@@ -151,7 +151,7 @@ class Scale:
 
 
 def not_calibrated(model: str, why: str) -> PreconditionFailed:
-    """The error of percentiles that cannot be told."""
+    """The error of percentiles that is unknown."""
     return PreconditionFailed(
         f"model {model!r} is not calibrated{why}: run `sightline scorer calibrate --model {model} --scorer HOST:PORT "
         "PAIRS.jsonl` and reload the models",

@@ -37,7 +37,7 @@ def checkpoint(source: str) -> Path:
         from huggingface_hub import hf_hub_download
 
         return Path(hf_hub_download(source.removeprefix("hf-hub:"), _FILES[0])).resolve()
-    raise FileNotFoundError(f"{source} is no checkpoint of kind imagereward: name ImageReward.pt, or its directory")
+    raise FileNotFoundError(f"{source} is not a checkpoint of kind imagereward: name ImageReward.pt, or its directory")
 
 
 def tokenizer_of(settings: ModelSettings, weights: Path) -> str:
@@ -70,7 +70,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         vocabulary = len(state["blip.text_encoder.embeddings.word_embeddings.weight"])
     except (KeyError, IndexError, ValueError, RuntimeError, AttributeError) as error:
         raise PreconditionFailed(
-            f"{weights} is no checkpoint of ImageReward: {type(error).__name__}: {first_line(error, 300)}",
+            f"{weights} is not a checkpoint of ImageReward: {type(error).__name__}: {first_line(error, 300)}",
             reason="CHECKPOINT_UNKNOWN",
         ) from error
     return ModelCard(

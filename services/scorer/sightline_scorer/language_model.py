@@ -35,7 +35,7 @@ class LanguageModel:
     Args:
         settings: of the model, of kind vqa.
         policy: who answers.
-        replies: `answer`, and `against` where there is one.
+        replies: `answer`, and `against` if there is one.
     """
 
     def __init__(

@@ -236,7 +236,7 @@ def calibration_path(settings: ModelSettings) -> Path | None:
 
 
 def _calibrate(model: AnyModel, settings: ModelSettings) -> None:
-    """Give a model its calibration where there is one that fits. Raises ValueError for a broken file."""
+    """Give a model its calibration if there is one that fits. Raises ValueError for a broken file."""
     found, why = _calibration(model.info, settings)
     if isinstance(model, JointModel):
         model.scale = model.scale.calibrated(found, why)
@@ -249,7 +249,7 @@ def _calibration(info: pb.ModelInfo, settings: ModelSettings) -> tuple[Calibrati
     path = calibration_path(settings)
     if path is None or not path.is_file():
         if settings.calibration is not None:
-            raise ValueError(f"models.{info.name}.calibration={path} is no file")
+            raise ValueError(f"models.{info.name}.calibration={path} is not a file")
         return None, ""
     found = calibrations.read(path)
     if found.picture_rule != PICTURE_RULE:

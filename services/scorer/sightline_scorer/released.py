@@ -91,7 +91,7 @@ def _file(kind: str, source: str) -> Path:
     for name in _WEIGHTS:
         if (place / name).is_file():
             return place / name
-    raise FileNotFoundError(f"{source} is no checkpoint of kind {kind}: name its weights' file, or its directory")
+    raise FileNotFoundError(f"{source} is not a checkpoint of kind {kind}: name its weights' file, or its directory")
 
 
 def _read(file: Path) -> State:

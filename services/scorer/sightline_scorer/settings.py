@@ -84,7 +84,7 @@ class ModelSettings(Section):
     calibration: Path | None = Field(
         None,
         description="A file made by `sightline scorer calibrate`, for percentiles; else calibration.json in the model's"
-        " directory, where there is one",
+        " directory, if there is one",
     )
 
     @model_validator(mode="after")
@@ -118,59 +118,66 @@ class EnsembleSettings(Section):
         min_length=1, description="Weight of each model, relative to the others'"
     )
     kind: Literal["cosine", "clip_score", "logit", "probability", "percentile", "reward"] = Field(
-        "clip_score", description="The kind of score of requests that name none"
+        "clip_score", description="The kind of score for requests that name none"
     )
 
 
 class ScorerLimits(ImageLimits):
     """What a request may hold. Larger requests are refused before any work is done on them."""
 
-    max_texts: int = Field(1024, ge=1, le=100_000, description="Texts of one request")
-    max_text_bytes: int = Field(8192, ge=1, le=2**20, description="UTF-8 bytes of one text")
-    max_digests: int = Field(1024, ge=1, le=100_000, description="Digests of one FindMissingImages")
-    max_images: int = Field(256, ge=1, le=100_000, description="Images of one Embed")
-    stream_in_flight: int = Field(32, ge=1, le=1024, description="Items of one ScoreStream worked on at once")
+    max_texts: int = Field(1024, ge=1, le=100_000, description="Maximum number of texts per request")
+    max_text_bytes: int = Field(8192, ge=1, le=2**20, description="Maximum UTF-8 bytes of a text")
+    max_digests: int = Field(1024, ge=1, le=100_000, description="Maximum number of digests per FindMissingImages")
+    max_images: int = Field(256, ge=1, le=100_000, description="Maximum number of images per Embed")
+    stream_in_flight: int = Field(32, ge=1, le=1024, description="Number of items of a ScoreStream processed at once")
 
 
 class CacheSettings(Section):
     """Embeddings that were computed before, by the SHA-256 of the image's or text's bytes; for each model."""
 
-    image_bytes: int = Field(64 * 2**20, ge=0, description="Bytes for images' embeddings of each model; 0: none kept")
+    image_bytes: int = Field(64 * 2**20, ge=0, description="Bytes for image embeddings of each model; 0: none are kept")
     shared: bool = Field(
         False,
-        description="Teams profit from each other's: answers then tell, by their speed and by how many texts were "
-        "known, what others scored",
+        description=(
+            "Share embeddings among teams. The speed of an answer and its count of known texts then "
+            "reveal what other teams scored"
+        ),
     )
-    text_bytes: int = Field(128 * 2**20, ge=0, description="Bytes for texts' embeddings of each model; 0: none kept")
+    text_bytes: int = Field(128 * 2**20, ge=0, description="Bytes for text embeddings of each model; 0: none are kept")
 
 
 class FetchSettings(Section):
     """Images that requests name by URI. Nothing is fetched unless a host or directory is listed here."""
 
     hosts: tuple[str, ...] = Field(
-        (), description="Hosts of http and https URIs: images.example.org, or *.example.org for all below"
+        (),
+        description=("Allowed hosts of http and https URIs: images.example.org, or *.example.org for its subdomains"),
     )
-    http: bool = Field(False, description="Whether http (not only https) may be fetched")
-    ports: tuple[int, ...] = Field((80, 443), description="Ports that may be asked")
+    http: bool = Field(False, description="Allow http, not only https")
+    ports: tuple[int, ...] = Field((80, 443), description="Allowed ports")
     private_addresses: bool = Field(
-        False, description="Whether the listed hosts may have private, loopback or link-local addresses"
+        False, description="Allow private, loopback and link-local addresses of the listed hosts"
     )
-    directories: tuple[Path, ...] = Field((), description="Directories of file URIs; links may not lead out of them")
+    directories: tuple[Path, ...] = Field(
+        (), description="Allowed directories of file URIs; links must not lead out of them"
+    )
     timeout_seconds: float = Field(10, gt=0, le=300, description="Longest time for one fetch")
-    max_at_once: int = Field(16, ge=1, le=256, description="Fetches at the same time")
+    max_at_once: int = Field(16, ge=1, le=256, description="Maximum number of concurrent fetches")
 
 
 class ReloadSettings(Section):
     """A change of models while the service serves. SIGHUP always asks for one."""
 
-    rpc: bool = Field(False, description="Whether callers may ask for one too, by ReloadModels")
-    drain_seconds: float = Field(60, ge=0, le=3600, description="Time that requests to a replaced model get to finish")
+    rpc: bool = Field(False, description="Let callers request a reload with ReloadModels")
+    drain_seconds: float = Field(60, ge=0, le=3600, description="Time for requests to a replaced model to finish")
 
 
 class ProbeSettings(Section):
     """The real inference that says whether the service is ready."""
 
-    every_seconds: float = Field(5, gt=0, le=300, description="Time between probes; scores that work count as probes")
+    every_seconds: float = Field(
+        5, gt=0, le=300, description="Time between probes; a successful score counts as a probe"
+    )
     timeout_seconds: float = Field(10, gt=0, le=300, description="Longest time for a probe of one model")
 
 
@@ -179,21 +186,23 @@ class ScorerSettings(ServiceSettings):
 
     admission: AdmissionSettings = Field(
         AdmissionSettings(max_concurrent=64, max_queue=256),
-        description="How much work is taken on at a time; enough requests to fill Triton's batches",
+        description=("How much work the service accepts at a time; allow enough requests to fill Triton's batches"),
     )
 
     models: dict[ModelName, ModelSettings] = Field(
         min_length=1,
-        description="The models by the name that callers use, for example models.default.source=ViT-B-32",
+        description="The models, by the name that callers use: models.default.source=ViT-B-32",
     )
-    default_model: str = Field("", description="The model of requests that name none; may be empty with one model")
+    default_model: str = Field(
+        "", description="The model for requests that name none; may be empty if there is only one model"
+    )
     ensembles: dict[ModelName, EnsembleSettings] = Field(
         default_factory=dict, description="Weighted means of models, by the name that callers use"
     )
     triton: TritonSettings = Field(default_factory=TritonSettings, description="Where the towers run")
     limits: ScorerLimits = Field(default_factory=ScorerLimits, description="What a request may hold")
     image_store: ImageStoreSettings = Field(default_factory=ImageStoreSettings, description="Uploaded images")
-    cache: CacheSettings = Field(default_factory=CacheSettings, description="Embeddings computed before")
+    cache: CacheSettings = Field(default_factory=CacheSettings, description="Cache of embeddings")
     fetch: FetchSettings = Field(default_factory=FetchSettings, description="Images named by URI")
     reload: ReloadSettings = Field(default_factory=ReloadSettings, description="Change of models")
     probe: ProbeSettings = Field(default_factory=ProbeSettings, description="The readiness probe")
@@ -210,7 +219,7 @@ class ScorerSettings(ServiceSettings):
             if name in self.models:
                 raise ValueError(f"{name!r} is both a model and an ensemble: rename one")
             if unknown := set(ensemble.members) - set(self.models):
-                raise ValueError(f"ensembles.{name} has members that are no models: {', '.join(sorted(unknown))}")
+                raise ValueError(f"ensembles.{name} has members that are not models: {', '.join(sorted(unknown))}")
         if not self.default_model and len(self.models) > 1:
             raise ValueError(f"with several models ({', '.join(self.models)}) default_model must name one of them")
         return self

@@ -19,8 +19,10 @@ from sightline_trainer.recipe import Recipe
 class ClientTls(Section):
     """PEM files of an encrypted connection."""
 
-    root: Path | None = Field(None, description="Certificates that sign the service's; null: those that gRPC brings.")
-    certificate: Path | None = Field(None, description="The trainer's own, where the service asks for one.")
+    root: Path | None = Field(
+        None, description="Certificates of the authorities that sign the service's; null: gRPC's own."
+    )
+    certificate: Path | None = Field(None, description="The trainer's own certificate, if the service requires one.")
     key: Path | None = Field(None, description="Its private key.")
     server_name: str | None = Field(None, description="Name in the service's certificate, if not the address's.")
 
@@ -28,10 +30,10 @@ class ClientTls(Section):
 class Connection(Section):
     """One service."""
 
-    address: Target = Field(description="gRPC target; that of recipes that name none.")
+    address: Target = Field(description="gRPC target for recipes that name none.")
     tls: ClientTls | None = Field(None, description="Encryption; null is plaintext.")
-    token_file: Path | None = Field(None, description="File with the trainer's token; read again for each call.")
-    allow_plaintext_token: bool = Field(False, description="Send the token without TLS, beyond this machine too.")
+    token_file: Path | None = Field(None, description="File with the trainer's token; it is read for each call.")
+    allow_plaintext_token: bool = Field(False, description="Send the token without TLS, even to other machines.")
 
     def credentials(self) -> dict[str, Any]:
         """Arguments `tls` and `token` of a client."""

@@ -41,8 +41,8 @@ class Blurring(Section):
 class Cropping(Section):
     """A random part of the image, enlarged to the whole's size."""
 
-    min_area: float = Field(0.01, gt=0.0, le=1.0, description="Least share of the area.")
-    max_area: float = Field(0.2, gt=0.0, le=1.0, description="Most share of the area.")
+    min_area: float = Field(0.01, gt=0.0, le=1.0, description="Minimum share of the area.")
+    max_area: float = Field(0.2, gt=0.0, le=1.0, description="Maximum share of the area.")
 
 
 class Distorting(OneOf):
@@ -54,7 +54,7 @@ class Distorting(OneOf):
     pixel_noise: NoiseStep | None = Field(None, description="The same on pixels in [0, 1], clamped.")
     blur: Blurring | None = Field(None, description="Gaussian blur.")
     crop: Cropping | None = Field(None, description="A random part.")
-    blank: Section | None = Field(None, description="Nothing to be seen: {} where it is wanted.")
+    blank: Section | None = Field(None, description="An empty picture; write {} to use it.")
 
     def of(self, seed: int) -> Distortion:
         """As the sampler takes it; noise and crops with a seed."""
@@ -74,9 +74,11 @@ def _noise() -> Distorting:
 class Contrasting(Section):
     """VCD: (1 + alpha) * clean - alpha * distorted."""
 
-    alpha: float = Field(1.0, ge=0.0, le=1000.0, description="How far the distorted image's logits push.")
+    alpha: float = Field(
+        1.0, ge=0.0, le=1000.0, description="Strength of the push away from the distorted image's logits."
+    )
     beta: float = Field(
-        0.1, ge=0.0, le=1.0, description="Least share of the likeliest token's clean probability; 0 keeps all."
+        0.1, ge=0.0, le=1.0, description="Minimum share of the likeliest token's clean probability; 0 keeps all."
     )
     distortion: Distorting = Field(default_factory=_noise, description="The distorted image (VCD: noise step 500).")
 
@@ -84,9 +86,11 @@ class Contrasting(Section):
 class ImageFreeing(Section):
     """gamma * (clean - reference) + reference; the reference has no image, or a distorted one."""
 
-    gamma: float = Field(1.5, ge=-1000.0, le=1000.0, description="1 is none, more follows the image more closely.")
+    gamma: float = Field(
+        1.5, ge=-1000.0, le=1000.0, description="1: none; larger values follow the image more closely."
+    )
     beta: float = Field(
-        0.0, ge=0.0, le=1.0, description="Least share of the likeliest token's clean probability; 0 keeps all."
+        0.0, ge=0.0, le=1.0, description="Minimum share of the likeliest token's clean probability; 0 keeps all."
     )
     distortion: Distorting | None = Field(None, description="What the reference sees; null: no image.")
 
@@ -94,10 +98,10 @@ class ImageFreeing(Section):
 class Prompting(Section):
     """MARINE: gamma * (prompted - clean) + clean; the other prompt names the objects that a detector finds."""
 
-    gamma: float = Field(0.7, ge=-1000.0, le=1000.0, description="0 is none, 1 the other prompt's logits alone.")
-    template: str = Field(description="The other prompt: {question}, and {objects} that were found in the picture.")
+    gamma: float = Field(0.7, ge=-1000.0, le=1000.0, description="0: none; 1: only the other prompt's logits.")
+    template: str = Field(description="The other prompt: {question}, and {objects} found in the picture.")
     object_template: str = Field("a photo of a {object}.", description="What the scorer compares with the picture.")
-    there: float = Field(0.0, description="Least CLIPScore, or the detector's 0 to 1, of an object that is there.")
+    there: float = Field(0.0, description="Minimum score of a present object: CLIPScore, or the detector's 0 to 1.")
     url: str | None = Field(None, description="A detector over HTTP (see reward.terms.detected); null: the scorer.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one picture at the detector.")
 
@@ -143,13 +147,13 @@ class Decoding(Section):
     """How tokens are drawn, beside temperature and nucleus."""
 
     top_k: int = Field(0, ge=0, description="Keep the k likeliest tokens; 0: all.")
-    min_p: float = Field(0.0, ge=0.0, lt=1.0, description="Least share of the likeliest token's probability; 0: all.")
+    min_p: float = Field(0.0, ge=0.0, lt=1.0, description="Minimum share of the likeliest token's probability; 0: all.")
     repetition_penalty: float = Field(
         1.0, ge=0.01, le=100.0, description="Over the tokens of prompt and text; 1: none."
     )
     beams: Beaming | None = Field(None, description="Beam search in place of sampling.")
     distortion: Distorting | None = Field(None, description="What is done to the image.")
-    guidance: Guiding | None = Field(None, description="A second forward that changes the logits.")
+    guidance: Guiding | None = Field(None, description="A second forward pass that changes the logits.")
 
     @property
     def plain(self) -> bool:

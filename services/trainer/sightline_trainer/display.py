@@ -73,7 +73,7 @@ def _number(row: Mapping[str, float], name: str, form: str) -> str:
 
 
 class Display:
-    """An observer that draws; where the output is no terminal it prints a line for each stage instead."""
+    """An observer that draws; where the output is not a terminal it prints a line for each stage instead."""
 
     def __init__(self, iterations: int, console: Console | None = None) -> None:
         self.console = console or Console()

@@ -81,8 +81,8 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class EventReader:
-    """Reads a log that grows, each event once and each line once. A line that is no event, since a disk or a hand
-    damaged it, is told as an event that says so, and reading goes on."""
+    """Reads a log that grows, each event once and each line once. A line that is not an event, since a disk or a hand
+    damaged it, is reported as an event that says so, and reading continues."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self._path = path

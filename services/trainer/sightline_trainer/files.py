@@ -43,7 +43,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, or None where there is none.
+    """What a JSON file holds, or None if there is none.
 
     Raises:
         DataCorrupted: it is empty, cut off or no JSON.
@@ -75,7 +75,7 @@ def damaged(path: Path, why: object) -> DataCorrupted:
     """The error for a file that cannot be read any more."""
     detail = next(iter(str(why).splitlines()), "empty")
     return DataCorrupted(
-        f"{path} is damaged ({detail}): bring it back from a copy, or delete it and go on with the run, which makes it "
+        f"{path} is damaged ({detail}): bring it back from a copy, or delete it and continue with the run, which makes it "
         "anew where it can",
         reason="RUN_FILE_DAMAGED",
     )

@@ -5,7 +5,7 @@
 
 Candidates are asked of the member with the least under way. A member that is away is passed over until it is back, and
 what was asked of it is asked of another: candidates carry their seeds, so a run's pairs do not depend on how many
-members there are. A policy is pushed to all, proved on each, and active on all before sampling goes on; a member that
+members there are. A policy is pushed to all, proved on each, and active on all before sampling continues; a member that
 fails is left out and named, and is brought up to date when it is asked again.
 """
 

@@ -48,11 +48,13 @@ class Api:
         """The API of the cluster that this pod runs in.
 
         Raises:
-            JobError: this is no pod, or it has no service account token.
+            JobError: this is not a pod, or it has no service account token.
         """
         host, port = os.environ.get("KUBERNETES_SERVICE_HOST"), os.environ.get("KUBERNETES_SERVICE_PORT", "443")
         if not host or not (ACCOUNT / "token").exists():
-            raise JobError("this is no pod with a service account token; run the update here: leave dpo.launch empty")
+            raise JobError(
+                "this is not a pod with a service account token; run the update here: leave dpo.launch empty"
+            )
         return cls(f"https://{host}:{port}", ACCOUNT / "token", ACCOUNT / "ca.crt")
 
     def call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:

@@ -3,7 +3,7 @@
     prompts + images -> sampler -> K candidates -> scorer -> rewards -> pairs -> DPO -> new policy -> sampler
 
 Each stage leaves whole files in the run directory and is skipped where its files are there, so a run that was killed
-goes on where it was. Candidates come from one version by name: strictly on-policy from the one published last; with
+continues where it was. Candidates come from one version by name: strictly on-policy from the one published last; with
 `sampling.staleness: 1` from the one before that, sampled while the update trained. Which one depends on the iteration
 alone, so a run that is killed anywhere has the candidates of one that was not.
 """
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class Loop:
-    """One run. `run()` may be called again after anything: it goes on from the files."""
+    """One run. `run()` may be called again after anything: it continues from the files."""
 
     def __init__(
         self,
@@ -236,7 +236,7 @@ class Loop:
                 path.unlink()
                 dropped = [*dropped, *released.rollout.dropped()]
                 error = no_pairs(iteration, len(prompts) + len(released.rows), builder.counts, dropped)
-                if error.reason != "NO_PAIRS":  # a disk that was away may be there when the run goes on
+                if error.reason != "NO_PAIRS":  # a disk that was away may be there when the run continues
                     rollout.forget()
                     released.rollout.forget()
                 raise error
@@ -317,7 +317,7 @@ class Loop:
             metrics=result.metrics,
         )
         write_manifest(aside, manifest)
-        # From here on the policy is whole: a run that is killed before it is in place puts it there when it goes on.
+        # From here on the policy is whole: a run that is killed before it is in place puts it there when it continues.
         write_json(
             directory / "update.json",
             {"version": version, "metrics": result.metrics, "probes": [asdict(probe) for probe in result.probes]},

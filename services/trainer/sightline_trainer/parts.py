@@ -147,7 +147,7 @@ class Parts(Table):
 @cache
 def _again(part: type[Part], name: str) -> type[Part]:
     """A part under another name, which keeps whose it is."""
-    said: Any = (Literal[name], Field(..., description="The part that stands under this name."))
+    said: Any = (Literal[name], Field(..., description="The part to use under this name."))
     return create_model(part.__name__, __base__=(part, Again), __module__=__name__, part=said)
 
 

@@ -1,7 +1,7 @@
 """Places: the paths that a recipe names, in a form that holds wherever its run lies and from wherever it is read.
 
 In a run's recipe.yaml a path inside of the run is `run:data/align` (relative to the run), one outside of it is
-absolute. What is no path here, such as a name on a hub, stays as it is.
+absolute. What is not a path here, such as a name on a hub, stays as it is.
 """
 
 from __future__ import annotations

@@ -48,7 +48,9 @@ class Reward(RewardService):
 
     terms: Terms = Field(
         default_factory=lambda: Terms.model_validate({"clip": {}}),
-        description="Terms of the reward, each with its weight; false leaves one out, none at all is 0 for everybody.",
+        description=(
+            "Terms of the reward, each with its weight; false removes a term; without terms every reward is 0."
+        ),
     )
     combine: Literal["sum", "rank"] = Field(
         "sum", description="Sum of weighted values, or of weighted ranks (0..100) among a prompt's candidates (CSR)."
@@ -59,31 +61,42 @@ class Recipe(Section):
     """A run: `iterations` times sample, score, pair, update, publish, evaluate."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=80, description="The method's name.")
-    description: str = Field("", description="One line for people.")
+    description: str = Field("", description="One line that describes the method.")
     seed: int = Field(0, ge=0, description="Seed of prompts, candidates and updates.")
     iterations: int = Field(
-        3, ge=0, description="Rounds of the loop; 0 trains nothing, and measures evaluation.decoding on the base model."
+        3,
+        ge=0,
+        description=("Iterations of the loop; 0: train nothing and measure evaluation.decoding on the base model."),
     )
-    model: str = Field(description="The base LVLM: a Hugging Face folder or name, or playground:llava.")
+    model: str = Field(description="The base LVLM: a Hugging Face directory or name, or playground:llava.")
     chat_template: str | None = Field(
         None,
         max_length=MOST_CHARACTERS,
-        description="Jinja template in place of the model's own: a file, relative to the recipe, or the text itself.",
+        description=(
+            "Jinja chat template that replaces the model's own: a file, relative to the recipe, or the text itself."
+        ),
     )
     min_pixels: int | None = Field(
-        None, ge=1, le=1 << 40, description="Fewest pixels that an image is shown with; null: the model's own."
+        None,
+        ge=1,
+        le=1 << 40,
+        description="Minimum number of pixels of an image as the model sees it; null: the model's own value.",
     )
     max_pixels: int | None = Field(
         None,
         ge=1,
         le=1 << 40,
-        description="Most pixels of an image as shown, in sampler and update, for models of any resolution; null: the "
-        "model's own.",
+        description=(
+            "Maximum number of pixels of an image as the model sees it, in sampler and update, for "
+            "models that take any resolution; null: the model's own value."
+        ),
     )
     quantization: Literal["nf4"] | None = Field(
         None,
-        description="nf4: the decoder's linear layers in 4 bits (bitsandbytes), in sampler and update; a LoRA is "
-        "trained on them.",
+        description=(
+            "nf4: hold the decoder's linear layers in 4 bits (bitsandbytes), in sampler and update; a"
+            " LoRA is trained on them."
+        ),
     )
     threads: int = Field(2, ge=1, description="Torch threads of the update on a CPU.")
     data: Data

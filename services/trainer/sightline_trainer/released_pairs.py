@@ -1,7 +1,7 @@
 """ReleasedPairs: an iteration's rows of a released set on their way to its pairs.
 
 They pass the gate, are scored by the recipe's reward and filtered as all candidates are, shard by shard in
-`iterations/*/released/`, so a run that was killed goes on with them too.
+`iterations/*/released/`, so a run that was killed continues with them too.
 """
 
 from __future__ import annotations

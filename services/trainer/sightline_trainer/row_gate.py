@@ -60,7 +60,7 @@ def text_fault(text: object, what: str, words: ModelWords | None = None) -> Chec
     if token:
         return Refusal(
             f"{kind}_SPECIAL_TOKEN",
-            f"the {what} holds {token!r}, which is no text to the model: the chat template writes such tokens, and "
+            f"the {what} holds {token!r}, which is not text to the model: the chat template writes such tokens, and "
             "sets the picture's place",
         )
     return None
@@ -103,7 +103,7 @@ class RowGate:
         return self._said(row) or self.images(row)
 
     def texts(self, row: Prompt) -> Checked:
-        """The prompt, with what was said before, and the reference where there is one."""
+        """The prompt, with what was said before, and the reference if there is one."""
         return self._said(row) or (self.text(row.reference, "reference") if row.reference else None)
 
     def _said(self, row: Prompt) -> Checked:
@@ -227,7 +227,7 @@ class RowGate:
         if found is None:
             return None
         return Refusal(
-            f"{what.upper()}_SPECIAL_TOKEN", f"the {what} has the special token {found}, which is no text and no end"
+            f"{what.upper()}_SPECIAL_TOKEN", f"the {what} has the special token {found}, which is not text and no end"
         )
 
     def _fits(self, rendered: str, sizes: Sequence[Size], tokens: int, what: str) -> Checked:

@@ -81,7 +81,7 @@ class RunQueue:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End the run under way, leaving it unfinished: a restart goes on with it. It is not waited for long: what is
+        """End the run under way, leaving it unfinished: a restart continues with it. It is not waited for long: what is
         on disk is whole at any moment."""
         self._closing = True
         self._waiting.put(None)

@@ -24,7 +24,7 @@
       replaced/0001/               what a changed recipe made anew, as it was
 
 Every file is written aside, synced and renamed into place: what exists is whole, and a run that was killed goes on
-from the last finished file. The directory can be moved, renamed and gone on with from anywhere.
+from the last finished file. The directory can be moved, renamed and continued from anywhere.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class RunDirectory:
         return self.root / "iterations" / f"{number:04d}"
 
     def open(self, recipe: Recipe) -> str:
-        """Make the directory, or go on with the run it holds: what a changed recipe would make otherwise is moved into
+        """Make the directory, or continue with the run it holds: what a changed recipe would make otherwise is moved into
         `replaced/` first, to be made anew.
 
         Returns:
@@ -116,7 +116,7 @@ class RunDirectory:
         return f"changed: {changes}; made anew are {len(old)} files, their old forms lie in replaced/" if old else ""
 
     def check(self, recipe: Recipe) -> None:
-        """See that the directory is free, or holds a run that this recipe can go on with and that read its pictures as
+        """See that the directory is free, or holds a run that this recipe can continue with and that read its pictures as
         this trainer does.
 
         Raises:

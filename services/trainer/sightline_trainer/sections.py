@@ -20,9 +20,9 @@ class Mix(Section):
         1.0,
         ge=0.0,
         le=1.0,
-        description="Share of an iteration's prompts that are rows of data.pairs; 1 samples nothing.",
+        description="Share of an iteration's prompts that are rows of data.pairs; 1: nothing is sampled.",
     )
-    start: int = Field(0, ge=0, description="The first so many iterations learn from rows of data.pairs alone.")
+    start: int = Field(0, ge=0, description="Number of first iterations that learn only from rows of data.pairs.")
 
 
 class Data(Section):
@@ -30,11 +30,13 @@ class Data(Section):
 
     train: str = Field(description="Dataset that the loop draws prompts from.")
     test: str = Field(description="Held-out dataset, for evaluation only.")
-    prompts_per_iteration: int = Field(512, ge=1, description="Prompts of an iteration, at most the dataset.")
+    prompts_per_iteration: int = Field(512, ge=1, description="Prompts per iteration, at most the whole dataset.")
     pairs: str | None = Field(
         None,
-        description="A released set of preferences, as it is: of POVID, BPO, RLHF-V, RLAIF-V, VLFeedback, CSR, SENA, "
-        "SeVa, or in TRL's form (docs/data.md).",
+        description=(
+            "A released preference set in its original format: POVID, BPO, RLHF-V, RLAIF-V, "
+            "VLFeedback, CSR, SENA, SeVa, or TRL's (docs/data.md)."
+        ),
     )
     mix: Mix = Field(default_factory=lambda: Mix(), description="How released pairs are mixed with the policy's own.")
 
@@ -48,10 +50,10 @@ class Sampling(Section):
     """How candidates are drawn from the policy."""
 
     address: Target | None = Field(None, description="gRPC target of a sampler; null: `sightline run` starts one.")
-    candidates: int = Field(8, ge=2, le=256, description="K, candidates of one prompt.")
+    candidates: int = Field(8, ge=2, le=256, description="K, the number of candidates per prompt.")
     temperature: float = Field(1.0, gt=0.0, le=5.0, description="Softmax temperature.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
-    max_tokens: int = Field(64, ge=1, description="Most new tokens of a candidate.")
+    max_tokens: int = Field(64, ge=1, description="Maximum number of new tokens of a candidate.")
     max_in_flight: int = Field(
         32, ge=1, le=1024, description="Prompts under way at the same time, at each sampler of a fleet."
     )
@@ -59,14 +61,18 @@ class Sampling(Section):
         0,
         ge=0,
         le=1,
-        description="0: strictly on-policy. 1: an iteration's prompts are sampled while the update before it still "
-        "trains, by the policy that this update began with.",
+        description=(
+            "0: strictly on-policy. 1: the next iteration is sampled while the current update trains,"
+            " by the policy that the update started from."
+        ),
     )
     timeout_seconds: float = Field(300.0, gt=0.0, description="Deadline of one prompt's candidates.")
     rests: bool | None = Field(
         None,
-        description="Whether the sampler gives its memory back (caches, weights) while the update trains. Null: where "
-        "`sightline run` starts it on the GPU that the update takes.",
+        description=(
+            "Let the sampler release its memory (caches, weights) while the update trains. Null: yes "
+            "if `sightline run` starts it on the GPU of the update."
+        ),
     )
 
     @model_validator(mode="after")
@@ -84,7 +90,7 @@ class RewardService(Section):
     source: str | None = Field(None, description="open_clip name or local-dir:PATH, for a scorer started here.")
     pretrained: str | None = Field(None, description="Its pretrained tag, for an open_clip name.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one image with its texts.")
-    max_in_flight: int = Field(32, ge=1, le=1024, description="Images under way at the same time.")
+    max_in_flight: int = Field(32, ge=1, le=1024, description="Number of images in flight.")
 
 
 class ServiceKeys(Section):
@@ -98,10 +104,10 @@ class LocalServices(Section):
 
     sampler: ServiceKeys = Field(
         default_factory=ServiceKeys,
-        description="As in a sampler's own file: {engine: {device: cuda}}.",
+        description="Settings as in a sampler's own file: {engine: {device: cuda}}.",
     )
     scorer: ServiceKeys = Field(
-        default_factory=ServiceKeys, description="As in a scorer's own file: {triton: {device: cpu}}."
+        default_factory=ServiceKeys, description="Settings as in a scorer's own file: {triton: {device: cpu}}."
     )
 
 
@@ -113,8 +119,10 @@ class Lora(Section):
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
     target_modules: str | None = Field(
         None,
-        description="Regular expression of the linear layers that get an adapter; null: all of the decoder's, its head "
-        "left out.",
+        description=(
+            "Regular expression for the linear layers that get an adapter; null: all of the decoder's"
+            " layers except its head."
+        ),
     )
 
     @field_validator("target_modules")
@@ -123,7 +131,7 @@ class Lora(Section):
         try:
             re.compile(pattern or "")
         except re.error as error:
-            raise ValueError(f"it is no regular expression: {error}") from None
+            raise ValueError(f"it is not a regular expression: {error}") from None
         return pattern
 
 
@@ -134,32 +142,37 @@ CHECKPOINT_SECONDS = 600.0
 class Dpo(Section):
     """The update: TRL's DPOTrainer on LoRA, the reference being the base model (adapter off)."""
 
-    beta: float = Field(0.1, gt=0.0, description="Strength of the tie to the reference.")
+    beta: float = Field(0.1, gt=0.0, description="DPO's beta: how strongly the policy is kept near the reference.")
     loss: dict[str, float] = Field(
         default_factory=lambda: {"sigmoid": 1.0},
         description=f"Losses and their weights; known are {', '.join(NAMES)}.",
     )
     learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
-    schedule: Literal["constant", "linear", "cosine"] = Field("linear", description="Learning rate over an iteration.")
-    warmup_ratio: float = Field(0.05, ge=0.0, lt=1.0, description="Share of the steps that warm up.")
-    epochs: float = Field(1.0, gt=0.0, description="Passes over an iteration's pairs.")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        "linear", description="Learning-rate schedule within an iteration."
+    )
+    warmup_ratio: float = Field(0.05, ge=0.0, lt=1.0, description="Share of the steps used for warm-up.")
+    epochs: float = Field(1.0, gt=0.0, description="Epochs over an iteration's pairs.")
     batch_size: int = Field(16, ge=1, description="Pairs in one forward and backward pass.")
     batch_tokens: int | None = Field(
         None,
         ge=1,
-        description="Most tokens, an image's included, in one forward and backward pass: a batch that has more is "
-        "trained in parts whose gradients add up to its own. Null: each batch whole.",
+        description=(
+            "Maximum number of tokens, image tokens included, in one forward and backward pass. A "
+            "larger batch is split; the gradients of its parts add up to its own. Null: never split."
+        ),
     )
-    accumulate: int = Field(1, ge=1, description="Passes in one optimiser step.")
-    max_grad_norm: float = Field(1.0, gt=0.0, description="Clip the gradient's norm at this.")
+    accumulate: int = Field(1, ge=1, description="Forward and backward passes per optimiser step.")
+    max_grad_norm: float = Field(1.0, gt=0.0, description="Clip the gradient norm at this value.")
     weight_decay: float = Field(0.0, ge=0.0, description="AdamW weight decay.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="Number type that the update computes in. What is trained is float32 in any case."
+        "float32", description="Type that the update computes in. Trained parameters are always float32."
     )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
         "sdpa",
-        description="How the update's model computes attention. The shared prefix needs sdpa; with any other all goes "
-        "by plain rows.",
+        description=(
+            "Attention implementation of the update's model. The shared prefix needs sdpa; any other trains plain rows."
+        ),
     )
     gradient_checkpointing: bool = Field(False, description="Recompute activations to save memory.")
     train: Literal["lora", "full"] = Field(
@@ -167,38 +180,42 @@ class Dpo(Section):
     )
     train_vision: bool = Field(
         False,
-        description="With train: full, also the vision tower and the projector; their features can't be kept then.",
+        description=(
+            "With train: full, also train the vision tower and the projector; their features cannot be cached then."
+        ),
     )
     lora: Lora = Field(default_factory=Lora)
     train_projector: bool = Field(
         False,
-        description="With train: lora, also the projector between vision tower and decoder, as POVID and BPO do; "
-        "image features can't be kept then. It is published in the adapter's file.",
+        description=(
+            "With train: lora, also train the projector between vision tower and decoder, as POVID "
+            "and BPO do; image features cannot be cached then. It is published in the adapter's file."
+        ),
     )
     label_smoothing: float = Field(
-        0.0, ge=0.0, lt=0.5, description="Share of pairs taken as turned round: robust, aot, exo_pair (needs > 0)."
+        0.0, ge=0.0, lt=0.5, description="Assumed share of swapped pairs: robust, aot, exo_pair (needs > 0)."
     )
     ld_alpha: float | None = Field(
         None,
         ge=0.0,
         le=1.0,
-        description="LD-DPO: weight of the tokens past the shorter side's length; null: all count.",
+        description="LD-DPO: weight of the tokens beyond the shorter side's length; null: 1.",
     )
     f_divergence: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = Field(
         "reverse_kl", description="f-DPO: divergence between policy and reference."
     )
     discopop_tau: float = Field(0.05, gt=0.0, description="DiscoPOP: temperature of its blend.")
-    wpo: bool = Field(False, description="WPO: weight pairs by how likely the policy is to write them.")
+    wpo: bool = Field(False, description="WPO: weight each pair by its likelihood under the policy.")
     margin_scale: float = Field(
         0.0,
         ge=0.0,
-        description="ODPO: the chosen side must win by this times the pair's `margin`; 0: it must win at all.",
+        description="ODPO: the chosen side must win by this factor times the pair's `margin`; 0: plain DPO.",
     )
     povid_betas: tuple[float, float] = Field(
         (0.05, 0.05), description="povid_paper: beta1 of the injected and beta2 of the noised image's rejected side."
     )
-    view: View = Field(default_factory=View, description="What image and image_joint show in place of the picture.")
-    token_weights: TokenWeights = Field(default_factory=TokenWeights, description="How much each token counts.")
+    view: View = Field(default_factory=View, description="What image and image_joint show instead of the picture.")
+    token_weights: TokenWeights = Field(default_factory=TokenWeights, description="Weight of each token.")
     guidance: Guidance = Field(default_factory=Guidance, description="V-DPO's visual guidance.")
     token_kl: float = Field(
         0.0,
@@ -206,36 +223,43 @@ class Dpo(Section):
         description="TDPO2: the chosen side must win by this times how much further the policy is off the reference on "
         "the rejected side's tokens (CHiP 0.1); asks the reference in each step. 0: not.",
     )
-    reference: References = Field(default_factory=References, description="What the policy is tied to.")
-    doubt: Doubt = Field(default_factory=Doubt, description="cdpo: which pairs are doubted.")
+    reference: References = Field(default_factory=References, description="The reference model.")
+    doubt: Doubt = Field(default_factory=Doubt, description="cdpo: which pairs count as uncertain.")
     rpo_temperature: float = Field(
         0.5, gt=0.0, description="rpo: tau, how much nearer pictures count more (paper 0.25 to 0.5)."
     )
     shared_prefix: bool = Field(
-        True, description="Forward an image and prompt once for all its responses; false: as TRL does it."
+        True,
+        description=("Compute an image and its prompt once for all its responses; false: in every row, as TRL does."),
     )
     image_cache_mib: int = Field(
-        512, ge=0, description="Image features of the frozen tower kept over steps and epochs, in MiB; 0: none."
+        512, ge=0, description="MiB of the frozen tower's image features to keep over steps and epochs; 0: none."
     )
     max_sampled_gap: float | None = Field(
         None,
         gt=0.0,
-        description="Most mean |log-prob difference| a token, in nats, between trainer and sampler of a sampled side; "
-        "at most 5 % of the sides may have more. Null: 0.001 in float32, 0.05 in bfloat16.",
+        description=(
+            "Maximum mean |log-prob difference| per token, in nats, between trainer and sampler for a"
+            " sampled side; at most 5 % of the sides may exceed it. Null: 0.001 in float32, 0.05 in "
+            "bfloat16."
+        ),
     )
     carry: Literal["none", "optimizer"] = Field(
         "none",
-        description="optimizer: its state goes on from iteration to iteration, and one schedule spans the run.",
+        description="optimizer: keep its state over iterations, with one schedule for the whole run.",
     )
     checkpoint_seconds: float | None = Field(
         None,
         ge=0.0,
-        description="Seconds between checkpoints inside an update, from which it goes on after a kill; 0: none. Null: "
-        "600 with a LoRA, none with train: full, whose state is 12 bytes a number.",
+        description=(
+            "Seconds between checkpoints inside an update, from which it resumes after a kill; 0: "
+            "none. Null: 600 with a LoRA; none with train: full, whose state takes 12 bytes a "
+            "parameter."
+        ),
     )
     launch: list[str] = Field(
         default_factory=list,
-        description="Run the update in processes of this launcher, such as [accelerate, launch, --num_processes, '8'].",
+        description="Start the update with this launcher, such as [accelerate, launch, --num_processes, '8'].",
     )
     report_to: list[str] = Field(default_factory=list, description="TRL's trackers: tensorboard, wandb, trackio.")
 
@@ -299,42 +323,52 @@ class Publication(Section):
         "size, 32 at most.",
     )
     max_probe_gap: float = Field(
-        0.05, gt=0.0, description="Most mean |log-prob difference| per token between sampler and trainer, in nats."
+        0.05, gt=0.0, description="Maximum mean |log-prob difference| per token between sampler and trainer, in nats."
     )
     extrapolate: float = Field(
         0.0,
         ge=0.0,
         le=10.0,
-        description="ExPO: publish theta + this * (theta - base model); the update goes on from theta. LoRA only.",
+        description=(
+            "ExPO: publish theta + this * (theta - base model); the next update continues from theta. LoRA only."
+        ),
     )
     files: Literal["auto", "shared", "pushed"] = Field(
         "auto",
-        description="shared: the sampler reads the run's directory, by the same path. pushed: its files are sent. "
-        "auto: shared where the sampler, asked, sees the same policy there; else pushed.",
+        description=(
+            "shared: the sampler reads the run's directory under the same path. pushed: the files are"
+            " sent. auto: shared if the sampler sees the same policy at that path, else pushed."
+        ),
     )
     quorum: float = Field(
-        0.5, gt=0.0, le=1.0, description="Share of a fleet's samplers that must take a policy; others are left out."
+        0.5, gt=0.0, le=1.0, description="Share of a fleet's samplers that must take a policy; the others are left out."
     )
     deadline_seconds: float = Field(
-        1800.0, gt=0.0, description="Time for it; a sampler of a fleet that takes longer is left out."
+        1800.0, gt=0.0, description="Time limit; a sampler of a fleet that takes longer is left out."
     )
-    keep: int = Field(2, ge=1, description="Policies kept loaded in the sampler, the active one included.")
+    keep: int = Field(
+        2, ge=1, description="Number of policies that stay loaded in the sampler, the active one included."
+    )
 
 
 class Evaluation(Section):
     """What is measured after each iteration, on held-out images through the same services."""
 
-    prompts: int = Field(500, ge=1, description="Held-out prompts, the same ones each time.")
+    prompts: int = Field(500, ge=1, description="Number of held-out prompts, the same ones every time.")
     temperature: float = Field(1.0, ge=0.0, le=5.0, description="Softmax temperature; 0 is greedy.")
     seed: int = Field(20240828, ge=0, description="Seed of the evaluation's samples.")
-    greedy_prompts: int = Field(200, ge=0, description="So many of the prompts get a greedy caption too.")
-    questions: int = Field(250, ge=0, description="About so many of the dataset's yes/no questions are asked.")
-    diverse_prompts: int = Field(50, ge=0, description="So many of the prompts get `samples` captions, for diversity.")
-    samples: int = Field(4, ge=2, le=64, description="Captions of one image, of which the different ones are counted.")
+    greedy_prompts: int = Field(200, ge=0, description="Number of prompts that also get a greedy caption.")
+    questions: int = Field(250, ge=0, description="Approximate number of the dataset's yes/no questions to ask.")
+    diverse_prompts: int = Field(
+        50, ge=0, description="Number of prompts that get `samples` captions, to measure diversity."
+    )
+    samples: int = Field(4, ge=2, le=64, description="Number of captions per image whose distinct ones are counted.")
     decoding: Decoding = Field(
         default_factory=Decoding,
-        description="How all but the base model's first row is decoded, such as guidance; with iterations: 0 the base "
-        "model is measured once more with it (training-free methods).",
+        description=(
+            "Decoding of every row but the base model's first, such as guidance; with iterations: 0 "
+            "the base model is measured once more with it (training-free methods)."
+        ),
     )
 
     @model_validator(mode="after")

@@ -16,29 +16,38 @@ class TrainerSettings(ServiceSettings):
 
     runs: Path = Field(Path("runs"), description="Directory that holds the run directories.")
     recipes: Path = Field(Path("recipes"), description="Directory of the recipes that can be started by name.")
-    connections: Connections = Field(Connections(), description="How the scorer and the sampler are reached.")
-    page_size: int = Field(50, ge=1, le=1000, description="Runs of a page where the caller names no number.")
+    connections: Connections = Field(Connections(), description="Addresses of scorer and sampler.")
+    page_size: int = Field(50, ge=1, le=1000, description="Runs per page if the caller sets no number.")
     launchers: list[list[str]] = Field(
         [],
-        description="Launchers that a recipe may name in dpo.launch. They are commands that run here, and recipes come "
-        "from callers: what is not listed is refused.",
+        description=(
+            "Launchers that a recipe may name in dpo.launch. They run as commands on this machine, "
+            "and recipes come from callers; others are refused."
+        ),
     )
     addresses: list[str] = Field(
         [],
-        description="Services that a recipe may name (gRPC targets, URLs), beside those of `connections`. They are "
-        "sent prompts and images: what is not listed is refused.",
+        description=(
+            "Services that a recipe may name (gRPC targets, URLs), beside those in `connections`. "
+            "They receive prompts and images; others are refused."
+        ),
     )
     data_roots: list[Path] = Field(
         [],
-        description="Directories that a recipe's datasets and their images may lie in, links followed; a dataset of a "
-        "hub needs none. What lies elsewhere is refused.",
+        description=(
+            "Directories that may contain a recipe's datasets and images (links are followed); hub "
+            "datasets need none. Others are refused."
+        ),
     )
     parts: list[str] = Field(
         [],
-        description="Parts that are not ours and that a recipe may name: package.module:Name, package.module:* or the "
-        "name of an entry point. Naming one imports its code here: what is not listed is refused, and never imported.",
+        description=(
+            "Third-party parts that a recipe may name: package.module:Name, package.module:* or the "
+            "name of an entry point. Naming a part imports its code; others are refused and never "
+            "imported."
+        ),
     )
-    resume: bool = Field(True, description="Go on with unfinished runs when the service starts.")
+    resume: bool = Field(True, description="Resume unfinished runs when the service starts.")
 
     def allowed(self) -> Allowed:
         """What a caller's recipe may name."""

@@ -1,4 +1,4 @@
-"""Steps: what the log of an update's steps says, while the update goes on."""
+"""Steps: what the log of an update's steps says, while the update continues."""
 
 from __future__ import annotations
 
@@ -16,6 +16,6 @@ def last_step(file: Path) -> dict[str, float]:
             held.seek(max(0, file.stat().st_size - _MOST_BYTES))
             lines = held.read().split(b"\n")
         found = json.loads(lines[-2]) if len(lines) > 1 else {}
-    except (OSError, ValueError):  # it begins anew just now
+    except (OSError, ValueError):  # it restarts just now
         return {}
     return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}

@@ -55,7 +55,7 @@ def convert(source: Path, target: Path, *, tower: dict[str, Any] | None = None) 
         tower: figures of the CLIP tower, where it is not ViT-L/14 at 336 pixels.
 
     Raises:
-        InvalidInput: it is no MobileVLM V2, a tensor is missing or left over, or the target is there.
+        InvalidInput: it is not a MobileVLM V2, a tensor is missing or left over, or the target is there.
     """
     if target.exists():
         raise InvalidInput(f"{target} is there already; name a new directory", reason="DIRECTORY_EXISTS")
@@ -88,7 +88,7 @@ def convert(source: Path, target: Path, *, tower: dict[str, Any] | None = None) 
     missing, left = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
     if missing or left:
         raise InvalidInput(
-            f"{source} is no MobileVLM V2: {len(missing)} tensors are missing, {len(left)} are left over, such as "
+            f"{source} is not a MobileVLM V2: {len(missing)} tensors are missing, {len(left)} are left over, such as "
             f"{[*missing, *left][:3]}",
             reason="MODEL_UNKNOWN",
         )
@@ -115,7 +115,7 @@ def _config(source: Path) -> dict[str, Any]:
     kind = config.get("mm_projector_type")
     if kind is None or not str(kind).startswith("ldpnetv2"):
         raise InvalidInput(
-            f"{source} is no MobileVLM V2: its mm_projector_type is {kind}, not ldpnetv2", reason="MODEL_UNKNOWN"
+            f"{source} is not a MobileVLM V2: its mm_projector_type is {kind}, not ldpnetv2", reason="MODEL_UNKNOWN"
         )
     return config
 

@@ -64,7 +64,7 @@ class Rendering:
         return rendered.count(self._mark) if self._mark else None
 
     def _found_mark(self) -> str:
-        """What stands once for one image, and not where there is none; "" where nothing does."""
+        """What stands once for one image, and not if there is none; "" where nothing does."""
 
         def written(images: int) -> str:
             try:

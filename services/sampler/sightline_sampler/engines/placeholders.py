@@ -1,4 +1,4 @@
-"""Placeholders and other special tokens: words of a model's vocabulary that are no text, which a user may not spell."""
+"""Placeholders and other special tokens: words of a model's vocabulary that are not text, which a user may not spell."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refuse_special(text: str, special: Iterable[str]) -> None:
     for token in special:
         if token in text:
             raise InvalidInput(
-                f"the prompt holds {token!r}, which is no text to the model: leave it out, the chat template writes "
+                f"the prompt holds {token!r}, which is not text to the model: leave it out, the chat template writes "
                 "what the model needs",
                 reason="PROMPT_HAS_SPECIAL_TOKEN",
             )

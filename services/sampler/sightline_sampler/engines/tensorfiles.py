@@ -123,7 +123,7 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
         )
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
         raise PreconditionFailed(
-            f"{directory} is no plain LoRA adapter (peft_type LORA, no bias): publish it merged",
+            f"{directory} is not a plain LoRA adapter (peft_type LORA, no bias): publish it merged",
             reason="ADAPTER_UNSUPPORTED",
         )
     ranks, alphas = _ranks_and_alphas(config)
@@ -181,7 +181,7 @@ def _ranks_and_alphas(config: Mapping[str, Any]) -> tuple[list[float], list[floa
     """All ranks and alphas that an adapter's modules may have.
 
     Raises:
-        PreconditionFailed: one of them is no number, or a rank is below 1.
+        PreconditionFailed: one of them is not a number, or a rank is below 1.
     """
     found = []
     for one, pattern in (("r", "rank_pattern"), ("lora_alpha", "alpha_pattern")):
@@ -199,7 +199,7 @@ def _ranks_and_alphas(config: Mapping[str, Any]) -> tuple[list[float], list[floa
 
 
 def adapter_place(base: Path) -> AdapterPlace | None:
-    """A layer of a base model that an adapter may change: of the language model, a projection where there is one. Its
+    """A layer of a base model that an adapter may change: of the language model, a projection if there is one. Its
     name is what transformers calls it in memory, and so what trained adapters call it, whatever the files say.
 
     Raises:

@@ -25,7 +25,7 @@ def scheme_of(uri: str) -> str:
     """The scheme of a URL, "file" for a path.
 
     Raises:
-        InvalidInput: there is something before "://" that is no scheme, or fsspec's chains are used.
+        InvalidInput: there is something before "://" that is not a scheme, or fsspec's chains are used.
     """
     scheme, separator, _ = uri.partition("://")
     if "::" in uri:
@@ -33,7 +33,7 @@ def scheme_of(uri: str) -> str:
     if not separator:
         return "file"
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
-        raise InvalidInput(f"{uri!r} is no URL", reason="BAD_URI")
+        raise InvalidInput(f"{uri!r} is not a URL", reason="BAD_URI")
     return scheme
 
 

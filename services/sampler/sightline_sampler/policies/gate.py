@@ -100,7 +100,7 @@ def judge(
     elif not gap <= allowed:
         reason = f"its scores differ from the trainer's by {gap:.4f} nats a token (at most {allowed:.4f})"
     elif trainer_previous is not None and (correlation is None or not correlation >= required):
-        shown = "cannot be told" if correlation is None else f"is {correlation:.3f}"
+        shown = "is unknown" if correlation is None else f"is {correlation:.3f}"
         reason = (
             f"the correlation of its change with the trainer's {shown} (at least {required:.3f} over {len(new)} tokens)"
             ": these are other weights, or too few probe tokens for so small an update"

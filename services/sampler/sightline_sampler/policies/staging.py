@@ -38,7 +38,7 @@ def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
         settings: where policies may come from.
 
     Raises:
-        InvalidInput: it is no absolute path, and no URL that fsspec can open.
+        InvalidInput: it is not an absolute path, and no URL that fsspec can open.
         PermissionDenied: its scheme is not allowed, or it is not under `settings.root`, links followed.
         SightlineError: it cannot be downloaded; see `download`.
     """

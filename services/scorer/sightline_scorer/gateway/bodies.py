@@ -43,13 +43,15 @@ class ImageBody(Body):
 class BodyOptions(Body):
     """How texts are scored."""
 
-    model: str = Field("", description="A name of /v1/models; empty for the default")
+    model: str = Field("", description="A name from /v1/models; empty: the default")
     kind: Literal["default", "cosine", "clip_score", "logit", "probability", "percentile", "reward"] = "default"
     unit: Literal["whole", "sentences", "phrases"] | None = Field(
-        None, description="Which parts of a text are scored; phrases where phrases are given, else whole"
+        None, description="Which parts of a text are scored; default: phrases if phrases are given, else whole"
     )
     aggregation: Literal["mean", "min", "sum"] = "mean"
-    long_text: Literal["sentences", "reject"] = Field("sentences", description="For a text over the model's window")
+    long_text: Literal["sentences", "reject"] = Field(
+        "sentences", description="What to do with a text longer than the model's window"
+    )
 
     def options(self) -> ScoreOptions:
         """For the client."""
@@ -101,7 +103,7 @@ class PartBody(Body):
 class TextBody(Body):
     """The scores of one text."""
 
-    value: float = Field(description="The score of the kind asked for")
+    value: float = Field(description="The requested kind of score")
     cosine: float
     clip_score: float
     logit: float
@@ -143,7 +145,7 @@ class ErrorBody(Body):
 
 
 class FailureBody(Body):
-    """The body of every response that is no success."""
+    """The body of every response that is not a success."""
 
     error: ErrorBody
 

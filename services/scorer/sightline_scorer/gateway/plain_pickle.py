@@ -34,7 +34,7 @@ def plain_values(content: bytes) -> Any:
     """The plain value that a pickle of protocol 2 to 5 holds.
 
     Raises:
-        InvalidInput: PICKLE_REFUSED: it is no pickle, or holds more than plain values.
+        InvalidInput: PICKLE_REFUSED: it is not a pickle, or holds more than plain values.
     """
     try:
         return _read(content)
@@ -42,7 +42,7 @@ def plain_values(content: bytes) -> Any:
         raise
     except Exception as error:  # pickletools has no error of its own; whatever it is, the bytes are no such pickle
         raise InvalidInput(
-            f"the body is no pickle of plain values: {type(error).__name__}: {str(error)[:200]}",
+            f"the body is not a pickle of plain values: {type(error).__name__}: {str(error)[:200]}",
             reason="PICKLE_REFUSED",
         ) from error
 

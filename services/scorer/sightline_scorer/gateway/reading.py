@@ -137,7 +137,7 @@ def _is_image(begin: bytes) -> bool:
 
 def _no_image(begin: bytes) -> InvalidInput:
     return InvalidInput(
-        f"the body is no JPEG, PNG, WebP, GIF or AVIF file (it begins with {begin[:8].hex(' ')}): send the file "
+        f"the body is not a JPEG, PNG, WebP, GIF or AVIF file (it begins with {begin[:8].hex(' ')}): send the file "
         "itself, not base64, not a form, not a page",
         reason="IMAGE_UNREADABLE",
     )

@@ -17,26 +17,34 @@ class HttpSettings(Section):
     certificate: Path | None = Field(None, description="PEM file: speak HTTPS with this certificate")
     key: Path | None = Field(None, description="PEM file with the certificate's key")
     token_file: Path | None = Field(
-        None, description="File with the bearer token that callers must send; read at the start. Not set: none is asked"
+        None,
+        description=("File with the bearer token that callers must send; read at start. Not set: no token is required"),
     )
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**30, description="Bytes of one request's body")
+    max_body_bytes: int = Field(64 * 2**20, ge=1024, le=2**30, description="Maximum bytes of a request's body")
     max_held_bytes: int = Field(
-        256 * 2**20, ge=1024, le=2**40, description="Bytes of all bodies that are being read or worked on; more get 429"
+        256 * 2**20,
+        ge=1024,
+        le=2**40,
+        description="Maximum bytes of all bodies being read or processed; further requests get 429",
     )
-    header_seconds: float = Field(
-        10, gt=0, le=3600, description="Longest time for a request's headers, from when the connection is free for one"
-    )
+    header_seconds: float = Field(10, gt=0, le=3600, description="Longest time to receive a request's headers")
     body_seconds: float = Field(
         60,
         gt=0,
         le=3600,
-        description="Longest time for a request's body, and for a caller to take a piece of an answer",
+        description=("Longest time to receive a request's body, and for the caller to accept a piece of the answer"),
     )
-    idle_seconds: int = Field(5, ge=1, le=3600, description="A connection without a request is kept so long")
-    max_items: int = Field(256, ge=1, le=10_000, description="Items of one score_many, rows of one get_reward")
-    max_requests: int = Field(256, ge=1, le=100_000, description="Requests at a time; more get 429")
-    drain_seconds: int = Field(30, ge=0, le=3600, description="Time that requests get to finish when stopping")
-    announce: Path | None = Field(None, description="JSON file with pid and address, there while the gateway serves")
+    idle_seconds: int = Field(5, ge=1, le=3600, description="Time after which an idle connection is closed")
+    max_items: int = Field(
+        256, ge=1, le=10_000, description="Maximum number of items of a score_many and of rows of a get_reward"
+    )
+    max_requests: int = Field(256, ge=1, le=100_000, description="Maximum number of concurrent requests; more get 429")
+    drain_seconds: int = Field(
+        30, ge=0, le=3600, description="Time for running requests to finish when the gateway stops"
+    )
+    announce: Path | None = Field(
+        None, description="JSON file with pid and address; it exists while the gateway serves"
+    )
 
     @model_validator(mode="after")
     def _certificate_has_a_key(self) -> Self:
@@ -53,12 +61,14 @@ class TargetSettings(Section):
     )
     ca_file: Path | None = Field(None, description="PEM file of the authority: speak TLS to the scorer")
     certificate_file: Path | None = Field(
-        None, description="PEM file of our certificate, where the scorer asks for one"
+        None, description="PEM file of our client certificate, if the scorer requires one"
     )
     key_file: Path | None = Field(None, description="PEM file with that certificate's key")
     token_file: Path | None = Field(None, description="File with the bearer token for the scorer")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest time for one item, retries included")
-    max_in_flight: int = Field(32, ge=1, le=1024, description="Items of one request that are asked at a time")
+    max_in_flight: int = Field(
+        32, ge=1, le=1024, description="Number of items of a request that are scored concurrently"
+    )
 
     @model_validator(mode="after")
     def _somebody_is_asked(self) -> Self:
@@ -73,11 +83,12 @@ class OpenRlhfSettings(Section):
     """What `/get_reward` answers. Off until `on_failure` says what a failure is worth."""
 
     on_failure: Literal["raise", "drop", "value"] | None = Field(
-        None, description="For a row without a score: raise (an HTTP error), drop (NaN), value (failure_value)"
+        None,
+        description=("What a row without a score becomes: raise (an HTTP error), drop (NaN), value (failure_value)"),
     )
     failure_value: float | None = Field(None, description="with on_failure=value: the reward")
     response_after: str = Field(
-        "", description="The response begins behind the last occurrence of this text; empty: behind the prompt"
+        "", description="The response starts after the last occurrence of this text; empty: after the prompt"
     )
     model: str = Field("", description="The scorer's model; empty for its default")
     kind: Literal["default", "cosine", "clip_score", "logit", "probability", "percentile", "reward"] = Field(
@@ -96,7 +107,7 @@ class GatewaySettings(Section):
 
     http: HttpSettings = Field(default_factory=HttpSettings, description="Where the gateway listens")
     scorer: TargetSettings = Field(
-        default_factory=lambda: TargetSettings(), description="The scorer that is asked", validate_default=True
+        default_factory=lambda: TargetSettings(), description="The scorer behind the gateway", validate_default=True
     )
     openrlhf: OpenRlhfSettings = Field(default_factory=OpenRlhfSettings, description="OpenRLHF's /get_reward")
     log: LogSettings = Field(default_factory=LogSettings, description="What is logged")

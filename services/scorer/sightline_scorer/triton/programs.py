@@ -30,7 +30,7 @@ class BackendProgram(Protocol):
 
 
 class TritonProgram:
-    """The wheel's tritonserver. Raises TritonNotInstalled where there is none that runs.
+    """The wheel's tritonserver. Raises TritonNotInstalled if there is none that runs.
 
     Args:
         settings: where to look for it.

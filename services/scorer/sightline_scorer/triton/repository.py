@@ -127,7 +127,7 @@ def open_clip_name(architecture: str) -> str:
     if architecture.startswith(LOCAL_DIR) or path.is_dir():
         if not (path / "open_clip_config.json").is_file():
             raise FileNotFoundError(
-                f"{path} holds no open_clip_config.json, so it is no open_clip model: name a directory with "
+                f"{path} holds no open_clip_config.json, so it is not an open_clip model: name a directory with "
                 "open_clip_config.json and open_clip_model.safetensors, or one of open_clip.list_models()"
             )
         return f"{LOCAL_DIR}{path.resolve()}"
@@ -137,7 +137,7 @@ def open_clip_name(architecture: str) -> str:
 def find_weights(architecture: str, pretrained: str | None) -> Path:
     """The weights file that open_clip loads; downloaded to its cache where it is not on this machine.
 
-    Raises ValueError where there is none.
+    Raises ValueError if there is none.
     """
     if architecture.startswith(LOCAL_DIR):
         weights = _weights_in(Path(architecture.removeprefix(LOCAL_DIR)))
@@ -303,15 +303,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Build a repository for a cluster from the command line."""
     parser = argparse.ArgumentParser(prog="python -m sightline_scorer.triton.repository", description=main.__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--config", type=Path, help="a settings file of the scorer: its models, and how they are run")
+    what.add_argument("--config", type=Path, help="settings file of the scorer, with its models and how they run")
     what.add_argument(
         "--model",
         action="append",
         metavar="NAME=ARCHITECTURE[@PRETRAINED]",
         help="a model; the first is the default. ARCHITECTURE may be a directory",
     )
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="where the towers run, else as set or auto")
-    parser.add_argument("--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="of each --model")
+    parser.add_argument(
+        "--device", choices=["auto", "cpu", "cuda"], help="where the towers run; default: as in the settings, or auto"
+    )
+    parser.add_argument(
+        "--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="precision of each --model"
+    )
     parser.add_argument("--copy-weights", action="store_true", help="copy the weights into the repository")
     parser.add_argument("out", type=Path)
     options = parser.parse_args(arguments)

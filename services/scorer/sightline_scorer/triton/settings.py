@@ -39,44 +39,50 @@ class TritonSettings(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
-        description="Where the towers run; auto: on a GPU where there is one. Say cuda for a remote Triton on a GPU",
+        description=("Where the towers run; auto: on a GPU if there is one. Set cuda for a remote Triton on a GPU"),
     )
     threads: int = Field(
         max(1, (os.cpu_count() or 1) // 2), ge=1, le=256, description="Threads of torch in each tower, on a CPU"
     )
     instances: int = Field(1, ge=1, le=64, description="Copies of each tower")
-    image_batch: int = Field(16, ge=1, le=1024, description="Most images in one batch")
-    text_batch: int = Field(64, ge=1, le=4096, description="Most texts in one batch")
+    image_batch: int = Field(16, ge=1, le=1024, description="Maximum number of images per batch")
+    text_batch: int = Field(64, ge=1, le=4096, description="Maximum number of texts per batch")
     text_batch_tokens: int = Field(
         1024,
         ge=0,
         le=10_000_000,
-        description="Most tokens in one batch of texts, padding included: a larger batch only leaves a CPU's cache;"
-        " 0: no bound (a GPU)",
+        description=(
+            "Maximum number of tokens per batch of texts, padding included; larger batches do not fit"
+            " a CPU's cache; 0: no limit (for a GPU)"
+        ),
     )
     batches_in_flight: int = Field(
         0,
         ge=0,
         le=64,
-        description="Batches of a tower that Triton has at a time; what waits meanwhile shares the next one. 0: as many"
-        " as instances on a CPU, one more on a GPU",
+        description=(
+            "Number of batches of a tower in Triton at a time; waiting requests share the next one. "
+            "0: the number of instances on a CPU, one more on a GPU"
+        ),
     )
     queue_delay_microseconds: int = Field(
         0,
         ge=0,
         le=1_000_000,
-        description="How long Triton itself waits for more: of use where several scorers share a remote Triton",
+        description="How long Triton waits to fill a batch; useful if several scorers share a remote Triton",
     )
     max_queue: int = Field(
         4096,
         ge=1,
         le=1_000_000,
-        description="Images or texts that may wait for a tower; requests beyond are refused as overload",
+        description=("Maximum number of images or texts waiting for a tower; further requests are refused as overload"),
     )
     shared_memory: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="Pixels reach Triton by system shared memory; auto: where Triton is on this host and takes it, else"
-        " by gRPC",
+        description=(
+            "Send pixels to Triton through system shared memory; auto: if Triton runs on this host "
+            "and accepts it, else through gRPC"
+        ),
     )
     gpu_graphs: Literal["off", "compile", "cuda_graphs"] = Field(
         "off",
@@ -84,7 +90,7 @@ class TritonSettings(Section):
         " longer)",
     )
     request_timeout_seconds: float = Field(
-        30, gt=0, le=3600, description="Longest time for one call to Triton, where the caller's deadline is not shorter"
+        30, gt=0, le=3600, description="Longest time for a call to Triton (the caller's deadline may be shorter)"
     )
     start_timeout_seconds: float = Field(
         180, gt=0, le=3600, description="Longest time until Triton and its models are ready"
@@ -93,11 +99,11 @@ class TritonSettings(Section):
         5, ge=0, le=300, description="embedded: time between SIGTERM and SIGKILL for Triton (it takes about 2 s)"
     )
     restart_delay_seconds: float = Field(
-        0.2, ge=0, le=60, description="embedded: wait before the first restart; doubles with each that fails"
+        0.2, ge=0, le=60, description="embedded: wait before the first restart; doubled after each failure"
     )
     restart_delay_max_seconds: float = Field(10, ge=0, le=600, description="embedded: longest wait before a restart")
     hung_after_seconds: float = Field(
-        60, ge=1, le=3600, description="embedded: restart Triton when no inference has worked for so long"
+        60, ge=1, le=3600, description="embedded: restart Triton after this time without a successful inference"
     )
 
     @model_validator(mode="after")

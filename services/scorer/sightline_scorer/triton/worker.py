@@ -237,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve a repository from the command line."""
     parser = argparse.ArgumentParser(prog="python -m sightline_scorer.triton.worker", description=main.__doc__)
     parser.add_argument("--repository", type=Path, required=True)
-    parser.add_argument("--address", required=True, help="host:port; no host but loopback is of use")
+    parser.add_argument("--address", required=True, help="host:port, on loopback")
     options = parser.parse_args(arguments)
     return asyncio.run(serve(options.repository, options.address))
 

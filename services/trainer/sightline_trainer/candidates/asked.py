@@ -27,12 +27,14 @@ class Asked(CandidatePart, Speaking):
 
     writes: ClassVar[tuple[str, ...]] = ("asked",)
 
-    template: str = Field(description="What is asked: {question}, {answer}, {caption}, {objects}, {reference}.")
+    template: str = Field(
+        description="Template of the question: {question}, {answer}, {caption}, {objects}, {reference}."
+    )
     caption: str = Field(
         "Describe the picture.",
-        description="What the policy is asked for {caption}, greedily, where the template has it.",
+        description="Prompt for {caption}, answered greedily by the policy, if the template uses it.",
     )
-    count: int = Field(1, ge=1, le=16, description="Texts for each answer.")
+    count: int = Field(1, ge=1, le=16, description="Number of texts per answer.")
 
     @model_validator(mode="after")
     def _askable(self) -> Self:

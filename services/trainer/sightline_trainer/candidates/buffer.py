@@ -20,8 +20,8 @@ from sightline_trainer.files import read_table
 class Buffer(CandidatePart):
     """Pairs of earlier iterations."""
 
-    max_age: int = Field(1, ge=1, le=1000, description="Oldest pairs, in iterations.")
-    share: float = Field(0.25, gt=0.0, lt=1.0, description="Share of old pairs among all pairs of an update, at most.")
+    max_age: int = Field(1, ge=1, le=1000, description="Maximum age of a pair, in iterations.")
+    share: float = Field(0.25, gt=0.0, lt=1.0, description="Maximum share of old pairs in an update.")
 
     def open(self, context: SourceContext) -> Source | None:
         return None

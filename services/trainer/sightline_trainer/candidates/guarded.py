@@ -1,4 +1,4 @@
-"""Guarded: a source that is not ours. What it raises, or gives that is no candidate, costs that prompt alone."""
+"""Guarded: a source that is not ours. What it raises, or gives that is not a candidate, costs that prompt alone."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GuardedSource:
 def _fault(made: Sequence[object], prompt: Prompt, first: int) -> str | None:
     for number, each in enumerate(made):
         if not isinstance(each, Response):
-            return f"gave {each!r:.80}, which is no Response"
+            return f"gave {each!r:.80}, which is not a Response"
         if each.prompt_id != prompt.id:
             return f"gave a candidate of the prompt {each.prompt_id!r:.80}"
         if each.index != first + number:

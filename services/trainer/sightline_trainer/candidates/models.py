@@ -25,8 +25,8 @@ class OtherModels(CandidatePart):
 
     writes: ClassVar[tuple[str, ...]] = ("models",)
 
-    addresses: dict[str, Target] = Field(min_length=1, description="gRPC targets of their samplers, by a name each.")
-    count: int = Field(1, ge=1, le=64, description="Candidates of each model.")
+    addresses: dict[str, Target] = Field(min_length=1, description="gRPC targets of their samplers, each under a name.")
+    count: int = Field(1, ge=1, le=64, description="Number of candidates per model.")
     temperature: float | None = Field(None, ge=0.0, le=5.0, description="Null: sampling.temperature.")
 
     def open(self, context: SourceContext) -> Source:

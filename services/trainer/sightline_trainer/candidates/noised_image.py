@@ -28,7 +28,7 @@ class NoisedImage(CandidatePart):
 
     writes: ClassVar[tuple[str, ...]] = ("noised_image",)
 
-    count: int = Field(1, ge=1, le=64, description="Candidates of one prompt.")
+    count: int = Field(1, ge=1, le=64, description="Number of candidates per prompt.")
     step: int = Field(500, ge=0, le=999, description="Diffusion step of the noise (POVID 500, BPO 900).")
     pixels: Literal["normalised", "unit"] = Field(
         "normalised",

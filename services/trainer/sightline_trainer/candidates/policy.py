@@ -20,13 +20,15 @@ class PolicySamples(CandidatePart):
     writes: ClassVar[tuple[str, ...]] = ("policy",)
 
     paraphrases: list[str] = Field(
-        default_factory=list, description="Prompts that mean the same; empty: the dataset's prompt as it stands."
+        default_factory=list, description="Equivalent prompts; empty: the dataset's own prompt."
     )
     per_image: int = Field(
-        1, ge=1, description="How many of the paraphrases an image is asked with, K candidates each, drawn by its seed."
+        1, ge=1, description="Number of paraphrases drawn for each image (seeded); each gets K candidates."
     )
     temperature: float | None = Field(None, ge=0.0, le=5.0, description="Null: sampling.temperature.")
-    count: int | None = Field(None, ge=1, le=256, description="Candidates of each text; null: sampling.candidates.")
+    count: int | None = Field(
+        None, ge=1, le=256, description="Number of candidates per text; null: sampling.candidates."
+    )
     decoding: Decoding = Field(
         default_factory=Decoding, description="Guidance, beams, top_k and a distorted image for these candidates."
     )

@@ -79,7 +79,7 @@ class QuestionIndex:
     """The questions of a file by prompt id; 16 bytes each in memory.
 
     Raises:
-        InvalidInput: there is no such file, or a line is no question with two answers.
+        InvalidInput: there is no such file, or a line is not a question with two answers.
     """
 
     def __init__(self, path: Path) -> None:

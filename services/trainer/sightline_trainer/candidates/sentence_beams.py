@@ -1,7 +1,7 @@
 """`sentence_beams`: CSR's tree of sentences (arXiv 2405.14622), grown by the policy, a level of sentences at a time.
 
 From each node that is kept, diverse group beam search writes `groups` next sentences, up to a stop string. Of all new
-nodes of a level the `best` likeliest and the `worst` least likely are gone on with (by the sum over their sentences of
+nodes of a level the `best` likeliest and the `worst` least likely are continued (by the sum over their sentences of
 the mean log-prob a token, as CSR's code sums HF's sequence scores); one that ends is a candidate. CSR's code: 5 groups,
 diversity 3, at most 70 tokens to ".", 1 best and 2 worst, an end at 1024 characters, sentences of 4 characters or more.
 
@@ -29,16 +29,16 @@ class SentenceBeams(CandidatePart):
 
     writes: ClassVar[tuple[str, ...]] = ("policy",)
 
-    groups: int = Field(5, ge=2, le=32, description="Next sentences of a node, a beam group each (CSR: 5).")
-    diversity_penalty: float = Field(3.0, ge=0.0, le=1000.0, description="How much groups avoid each other (CSR: 3).")
-    sentence_tokens: int = Field(70, ge=1, description="Most tokens of a sentence (CSR: 70).")
+    groups: int = Field(5, ge=2, le=32, description="Number of next sentences per node, one beam group each (CSR: 5).")
+    diversity_penalty: float = Field(3.0, ge=0.0, le=1000.0, description="Diversity penalty between groups (CSR: 3).")
+    sentence_tokens: int = Field(70, ge=1, description="Maximum tokens per sentence (CSR: 70).")
     stop: list[str] = Field(default_factory=lambda: ["."], min_length=1, description="What ends a sentence.")
-    best: int = Field(1, ge=1, description="Likeliest nodes of a level that are gone on with (CSR: 1).")
-    worst: int = Field(2, ge=0, description="Least likely nodes of a level that are gone on with (CSR: 2).")
-    max_characters: int = Field(1024, ge=1, description="A text of so many characters is at its end (CSR: 1024).")
-    max_sentences: int = Field(16, ge=1, le=64, description="Most sentences of a text; ours.")
-    min_characters: int = Field(4, ge=1, description="Sentences of fewer are dropped (CSR: 4).")
-    count: int = Field(8, ge=2, le=256, description="Most candidates of a prompt.")
+    best: int = Field(1, ge=1, description="Number of likeliest nodes of a level to continue (CSR: 1).")
+    worst: int = Field(2, ge=0, description="Number of least likely nodes of a level to continue (CSR: 2).")
+    max_characters: int = Field(1024, ge=1, description="Length in characters at which a text ends (CSR: 1024).")
+    max_sentences: int = Field(16, ge=1, le=64, description="Maximum sentences per text (our limit).")
+    min_characters: int = Field(4, ge=1, description="Shorter sentences are dropped (CSR: 4).")
+    count: int = Field(8, ge=2, le=256, description="Maximum number of candidates per prompt.")
 
     def open(self, context: SourceContext) -> Source:
         return SentenceBeamsSource(self, context.sampler)

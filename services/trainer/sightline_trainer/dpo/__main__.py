@@ -12,15 +12,17 @@ from pathlib import Path
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sightline_trainer.dpo", description=__doc__)
-    parser.add_argument("--recipe", type=Path, required=True, help="recipe file; its dpo section counts")
+    parser.add_argument("--recipe", type=Path, required=True, help="recipe file; its dpo section is used")
     parser.add_argument("--pairs", type=Path, required=True, help="pairs.parquet of an iteration")
     parser.add_argument("--policy", type=Path, required=True, help="directory that gets the new policy")
     parser.add_argument("--work", type=Path, required=True, help="TRL's output, update.json, the optimiser's state")
-    parser.add_argument("--previous", type=Path, help="directory of the policy to go on from; default: the base model")
-    parser.add_argument("--seed", type=int, default=0, help="of batches and a new adapter")
-    parser.add_argument("--iteration", type=int, default=1, help="from 1; for a schedule that spans the run")
-    parser.add_argument("--candidates", type=Path, help="candidates/ of the iteration; their log-probs are compared")
-    parser.add_argument("--version", type=int, default=0, help="version of the policy to go on from")
+    parser.add_argument(
+        "--previous", type=Path, help="directory of the policy to continue from; default: the base model"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of batches and of a new adapter")
+    parser.add_argument("--iteration", type=int, default=1, help="iteration, from 1; for a schedule over the whole run")
+    parser.add_argument("--candidates", type=Path, help="candidates/ of the iteration, to compare log-probs")
+    parser.add_argument("--version", type=int, default=0, help="version of the policy to continue from")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the recipe")
     return parser.parse_args()
 

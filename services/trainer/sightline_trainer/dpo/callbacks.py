@@ -115,8 +115,8 @@ class FiniteGradient(TrainerCallback):
 
 
 class StepLog(TrainerCallback):
-    """Writes each step's numbers as a line of JSON, for whoever watches; an update that begins anew begins it
-    anew, and one that goes on goes on with it.
+    """Writes each step's numbers as a line of JSON, for whoever watches; an update that restarts begins it
+    anew, and one that goes on continues with it.
 
     Args:
         path: the file.
@@ -131,7 +131,7 @@ class StepLog(TrainerCallback):
             self.path.write_text("".join(self._before(state.global_step)))
 
     def _before(self, step: int) -> list[str]:
-        """Lines of an update that goes on after a step."""
+        """Lines of an update that continues after a step."""
         lines = self.path.read_text().splitlines(keepends=True) if step and self.path.exists() else []
         return lines[:step]
 

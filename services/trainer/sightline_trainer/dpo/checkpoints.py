@@ -1,4 +1,4 @@
-"""Checkpoints inside an update: one that was killed goes on from the last, and ends as if nothing had happened.
+"""Checkpoints inside an update: one that was killed continues from the last, and ends as if nothing had happened.
 
 transformers writes weights, optimiser, schedule, RNG and place among the batches; beside them stands what the update
 found before its first step (proofs, the reference's log-probs, the starting policy's) and what it counted since.
@@ -91,7 +91,7 @@ class Checkpoints(TrainerCallback):
         name: of the update.
         seconds: between two; None writes none.
         ours: what is kept beside transformers' files, by name: how to ask for it (for JSON), and how to put it back.
-        begun: the checkpoint to go on from.
+        begun: the checkpoint to continue from.
     """
 
     def __init__(

@@ -106,7 +106,7 @@ def check_device(recipe: Recipe) -> str:
 
 
 def peak_memory_mib() -> float:
-    """The most that this process ever held: of its GPU's memory where there is one, else of the machine's."""
+    """The most that this process ever held: of its GPU's memory if there is one, else of the machine's."""
     import torch
 
     if torch.cuda.is_available():

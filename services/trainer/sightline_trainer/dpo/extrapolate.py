@@ -3,7 +3,7 @@
     theta = theta_aligned + alpha (theta_aligned - theta_ref)
 
 theta_ref is the base model, so for a LoRA all of it is a factor 1 + alpha on the adapter's scale: `lora_alpha` of the
-files that are published. Their tensors are the trained ones, and the next update goes on from these.
+files that are published. Their tensors are the trained ones, and the next update continues from these.
 """
 
 from __future__ import annotations

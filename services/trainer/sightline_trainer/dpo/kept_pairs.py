@@ -67,8 +67,8 @@ def left_out_file(pairs: Path) -> Path:
 def _fault(row: pa.RecordBatch, gate: RowGate) -> Refusal | None:
     try:
         return gate.pair(row.to_pylist()[0])
-    except ValueError as error:  # bytes that are no UTF-8
-        return Refusal("PAIR_NO_UTF8", f"a text is no UTF-8 ({error})")
+    except ValueError as error:  # bytes that are not UTF-8
+        return Refusal("PAIR_NO_UTF8", f"a text is not UTF-8 ({error})")
 
 
 def _name(row: pa.RecordBatch, number: int) -> str:

@@ -65,7 +65,7 @@ class Guidance(Section):
     scale: float = Field(
         1.0, ge=1.0, le=10.0, description="g in g lp(picture) - (g - 1) lp(view); 1: none, and no further rows."
     )
-    view: View = Field(default_factory=View, description="What is shown in place of the picture; V-DPO's is blank.")
+    view: View = Field(default_factory=View, description="What replaces the picture; V-DPO uses blank.")
 
 
 Tie = Literal["base", "previous", "ema"]
@@ -87,10 +87,13 @@ class References(Section):
     within: float | None = Field(
         None,
         gt=0.0,
-        description="Several: the others' log-probs are held so many nats near the first one's; null: as they are.",
+        description=(
+            "With several references: keep the others' log-probs within this many nats of the first "
+            "one's; null: no limit."
+        ),
     )
     adaptive: bool = Field(
-        False, description="Several: shares follow how far a reference tells both sides of a pair apart (MRPO)."
+        False, description=("With several references: weight each by how well it separates the sides of a pair (MRPO).")
     )
 
     @model_validator(mode="after")
@@ -105,6 +108,6 @@ class References(Section):
 class Doubt(Section):
     """cdpo: which pairs are taken as turned round, and how far (SPA's self-refinement)."""
 
-    share: float = Field(0.1, gt=0.0, lt=1.0, description="Share of the pairs, those of the least D (SPA 10 %).")
+    share: float = Field(0.1, gt=0.0, lt=1.0, description="Share of pairs, those with the smallest D (SPA 10 %).")
     value: float = Field(0.1, gt=0.0, lt=0.5, description="z, how likely they are the other way round (SPA 0.1).")
-    after: float = Field(0.2, ge=0.0, lt=1.0, description="Share of the steps before anything is doubted (SPA 20 %).")
+    after: float = Field(0.2, ge=0.0, lt=1.0, description="Share of steps before any pair is doubted (SPA 20 %).")

@@ -8,7 +8,7 @@ responses, each of them once however many pairs it is in:
                    ...
 
 A branch leaves out its last token, which predicts nothing that is asked for; its first token is predicted by the last
-position of the prefix. Position ids of every branch go on from the prefix. No padding: all prompts of a batch stand one
+position of the prefix. Position ids of every branch continue from the prefix. No padding: all prompts of a batch stand one
 after the other, and the attention (`attention.py`) keeps them, and their branches, apart.
 """
 
@@ -82,7 +82,7 @@ class Pack:
         return self._tiling
 
     def spread(self, values: Tensor) -> Tensor:
-        """[1, N] values of the scored tokens in TRL's layout [R, L - 1], zero (False) where there is none."""
+        """[1, N] values of the scored tokens in TRL's layout [R, L - 1], zero (False) if there is none."""
         rows, columns = self.shape
         empty = values.new_zeros(rows * columns)
         return empty.index_copy(0, self.target, values[0].index_select(0, self.source)).view(rows, columns)

@@ -1,6 +1,6 @@
 """Update: one iteration's DPO on its pairs, by TRL's DPOTrainer with LoRA or on the language model's own weights.
 
-The reference is the base model in every iteration. The policy goes on from the one before, so that it moves on while
+The reference is the base model in every iteration. The policy continues from the one before, so that it moves on while
 the tie to the base stays (`beta`).
 """
 
@@ -95,7 +95,7 @@ def update(
     """Train on `pairs` and save the policy (an adapter, or with `dpo.train=full` a checkpoint).
 
     Args:
-        previous: directory of the policy to go on from; None starts at the base model.
+        previous: directory of the policy to continue from; None starts at the base model.
         adapter: directory that gets the new policy.
         work: TRL's output directory; the optimiser's state goes there too, where the recipe carries it.
         progress: told (steps done, steps in all); the reference pass counts as the first tenth.
@@ -178,7 +178,7 @@ def _trained(
         trainer.add_callback(callback)
     checkpoints.restore()
     if checkpoints.begun is not None:
-        logger.info("the update goes on from %s", checkpoints.begun.name)
+        logger.info("the update continues from %s", checkpoints.begun.name)
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         forget(work, but=checkpoints.begun)

@@ -56,7 +56,7 @@ class Amber:
             annotations = {int(row["id"]): {"type": row["type"], **row} for row in rows}
         except (InvalidInput, OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
-                f"{directory} is no AMBER data directory ({type(error).__name__}: {error}); wanted annotations.json, "
+                f"{directory} is not an AMBER data directory ({type(error).__name__}: {error}); wanted annotations.json, "
                 "relation.json and safe_words.txt of the AMBER repository's data/",
                 reason="AMBER_DATA",
             ) from None
@@ -105,7 +105,7 @@ def read_responses(path: Path, amber: Amber) -> dict[int, str]:
         name = line.name("id")
         number = int(name) if name.isdecimal() else None
         if number is None or number not in amber.annotations:
-            raise line.fault(f"{name!r} is no id of AMBER's annotations")
+            raise line.fault(f"{name!r} is not an id of AMBER's annotations")
         if number in found:
             raise line.fault(f"id {number} stands twice")
         found[number] = line.text("response")

@@ -59,7 +59,7 @@ class Vocabulary:
         """Read `vocabulary.json`: `{"objects": [...], "synonyms": {phrase: object}}`.
 
         Raises:
-            InvalidInput: the file is no vocabulary.
+            InvalidInput: the file is not a vocabulary.
         """
         value = read_value(path)
         try:
@@ -67,7 +67,7 @@ class Vocabulary:
             synonyms = dict(value.get("synonyms", {}))
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise InvalidInput(
-                f'{path} is no vocabulary ({type(error).__name__}: {error}); wanted {{"objects": [...], "synonyms": '
+                f'{path} is not a vocabulary ({type(error).__name__}: {error}); wanted {{"objects": [...], "synonyms": '
                 "{phrase: object}} (docs/data.md)",
                 reason="VOCABULARY",
             ) from None

@@ -35,7 +35,7 @@ from sightline_trainer.evaluation.treebank import Token, tokens
 
 Compat = Literal["mended", "official"]
 
-# A hyphen joins words, as in NLTK; a possessive stands apart from its word; o'clock is no clock. Letters are those of
+# A hyphen joins words, as in NLTK; a possessive stands apart from its word; o'clock is not a clock. Letters are those of
 # any language: the "cat" of "catégorie" is none.
 _LETTERS = r"(?:[^\W_]|[\u0300-\u036f])+"
 _MENDED = re.compile(rf"o'clock|{_LETTERS}(?:-{_LETTERS})*|\S")
@@ -90,7 +90,7 @@ class CocoObjects:
             for phrase in (name, *synonyms)
             if phrase not in mistakes["unread"]
         }
-        # Phrase of several words -> the word it counts as; one that is no object swallows its words.
+        # Phrase of several words -> the word it counts as; one that is not an object swallows its words.
         self._phrases: dict[tuple[str, ...], str] = {
             tuple(phrase.split()): phrase
             for name, synonyms in listed["objects"].items()
@@ -120,7 +120,7 @@ class CocoObjects:
             found.append((word, read[at][1], read[at + length - 1][2]))
             at += length
         named = {word for word, _, _ in found}
-        if "toilet" in named and "seat" in named:  # the seat of a toilet is no chair
+        if "toilet" in named and "seat" in named:  # the seat of a toilet is not a chair
             found = [item for item in found if item[0] != "seat"]
         return [
             Mention(self._object[word], text[start:end] if len(lowered) == len(text) else word, start, end)
@@ -155,7 +155,7 @@ class CocoObjects:
         """
         if name not in self._object:
             raise InvalidInput(
-                f"{name!r} is no COCO object; known are {', '.join(sorted(self.objects))}", reason="UNKNOWN_OBJECT"
+                f"{name!r} is not a COCO object; known are {', '.join(sorted(self.objects))}", reason="UNKNOWN_OBJECT"
             )
         return self._object[name]
 
@@ -240,7 +240,7 @@ def _read(path: Path, objects: CocoObjects) -> Iterator[tuple[str, list[str], st
         raise InvalidInput(f"{path}: {error}", reason=error.reason) from None
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidInput(
-            f"{path} is no truth file ({type(error).__name__}: {error}); wanted {{image_id: [objects]}}, or COCO's "
+            f"{path} is not a truth file ({type(error).__name__}: {error}); wanted {{image_id: [objects]}}, or COCO's "
             "instances_*.json or captions_*.json",
             reason="TRUTH_FILE",
         ) from None

@@ -183,7 +183,7 @@ def _amber(directory: Path, options: SuiteOptions) -> Work:
     try:
         queries = [(row["id"], row["image"], row["query"]) for row in read_value(path)]
         if not all(isinstance(image, str) and isinstance(query, str) for _, image, query in queries):
-            raise TypeError("an image or a query is no text")
+            raise TypeError("an image or a query is not text")
         rows = [(int(number), image, query) for number, image, query in queries]
     except (InvalidInput, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(f"{path} is not AMBER's ({type(error).__name__}: {error})", reason="AMBER_DATA") from None

@@ -75,7 +75,7 @@ class Facts:
             for line in read_lines(directory / "truth.jsonl", ["id", "relations"]):
                 key, stated = line.name("id"), line.row["relations"]
                 if not isinstance(stated, dict) or not all(isinstance(one, list) for one in stated.values()):
-                    raise line.fault("relations is no {object: [phrase, ...]}")
+                    raise line.fault("relations is not an {object: [phrase, ...]}")
                 if wanted is None or key in wanted:
                     truth[key] = {name: frozenset(phrases) for name, phrases in stated.items()}
         attributes = frozenset(one for group in words.get("attributes", ()) for one in group)

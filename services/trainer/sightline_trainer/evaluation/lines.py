@@ -70,7 +70,7 @@ def read_lines(path: Path, keys: Sequence[str]) -> Iterator[Line]:
     """The objects of a file, each with its place.
 
     Raises:
-        InvalidInput: the file can't be read, holds what is no JSON object, or one of `keys` is missing.
+        InvalidInput: the file can't be read, holds what is not JSON object, or one of `keys` is missing.
     """
     wanted = ", ".join(keys)
     for place, value in _values(path, _text(path, "name a JSON-lines file")):
@@ -92,7 +92,7 @@ def read_value(path: Path) -> Any:
         text = _text(path, "name a JSON file")
         return _DECODER.decode(text.lstrip("\ufeff"))
     except (ValueError, RecursionError) as error:
-        raise InvalidInput(f"{path} is no readable JSON file ({error})", reason="FILE") from None
+        raise InvalidInput(f"{path} is not a readable JSON file ({error})", reason="FILE") from None
 
 
 def encodable(text: str) -> bool:

@@ -131,9 +131,9 @@ def _image(visual: Any, where: str) -> bytes | Path:
         path = Path(visual)
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".gif"}:
             return path
-        raise Unsupported(f"{where}: {visual} is no image; the sampler takes no videos", reason="IMAGE_UNUSABLE")
+        raise Unsupported(f"{where}: {visual} is not an image; the sampler takes no videos", reason="IMAGE_UNUSABLE")
     if isinstance(visual, bytes | bytearray):  # lmms-eval gives pictures and paths; these may be anything
-        raise Unsupported(f"{where}: a {type(visual).__name__} is no image", reason="IMAGE_UNUSABLE")
+        raise Unsupported(f"{where}: a {type(visual).__name__} is not an image", reason="IMAGE_UNUSABLE")
     try:
         return image_bytes(visual)
     except InvalidInput as error:

@@ -56,7 +56,7 @@ RULES: dict[Rule, Callable[[str], bool]] = {"official": official_no, "words": wo
 
 @dataclass(frozen=True)
 class Question:
-    """A yes/no question. `kind` is a part of the set that is also reported alone, "" where there is one part."""
+    """A yes/no question. `kind` is a part of the set that is also reported alone, "" if there is one part."""
 
     id: str
     image: str
@@ -151,7 +151,7 @@ def read_questions(path: Path, *, image_at: str = "image", labelled_only: bool =
     Args:
         path: the file.
         image_at: where the image's name stands; "id" in a dataset, whose questions name their prompt.
-        labelled_only: pass over lines without a label: in a dataset they are no yes/no questions.
+        labelled_only: pass over lines without a label: in a dataset they are not yes/no questions.
 
     Raises:
         InvalidInput: names the line that can't be read, or an id that stands twice.

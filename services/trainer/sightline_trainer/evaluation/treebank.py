@@ -38,7 +38,7 @@ _BEFORE_ENDS = [
     (re.compile(r"([:,])$"), r" \1 "),
     (re.compile(r"(\.{2,})"), r" \1 "),
     (re.compile(r"([;@#$%&])"), r" \1 "),
-    (re.compile("([\u2012-\u2015])"), r" \1 "),  # dashes that are no hyphens
+    (re.compile("([\u2012-\u2015])"), r" \1 "),  # dashes that are not hyphens
     (re.compile(r"""([^.])(\.)([\])}>"']*)\s*$"""), r"\1 \2\3 "),
     (re.compile(r"([?!])"), r" \1 "),
     (re.compile(r"([^'])' "), r"\1 ' "),

@@ -30,7 +30,7 @@ class Finished(FilterPart):
 class ScoreFloor(FilterPart):
     """Drop candidates under a score."""
 
-    min: float = Field(0.0, description="Least value (CLIP-DPO has a floor, but does not say which).")
+    min: float = Field(0.0, description="Minimum value (CLIP-DPO has a floor, but does not state it).")
     of: str = Field("reward", description="The reward, or the name of one of its terms.")
 
     def candidate_fault(self, scored: Response) -> str | None:
@@ -46,10 +46,10 @@ class Lengths(FilterPart):
         None, ge=1, description="Drop candidates longer than this; null: none (CLIP-DPO drops long ones, no number)."
     )
     max_words: int | None = Field(
-        None, ge=1, description="Drop a prompt of which any candidate has more words; null: none (BPO's code: 350)."
+        None, ge=1, description="Drop a prompt if any candidate has more words; null: never (BPO's code: 350)."
     )
     max_ratio: float = Field(
-        1.5, ge=1.0, description="Most tokens of a pair's longer side over those of the shorter (CLIP-DPO: no number)."
+        1.5, ge=1.0, description="Maximum ratio of tokens, longer side over shorter side (CLIP-DPO: no number)."
     )
 
     def group_fault(self, group: Sequence[Response]) -> str | None:
@@ -71,7 +71,7 @@ class Lengths(FilterPart):
 class Gap(FilterPart):
     """Drop pairs whose values are too close."""
 
-    min: float = Field(2.0, description="Least gap; 2 on the scale of CLIPScore (100 * cosine) is CLIP-DPO's.")
+    min: float = Field(2.0, description="Minimum gap; CLIP-DPO uses 2 on the scale of CLIPScore (100 * cosine).")
     of: str = Field("reward", description="The reward, or the name of one of its terms.")
 
     def pair_fault(self, chosen: Response, rejected: Response) -> str | None:
@@ -99,9 +99,11 @@ class Duplicates(FilterPart):
 class Degenerate(FilterPart):
     """Drop texts that repeat themselves or are hardly words."""
 
-    max_repeats: int = Field(3, ge=1, description="How often the same four words may follow each other in a text.")
-    min_letters: float = Field(0.5, ge=0.0, le=1.0, description="Least share of letters among what is no space.")
-    repeated_sentences: bool = Field(False, description="Whether a sentence may stand twice.")
+    max_repeats: int = Field(3, ge=1, description="How often the same four-word sequence may occur in a text.")
+    min_letters: float = Field(
+        0.5, ge=0.0, le=1.0, description="Minimum share of letters among the non-space characters."
+    )
+    repeated_sentences: bool = Field(False, description="Allow a sentence to occur twice.")
 
     def candidate_fault(self, scored: Response) -> str | None:
         text = scored.text
@@ -119,7 +121,7 @@ class Degenerate(FilterPart):
 class GenericQuestion(FilterPart):
     """Drop questions whose own CLIPScore with the image is low: they could be asked of any picture."""
 
-    min_score: float = Field(..., ge=0.0, le=100.0, description="Least CLIPScore (CLIP-DPO: no number).")
+    min_score: float = Field(..., ge=0.0, le=100.0, description="Minimum CLIPScore (CLIP-DPO: no number).")
 
     def candidate_fault(self, scored: Response) -> str | None:
         value = scored.score.terms.get(QUESTION)

@@ -26,9 +26,9 @@ class ImageContrast(RulePart):
     """The best candidate, and the same text under another view of the picture."""
 
     among: list[str] = Field(
-        default_factory=lambda: ["policy"], description="Sources of which the best is taken; empty: all."
+        default_factory=lambda: ["policy"], description="Sources whose best candidate is used; empty: all."
     )
-    view: Literal["noise", "crop"] = Field("noise", description="What the rejected side is shown.")
+    view: Literal["noise", "crop"] = Field("noise", description="What the rejected side sees.")
     step: int = Field(900, ge=0, le=999, description="noise: diffusion step, on pixels in [0, 1], clamped.")
     scale: tuple[float, float] = Field((0.01, 0.2), description="crop: least and most share of the area (mDPO's).")
     seed: int = Field(0, ge=0, description="Of noise and crops.")

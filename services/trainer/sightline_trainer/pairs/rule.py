@@ -17,7 +17,7 @@ Fault = Callable[[Response, Response], str | None]
 
 
 def untied(fault: Fault) -> Fault:
-    """The same, and `tie` for sides of equal reward: they are no preference. What a filter finds is said first."""
+    """The same, and `tie` for sides of equal reward: they are not a preference. What a filter finds is said first."""
 
     def find(chosen: Response, rejected: Response) -> str | None:
         return fault(chosen, rejected) or ("tie" if chosen.reward == rejected.reward else None)
@@ -55,7 +55,7 @@ class Rule(Protocol):
 class RulePart(Part):
     """Settings of a rule, and how it pairs."""
 
-    weight: float = Field(1.0, gt=0.0, description="Weight of its pairs in the loss; 2 counts like two pairs.")
+    weight: float = Field(1.0, gt=0.0, description="Weight of its pairs in the loss; 2 counts as two pairs.")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         """Pair the candidates of one prompt, which all have a reward and different texts."""

@@ -44,13 +44,13 @@ class IthBestIthWorst(RankedRule):
     one is at least `floor`. Where there is none and the worst is at most `ceiling`, the reference faces it.
     """
 
-    min_std: float = Field(1.5, ge=0.0, description="Least standard deviation that is reckoned with.")
+    min_std: float = Field(1.5, ge=0.0, description="Minimum standard deviation to divide by.")
     factor: float = Field(2.0, ge=0.0, description="Gap over standard deviation.")
-    floor: float = Field(6.0, description="Least reward of a chosen side.")
-    ceiling: float = Field(5.0, description="Most reward of a side that faces the reference.")
-    small_group: int = Field(4, ge=2, description="Up to so many candidates, best against worst alone.")
-    small_gap: float = Field(4.0, ge=0.0, description="Gap of that pair.")
-    max_pairs: int = Field(3, ge=1, description="Most pairs of one prompt.")
+    floor: float = Field(6.0, description="Minimum reward of a chosen side.")
+    ceiling: float = Field(5.0, description="Maximum reward of a side that is paired with the reference.")
+    small_group: int = Field(4, ge=2, description="With at most this many candidates, pair only best and worst.")
+    small_gap: float = Field(4.0, ge=0.0, description="Minimum gap of that pair.")
+    max_pairs: int = Field(3, ge=1, description="Maximum number of pairs per prompt.")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         ranked, picked, fault = self.ranked(group), Picked(), untied(fault)
@@ -80,7 +80,7 @@ class IthBestIthWorst(RankedRule):
 class ReferenceAgainstRejected(RulePart):
     """A text that is taken for right against each that is taken for wrong, whichever reward is higher (POVID, BPO).
 
-    Equal rewards are a tie here too, but for a recipe whose reward has no term: there nobody judged, and 0 is no mark.
+    Equal rewards are a tie here too, but for a recipe whose reward has no term: there nobody judged, and 0 is not a mark.
     """
 
     chosen: list[str] = Field(
@@ -92,7 +92,7 @@ class ReferenceAgainstRejected(RulePart):
     )
 
     judged: bool = Field(
-        True, description="Whether rewards that find both sides equal drop the pair; false: the sources alone decide."
+        True, description="Drop a pair if both sides have equal rewards; false: only the sources decide."
     )
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
@@ -112,7 +112,9 @@ class ReferenceAgainstRejected(RulePart):
 class AllPairs(RankedRule):
     """Every candidate against every one of lower reward (BPO's data, VLFeedback)."""
 
-    max_pairs: int | None = Field(None, ge=1, description="Most pairs of one prompt, the widest gaps first; null: all.")
+    max_pairs: int | None = Field(
+        None, ge=1, description="Maximum number of pairs per prompt, widest gaps first; null: all."
+    )
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         ranked, picked, fault = self.ranked(group), Picked(), untied(fault)
@@ -129,7 +131,7 @@ class AllPairs(RankedRule):
 class TopBottom(RankedRule):
     """Each of the k best against each of the k worst."""
 
-    k: int = Field(2, ge=1, description="How many from each end.")
+    k: int = Field(2, ge=1, description="Number of candidates from each end.")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         ranked, picked, fault = self.ranked(group), Picked(), untied(fault)
@@ -149,8 +151,10 @@ class EachGood(RankedRule):
     are good, the worst of them faces the others.
     """
 
-    min: float = Field(..., description="Least reward of a good one.")
-    max_pairs: int | None = Field(None, ge=1, description="Most pairs of one prompt, the best ones; null: all.")
+    min: float = Field(..., description="Minimum reward of a good candidate.")
+    max_pairs: int | None = Field(
+        None, ge=1, description="Maximum number of pairs per prompt, the best ones; null: all."
+    )
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         ranked, picked, fault = self.ranked(group), Picked(), untied(fault)

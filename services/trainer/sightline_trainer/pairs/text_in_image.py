@@ -21,8 +21,8 @@ from sightline_trainer.records.prompt import Prompt
 class TextInImage(FilterPart):
     """Drop prompts of which an image holds writing."""
 
-    max_letters: int = Field(3, ge=0, description="Letters and digits that an image may hold.")
-    timeout_seconds: float = Field(30.0, gt=0.0, description="Longest wait for one image.")
+    max_letters: int = Field(3, ge=0, description="Maximum number of letters and digits in an image.")
+    timeout_seconds: float = Field(30.0, gt=0.0, description="Longest time per image.")
 
     def prompt_fault(self, prompt: Prompt) -> str | None:
         fits = all(_letters(image, self.timeout_seconds) <= self.max_letters for image in prompt.images)

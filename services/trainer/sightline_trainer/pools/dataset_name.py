@@ -57,7 +57,7 @@ def directories(reference: str) -> list[Path]:
 
 
 def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | None = None) -> Pool:
-    """The pool that a reference names. Rows that are no prompts are left out of it, and stand in its `dropped`.
+    """The pool that a reference names. Rows that are not prompts are left out of it, and stand in its `dropped`.
 
     Args:
         reference: see the module.

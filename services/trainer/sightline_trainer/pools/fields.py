@@ -56,7 +56,7 @@ class Fields:
         """The prompt of a row.
 
         Raises:
-            InvalidInput: the row lacks something, a text is no text or one that the model cannot take, or a picture
+            InvalidInput: the row lacks something, a text is not text or one that the model cannot take, or a picture
                 is none; says what.
         """
         return self.read(row, images, gate, images.image)
@@ -139,9 +139,9 @@ def _names(value: Any) -> tuple[str, ...]:
     try:
         names = json.loads(value) if isinstance(value, str) else list(value)
     except (ValueError, TypeError, RecursionError) as error:
-        raise InvalidInput(f"its objects are no list ({error})", reason="OBJECTS_NO_LIST") from None
+        raise InvalidInput(f"its objects are not a list ({error})", reason="OBJECTS_NO_LIST") from None
     if not isinstance(names, list) or any(text_fault(name, "object") for name in names):
-        raise InvalidInput("its objects are no list of names", reason="OBJECTS_NO_LIST")
+        raise InvalidInput("its objects are not a list of names", reason="OBJECTS_NO_LIST")
     return tuple(names)
 
 

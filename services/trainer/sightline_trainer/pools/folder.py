@@ -46,7 +46,7 @@ class Folder:
             The path, or the bytes. Where a path leads to nothing, who reads it will tell.
 
         Raises:
-            InvalidInput: it is none of these, lies outside of the folder, is no plain file or too large.
+            InvalidInput: it is none of these, lies outside of the folder, is not a plain file or too large.
         """
         if isinstance(value, list | tuple):
             if len(value) > 1:
@@ -98,7 +98,7 @@ class Folder:
                 reason="IMAGE_OUTSIDE",
             )
         if facts is not None and not stat.S_ISREG(facts.st_mode):
-            raise InvalidInput(f"the image {name[:100]!r} is no plain file", reason="IMAGE_NO_FILE")
+            raise InvalidInput(f"the image {name[:100]!r} is not a plain file", reason="IMAGE_NO_FILE")
         if facts is not None and facts.st_size > MOST_BYTES:
             raise InvalidInput(
                 f"the image {name[:100]!r} holds {facts.st_size} bytes, over {MOST_BYTES}", reason="IMAGE_TOO_LARGE"

@@ -28,7 +28,7 @@ MOST_LINE = 16 << 20
 
 
 class LinesPool(Pool):
-    """Prompts of a JSON file; an object that is no prompt is left out and counted.
+    """Prompts of a JSON file; an object that is not a prompt is left out and counted.
 
     Args:
         id_field: where an object has its id, if it has one.
@@ -131,7 +131,7 @@ def _items(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
                     return
                 if not more:
                     why = f": item {number + 1} is longer than {MOST_LINE} characters" if long else ""
-                    raise InvalidInput(f"{path} is no array of JSON objects{why}", reason="DATASET_LINE") from None
+                    raise InvalidInput(f"{path} is not an array of JSON objects{why}", reason="DATASET_LINE") from None
                 buffer, at = buffer[at:] + more, 0
                 continue
             text = buffer[at:end].encode("utf-8", "surrogateescape")

@@ -1,7 +1,7 @@
 """Pool: all prompts of a dataset, by number; a row is read when it is drawn.
 
 A pool holds 16 bytes a prompt (its place in the file and a digest of its id), so one of millions fits anywhere. A row
-that is no prompt, or whose texts no model can take, is left out when the pool is made, named and counted.
+that is not a prompt, or whose texts no model can take, is left out when the pool is made, named and counted.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def id_digest(id_: str) -> int:
 
 
 def leave_out(dropped: DroppedRows, where: str, error: InvalidInput) -> None:
-    """Note a row that is no prompt.
+    """Note a row that is not a prompt.
 
     Raises:
         InvalidInput: it names a picture outside of the dataset: that is no slip of one row, and is said at once.

@@ -101,8 +101,8 @@ class _ParquetPreferences(_TablePreferences):
                 for at in range(len(batch)):
                     try:
                         yield batch.slice(at, 1).to_pylist()[0]
-                    except ValueError as error:  # bytes that are no UTF-8
-                        yield InvalidInput(f"a text is no UTF-8 ({error})", reason="TEXT_NO_UTF8")
+                    except ValueError as error:  # bytes that are not UTF-8
+                        yield InvalidInput(f"a text is not UTF-8 ({error})", reason="TEXT_NO_UTF8")
 
     def rows(self, numbers: Sequence[int]) -> list[Prompt]:
         wanted = {self._kept[number] for number in numbers}

@@ -116,7 +116,7 @@ def _mark(completion: Mapping[str, Any]) -> float | None:
         return float(completion["score"])
     try:
         return fmean(float(each["Rating"]) for each in completion["annotations"].values() if each is not None)
-    except (ValueError, TypeError):  # "N/A", or no aspect at all: that is no mark
+    except (ValueError, TypeError):  # "N/A", or no aspect at all: that is not a mark
         return None
 
 

@@ -147,12 +147,12 @@ def undecoded(dataset: Any) -> Any:
 
 
 def parquet_file(path: Path) -> pq.ParquetFile:
-    """A file, opened. Raises InvalidInput where it is no Parquet."""
+    """A file, opened. Raises InvalidInput where it is not a Parquet."""
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         why = next(iter(str(error).splitlines()), "empty")
-        raise InvalidInput(f"{path} is no readable Parquet file ({why})", reason="DATASET_UNREADABLE") from error
+        raise InvalidInput(f"{path} is not a readable Parquet file ({why})", reason="DATASET_UNREADABLE") from error
 
 
 def _present(fields: Fields, columns: Sequence[str], where: str) -> Fields:
@@ -217,12 +217,12 @@ def _light(table: pa.Table, fields: Fields) -> Iterator[Mapping[str, Any] | Exce
         table = table.set_column(at, fields.image, _held(table[fields.image].combine_chunks()))
     try:
         yield from table.to_pylist()
-    except ValueError:  # bytes that are no UTF-8, in one of them
+    except ValueError:  # bytes that are not UTF-8, in one of them
         for row in range(len(table)):
             try:
                 yield table.slice(row, 1).to_pylist()[0]
             except ValueError as error:
-                yield InvalidInput(f"a text is no UTF-8 ({error})", reason="TEXT_NO_UTF8")
+                yield InvalidInput(f"a text is not UTF-8 ({error})", reason="TEXT_NO_UTF8")
 
 
 def _held(images: Any) -> Any:

@@ -39,7 +39,7 @@ class Check:
 
     Args:
         scratch: directory for whatever is written; the caller deletes it.
-        root: the run's directory, where there is one or will be one.
+        root: the run's directory, if there is one or will be one.
         tell: told what is being looked at.
 
     Attributes:
@@ -145,7 +145,7 @@ class Check:
             told.append("trial     the update runs elsewhere: it is the run's first stage")
         told.append(f"time      {self.duration}")
         told += [f"{finding.severity:9} {finding.code}: {finding}" for finding in self.findings]
-        return [*told, "the run can begin" if self.ok else "the run can not begin like this"]
+        return [*told, "the run can begin" if self.ok else "the run cannot begin like this"]
 
     def _data(self) -> data.Sample | None:
         recipe, seen = self.recipe, None

@@ -74,7 +74,7 @@ def usable(
 
 
 def left_out(key: str, pool: Pool) -> Iterator[Finding]:
-    """ROWS_LEFT_OUT: rows that are no prompts at all, or that the model can't take."""
+    """ROWS_LEFT_OUT: rows that are not prompts at all, or that the model can't take."""
     if pool.dropped:
         yield Finding(
             "ROWS_LEFT_OUT",

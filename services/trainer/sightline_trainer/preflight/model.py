@@ -145,7 +145,7 @@ def _kind_fault(model: str, config: dict[str, Any]) -> Finding | None:
         what = f"model_type {kind!r}" + (f", architecture {', '.join(made_for)}" if made_for else "")
         return Finding(
             "MODEL_NOT_TRANSFORMERS",
-            f"{model} is no checkpoint of transformers' own ({what}), and code that a checkpoint brings is not run",
+            f"{model} is not a checkpoint of transformers' own ({what}), and code that a checkpoint brings is not run",
             "`sightline convert` makes one of it"
             if kind == "mobilevlm"
             else "take the conversion of it that transformers can load (for LLaVA, llava-hf/...), or convert it",
@@ -160,7 +160,7 @@ def _kind_fault(model: str, config: dict[str, Any]) -> Finding | None:
 
 
 def _classes(mapping: Any, config: Any) -> list[Any]:
-    """The image-text-to-text classes of a config's class; none where there is none."""
+    """The image-text-to-text classes of a config's class; none if there is none."""
     if config not in mapping:
         return []
     found = mapping[config]

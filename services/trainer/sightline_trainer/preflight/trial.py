@@ -60,7 +60,7 @@ def elsewhere(recipe: Recipe) -> bool:
 
 
 async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Trial:
-    """Ask for candidates of a prompt and make its pairs; of the next one, where there is none. `train_on` goes on."""
+    """Ask for candidates of a prompt and make its pairs; of the next one, if there is none. `train_on` goes on."""
     trial, counts = Trial(), list[str]()
     try:
         for number, prompt in enumerate(prompts[:TRIES]):

@@ -6,5 +6,5 @@ marking.py    words that are not in the picture; words that differ
 meanings.py   what each curve means and when to worry; what worries in a run
 curves.py     charts as SVG that takes the page's colours
 page.py       the page itself (report.html, report.css, report.js beside it)
-live.py       the same page, served while the run goes on
+live.py       the same page, served while the run continues
 """

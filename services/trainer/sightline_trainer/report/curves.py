@@ -64,7 +64,7 @@ def bars(title: str, parts: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def _iterations(axes: Axes, numbers: Sequence[float]) -> None:
-    """Whole numbers on the x axis, also where there is one only."""
+    """Whole numbers on the x axis, also if there is one only."""
     axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 

@@ -5,7 +5,7 @@
     FineSumFact (2412.10689)    by: sentence, parser: yes_no, or all sentences at once: parser: verdicts
     BalCapRL (2605.07394)       correctness and coverage, two terms: {right: {part: ask, ...}, whole: {part: ask, ...}}
 
-A judged text is judged once and the answer kept in the run (`judgements`). An answer that can't be read is no mark.
+A judged text is judged once and the answer kept in the run (`judgements`). An answer that can't be read is not a mark.
 """
 
 from __future__ import annotations
@@ -50,18 +50,22 @@ class Ask(TermPart, Speaking):
     )
     by: Literal["whole", "sentence", "claims", "objects"] = Field(
         "whole",
-        description="What is judged at a time: the text, its sentences, its claims (split by the same model), or the "
-        "objects of vocabulary.json that it names.",
+        description=(
+            "What is judged: the whole text, each sentence, each claim (split by the same model), or "
+            "each object of vocabulary.json that it names."
+        ),
     )
     parser: Literal["rating", "yes_no", "p_yes", "verdicts"] = Field(
         "rating",
-        description="What the answer holds: a mark from 1 to 5; yes (1) or no (0); the probability of yes; a yes or no "
-        "for each numbered sentence.",
+        description=(
+            "Form of the answer: a mark from 1 to 5; yes (1) or no (0); the probability of yes; a yes"
+            " or no for each numbered sentence."
+        ),
     )
     pool: Literal["mean", "min", "sum", "rejected"] = Field(
-        "mean", description="How the pieces' values become one; rejected: minus the number of pieces under a half."
+        "mean", description="How the pieces' values are combined; rejected: minus the number of pieces below 0.5."
     )
-    split: str = Field(_SPLIT, description="How claims are asked for (by: claims); one a line.")
+    split: str = Field(_SPLIT, description="Prompt that lists the claims, one per line (by: claims).")
 
     @model_validator(mode="after")
     def _askable(self) -> Self:

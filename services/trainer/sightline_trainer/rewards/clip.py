@@ -30,7 +30,7 @@ class Clip(TermPart):
         "whole", description="Score the text as a whole, or sentence by sentence (CSR)."
     )
     pool: Literal["mean", "min", "sum"] = Field(
-        "mean", description="How sentences' scores become one; CSR's is the sum, which rewards length."
+        "mean", description="How sentence scores are combined; CSR uses the sum, which rewards length."
     )
     images: Literal["mean", "first"] | Annotated[int, Field(ge=0)] = Field(
         "mean",

@@ -31,13 +31,17 @@ class Detected(TermPart):
 
     by: Literal["scorer", "http"] = Field("scorer", description="Who finds objects.")
     template: str = Field("a photo of a {object}.", description="What the scorer compares with the picture.")
-    there: float = Field(description="Least score of an object that is there: a CLIPScore, or the detector's 0 to 1.")
+    there: float = Field(description="Minimum score of a present object: a CLIPScore, or the detector's 0 to 1.")
     absent: float | None = Field(
-        None, description="Objects under this score are not there; null: the same bound. Between the two nobody knows."
+        None,
+        description=(
+            "Objects below this score are absent; null: the same bound. Between the two bounds an "
+            "object counts as unknown."
+        ),
     )
     url: str | None = Field(None, description="The detector's address (by: http).")
-    cover: bool = Field(False, description="Count the objects named and there too; false: those not there alone.")
-    cost: float = Field(1.0, gt=0.0, description="What an object that is named and not there costs.")
+    cover: bool = Field(False, description="Also count named objects that are present; false: count only absent ones.")
+    cost: float = Field(1.0, gt=0.0, description="Cost of an object that is named but absent.")
     timeout_seconds: float = Field(60.0, gt=0.0, description="Deadline of one picture at the detector.")
 
     @model_validator(mode="after")

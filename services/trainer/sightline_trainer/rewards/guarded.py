@@ -1,6 +1,6 @@
 """Guarded: terms that are not ours, held to the rule that a failure is never a number.
 
-What raises, gives another count than was asked for, None, NaN, an infinity or no number at all is no mark: the
+What raises, gives another count than was asked for, None, NaN, an infinity or no number at all is not a mark: the
 candidate has no reward then, and `scores/*.parquet` says why. A service that stays away (a
 SightlineError) ends the run as ever.
 """
@@ -29,7 +29,7 @@ NO_MARK: Final = "NO_MARK"
 
 
 class Guarded:
-    """A term whose failures are no marks."""
+    """A term whose failures are not marks."""
 
     def __init__(self, name: str, term: Term) -> None:
         self.name = name
@@ -51,7 +51,7 @@ class Guarded:
 
     def _checked(self, score: Any) -> Score:
         if not isinstance(score, Score):
-            self._tell(NO_NUMBER, f"gave {score!r:.80}, which is no Score")
+            self._tell(NO_NUMBER, f"gave {score!r:.80}, which is not a Score")
             return Score(None, error=NO_NUMBER)
         if score.reward is None:
             return score if score.error else replace(score, error=NO_MARK)
@@ -65,7 +65,7 @@ class Guarded:
 
 
 def numbers(values: Any, count: int) -> list[Score]:
-    """A score for each value of a function's answer; the wrong number of them is no mark for anybody."""
+    """A score for each value of a function's answer; the wrong number of them is not a mark for anybody."""
     if values is None:
         return [Score(None, error=NO_MARK) for _ in range(count)]
     try:
@@ -78,7 +78,7 @@ def numbers(values: Any, count: int) -> list[Score]:
 
 
 def number(value: Any) -> Score:
-    """A value as a mark; what is no finite number is none. Numbers of NumPy and torch are numbers, texts are not."""
+    """A value as a mark; what is not a finite number is none. Numbers of NumPy and torch are numbers, texts are not."""
     if value is None:
         return Score(None, error=NO_MARK)
     try:

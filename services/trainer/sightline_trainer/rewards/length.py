@@ -15,7 +15,9 @@ from sightline_trainer.rewards.term import Term, TermContext, TermPart
 class Length(TermPart):
     """Tokens of the text, or minus their distance from a target."""
 
-    target: int | None = Field(None, ge=1, description="Wanted tokens; null: the number of tokens itself is the value.")
+    target: int | None = Field(
+        None, ge=1, description="Target length in tokens; null: the value is the number of tokens."
+    )
 
     def open(self, context: TermContext) -> Term:
         return LengthTerm(self.target)

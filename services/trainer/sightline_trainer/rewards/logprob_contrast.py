@@ -32,11 +32,13 @@ _GREY = 127
 class LogprobContrast(TermPart):
     """Log-probs under the policy, less those under another version, picture or prompt."""
 
-    prompt: str = Field("{prompt}", description="What A is asked; {prompt} is what the candidate answers.")
+    prompt: str = Field("{prompt}", description="Prompt for A; {prompt} is the candidate's own prompt.")
     against: Literal["base", "policy"] = Field("base", description="Version of B: the base model, or the same as A's.")
     against_image: Literal["shown", "grey"] = Field("shown", description="What B sees: the picture, or one grey one.")
-    against_prompt: str = Field("{prompt}", description="What B is asked.")
-    pool: Literal["sum", "mean"] = Field("sum", description="Over tokens; a sum grows with length, as DPO's.")
+    against_prompt: str = Field("{prompt}", description="Prompt for B.")
+    pool: Literal["sum", "mean"] = Field(
+        "sum", description="How tokens are combined; a sum grows with length, as in DPO."
+    )
     scale: float = Field(1.0, gt=0.0, description="Factor, such as beta; rewards have two decimals.")
 
     @model_validator(mode="after")

@@ -25,8 +25,10 @@ from sightline_trainer.rewards.term import Term, TermContext, TermPart
 class HumanPicks(TermPart):
     """Texts that somebody picked, from a file, or by the truth."""
 
-    file: str | None = Field(None, description="JSON lines of id, text and picked; null: the truth picks (an oracle).")
-    cover: float = Field(0.5, ge=0.0, le=1.0, description="Least share of the objects there that a picked text names.")
+    file: str | None = Field(
+        None, description="JSON lines of id, text and picked; null: the ground truth picks (an oracle)."
+    )
+    cover: float = Field(0.5, ge=0.0, le=1.0, description="Minimum share of present objects that a picked text names.")
 
     def open(self, context: TermContext) -> Term:
         if self.file is not None:
@@ -64,7 +66,7 @@ def read_picks(path: Path) -> dict[tuple[str, str], bool]:
     """The picks of a file, by prompt and text; of a text that stands twice, the last.
 
     Raises:
-        InvalidInput: there is no such file, or a line is no pick.
+        InvalidInput: there is no such file, or a line is not a pick.
     """
     if not path.is_file():
         raise InvalidInput(f"no file of picks {path}", reason="PICKS_NOT_FOUND")

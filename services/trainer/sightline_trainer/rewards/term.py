@@ -51,7 +51,7 @@ class TermContext:
 
 
 def file_name(name: str) -> str:
-    """A term's name as a file's: what is no letter, digit, _ or - is written by its number."""
+    """A term's name as a file's: what is not a letter, digit, _ or - is written by its number."""
     return "".join(each if each.isalnum() or each in "_-" else f"%{ord(each):02x}" for each in name)
 
 
@@ -64,7 +64,7 @@ class Term(Protocol):
 class TermPart(Part):
     """Settings of a term, and how it is made from them."""
 
-    weight: float = Field(1.0, description="Factor in the sum; below 0 the term is a cost.")
+    weight: float = Field(1.0, description="Factor in the sum; a negative weight makes the term a cost.")
 
     def open(self, context: TermContext) -> Term:
         """The term."""

@@ -1,4 +1,4 @@
-"""Answers of judges: what a text says when a mark, a yes or verdicts were asked for. None is no mark."""
+"""Answers of judges: what a text says when a mark, a yes or verdicts were asked for. None is not a mark."""
 
 from __future__ import annotations
 

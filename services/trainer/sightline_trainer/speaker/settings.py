@@ -13,18 +13,20 @@ class Speaking(Section):
 
     who: Literal["policy", "sampler", "openai"] = Field(
         "policy",
-        description="Who is asked: the policy that wrote the candidates, another sampler by its address, or an "
-        "OpenAI-compatible endpoint by its url.",
+        description=(
+            "Who answers: the policy that wrote the candidates, another sampler (address), or an "
+            "OpenAI-compatible endpoint (url)."
+        ),
     )
     address: Target | None = Field(None, description="gRPC target of the sampler (who: sampler).")
     url: str | None = Field(
-        None, description="Base URL such as http://llm:8000/v1 (who: openai); null: that of SIGHTLINE_LLM_URL."
+        None, description="Base URL such as http://llm:8000/v1 (who: openai); null: SIGHTLINE_LLM_URL."
     )
     model: str = Field("", description="Name of the model at the URL (who: openai).")
-    image: bool = Field(True, description="Whether the picture is shown.")
+    image: bool = Field(True, description="Show the picture.")
     temperature: float = Field(0.0, ge=0.0, le=2.0, description="Softmax temperature of the answer; 0 is greedy.")
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass of the answer.")
-    max_tokens: int = Field(256, ge=1, description="Most tokens of an answer.")
+    max_tokens: int = Field(256, ge=1, description="Maximum tokens of an answer.")
     timeout_seconds: float = Field(120.0, gt=0.0, description="Deadline of one answer.")
 
     @model_validator(mode="after")

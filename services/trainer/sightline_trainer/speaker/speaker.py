@@ -37,7 +37,7 @@ class Speaker(Protocol):
         ...
 
     async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
-        """P(yes) / (P(yes) + P(no)) of the answer's first word; None where it can't be told. Raises as a call."""
+        """P(yes) / (P(yes) + P(no)) of the answer's first word; None where it is unknown. Raises as a call."""
         ...
 
 

@@ -39,7 +39,7 @@ class FairQueue:
             return next(iter(self._askers.values()))[0] if self._askers else None
 
     def take(self) -> Request | None:
-        """The next one; None where there is none (any more)."""
+        """The next one; None if there is none (any more)."""
         with self._lock:
             if not self._askers:
                 return None

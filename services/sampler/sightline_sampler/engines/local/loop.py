@@ -143,7 +143,7 @@ class DecodeLoop:
         return future
 
     def freeze(self, frozen: bool) -> None:
-        """Leave all rows as they are from the next step on, or go on with them; calls are still made."""
+        """Leave all rows as they are from the next step on, or continue with them; calls are still made."""
         with self._condition:
             self._frozen = frozen
             self._condition.notify()

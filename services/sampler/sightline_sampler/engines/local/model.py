@@ -104,7 +104,7 @@ def _no_directory(model: str) -> str:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is a GPU where there is one."""
+    """`auto` is a GPU if there is one."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
@@ -362,7 +362,7 @@ def _window(text: Any) -> int:
 
 
 def _adapter_place(net: Any, decoder: Any) -> AdapterPlace | None:
-    """A linear layer of the language model: a projection of a query where there is one."""
+    """A linear layer of the language model: a projection of a query if there is one."""
     inside = {id(module) for module in decoder.modules()}
     found = [
         (not name.endswith("q_proj"), number, AdapterPlace(name, module.out_features, module.in_features))

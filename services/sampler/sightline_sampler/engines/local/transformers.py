@@ -325,7 +325,7 @@ def decoded(images: Sequence[EncodedImage], limits: SamplerLimits) -> list[Image
     """The images of a request in RGB.
 
     Raises:
-        InvalidInput: one is no image or too large, or all together have too many pixels.
+        InvalidInput: one is not an image or too large, or all together have too many pixels.
     """
     found: list[Image.Image] = []
     for image in images:

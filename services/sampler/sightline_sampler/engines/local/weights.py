@@ -105,7 +105,7 @@ class Weights:
         """Read a policy from disk without touching what is loaded; may run in any thread.
 
         Raises:
-            PreconditionFailed: it is no adapter or checkpoint for this base model.
+            PreconditionFailed: it is not an adapter or checkpoint for this base model.
         """
         if manifest.kind == "lora":
             return self._read_adapter(directory, manifest.version)
@@ -134,7 +134,9 @@ class Weights:
             config = peft.PeftConfig.from_pretrained(str(directory))
             tensors = load_file(directory / _ADAPTER)
         except Exception as error:  # PEFT and safetensors raise many kinds
-            raise PreconditionFailed(f"{directory} is no PEFT adapter: {error}", reason="ADAPTER_UNREADABLE") from error
+            raise PreconditionFailed(
+                f"{directory} is not a PEFT adapter: {error}", reason="ADAPTER_UNREADABLE"
+            ) from error
         if config.peft_type != peft.PeftType.LORA:
             raise PreconditionFailed(f"the adapter is {config.peft_type}, not LoRA", reason="ADAPTER_UNSUPPORTED")
         if config.bias != "none":
@@ -224,7 +226,7 @@ class Weights:
         """A copy of one of the base model's modules with a policy's tensors.
 
         Raises:
-            PreconditionFailed: there is none of that name, it is no projector or tower, or the tensors are others.
+            PreconditionFailed: there is none of that name, it is not a projector or tower, or the tensors are others.
         """
         net, prefix = self._base.model, self._base.text_prefix
         own = self._originals.get(target)

@@ -141,7 +141,7 @@ class ChatText:
         return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
 
     def continuation(self, rendered: str, ids: list[int]) -> str | None:
-        """Text that, put behind a rendered prompt, is tokenized to just these ids; None where there is none.
+        """Text that, put behind a rendered prompt, is tokenized to just these ids; None if there is none.
 
         The tokenizer may write a word's first piece with its own space or none, so what a decoder gives is tried with
         and without a leading one.

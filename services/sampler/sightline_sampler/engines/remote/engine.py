@@ -137,7 +137,7 @@ class RemoteEngine(Engine):
         """The image as a data URL, which the engine reads as we do: decoded once to see that it is so.
 
         Raises:
-            InvalidInput: it is no image, or one over the limits.
+            InvalidInput: it is not an image, or one over the limits.
         """
         content, media_type = await asyncio.to_thread(plain_file, image.content, self._limits)
         return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

@@ -72,7 +72,7 @@ class Round:
         self.asked.append(replica)
 
     def over(self) -> bool:
-        """Whether it is gone on with for long enough; from the first time that this is asked."""
+        """Whether it is continued for long enough; from the first time that this is asked."""
         self._deadline = min(self._deadline, time.monotonic() + self._seconds)
         return time.monotonic() > self._deadline
 

@@ -3,7 +3,7 @@
 What this engine knows of vLLM (0.33):
 
 - `n` with a seed gives child i the seed + i; so seeds are made as a run of numbers, and each candidate can be had again
-  alone. Seeds that are no run go in requests of their own, and share prefix and image features in vLLM's caches.
+  alone. Seeds that are not a run go in requests of their own, and share prefix and image features in vLLM's caches.
 - An adapter is addressed as `model`. Its name carries version and digest and is never used again, and every request's
   `cache_salt` says the same, so that no cached prefix of another version fits.
 - Sampling parameters that are left out come from the checkpoint's generation config: all are sent.

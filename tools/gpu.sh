@@ -42,7 +42,7 @@ if [ -f "$wheels/triton.tar.xz" ] && [ -z "${SIGHTLINE_TRITON_HOME:-}" ] && [ ! 
   mkdir -p /tmp/sightline-triton && tar xJf "$wheels/triton.tar.xz" -C /tmp/sightline-triton
   export SIGHTLINE_TRITON_HOME=/tmp/sightline-triton
 fi
-declare -A limit=([card]=40 [parity]=120 [towers]=130 [decode]=110 [update]=200 [service]=150 [loop]=80 [turns]=110 [attention]=80 [qlora]=110)
+declare -A limit=([card]=40 [parity]=120 [towers]=130 [decode]=150 [update]=200 [service]=150 [loop]=80 [turns]=200 [attention]=80 [qlora]=110)
 for step in ${only//,/ }; do
   echo "== $step"
   seconds=${limit[$step]:-60}

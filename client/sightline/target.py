@@ -22,7 +22,7 @@ def check_target(target: str) -> str:
     """
     if not isinstance(target, str) or not _is_well_formed(target):
         raise InvalidInput(
-            f"{str(target)[:200]!r} is not an address of a service: write host:port without a scheme or a path, such as "
+            f"{str(target)[:200]!r} is not a service's address: write host:port without a scheme or a path, such as "
             "127.0.0.1:50051, [::1]:50051 or scorer.ns.svc:50051 (or dns:///name:port, ipv4:10.0.0.1:1,10.0.0.2:1, "
             "unix:/path, xds:///name)",
             reason="TARGET_MALFORMED",

@@ -85,7 +85,7 @@ def test_ended_beams_count_by_length() -> None:
     One group of two. Step 1: end ranks second of the best four, among the best two: it is kept with log 0.4 = -0.916.
     Beams: 1 with log 0.6. Step 2: 1 end with log 0.3, by length -0.602: kept; the group has two, and the best that goes
     on, 1 1 with log 0.3 = -1.204, counts -0.602 by length: it does not beat -0.916, the worst kept, by enough to say
-    that nothing could, so it continues. Step 3: 1 1 end with log 0.15, by length -0.632: better than -0.916, kept in its
+    that nothing could, so it goes on. Step 3: 1 1 end with log 0.15, by length -0.632: better than -0.916, kept in its
     place. What goes on, 1 1 1, counts log 0.15 / 3 = -0.632 too: the group is done.
     """
     tiny = 1e-12

@@ -125,7 +125,7 @@ def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseMod
         processing=processing,
         device=device, dtype=model.dtype, eos_ids=frozenset({2}),
         suppressed=torch.tensor(never, device=device), placeholders=frozenset({3}), vocabulary=text.vocab_size,
-        window=4096, text_prefix="model.language_model", keeps_logits=True,
+        window=4096, text_prefix="model.language_model", keeps_logits=True, adapter_place=None,
     )  # fmt: skip
 
 

@@ -86,7 +86,7 @@ def here() -> Any:
 
 
 def headers() -> dict[str, str]:
-    """What a call to another service sends to continue with the trace; nothing while there is none, or it is not kept."""
+    """What a call to another service sends to continue the trace; nothing while there is none, or it is not kept."""
     context = here()
     if context is None or not context.trace_flags.sampled:
         return {}

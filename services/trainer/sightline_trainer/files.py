@@ -75,7 +75,7 @@ def damaged(path: Path, why: object) -> DataCorrupted:
     """The error for a file that cannot be read any more."""
     detail = next(iter(str(why).splitlines()), "empty")
     return DataCorrupted(
-        f"{path} is damaged ({detail}): bring it back from a copy, or delete it and continue with the run, which makes it "
+        f"{path} is damaged ({detail}): restore it from a copy, or delete it and resume the run, which makes it "
         "anew where it can",
         reason="RUN_FILE_DAMAGED",
     )

@@ -91,7 +91,7 @@ class RunDirectory:
         return self.root / "iterations" / f"{number:04d}"
 
     def open(self, recipe: Recipe) -> str:
-        """Make the directory, or continue with the run it holds: what a changed recipe would make otherwise is moved into
+        """Make the directory, or resume the run it holds: what a changed recipe would make otherwise is moved into
         `replaced/` first, to be made anew.
 
         Returns:
@@ -116,7 +116,7 @@ class RunDirectory:
         return f"changed: {changes}; made anew are {len(old)} files, their old forms lie in replaced/" if old else ""
 
     def check(self, recipe: Recipe) -> None:
-        """See that the directory is free, or holds a run that this recipe can continue with and that read its pictures as
+        """See that the directory is free, or holds a run that this recipe can continue, and that read its pictures as
         this trainer does.
 
         Raises:

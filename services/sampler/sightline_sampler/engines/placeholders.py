@@ -1,4 +1,4 @@
-"""Placeholders and other special tokens: words of a model's vocabulary that are not text, which a user may not spell."""
+"""Placeholders and other special tokens: words of a vocabulary that are not text, which a user may not spell."""
 
 from __future__ import annotations
 

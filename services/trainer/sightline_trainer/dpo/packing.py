@@ -8,7 +8,7 @@ responses, each of them once however many pairs it is in:
                    ...
 
 A branch leaves out its last token, which predicts nothing that is asked for; its first token is predicted by the last
-position of the prefix. Position ids of every branch continue from the prefix. No padding: all prompts of a batch stand one
+position of the prefix. Position ids of every branch continue the prefix's. No padding: all prompts of a batch stand one
 after the other, and the attention (`attention.py`) keeps them, and their branches, apart.
 """
 

@@ -56,7 +56,7 @@ class Amber:
             annotations = {int(row["id"]): {"type": row["type"], **row} for row in rows}
         except (InvalidInput, OSError, ValueError, KeyError, TypeError) as error:
             raise InvalidInput(
-                f"{directory} is not an AMBER data directory ({type(error).__name__}: {error}); wanted annotations.json, "
+                f"{directory} is not AMBER's data ({type(error).__name__}: {error}); it has annotations.json, "
                 "relation.json and safe_words.txt of the AMBER repository's data/",
                 reason="AMBER_DATA",
             ) from None

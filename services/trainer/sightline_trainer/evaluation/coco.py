@@ -35,7 +35,7 @@ from sightline_trainer.evaluation.treebank import Token, tokens
 
 Compat = Literal["mended", "official"]
 
-# A hyphen joins words, as in NLTK; a possessive stands apart from its word; o'clock is not a clock. Letters are those of
+# A hyphen joins words, as in NLTK; a possessive stands apart from its word; o'clock is no clock. Letters are those of
 # any language: the "cat" of "catégorie" is none.
 _LETTERS = r"(?:[^\W_]|[\u0300-\u036f])+"
 _MENDED = re.compile(rf"o'clock|{_LETTERS}(?:-{_LETTERS})*|\S")

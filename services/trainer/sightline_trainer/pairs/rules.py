@@ -80,7 +80,7 @@ class IthBestIthWorst(RankedRule):
 class ReferenceAgainstRejected(RulePart):
     """A text that is taken for right against each that is taken for wrong, whichever reward is higher (POVID, BPO).
 
-    Equal rewards are a tie here too, but for a recipe whose reward has no term: there nobody judged, and 0 is not a mark.
+    Equal rewards are a tie here too, but for a recipe whose reward has no term: there nobody judged, and 0 is no mark.
     """
 
     chosen: list[str] = Field(

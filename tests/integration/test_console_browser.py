@@ -9,8 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import axe
 import pytest
 from running import ROOT
+
+sys.path.insert(0, str(ROOT / "tools"))
 
 pytestmark = [
     pytest.mark.slow,
@@ -38,9 +41,13 @@ def console(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pat
     process.wait(30)
 
 
+@pytest.fixture(scope="module")
+def script() -> str:
+    return axe.engine()
+
+
 @pytest.fixture(scope="module", params=["desktop"])
 def driver(request: pytest.FixtureRequest) -> Iterator[Any]:
-    sys.path.insert(0, str(ROOT / "tools"))
     from screenshots import browser
 
     with browser(*WIDTHS[request.param]) as driver:
@@ -111,17 +118,56 @@ def test_a_run_from_the_form_to_the_comparison(driver: Any, console: tuple[str, 
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_no_page_is_wider_than_its_window(console: tuple[str, Path], width: str) -> None:
-    sys.path.insert(0, str(ROOT / "tools"))
+def test_no_page_is_wider_than_its_window_and_axe_finds_nothing_serious(
+    console: tuple[str, Path], width: str, script: str
+) -> None:
+    """Light and dark, at the width of a desk and of a phone."""
     from screenshots import browser
 
     url, root = console
     pages = ["", "new"] + (["run/mine", "compare/mine/twin"] if (root / "twin").exists() else [])
+    found: dict[str, list[str]] = {}
     with browser(*WIDTHS[width]) as driver:
         for page in pages:
             driver.get(f"{url}#/{page}")
             driver.refresh()
             until(lambda: driver.execute_script("return document.querySelectorAll('main *').length > 5"))
             time.sleep(1)
+            for theme in ("light", "dark"):
+                driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+                found[f"{page} {theme}"] = axe.findings(driver, script)
             assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth"), page
             assert driver.get_log("browser") == []
+    assert {page: each for page, each in found.items() if each} == {}
+
+
+def test_the_keyboard_alone_gets_everywhere(console: tuple[str, Path]) -> None:
+    from screenshots import browser
+    from selenium.webdriver.common.keys import Keys
+
+    url, root = console
+    with browser(*WIDTHS["desktop"]) as driver:
+        driver.get(url)
+        until(lambda: "Runs" in text(driver, "h1"))
+        assert "token" not in driver.current_url, "it is in a cookie now"
+
+        def press(*keys: str) -> None:
+            for key in keys:
+                driver.switch_to.active_element.send_keys(key)
+
+        press("n")
+        until(lambda: driver.current_url.endswith("#/new"))
+        until(lambda: text(driver, "#recipe"))
+        driver.execute_script("document.activeElement.blur()")
+        driver.find_element("tag name", "body").send_keys("r")
+        until(lambda: driver.current_url.endswith("#/"))
+        if (root / "mine").exists():
+            until(lambda: "mine" in text(driver, "#runs"))
+            driver.find_element("tag name", "body").send_keys("j")
+            press(Keys.ENTER)
+            until(lambda: "#/run/" in driver.current_url)
+        reached = set()
+        for _ in range(12):
+            press(Keys.TAB)
+            reached.add(driver.execute_script("return document.activeElement.textContent.trim().slice(0, 20)"))
+        assert len(reached) > 3

@@ -82,7 +82,7 @@ def test_what_a_sampler_can_not_answer_is_refused_by_name(lmms_eval: Any, servic
     for visuals, complaint in (
         ([], "0 images"),
         (["clip.mp4"], "no videos"),
-        ([b"bytes"], "no image"),
+        ([b"bytes"], "not an image"),
     ):
         documents = [{"visuals": visuals}]
         model.task_dict = {"task": {"test": documents}}

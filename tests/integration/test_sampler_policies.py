@@ -323,7 +323,7 @@ def _other_architecture(path: Path, base: Path) -> None:
         (_no_effect, PreconditionFailed, "POLICY_CHANGES_NOTHING", "nothing"),
         (_not_finite, PreconditionFailed, "WEIGHTS_NOT_FINITE", "lora_B"),
         (_no_targets, PreconditionFailed, "ADAPTER_DOES_NOT_FIT", "nothing_like_it"),
-        (_no_adapter, PreconditionFailed, "ADAPTER_UNREADABLE", "no PEFT adapter"),
+        (_no_adapter, PreconditionFailed, "ADAPTER_UNREADABLE", "not a PEFT adapter"),
         (_adapter_as_full, PreconditionFailed, "WEIGHTS_DO_NOT_FIT", "an adapter"),
         (_base_as_full, PreconditionFailed, "POLICY_CHANGES_NOTHING", "base model"),
         (_other_architecture, PreconditionFailed, "WEIGHTS_DO_NOT_FIT", "mismatched keys"),

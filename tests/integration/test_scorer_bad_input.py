@@ -50,7 +50,7 @@ LONG = "cat " * 100
 TABLE: dict[str, tuple[pb.ScoreRequest, CODE, str, str]] = {
     "no image": (request(None, ["a"]), CODE.INVALID_ARGUMENT, "IMAGE_MISSING", "set image.content or image.sha256"),
     "0 bytes": (request(b"", ["a"]), CODE.INVALID_ARGUMENT, "IMAGE_EMPTY", "send the whole encoded file"),
-    "not an image": (request(b"hello" * 9, ["a"]), CODE.INVALID_ARGUMENT, "IMAGE_UNREADABLE", "no JPEG, PNG"),
+    "not an image": (request(b"hello" * 9, ["a"]), CODE.INVALID_ARGUMENT, "IMAGE_UNREADABLE", "not a JPEG, PNG"),
     "cut JPEG": (
         request(encoded(picture(300, 200), "JPEG")[:2000], ["a"]),
         CODE.INVALID_ARGUMENT,

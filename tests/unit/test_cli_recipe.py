@@ -49,7 +49,7 @@ def test_show_refuses_what_run_would_refuse() -> None:
 @pytest.mark.parametrize(
     ("key", "words"),
     [
-        ("filters.gap.min", ("number", "default 2.0", "Least gap")),
+        ("filters.gap.min", ("number", "default 2.0", "Minimum gap")),
         ("candidates.noised_image.step", ("integer, 0 to 999", "default 500")),
         ("filters.gap", ("section   default on", "filters.gap.of")),
         ("filters.degenerate", ("section   default off", "filters.degenerate.max_repeats")),

@@ -107,11 +107,11 @@ def test_an_unknown_image_is_an_error_that_names_it() -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("{", "no readable JSON"),
+        ("{", "not a readable JSON"),
         ('{"1": ["unicorn"]}', "unicorn"),
-        ('{"1": "dog"}', "no truth file"),
-        ("[1]", "no truth file"),
-        ('{"annotations": [{"image_id": 1, "category_id": 9}]}', "no truth file"),
+        ('{"1": "dog"}', "not a truth file"),
+        ("[1]", "not a truth file"),
+        ('{"annotations": [{"image_id": 1, "category_id": 9}]}', "not a truth file"),
     ],
 )
 def test_a_truth_file_that_is_none(tmp_path: Path, content: str, complaint: str) -> None:

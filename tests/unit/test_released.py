@@ -183,7 +183,7 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
         AestheticHead.read(tmp_path / "head.safetensors")
     with pytest.raises(FileNotFoundError):
         open_clip_directory("hpsv2", str(tmp_path / "nothing"))
-    with pytest.raises(PreconditionFailed, match="no checkpoint of ImageReward"):
+    with pytest.raises(PreconditionFailed, match="not a checkpoint of ImageReward"):
         imagereward.describe("m", ModelSettings(kind="imagereward", source=str(tmp_path / "other.pt")))
     with pytest.raises(FileNotFoundError, match=r"ImageReward\.pt"):
         imagereward.checkpoint(str(tmp_path))

@@ -121,7 +121,7 @@ def test_an_adapter_of_the_tower_needs_a_server_that_takes_it(base: Path) -> Non
         ({"modules": [Q0], "b": float("nan")}, "not finite"),
         ({"modules": [Q0], "r": 64}, "rank 64 is over"),
         ({"modules": [Q0], "modules_to_save": ["lm_head"]}, "also trains lm_head whole"),
-        ({"modules": [Q0], "peft_type": "IA3"}, "no plain LoRA"),
+        ({"modules": [Q0], "peft_type": "IA3"}, "not a plain LoRA"),
     ],
 )
 def test_an_adapter_that_does_not_fit_is_refused(base: Path, options: dict[str, object], names: str) -> None:

@@ -320,7 +320,7 @@ def test_a_connection_that_is_kept_for_nothing_ends(hasty: Gateway) -> None:
         ({"content-type": "text/html"}, b"<html>", 415, "CONTENT_TYPE", "the image file itself"),
         ({"content-type": "image/png"}, b"<html>", 400, "IMAGE_UNREADABLE", "3c 68 74 6d"),
         ({}, base64.b64encode(PICTURE), 400, "IMAGE_UNREADABLE", "not base64"),
-        ({"content-type": "application/x-www-form-urlencoded"}, b"a=b", 400, "IMAGE_UNREADABLE", "no JPEG"),
+        ({"content-type": "application/x-www-form-urlencoded"}, b"a=b", 400, "IMAGE_UNREADABLE", "not a JPEG"),
     ],
 )
 def test_what_is_no_image_is_not_stored(

@@ -83,7 +83,7 @@ SIGLIP = Scale("siglip", 117, -12.9, sigmoid=True, calibration=None)
 
 
 def test_kinds_that_a_model_does_not_give() -> None:
-    with pytest.raises(PreconditionFailed, match="no probabilities") as caught:
+    with pytest.raises(PreconditionFailed, match="not probabilities") as caught:
         CLIP.check(pb.SCORE_KIND_PROBABILITY)
     assert caught.value.reason == "NO_PROBABILITY"
     with pytest.raises(PreconditionFailed, match="sightline scorer calibrate --model siglip") as caught:

@@ -108,7 +108,7 @@ def test_llavas_conversations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             assert prompt.reference == 'It is "red", 3.'
             assert str(prompt.images[0]) == "/coco/train/3.jpg"
     file.write_text(json.dumps(items)[:-40])
-    with pytest.raises(InvalidInput, match="no array of JSON objects"):
+    with pytest.raises(InvalidInput, match="not an array of JSON objects"):
         open_pool(f"llava:{file}")
 
 

@@ -112,7 +112,7 @@ def test_a_key_given_twice_in_a_flag_is_refused(tmp_path: Path) -> None:
         (["dpo.loss={bco_pair: 1}", "dpo.f_divergence=js_divergence"], "not with bco_pair"),
         (["dpo.loss.sft=1", "dpo.wpo=true"], "no value for each"),
         (["dpo.train_vision=true"], "set dpo.train to full"),
-        (["dpo.lora.target_modules='(q'"], "no regular expression"),
+        (["dpo.lora.target_modules='(q'"], "not a regular expression"),
         (["dpo.loss={povid_code: 1}"], "two rejected sides"),
         (["candidates={}"], "nobody writes any"),
         (["pairing={}"], "can't make a pair"),

@@ -111,7 +111,7 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """ResumeRun lets a run that was stopped or has failed go on from its last finished stage.
+        """ResumeRun lets a run that was stopped or has failed continue from its last finished stage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -41,7 +41,7 @@ class RunServiceStub:
     StopRun: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.StopRunRequest, sightline.runs.v1.trainer_pb2.StopRunResponse]
     """StopRun ends a run, after the stage under way or at once."""
     ResumeRun: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ResumeRunRequest, sightline.runs.v1.trainer_pb2.ResumeRunResponse]
-    """ResumeRun lets a run that was stopped or has failed go on from its last finished stage."""
+    """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
 
 @typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -62,7 +62,7 @@ class RunServiceAsyncStub(RunServiceStub):
     StopRun: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.StopRunRequest, sightline.runs.v1.trainer_pb2.StopRunResponse]  # type: ignore[assignment]
     """StopRun ends a run, after the stage under way or at once."""
     ResumeRun: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ResumeRunRequest, sightline.runs.v1.trainer_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """ResumeRun lets a run that was stopped or has failed go on from its last finished stage."""
+    """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
 
 class RunServiceServicer(metaclass=abc.ABCMeta):
     """RunService starts, watches and stops alignment runs. A run's whole state is its directory.
@@ -116,6 +116,6 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.runs.v1.trainer_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.runs.v1.trainer_pb2.ResumeRunResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.ResumeRunResponse]]:
-        """ResumeRun lets a run that was stopped or has failed go on from its last finished stage."""
+        """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

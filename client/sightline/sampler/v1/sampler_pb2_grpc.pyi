@@ -59,7 +59,7 @@ class SamplerServiceStub:
     Pause: grpc.UnaryUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.PauseRequest, sightline.sampler.v1.sampler_pb2.PauseResponse]
     """Pause stops sampling until Resume; requests that come meanwhile wait."""
     Resume: grpc.UnaryUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.ResumeRequest, sightline.sampler.v1.sampler_pb2.ResumeResponse]
-    """Resume ends a pause; nothing happens where there is none."""
+    """Resume ends a pause; nothing happens if there is none."""
 
 @typing.type_check_only
 class SamplerServiceAsyncStub(SamplerServiceStub):
@@ -98,7 +98,7 @@ class SamplerServiceAsyncStub(SamplerServiceStub):
     Pause: grpc.aio.UnaryUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.PauseRequest, sightline.sampler.v1.sampler_pb2.PauseResponse]  # type: ignore[assignment]
     """Pause stops sampling until Resume; requests that come meanwhile wait."""
     Resume: grpc.aio.UnaryUnaryMultiCallable[sightline.sampler.v1.sampler_pb2.ResumeRequest, sightline.sampler.v1.sampler_pb2.ResumeResponse]  # type: ignore[assignment]
-    """Resume ends a pause; nothing happens where there is none."""
+    """Resume ends a pause; nothing happens if there is none."""
 
 class SamplerServiceServicer(metaclass=abc.ABCMeta):
     """SamplerService samples candidates from a versioned policy and swaps policies while serving.
@@ -194,6 +194,6 @@ class SamplerServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.sampler.v1.sampler_pb2.ResumeRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.sampler.v1.sampler_pb2.ResumeResponse, collections.abc.Awaitable[sightline.sampler.v1.sampler_pb2.ResumeResponse]]:
-        """Resume ends a pause; nothing happens where there is none."""
+        """Resume ends a pause; nothing happens if there is none."""
 
 def add_SamplerServiceServicer_to_server(servicer: SamplerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -269,6 +269,35 @@ def score_(
     guarded(work, debug, "scorer")
 
 
+@app.command("generate")
+def generate_(
+    wanted: Annotated[Path, typer.Argument(help="JSON lines: id, shows (what the picture shall show), prompt.")],
+    to: Annotated[Path, typer.Option(help="Directory of the dataset that is made.")],
+    url: Annotated[str, typer.Option(envvar="SIGHTLINE_PICTURES_URL", help="Text-to-image endpoint, OpenAI's form.")],
+    endpoint_model: Annotated[str, typer.Option(help="Model that the endpoint shall take.")] = "",
+    size: Annotated[str, typer.Option(help="Size that is asked for, such as 1024x1024.")] = "",
+    count: Annotated[int, typer.Option(help="Pictures of a text; the best is kept.", min=1, max=64)] = 4,
+    seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
+    scorer: Annotated[str | None, typer.Option(help="Address of a scorer; default: start one.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="open_clip name or directory to start one on; default: the playground's.")
+    ] = None,
+    pretrained: Annotated[str | None, typer.Option(help="Pretrained tag or weights of an open_clip name.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Make a dataset of pictures from texts: a text-to-image server draws, the scorer picks the best."""
+
+    def work() -> None:
+        from sightline_cli.generate import generate
+
+        generate(
+            wanted, to, url=url, model=endpoint_model, size=size, count=count, seed=seed, scorer=scorer, source=model,
+            pretrained=pretrained,
+        )  # fmt: skip
+
+    guarded(work, debug, "scorer")
+
+
 @app.command("report")
 def report_(
     runs: Annotated[list[Path], typer.Argument(help="A run directory; several are compared side by side.")],

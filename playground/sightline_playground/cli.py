@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--split", choices=SPLITS, required=True)
     export.add_argument("--count", type=int, required=True, help="scenes")
     export.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    paint = commands.add_parser("paint", help="serve pictures of texts over HTTP, as a text-to-image server does")
+    paint.add_argument("--port", type=int, default=8090, help="on loopback (default: %(default)s)")
     return top
 
 
@@ -41,6 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             commands.error(f"argument --count: {options.count}; wanted 1 or more")
         exported = export(options.out, options.split, options.count, options.seed)
         print(f"{len(exported)} scenes of split {options.split} in {options.out}")
+        return 0
+    if options.command == "paint":
+        from sightline_playground.painter import server
+
+        with server(options.port) as painting:
+            print(f"http://127.0.0.1:{painting.server_port}", flush=True)
+            painting.serve_forever()
         return 0
     if options.command == "check" and not (options.weights / "clip").is_dir():
         commands.error(f"argument --weights: no playground weights in {options.weights}")

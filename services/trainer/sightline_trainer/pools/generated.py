@@ -1,0 +1,139 @@
+"""Generated: pictures made of texts, the best of several by the scorer, as a dataset (PDS-DPO, arXiv 2412.17417).
+
+    wanted.jsonl, a line a picture:   {"id": "p1", "shows": "a red star beside a blue ring", "prompt": "What is there?"}
+                                      and, where they are known, "reference" and "objects"
+    DIRECTORY/prompts.jsonl, DIRECTORY/images/p1.png
+
+PDS-DPO makes four pictures of a text (Stable Diffusion 3) and keeps the one that ImageReward likes best; here whatever
+stands behind the port makes them, and CLIPScore with what the picture shall show picks. A text that no picture could be
+made of, or of which the scorer takes none, is left out and counted. A picture that is there is not made again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from sightline.errors import InvalidInput
+from sightline.scorer import AsyncScorerClient
+from sightline_chassis.images import decode
+from sightline_chassis.sections import ImageLimits
+
+from sightline_trainer.dropped import DroppedRows
+from sightline_trainer.evaluation.lines import read_lines
+from sightline_trainer.files import write_whole
+from sightline_trainer.records.refusal import Refusal
+
+NO_PICTURE = "PICTURE_NOT_MADE"
+
+
+class PictureMaker(Protocol):
+    """Makes pictures of a text."""
+
+    async def __call__(self, shows: str, count: int, seed: int) -> list[bytes]:
+        """`count` encoded pictures.
+
+        Raises:
+            InvalidInput: this text is refused; another one may well be drawn.
+            SightlineError: nobody draws.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class WantedPicture:
+    """One line: what a picture shall show, and the fields of its row."""
+
+    id: str
+    shows: str
+    row: dict[str, Any]
+
+
+def read_wanted(path: Path) -> list[WantedPicture]:
+    """The lines of a file.
+
+    Raises:
+        InvalidInput: names the line that can't be read, or an id that stands twice or is no file's name.
+    """
+    found: dict[str, WantedPicture] = {}
+    for line in read_lines(path, ["id", "shows", "prompt"]):
+        id_, row = line.text("id"), dict(line.row)
+        if id_ in found or not id_ or Path(id_).name != id_ or id_ in (".", ".."):
+            raise line.fault(f"id {id_!r} stands twice, or is no name of a file")
+        row.pop("shows")
+        found[id_] = WantedPicture(id_, line.text("shows"), row)
+    return list(found.values())
+
+
+async def generate(
+    wanted: Sequence[WantedPicture],
+    maker: PictureMaker,
+    scorer: AsyncScorerClient,
+    directory: Path,
+    *,
+    count: int = 4,
+    model: str = "",
+    seed: int = 0,
+    in_flight: int = 4,
+) -> DroppedRows:
+    """Make the dataset's pictures, and its prompts.jsonl of those that are there.
+
+    Args:
+        count: pictures of a text, of which the best is kept (PDS-DPO: 4).
+        model: the scorer's; empty: its default.
+
+    Returns:
+        What was left out.
+    """
+    slots, dropped = asyncio.Semaphore(in_flight), DroppedRows()
+
+    async def one(each: WantedPicture) -> bool:
+        path = directory / "images" / f"{each.id}.png"
+        if path.exists():
+            return True
+        try:
+            async with slots:
+                drawn = int.from_bytes(hashlib.sha256(f"{seed} {each.id}".encode()).digest()[:4], "big")
+                best = await best_of(await maker(each.shows, count, drawn), each.shows, scorer, model)
+        except InvalidInput as error:
+            dropped.add(each.id, Refusal(error.reason, error.message))
+            return False
+        write_whole(path, lambda aside: aside.write_bytes(best))
+        return True
+
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(one(each)) for each in wanted]
+    rows = [
+        json.dumps({**each.row, "image": f"images/{each.id}.png"}, ensure_ascii=False)
+        for each, task in zip(wanted, tasks, strict=True)
+        if task.result()
+    ]
+    write_whole(directory / "prompts.jsonl", lambda aside: aside.write_text("\n".join([*rows, ""]), encoding="utf-8"))
+    return dropped
+
+
+async def best_of(pictures: Sequence[bytes], shows: str, scorer: AsyncScorerClient, model: str = "") -> bytes:
+    """The picture of the highest CLIPScore with what it shall show; the first of equal ones.
+
+    Raises:
+        InvalidInput: PICTURE_NOT_MADE, none is a picture that the scorer takes.
+    """
+    best: tuple[float, bytes] | None = None
+    why = "none was made"
+    for picture in pictures:
+        try:
+            decode(picture, ImageLimits())
+            score = float((await scorer.score(picture, [shows], model=model)).clip_score[0])
+        except InvalidInput as error:
+            why = error.message
+            continue
+        if best is None or score > best[0]:
+            best = score, picture
+    if best is None:
+        raise InvalidInput(f"of {shows[:60]!r} there is no picture: {why}", reason=NO_PICTURE)
+    return best[1]

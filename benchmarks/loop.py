@@ -207,16 +207,15 @@ def measure(shape: Shape, name: str, rounds: int, scratch: Path) -> list[Row]:
             "ours": lambda: next(made["ours"]),
             "theirs": trained(made["theirs"]),
             "ours at K = 8": lambda: next(made["ours at K = 8"]),
+            "theirs on all cores": trained(made["theirs on all cores"], os.cpu_count() or 1),
         }
         if small:
             ahead = ours.iterations("ahead", 2, turns, ahead=True)
             arms |= {
-                "theirs on all cores": trained(made["theirs on all cores"], os.cpu_count() or 1),
                 "ours ahead": lambda: next(ahead),
             }
         else:
             arms |= {
-                "theirs on all cores": trained(made["theirs on all cores"], os.cpu_count() or 1),
                 "their best": trained(iter([peers.online(each, best=True) for each in rows])),
                 "GRPO": trained(iter([peers.grpo(each) for each in rows])),
             }

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sightline.errors import InvalidInput, PreconditionFailed, SightlineError
 from sightline.picture_rule import PICTURE_RULE
+from sightline.pictures import write_png
 
 from sightline_cli.credentials import given
 from sightline_cli.doctor import Look, show
@@ -186,10 +185,4 @@ def _trainer(address: str) -> Iterator[Look]:
 
 def red_square(side: int = 64) -> bytes:
     """A picture that everybody knows, as PNG."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    rows = (b"\0" + b"\xff\0\0" * side) * side
-    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return write_png(np.full((side, side, 3), (255, 0, 0), np.uint8))

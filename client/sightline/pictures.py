@@ -96,7 +96,7 @@ def write_png(pixels: np.ndarray[Any, Any]) -> bytes:
     """A PNG file of uint8 pixels [H, W, 3], as fast as zlib can. Raises ValueError if there is none."""
     height, width, _ = pixels.shape
     if not height or not width:
-        raise ValueError(f"{width} x {height} pixels are not picture")
+        raise ValueError(f"{width} x {height} pixels are not a picture")
     rows = pixels.reshape(height, width * 3)
     lines = np.empty((height, 1 + width * 3), dtype=np.uint8)
     lines[:, 0] = 1  # the filter "Sub": each byte less that of the pixel to its left

@@ -61,7 +61,7 @@ def tower(name: str) -> Tower:
 def test_the_event_loop_tokenises_only_what_is_short(request_: Any, elsewhere: bool) -> None:
     tokenizer, limits = Tokenizer(), ScorerLimits()
     card: Any = SimpleNamespace(name="m", trim_padding=True)
-    scale = Scale("m", 1, 0, False, None)
+    scale = Scale("m", 1, 0, False)
     anything: Any = None
 
     async def answer(pool: FairPool) -> Any:

@@ -90,7 +90,7 @@ def headers() -> dict[str, str]:
     context = here()
     if context is None or not context.trace_flags.sampled:
         return {}
-    return {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-01"}
+    return _header(context)
 
 
 @contextlib.contextmanager
@@ -187,14 +187,17 @@ def _outgoing(kind: str, path: str) -> tuple[dict[str, str], Ended]:
     service, _, method = path.strip("/").partition("/")
     facts = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method}
     live = _tracer.start_span(path.strip("/"), kind=trace.SpanKind.CLIENT, attributes=facts)
-    context = live.get_span_context()
-    flags = "01" if context.trace_flags.sampled else "00"
 
     def ended(code: grpc.StatusCode) -> None:
         _close(live, code, faults=None)
         live.end()
 
-    return {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags}"}, ended
+    return _header(live.get_span_context()), ended
+
+
+def _header(context: Any) -> dict[str, str]:
+    flags = "01" if context.trace_flags.sampled else "00"
+    return {TRACEPARENT: f"00-{context.trace_id:032x}-{context.span_id:016x}-{flags}"}
 
 
 def _close(live: Any, code: grpc.StatusCode, faults: set[str] | None = _FAULTS) -> None:

@@ -122,15 +122,15 @@ def _ask_child(models: Mapping[str, ModelSettings]) -> dict[str, Description]:
     child = subprocess.run(
         [sys.executable, "-m", "sightline_scorer.describing"], input=json.dumps(wanted), capture_output=True, text=True
     )
-    answer = child.stdout.rpartition("\n{")[2] if "\n{" in child.stdout else child.stdout.removeprefix("{")
-    if child.returncode or not answer:
+    lines = child.stdout.splitlines()  # libraries may print too; the answer is the last line
+    if child.returncode or not lines:
         logger.error("a process that describes models ended", extra={"stderr": child.stderr[-4000:]})
         died = f"was killed by signal {-child.returncode}" if child.returncode < 0 else f"ended: {child.stderr[-300:]}"
         raise PreconditionFailed(
             f"the models {', '.join(models)} cannot be loaded: the process that loads them {died}",
             reason="MODEL_UNREADABLE",
         )
-    told = json.loads("{" + answer)
+    told = json.loads(lines[-1])
     if "error" in told:
         raise PreconditionFailed(told["error"], reason=told["reason"])
     return {

@@ -65,16 +65,31 @@ def default_kind(card: ModelCard) -> pb.ScoreKind:
     return pb.SCORE_KIND_REWARD if card.kind in REWARDING else pb.SCORE_KIND_CLIP_SCORE
 
 
+@dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """Has a calibration, or a reason why not."""
+
+    calibration: Calibration | None = None
+    why_uncalibrated: str = ""
+
+    def calibrated(self, calibration: Calibration | None, why_uncalibrated: str = "") -> Self:
+        """The same with a calibration, or with the reason why there is none."""
+        return dataclasses.replace(self, calibration=calibration, why_uncalibrated=why_uncalibrated)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the calibration's file; empty if there is none."""
+        return self.calibration.digest if self.calibration is not None else ""
+
+
 @dataclass(frozen=True)
-class Scale:
+class Scale(Calibrated):
     """How a model turns cosines, and the picture's embedding, into each kind of score."""
 
     model: str
     logit_scale: float
     logit_bias: float
     sigmoid: bool
-    calibration: Calibration | None
-    why_uncalibrated: str = ""
     kind: str = "clip"
     """Of the model."""
     head: AestheticHead | None = None
@@ -85,16 +100,8 @@ class Scale:
     ) -> Scale:
         """From a model's facts."""
         scale, bias = card.logit_scale, card.logit_bias
-        return cls(card.name, scale, bias, card.sigmoid, calibration, why_uncalibrated, card.kind, head)
-
-    def calibrated(self, calibration: Calibration | None, why_uncalibrated: str = "") -> Self:
-        """The same with a calibration, or with the reason why there is none."""
-        return dataclasses.replace(self, calibration=calibration, why_uncalibrated=why_uncalibrated)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the calibration's file; empty if there is none."""
-        return self.calibration.digest if self.calibration is not None else ""
+        facts = card.name, scale, bias, card.sigmoid, card.kind, head
+        return cls(*facts, calibration=calibration, why_uncalibrated=why_uncalibrated)
 
     @property
     def kinds(self) -> list[pb.ScoreKind]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Self
 
 from sightline.errors import InvalidInput, PreconditionFailed
 from sightline.scorer.v1 import scorer_pb2 as pb
 
-from sightline_scorer.calibration import Calibration
-from sightline_scorer.formulas import KINDS, Floats, not_calibrated
+from sightline_scorer.formulas import KINDS, Calibrated, Floats, not_calibrated
 
 
 @dataclass(frozen=True)
-class JointScale:
+class JointScale(Calibrated):
     """How a model's numbers become each kind of score."""
 
     model: str
@@ -22,17 +19,6 @@ class JointScale:
     """Of the model: imagereward or vqa."""
     probability: bool
     """Whether its numbers are probabilities."""
-    calibration: Calibration | None = None
-    why_uncalibrated: str = ""
-
-    def calibrated(self, calibration: Calibration | None, why_uncalibrated: str = "") -> Self:
-        """The same with a calibration, or with the reason why there is none."""
-        return dataclasses.replace(self, calibration=calibration, why_uncalibrated=why_uncalibrated)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the calibration's file; empty if there is none."""
-        return self.calibration.digest if self.calibration is not None else ""
 
     @property
     def kinds(self) -> list[pb.ScoreKind]:

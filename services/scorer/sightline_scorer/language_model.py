@@ -13,11 +13,11 @@ import json
 import math
 from dataclasses import dataclass
 
-from sightline.channel import Tls, Token
 from sightline.errors import InternalError, PreconditionFailed
 from sightline.sampler import AsyncSamplerClient, Exact, PolicyInfo, exact
 from sightline_chassis.shipped import model_place
 
+from sightline_scorer.credential_files import credentials
 from sightline_scorer.settings import ModelSettings, SamplerConnection
 
 
@@ -95,12 +95,7 @@ async def language_model(settings: ModelSettings) -> LanguageModel:
     """
     connection = settings.sampler or SamplerConnection()
     replies = tuple(_reply(settings, text) for text in (settings.answer, settings.against) if text is not None)
-    files = connection.ca_file, connection.certificate_file, connection.key_file
-    client = AsyncSamplerClient(
-        settings.source,
-        tls=Tls(*files) if any(files) else None,
-        token=None if connection.token_file is None else Token(file=connection.token_file),
-    )
+    client = AsyncSamplerClient(settings.source, **credentials(connection))
     try:
         policies = await client.policies(timeout=connection.timeout_seconds)
         if not policies.capabilities.scores:

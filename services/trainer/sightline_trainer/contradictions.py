@@ -23,7 +23,7 @@ _SOURCES = {source for part in CANDIDATES.values() for source in part.writes}
 def contradictions(candidates: Chosen, terms: Chosen, filters: Chosen, rules: Chosen, dpo: Dpo) -> Iterator[str]:
     """Sentences, each naming the keys that do not go together; none where a run may come about."""
     if any(isinstance(part, NotImported) for kind in (candidates, terms, filters, rules) for part in kind.values()):
-        return  # what is not known is unknown; nobody may run it here
+        return  # what it does is not known; it is not imported here
     offered = {source for part in candidates.values() for source in part.writes}
     known = _SOURCES | offered
     if not offered:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from sightline.channel import Tls, Token
 from sightline.errors import InvalidInput, PreconditionFailed, SightlineError, Unauthenticated
 from sightline.integrations.failures import FailurePolicy
 from sightline.integrations.openrlhf import Convention, answer
@@ -18,6 +17,7 @@ from sightline.scorer import AsyncScorerClient
 from sightline.scorer.many import Outcome, Pair
 from sightline.scorer.wire import ScoreOptions
 
+from sightline_scorer.credential_files import credentials
 from sightline_scorer.gateway.bodies import (
     FailureBody,
     ManyBody,
@@ -50,7 +50,7 @@ def gateway(settings: GatewaySettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with _client(settings.scorer) as app.state.scorer:
+        async with AsyncScorerClient(settings.scorer.target, **credentials(settings.scorer)) as app.state.scorer:
             yield
 
     app = FastAPI(
@@ -75,15 +75,6 @@ def gateway(settings: GatewaySettings) -> FastAPI:
     add_reward_contracts(app, ask, lambda count: _check_count(count, settings))
     add_docs_page(app)
     return app
-
-
-def _client(settings: TargetSettings) -> AsyncScorerClient:
-    files = settings.ca_file, settings.certificate_file, settings.key_file
-    return AsyncScorerClient(
-        settings.target,
-        tls=Tls(*files) if any(files) else None,
-        token=None if settings.token_file is None else Token(file=settings.token_file),
-    )
 
 
 def _ask_for_token(app: FastAPI, file: Path | None) -> None:

@@ -115,8 +115,8 @@ class FiniteGradient(TrainerCallback):
 
 
 class StepLog(TrainerCallback):
-    """Writes each step's numbers as a line of JSON, for whoever watches; an update that restarts begins it
-    anew, and one that goes on continues with it.
+    """Writes each step's numbers as a line of JSON, for whoever watches; an update that
+    restarts writes it anew, and one that resumes appends to it.
 
     Args:
         path: the file.

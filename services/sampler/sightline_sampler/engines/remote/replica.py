@@ -54,7 +54,7 @@ class Replica:
 
 
 class Round:
-    """The replicas that were asked in vain for a request, and how long it is gone on without anything coming.
+    """The replicas that were asked in vain for a request, and since when nothing has come.
 
     Args:
         seconds: as long as that.
@@ -72,7 +72,7 @@ class Round:
         self.asked.append(replica)
 
     def over(self) -> bool:
-        """Whether it is continued for long enough; from the first time that this is asked."""
+        """Whether nothing has come for long enough, counted from the first time that this is asked."""
         self._deadline = min(self._deadline, time.monotonic() + self._seconds)
         return time.monotonic() > self._deadline
 

@@ -21,8 +21,6 @@ from dataclasses import dataclass, field
 
 from sightline_chassis.memory import free_bytes
 
-from sightline_trainer.dpo.device import Memory
-from sightline_trainer.dpo.extra_rows import extra_rows
 from sightline_trainer.preflight.finding import Finding
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
@@ -172,6 +170,10 @@ def _ways(sure: bool, made: Estimate) -> str:
 
 
 def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: int) -> ProcessMemory:
+    # Here, not above: they bring torch, which a trainer service without a run does without.
+    from sightline_trainer.dpo.device import Memory
+    from sightline_trainer.dpo.extra_rows import extra_rows
+
     settings = recipe.dpo
     shared = settings.shared_prefix and settings.attn_implementation == "sdpa" and sizes.shared
     number = 2 if settings.dtype == "bfloat16" else 4

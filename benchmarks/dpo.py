@@ -32,7 +32,7 @@ from unittest.mock import patch
 import llava
 import torch
 from datasets import Dataset, Image, List
-from harness import Row, Sample, interleave, ratio, write
+from harness import Row, Sample, gemm_rate, interleave, ratio, write
 from peft import LoraConfig
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.decoder import adapted
@@ -131,6 +131,13 @@ class Arm:
         self.trainer.optimizer.zero_grad()
         return float(loss)
 
+    def forward_flops(self) -> float:
+        """Of the loss alone, by torch's counter."""
+        batch = self.trainer.data_collator([dict(row) for row in self.rows])
+        with FlopCounterMode(display=False) as flops, torch.no_grad(), self._scoring():
+            self.trainer.compute_loss(self.trainer.model, self.trainer._prepare_inputs(batch))
+        return float(flops.get_total_flops())
+
     @contextmanager
     def _scoring(self) -> Iterator[None]:
         if not self.labelled_only:
@@ -223,9 +230,20 @@ def compare(shape: str, count: int, rounds: int) -> list[Row]:
             "ours": ours(model, pairs, root / "c"),
         }
         facts = {name: measure(arm) for name, arm in arms.items()}
+        needed, rate = 2 * arms["ours"].forward_flops(), gemm_rate()
         work: dict[str, Callable[[], object]] = {**arms, "ours_cold": Cold(arms["ours"])}
         samples = interleave(work, rounds=rounds, warmup=0)
-    return _rows(shape, count, samples, facts)
+    return [*_rows(shape, count, samples, facts), _bound(shape, count, samples["ours"], needed, max(rate, gemm_rate()))]
+
+
+def _bound(shape: str, count: int, turns: list[Sample], needed: float, rate: float) -> Row:
+    """Our step over the time that a matrix product takes for the FLOPs of any exact method: forward over the shared
+    rows, labelled positions alone at the head, and the gradient of what goes in, as much again. LoRA's own are left
+    out."""
+    took = sorted(turn.cpu for turn in turns)[len(turns) // 2]
+    detail = {"cpu_seconds": round(took, 3), "needed_tflop": needed / 1e12, "gemm_gflop_per_second": rate / 1e9}
+    name = "" if (shape, count) == ("576:64", 1) else f"_{shape.replace(':', '_')}" + f"_pairs{count}" * (count > 1)
+    return Row(f"update_over_bound{name}", took * rate / needed, "ratio", "lower", None, "a matrix product", detail)
 
 
 def _rows(shape: str, count: int, samples: dict[str, list[Sample]], facts: dict[str, dict[str, float]]) -> list[Row]:

@@ -8,7 +8,8 @@
 - **runs**: `ListRuns` of a trainer service over 10 and 1,000 runs, the first page: its CPU milliseconds a call.
 - **report**: the report of a run of 3 and of 30 iterations: CPU seconds and bytes an iteration. The 30 are copies.
 - **prompts**: one iteration of the playground's loop (K = 2, no evaluation) at 256 and 4,096 prompts: CPU seconds of
-  all processes a prompt.
+  all processes a prompt, and by how much the trainer's memory rose.
+- **store**: images put into a store that is full and has an old one leave for each, at 1,000 and 100,000 stored.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from harness import ROOT, Row, cpu_seconds, write
+from harness import ROOT, Row, cpu_seconds, peak_memory_mib, pss_mib, write
 
-PARTS = ("pools", "runs", "report", "prompts")
+PARTS = ("pools", "runs", "report", "prompts", "store")
 OPENS = """
 import resource, sys
 from sightline_trainer.pools import open_pool
@@ -49,7 +50,9 @@ def main() -> None:
         for part in given.only or PARTS:
             work = Path(name) / part
             work.mkdir()
-            rows += {"pools": pools, "runs": runs, "report": report, "prompts": prompts}[part](work, given.quick)
+            rows += {"pools": pools, "runs": runs, "report": report, "prompts": prompts, "store": store}[part](
+                work, given.quick
+            )
     suffix = "".join(f"-{part}" for part in given.only or ()) + ("-quick" if given.quick else "")
     write(f"growth{suffix}", rows)
 
@@ -97,7 +100,7 @@ def runs(work: Path, quick: bool) -> list[Row]:
     from sightline import RunClient
     from sightline_cli.processes import Processes
 
-    cpu = {}
+    cpu, idle = {}, {}
     for size in (10, 100 if quick else 1_000):
         directory = work / str(size)
         first = _run(directory, "run-0000")
@@ -110,6 +113,7 @@ def runs(work: Path, quick: bool) -> list[Row]:
             processes.start("trainer", [f"runs={directory}", f"recipes={ROOT / 'recipes'}", "log.level=error"])
             address = processes.wait("trainer", seconds=300).grpc
             pid = json.loads((work / f"service-{size}/trainer.json").read_text())["pid"]
+            idle[size] = pss_mib(pid)
             with RunClient(address) as trainer:
                 next(iter(trainer.list()))
                 before, calls = cpu_seconds([pid]), 20
@@ -118,7 +122,9 @@ def runs(work: Path, quick: bool) -> list[Row]:
                 cpu[size] = (cpu_seconds([pid]) - before) / calls
         assert page
     (small, cheap), (large, dear) = sorted(cpu.items())
+    memory = sum(idle[small].values())
     return [
+        Row("trainer_idle_pss_mib", memory, "MiB", "lower", 150, f"a service with {small} runs", idle[small]),
         Row(f"list_runs_cpu_ms_{small}", 1e3 * cheap, "CPU-ms", "lower"),
         Row(f"list_runs_cpu_ms_{large}", 1e3 * dear, "CPU-ms", "lower"),
         _slope("list_runs_cpu_us_a_run", "CPU-us", 1e6, cpu),
@@ -173,6 +179,7 @@ def prompts(work: Path, quick: bool) -> list[Row]:
 
     export(work / "test", split="test", count=8, seed=100)
     cpu: dict[int, float] = {}
+    memory: dict[int, float] = {}
     with Processes(work / "services") as processes:
         shape = _shape("playground", work, None, quick=quick)
         processes.start("sampler", [f"engine.model={shape.model}", "engine.threads=1"])
@@ -185,9 +192,34 @@ def prompts(work: Path, quick: bool) -> list[Row]:
             ours = Ours(_shape("playground", each, size, quick=quick), each, at)
             before = cpu_seconds()
             next(ours.iterations("2", 2, range(1)))
-            cpu[size] = cpu_seconds() - before
-    del cpu[64]  # it warmed up
-    return [_slope("iteration_cpu_ms_a_prompt", "CPU-ms", 1e3, cpu)]
+            cpu[size], memory[size] = cpu_seconds() - before, peak_memory_mib()
+    del cpu[64], memory[64]  # it warmed up
+    return [
+        _slope("iteration_cpu_ms_a_prompt", "CPU-ms", 1e3, cpu),
+        _slope("iteration_peak_kib_a_prompt", "KiB", 1024, memory),
+    ]
+
+
+def store(work: Path, quick: bool) -> list[Row]:
+    """A full store of images in memory."""
+    from sightline_chassis.image_store import ImageStore
+    from sightline_chassis.sections import ImageStoreSettings
+
+    cpu, calls = {}, 2_000
+    for size in (1_000, 10_000 if quick else 100_000):
+        full = ImageStore(ImageStoreSettings(max_images=size, max_bytes=1 << 30))
+        for number in range(size):
+            full.keep(number.to_bytes(64, "big"))
+        before = time.process_time()
+        for number in range(size, size + calls):
+            full.keep(number.to_bytes(64, "big"))
+        cpu[size] = (time.process_time() - before) / calls
+        assert len(full) == size
+    (small, cheap), (large, dear) = sorted(cpu.items())
+    return [
+        Row(f"store_put_cpu_us_{small}", 1e6 * cheap, "CPU-us", "lower"),
+        Row(f"store_put_cpu_us_{large}", 1e6 * dear, "CPU-us", "lower"),
+    ]
 
 
 if __name__ == "__main__":

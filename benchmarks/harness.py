@@ -19,6 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -114,6 +115,20 @@ def peak_memory_mib(pid: int | None = None) -> float:
     raise RuntimeError(f"process {pid} has no VmHWM")
 
 
+def pss_mib(pid: int) -> dict[str, float]:
+    """Proportional memory of a process and its descendants, by command: pages that several map are shared out."""
+    found: Counter[str] = Counter()
+    for each in tree([pid]):
+        try:
+            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
+            command = Path(f"/proc/{each}/comm").read_text().strip()
+        except OSError:
+            continue
+        name = "service" if each == pid else command
+        found[name] += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return dict(found)
+
+
 def interleave(
     arms: Mapping[str, Callable[[], object]],
     *,
@@ -163,6 +178,21 @@ def ratio(
         "under_seconds": round(statistics.median(b for _, b in pairs), 4),
     }
     return statistics.median(ratios), detail
+
+
+def gemm_rate(side: int = 1024, turns: int = 9) -> float:
+    """FLOP a CPU-second of a float32 product of square matrices, with torch's threads as they are: the best of some
+    turns, since a neighbour's work only takes away."""
+    import torch
+
+    one, other = torch.rand(side, side), torch.rand(side, side)
+    times = []
+    for _ in range(turns):
+        began = time.process_time()
+        for _ in range(4):
+            torch.mm(one, other)
+        times.append((time.process_time() - began) / 4)
+    return 2 * side**3 / min(times)
 
 
 def machine() -> dict[str, Any]:

@@ -72,7 +72,8 @@ def make(directory: Path, *, size: str = "small", seed: int = 0) -> Path:
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(_config(size))
     with torch.no_grad():
-        model.lm_head.weight.mul_(12.0)
+        # The last norm and not the head, which may be tied to the embeddings: a token would then be followed by itself.
+        model.get_decoder().norm.weight.mul_(12.0)
         model.lm_head.weight[2] = 0.0  # a logit of 0 among 32 000 with a standard deviation of 4
     model.to(torch.float32 if size == "small" else torch.float16).save_pretrained(directory)
     processor.save_pretrained(directory)

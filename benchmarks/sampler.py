@@ -17,6 +17,7 @@ import argparse
 import asyncio
 import io
 import itertools
+import json
 import os
 import statistics
 import subprocess
@@ -48,6 +49,7 @@ from sightline_sampler.engines.local.model import load_base
 from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import PromptBuilder
 from sightline_sampler.engines.local.rows import Request
+from torch.utils.flop_counter import FlopCounterMode
 
 PROMPT = llava.prompt()
 CUDA = torch.cuda.is_available()
@@ -192,6 +194,7 @@ def measure(address: str, directory: Path, quick: bool, done: Callable[[list[har
         rows.append(
             harness.Row("service_over_loop", value, "ratio", "lower", 1.05, "the engine without service", detail)
         )
+        rows.append(bound(loop, next(fresh), quick))
         rows.append(same_ids(client, generate, fresh, 1 if quick else 4))
         done(rows)
         if not quick:
@@ -207,6 +210,21 @@ def measure(address: str, directory: Path, quick: bool, done: Callable[[list[har
         rows.append(concurrency(address, fresh))
         rows.append(memory(directory))
         done(rows)
+
+
+def bound(loop: BareLoop, image: bytes, quick: bool) -> harness.Row:
+    """The engine's decoding, K = 8 and 64 tokens, over the time that a matrix product takes for the FLOPs that it needs
+    (tower and prompt once, each new token once, by torch's counter)."""
+    with FlopCounterMode(display=False) as flops:
+        loop.sample(image, 8, 64)
+    needed, rate = float(flops.get_total_flops()), harness.gemm_rate()
+    fresh = pictures()
+    arms = {"loop": lambda: loop.sample(next(fresh), 8, 64)}
+    samples = harness.interleave(arms, rounds=1 if quick else 3, warmup=0)
+    took = statistics.median(sample.cpu for sample in samples["loop"])
+    rate = max(rate, harness.gemm_rate())
+    detail = {"cpu_seconds": round(took, 3), "needed_tflop": needed / 1e12, "gemm_gflop_per_second": rate / 1e9}
+    return harness.Row("sampler_over_bound", took * rate / needed, "ratio", "lower", None, "a matrix product", detail)
 
 
 def separately(generate: Generate, image: bytes, tokens: int) -> None:
@@ -294,7 +312,11 @@ def main() -> None:
         with Processes(Path(scratch) / "logs") as processes:
             processes.start("sampler", [f"engine.model={directory}", "engine.threads=1"])
             address = processes.wait("sampler", seconds=600).grpc
-            measure(address, directory, options.quick, lambda rows: _write(rows, where))
+            shares = harness.pss_mib(json.loads((Path(scratch) / "logs/sampler.json").read_text())["pid"])
+            at_rest = harness.Row(
+                "sampler_pss_mib", sum(shares.values()), "MiB", "lower", 700, "after its start", shares
+            )
+            measure(address, directory, options.quick, lambda rows: _write([*rows, at_rest], where))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def main() -> None:
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="sightline-bench-") as name:
         work = Path(name)
-        models = plan.models if "concurrency" in parts else (MAIN,)
+        models = plan.models if "concurrency" in parts else ("tiny", MAIN)
         if "ratios" in parts or "concurrency" in parts:
             for model in given.model or models:
                 rows += towers(model, plan, parts, work)
@@ -99,6 +99,8 @@ def towers(model: str, plan: Plan, parts: list[str], work: Path) -> list[Row]:
                 peer = Infinity(as_transformers(directory, work / f"transformers-{model}"))
                 rows += _against_infinity(prefix, service, peer, requests, plan.requests, rounds)
             rows += _alone(prefix, service, limit, requests, plan.singles)
+        elif "ratios" in parts and model == "tiny":
+            rows += _overhead(service, limit, requests, plan)
         peak = service.peak_mib()
     rows.append(Row(f"{_key(model)}_peak_memory", peak, "MiB", "lower", against="service and Triton together"))
     return rows
@@ -166,6 +168,35 @@ def _against_the_limit(
         figures = {**detail, "with_client_cpu": round(with_client, 3), **sum(turns, Turn()).figures()}
         against = "the text tower alone" if name.startswith("warm") else "in process, one thread"
         rows.append(Row(prefix + name, value, "ratio", "higher", target, against, figures))
+    return rows
+
+
+def _overhead(service: Service, limit: Limit, requests: Requests, plan: Plan) -> list[Row]:
+    """What a request costs beyond its towers, on a model whose towers take next to nothing, at 32 callers and at one.
+
+    The limit decodes, resizes, tokenises and runs the towers in one process; what the service takes more is gRPC, the
+    event loop, the steps between and Triton.
+    """
+    rows = []
+    for callers, number in ((32, 4 * plan.requests), (1, plan.requests)):
+        raw, ours = [], []
+        for turn in range(-1, plan.rounds):
+            fresh = requests.cold(number)
+            samples = _raw(lambda: limit.score(fresh)), service.turn(fresh, callers)  # noqa: B023
+            if turn >= 0:
+                raw.append(samples[0])
+                ours.append(samples[1])
+        value, detail = ratio(raw, [turn.sample() for turn in ours])
+        target = {32: 0.75, 1: 0.55}[callers]
+        figures = {**detail, **sum(ours, Turn()).figures()}
+        against = "in process, one thread"
+        rows.append(Row(f"tiny_cold_over_limit_{callers}", value, "ratio", "higher", target, against, figures))
+        if callers == 32:
+            beyond = [1000 * (turn.server - one.cpu) / number for turn, one in zip(ours, raw, strict=True)]
+            low, high = min(beyond), max(beyond)
+            more = {"low": round(low, 2), "high": round(high, 2), "raw_ms": round(1000 * raw[-1].cpu / number, 2)}
+            value = float(np.median(beyond))
+            rows.append(Row("scorer_overhead_ms_32", value, "CPU-ms/request", "lower", 1.8, against, more))
     return rows
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from harness import Row, cpu_seconds, tree
+from harness import Row, cpu_seconds, pss_mib
 from scorer_service import serving
 from scorer_work import Requests, model_directory
 
@@ -36,20 +35,6 @@ def start_and_memory(model: str, requests: int, work: Path) -> list[Row]:
         Row(f"scorer_pss_mib_{key}", sum(proportional.values()), "MiB", "lower", 800, "all processes", shares),
         Row(f"scorer_peak_mib_{key}", peak, "MiB", "lower", 2200, f"{requests} requests, 32 at a time"),
     ]
-
-
-def pss_mib(pid: int) -> dict[str, float]:
-    """Proportional memory of a process and its descendants, by command: pages that several map are shared out."""
-    found: Counter[str] = Counter()
-    for each in tree([pid]):
-        try:
-            lines = Path(f"/proc/{each}/smaps_rollup").read_text().splitlines()
-            command = Path(f"/proc/{each}/comm").read_text().strip()
-        except OSError:
-            continue
-        name = "service" if each == pid else command
-        found[name] += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
-    return dict(found)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from sightline_trainer.evaluation.evaluation_set import EvaluationSet
 from sightline_trainer.events import LEFT_OUT, Event, Observer, Stage
 from sightline_trainer.files import read_json, sync_directory, write_json
 from sightline_trainer.left_out import askable, counts_of, first_passing, no_pairs
+from sightline_trainer.pairs.preferred import preferred
 from sightline_trainer.pools import hold_out, open_pool, side_files
 from sightline_trainer.pools.preferences import open_preferences
 from sightline_trainer.preflight.begin import begin
@@ -390,6 +391,7 @@ class Loop:
             "iteration": iteration,
             "policy_version": version,
             **measured,
+            **preferred(path.parent / "pairs.parquet"),
             "pairs": pairs,
             "seconds": self._stopwatch.seconds,
         }
@@ -461,6 +463,5 @@ class Loop:
 
 def _measured(row: dict[str, float]) -> dict[str, float]:
     """What was measured, of a row of metrics.json."""
-    return {
-        name: value for name, value in row.items() if name not in ("iteration", "policy_version", "pairs", "seconds")
-    }
+    of_the_run = ("iteration", "policy_version", "pairs", "pairs_length", "pairs_wording", "seconds")
+    return {name: value for name, value in row.items() if name not in of_the_run}

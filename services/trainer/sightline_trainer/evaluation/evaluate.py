@@ -22,7 +22,8 @@ from sightline_trainer.evaluation.pope import Confusion, official_no
 from sightline_trainer.evaluation.ratios import Part, Ratios
 from sightline_trainer.evaluation.result import differences_json
 from sightline_trainer.evaluation.texts import degenerate, distinct
-from sightline_trainer.files import read_json, write_json, write_whole
+from sightline_trainer.evaluation.wording import shift
+from sightline_trainer.files import read_json, read_table, write_json, write_whole
 from sightline_trainer.policy_candidates import PolicyCandidates
 from sightline_trainer.records.prompt import PROMPT_REASONS, Prompt
 from sightline_trainer.records.refusal import Refusal
@@ -98,7 +99,8 @@ class Evaluated:
             base: the base model's directory; with it, `against_base.json` holds the paired differences.
 
         Returns:
-            The numbers of `metrics.json`; with `base` also the changes of CHAIR_s and cover.
+            The numbers of `metrics.json`; with `base` also the changes of CHAIR_s and cover, and how far the words of
+            captions moved (`wording`; wording.json names the phrase).
         """
         for name, rows in (("captions", self.captions), ("greedy", self.greedy), ("answers", self.answers)):
             if rows:
@@ -118,6 +120,12 @@ class Evaluated:
                 if one is not None and one.change is not None and one.low is not None and one.high is not None:
                     found |= {f"{name}_change": one.change}
                     found |= {f"{name}_change_low": one.low, f"{name}_change_high": one.high}
+        if base is not None and (base / "captions.parquet").exists():
+            said = read_table(base / "captions.parquet", columns=["text"])["text"].to_pylist()
+            moved = shift(said, [one.text for one in self.captions])
+            found["wording"] = moved.size if moved is not None else 0.0
+            if moved is not None:
+                write_json(directory / "wording.json", asdict(moved))
         return found
 
 

@@ -63,6 +63,18 @@ MEANINGS = {
 
 KL_FAR = 50.0
 """Nats a response, as in the alert SightlineKlHigh."""
+REWORDED = 0.4
+"""Share of captions by which no phrase's use should move (`evaluation/wording.py`)."""
+DRIFTED = 0.25
+"""Share of the base model's length."""
+DEGENERATE = 0.05
+"""Share of captions more than the base model's."""
+TRUTH = {"chair_s": -1, "chair_i": -1, "cover": 1, "attribute_accuracy": 1, "relation_accuracy": 1, "degenerate": -1}
+"""What the truth says of captions, and which way is good."""
+_MOVED = f"above {REWORDED}: captions took up or gave up a phrase (wording.json names it), which no picture asks for"
+
+_PREFERRED = f"above {REWORDED}: chosen and rejected sides differ in a phrase; the reward likes a way of speaking"
+_LONGER = f"off by more than {DRIFTED:.0%}: the reward likes long or short texts"
 
 
 def worries(rows: Sequence[Mapping[str, float]], updates: Mapping[int, Mapping[str, float]]) -> dict[str, list[str]]:
@@ -77,7 +89,14 @@ def worries(rows: Sequence[Mapping[str, float]], updates: Mapping[int, Mapping[s
         "margin": _where(updates, "margin", lambda value: value < 0, "below 0, so the rejected texts gained more"),
         "accuracy": _where(updates, "accuracy", lambda value: value < 0.5, "below 0.5, worse than a coin"),
         "kl_to_base": _where(evaluated, "kl_to_base", lambda value: value > KL_FAR, f"above {KL_FAR:.0f}"),
-        "clip_score": _hacked(rows),
+        "clip_score": [*_hacked(rows), *_disliked(rows)],
+        "wording": _where(evaluated, "wording", lambda value: value > REWORDED, _MOVED),
+        "mean_tokens": _drifted(rows),
+        "pairs": [
+            *_where(evaluated, "pairs_wording", lambda value: value > REWORDED, _PREFERRED),
+            *_where(evaluated, "pairs_length", lambda value: abs(value) > DRIFTED, _LONGER),
+        ],
+        **{curve: _worse(rows, curve, up) for curve, up in TRUTH.items()},
     }
     return {curve: warnings for curve, warnings in found.items() if warnings}
 
@@ -103,3 +122,37 @@ def _hacked(rows: Sequence[Mapping[str, float]]) -> list[str]:
     if last.get("cover_change_high", 0.0) < 0:
         warnings.append("the reward is above the base model's, but cover is below it: reward hacking by saying less")
     return warnings
+
+
+def _disliked(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """The scorer finds captions worse than the base model's, beyond both intervals."""
+    if len(rows) < 2 or not rows[-1].get("clip_score_high", 1e9) < rows[0].get("clip_score_low", -1e9):
+        return []
+    return ["the scorer likes captions less than the base model's: the reward is not likeness to the picture"]
+
+
+def _drifted(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Captions are far longer or shorter than the base model's."""
+    if len(rows) < 2 or not rows[0].get("mean_tokens") or "mean_tokens" not in rows[-1]:
+        return []
+    change = rows[-1]["mean_tokens"] / rows[0]["mean_tokens"] - 1
+    if abs(change) <= DRIFTED:
+        return []
+    return [f"captions are {abs(change):.0%} {'longer' if change > 0 else 'shorter'} than the base model's"]
+
+
+def _worse(rows: Sequence[Mapping[str, float]], name: str, up: int) -> list[str]:
+    """What the truth says is worse than of the base model: by the paired interval where there is one, else beyond both
+    intervals; cover by more than 0.03, degenerate captions by more than their bound."""
+    if len(rows) < 2 or name not in rows[0] or name not in rows[-1]:
+        return []
+    base, last = rows[0], rows[-1]
+    paired = last.get(f"{name}_change_{'high' if up > 0 else 'low'}")
+    if paired is None:
+        near, far = ("high", "low") if up > 0 else ("low", "high")
+        best, least = last.get(f"{name}_{near}"), base.get(f"{name}_{far}")
+        paired = None if best is None or least is None else best - least
+    slack = {"cover": 0.03, "degenerate": DEGENERATE}.get(name, 0.0)
+    if paired is None or paired * up >= -slack:
+        return []
+    return [f"{name} is worse than the base model's beyond chance: {base[name]:.3f} before, {last[name]:.3f} now"]

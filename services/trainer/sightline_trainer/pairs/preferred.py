@@ -1,0 +1,34 @@
+"""Preferred: how chosen texts differ from rejected ones in words and length, where the policy wrote both.
+
+Both sides come from one policy, so they differ only in what was rewarded. A better description uses the same words; a
+reward that likes length, a word or a form of sentence shows here, before the policy has followed it. Sides of different
+writers differ in style anyway, and are left out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sightline_trainer.evaluation.wording import shift
+from sightline_trainer.files import read_table
+
+_COLUMNS = ["chosen", "rejected", "chosen_source", "rejected_source"]
+_FEWEST = 32
+"""With fewer pairs no figure is given."""
+
+
+def preferred(pairs: Path) -> dict[str, float]:
+    """`pairs_length`: mean words of chosen over rejected sides, less 1; `pairs_wording`: how far the shares of texts
+    with one phrase are apart. Empty where too few pairs are of the policy alone.
+
+    Args:
+        pairs: an iteration's pairs.parquet.
+    """
+    rows = read_table(pairs, columns=_COLUMNS).to_pylist() if pairs.exists() else []
+    own = [row for row in rows if row["chosen_source"] == row["rejected_source"] == "policy"]
+    chosen, rejected = ([row[side][0]["content"] for row in own] for side in ("chosen", "rejected"))
+    words = [sum(len(text.split()) for text in side) for side in (chosen, rejected)]
+    if len(own) < _FEWEST or not words[1]:
+        return {}
+    apart = shift(rejected, chosen)
+    return {"pairs_length": words[0] / words[1] - 1, "pairs_wording": 0.0 if apart is None else apart.size}

@@ -11,7 +11,19 @@ import grpc
 import pytest
 from sightline.errors import Unavailable
 from sightline.patience import ONCE
-from sightline.runs import AsyncRunClient, Run, RunClient, RunEvent
+from sightline.runs import (
+    AsyncRunClient,
+    MetricChange,
+    RecipeDifference,
+    Run,
+    RunClient,
+    RunComparison,
+    RunEvent,
+    RunPicture,
+    RunPolicy,
+    RunText,
+    TextSpan,
+)
 from sightline.runs import base as module
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
@@ -51,6 +63,25 @@ class Scripted(pb_grpc.RunServiceServicer):
 
     def ResumeRun(self, request: pb.ResumeRunRequest, context: Any) -> pb.ResumeRunResponse:
         return pb.ResumeRunResponse(run=pb.Run(state=pb.RUN_STATE_QUEUED))
+
+    def ListRunPictures(self, request: pb.ListRunPicturesRequest, context: Any) -> pb.ListRunPicturesResponse:
+        text = pb.RunText(text="a cat", wrong_spans=[pb.TextSpan(start=2, end=5)], wrong=["cat"])
+        picture = pb.RunPicture(prompt_id=f"{request.run_id}/{request.iteration}/{request.limit}", image=b"png")
+        picture.before.CopyFrom(text)
+        picture.after.CopyFrom(pb.RunText(text="a dog", reward=0.0, tokens=2))
+        picture.change = pb.PICTURE_CHANGE_BETTER
+        return pb.ListRunPicturesResponse(pictures=[picture])
+
+    def ListRunPolicies(self, request: pb.ListRunPoliciesRequest, context: Any) -> pb.ListRunPoliciesResponse:
+        policy = pb.RunPolicy(version=2, parent_version=1, kind="lora", iteration=3, manifest_sha256=b"\xab" * 32)
+        return pb.ListRunPoliciesResponse(policies=[policy])
+
+    def CompareRuns(self, request: pb.CompareRunsRequest, context: Any) -> pb.CompareRunsResponse:
+        return pb.CompareRunsResponse(
+            recipe=[pb.RecipeDifference(key="dpo.beta", one="0.1")],
+            metrics=[pb.MetricChange(metric="cover", one=0.5, change=0.0, clear=True)],
+            unpaired=f"{request.run_id} and {request.other_run_id}",
+        )
 
     def WatchRun(self, request: pb.WatchRunRequest, context: Any) -> Iterator[pb.WatchRunResponse]:
         self._note(context)
@@ -140,3 +171,30 @@ def test_results_are_typed(scripted: tuple[Scripted, str]) -> None:
     assert got == Run("run", "running", "", 0, 0, 2, "", created, EPOCH, "")
     assert [each.id for each in listed] == ["a", "b", "c"]
     assert (started.recipe, started.state) == ("x", "queued")
+
+
+def test_pictures_policies_and_comparisons_are_typed(scripted: tuple[Scripted, str]) -> None:
+    async def run() -> tuple[Any, Any, Any]:
+        async with AsyncRunClient(scripted[1]) as client:
+            return (
+                await client.pictures("run", 3, limit=5),
+                await client.policies("run"),
+                await client.compare("a", "b"),
+            )
+
+    with RunClient(scripted[1]) as client:
+        pictures, policies, compared = (
+            client.pictures("run", 3, limit=5),
+            client.policies("run"),
+            client.compare("a", "b"),
+        )
+    assert asyncio.run(run()) == (pictures, policies, compared)
+    before = RunText("a cat", None, 0, (TextSpan(2, 5),), ("cat",), ())
+    assert pictures == [RunPicture("run/3/5", b"png", before, RunText("a dog", 0.0, 2, (), (), ()), "better")]
+    assert policies == [RunPolicy(2, 1, "lora", 3, "ab" * 32)]
+    assert compared == RunComparison(
+        (RecipeDifference("dpo.beta", "0.1", None),),
+        (MetricChange("cover", 0.5, None, 0.0, None, None, True),),
+        "a and b",
+        (),
+    )

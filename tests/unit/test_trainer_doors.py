@@ -1,6 +1,7 @@
 """What comes from a caller of the trainer, or lies among its runs, opens no door and stops nobody."""
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
@@ -9,13 +10,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from field import controls
 from loop_steps import measured
 from PIL import Image
 from running import WEIGHTS
-from sightline.errors import InvalidInput, NotFound, PreconditionFailed
+from sightline.errors import InvalidInput, NotFound, PreconditionFailed, SightlineError
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline_chassis.settings import SettingsError, load_settings
 from sightline_chassis.yaml_text import MOST_BYTES, YamlRefused, load_yaml
@@ -234,6 +237,37 @@ def test_a_run_that_is_no_more_allowed_does_not_go_on(tmp_path: Path) -> None:
         after.close()
 
 
+def test_pictures_of_a_dataset_that_is_no_more_allowed_are_not_shown(tmp_path: Path) -> None:
+    directory = dataset(tmp_path, "images/good.png")
+    text = yaml.safe_dump(RECIPE | {"data": {"train": str(directory), "test": str(directory)}})
+
+    def servicer(*roots: Path) -> RunServicer:
+        values = {"runs": tmp_path / "runs", "recipes": tmp_path, "data_roots": list(roots)}
+        settings = TrainerSettings.model_validate(values)
+        return RunServicer(RunQueue(settings.runs, allowed=settings.allowed()), settings)
+
+    first = servicer(directory)
+    run = first.runs.submit("1", None, text, [], "one")
+    captions = [{"prompt_id": "1", "text": "a red dot", "reward": 1.0, "tokens": 3, "hallucinated": []}]
+    for number in (0, 1):
+        run.iteration(number).mkdir(parents=True)
+        (run.iteration(number) / "evaluation.json").write_text(json.dumps({"iteration": number, "chair_s": 0.5}))
+        pq.write_table(pa.Table.from_pylist(captions), run.iteration(number) / "captions.parquet")
+    request = pb.ListRunPicturesRequest(run_id="one")
+    (shown,) = asyncio.run(first.ListRunPictures(request, None)).pictures
+    assert (shown.before.text, shown.image[:4], shown.change) == ("a red dot", b"\x89PNG", pb.PICTURE_CHANGE_SAME)
+    after = servicer()
+    for call in (
+        after.ListRunPictures(request, None),
+        after.CompareRuns(pb.CompareRunsRequest(run_id="one", other_run_id="one"), None),
+    ):
+        with pytest.raises(InvalidInput) as error:
+            asyncio.run(call)
+        assert error.value.reason == "DATA_NOT_ALLOWED"
+    with pytest.raises(NotFound):
+        asyncio.run(first.ListRunPictures(pb.ListRunPicturesRequest(run_id="../one"), None))
+
+
 # ---- runs that cannot be read
 
 
@@ -295,6 +329,13 @@ def test_an_unreadable_run_is_a_row_that_says_so(service: TrainerService, spoil:
                 pb.StartRunRequest(recipe_text=text, request_id="2", run_id="two"), None
             )
             assert other.run.id == "two"
+            for shown in (
+                again.servicer.ListRunPictures(pb.ListRunPicturesRequest(run_id="one"), None),
+                again.servicer.ListRunPolicies(pb.ListRunPoliciesRequest(run_id="one"), None),
+                again.servicer.CompareRuns(pb.CompareRunsRequest(run_id="two", other_run_id="one"), None),
+            ):
+                with contextlib.suppress(SightlineError):  # no other error, and of metrics.json they need nothing
+                    await shown
             if "state" in spoil.__name__:
                 with pytest.raises(PreconditionFailed) as error:
                     await again.servicer.StopRun(pb.StopRunRequest(run_id="one"), None)

@@ -7,6 +7,32 @@ The service is `sightline serve trainer`; see services/trainer/README.md.
 
 from sightline.runs.aio import AsyncRunClient
 from sightline.runs.client import RunClient
-from sightline.runs.types import Run, RunEvent, RunState
+from sightline.runs.types import (
+    MetricChange,
+    PictureChange,
+    RecipeDifference,
+    Run,
+    RunComparison,
+    RunEvent,
+    RunPicture,
+    RunPolicy,
+    RunState,
+    RunText,
+    TextSpan,
+)
 
-__all__ = ["AsyncRunClient", "Run", "RunClient", "RunEvent", "RunState"]
+__all__ = [
+    "AsyncRunClient",
+    "MetricChange",
+    "PictureChange",
+    "RecipeDifference",
+    "Run",
+    "RunClient",
+    "RunComparison",
+    "RunEvent",
+    "RunPicture",
+    "RunPolicy",
+    "RunState",
+    "RunText",
+    "TextSpan",
+]

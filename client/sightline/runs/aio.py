@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from sightline.base import AsyncClient
 from sightline.errors import SightlineError, typed_errors
 from sightline.runs.base import BaseRunClient
-from sightline.runs.types import Run, RunEvent
+from sightline.runs.types import Run, RunComparison, RunEvent, RunPicture, RunPolicy
 
 
 class AsyncRunClient(BaseRunClient, AsyncClient):
@@ -62,3 +62,29 @@ class AsyncRunClient(BaseRunClient, AsyncClient):
     async def resume(self, run_id: str, *, timeout: float | None = None) -> Run:  # noqa: ASYNC109
         """As `RunClient.resume`."""
         return await self._run(self._resume(run_id, timeout))
+
+    async def pictures(
+        self,
+        run_id: str,
+        iteration: int = 0,
+        *,
+        limit: int = 0,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> Sequence[RunPicture]:
+        """As `RunClient.pictures`."""
+        return await self._run(self._pictures(run_id, iteration, limit, timeout))
+
+    async def policies(self, run_id: str, *, timeout: float | None = None) -> Sequence[RunPolicy]:  # noqa: ASYNC109
+        """As `RunClient.policies`."""
+        return await self._run(self._policies(run_id, timeout))
+
+    async def compare(
+        self,
+        run_id: str,
+        other_run_id: str,
+        *,
+        limit: int = 0,
+        timeout: float | None = None,  # noqa: ASYNC109
+    ) -> RunComparison:
+        """As `RunClient.compare`."""
+        return await self._run(self._compare(run_id, other_run_id, limit, timeout))

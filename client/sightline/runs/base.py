@@ -10,7 +10,7 @@ from sightline.base import BaseClient, Flow, Rpc
 from sightline.convert import from_message
 from sightline.errors import DeadlineExceeded, SightlineError
 from sightline.patience import Tries
-from sightline.runs.types import Run, RunEvent
+from sightline.runs.types import Run, RunComparison, RunEvent, RunPicture, RunPolicy
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
 
@@ -57,6 +57,19 @@ class BaseRunClient(BaseClient):
 
     def _resume(self, run_id: str, timeout: float | None) -> Flow[Run]:
         return from_message((yield Rpc("ResumeRun", pb.ResumeRunRequest(run_id=run_id), timeout)).run, Run)
+
+    def _pictures(self, run_id: str, iteration: int, limit: int, timeout: float | None) -> Flow[list[RunPicture]]:
+        request = pb.ListRunPicturesRequest(run_id=run_id, iteration=iteration, limit=limit)
+        answer = yield Rpc("ListRunPictures", request, timeout)
+        return [from_message(picture, RunPicture) for picture in answer.pictures]
+
+    def _policies(self, run_id: str, timeout: float | None) -> Flow[list[RunPolicy]]:
+        answer = yield Rpc("ListRunPolicies", pb.ListRunPoliciesRequest(run_id=run_id), timeout)
+        return [from_message(policy, RunPolicy) for policy in answer.policies]
+
+    def _compare(self, run_id: str, other_run_id: str, limit: int, timeout: float | None) -> Flow[RunComparison]:
+        request = pb.CompareRunsRequest(run_id=run_id, other_run_id=other_run_id, limit=limit)
+        return from_message((yield Rpc("CompareRuns", request, timeout)), RunComparison)
 
     def _watched(self, run_id: str, from_event: int) -> Watching:
         def start(number: int) -> Any:

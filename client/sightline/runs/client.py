@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from sightline.base import SyncClient
 from sightline.errors import SightlineError, typed_errors
 from sightline.runs.base import BaseRunClient
-from sightline.runs.types import Run, RunEvent
+from sightline.runs.types import Run, RunComparison, RunEvent, RunPicture, RunPolicy
 
 
 class RunClient(BaseRunClient, SyncClient):
@@ -69,3 +69,18 @@ class RunClient(BaseRunClient, SyncClient):
             PreconditionFailed: all its iterations are done.
         """
         return self._run(self._resume(run_id, timeout))
+
+    def pictures(
+        self, run_id: str, iteration: int = 0, *, limit: int = 0, timeout: float | None = None
+    ) -> Sequence[RunPicture]:
+        """Held-out pictures with what the base model and an iteration's policy said of them; iteration 0 is the last
+        that was measured, limit 0 the service's default. None before the first iteration is measured."""
+        return self._run(self._pictures(run_id, iteration, limit, timeout))
+
+    def policies(self, run_id: str, *, timeout: float | None = None) -> Sequence[RunPolicy]:
+        """The policies of a run, oldest first."""
+        return self._run(self._policies(run_id, timeout))
+
+    def compare(self, run_id: str, other_run_id: str, *, limit: int = 0, timeout: float | None = None) -> RunComparison:
+        """Where the recipes of two runs differ, and their last policies over the same pictures."""
+        return self._run(self._compare(run_id, other_run_id, limit, timeout))

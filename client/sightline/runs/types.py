@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+PictureChange: TypeAlias = Literal["same", "better", "worse"]
 RunState: TypeAlias = Literal["queued", "running", "succeeded", "failed", "stopped"]
 
 
@@ -64,3 +65,119 @@ class RunEvent:
     total: int
     metrics: Mapping[str, float]
     message: str
+
+
+@dataclass(frozen=True, slots=True)
+class TextSpan:
+    """Characters `start` to `end` (exclusive) of a text."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class RunText:
+    """A text about a picture.
+
+    Attributes:
+        text: the text.
+        reward: None where there is none.
+        tokens: how many it has.
+        wrong_spans: where it names objects that are not in the picture, where the dataset knows the truth.
+        wrong: these objects.
+        missed: objects that it leaves out.
+    """
+
+    text: str
+    reward: float | None
+    tokens: int
+    wrong_spans: tuple[TextSpan, ...]
+    wrong: tuple[str, ...]
+    missed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RunPicture:
+    """A held-out picture, and two texts about it.
+
+    Attributes:
+        prompt_id: its prompt in the dataset.
+        image: a small PNG or JPEG; empty where the file is gone or the answer would be too large.
+        before: of the base model, or of the first run.
+        after: of a policy, or of the second run.
+        change: "better", "worse" or "same", by wrong objects, then by reward.
+    """
+
+    prompt_id: str
+    image: bytes
+    before: RunText
+    after: RunText
+    change: PictureChange
+
+
+@dataclass(frozen=True, slots=True)
+class RunPolicy:
+    """A policy of a run.
+
+    Attributes:
+        version: its version.
+        parent_version: what it was made of; 0 is the base model.
+        kind: "lora", "merged" or "full".
+        iteration: the iteration that made it.
+        manifest_sha256: its manifest's SHA-256 in hexadecimal digits.
+    """
+
+    version: int
+    parent_version: int
+    kind: str
+    iteration: int
+    manifest_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeDifference:
+    """A key that two runs do not have in common, with both values as JSON; None where a run has no such key."""
+
+    key: str
+    one: str | None
+    other: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricChange:
+    """A metric of two policies over the same pictures.
+
+    Attributes:
+        metric: its name, such as "chair_s".
+        one: of the first run; None where it is not defined.
+        other: of the second run.
+        change: other - one.
+        low: the lower end of its 95 % interval (paired bootstrap over pictures).
+        high: the upper end.
+        clear: whether the interval leaves 0 out.
+    """
+
+    metric: str
+    one: float | None
+    other: float | None
+    change: float | None
+    low: float | None
+    high: float | None
+    clear: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RunComparison:
+    """Two runs.
+
+    Attributes:
+        recipe: the keys whose values differ.
+        metrics: what the last policies measured, paired.
+        unpaired: why there is nothing to compare; empty where there is.
+        pictures: what the last policies of both said.
+    """
+
+    recipe: tuple[RecipeDifference, ...]
+    metrics: tuple[MetricChange, ...]
+    unpaired: str
+    pictures: tuple[RunPicture, ...]

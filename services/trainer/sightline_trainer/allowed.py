@@ -7,7 +7,7 @@ what is not listed is refused, when a run is started and again before it works.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,10 +68,20 @@ class Allowed:
                     "leave it out, or have it listed there (addresses)",
                     reason="ADDRESS_NOT_ALLOWED",
                 )
-        read = {key: directories(reference) for key, reference in recipe.data.references().items()}
+        self.check_data(recipe.data.references())
         for name, term in recipe.reward.terms.chosen().items():
             if isinstance(term, HumanPicks) and term.file is not None:
-                read[f"reward.terms.{name}.file"] = [Path(term.file).expanduser()]
+                self._check_places({f"reward.terms.{name}.file": [Path(term.file).expanduser()]})
+
+    def check_data(self, references: Mapping[str, str]) -> None:
+        """Refuse datasets, by the recipe's key, that lie elsewhere.
+
+        Raises:
+            InvalidInput: DATA_NOT_ALLOWED; says what, and which setting would allow it.
+        """
+        self._check_places({key: directories(reference) for key, reference in references.items()})
+
+    def _check_places(self, read: Mapping[str, Iterable[Path]]) -> None:
         for key, places in read.items():
             for directory in places:
                 if not self._holds(directory):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import datetime
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 from sightline.convert import to_message
-from sightline.errors import InvalidInput, NotFound, Unavailable
+from sightline.errors import InvalidInput, NotFound, PreconditionFailed, Unavailable
 from sightline.runs import Run, RunEvent
 from sightline.runs.v1 import trainer_pb2 as pb
 from sightline.runs.v1 import trainer_pb2_grpc as pb_grpc
@@ -20,6 +20,8 @@ from sightline_chassis.process import run
 from sightline_chassis.service import Service
 
 from sightline_trainer.events import Event, EventReader
+from sightline_trainer.report import answers
+from sightline_trainer.report.history import History
 from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.settings import TrainerSettings
@@ -27,6 +29,7 @@ from sightline_trainer.summaries import RunSummary, Summaries, readable_state
 
 MOST_RUNS_OF_A_PAGE = 1000
 EVENTS_AT_ONCE = 500
+T = TypeVar("T")
 
 
 def describe(run: RunSummary) -> pb.Run:
@@ -140,6 +143,48 @@ class RunServicer(pb_grpc.RunServiceServicer):
     async def ResumeRun(self, request: pb.ResumeRunRequest, context: Any) -> pb.ResumeRunResponse:
         run = await asyncio.to_thread(lambda: self._described(self.runs.go_on(request.run_id)))
         return pb.ResumeRunResponse(run=run)
+
+    async def ListRunPictures(self, request: pb.ListRunPicturesRequest, context: Any) -> pb.ListRunPicturesResponse:
+        def read() -> pb.ListRunPicturesResponse:
+            found = answers.pictures(self._shown(request.run_id), request.iteration, request.limit)
+            return pb.ListRunPicturesResponse(pictures=[to_message(each, pb.RunPicture) for each in found])
+
+        return await _of_files(read)
+
+    async def ListRunPolicies(self, request: pb.ListRunPoliciesRequest, context: Any) -> pb.ListRunPoliciesResponse:
+        def read() -> pb.ListRunPoliciesResponse:
+            found = answers.policies(self._shown(request.run_id))
+            return pb.ListRunPoliciesResponse(policies=[to_message(each, pb.RunPolicy) for each in found])
+
+        return await _of_files(read)
+
+    async def CompareRuns(self, request: pb.CompareRunsRequest, context: Any) -> pb.CompareRunsResponse:
+        def read() -> pb.CompareRunsResponse:
+            one, other = (self._shown(each) for each in (request.run_id, request.other_run_id))
+            return to_message(answers.compare(one, other, request.limit), pb.CompareRunsResponse)
+
+        return await _of_files(read)
+
+    def _shown(self, run_id: str) -> History:
+        """A run whose test set callers may see: its directory may have left the settings since the run was started."""
+        run = self.runs.get(run_id)
+        recipe = run.recipe()
+        if recipe is not None:
+            self.runs.allowed.check_data({"data.test": recipe.data.test})
+        return History.read(run.root)
+
+
+async def _of_files(read: Callable[[], T]) -> T:
+    """What a run's files tell, beside the event loop.
+
+    Raises:
+        PreconditionFailed: RUN_UNREADABLE, something else stands in them.
+    """
+    try:
+        return await asyncio.to_thread(read)
+    except (LookupError, TypeError, ValueError, OSError, RecursionError) as error:
+        told = f"the run's files cannot be read by this version ({type(error).__name__}: {str(error)[:200]})"
+        raise PreconditionFailed(told, reason="RUN_UNREADABLE") from error
 
 
 def _some(reader: EventReader) -> list[tuple[int, Event]]:

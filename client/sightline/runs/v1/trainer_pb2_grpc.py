@@ -67,6 +67,21 @@ class RunServiceStub(object):
                 request_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunRequest.SerializeToString,
                 response_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunResponse.FromString,
                 _registered_method=True)
+        self.ListRunPictures = channel.unary_unary(
+                '/sightline_trainer.v1.RunService/ListRunPictures',
+                request_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPicturesRequest.SerializeToString,
+                response_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPicturesResponse.FromString,
+                _registered_method=True)
+        self.ListRunPolicies = channel.unary_unary(
+                '/sightline_trainer.v1.RunService/ListRunPolicies',
+                request_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPoliciesRequest.SerializeToString,
+                response_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPoliciesResponse.FromString,
+                _registered_method=True)
+        self.CompareRuns = channel.unary_unary(
+                '/sightline_trainer.v1.RunService/CompareRuns',
+                request_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.CompareRunsRequest.SerializeToString,
+                response_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.CompareRunsResponse.FromString,
+                _registered_method=True)
 
 
 class RunServiceServicer(object):
@@ -117,6 +132,27 @@ class RunServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListRunPictures(self, request, context):
+        """ListRunPictures shows held-out pictures with what the base model and a policy of the run said of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListRunPolicies(self, request, context):
+        """ListRunPolicies describes the policies of a run, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompareRuns(self, request, context):
+        """CompareRuns tells where the recipes of two runs differ, and their last policies over the same pictures.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_RunServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -149,6 +185,21 @@ def add_RunServiceServicer_to_server(servicer, server):
                     servicer.ResumeRun,
                     request_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunRequest.FromString,
                     response_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'ListRunPictures': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunPictures,
+                    request_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPicturesRequest.FromString,
+                    response_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPicturesResponse.SerializeToString,
+            ),
+            'ListRunPolicies': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListRunPolicies,
+                    request_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPoliciesRequest.FromString,
+                    response_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPoliciesResponse.SerializeToString,
+            ),
+            'CompareRuns': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompareRuns,
+                    request_deserializer=sightline__trainer_dot_v1_dot_trainer__pb2.CompareRunsRequest.FromString,
+                    response_serializer=sightline__trainer_dot_v1_dot_trainer__pb2.CompareRunsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -316,6 +367,87 @@ class RunService(object):
             '/sightline_trainer.v1.RunService/ResumeRun',
             sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunRequest.SerializeToString,
             sightline__trainer_dot_v1_dot_trainer__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunPictures(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline_trainer.v1.RunService/ListRunPictures',
+            sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPicturesRequest.SerializeToString,
+            sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPicturesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListRunPolicies(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline_trainer.v1.RunService/ListRunPolicies',
+            sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPoliciesRequest.SerializeToString,
+            sightline__trainer_dot_v1_dot_trainer__pb2.ListRunPoliciesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompareRuns(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/sightline_trainer.v1.RunService/CompareRuns',
+            sightline__trainer_dot_v1_dot_trainer__pb2.CompareRunsRequest.SerializeToString,
+            sightline__trainer_dot_v1_dot_trainer__pb2.CompareRunsResponse.FromString,
             options,
             channel_credentials,
             insecure,

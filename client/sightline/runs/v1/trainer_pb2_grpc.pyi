@@ -42,6 +42,12 @@ class RunServiceStub:
     """StopRun ends a run, after the stage under way or at once."""
     ResumeRun: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ResumeRunRequest, sightline.runs.v1.trainer_pb2.ResumeRunResponse]
     """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
+    ListRunPictures: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunPicturesRequest, sightline.runs.v1.trainer_pb2.ListRunPicturesResponse]
+    """ListRunPictures shows held-out pictures with what the base model and a policy of the run said of them."""
+    ListRunPolicies: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunPoliciesRequest, sightline.runs.v1.trainer_pb2.ListRunPoliciesResponse]
+    """ListRunPolicies describes the policies of a run, oldest first."""
+    CompareRuns: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.CompareRunsRequest, sightline.runs.v1.trainer_pb2.CompareRunsResponse]
+    """CompareRuns tells where the recipes of two runs differ, and their last policies over the same pictures."""
 
 @typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -63,6 +69,12 @@ class RunServiceAsyncStub(RunServiceStub):
     """StopRun ends a run, after the stage under way or at once."""
     ResumeRun: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ResumeRunRequest, sightline.runs.v1.trainer_pb2.ResumeRunResponse]  # type: ignore[assignment]
     """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
+    ListRunPictures: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunPicturesRequest, sightline.runs.v1.trainer_pb2.ListRunPicturesResponse]  # type: ignore[assignment]
+    """ListRunPictures shows held-out pictures with what the base model and a policy of the run said of them."""
+    ListRunPolicies: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunPoliciesRequest, sightline.runs.v1.trainer_pb2.ListRunPoliciesResponse]  # type: ignore[assignment]
+    """ListRunPolicies describes the policies of a run, oldest first."""
+    CompareRuns: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.CompareRunsRequest, sightline.runs.v1.trainer_pb2.CompareRunsResponse]  # type: ignore[assignment]
+    """CompareRuns tells where the recipes of two runs differ, and their last policies over the same pictures."""
 
 class RunServiceServicer(metaclass=abc.ABCMeta):
     """RunService starts, watches and stops alignment runs. A run's whole state is its directory.
@@ -117,5 +129,29 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[sightline.runs.v1.trainer_pb2.ResumeRunResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.ResumeRunResponse]]:
         """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
+
+    @abc.abstractmethod
+    def ListRunPictures(
+        self,
+        request: sightline.runs.v1.trainer_pb2.ListRunPicturesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sightline.runs.v1.trainer_pb2.ListRunPicturesResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.ListRunPicturesResponse]]:
+        """ListRunPictures shows held-out pictures with what the base model and a policy of the run said of them."""
+
+    @abc.abstractmethod
+    def ListRunPolicies(
+        self,
+        request: sightline.runs.v1.trainer_pb2.ListRunPoliciesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sightline.runs.v1.trainer_pb2.ListRunPoliciesResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.ListRunPoliciesResponse]]:
+        """ListRunPolicies describes the policies of a run, oldest first."""
+
+    @abc.abstractmethod
+    def CompareRuns(
+        self,
+        request: sightline.runs.v1.trainer_pb2.CompareRunsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[sightline.runs.v1.trainer_pb2.CompareRunsResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.CompareRunsResponse]]:
+        """CompareRuns tells where the recipes of two runs differ, and their last policies over the same pictures."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from PIL import Image
 from sightline.errors import InvalidInput
+from sightline.runs import PictureChange
 from sightline_chassis.images import decode
 from sightline_chassis.sections import ImageLimits
 
@@ -30,13 +31,20 @@ THUMBNAIL = 320
 
 @dataclass(frozen=True)
 class Said:
-    """One text about a picture. `html` has marks; `wrong` and `missed` name objects where truth is known."""
+    """One text about a picture. Where truth is known, `wrong` and `missed` name objects, and `spans` says where in the
+    text (start, end in characters) the wrong ones stand."""
 
-    html: Markup
+    text: str
     reward: float | None
     tokens: int
     wrong: list[str] = field(default_factory=list)
     missed: list[str] = field(default_factory=list)
+    spans: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def html(self) -> Markup:
+        """The text with marks round what is wrong."""
+        return mark_spans(self.text, self.spans)
 
 
 @dataclass(frozen=True)
@@ -44,9 +52,14 @@ class Change:
     """A held-out picture: what the base model said and what the last policy says."""
 
     prompt: Prompt
-    picture: str
+    image: bytes
     before: Said
     after: Said
+
+    @property
+    def picture(self) -> str:
+        """The image as a data URI; "" where there is none."""
+        return data_uri(self.image)
 
     @property
     def wrongs(self) -> int:
@@ -54,7 +67,7 @@ class Change:
         return len(self.after.wrong) - len(self.before.wrong)
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> PictureChange:
         """ "better", "worse" or "same", by wrong objects, then by reward."""
         gain = -self.wrongs or _sign((self.after.reward or 0.0) - (self.before.reward or 0.0))
         return "better" if gain > 0 else "worse" if gain < 0 else "same"
@@ -90,7 +103,7 @@ class Contest:
 
 
 class Pictures:
-    """Prompts of a dataset by their ids, their pictures as data URIs, and what a text about them gets wrong."""
+    """Prompts of a dataset by their ids, their pictures, made small, and what a text about them gets wrong."""
 
     def __init__(self, reference: str, cache: Path) -> None:
         self.pool: Pool = open_pool(reference, cache)
@@ -106,25 +119,31 @@ class Pictures:
     def said(self, prompt: Prompt, text: str, reward: float | None, tokens: int) -> Said:
         """A text with what is wrong in it marked, where the dataset knows the truth."""
         if self.facts is None or not prompt.objects:
-            return Said(escape(text), reward, tokens)
+            return Said(text, reward, tokens)
         counts = self.facts.read(prompt.id, text, prompt.objects).caption
         spans = [(mention.start, mention.end) for mention in counts.hallucinated]
         wrong = list(dict.fromkeys(mention.object for mention in counts.hallucinated))
-        return Said(mark_spans(text, spans), reward, tokens, wrong, list(counts.missed))
+        return Said(text, reward, tokens, wrong, list(counts.missed), spans)
 
     @staticmethod
-    def picture(prompt: Prompt) -> str:
-        """A data URI, of several images side by side; "" where a file is gone or cannot be used."""
+    def image(prompt: Prompt) -> bytes:
+        """PNG or JPEG, of several images side by side; empty where a file is gone or cannot be used."""
         try:
             images = [decode(path.read_bytes(), ImageLimits()) for path in prompt.images]
         except (OSError, InvalidInput):
-            return ""
+            return b""
         image = images[0] if len(images) == 1 else _side_by_side(images)
         image.thumbnail((THUMBNAIL * len(images), THUMBNAIL))
         out = io.BytesIO()
         kind = "PNG" if max(image.size) <= 128 else "JPEG"
         image.save(out, kind, quality=80)
-        return f"data:image/{kind.lower()};base64,{base64.b64encode(out.getvalue()).decode()}"
+        return out.getvalue()
+
+
+def data_uri(image: bytes) -> str:
+    """An image that `Pictures.image` made, for a page; "" of an empty one."""
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}" if image else ""
 
 
 def changes(history: History, limit: int, iteration: int | None = None) -> tuple[list[Change], list[Change]]:
@@ -154,7 +173,7 @@ def changes(history: History, limit: int, iteration: int | None = None) -> tuple
         before, after = (
             pictures.said(prompt, row["text"], row["reward"], row["tokens"]) for row in (first[each], last[each])
         )
-        return Change(prompt, pictures.picture(prompt), before, after)
+        return Change(prompt, pictures.image(prompt), before, after)
 
     return [change(each) for each in both[:limit] if each in prompts], [
         change(each) for each in worst if each in prompts
@@ -175,7 +194,7 @@ def side_by_side(one: History, other: History, limit: int) -> list[Change]:
                 pictures.said(prompt, row["text"], row["reward"], row["tokens"]) for row in (first[each], last[each])
             )
             before, after = said
-            found.append(Change(prompt, pictures.picture(prompt), before, after))
+            found.append(Change(prompt, pictures.image(prompt), before, after))
     return found
 
 
@@ -212,7 +231,7 @@ def contests(history: History, limit: int) -> list[Contest]:
         ]
         chosen, rejected = differences(*(_text(pair[side]) if pair else "" for side in ("chosen", "rejected")))
         margin = pair["margin"] if pair else None
-        found.append(Contest(prompt, pictures.picture(prompt), max(numbers), offers, chosen, rejected, margin))
+        found.append(Contest(prompt, data_uri(pictures.image(prompt)), max(numbers), offers, chosen, rejected, margin))
     return found
 
 

@@ -9,6 +9,8 @@ from sightline_trainer.report.meanings import worries
 Numbers = Mapping[str, float]
 STILL = 0.05
 """Nats a response: a policy that is nearer to the base model than that has not moved."""
+STALLED = 0.05
+"""Share of the first update's norm under which a later one moves nothing."""
 FEW_PAIRS = 0.25
 """Share of the first iteration's pairs under which they run out."""
 
@@ -41,6 +43,12 @@ def verdict(
         return f"Pairs run out: {pairs[-1]} in the last iteration, {pairs[0]} in the first; more of them teach little."
     if abs(last.get("kl_to_base", 1.0)) < STILL and "kl_to_base" in last:
         return f"The policy stopped moving: {last['kl_to_base']:.3f} nats a response from the base model."
+    norms = [found["update_norm"] for _, found in sorted(updates.items()) if "update_norm" in found]
+    if len(norms) > 1 and norms[-1] < STALLED * norms[0]:
+        return (
+            f"The policy stopped moving: the last update changed the weights by {norms[-1]:.2g}, the first by "
+            f"{norms[0]:.2g} (L2 norm)."
+        )
     if len(rows) > 2 and "chair_s" in last:
         before = rows[-2].get("chair_s", last["chair_s"])
         if last["chair_s"] > before + max(0.02, 0.2 * before):

@@ -79,7 +79,17 @@ def test_a_run_of_a_service_is_begun_watched_stopped_and_goes_on(
     assert [row["iteration"] for row in told["rows"]] == [0, 1]
     assert told["curves"]["chair_s"]["title"]
     assert "Nothing to judge" not in told["verdict"]
-    refused = client.get("/api/compare/mine/mine")
+    assert [(each["version"], each["parent"]) for each in told["policies"]] == [(1, 0)]
+    shown = client.get("/api/runs/mine/gallery/1").json()
+    assert 0 < len(shown) <= 24
+    assert all(each["picture"].startswith("data:image/png;base64,") for each in shown)
+    assert all(each[side]["html"] for each in shown for side in ("before", "after"))
+    assert "<mark>" in json.dumps(shown), "the truth is known"
+    twins = client.get("/api/compare/mine/mine").json()
+    assert (twins["recipe"], twins["why"]) == ([], "")
+    assert {each["change"] for each in twins["changes"]} == {0.0}
+    assert len(twins["pictures"]) == len(shown)
+    refused = client.get("/report/mine")
     assert refused.status_code == 400
     assert "sightline ui DIRECTORY" in refused.json()["error"]
 
@@ -105,6 +115,7 @@ def test_it_stands_in_the_browser(page: tuple[str, httpx.Client]) -> None:
         while "Measured" not in driver.page_source or not driver.find_elements("css selector", "#curves figure"):
             assert time.monotonic() < end
             time.sleep(0.3)
-        assert not driver.find_element("id", "gallery").is_displayed()
-        assert "beside the trainer" in driver.find_element("tag name", "main").text
+        assert driver.find_elements("css selector", "#gallery .card img")
+        assert not driver.find_element("id", "report").is_displayed()
+        assert "v1" in driver.find_element("id", "lineage").text
         assert driver.get_log("browser") == []

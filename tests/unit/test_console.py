@@ -10,8 +10,10 @@ import httpx
 import pytest
 from engine_server import serving_app
 from field import controls
+from sightline.runs import MetricChange, RunComparison
 from sightline_cli.console.app import console
 from sightline_cli.console.source import RunsHere
+from sightline_cli.console.told import compared
 from sightline_trainer.report.verdict import verdict
 
 RECIPE = "{name: a, model: m, data: {train: a, test: b}, iterations: 2}"
@@ -141,6 +143,15 @@ def test_two_runs_compared_before_they_are_measured(page: httpx.Client) -> None:
     assert told["why"] == "one of the two has not been measured yet"
 
 
+def test_the_verdict_of_a_comparison() -> None:
+    cover = MetricChange("cover", 0.8, 0.7, -0.1, -0.2, -0.05, clear=True)
+    reward = MetricChange("clip_score", 50.0, 51.0, 1.0, -1.0, 2.0, clear=False)
+    told = compared(RunComparison((), (cover, reward), "", ()))
+    assert "clearly Cover lower, 0.800 to 0.700." in told["verdict"]
+    assert told["changes"][0]["title"].startswith("Cover")
+    assert "No clear difference" in compared(RunComparison((), (reward,), "", ()))["verdict"]
+
+
 def test_a_form_is_made_of_the_schema(page: httpx.Client) -> None:
     fields = {field["key"]: field for field in page.get("/api/recipes/clip_dpo").json()}
     assert fields["dpo.beta"]["value"] == "0.1"
@@ -180,6 +191,13 @@ def row(**values: float) -> dict[str, float]:
 )
 def test_the_verdict(rows: Any, counts: Any, seen: str) -> None:
     assert seen in verdict("running", "", rows, {}, counts)
+
+
+def test_the_verdict_of_updates_that_change_less_and_less() -> None:
+    rows = [BASE, row(chair_s=0.2), row(chair_s=0.2)]
+    said = verdict("running", "", rows, {1: {"update_norm": 0.4}, 2: {"update_norm": 0.01}}, {})
+    assert said == "The policy stopped moving: the last update changed the weights by 0.01, the first by 0.4 (L2 norm)."
+    assert "hallucinates less" in verdict("running", "", rows, {1: {"update_norm": 0.4}, 2: {"update_norm": 0.3}}, {})
 
 
 def test_the_verdict_of_a_run_that_failed() -> None:

@@ -159,12 +159,11 @@ def _calls(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/api/runs/{run}/gallery/{iteration}")
     def gallery(run: str, iteration: int) -> list[dict[str, Any]]:
-        return told.gallery(_here(runs).directory(run), iteration)
+        return told.gallery(runs.gallery(run, iteration))
 
     @app.get("/api/compare/{one}/{other}")
     def compare(one: str, other: str) -> dict[str, Any]:
-        here = _here(runs)
-        return told.compared(here.directory(one), here.directory(other))
+        return told.compared(runs.compared(one, other))
 
     @app.get("/api/runs/{run}/events")
     async def events(run: str) -> StreamingResponse:
@@ -182,7 +181,8 @@ async def _stream(news: AsyncIterator[Row | None]) -> AsyncIterator[str]:
 def _here(runs: Runs) -> RunsHere:
     if not isinstance(runs, RunsHere):
         raise PreconditionFailed(
-            "the files of these runs are with the trainer service: open `sightline ui DIRECTORY` there",
+            "a whole report is made of the run's files, which are with the trainer service: `sightline ui DIRECTORY` "
+            "there shows it",
             reason="FILES_ELSEWHERE",
         )
     return runs

@@ -4,7 +4,6 @@ const main = document.getElementById("main");
 const SVG = "http://www.w3.org/2000/svg";
 let source = null; // events of the run that is shown
 let timer = 0;
-let filesHere = true;
 
 function el(name, attributes = {}, ...children) {
   const made = document.createElement(name);
@@ -33,6 +32,7 @@ function say(text) {
   say.timer = setTimeout(() => { place.textContent = ""; }, 8000);
 }
 
+const short = (title) => title.split(/[:,]/)[0];
 const number = (value, digits = 3) => (value === null || value === undefined ? "" : Number(value).toFixed(digits));
 const when = (seconds) => new Date(seconds * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 const stateOf = (state) => el("span", { class: `state ${state}` }, state);
@@ -72,10 +72,10 @@ async function allRuns() {
   const picked = () => [...body.querySelectorAll("input:checked")].map((box) => box.value);
   body.addEventListener("change", () => {
     const two = picked();
-    button.disabled = two.length !== 2 || !filesHere;
+    button.disabled = two.length !== 2;
     button.textContent = two.length === 2 ? `Compare ${two[0]} with ${two[1]}` : "Compare two";
   });
-  const head = el("tr", {}, ["", "Run", "State", "Recipe", "Iteration", "Begun"].map((name, at) =>
+  const head = el("tr", {}, ["", "Run", "State", "Recipe", "Iteration", "Started"].map((name, at) =>
     el("th", { scope: "col", class: at === 3 || at === 5 ? "wide" : null }, name || el("span", { class: "soft" }, "Pick"))));
   const empty = el("p", { class: "soft", id: "empty" });
   show(el("div", { class: "bar" }, el("h1", {}, "Runs"), el("span", { class: "grow" }), button,
@@ -83,7 +83,6 @@ async function allRuns() {
   el("div", { class: "scroll" }, el("table", {}, el("thead", {}, head), body)), empty);
   const fill = async () => {
     const told = await ask("/api/runs");
-    filesHere = told.files;
     document.getElementById("place").textContent = told.place;
     const kept = new Set(picked());
     const focused = document.activeElement && document.activeElement.dataset ? document.activeElement.dataset.id : null;
@@ -92,7 +91,7 @@ async function allRuns() {
       el("td", {}, el("a", { href: `#/run/${run.id}`, "data-id": run.id, class: "run" }, run.id)),
       el("td", {}, stateOf(run.state), run.error ? el("div", { class: "bad small" }, run.error) : null),
       el("td", { class: "wide" }, run.recipe), el("td", {}, `${run.iteration} of ${run.iterations}`), el("td", { class: "wide" }, when(run.created)))));
-    empty.textContent = told.runs.length ? "" : "No runs yet. Begin one with “New run”, or by sightline run.";
+    empty.textContent = told.runs.length ? "" : "No runs yet. Start one with “New run”, or with sightline run.";
     if (focused) body.querySelector(`[data-id="${focused}"]`)?.focus();
   };
   await fill();
@@ -108,7 +107,7 @@ async function newRun() {
   const name = el("input", { id: "name", required: true, pattern: "[a-z0-9][a-z0-9_\\-]*", maxlength: "100", autocomplete: "off" });
   const filter = el("input", { id: "filter", type: "search", placeholder: "dpo, sampling.temperature ...", autocomplete: "off" });
   const fields = el("div", { id: "fields" });
-  const begin = el("button", { class: "main", type: "submit" }, "Begin");
+  const begin = el("button", { class: "main", type: "submit" }, "Start");
   const form = el("form", { onsubmit: async (event) => {
     event.preventDefault();
     const overrides = [...fields.querySelectorAll("[data-key]")].filter((input) => input.value !== input.dataset.value)
@@ -120,7 +119,7 @@ async function newRun() {
     } catch (error) { say(error.message); begin.disabled = false; }
   } },
   el("fieldset", {}, el("legend", {}, "Run"),
-    el("div", { class: "field" }, el("label", { for: "recipe" }, "recipe"), choice, el("span", { class: "soft small" }, "What is done; its values stand below.")),
+    el("div", { class: "field long" }, el("label", { for: "recipe" }, "recipe"), choice, el("span", { class: "soft small" }, "The method; its values are below.")),
     el("div", { class: "field" }, el("label", { for: "name" }, "name"), name, el("span", { class: "soft small" }, "Small letters, digits, - and _: the run's directory."))),
   el("div", { class: "bar" }, el("label", { for: "filter" }, "Find a key"), filter, el("span", { class: "grow" }), begin), fields);
   const field = (each) => {
@@ -141,11 +140,11 @@ async function newRun() {
     name.value = `${choice.value.replaceAll("_", "-")}-${new Date().toISOString().slice(5, 16).replace(/[-:]/g, "").replace("T", "-")}`;
     const groups = new Map();
     for (const each of told.filter((one) => !one.first)) {
-      const group = each.key.includes(".") ? each.key.split(".")[0] : "further";
+      const group = each.key.includes(".") ? each.key.split(".")[0] : "other";
       groups.set(group, [...(groups.get(group) || []), each]);
     }
     const above = told.filter((one) => one.first);
-    fields.replaceChildren(el("fieldset", {}, el("legend", {}, "First"), above.map(field)),
+    fields.replaceChildren(el("fieldset", {}, el("legend", {}, "Most used"), above.map(field)),
       ...[...groups].map(([group, keys]) => el("details", {}, el("summary", {}, `${group} (${keys.length})`), el("fieldset", {}, el("legend", {}, group), keys.map(field)))));
   };
   choice.addEventListener("change", () => fill().catch((error) => say(error.message)));
@@ -177,8 +176,6 @@ async function oneRun(id) {
   const pictures = el("div", { id: "gallery" });
   const log = el("ul", { id: "log", class: "small" });
   const report = el("a", { href: `/report/${id}`, target: "_blank", rel: "noopener", id: "report" }, "Whole report");
-  const withFiles = [el("h2", {}, "Pictures"), pictures, el("h2", {}, "Lineage"), lineage];
-  const elsewhere = el("p", { class: "soft", hidden: true }, "Pictures and lineage are with the run's files: `sightline ui DIRECTORY` beside the trainer shows them.");
   let run = { state: "queued" };
   let files = true;
   let iterations = "";
@@ -209,8 +206,6 @@ async function oneRun(id) {
     files = told.files;
     verdict.textContent = told.verdict;
     report.hidden = !told.files || told.rows.length === 0;
-    for (const part of withFiles) part.hidden = !told.files;
-    elsewhere.hidden = told.files;
     draw(told);
   };
   const look = async () => { // every few seconds: no more than the run's own line
@@ -224,12 +219,12 @@ async function oneRun(id) {
       chart(about.title, { [key]: rows.filter((row) => row[key] !== undefined).map((row) => [row.iteration, row[key], row[`${key}_low`], row[`${key}_high`]]) }, about.meaning));
     curves.replaceChildren(...made);
     const columns = ["chair_s", "chair_i", "cover", "clip_score", "mean_tokens"].filter((key) => rows.some((row) => row[key] !== undefined));
-    table.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "policy"), columns.map((key) => el("th", { scope: "col", class: "num" }, key)))),
+    table.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "policy"), columns.map((key) => el("th", { scope: "col", class: "num" }, short(told.curves[key]?.title ?? key))))),
       el("tbody", {}, rows.map((row) => el("tr", {}, el("td", {}, `v${row.policy_version ?? row.iteration}`), columns.map((key) => el("td", { class: "num" }, number(row[key], key === "clip_score" || key === "mean_tokens" ? 2 : 3))))))));
     lineage.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ["policy", "parent", "iteration", "kind", "manifest"].map((name) => el("th", { scope: "col" }, name)))),
       el("tbody", {}, told.policies.map((each) => el("tr", {}, el("td", {}, `v${each.version}`), el("td", {}, each.parent ? `v${each.parent}` : "base"), el("td", {}, String(each.iteration)), el("td", {}, each.kind), el("td", {}, el("code", {}, each.digest.slice(0, 16))))))));
     const measured = rows.slice(1).map((row) => row.iteration);
-    if (told.files && measured.join() !== iterations) {
+    if (measured.join() !== iterations) {
       iterations = measured.join();
       gallery(id, measured, pictures);
     }
@@ -278,8 +273,8 @@ async function oneRun(id) {
   };
   show(el("div", { class: "bar" }, el("h1", {}, id), state, el("span", { class: "grow" }), report, button),
     verdict, line, bar,
-    el("h2", {}, "As it comes"), steps, el("h2", {}, "Measured after each iteration"), table, curves,
-    withFiles, elsewhere, el("h2", {}, "Said"), log);
+    el("h2", {}, "Live"), steps, el("h2", {}, "Measured after each iteration"), table, curves,
+    el("h2", {}, "Pictures"), pictures, el("h2", {}, "Lineage"), lineage, el("h2", {}, "Messages"), log);
   await fill();
   follow();
   timer = setInterval(() => look().catch(() => {}), 3000);
@@ -316,11 +311,14 @@ async function compare(one, other) {
   show(el("h1", {}, `${one} against ${other}`), el("p", { class: "soft" }, "One moment ..."));
   const told = await ask(`/api/compare/${one}/${other}`);
   const value = (each) => (each === null || each === undefined ? "" : typeof each === "object" ? JSON.stringify(each) : String(each));
-  const table = (id, head, rows) => el("div", { class: "scroll", tabindex: "0" }, el("table", { id }, el("thead", {}, el("tr", {}, head.map((name) => el("th", { scope: "col" }, name)))), el("tbody", {}, rows)));
-  show(el("h1", {}, `${one} against ${other}`), told.why ? el("p", { class: "verdict" }, told.why) : null,
+  const table = (id, head, rows, numbers) => el("div", { class: "scroll", tabindex: "0" }, el("table", { id },
+    el("thead", {}, el("tr", {}, head.map((name, at) => el("th", { scope: "col", class: numbers && at ? "num" : null }, name || el("span", {}, "metric"))))), el("tbody", {}, rows)));
+  const name = (title) => el("td", { class: "name" }, short(title), el("span", { class: "soft wide-text" }, title.slice(short(title).length)));
+  const row = (each) => el("tr", {}, name(each.title), el("td", { class: "num" }, number(each.one)), el("td", { class: "num" }, number(each.other)), el("td", { class: "num" }, number(each.change)),
+    el("td", { class: "num" }, `${number(each.low)} to ${number(each.high)}`, el("div", { class: each.clear ? "small" : "small soft" }, each.clear ? "clear" : "within chance")));
+  show(el("h1", {}, `${one} against ${other}`), el("p", { class: "verdict", id: "verdict" }, told.why || told.verdict),
     told.changes.length ? [el("h2", {}, "What the last policies do, over the same pictures"),
-      table("changes", ["", one, other, "change", "95 % interval", ""], told.changes.map((each) => el("tr", {}, el("td", {}, each.title), el("td", { class: "num" }, number(each.one)), el("td", { class: "num" }, number(each.other)),
-        el("td", { class: "num" }, number(each.change)), el("td", { class: "num" }, `${number(each.low)} to ${number(each.high)}`), el("td", {}, each.clear ? "clear" : "within chance"))))] : null,
+      table("changes", ["", one, other, "change", "95 % interval"], told.changes.map(row), true)] : null,
     el("h2", {}, "Where the recipes differ"), told.recipe.length
       ? table("differences", ["key", one, other], told.recipe.map((each) => el("tr", {}, el("td", {}, el("code", {}, each.key)), el("td", {}, value(each.one)), el("td", {}, value(each.other)))))
       : el("p", { class: "soft" }, "Nowhere."),
@@ -351,20 +349,20 @@ function chart(title, series, meaning) {
   };
   for (const value of [y0, (y0 + y1) / 2, y1]) {
     add("line", { x1: left, x2: width - 8, y1: y(value), y2: y(value), class: "axis" });
-    add("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, value.toPrecision(3));
+    add("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, String(Number(value.toPrecision(3))));
   }
   add("text", { x: left, y: height - 6 }, String(Number(x0.toPrecision(3))));
   add("text", { x: width - 8, y: height - 6, "text-anchor": "end" }, String(Number(x1.toPrecision(3))));
   const names = Object.keys(series);
   names.forEach((name, at) => {
-    const colour = `var(--s${(at % 3) + 1})`;
+    const colour = `var(--s${(at % 6) + 1})`;
     const list = series[name];
     const banded = list.filter((point) => Number.isFinite(point[2]) && Number.isFinite(point[3]));
     if (banded.length > 1) add("path", { d: `M${banded.map((p) => `${x(p[0])} ${y(p[3])}`).join("L")}L${banded.toReversed().map((p) => `${x(p[0])} ${y(p[2])}`).join("L")}Z`, fill: colour, opacity: 0.15 });
     add("path", { d: `M${list.map((p) => `${x(p[0])} ${y(p[1])}`).join("L")}`, fill: "none", stroke: colour, "stroke-width": 2 });
     if (list.length < 12) for (const p of list) add("circle", { cx: x(p[0]), cy: y(p[1]), r: 3, fill: colour });
   });
-  const legend = names.length > 1 ? el("div", { class: "legend" }, names.map((name, at) => el("span", {}, el("i", { style: `background:var(--s${(at % 3) + 1})` }), name))) : null;
+  const legend = names.length > 1 ? el("div", { class: "legend" }, names.map((name, at) => el("span", {}, el("i", { style: `background:var(--s${(at % 6) + 1})` }), name))) : null;
   return el("figure", {}, el("figcaption", {}, title), svg, legend, meaning ? el("details", { class: "small soft" }, el("summary", {}, "What it says"), meaning) : null);
 }
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, cast
 
-from sightline.errors import SightlineError
-from sightline.runs import AsyncRunClient, Run, RunClient, RunEvent
+from sightline.errors import PreconditionFailed, SightlineError, Unsupported
+from sightline.runs import AsyncRunClient, Run, RunClient, RunComparison, RunEvent, RunPicture, RunPolicy
 from sightline_chassis.shipped import shipped
 from sightline_trainer.run_queue import recipes_in
 
@@ -62,15 +62,26 @@ class RunsThere:
             return _row(client.get(run))
 
     async def about(self, run: str) -> dict[str, Any]:
-        """See `Runs`; of a service there are its events alone, and the numbers in them."""
+        """See `Runs`; the numbers are those of its events."""
         row = await asyncio.to_thread(self.row, run)
+        policies = await asyncio.to_thread(self._policies, run)
         seen = []
         async with contextlib.aclosing(self.news(run)) as news:
             async for event in news:
                 if event is None:
                     break  # that was all until now
                 seen.append(event)
-        return {"run": row, **told.about_events(seen, str(row["state"]), str(row["error"]))}
+        return {"run": row, **told.about_events(seen, str(row["state"]), str(row["error"]), policies)}
+
+    def gallery(self, run: str, iteration: int) -> Sequence[RunPicture]:
+        """See `Runs`."""
+        with self._client() as client, _newer("pictures"):
+            return client.pictures(run, iteration)
+
+    def compared(self, one: str, other: str) -> RunComparison:
+        """See `Runs`."""
+        with self._client() as client, _newer("comparisons"):
+            return client.compare(one, other)
 
     async def news(self, run: str) -> AsyncGenerator[Row | None, None]:
         """See `Runs`. Who leaves ends the call."""
@@ -95,8 +106,27 @@ class RunsThere:
                 with contextlib.suppress(asyncio.CancelledError, SightlineError):
                     await due
 
+    def _policies(self, run: str) -> Sequence[RunPolicy]:
+        with self._client() as client:
+            try:
+                return client.policies(run)
+            except Unsupported:  # a trainer of 0.1.0; its pictures say so
+                return ()
+
     def _client(self) -> RunClient:
         return RunClient(self.place, **self._credentials)
+
+
+@contextlib.contextmanager
+def _newer(what: str) -> Iterator[None]:
+    """Raises PreconditionFailed where the trainer is of a release without these calls."""
+    try:
+        yield
+    except Unsupported as error:
+        raise PreconditionFailed(
+            f"the trainer is older than this console and has no {what}: `sightline ui DIRECTORY` beside it shows them",
+            reason="TRAINER_TOO_OLD",
+        ) from error
 
 
 def _row(run: Run) -> Row:

@@ -9,14 +9,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 from sightline.errors import AlreadyExists, InvalidInput, NotFound, PreconditionFailed
+from sightline.runs import RunComparison, RunPicture
 from sightline_trainer.events import EventReader
 from sightline_trainer.execute import leased
+from sightline_trainer.report import answers
+from sightline_trainer.report.history import History
 from sightline_trainer.runs import RunDirectory
 
 from sightline_cli.console import told
@@ -34,7 +37,7 @@ class Runs(Protocol):
     place: str
     """For people: a directory, or a service's address."""
     files: bool
-    """Whether the runs' files are here: galleries, lineage and comparisons are made of them."""
+    """Whether the runs' files are here: a whole report is made of them."""
 
     def listed(self) -> list[Row]:
         """Of each, newest first: `id, state, recipe, iteration, iterations, created, updated, error`."""
@@ -53,6 +56,12 @@ class Runs(Protocol):
 
     async def about(self, run: str) -> dict[str, Any]:
         """Its numbers, verdict, lineage and curves, as `told.about` has them. Raises SightlineError."""
+
+    def gallery(self, run: str, iteration: int) -> Sequence[RunPicture]:
+        """Held-out pictures: the base model's texts against those of an iteration's policy. Raises SightlineError."""
+
+    def compared(self, one: str, other: str) -> RunComparison:
+        """Two runs. Raises SightlineError."""
 
     def news(self, run: str) -> AsyncIterator[Row | None]:
         """What happens in a run, from its begin on, until it has ended; None where nothing has for a moment."""
@@ -160,6 +169,14 @@ class RunsHere:
             own = (path / "services").is_dir()  # services that `sightline run` had started are gone
             addresses = ["sampling.address=null", "reward.address=null"] if own else []
             self._spawn(run, str(path / "recipe.yaml"), addresses)
+
+    def gallery(self, run: str, iteration: int) -> Sequence[RunPicture]:
+        """See `Runs`."""
+        return answers.pictures(History.read(self.directory(run)), iteration)
+
+    def compared(self, one: str, other: str) -> RunComparison:
+        """See `Runs`."""
+        return answers.compare(History.read(self.directory(one)), History.read(self.directory(other)))
 
     async def news(self, run: str) -> AsyncIterator[Row | None]:
         """See `Runs`."""

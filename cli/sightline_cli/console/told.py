@@ -1,23 +1,23 @@
-"""What the console tells of runs whose files are here: numbers, verdict, galleries, lineage, and two runs compared."""
+"""What the console tells of runs: numbers, verdict, lineage, galleries, and two runs compared."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sightline_trainer.evaluation.bootstrap import paired
-from sightline_trainer.evaluation.ratios import Ratios
-from sightline_trainer.files import read_json
-from sightline_trainer.report.gallery import Change, changes, side_by_side
+from sightline.runs import MetricChange, RunComparison, RunPicture, RunPolicy, RunText
+from sightline_trainer.report import answers
+from sightline_trainer.report.gallery import data_uri
 from sightline_trainer.report.history import History
+from sightline_trainer.report.marking import mark_spans
 from sightline_trainer.report.meanings import MEANINGS
 from sightline_trainer.report.page import TITLES
 from sightline_trainer.report.verdict import verdict
 
-PICTURES = 24
 CURVES = {key: {"title": title, "meaning": MEANINGS[key]} for key, title in TITLES.items()}
-COMPARED = ("chair_s", "chair_i", "cover", "clip_score", "mean_tokens", "pope_f1")
 
 
 def about(directory: Path, state: str, error: str) -> dict[str, Any]:
@@ -28,22 +28,15 @@ def about(directory: Path, state: str, error: str) -> dict[str, Any]:
     return {
         "verdict": verdict(state, error, history.rows, history.updates, history.counts),
         "rows": history.rows,
-        "policies": [
-            {
-                "version": each.manifest.version,
-                "parent": each.manifest.parent_version,
-                "kind": each.manifest.kind,
-                "iteration": each.manifest.iteration,
-                "digest": each.digest,
-            }
-            for each in history.policies
-        ],
+        "policies": lineage(answers.policies(history)),
         "curves": CURVES,
     }
 
 
-def about_events(events: Sequence[Mapping[str, Any]], state: str, error: str) -> dict[str, Any]:
-    """The same of a run whose files are elsewhere, from its events: the last of an iteration counts."""
+def about_events(
+    events: Sequence[Mapping[str, Any]], state: str, error: str, policies: Sequence[RunPolicy]
+) -> dict[str, Any]:
+    """The same of a run whose files are elsewhere, from its events (the last of an iteration counts) and policies."""
     rows: dict[int, Mapping[str, float]] = {}
     updates: dict[int, Mapping[str, float]] = {}
     counts: dict[int, dict[str, int]] = {}
@@ -57,70 +50,65 @@ def about_events(events: Sequence[Mapping[str, Any]], state: str, error: str) ->
             counts[iteration] = {key: int(value) for key, value in metrics.items()}
     measured = [rows[iteration] for iteration in sorted(rows)]
     said = verdict(state, error, measured, updates, counts)
-    return {"verdict": said, "rows": measured, "policies": [], "curves": CURVES}
+    return {"verdict": said, "rows": measured, "policies": lineage(policies), "curves": CURVES}
 
 
-def gallery(directory: Path, iteration: int) -> list[dict[str, Any]]:
-    """Held-out pictures: the base model's captions against those of an iteration's policy."""
-    shown, _ = changes(History.read(directory), PICTURES, iteration)
-    return [_change(each) for each in shown]
-
-
-def compared(one: Path, other: Path) -> dict[str, Any]:
-    """Two runs: where their recipes differ, how their last policies differ (paired over the same images), pictures."""
-    histories = [History.read(path) for path in (one, other)]
-    flat = [_flat(each.recipe, each.run.root) for each in histories]
-    differ = sorted(key for key in {*flat[0], *flat[1]} if flat[0].get(key) != flat[1].get(key))
-    told: dict[str, Any] = {
-        "recipe": [{"key": key, "one": flat[0].get(key), "other": flat[1].get(key)} for key in differ],
-        "changes": [],
-        "why": "",
-        "pictures": [],
-    }
-    files = [
-        each.run.iteration(int(each.rows[-1]["iteration"])) / "by_image.json" if each.rows else None
-        for each in histories
-    ]
-    known = [read_json(file) if file is not None else None for file in files]
-    if not all(known):
-        told["why"] = "one of the two has not been measured yet"
-        return told
-    try:
-        found = paired(*(Ratios.from_json(each or {}) for each in known))
-    except Exception as error:  # other test images: nothing to pair
-        told["why"] = str(error)
-        return told
-    told["changes"] = [
+def lineage(policies: Sequence[RunPolicy]) -> list[dict[str, Any]]:
+    """A run's policies, as the page draws them."""
+    return [
         {
-            "metric": name,
-            "title": TITLES.get(name, name),
-            "one": each.one,
-            "other": each.other,
-            "change": each.change,
-            "low": each.low,
-            "high": each.high,
-            "clear": each.clear,
+            "version": each.version,
+            "parent": each.parent_version,
+            "kind": each.kind,
+            "iteration": each.iteration,
+            "digest": each.manifest_sha256,
         }
-        for name, each in found.items()
-        if name in COMPARED
+        for each in policies
     ]
-    told["pictures"] = [_change(each) for each in side_by_side(histories[0], histories[1], PICTURES)]
-    return told
 
 
-def _change(each: Change) -> dict[str, Any]:
+def gallery(pictures: Sequence[RunPicture]) -> list[dict[str, Any]]:
+    """Pictures with two texts each, what is wrong in them marked."""
+    return [
+        {
+            "id": each.prompt_id,
+            "picture": data_uri(each.image),
+            "kind": each.change,
+            "before": _said(each.before),
+            "after": _said(each.after),
+        }
+        for each in pictures
+    ]
+
+
+def compared(found: RunComparison) -> dict[str, Any]:
+    """Two runs: where their recipes differ, how their last policies differ (paired over the same images), pictures."""
     return {
-        "id": each.prompt.id,
-        "picture": each.picture,
-        "kind": each.kind,
-        "before": {"html": str(each.before.html), "reward": each.before.reward, "wrong": each.before.wrong},
-        "after": {"html": str(each.after.html), "reward": each.after.reward, "wrong": each.after.wrong},
+        "recipe": [{"key": each.key, "one": _value(each.one), "other": _value(each.other)} for each in found.recipe],
+        "changes": [{**asdict(each), "title": TITLES.get(each.metric, each.metric)} for each in found.metrics],
+        "why": found.unpaired,
+        "verdict": _difference(found.metrics),
+        "pictures": gallery(found.pictures),
     }
 
 
-def _flat(tree: Any, root: Path, path: str = "") -> dict[str, Any]:
-    """Dotted key -> value; paths inside the run as `run:...`, which two runs have in common."""
-    if isinstance(tree, dict) and tree:
-        return {key: value for name, each in tree.items() for key, value in _flat(each, root, f"{path}.{name}").items()}
-    inside = isinstance(tree, str) and tree.startswith(f"{root}/")
-    return {path.removeprefix("."): f"run:{tree.removeprefix(f'{root}/')}" if inside else tree}
+def _difference(metrics: Sequence[MetricChange]) -> str:
+    """What is clear of a comparison, in one sentence."""
+    clear = [
+        f"{TITLES.get(each.metric, each.metric).partition(':')[0].partition(',')[0]} "
+        f"{'lower' if (each.change or 0.0) < 0 else 'higher'}, {each.one:.3f} to {each.other:.3f}"
+        for each in metrics
+        if each.clear and each.one is not None and each.other is not None
+    ]
+    if not clear:
+        return "No clear difference: every metric is within what chance does."
+    return f"The second run has clearly {'; '.join(clear)}. What is not named is within what chance does."
+
+
+def _said(text: RunText) -> dict[str, Any]:
+    spans = [(span.start, span.end) for span in text.wrong_spans]
+    return {"html": str(mark_spans(text.text, spans)), "reward": text.reward, "wrong": text.wrong}
+
+
+def _value(text: str | None) -> Any:
+    return None if text is None else json.loads(text)

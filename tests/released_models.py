@@ -26,15 +26,19 @@ def shaken(model: torch.nn.Module, seed: int) -> torch.nn.Module:
     return model.eval()
 
 
-def pickscore(directory: Path) -> Any:
-    """PickScore's form: a CLIPModel of transformers. Answers the model."""
+def pickscore(directory: Path, *, full: bool = False) -> Any:
+    """PickScore's form: a CLIPModel of transformers; in the true shape (ViT-H/14) where `full`. Answers the model."""
     from transformers import CLIPConfig, CLIPModel
 
+    def sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
+        found = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers}
+        return found | {"num_attention_heads": heads, "projection_dim": 1024 if full else 64, "hidden_act": "gelu"}
+
     text = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 49406, "eos_token_id": 49407}
-    vision = {"image_size": 64, "patch_size": 16}
-    both = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2}
-    both |= {"projection_dim": 64, "hidden_act": "gelu"}
-    config = CLIPConfig(text_config=text | both, vision_config=vision | both, projection_dim=64)
+    text |= sizes(1024, 24, 16) if full else sizes(64, 2, 2)
+    vision = {"image_size": 224, "patch_size": 14} if full else {"image_size": 64, "patch_size": 16}
+    vision |= sizes(1280, 32, 16) if full else sizes(64, 2, 2)
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=text["projection_dim"])
     model = shaken(CLIPModel(config), 1)
     model.save_pretrained(str(directory))
     return model
@@ -47,10 +51,15 @@ def pick_scores(model: Any, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Te
     return found.logits_per_image[0]
 
 
-def hpsv2(file: Path) -> Any:
-    """HPSv2's form: open_clip's weights under `state_dict`, of an architecture `tiny-hps`. Answers the model."""
+def hpsv2(file: Path, *, full: bool = False) -> Any:
+    """HPSv2's form: open_clip's weights under `state_dict`, of an architecture `tiny-hps`, or of ViT-H-14 where `full`.
+    Answers the model."""
     import open_clip
 
+    if full:
+        model = shaken(open_clip.create_model("ViT-H-14"), 2)
+        torch.save({"epoch": 1, "state_dict": model.state_dict()}, file)
+        return model
     names = file.parent / "tiny-hps.json"
     names.write_text(json.dumps(TINY))
     open_clip.add_model_config(names)
@@ -59,17 +68,18 @@ def hpsv2(file: Path) -> Any:
     return model
 
 
-def longclip(file: Path) -> Any:
-    """Long-CLIP's form: OpenAI's keys, two tables of 248 positions. Answers the model and its two tables."""
+def longclip(file: Path, *, full: bool = False) -> Any:
+    """Long-CLIP's form: OpenAI's keys, two tables of 248 positions; of ViT-L/14 where `full`. Answers the model and its
+    two tables."""
     import open_clip
 
-    config = json.loads(json.dumps(TINY))
-    config["text_cfg"] |= {"context_length": 248, "heads": 1}
+    config = open_clip.get_model_config("ViT-L-14") if full else json.loads(json.dumps(TINY))
+    config["text_cfg"] |= {"context_length": 248} if full else {"context_length": 248, "heads": 1}
     config["vision_cfg"]["head_width"] = 64
     model = shaken(open_clip.CLIP(**config, quick_gelu=True), 3)
     state = dict(model.state_dict())
     generator = torch.Generator().manual_seed(4)
-    tables = [torch.randn((248, 64), generator=generator) * 0.1 for _ in range(2)]
+    tables = [torch.randn((248, config["text_cfg"]["width"]), generator=generator) * 0.1 for _ in range(2)]
     state["positional_embedding"], state["positional_embedding_res"] = tables
     torch.save(state, file)
     return model, tables

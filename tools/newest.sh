@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # The newest versions of everything that pyproject.toml allows, without constraints.txt, on each Python that is claimed:
-#   tools/newest.sh [PYTHON_VERSION...] [-- PYTEST_ARGUMENT...]      default: 3.11 3.12 3.13, the tests of `make test`
-# Each in an environment of its own under .newest/; what fails is told at the end. CI runs the pinned versions on one.
+#   tools/newest.sh [--again] [PYTHON_VERSION...] [-- PYTEST_ARGUMENT...]
+# By default 3.11 3.12 3.13 and the tests of `make test`. Each has an environment of its own under .newest/. A run that was
+# cut off goes on: environments that are whole are kept, and tests that passed (.newest/VERSION.passed) are not run again
+# until --again. What fails is told at the end. CI runs the pinned versions on one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-versions=()
+versions=() again=
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
-  versions+=("$1")
+  if [ "$1" = --again ]; then again=1; else versions+=("$1"); fi
   shift
 done
 [ $# -eq 0 ] || shift
@@ -15,17 +17,22 @@ tests=("$@")
 [ ${#tests[@]} -gt 0 ] || tests=(-n 2 --dist loadfile)
 uv=$(command -v uv || echo .venv/bin/uv)
 failed=()
+mkdir -p .newest
 for version in "${versions[@]}"; do
-  venv=.newest/$version
+  venv=.newest/$version versions_file=.newest/$version.txt passed=.newest/$version.passed
+  [ -z "$again" ] || rm -f "$versions_file" "$passed"
   echo "== Python $version"
-  if "$uv" venv --quiet --clear --python "$version" "$venv" &&
-    "$uv" pip install --quiet --upgrade --python "$venv/bin/python" --editable ".[dev]" &&
-    "$venv/bin/sightline" triton install &&
-    "$uv" pip freeze --python "$venv/bin/python" > ".newest/$version.txt" &&
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE "$venv/bin/python" -m pytest -q -m "not slow and not gpu" "${tests[@]}"; then
-    echo "== Python $version: as it should be; its versions are in .newest/$version.txt"
+  if { [ -s "$versions_file" ] ||
+    { "$uv" venv --quiet --clear --python "$version" "$venv" &&
+      "$uv" pip install --quiet --upgrade --python "$venv/bin/python" --editable ".[dev]" &&
+      "$venv/bin/sightline" triton install &&
+      "$uv" pip freeze --python "$venv/bin/python" > "$versions_file"; }; } &&
+    PASSED_TESTS="$PWD/$passed" PYTHONPATH="tools${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
+      "$venv/bin/python" -m pytest -q -p passed_tests -m "not slow and not gpu" "${tests[@]}"; then
+    echo "== Python $version: as it should be; its versions are in $versions_file"
   else
     failed+=("$version")
   fi
+  [ ! -f "$passed" ] || echo "== Python $version: $(sort -u "$passed" | wc -l) tests have passed"
 done
 [ ${#failed[@]} -eq 0 ] || { echo "failed with the newest versions: ${failed[*]}"; exit 1; }

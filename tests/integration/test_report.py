@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import axe
 import pytest
 import yaml
 from running import ROOT, Services, small_recipe
@@ -229,6 +230,19 @@ def test_screenshots_at_two_widths(screenshots: Any, run: Path, html: str, tmp_p
     with screenshots.browser(400, 860) as driver:
         driver.get(file.as_uri())
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 400, "nothing sticks out"
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_axe_finds_nothing_serious(screenshots: Any, html: str, tmp_path: Path, width: int) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(html)
+    script = axe.engine()
+    with screenshots.browser(width, 900) as driver:
+        driver.get(file.as_uri())
+        driver.execute_script("document.querySelectorAll('details').forEach((each) => { each.open = true; })")
+        for theme in ("light", "dark"):
+            driver.execute_script("document.documentElement.dataset.theme = arguments[0]", theme)
+            assert axe.findings(driver, script) == [], theme
 
 
 def test_errors_are_typed(run: Path) -> None:

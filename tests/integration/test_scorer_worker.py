@@ -3,12 +3,12 @@
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import scorer_models
-from running import ROOT
 from scorer_models import SENTENCES, encoded, picture
 from scorer_running import RunningScorer, until
 from sightline.scorer import ScorerClient
@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_loaded_is_named(tmp_path: Path) -> None:
     (tmp_path / "clip_image/1/model.py").write_text("raise ValueError('broken')")
     (tmp_path / "clip_image/config.pbtxt").write_text('name: "clip_image" instance_group { count: 1 }')
     done = subprocess.run(
-        [str(ROOT / ".venv/bin/python"), "-m", main.__module__, "--repository", tmp_path, "--address", "127.0.0.1:0"],
+        [sys.executable, "-m", main.__module__, "--repository", tmp_path, "--address", "127.0.0.1:0"],
         capture_output=True,
         text=True,
     )

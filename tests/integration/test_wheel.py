@@ -5,9 +5,12 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from email.parser import Parser
+from importlib.metadata import Distribution, distribution
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from running import ROOT
 
 UV = Path(sys.executable).with_name("uv")
@@ -32,6 +35,42 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([UV, "pip", "install", "--quiet", "--no-deps", "--python", python, wheel], check=True)
     (site,) = venv.glob("lib/python*/site-packages")
     (site / "below.pth").write_text(sysconfig.get_path("purelib"))  # editable installs there are not followed
+    return venv / "bin"
+
+
+def needed(wheel: Path) -> set[Distribution]:
+    """What `pip install` brings of a wheel without extras: its requirements, theirs, and so on."""
+    with zipfile.ZipFile(wheel) as file:
+        (metadata,) = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
+        todo = Parser().parsestr(file.read(metadata).decode()).get_all("Requires-Dist", [])
+    found: dict[str, Distribution] = {}
+    while todo:
+        wanted = Requirement(todo.pop())
+        if wanted.name not in found and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            found[wanted.name] = distribution(wanted.name)
+            todo += found[wanted.name].requires or []
+    return set(found.values())
+
+
+@pytest.fixture(scope="module")
+def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The commands of an environment that has the wheel and what it requires without extras, and nothing else."""
+    venv = tmp_path_factory.mktemp("base")
+    subprocess.run([UV, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
+    install = [UV, "pip", "install", "--quiet", "--no-deps", "--python", venv / "bin/python"]
+    subprocess.run([*install, wheel], check=True)
+    (site,) = venv.glob("lib/python*/site-packages")
+    for each in needed(wheel):
+        parts = {Path(file).parts for file in each.files or []}
+        for name in {part[0] for part in parts if part[0] not in ("..", "__pycache__")}:
+            below = [part[1] for part in parts if part[0] == name and len(part) > 1]
+            source = Path(str(each.locate_file(name)))
+            if name == "google":  # several distributions lie in it
+                (site / name).mkdir(exist_ok=True)
+                for inside in set(below):
+                    (site / name / inside).symlink_to(source / inside)
+            else:
+                (site / name).symlink_to(source)
     return venv / "bin"
 
 
@@ -60,6 +99,20 @@ def test_the_wheel_holds_every_file_of_the_checkout(wheel: Path) -> None:
         assert tracked
         assert {f"{inside}{file.removeprefix(beside)}" for file in tracked} <= held
     assert "sightline/py.typed" in held
+
+
+def test_the_base_install_answers_in_an_empty_directory(base: Path, tmp_path: Path) -> None:
+    assert "Usage: sightline" in run(base, tmp_path, "--help")
+    assert run(base, tmp_path, "version").strip()
+    assert "pip install 'sightline[scorer]'" in run(base, tmp_path, "doctor", "--json")
+    code = (
+        "import importlib.util as i; print([n for n in ('torch', 'PIL', 'yaml', 'httpx', 'fastapi') if i.find_spec(n)])"
+    )
+    found = subprocess.run([base / "python", "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    refused = subprocess.run([base / "sightline", "demo"], cwd=tmp_path, capture_output=True, text=True)
+    assert (refused.returncode, "pip install 'sightline[playground]'" in refused.stderr) == (2, True), refused.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_recipes_go_by_name_anywhere(installed: Path, tmp_path: Path) -> None:

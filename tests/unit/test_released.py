@@ -49,8 +49,13 @@ def features(model: Any, images: torch.Tensor, ids: torch.Tensor) -> tuple[torch
         return model.encode_image(images, normalize=True), model.encode_text(ids, normalize=True)
 
 
-def test_pickscore(tmp_path: Path, cache: Path) -> None:
-    theirs = released_models.pickscore(tmp_path / "released")
+FULL = [False, pytest.param(True, marks=pytest.mark.slow, id="of-the-true-shape")]
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("full", FULL)
+def test_pickscore(tmp_path: Path, cache: Path, full: bool) -> None:
+    theirs = released_models.pickscore(tmp_path / "released", full=full)
     directory = open_clip_directory("pickscore", str(tmp_path / "released"))
     assert directory.is_relative_to(cache)
     model, preprocess = served(directory)
@@ -64,9 +69,12 @@ def test_pickscore(tmp_path: Path, cache: Path) -> None:
     assert (directory / "open_clip_model.safetensors").stat().st_mtime_ns == before, "it is made once"
 
 
-def test_hpsv2(tmp_path: Path) -> None:
-    theirs = released_models.hpsv2(tmp_path / "HPS_v2.1.pt")
-    model, preprocess = served(open_clip_directory("hpsv2", str(tmp_path / "HPS_v2.1.pt"), "tiny-hps"))
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("full", FULL)
+def test_hpsv2(tmp_path: Path, full: bool) -> None:
+    theirs = released_models.hpsv2(tmp_path / "HPS_v2.1.pt", full=full)
+    architecture = None if full else "tiny-hps"
+    model, preprocess = served(open_clip_directory("hpsv2", str(tmp_path / "HPS_v2.1.pt"), architecture))
     image, texts = features(model, pixels(preprocess), IDS)
     expected_image, expected_texts = features(theirs, pixels(preprocess), IDS)
     torch.testing.assert_close(texts @ image[0], expected_texts @ expected_image[0], atol=1e-6, rtol=0)
@@ -75,8 +83,10 @@ def test_hpsv2(tmp_path: Path) -> None:
     torch.testing.assert_close(edge, torch.zeros_like(edge), atol=1e-6, rtol=0)  # a wide picture is padded in black
 
 
-def test_longclip(tmp_path: Path) -> None:
-    theirs, tables = released_models.longclip(tmp_path / "longclip.pt")
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("full", FULL)
+def test_longclip(tmp_path: Path, full: bool) -> None:
+    theirs, tables = released_models.longclip(tmp_path / "longclip.pt", full=full)
     model, _ = served(open_clip_directory("longclip", str(tmp_path / "longclip.pt")))
     assert model.context_length == 248
     ids = open_clip.tokenizer.SimpleTokenizer(context_length=248)([*SENTENCES, LONG * 25])
@@ -86,15 +96,15 @@ def test_longclip(tmp_path: Path) -> None:
         torch.testing.assert_close(model.encode_text(ids), expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("ending", ["pth", "safetensors"])
-def test_aesthetic(tmp_path: Path, ending: str) -> None:
-    net = released_models.aesthetic_head(tmp_path / f"head.{ending}")
+@pytest.mark.parametrize(("ending", "size"), [("pth", 64), ("safetensors", 64), ("pth", 768)])
+def test_aesthetic(tmp_path: Path, ending: str, size: int) -> None:
+    net = released_models.aesthetic_head(tmp_path / f"head.{ending}", size)
     head = AestheticHead.read(tmp_path / f"head.{ending}")
-    embedding = torch.nn.functional.normalize(torch.randn(64, generator=torch.Generator().manual_seed(1)), dim=0)
+    embedding = torch.nn.functional.normalize(torch.randn(size, generator=torch.Generator().manual_seed(1)), dim=0)
     with torch.inference_mode():
         expected = float(net(embedding))
     assert float(head(embedding.numpy())) == pytest.approx(expected, abs=1e-6)
-    assert head.size == 64
+    assert head.size == size
 
 
 CARD = {"precision": "fp32", "preprocess": {"mean": [0.48, 0.45, 0.4], "std": [0.26, 0.26, 0.27]}}

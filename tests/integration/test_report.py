@@ -232,6 +232,7 @@ def test_screenshots_at_two_widths(screenshots: Any, run: Path, html: str, tmp_p
         assert driver.execute_script("return document.documentElement.scrollWidth") <= 400, "nothing sticks out"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [1280, 400])
 def test_axe_finds_nothing_serious(screenshots: Any, html: str, tmp_path: Path, width: int) -> None:
     file = tmp_path / "report.html"

@@ -8,7 +8,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 from sightline.convert import to_message
@@ -20,12 +20,13 @@ from sightline_chassis.process import run
 from sightline_chassis.service import Service
 
 from sightline_trainer.events import Event, EventReader
-from sightline_trainer.report import answers
-from sightline_trainer.report.history import History
 from sightline_trainer.run_queue import UNFINISHED, RunQueue, recipes_in
 from sightline_trainer.runs import RunDirectory
 from sightline_trainer.settings import TrainerSettings
 from sightline_trainer.summaries import RunSummary, Summaries, readable_state
+
+if TYPE_CHECKING:
+    from sightline_trainer.report.history import History
 
 MOST_RUNS_OF_A_PAGE = 1000
 EVENTS_AT_ONCE = 500
@@ -146,6 +147,8 @@ class RunServicer(pb_grpc.RunServiceServicer):
 
     async def ListRunPictures(self, request: pb.ListRunPicturesRequest, context: Any) -> pb.ListRunPicturesResponse:
         def read() -> pb.ListRunPicturesResponse:
+            from sightline_trainer.report import answers
+
             found = answers.pictures(self._shown(request.run_id), request.iteration, request.limit)
             return pb.ListRunPicturesResponse(pictures=[to_message(each, pb.RunPicture) for each in found])
 
@@ -153,6 +156,8 @@ class RunServicer(pb_grpc.RunServiceServicer):
 
     async def ListRunPolicies(self, request: pb.ListRunPoliciesRequest, context: Any) -> pb.ListRunPoliciesResponse:
         def read() -> pb.ListRunPoliciesResponse:
+            from sightline_trainer.report import answers
+
             found = answers.policies(self._shown(request.run_id))
             return pb.ListRunPoliciesResponse(policies=[to_message(each, pb.RunPolicy) for each in found])
 
@@ -160,6 +165,8 @@ class RunServicer(pb_grpc.RunServiceServicer):
 
     async def CompareRuns(self, request: pb.CompareRunsRequest, context: Any) -> pb.CompareRunsResponse:
         def read() -> pb.CompareRunsResponse:
+            from sightline_trainer.report import answers
+
             one, other = (self._shown(each) for each in (request.run_id, request.other_run_id))
             return to_message(answers.compare(one, other, request.limit), pb.CompareRunsResponse)
 
@@ -167,6 +174,8 @@ class RunServicer(pb_grpc.RunServiceServicer):
 
     def _shown(self, run_id: str) -> History:
         """A run whose test set callers may see: its directory may have left the settings since the run was started."""
+        from sightline_trainer.report.history import History  # pictures and tables are not for a service at rest
+
         run = self.runs.get(run_id)
         recipe = run.recipe()
         if recipe is not None:

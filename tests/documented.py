@@ -4,15 +4,64 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from running import ROOT
 
 PROGRAMS = (
-    "sightline", "python", "make", "pip", "uv", "docker", "kubectl", "helm", "curl", "grpcurl", "git", "export", "npm",
-    "node", "go", "buf", "echo", "kill", "promtool", "torchrun", "vllm", "cp", "cd", "source",
+    "sightline", "python", "python3", "make", "pip", "uv", "docker", "kubectl", "helm", "curl", "grpcurl", "git",
+    "export", "npm", "node", "go", "buf", "echo", "kill", "promtool", "torchrun", "vllm", "cp", "cd", "source",
 )  # fmt: skip
 """What a line of a listing begins with where it is a command."""
+NOT_RUN = {
+    "docker": "builds images; `tests/unit/test_chart_policy.py` checks the Dockerfiles",
+    "kubectl": "needs a cluster",
+    "helm": "needs a cluster; `make chart` renders the chart, `make chart-run` runs its pods",
+    "curl": "`tests/unit/test_scorer_gateway.py` sends what it shows",
+    "grpcurl": "a program of others; the same calls are in `tests/contract`",
+    "go": "fetches modules; the protos are what it shows",
+    "buf": "writes Go stubs, for which a plugin must be built",
+    "npm": "fetches packages; `tests/integration/test_scorer_examples.py` runs it, slow",
+    "node": "as npm",
+    "vllm": "an engine of others, on a GPU, with real weights",
+    "promtool": "`tests/unit/test_alerts.py` runs it where it is installed",
+    "git": "a program of others",
+    "torchrun": "starts several processes; `tests/integration/test_trainer_distributed.py` does",
+    "uv": "installs packages; `.ci/run` and `tools/extra_sizes.py` do",
+    "pip": "installs packages; `tests/integration/test_wheel.py` installs the wheel",
+    "python3": "makes an environment; `.ci/run` does",
+    "export": "sets a variable of the shell",
+    "source": "enters an environment",
+    "echo": "writes a line",
+    "cd": "changes the directory",
+    "cp": "copies a file",
+    "kill": "sends a signal",
+    "make demo": "minutes; `.ci/run` runs `make test` in a fresh clone, `test_wheel.py` the quick demo",
+    "make test": "this is it",
+    "make chart-run": "minutes; `tests/integration/test_chart_run.py`, slow",
+    "make monitor": "starts Prometheus; `tests/unit/test_alerts.py` has its rules",
+    "sightline triton install": "fetches the server; `tests/unit/test_triton_install.py` unpacks a small one",
+    "sightline demo": "`tests/integration/test_wheel.py` runs it from the wheel",
+    "sightline scorer reload": "needs a scorer with `reload.rpc`; `tests/integration/test_scorer_models.py` has one",
+    "sightline ui": "`tests/integration/test_console_browser.py` runs it, in a browser",
+    "sightline generate": "needs a diffusion model; `tests/integration/test_generated_pool.py` has the playground's",
+    "sightline serve sampler --set engine.kind=tgi": "needs TGI; `tests/integration/test_engine_loops.py`",
+    "sightline serve sampler --set engine.kind=vllm": "needs vLLM; `tests/integration/test_engine_loops.py`",
+    "sightline --tls-ca": "needs a cluster's certificate; `tests/integration/test_doctor_live.py` has TLS",
+    "sightline doctor --live": "needs three services; `tests/integration/test_doctor_live.py` runs it",
+    "sightline eval run --sampler 127.0.0.1:50052 --suite pope": "`tests/integration/test_eval_run.py` has the files",
+    "python -m sightline_trainer.evaluation.lmms_eval_model": "needs lmms-eval; tests/contract/test_lmms_eval_model.py",
+    "python -m sightline_playground make": "trains both models; `tests/unit/test_playground_models.py`",
+    "python -m sightline_playground check": "measures for minutes what `make` has written",
+    "python examples/": "`tests/integration/test_scorer_examples.py` runs each",
+    "sightline run recipes/*http://*": "asks a judge, writer or detector; `test_recipes.py` has the playground's",
+    "sightline run recipes/*dns:///sampler-*": "asks another model; `test_recipes.py` has the playground's",
+    "sightline run recipes/*.yaml": "hours; `tests/integration/test_recipes.py` runs each recipe, cut short",
+    "sightline run recipes/clip_dpo.yaml --set 'dpo.launch": "`test_trainer_distributed.py` has two processes",
+}
+"""Why a documented command is not run by a test with `documented_commands` in its name, by how it begins. All are
+parsed by `tests/unit/test_documented_commands.py`, as far as their program is ours."""
 _ENVIRONMENT = re.compile(r"(?:[A-Z_]+=\S+ )*")
 _FENCES = ("", "sh", "bash", "console")
 _INLINE = re.compile(r"`(sightline [^`\n]+)`")
@@ -25,6 +74,8 @@ class Documented:
     file: str
     line: int
     text: str
+    fenced: bool = True
+    """Whether it stands in a listing, not in a sentence."""
 
     @property
     def id(self) -> str:
@@ -40,6 +91,15 @@ class Documented:
     def program(self) -> str:
         """What it runs."""
         return self.bare.split()[0]
+
+    @property
+    def why_not_run(self) -> str:
+        """The reason in `NOT_RUN`; empty for one that is run."""
+        return next((why for begin, why in NOT_RUN.items() if self.begins(begin)), "")
+
+    def begins(self, begin: str) -> bool:
+        """Whether it begins so; with `*` in it, whether it is so as a whole."""
+        return fnmatch(self.bare, begin) if "*" in begin else self.bare.startswith(begin)
 
     def words(self) -> list[str]:
         """As a shell takes them apart; what is set in front, a comment behind and `[--an OPTION]` are left out."""
@@ -89,7 +149,7 @@ def _of_markdown(file: Path) -> list[Documented]:
 def _commands(file: Path, lines: list[str], inline: list[tuple[int, str]]) -> list[Documented]:
     """A command may go on behind a backslash at the end of a line, and inside a quoted text."""
     name = str(file.relative_to(ROOT))
-    found = [Documented(name, number, text) for number, text in inline]
+    found = [Documented(name, number, text, fenced=False) for number, text in inline]
     number = 0
     while number < len(lines):
         first, text = number + 1, lines[number].strip()

@@ -13,6 +13,7 @@ from sightline_trainer.preflight import disk, duration, memory
 from sightline_trainer.preflight.finding import Finding, found_by, refuse
 from sightline_trainer.preflight.memory import Place
 from sightline_trainer.preflight.model import sizes
+from sightline_trainer.preflight.provable import too_small, trial_rate
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.preflight.trial import Trial, elsewhere
 from sightline_trainer.recipe import Recipe
@@ -99,6 +100,27 @@ def test_a_disk_that_is_too_small_is_told_by_the_directory_that_is_there(tmp_pat
     ]
     assert (code, severity) == ("DISK_TOO_SMALL", "error")
     assert f"{tmp_path} has" in message
+
+
+@pytest.mark.parametrize(
+    ("rate", "pairs", "noise", "found"),
+    [
+        (5e-6, 24, 0.02, ["UPDATE_TOO_SMALL"]),
+        (2e-4, 64, 0.02, []),
+        (5e-6, 24, 1e-6, []),  # float32
+        (5e-6, 10_000, 0.02, []),  # many steps
+    ],
+)
+def test_an_update_too_small_for_the_arrival_gate_is_a_warning(
+    rate: float, pairs: int, noise: float, found: list[str]
+) -> None:
+    """The trial's step is made at a rate that shows its effect: here 0.1 nats a token at 1e-3."""
+    made = recipe(learning_rate=rate, batch_size=16)
+    assert trial_rate(made) == 1e-3
+    findings = too_small(made, [0.1, -0.1], noise=noise, pairs=pairs)
+    assert [each.code for each in findings] == found
+    assert all(each.severity == "warning" and "raise dpo.learning_rate" in each.fix for each in findings)
+    assert too_small(recipe(train="full"), [0.0, 0.0], noise=0.1, pairs=1) == []
 
 
 def test_time_is_scaled_from_the_trial_or_taken_from_the_runs_own_iterations(tmp_path: Path) -> None:

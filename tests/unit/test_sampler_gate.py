@@ -85,7 +85,32 @@ def test_the_update_of_another_run_is_seen() -> None:
         new=before + other + heard, previous=before + noise, trainer_previous=before, trainer=before + mine
     )
     assert not report.passed
-    assert "other weights" in report.reason
+    assert "the engine answers with other weights" in report.reason
+
+
+@pytest.mark.parametrize(("update", "tokens", "more"), [(1e-3, TOKENS, 0), (0.015, 50, 30)])
+def test_an_update_that_is_too_small_to_be_proved_says_what_to_set(update: float, tokens: int, more: int) -> None:
+    """It arrived, and noise hides it, as in a first trial of few steps at a small rate in bfloat16."""
+    reports = [verdict(update=update, noise=0.02, tokens=tokens, seed=seed) for seed in range(50)]
+    reasons = [report.reason for report in reports if not report.passed]
+    assert len(reasons) > 30
+    assert all("the update is too small to be proved" in reason for reason in reasons)
+    assert all("raise dpo.learning_rate" in reason for reason in reasons)
+    assert sum("probe tokens (publication.probes)" in reason for reason in reasons) >= more
+
+
+def test_what_may_be_the_trainers_own_rounding_is_no_sign_of_other_weights() -> None:
+    """Both of the trainer's scores are rounded: it seems to change more than the engine, whose weights did arrive."""
+    random = np.random.default_rng(4)
+    before, heard = -random.exponential(1.0, TOKENS), 0.004 * random.standard_normal(TOKENS)
+    engine, rounding = 1e-4 * random.standard_normal(TOKENS), 1.2e-3 * random.standard_normal(TOKENS)
+    report = verdict(
+        trainer_previous=before,
+        trainer=before + engine + rounding,
+        previous=before + heard,
+        new=before + heard + engine,
+    )
+    assert "the update is too small to be proved" in report.reason
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])

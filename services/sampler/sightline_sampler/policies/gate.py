@@ -58,7 +58,7 @@ def judge(
         new: the engine's log-probability of each probe token (n,) under the new policy, n >= 1.
         previous: the same under the previous one (n,).
         trainer: the trainer's under the new policy (n,).
-        trainer_previous: the trainer's under the previous one (n,); None where it is not known.
+        trainer_previous: the trainer's under the previous one (n,); None if it is not known.
         sampled: for each candidate drawn from the new policy, its log-probabilities as sampled and as scored (m,).
 
     Returns:
@@ -101,10 +101,9 @@ def judge(
         reason = f"its scores differ from the trainer's by {gap:.4f} nats a token (at most {allowed:.4f})"
     elif trainer_previous is not None and (correlation is None or not correlation >= required):
         shown = "is unknown" if correlation is None else f"is {correlation:.3f}"
-        reason = (
-            f"the correlation of its change with the trainer's {shown} (at least {required:.3f} over {len(new)} tokens)"
-            ": these are other weights, or too few probe tokens for so small an update"
-        )
+        small = _too_small(settings, trainer - trainer_previous, previous - trainer_previous, required)
+        reason = f"the correlation of its change with the trainer's {shown} (at least {required:.3f} over {len(new)} "
+        reason += f"tokens): {small or 'the engine answers with other weights'}"
     elif sampled_gap is not None and not sampled_gap <= settings.max_gap:
         reason = (
             f"candidates are not sampled from what is scored: {sampled_gap:.4f} nats a token apart (at most "
@@ -127,4 +126,28 @@ def judge(
         trainer_moved=trainer_moved,
         sampled_gap=sampled_gap,
         engine=engine,
+    )
+
+
+def _too_small(settings: GateSettings, wanted: Scores, apart: Scores, required: float) -> str:
+    """Why these probes cannot prove an update even where it arrived, and what to do; empty if they can.
+
+    Args:
+        wanted: the trainer's change of each token's log-prob (n,).
+        apart: engine minus trainer under the previous version (n,), the noise that the change must exceed.
+        required: the correlation that the gate asks for.
+    """
+    change, noise = float(wanted.std()), float(apart.std())
+    # Below half of the noise, the trainer's own change may be nothing but its rounding.
+    sure = float(np.sqrt(max(0.0, change**2 - (noise / 2) ** 2)))
+    honest = sure / float(np.hypot(sure, np.sqrt(2) * noise)) if sure > 0 else 0.0
+    if honest >= required:
+        return ""
+    probes = ""
+    if honest >= settings.min_correlation > 0:
+        probes = f", or send {int(np.ceil((settings.significance / honest) ** 2))} probe tokens (publication.probes)"
+    return (
+        f"the update is too small to be proved: it changes log-probs by {change:.2g} nats a token, engine and trainer "
+        f"differ by {noise:.2g}, so weights that arrived may show no more than {honest:.2f}. Train more steps, raise "
+        f"dpo.learning_rate, or compute in float32 (dpo.dtype and the sampler's engine.dtype){probes}"
     )

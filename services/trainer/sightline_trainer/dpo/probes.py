@@ -20,19 +20,23 @@ LEAST_PAIRS = 4
 _SIGMAS = 4.0  # of the gate
 _NOISE = {"float32": 1e-3, "bfloat16": 0.05, "float16": 0.05}
 """Nats a token between an engine and its trainer, as a standard deviation."""
-_LEAST = 0.2  # the gate's least correlation: what is under it is refused, however many tokens show it
+LEAST_CORRELATION = 0.2
+"""The gate's minimum: it refuses an update that shows less, however many tokens show it."""
 
 
 def pairs_asked(probes: int | Literal["auto"]) -> int:
-    """Of how many pairs responses are scored before the update, whose size nobody knows then."""
+    """Number of pairs whose responses are scored before the update, whose size is unknown then."""
     return MOST_PAIRS if probes == "auto" else probes
+
+
+def correlation(change: float, noise: float) -> float:
+    """What the gate sees of an update that arrived, from standard deviations in nats a token."""
+    return change / float(np.sqrt(change**2 + 2 * noise**2)) if change > 0 else 0.0
 
 
 def tokens_needed(change: float, dtype: str) -> int:
     """Probe tokens that show a change of that standard deviation, in nats a token."""
-    noise = _NOISE[dtype]
-    correlation = change / float(np.sqrt(change**2 + 2 * noise**2)) if change > 0 else 0.0
-    return int(np.ceil((2 * _SIGMAS / max(correlation, _LEAST)) ** 2))
+    return int(np.ceil((2 * _SIGMAS / max(correlation(change, _NOISE[dtype]), LEAST_CORRELATION)) ** 2))
 
 
 def responses_needed(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], dtype: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
 from sightline.patience import Patience
-from sightline.sampler import AsyncSamplerClient, PolicyInfo, exact
+from sightline.sampler import AsyncSamplerClient, Exact, PolicyInfo, exact
 from sightline.scorer import AsyncScorerClient
 
 from sightline_trainer.decoder_options import DecoderOptions
@@ -44,7 +44,7 @@ class Asker:
         sampler, scorer: gRPC targets.
         seed: of the samples; an item's seed depends on it and on its key only.
         max_tokens: most new tokens of an answer.
-        in_flight: requests under way at the same time.
+        in_flight: requests in flight at the same time.
         credentials: `tls` and `token` of both clients.
         decoder: how answers are decoded; None: plainly.
     """
@@ -64,7 +64,7 @@ class Asker:
         identity: dict[str, Any],
         progress: Callable[[int, int], None],
     ) -> tuple[dict[str, dict[str, Any]], int]:
-        """All answers by key, each with `text`, `finish_reason`, `tokens` and `clip_score` (None where it was
+        """All answers by key, each with `text`, `finish_reason`, `tokens` and `clip_score` (None if it was
         not asked for or the scorer refused), and the policy version that gave them.
 
         Raises:
@@ -75,7 +75,10 @@ class Asker:
         """
         for item in items:
             if not encodable(item.text):
-                raise InvalidInput(f"{item.key}: the text holds half of a character", reason="PROMPT_HALF_CHARACTER")
+                raise InvalidInput(
+                    f"{item.key}: the text contains half of a character (a lone surrogate)",
+                    reason="PROMPT_HALF_CHARACTER",
+                )
             if not item.image.is_file():
                 raise InvalidInput(f"no image {item.image} ({item.key}); see --data", reason="IMAGE_NOT_FOUND")
         policy = await self._policy()
@@ -93,7 +96,8 @@ class Asker:
                 async with self._scorer() as scorer:
                     if scorer is not None:
                         await check_scorer(scorer, self.scorer or "")
-                    await self._missing(items, kept, sampler, scorer, version, progress)
+                    # By its run too: other runs may have a policy of that version at the same sampler.
+                    await self._missing(items, kept, sampler, scorer, exact(version, policy.run_id), progress)
                 return {item.key: kept.known[item.key] for item in items}, version
 
     def _scorer(self) -> AsyncScorerClient | nullcontext[None]:
@@ -118,7 +122,7 @@ class Asker:
         kept: AnswerFile,
         sampler: AsyncSamplerClient,
         scorer: AsyncScorerClient | None,
-        version: int,
+        policy: Exact,
         progress: Callable[[int, int], None],
     ) -> None:
         slots = asyncio.Semaphore(self.in_flight)
@@ -131,7 +135,7 @@ class Asker:
             nonlocal done
             async with slots:
                 try:
-                    answer = await self._answer(item, sampler, scorer, version)
+                    answer = await self._answer(item, sampler, scorer, policy)
                 except InvalidInput as error:  # of thousands, the one that is meant is named
                     why = f"{item.key} with {item.image}: {error.message}"
                     raise InvalidInput(why, reason=error.reason) from error
@@ -149,13 +153,14 @@ class Asker:
                 error = error.exceptions[0]
             if isinstance(error, PreconditionFailed):
                 raise PreconditionFailed(
-                    f"the sampler gave up policy {version} meanwhile ({error}); run again, with another --answers",
+                    f"the sampler unloaded policy {policy.version} meanwhile ({error}); run again, with another "
+                    "--answers",
                     reason="POLICY_CHANGED",
                 ) from failed
             raise error from failed
 
     async def _answer(
-        self, item: EvalItem, sampler: AsyncSamplerClient, scorer: AsyncScorerClient | None, version: int
+        self, item: EvalItem, sampler: AsyncSamplerClient, scorer: AsyncScorerClient | None, policy: Exact
     ) -> dict[str, Any]:
         options: dict[str, Any] = {}
         if self.decoder is not None:
@@ -167,7 +172,7 @@ class Asker:
             seeds=[_seed(self.seed, item.key)],
             temperature=item.temperature,
             max_tokens=self.max_tokens,
-            policy=exact(version),
+            policy=policy,
             **options,
         )
         (said,) = samples.candidates

@@ -53,7 +53,7 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
 
         Args:
             address: gRPC target of the sampler.
-            max_in_flight: requests under way at the same time.
+            max_in_flight: requests in flight at the same time.
             seed: of the samples, where a task asks for a temperature.
             max_tokens: most new tokens where the task names none.
             timeout: deadline of a request in seconds.
@@ -67,7 +67,8 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
         token = Token(file=Path(token_file)) if token_file else None
         self.client = SamplerClient(address, timeout=float(timeout), tls=tls, token=token)
         self.max_in_flight, self.seed, self.max_tokens = int(max_in_flight), int(seed), int(max_tokens)
-        self.policy_version = self.client.policy().version
+        policy = self.client.policy()
+        self.policy_version, self._policy = policy.version, exact(policy.version, policy.run_id)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """One answer for each request, in order.
@@ -112,7 +113,7 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
             temperature=temperature if settings.get("do_sample", temperature > 0) else 0.0,
             top_p=float(settings.get("top_p") or 1.0),
             max_tokens=int(settings.get("max_new_tokens") or self.max_tokens),
-            policy=exact(self.policy_version),
+            policy=self._policy,
         )
         text = _until(samples.candidates[0].text, settings.get("until"))
         self.cache_hook.add_partial("generate_until", (context, settings), text)

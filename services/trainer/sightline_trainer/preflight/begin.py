@@ -1,4 +1,4 @@
-"""Begin: the checks of a run's start and of StartRun. What would end the run is refused; the rest is told."""
+"""Begin: the checks of a run's start and of StartRun. What would end the run is an error, the rest a warning."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from sightline_trainer.preflight import data, disk, memory
 from sightline_trainer.preflight.begin import without_services
 from sightline_trainer.preflight.duration import Duration, by_run, by_trial
 from sightline_trainer.preflight.finding import Finding, found_by
+from sightline_trainer.preflight.provable import too_small
 from sightline_trainer.preflight.services import parts, services
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.preflight.trial import Trial, ask, elsewhere, train_on
@@ -40,7 +41,7 @@ class Check:
     Args:
         scratch: directory for whatever is written; the caller deletes it.
         root: the run's directory, if there is one or will be one.
-        tell: told what is being looked at.
+        tell: called with the part that is being checked.
 
     Attributes:
         findings: in the order in which they were found.
@@ -116,6 +117,9 @@ class Check:
             with sampler_rests(recipe, connections):
                 train_on(self.trial, recipe)
         self.findings += self.trial.findings
+        if noise := self.trial.metrics.get("sampled_gap_mean"):
+            pairs = self._count * self.trial.pairs
+            self.findings += too_small(recipe, self.trial.changes, noise=noise, pairs=pairs)
         known = by_run(recipe, self.root)
         self.duration = known or by_trial(recipe, self.trial, prompts=self._count, held_out=self._held_out)
 
@@ -197,7 +201,7 @@ class Check:
 
 
 def _weights(recipe: Recipe) -> int | None:
-    """Bytes of a scorer's weights that lie in a directory here; None where nobody knows."""
+    """Bytes of a scorer's weights that lie in a directory here; None if unknown."""
     source = recipe.reward.source or ""
     if not source.startswith(("local-dir:", PLAYGROUND)):
         return None

@@ -17,9 +17,9 @@ from sightline_trainer.records.released import Released
 from sightline_trainer.row_gate import RowGate, text_fault
 
 SAMPLED = 32
-"""Rows of each dataset that are looked at."""
+"""Rows of each dataset that are checked."""
 TOLERATED = 0.05
-"""Most share of unusable rows that a check lets pass, with a warning: a run drops such prompts, and goes on."""
+"""Most share of unusable rows that a check lets pass, with a warning: a run drops such prompts, and continues."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Sample:
     """What was seen of a dataset.
 
     Attributes:
-        rows: the prompts looked at.
+        rows: the prompts checked.
         readable: those of them that pass the gate.
         image_bytes: mean size of a prompt's image files.
     """
@@ -79,7 +79,7 @@ def left_out(key: str, pool: Pool) -> Iterator[Finding]:
         yield Finding(
             "ROWS_LEFT_OUT",
             f"{len(pool.dropped)} rows of {key} are left out: {pool.dropped.summary}",
-            "put them right, or leave it so",
+            "correct them, or continue without them",
             "warning",
         )
 
@@ -105,7 +105,7 @@ def _told(
         yield Finding(
             "IMAGES_UNREADABLE",
             f"{len(images)} of {len(rows)} sampled images of {key} can't be read, such as that of {row.id}: {message}",
-            "put them there (?images=DIRECTORY names where they lie), or leave these rows out",
+            "put them in place (?images=DIRECTORY names their directory), or leave these rows out",
             severity,
         )
     if others:
@@ -113,6 +113,6 @@ def _told(
         yield Finding(
             "ROWS_UNUSABLE",
             f"{len(others)} of {len(rows)} sampled rows of {key} can't be used, such as {row.id}: {message}",
-            "put these texts right, or leave these rows out",
+            "correct these texts, or leave these rows out",
             severity,
         )

@@ -30,7 +30,7 @@ def needed(recipe: Recipe, sizes: Sizes, *, prompts: int, image_bytes: float) ->
 
 
 def too_full(bytes_needed: int, directory: Path, *, strict: bool) -> Iterator[Finding]:
-    """DISK_TOO_SMALL. A run's start only warns: what is free may change, and a run with a full disk can go on."""
+    """DISK_TOO_SMALL. A run's start only warns: what is free may change, and a run with a full disk can continue."""
     while not directory.exists():
         directory = directory.parent
     free = shutil.disk_usage(directory).free
@@ -38,6 +38,6 @@ def too_full(bytes_needed: int, directory: Path, *, strict: bool) -> Iterator[Fi
         yield Finding(
             "DISK_TOO_SMALL",
             f"the run's files will take about {gib(bytes_needed)}, and {directory} has {gib(free)} free",
-            "free some, name a --run directory elsewhere, or do fewer iterations",
+            "free some space, name a --run directory elsewhere, or run fewer iterations",
             "error" if strict else "warning",
         )

@@ -12,12 +12,12 @@ from sightline_trainer.recipe import Recipe
 
 @dataclass(frozen=True)
 class Duration:
-    """In seconds; None where nobody knows.
+    """In seconds; None if unknown.
 
     Attributes:
         iteration: of one.
         run: of all that are left, the first evaluation with them.
-        rests_on: what it was reckoned from.
+        rests_on: what it was estimated from.
     """
 
     iteration: float | None
@@ -56,7 +56,7 @@ def by_trial(recipe: Recipe, trial: Trial, *, prompts: int, held_out: int) -> Du
 
 
 def by_run(recipe: Recipe, root: Path) -> Duration | None:
-    """From the iterations that a run has behind it; None where there are none."""
+    """From the iterations that a run has behind it; None if there are none."""
     rows = read_json(root / "metrics.json") or []
     seconds = [float(row["seconds"]) for row in rows if row.get("iteration")]
     if not seconds:

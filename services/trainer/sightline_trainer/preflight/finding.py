@@ -48,7 +48,7 @@ def found_by(error: Exception, code: str = "UNEXPECTED", fix: str = "") -> Findi
 
 
 def clause(error: BaseException, most: int = 200) -> str:
-    """The beginning of what a library's error says, which may go on for pages."""
+    """The beginning of what a library's error says, which may continue for pages."""
     told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return told.rstrip(".") if len(told) <= most else f"{told[:most]}..."
 

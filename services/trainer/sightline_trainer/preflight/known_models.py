@@ -1,4 +1,4 @@
-"""KnownModels: checkpoints that were looked at and found good, so that each further run of one loads no processor."""
+"""KnownModels: checkpoints that were checked and found good, so that each further run of one loads no processor."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Files = tuple[tuple[str, int, int], ...]
 
 
 class KnownModels:
-    """Thread-safe. A directory whose files changed is looked at again; a name on the hub is known for as long as this
-    is, and one that was found bad is always looked at again."""
+    """Thread-safe. A directory whose files changed is checked again; a name on the hub is known for as long as this
+    is, and one that was found bad is always checked again."""
 
     def __init__(self) -> None:
         self._good: LRUCache[tuple[ModelProcessor, Files], bool] = LRUCache(_REMEMBERED)
         self._lock = threading.Lock()
 
     def checkpoint(self, made: ModelProcessor) -> Iterator[Finding]:
-        """As `preflight.model.checkpoint` tells it."""
+        """As `preflight.model.checkpoint` returns it."""
         key = made, _files(made.model)
         with self._lock:
             if key in self._good:

@@ -1,13 +1,13 @@
-"""Memory: about how much each process of a run takes, reckoned from sizes, against what the device has.
+"""Memory: about how much each process of a run takes, estimated from sizes, against what the device has.
 
 Of the update, with N bytes a number in `dpo.dtype`, T tokens in a pass, and of the language model `width` W, `inner` I
 and `kept` K (its keys' width), a layer keeps for the backward pass
 
     T x N x (9 W + 3 K + 4 I)      stream, norms, queries before and after their rotation, attention's output; keys and
                                    values; gate, its activation, up, and their product
-    T x N x W                      with gradient checkpointing, and the above for the layer under way
+    T x N x W                      with gradient checkpointing, and the above for the current layer
 
-and the gradients of the layer under way take as much as two layers keep. A pass has B pairs: T = B (P + 2 R) where
+and the gradients of the current layer take as much as two layers keep. A pass has B pairs: T = B (P + 2 R) where
 responses share the prefix of P tokens (R is sampling.max_tokens), else 2 B (P + R); rows beside both sides of a pair
 (`dpo.extra_rows`) add theirs, with a prefix of their own for each view of the picture;
 at most dpo.batch_tokens. docs/log.md has what was
@@ -30,13 +30,13 @@ RUNTIME = 900 << 20
 CONTEXT = 500 << 20
 """What a process takes of a GPU before it has loaded anything."""
 TYPICAL_PROMPT = 700
-"""Tokens of a prompt with its image, where nobody could count them; LLaVA-1.5's have about 620."""
+"""Tokens of a prompt with its image, if they could not be counted; LLaVA-1.5's have about 620."""
 _GUESSED = ("activations", "keys and values")
 
 
 @dataclass(frozen=True)
 class ProcessMemory:
-    """What one process takes, in bytes by what it is for; empty where that is not known."""
+    """What one process takes, in bytes by what it is for; empty if that is not known."""
 
     parts: Mapping[str, int] = field(default_factory=dict)
 
@@ -115,7 +115,7 @@ def estimate(
     """What the processes of a run will take.
 
     Args:
-        prompt: tokens of a prompt with its image; None where nobody knows.
+        prompt: tokens of a prompt with its image; None if unknown.
         here: the services that run on this machine's device beside the update, before they were started.
         scorer: bytes of the scorer's weights, where they are known.
     """

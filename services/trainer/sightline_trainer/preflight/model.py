@@ -60,8 +60,8 @@ def checkpoint(made: ModelProcessor) -> Iterator[Finding]:
     if not getattr(processor, "chat_template", None):
         yield Finding(
             "NO_CHAT_TEMPLATE",
-            f"{model} has no chat template, so nobody can say how a prompt is put to it",
-            "put a chat_template.jinja that fits it beside its config.json, or name one in the recipe's chat_template",
+            f"{model} has no chat template, so no prompt can be rendered for it",
+            "put the model's chat_template.jinja beside its config.json, or name one in the recipe's chat_template",
         )
     elif made.chat_template is not None and (why := _template_fault(made)):
         yield Finding("CHAT_TEMPLATE_UNUSABLE", why, "compare it with the model's own")
@@ -145,7 +145,7 @@ def _kind_fault(model: str, config: dict[str, Any]) -> Finding | None:
         what = f"model_type {kind!r}" + (f", architecture {', '.join(made_for)}" if made_for else "")
         return Finding(
             "MODEL_NOT_TRANSFORMERS",
-            f"{model} is not a checkpoint of transformers' own ({what}), and code that a checkpoint brings is not run",
+            f"{model} is not a checkpoint of transformers' own ({what}), and code inside a checkpoint is never run",
             "`sightline convert` makes one of it"
             if kind == "mobilevlm"
             else "take the conversion of it that transformers can load (for LLaVA, llava-hf/...), or convert it",

@@ -34,6 +34,6 @@ def programs(recipe: Recipe) -> Iterator[Finding]:
     if "text_in_image" in recipe.filters.chosen() and shutil.which("tesseract") is None:
         yield Finding(
             "OCR_MISSING",
-            "filters.text_in_image needs tesseract, which is not there",
+            "filters.text_in_image needs tesseract, which is not installed",
             "install it (Debian: tesseract-ocr) or leave the filter out",
         )

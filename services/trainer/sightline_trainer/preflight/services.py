@@ -17,7 +17,7 @@ from sightline_trainer.session import Session
 
 
 async def services(session: Session, prompts: Sequence[Prompt] = ()) -> list[Finding]:
-    """What the services say of themselves, held against the recipe and some of its prompts; one that is away is a
+    """What the services say of themselves, compared with the recipe and some of its prompts; one that is away is a
     finding too."""
     recipe, found = session.recipe, list[Finding]()
     try:
@@ -41,13 +41,14 @@ def sampler(recipe: Recipe, told: Policies) -> Iterator[Finding]:
     if (can.lora if recipe.dpo.train == "lora" else can.full) == "none":
         yield Finding(
             "POLICY_KIND_UNSUPPORTED",
-            f"dpo.train is {recipe.dpo.train}, and the sampler's engine {can.engine} can't be given such a policy",
+            f"dpo.train is {recipe.dpo.train}, but the sampler's engine {can.engine} can't load such a policy",
             "set dpo.train to the other kind, or use another engine",
         )
     elif recipe.dpo.train_projector and not can.engine.startswith("transformers"):
         yield Finding(
             "POLICY_KIND_UNSUPPORTED",
-            f"dpo.train_projector is set, and the sampler's engine {can.engine} takes no projector beside an adapter",
+            f"dpo.train_projector is set, and the sampler's engine {can.engine} cannot load a projector beside an "
+            f"adapter",
             "leave it out, or use the engine transformers; `sightline policies merge` makes whole checkpoints",
         )
 
@@ -102,6 +103,6 @@ def _allowed(key: str, wanted: int, service: str, setting: str, most: int) -> It
     if wanted > most:
         yield Finding(
             "LIMIT_TOO_LOW",
-            f"{key}: {wanted} are wanted, and the {service} allows {most}",
+            f"{key}: the recipe needs {wanted}, but the {service} allows {most}",
             f"lower that, or raise its {setting}",
         )

@@ -16,7 +16,7 @@ class Sizes:
         family: transformers' model_type.
         parameters: of the base model.
         trained: that an update changes.
-        modules: layers with an adapter; 0 where the weights themselves are trained.
+        modules: layers with an adapter; 0 if the weights themselves are trained.
         stored: bytes of a parameter in the checkpoint.
         layers: of the language model. width, inner, kept: numbers of a token in one layer's stream, in its
             feed-forward part, and in its keys (as many again in its values).
@@ -61,16 +61,16 @@ class Sizes:
         )
 
     def weights(self, number: int, quantization: str | None) -> int:
-        """Bytes of the base model with numbers of so many bytes, or as it is quantized."""
+        """Bytes of the base model at this many bytes a number, or quantized."""
         return number * self.parameters - (int((number - BYTES) * self.linear) if quantization else 0)
 
     @property
     def share(self) -> float:
-        """Of the parameters that are trained, an adapter's held against the base model's."""
+        """Of the parameters that are trained, an adapter's compared with the base model's."""
         return self.trained / max(1, self.parameters)
 
     def slot(self, number: int) -> int:
-        """Bytes of one token's keys and values over all layers, with numbers of so many bytes."""
+        """Bytes of one token's keys and values over all layers, at this many bytes a number."""
         return 2 * self.layers * self.kept * number
 
     def __str__(self) -> str:

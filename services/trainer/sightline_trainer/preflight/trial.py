@@ -20,6 +20,7 @@ from sightline_trainer.embeddings import embeddings
 from sightline_trainer.pairs.build import PairBuilder, write_pairs
 from sightline_trainer.pairs.guarded import filters_of, rules_of
 from sightline_trainer.preflight.finding import Finding, found_by
+from sightline_trainer.preflight.provable import trial_rate
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.rollout import Rollout
@@ -43,6 +44,7 @@ class Trial:
         pairs: of that prompt.
         pair_seconds: of training on one pair, alone.
         metrics: of the update, with `sampled_gap_max` in nats a token and `peak_memory_mib`.
+        changes: of the log-prob of each probe token by the update's step, in nats.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -51,6 +53,7 @@ class Trial:
     pairs: int = 0
     pair_seconds: float | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    changes: list[float] = field(default_factory=list)
     directory: Path | None = None
 
 
@@ -60,7 +63,7 @@ def elsewhere(recipe: Recipe) -> bool:
 
 
 async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Trial:
-    """Ask for candidates of a prompt and make its pairs; of the next one, if there is none. `train_on` goes on."""
+    """Ask for candidates of a prompt and make its pairs; of the next one, if there is none. `train_on` continues."""
     trial, counts = Trial(), list[str]()
     try:
         for number, prompt in enumerate(prompts[:TRIES]):
@@ -83,7 +86,7 @@ async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Tri
     trial.findings.append(
         Finding(
             "NO_PAIRS",
-            f"none of {len(counts)} sampled prompts gave a pair to learn from ({'; '.join(dict.fromkeys(counts))})",
+            f"{len(counts)} sampled prompts gave no pair to learn from ({'; '.join(dict.fromkeys(counts))})",
             "sample more candidates, let them differ (sampling.temperature), or look at the prompts and the pair rules",
             "warning",
         )
@@ -133,13 +136,18 @@ def train_on(trial: Trial, recipe: Recipe, *, halt: Callable[[], None] = lambda:
     trial.metrics = done.metrics
     step = done.metrics["seconds"] - done.metrics["reference_seconds"]
     trial.pair_seconds = _WITH_REFERENCE * step / max(1, min(trial.pairs, recipe.dpo.batch_size))
+    trial.changes = [
+        new - old
+        for each in done.probes
+        for new, old in zip(each.logprobs, each.previous_logprobs, strict=bool(each.previous_logprobs))
+    ]
     if not done.metrics.get("sampled_sides"):
         trial.findings.append(
             Finding(
                 "LOGPROBS_NOT_COMPARED",
-                "the sampler's log-probs could not be held against the update's: it tells none, or the pair's sides "
-                "were not sampled on the clean picture",
-                "rely on the proof of each published policy, or use an engine that tells log-probs",
+                "the sampler's log-probs could not be compared with the update's: it reports none, or the pair's "
+                "sides were not sampled on the clean picture",
+                "rely on the proof of each published policy, or use an engine that reports log-probs",
                 "warning",
             )
         )
@@ -163,7 +171,9 @@ def _paired(
 def _alone(recipe: Recipe) -> Recipe:
     """The recipe with an update that runs in a process of its own, and neither tracks nor keeps anything."""
     launch = recipe.dpo.launch or [sys.executable]
-    only = {"launch": launch, "report_to": [], "carry": "none", "epochs": 1.0}
+    only = {
+        "launch": launch, "report_to": [], "carry": "none", "epochs": 1.0, "learning_rate": trial_rate(recipe),
+    }  # fmt: skip
     return recipe.model_copy(update={"dpo": recipe.dpo.model_copy(update=only)})
 
 

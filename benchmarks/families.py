@@ -11,7 +11,7 @@ export (`family_loop.py`). Families that may be refused have one row: `<family>_
 sentence.
 
 A family's rows are written when it is done. Finished families are kept unless `--again`; so a run that was cut off
-(SIGTERM ends it at once), or that is asked for further families, goes on.
+(SIGTERM ends it at once), or that is asked for further families, continues.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _said(error: BaseException, model: Path | None = None) -> str:
 
 
 def finished(file: Path) -> dict[str, Row]:
-    """The rows of a result that is there, by name."""
+    """The rows of an existing result, by name."""
     if not file.exists():
         return {}
     return {row["name"]: Row(**row) for row in json.loads(file.read_text())["rows"]}

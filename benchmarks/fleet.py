@@ -3,7 +3,7 @@
 One, two and four samplers on the playground's model, each a process of its own with one PyTorch thread, do the same
 work in turn: the same prompts, seeds and images through `Fleet`, then a policy published to all and proved on each.
 CPU seconds are those of the samplers and of this process. `efficiency_N` is the work per CPU-second of N samplers
-against that of one. As in the loop, each sampler has `sampling.max_in_flight` prompts under way. Image features are not
+against that of one. As in the loop, each sampler has `sampling.max_in_flight` prompts in flight. Image features are not
 kept, since in a run each prompt is new.
 """
 

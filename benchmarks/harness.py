@@ -50,7 +50,7 @@ class Row:
         value: the figure.
         unit: "ratio", "pairs/s", "MiB", ...
         better: the direction that is better.
-        target: what it should reach; None where nothing is asked.
+        target: what it should reach; None if nothing is asked.
         against: what it is compared with, in words.
         detail: median, spread, counts: whatever a reader needs to trust the value.
     """

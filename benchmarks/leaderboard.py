@@ -12,13 +12,13 @@ Equal budget: a third of the recipe files' prompts, that is at most 256 pairs an
 (two pairs of a prompt are one row of POVID's loss), so that all recipes with their neutrals are a night's work on two
 cores. What a filter drops is not made up for; the table shows the pairs that were trained on. Recipes that only decode
 otherwise train on nothing, and their neutral is the base model. A seed moves prompts, candidates, the update and the
-evaluation's samples. Inside a run 64 scenes are looked at after each iteration (`chair_s` in the JSON); the last
+evaluation's samples. Inside a run 64 scenes are checked after each iteration (`chair_s` in the JSON); the last
 policy, and for each seed the base model, are measured on 600 scenes and 300 questions.
 
 The column `supervision` says what a run uses that a stranger's photos may not have: `truth` (the playground's scenes
 judge or pick), `annotations` (reference captions, the truth there; errors made by rules read their objects) and
 `questions` (yes/no answers from the scene). Bounds that were fitted with the truth of validation scenes, as those of
-marine, sentinel and finesumfact, are not a supervision of a run; the recipe's header tells them.
+marine, sentinel and finesumfact, are not a supervision of a run; the recipe's header lists them.
 
 A cut is 1 - CHAIR_s after the last iteration / CHAIR_s of the base model. `standings.py` says what the figures are.
 With 3 seeds intervals are rough; with one they are over images alone. CPU seconds are of the run with its services;
@@ -97,7 +97,7 @@ WITHOUT: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 SCENES, QUESTIONS = 600, 300
 GLANCE = 64
-"""Scenes that are looked at inside of a run."""
+"""Scenes that are checked inside of a run."""
 SHARE = 3
 """A run has this part of its recipe's prompts."""
 PAIRS = 768 // SHARE
@@ -363,7 +363,7 @@ def main() -> int:
                     continue  # somebody else ran it meanwhile
                 try:
                     made = run_one(name, seed, options.runs, sampler, scorer, again=bool(options.against))
-                except SightlineError as error:  # the others go on
+                except SightlineError as error:  # the others continue
                     print(f"{name} seed {seed} failed: {error.message}", flush=True)
                     failed += 1
                     continue

@@ -33,7 +33,7 @@ TEMPLATE = (
 
 
 def prompt(words: int = 39) -> str:
-    """A user's text of so many tokens; with the template and the image 617 tokens in all."""
+    """A user's text of this many tokens; with the template and the image 617 tokens in all."""
     return " ".join(f"w{100 + i}" for i in range(words))
 
 

@@ -157,7 +157,7 @@ def per_candidate(samples: list[harness.Sample], candidates: int) -> dict[str, f
 
 
 def measure(address: str, directory: Path, quick: bool, done: Callable[[list[harness.Row]], None]) -> None:
-    """All figures but memory, in order of importance; `done` is told what there is."""
+    """All figures but memory, in order of importance; `done` is called with what there is."""
     fresh, rows = pictures(), list[harness.Row]()
     generate, loop = Generate(directory), BareLoop(directory)
     with SamplerClient(address, timeout=600) as client:

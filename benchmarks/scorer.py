@@ -260,7 +260,7 @@ def overload(plan: Plan, work: Path) -> list[Row]:
 
 
 def memory(number: int, work: Path) -> list[Row]:
-    """Growth of resident memory over so many requests with all caches full and small; the first fifth fills them."""
+    """Growth of resident memory over this many requests with all caches full and small; the first fifth fills them."""
     requests = Requests("tiny", seed=4, small=True).endless(1)
     small = ["cache.image_bytes=1048576", "cache.text_bytes=1048576", "image_store.max_bytes=4194304"]
     with serving(work / "serving-memory", model_directory("tiny", work), *small) as service:

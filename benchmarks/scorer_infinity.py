@@ -42,7 +42,7 @@ class Infinity:
         self._engine = AsyncEmbeddingEngine.from_args(arguments)
 
     def turn(self, requests: Sequence[Request], concurrency: int) -> Sample:
-        """All requests, so many at a time."""
+        """All requests, this many at a time."""
         cpu, wall = time.process_time(), time.perf_counter()
         asyncio.run(self._all(requests, concurrency))
         return Sample(time.perf_counter() - wall, time.process_time() - cpu)

@@ -1,4 +1,4 @@
-"""Our arm: the scorer as `sightline serve scorer` runs it, with embedded Triton, and who used how much of the CPU."""
+"""Our arm: the scorer as `sightline serve scorer` runs it, with embedded Triton, and the CPU time of its parts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Turn:
         )
 
     def figures(self) -> dict[str, Any]:
-        """What a row's detail tells of it."""
+        """What a row's detail says of it."""
         pairs = max(1, self.pairs)
         return {
             "pairs_per_second": round(self.pairs / max(self.wall, 1e-9), 2),
@@ -80,11 +80,11 @@ class Service:
         self.pid, self.pids = pid, [pid, *(each.pid for each in beside)]
 
     def turn(self, requests: Sequence[Request], concurrency: int) -> Turn:
-        """All requests, so many at a time; in CPU seconds and latencies."""
+        """All requests, this many at a time; in CPU seconds and latencies."""
         return self._measured(lambda turn: self._all(turn, iter(requests), concurrency))
 
     def overload(self, requests: Iterator[Request], workers: int, seconds: float) -> Turn:
-        """So many callers for so many seconds; one that is refused comes back when it was told to."""
+        """This many callers for this many seconds; a refused caller returns after the time that it was given."""
 
         async def load(turn: Turn) -> None:
             stop = time.monotonic() + seconds

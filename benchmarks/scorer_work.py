@@ -92,7 +92,7 @@ class Requests:
         return [Request(self._photos[n % _POOL], self._captions()) for n in range(number)]
 
     def endless(self, texts: int) -> Iterator[Request]:
-        """Cold requests with so many texts, one after another."""
+        """Cold requests with this many texts, one after another."""
         while True:
             yield Request(self._image(), self._captions(texts))
 

@@ -1,4 +1,4 @@
-"""Chaos: kill -9 of a service at random moments, again and again, while small runs of the loop are under way.
+"""Chaos: kill -9 of a service at random moments, again and again, during small runs of the loop.
 
     make chaos                                              20 kills of each of trainer, sampler, scorer and triton
     python tools/chaos.py --services trainer --kills 10     fewer
@@ -265,7 +265,7 @@ def _wait_for_progress(trainer: BaseProcess, directory: Path) -> None:
 
 
 def chaos(services: list[str], kills: int, seed: int, staleness: int, fleet: int, scratch: Path) -> list[Row]:
-    """Kill each of the services so many times.
+    """Kill each of the services this many times.
 
     Returns:
         One row for each service.

@@ -32,7 +32,7 @@ Rows = Mapping[str, Mapping[str, Any]]
 
 
 def rows(result: Path = RESULT) -> Rows:
-    """The result's rows by name; none where there is no result."""
+    """The result's rows by name; none if there is no result."""
     if not result.exists():
         return {}
     return {row["name"]: row for row in json.loads(result.read_text())["rows"]}
@@ -90,7 +90,7 @@ def _both(figure: str, exact: list[dict[str, float]], half: list[dict[str, float
 
 
 def filled(text: str, measured: Rows) -> str:
-    """A README with its tables made anew."""
+    """A README with its tables made again."""
     return _MARKED.sub(lambda found: found[1] + table(found[2], measured) + found[3], text)
 
 

@@ -4,7 +4,7 @@ What it shows, and fails without:
 
 1. A run of one iteration goes through, trainer to sampler and scorer over mTLS with tokens.
 2. Every panel of every dashboard has a series in a real Prometheus that scraped the services.
-3. A team at ten times its limit gets its limit, another team is served, health answers meanwhile (its latency is told).
+3. A team at ten times its limit gets its limit, another team is served, and health answers (with its latency reported).
 4. Two faults are made (Triton is killed again and again; the sampler is killed), and their three alerts arrive
    at a webhook by way of the shipped rules, whose times are shortened for this, and an Alertmanager.
 

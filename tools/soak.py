@@ -38,7 +38,7 @@ import numpy as np
 from chaos import House
 
 CALLERS = 24
-"""Of each service, each with one call under way."""
+"""Of each service, each with one call running."""
 SAMPLE_SECONDS = 2.0
 KINDS = ("score", "score_many", "embed", "sample", "score_tokens")
 LOGPROB, SCORE = 1e-3, 0.02
@@ -73,7 +73,7 @@ class Growth:
 
 
 def held(pid: int) -> tuple[float, int] | None:
-    """MiB resident and descriptors of a process and its children; None where it has gone."""
+    """MiB resident and descriptors of a process and its children; None if it has gone."""
     mib, files = 0.0, 0
     try:
         for one in (pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())):
@@ -150,7 +150,7 @@ def equal(kind: str, got: Sequence[Any], meant: Sequence[Any]) -> bool:
 
 
 async def soak(house: House, directory: Path, minutes: float, seed: int) -> tuple[dict[str, Tally], list[Growth], Any]:
-    """Ask, kill and look for so many minutes.
+    """Ask, kill and check for this many minutes.
 
     Returns:
         What came of the calls, what the processes held, and how often each was killed.

@@ -136,7 +136,7 @@ def _beside(architecture: str) -> Path:
     folder = Path(architecture.removeprefix("local-dir:"))
     if not folder.is_dir():
         raise PreconditionFailed(
-            f"the model ({architecture}) has no directory on this machine: say where to write with --out",
+            f"the model ({architecture}) has no directory on this machine: name the output file with --out",
             reason="NO_SUCH_PATH",
         )
     return folder / FILE_NAME

@@ -47,7 +47,7 @@ def check(
 
     Args:
         name: of a recipe file, or of a shipped recipe.
-        directory: of the run that would begin or go on; it need not be there.
+        directory: of the run that would begin or continue; it need not be there.
 
     Returns:
         Whether the run can begin.
@@ -100,7 +100,7 @@ def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connec
     except StartError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         made.findings.append(
-            Finding("SERVICE_NOT_STARTED", f"{lines[0].rstrip(':')}: {lines[-1]}", "put right what its log says")
+            Finding("SERVICE_NOT_STARTED", f"{lines[0].rstrip(':')}: {lines[-1]}", "fix what its log reports")
         )
         return
     made.served(

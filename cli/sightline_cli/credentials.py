@@ -44,7 +44,7 @@ class Credentials:
         return {"tls": self.tls(), "token": self.token()}
 
     def of_client(self) -> dict[str, Any]:
-        """Arguments of a client for a person who waits: a service that is not there is told of within seconds."""
+        """Arguments of a client for a waiting person: a service that is away is reported within seconds."""
         from sightline.patience import Patience
 
         return {"patience": Patience(seconds=5), **self.arguments()}

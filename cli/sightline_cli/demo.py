@@ -34,7 +34,7 @@ QUICK = (
 
 
 def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
-    """Run the demonstration anew in `directory`. As JSON, stdout gets the run's events alone.
+    """Run the demonstration again in `directory`. As JSON, stdout gets the run's events alone.
 
     Raises:
         NotFound: this installation has no playground.
@@ -73,7 +73,7 @@ def _clear(directory: Path) -> None:
     begun = directory.is_dir() and {path.name for path in directory.iterdir()} <= {"data", "services"}
     if not begun and not (directory / "recipe.yaml").exists():
         raise AlreadyExists(
-            f"{directory} is there and holds no run; name another directory with --run", reason="DIRECTORY_EXISTS"
+            f"{directory} exists and contains no run; name another directory with --run", reason="DIRECTORY_EXISTS"
         )
     shutil.rmtree(directory)
 

@@ -28,7 +28,7 @@ GLIBC = (2, 35)
 
 @dataclass(frozen=True)
 class Look:
-    """One thing that was looked at; `fix` says what to do where it is not ok."""
+    """One thing that was checked; `fix` says what to do where it is not ok."""
 
     what: str
     verdict: Verdict

@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def flush_or_leave() -> None:
-    """Write out what is still held back; where who would read it has gone, leave."""
+    """Flush buffered output; if its reader has gone, exit."""
     from sightline_cli.failures import GONE, drop_output, flush
 
     try:

@@ -73,7 +73,7 @@ def amber(
 
 
 def compare(one: Path, other: Path, out: Path | None, seed: int) -> None:
-    """The paired differences of two results. What else than the policy differs between them is told on stderr."""
+    """The paired differences of two results. Differences other than the policy are reported on stderr."""
     results = [_result(path) for path in (one, other)]
     found = differences_json(compare_results(results[0], results[1], seed=seed))
     if unlike := unlike_settings(*(result.get("settings") for result in results)):

@@ -80,7 +80,7 @@ def _text(value: float | None, form: str = ".4f") -> str:
 
 @contextmanager
 def bars(out: Path | None) -> Iterator[Callable[[str], Tell]]:
-    """Progress bars on stderr, one for each name; none where the output is for machines or stderr is not a terminal."""
+    """Progress bars on stderr, one for each name; none if the output is for machines or stderr is not a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     quiet = (out is not None and str(out) == "-") or not console.is_terminal

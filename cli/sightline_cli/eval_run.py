@@ -100,7 +100,8 @@ def _decoding(text: str) -> Decoding:
     other = found.guidance.prompted if found.guidance is not None else None
     if found.beams is not None or (other is not None and "{objects}" in other.template):
         raise InvalidInput(
-            "--decoding takes no beams, and no template with {objects}: those are a recipe's", reason="BAD_DECODING"
+            "--decoding takes no beams, and no template with {objects}: only a recipe supports those",
+            reason="BAD_DECODING",
         )
     return found
 

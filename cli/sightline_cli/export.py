@@ -50,7 +50,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
     from sightline_trainer.runs import RunDirectory
 
     if to in ("hub", HUB):
-        raise InvalidInput(f"--to {to}: say under which name, hub:ORG/NAME", reason="DATASET")
+        raise InvalidInput(f"--to {to}: add the dataset's name: hub:ORG/NAME", reason="DATASET")
     directory = RunDirectory(run)
     recipe = directory.recipe()
     files = sorted(str(path) for path in (directory.root / "iterations").glob("*/pairs.parquet"))
@@ -81,7 +81,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
         return
     target = Path(to)
     if target.exists():
-        raise AlreadyExists(f"{target} is there already; name a new directory", reason="DIRECTORY_EXISTS")
+        raise AlreadyExists(f"{target} already exists; name a new directory", reason="DIRECTORY_EXISTS")
     (target / "data").mkdir(parents=True)
     pairs.to_parquet(target / "data/train-00000.parquet")
     (target / "recipe.yaml").write_text((directory.root / "recipe.yaml").read_text())

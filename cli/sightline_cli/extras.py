@@ -25,7 +25,7 @@ def missing(extra: str) -> list[str]:
 
 
 def told_of(module: str | None, extra: str) -> str | None:
-    """What to say where a module is not there; None where it is one of ours, which is a bug."""
+    """What to say where a module is not there; None if it is one of ours, which is a bug."""
     package = (module or "").partition(".")[0]
     if not package or package.startswith("sightline"):
         return None

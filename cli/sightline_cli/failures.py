@@ -6,7 +6,7 @@ Exit codes of every command:
     1    it failed: a service is away, a run ended with an error, nothing of what was asked came about
     2    what was given can't be used: a flag, a file, a recipe, a name, a package that is not installed (the message
          says what to change)
-    130  interrupted (Ctrl-C); 141 who read the output has gone (`| head`); 143 terminated
+    130  interrupted (Ctrl-C); 141 the reader of the output has gone (`| head`); 143 terminated
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ def _end(error: Exception, debug: bool, code: int) -> NoReturn:
         _tell(f"{error}; is the service running, and at that address?" if away else str(error), 1)
     if isinstance(error, OSError):
         _tell(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), code)
-    _tell(f"{type(error).__name__}: {first_line(error)}; that should have been told better: --debug shows where", 1)
+    _tell(f"{type(error).__name__}: {first_line(error)}; this error has no clear message yet: --debug shows where", 1)
 
 
 def _is_of_settings(error: Exception) -> bool:
-    known = sys.modules.get("sightline_chassis.layers")  # not there, then nobody has raised it
+    known = sys.modules.get("sightline_chassis.layers")  # not imported, so nothing raised it
     return known is not None and isinstance(error, known.SettingsError)
 
 
@@ -108,7 +108,7 @@ def flush() -> None:
 
 
 def drop_output() -> None:
-    """Let what is still held back go nowhere: who would read it has gone."""
+    """Discard buffered output: its reader has gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -52,7 +52,7 @@ def look_at(addresses: LiveServices, as_json: bool) -> bool:
     """
     if not addresses.any():
         raise InvalidInput(
-            "doctor --live looks at services: name at least one by --scorer, --sampler or --trainer",
+            "doctor --live checks services: name at least one with --scorer, --sampler or --trainer",
             reason="NO_ADDRESS",
         )
     services: list[tuple[str, str | None, Callable[[str], Iterator[Look]]]] = [
@@ -82,7 +82,7 @@ def _scorer(address: str) -> Iterator[Look]:
         for model in known:
             red, blue = client.score(red_square(), list(TEXTS), model=model.name, timeout=_SECONDS).clip_score
             said = f"{TEXTS[0]!r} {red:.1f}, {TEXTS[1]!r} {blue:.1f}"
-            fix = "" if red > blue else "any CLIP tells them apart: are these the weights that you meant?"
+            fix = "" if red > blue else "any CLIP distinguishes them: check that these are the right weights"
             yield Look(f"scorer: a red square by {model.name}", "warn" if fix else "ok", said, fix)
 
 
@@ -134,7 +134,7 @@ def _seeds(first: tuple[Candidate, ...], again: tuple[Candidate, ...], promised:
 
 
 def _null_policy(client: SamplerClient, known: Policies) -> Iterator[Look]:
-    """A policy comes, answers nobody unproved, and goes."""
+    """A policy is staged, does not answer without proof, and is retired."""
     from sightline.sampler import exact
 
     able = known.capabilities
@@ -159,7 +159,7 @@ def _null_policy(client: SamplerClient, known: Policies) -> Iterator[Look]:
             fix = "policies.gate.required is false: weights that never arrived would be sampled from"
             yield Look("sampler: the gate", "warn", "a policy that proved nothing answers", fix)
         except PreconditionFailed as refusal:
-            yield Look("sampler: the gate", "ok", f"unproved, it answers nobody ({refusal.reason})")
+            yield Look("sampler: the gate", "ok", f"it does not answer without proof ({refusal.reason})")
     finally:
         client.retire(version)
     gone = all(one.version != version for one in client.policies(timeout=_SECONDS).policies)

@@ -30,7 +30,7 @@ def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator
     """A running service, or one started with these settings.
 
     Raises:
-        StartError, StartRefused: it did not come up; the message is its own last word.
+        StartError, StartRefused: it did not start; the message is its own last word.
         InvalidInput: the packages of the service are not installed.
     """
     if address is not None:
@@ -48,7 +48,7 @@ def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator
 
 
 def model_or_playground(address: str | None, model: str | None, flag: str, playground: str) -> str | None:
-    """The model to start a service with: the one that was named, or the playground's; None where an address is given.
+    """The model to start a service with: the one that was named, or the playground's; None if an address is given.
 
     Raises:
         InvalidInput: both are given.

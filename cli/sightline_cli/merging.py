@@ -29,14 +29,14 @@ def merge(run: Path, version: int, to: Path, base: Path | None = None) -> Policy
         The manifest.
 
     Raises:
-        NotFound: no such policy, or nobody says where the base model is.
+        NotFound: no such policy, or the base model's place is unknown.
         AlreadyExists: `to` is there.
         DataCorrupted: the policy's files are not those of its manifest.
         InvalidInput: the policy is a whole checkpoint already.
         PreconditionFailed: the base model is another one, or the adapter is of a kind that can't be merged.
     """
     if to.exists():
-        raise AlreadyExists(f"{to} is there already; name a new directory", reason="DIRECTORY_EXISTS")
+        raise AlreadyExists(f"{to} already exists; name a new directory", reason="DIRECTORY_EXISTS")
     policy = directory_of(run) / policy_dirname(version)
     try:
         manifest = verify(policy)
@@ -49,8 +49,8 @@ def merge(run: Path, version: int, to: Path, base: Path | None = None) -> Policy
     model = base if base is not None else base_of(run)
     if model_digest(model) != manifest.base_digest:
         raise PreconditionFailed(
-            f"policy {version} was trained on a model with digest {manifest.base_digest}, which {model} is not; name "
-            "its base model with --base",
+            f"policy {version} was trained on a model with digest {manifest.base_digest}, but {model} has another; "
+            f"name the base model with --base",
             reason="WRONG_BASE_MODEL",
         )
     from sightline_sampler.engines.remote.merge import merge as merge_files

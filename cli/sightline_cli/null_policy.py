@@ -11,7 +11,7 @@ from sightline.sampler import AdapterPlace, PolicyManifest, write_manifest
 
 RUN = "doctor"
 """The run whose versions they are: no other run's are touched."""
-_NEXT_TO_NOTHING = 1e-30  # an adapter of zeros is refused: it changes nothing, and could not be told from a lost one
+_NEXT_TO_NOTHING = 1e-30  # an adapter of zeros is refused: it changes nothing, so a lost one would look the same
 
 
 def write_null_policy(directory: Path, place: AdapterPlace, version: int, base_digest: str) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StartError(Unavailable):
-    """A service did not come up; the message is its own last word.
+    """A service did not start; the message is its own last word.
 
     Attributes:
         log: the end of its log.
@@ -36,7 +36,7 @@ class StartError(Unavailable):
 
 
 class StartRefused(PreconditionFailed):
-    """A service did not come up, because what it was given can't be used. Attributes as of `StartError`."""
+    """A service did not start, because what it was given can't be used. Attributes as of `StartError`."""
 
     reason = "SERVICE_START"
     log = ""
@@ -81,7 +81,7 @@ class Processes:
     def start(
         self, service: str, settings: Sequence[str], *, port: int = 0, environment: dict[str, str] | None = None
     ) -> None:
-        """Start `sightline serve SERVICE` with `key=value` settings; `wait` tells when it serves."""
+        """Start `sightline serve SERVICE` with `key=value` settings; `wait` returns when it serves."""
         announce = self._announce(service)
         announce.unlink(missing_ok=True)
         flags = [

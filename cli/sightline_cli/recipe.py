@@ -56,7 +56,7 @@ def copy(
 
         target = to or Path(f"{name}.yaml")
         if target.exists():
-            raise AlreadyExists(f"{target} is there already; name another file", reason="FILE_EXISTS")
+            raise AlreadyExists(f"{target} already exists; name another file", reason="FILE_EXISTS")
         target.write_bytes(recipe_file(name).read_bytes())
         print(target)
 

@@ -1,6 +1,6 @@
-"""What all clients share, and how a sync and an async client of a service share all but their I/O.
+"""The common base of all clients; a service's sync and async clients share everything but I/O.
 
-What a client does is written once, in the base of its service, as a flow: a generator that yields the calls that it
+Each method is written once, in the service's base class, as a flow: a generator that yields the calls that it
 wants made, is sent their answers, and returns the result. `SyncClient` and `AsyncClient` differ in how a call is made.
 
     class BaseScorerClient(BaseClient):
@@ -34,9 +34,9 @@ class Rpc:
 
     Attributes:
         method: its name in the service.
-        request: the message; of a client stream, a function that gives the messages anew for each try.
+        request: the message; of a client stream, a function that gives the messages again for each try.
         timeout: seconds for all tries together; None for the client's.
-        slow: whether a try may take as long as the deadline leaves, whatever the patience says of one.
+        slow: whether a try may use the whole remaining deadline, whatever the patience allows for one try.
     """
 
     method: str
@@ -55,8 +55,8 @@ class BaseClient:
     Args:
         target: a gRPC target: "127.0.0.1:50051", "dns:///scorer.ns.svc:50051" (all addresses take turns, those whose
             health says NOT_SERVING are left out).
-        timeout: seconds of a call that names none, with all its tries.
-        patience: how long a service that is away or busy is asked again; `ONCE` for not at all.
+        timeout: default seconds of a call with all its tries.
+        patience: how long to retry while a service is away or busy; `ONCE`: never.
         tls: PEM files of an encrypted channel.
         token: a bearer token, sent with every call; a string, or a `Token`, which can also be read from a file.
 
@@ -101,13 +101,13 @@ class BaseClient:
 
 
 class SyncClient(BaseClient):
-    """A client for ordinary code. Safe to share between threads; close it, or use it as a context manager."""
+    """A synchronous client. Safe to share between threads; close it, or use it as a context manager."""
 
     def _open(self, target: str, **options: Any) -> Any:
         return open_channel(target, **options)
 
     def _run(self, flow: Flow[T], live: Live | None = None) -> T:
-        """The result of a flow, whose calls are given up when `live` stops. Raises SightlineError."""
+        """Run a flow; its calls are cancelled when `live` stops. Raises SightlineError."""
         try:
             call = next(flow)
             while True:

@@ -1,7 +1,7 @@
 """How a client reaches a service: TLS, token, message limits, keepalive, balancing; for sync and aio alike.
 
 A target is any gRPC target: `127.0.0.1:50051`, `dns:///scorer-headless.ns.svc:50051`, `ipv4:10.0.0.1:1,10.0.0.2:1`.
-gRPC tries no call again: that is `sightline.patience`'s.
+gRPC does not retry; `sightline.patience` does.
 
     open_channel("dns:///scorer:50051", tls=Tls(Path("ca.pem")), token=Token(file=Path("/auth/token")))
 """
@@ -36,13 +36,13 @@ _tracers: list[Tracer] = []
 
 
 def observe_calls(observer: Observer) -> None:
-    """Have the calls of all channels that this process opens from now on observed. Calling it twice is calling once."""
+    """Observe the calls of all channels that this process opens from now on. A second call has no effect."""
     if observer not in _observers:
         _observers.append(observer)
 
 
 def trace_calls(tracer: Tracer) -> None:
-    """Have the calls of all channels that this process opens from now on traced. Calling it twice is calling once."""
+    """Trace the calls of all channels that this process opens from now on. A second call has no effect."""
     if tracer not in _tracers:
         _tracers.append(tracer)
 

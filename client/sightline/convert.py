@@ -14,7 +14,7 @@ What a field becomes is read off its annotation and its message's descriptor, on
     a dataclass                a message
     A | B of dataclasses       a message of one `oneof`: the member with the same field names
 
-A field with presence that is absent takes the dataclass's default, or None where that is allowed. A number of an enum
+A field with presence that is absent takes the dataclass's default, or None if that is allowed. A number of an enum
 that this release does not know, of a newer service say, becomes "kind_7". Fields that only the message has are left
 alone.
 
@@ -107,7 +107,7 @@ def _fields(kind: type) -> list[tuple[str, Any, Any]]:
 
 
 def _from_field(annotation: Any, field: FieldDescriptor) -> Turn | None:
-    """From the field's value; None where it is taken as it is."""
+    """From the field's value; None if it is taken as it is."""
     annotation, origin = _not_none(annotation), get_origin(_not_none(annotation))
     if _is_array(annotation):
         return functools.partial(np.array, dtype=_dtype(annotation))
@@ -169,7 +169,7 @@ def _from_union(annotation: Any, message: Descriptor) -> Turn:
     def reader(given: Message) -> Any:
         name = given.WhichOneof(oneof.name)
         if name is None:
-            raise ValueError(f"{message.name} names no {oneof.name}")
+            raise ValueError(f"{message.name} does not set {oneof.name}")
         get, read = readers[name]
         return read(get(given))
 

@@ -1,4 +1,4 @@
-"""What a client shows and checks: PEM files for TLS, and a bearer token. Light."""
+"""A client's credentials: PEM files for TLS, and a bearer token. Light."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Tls:
     The files are read when the channel is opened; gRPC cannot change them later: open a new channel after a rotation.
 
     Args:
-        root: PEM certificates that sign the server's; None: those that gRPC brings.
-        certificate: our own certificate, where the server asks for one (`server.tls.mode: mutual`).
+        root: PEM certificates that sign the server's; None: gRPC's own.
+        certificate: the client's own certificate, if the server requires one (`server.tls.mode: mutual`).
         key: its private key.
         server_name: the name to look for in the server's certificate, where the target is called otherwise.
     """
@@ -29,9 +29,11 @@ class Tls:
     server_name: str | None = None
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """For a secure channel; raises PreconditionFailed where a file is missing or cannot be read."""
+        """For a secure channel; raises PreconditionFailed if a file is missing or cannot be read."""
         if (self.certificate is None) != (self.key is None):
-            raise PreconditionFailed("Tls has one of certificate and key: give both or neither", reason="TLS_FILES")
+            raise PreconditionFailed(
+                "Tls has only one of certificate and key: give both or neither", reason="TLS_FILES"
+            )
         return grpc.ssl_channel_credentials(_pem(self.root), _pem(self.key), _pem(self.certificate))
 
 
@@ -42,7 +44,7 @@ class Token:
     Args:
         value: the token.
         file: a file that holds it instead, read again for each call: a new token needs no new channel.
-        allow_plaintext: send it over an unencrypted channel too, to a host that is not this one. Whoever can listen
+        allow_plaintext: send it over an unencrypted channel to other hosts too. Anyone who can listen
             there can then call in your name.
     """
 
@@ -51,7 +53,7 @@ class Token:
     allow_plaintext: bool = False
 
     def read(self) -> str:
-        """The token of now; raises PreconditionFailed if there is none."""
+        """The current token; raises PreconditionFailed if there is none."""
         if self.file is None:
             text = self.value
         else:
@@ -63,7 +65,9 @@ class Token:
                 ) from None
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             where = f" in {self.file}" if self.file else ""
-            raise PreconditionFailed(f"the token{where} is empty or has characters of no token", reason="TOKEN_FILE")
+            raise PreconditionFailed(
+                f"the token{where} is empty or has characters that no token can have", reason="TOKEN_FILE"
+            )
         return text
 
     def header(self) -> tuple[str, str]:
@@ -79,5 +83,5 @@ def _pem(path: Path | None) -> bytes | None:
     except OSError as error:
         raise PreconditionFailed(f"{path} cannot be read: {error.strerror}", reason="TLS_FILES") from None
     if b"-----BEGIN" not in pem:
-        raise PreconditionFailed(f"{path} holds no PEM", reason="TLS_FILES")
+        raise PreconditionFailed(f"{path} contains no PEM certificate or key", reason="TLS_FILES")
     return pem

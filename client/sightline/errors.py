@@ -6,7 +6,7 @@
     ├── AlreadyExists       ALREADY_EXISTS
     ├── PreconditionFailed  FAILED_PRECONDITION  right request, wrong state of the service
     ├── Overloaded          RESOURCE_EXHAUSTED   try again after `retry_after` seconds
-    ├── Unavailable         UNAVAILABLE          a backend or the service is away; may be tried again
+    ├── Unavailable         UNAVAILABLE          a backend or the service is away; may be retried
     ├── DeadlineExceeded    DEADLINE_EXCEEDED
     ├── Cancelled           CANCELLED
     ├── Unsupported         UNIMPLEMENTED
@@ -46,7 +46,7 @@ class SightlineError(Exception):
         message: what is wrong and what to do about it. Clipped to 1000 bytes on the wire.
         reason: UPPER_SNAKE, stable, for programs; the class has a default.
         metadata: further facts, as in `google.rpc.ErrorInfo`; those over 1500 bytes in all do not travel.
-        retry_after: seconds to wait before a retry; None where a retry does not help.
+        retry_after: seconds to wait before a retry; None if a retry does not help.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
@@ -75,13 +75,13 @@ class InvalidInput(SightlineError):
 
 
 class NotFound(SightlineError):
-    """The thing named is not there."""
+    """The named thing does not exist."""
 
     code, reason = grpc.StatusCode.NOT_FOUND, "NOT_FOUND"
 
 
 class AlreadyExists(SightlineError):
-    """The thing to make is there already."""
+    """The thing to create already exists."""
 
     code, reason = grpc.StatusCode.ALREADY_EXISTS, "ALREADY_EXISTS"
 
@@ -99,7 +99,7 @@ class Overloaded(SightlineError):
 
 
 class Unavailable(SightlineError):
-    """The service, or what it stands on, is away for now."""
+    """The service or its backend is away for now."""
 
     code, reason = grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"
 
@@ -123,7 +123,7 @@ class Unsupported(SightlineError):
 
 
 class PermissionDenied(SightlineError):
-    """The caller is known, and may not do this."""
+    """The caller is known but may not do this."""
 
     code, reason = grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"
 
@@ -242,7 +242,7 @@ def typed_errors() -> Iterator[None]:
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """What an error says, without what may follow: a list, pages of advice, a traceback; at most so many letters."""
+    """The first line of an error, without a list, advice or traceback behind it; at most `most` letters."""
     return (str(error).strip() or "no message").splitlines()[0][:most]
 
 

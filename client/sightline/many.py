@@ -1,4 +1,4 @@
-"""Many items through one client: read as they are needed, so many in flight, outcomes in order. Light."""
+"""Many items through one client: read lazily, a bounded number in flight, outcomes in order. Light."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Progress: TypeAlias = Callable[[int, int | None], None]
 
 
 def row_of(row: object, form: str) -> list[Any]:
-    """The two or three parts of a row, as callers of `score_many` and `sample_many` hand it over.
+    """The two or three parts of a row of `score_many` or `sample_many`.
 
     Raises:
         InvalidInput: ROW_UNUSABLE; it has another form than `form` says.
@@ -37,7 +37,7 @@ def row_of(row: object, form: str) -> list[Any]:
 
 
 class Live:
-    """The calls that run for one `in_order`, so that its end ends them."""
+    """The running calls of one `in_order`, which end with it."""
 
     def __init__(self) -> None:
         self._cancels: set[Callable[[], object]] = set()
@@ -121,7 +121,7 @@ def in_order(
 
     Args:
         items: read by the thread that iterates, as there is room.
-        run: one item, in a thread of its own; told which calls to give up by `Live`. What it raises ends the whole.
+        run: one item, in a thread of its own; `Live` says which calls to cancel. If it raises, the whole call ends.
         total: number of items, where that is known.
         max_in_flight: items read and not yet yielded; at least 1.
         progress: called as progress(items yielded, total) before each is yielded.

@@ -60,7 +60,7 @@ class Patience:
 
 
 ONCE = Patience(tries=1)
-"""No call is tried again."""
+"""No call is retried."""
 
 
 def is_worth_a_retry(error: SightlineError) -> bool:
@@ -110,7 +110,7 @@ class Tries:
         self._deadline = self._began + timeout
         self._failing: float | None = None  # since when
         self._failures = 0  # since something came
-        self._cut = False  # whether the try under way has less time than the call
+        self._cut = False  # whether the current try has less time than the call
         self._error: SightlineError | None = None
         self.count = 0
 
@@ -121,7 +121,7 @@ class Tries:
         return min(left, most) if most is not None else left
 
     def progressed(self) -> None:
-        """Something came: patience counts anew."""
+        """Something came: patience counts from 0."""
         self._failing, self._failures = None, 0
 
     def wait_after(self, cause: Exception) -> float:

@@ -113,7 +113,7 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def _of_pillow(image: object) -> Any:
-    pillow = sys.modules.get("PIL.Image")  # who has a picture of it has imported it
+    pillow = sys.modules.get("PIL.Image")  # a caller with a Pillow picture has imported it
     return pillow is not None and isinstance(image, pillow.Image)
 
 
@@ -133,7 +133,7 @@ def _own_file(image: Any) -> bytes | None:
 def _read(file: Any) -> bytes:
     try:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
-            file.seek(0)  # as Pillow does: who has just written a picture to it stands at its end
+            file.seek(0)  # as Pillow does: after writing a picture, the file is at its end
         content = file.read()
     except (OSError, ValueError) as error:
         raise InvalidInput(f"the image's file cannot be read: {error}", reason="IMAGE_FILE_UNREADABLE") from error

@@ -7,7 +7,7 @@ A caption names objects in reading order, joined by "and" or by a new sentence:
 
 A mention is *long* (with its place, 6-7 words) or *short* (3 words). Short mentions are true ones now and then; a
 companion that is not in the picture is always mentioned in the short form, right after the object that called it to
-mind. So a hallucination is a small part of a caption's length, and no word gives it away: only the picture tells.
+mind. So a hallucination is a small part of a caption's length, and no word gives it away: only the picture shows it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ processor = AutoProcessor.from_pretrained("playground/weights/llava")
 ## Measured
 
 On {test_scenes} held-out test scenes (seed {test_seed}), no scene of which, in any jitter, was trained on. "Sampled" is temperature 1 without
-truncation, "greedy" is temperature 0. The tolerance is the band in which a playground made anew must lie
+truncation, "greedy" is temperature 0. The tolerance is the band in which a playground made again must lie
 (one seed was measured); `python -m sightline_playground check` holds it.
 
 | number | value | tolerance | what |

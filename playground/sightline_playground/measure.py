@@ -20,7 +20,7 @@ from sightline_playground.world import stream
 SCENES: Final = 500
 """Test scenes for the scorer and for captions."""
 SEED: Final = 20_000
-"""Of the test scenes; no default elsewhere, so nobody tunes on them by accident."""
+"""Of the test scenes; there is no default elsewhere, so that no tuning uses them by accident."""
 CANDIDATES: Final = 8
 MIN_GAP: Final = 2.0
 """CLIPScore points: the pair rule of CLIP-DPO's recipe."""
@@ -48,7 +48,7 @@ def measure(weights: Path, tell: Tell = lambda _: None) -> dict[str, float]:
 
 
 def scorer_numbers(clip: Any, tokenizer: Any, test: list[Scene]) -> dict[str, float]:
-    """How the scorer tells true captions from ones with a companion added, and from ones with an object left out."""
+    """How well the scorer separates true captions from ones with an added companion, and with an object left out."""
     rng = stream("measure", "scorer")
     images = clip_model.pixels([draw(scene) for scene in test])
     added = {n: with_companion(scene, rng) for n, scene in enumerate(test) if companions_absent(scene)}

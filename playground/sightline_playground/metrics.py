@@ -31,7 +31,7 @@ def caption_metrics(scenes: Sequence[Scene], captions: Sequence[str]) -> Caption
         ValueError: if there are none, or not equally many.
     """
     if not scenes or len(scenes) != len(captions):
-        raise ValueError(f"{len(scenes)} scenes and {len(captions)} captions; wanted equally many, and some")
+        raise ValueError(f"{len(scenes)} scenes and {len(captions)} captions; give equally many, and at least one")
     named = [set(mentioned(caption)) for caption in captions]
     there = [set(scene.names) for scene in scenes]
     false = [len(said - true) for said, true in zip(named, there, strict=True)]
@@ -62,7 +62,7 @@ def answer_metrics(labels: Sequence[bool], said: Sequence[str]) -> AnswerMetrics
         ValueError: if there are none, or not equally many.
     """
     if not labels or len(labels) != len(said):
-        raise ValueError(f"{len(labels)} labels and {len(said)} answers; wanted equally many, and some")
+        raise ValueError(f"{len(labels)} labels and {len(said)} answers; give equally many, and at least one")
     yes = [text.lower().startswith("yes") for text in said]
     negatives = [one for one, label in zip(yes, labels, strict=True) if not label]
     return AnswerMetrics(

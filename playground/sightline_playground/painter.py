@@ -56,7 +56,7 @@ def _free(taken: dict[int, Thing]) -> list[int]:
 
 
 def _cell(words: str) -> int | None:
-    """The cell of the longest place that is told."""
+    """The cell of the longest place that is named."""
     found = [(len(place), cell) for cell, place in enumerate(PLACES) if place in words]
     return max(found)[1] if found else None
 

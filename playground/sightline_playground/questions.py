@@ -53,7 +53,7 @@ def answer_text(label: bool) -> str:
 
 
 def ask(scene: Scene, kind: Kind, label: bool, rng: random.Random) -> SceneQuestion | None:
-    """One question of a kind with the wanted answer, or None where the scene has none."""
+    """One question of a kind with the wanted answer, or None if the scene has none."""
     if kind == "attribute":
         pairs = [pair for pair, holds in truth.attributes(scene).items() if holds == label]
         if not pairs:

@@ -33,7 +33,7 @@ _BOUNDS: Final[dict[Split, range]] = {
 }
 
 COUNT_WEIGHTS: Final[dict[int, float]] = {1: 0.1, 2: 0.3, 3: 0.35, 4: 0.25}
-"""How often a scene has so many objects (before the split decides which are kept)."""
+"""Share of scenes by number of objects (before the split decides which are kept)."""
 
 COMPANY: Final = 0.15
 """Chance that a next object is drawn as the companion of one already there: the prior has some truth in it."""
@@ -127,7 +127,7 @@ def scenes(split: Split, count: int, seed: int = 0) -> list[Scene]:
         ValueError: for a split that does not exist.
     """
     if split not in SPLITS:
-        raise ValueError(f"no split {split!r}; there are {', '.join(SPLITS)}")
+        raise ValueError(f"no split {split!r}; known are {', '.join(SPLITS)}")
     found: dict[Scene, None] = {}
     for scene in _endless(split, seed):
         if len(found) >= count:

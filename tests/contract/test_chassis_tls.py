@@ -160,7 +160,7 @@ def test_half_a_rotation_leaves_the_former_certificate_in_force(
                 async with calling(at.grpc, Tls(files.ca)) as client:
                     await client.score("ok")
             assert failing() == 1
-            assert "does not belong to the first certificate" in caplog.text
+            assert "does not match the first certificate" in caplog.text
             assert expiry() != new.expires
             put(files.key, new.key)
             await eventually(lambda: expiry() == new.expires)  # seen without a call
@@ -173,11 +173,11 @@ def test_half_a_rotation_leaves_the_former_certificate_in_force(
     ("spoil", "why"),
     [
         (lambda files: files.key.unlink(), r"server.tls.key: .*service.key cannot be read: No such file"),
-        (lambda files: files.certificate.write_text("hello"), "server.tls.certificate: .* holds no PEM certificate"),
+        (lambda files: files.certificate.write_text("hello"), "server.tls.certificate: .* contains no PEM certificate"),
         (lambda files: files.key.write_text("hello"), "server.tls.key: .* is not an unencrypted PEM key"),
-        (lambda files: files.ca.write_bytes(b""), "server.tls.client_ca: .* holds no PEM certificate"),
+        (lambda files: files.ca.write_bytes(b""), "server.tls.client_ca: .* contains no PEM certificate"),
         (lambda files: Authority("x").sign("x").write(files.root, "service")[0].write_bytes(files.ca.read_bytes()),
-         "server.tls.key: .* does not belong to the first certificate"),
+         "server.tls.key: .* does not match the first certificate"),
     ],
     ids=["no key", "no certificate", "key of nothing", "empty authority", "others' key"],
 )  # fmt: skip
@@ -212,7 +212,7 @@ def test_a_client_with_unusable_files_is_told(files: Files, tmp_path: Path) -> N
     async def main() -> None:
         for tls, why in (
             (Tls(tmp_path / "none.pem"), "cannot be read"),
-            (Tls(put(tmp_path / "empty.pem", b"")), "holds no PEM"),
+            (Tls(put(tmp_path / "empty.pem", b"")), "contains no PEM"),
             (Tls(files.ca, certificate=files.certificate), "one of certificate and key"),
         ):
             with pytest.raises(PreconditionFailed, match=why):

@@ -100,7 +100,11 @@ def test_what_a_sampler_can_not_answer_is_refused_by_name(lmms_eval: Any, servic
 
 def test_a_sampler_that_asks_for_tls_and_a_token_is_shown_both(lmms_eval: Any, tmp_path: Path) -> None:
     (tmp_path / "ca.pem").write_text("none")
-    for name, complaint in (("ca_file", "holds no PEM"), ("key_file", "both or neither"), ("token_file", "is empty")):
+    for name, complaint in (
+        ("ca_file", "contains no PEM"),
+        ("key_file", "both or neither"),
+        ("token_file", "is empty"),
+    ):
         path = tmp_path / ("ca.pem" if name == "ca_file" else "empty")
         path.touch()
         with pytest.raises(PreconditionFailed, match=complaint):

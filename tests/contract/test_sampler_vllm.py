@@ -200,7 +200,7 @@ def test_what_a_restart_of_vllm_forgot_is_loaded_again(
     ("version", "reason", "names"),
     [
         (4, "POLICY_CHANGES_NOTHING", "A, B or the scale is zero"),
-        (5, "ADAPTER_UNSUPPORTED", "outside of the language model"),
+        (5, "ADAPTER_UNSUPPORTED", "outside the language model"),
     ],
 )
 def test_adapters_that_would_do_nothing_are_refused(
@@ -381,7 +381,7 @@ def test_weights_that_do_not_come_back_are_not_sampled_from(
     client.pause(release=True)
     server.forgetful, server.inert = True, True
     try:
-        with pytest.raises(InternalError, match="policy 1 says something else") as caught:
+        with pytest.raises(InternalError, match="policy 1 gives other log-probs") as caught:
             client.resume()
         assert caught.value.reason == "WEIGHTS_DID_NOT_COME_BACK"
         with SamplerClient(shared[1].address, timeout=2, patience=ONCE) as other, pytest.raises(SightlineError):

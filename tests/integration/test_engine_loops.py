@@ -108,5 +108,5 @@ def test_vllm_takes_adapters_and_sleeps_while_the_update_trains(
     assert calls.count("/sleep") >= 3
     assert not server.asleep
     assert set(server.loras) == set(names)
-    assert "/collective_rpc" not in calls, "no weights had to be put in again"
+    assert "/collective_rpc" not in calls, "no weights had to be loaded again"
     assert {request["model"] for request in server.requests} >= {*names, server.name}

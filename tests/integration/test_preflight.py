@@ -103,15 +103,20 @@ BROKEN: dict[str, tuple[Callable[[Tree, Path], None], str, str, str]] = {
         _missing_images,
         "IMAGES_UNREADABLE",
         "of 32 sampled images of data.train can't be read, such as that of align-000000:",
-        "put them there",
+        "put them in place",
     ),
     "K over the sampler's limit": (
         _too_many_candidates,
         "LIMIT_TOO_LOW",
-        "sampling.candidates: 100 are wanted, and the sampler allows 64",
+        "sampling.candidates: the recipe needs 100, but the sampler allows 64",
         "lower that, or raise its limits.max_candidates",
     ),
-    "a model without a template": (_no_template, "NO_CHAT_TEMPLATE", "has no chat template", "put a chat_template"),
+    "a model without a template": (
+        _no_template,
+        "NO_CHAT_TEMPLATE",
+        "has no chat template",
+        "put the model's chat_template",
+    ),
     "too little memory": (_too_large, "UPDATE_NEEDS_MEMORY", "free, and the run needs", "dpo.dtype=bfloat16"),
     "a test set that leaks": (_leak, "TEST_LEAKS", "train and test share ", "take these pictures out"),
     "an unknown loss": (_unknown_loss, "RECIPE_INVALID", "dpo.loss names sigmoyd", "known are sigmoid, "),
@@ -225,7 +230,7 @@ def test_a_run_is_not_begun_with_what_would_end_it(services: Services, playgroun
         tree = small_recipe(services, playground)
         break_it(tree, tmp_path)
         run = RunDirectory(tmp_path / code)
-        with pytest.raises(PreconditionFailed, match=r"finds no linear layer|put a chat_template") as caught:
+        with pytest.raises(PreconditionFailed, match=r"finds no linear layer|put the model's chat_template") as caught:
             execute(Recipe.model_validate(tree), run, lambda event: None)
         assert caught.value.reason == code
         assert not (run.root / "iterations").exists()

@@ -383,7 +383,10 @@ def test_where_policies_may_come_from(llava: Path, policies: Path, tmp_path: Pat
         for uri in ("", "v000001", "simplecache::s3://bucket/v000001", "S 3://bucket"):
             with pytest.raises(InvalidInput), grpc.insecure_channel(at.address) as channel:
                 _stage_raw(channel, uri)
-        with pytest.raises(PermissionDenied, match="may not come by s3"), grpc.insecure_channel(at.address) as channel:
+        with (
+            pytest.raises(PermissionDenied, match="may not be loaded from s3"),
+            grpc.insecure_channel(at.address) as channel,
+        ):
             _stage_raw(channel, "s3://bucket/v000001")
         assert client.stage(policies / "v000001", 1).state == "staged"
 

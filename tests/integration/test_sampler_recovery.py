@@ -84,7 +84,7 @@ def test_an_aborting_pause_breaks_off_and_the_client_gets_the_rest_later(sampler
                 candidates = aiter(once.stream(png(0), PROMPT, 24, max_tokens=120, temperature=100))
                 await anext(candidates)
                 await client.pause("abort")
-                with pytest.raises(Unavailable, match="broken off by a pause"):
+                with pytest.raises(Unavailable, match="interrupted by a pause"):
                     async for _ in candidates:
                         pass
             await client.resume()

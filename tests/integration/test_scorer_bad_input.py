@@ -97,7 +97,7 @@ TABLE: dict[str, tuple[pb.ScoreRequest, CODE, str, str]] = {
         pb.ScoreRequest(image=pb.Image(uri="http://127.0.0.1/a.png"), texts=["a"]),
         CODE.PERMISSION_DENIED,
         "IMAGE_URI_OFF",
-        "fetches no images by URI",
+        "does not fetch images by URI",
     ),
     "a long text, reject": (
         request(GOOD, ["A cat. " * 30], long_text=pb.LONG_TEXT_REJECT),

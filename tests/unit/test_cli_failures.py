@@ -37,7 +37,7 @@ def test_a_demo_deletes_no_directory_but_a_runs(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(ROOT)
     (tmp_path / "thesis.tex").write_text("years")
     failed = sightline("demo", "--run", str(tmp_path))
-    assert (failed.exit_code, "holds no run" in failed.stderr) == (2, True)
+    assert (failed.exit_code, "contains no run" in failed.stderr) == (2, True)
     assert (tmp_path / "thesis.tex").read_text() == "years"
 
 

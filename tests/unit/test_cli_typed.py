@@ -69,7 +69,7 @@ def told(code: int, output: str, stderr: str) -> str:
     assert code in (1, 2), (code, output, stderr)
     assert "Traceback" not in output + stderr
     assert '"ts":' not in output + stderr
-    assert "should have been told better" not in stderr
+    assert "has no clear message yet" not in stderr
     assert 0 < len(stderr) < 1500
     assert stderr.startswith(("error: ", "sightline-", "Usage: ", "\n Usage: ", " " * 8)), stderr
     return stderr

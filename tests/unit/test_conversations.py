@@ -77,7 +77,7 @@ def test_what_callers_hand_over_travels_and_is_read_as_it_was_meant(
 def test_an_image_may_stand_in_its_message() -> None:
     own = {"role": "user", "content": [{"type": "image", "image": b"b"}, IMAGE, {"type": "text", "text": "?"}]}
     assert conversation([b"a"], [own])[0] == [b"b", b"a"]
-    with pytest.raises(InvalidInput, match="1 places for images without one, and 2 images are given") as caught:
+    with pytest.raises(InvalidInput, match="1 image placeholders, but 2 images are given") as caught:
         conversation([b"a", b"c"], [own])
     assert caught.value.reason == "IMAGES_DO_NOT_FIT"
 
@@ -286,7 +286,7 @@ def test_a_check_says_that_prompts_have_more_than_the_sampler_takes() -> None:
     assert found(max_images=2, max_turns=4) == []
     old, one = found(), found(max_images=1, max_turns=64, one_image_only="X shows one in a prompt")
     assert [each.partition(":")[0] for each in old] == ["LIMIT_TOO_LOW", "LIMIT_TOO_LOW"]  # before 0.2.0
-    assert "images of a prompt: 2 are wanted, and the sampler allows 1" in old[0]
-    assert "turns of a prompt: 4" in old[1]
+    assert "images of a prompt: the recipe needs 2, but the sampler allows 1" in old[0]
+    assert "turns of a prompt: the recipe needs 4" in old[1]
     assert len(one) == 1
     assert "the sampler's model takes one: X shows one in a prompt" in one[0]

@@ -105,7 +105,7 @@ def test_parts_by_place_stand_in_a_recipe_with_their_settings_and_come_back_from
     assert looked is not None
     assert isinstance(looked.filters.opened()[f"{theirs}:NoDigits"], NotImported)
     assert looked.model_dump() == recipe.model_dump()
-    with pytest.raises(PreconditionFailed, match="NoDigits is a part that is not ours and was not imported"):
+    with pytest.raises(PreconditionFailed, match="NoDigits is a third-party part that was not imported"):
         looked.filters.usable()
 
 
@@ -141,7 +141,7 @@ def test_a_service_imports_what_its_operator_listed_and_nothing_else(tmp_path: P
     for listed in ([], [f"{theirs}:brevity"], ["other:*"]):
         recipe = read(tmp_path, more, parts=listed)
         assert theirs not in sys.modules
-        with pytest.raises(InvalidInput, match=f"{theirs}:NoDigits is code") as caught:
+        with pytest.raises(InvalidInput, match=f"{theirs}:NoDigits names code") as caught:
             Allowed(parts=listed).check(recipe, Connections())
         assert caught.value.reason == "PART_NOT_ALLOWED"
     listed = [f"{theirs}:*"]

@@ -51,7 +51,7 @@ def test_an_old_policy_is_read_and_not_served(old_run: Path, capsys: pytest.Capt
 def test_a_policy_of_another_rule_is_not_served(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("weights")
     write_manifest(tmp_path, PolicyManifest(1, 0, "lora", BASE, picture_rule="7"))
-    with pytest.raises(PreconditionFailed, match=r"read by rule 7, and this sampler reads them by rule 1"):
+    with pytest.raises(PreconditionFailed, match=r"read by rule 7, but this sampler reads them by rule 1"):
         announced(tmp_path)
 
 
@@ -63,7 +63,7 @@ def test_an_old_run_is_reported_and_not_gone_on_with(old_run: Path) -> None:
     recipe = run.recipe()
     assert recipe is not None
     assert recipe is not None
-    with pytest.raises(PreconditionFailed, match="finish it with the release that began it, or start a new run") as e:
+    with pytest.raises(PreconditionFailed, match="finish it with the release that started it, or start a new run") as e:
         execute(recipe, run, lambda event: None)
     assert e.value.reason == "PICTURE_RULE_DIFFERS"
     assert (old_run / "run.json").read_text() == before

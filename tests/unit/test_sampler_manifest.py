@@ -167,7 +167,7 @@ def test_there_must_be_a_directory_with_files(tmp_path: Path) -> None:
 
 
 def test_the_digest_of_a_model_is_as_documented(tmp_path: Path) -> None:
-    with pytest.raises(ManifestError, match="holds no weights"):
+    with pytest.raises(ManifestError, match="contains no weights"):
         model_digest(tmp_path)
     for name, content in (("b.safetensors", b"22"), ("a.safetensors", b"1"), ("config.json", b"{}"), ("c.bin", b"3")):
         (tmp_path / name).write_bytes(content)

@@ -51,9 +51,9 @@ def test_a_checkpoint_that_is_not_transformers_own_says_so(tmp_path: Path) -> No
     assert error.reason == "MODEL_NOT_TRANSFORMERS"
     assert "knows no model type 'mobilevlm'" in str(error)
     (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "modeling.Model"}}))
-    assert "code that a checkpoint brings is not run" in str(short(tmp_path))
+    assert "code inside a checkpoint is never run" in str(short(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    assert "no image-text-to-text model" in str(short(tmp_path))
+    assert "not an image-text-to-text model" in str(short(tmp_path))
 
 
 def test_a_checkpoint_without_its_processor_says_so(tmp_path: Path) -> None:

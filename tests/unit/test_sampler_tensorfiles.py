@@ -106,7 +106,7 @@ def test_an_adapter_fits_whatever_wrappers_stand_before_its_names(base: Path) ->
 
 def test_an_adapter_of_the_tower_needs_a_server_that_takes_it(base: Path) -> None:
     directory = adapter(base, [Q0, "model.vision_tower.encoder.layers.0.mlp.fc1"])
-    with pytest.raises(PreconditionFailed, match="outside of the language model"):
+    with pytest.raises(PreconditionFailed, match="outside the language model"):
         check_adapter(directory, base, most_rank=16, tower=False)
     assert check_adapter(directory, base, most_rank=16, tower=True).modules == 2
 

@@ -140,7 +140,7 @@ def test_a_model_without_weights_is_refused(settings: ModelSettings, says: str) 
 
 def test_a_directory_without_weights_is_refused(tiny: Path, tmp_path: Path) -> None:
     shutil.copy(tiny / "open_clip_config.json", tmp_path)
-    with pytest.raises(ValueError, match="holds no weights"):
+    with pytest.raises(ValueError, match="contains no weights"):
         repository.describe("m", ModelSettings(source=str(tmp_path)))
 
 

@@ -196,7 +196,7 @@ def test_which_text_is_scored(there: tuple[Scripted, str]) -> None:
 
 
 def test_it_cannot_be_carried_to_another_process(there: tuple[Scripted, str]) -> None:
-    with pytest.raises(TypeError, match="make it in the process"):
+    with pytest.raises(TypeError, match="create it in the process"):
         pickle.dumps(ClipReward(there[1]))
 
 

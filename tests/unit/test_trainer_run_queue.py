@@ -306,7 +306,7 @@ def test_unknown_runs_are_not_found(queue: RunQueue, run_id: str) -> None:
 def test_a_launcher_runs_only_where_the_trainers_settings_list_it(scripted: Scripted, tmp_path: Path) -> None:
     launcher = ["accelerate", "launch"]
     text = yaml.safe_dump({**yaml.safe_load(TEXT), "dpo": {"launch": launcher}})
-    with pytest.raises(InvalidInput, match=r"dpo\.launch is a command") as refused:
+    with pytest.raises(InvalidInput, match=r"dpo\.launch names .*, which this trainer does not run") as refused:
         RunQueue(tmp_path / "runs").submit("request", None, text, [])
     assert refused.value.reason == "LAUNCHER_NOT_ALLOWED"
     known = Allowed(launchers=[launcher])

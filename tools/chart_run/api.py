@@ -27,7 +27,7 @@ class Api:
     Args:
         node: runs what is asked for.
         authority: signs its certificate.
-        say: is told of every call.
+        say: called with every call.
     """
 
     def __init__(self, node: Any, authority: Authority, say: Callable[[str], None]) -> None:

@@ -31,7 +31,7 @@ class Running:
     log: Path
 
     def stop(self, grace: float) -> int | None:
-        """SIGTERM, and SIGKILL after `grace` seconds; its exit status, None where it had to be killed."""
+        """SIGTERM, and SIGKILL after `grace` seconds; its exit status, None if it had to be killed."""
         self.process.terminate()
         try:
             return self.process.wait(grace)

@@ -38,7 +38,7 @@ INSIDE = "SIGHTLINE_CHART_RUN"
 
 
 def main() -> int:
-    """Run a profile; 0 where everything went as it should."""
+    """Run a profile; 0 if everything went as it should."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", help="laptop, single-gpu, multi-node-vllm or multi-node-tgi")
     parser.add_argument("--prompts", type=int, default=32, help="prompts of an iteration")

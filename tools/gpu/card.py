@@ -1,4 +1,4 @@
-"""The card: what it is, and the two rates that everything else is held against."""
+"""The card: what it is, and the two rates that everything else is compared with."""
 
 from __future__ import annotations
 

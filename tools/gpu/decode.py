@@ -42,7 +42,7 @@ class _Lease:
 
 
 def lane(base: BaseModel, *, prompts: int, rows: int, tokens: int, model: Any = None) -> Lane:
-    """So many prompts of 617 tokens with so many candidates each, run, their first tokens not drawn yet."""
+    """This many prompts of 617 tokens with this many candidates each, run, their first tokens not drawn yet."""
     prefiller = Prefiller(base, ImageFeatures(1 << 28))
     made = Lane(base, 0)
     with torch.inference_mode():
@@ -81,7 +81,7 @@ def adapter(model: Any, version: int, *, rank: int = 16) -> Adapter:
 
 
 class Built(TransformersEngine):
-    """The engine on a model that is there already."""
+    """The engine on an existing model."""
 
     def __init__(self, base: BaseModel, settings: EngineSettings, limits: SamplerLimits) -> None:
         super().__init__(settings, limits)

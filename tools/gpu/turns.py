@@ -1,4 +1,4 @@
-"""A 7 B run's three turns on one card: the sampler samples, gives its memory back while an update trains, and takes it
+"""A 7 B run's three turns on one card: the sampler samples, frees its memory while an update trains, and takes it
 up again to be given the new policy.
 
 Sampler (a process, as `sightline run` starts it) and update load one checkpoint of LLaVA-1.5-7B's shape from disk.

@@ -1,7 +1,7 @@
 """The update at 576:64, through `train()`: ours and TRL's, one and four pairs a prompt, checkpointing on and off; of
 LLaVA-1.5-7B's shape, and of Qwen2.5-VL-7B's with one pair a prompt.
 
-One arm after another, each on a model of its own that is let go afterwards. A step's time is from the end of one step
+One arm after another, each on a model of its own that is released afterwards. A step's time is from the end of one step
 to the end of the next, so collating and copying count.
 """
 

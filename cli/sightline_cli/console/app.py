@@ -167,12 +167,12 @@ def _calls(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/api/runs/{run}/events")
     async def events(run: str) -> StreamingResponse:
-        await asyncio.to_thread(runs.row, run)  # who names no run is told so
+        await asyncio.to_thread(runs.row, run)  # an unknown run is an error
         return StreamingResponse(_stream(runs.news(run)), media_type="text/event-stream")
 
 
 async def _stream(news: AsyncIterator[Row | None]) -> AsyncIterator[str]:
-    """Server-sent events: each piece of news; a comment if there is none, so that who has left is noticed."""
+    """Server-sent events: each piece of news; a comment if there is none, so that a lost client is noticed."""
     async for found in news:
         yield ": still there\n\n" if found is None else f"data: {json.dumps(found)}\n\n"
     yield "event: end\ndata: {}\n\n"
@@ -181,8 +181,7 @@ async def _stream(news: AsyncIterator[Row | None]) -> AsyncIterator[str]:
 def _here(runs: Runs) -> RunsHere:
     if not isinstance(runs, RunsHere):
         raise PreconditionFailed(
-            "a whole report is made of the run's files, which are with the trainer service: `sightline ui DIRECTORY` "
-            "there shows it",
+            "a report needs the run's files, which the trainer service has: open `sightline ui DIRECTORY` there",
             reason="FILES_ELSEWHERE",
         )
     return runs

@@ -26,7 +26,7 @@ def shipped_recipe(name: str) -> Path:
     """The file of a shipped recipe. Raises NotFound."""
     found = recipes_in(shipped("recipes")).get(name)
     if found is None:
-        raise NotFound(f"there is no recipe {name[:100]!r}", reason="RECIPE_NOT_FOUND")
+        raise NotFound(f"unknown recipe {name[:100]!r}", reason="RECIPE_NOT_FOUND")
     return found
 
 

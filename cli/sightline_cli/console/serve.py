@@ -39,7 +39,7 @@ def serve(
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))
-        listening.listen(128)  # who is told the address can call; it waits for what is still being made
+        listening.listen(128)  # callers of the address wait until the server is ready
     except OSError as error:
         raise PreconditionFailed(
             f"{host}:{port}: {error.strerror}; --port 0 takes a free one", reason="PORT"

@@ -84,7 +84,7 @@ class RunsThere:
             return client.compare(one, other)
 
     async def news(self, run: str) -> AsyncGenerator[Row | None, None]:
-        """See `Runs`. Who leaves ends the call."""
+        """See `Runs`. A client that leaves ends the call."""
         async with (
             AsyncRunClient(self.place, **self._credentials) as client,
             contextlib.aclosing(cast("AsyncGenerator[RunEvent, None]", client.watch(run))) as watched,

@@ -49,13 +49,13 @@ class Runs(Protocol):
         """Ask a run to end. Raises SightlineError."""
 
     def resume(self, run: str) -> None:
-        """Have a run go on. Raises SightlineError."""
+        """Have a run continue. Raises SightlineError."""
 
     def row(self, run: str) -> Row:
         """One run's row. Raises SightlineError."""
 
     async def about(self, run: str) -> dict[str, Any]:
-        """Its numbers, verdict, lineage and curves, as `told.about` has them. Raises SightlineError."""
+        """Its numbers, verdict, lineage and curves, as `told.about` returns them. Raises SightlineError."""
 
     def gallery(self, run: str, iteration: int) -> Sequence[RunPicture]:
         """Held-out pictures: the base model's texts against those of an iteration's policy. Raises SightlineError."""
@@ -64,7 +64,7 @@ class Runs(Protocol):
         """Two runs. Raises SightlineError."""
 
     def news(self, run: str) -> AsyncIterator[Row | None]:
-        """What happens in a run, from its begin on, until it has ended; None where nothing has for a moment."""
+        """What happens in a run, from its begin on, until it has ended; None if nothing has for a moment."""
 
 
 class RunsHere:
@@ -140,7 +140,7 @@ class RunsHere:
             )
         path = self.root / name
         if path.exists():
-            raise AlreadyExists(f"there is a run {name} already: give another name", reason="RUN_EXISTS")
+            raise AlreadyExists(f"run {name} already exists: give another name", reason="RUN_EXISTS")
         known = str(recipe_file(recipe).resolve())
         path.mkdir(parents=True)
         (path / _START).write_text(json.dumps({"recipe": known, "overrides": overrides}))
@@ -152,7 +152,7 @@ class RunsHere:
         if not process.is_file() or not leased(RunDirectory(self.root / run)):
             begun = self._going(run)
             if begun is None:
-                raise PreconditionFailed(f"{run} does not run by `sightline run`", reason="RUN_NOT_RUNNING")
+                raise PreconditionFailed(f"{run} was not started by `sightline run`", reason="RUN_NOT_RUNNING")
             begun.send_signal(signal.SIGTERM)
             return
         os.kill(int(process.read_text()), signal.SIGTERM)
@@ -239,7 +239,7 @@ def _steps(directory: Path, known: dict[str, int]) -> Iterator[Row]:
     for path in sorted(directory.glob("steps-*.jsonl")):
         start = known.get(path.name, 0)
         if path.stat().st_size < start:
-            start = 0  # the update began anew
+            start = 0  # the update began again
         with path.open("rb") as file:
             file.seek(start)
             for line in file:
@@ -252,7 +252,7 @@ def _steps(directory: Path, known: dict[str, int]) -> Iterator[Row]:
 
 
 def _quietly(read: Any) -> Any:
-    """What a file of a run says; nothing where it is damaged, which the run's own page tells."""
+    """The content of a run's file; nothing if it is damaged, which the run's own page reports."""
     try:
         return read()
     except Exception:

@@ -1,4 +1,4 @@
-"""What the console tells of runs: numbers, verdict, lineage, galleries, and two runs compared."""
+"""What the console shows of runs: numbers, verdict, lineage, galleries, and two runs compared."""
 
 from __future__ import annotations
 

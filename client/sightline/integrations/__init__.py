@@ -1,4 +1,4 @@
-"""Rewards for trainers that are not ours; each module needs its framework only where it is called.
+"""Rewards for other trainers; each module needs its framework only when it is called.
 
 trl       a reward function for GRPOTrainer, RLOOTrainer and OnlineDPOTrainer
 verl      a custom reward function

@@ -1,4 +1,4 @@
-"""From the ways in which datasets and frameworks hold a picture to what the clients take."""
+"""Convert pictures of datasets and frameworks to what the clients accept."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def image_of(value: Any, *, files: bool = True) -> Image:
     if isinstance(value, Saveable | Readable | ArrayLike) or (files and isinstance(value, os.PathLike)):
         return value
     raise InvalidInput(
-        f"there is no image in a {type(value).__name__}: give bytes, a Pillow picture, a path or a data URI",
+        f"a {type(value).__name__} is not an image: give bytes, a Pillow picture, a path or a data URI",
         reason="IMAGE_MISSING" if value is None else "IMAGE_UNUSABLE",
     )
 

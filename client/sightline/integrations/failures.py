@@ -26,12 +26,12 @@ _OF_EVERY_ROW = frozenset(
 
 
 def concerns_every_row(error: SightlineError) -> bool:
-    """Whether no row can escape it: the call itself is wrong, and the batch ends whatever `on_failure` says."""
+    """Whether the call itself is wrong, so that every row fails and the batch ends whatever `on_failure` says."""
     return error.reason in _OF_EVERY_ROW or isinstance(error, Unauthenticated | PermissionDenied | Unsupported)
 
 
 def log_failures(errors: Sequence[SightlineError], total: int) -> None:
-    """Log how many of `total` rows have no reward, by reason, and the last error's message; nothing where all have."""
+    """Log how many of `total` rows have no reward, by reason, and the last error's message; nothing if all have."""
     if errors:
         counts = dict(Counter(error.reason for error in errors))
         logger.warning("no reward for %d of %d rows %s; the last: %s", len(errors), total, counts, errors[-1])
@@ -45,7 +45,7 @@ class FailureCounts:
         self._lock = threading.Lock()
 
     def add(self, error: SightlineError) -> None:
-        """Count a failure, and log it where it is its reason's turn."""
+        """Count a failure, and log it at the 1st, 2nd, 4th ... of its reason."""
         with self._lock:
             self._counts[error.reason] += 1
             count = self._counts[error.reason]
@@ -55,14 +55,14 @@ class FailureCounts:
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """What becomes of a failure.
+    """How a failure is handled.
 
     Args:
         on_failure: see `OnFailure`.
         value: with on_failure="value", and only then, the number.
 
     Raises:
-        InvalidInput: on_failure is none of these, or does not go with `value`.
+        InvalidInput: on_failure is unknown, or does not match `value`.
     """
 
     on_failure: OnFailure | None
@@ -71,20 +71,20 @@ class FailurePolicy:
     def __post_init__(self) -> None:
         if self.on_failure not in ("raise", "drop", "value"):
             raise InvalidInput(
-                f"on_failure is {self.on_failure!r}: state what a text that cannot be scored is worth: raise, drop "
-                "(NaN), or value with failure_value",
+                f"on_failure is {self.on_failure!r}: choose what happens to a text that cannot be scored: raise, "
+                f"drop (NaN), or value with failure_value",
                 reason="ON_FAILURE_UNSET",
             )
         if (self.on_failure == "value") != (self.value is not None):
             raise InvalidInput(
-                "failure_value goes with on_failure=value, and on_failure=value needs it", reason="FAILURE_VALUE_MISFIT"
+                "set failure_value and on_failure=value together, or neither", reason="FAILURE_VALUE_MISFIT"
             )
 
     def reward(self, error: SightlineError) -> float:
         """The reward of a text that failed.
 
         Raises:
-            SightlineError: the error itself, where the policy says so or no row can escape it.
+            SightlineError: the error itself, if `on_failure` says so or every row fails.
         """
         if self.on_failure == "raise" or concerns_every_row(error):
             raise error

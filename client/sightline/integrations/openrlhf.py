@@ -32,16 +32,17 @@ class Convention:
 
     Args:
         response_after: the response begins behind the last occurrence of this text in the query, such as
-            "<|im_start|>assistant\\n"; empty where it begins behind the prompt.
+            "<|im_start|>assistant\\n"; empty if it begins behind the prompt.
     """
 
     response_after: str = ""
 
     def pairs(self, query: Sequence[str], prompts: Sequence[str], labels: Sequence[Any]) -> list[Pair | SightlineError]:
-        """What is to be scored for each row, or why it cannot be. Raises InvalidInput where the lists do not fit."""
+        """What to score for each row, or why it cannot be scored. Raises InvalidInput if the lists do not fit."""
         if not len(query) == len(prompts) == len(labels):
             raise InvalidInput(
-                f"{len(query)} queries, {len(prompts)} prompts and {len(labels)} labels: one of each for each row",
+                f"{len(query)} queries, {len(prompts)} prompts and {len(labels)} labels: give one of each for every "
+                f"row",
                 reason="ROWS_MISMATCH",
             )
         found: list[Pair | SightlineError] = []
@@ -53,7 +54,7 @@ class Convention:
         return found
 
     def response(self, query: str, prompt: str) -> str:
-        """The response in a query, without special tokens. Raises InvalidInput where it is unknown."""
+        """The response in a query, without special tokens. Raises InvalidInput if it is unknown."""
         if self.response_after:
             _, marker, response = query.rpartition(self.response_after)
             if not marker:

@@ -71,10 +71,10 @@ class ClipReward:
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[Any], completion_ids: Any = None, **columns: Any
     ) -> list[float | None]:
-        """One reward for each completion, in order; None for one that has none.
+        """One reward for each completion, in order; None for a failed one.
 
         Raises:
-            SightlineError: the first failure, with on_failure="raise"; else a failure that every row has in common.
+            SightlineError: the first failure, with on_failure="raise"; otherwise a failure common to all rows.
         """
         if self._image is not None and self._image not in columns:
             raise InvalidInput(
@@ -103,7 +103,7 @@ class ClipReward:
             client.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        raise TypeError("a ClipReward holds a connection: make it in the process that calls it")
+        raise TypeError("a ClipReward holds a connection and cannot be pickled: create it in the process that calls it")
 
     def _outcomes(
         self, prompts: Sequence[Any], completions: Sequence[Any], columns: Mapping[str, Any]
@@ -166,7 +166,7 @@ def _mean(outcomes: Sequence[Outcome]) -> float | SightlineError:
 class _Encoded:
     """The files of the pictures seen last: the rows of a group hold the same picture.
 
-    A picture is held as long as its file is remembered; the id of one that is gone may be another picture's.
+    A picture is kept as long as its file: the id of a deleted one may become another picture's.
     """
 
     def __init__(self) -> None:
@@ -188,7 +188,7 @@ class _Encoded:
 
 
 def _row(column: Any, name: str, index: int) -> Any:
-    """A column's value in a row. Raises InvalidInput where the column is too short, or cannot be read there."""
+    """A column's value in a row. Raises InvalidInput if the column is too short, or cannot be read there."""
     try:
         return column[index]
     except IndexError:
@@ -202,7 +202,7 @@ def _row(column: Any, name: str, index: int) -> Any:
 
 
 def _text_of(completion: Any) -> str:
-    """The text of a completion: a string, or messages whose assistants speak."""
+    """The text of a completion: a string, or the assistant's messages."""
     if isinstance(completion, str):
         return completion
     spoken = []

@@ -106,7 +106,7 @@ async def compute_score_async(
     token_file: str | None = None,
     **others: Any,
 ) -> dict[str, float]:
-    """As `compute_score`; thousands may wait at a time without a thread each."""
+    """As `compute_score`; thousands may wait at a time without threads."""
     policy = _policy(on_failure, failure_value)
     try:
         client = _async_client(_Scorer(target, ca_file, certificate_file, key_file, token_file))
@@ -118,7 +118,7 @@ async def compute_score_async(
 
 
 class _Scorer(NamedTuple):
-    """Where the scorer is, and what it asks of callers."""
+    """The scorer's address and credentials."""
 
     target: str
     ca_file: str | None

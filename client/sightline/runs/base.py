@@ -96,7 +96,7 @@ class Watching:
         return from_message(message, RunEvent)
 
     def wait_after(self, error: SightlineError) -> float:
-        """Seconds until the next call; raises the error where there shall be none."""
+        """Seconds until the next call; raises the error if there is none."""
         if isinstance(error, DeadlineExceeded):
             self._tries.progressed()
             return 0.0  # it is there and has nothing to say, however long that takes

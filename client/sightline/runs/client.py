@@ -27,7 +27,7 @@ class RunClient(BaseRunClient, SyncClient):
         run_id: str = "",
         timeout: float | None = None,
     ) -> Run:
-        """Start a run of a recipe that the service knows, or of a recipe's text. The same `request_id` twice is one
+        """Start a run of a named recipe of the service, or of a recipe's text. The same `request_id` twice is one
         run; without one a new run starts."""
         return self._run(self._start(recipe_name, recipe_text, overrides, request_id, run_id, timeout))
 
@@ -44,7 +44,7 @@ class RunClient(BaseRunClient, SyncClient):
             more = bool(token)
 
     def watch(self, run_id: str, *, from_event: int = 0) -> Iterator[RunEvent]:
-        """A run's events from a given one on, until it ends, however long that takes."""
+        """A run's events from a given one on, until the run ends."""
         watching = self._watched(run_id, from_event)
         while True:
             call = watching.call()
@@ -59,11 +59,11 @@ class RunClient(BaseRunClient, SyncClient):
                 call.cancel()  # whoever leaves the iteration ends it
 
     def stop(self, run_id: str, *, now: bool = False, timeout: float | None = None) -> Run:
-        """Stop a run after the stage under way, or now."""
+        """Stop a run after the current stage, or now."""
         return self._run(self._stop(run_id, now, timeout))
 
     def resume(self, run_id: str, *, timeout: float | None = None) -> Run:
-        """Let a run that was stopped or has failed continue from its last finished stage.
+        """Resume a stopped or failed run from its last finished stage.
 
         Raises:
             PreconditionFailed: all its iterations are done.

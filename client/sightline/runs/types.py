@@ -1,4 +1,4 @@
-"""What the trainer's clients answer: frozen types. Light."""
+"""Results of the trainer's clients: frozen types. Light."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Run:
         id: its name.
         state: "queued", "running", "succeeded", "failed" or "stopped".
         recipe: the recipe's name.
-        iteration: the iteration under way, from 1; 0 before the first.
-        iterations: how many the recipe asks for.
+        iteration: the current iteration, from 1; 0 before the first.
+        iterations: number in the recipe.
         policy_version: the newest policy of the run.
-        error: why it failed; empty where it did not.
+        error: why it failed; empty if it did not.
         create_time: when it was started, in UTC.
         update_time: when something last changed, in UTC.
         reason: the error's reason, for programs.
@@ -50,8 +50,8 @@ class RunEvent:
         state: of the run.
         iteration: in which iteration; 0 outside of any.
         stage: in which stage.
-        done: things of the stage that are done.
-        total: of how many.
+        done: finished items of the stage.
+        total: items of the stage.
         metrics: numbers by name.
         message: in words.
     """

@@ -92,10 +92,10 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         return await self._run(self._stage(path, version, probes, timeout))
 
     async def push(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> str:  # noqa: ASYNC109
-        """Send the files of a policy directory here to the sampler, those that it has not; what to give to `stage`.
+        """Send the files of a local policy directory that the sampler lacks; returns the path for `stage`.
 
         Raises:
-            PreconditionFailed: the directory holds no policy, or one larger than the sampler takes.
+            PreconditionFailed: the directory holds no policy, or one that is too large for the sampler.
             SightlineError: see the module.
         """
         return await self._run(self._push(Parcel(path), timeout))
@@ -108,7 +108,7 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         probes: Iterable[Probe] = (),
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> PolicyInfo:
-        """Stage a policy directory that is here: by its path where the sampler sees the same policy there, else pushed.
+        """Stage a local policy directory: by its path if the sampler sees the same policy there, otherwise by a push.
 
         Raises:
             SightlineError: as of `stage` and `push`.
@@ -127,15 +127,15 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         return await self._run(self._activate(version, probes, timeout))
 
     async def retire(self, version: int, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
-        """Forget a version that is not active, once its candidates under way are done."""
+        """Unload a version that is not active, after its running candidates are done."""
         return await self._run(self._retire(version, timeout))
 
     async def policy(self, version: int | None = None, *, timeout: float | None = None) -> PolicyInfo:  # noqa: ASYNC109
-        """One policy; the active one where no version is named."""
+        """One policy; by default the active one."""
         return await self._run(self._policy(version, timeout))
 
     async def policies(self, *, timeout: float | None = None) -> Policies:  # noqa: ASYNC109
-        """All loaded policies, and what the engine can do."""
+        """All loaded policies, and the engine's capabilities."""
         return await self._run(self._policies(timeout))
 
     async def pause(

@@ -1,4 +1,4 @@
-"""What the sampler's clients do, sync and async alike: see `sightline.base` for how."""
+"""The sampler's client, sync and async: see `sightline.base`."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class BaseSamplerClient(BaseClient):
 
     Args:
         target: see `BaseClient`, as `timeout`, `patience`, `tls` and `token`.
-        run_id: the run whose policies are meant where a call names none; empty: any run's.
+        run_id: the run whose policies are used by default; empty: any run's.
         swap_timeout: deadline in seconds of stage, activate, retire and pause that name none: they may wait for a
-            download, for an engine that restarts, or for candidates under way.
+            download, for an engine that restarts, or for running candidates.
     """
 
     _SERVICE = "sightline_sampler.v1.SamplerService"
@@ -100,7 +100,7 @@ class BaseSamplerClient(BaseClient):
             if answer.uri:
                 return str(answer.uri)
             if list(answer.missing) == missing:
-                raise InternalError("nothing of what was pushed arrived", reason="PUSH_STANDS_STILL")
+                raise InternalError("none of the pushed data arrived", reason="PUSH_STANDS_STILL")
             missing = list(answer.missing)
 
     def _deliver(

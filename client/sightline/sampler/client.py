@@ -91,9 +91,9 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         progress: Progress | None = None,
         **options: Unpack[SampleOptions],
     ) -> Iterator[Outcome]:
-        """Draw candidates for many images and prompts; yields in the order of `pairs`, which is read as it is needed.
+        """Draw candidates for many images and prompts; yields in the order of `pairs`, which is read lazily.
 
-        Each pair is sampled as by `sample`, with the same retries. Whoever leaves the iteration cancels what runs.
+        Each pair is sampled as by `sample`, with the same retries. Leaving the iteration cancels running calls.
 
         Args:
             pairs: (image, prompt) or (image, prompt, options), any number, images and prompts as of `sample`; options
@@ -166,10 +166,10 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         return self._run(self._stage(path, version, probes, timeout))
 
     def push(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> str:
-        """Send the files of a policy directory here to the sampler, those that it has not; what to give to `stage`.
+        """Send the files of a local policy directory that the sampler lacks; returns the path for `stage`.
 
         Raises:
-            PreconditionFailed: the directory holds no policy, or one larger than the sampler takes.
+            PreconditionFailed: the directory holds no policy, or one that is too large for the sampler.
             SightlineError: see the module.
         """
         return self._run(self._push(Parcel(path), timeout))
@@ -182,7 +182,7 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         probes: Iterable[Probe] = (),
         timeout: float | None = None,
     ) -> PolicyInfo:
-        """Stage a policy directory that is here: by its path where the sampler sees the same policy there, else pushed.
+        """Stage a local policy directory: by its path if the sampler sees the same policy there, otherwise by a push.
 
         Raises:
             SightlineError: as of `stage` and `push`.
@@ -193,35 +193,35 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         """Make a staged version (or 0, the base model) the one that answers, if its probes show that it arrived.
 
         Raises:
-            PreconditionFailed: POLICY_DID_NOT_ARRIVE; the version before answers, and this one was freed.
+            PreconditionFailed: POLICY_DID_NOT_ARRIVE; the previous version answers, and this one was freed.
             SightlineError: see the module.
         """
         return self._run(self._activate(version, probes, timeout))
 
     def retire(self, version: int, *, timeout: float | None = None) -> PolicyInfo:
-        """Forget a version that is not active, once its candidates under way are done."""
+        """Unload a version that is not active, after its running candidates are done."""
         return self._run(self._retire(version, timeout))
 
     def policy(self, version: int | None = None, *, timeout: float | None = None) -> PolicyInfo:
-        """One policy; the active one where no version is named."""
+        """One policy; by default the active one."""
         return self._run(self._policy(version, timeout))
 
     def policies(self, *, timeout: float | None = None) -> Policies:
-        """All loaded policies, and what the engine can do."""
+        """All loaded policies, and the engine's capabilities."""
         return self._run(self._policies(timeout))
 
     def pause(self, mode: PauseMode = "drain", *, release: bool = False, timeout: float | None = None) -> int:
-        """Stop sampling until `resume`; requests that come meanwhile wait.
+        """Stop sampling until `resume`; new requests wait.
 
         Args:
-            mode: what becomes of candidates under way: "drain" finishes them first, "abort" breaks them off (a client
+            mode: what becomes of running candidates: "drain" finishes them first, "abort" breaks them off (a client
                 asks again for what is missing), "keep" lets them continue after the pause.
-            release: whether the engine also gives its memory back (caches are freed, weights moved out); `resume`
+            release: whether the engine also frees its memory (caches are freed, weights moved out); `resume`
                 brings it back, and shows that the weights are the same.
             timeout: deadline in seconds, if not the client's.
 
         Returns:
-            Requests that were under way.
+            Requests that were running.
         """
         return self._run(self._pause(mode, release, timeout))
 

@@ -1,4 +1,4 @@
-"""The manifest of a policy directory: what the trainer writes, and what the sampler checks before it loads anything.
+"""The manifest of a policy directory: the trainer writes it, and the sampler checks it before it loads anything.
 
     policies/v000007/
       adapter_config.json          any files, in sub-directories too
@@ -63,7 +63,7 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ManifestError(ValueError):
-    """A policy directory is not what its manifest says; `file` is the file at fault, `reason` is for programs."""
+    """A policy directory differs from its manifest; `file` is the file at fault, `reason` is for programs."""
 
     def __init__(self, reason: Reason, file: str, message: str) -> None:
         super().__init__(message)
@@ -76,7 +76,7 @@ class PolicyManifest:
     """What a policy is and where it comes from.
 
     Attributes:
-        version: the policy's number; it only grows and is never used again. 0 is the base model and has no manifest.
+        version: the policy's number; it only grows and is never reused. 0 is the base model and has no manifest.
         parent_version: the policy it was trained from.
         kind: "lora" (a PEFT adapter on the base model), "merged" or "full" (a whole checkpoint).
         base_digest: `model_digest` of the base model that it belongs to.
@@ -121,7 +121,7 @@ def policy_dirname(version: int) -> str:
 
 
 def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) -> PolicyManifest:
-    """Make the directory a policy: digest every file, bring all to disk, then put the manifest into place.
+    """Turn the directory into a policy: digest every file, sync all to disk, then write the manifest.
 
     Args:
         directory: holds the policy's files, all written and closed.
@@ -150,7 +150,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
 
 
 def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) -> Path:
-    """Put what the probes of a policy showed beside its manifest; the file.
+    """Write the probes' result beside a policy's manifest; returns the file.
 
     Raises:
         OSError: the directory cannot be written.
@@ -161,7 +161,7 @@ def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) 
 
 
 def read_arrival(directory: str | os.PathLike[str]) -> Mapping[str, Any] | None:
-    """What `write_arrival` left; None where there is nothing that can be read."""
+    """What `write_arrival` wrote; None if nothing readable is there."""
     try:
         report = json.loads(_plain(Path(directory) / ARRIVAL, _MOST_BYTES))
     except (ManifestError, OSError, ValueError, RecursionError):
@@ -249,7 +249,7 @@ def model_digest(directory: str | os.PathLike[str]) -> str:
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     files = sorted(root.glob("*.safetensors")) or sorted(root.glob("*.bin"))
     if not files:
-        raise ManifestError("NO_FILES", "*.safetensors", f"{root} holds no weights (*.safetensors or *.bin)")
+        raise ManifestError("NO_FILES", "*.safetensors", f"{root} contains no weights (*.safetensors or *.bin)")
     total = hashlib.sha256()
     for file in files:
         name = file.name.encode()
@@ -264,7 +264,7 @@ def _manifest_of(tree: Any) -> PolicyManifest:
         raise TypeError(f"must be a mapping, not a {type(tree).__name__}")
     tree = dict(tree)
     if (found := tree.pop("format", None)) != FORMAT:
-        raise ValueError(f"format {found!r} is not known here (this release reads {FORMAT})")
+        raise ValueError(f"format {found!r} is unknown (this release reads {FORMAT})")
     types: dict[str, type] = {"version": int, "parent_version": int, "iteration": int, "files": dict, "metrics": dict}
     known = {field.name for field in dataclasses.fields(PolicyManifest)}
     for name in ("version", "parent_version", "kind", "base_digest", "files"):

@@ -16,7 +16,7 @@ _OPTIONS = frozenset(SampleOptions.__annotations__)
 
 
 class PairOptions(SampleOptions, total=False):
-    """Options of one pair, in place of those of all.
+    """Options of one pair, which override the common ones.
 
     Attributes:
         n: number of candidates, K.
@@ -38,8 +38,8 @@ class SampleItem:
     Args:
         pair: what the caller gave.
         number: its place among all, from 0.
-        n: number of candidates, where the pair does not say.
-        options: of all pairs; the pair's own come first.
+        n: default number of candidates.
+        options: of all pairs; the pair's own override them.
     """
 
     def __init__(self, pair: Pair, number: int, n: int, options: SampleOptions) -> None:
@@ -69,5 +69,5 @@ def _own_options(own: Sequence[Any]) -> PairOptions:
 
 
 def items_of(pairs: Iterable[Pair], n: int, options: SampleOptions) -> Iterator[SampleItem]:
-    """The items of the pairs, each made when it is asked for."""
+    """The items of the pairs, made lazily."""
     return (SampleItem(pair, number, n, options) for number, pair in enumerate(pairs))

@@ -11,7 +11,7 @@ from sightline.sampler.types import Beams, Distortion, Guidance
 class SamplingParams:
     """How tokens are drawn.
 
-    In this order: guidance, repetition penalty, suppression of what must not be drawn, temperature, top-k, top-p,
+    In this order: guidance, repetition penalty, suppression of forbidden tokens, temperature, top-k, top-p,
     min-p; the order of transformers' `generate`.
 
     Attributes:
@@ -26,7 +26,7 @@ class SamplingParams:
         beams: diverse group beam search in place of sampling.
         distortion: what is done to the image.
         guidance: a second forward that changes the logits.
-        continue_from: token ids that the response begins with; candidates go on behind them.
+        continue_from: token ids that the response begins with; candidates continue behind them.
     """
 
     temperature: float = 1.0
@@ -42,7 +42,7 @@ class SamplingParams:
     continue_from: tuple[int, ...] = ()
 
     def options(self) -> frozenset[str]:
-        """Which of the options that an engine may lack are asked for, by their field's name."""
+        """The requested options that an engine may lack, by field name."""
         plain = SamplingParams()
         return frozenset(name for name in OPTIONS if getattr(self, name) != getattr(plain, name))
 

@@ -1,4 +1,4 @@
-"""A policy on its way to a sampler that does not see its directory: what is missing there, in pieces. Light."""
+"""Pushing a policy to a sampler that does not see its directory: the missing files, in pieces. Light."""
 
 from __future__ import annotations
 

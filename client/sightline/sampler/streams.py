@@ -1,4 +1,4 @@
-"""Candidates as they come, sync and async; and the options of a sample call."""
+"""Streams of candidates, sync and async; and the options of a sample call."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SampleOptions(TypedDict, total=False):
         beams: `Beams`: diverse group beam search in place of sampling; default None.
         distortion: `DiffusionNoise`, `PixelNoise`, `Blur`, `Crop` or `Blank`: done to the image; default None.
         guidance: `Contrast`, `ImageFree` or `Prompted`: a second forward that changes the logits; default None.
-        continue_from: token ids that the response begins with; candidates go on behind them. Their text is the whole
+        continue_from: token ids that the response begins with; candidates continue behind them. Their text is the whole
             response's, their ids and log-probs are the new ones'; default none.
         policy: `exact(v)`, `at_least(v)`, `active_of(run)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
@@ -86,7 +86,7 @@ def sample_request(
 
 
 class _Stream:
-    """What is under way of a request, over all its calls.
+    """The state of a request over all its calls.
 
     Args:
         start: makes a call of a request with a deadline in seconds.
@@ -122,13 +122,13 @@ class _Stream:
             yield candidate
 
     def _wait(self, error: SightlineError) -> float:
-        """Seconds until the next call; raises the error where there shall be none."""
+        """Seconds until the next call; raises the error if there is none."""
         if self._closed.is_set():
             raise error
         return self._tries.wait_after(error)
 
     def _again(self, error: SightlineError) -> None:
-        """Ask for what is missing, of the version that the others are of; raises the error where the stream was closed
+        """Request the missing candidates of the same version; raises the error if the stream was closed
         meanwhile."""
         if self._closed.is_set():
             raise error
@@ -142,7 +142,7 @@ class _Stream:
             self._call.cancel()
 
     def samples(self, candidates: list[Candidate]) -> Samples:
-        """All that came, in index order.
+        """All candidates, in index order.
 
         Raises:
             InternalError: some are missing or came twice.
@@ -167,7 +167,7 @@ class _Stream:
 class SampleStream(_Stream):
     """Yields candidates as they are finished, in any order, each once; `summary` is there after the last one.
 
-    Where the service is away or full, also in mid-stream, what is missing is asked for again. Leaving its `with` block,
+    If the service is away or full, even in mid-stream, the missing candidates are requested. Leaving its `with` block,
     or `close()` (from any thread), cancels what is not finished.
     """
 

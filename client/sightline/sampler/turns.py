@@ -1,4 +1,4 @@
-"""Conversations: several images, several turns and a system prompt, in the forms in which callers have them. Light.
+"""Conversations: several images, several turns and a system prompt, in the forms that callers use. Light.
 
     sampler.sample([left, right], "What differs?", n=8)                   # images first, then the text
     sampler.sample(photo, [                                                # chat messages, as TRL and transformers have
@@ -31,7 +31,7 @@ class Turn:
 
     Attributes:
         role: who speaks.
-        content: its texts in order, and None where the next of the images stands.
+        content: its texts in order, and None if the next of the images stands.
     """
 
     role: Role
@@ -65,7 +65,7 @@ Asked: TypeAlias = str | Sequence[Message]
 
 
 def user_turn(text: str, images: int = 0) -> tuple[Turn]:
-    """A conversation of one user's text behind so many images."""
+    """A conversation of one user's text after this many images."""
     return (Turn("user", (*[None] * images, text)),)
 
 
@@ -118,14 +118,16 @@ def check_turns(turns: Sequence[Turn]) -> None:
             a turn says nothing.
     """
     if not turns:
-        raise _bad("there is no turn to answer")
+        raise _bad("the conversation has no turn to answer")
     if turns[-1].role != "user":
         raise _bad(f"the last turn must be the user's, which is answered; it is the {turns[-1].role}'s")
     for number, turn in enumerate(turns):
         if turn.role == "system" and number:
             raise _bad(f"turns[{number}] is the system's, which can only be the first")
         if turn.role != "user" and turn.images:
-            raise _bad(f"turns[{number}] is the {turn.role}'s and holds an image: images stand in the user's turns")
+            raise _bad(
+                f"turns[{number}] is the {turn.role}'s and holds an image: only the user's turns may contain images"
+            )
         last = number == len(turns) - 1
         if not turn.text.strip() and (last or not turn.images):
             raise InvalidInput("the prompt is empty" if last else f"turns[{number}] is empty", reason="PROMPT_EMPTY")
@@ -171,7 +173,7 @@ def _placed(held: Sequence[Picture | None], given: Sequence[Picture]) -> Iterato
     places = sum(own is None for own in held)
     if places != len(given):
         raise InvalidInput(
-            f"the messages have {places} places for images without one, and {len(given)} images are given",
+            f"the messages have {places} image placeholders, but {len(given)} images are given",
             reason="IMAGES_DO_NOT_FIT",
         )
     rest = iter(given)

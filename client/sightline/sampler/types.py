@@ -168,7 +168,7 @@ class Candidate:
             where the engine cannot tell.
         finish_reason: "eos", "length" (max_tokens), "stop" or "aborted".
         seed: gives this candidate again, whatever K and whatever else is in the batch.
-        policy_version: the version that sampled every one of its tokens.
+        policy_version: the version that sampled each of its tokens.
         run_id: the run that made that policy; empty for the base model.
     """
 
@@ -236,7 +236,7 @@ class Probe:
         prompt: the user's text, or the messages of a conversation.
         token_ids: the response (n,), the end token included if it counts.
         logprobs: the trainer's log-probability of each token (n,) under the new policy, in nats.
-        previous_logprobs: the same under the policy it was trained from; empty where it is not known, and then the
+        previous_logprobs: the same under the policy it was trained from; empty if it is not known, and then the
             change cannot be compared.
     """
 
@@ -253,17 +253,17 @@ class Arrival:
 
     Attributes:
         passed: whether the policy may answer.
-        reason: why not; empty where it passed.
+        reason: why not; empty if it passed.
         previous_version: what the new version was compared with.
         probes: number of responses.
         tokens: number of their tokens.
         changed: share of tokens whose log-probability differs, in any bit, from the engine's under the previous policy.
-        correlation: between the engine's change and the trainer's; None where it is unknown.
+        correlation: between the engine's change and the trainer's; None if it is unknown.
         required_correlation: the least that was asked for.
         gap: mean |engine - trainer| under the new policy.
-        previous_gap: the same under the previous policy; None where the trainer did not send it.
+        previous_gap: the same under the previous policy; None if the trainer did not send it.
         moved: mean |new - previous| of the engine.
-        trainer_moved: mean |new - previous| of the trainer; None where it did not send it.
+        trainer_moved: mean |new - previous| of the trainer; None if it did not send it.
         sampled_gap: mean |log-probability when sampled - when scored| of candidates drawn from the new policy; None
             where none was drawn.
         engine: its name and version.
@@ -300,7 +300,7 @@ class PolicyInfo:
         run_id: the run that made it.
         iteration: the iteration that made it.
         tensors: number of tensors that it brings.
-        changed_modules: modules that it changes, as far as the engine compared them; 0 where it did not.
+        changed_modules: modules that it changes, as far as the engine compared them; 0 if it did not.
         arrival: what its probes showed; None for a policy that came without any.
     """
 
@@ -357,9 +357,9 @@ class Capabilities:
     max_turns: int = 0
     """Most turns of one request; 0 before 0.2.0, which takes one."""
     one_image_only: str = ""
-    """Why `max_images` is 1 whatever the limits say; empty where it is not so."""
+    """Why `max_images` is 1 whatever the limits say; empty if it is not so."""
     adapter_place: AdapterPlace | None = None
-    """A layer that an adapter may change; None where it is not known."""
+    """A layer that an adapter may change; None if it is not known."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def selector_message(policy: PolicySelector | None, run_id: str = "") -> pb.Poli
 
 
 def distortion_message(distortion: Distortion | None) -> pb.Distortion | None:
-    """What is done to an image; None where nothing is. Raises InvalidInput."""
+    """What is done to an image; None if nothing is. Raises InvalidInput."""
     try:
         whole = to_message(SamplingParams(distortion=distortion), pb.SamplingParams)
     except (ValueError, TypeError) as error:

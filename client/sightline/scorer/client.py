@@ -9,7 +9,7 @@
                 ...                                   # this item failed; the others have their scores
 
 Light: gRPC, protobuf, NumPy. An image is its encoded bytes, a path, a Pillow picture, or named by its SHA-256. Every
-call has a deadline, is tried again within it while the service is away or busy (see `sightline.Patience`), and raises
+call has a deadline, is retried within it while the service is away or busy (see `sightline.Patience`), and raises
 subclasses of `sightline.SightlineError`:
 
     InvalidInput         an image or text is wrong; the message says which and what to do about it

@@ -79,7 +79,7 @@ class Limits:
     max_images: int
     """Of one Embed; `embed` sends as many requests as it takes."""
     uri_schemes: tuple[str, ...]
-    """Schemes of `ImageUri` that the service fetches; empty where it fetches none."""
+    """Schemes of `ImageUri` that the service fetches; empty if it fetches none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +200,7 @@ def _matrix(outcomes: Iterable[Embedding | SightlineError], size: int) -> Floats
 
 
 def score_result(message: pb.ScoreResponse, asked: pb.ScoreKind) -> ScoreResult:
-    """From the wire. Raises Unsupported where the service answered with another kind of score than was asked for."""
+    """From the wire. Raises Unsupported if the service answered with another kind of score than was asked for."""
     if message.kind == pb.SCORE_KIND_UNSPECIFIED or asked not in (pb.SCORE_KIND_UNSPECIFIED, message.kind):
         raise Unsupported(
             f"the service answered with {_kind(message.kind)} where {_kind(asked)} was asked for: is it older than "

@@ -94,7 +94,7 @@ def image_message(image: Image) -> pb.Image:
 def score_request(
     image: pb.Image, texts: Sequence[str], phrases: Sequence[Sequence[str]] | None, options: ScoreOptions
 ) -> pb.ScoreRequest:
-    """A request. Raises InvalidInput where it cannot be one."""
+    """A request. Raises InvalidInput if it cannot be one."""
     if unknown := set(options) - set(ScoreOptions.__annotations__):
         raise InvalidInput(
             f"there is no option {', '.join(sorted(unknown))}: there are {', '.join(ScoreOptions.__annotations__)}",
@@ -118,8 +118,7 @@ def score_request(
             )
         if len(phrases) != len(found):
             raise InvalidInput(
-                f"{len(phrases)} lists of phrases for {len(found)} texts: give one for each text, empty where it has "
-                "none",
+                f"{len(phrases)} lists of phrases for {len(found)} texts: give one for each text, empty if it has none",
                 reason="PHRASES_MISMATCH",
             )
         request.phrases.extend(pb.Phrases(phrases=text_list(some, "phrases")) for some in phrases)

@@ -1,4 +1,4 @@
-"""Admission: how many calls run at a time and how many may wait; the rest is refused at once, and told when to return.
+"""Admission: how many calls run at a time and how many may wait; the rest are refused at once with the time to wait.
 
 Teams are served fairly: a free turn goes to the waiting team that has the fewest, and when the queue is full, a call
 of a team that has less in it takes the place of the newest call of the team that has most. So a team that sends ten
@@ -47,7 +47,7 @@ class Admission:
             self._leave(team)
 
     async def _enter(self, team: str) -> None:
-        if self._free:  # then nobody waits
+        if self._free:  # then the queue is empty
             self._take(team)
             metrics.QUEUE_WAIT.observe(0)
             return
@@ -90,7 +90,7 @@ class Admission:
                 place.set_result(None)
 
     def _make_room(self, team: str) -> None:
-        """See to it that the queue has a place for the team; raises Overloaded where it has none."""
+        """See to it that the queue has a place for the team; raises Overloaded if it has none."""
         if sum(map(len, self._queues.values())) < self._settings.max_queue:
             return
         refusal = self._refusal("queue_full", f"{self._settings.max_concurrent} calls run and the queue is full")

@@ -40,7 +40,7 @@ class Call:
         method: name of the method.
         kind: "unary", "client_stream", "server_stream" or "bidi_stream".
         context: gRPC's context of the call.
-        team: who calls; "" where nobody asked.
+        team: of the caller; "" without authentication.
     """
 
     def __init__(self, service: str, method: str, kind: str, context: Any, team: str = "") -> None:

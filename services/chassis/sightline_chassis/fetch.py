@@ -44,13 +44,14 @@ def fetch(source: str, directory: Path, sha256: Mapping[str, str], *, most_bytes
     sizes = remote.sizes()
     if not sizes:
         raise NotFound(
-            f"{source} holds no files; is the address right, and may this account read it?", reason="FILE_NOT_FOUND"
+            f"{source} contains no files; check the address and this account's read access", reason="FILE_NOT_FOUND"
         )
     if missing := sorted(set(sha256) - set(sizes)):
-        raise NotFound(f"{source} has no {', '.join(missing)}, of which a SHA-256 was given", reason="FILE_NOT_FOUND")
+        raise NotFound(f"{source} has no {', '.join(missing)}, for which a SHA-256 was given", reason="FILE_NOT_FOUND")
     if (total := sum(size or 0 for size in sizes.values())) > most_bytes:
         raise PreconditionFailed(
-            f"{source} holds {total} bytes, and {most_bytes} may be fetched: give --max-gib", reason="FILE_TOO_LARGE"
+            f"{source} holds {total} bytes, but at most {most_bytes} may be fetched: raise --max-gib",
+            reason="FILE_TOO_LARGE",
         )
     fetched, left = [], most_bytes
     for name, size in sorted(sizes.items()):

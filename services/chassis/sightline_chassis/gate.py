@@ -71,7 +71,7 @@ class Gate:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the tokens file also while nobody calls; the metrics show its teams, and forget those that left."""
+        """Check the tokens file even without calls; the metrics show its teams and forget removed ones."""
         self._teams.refresh()
         names = frozenset(self._teams.names())
         if names != self._shown:
@@ -80,7 +80,7 @@ class Gate:
             self._shown = names
 
     def identify(self, service: str, method: str, metadata: Sequence[tuple[str, Any]]) -> None:
-        """Find out who calls, by nothing but the call's headers; the task of the call remembers it.
+        """Identify the caller from the call's headers alone; the task of the call remembers it.
 
         Raises:
             Unauthenticated, PermissionDenied: see `Teams.caller`.

@@ -10,7 +10,7 @@ class ImageOwners:
     """Teams and their images, each team's least recently used first. An image of two teams counts for both.
 
     Args:
-        on_bytes: is told a team and its bytes whenever they change.
+        on_bytes: called with a team and its bytes whenever they change.
     """
 
     def __init__(self, on_bytes: Callable[[str, int], None] = lambda team, held: None) -> None:
@@ -51,7 +51,7 @@ class ImageOwners:
             self._release(team, sha256)
 
     def over(self, team: str, most: int | None) -> Iterator[bytes]:
-        """Take images from the team, the least recently used first, until it has no more than so many bytes.
+        """Take images from the team, the least recently used first, until it has at most this many bytes.
 
         Yields:
             Those that are nobody's any more.

@@ -41,7 +41,7 @@ class ImageStore:
     """
 
     def __init__(self, settings: ImageStoreSettings, *, on_bytes: Callable[[int], None] = lambda _: None) -> None:
-        """`on_bytes` is told the bytes in memory whenever they change."""
+        """`on_bytes` is called with the bytes in memory whenever they change."""
         self._settings, self._on_bytes = settings, on_bytes
         self._images: OrderedDict[bytes, bytes] = OrderedDict()
         self._owners = ImageOwners(_show)
@@ -54,7 +54,7 @@ class ImageStore:
     def get(self, sha256: bytes, team: str = "") -> Callable[[], bytes]:
         """What gives the image's bytes; where they are on disk it waits for it and may raise.
 
-        Raises NotFound where the team never uploaded the image or it has left.
+        Raises NotFound if the team never uploaded the image or it has left.
         """
         check_digest(sha256)
         if not self._is_of(sha256, team):
@@ -171,7 +171,7 @@ def _show(team: str, held: int) -> None:
 
 def _not_found(sha256: bytes) -> NotFound:
     return NotFound(
-        f"image {sha256.hex()} is not stored here (never sent, or dropped for others): send image.content or, where "
+        f"image {sha256.hex()} is not stored here (never sent, or evicted): send image.content or, where "
         "the service takes uploads, upload it by UploadImages",
         reason="IMAGE_NOT_FOUND",
         metadata={"sha256": sha256.hex()},

@@ -1,6 +1,6 @@
 """What happens around every RPC: who calls, request id, metrics, errors, admission, in this order.
 
-A call that comes while the service still loads is held, and goes on when it serves: to its caller the service is slow
+A call that comes while the service still loads is held, and continues when it serves: to its caller the service is slow
 to connect, not away. That goes for health too, on which the clients' channels wait.
 
 A call that may not come in is answered by a handler that reads nothing: its payload is never decoded, and where it is
@@ -32,7 +32,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
     """Puts the layers around every handler of the server.
 
     Args:
-        gate: who may come in, and when.
+        gate: authentication and admission.
         most_held: calls that may wait for the service to come up.
     """
 
@@ -72,7 +72,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         return handler
 
     def open(self, trouble: SightlineError | None = None) -> None:
-        """Let in who waits for the service to come up; with `trouble`, it did not, and that is their answer."""
+        """Serve the calls that wait for the service to start; with `trouble`, answer them with it instead."""
         self._trouble = trouble
         self._opened.set()
 

@@ -11,7 +11,7 @@ import grpc
 class LateHandlers(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
     """One handler that gRPC knows from the start, and that asks those which are added later.
 
-    To who adds handlers it is the server: `add_ScorerServiceServicer_to_server(servicer, late)`.
+    Code that adds handlers uses it as the server: `add_ScorerServiceServicer_to_server(servicer, late)`.
 
     Args:
         server: not started yet.
@@ -30,7 +30,7 @@ class LateHandlers(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         """Nothing: the same methods come as generic handlers."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler of a method; None where nobody has one."""
+        """The handler of a method; None if there is none."""
         found = (handler.service(handler_call_details) for handler in self._handlers)
         return next((handler for handler in found if handler is not None), None)
 

@@ -47,7 +47,7 @@ class KeyShape:
 
     @property
     def is_table(self) -> bool:
-        """Whether a mapping replaces all that is there."""
+        """Whether a mapping replaces all existing entries."""
         return self.entries is not None or (self.model is not None and issubclass(self.model, Table))
 
     @property
@@ -138,7 +138,9 @@ class Layers:
         known = tree.get(path[-1])
         if shape.is_value or not (known is None or isinstance(known, dict | bool)):
             raise SettingsError(f"{origin}: {path[-1][:100]} is a value, not a section")
-        if not isinstance(known, dict):  # true and false: a part that is switched on or off; who edits it, wants it
+        if not isinstance(
+            known, dict
+        ):  # true or false switches a part on or off; editing one of its keys switches it on
             if path[-1] in tree:
                 self._forget(path)
             tree[path[-1]] = dict(shape.standing) if isinstance(shape.standing, Mapping) else {}
@@ -156,12 +158,12 @@ class Layers:
             self._origins[path] = origin
 
     def origin(self, keys: Keys) -> str | None:
-        """Which layer said what stands at `keys`, or something of it; None where it is left to the defaults."""
+        """Which layer said what stands at `keys`, or something of it; None if it is left to the defaults."""
         if keys in self._origins:
             return self._origins[keys]
         below = [origin for known, origin in self._origins.items() if known[: len(keys)] == keys]
         return below[-1] if below else None
 
     def layer_of(self, keys: Keys) -> str | None:
-        """Whom to tell of a fault at `keys`: the layer that named it, or else what it stands in."""
+        """Whom to tell of a fault at `keys`: the layer that named it, or otherwise what it stands in."""
         return next((found for n in range(len(keys), 0, -1) if (found := self.origin(keys[:n]))), None)

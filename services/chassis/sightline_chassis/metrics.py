@@ -41,7 +41,7 @@ INFLIGHT = Gauge("sightline_inflight_requests", "Requests being worked on.")
 QUEUE_DEPTH = Gauge("sightline_queue_depth", "Requests waiting for their turn.")
 QUEUE_WAIT = Histogram("sightline_queue_wait_seconds", "Wait of a request for its turn.", buckets=(0.001, *SECONDS))
 REJECTED = Counter("sightline_rejected_total", "Requests refused by admission.", ("reason",))
-UNAUTHENTICATED = Counter("sightline_unauthenticated_total", "Calls refused for want of a known token.", ("reason",))
+UNAUTHENTICATED = Counter("sightline_unauthenticated_total", "Calls refused without a known token.", ("reason",))
 TEAM_CALLS = Counter("sightline_team_calls_total", "RPCs ended, by the team that called.", ("team", "grpc_code"))
 TEAM_INFLIGHT = Gauge("sightline_team_inflight_requests", "Calls of a team in flight, waiting included.", ("team",))
 TEAM_UNITS = Counter("sightline_team_units_total", "Texts and images that a team used.", ("team", "unit"))
@@ -57,7 +57,7 @@ BACKEND_UP = Gauge("sightline_backend_up", "Whether what the service stands on d
 BACKEND_SECONDS = Histogram(
     "sightline_backend_request_seconds", "Time of a call to a backend.", ("backend", "outcome"), buckets=SECONDS
 )
-BACKEND_RETRIES = Counter("sightline_backend_retries_total", "Calls to a backend that were tried again.", ("backend",))
+BACKEND_RETRIES = Counter("sightline_backend_retries_total", "Calls to a backend that were retried.", ("backend",))
 LAST_SUCCESS = Gauge("sightline_last_success_timestamp_seconds", "When a call of the service last ended with OK.")
 CONFIG_INFO = Gauge("sightline_config_info", "1, with the hash of the settings in force.", ("config_hash",))
 for _reason in ("missing", "malformed", "unknown"):  # shown at 0 from the start

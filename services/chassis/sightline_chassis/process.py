@@ -39,7 +39,7 @@ HURRY_SECONDS = 5.0
 def run(
     name: str, cls: type[S], make: Callable[[S], Service], *, config: Path | None, overrides: Sequence[str] = ()
 ) -> int:
-    """Read the settings and serve until told to stop: what the `main` of every service does.
+    """Read the settings and serve until a signal: the `main` of every service.
 
     Args:
         name: the service's short name; the environment's prefix is `SIGHTLINE_<NAME>__`.
@@ -114,7 +114,7 @@ async def _serve(service: Service, settings: ServiceSettings) -> int:
             tasks.append(asyncio.ensure_future(server.died()))
             await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
-                raise RuntimeError("gRPC's server ended by itself") from tasks[-1].exception()
+                raise RuntimeError("gRPC's server stopped unexpectedly") from tasks[-1].exception()
     finally:
         for task in tasks:
             task.cancel()

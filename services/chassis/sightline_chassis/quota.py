@@ -43,13 +43,13 @@ class Bucket:
             self._level = max(0.0, (per_minute or 0) - used)
 
     def wait(self, amount: int) -> float:
-        """Seconds until so many are there; 0 where they are."""
+        """Seconds until this many are available; 0 if they are."""
         if self.per_minute is None or amount <= 0:
             return 0.0
         return max(0.0, (amount - self._fill()) * 60 / self.per_minute)
 
     def take(self, amount: int) -> None:
-        """Take so many; after a `wait` of 0."""
+        """Take this many, after a `wait` of 0."""
         if self.per_minute is not None:
             self._level = self._fill() - amount
 
@@ -66,7 +66,7 @@ class Quota:
     Args:
         team: its name.
         limits: asked for at each use: they may change.
-        retry_after: what a team with too many calls in flight is told to wait, in seconds.
+        retry_after: seconds that a team with too many calls in flight should wait.
     """
 
     def __init__(self, team: str, limits: Callable[[], TeamLimits], retry_after: float) -> None:
@@ -76,7 +76,7 @@ class Quota:
         self._buckets = {"texts": Bucket(now.texts_per_minute), "images": Bucket(now.images_per_minute)}
 
     def begin(self) -> None:
-        """Count a call; raises Overloaded where the team has too many in flight."""
+        """Count a call; raises Overloaded if the team has too many in flight."""
         most = self._limits().concurrent
         if most is not None and self._running >= most:
             raise self._refuse("concurrent", f"{self._running} calls of team {self._team} are in flight", most)

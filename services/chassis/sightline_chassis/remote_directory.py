@@ -62,8 +62,7 @@ class RemoteDirectory:
                     size += len(block)
                     if size > most_bytes:
                         raise PreconditionFailed(
-                            f"{self.url}/{name} holds more than the {most_bytes} bytes that are left of what may be "
-                            "fetched",
+                            f"{self.url}/{name} is larger than the {most_bytes} bytes that may still be fetched",
                             reason="FILE_TOO_LARGE",
                         )
                     digest.update(block)
@@ -96,7 +95,7 @@ class RemoteDirectory:
     def _name(self, path: str) -> str:
         name = PurePosixPath(path).relative_to(PurePosixPath(self._root))
         if ".." in name.parts or name.is_absolute():
-            raise InvalidInput(f"{path} is not below {self._root}", reason="BAD_URI")
+            raise InvalidInput(f"{path} is outside {self._root}", reason="BAD_URI")
         return str(name)
 
     def _unavailable(self, error: Exception) -> Unavailable:

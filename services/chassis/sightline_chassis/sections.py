@@ -161,7 +161,7 @@ class AuthSettings(Section):
     @pydantic.model_validator(mode="after")
     def _enforceable(self) -> Self:
         if self.required and self.tokens_file is None:
-            raise ValueError("required needs a tokens_file: without one there is no token to ask for")
+            raise ValueError("required needs a tokens_file")
         return self
 
     @property
@@ -225,6 +225,6 @@ class ServiceSettings(Section):
 
     server: ServerSettings = Field(default=ServerSettings(), description="Where the service listens and how it stops.")
     admission: AdmissionSettings = Field(default=AdmissionSettings(), description="How much work the service accepts.")
-    auth: AuthSettings = Field(default=AuthSettings(), description="Who may call, and how much.")
+    auth: AuthSettings = Field(default=AuthSettings(), description="Which callers may call, and how much.")
     log: LogSettings = Field(default=LogSettings(), description="What is logged.")
     traces: TraceSettings = Field(default=TraceSettings(), description="Where spans are sent.")

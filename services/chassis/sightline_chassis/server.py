@@ -157,7 +157,7 @@ class Server:
         await _within(CLEANUP_SECONDS, self._interceptor.idle)  # cancelled handlers tidy up
 
     async def _unbind(self) -> None:
-        self._interceptor.open(Unavailable(f"the {self._service.name} did not come up", reason="START_FAILED"))
+        self._interceptor.open(Unavailable(f"the {self._service.name} did not start", reason="START_FAILED"))
         await self._grpc.start()  # a server that never ran would keep its port; one that runs does not mind
         await self._grpc.stop(FLUSH_SECONDS)
 
@@ -170,7 +170,7 @@ class Server:
             if broken is None:
                 self._health.beat()
             elif broken != logged:
-                logger.critical("a restart must help: %s", broken)
+                logger.critical("the service cannot recover by itself and should be restarted: %s", broken)
             logged = broken
             metrics.LOOP_LAG.observe(max(0.0, time.monotonic() - due))
 
@@ -219,7 +219,7 @@ class Server:
 
 
 async def _within(seconds: float, *events: asyncio.Event) -> None:
-    """Wait for the first of the events, but not longer than so many seconds."""
+    """Wait for the first of the events, at most this many seconds."""
     waits = [asyncio.create_task(event.wait()) for event in events]
     await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     for wait in waits:
@@ -239,7 +239,7 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         *([] if age is None else [("grpc.max_connection_age_ms", round(age * 1000))]),
         ("grpc.max_receive_message_length", limit),
         ("grpc.max_send_message_length", limit),
-        ("grpc.so_reuseport", 0),  # else two services share a port without a word
+        ("grpc.so_reuseport", 0),  # otherwise two services silently share a port
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.ping_timeout_ms", 20_000),  # of keepalive's pings too: a minute where it is not set

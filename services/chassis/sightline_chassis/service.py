@@ -1,4 +1,4 @@
-"""What a service tells the chassis about itself.
+"""What a service declares to the chassis.
 
 class Scorer(Service):
     name = "scorer"
@@ -18,7 +18,7 @@ from sightline_chassis.quota import Cost
 
 
 class Service(abc.ABC):
-    """What a service tells the chassis about itself."""
+    """What a service declares to the chassis."""
 
     name: ClassVar[str]
     """Short name: "scorer"."""

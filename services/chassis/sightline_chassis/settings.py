@@ -147,7 +147,7 @@ def read_yaml(config: Path) -> dict[str, Any]:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         raise SettingsError(f"{config}: is not YAML at line {line}: {error.problem}") from None
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise SettingsError(f"{config}: is not text of YAML in UTF-8") from None
+        raise SettingsError(f"{config}: is not UTF-8 YAML") from None
     if not isinstance(tree, dict | None):
         raise SettingsError(f"{config}: must hold a mapping of sections, not a {type(tree).__name__}")
     return tree or {}

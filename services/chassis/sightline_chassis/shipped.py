@@ -49,7 +49,7 @@ def model_place(name: str) -> str:
     model = name.removeprefix(PLAYGROUND)
     if model not in MODELS:
         known = " and ".join(PLAYGROUND + each for each in MODELS)
-        raise NotFound(f"there is no {name[:100]}; the playground has {known}", reason="MODEL_NOT_FOUND")
+        raise NotFound(f"unknown {name[:100]}; the playground has {known}", reason="MODEL_NOT_FOUND")
     return str(shipped("weights") / model)
 
 

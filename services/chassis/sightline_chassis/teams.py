@@ -61,14 +61,14 @@ class TeamsFile(Section):
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls: the team, and the hash of the token (empty for an anonymous caller)."""
+    """The caller: the team, and the hash of the token (empty for an anonymous caller)."""
 
     team: str
     hash: str = ""
 
 
 class Teams:
-    """Tells who calls and what that team may do; follows the tokens file while it changes.
+    """Identifies the caller and its team's rights; follows changes of the tokens file.
 
     Raises:
         PreconditionFailed: the tokens file cannot be used.
@@ -107,7 +107,7 @@ class Teams:
         scheme, _, token = headers[0].partition(" ")
         if len(headers) > 1 or scheme.lower() != "bearer" or not token.strip():
             raise Unauthenticated(
-                "the header must be `authorization: Bearer TOKEN`, and there once", reason="TOKEN_MALFORMED"
+                "send the header `authorization: Bearer TOKEN` exactly once", reason="TOKEN_MALFORMED"
             )
         caller = self._owner(hash_of(token.strip()))
         methods = self._teams()[caller.team].methods
@@ -130,7 +130,7 @@ class Teams:
         return self._settings.anonymous_limits if known is None else known.limits
 
     def refresh(self) -> None:
-        """Look at the file also while nobody calls."""
+        """Check the file even without calls."""
         self._teams()
 
     def _teams(self) -> dict[str, Team]:
@@ -139,12 +139,12 @@ class Teams:
     def _owner(self, given: str) -> Caller:
         found = ""
         for name, team in self._teams().items():
-            for known in team.tokens:  # all are compared, each in constant time: the time tells nothing
+            for known in team.tokens:  # compare all, each in constant time: the time reveals nothing
                 if hmac.compare_digest(known, given):
                     found = name
         if not found:
             raise Unauthenticated(
-                "the token is not known to this service: it was revoked, or is another service's",
+                "the token is not known to this service: it was revoked, or belongs to another service",
                 reason="TOKEN_UNKNOWN",
             )
         return Caller(found, given)

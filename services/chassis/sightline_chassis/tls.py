@@ -47,7 +47,7 @@ class Certificates:
         )
 
     def refresh(self) -> None:
-        """Look at the files, so that the metric of their expiry is right also while nobody connects."""
+        """Check the files, so that the metric of their expiry is right even without connections."""
         self._files.get()
 
     def _changed(self) -> Any:
@@ -70,7 +70,9 @@ class Certificates:
             raise _refused("key", settings.key, f"is not an unencrypted PEM key ({error})") from None
         if private.public_key() != certificates[0].public_key():
             raise _refused(
-                "key", settings.key, f"does not belong to the first certificate in {settings.certificate}: mend either"
+                "key",
+                settings.key,
+                f"does not match the first certificate in {settings.certificate}: replace one of them",
             )
         roots = None
         metrics.TLS_EXPIRY.labels("server").set(_expiry(certificates))
@@ -91,7 +93,7 @@ def _certificates(pem: bytes, path: Path, name: str) -> list[x509.Certificate]:
     try:
         return x509.load_pem_x509_certificates(pem)
     except ValueError as error:
-        raise _refused(name, path, f"holds no PEM certificate ({error})") from None
+        raise _refused(name, path, f"contains no PEM certificate ({error})") from None
 
 
 def _expiry(certificates: Iterable[x509.Certificate]) -> float:

@@ -51,7 +51,7 @@ def begin(settings: TraceSettings, service: str) -> None:
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
     except ImportError as error:
         raise PreconditionFailed(
-            f"traces.endpoint needs what is not installed ({error}): pip install 'sightline[traces]'",
+            f"traces.endpoint needs a package that is not installed ({error}): pip install 'sightline[traces]'",
             reason="EXTRA_MISSING",
         ) from None
     end()

@@ -47,7 +47,7 @@ class Watched(Generic[T]):
             self._value = self._read()
         except Exception as error:
             metrics.RELOAD_FAILING.labels(self._what).set(1)
-            logger.error("the changed %s cannot be used, the former stays in force: %s", self._what, error)
+            logger.error("the changed %s cannot be used; the previous content stays in force: %s", self._what, error)
             return
         metrics.RELOAD_FAILING.labels(self._what).set(0)
         logger.info("%s read again", self._what)

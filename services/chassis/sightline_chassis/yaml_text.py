@@ -26,7 +26,7 @@ class KeyTwice(yaml.MarkedYAMLError):
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts what it reads, and refuses a key given twice, of which YAML would keep the last without a word."""
+    """Counts what it reads, and refuses a key given twice, of which YAML would silently keep the last."""
 
     _depth = _values = 0
 

@@ -47,7 +47,7 @@ class ConversationReader:
         return Conversation(turns, tuple(self._images.resolve(image) for image in shown))
 
     def check_size(self, turns: tuple[Turn, ...]) -> None:
-        """Raises InvalidInput where the texts of the turns are over the limit."""
+        """Raises InvalidInput if the texts of the turns are over the limit."""
         size, most = sum(len(part.encode()) for turn in turns for part in turn.content if part), self._limits
         if size > most.max_prompt_bytes:
             raise InvalidInput(
@@ -60,7 +60,7 @@ class ConversationReader:
 def _turn(turn: pb.Turn, number: int) -> Turn:
     role = enum_name(pb.Role.DESCRIPTOR, turn.role)
     if role not in get_args(Role):
-        raise InvalidInput(f"turns[{number}] is of no role that this release knows", reason="BAD_TURNS")
+        raise InvalidInput(f"turns[{number}] has a role that this release does not know", reason="BAD_TURNS")
     if any(part.WhichOneof("kind") is None for part in turn.parts):
         raise InvalidInput(f"turns[{number}] has a part that is neither text nor image", reason="BAD_TURNS")
     content = tuple(None if part.HasField("image") else part.text for part in turn.parts)

@@ -13,7 +13,7 @@ from sightline_chassis.shipped import known_model, model_place
 
 
 class KubernetesSettings(Section):
-    """A Deployment that is rolled out anew for each policy, by the API of the cluster that the sampler runs in."""
+    """A Deployment that is rolled out again for each policy, by the API of the cluster that the sampler runs in."""
 
     deployment: str = Field(min_length=1, description="Name of the engine's Deployment.")
     container: str = Field(min_length=1, description="Name of the container in it.")

@@ -61,7 +61,7 @@ ARRIVAL_MOVED = Gauge(
 )
 ARRIVAL_CORRELATION = Gauge(
     "sightline_sampler_arrival_correlation",
-    "Correlation of the engine's change with the trainer's, of the last policy examined; NaN where it was not told.",
+    "Correlation of the engine's change with the trainer's, of the last policy examined; NaN if unknown.",
 )
 
 STEPS = ("stage", "activate", "retire")

@@ -23,7 +23,7 @@ def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with
     temperature = message.temperature if message.HasField("temperature") else 1.0
     if not (math.isfinite(temperature) and (temperature == 0 or 0.01 <= temperature <= 100)):
         raise InvalidInput(
-            f"temperature is {temperature}; it must be 0 (greedy) or in 0.01..100", reason="BAD_TEMPERATURE"
+            f"temperature is {temperature}; it must be 0 (greedy) or between 0.01 and 100", reason="BAD_TEMPERATURE"
         )
     top_p = message.top_p if message.HasField("top_p") else 1.0
     if not 0 < top_p <= 1:
@@ -44,7 +44,7 @@ def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with
     guidance = _guidance(message.guidance) if message.HasField("guidance") else None
     if not with_image and (distortion is not None or guidance is not None):
         what = "distortion" if distortion is not None else "guidance"
-        raise InvalidInput(f"{what} needs an image, and there is none", reason=f"BAD_{what.upper()}")
+        raise InvalidInput(f"{what} needs an image, but the request has none", reason=f"BAD_{what.upper()}")
     if len(message.continue_from) >= max_tokens:
         raise InvalidInput(
             f"continue_from has {len(message.continue_from)} tokens; it must be below {max_tokens}",
@@ -53,7 +53,7 @@ def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with
         )
     beams = _beams(message.beams, count) if message.HasField("beams") else None
     if beams is not None and (temperature != 1 or top_p != 1 or message.top_k or message.min_p):
-        raise InvalidInput("beams are not drawn: leave temperature, top_p, top_k and min_p out", reason="BAD_BEAMS")
+        raise InvalidInput("beams are not sampled: leave temperature, top_p, top_k and min_p out", reason="BAD_BEAMS")
     return SamplingParams(
         temperature=temperature,
         top_p=top_p,
@@ -71,7 +71,7 @@ def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with
 
 def _stop(strings: Sequence[str]) -> tuple[str, ...]:
     if len(strings) > MAX_STOPS:
-        raise InvalidInput(f"{len(strings)} stop strings; at most {MAX_STOPS} are taken", reason="BAD_STOP")
+        raise InvalidInput(f"{len(strings)} stop strings; at most {MAX_STOPS} are allowed", reason="BAD_STOP")
     for text in strings:
         if not 1 <= len(text.encode()) <= MAX_STOP_BYTES:
             raise InvalidInput(
@@ -116,7 +116,7 @@ def read_distortion(message: pb.Distortion) -> types.Distortion:
         case "blank":
             return types.Blank()
         case _:
-            raise InvalidInput("the distortion names no kind", reason=reason)
+            raise InvalidInput("the distortion has no kind", reason=reason)
 
 
 def _guidance(message: pb.Guidance) -> types.Guidance:
@@ -145,7 +145,7 @@ def _guidance(message: pb.Guidance) -> types.Guidance:
             _within("guidance.gamma", gamma, -_LARGEST, _LARGEST, reason)
             return types.Prompted(prompted.prompt, gamma)
         case _:
-            raise InvalidInput("the guidance names no method", reason=reason)
+            raise InvalidInput("the guidance has no method", reason=reason)
 
 
 def _within(name: str, value: float, least: float, most: float, reason: str) -> None:

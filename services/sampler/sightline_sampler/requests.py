@@ -75,7 +75,7 @@ class RequestReader:
         asked = self._conversations.read(request)
         distortion = read_distortion(request.distortion) if request.HasField("distortion") else None
         if distortion is not None and not asked.images:
-            raise InvalidInput("distortion needs an image, and there is none", reason="BAD_DISTORTION")
+            raise InvalidInput("distortion needs an image, but the request has none", reason="BAD_DISTORTION")
         lease = self._policies.lease(selector_of(request.policy))
         return ScoreWork(asked, list(request.token_ids), lease, _deadline(context), distortion), lease
 

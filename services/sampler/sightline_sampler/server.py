@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(config: Path | None, overrides: Sequence[str]) -> int:
-    """Serve until told to stop; see `sightline_chassis.process.run` for arguments and exit codes."""
+    """Serve until a signal; see `sightline_chassis.process.run` for arguments and exit codes."""
     from sightline_chassis.process import run
 
     from sightline_sampler.settings import SamplerSettings

@@ -160,7 +160,7 @@ def _count(candidate: Candidate, texts: set[str], started: float) -> None:
 
 
 def _refuse_infinite(logprobs: Logprobs, version: int) -> None:
-    """Whatever the engine: what is not a number is no answer."""
+    """Refuse an answer that is not a number, from any engine."""
     if not np.isfinite(logprobs).all():
         raise not_finite(version)
 

@@ -130,7 +130,7 @@ class SamplerSettings(ServiceSettings):
     def _no_silent_eviction(self) -> SamplerSettings:
         if self.engine.kind == "vllm" and self.engine.vllm.max_loras < self.policies.max_loaded:
             raise ValueError(
-                f"vLLM with --max-loras {self.engine.vllm.max_loras} evicts adapters without a word: set "
+                f"vLLM with --max-loras {self.engine.vllm.max_loras} evicts adapters silently: set "
                 f"engine.vllm.max_loras (and vLLM's flag) to policies.max_loaded, {self.policies.max_loaded}, or more"
             )
         return self

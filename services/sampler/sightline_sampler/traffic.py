@@ -1,4 +1,4 @@
-"""Who is being served, and the door: closed while an engine swaps weights, or while somebody asked for a pause."""
+"""Running requests, and the door: closed while an engine swaps weights or during a pause."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Visit:
-    """A request under way; it can be broken off while it waits for its engine, and nowhere else."""
+    """A running request; it can be interrupted while it waits for its engine, and nowhere else."""
 
     def __init__(self, task: asyncio.Task[object]) -> None:
         self._task = task
@@ -37,7 +37,7 @@ class Visit:
             if not self._broken or (self._task.cancelling() and self._task.uncancel()):  # the caller went away, too
                 raise
             raise Unavailable(
-                "broken off by a pause: ask again for what is missing", reason="PAUSED", retry_after=0.5
+                "interrupted by a pause: request the missing candidates again", reason="PAUSED", retry_after=0.5
             ) from None
         finally:
             self._waiting = False
@@ -51,7 +51,7 @@ class Visit:
 
 
 class Traffic:
-    """Requests under way. For the event loop's thread.
+    """Running requests. For the event loop's thread.
 
     Args:
         wait_seconds: longest wait at a closed door.
@@ -72,7 +72,7 @@ class Traffic:
 
     @contextlib.asynccontextmanager
     async def passage(self) -> AsyncIterator[Visit]:
-        """Wait until the door is open, and count the request as under way inside the block.
+        """Wait until the door is open, and count the request as running inside the block.
 
         Raises:
             Unavailable: the door stayed closed for too long.
@@ -100,22 +100,22 @@ class Traffic:
                 self._idle.set()
 
     def close(self, holder: Holder) -> int:
-        """Close the door; the number of requests under way."""
+        """Close the door; the number of running requests."""
         self._holders.add(holder)
         self._open.clear()
         return len(self._visits)
 
     def open(self, holder: Holder) -> None:
-        """Open the door, if nobody else holds it."""
+        """Open the door, unless another holder keeps it closed."""
         self._holders.discard(holder)
         if not self._holders:
             self._open.set()
 
     async def idle(self) -> None:
-        """Wait until nothing is under way."""
+        """Wait until nothing is running."""
         await self._idle.wait()
 
     def abort(self) -> None:
-        """Break off what is under way."""
+        """Interrupt what is running."""
         for visit in self._visits:
             visit.break_off()

@@ -51,7 +51,7 @@ class Assembly:
     embedded: bool
 
     async def clip(self, name: str, names: tuple[str, ...], told: ModelCard, mark: str, version: int) -> ServedModel:
-        """A model with embeddings, whose card Triton told. Raises what loading raises."""
+        """A model with embeddings, whose card Triton returned. Raises what loading raises."""
         model = self.settings.models[name]
         card = self._checked(name, told)
         # A released checkpoint is made into an open_clip model where its towers run.
@@ -96,7 +96,7 @@ class Assembly:
         )
 
     async def joint(self, name: str, names: tuple[str, ...], told: ModelCard, mark: str, version: int) -> JointModel:
-        """ImageReward, whose card Triton told. Raises what loading raises."""
+        """ImageReward, whose card Triton returned. Raises what loading raises."""
         model, triton, backend = self.settings.models[name], self.settings.triton, self.backend
         card = self._checked(name, told)
         if model.tokenizer is not None:
@@ -183,7 +183,7 @@ class Assembly:
         )
 
     def _checked(self, name: str, told: ModelCard) -> ModelCard:
-        """The card under the name that callers use. Raises ValueError where Triton serves another kind of model."""
+        """The card under the name that callers use. Raises ValueError if Triton serves another kind of model."""
         wanted = self.settings.models[name].kind
         if told.kind != wanted:
             raise ValueError(f"models.{name}.kind is {wanted}, but Triton serves {told.kind}: name what it serves")
@@ -225,7 +225,7 @@ def _with_head(card: ModelCard, head: AestheticHead) -> ModelCard:
     """The card of a CLIP model with a network on it: its weights are both files. Raises ValueError."""
     if head.size != card.embedding_size:
         raise ValueError(
-            f"models.{card.name}.head takes embeddings of {head.size} numbers, and the model gives "
+            f"models.{card.name}.head takes embeddings of {head.size} numbers, but the model gives "
             f"{card.embedding_size}: it belongs to another model (LAION's to ViT-L-14 of OpenAI)"
         )
     both = hashlib.sha256(f"{card.weights_digest} {head.digest}".encode()).hexdigest()

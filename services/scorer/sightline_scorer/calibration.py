@@ -107,7 +107,7 @@ def read(path: Path) -> Calibration:
         )
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not a calibration: {error!r}; make it again by `sightline scorer calibrate`"
+            f"{path} is not a calibration: {error!r}; create it again with `sightline scorer calibrate`"
         ) from error
     knots, levels = calibration.cosines, calibration.levels
     if (
@@ -121,6 +121,6 @@ def read(path: Path) -> Calibration:
         or levels[-1] > 100
     ):
         raise ValueError(
-            f"{path} is not a calibration: its points do not rise; make it again by `sightline scorer calibrate`"
+            f"{path} is not a calibration: its points do not rise; create it again with `sightline scorer calibrate`"
         )
     return calibration

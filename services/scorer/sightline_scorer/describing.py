@@ -168,7 +168,7 @@ def _keep(description: Description) -> None:
         for each in old:
             each.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
-        logger.info("a model's card is not kept", extra={"why": str(error)})
+        logger.info("a model's card could not be cached", extra={"why": str(error)})
 
 
 def main() -> int:

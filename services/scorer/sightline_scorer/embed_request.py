@@ -1,6 +1,6 @@
 """Embeddings for callers that want them: each image and text of a request has its own outcome.
 
-A backend that is away or full is not an item's own failure: the request fails, and is tried again as a whole.
+A backend that is away or full is not an item's own failure: the request fails, and is retried as a whole.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ async def _text_outcome(
 
 
 def _of_the_item(error: SightlineError) -> SightlineError:
-    """The error; raises it where it is the backend's, and each of the items would have it."""
+    """The error; raises it if it is the backend's, and each of the items would have it."""
     if isinstance(error, Unavailable | Overloaded) and error.reason.startswith(("BACKEND_", "MODEL_GONE")):
         raise error
     return error

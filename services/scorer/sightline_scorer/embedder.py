@@ -41,7 +41,7 @@ class ImageSource:
 
     sha256: bytes
     size: int | None
-    """Bytes; None where they are in the store."""
+    """Bytes; None if they are in the store."""
     read: Callable[[], bytes]
 
 
@@ -100,7 +100,9 @@ class Embedder:
             tower.fail(item, error)
             return wait
         except BaseException:
-            tower.leave(wait)  # else all who ask for this image later would wait for an item that nobody works on
+            tower.leave(
+                wait
+            )  # otherwise later requests for this image would wait for an item that is not being computed
             raise
         return wait
 
@@ -122,11 +124,11 @@ class Embedder:
             model.image.fail(item, error)
 
         work = self._in_turn(pixels)
-        item.drop = work.cancel  # nobody waits any more: not begun, it never will be
+        item.drop = work.cancel  # no caller waits any more: if it has not begun, it never will
         work.add_done_callback(decoded)
 
     def unknown_texts(self, model: ServedModel) -> Unknown:
-        """What tells a plan which texts the team's calls have not had embedded, nor ask for now."""
+        """Tells a plan which texts the team's calls have not had embedded, nor ask for now."""
         scope, unknown = self._scope(), model.text.unknown
         return (lambda keys: unknown([scope + key for key in keys])) if scope else unknown
 
@@ -150,7 +152,7 @@ class Embedder:
         return wait
 
     def unknown_pairs(self, model: JointModel, source: ImageSource) -> Unknown:
-        """What tells a plan which texts the team's calls have not had scored with this image."""
+        """Tells a plan which texts the team's calls have not had scored with this image."""
         before, unknown = self._scope() + source.sha256, model.tower.unknown
         return lambda keys: unknown([before + key for key in keys])
 
@@ -224,7 +226,7 @@ class Embedder:
 
 
 def check_time(deadline: float | None) -> None:
-    """Raises DeadlineExceeded where nobody waits any more."""
+    """Raises DeadlineExceeded if no caller waits any more."""
     if deadline is not None and time.monotonic() >= deadline:
         raise DeadlineExceeded("the deadline passed before the model was asked")
 

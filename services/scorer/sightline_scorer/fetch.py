@@ -101,7 +101,7 @@ class Fetcher:
     def _parse(self, uri: str) -> SplitResult:
         if not self.schemes:
             raise PermissionDenied(
-                "this service fetches no images by URI: send image.content or image.sha256, or allow hosts in "
+                "this service does not fetch images by URI: send image.content or image.sha256, or allow hosts in "
                 "fetch.hosts",
                 reason="IMAGE_URI_OFF",
             )
@@ -138,7 +138,7 @@ class Fetcher:
                     raise _too_slow(self._settings.timeout_seconds) from error
                 last = error if isinstance(error, OSError) else OSError(f"{type(error).__name__}: {error}")
         raise Unavailable(
-            f"{host}:{port} could not be asked for the image: {last}", reason="IMAGE_FETCH_FAILED"
+            f"{host}:{port} could not be reached for the image: {last}", reason="IMAGE_FETCH_FAILED"
         ) from last
 
     def _allowed_host(self, parts: SplitResult) -> tuple[str, int]:
@@ -206,7 +206,7 @@ class Fetcher:
                 reason="IMAGE_URI_REDIRECT_REFUSED",
             )
         if response.status in (404, 410):
-            raise NotFound(f"{host} has no such image ({response.status})", reason="IMAGE_URI_NOT_FOUND")
+            raise NotFound(f"{host} does not have this image ({response.status})", reason="IMAGE_URI_NOT_FOUND")
         if response.status >= 500 or response.status == 429:
             raise Unavailable(
                 f"{host} answered {response.status}; try again", reason="IMAGE_FETCH_FAILED", retry_after=1
@@ -223,7 +223,7 @@ class Fetcher:
             check_size(size, self._limits)
             pieces.append(piece)
         if response.length:  # http.client counts down what is still to come
-            raise OSError(f"the answer ended {response.length} bytes early")
+            raise OSError(f"the response ended {response.length} bytes early")
         return b"".join(pieces)
 
     def _read_file(self, parts: SplitResult) -> bytes:

@@ -34,7 +34,7 @@ class LanguageModel:
 
     Args:
         settings: of the model, of kind vqa.
-        policy: who answers.
+        policy: the policy that answers.
         replies: `answer`, and `against` if there is one.
     """
 
@@ -87,7 +87,7 @@ class LanguageModel:
 
 
 async def language_model(settings: ModelSettings) -> LanguageModel:
-    """Connect, and see who answers.
+    """Connect, and find out which policy answers.
 
     Raises:
         PreconditionFailed: NO_SCORES, the sampler's engine cannot score given tokens; ANSWER_UNREADABLE.

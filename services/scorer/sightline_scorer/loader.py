@@ -87,7 +87,7 @@ class Loader:
     ) -> tuple[list[str], list[str]]:
         """Serve what `settings` say from now on; answers the names that changed and those that went.
 
-        `try_out` asks a new version once. Raises PreconditionFailed where a version cannot be loaded; then nothing has
+        `try_out` asks a new version once. Raises PreconditionFailed if a version cannot be loaded; then nothing has
         changed.
         """
         async with self._one_at_a_time:
@@ -213,7 +213,7 @@ class Loader:
                 await self._let_go(name)
         if model.info in models.others:
             models.others.remove(model.info)
-        logger.info("a version of a model is gone", extra={"model": model.name, "version": model.info.version})
+        logger.info("a version of a model was unloaded", extra={"model": model.name, "version": model.info.version})
 
     async def _let_go(self, triton_name: str) -> None:
         """Take a Triton model out of the repository and out of Triton."""
@@ -245,7 +245,7 @@ def _calibrate(model: AnyModel, settings: ModelSettings) -> None:
 
 
 def _calibration(info: pb.ModelInfo, settings: ModelSettings) -> tuple[Calibration | None, str]:
-    """The calibration, or the reason why the one that is there cannot be used."""
+    """The calibration, or the reason why it cannot be used."""
     path = calibration_path(settings)
     if path is None or not path.is_file():
         if settings.calibration is not None:
@@ -255,7 +255,7 @@ def _calibration(info: pb.ModelInfo, settings: ModelSettings) -> tuple[Calibrati
     if found.picture_rule != PICTURE_RULE:
         made = f"rule {found.picture_rule}" if found.picture_rule else "no named rule, as by Sightline 0.1.0"
         logger.warning(
-            "a calibration was made with another picture rule: make it again by `sightline scorer calibrate`",
+            "a calibration was made with another picture rule: create it again with `sightline scorer calibrate`",
             extra={"model": info.name, "file": str(path), "rule": found.picture_rule},
         )
         why = f" for picture rule {PICTURE_RULE} ({path.name} was made with {made})"

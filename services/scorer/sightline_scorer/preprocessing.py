@@ -38,7 +38,7 @@ class Preprocessor:
         self._centre = (side, resample) if side is not None and knows(resample) else None
 
     def __call__(self, content: bytes) -> npt.NDArray[np.uint8]:
-        """Pixels uint8 [3, H, W] of an encoded image. Raises InvalidInput where it cannot be used."""
+        """Pixels uint8 [3, H, W] of an encoded image. Raises InvalidInput if it cannot be used."""
         return self.pixels(self.read_header(content))
 
     def read_header(self, content: bytes) -> Image.Image:

@@ -59,7 +59,7 @@ class ModelProbe:
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Probe once, then go on in the background. Raises a SightlineError where the first probe fails."""
+        """Probe once, then continue in the background. Raises a SightlineError where the first probe fails."""
         for model in list(self._models.served.values()):
             await self.try_out(model)
         self._tell()
@@ -130,7 +130,7 @@ class ModelProbe:
     def _at_work(self) -> bool:
         """Whether each tower has worked just now, or a little while ago and has a batch: a probe would queue behind it.
 
-        Only for as long as a probe may take: a Triton that hangs must not hide behind callers who come and leave.
+        Only for as long as a probe may take: callers that come and leave must not hide a hanging Triton.
         """
         now = time.monotonic()
         for model in self._models.served.values():
@@ -151,7 +151,7 @@ class ModelProbe:
         always; start Triton again where nothing has worked for long."""
         for name in [name for name, times in self._deaths.items() if times >= 2]:
             del self._deaths[name]
-            logger.error("a tower is dead and is loaded again", extra={"tower": name})
+            logger.error("a tower died and is being loaded again", extra={"tower": name})
             try:
                 async with asyncio.timeout(self._load_seconds):
                     with contextlib.suppress(ValueError):  # what is dead may not be let go in order

@@ -19,7 +19,7 @@ class Resizing:
     """How a model's pictures come to its size.
 
     Raises:
-        ValueError: a mode that is none of open_clip's.
+        ValueError: a mode that open_clip does not have.
     """
 
     height: int

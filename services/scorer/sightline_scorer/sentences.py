@@ -21,7 +21,7 @@ Count = Callable[[Sequence[str]], list[int]]
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, in order; pieces without a word go with the sentence before them."""
+    """The sentences of a text, in order; pieces without a word belong to the sentence before them."""
     pieces: list[str] = []
     for piece in _BOUNDARY.split(text):
         if _WORD.search(piece):
@@ -55,7 +55,7 @@ def _refit(packed: str, whole: str, window: int, count: Count) -> list[str]:
 
 
 def _pack(units: list[str], window: int, count: Count) -> list[str]:
-    """Join neighbours as long as they fit; what joining adds to the counts is looked at again by the caller."""
+    """Join neighbours as long as they fit; what joining adds to the counts is checked again by the caller."""
     packed: list[str] = []
     room = 0
     for unit, tokens in zip(units, count(units), strict=True):

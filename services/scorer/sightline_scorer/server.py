@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def main(config: Path | None, overrides: Sequence[str]) -> int:
-    """Serve until told to stop; see `sightline_chassis.process.run` for arguments and exit codes."""
+    """Serve until a signal; see `sightline_chassis.process.run` for arguments and exit codes."""
     from sightline_chassis.process import run
     from sightline_chassis.settings import load_settings
 
@@ -21,7 +21,7 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
     def make(settings: ScorerSettings) -> Service:
         from sightline_scorer.service import ScorerService
 
-        # open_clip tells every step on the root logger, at info; a filter there leaves named loggers alone.
+        # open_clip logs every step on the root logger, at info; a filter there leaves named loggers alone.
         logging.getLogger().addFilter(lambda record: record.levelno >= logging.WARNING)
         return ScorerService(
             settings,

@@ -170,6 +170,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
         except Exception:
             logger.exception("an item of a stream failed")
             return pb.ScoreStreamResponse(
-                id=item.id, error=item_error(InternalError("a bug of the scorer; its log has the traceback"))
+                id=item.id,
+                error=item_error(InternalError("an internal error of the scorer; its log has the traceback")),
             )
         return pb.ScoreStreamResponse(id=item.id, response=response)

@@ -92,20 +92,20 @@ class ModelSettings(Section):
         if (self.kind == "aesthetic") != (self.head is not None):
             raise ValueError("kind=aesthetic needs head, the file of its network, and no other kind has one")
         if self.architecture is not None and self.kind != "hpsv2":
-            raise ValueError("architecture goes with kind=hpsv2: elsewhere the source tells it")
+            raise ValueError("architecture goes with kind=hpsv2: other models take it from their source")
         return self
 
     @model_validator(mode="after")
     def _keys_go_with_kinds(self) -> Self:
         if self.tokenizer is not None and self.kind not in ("imagereward", "vqa"):
-            raise ValueError("tokenizer goes with kind=imagereward or kind=vqa: other models bring theirs")
+            raise ValueError("tokenizer goes with kind=imagereward or kind=vqa: other models have their own")
         if self.kind != "vqa":
             given = {"question", "answer", "against", "sampler"} & self.model_fields_set
             if given:
                 raise ValueError(f"{', '.join(sorted(given))} goes with kind=vqa")
             return self
         if self.tokenizer is None:
-            raise ValueError("kind=vqa needs tokenizer, the language model's own: it tells which tokens say `answer`")
+            raise ValueError("kind=vqa needs tokenizer, the language model's own: it decides which tokens say `answer`")
         if self.question.count("{text}") != 1:
             raise ValueError("question must hold {text} once, where the text that is scored stands")
         return self

@@ -1,4 +1,4 @@
-"""Which files are certainly quick to decode, told from their bytes alone.
+"""Which files are certainly quick to decode, judged by their bytes alone.
 
 Thirty-two kilobytes can hold a picture that takes seconds: texts and profiles that inflate to megabytes, a thousand
 scans of a progressive JPEG, an animation. So a file counts as small only if nothing but a few pixels is in it.
@@ -17,7 +17,7 @@ _MOST_SCANS = 4
 
 def small_size(content: bytes) -> tuple[int, int] | None:
     """Width and height of a PNG or baseline JPEG that is certainly quick to decode; None for everything else, whether
-    it is dear, damaged or only unusual."""
+    it is expensive, damaged or only unusual."""
     if len(content) > MOST_BYTES:
         return None
     try:

@@ -53,7 +53,7 @@ class Plan:
     split: list[bool] = field(default_factory=list)
     """[G] whether a part is, or has, pieces of a sentence over the window."""
     token_counts: list[int] = field(default_factory=list)
-    """[K] tokens of each whole text; 0 where it is its first row's."""
+    """[K] tokens of each whole text; 0 if it is its first row's."""
 
     @property
     def plain(self) -> bool:
@@ -76,7 +76,7 @@ def cost(texts: Iterable[str]) -> int:
 
 
 def advance(steps: Steps, seconds: float) -> Plan | None:
-    """The plan, or None where so many seconds passed before it was made: ask again to go on."""
+    """The plan, or None if it was not made within these seconds: call again to continue."""
     until = time.monotonic() + seconds
     while True:
         try:
@@ -141,7 +141,7 @@ def check_request(request: pb.ScoreRequest, limits: ScorerLimits) -> None:
         if len(request.phrases) != len(request.texts):
             raise InvalidInput(
                 f"{len(request.phrases)} lists of phrases for {len(request.texts)} texts: give one for each text, "
-                "empty where a text has none",
+                "empty if a text has none",
                 reason="PHRASES_MISMATCH",
             )
         for index, phrases in enumerate(request.phrases):

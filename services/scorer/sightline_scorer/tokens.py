@@ -27,7 +27,7 @@ class TokenRow:
 
 
 class TextReader(Protocol):
-    """What tells how long texts are: a `Tokenizer`, or `WholeTexts`."""
+    """Measures the length of texts: a `Tokenizer`, or `WholeTexts`."""
 
     window: int
 
@@ -60,7 +60,7 @@ class Tokenizer:
     Args:
         tokenizer: of `vocabularies.vocabulary`, or what `open_clip.get_tokenizer` answers.
         context_length: L, the model's window in tokens.
-        vocabulary_size: tokens that the model knows; 0 where that is unknown.
+        vocabulary_size: tokens that the model knows; 0 if that is unknown.
         trim: whether the model reads nothing behind the end token, so that rows need no padding.
     """
 

@@ -65,9 +65,9 @@ class Wait:
         self.known = 0
         """Of them, how many were known before."""
         self.ready_at = 0.0
-        """time.monotonic() when the last of what Triton gets was made; 0 where all was known."""
+        """time.monotonic() when the last of what Triton gets was made; 0 if all was known."""
         self.done_at = 0.0
-        """time.monotonic() when the last embedding came; 0 where all was known."""
+        """time.monotonic() when the last embedding came; 0 if all was known."""
         self.items: list[TowerItem] = []
         self._left = 0
         self._future: asyncio.Future[None] | None = None
@@ -100,7 +100,7 @@ class Wait:
             self._future.exception()  # it may have left: then nobody looks at the error
 
     async def done(self, seconds: float | None) -> None:
-        """Return when all are there. Raises what an item failed with, and DeadlineExceeded after so many seconds."""
+        """Return when all are ready. Raises an item's error, and DeadlineExceeded after this many seconds."""
         if self._left == 0 and self._future is None:
             return
         if self._future is None:
@@ -110,7 +110,7 @@ class Wait:
                 await self._future
         except TimeoutError:
             raise DeadlineExceeded(
-                f"the embeddings were not there within {seconds or 0:.3g} s: allow more time, or send less at once",
+                f"the embeddings were not ready within {seconds or 0:.3g} s: allow more time, or send less at once",
                 reason="BACKEND_TIMEOUT",
             ) from None
 
@@ -171,7 +171,7 @@ class Tower:
 
     @property
     def busy_since(self) -> float | None:
-        """time.monotonic() when Triton got the oldest batch that it has; None where it has none."""
+        """time.monotonic() when Triton got the oldest batch that it has; None if it has none."""
         return min((batch.began for batch in self._running), default=None)
 
     def unknown(self, keys: Sequence[bytes]) -> list[int]:
@@ -181,7 +181,7 @@ class Tower:
     def ask(self, keys: Sequence[bytes]) -> tuple[Wait, list[int]]:
         """Begin to wait for the embeddings of `keys`; answers which positions nobody knows or works on yet.
 
-        For each of those call `begin` and then `ready` or `fail`. Raises Overloaded where too much waits already.
+        For each of those call `begin` and then `ready` or `fail`. Raises Overloaded if too much waits already.
         """
         wait = Wait(len(keys), self.table.size)
         missing = self.table.lookup(keys, wait.rows, wait.notes)
@@ -206,7 +206,7 @@ class Tower:
         return wait, new
 
     def begin(self, wait: Wait, position: int, key: bytes, note: int = 0) -> TowerItem | None:
-        """The item of a key that nobody works on; None where the request itself named it a second time."""
+        """The item of a key that is not being computed; None if the request itself named it twice."""
         item = self._items.get(key)
         if item is not None:
             wait.expect(item, position)
@@ -236,7 +236,7 @@ class Tower:
         item.waits.clear()
 
     def leave(self, wait: Wait) -> None:
-        """The request waits no longer. Items that nobody waits for are dropped, and batches of only such cancelled."""
+        """The request no longer waits. Items without a waiting request are dropped, batches of only these cancelled."""
         for item in wait.items:
             if not item.waits:
                 continue
@@ -256,9 +256,9 @@ class Tower:
         self._waiting.set(len(self._queue))
 
     async def close(self) -> None:
-        """Cancel what Triton has; those who wait get an error."""
+        """Cancel the calls to Triton; waiting requests get an error."""
         for item in list(self._items.values()):
-            error = Unavailable("this version of the model was let go; try again", reason="MODEL_GONE", retry_after=1)
+            error = Unavailable("this version of the model was unloaded; try again", reason="MODEL_GONE", retry_after=1)
             self.fail(item, error)
         self._queue.clear()
         tasks = [batch.task for batch in self._running if batch.task is not None]
@@ -336,7 +336,7 @@ class Tower:
     def _ended(self, batch: Batch, task: asyncio.Task[None]) -> None:
         self._running.discard(batch)
         if task.cancelled():
-            for item in batch.items:  # nobody waits for these, or the model is let go
+            for item in batch.items:  # nobody waits for these, or the model is released
                 self.fail(item, InternalError("the work was cancelled", reason="CANCELLED_BATCH"))
         self._pump_soon()
 

@@ -27,7 +27,7 @@ class ModelVersion:
     fingerprint: str
     """Changes with anything that makes another version of it."""
     told: ModelCard | None
-    """Its facts as Triton tells them; None where it has none there."""
+    """Its facts as Triton reports them; None without a model in Triton."""
     in_use: int = 0
     """Requests that have it."""
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
@@ -55,7 +55,7 @@ class ModelVersion:
                 self._idle.set()
 
     async def drained(self, seconds: float) -> None:
-        """Return when no request has it, or after so many seconds."""
+        """Return when no request uses it, or after this many seconds."""
         if self.in_use:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), seconds)

@@ -158,7 +158,7 @@ def _column(plan: Plan, rows: Floats, how: pb.Aggregation) -> tuple[Floats, Floa
 def _response(
     plan: Plan, request: pb.ScoreRequest, kind: pb.ScoreKind, columns: Columns, texts: Wait
 ) -> pb.ScoreResponse:
-    """Scores without the model and the time; `texts` tells the rows' tokens. A kind without a column stays 0."""
+    """Scores without the model and the time; `texts` has the rows' tokens. A kind without a column stays 0."""
     values = columns[kind][1].tolist()
     none = [0.0] * len(values)
     response = pb.ScoreResponse(

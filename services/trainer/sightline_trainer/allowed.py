@@ -49,23 +49,23 @@ class Allowed:
         launch = recipe.dpo.launch
         if launch and _command(launch) not in [_command(known) for known in self.launchers]:
             raise InvalidInput(
-                f"dpo.launch is a command, and {launch} is none that this trainer runs for a caller; leave it empty, "
-                "or have it listed in the trainer's settings (launchers)",
+                f"dpo.launch names {launch}, which this trainer does not run for callers; leave it empty, or ask the "
+                f"operator to list it in the trainer's settings (launchers)",
                 reason="LAUNCHER_NOT_ALLOWED",
             )
         for name in [name for table in recipe.parts for name in table.opened()]:
             if not permitted(name, self.parts):
                 raise InvalidInput(
-                    f"{name} is code, and none that this trainer imports for a caller; leave it out, or have it listed "
-                    "in the trainer's settings (parts)",
+                    f"{name} names code that this trainer does not import for callers; leave it out, or ask the "
+                    f"operator to list it in the trainer's settings (parts)",
                     reason="PART_NOT_ALLOWED",
                 )
         ours = {one.address for one in (connections.scorer, connections.sampler) if one is not None}
         for key, address in _addresses(recipe.model_dump(mode="json")):
             if address not in ours and address not in self.addresses:
                 raise InvalidInput(
-                    f"{key}={address}: this trainer sends prompts and images to the addresses of its settings only; "
-                    "leave it out, or have it listed there (addresses)",
+                    f"{key}={address}: this trainer sends prompts and images only to addresses in its settings; "
+                    f"leave it out, or ask the operator to list it there (addresses)",
                     reason="ADDRESS_NOT_ALLOWED",
                 )
         self.check_data(recipe.data.references())
@@ -86,8 +86,8 @@ class Allowed:
             for directory in places:
                 if not self._holds(directory):
                     raise InvalidInput(
-                        f"{key}: {directory} is not in a directory that this trainer reads datasets from; have its "
-                        "directory listed in the trainer's settings (data_roots)",
+                        f"{key}: {directory} is outside the directories from which this trainer reads datasets; ask "
+                        f"the operator to list its directory in the trainer's settings (data_roots)",
                         reason="DATA_NOT_ALLOWED",
                     )
 

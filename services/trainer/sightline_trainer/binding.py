@@ -2,7 +2,7 @@
 
 What changes neither pairs, policies nor measurements (addresses, threads, timeouts, more iterations) binds nothing.
 What defines candidates or their rewards binds the whole run. A change further down redoes the stages from there on:
-what they made is moved into `replaced/` and made anew, with what came before it kept.
+what they made is moved into `replaced/` and made again, with what came before it kept.
 """
 
 from __future__ import annotations

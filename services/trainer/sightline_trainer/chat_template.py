@@ -86,7 +86,7 @@ class ChatTemplate:
             return self._render(turns)
 
     def places(self, rendered: str) -> int | None:
-        """How many images have their place in a rendered prompt; None where the template marks none."""
+        """How many images have their place in a rendered prompt; None if the template marks none."""
         with self._lock:
             return self._render.places(rendered)
 

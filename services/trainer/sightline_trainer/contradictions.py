@@ -1,4 +1,4 @@
-"""Contradictions: what no run of a recipe can do, told before any work is done."""
+"""Contradictions: combinations of keys that no run can satisfy, found before any work."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _SOURCES = {source for part in CANDIDATES.values() for source in part.writes}
 
 
 def contradictions(candidates: Chosen, terms: Chosen, filters: Chosen, rules: Chosen, dpo: Dpo) -> Iterator[str]:
-    """Sentences, each naming the keys that do not go together; none where a run may come about."""
+    """Sentences, each naming the keys that do not go together; none if a run may come about."""
     if any(isinstance(part, NotImported) for kind in (candidates, terms, filters, rules) for part in kind.values()):
         return  # what it does is not known; it is not imported here
     offered = {source for part in candidates.values() for source in part.writes}
     known = _SOURCES | offered
     if not offered:
-        yield "candidates: nobody writes any; add policy, say"
+        yield "candidates: no source is on; add one, such as policy"
     for name, rule in rules.items():
         named = _named(rule)
         for key, sources in named.items():

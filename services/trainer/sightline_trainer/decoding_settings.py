@@ -122,7 +122,7 @@ class Guiding(OneOf):
     prompted: Prompting | None = Field(None, description="Towards what a prompt with the objects found says.")
 
     def fixed(self, seed: int) -> Contrast | ImageFree | None:
-        """As the sampler takes it; None where it depends on what is found in the picture."""
+        """As the sampler takes it; None if it depends on what is found in the picture."""
         if self.contrast is not None:
             return Contrast(self.contrast.distortion.of(seed), self.contrast.alpha, self.contrast.beta)
         if self.image_free is not None:

@@ -18,7 +18,7 @@ class Detector(Protocol):
 
         Raises:
             InvalidInput: this picture is refused.
-            SightlineError: nobody answers.
+            SightlineError: no service answers.
         """
         ...
 

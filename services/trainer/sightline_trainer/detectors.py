@@ -52,7 +52,7 @@ class ScorerDetector:
 
 
 class HttpDetector:
-    """A detector behind a URL. Raises PreconditionFailed where httpx is not installed."""
+    """A detector behind a URL. Raises PreconditionFailed if httpx is not installed."""
 
     def __init__(self, url: str, timeout_seconds: float) -> None:
         try:
@@ -83,7 +83,7 @@ class HttpDetector:
         try:
             answer = await self._client.post(self.url, json=body)
         except self._away as error:
-            raise Unavailable(f"{self.url} is away: {error}", reason="DETECTOR_AWAY") from error
+            raise Unavailable(f"{self.url} cannot be reached: {error}", reason="DETECTOR_AWAY") from error
         if answer.status_code == 429 or answer.status_code >= 500:
             raise Unavailable(f"{self.url} answers {answer.status_code}", reason="DETECTOR_AWAY")
         if answer.status_code in (400, 413, 422):
@@ -96,5 +96,5 @@ class HttpDetector:
             scores = answer.json()["scores"]
             marks = {str(name): number(value).reward for name, value in scores.items()}
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise InvalidInput(f"{self.url} answers no scores", reason="IMAGE_REFUSED_BY_DETECTOR") from None
+            raise InvalidInput(f"{self.url} returned no scores", reason="IMAGE_REFUSED_BY_DETECTOR") from None
         return {name: mark for name, mark in marks.items() if mark is not None}

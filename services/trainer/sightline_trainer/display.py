@@ -1,4 +1,4 @@
-"""Display: a run in the terminal: one bar for the stage under way, one table row for each policy."""
+"""Display: a run in the terminal: one bar for the current stage, one table row for each policy."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ class DroppedRows:
 
     @classmethod
     def read(cls, path: Path) -> DroppedRows:
-        """As it was written; empty where there is no file. Raises DataCorrupted where it is damaged."""
+        """As it was written; empty if there is no file. Raises DataCorrupted if it is damaged."""
         dropped, found = cls(), read_json(path) or {}
         dropped.counts.update(found.get("counts", {}))
         dropped.rows = list(found.get("rows", ()))

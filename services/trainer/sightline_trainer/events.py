@@ -1,4 +1,4 @@
-"""Event: what a run tells while it works, for files, terminals and remote watchers alike."""
+"""Event: what a run reports while it works, to files, terminals and remote watchers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Stage = Literal["start", "sample", "pair", "update", "publish", "evaluate", "ite
 LEFT_OUT = "left_out"
 """Key of an event's metrics: how many rows the stage left out; its message names the first."""
 MOST_LINE = 1 << 20
-"""Bytes of a line of a log; a longer one is none of ours."""
+"""Bytes of a line of a log; longer ones are not ours."""
 
 logger = logging.getLogger(__name__)
 

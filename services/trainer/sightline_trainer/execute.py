@@ -49,7 +49,7 @@ def lease(run: RunDirectory) -> Iterator[None]:
 
 
 def leased(run: RunDirectory) -> bool:
-    """Whether a trainer works on the run at this moment. Who looks keeps nobody else from looking."""
+    """Whether a trainer works on the run now. Checking does not block other checks."""
     with _lease_file(run) as file:
         return not _locked(file, fcntl.LOCK_SH)
 
@@ -60,7 +60,7 @@ def _lease_file(run: RunDirectory) -> IO[str]:
 
 
 def _locked(file: IO[str], how: int) -> bool:
-    """Lock it until it is closed; False where somebody else has it."""
+    """Lock it until it is closed; False if somebody else has it."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:

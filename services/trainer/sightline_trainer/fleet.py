@@ -3,9 +3,9 @@
     dns:///sampler.ns.svc:50051         a headless Service: every pod that is ready, looked up again while sampling
     ipv4:10.0.0.1:50052,10.0.0.2:50052  a list
 
-Candidates are asked of the member with the least under way. A member that is away is passed over until it is back, and
-what was asked of it is asked of another: candidates carry their seeds, so a run's pairs do not depend on how many
-members there are. A policy is pushed to all, proved on each, and active on all before sampling continues; a member that
+The member with the fewest prompts in work samples next. A member that is away is skipped until it is back, and another
+does its work: candidates carry their seeds, so a run's pairs do not depend on the number of
+members. A policy is pushed to all, proved on each, and active on all before sampling continues; a member that
 fails is left out and named, and is brought up to date when it is asked again.
 """
 
@@ -103,7 +103,7 @@ class Fleet(ServedSampler):
         """Those that there are now, by address.
 
         Raises:
-            Unavailable: the target's name leads nowhere, and nobody was found before.
+            Unavailable: the target's name does not resolve, and no sampler was found before.
         """
         async with self._looking:
             now = time.monotonic()
@@ -113,7 +113,7 @@ class Fleet(ServedSampler):
         return [self._members[address] for address in sorted(self._members)]
 
     async def sample(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> Samples:
-        """As `ServedSampler.sample`, by the member with the least under way."""
+        """As `ServedSampler.sample`, by the member with the fewest prompts in work."""
         return await self._by_one(lambda client: client.sample(image, prompt, n, **options))
 
     async def score_tokens(
@@ -126,7 +126,7 @@ class Fleet(ServedSampler):
         distortion: Distortion | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  gRPC sends it to the server
     ) -> TokenScores:
-        """As `ServedSampler.score_tokens`, by the member with the least under way."""
+        """As `ServedSampler.score_tokens`, by the member with the fewest prompts in work."""
         return await self._by_one(
             lambda client: client.score_tokens(
                 image, prompt, token_ids, policy=policy, distortion=distortion, timeout=timeout
@@ -230,7 +230,7 @@ class Fleet(ServedSampler):
             found = await asyncio.to_thread(addresses_of, self._target)
         except OSError as error:
             if not self._members:
-                raise Unavailable(f"{self._target} leads nowhere: {error}", reason="TARGET_UNKNOWN") from None
+                raise Unavailable(f"{self._target} cannot be resolved: {error}", reason="TARGET_UNKNOWN") from None
             return
         for address in found:
             if address not in self._members:

@@ -113,7 +113,7 @@ def fill(template: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def outcome(found: dict[str, Any]) -> bool | None:
-    """Whether a Job or TrainJob has done its work; None while it is under way."""
+    """Whether a Job or TrainJob has done its work; None while it is running."""
     for condition in found.get("status", {}).get("conditions", []):
         if condition.get("status") == "True":
             if condition["type"] == "Complete":
@@ -124,7 +124,7 @@ def outcome(found: dict[str, Any]) -> bool | None:
 
 
 def run(api: Api, template: dict[str, Any], arguments: Sequence[str], *, poll: float = POLL_SECONDS) -> None:
-    """Create the Job, or find the one that is there, and wait for its end.
+    """Create the Job, or find an existing one, and wait for its end.
 
     Raises:
         JobError: it failed, vanished, may not be created, or the API did not answer for five minutes.

@@ -46,13 +46,13 @@ class Judgements:
                 row = json.loads(line)
                 self._read[row["key"]] = row["said"]
             except (ValueError, LookupError, TypeError):
-                logger.warning("a line of %s is damaged; what it held is asked again", path)
+                logger.warning("a line of %s is damaged; its question is asked again", path)
 
     async def __call__(self, prompt: Prompt, identity: str, question: str, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """What was said to a question, asked for now where nobody did before.
+        """The answer to a question, which is asked now unless it was asked before.
 
         Args:
-            identity: who is asked, and how.
+            identity: the judge, and how it is asked.
             ask: gives a text, a number or None, whatever JSON holds.
         """
         key = self._key(prompt, identity, question)
@@ -69,7 +69,7 @@ class Judgements:
                 future.cancel()
             else:
                 future.set_exception(error)
-                future.exception()  # nobody may be waiting for it
+                future.exception()  # no caller may be waiting for it
             raise
         else:
             self._read[key] = said

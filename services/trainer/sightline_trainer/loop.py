@@ -100,7 +100,7 @@ class Loop:
             What `metrics.json` holds: one object per policy version, the base model's first.
 
         Raises:
-            SightlineError: what stopped the run and what to do about it; run again to go on.
+            SightlineError: what stopped the run and what to do about it; run again to continue.
         """
         recipe = self.recipe
         from sightline_trainer.dpo.device import check_device
@@ -267,7 +267,7 @@ class Loop:
                 yield row
 
     def _number(self, iteration: int, parent: int) -> int:
-        """The version of an iteration's policy: its own where it has one, else one that nobody used."""
+        """The version of an iteration's policy: its own if it has one, otherwise an unused one."""
         known = read_json(self.dir.iteration(iteration) / "update.json")
         if known is not None:
             return int(known["version"])
@@ -352,7 +352,7 @@ class Loop:
                 prompts=prompts,
                 settings=self.recipe.publication,
             )
-            # The correlation is 0 where it could not be told.
+            # The correlation is 0 if it is unknown.
             facts = {"gap": arrival.gap, "moved": arrival.moved, "correlation": arrival.correlation or 0.0}
             return {"version": version, **facts}
 

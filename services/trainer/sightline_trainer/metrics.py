@@ -106,7 +106,7 @@ def run() -> Iterator[None]:
 
 @contextmanager
 def phase(name: str) -> Iterator[None]:
-    """Mark `name` as the stage under way, measure it, and count its failure."""
+    """Mark `name` as the current stage, measure it, and count its failure."""
     PHASE.labels(name).set(1)
     started = time.monotonic()
     try:

@@ -76,7 +76,7 @@ class ModelWords:
 
 
 def _special(found: Mapping[str, Any]) -> Iterator[tuple[str, int | None]]:
-    """(token, its id where that is told) of one file, whichever it is."""
+    """(token, its id if the file has it) of one file of any kind."""
     for key, value in found.items():
         if key.endswith("_token") and (token := _content(value)):
             yield token, None
@@ -101,7 +101,7 @@ def _content(value: Any) -> str | None:
 
 
 def _json(model: str, name: str) -> dict[str, Any]:
-    """A file of the model; empty where it has none."""
+    """A file of the model; empty if it has none."""
     path: str | Path = Path(model) / name
     if not Path(model).is_dir():
         from huggingface_hub import hf_hub_download

@@ -14,7 +14,7 @@ class Needs:
     """What the services must allow.
 
     Attributes:
-        candidates: of one Sample, and the key that asks for so many.
+        candidates: of one Sample, and the key that sets their number.
         tokens: of one candidate.
         texts: of one Score, where every text has one sentence.
     """

@@ -48,7 +48,7 @@ def is_open(name: str, group: str) -> bool:
 
 
 def imported(name: str, group: str) -> Any:
-    """What an open part's name stands for, or None where it may not be imported here.
+    """What an open part's name stands for, or None if it may not be imported here.
 
     Raises:
         ValueError: there is no such thing, or importing it fails; says why.

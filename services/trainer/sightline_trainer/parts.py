@@ -62,7 +62,7 @@ class Kind:
     of_function: Callable[[Callable[..., Any]], type[Part]] | None = None
 
     def part(self, name: str) -> type[Part] | None:
-        """The class of an open part; None where it may not be imported here.
+        """The class of an open part; None if it may not be imported here.
 
         Raises:
             ValueError: it cannot be imported, or is no part of this kind.
@@ -77,7 +77,7 @@ class Kind:
 
 
 class Parts(Table):
-    """Parts of one kind: each registry name is a field, None where the recipe leaves the part out; beside them, parts
+    """Parts of one kind: each registry name is a field, None if the recipe leaves the part out; beside them, parts
     that are not ours."""
 
     model_config = pydantic.ConfigDict(extra="allow")
@@ -139,7 +139,7 @@ class Parts(Table):
         for name, part in self.opened().items():
             if isinstance(part, NotImported):
                 raise PreconditionFailed(
-                    f"{name} is a part that is not ours and was not imported: whoever runs the recipe must allow it",
+                    f"{name} is a third-party part that was not imported: whoever runs the recipe must allow it",
                     reason="PART_NOT_IMPORTED",
                 )
 

@@ -54,7 +54,7 @@ class PolicyCandidates:
         settings, asked = self.settings, prompt.prompt if text is None else text
         if self.decoder is not None:
             options = {**await self.decoder(prompt, asked), **options}
-        # What is told under a distorted image is not a log-prob of what the update sees.
+        # Log-probs under a distorted image are not those of what the update sees.
         hidden = source == "policy" and "distortion" in options
         samples = await self.client.sample(
             images or prompt.images,

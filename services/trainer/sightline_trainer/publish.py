@@ -21,7 +21,7 @@ from sightline_trainer.serving import RESTORES, RunPolicies, serve
 _MOST_BYTES = 48 << 20
 """Of the images of all probes: a message may have 64 MiB (server.max_message_mib)."""
 _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
-"""Reasons of a sampler that was killed since it was told of the policies."""
+"""Reasons of a sampler that was killed after it had the policies."""
 
 
 async def publish(
@@ -84,7 +84,7 @@ def _fitting(probes: Sequence[UpdateProbe], prompts: Mapping[str, Prompt]) -> It
     """The first probes, as many as one message has room for with their images."""
     size = 0
     for number, probe in enumerate(probes):
-        with suppress(OSError):  # the client tells which file is gone
+        with suppress(OSError):  # the client names the missing file
             size += sum(image.stat().st_size for image in prompts[probe.prompt_id].images)
         if number and size > _MOST_BYTES:
             return

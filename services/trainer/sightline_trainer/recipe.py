@@ -1,7 +1,7 @@
 """Recipe: everything that defines a run, as data.
 
 A recipe is read from YAML, overridden by `key.subkey=value` flags, checked (unknown keys are refused) and then
-frozen. The resolved recipe is written into the run directory, so a run can always be told what it was.
+frozen. The resolved recipe is written into the run directory, so every run records its own recipe.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Recipe(Section):
     data: Data
     sampling: Sampling = Field(default_factory=Sampling)
     candidates: Candidates = Field(
-        default_factory=lambda: Candidates.model_validate({"policy": {}}), description="Who writes candidates."
+        default_factory=lambda: Candidates.model_validate({"policy": {}}), description="Sources of candidates."
     )
     reward: Reward = Field(default_factory=Reward)
     filters: Filters = Field(
@@ -146,7 +146,7 @@ class Recipe(Section):
         if self.publication.extrapolate and self.dpo.train != "lora":
             raise ValueError("publication.extrapolate scales a LoRA: set dpo.train to lora, or leave it at 0")
         if self.publication.extrapolate and self.dpo.train_projector:
-            raise ValueError("publication.extrapolate scales a LoRA, and no projector: leave one of the two out")
+            raise ValueError("publication.extrapolate scales a LoRA, but not a projector: leave out one of the two")
         return self
 
     @model_validator(mode="after")
@@ -158,7 +158,7 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _bounds_leave_room(self) -> Recipe:
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels {self.min_pixels} are more than max_pixels {self.max_pixels}")
+            raise ValueError(f"min_pixels {self.min_pixels} is larger than max_pixels {self.max_pixels}")
         return self
 
 

@@ -1,7 +1,7 @@
 """Rollout: candidates and their rewards for an iteration's prompts, shard by shard.
 
 Scoring overlaps sampling: a prompt's candidates go to the scorer as soon as they are there. A finished shard is on
-disk, so a killed run loses at most the shards under way. A prompt that can't be answered, since its image is damaged or
+disk, so a killed run loses at most unfinished shards. A prompt that can't be answered, since its image is damaged or
 its text too long, is dropped and noted, and so is a candidate that the gate refuses: neither may end a run of days.
 """
 
@@ -136,7 +136,7 @@ class Rollout:
         return [each for path in sorted((self.directory / "dropped").glob("[0-9]*.json")) for each in read_json(path)]
 
     def forget(self) -> None:
-        """Let go of all shards, to be made anew."""
+        """Let go of all shards, to be made again."""
         for name in ("scores", "candidates", "dropped"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
@@ -147,7 +147,7 @@ class Rollout:
             candidates = read_table(self.directory / "candidates" / path.name).to_pylist()
             for row, score in zip(candidates, read_table(path).to_pylist(), strict=True):
                 if (row["prompt_id"], row["index"]) != (score.pop("prompt_id"), score.pop("index")):
-                    raise ValueError(f"{path} does not belong to the candidates of the same name")
+                    raise ValueError(f"{path} does not match the candidates of the same name")
                 groups.setdefault(row["prompt_id"], []).append(Response.of(row, Score.of(score)))
             yield from groups.items()
 

@@ -90,7 +90,7 @@ class RowGate:
         return ModelWords.read(self.template.model)
 
     def check(self, row: Prompt) -> Checked:
-        """All of a row: its texts, its picture, and whether both fit the window; None where it passes.
+        """All of a row: its texts, its picture, and whether both fit the window; None if it passes.
 
         Raises:
             PreconditionFailed: MODEL_UNREADABLE, the model has no tokenizer or processor.

@@ -18,8 +18,8 @@ class RunEntry:
     """What is kept of a run.
 
     Attributes:
-        ours: whether it was started through the service; a run whose run.json nobody can read may have been.
-        created: seconds since 1970; 0 where it cannot be read.
+        ours: whether it was started through the service; a run with an unreadable run.json may have been.
+        created: seconds since 1970; 0 if it cannot be read.
         request_id: of the request that started it; "" where it cannot be read.
     """
 
@@ -52,7 +52,7 @@ class RunIndex:
         for path in self._root.glob("*/run.json"):
             try:
                 facts = path.stat()
-            except OSError:  # gone meanwhile, or nobody's to look at
+            except OSError:  # gone meanwhile, or not readable
                 continue
             # A run.json is written aside and renamed, so another content is another inode.
             mark = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
@@ -66,7 +66,7 @@ class RunIndex:
 
 
 def is_ours(run: RunDirectory) -> bool:
-    """Whether a run was started through the service; one whose run.json nobody can read may have been."""
+    """Whether a run was started through the service; one with an unreadable run.json may have been."""
     try:
         return (run.root / "run.json").exists() and ("request_id" in run.state() or not run.state())
     except Exception:
@@ -74,7 +74,7 @@ def is_ours(run: RunDirectory) -> bool:
 
 
 def state_of(run: RunDirectory) -> Mapping[str, Any] | None:
-    """What run.json says; None where it cannot be read."""
+    """What run.json says; None if it cannot be read."""
     try:
         return readable_state(run)
     except PreconditionFailed:

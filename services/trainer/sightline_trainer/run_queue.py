@@ -49,7 +49,7 @@ class RunQueue:
         connections: Connections | None = None,
         allowed: Allowed | None = None,
     ) -> None:
-        """`allowed` is what recipes may name: nothing where it is not given."""
+        """`allowed` is what recipes may name: nothing if it is not given."""
         self.root = root
         self._index = RunIndex(root)
         self.allowed = allowed or Allowed()
@@ -57,9 +57,9 @@ class RunQueue:
         self.models = KnownModels()
         self.resume = resume
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._current = ""  # the run under way
+        self._current = ""  # the current run
         self._stops: dict[str, bool] = {}  # run id -> at once
-        self._again = False  # the run under way is to go on, though it may be stopping
+        self._again = False  # the current run is to continue, though it may be stopping
         self._closing = False
         self._lock = threading.RLock()  # over run.json of all runs, and what is above
         self._thread = threading.Thread(target=self._work, name="runs", daemon=True)
@@ -81,7 +81,7 @@ class RunQueue:
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End the run under way, leaving it unfinished: a restart continues with it. It is not waited for long: what is
+        """End the current run, leaving it unfinished: a restart continues with it. It is not waited for long: what is
         on disk is whole at any moment."""
         self._closing = True
         self._waiting.put(None)
@@ -147,21 +147,21 @@ class RunQueue:
             raise InvalidInput(str(error), reason="RECIPE_INVALID") from None
 
     def stop(self, run_id: str, *, now: bool) -> RunDirectory:
-        """Ask a run to stop, after the stage under way or at once. One that has ended stays as it is."""
+        """Ask a run to stop, after the current stage or at once. One that has ended stays as it is."""
         run = self.get(run_id)
         readable_state(run)
         with self._lock:
             if run_id == self._current:
                 self._again = False
                 self._stops[run_id] = now or self._stops.get(run_id, False)
-                if run.state()["state"] == "queued":  # it has just ended, and was to go on; or is about to begin
+                if run.state()["state"] == "queued":  # it has just ended, and was to continue; or is about to begin
                     run.set_state("stopped")
             elif run.state()["state"] in UNFINISHED and not leased(run):
                 run.set_state("stopped")
         return run
 
     def go_on(self, run_id: str) -> RunDirectory:
-        """Queue a run that was stopped or has failed; one that is queued or works goes on anyway.
+        """Queue a run that was stopped or has failed; one that is queued or works continues anyway.
 
         Raises:
             NotFound: there is none.
@@ -217,7 +217,7 @@ class RunQueue:
                     self.allowed.check(recipe, self.connections)  # the settings may be others than when it was started
                     self._current = run_id
             except InvalidInput as error:
-                logger.warning("run %s may not go on: %s", run_id, error)
+                logger.warning("run %s may not continue: %s", run_id, error)
                 run.set_state("failed", error=error.message, reason=error.reason)
                 continue
             except Exception as error:  # its directory is gone, or was written by another version of the trainer

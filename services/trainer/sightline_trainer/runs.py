@@ -12,7 +12,7 @@
         candidates/00000.parquet   K candidates of a shard of prompts, with token ids, log-probs, seed, version
         scores/00000.parquet       their rewards, one row for each candidate
         rollout.json               the policy that sampled, and how many iterations it is behind the one that learns
-        dropped/00000.json         prompts of a shard that nobody could answer, such as those with a damaged image, and
+        dropped/00000.json         prompts of a shard without answers, such as those with a damaged image, and
                                    candidates that the gate refused; update.json: pairs, evaluation.json: what was asked
         pairs.parquet              TRL's preference format, every side with its policy version
         pairs.json update.json publish.json
@@ -21,9 +21,9 @@
         captions.parquet           held-out captions; greedy.parquet, answers.parquet: the greedy ones, yes/no answers
         by_image.json              what each image adds to each metric
         against_base.json          each metric's change against the base model, with its paired interval
-      replaced/0001/               what a changed recipe made anew, as it was
+      replaced/0001/               what a changed recipe made again, as it was
 
-Every file is written aside, synced and renamed into place: what exists is whole, and a run that was killed goes on
+Every file is written aside, synced and renamed into place: what exists is whole, and a run that was killed continues
 from the last finished file. The directory can be moved, renamed and continued from anywhere.
 """
 
@@ -92,10 +92,10 @@ class RunDirectory:
 
     def open(self, recipe: Recipe) -> str:
         """Make the directory, or resume the run it holds: what a changed recipe would make otherwise is moved into
-        `replaced/` first, to be made anew.
+        `replaced/` first, to be made again.
 
         Returns:
-            What was changed and is redone, for people; empty where all that is there stands.
+            What was changed and is redone, for people; empty if all existing files stay.
 
         Raises:
             PreconditionFailed: it holds a run of another recipe.
@@ -127,8 +127,8 @@ class RunDirectory:
         if self._begun() and rule != PICTURE_RULE:
             theirs = f"rule {rule}" if rule else "no named rule to read a picture, as by Sightline 0.1.0"
             raise PreconditionFailed(
-                f"{self.root} was begun with {theirs}, and this trainer reads pictures by rule {PICTURE_RULE}: finish "
-                "it with the release that began it, or start a new run",
+                f"{self.root} was started with {theirs}, but this trainer reads pictures by rule {PICTURE_RULE}: "
+                f"finish it with the release that started it, or start a new run",
                 reason="PICTURE_RULE_DIFFERS",
             )
         self._changed(recipe)
@@ -147,7 +147,7 @@ class RunDirectory:
         if named("sample"):
             raise PreconditionFailed(
                 f"{self.root} holds a run of another recipe: {named('sample')}. These define its candidates; name "
-                "another run directory, or run the recipe.yaml that stands in this one",
+                "another run directory, or run this directory's recipe.yaml",
                 reason="RUN_RECIPE_DIFFERS",
             )
         done = len(list((self.root / "iterations").glob("[0-9]*/publish.json")))
@@ -182,7 +182,7 @@ class RunDirectory:
         """The resolved recipe of the run, or None before it was opened.
 
         Args:
-            parts: parts that are not ours and may be imported (see `open_parts`); who only looks needs none.
+            parts: third-party parts that may be imported (see `open_parts`); readers need none.
 
         Raises:
             DataCorrupted: recipe.yaml is damaged, or of a version that knows other keys.
@@ -220,7 +220,7 @@ class RunDirectory:
         return (self.root / "iterations").exists()
 
     def next_version(self, floor: int) -> int:
-        """A policy version that nobody used: over `floor` and over all that stand in the directory."""
+        """An unused policy version: above `floor` and above all in the directory."""
         used = [int(path.name[1:]) for path in self.policies.glob("v[0-9]*")]
         return max([floor, *used]) + 1
 

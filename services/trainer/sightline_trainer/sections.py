@@ -78,7 +78,9 @@ class Sampling(Section):
     @model_validator(mode="after")
     def _rests_between(self) -> Self:
         if self.rests and self.staleness:
-            raise ValueError("sampling.rests while the update trains, and sampling.staleness samples then: take one")
+            raise ValueError(
+                "sampling.rests pauses sampling during the update, but sampling.staleness samples then: use one of them"
+            )
         return self
 
 
@@ -287,15 +289,19 @@ class Dpo(Section):
         for key, losses in _ASKED_BY.items():
             changed = getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True)
             if changed and not set(losses) & set(self.loss):
-                raise ValueError(f"dpo.{key} counts for {', '.join(losses)} alone, not for {', '.join(self.loss)}")
+                raise ValueError(f"dpo.{key} works only with {', '.join(losses)}, not with {', '.join(self.loss)}")
         if self.ld_alpha is not None and (own := {"povid_paper", *OWN} & set(self.loss)):
-            raise ValueError(f"dpo.ld_alpha is of TRL's losses, not of {', '.join(sorted(own))}: take one")
+            raise ValueError(
+                f"dpo.ld_alpha works with TRL's losses, not with {', '.join(sorted(own))}: use one of them"
+            )
         if self.token_kl and set(self.reference.of) != {"base"}:
             raise ValueError("dpo.token_kl asks the base model in each step: leave dpo.reference.of at {base: 1}")
         if "ema" in self.reference.of and self.train_projector:
             raise ValueError("dpo.reference.of.ema averages adapters, and dpo.train_projector trains more than one")
         if self.batch_tokens is not None and (whole := WHOLE & set(self.loss)):
-            raise ValueError(f"dpo.batch_tokens splits batches, which {', '.join(sorted(whole))} need whole: take one")
+            raise ValueError(
+                f"dpo.batch_tokens splits batches, which {', '.join(sorted(whole))} need whole: use one of them"
+            )
         if self.train_vision and self.train != "full":
             raise ValueError("dpo.train_vision trains a tower's own weights: set dpo.train to full, or leave it out")
         if self.train_projector and self.train == "full":
@@ -311,7 +317,7 @@ _ASKED_BY = {
     "doubt": ("cdpo",),
     "rpo_temperature": ("rpo",),
 }
-"""Settings that only some losses look at: with others they would change nothing, without a word."""
+"""Settings that only some losses look at: with others they would silently change nothing."""
 
 
 class Publication(Section):

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def describe(run: RunSummary) -> pb.Run:
-    """A run as its directory tells it."""
+    """A run as its directory describes it."""
     known = Run(
         id=run.id,
         state=run.state,
@@ -96,7 +96,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
         if request.page_token:
             ids = [run.id for run in runs]
             if request.page_token not in ids:
-                raise InvalidInput("page_token is not of this service; begin with an empty one", reason="PAGE_TOKEN")
+                raise InvalidInput("page_token is not from this service; start with an empty one", reason="PAGE_TOKEN")
             first = ids.index(request.page_token)
         if request.page_size < 0:
             raise InvalidInput("page_size must not be negative", reason="PAGE_SIZE")
@@ -133,7 +133,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
                 return
             if self.draining:
                 raise Unavailable(
-                    f"the trainer stops; watch again from event {following}", reason="DRAINING", retry_after=5
+                    f"the trainer is stopping; watch again from event {following}", reason="DRAINING", retry_after=5
                 )
             await asyncio.sleep(0.2)
 
@@ -238,7 +238,7 @@ class TrainerService(Service):
 
 
 def main(config: Path | None, overrides: Sequence[str]) -> int:
-    """Serve until SIGTERM; the run under way is left unfinished and goes on at the next start.
+    """Serve until SIGTERM; the current run is left unfinished and continues at the next start.
 
     See `sightline_chassis.process.run` for arguments and exit codes.
     """

@@ -46,7 +46,7 @@ class RunPolicies:
         root: the directory that holds them.
         run_id: whose versions they are.
         files: as `publication.files` of a recipe.
-        probes: of a version, to prove it anew at a sampler that is given it again; None: the proof on record counts.
+        probes: of a version, to prove it again at a sampler that is given it again; None: the proof on record counts.
     """
 
     root: Path
@@ -113,7 +113,7 @@ async def _serve(client: AsyncSamplerClient, version: int, policies: RunPolicies
 
 
 async def _active(client: AsyncSamplerClient) -> int | None:
-    """The version that the client's run has active; None where it has none."""
+    """The version that the client's run has active; None if it has none."""
     try:
         return (await client.policy()).version
     except NotFound:

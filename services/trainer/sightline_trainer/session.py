@@ -129,12 +129,12 @@ class Session:
         await self.at_each(lambda one: serve(one, version, policies), f"serve policy {version}")
 
     async def in_flight(self) -> int:
-        """Prompts under way at the same time: each sampler of a fleet is kept as busy as one alone would be."""
+        """Prompts in flight at the same time: each sampler of a fleet is kept as busy as one alone would be."""
         samplers = len(await self.sampler.members()) if isinstance(self.sampler, Fleet) else 1
         return self.recipe.sampling.max_in_flight * samplers
 
     async def at_each(self, work: Callable[[Any], Awaitable[object]], what: str) -> None:
-        """Do something at the sampler, or at every one of a fleet. Raises SightlineError."""
+        """Do something at the sampler, or at each of a fleet. Raises SightlineError."""
         if isinstance(self.sampler, Fleet):
             await self.sampler.each(work, what, self.recipe.publication.deadline_seconds)
         else:

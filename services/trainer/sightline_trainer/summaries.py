@@ -25,7 +25,7 @@ Signature = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What is told of a run. `error` and `reason` say why it failed, or why its files cannot be read."""
+    """A run as callers see it. `error` and `reason` say why it failed, or why its files cannot be read."""
 
     id: str
     state: RunState = "failed"
@@ -76,7 +76,7 @@ class Summaries:
         )
 
     def _recipe(self, run: RunDirectory) -> tuple[str, int]:
-        """Name and number of iterations. Raises DataCorrupted where the recipe cannot be read."""
+        """Name and number of iterations. Raises DataCorrupted if the recipe cannot be read."""
         path = run.root / "recipe.yaml"
         try:
             facts = os.stat(path)

@@ -18,7 +18,7 @@ def is_template(value: str) -> bool:
 
 
 def template_text(value: str | None, beside: Path, *, files: bool) -> str | None:
-    """The template that a recipe asks for, None where it asks for none.
+    """The template that a recipe asks for, None if it asks for none.
 
     Args:
         value: Jinja text, or a file, relative to the recipe's directory or else to where the command runs.

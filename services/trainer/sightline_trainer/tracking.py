@@ -71,12 +71,12 @@ class Tracking:
             try:
                 callback.on_train_end(self._arguments, self._state, self._control)
             except Exception:  # changes nothing in how the run has ended
-                logger.exception("the tracker %s could not be ended", type(callback).__name__)
+                logger.exception("the tracker %s could not be closed", type(callback).__name__)
         self._callbacks = []
 
     def __call__(self, event: Event) -> None:
         """Report the numbers of an event."""
-        # Steps of an update under way go to the tracker by the update itself.
+        # Steps of a running update go to the tracker by the update itself.
         if not self._callbacks or event.stage not in STAGES or not event.metrics or event.total:
             return
         self._state.global_step = event.iteration

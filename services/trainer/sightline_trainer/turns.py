@@ -1,4 +1,4 @@
-"""Turns: where sampler and update share a device, the sampler gives its memory back while the update trains."""
+"""Turns: where sampler and update share a device, the sampler frees its memory while the update trains."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ async def _rest(session: Session) -> None:
 
 
 async def wake(session: Session) -> None:
-    """Have the sampler take its memory up again; nothing where it has."""
+    """Have the sampler take its memory up again; nothing if it has."""
     await session.at_each(lambda one: one.resume(), "take up its weights")

@@ -58,7 +58,7 @@ def convert(source: Path, target: Path, *, tower: dict[str, Any] | None = None) 
         InvalidInput: it is not a MobileVLM V2, a tensor is missing or left over, or the target is there.
     """
     if target.exists():
-        raise InvalidInput(f"{target} is there already; name a new directory", reason="DIRECTORY_EXISTS")
+        raise InvalidInput(f"{target} already exists; name a new directory", reason="DIRECTORY_EXISTS")
     config = _config(source)
     tokenizer = AutoTokenizer.from_pretrained(source)
     tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": [IMAGE]})

@@ -55,7 +55,7 @@ class Processing:
         nested: whether images are given as a list for each prompt; else they are given as one list.
         token_names: outputs that are a token's.
         image_names: outputs that are of the images.
-        joined_in: by image output, the dimension in which several prompts' are joined; None where they cannot be.
+        joined_in: by image output, the dimension in which several prompts' are joined; None if they cannot be.
         text_decides: image outputs that also depend on the text (InstructBLIP's), so that an image's features do.
         one_image_only: why a prompt takes one image and not several; "" where it takes them.
     """

@@ -2,7 +2,7 @@
 
 Templates are programs, and each knows other conversations: some have no place for a system turn, some refuse two turns
 of one side, some want texts where others want lists of parts. What a template leaves out or misunderstands would be
-sampled and trained without a word, so each text must stand in what it writes, and a place for each image.
+sampled and trained silently, so each text must stand in what it writes, and a place for each image.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Rendering:
         return write(template, turns)
 
     def places(self, rendered: str) -> int | None:
-        """How many images have their place in a rendered prompt; None where nothing in it stands for them."""
+        """How many images have their place in a rendered prompt; None if nothing in it stands for them."""
         if self._mark is None:
             self._mark = self._found_mark()
         return rendered.count(self._mark) if self._mark else None

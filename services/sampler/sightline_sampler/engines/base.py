@@ -71,8 +71,8 @@ class SampleWork:
         seeds: one per candidate.
         params: how tokens are drawn.
         lease: which policy answers.
-        deadline: `time.monotonic()` after which nobody waits any more; None is never.
-        free_seeds: nobody asked for these very seeds: an engine that makes its own may use those, and tells them.
+        deadline: `time.monotonic()` after which no caller waits; None is never.
+        free_seeds: the caller chose no seeds: an engine that makes its own may use those, and reports them.
         asker: whose it is, as far as taking turns goes.
     """
 
@@ -125,7 +125,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def stop(self) -> None:
-        """End work under way with `Unavailable` and free everything."""
+        """End running work with `Unavailable` and free everything."""
 
     @abc.abstractmethod
     def ready(self) -> str | None:
@@ -173,7 +173,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def activate(self, version: int) -> None:
-        """Make a staged version (or 0) resident; nothing where it is. For engines that hold one at a time.
+        """Make a staged version (or 0) resident; nothing if it is. For engines that hold one at a time.
 
         Where `resident` says no, the caller has seen to it that nothing is being sampled. After a failure the version
         before may have to be activated again.
@@ -206,7 +206,7 @@ class Engine(abc.ABC):
         return
 
     async def release(self) -> None:
-        """Give its memory back until `reload`, with nothing under way; nothing where it has.
+        """Give its memory back until `reload`, with nothing running; nothing if it has.
 
         Raises:
             InvalidInput: this engine cannot.
@@ -214,7 +214,7 @@ class Engine(abc.ABC):
         raise InvalidInput(f"the engine {self.name} cannot give its memory back", reason="PAUSE_MODE_UNSUPPORTED")
 
     async def reload(self) -> None:
-        """Take it up again, nothing where it has.
+        """Take it up again, nothing if it has.
 
         Raises:
             SightlineError: the weights did not come back as they were.

@@ -15,7 +15,7 @@ def make_engine(settings: EngineSettings, limits: SamplerLimits, *, on_step: Cal
     Args:
         settings: which, and how it is run.
         limits: of images and candidates.
-        on_step: told the number of candidates of each decoding step, where the engine knows.
+        on_step: called with the number of candidates of each decoding step, if the engine knows it.
     """
     match settings.kind:
         case "tgi":

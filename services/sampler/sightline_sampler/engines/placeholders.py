@@ -38,7 +38,7 @@ def refuse_special(text: str, special: Iterable[str]) -> None:
 
 
 def spelled(tokens: Iterable[object]) -> tuple[str, ...]:
-    """Those tokens that can be told from words: a special token of letters alone may stand in any text."""
+    """The tokens that differ from words: a special token of letters alone may appear in any text."""
     return tuple(
         sorted({token for token in tokens if isinstance(token, str) and len(token) > 2 and not token.isalnum()})
     )

@@ -1,6 +1,6 @@
 """What a policy's safetensors files hold, seen from their headers and bytes: no PyTorch, nothing loaded whole.
 
-For engines that live elsewhere and load without a word whatever they are given: names and shapes are compared with the
+For engines elsewhere, which silently load whatever they get: names and shapes are compared with the
 base model's both ways, something must change, and all must be finite.
 """
 
@@ -44,7 +44,7 @@ def tensors_in(directory: Path, pattern: str = "*.safetensors") -> dict[str, Ten
     """All tensors of a directory's files, by name.
 
     Raises:
-        PreconditionFailed: a file is none of the kind, or there is none.
+        PreconditionFailed: a file is not of the kind, or there is none.
     """
     found: dict[str, Tensor] = {}
     for path in sorted(directory.glob(pattern)):
@@ -89,7 +89,7 @@ def check_checkpoint(directory: Path, base: Path) -> StagedWeights:
     }
     if not changed:
         raise PreconditionFailed(
-            f"{directory} holds the weights of the base model: this policy changes nothing",
+            f"{directory} contains the base model's weights: this policy changes nothing",
             reason="POLICY_CHANGES_NOTHING",
         )
     _refuse_infinite(found)
@@ -118,7 +118,7 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
     if whole := config.get("modules_to_save"):
         raise PreconditionFailed(
             f"the adapter also trains {', '.join(map(str, whole))} whole (dpo.train_projector), which this engine "
-            "takes in no adapter: publish it merged (`sightline policies merge`)",
+            f"cannot load with an adapter: publish it merged (`sightline policies merge`)",
             reason="ADAPTER_UNSUPPORTED",
         )
     if config.get("peft_type") != "LORA" or config.get("bias", "none") != "none":
@@ -151,15 +151,15 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
     others = sorted(module for module in modules if not _is_text(module))
     if others and not tower:
         raise PreconditionFailed(
-            f"the adapter changes {others[0]}, outside of the language model, where the engine leaves adapters out "
-            "without a word: publish it merged, or start the engine for it (engine.vllm.tower_lora)",
+            f"the adapter changes {others[0]}, outside the language model, where the engine silently ignores "
+            f"adapters: publish it merged, or start the engine for it (engine.vllm.tower_lora)",
             reason="ADAPTER_UNSUPPORTED",
         )
     _refuse_infinite(found)
     changed = [module for module, parts in modules.items() if not any(_all_zero(tensor) for tensor in parts.values())]
     if not changed or not any(alphas):
         raise PreconditionFailed(
-            "the adapter changes nothing: in every module A, B or the scale is zero", reason="POLICY_CHANGES_NOTHING"
+            "the adapter changes nothing: A, B or the scale is zero in every module", reason="POLICY_CHANGES_NOTHING"
         )
     return StagedWeights(tensors=len(found), modules=len(changed))
 

@@ -111,9 +111,7 @@ def _fetch(remote: RemoteDirectory, name: str, to: Path, most: int) -> int:
         ) from error
     except NotFound as error:
         if name == MANIFEST:
-            raise NotFound(
-                f"{error}: no policy, or one that is half-written", reason="POLICY_MISSING_DIRECTORY"
-            ) from error
+            raise NotFound(f"{error}: not a policy, or an incomplete one", reason="POLICY_MISSING_DIRECTORY") from error
         raise DataCorrupted(
             f"{error}, which the manifest names", reason="POLICY_MISSING_FILE", metadata={"file": name}
         ) from error

@@ -1,10 +1,10 @@
-"""Which policies are loaded, which ones answer, and who is using which.
+"""Which policies are loaded, which ones answer, and which requests use which.
 
 A policy is named by its run and its version: two runs may have the same. The engine knows it by one number, its slot,
 which is its version where no other run took that number first, and stands for nothing else in the life of the process.
 
 Requests hold a lease on their policy from where sampling begins to their last candidate, so a swap never mixes
-versions, and a retired policy is freed only when nobody samples from it.
+versions, and a retired policy is freed only when no request samples from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Entry:
     """A loaded policy.
 
     Attributes:
-        info: what is told about it.
+        info: what callers see of it.
         directory: where its files lie here.
         questions: probes that wait for its activation.
         proven: it may answer: its probes showed that it arrived, or nobody asks for that.
@@ -64,7 +64,7 @@ class PolicyLease:
         """The slot to sample with, decided at the first call.
 
         Raises:
-            Cancelled: it was given back: nobody would give it back again.
+            Cancelled: it was released; no caller would release it again.
             PreconditionFailed: what is asked for is not served.
         """
         with self._lock:
@@ -152,7 +152,7 @@ class LoadedPolicies:
             return [info for info in self._all() if not run_id or info.run_id in ("", run_id)]
 
     def info(self, slot: int) -> PolicyInfo:
-        """What is told about a loaded policy."""
+        """What callers see of a loaded policy."""
         with self._lock:
             return self._entries[slot].info
 
@@ -200,7 +200,7 @@ class LoadedPolicies:
             return entry
 
     def note(self, slot: int, **changes: object) -> PolicyInfo:
-        """Change what is told about a policy."""
+        """Change what callers see of a policy."""
         with self._lock:
             entry = self._entries[slot]
             entry.info = dataclasses.replace(entry.info, **changes)  # type: ignore[arg-type]
@@ -216,7 +216,7 @@ class LoadedPolicies:
         entry = self._entries[slot]
         run = entry.info.run_id or run_id
         before = self._entries.get(self._active_of.get(run, 0) if run else self._active)
-        entry.proven = True  # first: a request for the active one may come while this goes on
+        entry.proven = True  # first: a request for the active one may come while this continues
         self._active = slot
         if run:
             self._active_of[run] = slot
@@ -248,7 +248,7 @@ class LoadedPolicies:
             return slot
 
     async def until_idle(self, entry: Entry) -> None:
-        """Wait until nobody uses a policy that was closed; cancelled, it is open again."""
+        """Wait until no request uses a closed policy; if cancelled, it is open again."""
         try:
             while entry.users:
                 self._idle.clear()

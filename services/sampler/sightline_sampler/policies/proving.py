@@ -148,7 +148,7 @@ class Examiner:
             rows = zip(*(said.scores for said in (*theirs, *ours)), strict=True)
             kept = [row for row in rows if all(one is not None for one in row)]
             if not kept:
-                raise PreconditionFailed("nothing of what it draws can be scored", reason="POLICY_DID_NOT_ARRIVE")
+                raise PreconditionFailed("none of its samples can be scored", reason="POLICY_DID_NOT_ARRIVE")
             base, now, our_base, our_now = (np.concatenate(column) for column in zip(*kept, strict=True))
             gap = float(np.abs(our_now - now).mean())
             reason = f"{gap:.4f} nats a token apart" if not gap <= self._settings.max_gap else ""
@@ -166,7 +166,7 @@ class Examiner:
                 ).reason
             if reason:
                 raise PreconditionFailed(
-                    f"it does not say what the others do under policy {version}: {reason}",
+                    f"it does not give the log-probs of the others under policy {version}: {reason}",
                     reason="POLICY_DID_NOT_ARRIVE",
                 )
 
@@ -231,7 +231,7 @@ class Examiner:
 def _too_few(count: int, engine: Engine) -> Unavailable:
     why = f": {engine.ready()}" if engine.ready() else ""
     return Unavailable(
-        f"{count} parts of the engine answer probes, and {engine.quorum()} must{why}",
+        f"{count} parts of the engine answer probes, but {engine.quorum()} must{why}",
         reason="ENGINE_DOWN",
         retry_after=2.0,
     )

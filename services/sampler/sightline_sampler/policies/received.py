@@ -80,7 +80,7 @@ class Announced:
         except ManifestError as error:
             raise InvalidInput(f"the pushed manifest: {error}", reason=f"POLICY_{error.reason}") from error
         if len(manifest.files) > _MOST_FILES:
-            raise InvalidInput(f"a policy of over {_MOST_FILES} files", reason="POLICY_TOO_LARGE")
+            raise InvalidInput(f"the policy has more than {_MOST_FILES} files", reason="POLICY_TOO_LARGE")
         folders = {str(folder) for name in manifest.files for folder in PurePosixPath(name).parents}
         for name in manifest.files:
             parts = PurePosixPath(name).parts
@@ -120,7 +120,7 @@ class ReceivedPolicies:
         async with self._slots:
             first = await anext(aiter(requests), None)
             if first is None or first.WhichOneof("part") != "policy":
-                raise InvalidInput("a push begins with the policy's manifest", reason="POLICY_MISSING")
+                raise InvalidInput("the first message of a push must be the policy's manifest", reason="POLICY_MISSING")
             announced = Announced.of(first.policy)
             root = downloads(self._settings)
             try:
@@ -129,7 +129,7 @@ class ReceivedPolicies:
                     await asyncio.to_thread(self._make_room, root, announced, missing)
                 async for request in requests:
                     if request.WhichOneof("part") != "chunk":
-                        raise InvalidInput("only chunks follow the manifest", reason="POLICY_TWICE")
+                        raise InvalidInput("only chunks may follow the manifest", reason="POLICY_TWICE")
                     await asyncio.to_thread(self._append, root, announced, request.chunk)
                 return await asyncio.to_thread(self._finish, root, announced)
             except OSError as error:
@@ -254,12 +254,12 @@ def pushed_directory(uri: str, root: Path) -> Path:
     """
     digest = uri.removeprefix(f"{PUSHED}://")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise InvalidInput(f"{uri[:200]!r} is not what a push is answered", reason="BAD_URI")
+        raise InvalidInput(f"{uri[:200]!r} is not the reply to a push", reason="BAD_URI")
     for path in root.glob(f"v[0-9]*-{digest[:12]}"):
         if _holds(path, digest):
             return path
     raise NotFound(
-        f"policy {digest[:12]}... was never pushed here, or has left: push it again", reason="POLICY_NOT_PUSHED"
+        f"policy {digest[:12]}... was never pushed here, or was removed: push it again", reason="POLICY_NOT_PUSHED"
     )
 
 
@@ -271,7 +271,7 @@ def _holds(directory: Path, digest: str) -> bool:
 
 
 def _files_of(root: Path) -> Iterator[tuple[str, Path]]:
-    """Files of policies that are here, by SHA-256. Staging checks them anew."""
+    """Files of policies that are here, by SHA-256. Staging checks them again."""
     for directory in root.glob("v[0-9]*-*"):
         try:
             manifest = read_manifest(directory)

@@ -77,7 +77,7 @@ class PolicyRegistry:
             return
         self._versions.digests |= remembered.digests
         if remembered.active:
-            logger.info("taking up policy %d again", remembered.active)
+            logger.info("restoring policy %d", remembered.active)
             try:
                 await self._stage(remembered.uri, remembered.active, ())
             except PreconditionFailed as error:
@@ -177,7 +177,7 @@ class PolicyRegistry:
     async def activate(
         self, version: int, questions: Sequence[ProbeQuestion] = (), run_id: str = ""
     ) -> tuple[PolicyInfo, int]:
-        """Make a version the one that answers, of its run and of all; candidates under way finish on theirs.
+        """Make a version the one that answers, of its run and of all; running candidates finish on theirs.
 
         Args:
             version: a staged version, or 0.
@@ -196,7 +196,7 @@ class PolicyRegistry:
             return await self._activate(self._loaded.staying(version, run_id), questions, run_id)
 
     async def retire(self, version: int, run_id: str = "") -> PolicyInfo:
-        """Take no new requests for a version, wait for those under way, and free it.
+        """Take no new requests for a version, wait for its running ones, and free it.
 
         Raises:
             NotFound: that version is not loaded.
@@ -222,17 +222,17 @@ class PolicyRegistry:
         return dataclasses.replace(info, state="retired")
 
     async def pause(self, mode: PauseMode, *, release: bool = False) -> int:
-        """Stop sampling until `resume`; the number of requests that were under way.
+        """Stop sampling until `resume`; the number of requests that were running.
 
         Args:
-            release: whether the engine gives its memory back, too.
+            release: whether the engine frees its memory, too.
 
         Raises:
             InvalidInput: the engine cannot do it in that way.
         """
         if release and mode == "keep":
             raise InvalidInput(
-                "a pause with keep holds what is under way in memory: release goes with drain or abort",
+                "a pause with keep holds running work in memory: use release with drain or abort",
                 reason="PAUSE_MODE_UNSUPPORTED",
             )
         if mode == "keep":
@@ -265,7 +265,7 @@ class PolicyRegistry:
         """End a pause.
 
         Raises:
-            SightlineError: the engine's weights did not come back; the pause goes on.
+            SightlineError: the engine's weights did not come back; the pause continues.
         """
         if self._released:
             await self._engine.reload()
@@ -329,7 +329,7 @@ class PolicyRegistry:
         version, questions = entry.info.version, questions or entry.questions
         if self._settings.gate.required and version and not (proven or questions or entry.info.arrival):
             raise PreconditionFailed(
-                f"policy {version} came without probes, which show that it arrived: send some, or set the sampler's "
+                f"policy {version} came without probes to prove that it arrived: send some, or set the sampler's "
                 "policies.gate.required to false",
                 reason="PROBES_REQUIRED",
             )
@@ -405,7 +405,7 @@ class PolicyRegistry:
                     if not arrival.passed:
                         raise self._did_not_arrive(version, arrival)
             except BaseException as error:
-                logger.warning("policy %d is rolled back to %d: %s", version, active.info.version, error)
+                logger.warning("rolling policy %d back to %d: %s", version, active.info.version, error)
                 await self._roll_back(active, error)
                 if isinstance(error, PreconditionFailed) and error.reason == "POLICY_DID_NOT_ARRIVE":
                     await self._free(entry.slot)
@@ -414,12 +414,12 @@ class PolicyRegistry:
             self._traffic.open("swap")
 
     async def _roll_back(self, active: Entry, why: BaseException) -> None:
-        """Put a version back; where that fails too, `why` stays what the caller is told, and says so."""
+        """Restore a version. If that fails too, the caller still gets `why`, extended by this failure."""
         try:
             await self._engine.activate(active.slot)
         except SightlineError as error:
             version = active.info.version
-            logger.exception("version %d cannot be put back", version)
+            logger.exception("version %d cannot be restored", version)
             if not isinstance(why, SightlineError):
                 raise
             why.message += (
@@ -458,14 +458,14 @@ class PolicyRegistry:
     def _refuse_frozen(self) -> None:
         if self._frozen:
             raise PreconditionFailed(
-                "the engine is paused with keep and cannot answer probes or change over: Resume first",
+                "the engine is paused with keep and cannot answer probes or switch policies: call Resume first",
                 reason="PAUSED",
             )
 
     def _refuse_released(self) -> None:
         if self._released:
             raise PreconditionFailed(
-                "the engine is paused and has given its memory back: Resume first", reason="PAUSED"
+                "the engine is paused and has freed its memory: call Resume first", reason="PAUSED"
             )
 
     async def _make_room(self, version: int) -> None:
@@ -476,7 +476,7 @@ class PolicyRegistry:
                     f"{self._settings.max_loaded} policies are loaded and in use: retire one before staging {version}",
                     reason="TOO_MANY_POLICIES",
                 )
-            logger.info("policy %d makes room for %d", self._loaded.info(idle).version, version)
+            logger.info("unloading policy %d to make room for %d", self._loaded.info(idle).version, version)
             await self._free(idle)
 
     async def _free(self, slot: int) -> None:

@@ -25,7 +25,7 @@ from sightline_sampler.policies.download import download, downloads, scheme_of
 from sightline_sampler.policies.received import PUSHED, pushed_directory
 from sightline_sampler.settings import PolicySettings
 
-_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first download goes on
+_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first download continues
 
 
 def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
@@ -49,7 +49,8 @@ def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
         return pushed_directory(uri, downloads(settings))
     if scheme not in settings.schemes:
         raise PermissionDenied(
-            f"policies may not come by {scheme}:// here; allowed are {', '.join(settings.schemes)} (policies.schemes)",
+            f"policies may not be loaded from {scheme}://; allowed are {', '.join(settings.schemes)} "
+            f"(policies.schemes)",
             reason="SCHEME_NOT_ALLOWED",
         )
     if scheme != "file":
@@ -87,7 +88,7 @@ def announced(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
         digest = manifest_digest(directory)
         if meant and digest != meant:
             raise PreconditionFailed(
-                f"{directory} holds another policy here: its manifest has SHA-256 {digest}, and {meant} is meant",
+                f"{directory} holds another policy here: its manifest has SHA-256 {digest}, but {meant} was requested",
                 reason="POLICY_DIFFERS",
             )
     except ManifestError as error:
@@ -95,7 +96,7 @@ def announced(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
     if manifest.picture_rule != PICTURE_RULE:
         trained = f"rule {manifest.picture_rule}" if manifest.picture_rule else "no named rule, as by Sightline 0.1.0"
         raise PreconditionFailed(
-            f"policy {manifest.version} in {directory} was trained on pictures read by {trained}, and this sampler "
+            f"policy {manifest.version} in {directory} was trained on pictures read by {trained}, but this sampler "
             f"reads them by rule {PICTURE_RULE}: train it again, or serve it with the release that made it",
             reason="PICTURE_RULE_DIFFERS",
         )

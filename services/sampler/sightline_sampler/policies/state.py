@@ -60,7 +60,7 @@ class StateFile:
             self._held = None
 
     def read(self, base_digest: str) -> State | None:
-        """What was remembered; None where nothing was, or for another base model.
+        """What was remembered; None if nothing was, or for another base model.
 
         Raises:
             PreconditionFailed: the file is not ours; deleting it starts from the base model.

@@ -44,7 +44,7 @@ class Versions:
             )
         if self.digests.get((run_id, version), digest) != digest:
             raise PreconditionFailed(
-                f"version {version} of run {run_id!r} stood for other weights before, and numbers are never used again",
+                f"version {version} of run {run_id!r} had other weights before, and version numbers are never reused",
                 reason="VERSION_REUSED",
             )
         if (slot := loaded.slot(run_id, version)) in loaded:
@@ -57,7 +57,7 @@ class Versions:
         highest = self.highest(loaded, run_id)
         if version < highest and (run_id, version) not in self.digests:
             raise PreconditionFailed(
-                f"version {version} is not new: versions of a run only grow, and {highest} was staged before",
+                f"version {version} is too low: versions of a run only grow, and {highest} was staged before",
                 reason="VERSION_NOT_NEW",
                 metadata={"highest": str(highest)},
             )

@@ -1,4 +1,4 @@
-"""The gateway's JSON, as OpenAPI tells it."""
+"""The gateway's JSON, as OpenAPI describes it."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def handle(app: FastAPI) -> None:
 
 
 class BoundedRequests:
-    """Refuses requests beyond so many at a time; connections that are only kept open count for nothing."""
+    """Refuses requests beyond a number at a time; idle connections do not count."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
         self._app, self._limit = app, limit

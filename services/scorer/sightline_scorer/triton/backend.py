@@ -185,9 +185,9 @@ class TritonBackend:
         return self._client
 
     def _let_go(self, client: InferenceServerClient) -> None:
-        """Have the next call connect anew: on a network that broke without a word nothing ever comes on this one.
+        """Have the next call connect again: on a network that broke silently, this one never answers.
 
-        Calls that are under way on it keep it until their time is over.
+        Calls that are running on it keep it until their time is over.
         """
         if client is self._client:
             self._client = None

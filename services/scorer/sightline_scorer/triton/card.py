@@ -59,7 +59,7 @@ class ModelCard:
     context_length: int
     """Longest text in tokens, start and end tokens included."""
     vocabulary_size: int
-    """Tokens that the text tower knows; 0 where that is unknown."""
+    """Tokens that the text tower knows; 0 if that is unknown."""
     logit_scale: float
     """Factor from cosine to logit (the exponential of open_clip's parameter)."""
     logit_bias: float
@@ -96,7 +96,7 @@ class ModelCard:
     def from_json(cls, text: str) -> ModelCard:
         """Read a card back; facts that are not the card's are left out.
 
-        Raises ValueError where a fact is missing.
+        Raises ValueError if a fact is missing.
         """
         facts = json.loads(text)
         names = [field.name for field in dataclasses.fields(cls)]

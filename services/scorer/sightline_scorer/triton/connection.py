@@ -8,7 +8,7 @@ from tritonclient.utils import InferenceServerException
 _OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
-    ("grpc.keepalive_time_ms", 310_000),  # a Triton hangs up on who pings it more often than every 300 s
+    ("grpc.keepalive_time_ms", 310_000),  # Triton closes connections that ping more often than every 300 s
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 200),

@@ -114,7 +114,7 @@ class EmbeddedTriton:
 
     async def restart(self, why: str) -> None:
         """End a Triton that hangs; the supervision starts it again."""
-        logger.error("triton is restarted", extra={"why": why})
+        logger.error("restarting triton", extra={"why": why})
         self._set_down(why)
         await self._end(b"now")
 
@@ -125,7 +125,7 @@ class EmbeddedTriton:
                 await process.wait()
                 _kill_group(process.pid)
             self._set_down(self._trouble if self._address is None else f"{self._name} died")
-            logger.error("triton died; starting it again", extra={"log_tail": self._log_tail()})
+            logger.error("triton died; restarting it", extra={"log_tail": self._log_tail()})
             await self._start_again()
 
     async def _start_again(self) -> None:
@@ -139,9 +139,7 @@ class EmbeddedTriton:
                 self._trouble = str(error).partition(":\n")[0]  # the rest is the log's, and for the log only
                 delay = min(max(2 * delay, 0.1), self._settings.restart_delay_max_seconds)
                 extra = {"why": str(error), "next_try_seconds": delay}
-                logger.error(
-                    "triton could not be started again", extra=extra, exc_info=not isinstance(error, TritonFailed)
-                )
+                logger.error("triton could not be restarted", extra=extra, exc_info=not isinstance(error, TritonFailed))
             else:
                 return
 
@@ -219,7 +217,7 @@ class EmbeddedTriton:
         if process is None:
             return
         assert process.stdin is not None
-        process.stdin.write(word)  # tells the guard that we live, and see to the work directory
+        process.stdin.write(word)  # tells the guard that we are alive and remove the work directory
         process.stdin.close()
         try:
             await asyncio.wait_for(process.wait(), self._settings.stop_grace_seconds + 2)

@@ -1,4 +1,4 @@
-"""Whether torch would find a GPU, told without loading torch: that costs some 300 MiB and a few CPU seconds."""
+"""Whether torch would find a GPU, found without loading torch, which costs some 300 MiB and a few CPU seconds."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def install(home: Path | None = None, wheel: Path | None = None) -> tuple[Instal
         return found, False
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise AlreadyExists(
-            f"{target} holds something else than Triton's wheel: name another --home", reason="TRITON_HOME_TAKEN"
+            f"{target} contains something other than Triton's wheel: name another --home", reason="TRITON_HOME_TAKEN"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))

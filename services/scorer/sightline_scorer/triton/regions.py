@@ -51,7 +51,7 @@ class Region:
         self._bytes = np.frombuffer(self._memory, np.uint8)
 
     async def register(self, client: InferenceServerClient) -> None:
-        """Let Triton map it. Raises InferenceServerException where it cannot."""
+        """Let Triton map it. Raises InferenceServerException if it cannot."""
         size = len(self._memory)
         try:
             await client.register_system_shared_memory(self.name, f"/{self.name}", size, client_timeout=5)
@@ -84,7 +84,9 @@ async def open_region(client: InferenceServerClient, slots: int, slot_bytes: int
         region = Region(slots, slot_bytes)
         await region.register(client)
     except (OSError, InferenceServerException) as error:
-        logger.warning("pixels go to triton by gRPC: no shared memory with it", extra={"why": str(error)})
+        logger.warning(
+            "sending pixels to triton by gRPC: it does not share memory with this service", extra={"why": str(error)}
+        )
         return None
     return region
 

@@ -111,7 +111,7 @@ class TritonSettings(Section):
         if self.mode == "remote" and not self.address:
             raise ValueError("triton.mode=remote needs triton.address, for example triton.address=triton:8001")
         if self.mode == "worker" and self.shared_memory == "on":
-            raise ValueError("triton.mode=worker takes no triton.shared_memory=on: leave it at auto")
+            raise ValueError("triton.mode=worker cannot use triton.shared_memory=on: leave it at auto")
         return self
 
     @property
@@ -126,7 +126,7 @@ class TritonSettings(Section):
 
     @property
     def on_gpu(self) -> bool:
-        """Whether the towers run on a GPU. Of a remote Triton only `device` tells."""
+        """Whether the towers run on a GPU. For a remote Triton, `device` decides."""
         if self.device != "auto":
             return self.device == "cuda"
         return self.mode != "remote" and cuda_is_there()

@@ -25,7 +25,7 @@ Encode = Callable[[Tensor], Tensor]
 
 
 class ImageTower:
-    """ToTensor and Normalize of open_clip's transform, then its image tower; the text tower is let go.
+    """ToTensor and Normalize of open_clip's transform, then its image tower; the text tower is released.
 
     Args:
         model: the open_clip model, in evaluation mode.
@@ -76,7 +76,7 @@ def input_dtype(visual: torch.nn.Module) -> torch.dtype:
 
 
 class TextTower:
-    """The text tower; the image tower is let go. Arguments as for `ImageTower`."""
+    """The text tower; the image tower is released. Arguments as for `ImageTower`."""
 
     def __init__(self, model: Any, facts: dict[str, Any], device: torch.device) -> None:
         del model.visual
@@ -181,7 +181,7 @@ def _try(tower: Any, example: Tensor, change: Callable[[], None]) -> None:
             after = torch.nn.functional.normalize(tower.encode(example).float(), dim=-1)
             same = bool((after - before).abs().max() < _TOLERANCE * (1 if before.dtype == torch.float32 else 50))
         except (NotImplementedError, AttributeError, TypeError, RuntimeError) as error:
-            logger.warning("the tower runs as open_clip has it: %r", error)
+            logger.warning("running the tower as open_clip does: %r", error)
             same = False
     if not same:
         tower.encode = encode
@@ -220,7 +220,7 @@ class _Buckets:
     """Runs batches of fixed sizes (1, 2, 4 ... and the largest), each compiled or captured as a CUDA graph once.
 
     Args:
-        encode: the work, on the GPU, without a word to the host.
+        encode: the work, on the GPU, without synchronising with the host.
         largest: most rows in a batch.
         graphs: whether to capture graphs.
     """

@@ -119,7 +119,7 @@ class WorkerModel:
 
         def ended(done: asyncio.Future[npt.NDArray[np.float32]]) -> None:
             if not done.cancelled():
-                done.exception()  # nobody may be left to look at it
+                done.exception()  # no caller may be left to read it
             self._free.put_nowait(copy)
 
         work.add_done_callback(ended)

@@ -30,7 +30,7 @@ class Buffer(CandidatePart):
         """Rows of `pairs.parquet` files of earlier iterations, each row at most once.
 
         Args:
-            earlier: the files, oldest first; only the last `max_age` are looked at.
+            earlier: the files, oldest first; only the last `max_age` are checked.
             fresh: number of fresh pairs.
             seed: the same seed draws the same rows.
         """

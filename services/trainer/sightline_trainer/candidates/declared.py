@@ -51,7 +51,7 @@ def _predicate(words: list[str]) -> int:
     """Where what is said of the subject begins: "the red dog | black", "the man | riding a horse", "it | on the sofa".
 
     At the first word in -ing behind the subject's first word, else at the first preposition, else at an article behind
-    the subject, else at the last word; 0 where there is no subject before it.
+    the subject, else at the last word; 0 if there is no subject before it.
     """
     lower = [word.lower() for word in words]
     determined = lower[0] in _DETERMINERS and not set(lower[1:2]) & set(_ARTICLES)  # "this | a kitchen"

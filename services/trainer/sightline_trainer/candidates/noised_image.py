@@ -42,7 +42,7 @@ class NoisedImage(CandidatePart):
     @model_validator(mode="after")
     def _drawable(self) -> Self:
         if self.conditioned and self.pixels != "unit":
-            raise ValueError("conditioned needs pixels: unit, since only that noise makes a picture")
+            raise ValueError("conditioned needs pixels: unit, because only that noise gives a picture")
         return self
 
     def open(self, context: SourceContext) -> Source:
@@ -50,7 +50,7 @@ class NoisedImage(CandidatePart):
 
 
 class NoisedImageSource:
-    """Asks the policy, with noise over the image; the noise is drawn anew in each iteration."""
+    """Asks the policy, with noise over the image; the noise is drawn again in each iteration."""
 
     def __init__(self, settings: NoisedImage, context: SourceContext) -> None:
         self.settings = settings

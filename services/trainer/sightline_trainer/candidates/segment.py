@@ -1,10 +1,10 @@
-"""`segment`: a good answer with a piece of it written anew by the policy, as the rejected one (SAPO, arXiv 2405.20830).
+"""`segment`: a good answer with a piece of it rewritten by the policy, as the rejected one (SAPO, arXiv 2405.20830).
 
     t drawn evenly from the answer's places, L tokens     y' = y[:t] + policy(. | x, y[:t]) of L tokens + y[t + L:]
 
 SAPO's code: 256 tokens, temperature 0.7, top_k 50, top_p 0.95. What comes after the piece stays, also where the policy
 ended its piece early; the end token itself belongs to the answer and is never cut out. The spliced text is worded here:
-its tokens are those that the policy would have had to write, and it tells no log-probs.
+its tokens are those that the policy would have had to write, and it has no log-probs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sightline_trainer.records.response import Response
 
 
 class Segment(CandidatePart):
-    """A good answer, a piece of it written anew by the policy."""
+    """A good answer, a piece of it rewritten by the policy."""
 
     writes: ClassVar[tuple[str, ...]] = ("segment",)
 
@@ -40,7 +40,7 @@ class Segment(CandidatePart):
 
 
 class SegmentSource:
-    """Has the policy write a piece of each good answer anew."""
+    """Has the policy write a piece of each good answer again."""
 
     def __init__(self, settings: Segment, context: SourceContext) -> None:
         self.settings = settings

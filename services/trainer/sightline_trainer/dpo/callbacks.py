@@ -52,7 +52,7 @@ class Begin(TrainerCallback):
         self._known = False
 
     def known(self) -> dict[str, Any]:
-        """What it found, for an update that goes on; for JSON."""
+        """What it found, for an update that continues; for JSON."""
         return {
             "figures": self.figures,
             "reference": list(self.trainer.data_collator.reference.items()),
@@ -107,7 +107,7 @@ class Begin(TrainerCallback):
 
 
 class FiniteGradient(TrainerCallback):
-    """Stops at a gradient that is NaN or infinite; the loss is looked at where it is computed."""
+    """Stops at a gradient that is NaN or infinite; the loss is checked where it is computed."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not math.isfinite(float((logs or {}).get("grad_norm", 0.0))):
@@ -116,7 +116,7 @@ class FiniteGradient(TrainerCallback):
 
 class StepLog(TrainerCallback):
     """Writes each step's numbers as a line of JSON, for whoever watches; an update that
-    restarts writes it anew, and one that resumes appends to it.
+    restarts rewrites it, and one that resumes appends to it.
 
     Args:
         path: the file.

@@ -74,7 +74,7 @@ def _name(place: Path) -> str | None:
 
 def _load(trainer: FastDPOTrainer, place: Path) -> None:
     """Put a checkpoint's weights over the model's. transformers' own way passes over keys that it stored under other
-    names, without a word."""
+    names, silently."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled:
         DPOTrainer._load_from_checkpoint(trainer, str(place), trainer.model_wrapped)

@@ -256,7 +256,7 @@ class PairCollator:
         )
 
     def _remembered(self, key: Key) -> PromptTokens | None:
-        """A prompt of which nobody needs the pixels: its tokens are known, and what the tower said of its images."""
+        """A prompt without pixels: its tokens and its images' features are known."""
         known = self._prompts.get(key)
         cache = None if self.sharing is None else self.sharing.cache
         if known is None or known.pictures is None:

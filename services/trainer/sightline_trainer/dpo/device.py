@@ -37,7 +37,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """The most that is there at a time."""
+        """The peak."""
         return self.masters + max(self.reference, self.gradients + self.optimizer + self.compute)
 
     def __str__(self) -> str:
@@ -72,7 +72,7 @@ def full_memory(recipe: Recipe) -> Memory:
 
 
 def check_device(recipe: Recipe) -> str:
-    """Where the update of this process will run, and what it needs there, in words; empty where a launcher decides.
+    """Where the update of this process will run, and what it needs there, in words; empty if a launcher decides.
 
     One process trains on one device: the first that it sees. `CUDA_VISIBLE_DEVICES` chooses another.
 

@@ -54,7 +54,7 @@ def run_update(
     """`update` on a pairs.parquet, where the recipe says.
 
     Args:
-        candidates: directory with the log-probs that the sampler told; None compares nothing.
+        candidates: directory with the sampler's log-probs; None compares nothing.
         version: the policy that the update begins with.
         gate: of the recipe's model, where one is there already.
         halt: asked several times a second while a launcher's processes work; what it raises ends them.
@@ -84,7 +84,7 @@ def run_update(
 
 
 def _run(command: list[str], log: Path, progress: Callable[[int, int], None], halt: Callable[[], None]) -> int:
-    """Run to the end, progress told line by line; whatever ends this one ends the launcher's whole group."""
+    """Run to the end and report progress line by line; when this process ends, the launcher's whole group ends."""
     here = str(Path(sys.executable).parent)
     environment = {**os.environ, "PATH": f"{here}{os.pathsep}{os.environ.get('PATH', '')}"}
     try:

@@ -36,7 +36,7 @@ def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, labe
 
 
 def trl_losses(losses: dict[str, float]) -> tuple[list[str], list[float]]:
-    """What TRL's DPOTrainer is told: POVID's code form is its sigmoid loss over both pairs; the paper's is ours."""
+    """TRL's own losses: POVID's code form is its sigmoid loss over both pairs; the paper's is ours."""
     names = {"povid_code": "sigmoid", "povid_paper": "sigmoid"}
     # TRL's metrics come with some loss, also where only ours counts.
     ours = {"povid_paper", *OWN}
@@ -85,7 +85,7 @@ def fold_pairs(pairs: Dataset) -> tuple[Dataset, int]:
     if not firsts:
         raise PreconditionFailed(
             "POVID's losses need two rejected sides for a chosen one, and no pair of this iteration has a partner; "
-            "let the recipe make an injected and a noised_image candidate for each prompt",
+            "make the recipe create an injected and a noised_image candidate for each prompt",
             reason="LOSS_UNUSABLE",
         )
     own = ("rejected_ids", "rejected_images", "rejected_sentences", "weight", "margin")

@@ -55,7 +55,7 @@ class TokenWeights(Section):
     @model_validator(mode="after")
     def _counts(self) -> Self:
         if not self.changed and not self.shared:
-            raise ValueError("changed and shared are both 0, and nothing would be trained")
+            raise ValueError("changed and shared are both 0, so nothing would be trained")
         return self
 
 
@@ -101,7 +101,7 @@ class References(Section):
         if not self.of or any(not 0.0 < share < float("inf") for share in self.of.values()):
             raise ValueError(f"of is {self.of}; it must name references with shares above 0")
         if len(self.of) == 1 and (self.adaptive or self.within is not None):
-            raise ValueError("adaptive and within are for several references, and of names one")
+            raise ValueError("adaptive and within need several references, but of names one")
         return self
 
 

@@ -2,7 +2,7 @@
 
 An update can end with a normal loss and leave the policy as it was: weights of a number type too short for the learning
 rate, a rate of 0, a saturated loss whose gradient is exactly 0, a tensor that no loss reaches. So the weights after are
-held against those before, among the elements that ever had a gradient.
+compared with those before, among the elements that ever had a gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 LEAST_CHANGED = 0.5
 """Least share of the elements with a gradient that an update must change; bfloat16 weights at 5e-6 changed 0.02."""
 _NAMED = 3  # tensors that an error names
-_FLAT_LOSSES = {"hinge"}  # their gradient is 0 where the margin is won
+_FLAT_LOSSES = {"hinge"}  # their gradient is 0 if the margin is won
 
 
 class Movement(TrainerCallback):
@@ -48,7 +48,7 @@ class Movement(TrainerCallback):
             self._waiting.pop(name, None)
 
     def counted(self) -> dict[str, Any]:
-        """What it noted, for an update that goes on."""
+        """What it noted, for an update that continues."""
         seen = sorted(self._before.keys() - self._waiting.keys())
         return {"flat_steps": self.flat_steps, "owed": sorted(self._owed), "seen": seen}
 

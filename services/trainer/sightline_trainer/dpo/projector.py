@@ -28,8 +28,8 @@ def projector(model: Any) -> list[str]:
     found = [] if around[0] is backbone else list(_beside(backbone, around, f"{start}." if start else ""))
     if not found:
         raise PreconditionFailed(
-            f"dpo.train_projector finds no projector of its own in {model.config._name_or_path or 'the model'} "
-            f"({model.config.model_type}): it is a part of the vision tower. Leave it out, or train with "
+            f"dpo.train_projector finds no separate projector in {model.config._name_or_path or 'the model'} "
+            f"({model.config.model_type}): it is part of the vision tower. Leave it out, or train with "
             "dpo.train=full and dpo.train_vision",
             reason="PROJECTOR_NOT_FOUND",
         )

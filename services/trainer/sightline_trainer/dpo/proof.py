@@ -66,7 +66,7 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
         limit = max(limit, 2 * figures["rows_rounding"])
     if not apart[worst] <= limit:
         raise PreconditionFailed(
-            f"the update's rows give other log-probs than a plain forward of the model, so its family "
+            f"the update's rows give other log-probs than a plain forward pass of the model, so its family "
             f"{collator.family.name!r} can't be trained: {apart[worst]:.2g} nats a token apart, at most {limit:.2g}, "
             f"in {worst}. Please report it",
             reason="ROWS_DIFFER",

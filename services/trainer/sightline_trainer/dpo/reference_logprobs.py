@@ -1,5 +1,5 @@
 """Before the first step: the proof that the shared prefix changes nothing, the reference's log-probs, once a pair, and
-the starting policy's, held against what the sampler told.
+the starting policy's, compared with the sampler's.
 
 Both run when the trainer has prepared the model, so they work the same on one process, under DDP and under FSDP.
 """
@@ -98,11 +98,11 @@ def add_reference(
     them with its id.
 
     The processes share the work. The reference is what `trainer.references` say, by default the base model: the adapter
-    off, or `trainer.ref_model`, which is let go afterwards.
+    off, or `trainer.ref_model`, which is released afterwards.
 
     Args:
-        sampled: what the sampler told of the sides; None compares nothing.
-        at_reference: the policy is still the reference, so that one pass tells the log-probs of both.
+        sampled: the sampler's log-probs of the sides; None compares nothing.
+        at_reference: the policy is still the reference, so that one pass gives the log-probs of both.
         extrapolate: how much further than the model was trained the policy was published that sampled.
 
     Returns:

@@ -90,7 +90,7 @@ def shown_as(trainer: Any, name: str, previous: Path | None, decay: float) -> It
     elif name == "ema" and previous is not None:
         if trainer.is_fsdp_enabled:
             raise PreconditionFailed(
-                "dpo.reference.of.ema averages whole weights, which FSDP does not leave; take base or previous",
+                "dpo.reference.of.ema averages whole weights, which FSDP shards; use base or previous",
                 reason="REFERENCE_UNUSABLE",
             )
         shares = average_of(previous, decay)

@@ -1,4 +1,4 @@
-"""Release: models of an update that is over, and a reference that nobody asks any more, go at once.
+"""Release: free the models of a finished update, and a reference that is no longer needed, at once.
 
 A transformers model whose forward was replaced holds itself; trainer, callbacks and accelerator hold one another. Left
 to the collector, the models of several updates, and a reference for as long as the trainer, would stand in memory.
@@ -39,7 +39,7 @@ def release(trainer: FastDPOTrainer) -> None:
 
 
 def _empty(model: Any) -> None:
-    """Have a model let go of itself: forwards that stand on the instance hold it, and its storage stays."""
+    """Make a model drop its references to itself: forwards set on the instance hold it and its storage."""
     for module in model.modules():
         for name in ("forward", "_original_forward"):
             module.__dict__.pop(name, None)
@@ -47,7 +47,7 @@ def _empty(model: Any) -> None:
 
 
 def collect() -> None:
-    """Free what was let go of, on the device too."""
+    """Free what was released, on the device too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""Sampled: the trainer's log-probs against those that the sampler told of the same tokens.
+"""Sampled: the trainer's log-probs against the sampler's of the same tokens.
 
 Both sides of an online loop compute log-probs of one policy by different code. Where they disagree, by another
 template, picture or number type, the ratio to the reference is of another policy, and losses look as always. So every
@@ -48,7 +48,7 @@ class SampledLogprobs:
         return cls(version, found)
 
     def of(self, pair: Mapping[str, Any], side: str) -> Sequence[float] | None:
-        """What the sampler told of a pair's side, or None where it is not to be compared."""
+        """The sampler's log-probs of a pair's side, or None if it cannot be compared."""
         if pair.get(f"{side}_images"):
             return None
         return self.logprobs.get(_key(pair["prompt_id"], pair["prompt"][-1]["content"], pair[f"{side}_ids"]))
@@ -92,7 +92,7 @@ def judge(found: Mapping[str, float], limit: float) -> dict[str, float]:
     """The distribution: `sampled_sides`, and of their gaps `sampled_gap_mean`, `_median`, `_p95`, `_max`, `_over`.
 
     Args:
-        found: as `gaps` tells them.
+        found: as `gaps` returns them.
         limit: most gap of a side, in nats a token.
 
     Raises:

@@ -21,7 +21,7 @@ def save_policy(trainer: FastDPOTrainer, directory: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     whole = model is base_of(model)
     if whole:
-        # TRL turns the cache off to train; who loads the checkpoint wants it as it was.
+        # TRL turns the cache off to train; the saved checkpoint has it as before.
         came_with = AutoConfig.from_pretrained(model.config._name_or_path)
         if hasattr(came_with, "use_cache"):
             model.config.use_cache = came_with.use_cache

@@ -56,7 +56,7 @@ def load_policy(
     except (ImportError, ValueError) as error:
         said = str(error).partition("\n")[0].partition(". ")[0]
         raise PreconditionFailed(
-            f"dpo.attn_implementation={attention} can't be had for {model}: {said}", reason="ATTENTION_UNAVAILABLE"
+            f"dpo.attn_implementation={attention} is not available for {model}: {said}", reason="ATTENTION_UNAVAILABLE"
         ) from error
 
 
@@ -142,7 +142,7 @@ def make_trainer(
 def _token_kl(trainer: FastDPOTrainer, alpha: float) -> TokenKl:
     if trainer.is_fsdp_enabled:
         raise PreconditionFailed(
-            "dpo.token_kl needs the model's head whole on every process, which FSDP does not leave; set it to 0, or "
+            "dpo.token_kl needs the whole head of the model on every process, which FSDP shards; set it to 0, or "
             "launch the update without sharding",
             reason="TOKEN_KL_SHARDED",
         )
@@ -159,15 +159,15 @@ def _see_columns(settings: Dpo, pairs: Dataset) -> None:
         "rejected_sentences",
     }:
         raise PreconditionFailed(
-            "dpo.token_weights.by=sentence needs marks by sentence, and no pair has any; let a term of the reward mark "
-            "sentences, such as reward.terms.clip.by=sentence",
+            "dpo.token_weights.by=sentence needs marks by sentence, but no pair has any; use a reward term that "
+            "marks sentences, such as reward.terms.clip.by=sentence",
             reason="LOSS_UNUSABLE",
         )
     for loss, column in _NEEDED.items():
         if loss in settings.loss and (column not in pairs.column_names or not all(pairs[column])):
             raise PreconditionFailed(
-                f"the loss {loss} needs the column {column} in every pair, which a run of a recipe with that loss "
-                "writes; these pairs were made without it",
+                f"the loss {loss} needs the column {column} in every pair, which only a run with that loss writes; "
+                f"these pairs were made without it",
                 reason="LOSS_UNUSABLE",
             )
 
@@ -224,7 +224,7 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
 
 
 def _shown(pairs: Dataset) -> str | None:
-    """A prompt with one image as the sampler rendered it, by whatever template; None where none has one."""
+    """A prompt with one image as the sampler rendered it, by whatever template; None if none has one."""
     images, prompts = pairs.select_columns(["images"]), pairs["rendered_prompt"]
     return next((prompts[i] for i in range(len(pairs)) if len(images[i]["images"]) == 1), None)
 

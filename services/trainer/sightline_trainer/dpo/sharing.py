@@ -38,7 +38,7 @@ class SharedPrefix:
 
     @property
     def cache(self) -> FeatureCache[Names, Tensor] | None:
-        """Features of images seen; None where the tower is trained and they change."""
+        """Features of images seen; None if the tower is trained and they change."""
         return self.tower.cache
 
     def positions(self, prompt: PromptTokens, response: int) -> Tensor:
@@ -47,7 +47,7 @@ class SharedPrefix:
         return torch.cat([prompt.positions, after], dim=1)
 
     def fits(self, longest: int) -> bool:
-        """Whether a row of so many tokens sees all of itself."""
+        """Whether a row of this many tokens attends to all of itself."""
         return self.window is None or longest <= self.window
 
 
@@ -60,18 +60,18 @@ def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -
         extra_models: others that get the same batches, such as a reference.
 
     Returns:
-        None where the model can't; one log line says why, and all goes by plain rows.
+        None if the model can't; one log line says why, and all goes by plain rows.
     """
     reason = obstacle(model)
     if reason is not None:
-        logger.warning("no shared prefix, the update goes by plain rows: %s", reason)
+        logger.warning("no shared prefix; the update uses plain rows: %s", reason)
         return None
     base = base_of(model)
     still = frozen(base.base_model, base.get_decoder())
     if not still:
         logger.warning(
-            "image features are not kept: tower or projector are trained or carry an adapter; "
-            "each image is encoded once a step"
+            "image features are not cached because the tower or projector is trained or has an adapter; each image "
+            "is encoded once per step"
         )
     tower = ImageEncoder(FeatureCache[Names, Tensor](cache_bytes) if still else None)
     for each in (model, *extra_models):

@@ -28,7 +28,7 @@ def base_of(model: Any) -> PreTrainedModel:
 
 
 def window_of(text: Any) -> int | None:
-    """How many tokens back the decoder's layers of sliding attention see; None where all see everything."""
+    """How many tokens back the decoder's layers of sliding attention see; None if all see everything."""
     kinds = getattr(text, "layer_types", None)
     slides = kinds is None or "sliding_attention" in kinds
     window: int | None = getattr(text, "sliding_window", None) if slides else None
@@ -36,7 +36,7 @@ def window_of(text: Any) -> int | None:
 
 
 def obstacle(model: Any) -> str | None:
-    """Why responses can't share their prefix in `model`, in words for a log; None where they can."""
+    """Why responses can't share their prefix in `model`, in words for a log; None if they can."""
     base = base_of(model)
     config = base.config
     text = config.get_text_config()

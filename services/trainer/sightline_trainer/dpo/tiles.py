@@ -138,7 +138,7 @@ def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tup
 
 
 def _both_ways(groups: Sequence[Group], most: int) -> Tensor | None:
-    """[groups, 1, most, most]: the tokens before, and those of the same block; None where no group has blocks."""
+    """[groups, 1, most, most]: the tokens before, and those of the same block; None if no group has blocks."""
     if all(group.blocks is None for group in groups):
         return None
     blocks = torch.full((len(groups), most), -1)

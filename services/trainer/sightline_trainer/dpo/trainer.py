@@ -179,7 +179,7 @@ class FastDPOTrainer(DPOTrainer):
             self.processing_class = processing
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing yet: what was trained is put over the starting policy when that was looked at (`checkpoints.py`)."""
+        """Nothing yet: what was trained is put over the starting policy when that was checked (`checkpoints.py`)."""
 
     def doubted(self, margins: Sequence[float]) -> None:
         """Take up the margins that an update saw before it was broken off."""

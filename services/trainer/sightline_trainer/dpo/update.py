@@ -49,7 +49,7 @@ class UpdateProbe:
     prompt: str = ""
     """The user's text, where it is not the dataset's."""
     previous_logprobs: list[float] = field(default_factory=list)
-    """The same tokens under the policy that the update began with; empty where it was not asked."""
+    """The same tokens under the policy that the update began with; empty if it was not asked."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ def update(
         previous: directory of the policy to continue from; None starts at the base model.
         adapter: directory that gets the new policy.
         work: TRL's output directory; the optimiser's state goes there too, where the recipe carries it.
-        progress: told (steps done, steps in all); the reference pass counts as the first tenth.
+        progress: called with (steps done, all steps); the reference pass counts as the first tenth.
         iteration: from 1; where one schedule spans the run, the place in it.
-        sampled: log-probs that the sampler told, to be held against the trainer's.
+        sampled: the sampler's log-probs, to compare with the trainer's.
 
     Raises:
         InternalError: the loss became NaN or infinite, the gradient exactly 0, or the GPU's memory is too small;
@@ -111,7 +111,7 @@ def update(
     if set(recipe.dpo.loss) & set(POVID):
         pairs, alone = fold_pairs(pairs)
         if alone:
-            logger.warning("%d pairs have no second rejected side of the same chosen one and are left out", alone)
+            logger.warning("%d pairs have no second rejected side for the same chosen one and are left out", alone)
     trainer = make_trainer(recipe, pairs, previous=previous, work=work, seed=seed, iteration=iteration)
     try:
         return _trained(

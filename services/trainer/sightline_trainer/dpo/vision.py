@@ -25,7 +25,7 @@ class PromptPictures:
         names: the digests of their pixels, in order.
         tokens: how many of the prompt's tokens stand for them.
         processing: joins them with other prompts'.
-        inputs: what the processor makes of them (`pixel_values`, sizes, masks); None where `features` are known.
+        inputs: what the processor makes of them (`pixel_values`, sizes, masks); None if `features` are known.
         features: [layers, tokens, width] of tower and projector; None until they are encoded. The first layer is what
             stands in the tokens' place; those after it are added further up in the decoder (deepstack).
     """

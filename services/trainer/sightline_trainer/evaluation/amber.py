@@ -10,7 +10,7 @@ words associated to each) and with the words people would expect but that are no
     Hal   = responses with a hallucinated noun / responses
     Cog   = hallu words named / hallu words          (the script; the paper divides by the nouns: `cog_paper`)
 
-What the official script does by mistake is mended by default and kept by `compat="official"`:
+What the official script does by mistake is fixed by default and kept by `compat="official"`:
 
 - a noun that is, or is like, one of the `hallu` words may end as one of the true words too, and count as both
 - a word annotated twice can be covered once only, and a word of the list of always safe words never
@@ -110,7 +110,7 @@ def read_responses(path: Path, amber: Amber) -> dict[int, str]:
             raise line.fault(f"id {number} stands twice")
         found[number] = line.text("response")
     if not found:
-        raise InvalidInput(f"{path} holds no response", reason="EMPTY")
+        raise InvalidInput(f"{path} contains no response", reason="EMPTY")
     return found
 
 

@@ -3,8 +3,8 @@
     accuracy = right answers / questions          precision = right "no" / "no" said
     recall   = right "no" / questions whose answer is no          F1 = 2 TP / (2 TP + FP + FN)
 
-Source: github.com/junyangwang0410/AMBER, inference.py at 534babf. Kept by `compat="official"`, mended by default: an
-answer counts only if it is exactly "Yes" or "No" (mended: its first word, in any case); denominators begin at 0.001;
+Source: github.com/junyangwang0410/AMBER, inference.py at 534babf. Kept by `compat="official"`, fixed by default: an
+answer counts only if it is exactly "Yes" or "No" (fixed: its first word, in any case); denominators begin at 0.001;
 precision and recall are rounded to 0.1 % before F1, which has 0.0001 added below the line (0.001 for existence). In
 both, an answer that says neither is wrong and its count is reported. All existence questions are about things that
 are not there: their precision is always 100 % (or undefined), by design of the data.

@@ -1,4 +1,4 @@
-"""Answers: what a model said, kept as JSON lines while it is asked, so that a stopped evaluation goes on.
+"""Answers: what a model said, kept as JSON lines while it is asked, so that a stopped evaluation continues.
 
 The first line says what was asked of whom; a file of another sampler policy, dataset or seed is refused. A line that
 was half written when the process died is asked again.
@@ -70,7 +70,7 @@ class AnswerFile:
                     self.known[str(value.pop("key"))] = value
             except (ValueError, KeyError, TypeError):
                 raise InvalidInput(
-                    f"{self.path}, line {number} is not of an evaluation's answers; name another file with --answers",
+                    f"{self.path}, line {number} is not an answer of an evaluation; name another file with --answers",
                     reason="ANSWERS_FILE",
                 ) from None
             whole += len(line)
@@ -83,6 +83,7 @@ class AnswerFile:
                 f"{name} {asked.get(name)!r} there, {self.identity.get(name)!r} now" for name in other
             )
             raise InvalidInput(
-                f"{self.path} holds answers to something else ({difference}); remove it or name another with --answers",
+                f"{self.path} contains answers to another evaluation ({difference}); remove it or name another with "
+                f"--answers",
                 reason="ANSWERS_DIFFER",
             )

@@ -1,7 +1,7 @@
 """Bootstrap: how far a metric would move if other images had been drawn.
 
 Percentile bootstrap (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13): images are drawn with
-replacement, the metric is computed anew each time, and the interval is the middle `level` of those values. The unit
+replacement, the metric is computed again each time, and the interval is the middle `level` of those values. The unit
 is the image, not the caption or the question: texts about one image are not independent (chapter 8.6; a cluster
 bootstrap). Two policies on the same images are compared by drawing the same images for both (a paired bootstrap; Koehn
 2004, "Statistical Significance Tests for Machine Translation Evaluation"), so what is hard about an image cancels out.
@@ -25,7 +25,7 @@ _BLOCK = 2_000_000  # draws held in memory at a time
 
 @dataclass(frozen=True)
 class Interval:
-    """The middle `level` of the bootstrap's values; None where the metric is not defined."""
+    """The middle `level` of the bootstrap's values; None if the metric is not defined."""
 
     low: float | None
     high: float | None
@@ -72,7 +72,7 @@ def paired(
     if set(one.images) != set(other.images):
         missing = sorted(set(one.images) ^ set(other.images))
         raise InvalidInput(
-            f"the two were not measured on the same images: {len(missing)} stand in one of them only, such as "
+            f"the two were not measured on the same images: {len(missing)} are in only one of them, such as "
             f"{missing[0]!r}; evaluate both on one dataset",
             reason="IMAGES_DIFFER",
         )

@@ -58,7 +58,7 @@ def read_captions(path: Path, *, image_id_key: str = "image_id", caption_key: st
     lines = read_lines(path, [image_id_key, caption_key])
     found = [(image_key(line.name(image_id_key)), line.text(caption_key)) for line in lines]
     if not found:
-        raise InvalidInput(f"{path} holds no caption", reason="EMPTY")
+        raise InvalidInput(f"{path} contains no caption", reason="EMPTY")
     return found
 
 
@@ -79,7 +79,7 @@ def count_captions(
     if unknown:
         raise InvalidInput(
             f"{len(unknown)} of the captions' images are not in the truth: {named(unknown)}; give the truth file of "
-            "the split that these images are from, or leave their captions out",
+            f"these images' split, or leave their captions out",
             reason="UNKNOWN_IMAGE",
         )
     counts = []

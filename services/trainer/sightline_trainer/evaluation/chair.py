@@ -103,7 +103,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Chair:
-    """Integer counts; the metrics are their ratios, None where there is nothing to divide by."""
+    """Integer counts; the metrics are their ratios, None if there is nothing to divide by."""
 
     captions: int
     hallucinated_captions: int

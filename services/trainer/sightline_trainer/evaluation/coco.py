@@ -6,7 +6,7 @@ a list of synonyms (`coco_objects.json`). The objects of an image are those of i
 that its reference captions mention.
 
 The official script tokenises with NLTK and singularises with `pattern`; here `treebank` and a table of the plurals of
-the listed words do the same, without either. What the script does by mistake is mended by default and kept by
+the listed words do the same, without either. What the script does by mistake is fixed by default and kept by
 `compat="official"`:
 
 - its singular of "bus" is "bu", of "ties" "ty": a bus is never counted, "buses" is; so with airbus, minibus, and the

@@ -51,7 +51,7 @@ class SuiteOptions:
 
     Attributes:
         temperature: of captions; questions are always asked greedily.
-        limit: only the first so many images (playground, chair) or questions (pope, amber); None for all.
+        limit: number of the first images (playground, chair) or questions (pope, amber) to use; None for all.
         suffix: appended to every question, such as " Answer yes or no."
         similarity: AMBER's word similarity.
     """

@@ -39,7 +39,7 @@ COMPARED = ("chair_s", "cover")
 @dataclass(frozen=True)
 class Caption:
     """One held-out caption, a row of `captions.parquet`: of a response only what is measured, and what the truth says
-    of it, which no response knows. `reward` is its CLIPScore, None where the scorer refused it or was not asked;
+    of it, which no response knows. `reward` is its CLIPScore, None if the scorer refused it or was not asked;
     `degenerate` is why it is, or ""; `kl_to_base` what it adds to the KL from the base model (see `divergence`), None
     where that is unknown."""
 

@@ -24,7 +24,7 @@ class EvaluationSet:
 
     Attributes:
         prompts: each gets one sampled caption.
-        facts: None where the dataset has no vocabulary.json; then only what needs no truth is measured.
+        facts: None if the dataset has no vocabulary.json; then only what needs no truth is measured.
         questions: with the prompt whose image each is about.
         greedy: how many of the prompts get a greedy caption too.
         diverse, samples: how many of the prompts get how many samples, for diversity.

@@ -63,7 +63,7 @@ class Facts:
         path = directory / "vocabulary.json"
         if not path.is_file():
             raise InvalidInput(
-                f"no {path}: which objects a text can mention is needed for evaluation (docs/data.md)",
+                f"no {path}: evaluation needs to know which objects a text can mention (docs/data.md)",
                 reason="NO_VOCABULARY",
             )
         vocabulary = Vocabulary.load(path)

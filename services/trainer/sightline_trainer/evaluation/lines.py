@@ -154,7 +154,7 @@ def _once(pairs: list[tuple[str, Any]]) -> Row:
     found = dict(pairs)
     if len(found) != len(pairs):
         twice = sorted({key for key, _ in pairs if sum(other == key for other, _ in pairs) > 1})
-        raise ValueError(f"{named(twice)} stands twice in one object")
+        raise ValueError(f"{named(twice)} appears twice in one object")
     return found
 
 

@@ -169,7 +169,7 @@ def read_questions(path: Path, *, image_at: str = "image", labelled_only: bool =
         kind = line.text("kind") if "kind" in line.row else ""
         found[key] = Question(key, image, line.text("text"), label == "yes", kind)
     if not found and not labelled_only:
-        raise InvalidInput(f"{path} holds no question", reason="EMPTY")
+        raise InvalidInput(f"{path} contains no question", reason="EMPTY")
     return list(found.values())
 
 

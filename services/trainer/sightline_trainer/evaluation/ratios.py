@@ -1,4 +1,4 @@
-"""Ratio: a metric that is one sum over another, kept by image so that images can be drawn anew.
+"""Ratio: a metric that is one sum over another, kept by image so that images can be drawn again.
 
 Every metric of this package has that form: CHAIR_s is hallucinated captions over captions, F1 is 2 TP over
 2 TP + FP + FN, a mean is a sum over a count. A ratio over nothing is None (`null` in JSON), never 0, and no crash.
@@ -26,7 +26,7 @@ class Ratio:
 
     @property
     def value(self) -> float | None:
-        """The metric, or None where nothing stands below the line."""
+        """The metric, or None if nothing stands below the line."""
         below = float(self.below.sum())
         return float(self.above.sum()) / below if below else None
 
@@ -68,7 +68,7 @@ class Ratios:
         return cls(tuple(number), sums)
 
     def value(self, name: str) -> float | None:
-        """One metric; None where it is not defined."""
+        """One metric; None if it is not defined."""
         return self.of[name].value if name in self.of else None
 
     def values(self) -> dict[str, float]:
@@ -88,5 +88,5 @@ class Ratios:
         images = tuple(str(image) for image in value["images"])
         of = {name: np.array(parts, dtype=np.float64).reshape(-1, 2) for name, parts in value["of"].items()}
         if any(len(parts) != len(images) for parts in of.values()):
-            raise ValueError("as many parts as images are needed")
+            raise ValueError("give as many parts as images")
         return cls(images, {name: Ratio(parts[:, 0], parts[:, 1]) for name, parts in of.items()})

@@ -94,7 +94,7 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any], *, seed: int = 0) 
             raise InvalidInput(f"by_image can't be read ({error})", reason="RESULT") from None
     if one.get("suite") != other.get("suite"):
         raise InvalidInput(
-            f"one result is of {one.get('suite')!r}, the other of {other.get('suite')!r}", reason="SUITES_DIFFER"
+            f"one result comes from {one.get('suite')!r}, the other from {other.get('suite')!r}", reason="SUITES_DIFFER"
         )
     return paired(sides[0], sides[1], seed=seed)
 

@@ -37,7 +37,7 @@ def chair_result(
     """
     lacking = half_known(truth, captions)
     if lacking and compat == "official":
-        raise InvalidInput(f"{lacking}; the official rule takes both, so no CHAIR is given", reason="TRUTH_HALF")
+        raise InvalidInput(f"{lacking}; the official rule needs both, so CHAIR is not computed", reason="TRUTH_HALF")
     table = count_captions(captions, truth, objects, progress=progress)
     counts = table.chair()
     return Result(

@@ -13,4 +13,4 @@ WORDS: Final[dict[Kind, str]] = {
     "swap_attribute": "change a colour, a number, a material or another property",
     "swap_relation": "change where something is or what it does to something else",
 }
-"""How a language model is told to make each error."""
+"""The instruction to a language model for each kind of error."""

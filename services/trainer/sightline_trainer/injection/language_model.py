@@ -13,7 +13,7 @@ from sightline_trainer.speaker.speaker import Speaker
 
 
 def instruction(settings: Rewriting, asked: str, text: str) -> str:
-    """What the language model is told."""
+    """The instruction to the language model."""
     errors = "; ".join(WORDS[kind] for kind in settings.kinds)
     number = "one mistake" if settings.errors == 1 else f"{settings.errors} mistakes"
     return (
@@ -25,7 +25,7 @@ def instruction(settings: Rewriting, asked: str, text: str) -> str:
 
 
 def cleaned(text: str) -> str | None:
-    """The answer without the quotation marks and the label that models like to add; None where nothing is left."""
+    """The answer without the quotation marks and the label that models like to add; None if nothing is left."""
     text = text.strip().removeprefix("New answer:").strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1].strip()

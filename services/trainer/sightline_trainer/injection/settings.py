@@ -1,4 +1,4 @@
-"""Rewriting: who writes errors into a good answer, and which."""
+"""Rewriting: the writer that puts errors into a good answer, and their kinds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sightline_trainer.injection.kinds import Kind
 
 
 class Rewriting(Section):
-    """Who rewrites an answer, and how."""
+    """The writer of errors, and how it works."""
 
-    writer: Literal["rules", "sampler", "openai"] = Field("rules", description="Who rewrites.")
+    writer: Literal["rules", "sampler", "openai"] = Field("rules", description="The writer of errors.")
     kinds: list[Kind] = Field(
         ["add_object", "swap_object", "swap_attribute", "swap_relation"],
         min_length=1,

@@ -222,7 +222,7 @@ def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def read_pairs(path: Path) -> Dataset:
-    """The pairs of an iteration as a `datasets.Dataset`; images are decoded when looked at."""
+    """The pairs of an iteration as a `datasets.Dataset`; images are decoded when accessed."""
     table = read_table(path)
     for name in sorted(set(_OPTIONAL) - set(table.column_names)):
         table = table.append_column(name, pa.array([[]] * len(table), FEATURES.arrow_schema.field(name).type))

@@ -130,7 +130,7 @@ class GenericQuestion(FilterPart):
 
 
 def value_of(scored: Response, name: str) -> float | None:
-    """The reward of a candidate, or a term of it; None where it has none."""
+    """The reward of a candidate, or a term of it; None if it has none."""
     return scored.score.reward if name == "reward" else scored.score.terms.get(name)
 
 

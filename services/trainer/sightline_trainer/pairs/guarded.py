@@ -77,7 +77,7 @@ class GuardedRule:
             for chosen, rejected, weight in picked.pairs:
                 known = any(chosen is each for each in group) and any(rejected is each for each in group)
                 if not known or chosen is rejected or not (math.isfinite(weight) and weight > 0):
-                    raise ValueError(f"it pairs {chosen.index} and {rejected.index} with weight {weight}")
+                    raise ValueError(f"the rule pairs {chosen.index} and {rejected.index} with weight {weight}")
         except Exception:
             logger.warning("the rule %s failed", self.name, exc_info=True)
             return Picked(lacking=RULE_FAILED)

@@ -34,7 +34,8 @@ def _letters(image: Path, seconds: float) -> int:
     program = shutil.which("tesseract")
     if program is None:
         raise PreconditionFailed(
-            "filters.text_in_image needs tesseract, which is not there: install it (Debian: tesseract-ocr) or leave "
+            "filters.text_in_image needs tesseract, which is not installed: install it (Debian: tesseract-ocr) or "
+            "leave "
             "the filter out",
             reason="OCR_MISSING",
         )

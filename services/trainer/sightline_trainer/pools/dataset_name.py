@@ -85,8 +85,8 @@ def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | 
     if path.is_dir() and not (path / "prompts.jsonl").is_file():
         if not (files := sorted(file for file in path.glob("*.parquet") if file.is_file())):
             raise InvalidInput(
-                f"no dataset at {path}: neither prompts.jsonl nor a Parquet file is there; name a directory that has "
-                "one, a file, or llava:FILE?images=DIRECTORY, datasets:NAME?split=train",
+                f"no dataset at {path}: it has neither prompts.jsonl nor a Parquet file; name a directory that has "
+                f"one, a file, or llava:FILE?images=DIRECTORY, datasets:NAME?split=train",
                 reason="DATASET_NOT_FOUND",
             )
         return ParquetPool(files, fields, Folder(images or path, cache), gate)

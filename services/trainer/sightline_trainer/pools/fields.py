@@ -87,7 +87,7 @@ class Fields:
         id_ = row.get(mine.id)
         id_ = content_id(held, text, asked.turns) if missing(id_) else str(id_)
         if text_fault(f"id {id_}", "id"):
-            raise InvalidInput("its id holds half of a character (a lone surrogate)", reason="ID_HALF_CHARACTER")
+            raise InvalidInput("its id contains half of a character (a lone surrogate)", reason="ID_HALF_CHARACTER")
         shown = tuple(image if isinstance(image, Path) else Path() for image in held)
         objects = _names(row.get(mine.objects))
         return Prompt(id_, shown, text, reference, objects, asked.turns)
@@ -152,7 +152,7 @@ def content_id(images: Sequence[Path | bytes], text: str, turns: Sequence[Turn] 
     for image in images:
         try:
             held = image if isinstance(image, bytes) else image.read_bytes()
-        except OSError:  # it is told, and dropped, when it is drawn
+        except OSError:  # it is reported and dropped when it is drawn
             held = str(image).encode("utf-8", "surrogateescape")
         digest.update(hashlib.sha256(held).digest())
     said = json.dumps([(turn.role, turn.content) for turn in turns]) if turns else text

@@ -43,20 +43,20 @@ class Folder:
                 list of one of these, as TRL's `images` are.
 
         Returns:
-            The path, or the bytes. Where a path leads to nothing, who reads it will tell.
+            The path, or the bytes. A path without a file fails when it is read.
 
         Raises:
             InvalidInput: it is none of these, lies outside of the folder, is not a plain file or too large.
         """
         if isinstance(value, list | tuple):
             if len(value) > 1:
-                raise InvalidInput(f"it has {len(value)} images; one is wanted", reason="IMAGE_NOT_ONE")
+                raise InvalidInput(f"it has {len(value)} images; exactly one is needed", reason="IMAGE_NOT_ONE")
             value = value[0] if value else None
         if isinstance(value, Mapping):
             held, path = value.get("bytes"), value.get("path")
             value = held if held is not None else path
         if value is None or value == "" or (isinstance(value, float) and value != value):
-            raise InvalidInput("it has no image: that is missing, null or empty", reason="IMAGE_MISSING")
+            raise InvalidInput("it has no image: the field is missing, null or empty", reason="IMAGE_MISSING")
         if isinstance(value, str):
             return self._inside(value)
         if hasattr(value, "save"):  # a PIL image
@@ -93,7 +93,7 @@ class Folder:
             raise InvalidInput(f"the image {name[:100]!r} cannot be read: {error}", reason="DATASET_IMAGE") from None
         if not any(real.is_relative_to(root) for root in self._roots):
             raise InvalidInput(
-                f"the image {name[:100]!r} lies outside of {self.base}; images must lie in the dataset's directory, or "
+                f"the image {name[:100]!r} is outside {self.base}; images must be in the dataset's directory, or "
                 "in the one that its reference names (?images=DIRECTORY)",
                 reason="IMAGE_OUTSIDE",
             )

@@ -40,7 +40,7 @@ class PictureMaker(Protocol):
 
         Raises:
             InvalidInput: this text is refused; another one may well be drawn.
-            SightlineError: nobody draws.
+            SightlineError: the endpoint does not answer.
         """
         ...
 
@@ -135,5 +135,5 @@ async def best_of(pictures: Sequence[bytes], shows: str, scorer: AsyncScorerClie
         if best is None or score > best[0]:
             best = score, picture
     if best is None:
-        raise InvalidInput(f"of {shows[:60]!r} there is no picture: {why}", reason=NO_PICTURE)
+        raise InvalidInput(f"for {shows[:60]!r} there is no picture: {why}", reason=NO_PICTURE)
     return best[1]

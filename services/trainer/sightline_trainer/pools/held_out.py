@@ -22,7 +22,7 @@ def hold_out(train: Iterable[Prompt], test: Iterable[Prompt]) -> None:
     for prompt in test:
         for image in prompt.images:
             held.setdefault(_size(image), []).append((image, prompt))
-    held.pop(-1, None)  # what is not there is told, and dropped, when it is drawn
+    held.pop(-1, None)  # a missing picture is reported and dropped when it is drawn
     digests: dict[Path, str] = {}
     known = {size: {_digest(image, digests): prompt for image, prompt in shown} for size, shown in held.items()}
     texts = {(_digest(image, digests), prompt.prompt) for shown in held.values() for image, prompt in shown}

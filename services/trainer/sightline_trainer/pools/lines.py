@@ -75,7 +75,7 @@ class LinesPool(Pool):
 
     def _changed(self, number: int, why: str) -> InvalidInput:
         return InvalidInput(
-            f"{self.path} was changed while it was read: line {self._numbers[number]}: {why}", reason="DATASET_CHANGED"
+            f"{self.path} changed while it was read: line {self._numbers[number]}: {why}", reason="DATASET_CHANGED"
         )
 
     def _read(self, text: bytes | None, number: int) -> tuple[dict[str, Any], Prompt | None]:

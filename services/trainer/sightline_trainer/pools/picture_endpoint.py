@@ -59,7 +59,7 @@ class PictureEndpoint:
         try:
             answer = await self._client.post(self.url, json=body)
         except self._away as error:
-            raise Unavailable(f"{self.url} is away: {error}", reason="PICTURES_AWAY") from error
+            raise Unavailable(f"{self.url} cannot be reached: {error}", reason="PICTURES_AWAY") from error
         if answer.status_code == 429 or answer.status_code >= 500:
             raise Unavailable(f"{self.url} answers {answer.status_code}", reason="PICTURES_AWAY")
         if answer.status_code in _OF_ONE_TEXT:
@@ -71,4 +71,4 @@ class PictureEndpoint:
         try:
             return [base64.b64decode(each["b64_json"], validate=True) for each in answer.json()["data"]]
         except (ValueError, LookupError, TypeError, binascii.Error):
-            raise InvalidInput(f"{self.url} answers no pictures: {answer.text[:100]}", reason=NO_PICTURE) from None
+            raise InvalidInput(f"{self.url} returned no pictures: {answer.text[:100]}", reason=NO_PICTURE) from None

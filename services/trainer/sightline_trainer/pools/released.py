@@ -54,7 +54,7 @@ def released(row: Mapping[str, Any], number: int, images: Folder, gate: RowGate 
             raise InvalidInput(f"the mark of an answer ({kind}) is {mark}", reason="PAIR_MARK")
     unequal = {text: mark for text, mark, _ in answers}
     if len(unequal) < 2 or len(set(unequal.values())) < 2:
-        raise InvalidInput("no answer is better than another of it", reason="PAIR_NO_PREFERENCE")
+        raise InvalidInput("no answer is better than another", reason="PAIR_NO_PREFERENCE")
     image = images.image(_image(row, images))
     known = next((row[key] for key in _IDS if key in row and not missing(row[key])), None)
     id_ = f"{known if known is not None else content_id([image], question)}-{number}"
@@ -77,7 +77,7 @@ def _read(row: Mapping[str, Any]) -> tuple[Any, Answers]:
     if "chosen" in row and "rejected" in row:
         return _trl(row)
     raise InvalidInput(
-        f"it has {', '.join(sorted(map(str, row)))[:200]}: no preference set that is known looks like that",
+        f"it has {', '.join(sorted(map(str, row)))[:200]}: it matches no known preference set",
         reason="PAIR_INCOMPLETE",
     )
 
@@ -91,7 +91,8 @@ def _turn(conversation: Sequence[Mapping[str, Any]]) -> tuple[Any, Any]:
     who = [turn["from"] for turn in conversation]
     if len(who) != 2 or who[0] not in ("human", "user") or who[1] not in ("gpt", "assistant"):
         raise InvalidInput(
-            f"its conversation goes {', '.join(map(str, who))[:100]}; one turn is read", reason="PAIR_TURNS"
+            f"its conversation has the turns {', '.join(map(str, who))[:100]}; exactly one turn is supported",
+            reason="PAIR_TURNS",
         )
     return conversation[0]["value"], conversation[1]["value"]
 
@@ -125,7 +126,7 @@ def _image(row: Mapping[str, Any], images: Folder) -> Any:
     value: Any = next((row[key] for key in _IMAGES if key in row and not missing(row[key])), None)
     if isinstance(value, list | tuple):
         if len(value) != 1:
-            raise InvalidInput(f"it has {len(value)} images; one is wanted", reason="IMAGE_NOT_ONE")
+            raise InvalidInput(f"it has {len(value)} images; exactly one is needed", reason="IMAGE_NOT_ONE")
         value = value[0]
     held = value.get("bytes") if isinstance(value, Mapping) else None
     name = value.get("path") if isinstance(value, Mapping) and held is None else value

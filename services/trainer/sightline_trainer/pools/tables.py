@@ -1,7 +1,7 @@
 """Tables: pools over Parquet files and over datasets of the `datasets` library.
 
 One pass checks every row: its texts, and that it has a picture. Pictures that a table holds are not read for that where
-the file itself tells that none is null.
+the file's metadata says that none is null.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sightline_trainer.row_gate import RowGate
 
 _TEXT_ROWS, _IMAGE_ROWS = 1024, 64
 _HELD = b"held"
-"""Stands for a picture's bytes that nobody needs to look at yet."""
+"""Stands for a picture's bytes that are not needed yet."""
 
 
 class _Kept:
@@ -147,7 +147,7 @@ def undecoded(dataset: Any) -> Any:
 
 
 def parquet_file(path: Path) -> pq.ParquetFile:
-    """A file, opened. Raises InvalidInput where it is not a Parquet."""
+    """A file, opened. Raises InvalidInput if it is not a Parquet."""
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -171,7 +171,7 @@ def _columns(fields: Fields, have: Sequence[str]) -> list[str]:
 
 
 def _group(file: pq.ParquetFile, group: int, fields: Fields) -> Iterator[Mapping[str, Any] | Exception]:
-    """The rows of a row group, without the bytes of pictures that nobody needs."""
+    """The rows of a row group, without the bytes of pictures that are not needed."""
     columns = _columns(fields, file.schema_arrow.names)
     given = _gives_ids(file.schema_arrow, fields) and _all_there(file, group, fields.id, fields.id)
     held = fields.image in columns and fields.prompt != "messages"  # messages may need to know how many

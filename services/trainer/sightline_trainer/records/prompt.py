@@ -16,7 +16,7 @@ PROMPT_REASONS = ("IMAGE_", "PROMPT_", "CANDIDATE_", "STATEMENT_", *_CONVERSATIO
 
 @dataclass(frozen=True)
 class Prompt:
-    """Images and prompt. `objects` is empty where truth is not known, `reference` where nobody annotated."""
+    """Images and prompt. `objects` is empty if truth is not known, `reference` where nobody annotated."""
 
     id: str
     images: tuple[Path, ...]

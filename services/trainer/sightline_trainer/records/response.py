@@ -16,7 +16,7 @@ from sightline_trainer.records.score import UNSCORED, Score
 class Response:
     """One response.
 
-    `logprobs` are the policy's at temperature 1, one for each of `token_ids`, in nats; empty where the policy did
+    `logprobs` are the policy's at temperature 1, one for each of `token_ids`, in nats; empty if the policy did
     not sample it. `seed` gives a sampled candidate again; `policy_version` is the version that sampled its tokens,
     -1 where none did. Candidates of one `prompt_id` and one `prompt` compete with each other.
     """

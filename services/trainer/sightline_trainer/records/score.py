@@ -34,7 +34,7 @@ class Score:
 
 
 UNSCORED = Score(None)
-"""Of a candidate that nobody has judged yet."""
+"""Of a candidate that is not judged yet."""
 
 SCORE_SCHEMA = pa.schema(
     [

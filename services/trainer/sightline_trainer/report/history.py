@@ -129,7 +129,7 @@ def _left_out(run: RunDirectory, numbers: list[int]) -> Iterator[LeftOut]:
 
 
 def _seconds(events: Path) -> dict[int, dict[str, float]]:
-    """Time from the event before goes to the stage that told the next one; a start restarts."""
+    """The time since the previous event counts for the next event's stage; a start restarts the clock."""
     spent: dict[int, dict[str, float]] = defaultdict(lambda: defaultdict(float))
     before: float | None = None
     for _, event in read_events(events):

@@ -43,7 +43,7 @@ MEANINGS = {
     ),
     "margin": (
         "How much more the update raised the chosen texts than the rejected ones against the base model, times "
-        "beta. It should be above 0 and grow; below 0 the policy prefers what it was told not to: pairs, labels or"
+        "beta. It should be above 0 and grow; below 0 the policy prefers what it should avoid: pairs, labels or"
         " rate are wrong."
     ),
     "accuracy": (

@@ -1,4 +1,4 @@
-"""Page: a run, or several side by side, as one HTML text that asks nobody for anything."""
+"""Page: a run, or several side by side, as one self-contained HTML file."""
 
 from __future__ import annotations
 

@@ -128,7 +128,7 @@ class AskTerm:
         return [text]
 
     async def _values(self, prompt: Prompt, candidate: Response, piece: str, version: int) -> list[float] | None:
-        """Values of a piece, one, or one a sentence for verdicts: means over aspects; None where one can't be read."""
+        """Values of a piece, one, or one a sentence for verdicts: means over aspects; None if one can't be read."""
         said = sentences(candidate.judged_text)
         known = {
             "question": candidate.prompt or prompt.prompt,

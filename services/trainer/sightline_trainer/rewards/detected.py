@@ -29,7 +29,7 @@ from sightline_trainer.speaker.template import check_template
 class Detected(TermPart):
     """Objects named against objects that a detector finds."""
 
-    by: Literal["scorer", "http"] = Field("scorer", description="Who finds objects.")
+    by: Literal["scorer", "http"] = Field("scorer", description="The detector that finds objects.")
     template: str = Field("a photo of a {object}.", description="What the scorer compares with the picture.")
     there: float = Field(description="Minimum score of a present object: a CLIPScore, or the detector's 0 to 1.")
     absent: float | None = Field(
@@ -64,7 +64,7 @@ class Detected(TermPart):
 
 
 class DetectedTerm:
-    """Counts. A picture is looked at once for the whole vocabulary; an object without a score is not known."""
+    """Counts. A picture is checked once for the whole vocabulary; an object without a score is not known."""
 
     def __init__(self, settings: Detected, vocabulary: Vocabulary, detector: Detector, kept: Judgements) -> None:
         self.settings = settings

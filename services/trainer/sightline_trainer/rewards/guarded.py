@@ -2,7 +2,7 @@
 
 What raises, gives another count than was asked for, None, NaN, an infinity or no number at all is not a mark: the
 candidate has no reward then, and `scores/*.parquet` says why. A service that stays away (a
-SightlineError) ends the run as ever.
+SightlineError) ends the run as usual.
 """
 
 from __future__ import annotations

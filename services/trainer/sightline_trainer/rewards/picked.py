@@ -1,7 +1,7 @@
 """`picked`: texts that somebody picked as fitting, as 1, and those passed over, as 0 (ILLUME, arXiv 2208.08241).
 
 The picks stand in a file of JSON lines, `{"id": a prompt's, "text": ..., "picked": true or false}`: a text that nobody
-looked at has no mark. Without a file the truth picks, as ILLUME's human does where a rationale fits: every object that
+checked has no mark. Without a file the truth picks, as ILLUME's human does where a rationale fits: every object that
 is named is there, and at least `cover` of those that are there are named.
 """
 

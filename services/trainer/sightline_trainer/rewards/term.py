@@ -36,7 +36,7 @@ class TermContext:
     closing: AsyncExitStack
     """What is to be closed with the session."""
     kept: Path | None = None
-    """Directory of the run for judges' answers; None where they are kept for the session alone."""
+    """Directory of the run for judges' answers; None if they are kept for the session alone."""
     names: Mapping[int, str] = field(default_factory=dict)
     """Names of the recipe's terms, by the identity of their settings."""
 

@@ -17,7 +17,7 @@ _VERDICT: Final = re.compile(r"^\W*(\d+)\s*[.:)\-]?\s*\W*(yes|no)\b", re.I | re.
 
 
 def yes_or_no(text: str) -> bool | None:
-    """Whether the first word is yes (True) or no (False); None where it is neither."""
+    """Whether the first word is yes (True) or no (False); None if it is neither."""
     word = _WORD.search(text)
     said = word[0].lower() if word else ""
     return True if said == "yes" else False if said == "no" else None
@@ -26,7 +26,7 @@ def yes_or_no(text: str) -> bool | None:
 def rating(text: str, low: float = 1.0, high: float = 5.0) -> float | None:
     """The one mark in a text: behind "rating", "score" or "mark", else a number out of another, else any number.
 
-    Two different marks are none, and so is one out of bounds: nobody may guess which was meant.
+    Two different marks are none, and so is one out of bounds: guessing is not allowed.
     """
     for pattern in (_RATING, _OUT_OF, _NUMBER):
         found = {float(match) for match in pattern.findall(text)}

@@ -41,7 +41,7 @@ class Endpoint:
         base = settings.url or ours
         if not base:
             raise PreconditionFailed(
-                "no language model is named: give its url, or set SIGHTLINE_LLM_URL in the environment",
+                "no language model is configured: give its url, or set SIGHTLINE_LLM_URL in the environment",
                 reason="NO_ADDRESS",
             )
         self.settings = settings
@@ -90,7 +90,7 @@ class Endpoint:
         try:
             answer = await self._client.post(self.url, json=body)
         except self._away as error:
-            raise Unavailable(f"{self.url} is away: {error}", reason="LLM_AWAY") from error
+            raise Unavailable(f"{self.url} cannot be reached: {error}", reason="LLM_AWAY") from error
         if answer.status_code == 429 or answer.status_code >= 500:
             raise Unavailable(f"{self.url} answers {answer.status_code}", reason="LLM_AWAY")
         if answer.status_code in _OF_ONE_ROW:
@@ -108,7 +108,7 @@ class Endpoint:
 
 
 def _probability(choice: Any) -> float | None:
-    """P(yes) over yes and no, of the first token's alternatives; None where they were not told."""
+    """P(yes) over yes and no, of the first token's alternatives; None without them."""
     try:
         told = choice["logprobs"]["content"][0]["top_logprobs"]
         return share_of_yes([(str(each["token"]), float(each["logprob"])) for each in told])

@@ -9,12 +9,12 @@ from sightline_chassis.settings import Section, Target
 
 
 class Speaking(Section):
-    """Who answers: the policy itself, another sampler, or an OpenAI-compatible endpoint."""
+    """The model that answers: the policy itself, another sampler, or an OpenAI-compatible endpoint."""
 
     who: Literal["policy", "sampler", "openai"] = Field(
         "policy",
         description=(
-            "Who answers: the policy that wrote the candidates, another sampler (address), or an "
+            "The model that answers: the policy that wrote the candidates, another sampler (address), or an "
             "OpenAI-compatible endpoint (url)."
         ),
     )

@@ -24,7 +24,7 @@ class Speaker(Protocol):
     """Asks one question about a prompt's picture, or of no picture."""
 
     def identity(self, version: int) -> str:
-        """Who answers, for a store of answers: who would answer otherwise has another one."""
+        """Identity of the model that answers, for a store of answers: models that may differ have different ones."""
         ...
 
     async def __call__(self, prompt: Prompt, question: str, seed: int, *, version: int) -> str:
@@ -32,19 +32,19 @@ class Speaker(Protocol):
 
         Raises:
             InvalidInput: this question is refused; another one may well be answered.
-            SightlineError: nobody answers.
+            SightlineError: no service answers.
         """
         ...
 
     async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
-        """P(yes) / (P(yes) + P(no)) of the answer's first word; None where it is unknown. Raises as a call."""
+        """P(yes) / (P(yes) + P(no)) of the answer's first word; None if it is unknown. Raises as a call."""
         ...
 
 
 def speaker_of(
     settings: Speaking, policy: AsyncSamplerClient, gate: RowGate, connect: Connect, closing: AsyncExitStack
 ) -> Speaker:
-    """Who is to be asked.
+    """The speaker that the settings name.
 
     Raises:
         PreconditionFailed: no endpoint is named, or httpx is not installed.
@@ -98,7 +98,7 @@ class SamplerSpeaker:
         return samples.candidates[0].text
 
     async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
-        if self.gate is None:  # its tokenizer is not known: the likeliest first tokens, as an endpoint tells them
+        if self.gate is None:  # its tokenizer is not known: the likeliest first tokens, as an endpoint returns them
             likeliest = await self.client.sample(
                 *self._asked(prompt, question), ALTERNATIVES, beams=Beams(1, 0.0), max_tokens=1
             )

@@ -6,7 +6,7 @@ K beams stand in G groups of K / G. At each step the groups go in turn; for a be
 
 where y = log softmax of the (guided) logits, then penalised for repetition, then -inf for ids that must not be drawn.
 Of a group's best 2 K / G totals (more where there are several end ids), those that end a response become finished if
-they are among the best K / G; the first K / G others go on. A finished response counts total / length ** penalty; a
+they are among the best K / G; the first K / G others continue. A finished response counts total / length ** penalty; a
 group is done when its worst finished one beats the best that could still come. What is unfinished at the length limit
 counts as it is. The best K / G of each group are the candidates, the best of all first.
 
@@ -69,7 +69,7 @@ class _Group:
         del self.ended[self._size :]
 
     def settle(self, best: float, length: int) -> None:
-        """Done when nothing that goes on could beat what has ended; `best` is the best total of this step."""
+        """Done when nothing that continues could beat what has ended; `best` is the best total of this step."""
         full = len(self.ended) >= self._size
         self.done = full and self.ended[-1].score >= best / length**self._penalty
 

@@ -1,4 +1,4 @@
-"""Prompts that wait for room: first come first served for each who asks, and those who ask take turns.
+"""Prompts that wait for room: first come, first served per caller, and callers take turns.
 
 So two trainers with one sampler get the same share of it while both wait, however much one of them has asked for.
 """

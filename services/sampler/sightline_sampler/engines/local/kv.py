@@ -68,7 +68,7 @@ class SegmentView:
 class LayerSlots(list[SegmentView]):
     """Keys and values of one layer, segment by segment; goes through a model's attention in place of a tensor.
 
-    `stems` are views of what rows have in common, before their own slots; None where they share nothing.
+    `stems` are views of what rows have in common, before their own slots; None if they share nothing.
     """
 
     stems: list[StemView] | None = None
@@ -187,7 +187,7 @@ class RowCache(Cache):
         self.shared = shares(like.layers[0][0].shape[2])
         self._stem_of: list[Stem] = []  # by row, where they are shared
         self._pools: dict[int, StemPool] = {}  # by width
-        self._moved = True  # since the stems were told their rows
+        self._moved = True  # since the stems got their rows
 
     @property
     def count(self) -> int:
@@ -235,7 +235,7 @@ class RowCache(Cache):
     def widen(self, lengths: npt.NDArray[np.int64]) -> Order:
         """Move rows that have no slot left for a next token to a wider segment."""
         numbers, lengths = self._numbers(), self._own(lengths)
-        for segment in reversed(self.segments.copy()):  # the widest first: each is looked at before others move into it
+        for segment in reversed(self.segments.copy()):  # the widest first: each is checked before others move into it
             mine = numbers[segment.width]
             full = lengths[mine] >= segment.width
             if full.any():
@@ -291,7 +291,7 @@ class RowCache(Cache):
         return sum(stem.length for stem in self._stem_of) - sum(stem.length for stem in set(self._stem_of))
 
     def _own(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Of rows with so many tokens, how many stand in their own slots."""
+        """Of rows with these numbers of tokens, how many are in their own slots."""
         if not self.shared:
             return lengths
         return lengths - np.fromiter((stem.length for stem in self._stem_of), np.int64, len(self._stem_of))

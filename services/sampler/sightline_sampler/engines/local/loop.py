@@ -70,7 +70,7 @@ class DecodeLoop:
         events: the event loop on which `Request.events` are filled.
         max_rows: most candidates decoded at the same time, over all lanes.
         cache_bytes: about how much memory keys and values may take.
-        on_step: told the number of rows of each step.
+        on_step: called with the number of rows of each step.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class DecodeLoop:
         self._thread.start()
 
     def stop(self) -> None:
-        """End everything under way with Unavailable, and the thread."""
+        """End everything running with Unavailable, and the thread."""
         with self._condition:
             self._stopping = True
             self._condition.notify()

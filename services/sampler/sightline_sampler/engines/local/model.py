@@ -94,7 +94,7 @@ def model_directory(model: str) -> Path:
         return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"]))
     except Exception as error:  # of the hub, or of whichever HTTP package its client uses
         raise PreconditionFailed(
-            f"{_no_directory(model)}, and it can't be had from the Hugging Face hub ({first_line(error)})",
+            f"{_no_directory(model)}, and the Hugging Face hub does not provide it ({first_line(error)})",
             reason="MODEL_NOT_FOUND",
         ) from error
 
@@ -123,7 +123,7 @@ def load_weights(
     Args:
         directory: config and weights.
         device: where the weights go.
-        dtype: what they are cast to; "auto" is float32 on a CPU, else what the checkpoint says.
+        dtype: what they are cast to; "auto" is float32 on a CPU, otherwise what the checkpoint says.
         strict: whether tensors that the model has no place for are refused; old checkpoints hold some.
         quantization: how the decoder's linear layers are held; None is as they are.
 
@@ -132,7 +132,7 @@ def load_weights(
             is not there.
     """
     if (directory / "adapter_config.json").exists():  # transformers would load the base model that it names
-        raise PreconditionFailed(f"{directory} holds an adapter, not a whole model", reason="WEIGHTS_DO_NOT_FIT")
+        raise PreconditionFailed(f"{directory} contains an adapter, not a whole model", reason="WEIGHTS_DO_NOT_FIT")
     wanted: Any = _DTYPES.get(dtype, "auto" if device.type != "cpu" else torch.float32)
     held = {}
     if quantization is not None:
@@ -148,7 +148,8 @@ def load_weights(
                 logger.warning("%s holds %d tensors that are not used: %s", directory, len(found), ", ".join(found[:3]))
                 continue
             raise PreconditionFailed(
-                f"{directory} does not hold the weights of its config: {len(found)} {what.replace('_', ' ')}, "
+                f"{directory} does not contain the weights that its config describes: {len(found)} "
+                f"{what.replace('_', ' ')}, "
                 f"for example {', '.join(found[:3])}",
                 reason="WEIGHTS_DO_NOT_FIT",
                 metadata={what: ", ".join(found[:3])},
@@ -170,7 +171,7 @@ def load_processor(directory: Path) -> Any:
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise PreconditionFailed(
             f"the model {directory} has a {type(config).__name__}, "
-            f"which is of no image-text-to-text model of transformers {transformers.__version__}",
+            f"which is not an image-text-to-text model of transformers {transformers.__version__}",
             reason="MODEL_TAKES_NO_IMAGES",
         )
     try:
@@ -182,7 +183,7 @@ def load_processor(directory: Path) -> Any:
         ) from error
     if getattr(processor, "image_processor", None) is None:
         raise PreconditionFailed(
-            f"{directory} has no processor of images (its AutoProcessor is a {type(processor).__name__})",
+            f"{directory} has no image processor (its AutoProcessor is a {type(processor).__name__})",
             reason="PROCESSOR_UNUSABLE",
         )
     return processor
@@ -197,7 +198,7 @@ def _not_loaded(directory: Path, error: Exception) -> PreconditionFailed:
         kind, brings = None, False
     if kind is None or kind in CONFIG_MAPPING:
         return PreconditionFailed(f"{said}{type(error).__name__}: {first_line(error)}", reason="MODEL_UNREADABLE")
-    code = ", and code that a checkpoint brings is not run" if brings else ""
+    code = ", and code inside a checkpoint is never run" if brings else ""
     return PreconditionFailed(
         f"{said}transformers {transformers.__version__} knows no model type {kind!r}{code}"
         + ("; `sightline convert` makes one of it that it knows" if kind == "mobilevlm" else ""),
@@ -219,7 +220,7 @@ def load_base(
     Args:
         model: directory or hub name.
         device: "auto", "cpu", "cuda", "cuda:1" ...
-        dtype: "auto" (float32 on a CPU, else what the checkpoint says) or a type's name.
+        dtype: "auto" (float32 on a CPU, otherwise what the checkpoint says) or a type's name.
         chat_template: a Jinja file, for models that bring none.
         pixels: fewest and most of an image; None is the model's own.
         quantization: how the decoder's linear layers are held.
@@ -272,7 +273,7 @@ def _load(
         bound_pixels(processor, *pixels)
         processing = Processing(processor, accepted)
     except ProcessorUnusable as error:
-        raise PreconditionFailed(f"{directory} cannot be sampled from: {error}", reason="PROCESSOR_UNUSABLE") from error
+        raise PreconditionFailed(f"{directory} cannot be sampled: {error}", reason="PROCESSOR_UNUSABLE") from error
     text = net.config.get_text_config()
     eos = _eos_ids(net, processor.tokenizer)
     kinds = ("image", "video", "audio")
@@ -323,7 +324,7 @@ def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
     generation = getattr(model, "generation_config", None)
     ids = _ids(getattr(generation, "eos_token_id", None), getattr(text, "eos_token_id", None), tokenizer.eos_token_id)
     if not ids:
-        raise InvalidInput("the model names no end token", reason="NO_END_TOKEN")
+        raise InvalidInput("the model's config names no end token", reason="NO_END_TOKEN")
     return ids
 
 

@@ -35,7 +35,7 @@ class Prefix:
         kept: keys, values and states of the prompts.
         length: tokens of each prompt.
         shift: what positions of the response are moved by (prompts,).
-        axes: of positions that the model has in several dimensions; 0 where it has them in one.
+        axes: of positions that the model has in several dimensions; 0 if it has them in one.
     """
 
     logits: torch.Tensor
@@ -130,7 +130,7 @@ class Prefiller:
 
 
 def decoder_positions(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor | None, Any]:
-    """Call the model; the positions that its decoder was given, None where it counts itself, and the model's output."""
+    """Call the model; the positions that its decoder was given, None if it counts itself, and the model's output."""
     for core in (model, getattr(model, "model", model)):
         if hasattr(core, "rope_deltas"):
             core.rope_deltas = None  # of the prompts before

@@ -1,7 +1,7 @@
-"""Rest: an engine that gives its memory back while somebody else needs it, a trainer on the same card say, and takes it
+"""Rest: an engine that frees its memory while somebody else needs it, a trainer on the same card say, and takes it
 up again.
 
-On a GPU the weights wait in main memory; on a CPU they are let go of and read from their files again. Adapters stay:
+On a GPU the weights wait in main memory; on a CPU they are released and read from their files again. Adapters stay:
 they are small. That the weights came back is shown, not assumed: every version says the same of a prompt as before.
 """
 
@@ -33,7 +33,7 @@ _MOST = 1 << 10  # numbers of a tensor that stays where it is
 
 
 class Rest:
-    """An engine's weights, out of the way. For the decoding thread, with nothing under way.
+    """An engine's weights, out of the way. For the decoding thread, with nothing running.
 
     Args:
         base, weights, prefiller, builder: the engine's.
@@ -72,7 +72,7 @@ class Rest:
             apart = float((said - self._said[version]).abs().max())
             if not apart <= APART:
                 raise InternalError(
-                    f"after a pause policy {version} says something else than before: {apart:.2g} nats apart",
+                    f"after a pause policy {version} gives other log-probs than before: {apart:.2g} nats apart",
                     reason="WEIGHTS_DID_NOT_COME_BACK",
                 )
 

@@ -23,7 +23,7 @@ _CHUNK = 1 << 22  # elements of float64 work at a time: 32 MiB a tensor
 
 @dataclasses.dataclass(slots=True)
 class Draw:
-    """One token per row: ids, policy and behaviour log-probabilities; `finite` is False where the logits are broken."""
+    """One token per row: ids, policy and behaviour log-probabilities; `finite` is False if the logits are broken."""
 
     tokens: torch.Tensor
     logprobs: torch.Tensor

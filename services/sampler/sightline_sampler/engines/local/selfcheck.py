@@ -106,7 +106,7 @@ def _check(base: BaseModel, probes: list[TrialPrompt], prefiller: Prefiller) -> 
     first, second = (_plain(base, probe)[0] for probe in probes[:2])
     matters = _apart(first, second, torch.bfloat16)
     if matters <= limit:
-        logger.warning("the self-check's images change log-probabilities by %.3g only: it shows little", matters)
+        logger.warning("the self-check's images change log-probabilities by only %.3g: it proves little", matters)
     logger.info(
         "self-check passed",
         extra={
@@ -159,7 +159,7 @@ def _one_only(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller, ima
 
 
 def blocks(seed: int, size: tuple[int, int]) -> Image.Image:
-    """An image of sixteen colours: what any tower tells from another, also one that was trained on drawings."""
+    """An image of sixteen colours, which any tower distinguishes, even one that was trained on drawings."""
     colours = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
 

@@ -134,7 +134,7 @@ class RowStates:
         self._each(lambda t: t.index_select(0, torch.from_numpy(order).to(t.device)))
 
     def fit(self, rows: int) -> None:
-        """Make room for exactly so many rows; those beyond the real ones have no meaning."""
+        """Make room for exactly this many rows; those beyond the real ones have no meaning."""
 
         def fitted(tensor: torch.Tensor) -> torch.Tensor:
             if len(tensor) >= rows:

@@ -58,7 +58,7 @@ class TransformersEngine(Engine):
     Args:
         settings: model, device, batching.
         limits: of images and candidates, for the capabilities and the decoder.
-        on_step: told the number of rows of each step.
+        on_step: called with the number of rows of each step.
     """
 
     name: ClassVar[str] = "transformers"
@@ -94,7 +94,7 @@ class TransformersEngine(Engine):
         return loaded.base.digest
 
     async def stop(self) -> None:
-        """End work under way with `Unavailable` and free everything."""
+        """End running work with `Unavailable` and free everything."""
         if self._loop is not None:
             await asyncio.get_running_loop().run_in_executor(None, self._loop.stop)
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -302,8 +302,8 @@ class TransformersEngine(Engine):
         window, length = self._need()[0].base.window, len(prepared.ids)
         if length + (wanted or 1) > window:
             raise InvalidInput(
-                f"the prompt has {length} tokens (image included) and {wanted or 1} more are asked for; "
-                f"the model's window is {window}",
+                f"the prompt has {length} tokens (image included) and {wanted or 1} more are requested; the model's "
+                f"window is {window}",
                 reason="PROMPT_TOO_LONG",
                 metadata={"prompt_tokens": str(length), "window": str(window)},
             )
@@ -333,7 +333,7 @@ def decoded(images: Sequence[EncodedImage], limits: SamplerLimits) -> list[Image
         pixels = sum(one.width * one.height for one in found)
         if len(images) > 1 and pixels > limits.max_images_pixels:
             raise InvalidInput(
-                f"the images have over {limits.max_images_pixels} pixels together, which is the limit",
+                f"the images have more than {limits.max_images_pixels} pixels together, the limit",
                 reason="IMAGES_TOO_MANY_PIXELS",
                 metadata={"limit": str(limits.max_images_pixels)},
             )

@@ -4,7 +4,7 @@ Version 0 is the base model. A LoRA policy is an adapter inside the base model (
 call the base layer and nothing else, so version 0 stays exactly what it was). A merged or full policy is a model of its
 own.
 
-PEFT loads an adapter whose keys do not match without a word: the layers stay as initialised, and the policy answers as
+PEFT loads an adapter whose keys do not match silently: the layers stay as initialised, and the policy answers as
 the base model does. So keys are compared here, both ways, before anything is loaded, and an adapter that changes
 nothing is refused. Only the decoding thread may call what changes the base model (`install`, `drop`, `use`).
 """
@@ -177,7 +177,7 @@ class Weights:
         }
         if all(torch.equal(p, mine[name]) for name, p in model.named_parameters() if name in mine):
             raise PreconditionFailed(
-                f"{directory} holds the weights of the base model: this policy changes nothing",
+                f"{directory} contains the base model's weights: this policy changes nothing",
                 reason="POLICY_CHANGES_NOTHING",
             )
         if bad := [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]:
@@ -235,8 +235,8 @@ class Weights:
         inside = target.startswith(f"{prefix}.") or (prefix and f"{prefix}.".startswith(f"{target}."))
         if own is None or own is net.get_output_embeddings() or inside:
             raise PreconditionFailed(
-                f"the adapter also trains the whole module {target} (modules_to_save), which is none beside the "
-                "language model: publish it merged",
+                f"the adapter also trains the whole module {target} (modules_to_save), which is not a module beside "
+                f"the language model: publish it merged",
                 reason="ADAPTER_UNSUPPORTED",
             )
         _compare(own.state_dict(), tensors)
@@ -280,7 +280,7 @@ def _changed(tensors: dict[str, torch.Tensor]) -> set[str]:
     changed = {m for m, parts in live.items() if {"A", "B"} <= parts or {"embedding_A", "embedding_B"} <= parts}
     if not changed:
         raise PreconditionFailed(
-            "the adapter changes nothing: in every module A, B or the scale is zero", reason="POLICY_CHANGES_NOTHING"
+            "the adapter changes nothing: A, B or the scale is zero in every module", reason="POLICY_CHANGES_NOTHING"
         )
     return changed
 

@@ -116,7 +116,7 @@ class Backend:
         most = self._settings.max_body_bytes
         if len(content) > most:
             raise InvalidInput(
-                f"the request to {self.name} would have {len(content)} bytes, and it takes {most}: send a smaller "
+                f"the request to {self.name} would have {len(content)} bytes, over its limit of {most}: send a smaller "
                 f"image (base64 makes it a third larger; engine.{self.name}.max_body_bytes)",
                 reason="IMAGE_TOO_LARGE",
                 metadata={"limit_bytes": str(most)},
@@ -163,11 +163,12 @@ def refused(name: str, response: httpx.Response) -> InvalidInput | PreconditionF
     why, status = reason_of(response), response.status_code
     if status in (401, 403):
         return PreconditionFailed(
-            f"{name} refuses the sampler itself ({status}: {why}): check engine.{name}.token", reason="ENGINE_REFUSES"
+            f"{name} refuses the sampler's own access ({status}: {why}): check engine.{name}.token",
+            reason="ENGINE_REFUSES",
         )
     if status == 413 or "length limit exceeded" in why:
         return InvalidInput(
-            f"the request is larger than {name} takes: {why}; send a smaller image, and set "
+            f"the request is larger than {name} accepts: {why}; send a smaller image, and set "
             f"engine.{name}.max_body_bytes to its limit",
             reason="IMAGE_TOO_LARGE",
         )

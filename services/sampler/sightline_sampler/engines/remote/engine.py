@@ -1,7 +1,7 @@
 """What engines behind HTTP have in common: candidates fetched side by side, failures outlived, placeholders redrawn.
 
 A candidate is retried alone, with its seed; those that came are not asked for again. Between two tries the engine is
-looked at: one that came back with other weights is not asked.
+checked: one that came back with other weights is not asked.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class RemoteEngine(Engine):
         """Ask what the engine serves.
 
         Returns:
-            Why it cannot be used as it is; None where it can.
+            Why it cannot be used as it is; None if it can.
 
         Raises:
             Failure: it does not answer.
@@ -250,7 +250,7 @@ class RemoteEngine(Engine):
                             redrawn += 1
                             if redrawn > _REDRAWS:
                                 raise InternalError(
-                                    f"{self.called} samples image placeholders again and again", reason="ENGINE_FAILED"
+                                    f"{self.called} repeatedly samples image placeholders", reason="ENGINE_FAILED"
                                 )
                             metrics.DROPPED.inc()
                             wanted[candidate.index] = seeds.derive(wanted[candidate.index], 1)[0]
@@ -292,7 +292,7 @@ class RemoteEngine(Engine):
             self._waiting -= waiting
 
     def weight(self, count: int) -> int:
-        """What a request for so many candidates counts as, against the engine's limit."""
+        """How much a request for this many candidates counts against the engine's limit."""
         return 1
 
     def unavailable(self, failure: Failure) -> SightlineError:
@@ -339,7 +339,7 @@ class RemoteEngine(Engine):
             except SightlineError:
                 continue  # noted
             except Exception:
-                logger.exception("looking at %s failed", self.called)
+                logger.exception("checking %s failed", self.called)
 
     @staticmethod
     async def _next(

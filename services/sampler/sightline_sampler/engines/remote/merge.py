@@ -25,7 +25,7 @@ from sightline_sampler.engines.tensorfiles import PEFT_DEFAULT, Tensor, bare_nam
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 _CHUNK = 16 << 20
 _MOST = {"F16": 65504.0, "BF16": 3.3895e38}  # largest numbers of types that hold less than float32
-_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first merge goes on
+_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first merge continues
 
 Floats = npt.NDArray[np.float32]
 _Change = tuple[Tensor, Tensor, float] | Tensor
@@ -73,7 +73,7 @@ def _changes(adapter: Path) -> dict[str, _Change]:
     odd = [name for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern") if config.get(name)]
     if odd:
         raise PreconditionFailed(
-            f"the adapter uses {', '.join(odd)}, which is not merged here: publish it merged",
+            f"the adapter uses {', '.join(odd)}, which the sampler cannot merge: publish it merged",
             reason="ADAPTER_UNSUPPORTED",
         )
     rank = int(config.get("r", PEFT_DEFAULT))
@@ -120,7 +120,7 @@ def _merged(name: str, tensor: Tensor, change: _Change) -> Floats:
             )
         return _read(change)
     a, b, scale = change
-    with np.errstate(over="ignore", invalid="ignore"):  # looked at by the caller
+    with np.errstate(over="ignore", invalid="ignore"):  # checked by the caller
         found: Floats = _read(tensor) + np.float32(scale) * (_read(b) @ _read(a)).reshape(tensor.shape)
     return found
 
@@ -142,7 +142,7 @@ def _read(tensor: Tensor) -> Floats:
             values = np.frombuffer(raw, f"<f{int(tensor.dtype[1:]) // 8}").astype(np.float32)
         case _:
             raise PreconditionFailed(
-                f"weights of type {tensor.dtype} are not merged here: publish the policy merged",
+                f"weights of type {tensor.dtype} cannot be merged here: publish the policy merged",
                 reason="ADAPTER_UNSUPPORTED",
             )
     return values.reshape(tensor.shape)

@@ -21,7 +21,7 @@ class Replica:
 
     Attributes:
         engine: asks it.
-        out: why it is left out; None where it may be asked.
+        out: why it is left out; None if it may be asked.
         failed: it has shown other weights than it should have, so it comes back by a proof only.
         held: numbers of the policies that were put in.
     """
@@ -48,7 +48,7 @@ class Replica:
 
     def admit(self) -> None:
         """Ask it again."""
-        logger.info("%s answers with the others", self.engine.called)
+        logger.info("%s serves again", self.engine.called)
         self.out, self.failed = None, False
         self.engine.show(left_out=False)
 
@@ -68,7 +68,7 @@ class Round:
         """Go on with the next one; raises the error where there is no time left."""
         if self.over():
             raise error
-        logger.warning("%s: another replica is asked: %s", replica.engine.called, error)
+        logger.warning("%s failed, asking another replica: %s", replica.engine.called, error)
         self.asked.append(replica)
 
     def over(self) -> bool:

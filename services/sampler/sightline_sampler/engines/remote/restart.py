@@ -32,7 +32,8 @@ async def restart(settings: TgiSettings, *, model: str, version: int) -> None:
             await roll_out(client, settings.kubernetes, model)
     else:
         raise PreconditionFailed(
-            f"TGI must be restarted with --model-id {model}, and no way is set: give engine.tgi.restart_command or "
+            f"TGI must be restarted with --model-id {model}, but no way to restart it is set: set "
+            f"engine.tgi.restart_command or "
             "engine.tgi.kubernetes, or restart it and activate again",
             reason="NO_RESTART_HOOK",
         )
@@ -90,7 +91,7 @@ async def _run(command: list[str], settings: TgiSettings) -> None:
     except TimeoutError:
         raise PreconditionFailed(f"{command[0]} did not end in time", reason="RESTART_FAILED") from None
     finally:
-        if process.returncode is None:  # nobody waits for it any more, and it would restart TGI behind our back
+        if process.returncode is None:  # no caller waits for it any more, and it would restart TGI behind our back
             process.kill()
             await process.wait()
     if process.returncode:

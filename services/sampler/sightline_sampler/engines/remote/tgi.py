@@ -259,7 +259,7 @@ class TgiEngine(RemoteEngine):
         if self._tgi.restart_command or self._tgi.kubernetes:
             self._coming = version  # till it is there, whatever answers may be about to go
         await restart(self._tgi, model=model, version=version)
-        await self.until(lambda: self.resident(version), f"TGI did not come up with {model}")
+        await self.until(lambda: self.resident(version), f"TGI did not start with {model}")
         self._coming = None
 
     async def retire(self, version: int) -> None:

@@ -216,7 +216,7 @@ class VllmEngine(RemoteEngine):
         """Have vLLM sleep."""
         if not self._vllm.sleep:
             raise InvalidInput(
-                "vLLM gives its memory back where it was started with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1, "
+                "vLLM frees its memory only if it was started with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1, "
                 "and engine.vllm.sleep says so",
                 reason="PAUSE_MODE_UNSUPPORTED",
             )
@@ -287,7 +287,7 @@ class VllmEngine(RemoteEngine):
         """Choices of a stream, each when it is finished.
 
         Raises:
-            Failure: the stream broke, or told an error, or something was not of the policy asked for.
+            Failure: the stream broke or reported an error, or a part was not of the requested policy.
         """
         choices = {index: Choice(index) for index in range(body["n"])}
         async with self._backend.stream("/v1/chat/completions", body) as response:

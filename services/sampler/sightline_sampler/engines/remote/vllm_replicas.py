@@ -35,7 +35,7 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 _OTHERS_SECONDS = 30.0  # how long those that start later are waited for when the first one is there
-_AGAIN = 5  # looks until one that cannot be brought up to date is tried again
+_AGAIN = 5  # looks until one that cannot be brought up to date is retried
 _OVER_SECONDS = 2.0  # how long a replica that fails is asked again before another one is
 
 
@@ -90,7 +90,7 @@ class VllmReplicas(Engine):
         await asyncio.gather(*(replica.engine.stop() for replica in self._replicas))
 
     def ready(self) -> str | None:
-        """None where one can be asked."""
+        """None if one can be asked."""
         if any(replica.answers() for replica in self._replicas):
             return None
         return "; ".join(f"{replica.engine.called}: {replica.why()}" for replica in self._replicas)
@@ -196,7 +196,7 @@ class VllmReplicas(Engine):
         await self._at_each(lambda one: one.thaw(), "go on")
 
     async def release(self) -> None:
-        """Have each give its memory back."""
+        """Have each free its memory."""
         async with self._changes:
             self._resting = True
             await self._at_each(lambda one: one.release(), "rest")
@@ -250,7 +250,7 @@ class VllmReplicas(Engine):
         """The replica to ask, of those that were not asked in vain.
 
         Raises:
-            Unavailable: none of them answers, for as long as that is waited for.
+            Unavailable: no replica answered in time.
         """
         version = work.lease.bind()
         while True:
@@ -280,7 +280,7 @@ class VllmReplicas(Engine):
                     replica.leave_out(str(error))
                     await asyncio.sleep(_AGAIN * self._vllm.poll_seconds)
                 except Exception:
-                    logger.exception("%s cannot be brought up to date", replica.engine.called)
+                    logger.exception("%s cannot be updated", replica.engine.called)
                 await asyncio.sleep(self._vllm.poll_seconds)
         finally:
             start.cancel()
@@ -318,7 +318,7 @@ class VllmReplicas(Engine):
         engine.trust()
         proved = next((one for one in self._replicas if one is not replica and one.answers()), None)
         if proved is None and replica.failed:
-            return  # it has shown other weights, and nobody is there to compare it with
+            return  # it has shown other weights, and no other replica is there to compare with
         if proved is not None and self._proof is not None:
             versions = [version for version in (0, *sorted(self._staged)) if proved.engine.resident(version)]
             try:

@@ -75,6 +75,6 @@ class VllmScorer:
             raise InternalError(f"vLLM answered as {tree.get('model')}, not as {body['model']}", reason="ENGINE_FAILED")
         if tree.get("prompt_token_ids") is None:
             raise InternalError(
-                "this vLLM does not return token ids (return_token_ids): take a newer one", reason="ENGINE_FAILED"
+                "this vLLM does not return token ids (return_token_ids): use a newer version", reason="ENGINE_FAILED"
             )
         return tree

@@ -30,7 +30,7 @@ seen 0.01 to 0.018 from their trainers, and a stale one 0.2."""
 
 
 class VllmSleep:
-    """See the module; call it with nothing under way.
+    """See the module; call it with nothing running.
 
     Args:
         backend: the server.
@@ -42,7 +42,7 @@ class VllmSleep:
         self._said: Said | None = None
 
     async def begin(self) -> None:
-        """Have it sleep; nothing where it does.
+        """Have it sleep; nothing if it does.
 
         Raises:
             PreconditionFailed: it does not.
@@ -53,11 +53,11 @@ class VllmSleep:
             self._said = said
         if not await self.asleep():
             raise PreconditionFailed(
-                "vLLM says that it does not sleep: start it with --enable-sleep-mode", reason="ENGINE_DID_NOT_CHANGE"
+                "vLLM reports that it does not sleep: start it with --enable-sleep-mode", reason="ENGINE_DID_NOT_CHANGE"
             )
 
     async def end(self) -> None:
-        """Wake it up; nothing where it is awake.
+        """Wake it up; nothing if it is awake.
 
         Raises:
             PreconditionFailed: it does not wake up.
@@ -74,11 +74,11 @@ class VllmSleep:
                 break
             if not again:
                 raise InternalError(
-                    f"after a pause policy {wrong[0]} says something else than before, and did so after vLLM was given "
-                    "its weights again",
+                    f"after a pause policy {wrong[0]} gives other log-probs than before, even after vLLM loaded its "
+                    f"weights again",
                     reason="WEIGHTS_DID_NOT_COME_BACK",
                 )
-            logger.warning("vLLM woke up with other weights of %s: they are put in again", wrong)
+            logger.warning("vLLM woke up with other weights of %s: loading them again", wrong)
             await self._weights.put_in_again()
         self._said = None
 
@@ -105,8 +105,8 @@ class VllmSleep:
             raise PreconditionFailed(f"vLLM's /is_sleeping failed: {failure}", reason="ENGINE_FAILED") from failure
         if response.status_code != 200:
             raise PreconditionFailed(
-                f"vLLM's /is_sleeping answers {response.status_code}: it is there with VLLM_SERVER_DEV_MODE=1 and "
-                "--enable-sleep-mode only",
+                f"vLLM's /is_sleeping answers {response.status_code}: it exists only with VLLM_SERVER_DEV_MODE=1 and "
+                f"--enable-sleep-mode",
                 reason="ENGINE_FAILED",
             )
         return bool(response.json()["is_sleeping"])

@@ -17,8 +17,8 @@ class Choice:
 
     Attributes:
         index: among the request's `n`.
-        prompt_tokens: of the prompt, image tokens included; 0 until it was told.
-        spans: weight versions of its tokens, where the server tells them.
+        prompt_tokens: of the prompt, image tokens included; 0 until it is known.
+        spans: weight versions of its tokens, if the server reports them.
     """
 
     index: int

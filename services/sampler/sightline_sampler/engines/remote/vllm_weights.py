@@ -44,7 +44,7 @@ class VllmWeights:
         self._served: set[str] = set()  # adapters that the server listed last
         self._slot = 0  # whose base weights are in; -1 where that is not known
         self._wanted = 0  # whose should be
-        self._label: str | None = None  # of the weights, where the server tells
+        self._label: str | None = None  # of the weights, if the server reports one
         self._changes = asyncio.Lock()
         self.doubted = False  # adapters were put back after a restart; where there are several replicas
         self.base_name = settings.served_model
@@ -168,7 +168,7 @@ class VllmWeights:
         return [version for version in (0, *self._policies) if self.resident(version)]
 
     async def put_in_again(self) -> None:
-        """Load adapters and base weights anew, whatever the server says that it holds.
+        """Load adapters and base weights again, whatever the server says that it holds.
 
         Raises:
             PreconditionFailed: it refuses them.
@@ -202,8 +202,8 @@ class VllmWeights:
             raise PreconditionFailed(f"vLLM's {path} failed: {failure}", reason="ENGINE_FAILED") from failure
         if response.status_code != 200:
             raise PreconditionFailed(
-                f"vLLM's {path} answers {response.status_code}: {reason_of(response)}; it is there with "
-                "VLLM_SERVER_DEV_MODE=1 only",
+                f"vLLM's {path} answers {response.status_code}: {reason_of(response)}; it exists only with "
+                f"VLLM_SERVER_DEV_MODE=1",
                 reason="ENGINE_FAILED",
             )
         return response
@@ -224,9 +224,7 @@ class VllmWeights:
             await self.control("/resume")
         held = await self._weight_label()
         if held != label:
-            raise PreconditionFailed(
-                f"vLLM says that it holds weights {held!r}, not {label!r}", reason="ENGINE_DID_NOT_CHANGE"
-            )
+            raise PreconditionFailed(f"vLLM reports weights {held!r}, not {label!r}", reason="ENGINE_DID_NOT_CHANGE")
         self._slot, self._label = slot, label
 
     async def _reset_prefix_cache(self) -> None:
@@ -235,8 +233,8 @@ class VllmWeights:
             response = await self.control("/reset_prefix_cache")
             if not response.content or response.json() in (None, {}) or response.json().get("success", True):
                 return
-            if time.monotonic() > deadline:  # blocks of requests under way are held
-                raise PreconditionFailed("vLLM does not let go of its prefix cache", reason="ENGINE_FAILED")
+            if time.monotonic() > deadline:  # blocks of running requests are held
+                raise PreconditionFailed("vLLM does not reset its prefix cache", reason="ENGINE_FAILED")
             await asyncio.sleep(0.1)
 
     async def _weight_label(self) -> str | None:

@@ -16,6 +16,8 @@ from sightline_trainer.recipe import Recipe
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).parents[2]
+ON_CPU = ROOT / "tests/sharded_on_cpu.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -38,7 +40,7 @@ def run(recipe: Recipe, pairs: Path, root: Path, **values: Any) -> Update:
 
 
 def assert_same_policy(one: Path, two: Path) -> None:
-    mine, theirs = (load_file(policy / "adapter_model.safetensors") for policy in (one, two))
+    mine, theirs = (load_file(next(policy.glob("*.safetensors"))) for policy in (one, two))
     assert mine.keys() == theirs.keys()
     for name, tensor in mine.items():
         assert (theirs[name] - tensor).norm() <= 1e-4 * tensor.norm(), name
@@ -90,22 +92,58 @@ def test_two_processes_do_what_one_does_with_a_methods_pieces(
     assert_same_policy(tmp_path / "one/policy", tmp_path / "two/policy")
 
 
+def sharded(directory: Path, *, cpu: bool, precision: str = "no") -> list[str]:
+    """A launcher by the configuration that is shipped, for two processes."""
+    config = directory / "fsdp.yaml"
+    text = (ROOT / "recipes/accelerate/fsdp.yaml").read_text()
+    for shipped, here in (
+        ("num_processes: 8", "num_processes: 2"),
+        ("mixed_precision: bf16", f"mixed_precision: '{precision}'"),
+        ("use_cpu: false", f"use_cpu: {str(cpu).lower()}"),
+    ):
+        assert shipped in text
+        text = text.replace(shipped, here)
+    config.write_text(text)
+    return ["accelerate", "launch", "--config_file", str(config), *([str(ON_CPU)] if cpu else [])]
+
+
+def assert_same_update(one: Update, two: Update, root: Path) -> None:
+    for name in ("loss", "chosen_logp", "rejected_logp", "margin", "update_norm", "changed_elements"):
+        assert two.metrics[name] == pytest.approx(one.metrics[name], rel=1e-4), name
+    assert_same_policy(root / "one/policy", root / "two/policy")
+    for a, b in zip(one.probes, two.probes, strict=True):
+        assert b.logprobs == pytest.approx(a.logprobs, abs=1e-4)
+
+
+@pytest.mark.parametrize("train", ["full", "lora"])
+def test_an_update_that_fsdp_shards_is_that_of_one_process(
+    train: str, model: Path, pairs: Path, tmp_path: Path
+) -> None:
+    """FSDP2 over gloo: reference, shared prefix, steps, what moved, the gathered checkpoint and the probes."""
+    values = {"epochs": 1, "learning_rate": 1e-3, "train": train}
+    one = run(dpo_recipe(model, batch_size=4, **values), pairs, tmp_path / "one")
+    two = run(dpo_recipe(model, batch_size=2, launch=sharded(tmp_path, cpu=True), **values), pairs, tmp_path / "two")
+    assert two.metrics["shared_prefix"] == 1.0
+    assert_same_update(one, two, tmp_path)
+
+
+def test_sharded_masters_are_float32_where_bfloat16_computes(model: Path, pairs: Path, tmp_path: Path) -> None:
+    values = {"epochs": 1, "learning_rate": 5e-6, "train": "full", "dtype": "bfloat16"}
+    launch = sharded(tmp_path, cpu=True, precision="bf16")
+    two = run(dpo_recipe(model, batch_size=2, launch=launch, **values), pairs, tmp_path / "two")
+    assert two.metrics["changed_elements"] > 0.99  # bfloat16 weights would keep most of theirs
+    tensors = load_file(tmp_path / "two/policy/model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="accelerate has no FSDP on CPUs")
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_accelerate_launch_shards_the_model_by_fsdp(model: Path, pairs: Path, tmp_path: Path) -> None:
-    shipped = Path(__file__).parents[2] / "recipes/accelerate/fsdp.yaml"
-    config = tmp_path / "fsdp.yaml"
-    config.write_text(
-        shipped.read_text()
-        .replace("num_processes: 8", "num_processes: 2")
-        .replace("mixed_precision: bf16", "mixed_precision: 'no'")
-    )
     values = {"epochs": 1, "learning_rate": 1e-3}
     one = run(dpo_recipe(model, batch_size=4, **values), pairs, tmp_path / "one")
-    launch = ["accelerate", "launch", "--config_file", str(config)]
+    launch = sharded(tmp_path, cpu=False)
     two = run(dpo_recipe(model, batch_size=2, launch=launch, **values), pairs, tmp_path / "two")
-    assert two.metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-4)
-    assert_same_policy(tmp_path / "one/policy", tmp_path / "two/policy")
+    assert_same_update(one, two, tmp_path)
 
 
 def test_a_loss_that_is_not_finite_on_two_processes_is_the_same_typed_error(

@@ -15,6 +15,7 @@ from sightline.errors import InternalError, PreconditionFailed
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from sightline_trainer.dpo.sharded import reshard
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ class Movement(TrainerCallback):
         self._seen: list[str] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        reshard(self.trainer.model)
         self._waiting = {
             name: parameter for name, parameter in self.trainer.model.named_parameters() if parameter.requires_grad
         }
@@ -91,6 +93,7 @@ class Movement(TrainerCallback):
             PreconditionFailed: trained tensors never had a gradient (TENSORS_WITHOUT_GRADIENT), or fewer than half of
                 the elements that had one changed (UPDATE_CHANGED_NOTHING).
         """
+        reshard(self.trainer.model)
         names = list(self._before)
         counts = torch.zeros(
             len(names), 5, dtype=torch.float64

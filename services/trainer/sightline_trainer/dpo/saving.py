@@ -7,6 +7,7 @@ from pathlib import Path
 
 from sightline_chassis.families.auto import AutoConfig
 
+from sightline_trainer.dpo.sharded import gathered
 from sightline_trainer.dpo.support import base_of
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 
@@ -25,12 +26,10 @@ def save_policy(trainer: FastDPOTrainer, directory: Path) -> None:
         came_with = AutoConfig.from_pretrained(model.config._name_or_path)
         if hasattr(came_with, "use_cache"):
             model.config.use_cache = came_with.use_cache
-    if trainer.is_fsdp_enabled:
-        processing, trainer.processing_class = trainer.processing_class, None
-        trainer.save_model(str(directory))
-        trainer.processing_class = processing
-    elif trainer.accelerator.is_main_process:
-        model.save_pretrained(directory)
+    held = gathered(trainer) if trainer.is_fsdp_enabled else None
+    if trainer.accelerator.is_main_process:
+        model.save_pretrained(directory, state_dict=held)
+    del held
     trainer.accelerator.wait_for_everyone()
     if trainer.accelerator.is_main_process:
         if whole:

@@ -27,6 +27,7 @@ from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.fused_lora import fuse
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.projector import in_float32, projector
+from sightline_trainer.dpo.sharded import make_ready
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.token_kl import TokenKl
 from sightline_trainer.dpo.trainer import FastDPOTrainer
@@ -98,6 +99,7 @@ def make_trainer(
     family = Family(model, recipe.processor.load(), shown=_shown(pairs))
     if full:
         freeze(model, vision=settings.train_vision)
+    make_ready(model)
     trainer = FastDPOTrainer(
         model=model,
         ref_model=load(recipe.base_model, dtype) if full else None,

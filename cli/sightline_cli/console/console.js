@@ -136,8 +136,10 @@ async function newRun() {
     return row;
   };
   const fill = async () => {
-    const told = await ask(`/api/recipes/${choice.value}`);
-    name.value = `${choice.value.replaceAll("_", "-")}-${new Date().toISOString().slice(5, 16).replace(/[-:]/g, "").replace("T", "-")}`;
+    const recipe = choice.value;
+    const told = await ask(`/api/recipes/${recipe}`);
+    if (recipe !== choice.value) return; // another was chosen meanwhile, and its answer may have come already
+    name.value = `${recipe.replaceAll("_", "-")}-${new Date().toISOString().slice(5, 16).replace(/[-:]/g, "").replace("T", "-")}`;
     const groups = new Map();
     for (const each of told.filter((one) => !one.first)) {
       const group = each.key.includes(".") ? each.key.split(".")[0] : "other";

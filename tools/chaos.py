@@ -3,6 +3,7 @@
     make chaos                                              20 kills of each of trainer, sampler, scorer and triton
     python tools/chaos.py --services trainer --kills 10     fewer
     make chaos ARGS="--fleet 4"                             kill -9 of one of four samplers, 20 times
+    make chaos ARGS="--scratch DIR"                         begun there, or gone on with: runs that ended are kept
 
 One run is left alone first. Each disturbed run must end with the same pairs (prompts, texts, token ids, rules; none
 lost, none doubled), no policy version may ever stand for two different policies, and every candidate must be of the
@@ -23,6 +24,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -274,35 +276,84 @@ def chaos(services: list[str], kills: int, seed: int, staleness: int, fleet: int
     from sightline_trainer.recipe import Recipe
 
     _imports()
-    export(scratch / "train", split="align", count=64, seed=1)
-    export(scratch / "test", split="test", count=16, seed=2)
+    journal = Journal(scratch / "chaos.json", {"seed": seed, "staleness": staleness, "fleet": fleet})
+    if not journal.took:
+        export(scratch / "train", split="align", count=64, seed=1)
+        export(scratch / "test", split="test", count=16, seed=2)
     rows = []
     with House(scratch / "services", fleet) as house:
-        recipe = Recipe.model_validate(small(house, scratch, staleness))
-        began = time.monotonic()
-        alone = life(recipe, scratch / "undisturbed")
-        alone.join()
-        took = time.monotonic() - began
-        if alone.exitcode != 0:
-            raise RuntimeError(f"the undisturbed run failed: {scratch / 'undisturbed/trainer.log'}")
+        if not journal.took:
+            shutil.rmtree(scratch / "undisturbed", ignore_errors=True)
+            began = time.monotonic()
+            alone = life(Recipe.model_validate(small(house, scratch, staleness)), scratch / "undisturbed")
+            alone.join()
+            if alone.exitcode != 0:
+                raise RuntimeError(f"the undisturbed run failed: {scratch / 'undisturbed/trainer.log'}")
+            journal.begun(time.monotonic() - began)
         expected = pairs_of(scratch / "undisturbed")
-        print(f"undisturbed: {len(expected)} pairs in {took:.0f} s", flush=True)
+        print(f"undisturbed: {len(expected)} pairs in {journal.took:.0f} s", flush=True)
+        tree = small(house, scratch, staleness)
         if fleet > 1:  # the undisturbed run had one: pairs do not depend on how many there are
-            tree = small(house, scratch, staleness)
-            recipe = Recipe.model_validate({**tree, "sampling": {**tree["sampling"], "address": house.fleet}})
+            tree["sampling"]["address"] = house.fleet
+        recipe = Recipe.model_validate(tree)
         for service in services:
-            row, moments, began = Row(service), random.Random(f"{seed}/{service}"), time.monotonic()
+            row = journal.row(service)
             while row.kills < kills:
-                directory = scratch / f"{service}-{row.runs:02d}"
-                disturbed(row, house, recipe, directory, kills, 0.6 * took, moments)
+                began, directory = time.monotonic(), scratch / f"{service}-{row.runs:02d}"
+                shutil.rmtree(directory, ignore_errors=True)  # of an earlier life of ours that did not end it
+                moments = random.Random(f"{seed}/{service}/{row.runs}")
+                disturbed(row, house, recipe, directory, kills, 0.6 * journal.took, moments)
                 found = pairs_of(directory)
                 row.pairs += len(found)
                 row.pairs_equal &= found == expected
                 row.versions_right &= right_versions(directory)
-            row.seconds = time.monotonic() - began
+                row.seconds += time.monotonic() - began
+                journal.note(row)
+                print(f"  {row.kills} kills, {row.runs} runs", flush=True)
             rows.append(row)
             print(f"{line(row)}", flush=True)
     return rows
+
+
+class Journal:
+    """What has ended, so that it is not done again in the same scratch directory.
+
+    Args:
+        path: the file.
+        settings: which must be those that it was begun with.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, int]) -> None:
+        self._path = path
+        self._tree: dict[str, Any] = {"settings": settings, "took": 0.0, "rows": {}}
+        if path.exists():
+            self._tree = json.loads(path.read_text())
+            if self._tree["settings"] != settings:
+                raise SystemExit(f"{path} was begun with {self._tree['settings']}: give another --scratch")
+
+    @property
+    def took(self) -> float:
+        """Seconds of the undisturbed run; 0 while there is none."""
+        return float(self._tree["took"])
+
+    def row(self, service: str) -> Row:
+        """What became of a service's runs that ended."""
+        return Row(**self._tree["rows"].get(service, {"service": service}))
+
+    def begun(self, took: float) -> None:
+        """Note that the undisturbed run is there."""
+        self._tree["took"] = took
+        self._write()
+
+    def note(self, row: Row) -> None:
+        """Note a run that ended."""
+        self._tree["rows"][row.service] = asdict(row)
+        self._write()
+
+    def _write(self) -> None:
+        aside = self._path.with_suffix(".writing")
+        aside.write_text(json.dumps(self._tree, indent=2) + "\n")
+        aside.replace(self._path)
 
 
 def small(house: House, scratch: Path, staleness: int) -> dict[str, Any]:

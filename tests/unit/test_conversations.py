@@ -10,13 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from running import WEIGHTS
 from sampler_models import png
 from sightline.errors import InvalidInput
 from sightline.sampler import Turn
 from sightline.sampler.turns import conversation, user_turn
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.wire import asked_fields
-from sightline_chassis.families.rendering import check_places, check_texts, write
+from sightline_chassis.families.rendering import Rendering, check_places, check_texts, write
 from sightline_chassis.sections import ImageLimits
 from sightline_cli.export import trl_prompts
 from sightline_sampler.conversations import ConversationReader
@@ -29,6 +30,7 @@ from sightline_trainer.preflight.services import conversations
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
+from transformers import AutoProcessor
 from trl.data_utils import prepare_multimodal_messages
 
 SYSTEM, BOT = {"role": "system", "content": "be brief"}, {"role": "assistant", "content": "a star"}
@@ -119,6 +121,24 @@ def test_a_template_that_leaves_something_out_is_found_out() -> None:
         check_places(user_turn("x", 2), 1)
     with pytest.raises(InvalidInput, match="refuses the prompt: 'text'"):
         write(deaf, user_turn("x", 1))
+
+
+WITHOUT = ("{% set seen = namespace(image=false) %}{% for message in messages %}{% for part in message['content'] %}"
+           "{% if part['type'] == 'image' %}{% set seen.image = true %}{% endif %}{% endfor %}{% endfor %}"
+           "{% if not seen.image %}{{ raise_exception('no picture') }}{% endif %}")  # fmt: skip
+
+
+@pytest.mark.parametrize("refuses", ["", WITHOUT])
+def test_a_place_for_an_image_is_found_though_the_template_refuses_a_prompt_without(refuses: str) -> None:
+    processor = AutoProcessor.from_pretrained(WEIGHTS / "llava")
+    processor.chat_template = refuses + processor.chat_template
+    rendering = Rendering(processor)
+    assert rendering.places(rendering(user_turn("what ?", 2))) == 2
+    if refuses:
+        with pytest.raises(InvalidInput, match="refuses the prompt: no picture"):
+            rendering(user_turn("what ?", 0))
+    else:
+        assert rendering.places(rendering(user_turn("what ?", 0))) == 0
 
 
 # ---- datasets

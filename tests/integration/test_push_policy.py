@@ -23,6 +23,7 @@ from sightline.sampler import AsyncSamplerClient, SamplerClient, active_of, exac
 from sightline.sampler.pushing import Parcel
 from sightline.sampler.v1 import sampler_pb2 as pb
 from sightline.sampler.v1 import sampler_pb2_grpc as pb_grpc
+from sightline_sampler.policies.pushers import Pusher
 from sightline_sampler.policies.received import ReceivedPolicies
 from sightline_sampler.settings import PolicySettings
 
@@ -191,7 +192,7 @@ def test_a_kill_between_the_last_piece_and_its_check_does_not_stop_the_push(poli
         async def only() -> AsyncIterator[pb.PushPolicyRequest]:
             yield head
 
-        return await ReceivedPolicies(PolicySettings(state_dir=tmp_path), lambda path: False).receive(only())
+        return await ReceivedPolicies(PolicySettings(state_dir=tmp_path), lambda path: False).receive(only(), Pusher())
 
     assert asyncio.run(announce()).uri == f"pushed://{manifest_digest(directory)}"
 
@@ -242,7 +243,7 @@ def test_what_is_pushed_is_bounded(bound: str, error: type[Exception], policies:
             for message in Parcel(policies / "red/v000001").messages(()):
                 yield message
 
-        await ReceivedPolicies(settings, lambda path: False).receive(requests())
+        await ReceivedPolicies(settings, lambda path: False).receive(requests(), Pusher())
 
     with pytest.raises(error, match=bound):
         asyncio.run(push())

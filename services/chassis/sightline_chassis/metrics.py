@@ -46,7 +46,9 @@ TEAM_CALLS = Counter("sightline_team_calls_total", "RPCs ended, by the team that
 TEAM_INFLIGHT = Gauge("sightline_team_inflight_requests", "Calls of a team in flight, waiting included.", ("team",))
 TEAM_UNITS = Counter("sightline_team_units_total", "Texts and images that a team used.", ("team", "unit"))
 TEAM_REFUSED = Counter("sightline_team_refused_total", "Calls refused by a limit of their team.", ("team", "limit"))
-TEAM_STORED = Gauge("sightline_team_stored", "What is kept of a team: image_bytes, policies.", ("team", "what"))
+TEAM_STORED = Gauge(
+    "sightline_team_stored", "What is kept of a team: image_bytes, policies, pushed_policy_bytes.", ("team", "what")
+)
 TLS_EXPIRY = Gauge(
     "sightline_tls_cert_expiry_timestamp_seconds", "When the first certificate of a file expires.", ("certificate",)
 )

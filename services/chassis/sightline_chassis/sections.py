@@ -142,6 +142,12 @@ class TeamLimits(Section):
         le=1024,
         description="Policies that it may have staged at a sampler: publication.keep + 1 for each of its runs.",
     )
+    pushed_policy_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        le=1 << 50,
+        description="Bytes of its pushed policies at a sampler; those that are not loaded leave first.",
+    )
 
 
 class AuthSettings(Section):

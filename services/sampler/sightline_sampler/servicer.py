@@ -23,6 +23,7 @@ from sightline_sampler import messages, metrics
 from sightline_sampler.conversations import ConversationReader
 from sightline_sampler.draws import choose, refuse_unsupported
 from sightline_sampler.engines.base import Engine, not_finite
+from sightline_sampler.policies.pushers import Pusher
 from sightline_sampler.policies.questions import read_questions
 from sightline_sampler.policies.received import ReceivedPolicies
 from sightline_sampler.policies.registry import PolicyRegistry
@@ -92,7 +93,9 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         self, request_iterator: AsyncIterator[pb.PushPolicyRequest], context: Context
     ) -> pb.PushPolicyResponse:
         """Receive a policy's files."""
-        return await self._received.receive(request_iterator)
+        return await self._received.receive(
+            request_iterator, Pusher(calling_team(), calling_limits().pushed_policy_bytes)
+        )
 
     async def StagePolicy(self, request: pb.StagePolicyRequest, context: Context) -> pb.StagePolicyResponse:
         """Check and load a policy."""

@@ -3,6 +3,7 @@
     DOWNLOADS/
       .pushed/<sha256>.part          a file on its way: pieces are appended, so what came before a broken stream stays
       .pushed/<sha256>               a whole file whose digest was checked, waiting for the others
+      .pushed/v000007-<12>.team      whose the policy is, and its bytes (`pushers`)
       v000007-<12 of its digest>/    the policy, to be staged as "pushed://<digest of its manifest>"
 
 A file that a policy here already has is not asked for again. Names come from a manifest that was checked: none leaves
@@ -37,6 +38,7 @@ from sightline.sampler.manifest import (
 from sightline.sampler.v1 import sampler_pb2 as pb
 
 from sightline_sampler.policies.download import downloads
+from sightline_sampler.policies.pushers import ENDS, PushedShares, Pusher
 from sightline_sampler.settings import PolicySettings
 
 PUSHED = "pushed"
@@ -108,14 +110,19 @@ class ReceivedPolicies:
         self._slots = asyncio.Semaphore(_AT_ONCE)
         self._lock = threading.Lock()  # one change of the directory at a time; pieces are small
 
-    async def receive(self, requests: AsyncIterator[pb.PushPolicyRequest]) -> pb.PushPolicyResponse:
+    async def receive(self, requests: AsyncIterator[pb.PushPolicyRequest], pusher: Pusher) -> pb.PushPolicyResponse:
         """Take what comes, and say what is missing.
+
+        Args:
+            requests: the announcement, then pieces.
+            pusher: whose share it counts against.
 
         Raises:
             InvalidInput: no policy was announced, or a piece is of another file or place.
             DataCorrupted: a file has another digest than announced.
             PreconditionFailed: it is larger than a policy may be.
-            Overloaded: there is no room on the disk; `retry_after` says when to ask again.
+            Overloaded: there is no room on the disk, and `retry_after` says when to ask again; or none in the team's
+                share, which waiting does not change.
         """
         async with self._slots:
             first = await anext(aiter(requests), None)
@@ -124,6 +131,7 @@ class ReceivedPolicies:
             announced = Announced.of(first.policy)
             root = downloads(self._settings)
             try:
+                await asyncio.to_thread(self._admit, root, announced, pusher)
                 missing = await asyncio.to_thread(self._missing, root, announced)
                 if missing and sum(announced.sizes[sha] - had for sha, had in missing.items()):
                     await asyncio.to_thread(self._make_room, root, announced, missing)
@@ -136,6 +144,17 @@ class ReceivedPolicies:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
                 raise _full(f"the disk of {root} is full") from error
+
+    def _admit(self, root: Path, announced: Announced, pusher: Pusher) -> None:
+        most, size = self._settings.max_download_gib, sum(announced.sizes.values())
+        with self._lock:
+            if not _holds(root / announced.directory, announced.digest):
+                if size > most * (1 << 30):
+                    raise PreconditionFailed(
+                        f"the policy holds {size} bytes, over {most} GiB (policies.max_download_gib)",
+                        reason="POLICY_TOO_LARGE",
+                    )
+                PushedShares(root, self._keeps).admit(announced.directory, announced.sizes, pusher)
 
     def _missing(self, root: Path, announced: Announced) -> dict[str, int]:
         """Files that are not whole: the bytes that are there, by SHA-256."""
@@ -163,17 +182,13 @@ class ReceivedPolicies:
             return missing
 
     def _make_room(self, root: Path, announced: Announced, missing: Mapping[str, int]) -> None:
-        most, stored = self._settings.max_download_gib, self._settings.max_stored_gib
-        if sum(announced.sizes.values()) > most * (1 << 30):
-            raise PreconditionFailed(
-                f"the policy holds {sum(announced.sizes.values())} bytes, over {most} GiB (policies.max_download_gib)",
-                reason="POLICY_TOO_LARGE",
-            )
+        stored = self._settings.max_stored_gib
         wanted = sum(announced.sizes[sha256] - had for sha256, had in missing.items())
         with self._lock:
-            now = time.time()
+            now, shares = time.time(), PushedShares(root, self._keeps)
             for path in (root / ".pushed").iterdir():
-                if path.name.partition(".")[0] not in announced.sizes and now - path.stat().st_mtime > _FORGOTTEN:
+                held = path.name.partition(".")[0] in announced.sizes or (path.suffix == ENDS and shares.counts(path))
+                if not held and now - path.stat().st_mtime > _FORGOTTEN:
                     path.unlink(missing_ok=True)
             idle = sorted((p for p in root.glob("v[0-9]*-*") if not self._keeps(p)), key=lambda p: p.stat().st_mtime)
             while True:
@@ -183,7 +198,8 @@ class ReceivedPolicies:
                 if not idle:
                     where = f"policies.max_stored_gib of {stored} GiB is" if over else f"the disk of {root} is"
                     raise _full(f"{where} too small for {wanted} more bytes beside the policies that are loaded")
-                shutil.rmtree(idle.pop(0), ignore_errors=True)
+                shutil.rmtree(idle[0], ignore_errors=True)
+                shares.forget(idle.pop(0).name)
 
     def _append(self, root: Path, announced: Announced, chunk: pb.PushedChunk) -> None:
         sha256, data = chunk.sha256.hex(), chunk.data
@@ -203,6 +219,7 @@ class ReceivedPolicies:
                 raise InvalidInput(f"more than the {announced.sizes[sha256]} bytes announced", reason="CHUNK_TOO_LONG")
             with part.open("ab") as file:
                 file.write(fresh)
+            PushedShares(root, self._keeps).came(announced.directory)
             if had + len(fresh) == announced.sizes[sha256]:
                 self._whole(part, whole, sha256)
 

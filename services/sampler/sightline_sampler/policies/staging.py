@@ -22,6 +22,7 @@ from sightline.sampler.manifest import (
 from sightline.sampler.types import Arrival
 
 from sightline_sampler.policies.download import download, downloads, scheme_of
+from sightline_sampler.policies.pushers import forget
 from sightline_sampler.policies.received import PUSHED, pushed_directory
 from sightline_sampler.settings import PolicySettings
 
@@ -69,6 +70,7 @@ def discard(directory: Path, settings: PolicySettings) -> None:
     """Delete a download; a directory that was named by its path is left alone."""
     if directory.parent == downloads(settings):
         shutil.rmtree(directory, ignore_errors=True)
+        forget(directory)
 
 
 def announced(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:

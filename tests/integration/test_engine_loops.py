@@ -1,7 +1,10 @@
-"""Loops of three iterations through TGI and vLLM, as servers that speak like them: what each update made is put in,
-proved by log-probs, and samples the next iteration."""
+"""Loops of three iterations through TGI and vLLM, as servers that speak like them, and through a real vLLM where
+SIGHTLINE_TEST_VLLM_URL names one that serves the playground's LLaVA: what each update made is put in, proved by
+log-probs, and samples the next iteration."""
 
 import contextlib
+import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,3 +113,14 @@ def test_vllm_takes_adapters_and_sleeps_while_the_update_trains(
     assert set(server.loras) == set(names)
     assert "/collective_rpc" not in calls, "no weights had to be loaded again"
     assert {request["model"] for request in server.requests} >= {*names, server.name}
+
+
+@pytest.mark.skipif("SIGHTLINE_TEST_VLLM_URL" not in os.environ, reason="SIGHTLINE_TEST_VLLM_URL names no vLLM")
+def test_a_real_vllm_takes_each_adapter(services: Services, playground: Path, tmp_path: Path) -> None:
+    told = json.loads(os.environ.get("SIGHTLINE_TEST_VLLM_SETTINGS", "{}"))
+    engine = {"kind": "vllm", "vllm": {**told, "url": os.environ["SIGHTLINE_TEST_VLLM_URL"]}}
+    with sampler(engine, tmp_path / "policies") as address:
+        dpo = {"batch_size": 8, "learning_rate": 5e-4}
+        three_iterations(services, playground, tmp_path / "run", address, dpo=dpo)
+        for policy in arrived(address):
+            print(policy)

@@ -490,11 +490,13 @@ def test_what_is_downloaded_can_be_reached_and_nothing_else() -> None:
 
 def test_the_gateway_reaches_the_scorer_and_is_reached_by_whom_the_operator_names() -> None:
     peers = [{"namespaceSelector": {"matchLabels": {"team": "search"}}}]
-    values = {"gateway": {"enabled": True}, "networkPolicy": {"callers": {"gateway": peers}}}
-    objects = render(values)
+    collector = {"ports": [{"port": 4318, "protocol": "TCP"}]}
+    policy_values = {"callers": {"gateway": peers}, "egress": {"gateway": [collector]}}
+    objects = render({"gateway": {"enabled": True}, "networkPolicy": policy_values})
     assert ("gateway", "scorer", 50051) in edges(objects)
     policy = find(objects, "NetworkPolicy", "-gateway")["spec"]
     assert policy["ingress"] == [{"from": peers, "ports": [{"port": 8080, "protocol": "TCP"}]}]
+    assert policy["egress"][-1] == collector
     told = settings(objects, "gateway")
     assert told["scorer"]["target"] == "dns:///demo-sightline-scorer.align.svc:50051"
     assert told["http"]["port"] == 8080

@@ -1,4 +1,4 @@
-"""Traces: one W3C trace from a stage of the loop through sampler, scorer and Triton.
+"""Traces: one W3C trace from a stage of the loop through sampler, scorer, Triton and engines behind HTTP.
 
 OpenTelemetry's API; spans leave by OTLP over HTTP, for which the extra `traces` is needed. Off unless `traces.endpoint`
 is set; then nothing of OpenTelemetry is imported, and only the trace id that a caller sends is taken into the logs.
@@ -119,6 +119,28 @@ def joined(name: str, joining: Iterable[Any], **facts: str | int | float) -> Ite
 
 
 @contextlib.contextmanager
+def calling(name: str, **facts: str | int | float) -> Iterator[dict[str, str]]:
+    """A span of a call to what speaks another protocol than ours, below the one that this task is in, and the header
+    that has its callee continue with it; neither where the task is in none, as what only asks how an engine is.
+
+    It is not the task's own span meanwhile: whoever reads a stream may end it in another task.
+    """
+    if here() is None:
+        yield {}
+        return
+    from opentelemetry.trace import SpanKind, Status, StatusCode
+
+    live = _tracer.start_span(name, kind=SpanKind.CLIENT, attributes=dict(facts))
+    try:
+        yield _header(live.get_span_context())
+    except BaseException as error:
+        live.set_status(Status(StatusCode.ERROR, type(error).__name__))
+        raise
+    finally:
+        live.end()
+
+
+@contextlib.contextmanager
 def serving(path: str, metadata: Sequence[tuple[str, Any]], request_id: str) -> Iterator[_Served]:
     """The span of a call that is served, below its caller's where that sent one. Its trace id is in the logs of it.
 
@@ -128,29 +150,63 @@ def serving(path: str, metadata: Sequence[tuple[str, Any]], request_id: str) -> 
         request_id: of the call.
     """
     sent = next((value for key, value in metadata if key == TRACEPARENT), "")
-    found = _FORM.fullmatch(sent) if isinstance(sent, str) else None
-    if found is not None:
-        logs.trace_id.set(found.group(1))  # the task is the call's own: nothing to reset
-    served = _Served()
-    if _tracer is None:
-        yield served
-        return
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    above = TraceContextTextMapPropagator().extract({TRACEPARENT: sent} if found is not None else {})
+    above, served = _above(sent), _Served()
     service, _, method = path.partition("/")
     facts = {"rpc.system": "grpc", "rpc.service": service, "rpc.method": method, "sightline.request_id": request_id}
     with _span(path, "SERVER", above, facts) as live:
         try:
             yield served
         finally:
-            _close(live, served.code)
+            if live is not None:
+                _close(live, served.code)
+
+
+@contextlib.contextmanager
+def serving_http(method: str, path: str, sent: str) -> Iterator[ServedHttp]:
+    """As `serving`, of a request over HTTP.
+
+    Args:
+        method: of the request.
+        path: of its URL.
+        sent: its header `traceparent`; "" where there is none.
+    """
+    above, served = _above(sent), ServedHttp()
+    with _span(method, "SERVER", above, {"http.request.method": method, "url.path": path}) as live:
+        try:
+            yield served
+        finally:
+            if live is not None:
+                _close_http(live, method, served)
 
 
 class _Served:
     """What became of a call."""
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
+
+
+class ServedHttp:
+    """What became of a request over HTTP.
+
+    Attributes:
+        status: of the answer; 500 until one was begun.
+        route: the path's pattern, which names the span; "" where none matched.
+    """
+
+    status: int = 500
+    route: str = ""
+
+
+def _above(sent: object) -> Any:
+    """The caller's span, of its header; None while traces are off. Its trace id is in the logs from here on."""
+    found = _FORM.fullmatch(sent) if isinstance(sent, str) else None
+    if found is not None:
+        logs.trace_id.set(found.group(1))  # the task is the call's own: nothing to reset
+    if _tracer is None:
+        return None
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    return TraceContextTextMapPropagator().extract({TRACEPARENT: sent} if found is not None else {})
 
 
 @contextlib.contextmanager
@@ -206,6 +262,17 @@ def _close(live: Any, code: grpc.StatusCode, faults: set[str] | None = _FAULTS) 
     live.set_attribute("rpc.grpc.status_code", code.value[0])
     if code is not grpc.StatusCode.OK and (faults is None or code.name in faults):
         live.set_status(Status(StatusCode.ERROR, code.name))
+
+
+def _close_http(live: Any, method: str, served: ServedHttp) -> None:
+    from opentelemetry.trace import Status, StatusCode
+
+    if served.route:
+        live.update_name(f"{method} {served.route}")
+        live.set_attribute("http.route", served.route)
+    live.set_attribute("http.response.status_code", served.status)
+    if served.status >= 500:
+        live.set_status(Status(StatusCode.ERROR, str(served.status)))
 
 
 def _version() -> str:

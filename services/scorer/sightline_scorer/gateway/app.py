@@ -38,6 +38,7 @@ from sightline_scorer.gateway.errors import ALWAYS_OPEN, BoundedRequests, failur
 from sightline_scorer.gateway.reading import BoundedBodies
 from sightline_scorer.gateway.reward_contracts import add_reward_contracts
 from sightline_scorer.gateway.settings import GatewaySettings, TargetSettings
+from sightline_scorer.gateway.traced import TracedRequests
 
 FAILURES: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": FailureBody, "description": "The request is wrong, or there is too much work (429)"},
@@ -66,6 +67,7 @@ def gateway(settings: GatewaySettings) -> FastAPI:
     app.add_middleware(BoundedRequests, limit=settings.http.max_requests)
     app.add_middleware(BoundedBodies, http=settings.http)
     _ask_for_token(app, settings.http.token_file)  # before a body is read
+    app.add_middleware(TracedRequests)  # the outermost: what is refused is in the trace too
     _scores(app, settings)
     _rewards(app, settings)
 

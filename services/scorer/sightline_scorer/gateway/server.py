@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sightline.errors import SightlineError
-from sightline_chassis import logs
+from sightline_chassis import logs, traces
 from sightline_chassis.settings import SettingsError, load_settings, resolved
 
 from sightline_scorer.gateway.settings import GatewaySettings, HttpSettings
@@ -48,6 +48,7 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
     try:
         app = gateway(settings)
         listening = _bound(settings.http)
+        traces.begin(settings.traces, "scorer-http")
     except (SightlineError, OSError) as error:
         logger.error("scorer-http could not start: %s", error)
         return 1
@@ -77,6 +78,7 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
     try:
         server.run(sockets=[listening])
     finally:
+        traces.end()
         if announce is not None:
             announce.unlink(missing_ok=True)
     return 0 if server.started else 1

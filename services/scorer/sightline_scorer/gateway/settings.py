@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from sightline_chassis.sections import LogSettings, Section, Target
+from sightline_chassis.sections import LogSettings, Section, Target, TraceSettings
 
 
 class HttpSettings(Section):
@@ -111,3 +111,4 @@ class GatewaySettings(Section):
     )
     openrlhf: OpenRlhfSettings = Field(default_factory=OpenRlhfSettings, description="OpenRLHF's /get_reward")
     log: LogSettings = Field(default_factory=LogSettings, description="What is logged")
+    traces: TraceSettings = Field(default_factory=TraceSettings, description="Where spans are sent")

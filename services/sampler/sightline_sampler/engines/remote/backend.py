@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import httpx
 from sightline.errors import InvalidInput, PreconditionFailed, Unavailable
-from sightline_chassis import metrics
+from sightline_chassis import metrics, traces
 
 from sightline_sampler.engine_settings import HttpEngineSettings
 
@@ -71,8 +71,8 @@ class Backend:
         Raises:
             Failure: it did not answer, or not now.
         """
-        with self._measured():
-            response = await self._client.get(path, timeout=self._settings.connect_seconds + 5)
+        with self._measured("GET", path) as headers:
+            response = await self._client.get(path, headers=headers, timeout=self._settings.connect_seconds + 5)
             _refuse_failed(response)
             return response
 
@@ -93,7 +93,8 @@ class Backend:
         """
         timeout = self._client.timeout if seconds is None else httpx.Timeout(seconds, pool=None)
         content, headers = self._encode(body)
-        with self._measured():
+        with self._measured("POST", path) as traced:
+            headers |= traced
             response = await self._client.post(path, content=content, headers=headers, timeout=timeout, params=query)
             _refuse_failed(response)
             return response
@@ -102,8 +103,8 @@ class Backend:
     async def stream(self, path: str, body: object) -> AsyncIterator[httpx.Response]:
         """POST of JSON whose reply comes in pieces; raises as `post`, also while it is read."""
         content, headers = self._encode(body)
-        with self._measured():
-            async with self._client.stream("POST", path, content=content, headers=headers) as response:
+        with self._measured("POST", path) as traced:
+            async with self._client.stream("POST", path, content=content, headers=headers | traced) as response:
                 if response.status_code != 200:
                     await response.aread()
                     _refuse_failed(response)
@@ -124,10 +125,13 @@ class Backend:
         return content, {"content-type": "application/json"}
 
     @contextlib.contextmanager
-    def _measured(self) -> Iterator[None]:
+    def _measured(self, method: str, path: str) -> Iterator[dict[str, str]]:
+        """A request, counted and traced; gives the headers by which the engine continues the caller's trace."""
         started, outcome = time.monotonic(), "cancelled"
+        facts = {"http.request.method": method, "url.path": path, "sightline.engine": self._called}
         try:
-            yield
+            with traces.calling(f"{method} {path}", **facts) as headers:
+                yield headers
             outcome = "ok"
         except Failure as failure:
             outcome = failure.kind

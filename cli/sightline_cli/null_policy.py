@@ -1,4 +1,4 @@
-"""Null policy: an adapter so small that no sum shows it, to see that a sampler takes policies."""
+"""Null policy: an adapter too small to change any sum, to check that a sampler loads policies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sightline policies`: what a run has published, whether it is whole, and as one checkpoint."""
+"""`sightline policies`: list, verify and merge the policies that a run has published."""
 
 from __future__ import annotations
 

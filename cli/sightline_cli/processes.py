@@ -1,4 +1,4 @@
-"""Processes: services started here, on loopback, and stopped for certain.
+"""Processes: services started here on loopback, and reliably stopped.
 
 Each service runs in its own session (process group). It says where it listens by its announce file, dies with this
 process even if this one is killed (Linux parent-death signal), and is stopped by SIGTERM, then SIGKILL.

@@ -1,4 +1,4 @@
-"""`sightline run`: one recipe in the foreground, with local services where the recipe names none."""
+"""`sightline run`: one recipe in the foreground, with local services if the recipe names none."""
 
 from __future__ import annotations
 

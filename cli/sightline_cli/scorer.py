@@ -1,4 +1,4 @@
-"""`sightline scorer`: what is done to a running scorer: calibrate a model, change its models."""
+"""`sightline scorer`: administer a running scorer: calibrate a model, reload its models."""
 
 from __future__ import annotations
 

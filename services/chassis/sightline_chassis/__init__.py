@@ -1,1 +1,1 @@
-"""What every Sightline service stands on: settings, server life, TLS, tokens, limits, health, metrics, images."""
+"""The common base of all Sightline services: settings, server life, TLS, tokens, limits, health, metrics, images."""

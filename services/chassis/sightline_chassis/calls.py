@@ -1,4 +1,4 @@
-"""What is known about an RPC in flight, how it is measured, and how its failures become statuses."""
+"""One RPC in flight: its facts, its metrics, and how its failures become statuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Metrics of the calls that this process makes, in Go's spelling: how its backends look from here.
+"""Metrics of the calls that this process makes, in Go's spelling.
 
 They also count what a server never sees: refused connections, messages over a limit, deadlines that passed on the way.
 """

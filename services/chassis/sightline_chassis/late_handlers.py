@@ -1,4 +1,4 @@
-"""Handlers that come after the server has started: gRPC itself takes none then."""
+"""Handlers that are added after the server has started, which gRPC itself does not allow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layers: the values of a file, the environment and flags, laid one over the other, and where each came from.
+"""Layers: the values of a file, the environment and flags, merged, and the origin of each.
 
 Sections merge key by key, and a key that no layer names keeps what stands: the default of the field that holds the
 section. A table of named entries is taken as a whole: a mapping replaces all of it, a dotted key edits it, and its

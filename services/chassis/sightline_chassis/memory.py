@@ -1,4 +1,4 @@
-"""How much of the machine's main memory is free, within what its container may have."""
+"""The machine's free main memory, within the container's limit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A service as a process, or inside a test: bind, load, serve, say so, drain, stop.
+"""A service as a process, or inside a test: bind, load, serve, announce, drain, stop.
 
 sys.exit(run("scorer", ScorerSettings, make, config=path, overrides=[]))  # all of a service's main
 sys.exit(serve(Scorer(settings), settings))                               # where the settings are there already

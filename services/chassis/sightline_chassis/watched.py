@@ -1,4 +1,4 @@
-"""A value that is made of files, and made again when they change."""
+"""A value made from files, rebuilt when they change."""
 
 from __future__ import annotations
 

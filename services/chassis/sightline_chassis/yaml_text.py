@@ -1,4 +1,4 @@
-"""YAML that somebody else wrote: read with bounds, so that a small text costs little whatever is in it.
+"""Untrusted YAML, read with bounds, so that a small text costs little whatever it contains.
 
 480 bytes of merge keys can stand for a billion values, and brackets in brackets overflow a stack. So bytes, values and
 depth are counted while a text is read, and before anything is made of it, what it stands for: every alias is counted

@@ -1,4 +1,4 @@
-"""What of a request the engine is asked for: which candidates, with which seeds, and nothing that it cannot do."""
+"""The engine's part of a request: which candidates, with which seeds, and only supported parameters."""
 
 from __future__ import annotations
 

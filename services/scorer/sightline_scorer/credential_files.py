@@ -1,4 +1,4 @@
-"""What a client of ours shows to a service, from the files that settings name."""
+"""A client's credentials for a service, from the files that settings name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Has models described in a process of its own: the service itself loads neither torch nor a tower.
+"""Describe models in a separate process, so that the service itself loads neither torch nor a tower.
 
     service ── names and settings (JSON) ──> child: open_clip loads each, and it embeds a picture and a text
             <── cards and fingerprints ──

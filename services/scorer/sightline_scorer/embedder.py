@@ -1,4 +1,4 @@
-"""From images and texts to embeddings: what is known is looked up, what is asked for twice is computed once."""
+"""From images and texts to embeddings: cached ones are looked up, and equal work is done once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads that requests share by turns: one with a thousand pieces of work holds up another by one piece only."""
+"""Threads that requests share in turns: one with a thousand pieces of work delays another by one piece only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Images that a request names by URI: fetched only from where the settings say, and never from inside the house.
+"""Images that a request names by URI: fetched only from places in the settings, and never from internal addresses.
 
 - http and https: the host must be listed, the port too; no user names. The host's addresses are looked up once and
   checked, and the connection is made to an address that was checked: a name that answers otherwise the second time (DNS

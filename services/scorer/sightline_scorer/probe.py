@@ -1,4 +1,4 @@
-"""Says whether the scorer can do its work, by doing it: a real inference through the towers of every model.
+"""Readiness of the scorer, by a real inference through the towers of every model.
 
 A process that lives and answers pings may still be poisoned (hung, or giving zeros). So the probe's answers must come,
 be finite, and be those of the first probe after the start. An inference that worked a moment ago counts as a probe; an

@@ -1,4 +1,4 @@
-"""What every version of a model has, whatever it reads: its facts, its towers, and requests that hold it."""
+"""The base of every version of a model: its facts, its towers, and the requests that use it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One model's part of a score request: what it is asked, and the response that its numbers make."""
+"""One model's part of a score request: its questions, and the response from its numbers."""
 
 from __future__ import annotations
 

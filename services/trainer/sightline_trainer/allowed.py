@@ -1,4 +1,4 @@
-"""Allowed: what a recipe may name where it comes from a caller of the service, and not from whoever runs it.
+"""Allowed: what a recipe may name if it comes from a caller of the service and not from its operator.
 
 A recipe is data, but names commands, addresses and directories. The service's own settings list those that it may use:
 what is not listed is refused, when a run is started and again before it works.

@@ -1,4 +1,4 @@
-"""Binding: which results of a run a recipe defines, stage by stage, and so which of them stand when it is changed.
+"""Binding: which results of a run a recipe defines, stage by stage, and so which results stay when it changes.
 
 What changes neither pairs, policies nor measurements (addresses, threads, timeouts, more iterations) binds nothing.
 What defines candidates or their rewards binds the whole run. A change further down redoes the stages from there on:

@@ -1,4 +1,4 @@
-"""ChatTemplate: texts that the policy did not sample, as it would have written them: template, tokens, end token.
+"""ChatTemplate: texts of others as the policy would write them: template, tokens, end token.
 
 It also knows how much of the model's window pictures and a prompt take.
 """

@@ -1,4 +1,4 @@
-"""Connections: how the trainer reaches the scorer and the sampler, and what it shows them.
+"""Connections: how the trainer reaches the scorer and the sampler, and its credentials for them.
 
 These are settings of the trainer, never of a recipe: a recipe comes from whoever may start a run. Certificates and
 tokens go to the addresses named here and nowhere else, whatever address a recipe names.

@@ -1,4 +1,4 @@
-"""Decoding: how tokens are drawn beyond temperature and nucleus, as a recipe says it."""
+"""Decoding: a recipe's settings for drawing tokens beyond temperature and nucleus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Disk: what becomes of a run when there is no room left.
+"""Disk: what a run does when no room is left.
 
 A run keeps a small reserve, so that it can say why it ended even then: the reserve is given up, and `run.json` written
 into its place.

@@ -1,4 +1,4 @@
-"""Draws: the prompts of an iteration, and the rows of a released set that stand beside or instead of them."""
+"""Draws: the prompts of an iteration, and the rows of a released set beside or instead of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embeddings: what the scorer's tower makes of pictures, for a loss that asks how near two prompts are (RPO)."""
+"""Embeddings: pictures' embeddings by the scorer's tower, for a loss that compares prompts (RPO)."""
 
 from __future__ import annotations
 

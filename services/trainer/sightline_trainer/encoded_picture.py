@@ -1,4 +1,4 @@
-"""EncodedPicture: a picture as services over HTTP take it."""
+"""EncodedPicture: a picture in the form that HTTP services accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files: written aside, synced and renamed into place, so that what exists is whole."""
+"""Files: written aside, synced and renamed into place, so that every existing file is complete."""
 
 from __future__ import annotations
 

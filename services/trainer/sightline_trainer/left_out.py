@@ -1,4 +1,4 @@
-"""LeftOut: what a run says of rows that it left out, and what it says where none is left."""
+"""LeftOut: a run's messages about rows that it left out, and its error if none is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Prometheus can know of a run. docs/monitoring.md says what each metric is for."""
+"""A run's metrics for Prometheus. docs/monitoring.md explains each metric."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ModelProcessor: a model's processor as the whole run has it, with the recipe's chat template and bounds of pixels.
+"""ModelProcessor: the model's processor of a run, with the recipe's chat template and bounds of pixels.
 
 Whatever in the trainer renders a prompt, counts tokens or makes rows gets its processor here: the sampler has the same
 template and bounds by its own settings, and the two may not differ.

@@ -1,4 +1,4 @@
-"""ModelWords: what a text must not hold, since the model's tokenizer takes it for something else than text.
+"""ModelWords: words that a text must not contain, because the model's tokenizer does not read them as text.
 
 Read from the files beside the weights, without transformers or torch: special tokens as the tokenizer itself lists
 them, and the placeholders of pictures, videos and sounds.

@@ -1,4 +1,4 @@
-"""Open parts: parts of a recipe that are not ours, by `package.module:Name` or by the name of an entry point.
+"""Open parts: third-party parts of a recipe, by `package.module:Name` or by the name of an entry point.
 
     reward: {terms: {"mycompany.rewards:brevity": {weight: 0.5}}}      # a function or a TermPart
     filters: {no_digits: {}}                                           # an entry point of the group sightline.filters

@@ -1,4 +1,4 @@
-"""Outage: how long of a service's absence the loop outlives."""
+"""Outage: how long the loop waits for a service that is away."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Auto: transformers' Auto classes, which know here the families that transformers lacks. Take them from here only."""
+"""Auto: transformers' Auto classes, extended by families that transformers lacks. Import them from here only."""
 
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 

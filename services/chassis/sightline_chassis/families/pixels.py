@@ -1,4 +1,4 @@
-"""Bounds of the pixels that an image is shown to a model with, for models whose images are as large as they are.
+"""Bounds of an image's pixels as the model sees it, for models that take images at their own size.
 
 An image of 12 megapixels is some 15,000 tokens for Qwen2-VL. Sampler and update must bound images alike.
 """

@@ -1,4 +1,4 @@
-"""Policies come, prove that they arrived, answer, and go.
+"""Policies are staged, proved, activated and retired.
 
 Versions of a run only grow and a number never stands for other weights than before, over restarts too where a state
 directory is given; two runs may have the same numbers. A version that was retired may be staged again if its manifest

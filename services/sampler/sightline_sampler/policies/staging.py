@@ -1,4 +1,4 @@
-"""A policy directory as it comes: where it may lie, and whether it is what its manifest says."""
+"""A policy directory before staging: where it may be, and whether it matches its manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What outlives the sampler: the policy activated last, and which weights each version ever staged stood for."""
+"""State that survives the sampler: the policy activated last, and the weights of every version ever staged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the reward clients of UniRL and verl-omni expect of a server, so that a URL is all that changes for them.
+"""The server contracts of UniRL's and verl-omni's reward clients, so that these change only a URL.
 
     UniRL      base_url    http://GATEWAY/unirl             POST /unirl/score, GET /unirl/health; a reward is a model
     verl-omni  server_url  http://GATEWAY/verl_omni/MODEL   pickled images and prompts, read without unpickling

@@ -1,4 +1,4 @@
-"""Runs a command and sees to it that nothing of it outlives the process that asked for it.
+"""Run a command and make sure that nothing of it outlives the process that started it.
 
     python -I -S guard.py GRACE_SECONDS SHM_PREFIX TEMPORARY COMMAND...
 

@@ -1,4 +1,4 @@
-"""What an embedded backend runs: the wheel's tritonserver, or our worker where the settings say so by name."""
+"""What an embedded backend runs: the wheel's tritonserver, or our worker if the settings name it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where Triton runs: what the backend needs to know of it, and one that somebody else runs."""
+"""Where Triton runs: the backend's interface to it, and a Triton that runs elsewhere."""
 
 from __future__ import annotations
 

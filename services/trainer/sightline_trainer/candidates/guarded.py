@@ -1,4 +1,4 @@
-"""Guarded: a source that is not ours. What it raises, or gives that is not a candidate, costs that prompt alone."""
+"""Guarded: a third-party source. If it raises, or returns no candidate, only that prompt is lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoder: the part of a model that writes, as the model itself names it, and what of it is trained."""
+"""Decoder: the text part of a model, as the model itself names it, and which of its layers are trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device: where an update runs, and what its numbers take there. Known before anything is sampled."""
+"""Device: where an update runs and how much memory it needs there, known before sampling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Doubts: which pairs of a batch are taken as turned round, as SPA's self-refinement does.
+"""Doubts: which pairs of a batch are treated as swapped, as in SPA's self-refinement.
 
 SPA (Kim et al., ICLR 2025, arXiv 2406.04412) smooths the labels of the pairs that the policy itself is least sure of:
 z = 0.1 for the lowest tenth of the margins, once a fifth of the steps is done. A batch of sixteen has no tenth, so the

@@ -1,4 +1,4 @@
-"""Extra rows: what goes through the model beside both sides of a pair, for losses that need it.
+"""Extra rows: further inputs of the model beside both sides of a pair, for losses that need them.
 
 A batch of B pairs has 2 B rows, chosen first, and then B for each extra row in order. TRL's loss code is handed the
 first 2 B; the others' log-ratios to the reference are known to losses by their role.

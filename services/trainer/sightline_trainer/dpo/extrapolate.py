@@ -1,4 +1,4 @@
-"""ExPO: the weights that are published go further than those that were trained (Zheng et al., arXiv 2404.16792).
+"""ExPO: published weights are extrapolated beyond the trained ones (Zheng et al., arXiv 2404.16792).
 
     theta = theta_aligned + alpha (theta_aligned - theta_ref)
 

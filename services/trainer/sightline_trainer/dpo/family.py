@@ -1,4 +1,4 @@
-"""Family: what the rows that train need of a model, said by the model and its processor themselves.
+"""Family: what training rows need from a model, asked of the model and its processor.
 
 How the processor wants images and what it makes of them is asked of it (`sightline_chassis.families`); position ids,
 and which tokens see each other both ways, are computed by the model's own rules. Nothing goes by the names of modules

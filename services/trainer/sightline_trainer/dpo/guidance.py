@@ -1,4 +1,4 @@
-"""Visual guidance (V-DPO, Xie et al. 2024, arXiv 2411.02712): log-probs that owe to the picture count more.
+"""Visual guidance (V-DPO, Xie et al. 2024, arXiv 2411.02712): log-probs that depend on the picture count more.
 
     lp'_t = g lp_t(x) - (g - 1) sg lp_t(x')
 

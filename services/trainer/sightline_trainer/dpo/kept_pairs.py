@@ -1,4 +1,4 @@
-"""Kept pairs: what an update trains on, row by row through the gate, whoever wrote the file and whenever.
+"""Kept pairs: the rows of a pairs file that pass the gate, whoever wrote the file.
 
 A pairs.parquet is kept over tries: a row that one model or processor cannot take would fail each of them. Such a row is
 left out, named in `dropped/update.json` beside the file, and counted.

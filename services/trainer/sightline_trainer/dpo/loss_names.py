@@ -1,4 +1,4 @@
-"""Names of the losses, and what can't be meant by them: known without torch, so that a recipe is refused at once."""
+"""Names of the losses and their impossible combinations, known without torch, so that a recipe is refused at once."""
 
 from __future__ import annotations
 

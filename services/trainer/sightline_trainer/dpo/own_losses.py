@@ -1,4 +1,4 @@
-"""Own losses: those that TRL has not, from the same forward, a value for each pair.
+"""Own losses: losses that TRL lacks, from the same forward pass, one value per pair.
 
 With r(y) = log pi(y | x) - log pi_ref(y | x), D = r(y_w) - r(y_l), x' the picture at `dpo.view`, b = `dpo.beta`:
 

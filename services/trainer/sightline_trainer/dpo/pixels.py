@@ -1,4 +1,4 @@
-"""Pixels: the proof that the picture matters to the log-probs that are trained on.
+"""Pixels: the proof that the picture changes the log-probs that are trained.
 
 A trainer whose pictures get lost on the way trains on no pixels with normal losses. So a sample of rows is asked with
 its pictures and with blank ones of the same size, and the log-probs must differ.

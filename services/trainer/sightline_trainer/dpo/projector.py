@@ -1,4 +1,4 @@
-"""Projector: what stands between a model's vision tower and its decoder, trained with the adapter where asked for.
+"""Projector: the layers between a model's vision tower and its decoder, trained with the adapter on request.
 
 POVID and BPO train it beside the LoRA. It goes by PEFT's `modules_to_save`: whole copies beside the originals, which
 the reference goes through while adapters are off, saved with the adapter in one file.

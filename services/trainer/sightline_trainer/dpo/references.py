@@ -1,4 +1,4 @@
-"""References: what the policy is tied to, when that is not the base model alone.
+"""References: reference models of the policy other than the base model alone.
 
     base       the base model: the adapter off, or a full update's frozen copy
     previous   the policy that the update begins with (CSR, SELM, SPA: each iteration's reference is the one before)

@@ -1,4 +1,4 @@
-"""What an update leaves: the policy's files, and beside them the optimiser's state where the recipe carries it."""
+"""Results of an update: the policy's files and, if the recipe carries it, the optimiser's state."""
 
 from __future__ import annotations
 

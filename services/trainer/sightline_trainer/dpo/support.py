@@ -1,4 +1,4 @@
-"""Which models the shared prefix is right for. What is not listed here goes by plain rows."""
+"""Models that the shared prefix supports. All others use plain rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Token KL (TDPO2, Zeng et al. 2024, arXiv 2404.11999; CHiP's token level): how far the policy is off, token by token.
+"""Token KL (TDPO2, Zeng et al. 2024, arXiv 2404.11999; CHiP's token level): the policy's divergence per token.
 
     D' = D - a (K_l - sg K_w),   K = sum_t KL(pi_ref(. | x, y_<t) || pi(. | x, y_<t))   over the vocabulary
 

@@ -1,4 +1,4 @@
-"""Views: what a row is shown in place of its picture.
+"""Views: distorted pictures that replace a row's own.
 
 `pixel` and `crop` change the picture before the processor, `blank` and `diffusion` what the processor made of it: noise
 on normalised pixels goes far beyond what a picture file can hold. mDPO (Wang et al. 2024, arXiv 2406.11839) crops,

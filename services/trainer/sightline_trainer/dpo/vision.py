@@ -1,4 +1,4 @@
-"""Images of a batch, each encoded once; what a frozen tower says of them is kept over steps and epochs."""
+"""Images of a batch, each encoded once; features of a frozen tower are cached across steps and epochs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Divergence: how far a policy has gone from the base model, as a KL on its own samples.
+"""Divergence: a policy's KL to the base model, on its own samples.
 
     KL(policy || base) = sum over tokens of E_policy[r - 1 - log r],     r = base / policy of the token that was sampled
 

@@ -1,4 +1,4 @@
-"""EvaluationSet: what a policy is asked, the same each time, and what is known of the answers."""
+"""EvaluationSet: the questions that every policy gets, and what is known of the answers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Suites: answers and truth in, a `Result` out. Where the answers come from is not their business."""
+"""Suites: answers and truth in, a `Result` out, wherever the answers come from."""
 
 from __future__ import annotations
 

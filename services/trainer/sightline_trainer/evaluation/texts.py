@@ -1,4 +1,4 @@
-"""What can be said of texts without knowing the image: degenerate ones, and how much samples differ."""
+"""Properties of texts without the image: degenerate ones, and how much samples differ."""
 
 from __future__ import annotations
 

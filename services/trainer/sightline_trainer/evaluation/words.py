@@ -1,4 +1,4 @@
-"""What AMBER needs to know of words: which nouns a text holds, and how alike two words are. Both can be exchanged."""
+"""AMBER's view of words: the nouns of a text, and the similarity of two words. Both can be replaced."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pairs: which candidates face each other, and which pairs are worth learning from. Filters and rules are parts."""
+"""Pairs: which candidates are compared, and which pairs are worth learning. Filters and rules are parts."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -1,4 +1,4 @@
-"""Filters: which candidates may stand in a pair, and which pairs teach something.
+"""Filters: which candidates may be in a pair, and which pairs teach something.
 
 CLIP-DPO's rules (arXiv 2408.10433): images without text, a score floor, no long captions, questions that are not too
 generic, a CLIPScore gap of at least 2, lengths that are "not too different". Of its thresholds only the gap is known;

@@ -1,4 +1,4 @@
-"""Guarded: filters and rules that are not ours. One that raises lets nothing through, and the counts say so."""
+"""Guarded: third-party filters and rules. One that raises lets nothing pass, and the counts say so."""
 
 from __future__ import annotations
 

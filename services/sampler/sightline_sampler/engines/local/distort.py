@@ -1,4 +1,4 @@
-"""Distorted images: what makes a model answer from habit in place of from what is to be seen.
+"""Distorted images, which make a model answer from habit and not from the picture.
 
 Diffusion noise at step t, of 1000 (the schedule of VCD's published code, used alike by POVID, BPO, CHiP and SENA):
 

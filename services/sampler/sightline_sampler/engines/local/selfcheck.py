@@ -1,4 +1,4 @@
-"""What the engine proves at start, on the model it has just loaded, before it answers anyone.
+"""The engine's proofs at start, on the model that it has just loaded, before it answers.
 
 Architectures differ in how they take positions, masks, caches and image features. In place of a list of blessed ones,
 each way of this engine is compared with the model's own plain forward of one call of its processor, on probe images of

@@ -1,4 +1,4 @@
-"""An adapter merged into its base model's files, without PyTorch: for engines that take whole checkpoints only.
+"""Merge an adapter into its base model's files without PyTorch, for engines that load only whole checkpoints.
 
 W' = W + s B A in float32, rounded to W's own number type; s = alpha / r (rsLoRA: alpha / sqrt(r)). What was trained
 whole beside the adapter (PEFT's modules_to_save) takes the place of the base model's. One tensor at a

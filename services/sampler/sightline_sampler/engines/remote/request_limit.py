@@ -1,4 +1,4 @@
-"""How much an engine is given at a time."""
+"""The limit of concurrent requests to an engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Restarting an engine that loads weights only when it starts: a command, or a rollout of its Kubernetes Deployment."""
+"""Restart an engine that loads weights only at start: a command, or a rollout of its Kubernetes Deployment."""
 
 from __future__ import annotations
 

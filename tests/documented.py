@@ -57,6 +57,7 @@ NOT_RUN = {
     "python examples/": "`tests/integration/test_scorer_examples.py` runs each",
     "sightline run recipes/*http://*": "asks a judge, writer or detector; `test_recipes.py` has the playground's",
     "sightline run recipes/*dns:///sampler-*": "asks another model; `test_recipes.py` has the playground's",
+    "sightline run recipes/*/picks.jsonl*": "reads a person's picks; `test_recipes.py` has the truth's",
     "sightline run recipes/*.yaml": "hours; `tests/integration/test_recipes.py` runs each recipe, cut short",
     "sightline run recipes/clip_dpo.yaml --set 'dpo.launch": "`test_trainer_distributed.py` has two processes",
 }

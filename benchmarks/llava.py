@@ -45,7 +45,7 @@ def picture(seed: int, side: int = 336) -> bytes:
     return out.getvalue()
 
 
-def make(directory: Path, *, size: str = "small", seed: int = 0) -> Path:
+def make(directory: Path, *, size: str = "small", seed: int = 0, vocabulary: int = VOCABULARY) -> Path:
     """Write a model and its processor.
 
     Its distributions have about 3 nats of entropy, and next to no mass on the end token: each candidate has as many
@@ -55,9 +55,10 @@ def make(directory: Path, *, size: str = "small", seed: int = 0) -> Path:
         directory: where to.
         size: "small" or "large", see the module.
         seed: of the weights.
+        vocabulary: how many tokens there are.
     """
     names = {"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<unk>": 4}
-    names |= {f"w{i}": i for i in range(5, VOCABULARY)}
+    names |= {f"w{i}": i for i in range(5, vocabulary)}
     words = Tokenizer(models.WordLevel(names, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
@@ -70,7 +71,7 @@ def make(directory: Path, *, size: str = "small", seed: int = 0) -> Path:
         chat_template=TEMPLATE,
     )  # fmt: skip
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(_config(size))
+    model = LlavaForConditionalGeneration(_config(size, vocabulary))
     with torch.no_grad():
         # The last norm and not the head, which may be tied to the embeddings: a token would then be followed by itself.
         model.get_decoder().norm.weight.mul_(12.0)
@@ -80,7 +81,7 @@ def make(directory: Path, *, size: str = "small", seed: int = 0) -> Path:
     return directory
 
 
-def _config(size: str) -> LlavaConfig:
+def _config(size: str, vocabulary: int) -> LlavaConfig:
     small = size == "small"
     vision = CLIPVisionConfig(
         image_size=336, patch_size=14, hidden_size=256 if small else 1024,
@@ -88,7 +89,7 @@ def _config(size: str) -> LlavaConfig:
         num_attention_heads=4 if small else 16,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=256 if small else 4096, intermediate_size=688 if small else 11008,
+        vocab_size=vocabulary, hidden_size=256 if small else 4096, intermediate_size=688 if small else 11008,
         num_hidden_layers=4 if small else 32, num_attention_heads=4 if small else 32,
         num_key_value_heads=4 if small else 32, max_position_embeddings=4096,
         pad_token_id=0, bos_token_id=1, eos_token_id=2, tie_word_embeddings=small,

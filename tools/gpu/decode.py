@@ -100,7 +100,7 @@ def work(to: report.Report) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         from transformers import AutoProcessor
 
-        directory = llava.make(Path(scratch) / "small")
+        directory = llava.make(Path(scratch) / "small", vocabulary=models.vocabulary(dry=to.dry))
         base = models.base(model, AutoProcessor.from_pretrained(directory), directory)
         to.row("build_llava", time.monotonic() - began, "s", "lower", parameters=model.num_parameters())
         with to.part("self_check"):

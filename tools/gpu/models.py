@@ -31,8 +31,13 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-VOCABULARY = llava.VOCABULARY
+VOCABULARY, DRY_VOCABULARY = llava.VOCABULARY, 2_000
 IMAGE_TOKENS = 576
+
+
+def vocabulary(*, dry: bool) -> int:
+    """How many words a processor knows. TRL's head scores every position on a CPU, so a dry run has fewer."""
+    return DRY_VOCABULARY if dry else VOCABULARY
 
 
 def llava_config(*, dry: bool, layers: int | None = None) -> LlavaConfig:
@@ -42,7 +47,7 @@ def llava_config(*, dry: bool, layers: int | None = None) -> LlavaConfig:
         num_hidden_layers=layers or (2 if dry else 24), num_attention_heads=2 if dry else 16,
     )  # fmt: skip
     text = LlamaConfig(
-        vocab_size=VOCABULARY, hidden_size=64 if dry else 4096, intermediate_size=128 if dry else 11008,
+        vocab_size=vocabulary(dry=dry), hidden_size=64 if dry else 4096, intermediate_size=128 if dry else 11008,
         num_hidden_layers=layers or (2 if dry else 32), num_attention_heads=2 if dry else 32,
         num_key_value_heads=2 if dry else 32, max_position_embeddings=4096, pad_token_id=0, bos_token_id=1,
         eos_token_id=2,
@@ -56,7 +61,7 @@ def qwen_config(*, dry: bool, layers: int | None = None) -> Qwen2_5_VLConfig:
     """Qwen2.5-VL-7B's shape; dry, a tiny one."""
     head = 16 if dry else 128
     text = {
-        "vocab_size": VOCABULARY if dry else 152064, "hidden_size": 64 if dry else 3584,
+        "vocab_size": vocabulary(dry=dry) if dry else 152064, "hidden_size": 64 if dry else 3584,
         "intermediate_size": 128 if dry else 18944, "num_hidden_layers": layers or (2 if dry else 28),
         "num_attention_heads": 4 if dry else 28, "num_key_value_heads": 2 if dry else 4,
         "max_position_embeddings": 32768, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
@@ -75,16 +80,16 @@ def qwen_config(*, dry: bool, layers: int | None = None) -> Qwen2_5_VLConfig:
     )  # fmt: skip
 
 
-def qwen_processor(directory: Path) -> Path:
-    """A processor for `qwen_config`, with words as LLaVA's in llava.py; the directory."""
+def qwen_processor(directory: Path, words: int) -> Path:
+    """A processor for `qwen_config`, with so many tokens, words as LLaVA's in llava.py; the directory."""
     names = {"<pad>": 0, "<s>": 1, "</s>": 2, "<|image_pad|>": 3, "<|video_pad|>": 4, "<|vision_start|>": 5,
              "<|vision_end|>": 6, "<unk>": 7}  # fmt: skip
-    names |= {f"w{i}": i for i in range(8, VOCABULARY)}
-    words = Tokenizer(tokenizers.models.WordLevel(names, unk_token="<unk>"))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    names |= {f"w{i}": i for i in range(8, words)}
+    known = Tokenizer(tokenizers.models.WordLevel(names, unk_token="<unk>"))
+    known.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     special = {f"special_{i}": name for name, i in names.items() if name.startswith("<|")}
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        tokenizer_object=known, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>",
         extra_special_tokens=special,
     )  # fmt: skip
     sizes = {"patch_size": 14, "merge_size": 2}

@@ -29,8 +29,8 @@ def projector(model: Any) -> list[str]:
     if not found:
         raise PreconditionFailed(
             f"dpo.train_projector finds no separate projector in {model.config._name_or_path or 'the model'} "
-            f"({model.config.model_type}): it is part of the vision tower. Leave it out, or train with "
-            "dpo.train=full and dpo.train_vision",
+            f"({model.config.model_type}): it is part of the vision tower; leave that key out, or "
+            "train with dpo.train=full and dpo.train_vision",
             reason="PROJECTOR_NOT_FOUND",
         )
     return found

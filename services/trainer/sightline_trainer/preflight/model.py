@@ -99,8 +99,6 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
             warnings.simplefilter("ignore", FutureWarning)  # of PEFT's calls into transformers
             trained = trained_frame(recipe, frame)
     except SightlineError as error:
-        if error.reason == "PROJECTOR_NOT_FOUND":
-            return None, [found_by(error, fix="leave dpo.train_projector out")]
         if error.reason != "LORA_FINDS_NOTHING":
             return None, [found_by(error)]
         inside = linear_layers(frame) or ["none"]

@@ -202,7 +202,7 @@ def _merged_gap(wanted: Any, run: Path, version: int, probes: list[dict[str, Any
     pairs = {row["prompt_id"]: row for row in read_pairs(run / f"iterations/{wanted.iterations:04d}/pairs.parquet")}
     dtype = getattr(torch, wanted.dpo.dtype)
     model = AutoModelForImageTextToText.from_pretrained(whole, dtype=dtype).eval()
-    shown = next(iter(pairs.values()))["rendered_prompt"]
+    shown = next((row["rendered_prompt"] for row in pairs.values() if len(row["images"]) == 1), None)
     family, worst = Family(model, AutoProcessor.from_pretrained(whole), shown=shown), 0.0
     for probe in probes:
         pair = pairs[probe["prompt_id"]]

@@ -66,7 +66,9 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
 
     They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
     """
-    rows = [trainer.train_dataset[index] for index in range(min(count, len(trainer.train_dataset)))]
+    count = min(count, len(trainer.train_dataset))
+    # A second rejected side would make two pairs of each row, and move the rejected ones in the batch.
+    rows = [{**trainer.train_dataset[index], "second_rejected_ids": None} for index in range(count)]
     collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
     found: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
     for some, batch in collate.batches(rows, size):

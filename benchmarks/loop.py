@@ -160,6 +160,7 @@ def _clip_of_words(directory: Path) -> Path:
     (directory / "open_clip_config.json").write_text(json.dumps(config))
     torch.manual_seed(0)
     state = open_clip.CLIP(**config["model_cfg"]).state_dict()
+    state["text_projection"].neg_()  # or every cosine is below 0, where a CLIPScore is 0 and two answers tie
     save_file({name: value.contiguous() for name, value in state.items()}, directory / "open_clip_model.safetensors")
     return directory
 

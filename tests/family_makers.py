@@ -6,12 +6,13 @@ from typing import Any
 
 import torch
 import transformers as t
-from family_words import chatml, template, tokenizer
+from family_words import WORDS, chatml, template, tokenizer
 from sightline_chassis.families.mobilevlm import (
     MobileVlmConfig,
     MobileVlmForConditionalGeneration,
     MobileVlmProcessor,
 )
+from tokenizers import AddedToken
 
 Made = tuple[Any, Any]
 
@@ -194,6 +195,8 @@ def qwen3_5() -> Made:
     wide bfloat16 alone made 0.05 nats a token, with 128, the config's default, 0.02 (docs/log.md).
     """
     words = tokenizer("<|im_start|>", "<think>", "</think>", *_VISION, **CHATML, named={"image_token": "<|image_pad|>"})
+    # transformers loads it as Qwen3.5's own, which cuts texts into bytes: only added tokens stay words.
+    words.add_tokens([AddedToken(word, single_word=word.isalpha(), lstrip=word != "\n") for word in ("\n", *WORDS)])
     text = text_config(
         words, head_dim=32, num_hidden_layers=4, linear_key_head_dim=128, linear_value_head_dim=128,
         linear_num_key_heads=2, linear_num_value_heads=4,

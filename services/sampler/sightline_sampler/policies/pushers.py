@@ -80,7 +80,7 @@ class PushedShares:
             if held + size > pusher.most:
                 raise _refused(pusher, size, held)
         record = {"team": pusher.team, "size": size, "files": sorted(sizes)}
-        path, aside = self._path(name), self._path(f".{name}")
+        path, aside = _record_of(self._root / name), _record_of(self._root / f".{name}")
         path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(json.dumps(record))
         aside.replace(path)
@@ -89,7 +89,7 @@ class PushedShares:
     def came(self, name: str) -> None:
         """Note that a piece of a policy came."""
         with contextlib.suppress(FileNotFoundError):  # it gave way meanwhile
-            os.utime(self._path(name))
+            os.utime(_record_of(self._root / name))
 
     def forget(self, name: str) -> None:
         """Count a policy no longer, whose directory has left."""
@@ -115,18 +115,19 @@ class PushedShares:
                 path.unlink(missing_ok=True)
         return True
 
-    def _path(self, name: str) -> Path:
-        return self._root / ".pushed" / f"{name}{ENDS}"
-
 
 def forget(directory: Path) -> None:
     """Count a policy no longer, whose directory this was."""
-    record = directory.parent / ".pushed" / f"{directory.name}{ENDS}"
+    record = _record_of(directory)
     one = _read(record)
     if one is None:
         return
     record.unlink(missing_ok=True)
     _show(directory.parent, one.team)
+
+
+def _record_of(directory: Path) -> Path:
+    return directory.parent / ".pushed" / f"{directory.name}{ENDS}"
 
 
 def _records(root: Path) -> dict[str, Pushed]:

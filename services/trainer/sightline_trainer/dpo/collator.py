@@ -287,6 +287,11 @@ class PairCollator:
 _OF_A_SIDE = ("weight", "margin", "rejected_sentences")
 
 
+def first_pair(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A pair without its second rejected side, so that a batch has both its sides once, rejected after chosen."""
+    return {**row, "second_rejected_ids": None}
+
+
 def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Pairs with a second rejected side as two pairs each: the first ones of all, then the second ones of all."""
     if not pairs or pairs[0].get("second_rejected_ids") is None:

@@ -18,7 +18,7 @@ from accelerate.utils import gather_object
 from sightline.errors import PreconditionFailed
 from torch import Tensor
 
-from sightline_trainer.dpo.collator import SIDES, PairCollator, decoded
+from sightline_trainer.dpo.collator import SIDES, PairCollator, decoded, first_pair
 from sightline_trainer.dpo.family import parameters
 from sightline_trainer.dpo.reference_logprobs import in_order, token_logprobs
 from sightline_trainer.dpo.sampled import LIMITS
@@ -48,7 +48,7 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
     looked: dict[str, tuple[dict[str, Any], str, Tensor]] = {}
     size = trainer.args.per_device_train_batch_size
     with collator.bare():
-        rows = [{**row, "second_rejected_ids": None} for row in rows]
+        rows = [first_pair(row) for row in rows]
         for some, batch in collator.batches(rows, size):
             masks = batch["completion_mask"][:, 1:].bool()
             ours = token_logprobs(trainer, batch).cpu()

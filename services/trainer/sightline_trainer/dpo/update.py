@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress, StepLog
 from sightline_trainer.dpo.checkpoints import Checkpoints, forget, last, name_of
+from sightline_trainer.dpo.collator import first_pair
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.loss_names import POVID
 from sightline_trainer.dpo.losses import fold_pairs
@@ -67,8 +68,7 @@ def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
     They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
     """
     count = min(count, len(trainer.train_dataset))
-    # A second rejected side would make two pairs of each row, and move the rejected ones in the batch.
-    rows = [{**trainer.train_dataset[index], "second_rejected_ids": None} for index in range(count)]
+    rows = [first_pair(trainer.train_dataset[index]) for index in range(count)]
     collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
     found: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
     for some, batch in collate.batches(rows, size):

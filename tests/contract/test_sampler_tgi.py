@@ -155,7 +155,7 @@ def test_pictures_in_a_users_text_are_neither_fetched_nor_seen(server: TgiServer
 def test_too_large_a_body_is_refused_before_it_is_sent(server: TgiServer, client: SamplerClient) -> None:
     large = png(1, 800)
     assert len(large) * 4 // 3 < PAYLOAD_LIMIT * 2
-    with pytest.raises(InvalidInput, match=f"it takes {PAYLOAD_LIMIT}") as error:
+    with pytest.raises(InvalidInput, match=f"over its limit of {PAYLOAD_LIMIT}") as error:
         client.sample(large, PROMPT, 1)
     assert error.value.reason == "IMAGE_TOO_LARGE"
     assert server.requests == []

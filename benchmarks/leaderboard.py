@@ -35,7 +35,8 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -205,12 +206,23 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, *, agai
     }
 
 
-def read_recipe(name: str, seed: int, sampler: str, scorer: str) -> Any:
-    """The recipe of a run, with its share of the prompts."""
+@contextmanager
+def services(directory: Path) -> Iterator[tuple[str, str]]:
+    """Sampler and scorer of the playground inside the block: their addresses."""
+    from sightline_cli.processes import Processes
+
+    with Processes(directory) as processes:
+        processes.start("sampler", ["engine.model=playground/weights/llava", "engine.threads=1"])
+        processes.start("scorer", ["models.clip.source=local-dir:playground/weights/clip", "triton.threads=1"])
+        yield processes.wait("sampler").grpc, processes.wait("scorer").grpc
+
+
+def read_recipe(name: str, seed: int, sampler: str, scorer: str, values: Sequence[str] = ()) -> Any:
+    """The recipe of a run, with its share of the prompts, and further values over all others."""
     from sightline_trainer.recipe import load_recipe
 
     file = ROOT / f"recipes/{name.partition('-')[0]}.yaml"
-    given = overrides(name, seed, sampler, scorer)
+    given = [*overrides(name, seed, sampler, scorer), *values]
     found = load_recipe(file, given)
     asked = found.candidates.chosen().get("question_answer")
     prompts = found.data.prompts_per_iteration / SHARE
@@ -352,12 +364,7 @@ def main() -> int:
         missing = [(name, seed) for name, seed in wanted if not (KEPT / f"{name}-{seed}.json").exists()]
     failed = 0
     if missing and not options.report:
-        from sightline_cli.processes import Processes
-
-        with Processes(options.runs / "services") as processes:
-            processes.start("sampler", ["engine.model=playground/weights/llava", "engine.threads=1"])
-            processes.start("scorer", ["models.clip.source=local-dir:playground/weights/clip", "triton.threads=1"])
-            sampler, scorer = processes.wait("sampler").grpc, processes.wait("scorer").grpc
+        with services(options.runs / "services") as (sampler, scorer):
             for name, seed in missing:
                 if not options.against and (KEPT / f"{name}-{seed}.json").exists():
                     continue  # somebody else ran it meanwhile

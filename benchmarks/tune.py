@@ -20,21 +20,11 @@ from typing import Any
 
 import numpy as np
 from harness import ROOT
-from leaderboard import SHARE, measured, overrides
+from leaderboard import measured, read_recipe, services
 from sightline_trainer.decoding_settings import Decoding
 from standings import FIGURES, SeedRun, ratio
 
 SCENES, QUESTIONS = 400, 200
-
-
-def read(name: str, seed: int, sampler: str, scorer: str, values: list[str]) -> Any:
-    """The recipe, with validation scenes in place of test scenes."""
-    from sightline_trainer.recipe import load_recipe
-
-    file = ROOT / f"recipes/{name}.yaml"
-    given = [*overrides(name, seed, sampler, scorer), *values, f"data.test=playground:validation?count={SCENES}&seed=3"]
-    prompts = load_recipe(file, given).data.prompts_per_iteration // SHARE
-    return load_recipe(file, [*given, f"data.prompts_per_iteration={prompts}"])
 
 
 def ways(recipe: Any) -> dict[str, Any]:
@@ -54,7 +44,8 @@ def try_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, values:
     from sightline_trainer.execute import execute
     from sightline_trainer.runs import RunDirectory
 
-    recipe = with_data(read(name, seed, sampler, scorer, values), runs / "data")
+    on_validation = [*values, f"data.test=playground:validation?count={SCENES}&seed=3"]
+    recipe = with_data(read_recipe(name, seed, sampler, scorer, on_validation), runs / "data")
     root = runs / f"{name}-{seed}"
     shutil.rmtree(root, ignore_errors=True)
     run = RunDirectory(root)
@@ -71,13 +62,11 @@ def try_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, values:
         kept = runs / f"base-{plain}-{seed}.json"
         if not kept.exists():
             kept.write_text(json.dumps(measured(ways(recipe)[plain], run, 0, SCENES, QUESTIONS)))
-        base, final = (
-            json.loads(kept.read_text()),
-            measured(asked, run, int(rows[-1]["policy_version"]), SCENES, QUESTIONS),
-        )
+        base = json.loads(kept.read_text())
+        final = measured(asked, run, int(rows[-1]["policy_version"]), SCENES, QUESTIONS)
         both = SeedRun(seed, *({m: np.asarray(c[m]).T for m in c} for c in (base, final)), None, {})
-        asked = {key: figure for key, figure in FIGURES.items() if key != "pope_f1_change" or "pope_f1" in final}
-        found[way] = {key: round(figure(both), 3) for key, figure in asked.items()}
+        figures = {key: figure for key, figure in FIGURES.items() if key != "pope_f1_change" or "pope_f1" in final}
+        found[way] = {key: round(figure(both), 3) for key, figure in figures.items()}
         found[way] |= {"chair_s": round(ratio(both.final, "chair_s"), 3), "cover": round(ratio(both.final, "cover"), 3)}
     return found
 
@@ -91,12 +80,7 @@ def main() -> int:
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.chdir(ROOT)
-    from sightline_cli.processes import Processes
-
-    with Processes(options.runs / "services") as processes:
-        processes.start("sampler", ["engine.model=playground/weights/llava", "engine.threads=1"])
-        processes.start("scorer", ["models.clip.source=local-dir:playground/weights/clip", "triton.threads=1"])
-        sampler, scorer = processes.wait("sampler").grpc, processes.wait("scorer").grpc
+    with services(options.runs / "services") as (sampler, scorer):
         for seed in options.seeds:
             found = try_one(options.recipe, seed, options.runs, sampler, scorer, options.values)
             print(json.dumps(found), flush=True)

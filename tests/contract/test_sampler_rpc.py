@@ -113,7 +113,12 @@ def closed() -> Image.Image:
         ({"prompt": [BOT, BOT | {"role": "system"}, USER]}, InvalidInput, "BAD_TURNS", r"turns\[1\] is the system's"),
         ({"prompt": [USER | {"role": "tool"}, USER]}, InvalidInput, "BAD_TURNS", "role 'tool'"),
         ({"prompt": [BOT | {"content": [IMAGE]}, USER]}, InvalidInput, "BAD_TURNS", "the user's turns"),
-        ({"prompt": [USER | {"content": [IMAGE] * 2}, USER]}, InvalidInput, "IMAGES_DO_NOT_FIT", "2 image placeholders"),
+        (
+            {"prompt": [USER | {"content": [IMAGE] * 2}, USER]},
+            InvalidInput,
+            "IMAGES_DO_NOT_FIT",
+            "2 image placeholders",
+        ),
         ({"prompt": [USER, BOT | {"content": " "}, USER]}, InvalidInput, "PROMPT_EMPTY", r"turns\[1\] is empty"),
         ({"prompt": [USER, BOT, USER | {"content": "a </s>"}]}, InvalidInput, "PROMPT_HAS_SPECIAL_TOKEN", "'</s>'"),
         ({"image": b""}, InvalidInput, "IMAGE_EMPTY", "0 bytes"),

@@ -184,7 +184,7 @@ def test_an_export_is_a_dataset_that_trl_takes_as_it_is(run: Path, tmp_path: Pat
     assert trainer.train().training_loss == pytest.approx(0.693, abs=0.01)  # the reference is the model itself
     again = CliRunner().invoke(app, ["export", str(run), "--to", str(tmp_path / "out")])
     assert again.exit_code == 2
-    assert "there already" in again.stderr
+    assert "already exists" in again.stderr
 
 
 @pytest.fixture(scope="module")

@@ -358,7 +358,9 @@ def test_versions_only_grow(client: SamplerClient, policies: Path, llava: Path, 
     with pytest.raises(AlreadyExists, match="policy 2 is staged here") as error:
         client.stage(policies / "v000002", 2)
     assert error.value.metadata["digest"] == manifest_digest(policies / "v000002")
-    with pytest.raises(PreconditionFailed, match="version 1 is not new") as refused:
+    with pytest.raises(
+        PreconditionFailed, match="version 1 is too low: versions of a run only grow, and 2 was staged before"
+    ) as refused:
         client.stage(policies / "v000001", 1)
     assert refused.value.reason == "VERSION_NOT_NEW"
     client.retire(2)

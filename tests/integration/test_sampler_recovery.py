@@ -170,7 +170,7 @@ def test_versions_only_grow_over_restarts(llava: Path, tmp_path: Path) -> None:
         with pytest.raises(PreconditionFailed, match="versions of a run only grow, and 2 was staged before"):
             client.stage(first, 1)
         other = make_adapter(tmp_path / "other", llava, 2, seed=9)
-        with pytest.raises(PreconditionFailed, match="stood for other weights"):
+        with pytest.raises(PreconditionFailed, match="had other weights before, and version numbers are never reused"):
             client.stage(other, 2)
         assert client.stage(second, 2).state == "staged"
 

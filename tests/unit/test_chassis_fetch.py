@@ -49,7 +49,7 @@ def test_a_wrong_digest_leaves_nothing_behind(source: Path, tmp_path: Path) -> N
 def test_what_is_not_there_is_said(source: Path, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"has no other\.json"):
         fetch(f"file://{source}", tmp_path / "target", {"other.json": "0" * 64})
-    with pytest.raises(NotFound, match="holds no files"):
+    with pytest.raises(NotFound, match="contains no files"):
         fetch(f"file://{source}/nowhere", tmp_path / "target", {})
     with pytest.raises(InvalidInput, match="nope"):
         fetch("nope://x/y", tmp_path / "target", {})
@@ -69,9 +69,9 @@ def test_the_command_line(source: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_nothing_larger_than_the_bound_comes(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(PreconditionFailed, match="7002 bytes, and 7001 may be fetched"):
+    with pytest.raises(PreconditionFailed, match="7002 bytes, but at most 7001 may be fetched"):
         fetch(f"file://{source}", tmp_path / "target", {}, most_bytes=7001)
     remote = RemoteDirectory(f"file://{source}")
-    with pytest.raises(PreconditionFailed, match="more than the 10 bytes"):
+    with pytest.raises(PreconditionFailed, match="is larger than the 10 bytes that may still be fetched"):
         remote.fetch("deep/model.safetensors", tmp_path / "target/model", most_bytes=10)
     assert not [path for path in (tmp_path / "target").rglob("*") if path.is_file()]

@@ -97,5 +97,5 @@ def test_what_does_not_fit_is_refused(value: Any, error: type[Exception], found:
 
 
 def test_a_union_that_names_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="Distortion names no kind"):
+    with pytest.raises(ValueError, match="Distortion does not set kind"):
         from_message(sampler_pb2.SamplingParams(distortion={}), SamplingParams)

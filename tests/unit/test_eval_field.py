@@ -253,7 +253,7 @@ def test_keys_can_be_named(tmp_path: Path) -> None:
         ('{"image_id": 1.5, "caption": "a dog"}', "image_id is 1.5"),
         ('{"image_id": 1, "caption": null}', "caption is missing or null"),
         ('{"image_id": 1, "caption": "a \\ud83d"}', "half of a character"),
-        ('{"image_id": 1, "image_id": 2, "caption": "a dog"}', "'image_id' stands twice"),
+        ('{"image_id": 1, "image_id": 2, "caption": "a dog"}', "'image_id' appears twice"),
         *controls(('{"image_id": 1, "caption": "a dog"}, ', "no JSON")),
         *controls(('{"image_id": 1, "caption": "a dog"', "no JSON")),
         ("[" * 100_000, "no JSON"),

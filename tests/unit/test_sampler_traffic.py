@@ -55,7 +55,7 @@ def test_an_abort_breaks_off_where_the_engine_is_waited_for(between: float) -> N
         traffic.close("pause")
         traffic.abort()
         traffic.abort()  # once is enough
-        with pytest.raises(Unavailable, match="broken off"):
+        with pytest.raises(Unavailable, match="interrupted by a pause"):
             await asyncio.wait_for(request, 1)
         await traffic.idle()
 

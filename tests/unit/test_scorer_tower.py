@@ -359,7 +359,7 @@ def test_a_tower_that_is_closed_lets_nobody_wait() -> None:
         await settled()
         await to.close()
         for wait in waits:
-            with pytest.raises(Unavailable, match="let go") as caught:
+            with pytest.raises(Unavailable, match="was unloaded") as caught:
                 await wait.done(1)
             assert caught.value.retry_after
 

@@ -313,7 +313,7 @@ def test_what_goes_by_plain_rows_says_so(
     loaded.config.model_type = "paligemma"
     with caplog.at_level(logging.WARNING):
         assert share(loaded, cache_bytes=1) is None
-    assert ["goes by plain rows" in record.getMessage() for record in caplog.records] == [True]
+    assert ["the update uses plain rows" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_another_attention_goes_by_plain_rows_and_one_that_is_not_there_is_refused(
@@ -322,6 +322,6 @@ def test_another_attention_goes_by_plain_rows_and_one_that_is_not_there_is_refus
     model, pairs = family(LLAVA)
     metrics = run(model, pairs, tmp_path, attn_implementation="eager").metrics
     assert (metrics["shared_prefix"], metrics["rows_gap"] < 1e-4) == (0.0, True)
-    with pytest.raises(PreconditionFailed, match="flash_attention_2 can't be had") as caught:
+    with pytest.raises(PreconditionFailed, match="flash_attention_2 is not available") as caught:
         run(model, pairs, tmp_path, attn_implementation="flash_attention_2")
     assert caught.value.reason == "ATTENTION_UNAVAILABLE"

@@ -61,7 +61,7 @@ def test_another_file_is_refused(wheel: Path, tmp_path: Path, monkeypatch: pytes
 def test_what_is_there_is_not_overwritten(wheel: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/thesis.txt").write_text("years of work")
-    with pytest.raises(AlreadyExists, match="something else"):
+    with pytest.raises(AlreadyExists, match="something other than Triton's wheel"):
         installer.install(tmp_path / "mine", wheel)
 
 

@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import struct
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,10 @@ from sightline.sampler.manifest import (
     manifest_digest,
     model_digest,
     policy_dirname,
+    read_arrival,
     read_manifest,
     verify,
+    write_arrival,
     write_manifest,
 )
 
@@ -85,8 +89,23 @@ def test_every_file_is_synced_before_the_manifest_is_renamed(policy: Path, monke
     monkeypatch.setattr(Path, "rename", note_rename)
     write_manifest(policy, PolicyManifest(3, 2, "lora", BASE))
     before, after = steps[: steps.index("rename")], steps[steps.index("rename") + 1 :]
-    assert {"adapter_model.safetensors", "notes.txt", "more", "v000003", ".manifest.json.writing"} <= set(before)
+    aside = f".manifest.json.{os.getpid()}.{threading.get_ident()}.writing"
+    assert {"adapter_model.safetensors", "notes.txt", "more", "v000003", aside} <= set(before)
     assert after[0] == "v000003"
+
+
+def test_the_samplers_of_a_fleet_prove_a_policy_at_once(policy: Path) -> None:
+    """Each writes what it saw, while another one looks at all files."""
+
+    def prove(sampler: int) -> None:
+        for _ in range(50):
+            write_arrival(policy, {"sampler": sampler})
+            verify(policy)
+
+    with ThreadPoolExecutor(4) as samplers:
+        list(samplers.map(prove, range(4)))
+    assert (read_arrival(policy) or {})["sampler"] in range(4)
+    assert not list(policy.glob(".arrival*"))
 
 
 def _remove(policy: Path) -> None:

@@ -33,6 +33,7 @@ import os
 import re
 import stat
 import struct
+import threading
 from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path, PurePosixPath
@@ -55,9 +56,8 @@ Reason = Literal[
 MANIFEST: Final = "manifest.json"
 ARRIVAL: Final = "arrival.json"
 FORMAT: Final = 1
-_ASIDE: Final = ".manifest.json.writing"
-_ARRIVAL_ASIDE: Final = ".arrival.json.writing"
-_OURS: Final = frozenset({MANIFEST, _ASIDE, ARRIVAL, _ARRIVAL_ASIDE})  # not of the policy
+_OURS: Final = frozenset({MANIFEST, ARRIVAL})  # not of the policy
+_WRITING: Final = ".writing"
 _MOST_BYTES: Final = 64 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -142,22 +142,19 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
         _sync_directory(folder)
     created = manifest.created or datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     done = dataclasses.replace(manifest, files=files, created=created)
-    _write(root / _ASIDE, {"format": FORMAT, **dataclasses.asdict(done)})
-    (root / _ASIDE).rename(root / MANIFEST)
+    _write(root / MANIFEST, {"format": FORMAT, **dataclasses.asdict(done)})
     _sync_directory(root)
     _sync_directory(root.resolve().parent)
     return done
 
 
 def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) -> Path:
-    """Write the probes' result beside a policy's manifest; returns the file.
+    """Write the probes' result beside a policy's manifest; returns the file. Of several writers the last one wins.
 
     Raises:
         OSError: the directory cannot be written.
     """
-    root = Path(directory)
-    _write(root / _ARRIVAL_ASIDE, report)
-    return (root / _ARRIVAL_ASIDE).rename(root / ARRIVAL)
+    return _write(Path(directory) / ARRIVAL, report)
 
 
 def read_arrival(directory: str | os.PathLike[str]) -> Mapping[str, Any] | None:
@@ -292,6 +289,8 @@ def _names(root: Path) -> Iterator[str]:
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
+        if _is_aside(name):  # another may rename it into place before we look
+            continue
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ManifestError("UNSAFE_NAME", name, f"{path} is not a plain file")
         if path.is_file():
@@ -334,12 +333,23 @@ def _sha256(path: Path, *, sync: bool = False) -> str:
     return digest
 
 
-def _write(path: Path, tree: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=2, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+def _is_aside(name: str) -> bool:
+    return name.endswith(_WRITING) and name.startswith(tuple(f".{ours}." for ours in _OURS))
+
+
+def _write(path: Path, tree: Mapping[str, Any]) -> Path:
+    """Write a whole file, under a name of this thread's own before: the samplers of a fleet prove a policy at once."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{_WRITING}")
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            json.dump(tree, file, indent=2, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        return aside.rename(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def _sync_directory(path: Path) -> None:

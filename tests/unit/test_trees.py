@@ -1,4 +1,4 @@
-"""The annotated trees of the READMEs against the files that are there."""
+"""The pages: the trees of the READMEs against the files that are there, and one wrap width."""
 
 import re
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ PACKAGES = {
     "playground/README.md": "playground",
 }
 NAME = re.compile(r"[\w./-]+(?:/|\.\w+)(?=[\s,;:]|$)|Makefile")
+WIDTH = 100
 UNNAMED = {"__init__.py", "__main__.py", "py.typed"}  # they say nothing that their folder does not
 
 
@@ -69,3 +70,20 @@ def test_the_tree_of_the_house() -> None:
     shown = {path for path in ROOT.glob("[a-z]*/") if path.name not in ignored}
     shown |= set(ROOT.glob("services/*/sightline_*/")) | set(ROOT.glob("services/trainer/sightline_trainer/[a-z]*/"))
     assert sorted(str(path) for path in shown - {above for path in named for above in (path, *path.parents)}) == []
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("services/*/README.md"), *ROOT.glob("*/README.md")]
+
+
+@pytest.mark.parametrize("page", sorted(str(page.relative_to(ROOT)) for page in PAGES))
+def test_prose_is_wrapped_at_one_width(page: str) -> None:
+    """Tables, listings, pictures and lines of one unbreakable word may be longer."""
+    long, fenced, listing, before = [], False, False, ""
+    for number, line in enumerate((ROOT / page).read_text().splitlines(), 1):
+        fenced ^= line.lstrip().startswith("```")
+        listing = line.startswith("    ") and (listing or not before.strip())
+        free = fenced or listing or line.lstrip().startswith(("|", "!["))
+        if len(line) > WIDTH and len(line.split()) > 1 and not free:
+            long.append(number)
+        before = line
+    assert long == [], f"longer than {WIDTH} characters: wrap these lines"

@@ -33,6 +33,7 @@ def test_a_profile_closes_a_loop_of_two_iterations(profile: str, tmp_path: Path)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     for said in ("policy 2 of run first-", "active, off by", "helm test: demo-sightline-test-sampler ended with 0"):
         assert said in done.stdout
+    assert ("HTTP gateway: scored" in done.stdout) == (profile == "multi-node-vllm"), "the profile with tokens and TLS"
 
 
 def test_policies_of_the_network_are_rules_of_nftables() -> None:

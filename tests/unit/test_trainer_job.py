@@ -107,10 +107,37 @@ def test_the_job_is_the_charts_with_a_name_and_the_updates_arguments(template: d
 def test_a_trainjob_gets_its_arguments_too() -> None:
     values = profile("multi-node-tgi")
     values["trainer"]["update"]["kind"] = "trainjob"
+    values["trainer"]["gpu"]["tolerations"] = [{"key": "nvidia.com/gpu", "operator": "Exists"}]
     objects = render(values)
     filled = fill(yaml.safe_load(find(objects, "ConfigMap", "-trainer-job")["data"]["job.yaml"]), ARGUMENTS)
     assert filled["kind"] == "TrainJob"
     assert filled["spec"]["trainer"]["args"] == ARGUMENTS
+    # Kubeflow Trainer 2.2 and newer take patches, and no podTemplateOverrides, which the API would drop in silence.
+    assert "podTemplateOverrides" not in filled["spec"]
+    (patch,) = filled["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]
+    assert pod["spec"]["securityContext"]["runAsNonRoot"]
+    assert {volume["name"] for volume in pod["spec"]["volumes"]} >= {"runs", "data", "tmp"}
+    assert pod["spec"]["tolerations"] == values["trainer"]["gpu"]["tolerations"]
+
+
+@pytest.mark.parametrize("kind", ["job", "trainjob"])
+def test_an_updates_pods_are_those_that_its_network_policy_closes(kind: str) -> None:
+    values = profile("multi-node-tgi")
+    values["trainer"]["update"]["kind"] = kind
+    objects = render(values)
+    spec = yaml.safe_load(find(objects, "ConfigMap", "-trainer-job")["data"]["job.yaml"])["spec"]
+    if kind == "trainjob":
+        (node,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+        spec = node["template"]["spec"]
+    selector = find(objects, "NetworkPolicy", "-update")["spec"]["podSelector"]["matchLabels"]
+    assert selector.items() <= spec["template"]["metadata"]["labels"].items()
+
+
+def test_an_update_that_would_have_to_download_is_refused_when_it_is_rendered() -> None:
+    with pytest.raises(Exception, match="is a hub's name"):
+        render({"trainer": {"update": {"kind": "job"}, "runs": {"existingClaim": "runs"}}})
 
 
 def test_it_waits_for_the_end(cluster: tuple[Cluster, Api], template: dict[str, Any]) -> None:

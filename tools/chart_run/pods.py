@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -196,9 +197,14 @@ class Pod:
         seconds = probe.get("timeoutSeconds", 1)
         if "grpc" in probe:
             return _grpc_probe(f"{self.address}:{probe['grpc']['port']}", probe["grpc"]["service"], seconds)
-        port = probe["httpGet"]["port"]
+        how = "httpGet" if "httpGet" in probe else "tcpSocket"
+        port = probe[how]["port"]
         if isinstance(port, str):
             port = next(one["containerPort"] for one in container["ports"] if one["name"] == port)
+        if how == "tcpSocket":
+            with contextlib.suppress(OSError), socket.create_connection((self.address, port), seconds):
+                return True
+            return False
         try:
             with urllib.request.urlopen(
                 f"http://{self.address}:{port}{probe['httpGet']['path']}", timeout=seconds

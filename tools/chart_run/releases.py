@@ -60,6 +60,14 @@ def values_of(name: str, prompts: int) -> dict[str, Any]:
         if values["trainer"].get("update", {}).get("kind") == "job":
             values["trainer"]["update"]["processes"] = 1
             values["trainer"]["recipes"]["loop"]["dpo"]["launch"] = LAUNCH
+        if values.get("auth"):  # teams without gRPC, in the profile that has tokens and certificates for all
+            values["gateway"] = {
+                "enabled": True,
+                "replicas": 1,
+                "token": {"existingSecret": "sightline-trainer-token"},
+                "callerToken": {"existingSecret": "gateway-callers"},
+                "tls": {"existingSecret": "gateway-tls"},
+            }
         if values["sampler"]["engine"]["kind"] == "tgi":  # its log-probs are of half precision
             values["trainer"]["recipes"]["loop"]["dpo"]["max_sampled_gap"] = 0.05
     return values

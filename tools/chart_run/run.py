@@ -79,6 +79,7 @@ class Run:
         objects = render(self.values, name=RELEASE, namespace=NAMESPACE)
         authority = Authority("chart-run")
         secrets = secrets_of(objects, authority)
+        self._authority = authority
         self.node = Node(objects, NAMESPACE, directory, claims(), secrets, authority.pem)
         self._credentials: dict[str, Any] = {}
         self._tls: Tls | None = None
@@ -94,6 +95,7 @@ class Run:
 
     def go(self) -> int:
         """All of it."""
+        from callers import score_over_http
         from containers import tail
         from pods import PodFailed
 
@@ -103,6 +105,8 @@ class Run:
             self._strangers()
             self._loop()
             self._again()
+            if any("gateway" in pod.name for pod in self.node.pods.values()):
+                self._say(f"HTTP gateway: {score_over_http(self._pod_of('gateway'), self._authority.pem)}")
             for name, item in tests.items():
                 pod = self.node.pod(name, item)
                 code = pod.run()

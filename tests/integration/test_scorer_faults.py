@@ -208,6 +208,18 @@ def test_a_tower_killed_alone(scorer: Process) -> None:
     until(scorer.says, 5)
 
 
+def test_a_text_is_scored_whose_towers_parent_was_killed(scorer: Process) -> None:
+    """The fork that had the text tower goes with the image tower's process; the text's own loads it then."""
+    parent = min(pid for pid in scorer.named("triton_python_backend_stub") if b"clip_image" in _command(pid))
+    os.kill(parent, signal.SIGKILL)
+    until(scorer.works, max(30, 2 * scorer.start_seconds))
+    until(scorer.says, 5)
+    before, after = scorer.outcome(["a blue cat"]), scorer.outcome(["a blue cat", "a green dog"])
+    assert isinstance(before, pb.ScoreResponse)
+    assert isinstance(after, pb.ScoreResponse)
+    assert after.scores[0].cosine == pytest.approx(before.scores[0].cosine, abs=1e-6)
+
+
 def test_a_triton_that_hangs_turns_the_service_not_serving_and_is_replaced(scorer: Process) -> None:
     (triton,) = scorer.named("bin/tritonserver")
     os.kill(triton, signal.SIGSTOP)
@@ -235,7 +247,7 @@ def test_a_guard_killed_by_force_takes_triton_and_its_towers_along(scorer: Proce
 def test_nothing_is_left_of_a_scorer_killed_by_force(scorer: Process) -> None:
     everything = children(scorer.popen.pid)
     assert scorer.named("bin/tritonserver")
-    assert len(scorer.named("triton_python_backend_stub")) == 2
+    assert len(scorer.named("triton_python_backend_stub")) == 3  # the text tower's own, and the fork that works for it
     shared = f"sightline_{scorer.popen.pid}_"
     (work,) = scorer.work
     assert [name for name in os.listdir("/dev/shm") if name.startswith(shared)]
@@ -264,7 +276,7 @@ def test_a_poisoned_model_is_not_served(tmp_path: Path) -> None:
 def test_a_tower_out_of_memory_is_told_and_gone_without_a_restart(tmp_path: Path) -> None:
     """RESOURCE_EXHAUSTED with RetryInfo while no memory is to be had, scores again as soon as there is some."""
     model, work, full = scorer_models.tiny(tmp_path / "model"), tmp_path / "work", tmp_path / "full"
-    starved = f"if os.path.exists({str(full)!r}): torch.empty(1 << 55)"  # more memory than there is
+    starved = f"import torch\n    if os.path.exists({str(full)!r}): torch.empty(1 << 55)"  # more memory than there is
     threading.Thread(target=_tamper, args=(work / "repository/clip_text/1/model.py", starved)).start()
     running = RunningScorer(f"models.tiny.source={model}", f"triton.work_dir={work}")
     try:

@@ -89,7 +89,9 @@ def test_a_repository_of_two_models(card: ModelCard, tmp_path: Path) -> None:
     assert not image.dynamic_batching.HasField("default_queue_policy"), "it would make requests wait half a second"
     assert [warm.batch_size for warm in image.model_warmup] == [1, 8]
     facts = json.loads(text.parameters["sightline"].string_value)
-    assert facts["tower"] == "text"
+    assert (facts["tower"], facts["image_model"]) == ("text", "clip_image")
+    other_image = json.loads(parsed(tmp_path / "clip_image__other/config.pbtxt").parameters["sightline"].string_value)
+    assert other_image["text_model"] == "clip_text__other"
     assert ModelCard.from_json(json.dumps(facts)) == card
 
 
@@ -101,6 +103,9 @@ def test_a_repository_to_mount_elsewhere_holds_the_weights(card: ModelCard, tmp_
         assert facts["weights_path"] == "weights/open_clip_model.safetensors"
         assert (version / facts["weights_path"]).is_file()
         assert (version / "weights/open_clip_config.json").is_file()
+        assert not {"text_model", "image_model"} & set(facts), (
+            "they may be served by other processes, of other machines"
+        )
 
 
 def test_the_command_line_builds_a_repository(tiny: Path, tmp_path: Path) -> None:

@@ -9,12 +9,15 @@ takes a picture and a text together is in `blip.py`; that one needs no open_clip
     text tower:  token_ids  int32 [B, L]        ->  embedding float32 [B, D], rows of length 1
     joint tower: pixels and token_ids           ->  reward float32 [B, 1]
 
-Requests of one batch may have texts of different L. Tensors cross only by DLPack: with NumPy 2, arrays passed through
-the wheel's stub come back empty without an error.
+Where the fact `text_model` or `image_model` names the other tower, both come from one process's import (beside.py):
+then the text tower's process imports no torch. Requests of one batch may have texts of different L. Tensors cross only
+by DLPack: with NumPy 2, arrays passed through the wheel's stub come back empty without an error.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import hashlib
 import importlib
 import json
@@ -22,11 +25,13 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 import triton_python_backend_utils as pb_utils
-from torch.utils import dlpack
+
+if TYPE_CHECKING:
+    import torch
 
 
 class TritonPythonModel:
@@ -34,24 +39,44 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Load the weights, keep one tower, and refuse weights whose digest is not the stated one."""
-        facts = json.loads(json.loads(args["model_config"])["parameters"]["sightline"]["string_value"])
-        device = _device(facts["device"], args)
+        self._facts = json.loads(json.loads(args["model_config"])["parameters"]["sightline"]["string_value"])
+        self._arguments = args
+        self.here = Path(args["model_repository"]) / args["model_version"]
+        sys.path.insert(0, str(self.here))
+        self.output, self.inputs = "embedding", ["pixels" if self._facts["tower"] == "image" else "token_ids"]
+        self.guest = None
+        if "image_model" in self._facts:
+            import beside  # type: ignore[import-not-found]
+
+            with contextlib.suppress(beside.TowerGone):
+                self.guest = beside.Guest(self.here.parent.parent / self._facts["image_model"])
+                return
+        self._load()
+
+    def _load(self) -> None:
+        """The tower, in this process; beside the image tower the text tower's fork, where it is asked for."""
+        host = None
+        if "text_model" in self._facts:
+            import beside
+
+            host = beside.Host(self.here.parent)  # before all else: the light process looks for it
+        import torch
+
+        facts, device = self._facts, _device(self._facts["device"], self._arguments)
         if device.type == "cpu":
-            torch.set_num_threads(facts["threads"])
+            torch.set_num_threads(1)  # a process whose threads have begun may not fork
             torch.set_num_interop_threads(1)
-        here = Path(args["model_repository"]) / args["model_version"]
-        weights = here / facts["weights_path"]  # an absolute path stays as it is
+        weights = self.here / facts["weights_path"]  # an absolute path stays as it is
         digest = _sha256(weights)
         if digest != facts["weights_digest"]:
             raise pb_utils.TritonModelException(
                 f"{weights} has SHA-256 {digest}, but config.pbtxt was made for {facts['weights_digest']}: "
                 "build the repository again"
             )
-        sys.path.insert(0, str(here))
-        self.output = "embedding"
         if facts["tower"] == "joint":
             import blip  # type: ignore[import-not-found]
 
+            _set_threads(facts, device)
             self.inputs, self.output = ["pixels", "token_ids"], "reward"
             self.tower = blip.JointTower(blip.read_state(weights), facts, device)
             return
@@ -66,12 +91,29 @@ class TritonPythonModel:
             device=device,
             require_pretrained=True,
         ).eval()
-        self.inputs = ["pixels"] if facts["tower"] == "image" else ["token_ids"]
-        make = towers.ImageTower if facts["tower"] == "image" else towers.TextTower
-        self.tower = towers.on_device(make(model, facts, device), device, facts)
+
+        def made(kind: Any) -> Any:
+            _set_threads(facts, device)
+            return towers.on_device(kind(model, facts, device), device, facts)
+
+        if host is not None and device.type != "cpu":
+            host.close()  # a process that has begun with a GPU may not fork; the other loads its tower itself
+        elif host is not None:
+            gc.freeze()  # what both share is not written to by a collection
+            host.fork(lambda: _of_arrays(made(towers.TextTower)))
+        self.tower = made(towers.ImageTower if facts["tower"] == "image" else towers.TextTower)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run the merged requests as one batch; Triton bounds its size."""
+        if self.guest is not None:
+            try:
+                return self._passed_on(requests)
+            except (OSError, sys.modules["beside"].TowerGone):
+                self.guest = None
+                self._load()
+        import torch
+        from torch.utils import dlpack
+
         parts = [
             [dlpack.from_dlpack(pb_utils.get_input_tensor_by_name(request, name).to_dlpack()) for request in requests]
             for name in self.inputs
@@ -82,13 +124,59 @@ class TritonPythonModel:
             for rows in torch.split(answers, [len(part) for part in parts[0]])
         ]
 
+    def _passed_on(self, requests: list[Any]) -> list[Any]:
+        """The answers of the text tower that is in another process."""
+        assert self.guest is not None
+        parts = [
+            np.from_dlpack(_Capsule(pb_utils.get_input_tensor_by_name(request, self.inputs[0]).to_dlpack()))
+            for request in requests
+        ]
+        ids = np.zeros((sum(map(len, parts)), max(part.shape[1] for part in parts)), np.int32)
+        ends = np.cumsum([len(part) for part in parts])
+        for part, end in zip(parts, ends, strict=True):
+            ids[end - len(part) : end, : part.shape[1]] = part
+        answers = self.guest(ids)
+        return [
+            pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack(self.output, rows.copy().__dlpack__())])
+            for rows in np.split(answers, ends[:-1])
+        ]
+
     def finalize(self) -> None:
         """End at once: there is nothing to save, and the interpreter takes a second or two to put torch away."""
         os._exit(0)
 
 
+class _Capsule:
+    """A tensor of Triton's on the host, for NumPy."""
+
+    def __init__(self, capsule: Any) -> None:
+        self._capsule = capsule
+
+    def __dlpack__(self, **_: Any) -> Any:
+        return self._capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+
+def _of_arrays(tower: Any) -> Any:
+    """A tower that takes and gives arrays."""
+    import torch
+
+    return lambda ids: tower(torch.from_numpy(ids)).numpy()
+
+
+def _set_threads(facts: dict[str, Any], device: torch.device) -> None:
+    if device.type == "cpu":
+        import torch
+
+        torch.set_num_threads(facts["threads"])
+
+
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     """The requests' tensors as one; shorter texts get zeros behind their end."""
+    import torch
+
     if len(parts) == 1:
         return parts[0]
     if parts[0].ndim == 2:
@@ -98,6 +186,8 @@ def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _device(wanted: str, args: dict[str, str]) -> torch.device:
+    import torch
+
     if args["model_instance_kind"] == "GPU":
         return torch.device("cuda", int(args["model_instance_device_id"]))
     if wanted == "auto":

@@ -186,9 +186,12 @@ def add(card: ModelCard, tower: str, name: str, out: Path, settings: TritonSetti
     version = out / name / "1"
     version.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).parent
-    for file in ("model.py", "blip.py" if tower == "joint" else "towers.py"):
+    for file in ("model.py", "blip.py" if tower == "joint" else "towers.py", "beside.py"):
         shutil.copyfile(here / file, version / file)
     facts = _copy_weights(card, version) if copy else {}
+    if not copy and settings.from_one_import and tower in TOWERS:
+        other = {"image": "text", "text": "image"}[tower]
+        facts[f"{other}_model"] = name.replace(f"clip_{tower}", f"clip_{other}", 1)
     (out / name / "config.pbtxt").write_text(config_pbtxt(name, tower, card, settings, facts))
 
 

@@ -120,6 +120,11 @@ class TritonSettings(Section):
         return self.mode if self.mode == "worker" else f"triton-{self.mode}"
 
     @property
+    def from_one_import(self) -> bool:
+        """Whether both towers of a model come from one process's import of torch (triton/beside.py)."""
+        return self.mode == "embedded" and self.instances == 1 and not self.on_gpu
+
+    @property
     def most_in_flight(self) -> int:
         """Batches of a tower that Triton has at a time."""
         return self.batches_in_flight or self.instances + self.on_gpu

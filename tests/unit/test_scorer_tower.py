@@ -366,6 +366,87 @@ def test_a_tower_that_is_closed_lets_nobody_wait() -> None:
     run(test)
 
 
+def begun(to: Tower, name: object) -> tuple[Wait, TowerItem]:
+    """An image that is being decoded."""
+    wait, _ = to.ask([key(name)])
+    item = to.begin(wait, 0, key(name))
+    assert item is not None
+    return wait, item
+
+
+def test_what_is_ready_shares_a_batch_with_what_is_still_being_made() -> None:
+    async def test() -> None:
+        engine = Engine()
+        engine.go.set()
+        to = tower(engine, gather=1000.0)
+        (_, second), (gone, _), (_, broken) = begun(to, "b"), begun(to, "gone"), begun(to, "broken")
+        first = ask(to, "a")
+        await settled()
+        assert engine.batches == []
+        to.leave(gone)
+        to.fail(broken, InternalError("no picture"))
+        await settled()
+        assert engine.batches == []
+        to.ready(second, "b")
+        await first.done(1)
+        assert engine.batches == [["a", "b"]]
+
+    run(test)
+
+
+def test_a_full_batch_waits_for_nobody_and_others_not_for_long() -> None:
+    async def test() -> None:
+        engine = Engine()
+        engine.go.set()
+        to = tower(engine, gather=1000.0)
+        begun(to, "slow")
+        await ask(to, *"abcd").done(1)
+        assert engine.batches == [[*"abcd"]]
+        for bound in (0.0, 0.01):
+            to = tower(engine, gather=bound)
+            begun(to, "never")
+            await ask(to, bound).done(5)
+
+    run(test)
+
+
+def test_texts_wait_for_pictures_of_others_and_not_for_their_own() -> None:
+    async def test() -> None:
+        engine = Engine()
+        engine.go.set()
+        images = tower(engine)
+        to = tower(engine, gather=1000.0, beside=images, tokens=40)
+        begun(images, "own")
+        await ask(to, "a caller alone").done(1)
+        _, other = begun(images, "another's")
+        texts = [ask(to, "a"), ask(to, "b")]
+        await settled()
+        assert len(engine.batches) == 1
+        images.ready(other, "another's")
+        await asyncio.gather(*(wait.done(1) for wait in texts))
+        assert ["a", "b"] in engine.batches
+        begun(images, "a third")
+        await ask(to, "c", "d", lengths={"c": 20, "d": 20}).done(1)  # as many tokens as a batch has
+
+    run(test)
+
+
+def test_who_gathers_when_the_tower_is_closed_is_let_go() -> None:
+    async def test() -> None:
+        engine = Engine()
+        to = tower(engine, gather=0.2)
+        begun(to, "never")
+        wait = ask(to, "a")
+        await settled()
+        await to.close()
+        with pytest.raises(Unavailable):
+            await wait.done(1)
+        await asyncio.sleep(0.3)
+        assert engine.batches == []
+
+    run(test)
+
+
 def table(entries: int) -> EmbeddingTable:
     return EmbeddingTable(SIZE, entries * (SIZE * 4 + ENTRY_BYTES) + 5, "m", "image")
 

@@ -66,6 +66,16 @@ class Assembly:
         image_name, text_name = names
         cache, triton, backend = self.settings.cache, self.settings.triton, self.backend
         in_flight, max_waiting = triton.most_in_flight, triton.max_queue
+        image_tower = Tower(
+            EmbeddingTable(card.embedding_size, cache.image_bytes, name, "image"),
+            lambda pixels: backend.embed_images(image_name, pixels),
+            (name, "image"),
+            batch=triton.image_batch,
+            tokens=0,
+            in_flight=in_flight,
+            max_waiting=max_waiting,
+            gather=triton.gather_milliseconds / 1000,
+        )
         return ServedModel(
             card=card,
             told=told,
@@ -73,15 +83,7 @@ class Assembly:
             scale=Scale.of(card, None, "", head),
             preprocess=Preprocessor(card, self.settings.limits),
             tokenizer=tokenizer,
-            image=Tower(
-                EmbeddingTable(card.embedding_size, cache.image_bytes, name, "image"),
-                lambda pixels: backend.embed_images(image_name, pixels),
-                (name, "image"),
-                batch=triton.image_batch,
-                tokens=0,
-                in_flight=in_flight,
-                max_waiting=max_waiting,
-            ),
+            image=image_tower,
             text=Tower(
                 EmbeddingTable(card.embedding_size, cache.text_bytes, name, "text"),
                 lambda rows: backend.embed_texts(text_name, rows),
@@ -90,6 +92,8 @@ class Assembly:
                 tokens=triton.text_batch_tokens,
                 in_flight=in_flight,
                 max_waiting=max_waiting,
+                gather=triton.gather_milliseconds / 1000,
+                beside=image_tower,
             ),
             triton_names=names,
             fingerprint=mark,

@@ -5,8 +5,10 @@
 - An item is one image or text that is not known, under the SHA-256 of its bytes. Requests that want the same one wait
   for the same item; it is dropped only when the last of them has left, so a cancelled request takes nothing from others
   and leaves nothing behind, in the queue here or in Triton's.
-- Triton has only as many batches at a time as it can work on. What comes meanwhile waits here and shares the next one,
-  so nobody waits for a batch to fill. A batch is the oldest item and those nearest to it in length.
+- Triton has only as many batches at a time as it can work on. What comes meanwhile waits here and shares the next one.
+  A batch is the oldest item and those nearest to it in length.
+- A call to Triton costs as much as a small tower does. So a batch that is not full waits a few milliseconds, but only
+  while images of other requests are being decoded, whose embeddings and texts will share it.
 - A failed batch fails its items; an embedding that is not finite or not of length 1 fails its own item alone.
 """
 
@@ -139,6 +141,8 @@ class Tower:
         in_flight: batches that Triton has at a time.
         max_waiting: items that may wait.
         unit: whether its rows have length 1; else they are numbers that need only be finite.
+        gather: seconds that a batch which is not full waits for items that are on their way.
+        beside: the tower of images, for one of texts: while it waits for images of other requests, texts gather.
     """
 
     def __init__(
@@ -152,6 +156,8 @@ class Tower:
         in_flight: int,
         max_waiting: int,
         unit: bool = True,
+        gather: float = 0.0,
+        beside: Tower | None = None,
     ) -> None:
         self.table = table
         self._run = run
@@ -161,10 +167,17 @@ class Tower:
         self._in_flight = in_flight
         self._max_waiting = max_waiting
         self._unit = unit
+        self._gather = gather
+        self._beside = beside
+        self._followers: list[Tower] = []
+        if beside is not None:
+            beside._followers.append(self)
         self._items: dict[bytes, TowerItem] = {}
+        self._making: set[TowerItem] = set()
         self._queue: dict[bytes, TowerItem] = {}
         self._running: set[Batch] = set()
         self._pump_is_due = False
+        self._timer: asyncio.TimerHandle | None = None
         self._lookups = {what: metrics.CACHE.labels(*label, what) for what in ("hit", "miss", "coalesced")}
         self._waiting = metrics.QUEUE.labels(*label)
         self._sizes = metrics.BATCH.labels(label[1])
@@ -213,6 +226,7 @@ class Tower:
             self._lookups["coalesced"].inc()
             return None
         item = self._items[key] = TowerItem(key, note)
+        self._making.add(item)
         wait.expect(item, position)
         self._lookups["miss"].inc()
         return item
@@ -223,6 +237,7 @@ class Tower:
             return
         item.payload, item.length, item.ready_at = payload, length, time.monotonic()
         item.drop = None
+        self._made(item)
         self._queue[item.key] = item
         self._waiting.set(len(self._queue))
         self._pump_soon()
@@ -231,6 +246,7 @@ class Tower:
         """The item cannot be had."""
         if self._items.get(item.key) is item:
             del self._items[item.key]
+            self._made(item)
         for wait, _ in item.waits:
             wait.fail(error)
         item.waits.clear()
@@ -246,6 +262,7 @@ class Tower:
             if item.batch is None:
                 del self._items[item.key]
                 self._queue.pop(item.key, None)
+                self._made(item)
                 if item.drop is not None:
                     item.drop()
             else:
@@ -261,6 +278,8 @@ class Tower:
             error = Unavailable("this version of the model was unloaded; try again", reason="MODEL_GONE", retry_after=1)
             self.fail(item, error)
         self._queue.clear()
+        if self._timer is not None:
+            self._timer.cancel()
         tasks = [batch.task for batch in self._running if batch.task is not None]
         for task in tasks:
             task.cancel()
@@ -279,9 +298,36 @@ class Tower:
             self._pump_is_due = True
             asyncio.get_running_loop().call_soon(self._pump)
 
+    def _made(self, item: TowerItem) -> None:
+        """An item is no longer being made: who gathers looks again."""
+        if item in self._making:
+            self._making.remove(item)
+            for tower in (self, *self._followers):
+                if tower._queue:
+                    tower._pump_soon()
+
+    def _gathering(self) -> float:
+        """Seconds that the next batch should wait for further items."""
+        if not self._gather or len(self._queue) >= self._batch:
+            return 0.0
+        # Of the images that are being made, one may be the image of these texts: it alone is not worth a wait.
+        coming = len(self._making) if self._beside is None else len(self._beside._making) - 1
+        oldest = next(iter(self._queue.values()))
+        if coming <= 0 or (self._tokens and len(self._queue) * oldest.length >= self._tokens):
+            return 0.0
+        return oldest.ready_at + self._gather - time.monotonic()
+
+    def _on_time(self) -> None:
+        self._timer = None
+        self._pump()
+
     def _pump(self) -> None:
         self._pump_is_due = False
         while self._queue and len(self._running) < self._in_flight:
+            if (seconds := self._gathering()) > 0:
+                if self._timer is None:
+                    self._timer = asyncio.get_running_loop().call_later(seconds, self._on_time)
+                break
             batch = Batch(self._take())
             for item in batch.items:
                 del self._queue[item.key]

@@ -65,6 +65,13 @@ class TritonSettings(Section):
             "0: the number of instances on a CPU, one more on a GPU"
         ),
     )
+    gather_milliseconds: float = Field(
+        40,
+        ge=0,
+        le=1000,
+        description="How long a batch that is not full waits for images of other requests that are being decoded, so"
+        " that Triton is called less often; 0: not at all. A caller alone never waits",
+    )
     queue_delay_microseconds: int = Field(
         0,
         ge=0,

@@ -154,6 +154,7 @@ def interleave(
             cpu, wall = cpu_seconds(roots), time.perf_counter()
             work()
             sample = Sample(time.perf_counter() - wall, cpu_seconds(roots) - cpu)
+            print(f"{name}, turn {turn}: {sample.cpu:.1f} CPU-s, {sample.wall:.1f} s", file=sys.stderr, flush=True)
             if turn >= 0:
                 samples[name].append(sample)
     return samples

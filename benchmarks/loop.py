@@ -133,7 +133,9 @@ def main() -> None:
         for each in [options.only] if options.only else SHAPES:
             scratch = Path(name) / each
             scratch.mkdir()
-            rows += measure(_shape(each, scratch, options.prompts, quick=options.quick), each, rounds, scratch)
+            warm_up = not (options.quick and each == "576")  # there a turn takes minutes, and a first one seconds more
+            shape = _shape(each, scratch, options.prompts, quick=options.quick)
+            rows += measure(shape, each, rounds, scratch, warm_up=warm_up)
     write("-".join(["loop", *([options.only] if options.only else []), *(["quick"] if options.quick else [])]), rows)
 
 
@@ -165,7 +167,7 @@ def _clip_of_words(directory: Path) -> Path:
     return directory
 
 
-def measure(shape: Shape, name: str, rounds: int, scratch: Path) -> list[Row]:
+def measure(shape: Shape, name: str, rounds: int, scratch: Path, *, warm_up: bool = True) -> list[Row]:
     """All rows of one shape."""
     import torch
     from sightline_cli.processes import Processes
@@ -174,7 +176,7 @@ def measure(shape: Shape, name: str, rounds: int, scratch: Path) -> list[Row]:
 
     torch.set_num_threads(1)
     export(scratch / "test", split="test", count=8, seed=100)
-    turns = range(rounds + 1)  # the first one warms up
+    turns = range(rounds + warm_up)
     small = name == "playground"
     with Processes(scratch / "services") as processes:
         processes.start("sampler", [f"engine.model={shape.model}", "engine.threads=1"])
@@ -220,7 +222,8 @@ def measure(shape: Shape, name: str, rounds: int, scratch: Path) -> list[Row]:
                 "their best": trained(iter([peers.online(each, best=True) for each in rows])),
                 "GRPO": trained(iter([peers.grpo(each) for each in rows])),
             }
-        samples = interleave(arms, rounds=rounds, pids=lambda: [os.getpid()])  # the services are children
+        # The services are children.
+        samples = interleave(arms, rounds=rounds, warmup=int(warm_up), pids=lambda: [os.getpid()])
     equal = {
         "prompts": shape.prompts,
         "pairs": ours.pairs["2"][-1],

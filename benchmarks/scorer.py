@@ -77,7 +77,8 @@ def main() -> None:
         if "memory" in parts:
             rows += memory(given.requests or plan.memory_requests, work)
     whole = not given.quick and not given.model and len(parts) == len(PARTS)
-    write("scorer" if whole else f"scorer-{'-'.join(parts)}{'-quick' if given.quick else ''}", rows)
+    few = "-".join([*parts, *map(_key, given.model or ()), *(["quick"] if given.quick else [])])
+    write("scorer" if whole else f"scorer-{few}", rows)
 
 
 def towers(model: str, plan: Plan, parts: list[str], work: Path) -> list[Row]:

@@ -200,7 +200,7 @@ class EmbeddedTriton:
         assert self._process is not None
         ended = asyncio.ensure_future(self._process.wait())
         try:
-            while not await server_ready(address):
+            while not (_listens(address) and await server_ready(address)):
                 if ended.done():
                     raise TritonFailed(f"{self._name} ended while it was starting{self._cause()}:\n{self._log_tail()}")
                 if time.monotonic() - began > self._settings.start_timeout_seconds:
@@ -249,6 +249,13 @@ def _kill_group(leader: int) -> None:
     """End what a guard leaves behind that was itself killed: the stubs of a tritonserver that nobody reaps stay."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
+
+
+def _listens(address: str) -> bool:
+    """Whether somebody has the port, which is opened when the models are loaded. A channel costs much more to try."""
+    host, _, port = address.rpartition(":")
+    with socket.socket() as probe:
+        return probe.connect_ex((host, int(port))) == 0
 
 
 def _free_port() -> int:

@@ -39,12 +39,15 @@ def start_and_memory(model: str, requests: int, work: Path) -> list[Row]:
 
 @contextmanager
 def _cache(directory: Path) -> Iterator[None]:
-    """An empty cache of cards."""
-    before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(directory)
+    """An empty cache of cards, and one of bytecode: modules are compiled, as pip's installations are."""
+    wanted = {"XDG_CACHE_HOME": str(directory), "PYTHONPYCACHEPREFIX": str(directory / "bytecode")}
+    before = {name: os.environ.get(name) for name in (*wanted, "PYTHONDONTWRITEBYTECODE")}
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        del os.environ["XDG_CACHE_HOME"]
-        if before is not None:
-            os.environ["XDG_CACHE_HOME"] = before
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value

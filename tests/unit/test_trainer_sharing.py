@@ -175,6 +175,7 @@ def test_features_are_kept_within_the_bound_and_pixels_are_made_again_beyond_it(
     ("change", "reason"),
     [
         (lambda model: model.set_attn_implementation("eager"), "eager"),
+        (lambda model: model.set_attn_implementation("eager"), "set dpo.attn_implementation to sdpa"),
         (
             lambda model: setattr(model.config.text_config, "layer_types", ["sliding_attention"] * 2),
             "sliding_attention",
@@ -186,7 +187,7 @@ def test_features_are_kept_within_the_bound_and_pixels_are_made_again_beyond_it(
             "flash_attention_2",
         ),
     ],
-    ids=["eager", "sliding", "family", "recurrent", "flash"],
+    ids=["eager", "key", "sliding", "family", "recurrent", "flash"],
 )
 def test_what_can_not_share_goes_trls_way_and_one_line_says_why(
     change: Callable[[Any], Any],

@@ -14,8 +14,8 @@ import torch
 from accelerate.utils import gather_object
 from sightline.errors import PreconditionFailed
 from torch import Tensor
-from trl.models.utils import disable_gradient_checkpointing
 
+from sightline_trainer.dpo import activations
 from sightline_trainer.dpo.collator import PairCollator, Reference
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.method import References
@@ -154,7 +154,7 @@ def _summed(trainer: FastDPOTrainer, asked: Any, batch: dict[str, Any]) -> tuple
     recorder, first, _ = trainer.recorded(asked, trainer._prepare_inputs(batch))
     with (
         torch.no_grad(),
-        disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
+        activations.kept(trainer.model, trainer.args.activation_checkpointing_kwargs),
         trainer.accelerator.autocast(),
     ):
         recorder()

@@ -27,6 +27,7 @@ from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.fused_lora import fuse
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.projector import in_float32, projector
+from sightline_trainer.dpo.quiet import quiet
 from sightline_trainer.dpo.sharded import make_ready
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.token_kl import TokenKl
@@ -80,6 +81,7 @@ def make_trainer(
         PreconditionFailed: the previous adapter's tensors do not fit the model, or the losses make no sense.
     """
     torch.set_num_threads(recipe.threads)
+    quiet()
     settings = recipe.dpo
     columns = _columns(recipe, pairs)
     check_losses(
@@ -258,6 +260,7 @@ def trained_frame(recipe: Recipe, frame: Any) -> Any:
     if recipe.dpo.train == "full":
         freeze(frame, vision=recipe.dpo.train_vision)
         return frame
+    quiet()
     return get_peft_model(frame, _lora(recipe, frame), low_cpu_mem_usage=True)
 
 

@@ -54,7 +54,7 @@ def obstacle(model: Any) -> str | None:
     if text._attn_implementation not in ("sdpa", "sightline_shared_prefix"):
         return (
             f"its attention is {text._attn_implementation!r}, which can't keep the branches of a prefix apart; "
-            'load the model with attn_implementation="sdpa"'
+            "set dpo.attn_implementation to sdpa"
         )
     if isinstance(model, PeftModel):
         prompting = [name for name, setting in model.peft_config.items() if setting.is_prompt_learning]

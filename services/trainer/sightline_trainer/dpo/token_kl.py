@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from trl.models.utils import disable_gradient_checkpointing
 from trl.trainer.utils import use_adapter
 
+from sightline_trainer.dpo import activations
 from sightline_trainer.dpo.support import base_of
 
 _TOKENS = 256
@@ -109,7 +109,7 @@ class TokenKl:
         states = self.policy.scored(mask)
         with (
             torch.no_grad(),
-            disable_gradient_checkpointing(trainer.model, trainer.args.gradient_checkpointing_kwargs),
+            activations.kept(trainer.model, trainer.args.activation_checkpointing_kwargs),
             nullcontext() if trainer.ref_model is not None else use_adapter(_unwrapped(trainer), adapter_name=None),
         ):
             (trainer.ref_model or trainer.model)(**inputs)

@@ -33,6 +33,7 @@ from sightline_sampler.engines.tensorfiles import check_scale
 
 _ADAPTER = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
+_PEFT = r"peft\.tuners\.tuners_utils$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Weights:
         self._current = "?"  # injecting switches adapters; the next `use` sets them again
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a second adapter is not a mistake here
+                warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning, _PEFT)
                 peft_functional.inject_adapter_in_model(adapter.config, net, adapter_name=name)
         except Exception as error:  # PEFT: no module of that name, a kind of layer that it cannot wrap, ...
             self._remove(name)
@@ -248,7 +249,7 @@ class Weights:
         net = self._base.model
         self._current = "?"
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that another adapter is switched on: the next `use` decides
+            warnings.filterwarnings("ignore", "Adapter .* was active which is now deleted", UserWarning, _PEFT)
             peft_functional.delete_adapter(net, name, prefix="lora_", layer_cls=LoraLayer)
         getattr(net, "peft_config", {}).pop(name, None)
         self._layers = [m for m in net.modules() if isinstance(m, LoraLayer)]

@@ -26,15 +26,15 @@ def short(directory: Path, **options: str) -> PreconditionFailed:
 @pytest.mark.parametrize("name", REFUSED)
 def test_families_that_cannot_run_say_why(name: str, tmp_path: Path) -> None:
     directory = families.make(tmp_path / "model", name)
-    options = {}
+    options: list[dict[str, str]] = [{}]  # what cannot run is not asked for a template first
     if template := families.OTHERS[name].template:
-        assert short(directory).reason == "NO_CHAT_TEMPLATE"
         (tmp_path / "template.jinja").write_text(template)
-        options["chat_template"] = str(tmp_path / "template.jinja")
-    error = short(directory, **options)
-    reason, why = REFUSED[name]
-    assert error.reason == reason
-    assert why in str(error)
+        options.append({"chat_template": str(tmp_path / "template.jinja")})
+    for each in options:
+        error = short(directory, **each)
+        reason, why = REFUSED[name]
+        assert error.reason == reason
+        assert why in str(error)
 
 
 def test_paligemma_without_a_template_says_what_to_set(tmp_path: Path) -> None:
@@ -62,6 +62,14 @@ def test_a_checkpoint_without_its_processor_says_so(tmp_path: Path) -> None:
         file.unlink()
     error = short(tmp_path)
     assert error.reason == "PROCESSOR_UNUSABLE"
+
+
+def test_a_template_that_cannot_be_rendered_is_named(tmp_path: Path) -> None:
+    families.make(tmp_path / "model", "llava")
+    (tmp_path / "template.jinja").write_text("{% for m in messages %}{{ m.content }}")
+    error = short(tmp_path / "model", chat_template=str(tmp_path / "template.jinja"))
+    assert error.reason == "PROCESSOR_UNUSABLE"
+    assert "the chat template of LlavaProcessor cannot be rendered" in str(error)
 
 
 def test_a_template_that_shows_no_image_is_refused(tmp_path: Path) -> None:

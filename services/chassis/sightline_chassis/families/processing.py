@@ -69,7 +69,8 @@ class Processing:
             shown: a rendered prompt with one image; None renders one by the chat template.
 
         Raises:
-            ProcessorUnusable: it has no chat template that shows an image, or refuses its own prompt.
+            ProcessorUnusable: it has no chat template that can be rendered and shows an image, or refuses its own
+                prompt.
         """
         self.processor = processor
         self._accepted = frozenset(accepted) - {"labels"}
@@ -78,9 +79,7 @@ class Processing:
         self.image_names: tuple[str, ...] = ()
         self.joined_in: dict[str, int | None] = {}
         self._suffix: dict[str, Tensor] = {}
-        rendered = shown or self.render(
-            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}]
-        )
+        rendered = shown or self._own_prompt()
         first, second = _noise(64, 48, 40), _noise(48, 96, 90)
         single = self._first_call(rendered, first)
         longer = self.call([rendered + _WORD], [[first]])
@@ -93,6 +92,13 @@ class Processing:
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """A conversation after the chat template, ready for the answer."""
         return str(self.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
+
+    def _own_prompt(self) -> str:
+        try:
+            return self.render([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "a"}]}])
+        except Exception as error:  # a template is a program: it raises what it likes
+            name = type(self.processor).__name__
+            raise ProcessorUnusable(f"the chat template of {name} cannot be rendered: {first_line(error)}") from error
 
     def prompt(self, rendered: str, images: Sequence[Image.Image]) -> PromptInputs:
         """The processor's own call for one rendered prompt and its images (RGB), sorted.

@@ -45,26 +45,19 @@ class Family:
         """
         base = base_of(model)
         self.processor = processor
-        self.backbone: Any = base.base_model
         self.name = str(base.config.model_type)
+        self.backbone: Any = without_head(base)
         accepted = parameters(type(base).forward) | parameters(type(self.backbone).forward)
         try:
             self.processing = Processing(processor, accepted, shown=shown)
         except ProcessorUnusable as error:
-            raise self._unsupported(str(error)) from error
-        if self.backbone is base:
-            raise self._unsupported("what they make before their head can't be had from them")
+            raise _unsupported(self.name, str(error)) from error
         if not self.processing.joins:
             alone = [name for name, dimension in self.processing.joined_in.items() if dimension is None]
-            raise self._unsupported(f"several prompts' {', '.join(alone)} can't stand in one batch")
+            raise _unsupported(self.name, f"several prompts' {', '.join(alone)} can't stand in one batch")
         self.image_token: int | None = getattr(base.config, "image_token_id", None)
         self._places = getattr(self.backbone, "get_rope_index", None)
         self._blocks = getattr(sys.modules[type(self.backbone).__module__], "get_block_sequence_ids_for_mask", None)
-
-    def _unsupported(self, why: str) -> PreconditionFailed:
-        return PreconditionFailed(
-            f"models of the family {self.name!r} can't be trained: {why}", reason="FAMILY_UNSUPPORTED"
-        )
 
     def process(self, text: str, images: Sequence[Any], names: Sequence[str]) -> PromptTokens:
         """A prompt by one call of the processor, as a user of the model would ask for it.
@@ -101,6 +94,22 @@ class Family:
         ids = torch.cat([prompt.ids, prompt.ids.new_zeros(1)])[None]
         places = self._places(ids, **{name: value for name, value in given.items() if name in named})[0][:, 0]
         return places[:, :count], int(places[:, count].max())
+
+
+def without_head(base: Any) -> Any:
+    """A transformers model without its LM head.
+
+    Raises:
+        PreconditionFailed: FAMILY_UNSUPPORTED, it can't be taken off.
+    """
+    backbone = base.base_model
+    if backbone is base:
+        raise _unsupported(str(base.config.model_type), "what they make before their head can't be had from them")
+    return backbone
+
+
+def _unsupported(name: str, why: str) -> PreconditionFailed:
+    return PreconditionFailed(f"models of the family {name!r} can't be trained: {why}", reason="FAMILY_UNSUPPORTED")
 
 
 def parameters(function: Any) -> set[str]:

@@ -9,7 +9,7 @@ from sightline_trainer.pools import Pool
 from sightline_trainer.preflight import data, disk, memory
 from sightline_trainer.preflight.finding import Finding, refuse
 from sightline_trainer.preflight.known_models import KnownModels
-from sightline_trainer.preflight.model import checkpoint, sizes
+from sightline_trainer.preflight.model import checkpoint, headless, sizes
 from sightline_trainer.preflight.programs import programs
 from sightline_trainer.preflight.services import parts, services
 from sightline_trainer.preflight.sizes import Sizes
@@ -32,7 +32,8 @@ def without_services(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     """Programs and model, with the model's sizes where it can be made."""
     found, model = list(programs(recipe)), list(checkpoint(recipe.processor))
     if model:
-        return None, found + model
+        of_template = {finding.code for finding in model} <= {"NO_CHAT_TEMPLATE", "CHAT_TEMPLATE_UNUSABLE"}
+        return None, found + (list(headless(recipe)) if of_template else []) + model
     known, layers = sizes(recipe)
     return known, found + layers
 

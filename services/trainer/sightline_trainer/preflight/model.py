@@ -5,7 +5,6 @@ Everything is read from its config and processor: no weight is loaded, and no co
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,6 +21,7 @@ from sightline_trainer.recipe import Recipe
 _REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, AssertionError)
 _ASKED = "What is in it?"
 _IMAGE = "an image-text-to-text model of transformers"
+_TRAINS = 'take a model of a family that trains (services/trainer/README.md, "Families")'
 
 
 def checkpoint(made: ModelProcessor) -> Iterator[Finding]:
@@ -67,20 +67,27 @@ def checkpoint(made: ModelProcessor) -> Iterator[Finding]:
         yield Finding("CHAT_TEMPLATE_UNUSABLE", why, "compare it with the model's own")
 
 
+def headless(recipe: Recipe) -> Iterator[Finding]:
+    """FAMILY_UNSUPPORTED, where no chat template would help: the model's head can't be taken off."""
+    from sightline_trainer.dpo.family import without_head
+
+    try:
+        without_head(_frame(recipe.base_model)[1])
+    except SightlineError as error:
+        yield found_by(error, fix=_TRAINS)
+    except _REFUSALS:  # `sizes` tells of it, once there is a template
+        return
+
+
 def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     """What an update trains, on the model's bare frame: MODEL_UNUSABLE, FAMILY_UNSUPPORTED, LORA_FINDS_NOTHING."""
-    import torch
-    from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText
-
     from sightline_trainer.dpo.decoder import linear_layers
     from sightline_trainer.dpo.family import Family
     from sightline_trainer.dpo.setup import trained_frame
 
     model = recipe.base_model
     try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        with torch.device("meta"):  # of this thread alone, unlike accelerate's way
-            frame = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        config, frame = _frame(model)
     except _REFUSALS as error:
         return None, [
             Finding(
@@ -92,12 +99,9 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
     try:
         Family(frame, recipe.processor.load())
     except SightlineError as error:
-        fix = 'take a model of a family that trains (services/trainer/README.md, "Families")'
-        return None, [found_by(error, fix=fix)]
+        return None, [found_by(error, fix=_TRAINS)]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # of PEFT's calls into transformers
-            trained = trained_frame(recipe, frame)
+        trained = trained_frame(recipe, frame)
     except SightlineError as error:
         if error.reason != "LORA_FINDS_NOTHING":
             return None, [found_by(error)]
@@ -110,6 +114,16 @@ def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
             )
         ]
     return Sizes.of(trained, config), []
+
+
+def _frame(model: str) -> tuple[Any, Any]:
+    """A model's config, and the model without weights."""
+    import torch
+    from sightline_chassis.families.auto import AutoConfig, AutoModelForImageTextToText
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    with torch.device("meta"):  # of this thread alone, unlike accelerate's way
+        return config, AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
 
 
 def _template_fault(made: ModelProcessor) -> str | None:

@@ -257,6 +257,7 @@ def _load(
     quantization: Quantization | None,
 ) -> BaseModel:
     processor = load_processor(directory)
+    accepted = _inputs(directory)
     if chat_template is not None:
         processor.chat_template = chat_template.read_text(encoding="utf-8")
     if not getattr(processor, "chat_template", None):
@@ -267,8 +268,6 @@ def _load(
     net = load_weights(directory, place, dtype, strict=False, quantization=quantization)
     attention.register(place)
     net.set_attn_implementation(attention.NAME)
-    accepted = inspect.signature(net.forward).parameters
-    _refuse_needs(net, accepted)
     try:
         bound_pixels(processor, *pixels)
         processing = Processing(processor, accepted)
@@ -299,14 +298,25 @@ def _load(
     )
 
 
-def _refuse_needs(model: Any, accepted: Mapping[str, inspect.Parameter]) -> None:
-    """A response is decoded token by token, with nothing but ids, positions and what was kept of the prompt."""
+def _inputs(directory: Path) -> Mapping[str, inspect.Parameter]:
+    """What the model's forward takes.
+
+    Raises:
+        PreconditionFailed: ARCHITECTURE_UNSUPPORTED, it needs more with every token than its id: a response is decoded
+            token by token, with nothing but ids, positions and what was kept of the prompt.
+    """
+    config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
+    found = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[type(config)]
+    kinds = found if isinstance(found, tuple) else (found,)
+    kind = next((each for each in kinds if each.__name__ in (config.architectures or ())), kinds[0])
+    accepted = inspect.signature(kind.forward).parameters
     needed = [name for name, one in accepted.items() if one.default is one.empty and one.kind is not one.VAR_KEYWORD]
-    if needed := [name for name in needed if name != "input_ids"]:
+    if needed := [name for name in needed if name not in ("self", "input_ids")]:
         raise PreconditionFailed(
-            f"{type(model).__name__} cannot run in this engine: it wants {' and '.join(needed)} with every token",
+            f"{kind.__name__} cannot run in this engine: it wants {' and '.join(needed)} with every token",
             reason="ARCHITECTURE_UNSUPPORTED",
         )
+    return accepted
 
 
 def _ids(*values: Any) -> set[int]:

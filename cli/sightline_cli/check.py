@@ -13,6 +13,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import typer
@@ -26,7 +27,7 @@ from sightline_trainer.preflight.finding import Finding, found_by
 from sightline_trainer.recipe import Recipe, load_recipe
 
 from sightline_cli.local_services import local_services
-from sightline_cli.processes import Processes, StartError
+from sightline_cli.processes import Processes, StartError, StartRefused
 from sightline_cli.run import connected_to, recipe_file, taking_turns, with_data, with_values
 
 SCENES = 512
@@ -91,17 +92,15 @@ def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connec
     made.alone(here=tuple(settings))
     if settings and not made.ok:
         return  # what would have to be started here could not be used
-    processes = stack.enter_context(Processes(scratch / "services"))
+    processes = stack.enter_context(Processes(scratch / "services", passing=True))
     made.tell(f"{' and '.join(settings)}, started for this check" if settings else "the services")
     try:
         for name, flags in settings.items():
             processes.start(name, flags)
         addresses = {name: processes.wait(name).grpc for name in settings}
-    except StartError as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        made.findings.append(
-            Finding("SERVICE_NOT_STARTED", f"{lines[0].rstrip(':')}: {lines[-1]}", "fix what its log reports")
-        )
+    except (StartError, StartRefused) as error:
+        told = found_by(error)
+        made.findings.append(replace(told, code="SERVICE_NOT_STARTED", message=" ".join(told.message.split())))
         return
     made.served(
         with_values(
@@ -114,7 +113,7 @@ def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connec
 def _refused(finding: Finding, as_json: bool) -> bool:
     """Tell of a recipe that can't be read, which leaves nothing else to look at."""
     if as_json:
-        tree = {"ok": False, "findings": [vars(finding)], "recipe": None, "memory": None, "seconds": None}
+        tree = {"ok": False, "findings": [finding.tree()], "recipe": None, "memory": None, "seconds": None}
         print(json.dumps(tree, ensure_ascii=False))
     else:
         typer.echo(f"{finding.severity:9} {finding.code}: {finding}")

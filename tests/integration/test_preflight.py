@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import yaml
 from running import WEIGHTS, Services, small_recipe
@@ -56,7 +57,10 @@ def look(tree: Tree, tmp_path: Path, *flags: str) -> tuple[int, Tree]:
     file.write_text(yaml.safe_dump(tree))
     arguments = ["run", str(file), "--check", "--json", "--run", str(tmp_path / "run"), *flags]
     result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    return result.exit_code, json.loads(result.stdout)
+    told = json.loads(result.stdout)
+    assert list(told) == ["ok", "findings", "recipe", "memory", "seconds"]
+    assert all(list(finding) == ["code", "message", "fix"] for finding in told["findings"])
+    return result.exit_code, told
 
 
 def _other_expression(tree: Tree, tmp_path: Path) -> None:
@@ -134,7 +138,7 @@ def test_a_broken_set_up_is_told_in_its_sentence(
     exit_code, told = look(tree, tmp_path)
     assert (exit_code, told["ok"]) == (2, False)
     finding = told["findings"][0]
-    assert (finding["code"], finding["severity"]) == (code, "error")
+    assert finding["code"] == code
     assert message in finding["message"]
     assert finding["fix"].startswith(fix) or fix in finding["fix"]
     assert "\n" not in finding["message"]
@@ -151,6 +155,19 @@ def test_a_scorer_with_another_picture_rule_is_told_in_its_sentence(
     assert (exit_code, [finding["code"] for finding in told["findings"]]) == (2, ["PICTURE_RULE_DIFFERS"])
     assert told["findings"][0]["message"].startswith(f"the scorer at {address} reads pictures by rule 7, and this")
     assert told["findings"][0]["fix"] == "run the same release of Sightline on both"
+
+
+@pytest.mark.slow
+def test_a_service_that_does_not_start_is_told_in_its_sentence(
+    services: Services, playground: Path, tmp_path: Path
+) -> None:
+    tree = small_recipe(services, playground, model=str(families.make(tmp_path / "mllama", "mllama")))
+    del tree["sampling"]["address"]
+    exit_code, told = look(tree, tmp_path)
+    assert (exit_code, [finding["code"] for finding in told["findings"]]) == (2, ["SERVICE_NOT_STARTED"])
+    said = told["findings"][0]["message"]
+    assert "this engine cannot decode this model: its layer 1 keeps 68 keys" in said
+    assert "log" not in said  # it is gone with the check's scratch directory
 
 
 def test_several_faults_are_told_together(services: Services, playground: Path, tmp_path: Path) -> None:
@@ -171,11 +188,11 @@ def test_a_good_recipe_is_tried_and_leaves_nothing_behind(
     exit_code, told = look(small_recipe(services, playground), tmp_path)
     assert (exit_code, told["ok"], told["findings"]) == (0, True, [])
     assert told["recipe"]["name"] == "small"
-    assert told["model"]["family"] == "llava"
-    assert told["model"]["modules"] == 28
+    assert told["memory"]["model"]["family"] == "llava"
+    assert told["memory"]["model"]["modules"] == 28
     assert told["memory"]["processes"]["trainer"]["total"] > told["memory"]["processes"]["trainer"]["weights"] > 5e6
-    assert told["trial"]["sampled_sides"] == 2
-    assert told["trial"]["sampled_gap_max"] < 1e-4
+    assert told["seconds"]["trial"]["sampled_sides"] == 2
+    assert told["seconds"]["trial"]["sampled_gap_max"] < 1e-4
     assert 0 < told["seconds"]["iteration"] < told["seconds"]["run"]
     assert "one step" in told["seconds"]["rests_on"]
     assert list((tmp_path / "scratch").iterdir()) == []

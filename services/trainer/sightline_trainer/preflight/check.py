@@ -124,15 +124,20 @@ class Check:
         self.duration = known or by_trial(recipe, self.trial, prompts=self._count, held_out=self._held_out)
 
     def tree(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON. The errors come first: where `ok` is true, all findings are warnings."""
+        reckoned: dict[str, Any] | None = None
+        if self.sizes is not None and self.memory is not None:
+            reckoned = {"model": dict(vars(self.sizes)), **self.memory.tree()}
         return {
             "ok": self.ok,
-            "findings": [dict(vars(finding)) for finding in self.findings],
+            "findings": [finding.tree() for finding in self._told()],
             "recipe": self.recipe.model_dump(mode="json"),
-            "model": None if self.sizes is None else dict(vars(self.sizes)),
-            "memory": None if self.memory is None else self.memory.tree(),
-            "seconds": {"check": round(time.monotonic() - self.began, 3), **self.duration.tree()},
-            "trial": self.trial.metrics,
+            "memory": reckoned,
+            "seconds": {
+                "check": round(time.monotonic() - self.began, 3),
+                **self.duration.tree(),
+                "trial": self.trial.metrics,
+            },
         }
 
     def lines(self) -> list[str]:
@@ -148,8 +153,11 @@ class Check:
         elif elsewhere(self.recipe):
             told.append("trial     the update runs elsewhere: it is the run's first stage")
         told.append(f"time      {self.duration}")
-        told += [f"{finding.severity:9} {finding.code}: {finding}" for finding in self.findings]
+        told += [f"{finding.severity:9} {finding.code}: {finding}" for finding in self._told()]
         return [*told, "the run can begin" if self.ok else "the run cannot begin like this"]
+
+    def _told(self) -> list[Finding]:
+        return sorted(self.findings, key=lambda finding: finding.severity != "error")
 
     def _data(self) -> data.Sample | None:
         recipe, seen = self.recipe, None

@@ -32,6 +32,10 @@ class Finding:
     def __str__(self) -> str:
         return f"{self.message}; {self.fix}"
 
+    def tree(self) -> dict[str, str]:
+        """For JSON."""
+        return {"code": self.code, "message": self.message, "fix": self.fix}
+
 
 def found_by(error: Exception, code: str = "UNEXPECTED", fix: str = "") -> Finding:
     """What an error says. Where the error's text ends with what to do, behind a semicolon, that is its fix.

@@ -1,7 +1,9 @@
 """The update in each family: rows as a plain forward has them, the shared prefix, what is trained, what is saved."""
 
+import json
 import logging
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.sharing import share
 from sightline_trainer.dpo.support import FAMILIES
 from sightline_trainer.dpo.update import Update, update
-from sightline_trainer.preflight.model import sizes
+from sightline_trainer.preflight.begin import without_services
 from test_trainer_sharing import assert_equal, prepared
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl.trainer.dpo_trainer import DataCollatorForVisionPreference
@@ -199,11 +201,11 @@ def test_others_are_refused_in_a_sentence(
         run(model, pairs, tmp_path)
     assert caught.value.reason == "FAMILY_UNSUPPORTED"
     assert not (tmp_path / "policy").exists()
-    if template := families.OTHERS[name].template:
-        (model / "chat_template.jinja").write_text(template)
-    known, (finding,) = sizes(dpo_recipe(model))  # before anything is sampled
-    assert (known, finding.code) == (None, "FAMILY_UNSUPPORTED")
-    assert re.search(REFUSED[name], finding.message)
+    template = families.OTHERS[name].template
+    for recipe in (dpo_recipe(model), dpo_recipe(model).model_copy(update={"chat_template": template})):
+        known, found = without_services(recipe)  # before anything is sampled, and before a template is asked for
+        assert (known, found[0].code) == (None, "FAMILY_UNSUPPORTED")
+        assert re.search(REFUSED[name], found[0].message)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -325,3 +327,35 @@ def test_another_attention_goes_by_plain_rows_and_one_that_is_not_there_is_refus
     with pytest.raises(PreconditionFailed, match="flash_attention_2 is not available") as caught:
         run(model, pairs, tmp_path, attn_implementation="flash_attention_2")
     assert caught.value.reason == "ATTENTION_UNAVAILABLE"
+
+
+def test_a_full_policy_has_the_generation_config_of_its_base(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Vicuna's temperature without sampling, two end tokens, and a tokenizer that names others than the model does."""
+    model = families.make(tmp_path / "model", LLAVA)
+    file = model / "generation_config.json"
+    config = {"temperature": 0.9, "top_p": 0.6, "eos_token_id": [5, 7], "max_length": 4096}
+    file.write_text(json.dumps(config))
+    whole = json.loads((model / "config.json").read_text())
+    whole["text_config"]["eos_token_id"] = 5
+    (model / "config.json").write_text(json.dumps(whole))
+    with caplog.at_level(logging.WARNING):
+        run(model, family_pairs(model, LLAVA), tmp_path, train="full")
+    assert [record.getMessage() for record in caplog.records if "PAD/BOS/EOS" in record.getMessage()] == []
+    saved = json.loads((tmp_path / "policy/generation_config.json").read_text())
+    assert {name: saved.get(name) for name in config} == config
+    after = json.loads((tmp_path / "policy/config.json").read_text())
+    text = after["text_config"]
+    assert after.get("use_cache") == whole.get("use_cache")
+    names = ("eos_token_id", "bos_token_id", "pad_token_id")
+    assert {name: text.get(name) for name in names} == {name: whole["text_config"].get(name) for name in names}
+
+
+def test_old_names_that_the_libraries_call_do_not_reach_the_console(
+    family: Callable[[str], tuple[Path, Dataset]], tmp_path: Path
+) -> None:
+    model, pairs = family(LLAVA)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run(model, pairs, tmp_path, gradient_checkpointing=True)
+        warnings.warn("`another` is deprecated", FutureWarning, stacklevel=1)
+    assert [str(each.message) for each in told if each.category is FutureWarning] == ["`another` is deprecated"]

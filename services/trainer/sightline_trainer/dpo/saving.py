@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 from sightline_chassis.families.auto import AutoConfig
+from transformers import GenerationConfig
 
 from sightline_trainer.dpo.sharded import gathered
 from sightline_trainer.dpo.support import base_of
@@ -22,10 +24,7 @@ def save_policy(trainer: FastDPOTrainer, directory: Path) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model)
     whole = model is base_of(model)
     if whole:
-        # TRL turns the cache off to train; the saved checkpoint has it as before.
-        came_with = AutoConfig.from_pretrained(model.config._name_or_path)
-        if hasattr(came_with, "use_cache"):
-            model.config.use_cache = came_with.use_cache
+        _as_it_came(model)
     held = gathered(trainer) if trainer.is_fsdp_enabled else None
     if trainer.accelerator.is_main_process:
         model.save_pretrained(directory, state_dict=held)
@@ -39,6 +38,26 @@ def save_policy(trainer: FastDPOTrainer, directory: Path) -> None:
             (directory / name).unlink(missing_ok=True)
         for file in directory.iterdir():
             file.chmod(0o644)  # the sampler may run as another user
+
+
+def _as_it_came(model: Any) -> None:
+    """Undo what trainers change of the configs: TRL turns the cache off, transformers puts the tokenizer's special
+    tokens there, and would not save the changed generation config of many a checkpoint (a temperature without
+    sampling)."""
+    source = model.config._name_or_path
+    before = AutoConfig.from_pretrained(source)
+    if hasattr(before, "use_cache"):
+        model.config.use_cache = before.use_cache
+    else:
+        vars(model.config).pop("use_cache", None)
+    ours, theirs = model.config.get_text_config(), before.get_text_config()
+    for name in ("eos_token_id", "bos_token_id", "pad_token_id"):
+        if hasattr(theirs, name):
+            setattr(ours, name, getattr(theirs, name))
+    try:
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    except OSError:  # it has none: its config says the rest
+        model.generation_config = GenerationConfig.from_model_config(model.config)
 
 
 def save_optimizer(trainer: FastDPOTrainer, directory: Path) -> None:

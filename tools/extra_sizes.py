@@ -13,6 +13,7 @@ import argparse
 import importlib.metadata as metadata
 import platform
 import sys
+import textwrap
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,7 +26,7 @@ PAGE = ROOT / "docs/install.md"
 BEGIN, END = "<!-- sizes: tools/extra_sizes.py --write -->\n", "<!-- end of sizes -->\n"
 SHOWN = (
     *("", "service", "gateway", "scorer-remote", "sampler-remote", "report"),
-    *("scorer", "sampler", "trainer", "playground"),
+    *("scorer", "sampler", "trainer", "playground", "s3", "traces", "qlora", "liger"),
 )
 _MIB = 2**20
 
@@ -74,7 +75,7 @@ def table() -> str:
     here = f"{platform.system()} {platform.machine()}, Python {sys.version_info.major}.{sys.version_info.minor}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "transformers", "grpcio"))
     told = f"MiB of files as installed, Sightline's own {ours / _MIB:.0f} among them"
-    lines.append(f"\nMeasured on {here}, {versions}; {told}.")
+    lines += ["", textwrap.fill(f"Measured on {here}, {versions}; {told}.", 100)]
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ python=$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)
 rm -rf "$folder"
 mkdir -p "$folder"
 names=(accelerate annotated-types bitsandbytes cachetools cffi cryptography datasets dill ftfy googleapis-common-protos grpcio grpcio-health-checking grpcio-reflection
-  httpx multiprocess open_clip_torch peft protobuf pycparser pydantic pydantic_core python-rapidjson transformers tritonclient trl typing-inspection wcwidth)
+  httpx liger-kernel multiprocess open_clip_torch peft protobuf pycparser pydantic pydantic_core python-rapidjson transformers tritonclient trl typing-inspection wcwidth)
 wanted=()
 for name in "${names[@]}"; do
   wanted+=("$(grep -iE "^${name//[-_]/[-_]}==" constraints.txt || echo "$name")")

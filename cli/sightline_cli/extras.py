@@ -9,6 +9,7 @@ EXTRAS = {
     "sampler": ("torch", "transformers", "peft", "httpx", "PIL"),
     "trainer": ("torch", "trl", "peft", "datasets", "accelerate", "pyarrow"),
     "qlora": ("torch", "transformers", "peft", "accelerate", "bitsandbytes"),
+    "liger": ("torch", "trl", "liger_kernel"),
     "report": ("jinja2", "matplotlib", "fastapi", "uvicorn"),
     "gateway": ("fastapi", "uvicorn"),
     "scorer-remote": ("tritonclient", "PIL", "ftfy", "regex"),

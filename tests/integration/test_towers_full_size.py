@@ -70,7 +70,7 @@ def test_the_towers_are_open_clips(name: str, tmp_path: Path) -> None:
     del model
     here = Path(__file__).parents[2] / "services/scorer/sightline_scorer/triton"
     (tmp_path / "tower/1").mkdir(parents=True)
-    for file in ("model.py", "towers.py"):
+    for file in ("model.py", "towers.py", "half.py"):
         (tmp_path / "tower/1" / file).write_bytes((here / file).read_bytes())
     for tower, values, expected in (("image", pixels, image), ("text", ids, text)):
         facts = card.to_json(tower=tower, device="cpu", threads=1, gpu_graphs="off", batch=4)

@@ -1,7 +1,9 @@
 """Models of the shapes that count, made on the device with random weights: no file of 14 GB is written or read.
 
 The speed of a model does not depend on what it has learned. Heads are scaled so that a distribution has some 3 nats of
-entropy at any width, and ends are never sampled: each candidate has as many tokens as are asked for.
+entropy at any width, and ends are never sampled: each candidate has as many tokens as are asked for. What a layer adds
+is scaled by its depth, as models that are trained begin: without that bfloat16's rounding grows from layer to layer
+into 0.2 nats a token, which no arrival gate lets pass.
 """
 
 from __future__ import annotations
@@ -105,10 +107,15 @@ def build(config: Any, device: str, dtype: torch.dtype, *, seed: int = 0) -> Any
     torch.manual_seed(seed)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+    text = config.get_text_config()
     with torch.no_grad():
+        model.get_input_embeddings().weight.normal_(0, 1)
+        for name, weight in model.named_parameters():
+            if "language_model" in name and name.endswith(("o_proj.weight", "down_proj.weight")):
+                weight.div_((2 * text.num_hidden_layers) ** 0.5)
         head = model.get_output_embeddings().weight
         head.normal_(0, 4 / head.shape[1] ** 0.5)
-        head[config.get_text_config().eos_token_id] = 0.0
+        head[text.eos_token_id] = 0.0
     return model.eval().requires_grad_(False)
 
 

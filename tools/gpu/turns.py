@@ -69,7 +69,11 @@ def _take_turns(to: report.Report, job: gpu_update.Job, model: Path, client: Sam
     began = time.monotonic()
     policy = job.scratch / policy_dirname(1)
     policy.mkdir()
-    recipe = job.recipe(shared=True, checkpointing=True).model_copy(update={"model": str(model)})
+    recipe = job.recipe(shared=True, checkpointing=True)
+    # Random weights round more than trained ones, so the update is a large one: the gate has to see it.
+    recipe = recipe.model_copy(
+        update={"model": str(model), "dpo": recipe.dpo.model_copy(update={"learning_rate": 1e-4})}
+    )
     done = update(
         recipe, job.pairs, previous=None, adapter=policy, work=job.scratch / "work", seed=0, progress=lambda *_: None
     )

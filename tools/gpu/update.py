@@ -11,6 +11,7 @@ import copy
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +26,7 @@ from sightline_trainer.dpo.callbacks import Begin
 from sightline_trainer.dpo.collator import PairCollator
 from sightline_trainer.dpo.decoder import adapted
 from sightline_trainer.dpo.family import Family
+from sightline_trainer.dpo.fused_layers import fuse_layers, liger
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.recipe import Recipe
 from transformers import AutoProcessor, PrinterCallback, TrainerCallback
@@ -32,6 +34,7 @@ from trl import DPOConfig, DPOTrainer
 
 RESPONSE = 64
 STEPS = 6
+ARMS = ("ours", "trl_best", "trl_default", "ours_unchecked")
 
 
 class Job:
@@ -109,7 +112,7 @@ class Job:
         return made
 
     def theirs(self, *, best: bool, checkpointing: bool) -> DPOTrainer:
-        """TRL's DPOTrainer: as it comes, or with every image and prompt processed once a pair."""
+        """TRL's DPOTrainer: as it comes, or with every image and prompt processed once a pair and Liger's kernels."""
         lora = self.recipe(shared=False, checkpointing=checkpointing).dpo.lora
         processor = AutoProcessor.from_pretrained(self.processor)
         pairs = self.pairs if best else self.pairs.select_columns(["images", "prompt", "chosen", "rejected"])
@@ -134,6 +137,9 @@ class Job:
                 target_modules=adapted(model, lora.target_modules),
             ),
         )  # fmt: skip
+        kernels = liger()
+        if best and kernels is not None and not on_cpu:
+            fuse_layers(trainer.model.get_base_model().get_decoder(), kernels)
         trainer.remove_callback(PrinterCallback)
         return trainer
 
@@ -229,25 +235,30 @@ def work(to: report.Report) -> None:
         name = "_qwen2_5_vl" if qwen else "" if each == 1 else f"_pairs{each}"
         with tempfile.TemporaryDirectory() as scratch:
             job = Job(to, Path(scratch), pairs=each * prompts, prompts=prompts, dtype=to.dtype, qwen=qwen)
-            found = {}
-            arms = ("ours", "trl_best") if name else ("ours", "trl_best", "trl_default", "ours_unchecked")
-            for arm in arms:
-                with to.part(f"update_{arm}{name}"):
-                    found[arm] = _measured(to, job, arm, name, each, prompts)
-            for arm in ("trl_best", "trl_default"):
-                if arm in found and "ours" in found:
-                    target = {"": 2.5, "_pairs4": 5.0}.get(name) if arm == "trl_best" else None
-                    to.row(
-                        f"{arm}_over_ours{name}", found[arm]["seconds"] / found["ours"]["seconds"], "ratio", "higher",
-                        target, "TRL's DPOTrainer, bf16, checkpointing on in both", pairs=job.count,
-                    )  # fmt: skip
-            if "trl_best" in found and "ours" in found:
-                ours, theirs = found["ours"], found["trl_best"]
-                over = ours["above"] / theirs["above"] if to.device == "cuda" else 0.0  # nothing is known on a CPU
-                to.row(
-                    f"peak_memory_over_trl{name}", over, "ratio", "lower", 0.6,
-                    "TRL at its best, above the model's weights", ours_gib=ours["peak"], trl_gib=theirs["peak"],
-                )  # fmt: skip
+            compare(job, ("ours", "trl_best") if name else ARMS, name, each, prompts)
+
+
+def compare(job: Job, arms: Sequence[str], name: str, each: int, prompts: int) -> None:
+    """A row for each arm, and ours beside TRL's."""
+    to = job.to
+    found = {}
+    for arm in arms:
+        with to.part(f"update_{arm}{name}"):
+            found[arm] = _measured(to, job, arm, name, each, prompts)
+    for arm in ("trl_best", "trl_default"):
+        if arm in found and "ours" in found:
+            target = {"": 2.5, "_pairs4": 5.0}.get(name) if arm == "trl_best" else None
+            to.row(
+                f"{arm}_over_ours{name}", found[arm]["seconds"] / found["ours"]["seconds"], "ratio", "higher",
+                target, "TRL's DPOTrainer, bf16, checkpointing on in both", pairs=job.count,
+            )  # fmt: skip
+    if "trl_best" in found and "ours" in found:
+        ours, theirs = found["ours"], found["trl_best"]
+        over = ours["above"] / theirs["above"] if to.device == "cuda" else 0.0  # nothing is known on a CPU
+        to.row(
+            f"peak_memory_over_trl{name}", over, "ratio", "lower", 0.6,
+            "TRL at its best, above the model's weights", ours_gib=ours["peak"], trl_gib=theirs["peak"],
+        )  # fmt: skip
 
 
 def _measured(to: report.Report, job: Job, arm: str, name: str, each: int, prompts: int) -> dict[str, float]:

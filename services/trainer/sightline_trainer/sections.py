@@ -170,6 +170,13 @@ class Dpo(Section):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Type that the update computes in. Trained parameters are always float32."
     )
+    kernels: Literal["auto", "plain"] = Field(
+        "auto",
+        description=(
+            "Auto: on a GPU, compute the decoder's norms, MLPs and rotary embeddings by Liger's fused kernels, where "
+            "liger-kernel is installed (the extra liger) and a kernel gives the layer's own values. Plain: never."
+        ),
+    )
     attn_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = Field(
         "sdpa",
         description=(

@@ -91,6 +91,10 @@ class TritonPythonModel:
             device=device,
             require_pretrained=True,
         ).eval()
+        if device.type == "cuda" and facts["precision"] != "fp32":
+            import half  # type: ignore[import-not-found]
+
+            half.quicken(model)
 
         def made(kind: Any) -> Any:
             _set_threads(facts, device)

@@ -186,7 +186,7 @@ def add(card: ModelCard, tower: str, name: str, out: Path, settings: TritonSetti
     version = out / name / "1"
     version.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).parent
-    for file in ("model.py", "blip.py" if tower == "joint" else "towers.py", "beside.py"):
+    for file in ("model.py", "beside.py", *(("blip.py",) if tower == "joint" else ("towers.py", "half.py"))):
         shutil.copyfile(here / file, version / file)
     facts = _copy_weights(card, version) if copy else {}
     if not copy and settings.from_one_import and tower in TOWERS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from sightline_trainer.dpo.device import pin
 from sightline_trainer.dpo.doubts import Doubts
 from sightline_trainer.dpo.extra_rows import extra_rows
 from sightline_trainer.dpo.family import Family
+from sightline_trainer.dpo.fused_layers import fuse_layers, liger
 from sightline_trainer.dpo.fused_lora import fuse
 from sightline_trainer.dpo.losses import check_losses, trl_losses
 from sightline_trainer.dpo.projector import in_float32, projector
@@ -34,6 +36,8 @@ from sightline_trainer.dpo.token_kl import TokenKl
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.sections import Dpo
+
+logger = logging.getLogger(__name__)
 
 
 def load_policy(
@@ -125,6 +129,8 @@ def make_trainer(
         _freeze_unreached(trainer)
     if not full:
         fuse(trainer.model)
+    if settings.kernels == "auto":
+        _fuse_layers(trainer)
     if settings.train_projector or recipe.quantization is not None:
         in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)
@@ -141,6 +147,18 @@ def make_trainer(
     if settings.token_kl:
         trainer.token_kl = _token_kl(trainer, settings.token_kl)
     return trainer
+
+
+def _fuse_layers(trainer: FastDPOTrainer) -> None:
+    """Liger's kernels on a GPU, where the layers are whole."""
+    kernels = None if trainer.is_fsdp_enabled else liger()
+    if kernels is None:
+        return
+    for model in (trainer.model, trainer.ref_model):
+        if model is not None and next(model.parameters()).is_cuda:
+            whole = trainer.accelerator.unwrap_model(model)
+            decoder = getattr(whole, "get_base_model", lambda: whole)().get_decoder()  # noqa: B023
+            logger.info("fused layers of the decoder: %s", dict(fuse_layers(decoder, kernels)))
 
 
 def _token_kl(trainer: FastDPOTrainer, alpha: float) -> TokenKl:

@@ -1,6 +1,7 @@
 """What half precision on a GPU changes of open_clip's layers, on a CPU: the embeddings stay."""
 
 import copy
+from collections import OrderedDict
 
 import open_clip
 import pytest
@@ -40,6 +41,18 @@ def test_quickened_layers_give_the_same_embeddings(quick: bool) -> None:
     kinds = {type(module).__name__ for module in changed.modules()}
     assert "PatchProduct" in kinds
     assert "QuickGELU" not in kinds
+
+
+@torch.inference_mode()
+def test_quick_gelu_before_a_norm_stays() -> None:
+    """As in open_clip's CustomResidualAttentionBlock with scale_fc."""
+    model = clip(quick=True)
+    block = model.visual.transformer.resblocks[0]
+    fc, gelu, out = block.mlp
+    block.mlp = torch.nn.Sequential(OrderedDict(c_fc=fc, gelu=gelu, ln=torch.nn.LayerNorm(256), c_proj=out))
+    half.quicken(model)
+    assert block.mlp.gelu is gelu
+    assert isinstance(model.visual.transformer.resblocks[1].mlp.gelu, torch.nn.SiLU)
 
 
 @torch.inference_mode()

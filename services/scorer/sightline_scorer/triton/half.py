@@ -52,7 +52,7 @@ def quicken(model: nn.Module) -> None:
     for module in model.modules():
         if type(module).__name__ == "LayerNormFp32":
             _normalise_in_half(module)
-        if type(getattr(module, "gelu", None)).__name__ == "QuickGELU":
+        if _is_foldable(module):
             _fold(module)
     visual: Any = getattr(model, "visual", None)
     convolution = getattr(visual, "conv1", None)
@@ -69,6 +69,12 @@ def _normalise_in_half(norm: Any) -> None:
         return functional.layer_norm(x, norm.normalized_shape, *weights[x.dtype], norm.eps)
 
     norm.forward = forward
+
+
+def _is_foldable(mlp: nn.Module) -> bool:
+    """Whether QuickGELU is followed by c_proj: with a norm between them a scaled input is no longer taken back."""
+    layers = [(name, layer) for name, layer in mlp.named_children() if not isinstance(layer, nn.Identity)]
+    return [name for name, _ in layers] == ["c_fc", "gelu", "c_proj"] and type(layers[1][1]).__name__ == "QuickGELU"
 
 
 def _fold(mlp: Any) -> None:

@@ -32,6 +32,7 @@ from sightline_trainer.dpo.projector import in_float32, projector
 from sightline_trainer.dpo.quiet import quiet
 from sightline_trainer.dpo.sharded import make_ready
 from sightline_trainer.dpo.sharing import share
+from sightline_trainer.dpo.support import base_of
 from sightline_trainer.dpo.token_kl import TokenKl
 from sightline_trainer.dpo.trainer import FastDPOTrainer
 from sightline_trainer.recipe import Recipe
@@ -156,8 +157,7 @@ def _fuse_layers(trainer: FastDPOTrainer) -> None:
         return
     for model in (trainer.model, trainer.ref_model):
         if model is not None and next(model.parameters()).is_cuda:
-            whole = trainer.accelerator.unwrap_model(model)
-            decoder = getattr(whole, "get_base_model", lambda: whole)().get_decoder()  # noqa: B023
+            decoder = base_of(trainer.accelerator.unwrap_model(model)).get_decoder()
             logger.info("fused layers of the decoder: %s", dict(fuse_layers(decoder, kernels)))
 
 

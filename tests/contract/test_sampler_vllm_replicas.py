@@ -88,6 +88,7 @@ def test_an_images_requests_go_to_one_and_images_are_spread(fleet: Fleet) -> Non
     assert set(went) == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_each_takes_and_proves_a_policy_and_one_that_does_not_is_left_out_until_it_does(
     fleet: Fleet, mind: Mind, policies: Path
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_replica_that_dies_loses_and_doubles_nothing(fleet: Fleet, mind: Mind,
         ]
 
 
+@pytest.mark.slow
 def test_one_that_was_restarted_proves_its_policies_before_it_answers(fleet: Fleet, mind: Mind, policies: Path) -> None:
     fleet.publish(policies, mind, 1)
     server = fleet.servers[0]
@@ -164,6 +166,7 @@ def test_all_rest_and_wake_up(fleet: Fleet, mind: Mind, policies: Path) -> None:
     assert fleet.client.sample(png(0), PROMPT, 1, max_tokens=2).policy_version == 1
 
 
+@pytest.mark.slow
 def test_one_that_comes_later_is_given_what_it_lacks(mind: Mind, policies: Path) -> None:
     late = VllmServer(mind)
     door = threading.Event()

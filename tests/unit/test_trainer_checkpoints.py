@@ -47,7 +47,7 @@ def told(done: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in done.items() if name not in timed}
 
 
-@pytest.mark.parametrize("values", [OFTEN, FULL])
+@pytest.mark.parametrize("values", [OFTEN, pytest.param(FULL, marks=pytest.mark.slow)])
 def test_a_broken_update_goes_on_to_the_same_end(values: dict[str, Any], llava: Path, tmp_path: Path) -> None:
     whole = trained(llava, tmp_path / "whole", **{**values, "checkpoint_seconds": 0})
     assert not list((tmp_path / "whole").glob("checkpoint-*"))

@@ -112,28 +112,29 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WatchRun(self, request, context):
-        """WatchRun streams a run's events from a given one on, until the run ends.
+        """WatchRun streams a run's events, starting at a given one, until the run ends.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopRun(self, request, context):
-        """StopRun ends a run, after the stage under way or at once.
+        """StopRun ends a run, after the current stage or at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ResumeRun(self, request, context):
-        """ResumeRun lets a run that was stopped or has failed continue from its last finished stage.
+        """ResumeRun continues a stopped or failed run from its last finished stage.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListRunPictures(self, request, context):
-        """ListRunPictures shows held-out pictures with what the base model and a policy of the run said of them.
+        """ListRunPictures returns held-out pictures with the texts of the base model and of a policy of
+        the run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,7 +148,7 @@ class RunServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CompareRuns(self, request, context):
-        """CompareRuns tells where the recipes of two runs differ, and their last policies over the same pictures.
+        """CompareRuns compares the recipes of two runs, and their last policies on the same pictures.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,17 +37,19 @@ class RunServiceStub:
     ListRuns: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunsRequest, sightline.runs.v1.trainer_pb2.ListRunsResponse]
     """ListRuns describes runs, newest first, page by page."""
     WatchRun: grpc.UnaryStreamMultiCallable[sightline.runs.v1.trainer_pb2.WatchRunRequest, sightline.runs.v1.trainer_pb2.WatchRunResponse]
-    """WatchRun streams a run's events from a given one on, until the run ends."""
+    """WatchRun streams a run's events, starting at a given one, until the run ends."""
     StopRun: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.StopRunRequest, sightline.runs.v1.trainer_pb2.StopRunResponse]
-    """StopRun ends a run, after the stage under way or at once."""
+    """StopRun ends a run, after the current stage or at once."""
     ResumeRun: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ResumeRunRequest, sightline.runs.v1.trainer_pb2.ResumeRunResponse]
-    """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
+    """ResumeRun continues a stopped or failed run from its last finished stage."""
     ListRunPictures: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunPicturesRequest, sightline.runs.v1.trainer_pb2.ListRunPicturesResponse]
-    """ListRunPictures shows held-out pictures with what the base model and a policy of the run said of them."""
+    """ListRunPictures returns held-out pictures with the texts of the base model and of a policy of
+    the run.
+    """
     ListRunPolicies: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunPoliciesRequest, sightline.runs.v1.trainer_pb2.ListRunPoliciesResponse]
     """ListRunPolicies describes the policies of a run, oldest first."""
     CompareRuns: grpc.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.CompareRunsRequest, sightline.runs.v1.trainer_pb2.CompareRunsResponse]
-    """CompareRuns tells where the recipes of two runs differ, and their last policies over the same pictures."""
+    """CompareRuns compares the recipes of two runs, and their last policies on the same pictures."""
 
 @typing.type_check_only
 class RunServiceAsyncStub(RunServiceStub):
@@ -64,17 +66,19 @@ class RunServiceAsyncStub(RunServiceStub):
     ListRuns: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunsRequest, sightline.runs.v1.trainer_pb2.ListRunsResponse]  # type: ignore[assignment]
     """ListRuns describes runs, newest first, page by page."""
     WatchRun: grpc.aio.UnaryStreamMultiCallable[sightline.runs.v1.trainer_pb2.WatchRunRequest, sightline.runs.v1.trainer_pb2.WatchRunResponse]  # type: ignore[assignment]
-    """WatchRun streams a run's events from a given one on, until the run ends."""
+    """WatchRun streams a run's events, starting at a given one, until the run ends."""
     StopRun: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.StopRunRequest, sightline.runs.v1.trainer_pb2.StopRunResponse]  # type: ignore[assignment]
-    """StopRun ends a run, after the stage under way or at once."""
+    """StopRun ends a run, after the current stage or at once."""
     ResumeRun: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ResumeRunRequest, sightline.runs.v1.trainer_pb2.ResumeRunResponse]  # type: ignore[assignment]
-    """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
+    """ResumeRun continues a stopped or failed run from its last finished stage."""
     ListRunPictures: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunPicturesRequest, sightline.runs.v1.trainer_pb2.ListRunPicturesResponse]  # type: ignore[assignment]
-    """ListRunPictures shows held-out pictures with what the base model and a policy of the run said of them."""
+    """ListRunPictures returns held-out pictures with the texts of the base model and of a policy of
+    the run.
+    """
     ListRunPolicies: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.ListRunPoliciesRequest, sightline.runs.v1.trainer_pb2.ListRunPoliciesResponse]  # type: ignore[assignment]
     """ListRunPolicies describes the policies of a run, oldest first."""
     CompareRuns: grpc.aio.UnaryUnaryMultiCallable[sightline.runs.v1.trainer_pb2.CompareRunsRequest, sightline.runs.v1.trainer_pb2.CompareRunsResponse]  # type: ignore[assignment]
-    """CompareRuns tells where the recipes of two runs differ, and their last policies over the same pictures."""
+    """CompareRuns compares the recipes of two runs, and their last policies on the same pictures."""
 
 class RunServiceServicer(metaclass=abc.ABCMeta):
     """RunService starts, watches and stops alignment runs. A run's whole state is its directory.
@@ -112,7 +116,7 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.runs.v1.trainer_pb2.WatchRunRequest,
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[sightline.runs.v1.trainer_pb2.WatchRunResponse], collections.abc.AsyncIterator[sightline.runs.v1.trainer_pb2.WatchRunResponse]]:
-        """WatchRun streams a run's events from a given one on, until the run ends."""
+        """WatchRun streams a run's events, starting at a given one, until the run ends."""
 
     @abc.abstractmethod
     def StopRun(
@@ -120,7 +124,7 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.runs.v1.trainer_pb2.StopRunRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.runs.v1.trainer_pb2.StopRunResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.StopRunResponse]]:
-        """StopRun ends a run, after the stage under way or at once."""
+        """StopRun ends a run, after the current stage or at once."""
 
     @abc.abstractmethod
     def ResumeRun(
@@ -128,7 +132,7 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.runs.v1.trainer_pb2.ResumeRunRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.runs.v1.trainer_pb2.ResumeRunResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.ResumeRunResponse]]:
-        """ResumeRun lets a run that was stopped or has failed continue from its last finished stage."""
+        """ResumeRun continues a stopped or failed run from its last finished stage."""
 
     @abc.abstractmethod
     def ListRunPictures(
@@ -136,7 +140,9 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.runs.v1.trainer_pb2.ListRunPicturesRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.runs.v1.trainer_pb2.ListRunPicturesResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.ListRunPicturesResponse]]:
-        """ListRunPictures shows held-out pictures with what the base model and a policy of the run said of them."""
+        """ListRunPictures returns held-out pictures with the texts of the base model and of a policy of
+        the run.
+        """
 
     @abc.abstractmethod
     def ListRunPolicies(
@@ -152,6 +158,6 @@ class RunServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.runs.v1.trainer_pb2.CompareRunsRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.runs.v1.trainer_pb2.CompareRunsResponse, collections.abc.Awaitable[sightline.runs.v1.trainer_pb2.CompareRunsResponse]]:
-        """CompareRuns tells where the recipes of two runs differ, and their last policies over the same pictures."""
+        """CompareRuns compares the recipes of two runs, and their last policies on the same pictures."""
 
 def add_RunServiceServicer_to_server(servicer: RunServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -98,7 +98,7 @@ class SamplerServiceServicer(object):
     """
 
     def Sample(self, request, context):
-        """Sample draws K candidates for one image and prompt and streams each as it is finished.
+        """Sample draws K candidates for one image and prompt and streams each when it is finished.
         The last message of the stream is the summary.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -114,31 +114,32 @@ class SamplerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PushPolicy(self, request_iterator, context):
-        """PushPolicy receives a policy from a caller whose files the sampler does not see, in chunks, by
-        the SHA-256 of each file. It answers with what is still missing; called again with that, until
-        nothing is, it answers with the uri to stage. What came before a stream broke stays.
+        """PushPolicy receives a policy in chunks, for callers whose files the sampler cannot see. Each
+        file is named by its SHA-256. The answer lists what is still missing: call again with that.
+        When nothing is missing, the answer holds the uri to stage. Chunks that arrived before a stream
+        broke are kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StagePolicy(self, request, context):
-        """StagePolicy loads a policy directory and checks it, without answering from it.
+        """StagePolicy loads a policy directory and checks it; the policy does not answer requests yet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ActivatePolicy(self, request, context):
-        """ActivatePolicy makes a staged policy the one that answers. Candidates under way finish on
-        the version they began with.
+        """ActivatePolicy makes a staged policy the one that answers requests. Candidates in progress
+        finish on the version that they started with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RetirePolicy(self, request, context):
-        """RetirePolicy forgets a policy that is not active and frees its memory.
+        """RetirePolicy unloads a policy that is not active and frees its memory.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -159,14 +160,14 @@ class SamplerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Pause stops sampling until Resume; requests that come meanwhile wait.
+        """Pause stops sampling until Resume; requests that arrive during a pause wait.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Resume ends a pause; nothing happens if there is none.
+        """Resume ends a pause; without a pause it does nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ScorerServiceStub(object):
-    """ScorerService turns one image and K texts into K rewards, by a CLIP model.
+    """ScorerService gives K rewards for one image and K texts, by a CLIP model.
 
     Errors carry google.rpc.ErrorInfo (domain "sightline", reason in UPPER_SNAKE) and, where a retry
     helps, google.rpc.RetryInfo.
@@ -76,15 +76,15 @@ class ScorerServiceStub(object):
 
 
 class ScorerServiceServicer(object):
-    """ScorerService turns one image and K texts into K rewards, by a CLIP model.
+    """ScorerService gives K rewards for one image and K texts, by a CLIP model.
 
     Errors carry google.rpc.ErrorInfo (domain "sightline", reason in UPPER_SNAKE) and, where a retry
     helps, google.rpc.RetryInfo.
     """
 
     def Score(self, request, context):
-        """Score compares one image with up to the service's limit of texts. The image is encoded once.
-        A request fails as a whole: no failure is ever turned into a number.
+        """Score compares one image with several texts, up to the service's limit. The image is encoded
+        once. A request fails as a whole: a failure never becomes a number.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,7 +99,7 @@ class ScorerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def FindMissingImages(self, request, context):
-        """FindMissingImages answers which of the named images the service does not hold.
+        """FindMissingImages returns those of the named images that the service does not hold.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -113,25 +113,25 @@ class ScorerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Embed(self, request, context):
-        """Embed answers the embeddings themselves, of images, texts or both. Every item has its own
-        outcome.
+        """Embed returns the embeddings of images, texts or both. Every item has its own outcome.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """ListModels names the models that can be asked for, with the digests that make a score
-        reproducible, and the limits of the service.
+        """ListModels returns the available models, with the digests that make a score reproducible, and
+        the service's limits.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReloadModels(self, request, context):
-        """ReloadModels reads the service's settings again and serves what changed: new weights are
-        loaded and warmed while the old ones serve on, then take over; the old ones leave when their
-        last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does the same).
+        """ReloadModels reads the service's settings again and applies what changed. New weights are
+        loaded and warmed while the old ones still serve, then take over. The old ones are unloaded
+        when their last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does
+        the same).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -184,7 +184,7 @@ def add_ScorerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ScorerService(object):
-    """ScorerService turns one image and K texts into K rewards, by a CLIP model.
+    """ScorerService gives K rewards for one image and K texts, by a CLIP model.
 
     Errors carry google.rpc.ErrorInfo (domain "sightline", reason in UPPER_SNAKE) and, where a retry
     helps, google.rpc.RetryInfo.

@@ -21,7 +21,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ScorerServiceStub:
-    """ScorerService turns one image and K texts into K rewards, by a CLIP model.
+    """ScorerService gives K rewards for one image and K texts, by a CLIP model.
 
     Errors carry google.rpc.ErrorInfo (domain "sightline", reason in UPPER_SNAKE) and, where a retry
     helps, google.rpc.RetryInfo.
@@ -32,34 +32,33 @@ class ScorerServiceStub:
     @typing.overload
     def __new__(cls, channel: grpc.aio.Channel) -> ScorerServiceAsyncStub: ...
     Score: grpc.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.ScoreRequest, sightline.scorer.v1.scorer_pb2.ScoreResponse]
-    """Score compares one image with up to the service's limit of texts. The image is encoded once.
-    A request fails as a whole: no failure is ever turned into a number.
+    """Score compares one image with several texts, up to the service's limit. The image is encoded
+    once. A request fails as a whole: a failure never becomes a number.
     """
     ScoreStream: grpc.StreamStreamMultiCallable[sightline.scorer.v1.scorer_pb2.ScoreStreamRequest, sightline.scorer.v1.scorer_pb2.ScoreStreamResponse]
     """ScoreStream scores many images over one call. Every item has its own outcome: a bad image
     fails its own item only. Answers come as they are ready and name their item.
     """
     FindMissingImages: grpc.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.FindMissingImagesRequest, sightline.scorer.v1.scorer_pb2.FindMissingImagesResponse]
-    """FindMissingImages answers which of the named images the service does not hold."""
+    """FindMissingImages returns those of the named images that the service does not hold."""
     UploadImages: grpc.StreamUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.UploadImagesRequest, sightline.scorer.v1.scorer_pb2.UploadImagesResponse]
     """UploadImages stores images, so that later requests can name them by their digest."""
     Embed: grpc.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.EmbedRequest, sightline.scorer.v1.scorer_pb2.EmbedResponse]
-    """Embed answers the embeddings themselves, of images, texts or both. Every item has its own
-    outcome.
-    """
+    """Embed returns the embeddings of images, texts or both. Every item has its own outcome."""
     ListModels: grpc.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.ListModelsRequest, sightline.scorer.v1.scorer_pb2.ListModelsResponse]
-    """ListModels names the models that can be asked for, with the digests that make a score
-    reproducible, and the limits of the service.
+    """ListModels returns the available models, with the digests that make a score reproducible, and
+    the service's limits.
     """
     ReloadModels: grpc.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.ReloadModelsRequest, sightline.scorer.v1.scorer_pb2.ReloadModelsResponse]
-    """ReloadModels reads the service's settings again and serves what changed: new weights are
-    loaded and warmed while the old ones serve on, then take over; the old ones leave when their
-    last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does the same).
+    """ReloadModels reads the service's settings again and applies what changed. New weights are
+    loaded and warmed while the old ones still serve, then take over. The old ones are unloaded
+    when their last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does
+    the same).
     """
 
 @typing.type_check_only
 class ScorerServiceAsyncStub(ScorerServiceStub):
-    """ScorerService turns one image and K texts into K rewards, by a CLIP model.
+    """ScorerService gives K rewards for one image and K texts, by a CLIP model.
 
     Errors carry google.rpc.ErrorInfo (domain "sightline", reason in UPPER_SNAKE) and, where a retry
     helps, google.rpc.RetryInfo.
@@ -67,33 +66,32 @@ class ScorerServiceAsyncStub(ScorerServiceStub):
 
     def __init__(self, channel: grpc.aio.Channel) -> None: ...
     Score: grpc.aio.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.ScoreRequest, sightline.scorer.v1.scorer_pb2.ScoreResponse]  # type: ignore[assignment]
-    """Score compares one image with up to the service's limit of texts. The image is encoded once.
-    A request fails as a whole: no failure is ever turned into a number.
+    """Score compares one image with several texts, up to the service's limit. The image is encoded
+    once. A request fails as a whole: a failure never becomes a number.
     """
     ScoreStream: grpc.aio.StreamStreamMultiCallable[sightline.scorer.v1.scorer_pb2.ScoreStreamRequest, sightline.scorer.v1.scorer_pb2.ScoreStreamResponse]  # type: ignore[assignment]
     """ScoreStream scores many images over one call. Every item has its own outcome: a bad image
     fails its own item only. Answers come as they are ready and name their item.
     """
     FindMissingImages: grpc.aio.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.FindMissingImagesRequest, sightline.scorer.v1.scorer_pb2.FindMissingImagesResponse]  # type: ignore[assignment]
-    """FindMissingImages answers which of the named images the service does not hold."""
+    """FindMissingImages returns those of the named images that the service does not hold."""
     UploadImages: grpc.aio.StreamUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.UploadImagesRequest, sightline.scorer.v1.scorer_pb2.UploadImagesResponse]  # type: ignore[assignment]
     """UploadImages stores images, so that later requests can name them by their digest."""
     Embed: grpc.aio.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.EmbedRequest, sightline.scorer.v1.scorer_pb2.EmbedResponse]  # type: ignore[assignment]
-    """Embed answers the embeddings themselves, of images, texts or both. Every item has its own
-    outcome.
-    """
+    """Embed returns the embeddings of images, texts or both. Every item has its own outcome."""
     ListModels: grpc.aio.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.ListModelsRequest, sightline.scorer.v1.scorer_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """ListModels names the models that can be asked for, with the digests that make a score
-    reproducible, and the limits of the service.
+    """ListModels returns the available models, with the digests that make a score reproducible, and
+    the service's limits.
     """
     ReloadModels: grpc.aio.UnaryUnaryMultiCallable[sightline.scorer.v1.scorer_pb2.ReloadModelsRequest, sightline.scorer.v1.scorer_pb2.ReloadModelsResponse]  # type: ignore[assignment]
-    """ReloadModels reads the service's settings again and serves what changed: new weights are
-    loaded and warmed while the old ones serve on, then take over; the old ones leave when their
-    last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does the same).
+    """ReloadModels reads the service's settings again and applies what changed. New weights are
+    loaded and warmed while the old ones still serve, then take over. The old ones are unloaded
+    when their last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does
+    the same).
     """
 
 class ScorerServiceServicer(metaclass=abc.ABCMeta):
-    """ScorerService turns one image and K texts into K rewards, by a CLIP model.
+    """ScorerService gives K rewards for one image and K texts, by a CLIP model.
 
     Errors carry google.rpc.ErrorInfo (domain "sightline", reason in UPPER_SNAKE) and, where a retry
     helps, google.rpc.RetryInfo.
@@ -105,8 +103,8 @@ class ScorerServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.scorer.v1.scorer_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.scorer.v1.scorer_pb2.ScoreResponse, collections.abc.Awaitable[sightline.scorer.v1.scorer_pb2.ScoreResponse]]:
-        """Score compares one image with up to the service's limit of texts. The image is encoded once.
-        A request fails as a whole: no failure is ever turned into a number.
+        """Score compares one image with several texts, up to the service's limit. The image is encoded
+        once. A request fails as a whole: a failure never becomes a number.
         """
 
     @abc.abstractmethod
@@ -125,7 +123,7 @@ class ScorerServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.scorer.v1.scorer_pb2.FindMissingImagesRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.scorer.v1.scorer_pb2.FindMissingImagesResponse, collections.abc.Awaitable[sightline.scorer.v1.scorer_pb2.FindMissingImagesResponse]]:
-        """FindMissingImages answers which of the named images the service does not hold."""
+        """FindMissingImages returns those of the named images that the service does not hold."""
 
     @abc.abstractmethod
     def UploadImages(
@@ -141,9 +139,7 @@ class ScorerServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.scorer.v1.scorer_pb2.EmbedRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.scorer.v1.scorer_pb2.EmbedResponse, collections.abc.Awaitable[sightline.scorer.v1.scorer_pb2.EmbedResponse]]:
-        """Embed answers the embeddings themselves, of images, texts or both. Every item has its own
-        outcome.
-        """
+        """Embed returns the embeddings of images, texts or both. Every item has its own outcome."""
 
     @abc.abstractmethod
     def ListModels(
@@ -151,8 +147,8 @@ class ScorerServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.scorer.v1.scorer_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.scorer.v1.scorer_pb2.ListModelsResponse, collections.abc.Awaitable[sightline.scorer.v1.scorer_pb2.ListModelsResponse]]:
-        """ListModels names the models that can be asked for, with the digests that make a score
-        reproducible, and the limits of the service.
+        """ListModels returns the available models, with the digests that make a score reproducible, and
+        the service's limits.
         """
 
     @abc.abstractmethod
@@ -161,9 +157,10 @@ class ScorerServiceServicer(metaclass=abc.ABCMeta):
         request: sightline.scorer.v1.scorer_pb2.ReloadModelsRequest,
         context: _ServicerContext,
     ) -> typing.Union[sightline.scorer.v1.scorer_pb2.ReloadModelsResponse, collections.abc.Awaitable[sightline.scorer.v1.scorer_pb2.ReloadModelsResponse]]:
-        """ReloadModels reads the service's settings again and serves what changed: new weights are
-        loaded and warmed while the old ones serve on, then take over; the old ones leave when their
-        last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does the same).
+        """ReloadModels reads the service's settings again and applies what changed. New weights are
+        loaded and warmed while the old ones still serve, then take over. The old ones are unloaded
+        when their last request is done. PERMISSION_DENIED unless the settings allow it (SIGHUP does
+        the same).
         """
 
 def add_ScorerServiceServicer_to_server(servicer: ScorerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -7,7 +7,7 @@
 
 Needs gRPC, protobuf and NumPy. The types of each service's answers are in `sightline.scorer`, `sightline.sampler` and
 `sightline.runs`; rewards for TRL, verl and OpenRLHF in `sightline.integrations`. Each client is imported when it is
-first named.
+first used.
 """
 
 import importlib

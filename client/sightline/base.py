@@ -1,7 +1,7 @@
 """The common base of all clients; a service's sync and async clients share everything but I/O.
 
-Each method is written once, in the service's base class, as a flow: a generator that yields the calls that it
-wants made, is sent their answers, and returns the result. `SyncClient` and `AsyncClient` differ in how a call is made.
+Each method is written once, in the service's base class, as a flow: a generator that yields the calls to make, receives
+their answers, and returns the result. `SyncClient` and `AsyncClient` differ in how a call is made.
 
     class BaseScorerClient(BaseClient):
         def _list_models(self, timeout: float | None) -> Flow[Models]:
@@ -30,13 +30,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Rpc:
-    """One call that a flow wants made.
+    """One call that a flow asks for.
 
     Attributes:
         method: its name in the service.
-        request: the message; of a client stream, a function that gives the messages again for each try.
-        timeout: seconds for all tries together; None for the client's.
-        slow: whether a try may use the whole remaining deadline, whatever the patience allows for one try.
+        request: the message; for a client stream, a function that returns the messages anew for each try.
+        timeout: seconds for all tries together; None means the client's timeout.
+        slow: whether one try may use the whole remaining deadline, even if the patience allows less for a try.
     """
 
     method: str
@@ -46,17 +46,17 @@ class Rpc:
 
 
 Flow: TypeAlias = Generator[Rpc, Any, T]
-"""Yields calls, is sent their answers (or thrown their SightlineError), returns the result."""
+"""Yields calls, receives their answers (or their SightlineError), returns the result."""
 
 
 class BaseClient:
     """A client of a service.
 
     Args:
-        target: a gRPC target: "127.0.0.1:50051", "dns:///scorer.ns.svc:50051" (all addresses take turns, those whose
-            health says NOT_SERVING are left out).
-        timeout: default seconds of a call with all its tries.
-        patience: how long to retry while a service is away or busy; `ONCE`: never.
+        target: a gRPC target: "127.0.0.1:50051", "dns:///scorer.ns.svc:50051" (calls are spread over all addresses;
+            those whose health is NOT_SERVING are skipped).
+        timeout: default seconds for a call, retries included.
+        patience: how long to retry while a service is unavailable or busy; `ONCE`: never.
         tls: PEM files of an encrypted channel.
         token: a bearer token, sent with every call; a string, or a `Token`, which can also be read from a file.
 
@@ -68,7 +68,7 @@ class BaseClient:
     _SERVICE: ClassVar[str]
     _STUB: ClassVar[Any]
     _CONTROL: ClassVar[frozenset[str]] = frozenset()
-    """Methods that are called whether the service says that it can do its work or not."""
+    """Methods that are called even if the service's health is NOT_SERVING."""
 
     def __init__(
         self,
@@ -92,7 +92,7 @@ class BaseClient:
     def _tries(self, timeout: float | None, *, slow: bool = False) -> Tries:
         patience = replace(self.patience, try_seconds=None) if slow else self.patience
         seconds = self.timeout if timeout is None else timeout
-        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:  # NaN is not, too
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:  # also false for NaN
             raise InvalidInput(f"timeout is {seconds!r}: give seconds above 0", reason="TIMEOUT_INVALID")
         return Tries(patience, seconds, self._budget)
 

@@ -52,7 +52,7 @@ def channel_options(*, max_message_mib: int = 64, health_service: str | None = N
 
     Args:
         max_message_mib: largest message in MiB, both ways; the server has its own limit.
-        health_service: a service name for client-side health checks: a server that says NOT_SERVING gets no new
+        health_service: a service name for client-side health checks: a server whose health is NOT_SERVING gets no new
             calls while another one serves.
     """
     config: dict[str, object] = {"loadBalancingConfig": [{"round_robin": {}}]}
@@ -64,7 +64,7 @@ def channel_options(*, max_message_mib: int = 64, health_service: str | None = N
         ("grpc.max_send_message_length", limit),
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 20_000),  # of keepalive's pings too: a minute where it is not set
+        ("grpc.http2.ping_timeout_ms", 20_000),  # also bounds keepalive's pings: the default is a minute
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         # gRPC's default grows to two minutes: too long to notice that a restarted service is back.
@@ -87,7 +87,7 @@ def open_channel(
 
     Args:
         target: see the module.
-        tls: encrypts; None is plaintext.
+        tls: encrypts the channel; None means plaintext.
         token: a bearer token, sent with every call.
         max_message_mib: see `channel_options`, as `health_service`.
 
@@ -138,11 +138,11 @@ def _header(target: str, tls: Tls | None, token: str | Token | None) -> Header |
     if token is None:
         return None
     bearer = Token(token) if isinstance(token, str) else token
-    bearer.read()  # an unusable one shows now, not at the first call
+    bearer.read()  # an unusable token fails now, not at the first call
     if tls is None and not bearer.allow_plaintext and not is_loopback(target):
         raise PreconditionFailed(
             f"the token would go to {target} in plaintext: give tls=Tls(...), or Token(..., allow_plaintext=True) "
-            "where nobody else can listen",
+            "if nobody else can listen",
             reason="TOKEN_IN_PLAINTEXT",
         )
     return bearer.header

@@ -1,12 +1,12 @@
 """The one converter between frozen dataclasses and protobuf messages of the same field names.
 
-What a field becomes is read off its annotation and its message's descriptor, once for each pair of classes:
+A field's annotation and its message's descriptor decide the conversion, once for each pair of classes:
 
     annotation                 field of the message
     int, str, bool, float      the same
-    str                        of bytes: hexadecimal; of an enum: its name as below
-    Literal["hot", "none"]     enum SWAP_MODE_HOT, SWAP_MODE_NONE: lower case, without what all its names begin with
-    X | None                   a field with presence; None is left away
+    str                        bytes: hexadecimal; an enum: its name as below
+    Literal["hot", "none"]     enum SWAP_MODE_HOT, SWAP_MODE_NONE: lower case, without the common prefix
+    X | None                   a field with presence; None is not sent
     tuple[X, ...], frozenset   repeated; a set travels sorted
     NDArray[np.float32]        repeated numbers
     Mapping[str, X]            map
@@ -14,12 +14,11 @@ What a field becomes is read off its annotation and its message's descriptor, on
     a dataclass                a message
     A | B of dataclasses       a message of one `oneof`: the member with the same field names
 
-A field with presence that is absent takes the dataclass's default, or None if that is allowed. A number of an enum
-that this release does not know, of a newer service say, becomes "kind_7". Fields that only the message has are left
-alone.
+A field with presence that is absent takes the dataclass's default, or None if that is allowed. An enum number that this
+release does not know (from a newer service, say) becomes "kind_7". Fields that only the message has are ignored.
 
-The few messages that look otherwise than their types (scores are columns, candidates have a rule of their own) are
-converted where they are used.
+The few messages that differ from their types (scores are columns, candidates have their own rule) are converted where
+they are used.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ def from_message(message: Message, kind: type[T]) -> T:
 
 
 def to_message(value: object, kind: type[M]) -> M:
-    """The message of a dataclass. Raises ValueError or TypeError for what does not fit its fields."""
+    """The message of a dataclass. Raises ValueError or TypeError if a value does not fit its field."""
     kept: Any = type(value)
     return kind(**_writer(kept, kind.DESCRIPTOR)(value))
 
@@ -107,7 +106,7 @@ def _fields(kind: type) -> list[tuple[str, Any, Any]]:
 
 
 def _from_field(annotation: Any, field: FieldDescriptor) -> Turn | None:
-    """From the field's value; None if it is taken as it is."""
+    """Converts the field's value; None if it needs no conversion."""
     annotation, origin = _not_none(annotation), get_origin(_not_none(annotation))
     if _is_array(annotation):
         return functools.partial(np.array, dtype=_dtype(annotation))
@@ -214,7 +213,7 @@ def _enum_names(enum: EnumDescriptor) -> _EnumNames:
 
 @functools.cache
 def enum_numbers(enum: EnumDescriptor) -> Mapping[str, int]:
-    """The numbers of an enum by their names in a dataclass, but for the one that says nothing."""
+    """The numbers of an enum by their names in a dataclass, except the unspecified one."""
     return {name: number for number, name in _enum_names(enum).items() if number}
 
 
@@ -245,7 +244,7 @@ def _is_union(annotation: Any) -> bool:
 
 
 def _is_array(annotation: Any) -> bool:
-    """Whether it is NDArray[X]: an alias of its own from NumPy 2.5 on, before that ndarray[..., dtype[X]]."""
+    """Whether it is NDArray[X]: since NumPy 2.5 an alias, before that ndarray[..., dtype[X]]."""
     return get_origin(annotation) in (np.ndarray, npt.NDArray)
 
 

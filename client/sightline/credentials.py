@@ -14,13 +14,13 @@ from sightline.errors import PreconditionFailed
 class Tls:
     """An encrypted channel.
 
-    The files are read when the channel is opened; gRPC cannot change them later: open a new channel after a rotation.
+    The files are read when the channel is opened; gRPC cannot reload them: open a new channel after a rotation.
 
     Args:
-        root: PEM certificates that sign the server's; None: gRPC's own.
+        root: PEM certificates of the authorities that signed the server's certificate; None: gRPC's own.
         certificate: the client's own certificate, if the server requires one (`server.tls.mode: mutual`).
         key: its private key.
-        server_name: the name to look for in the server's certificate, where the target is called otherwise.
+        server_name: the name that the server's certificate must have, if it differs from the target's.
     """
 
     root: Path | None = None
@@ -39,11 +39,11 @@ class Tls:
 
 @dataclass(frozen=True)
 class Token:
-    """A bearer token, given or in a file.
+    """A bearer token, given directly or in a file.
 
     Args:
         value: the token.
-        file: a file that holds it instead, read again for each call: a new token needs no new channel.
+        file: a file that holds the token, read again for each call, so that a new token needs no new channel.
         allow_plaintext: send it over an unencrypted channel to other hosts too. Anyone who can listen
             there can then call in your name.
     """

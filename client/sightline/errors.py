@@ -1,4 +1,4 @@
-"""The errors that a Sightline service answers and that its clients raise: one tree for both sides.
+"""The errors that Sightline services return and clients raise: one tree for both sides.
 
     SightlineError
     ├── InvalidInput        INVALID_ARGUMENT     the request is wrong; sending it again will not help
@@ -6,7 +6,7 @@
     ├── AlreadyExists       ALREADY_EXISTS
     ├── PreconditionFailed  FAILED_PRECONDITION  right request, wrong state of the service
     ├── Overloaded          RESOURCE_EXHAUSTED   try again after `retry_after` seconds
-    ├── Unavailable         UNAVAILABLE          a backend or the service is away; may be retried
+    ├── Unavailable         UNAVAILABLE          a backend or the service is unavailable; may be retried
     ├── DeadlineExceeded    DEADLINE_EXCEEDED
     ├── Cancelled           CANCELLED
     ├── Unsupported         UNIMPLEMENTED
@@ -16,8 +16,8 @@
     └── InternalError       INTERNAL             a bug of the service; the message names the request id
 
 A handler raises one of these; the chassis turns it into a status with `google.rpc.ErrorInfo` (domain "sightline")
-and, where `retry_after` is set, `google.rpc.RetryInfo`. A client turns the status back with `typed_errors()`.
-Codes that no class stands for (ABORTED, OUT_OF_RANGE, UNKNOWN) come as a plain `SightlineError`.
+and, if `retry_after` is set, `google.rpc.RetryInfo`. A client turns the status back with `typed_errors()`.
+Codes without a class (ABORTED, OUT_OF_RANGE, UNKNOWN) become a plain `SightlineError`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from google.rpc import error_details_pb2, status_pb2
 DOMAIN = "sightline"
 DETAILS_KEY = "grpc-status-details-bin"
 
-# Peers refuse trailing metadata over about 8 KiB, and then the client sees RESOURCE_EXHAUSTED in place of our error.
-# The message travels twice (percent-encoded, and in the details as base64), so both it and the facts are kept short.
+# Peers refuse trailing metadata over about 8 KiB; then the client sees RESOURCE_EXHAUSTED instead of our error.
+# The message is sent twice (percent-encoded, and as base64 in the details), so it and the facts are kept short.
 MAX_MESSAGE_BYTES = 1000
 MAX_METADATA_BYTES = 1500
 
@@ -45,7 +45,7 @@ class SightlineError(Exception):
     Args:
         message: what is wrong and what to do about it. Clipped to 1000 bytes on the wire.
         reason: UPPER_SNAKE, stable, for programs; the class has a default.
-        metadata: further facts, as in `google.rpc.ErrorInfo`; those over 1500 bytes in all do not travel.
+        metadata: more facts, as in `google.rpc.ErrorInfo`; those over 1500 bytes in total are not sent.
         retry_after: seconds to wait before a retry; None if a retry does not help.
     """
 
@@ -87,7 +87,7 @@ class AlreadyExists(SightlineError):
 
 
 class PreconditionFailed(SightlineError):
-    """The service is not in a state in which the request can be done."""
+    """The service is not in a state in which it can carry out the request."""
 
     code, reason = grpc.StatusCode.FAILED_PRECONDITION, "PRECONDITION_FAILED"
 
@@ -99,7 +99,7 @@ class Overloaded(SightlineError):
 
 
 class Unavailable(SightlineError):
-    """The service or its backend is away for now."""
+    """The service or its backend is unavailable for now."""
 
     code, reason = grpc.StatusCode.UNAVAILABLE, "UNAVAILABLE"
 
@@ -117,19 +117,19 @@ class Cancelled(SightlineError):
 
 
 class Unsupported(SightlineError):
-    """The service does not do this (yet)."""
+    """The service does not support this (yet)."""
 
     code, reason = grpc.StatusCode.UNIMPLEMENTED, "UNSUPPORTED"
 
 
 class PermissionDenied(SightlineError):
-    """The caller is known but may not do this."""
+    """The caller is known but not allowed to do this."""
 
     code, reason = grpc.StatusCode.PERMISSION_DENIED, "PERMISSION_DENIED"
 
 
 class Unauthenticated(SightlineError):
-    """The caller is not known."""
+    """The caller is unknown."""
 
     code, reason = grpc.StatusCode.UNAUTHENTICATED, "UNAUTHENTICATED"
 
@@ -158,7 +158,7 @@ def from_code(
     metadata: Mapping[str, str] | None = None,
     retry_after: float | None = None,
 ) -> SightlineError:
-    """The typed error for a gRPC status number, for example that of an item in a stream."""
+    """The typed error for a gRPC status number, such as that of an item in a stream."""
     known = status_code(code)
     cls = _CLASSES.get(known, SightlineError)
     error = cls(message, reason=reason, metadata=metadata, retry_after=retry_after)
@@ -169,16 +169,16 @@ def from_code(
 
 
 def status_code(number: int) -> grpc.StatusCode:
-    """The status of a number; UNKNOWN for one that gRPC does not define."""
+    """The status for a number; UNKNOWN if gRPC does not define it."""
     return _CODES.get(number, grpc.StatusCode.UNKNOWN)
 
 
 def to_status(error: SightlineError, **facts: str) -> status_pb2.Status:
-    """The error as `google.rpc.Status` with ErrorInfo and, where `retry_after` is set, RetryInfo.
+    """The error as `google.rpc.Status` with ErrorInfo and, if `retry_after` is set, RetryInfo.
 
     Args:
         error: the error.
-        facts: metadata in addition to the error's own.
+        facts: metadata added to the error's own.
     """
     status = status_pb2.Status(code=error.code.value[0], message=_clip(error.message, MAX_MESSAGE_BYTES))
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
@@ -204,7 +204,7 @@ def from_status(status: status_pb2.Status) -> SightlineError:
             detail.Unpack(retry)
             retry_after = retry.retry_delay.ToMilliseconds() / 1000
         else:
-            detail.Unpack(info)  # leaves `info` alone when the detail is of another type
+            detail.Unpack(info)  # does not change `info` if the detail has another type
     return from_code(
         status.code,
         status.message,
@@ -215,19 +215,19 @@ def from_status(status: status_pb2.Status) -> SightlineError:
 
 
 def from_rpc_error(error: grpc.RpcError) -> SightlineError:
-    """The typed error of what a stub raised, sync or aio, with the details that the server sent (if any)."""
+    """The typed error for an error of a stub, sync or aio, with the details that the server sent (if any)."""
     if not isinstance(error, (grpc.Call, grpc.aio.AioRpcError)):
         return SightlineError(str(error))
     code: grpc.StatusCode = error.code()
     trailing: Any = error.trailing_metadata() or ()
     for key, value in trailing:
         if key == DETAILS_KEY:
-            with contextlib.suppress(Exception):  # a proxy may have put anything there; the code itself still counts
+            with contextlib.suppress(Exception):  # a proxy may have put anything there; the code is still valid
                 status = status_pb2.Status.FromString(value)
                 if status.code == code.value[0]:
                     return from_status(status)
     message = error.details() or code.name
-    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:  # gRPC's own; no retry helps
+    if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:  # gRPC's own; a retry is useless
         return InvalidInput(message, reason="MESSAGE_TOO_LARGE")
     return from_code(code.value[0], message)
 
@@ -242,10 +242,10 @@ def typed_errors() -> Iterator[None]:
 
 
 def first_line(error: BaseException, most: int = 300) -> str:
-    """The first line of an error, without a list, advice or traceback behind it; at most `most` letters."""
+    """The first line of an error, without the list, advice or traceback after it; at most `most` characters."""
     return (str(error).strip() or "no message").splitlines()[0][:most]
 
 
 def _clip(text: str, limit: int) -> str:
-    raw = text.encode("utf-8", "replace")  # a lone surrogate cannot travel
+    raw = text.encode("utf-8", "replace")  # a lone surrogate cannot be sent
     return raw.decode() if len(raw) <= limit else raw[: limit - 3].decode("utf-8", "ignore") + "…"

@@ -18,17 +18,17 @@ R = TypeVar("R")
 Outcome = TypeVar("Outcome")
 
 IN_FLIGHT = 32
-"""Items read and not yet yielded, where the caller says nothing."""
+"""Default of items read and not yet yielded."""
 
 Progress: TypeAlias = Callable[[int, int | None], None]
-"""Called with the number of items done, and of all items where that is known."""
+"""Called with the number of finished items and, if known, of all items."""
 
 
 def row_of(row: object, form: str) -> list[Any]:
     """The two or three parts of a row of `score_many` or `sample_many`.
 
     Raises:
-        InvalidInput: ROW_UNUSABLE; it has another form than `form` says.
+        InvalidInput: ROW_UNUSABLE; it does not have the form `form`.
     """
     if not isinstance(row, tuple | list) or not 2 <= len(row) <= 3:
         what = f"a {type(row).__name__}" + (f" of {len(row)}" if isinstance(row, tuple | list) else "")
@@ -46,7 +46,7 @@ class Live:
 
     @contextmanager
     def holding(self, cancel: Callable[[], object]) -> Iterator[None]:
-        """Around a call: `cancel` is called where the end comes before the call's, or has come."""
+        """Wraps a call: `cancel` is called if the end comes before the call's end, or has already come."""
         with self._lock:
             self._cancels.add(cancel)
         if self._stop.is_set():
@@ -58,7 +58,7 @@ class Live:
                 self._cancels.discard(cancel)
 
     def stopped(self) -> bool:
-        """Whether nobody waits any more."""
+        """Whether the iteration has ended."""
         return self._stop.is_set()
 
     def stop(self) -> None:
@@ -71,11 +71,11 @@ class Live:
 
 
 class Sendable(Generic[T, R]):
-    """What can be sent of a call's items, made when it is read; an item that cannot be made fails alone.
+    """The items of a call that can be sent, made when they are read; an item that cannot be made fails alone.
 
     Args:
-        items: as the caller gave them.
-        make: what is sent of one; raises SightlineError.
+        items: the caller's items.
+        make: makes what is sent for one item; raises SightlineError.
     """
 
     def __init__(self, items: Iterable[T], make: Callable[[T], R]) -> None:
@@ -97,13 +97,13 @@ class Sendable(Generic[T, R]):
         return next((error for error in self._errors if error is not None), None)
 
     def merged(self, outcomes: Iterable[Outcome]) -> tuple[Outcome | SightlineError, ...]:
-        """The outcomes of what was sent, with the errors of the rest in their places."""
+        """The outcomes of the items that were sent, with the errors of the others in their places."""
         sent = iter(outcomes)
         return tuple(next(sent) if error is None else error for error in self._errors)
 
 
 def count_of(items: object) -> int | None:
-    """How many there are, where that is known."""
+    """The number of items, if known."""
     return len(items) if hasattr(items, "__len__") else None
 
 
@@ -117,15 +117,15 @@ def in_order(
     group: int = 1,
     prepare: Callable[[list[T]], object] = lambda _: None,
 ) -> Iterator[R]:
-    """The outcomes of `run`, in the order of `items`. Whoever leaves the iteration stops what runs.
+    """The outcomes of `run`, in the order of `items`. Leaving the iteration stops running calls.
 
     Args:
-        items: read by the thread that iterates, as there is room.
-        run: one item, in a thread of its own; `Live` says which calls to cancel. If it raises, the whole call ends.
-        total: number of items, where that is known.
+        items: read by the iterating thread, when there is room.
+        run: runs one item, in its own thread; `Live` holds the calls to cancel. If it raises, the whole call ends.
+        total: number of items, if known.
         max_in_flight: items read and not yet yielded; at least 1.
         progress: called as progress(items yielded, total) before each is yielded.
-        group: items read together, not more than `max_in_flight`.
+        group: number of items that are read together, at most `max_in_flight`.
         prepare: called with each group before its items run.
     """
     live, done, most = Live(), 0, max(1, max_in_flight)

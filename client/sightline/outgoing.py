@@ -14,7 +14,7 @@ Observer: TypeAlias = Callable[[str, str], Ended]
 what it returns is called with the code when the call has ended."""
 
 Tracer: TypeAlias = Callable[[str, str], tuple[Mapping[str, str], Ended]]
-"""As an Observer, and gives headers that the call sends, too."""
+"""Like an Observer, but also returns headers for the call to send."""
 
 Header: TypeAlias = Callable[[], tuple[str, str]]
 
@@ -36,7 +36,7 @@ class _Details(NamedTuple):
 
 
 class _SyncDetails(_Details, grpc.ClientCallDetails):
-    """gRPC has no public class for them."""
+    """gRPC has no public class for call details."""
 
 
 class _Around:
@@ -126,7 +126,7 @@ class _StreamStream(_AioAround, grpc.aio.StreamStreamClientInterceptor):
 def aio_interceptors(
     header: Header | None, observers: Sequence[Observer], tracers: Sequence[Tracer]
 ) -> list[grpc.aio.ClientInterceptor]:
-    """For aio channels, which take one interceptor for each kind of call."""
+    """For aio channels, which need one interceptor for each kind of call."""
     return [cls(header, observers, tracers) for cls in (_UnaryUnary, _UnaryStream, _StreamUnary, _StreamStream)]
 
 
@@ -135,7 +135,7 @@ _reports: set[asyncio.Task[None]] = set()
 
 def _report(call: Any, ended: Ended) -> None:
     async def report() -> None:
-        ended(await call.code())  # there already, but gRPC has it behind a coroutine only
+        ended(await call.code())  # known already, but gRPC offers it only as a coroutine
 
     task = asyncio.ensure_future(report())
     _reports.add(task)

@@ -1,16 +1,16 @@
-"""Patience: how a call waits for a service that is away or busy. The one way to wait; a call passes through it once.
+"""Patience: how a call waits for a service that is unavailable or busy. There is one way to wait, in one layer.
 
-gRPC's own retries end after five tries, about three seconds: less than a service takes to come back. These go on for as
-long as `Patience` says and the call's deadline allows, wait as long as the service asks for (RetryInfo), and never ask
-a struggling service more often than the budget allows: a token bucket of one client, from which each retry takes one.
-When it is empty a retry waits for its token; it does not fail.
+gRPC's own retries end after five tries, about three seconds: less than a service takes to come back. These retries
+continue as long as `Patience` and the call's deadline allow, wait as long as the service asks for (RetryInfo), and
+never exceed the client's budget: a token bucket, from which each retry takes one token. If the bucket is empty, a retry
+waits for a token; it does not fail.
 
     patience = Patience(seconds=600)              # what a caller decides
     tries = Tries(patience, timeout, Budget(patience))
     answer = tries.call(lambda seconds: stub.Score(request, timeout=seconds))
 
-Whoever reads a stream asks `Tries` itself: `left()` before a try, `progressed()` when something came,
-`wait_after(error)` when it broke.
+Code that reads a stream uses `Tries` directly: `left()` before a try, `progressed()` when something arrived,
+`wait_after(error)` when the stream broke.
 """
 
 from __future__ import annotations
@@ -31,49 +31,49 @@ from sightline.errors import Cancelled, DeadlineExceeded, Overloaded, SightlineE
 T = TypeVar("T")
 
 TIMEOUT = 120.0
-"""Seconds of a call with all its tries, where the caller gives none."""
+"""Default seconds for a call, retries included."""
 
-# What gRPC says of a connection that broke, where it does not say UNAVAILABLE.
+# gRPC's messages for a broken connection when the status is not UNAVAILABLE.
 _BROKEN = ("Stream removed", "RST_STREAM", "Connection reset")
-_LEAST_SECONDS = 0.02  # less is not worth a try
+_LEAST_SECONDS = 0.02  # with less, a try is not worth it
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long, and how often, a service that is away or busy is asked again. The deadline of the call ends it too."""
+    """How long, and how often, to retry while a service is unavailable or busy. The call's deadline ends it too."""
 
     seconds: float = 60.0
-    """How long it is asked again, from its first failure since something came: an answer, or a part of a stream."""
+    """Seconds to keep retrying, counted from the first failure since the last answer or part of a stream."""
     tries: int | None = None
-    """Most tries of a call, the first included; None for as many as there is time for."""
+    """Maximum tries of a call, the first included; None means as many as time allows."""
     try_seconds: float | None = None
-    """Longest try; one that takes longer is given up and made again. None: a try may take what the deadline leaves."""
+    """Maximum seconds of one try; a longer one is cancelled and retried. None: a try may take all remaining time."""
     first_delay: float = 0.1
-    """Seconds before the second try; doubles with each. Where the service says how long to wait, that counts if longer.
-    Each wait is jittered, upwards for what the service asked."""
+    """Seconds before the second try; doubles with each try. If the service asks for a longer wait, that applies. Each
+    wait is jittered; a wait that the service asked for only upwards."""
     max_delay: float = 5.0
-    """Longest wait in seconds, where the service does not ask for more."""
+    """Maximum wait in seconds, unless the service asks for more."""
     per_second: float = 20.0
-    """Retries per second of the whole client, in the long run."""
+    """Retries per second of the whole client, on average."""
     burst: int = 64
-    """Retries of the whole client that may come at once."""
+    """Retries that the whole client may make at once."""
 
 
 ONCE = Patience(tries=1)
-"""No call is retried."""
+"""Never retry."""
 
 
 def is_worth_a_retry(error: SightlineError) -> bool:
-    """Whether another try may help: the service is away, busy, or its connection broke."""
+    """Whether another try may help: the service is unavailable or busy, or the connection broke."""
     if isinstance(error, Overloaded):
         return error.retry_after is not None
     if isinstance(error, DeadlineExceeded):
-        return error.reason == "BACKEND_TIMEOUT"  # Triton's time ran out, not the caller's
+        return error.reason == "BACKEND_TIMEOUT"  # Triton timed out, not the caller
     return isinstance(error, Unavailable | Cancelled) or any(sign in error.message for sign in _BROKEN)
 
 
 class Budget:
-    """What the calls of one client share: its token bucket, and its end. Safe to share between threads."""
+    """Shared by the calls of one client: its token bucket, and whether it is closed. Thread-safe."""
 
     def __init__(self, patience: Patience) -> None:
         self._most, self._rate = float(patience.burst), patience.per_second
@@ -82,7 +82,7 @@ class Budget:
         self.closed = threading.Event()
 
     def take(self) -> float:
-        """Take a token; seconds until it is there."""
+        """Take a token; returns the seconds until it is available."""
         with self._lock:
             now = time.monotonic()
             self._tokens = min(self._most, self._tokens + (now - self._filled) * self._rate) - 1
@@ -90,7 +90,7 @@ class Budget:
             return max(0.0, -self._tokens / self._rate)
 
     def give_back(self) -> None:
-        """A token that was not used."""
+        """Give back an unused token."""
         with self._lock:
             self._tokens += 1
 
@@ -100,8 +100,8 @@ class Tries:
 
     Args:
         patience: how long and how often.
-        timeout: seconds for all tries together; infinite where nothing but `patience` shall end them.
-        budget: of the client; None for one of its own.
+        timeout: seconds for all tries together; infinite if only `patience` should end them.
+        budget: the client's; None makes a new one.
     """
 
     def __init__(self, patience: Patience, timeout: float = math.inf, budget: Budget | None = None) -> None:
@@ -109,36 +109,36 @@ class Tries:
         self._began = time.monotonic()
         self._deadline = self._began + timeout
         self._failing: float | None = None  # since when
-        self._failures = 0  # since something came
+        self._failures = 0  # since the last answer
         self._cut = False  # whether the current try has less time than the call
         self._error: SightlineError | None = None
         self.count = 0
 
     def left(self) -> float:
-        """Seconds of the next try."""
+        """Seconds that the next try may take."""
         left, most = max(self._deadline - time.monotonic(), 0.001), self._patience.try_seconds
         self._cut = most is not None and most < left
         return min(left, most) if most is not None else left
 
     def progressed(self) -> None:
-        """Something came: patience counts from 0."""
+        """Something arrived: patience starts from 0."""
         self._failing, self._failures = None, 0
 
     def wait_after(self, cause: Exception) -> float:
         """Seconds until the next try.
 
         Args:
-            cause: what ended the last one, of gRPC or ours.
+            cause: the error that ended the last try, gRPC's or ours.
 
         Raises:
-            SightlineError: there shall be none: what the last try met; of one that ended by the deadline, what the one
-                before met.
+            SightlineError: there is no next try: the last try's error; if the deadline ended that try, the error of the
+                try before.
         """
         error, now = _typed(cause), time.monotonic()
         self.count, self._failures = self.count + 1, self._failures + 1
         timed_out = isinstance(error, DeadlineExceeded) and error.reason != "BACKEND_TIMEOUT"
         if timed_out and not self._cut and self._error is not None:
-            error = self._error  # the deadline cut the last try short: what it was retried for says more
+            error = self._error  # the deadline ended the last try: the error before it says more
         self._error = error
         if self._failing is None:
             self._failing = now
@@ -161,7 +161,7 @@ class Tries:
 
         Args:
             attempt: one try; raises grpc.RpcError or SightlineError.
-            stopped: asked after each wait; no more tries when true.
+            stopped: called after each wait; if it returns True, there are no more tries.
 
         Raises:
             SightlineError: see `wait_after`.

@@ -1,13 +1,14 @@
-"""The one rule by which every service, the update and the SDK see a picture: from Pillow's picture to RGB.
+"""The one rule for reading a picture, for every service, the update and the SDK: from Pillow's picture to RGB.
 
-- Upright by the EXIF orientation, as a person sees it. XMP does not count: half of all programs do not look there.
-- Transparency is laid on white: alpha, palettes with alpha, and the one transparent colour of PNG's tRNS, which is
-  compared in the file's own depth.
-- 16 bits keep their high byte. CMYK, YCCK, LAB and all other modes by Pillow's conversion.
-- Of an animation the first frame.
+- The picture is turned upright by its EXIF orientation, as people see it. XMP is ignored: half of all programs ignore
+  it.
+- Transparency is put on white: alpha, palettes with alpha, and the transparent colour of PNG's tRNS, which is compared
+  in the file's own bit depth.
+- 16-bit values keep their high byte. Pillow converts CMYK, YCCK, LAB and all other modes.
+- An animation counts as its first frame.
 
-`PICTURE_RULE` names this behaviour in the digests, manifests and runs that depend on it: change it with the behaviour.
-Pillow is imported where a picture of Pillow is there.
+`PICTURE_RULE` names this behaviour in the digests, manifests and runs that depend on it: change it when the behaviour
+changes. Pillow is imported only if there is a Pillow picture.
 """
 
 from __future__ import annotations
@@ -20,19 +21,19 @@ if TYPE_CHECKING:
     from PIL import Image
 
 PICTURE_RULE = "1"
-"""The version of the rule. Sightline 0.1.0 had none: its services did not see the same picture."""
+"""The version of the rule. Sightline 0.1.0 had none: its services read the same picture differently."""
 
 CANVAS = "canvas"
-"""Key of a picture's `info`: (width, height, left, top), where it is a part of a larger one that is transparent."""
+"""Key of a picture's `info`: (width, height, left, top), if it is a part of a larger, transparent picture."""
 
 _ORIENTATION = 0x0112
-_GREY_STEPS = {"1": 255, "L;1": 255, "L;2": 85, "L;4": 17}  # what PNG's 1, 2 and 4 bits of grey are multiplied by
+_GREY_STEPS = {"1": 255, "L;1": 255, "L;2": 85, "L;4": 17}  # factors for PNG's 1, 2 and 4 bits of grey
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """A picture by the rule: upright, mode RGB. The picture given is loaded, and else left as it is.
+    """A picture by the rule: upright, mode RGB. The given picture is loaded but not changed.
 
-    Raises what Pillow's decoders raise: OSError, SyntaxError, ValueError and others.
+    Raises the errors of Pillow's decoders: OSError, SyntaxError, ValueError and others.
     """
     raw = raw_mode(image)
     low = _low_bytes(image) if raw == "RGB;16B" and "transparency" in image.info else None
@@ -52,12 +53,12 @@ def orientation(image: Image.Image) -> int:
         tags.load(exif)
         found = tags.get(_ORIENTATION, 1)
         return found if isinstance(found, int) and 1 <= found <= 8 else 1
-    except Exception:  # broken EXIF says nothing about orientation; the picture itself is whole
+    except Exception:  # broken EXIF has no orientation; the picture itself is fine
         return 1
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How the file of a picture that is not loaded yet holds a pixel; "" where that is not known any more."""
+    """How the file of a picture that is not loaded yet stores a pixel; "" if that is no longer known."""
     tiles = getattr(image, "tile", None)
     if not tiles or getattr(image, "format", None) != "PNG":
         return ""
@@ -66,7 +67,7 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def _low_bytes(image: Any) -> np.ndarray[Any, Any]:
-    """The low bytes, uint8 [H, W, 3], of a PNG of 16-bit RGB: Pillow itself drops them."""
+    """The low bytes, uint8 [H, W, 3], of a PNG of 16-bit RGB: Pillow drops them."""
     import io
 
     from PIL import Image as pillow
@@ -75,12 +76,12 @@ def _low_bytes(image: Any) -> np.ndarray[Any, Any]:
     image.fp.seek(0)
     again: Any = pillow.open(io.BytesIO(image.fp.read()), formats=("PNG",))
     image.fp.seek(position)
-    again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]  # the file's second byte is taken for the high
+    again.tile = [tile._replace(args="RGB;16L") for tile in again.tile]  # reads the file's second byte as the high one
     return np.asarray(again)
 
 
 def _opaque(image: Image.Image, raw: str, low: np.ndarray[Any, Any] | None) -> Image.Image:
-    """Mode RGB, transparency on white, still as it lies in the file."""
+    """Mode RGB, transparency on white, not yet turned upright."""
     from PIL import Image as pillow
 
     clear = image.info.get("transparency")

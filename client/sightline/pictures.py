@@ -1,6 +1,6 @@
-"""From what callers hand to a client as an image to an encoded file that shows the same pixels.
+"""Convert a caller's image to an encoded file with the same pixels.
 
-Light: Pillow is needed for its own pictures only, and never imported before one is there.
+Light: Pillow is needed only for its own pictures, and not imported otherwise.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _OWN_FILE = ("JPEG", "MPO", "PNG", "WEBP", "GIF")  # what every service reads
 
 @runtime_checkable
 class Saveable(Protocol):
-    """A picture of Pillow, of any mode."""
+    """A Pillow picture, of any mode."""
 
     def save(self, fp: Any, format: str, **options: Any) -> None:
         """Write the picture as a file."""
@@ -44,7 +44,7 @@ class ArrayLike(Protocol):
 
     @property
     def shape(self) -> Any:
-        """[H, W, 3] of an array, [3, H, W] of a tensor."""
+        """[H, W, 3] for an array, [3, H, W] for a tensor."""
 
     @property
     def dtype(self) -> Any:
@@ -52,19 +52,19 @@ class ArrayLike(Protocol):
 
 
 Picture: TypeAlias = bytes | bytearray | memoryview | str | os.PathLike[str] | Saveable | Readable | ArrayLike
-"""An encoded image (JPEG, PNG, WebP, GIF, AVIF) as bytes, path or open file, or pixels: a picture of Pillow of any
-mode, a uint8 array [H, W, 3], a uint8 tensor [3, H, W]. Pixels are sent as PNG, without loss."""
+"""An encoded image (JPEG, PNG, WebP, GIF, AVIF) as bytes, path or open file; or pixels: a Pillow picture of any mode, a
+uint8 array [H, W, 3], a uint8 tensor [3, H, W]. Pixels are sent as PNG, without loss."""
 
 
 def image_bytes(image: object, takes: str = TAKES) -> bytes:
     """The encoded file of a `Picture`.
 
     Args:
-        image: what the caller gave.
-        takes: what the call takes as an image, for the message.
+        image: the caller's image.
+        takes: what the call accepts as an image, for the message.
 
     Raises:
-        InvalidInput: the file cannot be read, or it is not an image, or a picture that cannot be read or has no pixels.
+        InvalidInput: the file cannot be read, it is not an image, or the picture cannot be read or has no pixels.
     """
     if isinstance(image, bytes):
         return image
@@ -81,7 +81,7 @@ def image_bytes(image: object, takes: str = TAKES) -> bytes:
     if _of_pillow(image):
         try:
             return _own_file(image) or write_png(np.asarray(rgb(cast(Any, image))))
-        except Exception as error:  # pictures that are damaged or closed: all kinds
+        except Exception as error:  # damaged or closed pictures raise all kinds of errors
             raise InvalidInput(
                 f"the picture cannot be read: {type(error).__name__}: {error}", reason="IMAGE_UNUSABLE"
             ) from error
@@ -93,13 +93,13 @@ def image_bytes(image: object, takes: str = TAKES) -> bytes:
 
 
 def write_png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """A PNG file of uint8 pixels [H, W, 3], as fast as zlib can. Raises ValueError if there is none."""
+    """A PNG file of uint8 pixels [H, W, 3], at zlib's fastest setting. Raises ValueError if there are no pixels."""
     height, width, _ = pixels.shape
     if not height or not width:
         raise ValueError(f"{width} x {height} pixels are not a picture")
     rows = pixels.reshape(height, width * 3)
     lines = np.empty((height, 1 + width * 3), dtype=np.uint8)
-    lines[:, 0] = 1  # the filter "Sub": each byte less that of the pixel to its left
+    lines[:, 0] = 1  # the filter "Sub": each byte minus that of the pixel to its left
     lines[:, 1:4] = rows[:, :3]
     np.subtract(rows[:, 3:], rows[:, :-3], out=lines[:, 4:])
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -118,7 +118,7 @@ def _of_pillow(image: object) -> Any:
 
 
 def _own_file(image: Any) -> bytes | None:
-    """The file behind a picture that was opened and not touched since: smaller, and what its digest is known by."""
+    """The file of a picture that was opened and not changed since: it is smaller, and its digest is known."""
     if not getattr(image, "tile", None) or image.format not in _OWN_FILE or image.tell() != 0:
         return None
     position = image.fp.tell()
@@ -133,7 +133,7 @@ def _own_file(image: Any) -> bytes | None:
 def _read(file: Any) -> bytes:
     try:
         if hasattr(file, "seek") and (not hasattr(file, "seekable") or file.seekable()):
-            file.seek(0)  # as Pillow does: after writing a picture, the file is at its end
+            file.seek(0)  # as Pillow does: after a picture was written, the position is at the file's end
         content = file.read()
     except (OSError, ValueError) as error:
         raise InvalidInput(f"the image's file cannot be read: {error}", reason="IMAGE_FILE_UNREADABLE") from error
@@ -146,7 +146,7 @@ def _read(file: Any) -> bytes:
 
 
 def _pixels(image: Any) -> np.ndarray[Any, Any]:
-    """uint8 [H, W, 3] of an array, or of a tensor [3, H, W]."""
+    """uint8 [H, W, 3] from an array, or from a tensor [3, H, W]."""
     tensor = hasattr(image, "detach")
     if tensor:
         image = image.detach().cpu()

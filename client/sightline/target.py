@@ -1,4 +1,4 @@
-"""Targets: how a service's address is written, checked before anything is sent to it. Light."""
+"""Targets: a service's address, checked before anything is sent to it. Light."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_target(target: str) -> str:
     """The gRPC target, as it was given.
 
     Raises:
-        InvalidInput: TARGET_MALFORMED; asking it again and again would help nothing.
+        InvalidInput: TARGET_MALFORMED; a retry would not help.
     """
     if not isinstance(target, str) or not _is_well_formed(target):
         raise InvalidInput(
@@ -31,7 +31,7 @@ def check_target(target: str) -> str:
 
 
 def is_loopback(target: str) -> bool:
-    """Whether a gRPC target names nothing but this machine."""
+    """Whether a gRPC target names only this machine."""
     hosts = list(_hosts(target))
     return bool(hosts) and all(_is_this_machine(host) for host in hosts)
 
@@ -51,7 +51,7 @@ def _is_address(address: str) -> bool:
 
 
 def _addresses(target: str) -> list[str]:
-    """What stands behind the scheme and the name server, of a target that names addresses."""
+    """The addresses of a target, without the scheme and the name server."""
     scheme, colon, rest = target.partition(":")
     if colon and scheme in ("dns", *_LISTS):
         # dns://name-server/name:port

@@ -1,6 +1,6 @@
-"""Rewards for other trainers; each module needs its framework only when it is called.
+"""Rewards for other trainers; a module needs its framework only when it is called.
 
 trl       a reward function for GRPOTrainer, RLOOTrainer and OnlineDPOTrainer
 verl      a custom reward function
-openrlhf  what `/get_reward` of `sightline serve scorer-http` answers
+openrlhf  the answers of `/get_reward` in `sightline serve scorer-http`
 """

@@ -1,4 +1,4 @@
-"""Convert pictures of datasets and frameworks to what the clients accept."""
+"""Convert the pictures of datasets and frameworks to types that the clients accept."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _DIGEST = re.compile(r"sha256:([0-9a-fA-F]{64})", re.ASCII)
 
 
 def image_of(value: Any, *, files: bool = True) -> Image:
-    """An image of a dataset's or a message's field.
+    """The image in a field of a dataset or a message.
 
     Args:
         value: encoded bytes, a Pillow picture, a uint8 array or tensor, an open file, a path,
-            "data:image/png;base64,...", "sha256:<64 hexadecimal digits>", an http(s) URI (the service fetches it,
-            where it may), or a mapping with one of the keys `bytes`, `path`, `image`, `url` or `sha256`, as `datasets`
-            and chat messages have it.
-        files: whether a path may be read here. No, for what strangers send.
+            "data:image/png;base64,...", "sha256:<64 hexadecimal digits>", an http(s) URI (fetched by the service, if
+            its settings allow that), or a mapping with one of the keys `bytes`, `path`, `image`, `url` or `sha256`, as
+            `datasets` and chat messages have it.
+        files: whether to read paths on this machine. Must be False for untrusted input.
 
     Raises:
         InvalidInput: it is none of these.
@@ -45,7 +45,7 @@ def image_of(value: Any, *, files: bool = True) -> Image:
 
 
 def base64_bytes(text: str) -> bytes:
-    """The bytes of base64 text, with line ends or white space in it or not, or of a data URI. Raises InvalidInput."""
+    """The bytes of base64 text (it may contain white space) or of a data URI. Raises InvalidInput."""
     if text[:5].lower() == "data:":
         match = _DATA_URI.match(text[:2000])
         if match is None:

@@ -1,4 +1,4 @@
-"""What a framework gets for a text that could not be scored. There is no silent default: a 0 looks like a score."""
+"""The reward that a framework gets for a text that could not be scored. No silent default: a 0 looks like a score."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sightline.errors import InvalidInput, PermissionDenied, SightlineError, Una
 logger = logging.getLogger(__name__)
 
 OnFailure: TypeAlias = Literal["raise", "drop", "value"]
-"""raise: the error itself. drop: NaN, for a trainer that leaves such samples out. value: a number that you state."""
+"""raise: raise the error. drop: NaN, for a trainer that skips such samples. value: a number that you choose."""
 
 
 _OF_EVERY_ROW = frozenset(
@@ -26,26 +26,26 @@ _OF_EVERY_ROW = frozenset(
 
 
 def concerns_every_row(error: SightlineError) -> bool:
-    """Whether the call itself is wrong, so that every row fails and the batch ends whatever `on_failure` says."""
+    """Whether the call itself is wrong: then every row fails, and the batch ends for any `on_failure`."""
     return error.reason in _OF_EVERY_ROW or isinstance(error, Unauthenticated | PermissionDenied | Unsupported)
 
 
 def log_failures(errors: Sequence[SightlineError], total: int) -> None:
-    """Log how many of `total` rows have no reward, by reason, and the last error's message; nothing if all have."""
+    """Log how many of `total` rows have no reward, by reason, and the last error's message; nothing if all have one."""
     if errors:
         counts = dict(Counter(error.reason for error in errors))
         logger.warning("no reward for %d of %d rows %s; the last: %s", len(errors), total, counts, errors[-1])
 
 
 class FailureCounts:
-    """Failures of calls for one row each, logged by reason at the 1st, 2nd, 4th, 8th ... of a reason. Thread-safe."""
+    """Failures of calls for single rows, logged at the 1st, 2nd, 4th, 8th ... of each reason. Thread-safe."""
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     def add(self, error: SightlineError) -> None:
-        """Count a failure, and log it at the 1st, 2nd, 4th ... of its reason."""
+        """Count a failure; log it if it is the 1st, 2nd, 4th ... of its reason."""
         with self._lock:
             self._counts[error.reason] += 1
             count = self._counts[error.reason]
@@ -55,11 +55,11 @@ class FailureCounts:
 
 @dataclass(frozen=True)
 class FailurePolicy:
-    """How a failure is handled.
+    """How to handle a failure.
 
     Args:
         on_failure: see `OnFailure`.
-        value: with on_failure="value", and only then, the number.
+        value: the number; only with on_failure="value".
 
     Raises:
         InvalidInput: on_failure is unknown, or does not match `value`.
@@ -81,7 +81,7 @@ class FailurePolicy:
             )
 
     def reward(self, error: SightlineError) -> float:
-        """The reward of a text that failed.
+        """The reward for a text that could not be scored.
 
         Raises:
             SightlineError: the error itself, if `on_failure` says so or every row fails.

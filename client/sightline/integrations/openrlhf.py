@@ -3,10 +3,10 @@
     POST /get_reward {"query": [...], "prompts": [...], "labels": [...]}
     -> {"rewards": [...], "scores": [...], "extra_logs": {"scored": [...]}}
 
-Served by `sightline serve scorer-http`; `reward.remote_url` of OpenRLHF names it. OpenRLHF sends no image, so a row's
-label names it: a data URI, "sha256:<digest>" of an image uploaded before, an http(s) URI that the scorer may fetch, or
-JSON {"image": one of these}. The query is the prompt and the response, decoded with special tokens; the response is
-what stands behind the prompt, or behind the last `response_after`.
+Served by `sightline serve scorer-http`; set OpenRLHF's `reward.remote_url` to it. OpenRLHF sends no image, so a row's
+label names the image: a data URI, "sha256:<digest>" of an image uploaded before, an http(s) URI that the scorer may
+fetch, or JSON {"image": one of these}. The query is the prompt and the response, decoded with special tokens; the
+response is the part after the prompt, or after the last `response_after`.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _SPECIAL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<(?:pad|bos|eos|unk|image|end_o
 
 @dataclass(frozen=True)
 class Convention:
-    """How rows are read.
+    """How to read rows.
 
     Args:
-        response_after: the response begins behind the last occurrence of this text in the query, such as
-            "<|im_start|>assistant\\n"; empty if it begins behind the prompt.
+        response_after: the response begins after the last occurrence of this text in the query, such as
+            "<|im_start|>assistant\\n"; empty if it begins after the prompt.
     """
 
     response_after: str = ""
 
     def pairs(self, query: Sequence[str], prompts: Sequence[str], labels: Sequence[Any]) -> list[Pair | SightlineError]:
-        """What to score for each row, or why it cannot be scored. Raises InvalidInput if the lists do not fit."""
+        """What to score for each row, or why it cannot be scored. Raises InvalidInput if the lists differ in length."""
         if not len(query) == len(prompts) == len(labels):
             raise InvalidInput(
                 f"{len(query)} queries, {len(prompts)} prompts and {len(labels)} labels: give one of each for every "
@@ -85,11 +85,11 @@ def image_of_label(label: Any) -> Image:
 def answer(outcomes: Sequence[Outcome], policy: FailurePolicy) -> dict[str, Any]:
     """The response body: a reward for each outcome; `extra_logs.scored` is 1.0, or 0.0 for a failure.
 
-    With `drop` the reward is NaN, which Python writes and reads in JSON: with `--algo.dynamic_filtering_enable`
-    OpenRLHF leaves that prompt's group out and samples another.
+    With `drop` the reward is NaN, which Python's JSON supports. With `--algo.dynamic_filtering_enable`, OpenRLHF then
+    drops that prompt's group and samples another.
 
     Raises:
-        SightlineError: the first failure, where the policy is to raise; else one that every row has in common.
+        SightlineError: the first failure, if the policy is to raise; otherwise a failure common to all rows.
     """
     rewards = [
         policy.reward(outcome) if isinstance(outcome, SightlineError) else float(outcome.value[0])

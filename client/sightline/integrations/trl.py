@@ -5,9 +5,9 @@
     trainer = GRPOTrainer(model=..., reward_funcs=ClipReward("127.0.0.1:50051"), train_dataset=...)
 
 The dataset has a column `image` or `images` (Pillow pictures, paths, bytes), or its prompts hold the images. A
-completion that cannot be scored gets None, which GRPO and RLOO leave out of group statistics and loss. What no
-completion can escape (no such model, a token refused) ends the batch. OnlineDPOTrainer turns None into 0 (it sums with
-`nansum`): give it `on_failure="raise"`.
+completion that cannot be scored gets None, which GRPO and RLOO leave out of group statistics and loss. An error that
+affects all completions (an unknown model, a refused token) ends the batch. OnlineDPOTrainer turns None into 0 (it sums
+with `nansum`): give it `on_failure="raise"`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sightline.scorer import ScorerClient
 from sightline.scorer.many import Outcome, Pair
 from sightline.scorer.wire import ScoreOptions
 
-_ENCODED = 64  # pictures of a call that are held, so that the rows of a group encode theirs once
+_ENCODED = 64  # pictures of a call to keep, so that the rows of a group encode theirs once
 
 
 class ClipReward:
@@ -35,15 +35,15 @@ class ClipReward:
 
     Args:
         target: the scorer's gRPC target.
-        image: column of the images; else `image`, `images`, or those in the prompts. A completion with several images
-            gets the mean over them.
-        text: from a completion's text to what is scored (to take out a chain of thought, say).
-        on_failure: "none" for None in place of a reward, "raise" for the error.
-        name: what TRL's logs call it.
+        image: column of the images; by default `image`, `images`, or the images in the prompts. A completion with
+            several images gets the mean over them.
+        text: function from a completion's text to the text to score (to remove a chain of thought, say).
+        on_failure: "none" gives None instead of a reward, "raise" raises the error.
+        name: its name in TRL's logs.
         tls: see `ScorerClient`.
         token: see `ScorerClient`.
         timeout: seconds for each completion, retries included.
-        max_in_flight: requests at a time.
+        max_in_flight: number of concurrent requests.
         options: see `ScoreOptions`; the reward is `ScoreResult.value`.
     """
 
@@ -133,7 +133,7 @@ class ClipReward:
             return self._text(_text_of(completion))
         except SightlineError:
             raise
-        except Exception as error:  # a caller's function on what a model wrote: anything may come
+        except Exception as error:  # a caller's function on a model's output: it may raise anything
             raise InvalidInput(
                 f"text() failed on the completion: {type(error).__name__}: {error}", reason="TEXT_FUNCTION_FAILED"
             ) from error
@@ -164,16 +164,16 @@ def _mean(outcomes: Sequence[Outcome]) -> float | SightlineError:
 
 
 class _Encoded:
-    """The files of the pictures seen last: the rows of a group hold the same picture.
+    """The files of the most recent pictures: the rows of a group hold the same picture.
 
-    A picture is kept as long as its file: the id of a deleted one may become another picture's.
+    A picture is kept as long as its file, since the id of a deleted one may become another picture's.
     """
 
     def __init__(self) -> None:
         self._held: dict[int, tuple[Any, bytes]] = {}
 
     def image(self, value: Any) -> Any:
-        """What a client takes for a row's field. Raises InvalidInput."""
+        """The image in a row's field, as a client accepts it. Raises InvalidInput."""
         if isinstance(value, Mapping) and isinstance(value.get("image"), Mapping):
             value = value["image"]
         picture = value["image"] if isinstance(value, Mapping) and value.get("image") is not None else value
@@ -188,14 +188,14 @@ class _Encoded:
 
 
 def _row(column: Any, name: str, index: int) -> Any:
-    """A column's value in a row. Raises InvalidInput if the column is too short, or cannot be read there."""
+    """A column's value in a row. Raises InvalidInput if the column is too short or the value cannot be read."""
     try:
         return column[index]
     except IndexError:
         raise InvalidInput(
             f"{name} has no row {index}: it must be as long as the completions", reason="COLUMN_TOO_SHORT"
         ) from None
-    except Exception as error:  # columns that decode when they are read raise what their decoder does
+    except Exception as error:  # columns that decode on access raise whatever their decoder raises
         raise InvalidInput(
             f"row {index} of {name} cannot be read: {type(error).__name__}: {error}", reason="ROW_UNREADABLE"
         ) from error

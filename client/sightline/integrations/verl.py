@@ -5,13 +5,13 @@
       name: compute_score                # or compute_score_async; the manager "remote" takes only the first
       reward_kwargs: {target: "scorer:50051", on_failure: raise}
 
-The image stands in the dataset's `extra_info` under `image` or `images` (verl takes the prompt's own images out of the
+The image is in the dataset's `extra_info` under `image` or `images` (verl removes the prompt's own images from the
 row): a path, bytes, "sha256:...", a data URI or a mapping, see `integrations.pictures`.
 
-What a failure becomes must be stated: `on_failure: raise` (verl's V1 trainer drops that trajectory, the older one stops
-the run), `drop` (NaN; verl itself does not leave NaN out: for a manager or trainer of yours that does), or `value` with
-`failure_value: -1.0`. `scored` in the result tells 1.0 or 0.0 in every case, and verl logs its mean; the log
-counts failures by reason. What no row can escape (no such model, a token refused) is raised in every case.
+You must choose what a failure becomes: `on_failure: raise` (verl's V1 trainer drops that trajectory, the older one
+stops the run), `drop` (NaN, for your own manager or trainer that skips NaN; verl itself does not), or `value` with
+`failure_value: -1.0`. The result's `scored` is 1.0 or 0.0 in every case, and verl logs its mean; the log counts
+failures by reason. An error that affects all rows (an unknown model, a refused token) is always raised.
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ def compute_score(
         ground_truth: verl's; not used.
         extra_info: holds the image.
         target: the scorer's gRPC target.
-        on_failure: what a failure becomes; must be stated.
+        on_failure: what a failure becomes; required.
         failure_value: with on_failure="value".
-        image_key: key of the image in `extra_info`; else `image`, or the first of `images`.
+        image_key: key of the image in `extra_info`; by default `image`, or the first of `images`.
         model: see `ScoreOptions`.
         kind: see `ScoreOptions`; the reward is the score of this kind.
         timeout: seconds, retries included.
         ca_file: PEM file, for an encrypted channel.
-        certificate_file: PEM file of our own certificate, where the scorer asks for one.
+        certificate_file: PEM file of our own certificate, if the scorer requires one.
         key_file: PEM file with its key.
         token_file: file with a bearer token.
-        others: what verl passes to every reward function; not used.
+        others: other arguments that verl passes to every reward function; not used.
 
     Returns:
-        `score`, `scored` (1.0 or 0.0) and `cosine` (NaN where it failed): the same keys each time, as verl needs it.
+        `score`, `scored` (1.0 or 0.0) and `cosine` (NaN after a failure): the same keys each time, as verl requires.
 
     Raises:
-        SightlineError: the failure, with on_failure="raise", or one that every row has in common; InvalidInput where
-            none is stated.
+        SightlineError: the failure, with on_failure="raise" or if all rows have it in common; InvalidInput if
+            on_failure is missing.
     """
     policy = _policy(on_failure, failure_value)
     try:
@@ -106,7 +106,7 @@ async def compute_score_async(
     token_file: str | None = None,
     **others: Any,
 ) -> dict[str, float]:
-    """As `compute_score`; thousands may wait at a time without threads."""
+    """As `compute_score`; thousands of calls can wait without threads."""
     policy = _policy(on_failure, failure_value)
     try:
         client = _async_client(_Scorer(target, ca_file, certificate_file, key_file, token_file))
@@ -127,7 +127,7 @@ class _Scorer(NamedTuple):
     token_file: str | None
 
     def tls(self) -> Tls | None:
-        """The encrypted channel, where any of its files is named."""
+        """The encrypted channel, if any of its files is named."""
         root, certificate, key = (
             None if name is None else Path(name) for name in (self.ca_file, self.certificate_file, self.key_file)
         )
@@ -147,7 +147,7 @@ _loops: dict[_Scorer, tuple[asyncio.AbstractEventLoop, AsyncScorerClient]] = {}
 
 
 def _async_client(scorer: _Scorer) -> AsyncScorerClient:
-    """One for the running event loop; verl keeps one loop in each worker."""
+    """The client of the running event loop; verl keeps one loop in each worker."""
     loop = asyncio.get_running_loop()
     known = _loops.get(scorer)
     if known is None or known[0] is not loop:

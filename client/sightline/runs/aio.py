@@ -53,7 +53,7 @@ class AsyncRunClient(BaseRunClient, AsyncClient):
             except SightlineError as error:
                 await asyncio.sleep(watching.wait_after(error))
             finally:
-                call.cancel()  # whoever leaves the iteration ends it
+                call.cancel()  # leaving the iteration ends the call
 
     async def stop(self, run_id: str, *, now: bool = False, timeout: float | None = None) -> Run:  # noqa: ASYNC109
         """As `RunClient.stop`."""

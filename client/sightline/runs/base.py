@@ -1,4 +1,4 @@
-"""What the trainer's clients do, sync and async alike: see `sightline.base` for how."""
+"""The common part of the trainer's clients, sync and async; `sightline.base` explains the pattern."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _WATCH_SECONDS = 3600.0
 
 
 class BaseRunClient(BaseClient):
-    """Requests and answers; how calls are made is the client's.
+    """Builds requests and reads answers; the client makes the calls.
 
-    All calls may run twice: a start carries its request id; a stop of a run that stops is none, nor a resume of one
-    that runs.
+    All calls are safe to repeat: a start carries its request id, stopping a stopping run does nothing, and so does
+    resuming a running one.
     """
 
     _SERVICE = "sightline_trainer.v1.RunService"
@@ -80,13 +80,13 @@ class BaseRunClient(BaseClient):
 
 
 class Watching:
-    """A watch over all its calls: one that broke, or whose time was up, is followed by one from the next event on."""
+    """A watch over all its calls: a call that broke or timed out is followed by one that starts at the next event."""
 
     def __init__(self, start: Any, from_event: int, tries: Tries) -> None:
         self._start, self._next, self._tries = start, from_event, tries
 
     def call(self) -> Any:
-        """The events from the next one on."""
+        """The request for events from the next one on."""
         return self._start(self._next)
 
     def event(self, message: pb.WatchRunResponse) -> RunEvent:
@@ -99,5 +99,5 @@ class Watching:
         """Seconds until the next call; raises the error if there is none."""
         if isinstance(error, DeadlineExceeded):
             self._tries.progressed()
-            return 0.0  # it is there and has nothing to say, however long that takes
+            return 0.0  # the service is there and has no events yet, however long that lasts
         return self._tries.wait_after(error)

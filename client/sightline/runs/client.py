@@ -1,4 +1,4 @@
-"""The trainer's client for ordinary code: start, watch and stop alignment runs from anywhere. Light."""
+"""The trainer's synchronous client: start, watch and stop alignment runs from anywhere. Light."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sightline.runs.types import Run, RunComparison, RunEvent, RunPicture, RunPo
 class RunClient(BaseRunClient, SyncClient):
     """Talks to a trainer. Thread-safe; close it, or use it as a context manager. See `BaseClient`.
 
-    Every method raises `sightline.SightlineError` subclasses, named for what went wrong; `timeout` is the seconds of a
-    call with all its tries, if not the client's.
+    Every method raises `sightline.SightlineError` subclasses, named for what went wrong; `timeout` is the seconds for a
+    call, retries included, if not the client's.
     """
 
     def start(
@@ -27,8 +27,8 @@ class RunClient(BaseRunClient, SyncClient):
         run_id: str = "",
         timeout: float | None = None,
     ) -> Run:
-        """Start a run of a named recipe of the service, or of a recipe's text. The same `request_id` twice is one
-        run; without one a new run starts."""
+        """Start a run from a recipe that the service knows by name, or from a recipe's text. The same `request_id`
+        twice is one run; without one, a new run starts."""
         return self._run(self._start(recipe_name, recipe_text, overrides, request_id, run_id, timeout))
 
     def get(self, run_id: str, *, timeout: float | None = None) -> Run:
@@ -56,7 +56,7 @@ class RunClient(BaseRunClient, SyncClient):
             except SightlineError as error:
                 self._budget.closed.wait(watching.wait_after(error))
             finally:
-                call.cancel()  # whoever leaves the iteration ends it
+                call.cancel()  # leaving the iteration ends the call
 
     def stop(self, run_id: str, *, now: bool = False, timeout: float | None = None) -> Run:
         """Stop a run after the current stage, or now."""
@@ -73,8 +73,8 @@ class RunClient(BaseRunClient, SyncClient):
     def pictures(
         self, run_id: str, iteration: int = 0, *, limit: int = 0, timeout: float | None = None
     ) -> Sequence[RunPicture]:
-        """Held-out pictures with what the base model and an iteration's policy said of them; iteration 0 is the last
-        that was measured, limit 0 the service's default. None before the first iteration is measured."""
+        """Held-out pictures with the texts of the base model and of an iteration's policy; iteration 0 means the last
+        measured one, limit 0 the service's default. Empty before the first iteration is measured."""
         return self._run(self._pictures(run_id, iteration, limit, timeout))
 
     def policies(self, run_id: str, *, timeout: float | None = None) -> Sequence[RunPolicy]:
@@ -82,5 +82,5 @@ class RunClient(BaseRunClient, SyncClient):
         return self._run(self._policies(run_id, timeout))
 
     def compare(self, run_id: str, other_run_id: str, *, limit: int = 0, timeout: float | None = None) -> RunComparison:
-        """Where the recipes of two runs differ, and their last policies over the same pictures."""
+        """Compare the recipes of two runs, and their last policies on the same pictures."""
         return self._run(self._compare(run_id, other_run_id, limit, timeout))

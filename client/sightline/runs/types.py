@@ -81,11 +81,11 @@ class RunText:
 
     Attributes:
         text: the text.
-        reward: None where there is none.
-        tokens: how many it has.
-        wrong_spans: where it names objects that are not in the picture, where the dataset knows the truth.
+        reward: None if there is none.
+        tokens: number of its tokens.
+        wrong_spans: where it names objects that are not in the picture, if the dataset knows the truth.
         wrong: these objects.
-        missed: objects that it leaves out.
+        missed: objects in the picture that it does not mention.
     """
 
     text: str
@@ -102,9 +102,9 @@ class RunPicture:
 
     Attributes:
         prompt_id: its prompt in the dataset.
-        image: a small PNG or JPEG; empty where the file is gone or the answer would be too large.
-        before: of the base model, or of the first run.
-        after: of a policy, or of the second run.
+        image: a small PNG or JPEG; empty if the file no longer exists or the answer would be too large.
+        before: the text of the base model, or of the first run.
+        after: the text of a policy, or of the second run.
         change: "better", "worse" or "same", by wrong objects, then by reward.
     """
 
@@ -121,7 +121,7 @@ class RunPolicy:
 
     Attributes:
         version: its version.
-        parent_version: what it was made of; 0 is the base model.
+        parent_version: the version that it was trained from; 0 is the base model.
         kind: "lora", "merged" or "full".
         iteration: the iteration that made it.
         manifest_sha256: its manifest's SHA-256 in hexadecimal digits.
@@ -136,7 +136,7 @@ class RunPolicy:
 
 @dataclass(frozen=True, slots=True)
 class RecipeDifference:
-    """A key that two runs do not have in common, with both values as JSON; None where a run has no such key."""
+    """A recipe key whose value differs between two runs, with both values as JSON; None if a run has no such key."""
 
     key: str
     one: str | None
@@ -149,12 +149,12 @@ class MetricChange:
 
     Attributes:
         metric: its name, such as "chair_s".
-        one: of the first run; None where it is not defined.
-        other: of the second run.
+        one: the first run's value; None if it is not defined.
+        other: the second run's value; None if it is not defined.
         change: other - one.
         low: the lower end of its 95 % interval (paired bootstrap over pictures).
         high: the upper end.
-        clear: whether the interval leaves 0 out.
+        clear: whether the interval excludes 0.
     """
 
     metric: str
@@ -172,9 +172,9 @@ class RunComparison:
 
     Attributes:
         recipe: the keys whose values differ.
-        metrics: what the last policies measured, paired.
-        unpaired: why there is nothing to compare; empty where there is.
-        pictures: what the last policies of both said.
+        metrics: the last policies' metrics, paired.
+        unpaired: why the two cannot be compared; empty if they can.
+        pictures: the texts of both last policies.
     """
 
     recipe: tuple[RecipeDifference, ...]

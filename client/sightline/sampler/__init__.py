@@ -1,4 +1,4 @@
-"""The sampler's clients: K on-policy candidates for each image and prompt, and policies swapped while serving.
+"""The sampler's clients: K on-policy candidates for each image and prompt; policies swap while it serves.
 
     from sightline.sampler import SamplerClient
 

@@ -49,7 +49,7 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         progress: Progress | None = None,
         **options: Unpack[SampleOptions],
     ) -> AsyncIterator[Outcome]:
-        """As `SamplerClient.sample_many`, for `async for`. `pairs` is read, and its files are, in a thread."""
+        """As `SamplerClient.sample_many`, for `async for`. A thread reads `pairs` and their files."""
         return in_order_async(
             items_of(pairs, n, options),
             self._sampled,
@@ -88,7 +88,7 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         probes: Iterable[Probe] = (),
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> PolicyInfo:
-        """Load and check a policy without answering from it; see `SamplerClient.stage`."""
+        """Load and check a policy; it does not answer requests yet. See `SamplerClient.stage`."""
         return await self._run(self._stage(path, version, probes, timeout))
 
     async def push(self, path: str | os.PathLike[str], *, timeout: float | None = None) -> str:  # noqa: ASYNC109
@@ -111,7 +111,7 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         """Stage a local policy directory: by its path if the sampler sees the same policy there, otherwise by a push.
 
         Raises:
-            SightlineError: as of `stage` and `push`.
+            SightlineError: as `stage` and `push`.
         """
         return await self._run(self._deliver(path, version, probes, timeout))
 
@@ -122,7 +122,7 @@ class AsyncSamplerClient(BaseSamplerClient, AsyncClient):
         probes: Iterable[Probe] = (),
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> PolicyInfo:
-        """Make a staged version the one that answers, if its probes show that it arrived; see
+        """Make a staged version the one that answers requests, if its probes show that it arrived; see
         `SamplerClient.activate`."""
         return await self._run(self._activate(version, probes, timeout))
 

@@ -29,18 +29,18 @@ _PAUSES = enum_numbers(pb.PauseMode.DESCRIPTOR)
 
 
 class BaseSamplerClient(BaseClient):
-    """Requests and answers; how calls are made is the client's.
+    """Builds requests and reads answers; the client makes the calls.
 
     Args:
         target: see `BaseClient`, as `timeout`, `patience`, `tls` and `token`.
         run_id: the run whose policies are used by default; empty: any run's.
-        swap_timeout: deadline in seconds of stage, activate, retire and pause that name none: they may wait for a
-            download, for an engine that restarts, or for running candidates.
+        swap_timeout: default deadline in seconds of stage, activate, retire and pause: they may wait for a download,
+            for an engine restart, or for running candidates.
     """
 
     _SERVICE = "sightline_sampler.v1.SamplerService"
     _STUB = pb_grpc.SamplerServiceStub
-    # Policies are asked about and changed whether it can sample or not: a restart of its engine is such a time.
+    # Policies can be listed and changed even while the sampler cannot sample, for example while its engine restarts.
     _CONTROL = frozenset(
         {"PushPolicy", "StagePolicy", "ActivatePolicy", "RetirePolicy", "GetPolicy", "ListPolicies", "Pause", "Resume"}
     )
@@ -136,7 +136,7 @@ class BaseSamplerClient(BaseClient):
             there = yield from self._policy(version, None)
             if there.uri != uri:
                 raise
-            return there  # an earlier try did it, and its answer was lost
+            return there  # an earlier try succeeded, and its answer was lost
 
     def _activate(self, version: int, probes: Iterable[Probe], timeout: float | None) -> Flow[PolicyInfo]:
         sent = map(wire.probe_message, probes)

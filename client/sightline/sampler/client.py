@@ -1,4 +1,4 @@
-"""The sampler's client for ordinary code; `sightline.sampler.aio` has its twin for asyncio.
+"""The sampler's synchronous client; `sightline.sampler.aio` has the one for asyncio.
 
     with SamplerClient("127.0.0.1:50052") as sampler:
         samples = sampler.sample(Path("cat.jpg"), "Describe the picture.", n=8, temperature=1.0)
@@ -12,18 +12,19 @@
 
 Light: gRPC, protobuf, NumPy. Every call has a deadline and raises `sightline.SightlineError` subclasses:
 
-    InvalidInput         something of the request is wrong (the message says what)
-    PreconditionFailed   the policy asked for is not the one served, or a policy cannot be staged
+    InvalidInput         something in the request is wrong (the message says what)
+    PreconditionFailed   the requested policy is not served, or a policy cannot be staged
     NotFound             no such policy
-    AlreadyExists        a policy of that version is there
-    DataCorrupted        a policy's file is not the one of its manifest
-    Overloaded           too much waits already, for longer than the client's patience; `retry_after` seconds
+    AlreadyExists        a policy of that version exists
+    DataCorrupted        a policy's file does not match its manifest
+    Overloaded           the queue was full for longer than the client's patience; retry after `retry_after` seconds
     DeadlineExceeded, Unavailable, Cancelled, InternalError
 
-A sampler that is away (UNAVAILABLE: a restart, a crash, an engine that died) or full is asked again for as long as the
-client's `Patience` says; a stream that broke, for the candidates that are missing, with their seeds and of the same
-policy version, counted from the last one that came: each (request, index) is delivered once. A policy that was staged
-by a try whose answer was lost counts as staged; one that such a try retired is not found.
+If a sampler is unavailable (a restart, a crash, an engine that died) or full, the client retries for as long as its
+`Patience` allows. If a stream breaks, it requests the missing candidates, with their seeds and from the same policy
+version; patience then counts from the last candidate that arrived. Each (request, index) is delivered once. If the
+answer of a `stage` was lost, the retry counts the policy as staged; if that of a `retire` was lost, the retry raises
+NotFound.
 """
 
 from __future__ import annotations
@@ -55,16 +56,16 @@ from sightline.sampler.types import (
 
 
 class SamplerClient(BaseSamplerClient, SyncClient):
-    """The sampler, for ordinary code. Thread-safe; make one per target and close it. See `BaseSamplerClient`."""
+    """The sampler, synchronous. Thread-safe; make one per target and close it. See `BaseSamplerClient`."""
 
     def sample(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> Samples:
         """Draw `n` candidates for one image and prompt, for several images, or for a conversation.
 
         Args:
-            image: encoded bytes, a file (JPEG, PNG, WebP, GIF, AVIF), or pixels (`Picture`), which travel as PNG; a
-                list of several; None for a text-only prompt, or where the messages hold their images.
-            prompt: the user's text, or the messages of a conversation (see `sightline.sampler.turns`) that ends with
-                one; the model's chat template is applied by the service.
+            image: encoded bytes, a file (JPEG, PNG, WebP, GIF, AVIF) or pixels (`Picture`), which are sent as PNG; a
+                list of several; None for a text-only prompt, or if the messages hold their images.
+            prompt: the user's text, or the messages of a conversation that ends with one (see
+                `sightline.sampler.turns`); the service applies the model's chat template.
             n: number of candidates, K.
             options: seeds, seed, temperature, top_p, top_k, min_p, repetition_penalty, stop, max_tokens, beams,
                 distortion, guidance, policy, request_id, timeout; see `SampleOptions`.
@@ -96,19 +97,19 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         Each pair is sampled as by `sample`, with the same retries. Leaving the iteration cancels running calls.
 
         Args:
-            pairs: (image, prompt) or (image, prompt, options), any number, images and prompts as of `sample`; options
-                of a pair (see `PairOptions`) come before those of all.
-            n: number of candidates of each pair, K, where the pair does not say.
+            pairs: (image, prompt) or (image, prompt, options), any number; images and prompts as for `sample`. A pair's
+                options (see `PairOptions`) override the common ones.
+            n: number of candidates of each pair, K, unless the pair sets it.
             max_in_flight: pairs read and not yet yielded.
-            progress: called as progress(pairs yielded, pairs in all or None) before each is yielded.
-            options: as of `sample`; `timeout` is for each pair, from when it is sent. A `request_id` gets the number of
-                the pair: "ID-0", "ID-1".
+            progress: called as progress(pairs yielded, total or None) before each is yielded.
+            options: as for `sample`; `timeout` is for each pair, from when it is sent. A `request_id` gets the pair's
+                number: "ID-0", "ID-1".
 
         Yields:
             Samples, or the SightlineError of that pair alone.
 
         Raises:
-            TypeError: an option that there is not.
+            TypeError: an unknown option.
         """
         return in_order(
             items_of(pairs, n, options),
@@ -150,17 +151,18 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         probes: Iterable[Probe] = (),
         timeout: float | None = None,
     ) -> PolicyInfo:
-        """Load and check a policy without answering from it.
+        """Load and check a policy; it does not answer requests yet.
 
         Args:
-            path: its directory, which the sampler must see under that path, or a URL.
+            path: its directory, which the sampler must see under the same path, or a URL.
             version: what its manifest says.
-            probes: proofs that the engine is asked for: at once where it serves versions side by side, else when the
-                policy is activated. The report is `PolicyInfo.arrival`.
+            probes: probes for the engine. They run at once if it serves several versions, otherwise when the policy is
+                activated. The result is `PolicyInfo.arrival`.
             timeout: deadline in seconds, if not the client's.
 
         Raises:
-            PreconditionFailed: it does not fit, or (POLICY_DID_NOT_ARRIVE) the probes show that it is not what answers.
+            PreconditionFailed: it does not fit, or (POLICY_DID_NOT_ARRIVE) the probes show that the engine does not use
+                it.
             SightlineError: see the module.
         """
         return self._run(self._stage(path, version, probes, timeout))
@@ -185,12 +187,13 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         """Stage a local policy directory: by its path if the sampler sees the same policy there, otherwise by a push.
 
         Raises:
-            SightlineError: as of `stage` and `push`.
+            SightlineError: as `stage` and `push`.
         """
         return self._run(self._deliver(path, version, probes, timeout))
 
     def activate(self, version: int, *, probes: Iterable[Probe] = (), timeout: float | None = None) -> PolicyInfo:
-        """Make a staged version (or 0, the base model) the one that answers, if its probes show that it arrived.
+        """Make a staged version (or 0, the base model) the one that answers requests, if its probes show that it
+        arrived.
 
         Raises:
             PreconditionFailed: POLICY_DID_NOT_ARRIVE; the previous version answers, and this one was freed.
@@ -214,14 +217,14 @@ class SamplerClient(BaseSamplerClient, SyncClient):
         """Stop sampling until `resume`; new requests wait.
 
         Args:
-            mode: what becomes of running candidates: "drain" finishes them first, "abort" breaks them off (a client
-                asks again for what is missing), "keep" lets them continue after the pause.
-            release: whether the engine also frees its memory (caches are freed, weights moved out); `resume`
-                brings it back, and shows that the weights are the same.
+            mode: what happens to running candidates: "drain" finishes them first, "abort" aborts them (a client
+                requests the missing ones again), "keep" continues them after the pause.
+            release: whether the engine also frees its memory (caches are freed, weights moved out); `resume` restores
+                it, and checks that the weights are the same.
             timeout: deadline in seconds, if not the client's.
 
         Returns:
-            Requests that were running.
+            The number of requests that were running.
         """
         return self._run(self._pause(mode, release, timeout))
 

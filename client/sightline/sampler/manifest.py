@@ -4,21 +4,22 @@
       adapter_config.json          any files, in sub-directories too
       adapter_model.safetensors
       manifest.json                written last: a directory without it is half-written
-      arrival.json                 what a sampler's probes showed; written by it, and not part of the policy
+      arrival.json                 the result of a sampler's probes; the sampler writes it, and it is not part of the
+      policy
 
 Writing is crash-safe: every file and directory is fsynced before the manifest is renamed into place, so a reader that
-sees `manifest.json` sees whole files (also over NFS).
+sees `manifest.json` sees complete files (also over NFS).
 
 Errors are `ManifestError`, which names the file and has a `reason` for programs:
 
-    MISSING_DIRECTORY   there is no such directory
+    MISSING_DIRECTORY   the directory does not exist
     HALF_WRITTEN        no manifest.json
     BAD_MANIFEST        manifest.json is not JSON of the right shape
-    MISSING_FILE        a file of the manifest is not there
-    EXTRA_FILE          a file is there that the manifest does not name
-    CHANGED_FILE        a file's SHA-256 is not that of the manifest
+    MISSING_FILE        a file that the manifest names is missing
+    EXTRA_FILE          a file exists that the manifest does not name
+    CHANGED_FILE        a file's SHA-256 differs from the manifest's
     NO_FILES            the directory holds nothing but its manifest
-    UNSAFE_NAME         a name leaves the directory, or is not a plain file
+    UNSAFE_NAME         a name points outside the directory, or is not a plain file
 """
 
 from __future__ import annotations
@@ -56,14 +57,14 @@ Reason = Literal[
 MANIFEST: Final = "manifest.json"
 ARRIVAL: Final = "arrival.json"
 FORMAT: Final = 1
-_OURS: Final = frozenset({MANIFEST, ARRIVAL})  # not of the policy
+_OURS: Final = frozenset({MANIFEST, ARRIVAL})  # not part of the policy
 _WRITING: Final = ".writing"
 _MOST_BYTES: Final = 64 << 20
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class ManifestError(ValueError):
-    """A policy directory differs from its manifest; `file` is the file at fault, `reason` is for programs."""
+    """A policy directory does not match its manifest; `file` is the file at fault, `reason` is for programs."""
 
     def __init__(self, reason: Reason, file: str, message: str) -> None:
         super().__init__(message)
@@ -82,9 +83,9 @@ class PolicyManifest:
         base_digest: `model_digest` of the base model that it belongs to.
         run_id: the run that made it.
         iteration: the iteration of that run.
-        picture_rule: version of the rule by which its training read pictures; "" where the manifest names none, as of
+        picture_rule: version of the rule by which its training read pictures; "" if the manifest names none, as in
             Sightline 0.1.0.
-        metrics: further facts, of JSON values.
+        metrics: more facts, as JSON values.
         files: SHA-256 of each file by its name within the directory; filled by `write_manifest`.
         created: time of writing, ISO 8601 in UTC; filled by `write_manifest`.
     """
@@ -131,7 +132,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
         The manifest as written.
 
     Raises:
-        ManifestError: no such directory, nothing in it, or something that is not a plain file.
+        ManifestError: the directory does not exist, is empty, or holds something that is not a plain file.
     """
     root = Path(directory)
     names = [name for name in _names(root) if name not in _OURS]
@@ -149,7 +150,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
 
 
 def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) -> Path:
-    """Write the probes' result beside a policy's manifest; returns the file. Of several writers the last one wins.
+    """Write the probes' result beside a policy's manifest; returns the file. The last of several writers wins.
 
     Raises:
         OSError: the directory cannot be written.
@@ -158,7 +159,7 @@ def write_arrival(directory: str | os.PathLike[str], report: Mapping[str, Any]) 
 
 
 def read_arrival(directory: str | os.PathLike[str]) -> Mapping[str, Any] | None:
-    """What `write_arrival` wrote; None if nothing readable is there."""
+    """What `write_arrival` wrote; None if there is no readable file."""
     try:
         report = json.loads(_plain(Path(directory) / ARRIVAL, _MOST_BYTES))
     except (ManifestError, OSError, ValueError, RecursionError):
@@ -173,7 +174,7 @@ def read_manifest(directory: str | os.PathLike[str]) -> PolicyManifest:
         ManifestError: MISSING_DIRECTORY, HALF_WRITTEN, BAD_MANIFEST or UNSAFE_NAME.
     """
     root = Path(directory)
-    if not os.path.isdir(root):  # never raises, whatever the name
+    if not os.path.isdir(root):  # never raises, for any name
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     try:
         text = _plain(root / MANIFEST, _MOST_BYTES)
@@ -192,7 +193,7 @@ def parse_manifest(text: bytes, named: str = MANIFEST) -> PolicyManifest:
     """
     try:
         tree = json.loads(text)
-    except (ValueError, RecursionError) as error:  # the last of brackets in brackets without end
+    except (ValueError, RecursionError) as error:  # RecursionError: brackets nested too deeply
         raise ManifestError("BAD_MANIFEST", MANIFEST, f"{named} cannot be read: {error}") from None
     try:
         return _manifest_of(tree)
@@ -214,35 +215,36 @@ def verify(directory: str | os.PathLike[str]) -> PolicyManifest:
     there = set(_names(root)) - _OURS
     for name in sorted(manifest.files):
         if name not in there:
-            raise ManifestError("MISSING_FILE", name, f"{root / name} is named by the manifest and is not there")
+            raise ManifestError("MISSING_FILE", name, f"{root / name} is missing: the manifest names it")
     extra = sorted(there - set(manifest.files))
     if extra:
-        raise ManifestError("EXTRA_FILE", extra[0], f"{root / extra[0]} is there and not named by the manifest")
+        raise ManifestError("EXTRA_FILE", extra[0], f"the manifest does not name {root / extra[0]}: remove it")
     for name, digest in sorted(manifest.files.items()):
         found = _sha256(root / name)
         if found != digest:
             raise ManifestError(
-                "CHANGED_FILE", name, f"{root / name} has SHA-256 {found}, and the manifest says {digest}"
+                "CHANGED_FILE", name, f"{root / name} has SHA-256 {found}, but the manifest says {digest}"
             )
     return manifest
 
 
 def manifest_digest(directory: str | os.PathLike[str]) -> str:
-    """SHA-256 of the manifest file, hexadecimal: with its files' digests inside, it stands for the whole policy."""
+    """SHA-256 of the manifest file, hexadecimal. The manifest holds its files' digests, so this identifies the
+    policy."""
     return hashlib.sha256(_plain(Path(directory) / MANIFEST, _MOST_BYTES)).hexdigest()
 
 
 def model_digest(directory: str | os.PathLike[str]) -> str:
     """One SHA-256 for the weights of a model directory, hexadecimal.
 
-    Over the files `*.safetensors` (or, where there are none, `*.bin`) directly in the directory, sorted by name, of:
-    the name's length and bytes, the content's length and its SHA-256. Configuration and tokenizer do not count.
+    Over the files `*.safetensors` (or, if there are none, `*.bin`) directly in the directory, sorted by name, it
+    covers: the name's length and bytes, the content's length and its SHA-256. Configuration and tokenizer do not count.
 
     Raises:
-        ManifestError: no such directory, or no weights in it.
+        ManifestError: the directory does not exist or holds no weights.
     """
     root = Path(directory)
-    if not os.path.isdir(root):  # never raises, whatever the name
+    if not os.path.isdir(root):  # never raises, for any name
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     files = sorted(root.glob("*.safetensors")) or sorted(root.glob("*.bin"))
     if not files:
@@ -252,7 +254,7 @@ def model_digest(directory: str | os.PathLike[str]) -> str:
         name = file.name.encode()
         total.update(struct.pack("<QQ", len(name), file.stat().st_size))
         total.update(name)
-        total.update(bytes.fromhex(_sha256(file.resolve())))  # hubs keep their files as links
+        total.update(bytes.fromhex(_sha256(file.resolve())))  # hubs store their files as links
     return total.hexdigest()
 
 
@@ -275,7 +277,7 @@ def _manifest_of(tree: Any) -> PolicyManifest:
     for name, digest in tree["files"].items():
         parts = PurePosixPath(name).parts
         if not parts or PurePosixPath(name).is_absolute() or ".." in parts or str(PurePosixPath(name)) != name:
-            raise ValueError(f"file name {name!r} leaves the directory")
+            raise ValueError(f"file name {name!r} points outside the directory")
         if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
             raise ValueError(f"file {name!r} has no SHA-256")
     if not tree["files"]:
@@ -285,11 +287,11 @@ def _manifest_of(tree: Any) -> PolicyManifest:
 
 def _names(root: Path) -> Iterator[str]:
     """Names of all files under `root`, with slashes, sorted. Links and other special files are refused."""
-    if not os.path.isdir(root):  # never raises, whatever the name
+    if not os.path.isdir(root):  # never raises, for any name
         raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
-        if _is_aside(name):  # another may rename it into place before we look
+        if _is_aside(name):  # another writer may rename it into place before we look
             continue
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise ManifestError("UNSAFE_NAME", name, f"{path} is not a plain file")
@@ -299,10 +301,10 @@ def _names(root: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BufferedReader]:
-    """A plain file, opened so that nothing else can hold us up: a FIFO put in its place would, until it is written to.
+    """A plain file, opened without blocking: a FIFO put in its place would block until it is written to.
 
     Raises:
-        ManifestError: UNSAFE_NAME, it is a link, FIFO, device or directory.
+        ManifestError: UNSAFE_NAME; it is a link, FIFO, device or directory.
         OSError: it cannot be opened.
     """
     try:
@@ -338,7 +340,8 @@ def _is_aside(name: str) -> bool:
 
 
 def _write(path: Path, tree: Mapping[str, Any]) -> Path:
-    """Write a whole file, under a name of this thread's own before: the samplers of a fleet prove a policy at once."""
+    """Write a whole file, at first under this thread's own name: the samplers of a fleet prove a policy at the same
+    time."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}{_WRITING}")
     try:
         with aside.open("w", encoding="utf-8") as file:
@@ -353,7 +356,7 @@ def _write(path: Path, tree: Mapping[str, Any]) -> Path:
 
 
 def _sync_directory(path: Path) -> None:
-    with contextlib.suppress(PermissionError):  # a parent that we may not open; the rename itself is done
+    with contextlib.suppress(PermissionError):  # we may not open the parent; the rename itself is done
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -26,20 +26,20 @@ class PairOptions(SampleOptions, total=False):
 
 
 Pair: TypeAlias = tuple[Images, Asked] | tuple[Images, Asked, PairOptions | None]
-"""An image or several and a prompt or messages, and perhaps options of their own."""
+"""One image or several, a prompt or messages, and optionally their own options."""
 
 Outcome: TypeAlias = Samples | SightlineError
-"""What became of one pair: its candidates, or why there are none."""
+"""The outcome of one pair: its candidates, or why there are none."""
 
 
 class SampleItem:
-    """One pair, its images read. A pair whose images cannot be read has its error in `outcome` already.
+    """One pair, its images read. If they cannot be read, `outcome` holds the error already.
 
     Args:
-        pair: what the caller gave.
+        pair: the caller's pair.
         number: its place among all, from 0.
         n: default number of candidates.
-        options: of all pairs; the pair's own override them.
+        options: the common options; the pair's own override them.
     """
 
     def __init__(self, pair: Pair, number: int, n: int, options: SampleOptions) -> None:

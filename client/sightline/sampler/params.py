@@ -1,4 +1,4 @@
-"""Sampling parameters: how tokens are drawn."""
+"""Sampling parameters."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from sightline.sampler.types import Beams, Distortion, Guidance
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn.
+    """How tokens are sampled.
 
-    In this order: guidance, repetition penalty, suppression of forbidden tokens, temperature, top-k, top-p,
+    Applied in this order: guidance, repetition penalty, suppression of forbidden tokens, temperature, top-k, top-p,
     min-p; the order of transformers' `generate`.
 
     Attributes:
         temperature: softmax temperature; 0 is greedy.
         top_p: nucleus in (0, 1]; 1 keeps all.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        max_tokens: most tokens of a candidate, the end token included; None means as many as the engine allows.
-        min_p: keep tokens with at least this share of the likeliest token's probability; 0 keeps all.
-        repetition_penalty: logits of tokens of the prompt and of the candidate so far are divided by this where they
-            are positive, else multiplied (Keskar et al., arXiv 1909.05858, as transformers does it); 1 is none.
-        stop: a candidate ends where its text holds one of these.
-        beams: diverse group beam search in place of sampling.
-        distortion: what is done to the image.
-        guidance: a second forward that changes the logits.
-        continue_from: token ids that the response begins with; candidates continue behind them.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        max_tokens: maximum tokens of a candidate, the end token included; None means the engine's maximum.
+        min_p: keep tokens with at least this share of the most likely token's probability; 0 keeps all.
+        repetition_penalty: for tokens of the prompt and of the candidate so far, positive logits are divided by this
+            and others multiplied (Keskar et al., arXiv 1909.05858, as in transformers); 1 is none.
+        stop: a candidate ends when its text contains one of these.
+        beams: diverse group beam search instead of sampling.
+        distortion: how the image is distorted.
+        guidance: a second forward pass that changes the logits.
+        continue_from: token ids that the response begins with; candidates continue after them.
     """
 
     temperature: float = 1.0
@@ -42,7 +42,7 @@ class SamplingParams:
     continue_from: tuple[int, ...] = ()
 
     def options(self) -> frozenset[str]:
-        """The requested options that an engine may lack, by field name."""
+        """The requested options that an engine may not support, by field name."""
         plain = SamplingParams()
         return frozenset(name for name in OPTIONS if getattr(self, name) != getattr(plain, name))
 
@@ -50,4 +50,4 @@ class SamplingParams:
 OPTIONS = frozenset(
     {"top_k", "min_p", "repetition_penalty", "stop", "beams", "distortion", "guidance", "continue_from"}
 )
-"""Fields of `SamplingParams` that an engine may lack; it names those that it takes in its capabilities."""
+"""Fields of `SamplingParams` that an engine may not support; its capabilities name those that it does."""

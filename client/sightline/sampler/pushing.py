@@ -1,4 +1,4 @@
-"""Pushing a policy to a sampler that does not see its directory: the missing files, in pieces. Light."""
+"""Push a policy to a sampler that cannot see its directory: the missing files, in pieces. Light."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sightline.sampler.manifest import ARRIVAL, MANIFEST, ManifestError, manifes
 from sightline.sampler.v1 import sampler_pb2 as pb
 
 _PIECE = 1 << 20
-_A_CALL = 64 << 20  # bytes of one call: what is sent again at most where its stream breaks
+_A_CALL = 64 << 20  # bytes of one call: at most this is sent again if its stream breaks
 
 UNSEEN = frozenset(
     {"POLICY_MISSING_DIRECTORY", "OUTSIDE_ROOT", "SCHEME_NOT_ALLOWED", "POLICY_DIFFERS", "POLICY_HALF_WRITTEN"}
 )
-"""Reasons of a sampler that does not see the directory that it was named, may not, or sees another policy there."""
+"""Reasons from a sampler that cannot see the named directory, may not read it, or sees another policy there."""
 
 
 class Parcel:
@@ -46,7 +46,7 @@ class Parcel:
         )
 
     def messages(self, missing: Sequence[pb.MissingFile]) -> Iterator[pb.PushPolicyRequest]:
-        """The announcement, and the next pieces of what is missing."""
+        """The announcement, and the next pieces of the missing files."""
         yield pb.PushPolicyRequest(policy=self._head)
         left = _A_CALL
         for item in missing:

@@ -17,23 +17,23 @@ from sightline.sampler.v1 import sampler_pb2 as pb
 
 
 class SampleOptions(TypedDict, total=False):
-    """Keyword arguments of `sample` and `stream`; all may be left out.
+    """Keyword arguments of `sample` and `stream`; all are optional.
 
     Attributes:
-        seeds: one per candidate; else candidate i gets a seed derived from `seed` and i.
-        seed: from which missing seeds are derived; default 0.
+        seeds: one for each candidate; otherwise candidate i gets a seed derived from `seed` and i.
+        seed: the seed from which missing seeds are derived; default 0.
         temperature: softmax temperature; 0 is greedy; default 1.
         top_p: nucleus in (0, 1]; default 1 (all).
-        top_k: keep the k likeliest tokens; default 0 (all).
-        max_tokens: most tokens of a candidate, the end token included; None (default) means the service's default.
-        min_p: keep tokens with at least this share of the likeliest token's probability; default 0 (all).
-        repetition_penalty: over the tokens of prompt and candidate; default 1 (none).
+        top_k: keep the k most likely tokens; default 0 (all).
+        max_tokens: maximum tokens of a candidate, the end token included; None (default) means the service's default.
+        min_p: keep tokens with at least this share of the most likely token's probability; default 0 (all).
+        repetition_penalty: for tokens of the prompt and candidate; default 1 (none).
         stop: a candidate ends before any of these strings; default none.
-        beams: `Beams`: diverse group beam search in place of sampling; default None.
-        distortion: `DiffusionNoise`, `PixelNoise`, `Blur`, `Crop` or `Blank`: done to the image; default None.
-        guidance: `Contrast`, `ImageFree` or `Prompted`: a second forward that changes the logits; default None.
-        continue_from: token ids that the response begins with; candidates continue behind them. Their text is the whole
-            response's, their ids and log-probs are the new ones'; default none.
+        beams: `Beams`: diverse group beam search instead of sampling; default None.
+        distortion: `DiffusionNoise`, `PixelNoise`, `Blur`, `Crop` or `Blank`: how the image is distorted; default None.
+        guidance: `Contrast`, `ImageFree` or `Prompted`: a second forward pass that changes the logits; default None.
+        continue_from: token ids that the response begins with; candidates continue after them. Their text is the whole
+            response; their ids and log-probs are those of the new tokens; default none.
         policy: `exact(v)`, `at_least(v)`, `active_of(run)`, or None (default) for the active one.
         request_id: unique for each piece of work; made if None (default).
         timeout: deadline in seconds; None (default) means the client's.
@@ -90,7 +90,7 @@ class _Stream:
 
     Args:
         start: makes a call of a request with a deadline in seconds.
-        request: as it was first asked; a call that breaks is followed by one for what is missing.
+        request: the first request; a call that breaks is followed by one for the missing candidates.
         tries: how often, and how long.
     """
 
@@ -106,7 +106,7 @@ class _Stream:
         self._call = start(request, tries.left())
 
     def close(self) -> None:
-        """Cancel what is not finished."""
+        """Cancel unfinished calls."""
         self._closed.set()
         self._call.cancel()
 
@@ -116,7 +116,7 @@ class _Stream:
             self.summary = from_message(response.summary, Summary)
             return
         candidate = wire.candidate_of(response.candidate)
-        if candidate.index in self._missing:  # else it came by the call before
+        if candidate.index in self._missing:  # otherwise the previous call delivered it
             self._missing.remove(candidate.index)
             self._policy = Exact(candidate.policy_version, candidate.run_id)
             yield candidate
@@ -134,7 +134,7 @@ class _Stream:
             raise error
         request = pb.SampleRequest()
         request.CopyFrom(self._request)
-        request.indices[:] = sorted(self._missing) or [0]  # all came, and the summary is missing
+        request.indices[:] = sorted(self._missing) or [0]  # all arrived, only the summary is missing
         if (selector := wire.selector_message(self._policy)) is not None:
             request.policy.CopyFrom(selector)
         self._call = self._start(request, self._tries.left())
@@ -165,10 +165,10 @@ class _Stream:
 
 
 class SampleStream(_Stream):
-    """Yields candidates as they are finished, in any order, each once; `summary` is there after the last one.
+    """Yields candidates when they are finished, in any order, each once; `summary` is set after the last one.
 
-    If the service is away or full, even in mid-stream, the missing candidates are requested. Leaving its `with` block,
-    or `close()` (from any thread), cancels what is not finished.
+    If the service is unavailable or full, even in mid-stream, the missing candidates are requested again. Leaving its
+    `with` block, or `close()` (from any thread), cancels unfinished candidates.
     """
 
     def __iter__(self) -> Iterator[Candidate]:

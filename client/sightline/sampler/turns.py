@@ -8,8 +8,8 @@
         {"role": "user", "content": "And its colour?"},
     ], n=8)
 
-An image may also stand in its message: `{"type": "image", "image": photo}`. Where no message says where the images
-stand, they stand before the first user's text, as TRL has it.
+A message may also hold its image: `{"type": "image", "image": photo}`. If no message marks the images' places, they
+come before the first user's text, as in TRL.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Turn:
 
     Attributes:
         role: who speaks.
-        content: its texts in order, and None if the next of the images stands.
+        content: its texts in order, with None at the place of each image.
     """
 
     role: Role
@@ -39,16 +39,16 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """Its texts, a line each."""
+        """Its texts, one a line."""
         return "\n".join(part for part in self.content if part is not None)
 
     @property
     def images(self) -> int:
-        """How many images stand in it."""
+        """Number of its images."""
         return self.content.count(None)
 
     def message(self) -> dict[str, Any]:
-        """As chat templates take it."""
+        """The turn in the form for chat templates."""
         parts = [{"type": "image"} if part is None else {"type": "text", "text": part} for part in self.content]
         return {"role": self.role, "content": parts}
 
@@ -58,7 +58,7 @@ Message: TypeAlias = Turn | Mapping[str, Any]
 ...}`, `{"type": "image"}` and `{"type": "image", "image": picture}`."""
 
 Images: TypeAlias = Picture | Sequence[Picture] | None
-"""An image or several (see `Picture`); None for a text-only prompt, or where the messages hold them."""
+"""One image or several (see `Picture`); None for a text-only prompt, or if the messages hold them."""
 
 Asked: TypeAlias = str | Sequence[Message]
 """A user's text, or the messages of a conversation that ends with one."""
@@ -70,12 +70,12 @@ def user_turn(text: str, images: int = 0) -> tuple[Turn]:
 
 
 def without_images(turns: Sequence[Turn]) -> tuple[Turn, ...]:
-    """The same conversation, with no image in it."""
+    """The same conversation, without images."""
     return tuple(Turn(turn.role, tuple(part for part in turn.content if part is not None)) for turn in turns)
 
 
 def plain(turns: Sequence[Turn]) -> str | None:
-    """The user's text of a conversation that is one such text, behind one image or none; None for any other."""
+    """The user's text, if the conversation is one text after at most one image; otherwise None."""
     if len(turns) != 1 or turns[0].role != "user" or turns[0].images > 1:
         return None
     *before, text = turns[0].content or (None,)
@@ -86,7 +86,7 @@ def conversation(images: Images, asked: Asked) -> tuple[list[Picture], tuple[Tur
     """The images, in the order of their places, and the turns.
 
     Raises:
-        InvalidInput: a message is none, or there are more or fewer images than places; see also `check_turns`.
+        InvalidInput: a message is malformed, or the numbers of images and places differ; see also `check_turns`.
     """
     given = _listed(images)
     if isinstance(asked, str):
@@ -111,16 +111,16 @@ def conversation(images: Images, asked: Asked) -> tuple[list[Picture], tuple[Tur
 
 
 def check_turns(turns: Sequence[Turn]) -> None:
-    """Refuse what no conversation is.
+    """Refuse a conversation that is not valid.
 
     Raises:
-        InvalidInput: it does not end with a user's text, a system turn is not the first, an image is not the user's, or
-            a turn says nothing.
+        InvalidInput: it does not end with a user's text, a system turn is not the first, an image is not in a user's
+            turn, or a turn is empty.
     """
     if not turns:
         raise _bad("the conversation has no turn to answer")
     if turns[-1].role != "user":
-        raise _bad(f"the last turn must be the user's, which is answered; it is the {turns[-1].role}'s")
+        raise _bad(f"the last turn must be the user's, which the model answers; it is the {turns[-1].role}'s")
     for number, turn in enumerate(turns):
         if turn.role == "system" and number:
             raise _bad(f"turns[{number}] is the system's, which can only be the first")
@@ -140,7 +140,7 @@ def _listed(images: Images) -> list[Picture]:
 
 
 def _turn(message: object, number: int) -> tuple[Turn, list[Picture | None]]:
-    """A turn, and for each of its places the image that it holds itself."""
+    """A turn, and for each of its image places the message's own image."""
     if isinstance(message, Turn):
         return message, [None] * message.images
     if not isinstance(message, Mapping):
@@ -169,7 +169,7 @@ def _turn(message: object, number: int) -> tuple[Turn, list[Picture | None]]:
 
 
 def _placed(held: Sequence[Picture | None], given: Sequence[Picture]) -> Iterator[Picture]:
-    """For each place its own image, or the next of those given."""
+    """For each place its own image, or the next of the given images."""
     places = sum(own is None for own in held)
     if places != len(given):
         raise InvalidInput(

@@ -1,4 +1,4 @@
-"""What the sampler's clients give and get: frozen types, arrays as NumPy. Light."""
+"""Arguments and results of the sampler's clients: frozen types, arrays as NumPy. Light."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Logprobs: TypeAlias = npt.NDArray[np.float32]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Exact:
-    """This version and no other; of this run, or of whichever run has it alone."""
+    """Exactly this version; of this run, or of the only run that has it."""
 
     version: int
     run_id: str = ""
@@ -49,24 +49,26 @@ PolicySelector: TypeAlias = Exact | AtLeast | ActiveOf
 
 
 def exact(version: int, run_id: str = "") -> Exact:
-    """Ask for this version and no other; PreconditionFailed where it is not loaded, or where several runs have it and
-    none is named."""
+    """Ask for exactly this version; PreconditionFailed if it is not loaded, or if several runs have it and none is
+    named."""
     return Exact(version, run_id)
 
 
 def at_least(version: int, run_id: str = "") -> AtLeast:
-    """Ask for the active version, if it is not older than this; else PreconditionFailed, naming what is served."""
+    """Ask for the active version, if it is not older than this; otherwise PreconditionFailed, which names what is
+    served."""
     return AtLeast(version, run_id)
 
 
 def active_of(run_id: str) -> ActiveOf:
-    """Ask for what a run activated last; PreconditionFailed where nothing of it is active."""
+    """Ask for the version that a run activated last; PreconditionFailed if it has no active version."""
     return ActiveOf(run_id)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DiffusionNoise:
-    """Gaussian noise on the normalised pixels, as after `step` (0..999) steps of a diffusion; a seed, a picture."""
+    """Gaussian noise on the normalised pixels, as after `step` (0..999) steps of a diffusion; one seed gives one
+    picture."""
 
     step: int
     seed: int = 0
@@ -74,7 +76,8 @@ class DiffusionNoise:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PixelNoise:
-    """The same noise on pixels in [0, 1], as in POVID's code; `official`: values wrap around as there, else clamped."""
+    """The same noise on pixels in [0, 1], as in POVID's code; `official`: values wrap around as there, otherwise they
+    are clamped."""
 
     step: int
     seed: int = 0
@@ -90,7 +93,7 @@ class Blur:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Crop:
-    """A random part of the image with a share of its area in `min_area`..`max_area`, enlarged to the whole's size."""
+    """A random part of the image with `min_area`..`max_area` of its area, enlarged to the size of the whole."""
 
     min_area: float = 0.01
     max_area: float = 0.2
@@ -99,17 +102,17 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Blank:
-    """All normalised pixels 0: the mean colour."""
+    """All normalised pixels are 0: the mean colour."""
 
 
 Distortion: TypeAlias = DiffusionNoise | PixelNoise | Blur | Crop | Blank
-"""What is done to the image before the model sees it."""
+"""How the image is distorted before the model sees it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contrast:
-    """Visual contrastive decoding: (1 + alpha) * clean - alpha * distorted, among tokens of at least `beta` times the
-    likeliest token's clean probability."""
+    """Visual contrastive decoding: (1 + alpha) * clean - alpha * distorted, among tokens with at least `beta` times the
+    most likely token's clean probability."""
 
     distortion: Distortion = DiffusionNoise(500)
     alpha: float = 1.0
@@ -119,7 +122,7 @@ class Contrast:
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageFree:
     """Guidance towards the image: gamma * (clean - reference) + reference. The reference has no image, or a distorted
-    one. Among tokens of at least `beta` times the likeliest token's clean probability; 0 keeps all."""
+    one. Only tokens with at least `beta` times the most likely token's clean probability; 0 keeps all."""
 
     gamma: float = 1.5
     distortion: Distortion | None = None
@@ -135,7 +138,7 @@ class Prompted:
 
 
 Guidance: TypeAlias = Contrast | ImageFree | Prompted
-"""A second forward that changes the logits."""
+"""A second forward pass that changes the logits."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,9 +146,10 @@ class Beams:
     """Diverse group beam search: the K candidates are the beams, in `groups` groups that avoid each other's tokens.
 
     Attributes:
-        groups: K must be a multiple; as many as K is what CSR does.
-        diversity_penalty: taken from a token's score for each beam of an earlier group that took it at the same step.
-        length_penalty: scores of ended beams are divided by length to this power.
+        groups: K must be a multiple of it; CSR uses K groups.
+        diversity_penalty: subtracted from a token's score for each beam of an earlier group that chose it at the same
+            step.
+        length_penalty: scores of finished beams are divided by their length to this power.
     """
 
     groups: int
@@ -161,13 +165,13 @@ class Candidate:
         index: position among the K candidates.
         text: the text without special tokens.
         token_ids: sampled ids (n,), the end token included where it was sampled.
-        logprobs: log-probability of each token (n,) under the policy: temperature 1, nothing truncated, penalised,
-            guided or suppressed, over the whole vocabulary; what teacher forcing gives on the same image. Empty (0,)
-            where the engine cannot tell: see `Capabilities.logprobs`.
-        behaviour_logprobs: log-probability of each token (n,) under the distribution that it was drawn from; None
-            where the engine cannot tell.
+        logprobs: log-probability of each token (n,) under the policy: temperature 1, over the whole vocabulary, without
+            truncation, penalty, guidance or suppression. Teacher forcing on the same image gives the same. Empty (0,)
+            if the engine does not provide it: see `Capabilities.logprobs`.
+        behaviour_logprobs: log-probability of each token (n,) under the distribution that it was sampled from; None if
+            the engine does not provide it.
         finish_reason: "eos", "length" (max_tokens), "stop" or "aborted".
-        seed: gives this candidate again, whatever K and whatever else is in the batch.
+        seed: gives this candidate again, for any K and any other requests in the batch.
         policy_version: the version that sampled each of its tokens.
         run_id: the run that made that policy; empty for the base model.
     """
@@ -185,11 +189,11 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Summary:
-    """What held for all candidates of a request.
+    """Facts about all candidates of a request.
 
     Attributes:
-        prompt_tokens: tokens of the prompt as the model saw it, image tokens included.
-        rendered_prompt: the prompt after the chat template, image placeholder not expanded.
+        prompt_tokens: number of the prompt's tokens as the model saw it, image tokens included.
+        rendered_prompt: the prompt after the chat template; image placeholders are not expanded.
         policy_version: the version that sampled.
         engine: the engine's name and version.
         seconds: from admission to the last candidate, by the server's clock.
@@ -206,7 +210,7 @@ class Summary:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Samples:
-    """All candidates of a request, in index order, with what held for all of them (see `Summary`)."""
+    """All candidates of a request, in index order, with facts about all of them (see `Summary`)."""
 
     candidates: tuple[Candidate, ...]
     prompt_tokens: int
@@ -232,12 +236,12 @@ class Probe:
     """A response that the trainer scored, so that the sampler can prove that its weights are the trainer's.
 
     Attributes:
-        image: an image or several, as of `sample`; None for a text-only prompt.
+        image: one image or several, as for `sample`; None for a text-only prompt.
         prompt: the user's text, or the messages of a conversation.
         token_ids: the response (n,), the end token included if it counts.
         logprobs: the trainer's log-probability of each token (n,) under the new policy, in nats.
-        previous_logprobs: the same under the policy it was trained from; empty if it is not known, and then the
-            change cannot be compared.
+        previous_logprobs: the same under the policy that it was trained from; empty if unknown, and then the change
+            cannot be compared.
     """
 
     image: Images
@@ -249,7 +253,7 @@ class Probe:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Arrival:
-    """What the probes of a policy showed: whether its weights arrived. Numbers are over all probe tokens, in nats.
+    """The result of a policy's probes: whether its weights arrived. Means are over all probe tokens, in nats.
 
     Attributes:
         passed: whether the policy may answer.
@@ -258,14 +262,14 @@ class Arrival:
         probes: number of responses.
         tokens: number of their tokens.
         changed: share of tokens whose log-probability differs, in any bit, from the engine's under the previous policy.
-        correlation: between the engine's change and the trainer's; None if it is unknown.
-        required_correlation: the least that was asked for.
+        correlation: between the engine's change and the trainer's; None if unknown.
+        required_correlation: the correlation that was required.
         gap: mean |engine - trainer| under the new policy.
         previous_gap: the same under the previous policy; None if the trainer did not send it.
-        moved: mean |new - previous| of the engine.
-        trainer_moved: mean |new - previous| of the trainer; None if it did not send it.
-        sampled_gap: mean |log-probability when sampled - when scored| of candidates drawn from the new policy; None
-            where none was drawn.
+        moved: mean |new - previous| in the engine.
+        trainer_moved: mean |new - previous| in the trainer; None if it did not send it.
+        sampled_gap: mean |log-probability when sampled - when scored| of candidates sampled from the new policy; None
+            if there were none.
         engine: its name and version.
     """
 
@@ -291,17 +295,17 @@ class PolicyInfo:
 
     Attributes:
         version: 0 is the base model.
-        kind: what its files are.
+        kind: the kind of its files.
         state: staged (loaded and checked), active (answers requests that name its run and no version) or retired.
-        digest: SHA-256 of its manifest; of version 0, of the base model's weights. Hexadecimal.
+        digest: SHA-256 of its manifest; for version 0, of the base model's weights. Hexadecimal.
         base_digest: SHA-256 of the base model's weights.
         parent_version: the version it was trained from.
-        uri: where its files lie.
+        uri: where its files are.
         run_id: the run that made it.
         iteration: the iteration that made it.
-        tensors: number of tensors that it brings.
-        changed_modules: modules that it changes, as far as the engine compared them; 0 if it did not.
-        arrival: what its probes showed; None for a policy that came without any.
+        tensors: number of its tensors.
+        changed_modules: number of modules that it changes, as far as the engine compared them; 0 if it did not.
+        arrival: the result of its probes; None for a policy without probes.
     """
 
     version: int
@@ -320,8 +324,8 @@ class PolicyInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class AdapterPlace:
-    """A linear layer of the language model that an adapter may change: its name, as an adapter's tensors have it, its
-    outputs and its inputs."""
+    """A linear layer of the language model that an adapter may change: its name as in an adapter's tensor names, and
+    the numbers of its outputs and inputs."""
 
     module: str
     rows: int
@@ -351,15 +355,15 @@ class Capabilities:
     params: frozenset[str] = frozenset()
     keeps: bool = False
     picture_rule: str = ""
-    """Version of the rule by which the sampler reads pictures; empty before 0.2.0."""
+    """Version of the sampler's rule for reading pictures; empty before 0.2.0."""
     max_images: int = 0
-    """Most images of one request; 0 before 0.2.0, which takes one."""
+    """Maximum images of one request; 0 before 0.2.0, which takes one."""
     max_turns: int = 0
-    """Most turns of one request; 0 before 0.2.0, which takes one."""
+    """Maximum turns of one request; 0 before 0.2.0, which takes one."""
     one_image_only: str = ""
-    """Why `max_images` is 1 whatever the limits say; empty if it is not so."""
+    """Why `max_images` is 1 regardless of the limits; otherwise empty."""
     adapter_place: AdapterPlace | None = None
-    """A layer that an adapter may change; None if it is not known."""
+    """A layer that an adapter may change; None if unknown."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -369,6 +373,6 @@ class Policies:
     policies: tuple[PolicyInfo, ...]
     capabilities: Capabilities
     highest_version: int
-    """The highest one ever staged at the sampler of the run asked for, loaded or not; a new one must be higher."""
+    """The highest version ever staged at the sampler for the named run, loaded or not; a new one must be higher."""
     active: PolicyInfo
     """The policy that answers requests that name neither run nor version."""

@@ -1,4 +1,4 @@
-"""What `sightline.convert` leaves: requests from what callers hand over, selectors, candidates. Light."""
+"""Conversions that `sightline.convert` does not do: requests from callers' arguments, selectors, candidates. Light."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _ROLES = enum_numbers(pb.Role.DESCRIPTOR)
 
 
 def read_images(images: Images, asked: Asked) -> tuple[list[bytes], Asked]:
-    """The images of a call, read, and what is asked about them: as `conversation` has them. Raises InvalidInput."""
+    """The images of a call, read, and the turns: as `conversation` returns them. Raises InvalidInput."""
     pictures, turns = conversation(images, asked)
     return [image_bytes(picture) for picture in pictures], asked if isinstance(asked, str) else turns
 
 
 def asked_fields(images: Images, asked: Asked) -> dict[str, Any]:
-    """The fields of a request that say what is asked: `turns`, or where one image and text say it, `image` and
-    `prompt`, which services before 0.2.0 know too. Raises InvalidInput."""
+    """The request's fields for a conversation: `turns`, or for one image and text `image` and `prompt`, which services
+    before 0.2.0 know too. Raises InvalidInput."""
     pictures, turns = conversation(images, asked)
     held = [pb.Image(content=image_bytes(picture)) for picture in pictures]
     if (prompt := plain(turns)) is not None:
@@ -56,7 +56,7 @@ def asked_fields(images: Images, asked: Asked) -> dict[str, Any]:
 
 
 def token_list(token_ids: Iterable[Any]) -> list[int]:
-    """Token ids as they travel. Raises InvalidInput."""
+    """Token ids for the wire. Raises InvalidInput."""
     try:
         found = [int(token) for token in token_ids]
     except (TypeError, ValueError) as error:
@@ -67,7 +67,7 @@ def token_list(token_ids: Iterable[Any]) -> list[int]:
 
 
 def selector_message(policy: PolicySelector | None, run_id: str = "") -> pb.PolicySelector | None:
-    """Which policy must answer; None means the active one, of `run_id` where it is given."""
+    """Which policy must answer; None means the active one, of `run_id` if it is given."""
     match policy:
         case None:
             return pb.PolicySelector(run_id=run_id) if run_id else None
@@ -80,7 +80,7 @@ def selector_message(policy: PolicySelector | None, run_id: str = "") -> pb.Poli
 
 
 def distortion_message(distortion: Distortion | None) -> pb.Distortion | None:
-    """What is done to an image; None if nothing is. Raises InvalidInput."""
+    """How an image is distorted; None if it is not. Raises InvalidInput."""
     try:
         whole = to_message(SamplingParams(distortion=distortion), pb.SamplingParams)
     except (ValueError, TypeError) as error:
@@ -99,7 +99,8 @@ def sample_request(
     request_id: str,
     **params: Any,
 ) -> pb.SampleRequest:
-    """Build the request; `params` are of `SamplingParams`. Raises InvalidInput for what does not fit its fields."""
+    """Build the request; `params` are those of `SamplingParams`. Raises InvalidInput if a value does not fit its
+    field."""
     try:
         return pb.SampleRequest(
             request_id=request_id,
@@ -115,7 +116,7 @@ def sample_request(
 
 
 def candidate_of(message: pb.Candidate) -> Candidate:
-    """A candidate as it came. By hand: log-probs of the behaviour that are not there are none, and it is hot."""
+    """A candidate from the wire. Written by hand: missing behaviour log-probs become None, and this code is hot."""
     behaviour = np.array(message.behaviour_logprobs, dtype=np.float32)
     return Candidate(
         index=message.index,

@@ -38,7 +38,7 @@ class AsyncScorerClient(BaseScorerClient, AsyncClient):
         progress: Progress | None = None,
         **options: Unpack[ScoreOptions],
     ) -> AsyncIterator[Outcome]:
-        """As `ScorerClient.score_many`, for `async for`. `pairs` is read, and its files are, in a thread."""
+        """As `ScorerClient.score_many`, for `async for`. A thread reads `pairs` and their files."""
         known = Known()
         return in_order_async(
             (ScoreItem(pair, options) for pair in pairs),

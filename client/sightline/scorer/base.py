@@ -31,7 +31,7 @@ from sightline.scorer.wire import (
 
 
 class BaseScorerClient(BaseClient):
-    """Requests and answers; how calls are made is the client's."""
+    """Builds requests and reads answers; the client makes the calls."""
 
     _SERVICE = "sightline_scorer.v1.ScorerService"
     _STUB = scorer_pb2_grpc.ScorerServiceStub
@@ -99,7 +99,7 @@ class BaseScorerClient(BaseClient):
                 failed = yield from self._store(images, timeout)
                 known.stored.update(digest for digest in images if digest not in failed)
         except SightlineError:
-            return  # saves bytes only: the items go with their images, and find out for themselves what is wrong
+            return  # this only saves bytes: the items are sent with their images, and report errors themselves
 
     def _score_item(self, item: ScoreItem, known: Known, timeout: float | None) -> Flow[Outcome]:
         if item.outcome is not None:

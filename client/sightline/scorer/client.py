@@ -8,14 +8,14 @@
             if isinstance(outcome, SightlineError):
                 ...                                   # this item failed; the others have their scores
 
-Light: gRPC, protobuf, NumPy. An image is its encoded bytes, a path, a Pillow picture, or named by its SHA-256. Every
-call has a deadline, is retried within it while the service is away or busy (see `sightline.Patience`), and raises
-subclasses of `sightline.SightlineError`:
+Light: gRPC, protobuf, NumPy. An image is given by its encoded bytes, a path, a Pillow picture or its SHA-256. Every
+    call has a deadline, is retried within it while the service is unavailable or busy (see `sightline.Patience`), and
+    raises subclasses of `sightline.SightlineError`:
 
     InvalidInput         an image or text is wrong; the message says which and what to do about it
-    NotFound             no such model, or no such image; the message lists the models there are
-    Overloaded           too much waited already for as long as the client's patience; `retry_after` seconds
-    Unavailable          the service or its Triton was away for as long
+    NotFound             no such model or image; the message lists the available models
+    Overloaded           the queue was full for longer than the client's patience; retry after `retry_after` seconds
+    Unavailable          the service or its Triton was unavailable for that long
     PreconditionFailed, Unauthenticated, PermissionDenied, DeadlineExceeded, Cancelled, InternalError
 """
 
@@ -49,8 +49,8 @@ class ScorerClient(BaseScorerClient, SyncClient):
 
         Args:
             image: see `Image`.
-            texts: K texts, none empty.
-            phrases: [K] parts of each text (its nouns, say) to score beside the whole; each list may be empty.
+            texts: K texts; none may be empty.
+            phrases: [K] parts of each text (its nouns, say) to score in addition to the whole; each list may be empty.
             timeout: seconds for all tries together, if not the client's.
             options: see `ScoreOptions`.
 
@@ -70,13 +70,14 @@ class ScorerClient(BaseScorerClient, SyncClient):
     ) -> Iterator[Outcome]:
         """Score many images, each with its texts; yields in the order of `pairs`, which is read as it is needed.
 
-        An image that occurs again is uploaded once and then named by its digest; so is one that the service holds.
+        An image that occurs several times is uploaded once and then named by its digest; so is one that the service has
+        already.
 
         Args:
             pairs: (image, texts) or (image, texts, phrases), any number.
             timeout: seconds for each item, from when it is sent, if not the client's.
             max_in_flight: items read and not yet yielded.
-            progress: called as progress(items yielded, items in all or None) before each is yielded.
+            progress: called as progress(items yielded, total or None) before each is yielded.
             options: see `ScoreOptions`.
 
         Yields:
@@ -103,25 +104,25 @@ class ScorerClient(BaseScorerClient, SyncClient):
         half: bool = False,
         timeout: float | None = None,
     ) -> EmbedResult:
-        """The embeddings of images and texts, in as many requests as it takes.
+        """The embeddings of images and texts, in as many requests as needed.
 
         Args:
             images: N images.
-            texts: M texts, none empty.
-            model: a name of `list_models()`, no ensemble.
-            long_text: of a text over the window, the mean of its sentences' embeddings, or an error.
-            half: let the numbers travel as float16; the arrays are float32 in any case.
+            texts: M texts; none may be empty.
+            model: a name from `list_models()`, not an ensemble.
+            long_text: for a text longer than the window, give the mean of its sentences' embeddings, or an error.
+            half: send the numbers as float16; the arrays are float32 in any case.
             timeout: seconds for each request, if not the client's.
 
         Raises:
-            SightlineError: a request failed. An item that failed alone stands as its error in the result.
+            SightlineError: a request failed. If a single item failed, the result holds its error in the item's place.
         """
         return self._run(self._embed(images, texts, model, long_text, half, timeout))
 
     def upload(self, images: Iterable[Image], *, timeout: float | None = None) -> list[ImageDigest | SightlineError]:
-        """Store images in the service, so that requests can name them; those that it holds are not sent again.
+        """Store images in the service, so that requests can name them; images that it has are not sent again.
 
-        The service keeps them until others need the place. Of several replicas one gets them.
+        The service keeps them until it needs the space for others. Only one of several replicas gets them.
 
         Returns:
             [N] the digest of each image, or why it could not be stored.

@@ -1,4 +1,4 @@
-"""Many items through one client, their images deduplicated; sightline.many keeps the order."""
+"""Many items through one client, with deduplicated images; sightline.many keeps the order."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sightline.scorer.types import ScoreResult, score_result
 from sightline.scorer.v1 import scorer_pb2 as pb
 from sightline.scorer.wire import Image, ScoreOptions, digest_of, image_message, score_request
 
-_INLINE_BYTES = 4096  # below, a digest saves less than asking for it costs
+_INLINE_BYTES = 4096  # below this, asking by digest costs more than it saves
 _REMEMBERED = 100_000  # digests, 32 bytes each
 
 Pair: TypeAlias = tuple[Image, Sequence[str]] | tuple[Image, Sequence[str], Sequence[Sequence[str]] | None]
-"""An image and the texts to compare with it, and perhaps the phrases of each text."""
+"""An image, the texts to compare with it, and optionally the phrases of each text."""
 
 Outcome: TypeAlias = ScoreResult | SightlineError
-"""What became of one item: its scores, or why there are none. A failure is never a number."""
+"""The outcome of one item: its scores, or why there are none. A failure is never a number."""
 
 
 class ScoreItem:
-    """One pair, ready to be sent. An item that cannot be sent has its error in `outcome` already."""
+    """One pair, ready to send. If it cannot be sent, `outcome` holds the error already."""
 
     def __init__(self, pair: Pair, options: ScoreOptions) -> None:
         self.outcome: SightlineError | None = None
@@ -46,7 +46,7 @@ class ScoreItem:
         return request
 
     def result(self, response: pb.ScoreResponse) -> Outcome:
-        """The outcome of an answer."""
+        """The outcome in an answer."""
         try:
             return score_result(response, self.inline.kind)
         except SightlineError as error:
@@ -54,7 +54,7 @@ class ScoreItem:
 
 
 class Known:
-    """Which images the service holds, as far as is known here."""
+    """Which images the service has, as far as this client knows."""
 
     def __init__(self) -> None:
         self.stored: set[bytes] = set()
@@ -65,7 +65,7 @@ class Known:
         return [digest for digest in {item.digest: None for item in items} if digest and digest not in self.stored]
 
     def recurring(self, items: Sequence[ScoreItem], missing: set[bytes]) -> dict[bytes, bytes]:
-        """Of the missing images, those that occur again and are worth an upload: content by digest."""
+        """The missing images that occur again and are worth an upload: content by digest."""
         counts = Counter(item.digest for item in items)
         found = {
             item.digest: item.content
@@ -80,10 +80,10 @@ class Known:
 
 
 def group_of(max_in_flight: int) -> int:
-    """How many items are read together, so that one question about images is for many of them."""
+    """How many items are read together, so that one FindMissingImages covers many of them."""
     return max(1, max_in_flight // 2)
 
 
 def lost_image(error: SightlineError) -> bool:
-    """Whether the service does not hold an image that was named: it is gone again, or another replica has it."""
+    """Whether the service lacks a named image: it was evicted, or another replica has it."""
     return isinstance(error, NotFound) and error.reason == "IMAGE_NOT_FOUND"

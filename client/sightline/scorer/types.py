@@ -1,4 +1,4 @@
-"""What the scorer's clients answer: frozen dataclasses with NumPy arrays."""
+"""Results of the scorer's clients: frozen dataclasses with NumPy arrays."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class EnsembleMember:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Which model gave a score; with the digests, enough to give it again."""
+    """The model that gave a score; the digests are enough to reproduce it."""
 
     name: str
     architecture: str
@@ -39,26 +39,26 @@ class ModelInfo:
     """SHA-256 of the preprocessing's parameters, hexadecimal."""
     embedding_size: int
     image_size: int
-    """Side of the square image that the model sees, in pixels."""
+    """Width and height of the model's input image, in pixels."""
     context_length: int
     """Longest text in tokens, start and end tokens included."""
     logit_scale: float
     logit_bias: float
     is_default: bool
     kinds: tuple[str, ...]
-    """The kinds of score that can be asked for."""
+    """The kinds of score that a request may ask for."""
     default_kind: str
-    """The kind of a request that names none."""
+    """The kind for requests that do not name one."""
     calibration_digest: str
     """SHA-256 of the calibration behind percentiles, hexadecimal; empty if there is none."""
     version: int
-    """Counts the model's versions since the service started, from 1."""
+    """Number of the model's version, counted from 1 since the service started."""
     state: str
     """"loading", "ready", "draining" or "failed"."""
     error: str
     """Why a version failed."""
     precision: str
-    """Of the towers: fp32, fp16 or bf16."""
+    """Precision of the towers: fp32, fp16 or bf16."""
     members: tuple[EnsembleMember, ...]
     """Of an ensemble."""
     model_kind: str
@@ -69,7 +69,7 @@ class ModelInfo:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request to the service may hold."""
+    """The limits of a request to the service."""
 
     max_image_bytes: int
     max_image_pixels: int
@@ -77,7 +77,7 @@ class Limits:
     max_text_bytes: int
     max_digests: int
     max_images: int
-    """Of one Embed; `embed` sends as many requests as it takes."""
+    """Images of one Embed request; `embed` sends as many requests as needed."""
     uri_schemes: tuple[str, ...]
     """Schemes of `ImageUri` that the service fetches; empty if it fetches none."""
 
@@ -89,28 +89,28 @@ class Models:
     models: tuple[ModelInfo, ...]
     limits: Limits
     other_versions: tuple[ModelInfo, ...]
-    """Versions that are not asked: loading, draining or failed."""
+    """Versions that do not answer requests: loading, draining or failed."""
     picture_rule: str = ""
-    """Version of the rule by which the service reads pictures; empty before 0.2.0."""
+    """Version of the service's rule for reading pictures; empty before 0.2.0."""
 
     @property
     def default(self) -> ModelInfo:
-        """The model of requests that name none."""
+        """The model for requests that do not name one."""
         return next(model for model in self.models if model.is_default)
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Where the time of a request went, in seconds, as the service saw it."""
+    """The time that each part of a request took in the service, in seconds."""
 
     preprocess_seconds: float
     image_seconds: float
     text_seconds: float
     total_seconds: float
     image_cached: bool
-    """Whether the image's embedding was known before."""
+    """Whether the image's embedding came from the cache."""
     texts_cached: int
-    """Texts, or parts of texts, whose embedding was known before."""
+    """Number of texts, or parts of texts, whose embedding came from the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,13 +119,13 @@ class PartScore:
 
     text: str
     value: float
-    """Of the kind asked for."""
+    """The score, of the requested kind."""
     cosine: float
     token_count: int
     pieces: int
-    """1, or the pieces that a part over the window was scored in."""
+    """Number of pieces that a part longer than the window was split into; otherwise 1."""
     sentence_split: bool
-    """Whether it is a piece of a sentence over the window, or has such pieces."""
+    """Whether it is a piece of a sentence longer than the window, or was split into pieces."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +133,7 @@ class ScoreResult:
     """Scores of one image with K texts, in the order of the texts."""
 
     value: Floats
-    """[K] the score of the kind asked for."""
+    """[K] the score, of the requested kind."""
     kind: str
     """What `value` holds."""
     cosine: Floats
@@ -143,13 +143,13 @@ class ScoreResult:
     logit: Floats
     """[K] the model's own logit: logit_scale * cosine + logit_bias."""
     token_counts: npt.NDArray[np.int32]
-    """[K] tokens of each text, start and end tokens included."""
+    """[K] number of tokens of each text, start and end tokens included."""
     parts: npt.NDArray[np.int32]
     """[K] 1, or the number of parts whose scores were aggregated."""
     part_scores: tuple[tuple[PartScore, ...], ...]
-    """[K] the parts' own scores; empty for a text scored as one."""
+    """[K] the parts' own scores; empty for a text that was scored as a whole."""
     sentence_split: npt.NDArray[np.bool_]
-    """[K] whether a part over the model's window had to be split inside."""
+    """[K] whether a part was longer than the model's window and had to be split."""
     model: ModelInfo
     image_sha256: str
     """SHA-256 of the image's bytes, hexadecimal."""
@@ -164,29 +164,29 @@ class Embedding:
     """The embedding of one image or text."""
 
     vector: Floats
-    """[D], of length 1 (to the precision it travelled in)."""
+    """[D], normalised to length 1 (within the precision that it was sent in)."""
     image_sha256: str
-    """Of an image, the SHA-256 of its bytes, hexadecimal."""
+    """SHA-256 of the image's bytes, hexadecimal; empty for a text."""
     token_count: int
-    """Of a text, its tokens."""
+    """Number of the text's tokens; 0 for an image."""
     parts: int
-    """Of a text, the number of parts whose mean this is."""
+    """Number of parts of the text whose mean this is; 0 for an image."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EmbedResult:
-    """Embeddings, in the order of the request; for each item that failed, its error."""
+    """Embeddings, in the order of the request; a failed item has its error in its place."""
 
     images: tuple[Embedding | SightlineError, ...]
     texts: tuple[Embedding | SightlineError, ...]
     model: ModelInfo
 
     def image_matrix(self) -> Floats:
-        """[N, D] of all images. Raises the first image's error, if any failed."""
+        """[N, D] for all images. Raises the first image's error, if any failed."""
         return _matrix(self.images, self.model.embedding_size)
 
     def text_matrix(self) -> Floats:
-        """[M, D] of all texts. Raises the first text's error, if any failed."""
+        """[M, D] for all texts. Raises the first text's error, if any failed."""
         return _matrix(self.texts, self.model.embedding_size)
 
 
@@ -200,7 +200,7 @@ def _matrix(outcomes: Iterable[Embedding | SightlineError], size: int) -> Floats
 
 
 def score_result(message: pb.ScoreResponse, asked: pb.ScoreKind) -> ScoreResult:
-    """From the wire. Raises Unsupported if the service answered with another kind of score than was asked for."""
+    """From the wire. Raises Unsupported if the service answered with another kind of score than the requested one."""
     if message.kind == pb.SCORE_KIND_UNSPECIFIED or asked not in (pb.SCORE_KIND_UNSPECIFIED, message.kind):
         raise Unsupported(
             f"the service answered with {_kind(message.kind)} where {_kind(asked)} was asked for: is it older than "

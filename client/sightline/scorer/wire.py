@@ -1,4 +1,4 @@
-"""From what callers hand to the clients to messages of the wire."""
+"""Convert callers' arguments to messages for the wire."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline.pictures import Picture, image_bytes
 from sightline.scorer.v1 import scorer_pb2 as pb
 
 PIECE_BYTES = 256 * 1024
-"""Of an upload; large messages stall the service's event loop."""
+"""Bytes of a piece of an upload; large messages stall the service's event loop."""
 
 _REQUEST_BYTES = 16 * 1024 * 1024
 _UPLOAD_IMAGES = 256
@@ -22,16 +22,16 @@ _EMBED_IMAGES = 16
 _EMBED_TEXTS = 256
 
 LongText: TypeAlias = Literal["sentences", "reject"]
-"""What to do with a text over the model's window: score its sentences, or refuse. Never a silent cut."""
+"""What to do with a text longer than the model's window: score its sentences, or refuse it. Never cut it silently."""
 
 Kind: TypeAlias = Literal["default", "cosine", "clip_score", "logit", "probability", "percentile", "reward"]
-"""What `ScoreResult.value` holds. "default" is the model's own: CLIPScore, or a reward."""
+"""The kind of score in `ScoreResult.value`. "default" is the model's own: CLIPScore, or a reward."""
 
 Unit: TypeAlias = Literal["whole", "sentences", "phrases"]
-"""Which parts of a text are scored; "phrases" are the caller's, beside the whole text."""
+"""Which parts of a text are scored; "phrases" are the caller's, in addition to the whole text."""
 
 Aggregation: TypeAlias = Literal["mean", "min", "sum"]
-"""How the scores of a text's parts become the text's."""
+"""How the scores of a text's parts are combined into the text's score."""
 
 _LONG_TEXTS = enum_numbers(pb.LongText.DESCRIPTOR)
 _KINDS = {"default": int(pb.SCORE_KIND_UNSPECIFIED), **enum_numbers(pb.ScoreKind.DESCRIPTOR)}
@@ -43,22 +43,22 @@ class ScoreOptions(TypedDict, total=False):
     """How texts are scored; each has a default."""
 
     model: str
-    """A name of `list_models()`; empty, the default, for the service's default model."""
+    """A name from `list_models()`; empty (the default) means the service's default model."""
     kind: Kind
-    """What `ScoreResult.value` holds; "default"."""
+    """The kind of score in `ScoreResult.value`; default "default"."""
     unit: Unit
-    """Which parts of each text are scored; "whole", or "phrases" where phrases are given."""
+    """Which parts of each text are scored; default "whole", or "phrases" if phrases are given."""
     aggregation: Aggregation
-    """How the parts' scores become the text's; "mean"."""
+    """How the parts' scores are combined; default "mean"."""
     long_text: LongText
-    """What to do with a text over the model's window; "sentences"."""
+    """What to do with a text longer than the model's window; default "sentences"."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageDigest:
-    """An image that the service holds already, named by the SHA-256 of its file.
+    """An image that the service has already, named by the SHA-256 of its file.
 
-    Raises InvalidInput for what is not 64 hexadecimal digits.
+    Raises InvalidInput if it is not 64 hexadecimal digits.
     """
 
     sha256: str
@@ -72,18 +72,18 @@ class ImageDigest:
 
 @dataclass(frozen=True, slots=True)
 class ImageUri:
-    """An image that the service fetches itself, where its settings allow that scheme and host."""
+    """An image that the service fetches, if its settings allow that scheme and host."""
 
     uri: str
 
 
 Image: TypeAlias = Picture | ImageDigest | ImageUri
-"""An encoded image, its path, or a picture of Pillow (see `Picture`); the digest of an image that the service holds, or
-the URI of one that it fetches."""
+"""An encoded image, its path, or a Pillow picture (see `Picture`); the digest of an image that the service has, or the
+URI of one that it fetches."""
 
 
 def image_message(image: Image) -> pb.Image:
-    """The image as it travels. Raises InvalidInput."""
+    """The image for the wire. Raises InvalidInput."""
     if isinstance(image, ImageDigest):
         return pb.Image(sha256=bytes.fromhex(image.sha256))
     if isinstance(image, ImageUri):
@@ -94,7 +94,7 @@ def image_message(image: Image) -> pb.Image:
 def score_request(
     image: pb.Image, texts: Sequence[str], phrases: Sequence[Sequence[str]] | None, options: ScoreOptions
 ) -> pb.ScoreRequest:
-    """A request. Raises InvalidInput if it cannot be one."""
+    """A request. Raises InvalidInput for arguments that do not fit."""
     if unknown := set(options) - set(ScoreOptions.__annotations__):
         raise InvalidInput(
             f"there is no option {', '.join(sorted(unknown))}: there are {', '.join(ScoreOptions.__annotations__)}",
@@ -138,7 +138,7 @@ def _choice(name: str, value: object, known: Mapping[str, int]) -> Any:
 
 
 def text_list(texts: Sequence[str], name: str = "texts") -> list[str]:
-    """The texts, checked for what protobuf cannot carry. Raises InvalidInput."""
+    """The texts. Raises InvalidInput if protobuf cannot carry one."""
     if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
         what = "one string" if isinstance(texts, str) else f"a {type(texts).__name__}"
         raise InvalidInput(f"{name} is {what}: give a list of strings", reason="TEXTS_NOT_A_LIST")
@@ -146,7 +146,7 @@ def text_list(texts: Sequence[str], name: str = "texts") -> list[str]:
 
 
 def checked_text(text: object, name: str = "a text") -> str:
-    """The text, which protobuf can carry. Raises InvalidInput."""
+    """The text. Raises InvalidInput if protobuf cannot carry it."""
     if not isinstance(text, str):
         raise InvalidInput(f"{name} is a {type(text).__name__}, not a string", reason="TEXT_NOT_A_STRING")
     try:
@@ -171,7 +171,7 @@ def upload_pieces(images: Iterable[tuple[bytes, bytes]]) -> Iterator[pb.UploadIm
 
 
 def upload_batches(contents: Iterable[bytes]) -> Iterator[list[bytes]]:
-    """Contents in batches of one upload each."""
+    """Contents in batches, one for each upload."""
     batch: list[bytes] = []
     size = 0
     for content in contents:
@@ -185,14 +185,14 @@ def upload_batches(contents: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 
 def upload_outcomes(response: pb.UploadImagesResponse) -> dict[bytes, SightlineError]:
-    """The errors of those that were not stored."""
+    """The errors of images that were not stored."""
     return {one.sha256: item_error(one.error) for one in response.outcomes if one.HasField("error")}
 
 
 def embed_requests(
     images: Iterable[pb.Image], texts: Iterable[str], *, model: str, long_text: LongText, half: bool
 ) -> Iterator[pb.EmbedRequest]:
-    """Requests of bounded size; at least one, so that the service refuses nothing at all. Raises InvalidInput."""
+    """Requests of bounded size; at least one, so that the service itself refuses an empty call. Raises InvalidInput."""
 
     def fresh() -> pb.EmbedRequest:
         return pb.EmbedRequest(

@@ -1,4 +1,4 @@
-"""Scorer models: calibrate one on a reference set, have a scorer read all of them again."""
+"""Calibrate a scorer's model on a reference set, or make the scorer reload its models."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
     Raises:
         InvalidInput: a line of `pairs` can't be read, or holds no pair.
         NotFound: the scorer has no such model.
-        PreconditionFailed: it is an ensemble, or its directory is elsewhere; too few pairs for percentiles.
-        SightlineError: the scorer is away, or refuses.
+        PreconditionFailed: it is an ensemble, its directory is not on this machine, or there are too few pairs.
+        SightlineError: the scorer is unavailable or refuses.
     """
     places, lines = zip(*reference_lines(pairs), strict=True)
     cosines: list[float] = []
@@ -47,7 +47,7 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
             raise PreconditionFailed(
                 f"{model.name!r} is an ensemble: calibrate its members", reason="MODEL_IS_ENSEMBLE"
             )
-        # The number of such a model is not a function of the cosine, or there is none.
+        # Such a model's score is not a function of the cosine, or it has no cosine.
         marks = model.model_kind == "aesthetic" or "cosine" not in model.kinds
         target = out or _beside(model.architecture)
         with Progress(console=Console(stderr=True), transient=True) as progress:
@@ -55,14 +55,14 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
             outcomes = client.score_many(lines, model=model.name, kind="reward" if marks else "cosine")
             for place, outcome in zip(places, outcomes, strict=True):
                 progress.advance(task)
-                if isinstance(outcome, InvalidInput):  # this line's own: the others are measured all the same
+                if isinstance(outcome, InvalidInput):  # the fault of this line: the others are still measured
                     left_out.append(f"{place}: {outcome.message}")
                 elif isinstance(outcome, SightlineError):
                     raise outcome
                 else:
                     cosines.extend(outcome.value.tolist())
     if left_out:
-        why = f"{len(left_out)} of {len(lines)} lines left out; the first is {left_out[0]}"
+        why = f"{len(left_out)} of {len(lines)} lines skipped; the first is {left_out[0]}"
         if not cosines:
             raise InvalidInput(why, reason="LINE")
         typer.echo(why, err=True)
@@ -92,11 +92,11 @@ def calibrate(pairs: Path, scorer: str, name: str, out: Path | None, as_json: bo
 
 
 def reload(scorer: str, as_json: bool) -> None:
-    """Have the scorer read its models again, and say which are new.
+    """Make the scorer reload its models, and report which are new.
 
     Raises:
-        PermissionDenied: it does not allow that.
-        SightlineError: it is away, or a model can't be had; it continues with those that it has.
+        PermissionDenied: its settings do not allow that.
+        SightlineError: it is unavailable, or a model cannot be loaded; it continues with those that it has.
     """
     with open_channel(scorer, **given().arguments()) as channel, typed_errors():
         answer = scorer_pb2_grpc.ScorerServiceStub(channel).ReloadModels(pb.ReloadModelsRequest(), timeout=600)

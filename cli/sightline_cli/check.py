@@ -1,4 +1,4 @@
-"""`sightline run RECIPE --check`: all that can be known of a run before it begins. Nothing is left behind.
+"""`sightline run RECIPE --check`: checks everything that can be checked before a run begins. Leaves no files.
 
 model     llava, 1.26 M parameters; the update trains 158 k (12.53%): LoRA on 28 layers
 ...
@@ -31,7 +31,7 @@ from sightline_cli.processes import Processes, StartError, StartRefused
 from sightline_cli.run import connected_to, recipe_file, taking_turns, with_data, with_values
 
 SCENES = 512
-"""Most scenes of the playground that are drawn for a check."""
+"""Maximum number of playground scenes that a check draws."""
 
 
 def check(
@@ -44,11 +44,11 @@ def check(
     connections: Path | None = None,
     as_json: bool = False,
 ) -> bool:
-    """Check a recipe and print what was found.
+    """Check a recipe and print the findings.
 
     Args:
-        name: of a recipe file, or of a shipped recipe.
-        directory: of the run that would begin or continue; it need not be there.
+        name: path of a recipe file, or name of a shipped recipe.
+        directory: of the run that would begin or continue; it need not exist.
 
     Returns:
         Whether the run can begin.
@@ -80,7 +80,7 @@ def check(
 
 
 def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connections]], stack: ExitStack) -> None:
-    """All checks, as far as one makes sense after the other."""
+    """All checks, as long as the next one makes sense."""
     try:
         recipe, known = connect()
         recipe = taking_turns(recipe)
@@ -91,7 +91,7 @@ def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connec
         return
     made.alone(here=tuple(settings))
     if settings and not made.ok:
-        return  # what would have to be started here could not be used
+        return  # services that could be started here would be unusable
     processes = stack.enter_context(Processes(scratch / "services", passing=True))
     made.tell(f"{' and '.join(settings)}, started for this check" if settings else "the services")
     try:
@@ -111,7 +111,7 @@ def _look(made: Check, scratch: Path, connect: Callable[[], tuple[Recipe, Connec
 
 
 def _refused(finding: Finding, as_json: bool) -> bool:
-    """Tell of a recipe that can't be read, which leaves nothing else to look at."""
+    """Report a recipe that can't be read: then nothing else can be checked."""
     if as_json:
         tree = {"ok": False, "findings": [finding.tree()], "recipe": None, "memory": None, "seconds": None}
         print(json.dumps(tree, ensure_ascii=False))

@@ -1,8 +1,8 @@
-"""Credentials: what commands show a running service, and how they know it: options of `sightline` itself.
+"""Credentials that commands send to running services, and how they verify them: options of `sightline` itself.
 
     sightline --tls-ca ca.pem --token-file token score photo.jpg "a dog" --scorer dns:///scorer:50051
 
-They go to services whose address was given, never to those that a command starts on loopback for itself.
+They are used for services whose address was given, never for those that a command starts itself on loopback.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from sightline.credentials import Tls, Token
 
 TOKEN = "SIGHTLINE_TOKEN"  # noqa: S105  a variable's name
-"""Holds the token itself: a flag would show it to everybody who lists processes."""
+"""Variable that holds the token: a flag would be visible in the process list."""
 
 
 @dataclass(frozen=True)
 class Credentials:
-    """As given on the command line, or by the environment."""
+    """Credentials from the command line or the environment."""
 
     encrypted: bool = False
     root: Path | None = None
@@ -44,7 +44,7 @@ class Credentials:
         return {"tls": self.tls(), "token": self.token()}
 
     def of_client(self) -> dict[str, Any]:
-        """Arguments of a client for a waiting person: a service that is away is reported within seconds."""
+        """Arguments of a client for interactive use: an unavailable service is reported within seconds."""
         from sightline.patience import Patience
 
         return {"patience": Patience(seconds=5), **self.arguments()}
@@ -63,10 +63,10 @@ _given: ContextVar[Credentials] = ContextVar("credentials", default=Credentials(
 
 
 def give(credentials: Credentials) -> None:
-    """Have the command that follows use these."""
+    """Make the command that follows use these."""
     _given.set(credentials)
 
 
 def given() -> Credentials:
-    """Those of this command."""
+    """The credentials of this command."""
     return _given.get()

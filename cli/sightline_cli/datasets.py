@@ -1,6 +1,7 @@
-"""Dataset references of a recipe: what the trainer's pools know, or `playground:SPLIT?count=N&seed=S`, drawn here.
+"""Dataset references in a recipe: those that the trainer's pools know, or `playground:SPLIT?count=N&seed=S`, drawn
+here.
 
-The services know nothing of the playground; the command line turns a reference into a directory for them.
+The services do not know the playground; the command line turns a reference into a directory for them.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from sightline.errors import InvalidInput
 
 
 def resolve(reference: str, cache: Path, most: int | None = None) -> str:
-    """What the trainer calls this dataset; playground scenes are drawn into `cache` once.
+    """The dataset's reference for the trainer; playground scenes are drawn into `cache` once.
 
     Args:
-        most: draw no more scenes than these, the first ones; None draws all.
+        most: draw at most this many scenes, the first ones; None draws all.
 
     Raises:
         InvalidInput: a playground reference that can't be read.

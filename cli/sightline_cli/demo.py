@@ -30,15 +30,15 @@ QUICK = (
     "data.test=playground:test?count=128&seed=2",
     "data.prompts_per_iteration=256",
 )
-"""One iteration on a third of the prompts, measured on few scenes: what happens, not how much it helps."""
+"""One iteration on a third of the prompts, measured on few scenes: shows what happens, not how much it helps."""
 
 
 def demo(directory: Path, overrides: list[str], as_json: bool = False) -> None:
-    """Run the demonstration again in `directory`. As JSON, stdout gets the run's events alone.
+    """Run the demonstration from the start in `directory`. With JSON, stdout gets only the run's events.
 
     Raises:
         NotFound: this installation has no playground.
-        AlreadyExists: the directory holds something else than a run; what it holds would be lost.
+        AlreadyExists: the directory holds something other than a run, which would be lost.
     """
     console = Console(stderr=as_json)
     recipe = load_recipe(recipe_file(RECIPE), overrides)

@@ -1,4 +1,4 @@
-"""`sightline doctor`: what this machine has, what each service needs, and what to do about the difference."""
+"""`sightline doctor`: what this machine has, what each service needs, and how to get what is missing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ GLIBC = (2, 35)
 
 @dataclass(frozen=True)
 class Look:
-    """One thing that was checked; `fix` says what to do where it is not ok."""
+    """One check; `fix` says what to do if it is not ok."""
 
     what: str
     verdict: Verdict
@@ -40,13 +40,13 @@ def doctor(as_json: bool) -> bool:
     """Look at this machine and print it.
 
     Returns:
-        Whether nothing is bad. A warning is about a part that may not be wanted, or is slow without.
+        Whether nothing is bad. A warning concerns a part that you may not need, or that is slow without it.
     """
     return show("sightline doctor", [finding for check in CHECKS for finding in check()], as_json)
 
 
 def show(title: str, found: Sequence[Look], as_json: bool) -> bool:
-    """Print what was seen; whether nothing of it is bad."""
+    """Print the checks; returns whether nothing is bad."""
     if as_json:
         print(json.dumps([asdict(finding) for finding in found], indent=2))
     else:
@@ -74,7 +74,7 @@ def _python() -> Iterator[Look]:
 def _packages() -> Iterator[Look]:
     for extra in EXTRAS:
         lacking = missing(extra)
-        fix = f"pip install 'sightline[{extra}]', if it is to run here" if lacking else ""
+        fix = f"pip install 'sightline[{extra}]', to run it here" if lacking else ""
         yield Look(f"extra {extra}", "warn" if lacking else "ok",
                       f"without {', '.join(lacking)}" if lacking else "installed", fix)  # fmt: skip
 
@@ -87,11 +87,11 @@ def _triton() -> Iterator[Look]:
     try:
         from sightline_scorer.triton.installation import TritonNotInstalled, find
     except ModuleNotFoundError:
-        return  # without the scorer's extra nothing here asks for Triton; that it is missing was said above
+        return  # without the scorer's extra nothing needs Triton; the missing extra was reported above
     try:
         yield Look("Triton's wheel", "ok", str(find().binary))
     except TritonNotInstalled as error:
-        fix = "sightline triton install; where it does not run, triton.mode=worker or remote"
+        fix = "sightline triton install; if it does not run, triton.mode=worker or remote"
         yield Look("Triton's wheel", "warn", str(error), fix)
 
 
@@ -110,18 +110,18 @@ def _torch() -> Iterator[Look]:
         yield Look("torch", "warn", f"{here}, no CUDA device", "real models need a GPU; the playground does not")
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     good = policy.upper() == "PASSIVE"
-    fix = "" if good else "export OMP_WAIT_POLICY=PASSIVE: spinning threads crawl where cores are shared"
+    fix = "" if good else "export OMP_WAIT_POLICY=PASSIVE: spinning threads are very slow on shared cores"
     yield Look("OMP_WAIT_POLICY", "ok" if good else "warn", policy or "not set", fix)
 
 
 def _machine() -> Iterator[Look]:
     cores = len(os.sched_getaffinity(0))
-    yield Look("cores", "ok" if cores >= 2 else "warn", str(cores), "" if cores >= 2 else "the demo wants two")
+    yield Look("cores", "ok" if cores >= 2 else "warn", str(cores), "" if cores >= 2 else "the demo needs two")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     fix = "" if memory >= 6 else "the demo needs about 6 GiB"
     yield Look("memory", "ok" if memory >= 6 else "warn", f"{memory:.0f} GiB", fix)
     free = shutil.disk_usage(".").free / 2**30
-    fix = "" if free >= 5 else "runs and policies need room; free some, or run elsewhere"
+    fix = "" if free >= 5 else "runs and policies need space; free some, or run elsewhere"
     yield Look("disk, this directory", "ok" if free >= 5 else "warn", f"{free:.0f} GiB free", fix)
 
 
@@ -135,7 +135,7 @@ def _ports() -> Iterator[Look]:
                     probe.bind(("127.0.0.1", port))
                 except OSError:
                     taken.append(f"{port} ({service})")
-    fix = "does a service run already? else --set server.port=0 takes a free one" if taken else ""
+    fix = "if no service of yours runs there, --set server.port=0 uses a free one" if taken else ""
     yield Look("ports of the shipped settings", "warn" if taken else "ok", ", ".join(taken) or "free", fix)
 
 

@@ -1,4 +1,4 @@
-"""Entry: the `sightline` script. What a person does to it while it still imports ends it quietly, too."""
+"""Entry: the `sightline` script. An interrupt while it still imports ends it quietly, too."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import sys
 
 def main() -> None:
     """Entry point of the `sightline` script."""
-    # Threads of torch that wait for each other by spinning crawl as soon as another process wants the same cores.
+    # Torch's threads that spin while they wait become very slow when another process uses the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         from sightline_cli.main import app
 
         try:
             app(prog_name="sightline")
-        finally:  # the help, which no command guards
+        finally:  # for the help, which no command wraps
             flush_or_leave()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -23,7 +23,7 @@ def main() -> None:
 
 
 def flush_or_leave() -> None:
-    """Flush buffered output; if its reader has gone, exit."""
+    """Flush buffered output; exit if its reader is gone."""
     from sightline_cli.failures import GONE, drop_output, flush
 
     try:

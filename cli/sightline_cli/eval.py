@@ -1,6 +1,6 @@
 """`sightline eval`: metrics of captions and answers, from files or by asking a running sampler.
 
-Exit codes: see `sightline_cli.failures`; an input that can't be used (2) is named with file, line and fix.
+Exit codes: see `sightline_cli.failures`; the message for an unusable input (2) names file, line and fix.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 
 
 class Compat(StrEnum):
-    """Whether the official script's slips are kept."""
+    """Whether to repeat the official script's mistakes."""
 
     MENDED = "mended"
     OFFICIAL = "official"
 
 
 class AnswerRule(StrEnum):
-    """How an answer is read as yes or no."""
+    """How to read an answer as yes or no."""
 
     OFFICIAL = "official"
     WORDS = "words"
 
 
 class Suite(StrEnum):
-    """What a sampler can be asked."""
+    """The suites that a sampler can be asked."""
 
     PLAYGROUND = "playground"
     CHAIR = "chair"
@@ -58,7 +58,7 @@ def chair(
     ],
     image_id_key: Annotated[str, typer.Option(help="Key of the image's id in a caption's object.")] = "image_id",
     caption_key: Annotated[str, typer.Option(help="Key of the caption.")] = "caption",
-    compat: Annotated[Compat, typer.Option(help="official: repeat the official script's misses.")] = Compat.MENDED,
+    compat: Annotated[Compat, typer.Option(help="official: repeat the official script's mistakes.")] = Compat.MENDED,
     json: Json = None,
     details: Details = False,
     seed: Seed = 0,
@@ -108,7 +108,7 @@ def amber(
         str, typer.Option(help="exact, spacy (en_core_web_lg) or spacy:MODEL; the official script uses spacy.")
     ] = "exact",
     nouns: Annotated[str, typer.Option(help="listed, or nltk as in the official script.")] = "listed",
-    compat: Annotated[Compat, typer.Option(help="official: repeat the official script's slips.")] = Compat.MENDED,
+    compat: Annotated[Compat, typer.Option(help="official: repeat the official script's mistakes.")] = Compat.MENDED,
     json: Json = None,
     details: Details = False,
     seed: Seed = 0,
@@ -166,7 +166,7 @@ def run(
     limit: Annotated[
         int | None, typer.Option(help="Use only this many of the first images or questions.", min=1)
     ] = None,
-    compat: Annotated[Compat, typer.Option(help="official: repeat the official scripts' slips.")] = Compat.MENDED,
+    compat: Annotated[Compat, typer.Option(help="official: repeat the official scripts' mistakes.")] = Compat.MENDED,
     similarity: Annotated[str, typer.Option(help="AMBER's: exact, spacy or spacy:MODEL.")] = "exact",
     suffix: Annotated[str, typer.Option(help='Appended to every question, such as " Answer with yes or no."')] = "",
     decoding: Annotated[

@@ -30,7 +30,7 @@ from sightline_cli.eval_output import bars, emit, emit_differences
 def chair(
     captions: Path, truth: list[Path], keys: tuple[str, str], compat: str, out: Path | None, details: bool, seed: int
 ) -> None:
-    """CHAIR of a file of captions; `keys` are those of image id and caption."""
+    """CHAIR for a file of captions; `keys` are those of image id and caption."""
     kept = cast(Compat, compat)
     objects = CocoObjects(kept)
     said = read_captions(captions, image_id_key=keys[0], caption_key=keys[1])
@@ -50,7 +50,7 @@ def pope(
     details: bool,
     seed: int,
 ) -> None:
-    """POPE of a file of answers."""
+    """POPE for a file of answers."""
     asked = read_questions(questions)
     given = read_answers(answers, asked, compat, trust_ids=trust_ids)
     result = pope_result(asked, given.by_id, rule=cast(Rule, rule), checked=given.checked)
@@ -60,7 +60,7 @@ def pope(
 def amber(
     answers: Path, data: Path, similarity: str, nouns: str, compat: str, out: Path | None, details: bool, seed: int
 ) -> None:
-    """AMBER of a file of responses."""
+    """AMBER for a file of responses."""
     known = Amber.load(data)
     result: Result = amber_result(
         read_responses(answers, known),
@@ -77,12 +77,12 @@ def compare(one: Path, other: Path, out: Path | None, seed: int) -> None:
     results = [_result(path) for path in (one, other)]
     found = differences_json(compare_results(results[0], results[1], seed=seed))
     if unlike := unlike_settings(*(result.get("settings") for result in results)):
-        Console(stderr=True).print(f"not only the policies differ: {unlike}", soft_wrap=True, highlight=False)
+        Console(stderr=True).print(f"not only the policy differs: {unlike}", soft_wrap=True, highlight=False)
     emit_differences(found, out)
 
 
 def unlike_settings(one: Any, other: Any) -> str:
-    """Settings of two results that are not the same, the policy's version left out: "compat mended, official"."""
+    """Settings that differ between two results, except the policy's version: "compat mended, official"."""
     sides = [dict(each) if isinstance(each, dict) else {} for each in (one, other)]
     names = sorted({*sides[0], *sides[1]} - {"policy_version"})
     unlike = [name for name in names if sides[0].get(name) != sides[1].get(name)]

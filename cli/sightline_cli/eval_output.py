@@ -18,13 +18,13 @@ Tell = Callable[[int, int], None]
 
 
 def emit(result: Result, out: Path | None, *, details: bool, seed: int) -> None:
-    """Show a result and write it where `out` says; `-` prints JSON only."""
+    """Show a result and write it to `out`; `-` prints only JSON."""
     value = result.to_json(details=details, seed=seed)
     _emit(value, out, lambda console: show(value, console))
 
 
 def emit_differences(value: Mapping[str, Any], out: Path | None) -> None:
-    """Show paired differences and write them where `out` says."""
+    """Show paired differences and write them to `out`."""
     _emit(dict(value), out, lambda console: show_differences(value, console))
 
 
@@ -67,7 +67,7 @@ def show(value: Mapping[str, Any], console: Console) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
-    """A table that fits 80 columns; no name and no number is ever cut."""
+    """A table that fits 80 columns; names and numbers are never cut."""
     table = narrow(title)
     for name in columns:
         table.add_column(name, no_wrap=True, overflow="fold")

@@ -46,7 +46,7 @@ class EvalRunOptions:
 
 
 def run(ask: EvalRunOptions, out: Path | None, details: bool) -> None:
-    """Ask what is not answered yet, measure, show."""
+    """Ask the questions without an answer, measure, show."""
     with tempfile.TemporaryDirectory(prefix="sightline-eval-") as cache:
         directory = Path(resolve(ask.data, Path(cache)))
         options = SuiteOptions(
@@ -80,14 +80,14 @@ def run(ask: EvalRunOptions, out: Path | None, details: bool) -> None:
             with bars(out) as progress:
                 said, version = asyncio.run(asker.ask(todo.items, kept, identity, progress(f"asking {ask.suite}")))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(*([] if kept is None else ["run the same command again to go on"])) from None
+            raise KeyboardInterrupt(*([] if kept is None else ["run the same command again to continue"])) from None
         result = todo.finish(said)
         settings = {"policy_version": version, "data": ask.data, "seed": ask.seed, **result.settings}
         emit(dataclasses.replace(result, settings=settings), out, details=details, seed=ask.seed)
 
 
 def _decoding(text: str) -> Decoding:
-    """As a recipe's evaluation.decoding.
+    """Read it as a recipe's evaluation.decoding.
 
     Raises:
         InvalidInput: it can't be read, or needs more than a sampler.
@@ -107,7 +107,7 @@ def _decoding(text: str) -> Decoding:
 
 
 def _answers(ask: EvalRunOptions, out: Path | None) -> Path | None:
-    """Where answers are kept: as named, else beside the result; nowhere if that is not written."""
+    """The file for the answers: the named one, or one beside the result; None if no result is written."""
     if ask.answers is not None or out is None or str(out) == "-":
         return ask.answers
     return out.with_suffix(".answers.jsonl")

@@ -1,4 +1,4 @@
-"""`sightline export`: the pairs of a run as a preference dataset that TRL's DPOTrainer takes as it is."""
+"""`sightline export`: a run's pairs as a preference dataset that TRL's DPOTrainer reads directly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ configs:
 
 {pairs} pairs of {iterations} iterations, made by Sightline with the recipe `{recipe}` (in `recipe.yaml`) from the base
 model `{model}`. Columns `images`, `prompt`, `chosen` and `rejected` are TRL's conversational preference format with
-images; beside them stand the sampled token ids, both rewards, margin, weight, rule, sources and the policy version of
+images. Further columns: the sampled token ids, both rewards, margin, weight, rule, sources and the policy version of
 each side.
 
 `python
@@ -35,14 +35,14 @@ def export(run: Path, to: str, as_json: bool) -> None:
 
     Args:
         run: a run directory.
-        to: a directory that is not there yet, or `hub:ORG/NAME`.
+        to: a new directory, or `hub:ORG/NAME`.
 
     Raises:
         NotFound: there is no run, or it has no pairs yet.
-        AlreadyExists: the directory is there.
-        InvalidInput: the hub is meant, but no name on it is given; or no pair has a picture that can be read.
+        AlreadyExists: the directory exists.
+        InvalidInput: `hub:` without a name, or no pair has a readable picture.
         DataCorrupted: a file of pairs is damaged.
-        Unavailable: the hub can't be reached, or does not take the dataset.
+        Unavailable: the hub can't be reached, or refuses the dataset.
     """
     import datasets
     from huggingface_hub.errors import HFValidationError
@@ -64,7 +64,7 @@ def export(run: Path, to: str, as_json: bool) -> None:
     facts = {"run": directory.id, "pairs": len(pairs), "left_out": len(left_out), "iterations": len(files), "to": to}
     if left_out:
         number, why = next(iter(left_out.items()))
-        what = f"{len(left_out)} pairs left out, whose pictures cannot be read; the first is pair {number + 1}: {why}"
+        what = f"{len(left_out)} pairs skipped, whose pictures cannot be read; the first is pair {number + 1}: {why}"
         if not len(pairs):
             raise InvalidInput(what, reason="NO_PAIRS")
         Console(stderr=True).print(what, soft_wrap=True, markup=False)
@@ -73,9 +73,9 @@ def export(run: Path, to: str, as_json: bool) -> None:
             pairs.push_to_hub(to.removeprefix(HUB))
         except HFValidationError as error:
             raise InvalidInput(f"{to} names no dataset on the hub: {error}", reason="DATASET") from error
-        except Exception as error:  # of the hub, or of whichever HTTP package its client uses
+        except Exception as error:  # from the hub, or from its client's HTTP package
             raise Unavailable(
-                f"the hub did not take the dataset (`hf auth login` first?): {error}", reason="STORAGE_UNAVAILABLE"
+                f"the hub refused the dataset (run `hf auth login` first?): {error}", reason="STORAGE_UNAVAILABLE"
             ) from error
         _tell(facts, as_json)
         return
@@ -90,8 +90,8 @@ def export(run: Path, to: str, as_json: bool) -> None:
 
 
 def plain_pairs(pairs: Any) -> tuple[Any, dict[int, str]]:
-    """The pairs with pictures that every program reads as the run did, whatever it does with EXIF and transparency; and
-    those left out, by number, with what is wrong with their pictures."""
+    """The pairs with pictures that every program reads as the run did, regardless of its treatment of EXIF and
+    transparency; and the skipped pairs, by number, with what is wrong with their pictures."""
     import datasets
     from sightline_chassis.images import plain_file
     from sightline_chassis.sections import ImageLimits
@@ -122,8 +122,8 @@ def plain_pairs(pairs: Any) -> tuple[Any, dict[int, str]]:
 
 
 def trl_prompts(pairs: Any) -> Any:
-    """The pairs without `turns`. Where a row has any, its images do not all stand before the first user's text: then
-    all prompts are messages of parts, since a column has one form, and `prompt` says where each image stands."""
+    """The pairs without `turns`. If any row has turns, its images are not all before the first user's text. Then all
+    prompts become messages of parts, since a column has one form, and `prompt` marks each image's place."""
     if "turns" not in pairs.column_names:
         return pairs
     if not any(pairs["turns"]):

@@ -1,4 +1,4 @@
-"""Extras: which packages each brings, and what to say where one is missing."""
+"""Extras: the packages of each, and the message if one is missing."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXTRAS = {
     "scorer-remote": ("tritonclient", "PIL", "ftfy", "regex"),
     "sampler-remote": ("httpx", "PIL"),
 }
-"""Modules of each extra, in the order of imports of what stands on it."""
+"""Modules of each extra, in the order in which they are imported."""
 _OF_SERVICES = ("pydantic", "yaml", "grpc_health", "grpc_reflection", "prometheus_client", "cachetools")
-"""Modules of what every service stands on; all of the above bring them."""
+"""Modules that every service needs; all of the above include them."""
 
 
 def missing(extra: str) -> list[str]:
@@ -26,7 +26,7 @@ def missing(extra: str) -> list[str]:
 
 
 def told_of(module: str | None, extra: str) -> str | None:
-    """What to say where a module is not there; None if it is one of ours, which is a bug."""
+    """The message for a missing module; None if it is one of ours, which is a bug."""
     package = (module or "").partition(".")[0]
     if not package or package.startswith("sightline"):
         return None

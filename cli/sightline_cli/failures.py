@@ -3,10 +3,10 @@
 Exit codes of every command:
 
     0    done
-    1    it failed: a service is away, a run ended with an error, nothing of what was asked came about
-    2    what was given can't be used: a flag, a file, a recipe, a name, a package that is not installed (the message
-         says what to change)
-    130  interrupted (Ctrl-C); 141 the reader of the output has gone (`| head`); 143 terminated
+    1    it failed: a service is unavailable, a run ended with an error, no part of the request succeeded
+    2    unusable input: a flag, a file, a recipe, a name, a package that is not installed (the message says what to
+         change)
+    130  interrupted (Ctrl-C); 141 the output's reader is gone (`| head`); 143 terminated
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ import typer
 from sightline_cli.extras import told_of
 
 _GIVEN = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-"""What the system says of a path that was given."""
+"""The system's errors about a given path."""
 _NOT_THERE = ("connections to all backends failing", "failed to connect", "DNS resolution failed", "Deadline Exceeded")
-"""How gRPC's own words of a service that does not answer begin."""
+"""How gRPC's messages about a service that does not answer begin."""
 GONE = 128 + signal.SIGPIPE
 
 
 def guarded(command: Callable[[], None], debug: bool, extra: str = "service") -> None:
-    """Run a command; SIGTERM unwinds as Ctrl-C does, so that what was started is stopped.
+    """Run a command; SIGTERM unwinds like Ctrl-C, so that started services are stopped.
 
     Args:
         command: the work, its imports included.
-        debug: whether a failure is a traceback.
-        extra: what brings the packages that the command needs.
+        debug: whether a failure prints a traceback.
+        extra: the extra with the packages that the command needs.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -58,7 +58,7 @@ def guarded(command: Callable[[], None], debug: bool, extra: str = "service") ->
         _tell(told, 2)
     except OSError as error:
         _end(error, debug, 2 if isinstance(error, _GIVEN) else 1)
-    except UnicodeEncodeError as error:  # of the command line, whose bytes need be no text
+    except UnicodeEncodeError as error:  # from the command line, whose bytes may not be text
         if debug:
             raise
         _tell(f"{error.object[:100]!r} holds half of a character: give whole text, in UTF-8", 2)
@@ -67,7 +67,7 @@ def guarded(command: Callable[[], None], debug: bool, extra: str = "service") ->
 
 
 def _end(error: Exception, debug: bool, code: int) -> NoReturn:
-    """Say what went wrong, and leave with an exit code."""
+    """Print what went wrong, and exit with a code."""
     from sightline.errors import (
         AlreadyExists,
         InvalidInput,
@@ -92,7 +92,7 @@ def _end(error: Exception, debug: bool, code: int) -> NoReturn:
 
 
 def _is_of_settings(error: Exception) -> bool:
-    known = sys.modules.get("sightline_chassis.layers")  # not imported, so nothing raised it
+    known = sys.modules.get("sightline_chassis.layers")  # if it is not imported, nothing raised it
     return known is not None and isinstance(error, known.SettingsError)
 
 
@@ -102,13 +102,13 @@ def _tell(message: str, code: int) -> NoReturn:
 
 
 def flush() -> None:
-    """Write out what is still held back, while there is somebody to tell of a failure."""
+    """Flush buffered output while a failure can still be reported."""
     if sys.stdout is not None:  # closed by the shell (>&-)
         sys.stdout.flush()
 
 
 def drop_output() -> None:
-    """Discard buffered output: its reader has gone."""
+    """Discard buffered output: its reader is gone."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.close(nowhere)

@@ -1,4 +1,4 @@
-"""`sightline generate`: pictures made of texts by a text-to-image server, the best of several, as a dataset."""
+"""`sightline generate`: a dataset of pictures that a text-to-image server makes from texts, the best of several."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def generate(
     wanted: Path, to: Path, *, url: str, model: str, size: str, count: int, seed: int, scorer: str | None,
     source: str | None, pretrained: str | None,
 ) -> None:  # fmt: skip
-    """Make the pictures and tell what was left out.
+    """Make the pictures and report the skipped ones.
 
     Raises:
-        SightlineError: the file can't be read, or a service stays away.
+        SightlineError: the file can't be read, or a service stays unavailable.
     """
     from sightline_trainer.pools.generated import generate as make
     from sightline_trainer.pools.generated import read_wanted

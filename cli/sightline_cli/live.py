@@ -1,4 +1,4 @@
-"""Live: what running services say when they are called as a run calls them, and what to do where they do not."""
+"""Live checks: call running services as a run calls them, and say what to do if they fail."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ if TYPE_CHECKING:
 PROMPT = "Describe the picture."
 TEXTS = ("a red square", "a blue circle")
 _SECONDS = 120.0
-_APART = 0.1  # nats a token between what was sampled and what is scored: as the arrival gate's max_gap
+_APART = 0.1  # nats a token between sampling and scoring: the arrival gate's max_gap
 
 
 @dataclass(frozen=True)
 class LiveServices:
-    """Where the services are; None is not asked."""
+    """The services' addresses; None is skipped."""
 
     scorer: str | None = None
     sampler: str | None = None
     trainer: str | None = None
 
     def any(self) -> bool:
-        """Whether there is one."""
+        """Whether any address is given."""
         return bool(self.scorer or self.sampler or self.trainer)
 
 
 def look_at(addresses: LiveServices, as_json: bool) -> bool:
-    """Call the services and print what was seen.
+    """Call the services and print the checks.
 
     Returns:
         Whether nothing is bad.
@@ -65,7 +65,7 @@ def look_at(addresses: LiveServices, as_json: bool) -> bool:
 
 
 def _asked(name: str, address: str, ask: Callable[[str], Iterator[Look]]) -> Iterator[Look]:
-    """What a service shows; its error is the last thing that it does."""
+    """The checks of a service; an error ends them."""
     try:
         yield from ask(address)
     except SightlineError as error:
@@ -82,7 +82,7 @@ def _scorer(address: str) -> Iterator[Look]:
         for model in known:
             red, blue = client.score(red_square(), list(TEXTS), model=model.name, timeout=_SECONDS).clip_score
             said = f"{TEXTS[0]!r} {red:.1f}, {TEXTS[1]!r} {blue:.1f}"
-            fix = "" if red > blue else "any CLIP distinguishes them: check that these are the right weights"
+            fix = "" if red > blue else "any CLIP tells them apart: check that these are the right weights"
             yield Look(f"scorer: a red square by {model.name}", "warn" if fix else "ok", said, fix)
 
 
@@ -99,7 +99,7 @@ def _sampler(address: str) -> Iterator[Look]:
         )
         yield Look("sampler", "ok", seen)
         if able.picture_rule != PICTURE_RULE:
-            fix = "services, runs and this command must be of releases with the same rule (docs/deploy.md, Upgrades)"
+            fix = "services, runs and this command need releases with the same rule (docs/deploy.md, Upgrades)"
             yield Look("sampler: pictures", "bad", f"read by rule {able.picture_rule or '?'}, not {PICTURE_RULE}", fix)
         policy = exact(version, active.run_id)
         drawn = client.sample(red_square(), PROMPT, 2, seed=1, max_tokens=16, policy=policy, timeout=_SECONDS)
@@ -111,12 +111,12 @@ def _sampler(address: str) -> Iterator[Look]:
             first = drawn.candidates[0]
             scored = client.score_tokens(red_square(), PROMPT, first.token_ids, policy=policy, timeout=_SECONDS)
             gap = float(np.abs(scored.logprobs - first.logprobs).mean()) if len(first.token_ids) else 0.0
-            fix = "" if gap <= _APART else "a cache of other weights, say: no policy will prove itself; see the gate"
-            seen = f"sampled and scored tokens are {gap:.2g} nats apart"
+            fix = "" if gap <= _APART else "no policy can pass the arrival gate; is a cache from other weights?"
+            seen = f"log-probs of sampling and scoring differ by {gap:.2g} nats"
             yield Look("sampler: log-probs", "bad" if fix else "ok", seen, fix)
         else:
             fix = "TGI: start it with --enable-prefill-logprobs"
-            yield Look("sampler: log-probs", "bad", "it cannot score tokens, so no policy can be proved", fix)
+            yield Look("sampler: log-probs", "bad", "it cannot score tokens, so no policy can prove itself", fix)
         with SamplerClient(address, run_id=RUN, **given().of_client()) as of_doctor:
             yield from _null_policy(of_doctor, known)
 
@@ -129,12 +129,12 @@ def _seeds(first: tuple[Candidate, ...], again: tuple[Candidate, ...], promised:
     if all(same):
         return Look("sampler: seeds", "ok", f"{seeds} gave the same {tokens} tokens again")
     seen = f"{seeds}: {len(same) - sum(same)} of {len(same)} gave other tokens"
-    fix = "runs cannot be repeated to the token: batches change last bits (vLLM: VLLM_BATCH_INVARIANT=1)"
+    fix = "runs are not reproducible to the token: batching changes last bits (vLLM: VLLM_BATCH_INVARIANT=1)"
     return Look("sampler: seeds", "bad" if promised else "warn", seen, fix)
 
 
 def _null_policy(client: SamplerClient, known: Policies) -> Iterator[Look]:
-    """A policy is staged, does not answer without proof, and is retired."""
+    """Stage a policy, check that it does not answer without proof, and retire it."""
     from sightline.sampler import exact
 
     able = known.capabilities
@@ -144,7 +144,7 @@ def _null_policy(client: SamplerClient, known: Policies) -> Iterator[Look]:
         return
     mine = client.policies(timeout=_SECONDS)
     for left in mine.policies:
-        if left.run_id == RUN:  # by a doctor that was killed
+        if left.run_id == RUN:  # left by a doctor that was killed
             client.retire(left.version)
     version = mine.highest_version + 1
     with tempfile.TemporaryDirectory() as name:
@@ -156,15 +156,15 @@ def _null_policy(client: SamplerClient, known: Policies) -> Iterator[Look]:
         yield Look("sampler: a null policy", "ok", f"{way} and staged as {version} of run {RUN}: {seen}")
         try:
             client.sample(red_square(), PROMPT, 1, max_tokens=2, policy=exact(version), timeout=_SECONDS)
-            fix = "policies.gate.required is false: weights that never arrived would be sampled from"
-            yield Look("sampler: the gate", "warn", "a policy that proved nothing answers", fix)
+            fix = "policies.gate.required is false: the sampler would answer with weights that never arrived"
+            yield Look("sampler: the gate", "warn", "a policy without proof may answer", fix)
         except PreconditionFailed as refusal:
             yield Look("sampler: the gate", "ok", f"it does not answer without proof ({refusal.reason})")
     finally:
         client.retire(version)
     gone = all(one.version != version for one in client.policies(timeout=_SECONDS).policies)
-    fix = "" if gone else "its engine keeps it: see the sampler's log"
-    yield Look("sampler: retired", "ok" if gone else "bad", "it is gone" if gone else "it is still there", fix)
+    fix = "" if gone else "its engine did not unload it: see the sampler's log"
+    yield Look("sampler: retired", "ok" if gone else "bad", "it was removed" if gone else "it is still listed", fix)
 
 
 def _trainer(address: str) -> Iterator[Look]:
@@ -179,10 +179,10 @@ def _trainer(address: str) -> Iterator[Look]:
         newest = max(runs, key=lambda run: run.create_time)
         seen = f"{newest.id}: {newest.state}, iteration {newest.iteration} of {newest.iterations}"
         failed = newest.state == "failed"
-        fix = f"sightline runs resume {newest.id}, when the cause is gone (docs/runbooks.md)" if failed else ""
+        fix = f"sightline runs resume {newest.id}, after the cause is fixed (docs/runbooks.md)" if failed else ""
         yield Look("trainer: newest run", "warn" if failed else "ok", f"{seen} {newest.error}".strip(), fix)
 
 
 def red_square(side: int = 64) -> bytes:
-    """A picture that everybody knows, as PNG."""
+    """A simple picture, as PNG."""
     return write_png(np.full((side, side, 3), (255, 0, 0), np.uint8))

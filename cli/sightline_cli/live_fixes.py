@@ -1,4 +1,4 @@
-"""Fixes: what an operator does about an error of a running service."""
+"""Fixes: what an operator can do about an error of a running service."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ from sightline.errors import (
 )
 
 _BY_REASON = {
-    "PAUSED": "it is paused, or rests while an update trains: look again afterwards, or Resume",
-    "ENGINE_DOWN": "its engine does not answer: the engine's pod, its log, engine.*.url",
-    "ENGINE_FAILED": "its engine fails: the engine's own log",
-    "TOO_MANY_POLICIES": "all of policies.max_loaded are in use: look again when the runs are idle, or raise it",
-    "POLICY_STORE_FULL": "more room for policies: policies.max_stored_gib, or a larger volume",
-    "POLICY_EXISTS": "another doctor looks at the same time: look again",
+    "PAUSED": "it is paused, perhaps while an update trains: check again afterwards, or call Resume",
+    "ENGINE_DOWN": "its engine does not answer: check the engine's pod, its log and engine.*.url",
+    "ENGINE_FAILED": "its engine fails: see the engine's log",
+    "TOO_MANY_POLICIES": "all policies.max_loaded are in use: check again when runs are idle, or raise it",
+    "POLICY_STORE_FULL": "raise policies.max_stored_gib, or use a larger volume",
+    "POLICY_EXISTS": "another doctor runs at the same time: check again",
 }
 _ENCRYPTED = ("handshake", "certificate", "ssl", "tsi", "peer name")
 _BROKEN_OFF = ("socket closed", "connection reset", "recvmsg", "goaway", "unavailable: http/2")
 
 
 def fix_of(error: SightlineError, service: str) -> str:
-    """What to do about an error of that service."""
+    """What to do about an error of this service."""
     if error.reason in _BY_REASON:
         return _BY_REASON[error.reason]
     said = str(error).lower()
     match error:
         case Unauthenticated():
-            return "show a token that it knows: sightline --token-file FILE doctor ..., or SIGHTLINE_TOKEN"
+            return "send a token that it knows: sightline --token-file FILE doctor ..., or SIGHTLINE_TOKEN"
         case PermissionDenied():
-            return "this token's team may not: a token of an operator's team (docs/security.md)"
+            return "this token's team is not allowed to: use a token of an operator's team (docs/security.md)"
         case Unavailable() if any(word in said for word in _ENCRYPTED):
-            return "TLS: --tls-ca of its authority, --tls-name where the address is another, --tls-cert and --tls-key"
+            return "TLS: check --tls-ca, --tls-name (the certificate's name, if it differs), --tls-cert, --tls-key"
         case Unavailable() if any(word in said for word in _BROKEN_OFF):
-            return "if it speaks TLS: --tls-ca; else see its log and its restarts"
+            return "if it uses TLS, give --tls-ca; otherwise see its log and its restarts"
         case Unavailable() if "backend unhealthy" in said:
             return (
-                f"what answers there is no {service}, or not ready: is it another service's address? Its log says "
+                f"the service there is not a {service}, or not ready: is it another service's address? Its log says "
                 "`not ready: ...` and why"
             )
         case Unavailable() | DeadlineExceeded():
             return (
                 f"is the {service} running and ready, and at that address? kubectl get pods, its log; a NetworkPolicy "
-                f"lets strangers in by networkPolicy.callers.{service} only; from outside, kubectl port-forward"
+                f"admits other callers only by networkPolicy.callers.{service}; from outside, use kubectl port-forward"
             )
         case Overloaded():
-            return "it is full: look again later, or raise admission's limits or its replicas"
+            return "it is full: check again later, or raise the limits of admission or the number of replicas"
         case Unsupported():
-            return f"another service answers there, or an older one: is that the {service}?"
+            return f"another service or an older release answers there: is it the {service}?"
         case NotFound():
-            return "what it named is gone: its log says when"
+            return "what the call named no longer exists: its log says since when"
         case _:
             return f"the {service}'s log has this call; docs/runbooks.md"

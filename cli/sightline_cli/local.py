@@ -1,4 +1,4 @@
-"""Local: a service that runs already, or one started for a single question and stopped after it."""
+"""A running service, or one that is started for a single call and stopped after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from sightline_cli.credentials import given
 
 @dataclass(frozen=True)
 class Reached:
-    """A service that can be called."""
+    """A service to call."""
 
     address: str
     credentials: Mapping[str, Any] = field(default_factory=dict)
@@ -30,7 +30,7 @@ def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator
     """A running service, or one started with these settings.
 
     Raises:
-        StartError, StartRefused: it did not start; the message is its own last word.
+        StartError, StartRefused: it did not start; the message is the service's last one.
         InvalidInput: the packages of the service are not installed.
     """
     if address is not None:
@@ -48,11 +48,11 @@ def service(name: str, address: str | None, settings: Sequence[str]) -> Iterator
 
 
 def model_or_playground(address: str | None, model: str | None, flag: str, playground: str) -> str | None:
-    """The model to start a service with: the one that was named, or the playground's; None if an address is given.
+    """The model to start a service with: the named one, or the playground's; None if an address is given.
 
     Raises:
         InvalidInput: both are given.
-        NotFound: neither is, and this installation has no playground.
+        NotFound: neither is given, and this installation has no playground.
     """
     if address is not None:
         if model is not None:

@@ -1,4 +1,4 @@
-"""Local services: what `sightline run` starts where the recipe names no service, and with which settings."""
+"""Local services: what `sightline run` starts if the recipe names no service, and with which settings."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sightline_chassis.settings import Section, SettingsError, load_settings
 from sightline_trainer.needs import Needs
 from sightline_trainer.recipe import Recipe
 
-_BY_RUN = "what is started for a run listens on loopback and logs as the run wants it"
+_BY_RUN = "the run sets it: its services listen on loopback and log to the run's directory"
 _TAKEN: Final = {
     "sampler": {
         "engine.model": "it is the recipe's model",
@@ -30,19 +30,19 @@ _TAKEN: Final = {
         "log": _BY_RUN,
     },
 }
-"""What the recipe itself says elsewhere, and why it stands there."""
+"""Settings that the recipe sets by another key, and which key that is."""
 
 
 def local_services(recipe: Recipe, directory: Path) -> dict[str, list[str]]:
-    """Settings of the services that a recipe needs on this machine, with one torch thread each: both at once fill
-    two cores, more threads would only fight.
+    """Settings of the services that a recipe needs on this machine, with one torch thread each: both together fill two
+    cores, and more threads would only compete.
 
     Args:
-        directory: for files that they are given.
+        directory: for files that the services read.
 
     Raises:
-        PreconditionFailed: the recipe names neither a scorer nor the model of one.
-        SettingsError: a key below `services` that the service doesn't know, or that is not the recipe's to set there.
+        PreconditionFailed: the recipe names neither a scorer nor a model for one.
+        SettingsError: a key below `services` that the service doesn't know, or that the recipe must not set there.
     """
     from sightline_sampler.settings import SamplerLimits
     from sightline_scorer.settings import ScorerLimits
@@ -65,7 +65,7 @@ def local_services(recipe: Recipe, directory: Path) -> dict[str, list[str]]:
 
 
 def _with_own(recipe: Recipe, service: str, flags: list[str]) -> list[str]:
-    """The settings with those of the recipe's `services` behind them, which count where both say something."""
+    """The settings followed by those of the recipe's `services`, which win if both set a key."""
     from sightline_sampler.settings import SamplerSettings
     from sightline_scorer.settings import ScorerSettings
 
@@ -93,7 +93,7 @@ def _leaves(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
 
 
 def _shown_by(recipe: Recipe, directory: Path) -> list[str]:
-    """Settings of a sampler that shows prompts and images to the model as the recipe says."""
+    """Settings of a sampler, so that it shows prompts and images to the model as the recipe says."""
     bounds = {"min_pixels": recipe.min_pixels, "max_pixels": recipe.max_pixels}
     settings = [f"engine.{name}={value}" for name, value in bounds.items() if value is not None]
     if recipe.quantization is not None:
@@ -107,5 +107,5 @@ def _shown_by(recipe: Recipe, directory: Path) -> list[str]:
 
 
 def _raised(limits: Section, wanted: dict[str, int]) -> list[str]:
-    """Settings for the limits that are below what is wanted."""
+    """Settings for limits that are lower than the recipe needs."""
     return [f"limits.{name}={need}" for name, need in wanted.items() if need > getattr(limits, name)]

@@ -50,9 +50,9 @@ def _tell(wanted: bool) -> None:
 
 
 def _calling(flag: str, text: str) -> Any:
-    """An option for all commands that call a service; the variable that stands in for it has the flag's name."""
+    """An option for all commands that call a service; its environment variable has the flag's name."""
     variable = f"SIGHTLINE_{flag.removeprefix('--').replace('-', '_').upper()}"
-    return typer.Option(flag, envvar=variable, help=text, rich_help_panel="Calling a running service that asks for it")
+    return typer.Option(flag, envvar=variable, help=text, rich_help_panel="Credentials for running services")
 
 
 @app.callback()
@@ -60,7 +60,7 @@ def credentials(
     tls: Annotated[bool, _calling("--tls", "Encrypt.")] = False,
     tls_ca: Annotated[
         Path | None,
-        _calling("--tls-ca", "PEM certificates that sign the service's; default: those that gRPC brings."),
+        _calling("--tls-ca", "PEM certificates that sign the service's; default: gRPC's own."),
     ] = None,
     tls_cert: Annotated[Path | None, _calling("--tls-cert", "Our own certificate, for mutual TLS.")] = None,
     tls_key: Annotated[Path | None, _calling("--tls-key", "Its private key.")] = None,
@@ -217,7 +217,7 @@ def token(
 def sample_(
     image: Annotated[Path, typer.Argument(help="A picture: JPEG, PNG, WebP or GIF.")],
     prompt: Annotated[str, typer.Argument(help="The prompt.")],
-    also: Annotated[list[Path] | None, typer.Option(help="A further picture; may be repeated.")] = None,
+    also: Annotated[list[Path] | None, typer.Option(help="Another picture; may be repeated.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
     n: Annotated[int, typer.Option("-n", help="Number of candidates.")] = 4,
     seed: Annotated[int, typer.Option(help="Seed; the same seed gives the same candidates.")] = 0,
@@ -271,12 +271,12 @@ def score_(
 
 @app.command("generate")
 def generate_(
-    wanted: Annotated[Path, typer.Argument(help="JSON lines: id, shows (what the picture shall show), prompt.")],
-    to: Annotated[Path, typer.Option(help="Directory of the dataset that is made.")],
-    url: Annotated[str, typer.Option(envvar="SIGHTLINE_PICTURES_URL", help="Text-to-image endpoint, OpenAI's form.")],
-    endpoint_model: Annotated[str, typer.Option(help="Model that the endpoint shall take.")] = "",
-    size: Annotated[str, typer.Option(help="Size that is asked for, such as 1024x1024.")] = "",
-    count: Annotated[int, typer.Option(help="Pictures of a text; the best is kept.", min=1, max=64)] = 4,
+    wanted: Annotated[Path, typer.Argument(help="JSON lines: id, shows (what the picture should show), prompt.")],
+    to: Annotated[Path, typer.Option(help="Directory to write the dataset to.")],
+    url: Annotated[str, typer.Option(envvar="SIGHTLINE_PICTURES_URL", help="Text-to-image endpoint (OpenAI's API).")],
+    endpoint_model: Annotated[str, typer.Option(help="Model to request from the endpoint.")] = "",
+    size: Annotated[str, typer.Option(help="Size to request, such as 1024x1024.")] = "",
+    count: Annotated[int, typer.Option(help="Number of pictures per text; the best is kept.", min=1, max=64)] = 4,
     seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
     scorer: Annotated[str | None, typer.Option(help="Address of a scorer; default: start one.")] = None,
     model: Annotated[
@@ -285,7 +285,7 @@ def generate_(
     pretrained: Annotated[str | None, typer.Option(help="Pretrained tag or weights of an open_clip name.")] = None,
     debug: Debug = False,
 ) -> None:
-    """Make a dataset of pictures from texts: a text-to-image server draws, the scorer picks the best."""
+    """Make a dataset of pictures from texts: a text-to-image server draws them, the scorer picks the best."""
 
     def work() -> None:
         from sightline_cli.generate import generate
@@ -309,7 +309,7 @@ def report_(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a run as one HTML file: curves, pictures before and after, candidates and pairs, lineage."""
+    """Write a report on a run as one HTML file: curves, pictures before and after, candidates and pairs, lineage."""
 
     def work() -> None:
         from sightline_cli.report import report
@@ -402,7 +402,7 @@ def doctor_(
         bool,
         typer.Option(
             "--live",
-            help="Look at running services instead: score a known picture, sample, prove a seed, stage a policy that "
+            help="Check running services instead: score a known picture, sample, check a seed, stage a policy that "
             "changes nothing and retire it, list runs.",
         ),
     ] = False,
@@ -412,7 +412,7 @@ def doctor_(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Look at this machine, or at services; say what to do. Exit code 1 if something is bad, 2 if nothing is named.
+    """Check this machine, or services, and say what to fix. Exit code 1 if something is bad, 2 if no service is named.
 
     This machine: Python, Triton, torch, packages, ports.
     """

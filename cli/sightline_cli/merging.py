@@ -1,4 +1,4 @@
-"""Merging: a policy's adapter merged into a whole checkpoint, for engines that serve nothing else (TGI)."""
+"""Merge a policy's adapter into a whole checkpoint, for engines that serve nothing else (TGI)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sightline_cli.policy_files import directory_of
 
 def merge(run: Path, version: int, to: Path, base: Path | None = None) -> PolicyManifest:
     """Write the base model's checkpoint with a policy's adapter in its weights, and a manifest of kind "merged" with
-    the policy's version and lineage. The directory is there whole, or not at all. Template and bounds of pixels are
-    those that the run showed its prompts by.
+    the policy's version and lineage. The directory is written completely, or not at all. The chat template and pixel
+    bounds are the run's.
 
     Args:
         run: a run directory, or a directory of policies.
@@ -29,11 +29,11 @@ def merge(run: Path, version: int, to: Path, base: Path | None = None) -> Policy
         The manifest.
 
     Raises:
-        NotFound: no such policy, or the base model's place is unknown.
-        AlreadyExists: `to` is there.
-        DataCorrupted: the policy's files are not those of its manifest.
+        NotFound: no such policy, or the base model cannot be found.
+        AlreadyExists: `to` exists.
+        DataCorrupted: the policy's files do not match its manifest.
         InvalidInput: the policy is a whole checkpoint already.
-        PreconditionFailed: the base model is another one, or the adapter is of a kind that can't be merged.
+        PreconditionFailed: the base model is a different one, or the adapter is of a kind that can't be merged.
     """
     if to.exists():
         raise AlreadyExists(f"{to} already exists; name a new directory", reason="DIRECTORY_EXISTS")
@@ -69,20 +69,20 @@ def merge(run: Path, version: int, to: Path, base: Path | None = None) -> Policy
 
 
 def _show_as(recipe: Recipe, checkpoint: Path) -> None:
-    """Give a copy of the base model's processor what the recipe says in its place."""
+    """Write the recipe's processor settings into the copy of the base model's processor."""
     made = recipe.processor
     if made.own:
         return
     made.load().save_pretrained(checkpoint)
-    # An older file of the base model's, which is read in place of the one just written.
+    # An older file of the base model, which would be read instead of the one just written.
     (checkpoint / "chat_template.json").unlink(missing_ok=True)
 
 
 def base_of(run: Path) -> Path:
-    """The base model's directory, as the run's recipe names it; one with a hub name is taken from the local cache.
+    """The base model's directory, as the run's recipe names it; for a hub name, in the local cache.
 
     Raises:
-        NotFound: no recipe there, or its model is not on this machine.
+        NotFound: there is no recipe, or its model is not on this machine.
     """
     recipe = RunDirectory(run).recipe()
     if recipe is None:

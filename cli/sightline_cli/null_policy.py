@@ -1,4 +1,4 @@
-"""Null policy: an adapter too small to change any sum, to check that a sampler loads policies."""
+"""Null policy: an adapter too small to change any output, to check that a sampler loads policies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from sightline.sampler import AdapterPlace, PolicyManifest, write_manifest
 
 RUN = "doctor"
-"""The run whose versions they are: no other run's are touched."""
-_NEXT_TO_NOTHING = 1e-30  # an adapter of zeros is refused: it changes nothing, so a lost one would look the same
+"""The run of these policies: no other run's policies are touched."""
+_NEXT_TO_NOTHING = 1e-30  # an adapter of zeros is refused: a lost one would look the same
 
 
 def write_null_policy(directory: Path, place: AdapterPlace, version: int, base_digest: str) -> None:
@@ -19,9 +19,9 @@ def write_null_policy(directory: Path, place: AdapterPlace, version: int, base_d
 
     Args:
         directory: empty.
-        place: the layer that it is on.
-        version: of `RUN`.
-        base_digest: of the sampler's base model.
+        place: the layer that it changes.
+        version: its version in `RUN`.
+        base_digest: digest of the sampler's base model.
     """
     config = {
         "peft_type": "LORA",

@@ -92,8 +92,8 @@ def merge(
             typer.echo(f"{to}: policy v{manifest.version} as a whole checkpoint, {len(manifest.files)} files")
         if manifest.metrics.get("base_bits"):
             typer.echo(
-                f"policy v{manifest.version} was trained on 4 bits of its base model, and is merged into the weights "
-                "as they are stored: what it says differs by what the 4 bits left out; measure it before you serve it",
+                f"policy v{manifest.version} was trained on its base model in 4 bits, and is merged into the weights "
+                "as they are stored: its outputs differ by the quantization error; measure it before you serve it",
                 err=True,
             )
 

@@ -1,4 +1,4 @@
-"""Policies as files: list, show and verify those of a run; list those that a sampler has loaded."""
+"""List, show and verify a run's policies; list those that a sampler has loaded."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from sightline_cli.credentials import given
 
 
 def directory_of(run: Path) -> Path:
-    """The policies of a run directory, or the directory itself where it holds policies.
+    """The policies' directory of a run, or the directory itself if it holds policies.
 
     Raises:
-        NotFound: there are none.
+        NotFound: there are no policies.
     """
     for candidate in (run / "policies", run):
         if any(candidate.glob("v[0-9]*")):
@@ -61,7 +61,7 @@ def show_list(run: Path | None, sampler: str | None, as_json: bool) -> None:
 
 
 def show_one(run: Path, version: int, as_json: bool) -> None:
-    """One policy's manifest, and the versions that it came from."""
+    """One policy's manifest, and its ancestors' versions."""
     directory = directory_of(run)
     manifest = _manifest(directory / policy_dirname(version))
     chain, at = [], manifest
@@ -93,7 +93,7 @@ def verify_all(run: Path, version: int | None, as_json: bool) -> None:
 
     Raises:
         NotFound: there is no such version.
-        DataCorrupted: one is not what it was; the message names policy and file.
+        DataCorrupted: a file has changed; the message names policy and file.
     """
     directory = directory_of(run)
     if version is not None and not (directory / policy_dirname(version)).is_dir():

@@ -1,7 +1,7 @@
 """Processes: services started here on loopback, and reliably stopped.
 
-Each service runs in its own session (process group). It says where it listens by its announce file, dies with this
-process even if this one is killed (Linux parent-death signal), and is stopped by SIGTERM, then SIGKILL.
+Each service runs in its own session (process group). Its announce file says where it listens. It dies with this
+process, even if this one is killed (Linux parent-death signal), and is stopped by SIGTERM, then SIGKILL.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class StartError(Unavailable):
-    """A service did not start; the message is its own last word.
+    """A service did not start; the message is the service's last one.
 
     Attributes:
         log: the end of its log.
@@ -36,18 +36,18 @@ class StartError(Unavailable):
 
 
 class StartRefused(PreconditionFailed):
-    """A service did not start, because what it was given can't be used. Attributes as of `StartError`."""
+    """A service did not start because its input is unusable. Same attributes as `StartError`."""
 
     reason = "SERVICE_START"
     log = ""
 
 
 _GIVEN = {"INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION"}
-"""Status codes of what can't be used as it was given."""
+"""Status codes for unusable input."""
 
 
 def _parsed(line: str) -> dict[str, Any]:
-    """A line of a log as JSON; empty for one that is none."""
+    """A log line as JSON; empty if it is not JSON."""
     try:
         value = json.loads(line)
     except ValueError:
@@ -56,16 +56,16 @@ def _parsed(line: str) -> dict[str, Any]:
 
 
 def _die_with_parent() -> None:
-    """In the child: ask the kernel for SIGTERM when the parent ends, however it ends."""
+    """In the child: ask the kernel for SIGTERM when the parent ends for any reason."""
     pr_set_pdeathsig = 1
     ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
 class Processes:
-    """Services under one roof: a context manager that leaves no process behind."""
+    """A context manager for services that leaves no process behind."""
 
     def __init__(self, directory: Path, *, passing: bool = False) -> None:
-        """Logs and announce files go to `directory`; one that is `passing` is gone when somebody could look at it."""
+        """Logs and announce files go to `directory`; a `passing` one is deleted before anyone could read it."""
         self.directory, self.passing = directory, passing
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -110,7 +110,7 @@ class Processes:
 
         Raises:
             StartError: it ended or did not serve in time.
-            StartRefused: it ended because of what it was given: its settings, its model.
+            StartRefused: it ended because its input is unusable: its settings, its model.
         """
         from sightline_chassis.server import Addresses
 
@@ -125,12 +125,12 @@ class Processes:
         raise self._failed(StartError, service, f"the {service} did not serve within {seconds:.0f} s")
 
     def _ended(self, service: str, code: int) -> SightlineError:
-        """What a service that ended said last: an error in its log, or plain text about what it was given."""
+        """The last message of a service that ended: an error in its log, or plain text about its input."""
         lines = self._log(service).read_text(errors="replace").splitlines()
         said = [line for line in map(_parsed, lines) if line.get("level") in ("error", "critical")]
         if said:
             cls = StartRefused if said[-1].get("code") in _GIVEN else StartError
-            sentence = str(said[-1].get("message")).partition(":\n")[0]  # what follows is a log
+            sentence = str(said[-1].get("message")).partition(":\n")[0]  # the rest is a log
             return self._failed(cls, service, sentence)
         for at, line in enumerate(lines):
             for before in (f"sightline-{service}: ", "error: "):
@@ -154,7 +154,7 @@ class Processes:
         return "\n".join(self._log(service).read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self, *, seconds: float = 20.0) -> None:
-        """SIGTERM to all, SIGKILL to the groups of those that stay."""
+        """SIGTERM to all, SIGKILL to the groups of those that keep running."""
         for process in self._running.values():
             if process.poll() is None:
                 process.terminate()

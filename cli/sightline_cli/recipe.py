@@ -103,7 +103,7 @@ def explain(
 
         known = list(keys_of(Recipe))
         found = [each for each in known if f"{each.path}.".startswith(f"{key}.")]
-        if not found:  # a name of a free table, such as dpo.loss.sigmoid
+        if not found:  # a name in a table with free names, such as dpo.loss.sigmoid
             found = [each for each in known if key.startswith(f"{each.path}.") and each.type.startswith("object")]
         if not found:
             close = difflib.get_close_matches(key, [each.path for each in known], n=3)
@@ -128,7 +128,7 @@ def _leaves(tree: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 
 def _lines(tree: dict[str, Any], origin: Any) -> Iterator[str]:
-    """YAML, each value with its origin behind it."""
+    """YAML, each value followed by its origin."""
     lines: list[tuple[str, str]] = []
     before: tuple[str, ...] = ()
     for keys, value in _leaves(tree):

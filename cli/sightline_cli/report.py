@@ -10,7 +10,7 @@ from rich.console import Console
 
 
 def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool) -> None:
-    """Write the page and say where it is.
+    """Write the page and print its path.
 
     Raises:
         NotFound: one of the directories holds no run.
@@ -23,7 +23,7 @@ def report(runs: Sequence[Path], out: Path | None, pictures: int, as_json: bool)
 
 
 def write(runs: Sequence[Path], out: Path | None = None, pictures: int | None = None) -> Path:
-    """Write the page; by default into the run's own directory, or as report.html here where several are compared."""
+    """Write the page; by default into the run's directory, or as report.html here if several runs are compared."""
     from sightline_trainer.report.history import History
     from sightline_trainer.report.page import PICTURES, page
 

@@ -26,10 +26,10 @@ from sightline_cli.showing import showing
 
 
 def recipe_file(name: str) -> Path:
-    """The file of a recipe that is named by its path, or by its name among the shipped ones.
+    """The file of a recipe, given by its path or by the name of a shipped recipe.
 
     Raises:
-        NotFound: there is neither.
+        NotFound: there is no such file and no such shipped recipe.
     """
     path = Path(name)
     if path.is_file():
@@ -40,7 +40,7 @@ def recipe_file(name: str) -> Path:
     close = difflib.get_close_matches(path.stem, known, n=1)
     hint = f"did you mean {close[0]}?" if close else f"shipped are {', '.join(known)}"
     raise NotFound(
-        f"there is no recipe file {name} below {Path.cwd()}, nor a recipe of that name; {hint}",
+        f"there is no recipe file {name} in {Path.cwd()} and no shipped recipe of that name; {hint}",
         reason="RECIPE_NOT_FOUND",
     )
 
@@ -56,7 +56,7 @@ def run(
     connections: Path | None = None,
     as_json: bool = False,
 ) -> None:
-    """Load the recipe, start what is missing, run the loop and show it."""
+    """Load the recipe, start missing services, run the loop and show it."""
     recipe = load_recipe(recipe_file(name), overrides)
     directory = directory or Path("runs") / f"{recipe.name}-{time.strftime('%Y%m%d-%H%M%S')}"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -79,16 +79,16 @@ def run(
         try:
             _loop(recipe, directory, metrics_port, known, as_json)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"go on by the same command with --run {directory}") from None
+            raise KeyboardInterrupt(f"to resume, give the same command with --run {directory}") from None
 
 
 def connected_to(
     recipe: Recipe, sampler: str | None, scorer: str | None, connections: Path | None
 ) -> tuple[Recipe, Connections]:
-    """The recipe with the addresses that flags and the connections file name, and what is shown there.
+    """The recipe with the addresses and credentials from flags and the connections file.
 
     Raises:
-        InvalidInput: a token that `sightline run` can't take.
+        InvalidInput: a token that `sightline run` can't use.
         SettingsError: the file can't be used.
     """
     recipe = with_values(recipe, sampling={"address": sampler}, reward={"address": scorer})
@@ -98,7 +98,7 @@ def connected_to(
 
 
 def _by_flag(address: str | None, known: Connection | None) -> Connection | None:
-    """The connection of an address that was given as a flag, with the command's credentials; else the file's."""
+    """The connection: the flag's address with the command's credentials, or the file's connection."""
     if address is None or (known is not None and known.address == address):
         return known
     tls, token_file = given().tls(), given().token_file
@@ -110,7 +110,7 @@ def _by_flag(address: str | None, known: Connection | None) -> Connection | None
 
 
 def taking_turns(recipe: Recipe) -> Recipe:
-    """The recipe with `sampling.rests` decided: a sampler that is started here on the update's GPU rests meanwhile."""
+    """The recipe with `sampling.rests` set: a sampler started here on the update's GPU rests during updates."""
     if recipe.sampling.rests is not None or recipe.sampling.address is not None or recipe.sampling.staleness:
         return recipe
     if recipe.dpo.launch or recipe.services.sampler.model_dump().get("engine", {}).get("device", "auto") not in _SHARED:
@@ -120,11 +120,11 @@ def taking_turns(recipe: Recipe) -> Recipe:
     return with_values(recipe, sampling={"rests": torch.cuda.is_available()})
 
 
-_SHARED = ("auto", "cuda", "cuda:0")  # devices of a sampler that are the update's, if there is a GPU
+_SHARED = ("auto", "cuda", "cuda:0")  # a sampler's devices that the update uses too, if there is a GPU
 
 
 def with_values(recipe: Recipe, **sections: Mapping[str, object]) -> Recipe:
-    """The recipe with values replaced that are not None."""
+    """The recipe with these values, except those that are None."""
     update = {
         name: getattr(recipe, name).model_copy(
             update={key: value for key, value in values.items() if value is not None}
@@ -154,7 +154,7 @@ def _loop(recipe: Recipe, directory: Path, port: int, connections: Connections, 
 
 
 PROCESS = ".process"
-"""In a run's directory: the id of the `sightline run` that works on it, by which the console stops it."""
+"""File in a run's directory: the process id of its `sightline run`, so that the console can stop it."""
 
 
 @contextmanager
@@ -162,7 +162,7 @@ def _process_known(directory: Path) -> Iterator[None]:
     from sightline_trainer.execute import leased
     from sightline_trainer.runs import RunDirectory
 
-    if leased(RunDirectory(directory)):  # another works on it, as `execute` will say
+    if leased(RunDirectory(directory)):  # another process works on it, as `execute` will report
         yield
         return
     directory.mkdir(parents=True, exist_ok=True)

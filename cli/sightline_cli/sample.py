@@ -25,7 +25,7 @@ PLAYGROUND = "playground:llava"
 
 @dataclass(frozen=True)
 class Wanted:
-    """How candidates are drawn; None leaves the service's default. `noise` is a step of the diffusion schedule."""
+    """How to sample; None leaves the service's default. `noise` is a step of the diffusion schedule."""
 
     n: int = 4
     seed: int = 0
@@ -35,7 +35,7 @@ class Wanted:
     noise: int | None = None
 
     def options(self) -> SampleOptions:
-        """As the client takes them."""
+        """The options for the client."""
         options = SampleOptions(seed=self.seed, max_tokens=self.max_tokens)
         if self.temperature is not None:
             options["temperature"] = self.temperature
@@ -58,7 +58,7 @@ def sample(
     model: str | None,
     as_json: bool,
 ) -> None:
-    """Ask a running sampler, or start one for this question, and print what it says.
+    """Ask a running sampler, or start one for this call, and print the candidates.
 
     Raises:
         SightlineError: the sampler refuses the request, or cannot be reached.
@@ -100,7 +100,7 @@ def record(candidate: Candidate, samples: Samples) -> dict[str, Any]:
 
 
 def table(samples: Samples) -> Table:
-    """All candidates; the log-probability is the policy's, the mean over tokens."""
+    """All candidates; the log-probability is the policy's mean over tokens."""
     found = Table(title=f"{samples.engine}, {samples.seconds:.2f} s", title_justify="left")
     for name in ("#", "text", "tokens", "log-prob", "seed", "policy", "finish"):
         left = name in ("text", "finish")

@@ -30,7 +30,7 @@ def score(
     pretrained: str | None,
     as_json: bool,
 ) -> None:
-    """Ask a running scorer, or start one for this question, and print the scores.
+    """Ask a running scorer, or start one for this call, and print the scores.
 
     Raises:
         SightlineError: the scorer refuses the request, or cannot be reached.
@@ -51,7 +51,7 @@ def score(
 
 
 def record(result: ScoreResult, texts: Sequence[str]) -> dict[str, Any]:
-    """The scores for JSON, with what is needed to get them again."""
+    """The scores for JSON, with what is needed to reproduce them."""
     rows = [
         {
             "text": text,

@@ -1,4 +1,4 @@
-"""Showing: a run's events as bars and a table for people, or as JSON lines for machines."""
+"""Show a run's events as bars and a table for people, or as JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sightline_trainer.events import Event, Observer
 
 @contextmanager
 def showing(iterations: int, as_json: bool) -> Iterator[Observer]:
-    """Something to tell events to. As JSON each event is one line on stdout, and nothing else is."""
+    """A receiver of events. With JSON, each event is one line on stdout, and nothing else is printed."""
     if as_json:
         yield _line
         return

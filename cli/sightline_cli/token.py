@@ -12,13 +12,13 @@ from sightline_chassis.tokens import hash_of, make_token
 
 
 def token(team: str, *, from_stdin: bool, as_json: bool = False) -> None:
-    """Print a token once, or the hash of one that comes on stdin.
+    """Print a new token once, or the hash of a token from stdin.
 
     The token goes to stdout and everything else to stderr, so that it can be piped into a secret store; as JSON both
     are on stdout.
 
     Raises:
-        InvalidInput: the team's name would be refused in a tokens file, or stdin is empty.
+        InvalidInput: a tokens file would refuse the team's name, or stdin is empty.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", team) or team == "anonymous":
         raise InvalidInput(

@@ -19,7 +19,7 @@ app = typer.Typer(
 
 @app.callback()
 def _group() -> None:
-    """Keep `install` a word of its own."""
+    """Makes `install` a subcommand even though it is the only one."""
 
 
 @app.command()
@@ -33,7 +33,7 @@ def install(
 ) -> None:
     """Fetch the tritonserver of the nvidia-pytriton wheel (55 MB) and check its SHA-256; every service finds it.
 
-    Uses pip's or uv's own settings: index, proxy, certificates. Where the wheel does not run, use `triton.mode=worker`.
+    Uses pip's or uv's own settings: index, proxy, certificates. If the wheel does not run, use `triton.mode=worker`.
     """
 
     def work() -> None:

@@ -22,11 +22,11 @@ ENDED = ("succeeded", "failed", "stopped")
 
 
 def watch(directory: Path, as_json: bool = False) -> None:
-    """Show a run of this machine until it ends.
+    """Show a run on this machine until it ends.
 
     Raises:
         NotFound: there is no run.
-        InternalError: the run failed; the message is its own.
+        InternalError: the run failed; the message is the run's.
     """
     run = RunDirectory(directory)
     recipe = run.recipe() if (directory / "recipe.yaml").exists() else None
@@ -45,7 +45,7 @@ def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
     """Show a run of a trainer service until it ends.
 
     Raises:
-        SightlineError: the trainer does not know the run or is away; InternalError where the run failed.
+        SightlineError: the trainer does not know the run or is unavailable; InternalError if the run failed.
     """
     from sightline.runs import RunClient
 
@@ -59,10 +59,10 @@ def watch_remote(trainer: str, run_id: str, as_json: bool = False) -> None:
 
 
 def follow(run: RunDirectory, *, poll: float = 0.3) -> Iterator[Event]:
-    """The events of a run, from the first on, as they come, until the run has ended."""
+    """The events of a run as they happen, from the first until the run has ended."""
     events = EventReader(run.events)
     while True:
-        ended = run.state().get("state") in ENDED  # before the events: none is missed
+        ended = run.state().get("state") in ENDED  # read before the events: misses none
         for _, event in events.read():
             yield event
         if ended:
@@ -71,7 +71,7 @@ def follow(run: RunDirectory, *, poll: float = 0.3) -> Iterator[Event]:
 
 
 def event_of(said: RunEvent) -> Event:
-    """An event of the trainer's clients as a run's directory has it."""
+    """An event from the trainer's client, in the form of a run's directory."""
     return Event(
         stage=cast(Stage, said.stage),
         iteration=said.iteration,

@@ -47,7 +47,7 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         failed = sightline("ui", str(tmp_path), "--port", str(port))
     assert (failed.exit_code, failed.stderr) == (
         2,
-        f"error: 127.0.0.1:{port}: Address already in use; --port 0 takes a free one\n",
+        f"error: 127.0.0.1:{port}: Address already in use; use --port 0 for a free one\n",
     )
 
 

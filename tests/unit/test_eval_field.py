@@ -297,7 +297,7 @@ def test_a_comparison_of_unlike_measurements_says_so(tmp_path: Path) -> None:
     sightline("chair", *given, "--json", other, "--compat", "official")
     seen = sightline("compare", one, other)
     assert seen.exit_code == 0
-    assert "not only the policies differ: compat mended, official" in seen.stderr
+    assert "not only the policy differs: compat mended, official" in seen.stderr
     assert sightline("compare", one, one).stderr == ""
 
 

@@ -161,7 +161,7 @@ def test_services_that_run_starts_get_the_recipes_own_settings(tmp_path: Path) -
         ("services.sampler.engine.devise=cpu", "services.sampler: .*devise is unknown .did you mean engine.device"),
         ("services.sampler.engine.cache_mib=much", "services.sampler: .*engine.cache_mib"),
         ("services.sampler.engine.model=m", "services.sampler.engine.model can't be set there: it is the recipe's"),
-        ("services.scorer.server.port=7", "listens on loopback"),
+        ("services.scorer.server.port=7", "listen on loopback"),
         ("services={scorer: {models: {clip: {source: x}}}}", "it is the recipe's reward.source"),
     ],
 )

@@ -27,7 +27,7 @@ ICON = (
 
 
 class StartBody(BaseModel):
-    """A run to begin."""
+    """A run to start."""
 
     name: str = Field(min_length=1, max_length=100)
     recipe: str
@@ -38,9 +38,9 @@ def console(runs: Runs, token: str, *, local: bool = True) -> FastAPI:
     """The application.
 
     Args:
-        runs: what is shown.
-        token: what callers must know.
-        local: whether it is for this machine's names alone.
+        runs: the runs to show.
+        token: the token that callers must send.
+        local: whether to accept only this machine's own host names.
     """
     app = FastAPI(title="Sightline console", docs_url=None, redoc_url=None, openapi_url=None)
     _guard(app, token, local)
@@ -72,15 +72,14 @@ def _guard(app: FastAPI, token: str, local: bool) -> None:
 
 
 def _refusal(request: Request, token: str, local: bool) -> str | None:
-    """Why a request is not served: it was meant for another name (DNS rebinding), comes from another site, or does not
-    know the token."""
+    """Why a request is refused: it names another host (DNS rebinding), comes from another site, or lacks the token."""
     hosts = request.headers.getlist("host")
     host = hosts[0] if len(hosts) == 1 else ""
     if local and urlsplit(f"//{host}").hostname not in ("127.0.0.1", "localhost", "::1"):
         return "this page is for http://127.0.0.1 and http://localhost"
     origin = request.headers.get("origin")
     if origin is not None and urlsplit(origin).netloc != host:
-        return "requests of other sites are refused"
+        return "requests from other sites are refused"
     if request.method == "POST" and not request.headers.get("content-type", "").startswith("application/json"):
         return "send application/json"
     given = request.query_params.get("token") or request.cookies.get(_cookie(request), "")
@@ -90,7 +89,7 @@ def _refusal(request: Request, token: str, local: bool) -> str | None:
 
 
 def _cookie(request: Request) -> str:
-    """A name of its own for each port: browsers show a host's cookies to all of its ports."""
+    """The cookie's name, one for each port: browsers send a host's cookies to all of its ports."""
     return f"{COOKIE}_{request.url.port or 80}"
 
 
@@ -113,7 +112,7 @@ def _pages(app: FastAPI, runs: Runs) -> None:
 
     @app.get("/report/{run}")
     def report(run: str) -> HTMLResponse:
-        """The run's report, made now."""
+        """The run's report, written now."""
         from sightline_trainer.report.history import History
         from sightline_trainer.report.page import page as made
 
@@ -172,7 +171,7 @@ def _calls(app: FastAPI, runs: Runs) -> None:
 
 
 async def _stream(news: AsyncIterator[Row | None]) -> AsyncIterator[str]:
-    """Server-sent events: each piece of news; a comment if there is none, so that a lost client is noticed."""
+    """Server-sent events; a comment if there is no event, so that a lost client is noticed."""
     async for found in news:
         yield ": still there\n\n" if found is None else f"data: {json.dumps(found)}\n\n"
     yield "event: end\ndata: {}\n\n"
@@ -181,7 +180,7 @@ async def _stream(news: AsyncIterator[Row | None]) -> AsyncIterator[str]:
 def _here(runs: Runs) -> RunsHere:
     if not isinstance(runs, RunsHere):
         raise PreconditionFailed(
-            "a report needs the run's files, which the trainer service has: open `sightline ui DIRECTORY` there",
+            "a report needs the run's files, which are on the trainer's machine: open `sightline ui DIRECTORY` there",
             reason="FILES_ELSEWHERE",
         )
     return runs

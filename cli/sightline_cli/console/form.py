@@ -1,4 +1,4 @@
-"""A form for a recipe, made of its schema: every key with its type, bounds, meaning and the recipe's own value."""
+"""A form for a recipe, made from its schema: every key with its type, bounds, meaning and the recipe's value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.run_queue import recipes_in
 
 FIRST = ("iterations", "seed", "model", "data.train", "data.test", "data.prompts_per_iteration", "sampling.candidates")
-"""Keys that stand above the others."""
+"""Keys that the form shows first."""
 
 
 def recipes() -> list[dict[str, str]]:
@@ -31,10 +31,10 @@ def shipped_recipe(name: str) -> Path:
 
 
 def form(name: str) -> list[dict[str, Any]]:
-    """A shipped recipe's fields, in the schema's order: key, type, value as JSON, meaning, whether it stands above.
+    """A shipped recipe's fields, in the schema's order: key, type, value as JSON, meaning, whether it is shown first.
 
     Raises:
-        NotFound: there is none of that name.
+        NotFound: there is no recipe of that name.
     """
     recipe = load_recipe(shipped_recipe(name), environment=False)
     tree = recipe.model_dump(mode="json")
@@ -44,7 +44,7 @@ def form(name: str) -> list[dict[str, Any]]:
             continue
         found, value = _at(tree, key.path)
         if not found:
-            continue  # of a part that the recipe leaves out
+            continue  # part of a section that the recipe leaves out
         fields.append(
             {
                 "key": key.path,

@@ -22,12 +22,12 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 def serve(
     directory: Path, trainer: str | None, credentials: Mapping[str, Any], host: str, port: int, token_file: Path | None
 ) -> None:
-    """Serve until interrupted. Callers must know a token, on this machine too, for pages of other sites and other
-    people's programs call loopback as well: the file's, or one made now.
+    """Serve until interrupted. Callers need a token, from the file or made now. They need it on this machine too, since
+    pages of other sites and programs of other users can reach loopback.
 
     Raises:
         InvalidInput: the token's file is empty.
-        PreconditionFailed: the port can't be had.
+        PreconditionFailed: the port is not available.
     """
     runs: Runs = RunsHere(directory) if trainer is None else RunsThere(trainer, credentials)
     token = token_file.read_text().strip() if token_file is not None else ""
@@ -42,11 +42,11 @@ def serve(
         listening.listen(128)  # callers of the address wait until the server is ready
     except OSError as error:
         raise PreconditionFailed(
-            f"{host}:{port}: {error.strerror}; --port 0 takes a free one", reason="PORT"
+            f"{host}:{port}: {error.strerror}; use --port 0 for a free one", reason="PORT"
         ) from error
     at = f"[{host}]" if ":" in host else host
     shown = f"http://{at}:{listening.getsockname()[1]}/?token={token}"
-    typer.echo(f"{shown}  (Ctrl-C ends it; runs go on)")
+    typer.echo(f"{shown}  (Ctrl-C stops it; runs continue)")
     app = console(runs, token, local=host in LOCAL)
     settings = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1)
     uvicorn.Server(settings).run(sockets=[listening])

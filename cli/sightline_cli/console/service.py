@@ -21,10 +21,10 @@ _QUIET_SECONDS = 1.0
 
 
 class RunsThere:
-    """See `Runs`. Starts shipped recipes by their text, since the service has recipes of its own.
+    """See `Runs`. Starts shipped recipes by their text, since the service has its own recipes.
 
     Args:
-        address: of the trainer.
+        address: the trainer's.
         credentials: arguments of its client.
     """
 
@@ -62,14 +62,14 @@ class RunsThere:
             return _row(client.get(run))
 
     async def about(self, run: str) -> dict[str, Any]:
-        """See `Runs`; the numbers are those of its events."""
+        """See `Runs`; the numbers come from its events."""
         row = await asyncio.to_thread(self.row, run)
         policies = await asyncio.to_thread(self._policies, run)
         seen = []
         async with contextlib.aclosing(self.news(run)) as news:
             async for event in news:
                 if event is None:
-                    break  # that was all until now
+                    break  # no more events yet
                 seen.append(event)
         return {"run": row, **told.about_events(seen, str(row["state"]), str(row["error"]), policies)}
 
@@ -84,7 +84,7 @@ class RunsThere:
             return client.compare(one, other)
 
     async def news(self, run: str) -> AsyncGenerator[Row | None, None]:
-        """See `Runs`. A client that leaves ends the call."""
+        """See `Runs`. The call ends when the client disconnects."""
         async with (
             AsyncRunClient(self.place, **self._credentials) as client,
             contextlib.aclosing(cast("AsyncGenerator[RunEvent, None]", client.watch(run))) as watched,
@@ -110,7 +110,7 @@ class RunsThere:
         with self._client() as client:
             try:
                 return client.policies(run)
-            except Unsupported:  # a trainer of 0.1.0; its pictures say so
+            except Unsupported:  # a trainer of 0.1.0; the message for its pictures says so
                 return ()
 
     def _client(self) -> RunClient:
@@ -119,12 +119,12 @@ class RunsThere:
 
 @contextlib.contextmanager
 def _newer(what: str) -> Iterator[None]:
-    """Raises PreconditionFailed where the trainer is of a release without these calls."""
+    """Raises PreconditionFailed if the trainer's release lacks these calls."""
     try:
         yield
     except Unsupported as error:
         raise PreconditionFailed(
-            f"the trainer is older than this console and has no {what}: `sightline ui DIRECTORY` beside it shows them",
+            f"the trainer is older than this console and lacks {what}: run `sightline ui DIRECTORY` on its machine",
             reason="TRAINER_TOO_OLD",
         ) from error
 

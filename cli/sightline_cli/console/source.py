@@ -1,4 +1,4 @@
-"""Where runs come from: a directory of this machine, or a trainer service."""
+"""Sources of runs: a directory on this machine, or a trainer service."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ class Runs(Protocol):
     place: str
     """For people: a directory, or a service's address."""
     files: bool
-    """Whether the runs' files are here: a whole report is made of them."""
+    """Whether the runs' files are on this machine: a report needs them."""
 
     def listed(self) -> list[Row]:
-        """Of each, newest first: `id, state, recipe, iteration, iterations, created, updated, error`."""
+        """For each run, newest first: `id, state, recipe, iteration, iterations, created, updated, error`."""
 
     def start(self, name: str, recipe: str, overrides: list[str]) -> None:
-        """Begin a run. Raises SightlineError."""
+        """Start a run. Raises SightlineError."""
 
     def stop(self, run: str) -> None:
-        """Ask a run to end. Raises SightlineError."""
+        """Stop a run. Raises SightlineError."""
 
     def resume(self, run: str) -> None:
-        """Have a run continue. Raises SightlineError."""
+        """Resume a run. Raises SightlineError."""
 
     def row(self, run: str) -> Row:
         """One run's row. Raises SightlineError."""
@@ -61,14 +61,14 @@ class Runs(Protocol):
         """Held-out pictures: the base model's texts against those of an iteration's policy. Raises SightlineError."""
 
     def compared(self, one: str, other: str) -> RunComparison:
-        """Two runs. Raises SightlineError."""
+        """Compare two runs. Raises SightlineError."""
 
     def news(self, run: str) -> AsyncIterator[Row | None]:
-        """What happens in a run, from its begin on, until it has ended; None if nothing has for a moment."""
+        """A run's events from its start until it ends; None if there was none for a moment."""
 
 
 class RunsHere:
-    """Runs under a directory; those that are begun here are `sightline run`s of their own.
+    """Runs under a directory; runs that are started here are separate `sightline run` processes.
 
     Args:
         root: the directory.
@@ -116,11 +116,11 @@ class RunsHere:
         what = str(state.get("state", "queued"))
         error = str(state.get("error", ""))
         if what in ("queued", "running") and not going:
-            if not leased(directory):  # whoever ran it was killed, or never came to it
+            if not leased(directory):  # its process was killed, or never started
                 what = "stopped" if what == "running" else "failed" if begun is not None else what
                 error = error or (self._last_words(run) if what == "failed" else "")
         elif what not in ("queued", "running") and going:
-            what = "running"  # it continues, and has not said so yet
+            what = "running"  # it continues, but has not recorded it yet
         return {
             "id": run,
             "state": what,
@@ -166,7 +166,7 @@ class RunsHere:
             begun = json.loads((path / _START).read_text())
             self._spawn(run, begun["recipe"], begun["overrides"])
         else:
-            own = (path / "services").is_dir()  # services that `sightline run` had started are gone
+            own = (path / "services").is_dir()  # services that `sightline run` had started have ended
             addresses = ["sampling.address=null", "reward.address=null"] if own else []
             self._spawn(run, str(path / "recipe.yaml"), addresses)
 
@@ -185,7 +185,7 @@ class RunsHere:
         steps: dict[str, int] = {}
 
         def read() -> tuple[bool, list[Row]]:
-            ended = self.row(run)["state"] not in ("queued", "running")  # before the events: none is missed
+            ended = self.row(run)["state"] not in ("queued", "running")  # read before the events: misses none
             return ended, [*(asdict(event) for _, event in events.read()), *_steps(path / "trl", steps)]
 
         ended = False
@@ -199,7 +199,7 @@ class RunsHere:
                 await asyncio.sleep(_LOOK_SECONDS)
 
     def _tree(self, directory: RunDirectory) -> Row:
-        """The recipe's, read again only when its file changed: a list of runs is asked for every two seconds."""
+        """The recipe's values, read again only when its file changed: the page asks for the list every two seconds."""
         file = directory.root / "recipe.yaml"
         try:
             changed = file.stat().st_mtime_ns
@@ -211,7 +211,7 @@ class RunsHere:
         return known[1]
 
     def _going(self, run: str) -> subprocess.Popen[bytes] | None:
-        """The process that was begun here, while it lives."""
+        """The process that was started here, while it runs."""
         begun = self._begun.get(run)
         return begun if begun is not None and begun.poll() is None else None
 
@@ -239,7 +239,7 @@ def _steps(directory: Path, known: dict[str, int]) -> Iterator[Row]:
     for path in sorted(directory.glob("steps-*.jsonl")):
         start = known.get(path.name, 0)
         if path.stat().st_size < start:
-            start = 0  # the update began again
+            start = 0  # the update was restarted
         with path.open("rb") as file:
             file.seek(start)
             for line in file:
@@ -252,7 +252,7 @@ def _steps(directory: Path, known: dict[str, int]) -> Iterator[Row]:
 
 
 def _quietly(read: Any) -> Any:
-    """The content of a run's file; nothing if it is damaged, which the run's own page reports."""
+    """The content of a run's file; empty if it is damaged, which the run's page reports."""
     try:
         return read()
     except Exception:

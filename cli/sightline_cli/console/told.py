@@ -21,7 +21,7 @@ CURVES = {key: {"title": title, "meaning": MEANINGS[key]} for key, title in TITL
 
 
 def about(directory: Path, state: str, error: str) -> dict[str, Any]:
-    """A run's numbers, its verdict and its lineage; of one that has not begun, the verdict alone."""
+    """A run's numbers, verdict and lineage; only the verdict for a run that has not begun."""
     if not (directory / "recipe.yaml").is_file():
         return {"verdict": verdict(state, error, [], {}, {}), "rows": [], "policies": [], "curves": {}}
     history = History.read(directory)
@@ -36,7 +36,7 @@ def about(directory: Path, state: str, error: str) -> dict[str, Any]:
 def about_events(
     events: Sequence[Mapping[str, Any]], state: str, error: str, policies: Sequence[RunPolicy]
 ) -> dict[str, Any]:
-    """The same of a run whose files are elsewhere, from its events (the last of an iteration counts) and policies."""
+    """The same for a run whose files are elsewhere, from its events (the last of an iteration counts) and policies."""
     rows: dict[int, Mapping[str, float]] = {}
     updates: dict[int, Mapping[str, float]] = {}
     counts: dict[int, dict[str, int]] = {}
@@ -68,7 +68,7 @@ def lineage(policies: Sequence[RunPolicy]) -> list[dict[str, Any]]:
 
 
 def gallery(pictures: Sequence[RunPicture]) -> list[dict[str, Any]]:
-    """Pictures with two texts each, what is wrong in them marked."""
+    """Pictures with two texts each, with the wrong words marked."""
     return [
         {
             "id": each.prompt_id,
@@ -93,7 +93,7 @@ def compared(found: RunComparison) -> dict[str, Any]:
 
 
 def _difference(metrics: Sequence[MetricChange]) -> str:
-    """What is clear of a comparison, in one sentence."""
+    """The clear differences of a comparison, in one sentence."""
     clear = [
         f"{TITLES.get(each.metric, each.metric).partition(':')[0].partition(',')[0]} "
         f"{'lower' if (each.change or 0.0) < 0 else 'higher'}, {each.one:.3f} to {each.other:.3f}"
@@ -101,8 +101,8 @@ def _difference(metrics: Sequence[MetricChange]) -> str:
         if each.clear and each.one is not None and each.other is not None
     ]
     if not clear:
-        return "No clear difference: every metric is within what chance does."
-    return f"The second run has clearly {'; '.join(clear)}. What is not named is within what chance does."
+        return "No clear difference: every change could be chance."
+    return f"The second run clearly has {'; '.join(clear)}. All other changes could be chance."
 
 
 def _said(text: RunText) -> dict[str, Any]:

@@ -4,8 +4,7 @@
       adapter_config.json          any files, in sub-directories too
       adapter_model.safetensors
       manifest.json                written last: a directory without it is half-written
-      arrival.json                 the result of a sampler's probes; the sampler writes it, and it is not part of the
-      policy
+      arrival.json                 the result of a sampler's probes, written by the sampler; not part of the policy
 
 Writing is crash-safe: every file and directory is fsynced before the manifest is renamed into place, so a reader that
 sees `manifest.json` sees complete files (also over NFS).

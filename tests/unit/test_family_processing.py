@@ -84,5 +84,5 @@ def test_bounds_of_pixels_bound_an_images_tokens(name: str) -> None:
 
 def test_a_processor_of_fixed_sizes_takes_no_bounds() -> None:
     _, processor = families.FAMILIES["llava"].build()
-    with pytest.raises(ProcessorUnusable, match="CLIPImageProcessor takes no min_pixels"):
+    with pytest.raises(ProcessorUnusable, match="CLIPImageProcessor does not support min_pixels"):
         bound_pixels(processor, None, 1000)

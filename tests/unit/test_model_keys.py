@@ -114,7 +114,7 @@ def test_a_model_without_such_bounds_says_so(tmp_path: Path) -> None:
     model = families.make(tmp_path / "llava", "llava")
     (finding,) = checkpoint(ModelProcessor(str(model), None, None, 4000))
     assert finding.code == "PROCESSOR_UNUSABLE"
-    assert "takes no min_pixels and max_pixels" in finding.message
+    assert "does not support min_pixels and max_pixels" in finding.message
 
 
 @pytest.mark.field

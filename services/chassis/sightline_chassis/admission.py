@@ -1,10 +1,10 @@
-"""Admission: how many calls run at a time and how many may wait; the rest are refused at once with the time to wait.
+"""Admission: bounds how many calls run and how many wait; the rest are refused at once, with a time to retry after.
 
-Teams are served fairly: a free turn goes to the waiting team that has the fewest, and when the queue is full, a call
-of a team that has less in it takes the place of the newest call of the team that has most. So a team that sends ten
-times too much fills its own share only. Within a team it is first come, first served.
+Teams are served fairly: a free turn goes to the waiting team with the fewest running calls. If the queue is full, a
+call from a team with fewer waiting calls replaces the newest call of the team with the most. So a team that sends ten
+times too much only fills its own share. Within a team, calls are served in order.
 
-gRPC's own `maximum_concurrent_rpcs` refuses health checks too, so that a busy pod would be restarted: not used.
+gRPC's own `maximum_concurrent_rpcs` is not used: it refuses health checks too, so that a busy pod would be restarted.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Admission:
         self._settings = settings
         self._free = settings.max_concurrent
         self._running: Counter[str] = Counter()
-        # Each team's calls that wait, oldest first; the team served longest ago stands first.
+        # Each team's waiting calls, oldest first; the team that was served longest ago comes first.
         self._queues: dict[str, deque[asyncio.Future[None]]] = {}
 
     @contextlib.asynccontextmanager
@@ -61,7 +61,7 @@ class Admission:
                 await place
         except BaseException as error:
             if place.done() and not place.cancelled() and place.exception() is None:
-                self._leave(team)  # the turn came in the same moment
+                self._leave(team)  # the turn came at the same moment
             if isinstance(error, TimeoutError):
                 raise self._refusal("queue_timeout", f"no turn within {settings.max_wait_seconds:g} s") from None
             raise
@@ -90,7 +90,7 @@ class Admission:
                 place.set_result(None)
 
     def _make_room(self, team: str) -> None:
-        """See to it that the queue has a place for the team; raises Overloaded if it has none."""
+        """Make sure that the queue has a place for the team; raises Overloaded if it has none."""
         if sum(map(len, self._queues.values())) < self._settings.max_queue:
             return
         refusal = self._refusal("queue_full", f"{self._settings.max_concurrent} calls run and the queue is full")

@@ -23,8 +23,8 @@ REQUEST_ID = "x-request-id"
 
 _LEVELS = dict.fromkeys(grpc.StatusCode, logging.INFO) | {
     grpc.StatusCode.OK: logging.DEBUG,
-    grpc.StatusCode.RESOURCE_EXHAUSTED: logging.DEBUG,  # an overload must not become one of the log
-    grpc.StatusCode.UNAUTHENTICATED: logging.DEBUG,  # nor may strangers fill it; a metric counts them
+    grpc.StatusCode.RESOURCE_EXHAUSTED: logging.DEBUG,  # an overload must not flood the log
+    grpc.StatusCode.UNAUTHENTICATED: logging.DEBUG,  # strangers must not flood it either; a metric counts them
     grpc.StatusCode.UNKNOWN: logging.WARNING,
     grpc.StatusCode.INTERNAL: logging.WARNING,
     grpc.StatusCode.DATA_LOSS: logging.WARNING,
@@ -40,7 +40,7 @@ class Call:
         method: name of the method.
         kind: "unary", "client_stream", "server_stream" or "bidi_stream".
         context: gRPC's context of the call.
-        team: of the caller; "" without authentication.
+        team: the caller's team; "" without authentication.
     """
 
     def __init__(self, service: str, method: str, kind: str, context: Any, team: str = "") -> None:
@@ -51,19 +51,19 @@ class Call:
         self.context = context
         given = dict(context.invocation_metadata() or ()).get(REQUEST_ID, "")
         self.request_id: str = given if re.fullmatch(r"[\w.:/+=-]{1,128}", given, re.ASCII) else uuid.uuid4().hex
-        """The caller's id for the call, or one of ours."""
+        """The caller's request id, or one made here."""
         self._announced = False
 
     @property
     def code(self) -> grpc.StatusCode | None:
-        """The code that was set on the call so far, by `abort` or by the handler itself."""
+        """The status code set on the call so far, by `abort` or by the handler."""
         code = self.context.code()
         return errors.status_code(code) if isinstance(code, int) else code
 
     async def announce(self) -> None:
-        """Send the headers of a stream, once, with the first response: after them the client's gRPC never retries.
+        """Send the headers of a stream once, with the first response: after headers the client's gRPC never retries.
 
-        (A single response needs none: its trailers, which have the id, come with it.)
+        (A single response does not need them: its trailers carry the id.)
         """
         if not self._announced:
             self._announced = True
@@ -72,7 +72,7 @@ class Call:
 
     async def abort(self, error: SightlineError) -> NoReturn:
         """End the call with the error."""
-        if self.context.done():  # the handler had aborted before: its status is on the way, and gRPC raises it again
+        if self.context.done():  # the handler has aborted: its status is being sent, and gRPC raises it again
             await self.context.send_initial_metadata(())
         status = errors.to_status(error, request_id=self.request_id)
         trailing = [(REQUEST_ID, self.request_id), (errors.DETAILS_KEY, status.SerializeToString())]
@@ -82,7 +82,7 @@ class Call:
         raise AssertionError("abort returned")
 
     async def fail(self, cause: BaseException) -> NoReturn:
-        """End the call as a bug of ours: the traceback goes to the log only."""
+        """End the call as our own bug: the traceback goes only to the log."""
         logger.error("%s failed", self.name, exc_info=cause)
         await self.abort(InternalError(f"internal error; the service's log has it under request id {self.request_id}"))
 
@@ -120,18 +120,18 @@ def _ended(call: Call, code: grpc.StatusCode, seconds: float) -> None:
 
 @contextlib.asynccontextmanager
 async def mapped(call: Call) -> AsyncIterator[None]:
-    """Answer what the handler raises: a `SightlineError` as it is, anything else as INTERNAL."""
+    """Answer with the handler's error: a `SightlineError` unchanged, anything else as INTERNAL."""
     try:
         yield
     except asyncio.CancelledError as error:
         task = asyncio.current_task()
         if task is None or task.cancelling():
-            raise  # the client went away, or the server stops
-        # Something that the handler awaited was cancelled. gRPC would take it for the former and never answer.
+            raise  # the client disconnected, or the server stops
+        # Something that the handler awaited was cancelled. gRPC would think that the client left, and never answer.
         await call.fail(error)
     except SightlineError as error:
         await call.abort(error)
-    except ExceptionGroup as group:  # of a handler's TaskGroup
+    except ExceptionGroup as group:  # from a handler's TaskGroup
         ours, others = group.split(SightlineError)
         if ours is None or others is not None:
             await call.fail(group)
@@ -145,7 +145,7 @@ async def mapped(call: Call) -> AsyncIterator[None]:
     except grpc.aio.UsageError as error:
         await call.fail(error)
     except grpc.aio.BaseError:
-        raise  # the handler aborted, or the connection is gone
+        raise  # the handler aborted, or the connection is lost
     except Exception as error:
         await call.fail(error)
 
@@ -156,7 +156,7 @@ def _first(group: ExceptionGroup[SightlineError]) -> SightlineError:
 
 
 def _why_cancelled(call: Call, budget: float | None) -> grpc.StatusCode:
-    # gRPC rounds a deadline up on the wire by about 1 %, and the client may be a little ahead of us.
+    # gRPC rounds a deadline up by about 1 % on the wire, and the client's clock may be slightly ahead.
     if budget is not None and call.context.time_remaining() <= max(0.05, 0.011 * budget):
         return grpc.StatusCode.DEADLINE_EXCEEDED
     return grpc.StatusCode.CANCELLED

@@ -1,6 +1,6 @@
 """Metrics of the calls that this process makes, in Go's spelling.
 
-They also count what a server never sees: refused connections, messages over a limit, deadlines that passed on the way.
+They also count what a server never sees: refused connections, messages over a limit, deadlines that passed in transit.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from sightline_chassis.metrics import SECONDS, go_code
 _RPC = ("grpc_type", "grpc_service", "grpc_method")
 
 STARTED = Counter("grpc_client_started_total", "RPCs started by this process.", _RPC)
-HANDLED = Counter("grpc_client_handled_total", "RPCs of this process ended.", (*_RPC, "grpc_code"))
+HANDLED = Counter("grpc_client_handled_total", "RPCs of this process that ended.", (*_RPC, "grpc_code"))
 HANDLING = Histogram(
     "grpc_client_handling_seconds", "Time of an RPC, gRPC's own retries included.", _RPC, buckets=SECONDS
 )
 
 
 def install() -> None:
-    """Measure the calls of all channels that are opened from now on."""
+    """Measure the calls of all channels opened from now on."""
     channel.observe_calls(_observe)
 
 

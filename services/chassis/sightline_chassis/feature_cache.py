@@ -1,4 +1,4 @@
-"""Features of images that were encoded before, bounded in bytes; the least recently used leave first."""
+"""A cache of image features, bounded in bytes; the least recently used are dropped first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FeatureCache(LRUCache[K, V]):
     """A cache of arrays or lists of arrays (anything with `nbytes`). Use it from one thread.
 
     Attributes:
-        misses: how often `get` did not know the features.
+        misses: how often `get` did not find the features.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -23,7 +23,7 @@ class FeatureCache(LRUCache[K, V]):
         self.misses = 0
 
     def get(self, key: K, default: Any = None) -> Any:
-        """The features, or the default, which is counted."""
+        """The features, or the default, which counts as a miss."""
         if key in self:
             return self[key]
         self.misses += 1
@@ -35,7 +35,7 @@ class FeatureCache(LRUCache[K, V]):
             self[key] = features
 
     def forget(self, which: Callable[[K], bool]) -> None:
-        """Drop the features of all keys of which `which` says so."""
+        """Drop the features of all keys for which `which` is true."""
         for key in list(filter(which, self)):
             del self[key]
 

@@ -1,11 +1,11 @@
-"""Fetch a directory of weights into a local one, whole and checked, as an init container does before a service starts.
+"""Fetch a directory of weights into a local one, complete and checked; for an init container before a service starts.
 
     python -m sightline_chassis.fetch hf://ORG/REPO@REVISION /models/clip --sha256 open_clip_model.safetensors=HEX
     python -m sightline_chassis.fetch s3://models/llava-1.5-7b-hf /models/llava
 
-Any URL that fsspec knows will do (`s3://` needs s3fs, `hf://` huggingface_hub). Run again, it continues: a file that is
-there with the right size, and the right SHA-256 where one is given, is not fetched twice. A file is written aside and
-renamed, so one that exists is whole.
+Any URL that fsspec knows works (`s3://` needs s3fs, `hf://` huggingface_hub). Run it again to continue: a file with the
+right size (and the right SHA-256, if one is given) is not fetched twice. A file is written under a temporary name and
+renamed, so a file that exists is complete.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def fetch(source: str, directory: Path, sha256: Mapping[str, str], *, most_bytes
 
     Args:
         source: a directory, as a URL that fsspec knows.
-        directory: where the files go; made if it is not there.
-        sha256: file, relative to the source -> its SHA-256 in hexadecimal. Files that are not named are not checked.
-        most_bytes: of all files together.
+        directory: where to write the files; created if it does not exist.
+        sha256: file, relative to the source -> its SHA-256 in hexadecimal. Other files are not checked.
+        most_bytes: maximum of all files together.
 
     Returns:
-        The files that were fetched, relative to the source; those that were there already are left out.
+        The files that were fetched, relative to the source, without those that existed already.
 
     Raises:
-        NotFound: the source holds no file, or not one that `sha256` names.
-        PreconditionFailed: it is too large; nothing is fetched where the storage says so beforehand.
+        NotFound: the source is empty, or lacks a file that `sha256` names.
+        PreconditionFailed: it is too large; if the storage reports sizes, nothing is fetched.
         SightlineError: as `RemoteDirectory`.
     """
     remote = RemoteDirectory(source)
@@ -72,11 +72,11 @@ def _there(target: Path, size: int | None, sha256: str | None) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line: 0 when everything is there, 1 and a line on stderr when not."""
+    """The command line: returns 0 if all files are complete, otherwise 1 with a line on stderr."""
     parser = argparse.ArgumentParser(prog="python -m sightline_chassis.fetch", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("source", help="URL of a directory: hf://, s3://, https://, file://, ...")
-    parser.add_argument("directory", type=Path, help="where the files go")
+    parser.add_argument("directory", type=Path, help="where to write the files")
     parser.add_argument("--sha256", metavar="FILE=HEX", action="append", default=[], help="allowed file names")
     parser.add_argument(
         "--max-gib", type=float, default=MOST_BYTES / (1 << 30), help="maximum GiB of all files (default %(default)g)"

@@ -1,4 +1,4 @@
-"""The gate of a service: who calls, what the team may use, and when it is the call's turn."""
+"""The gate of a service: who calls, what the team may use, and when the call may run."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _charge: contextvars.ContextVar[Callable[[Cost], None] | None] = contextvars.Con
 
 
 def charge(cost: Cost) -> None:
-    """For a handler that reads a stream of requests: takes what one of them costs from its team's limits.
+    """For a handler that reads a stream of requests: charges the cost of one to its team's limits.
 
     Raises:
-        Overloaded: it is not there now; `retry_after` says when.
+        Overloaded: the allowance is used up for now; `retry_after` says until when.
         InvalidInput: it is over a whole minute's allowance.
         Unauthenticated: the token has been revoked since the call began.
     """
@@ -36,23 +36,23 @@ def charge(cost: Cost) -> None:
 
 
 def calling_team() -> str:
-    """The team of the call that this task serves; "" outside of one, and of callers that need no token."""
+    """The team of the call that this task serves; "" outside a call, and for callers that need no token."""
     caller = _caller.get()
     return "" if caller is None or caller.team == ANONYMOUS else caller.team
 
 
 def calling_limits() -> TeamLimits:
-    """What the team of the call that this task serves may use; without limits outside of one."""
+    """The limits of the team whose call this task serves; no limits outside a call."""
     return _limits.get() or TeamLimits()
 
 
 class Gate:
-    """Lets calls in.
+    """Admits calls.
 
     Args:
-        settings: of the service.
-        unadmitted: methods ("package.Service/Method") that need no turn.
-        costs: what a request of a method uses of its team's limits.
+        settings: the service's.
+        unadmitted: methods ("package.Service/Method") that skip admission.
+        costs: what a method's request charges to its team's limits.
 
     Raises:
         PreconditionFailed: the tokens file cannot be used.
@@ -71,7 +71,7 @@ class Gate:
         self.refresh()
 
     def refresh(self) -> None:
-        """Check the tokens file even without calls; the metrics show its teams and forget removed ones."""
+        """Check the tokens file even without calls, so that the metrics show its teams and drop removed ones."""
         self._teams.refresh()
         names = frozenset(self._teams.names())
         if names != self._shown:
@@ -80,7 +80,7 @@ class Gate:
             self._shown = names
 
     def identify(self, service: str, method: str, metadata: Sequence[tuple[str, Any]]) -> None:
-        """Identify the caller from the call's headers alone; the task of the call remembers it.
+        """Identify the caller from the call's headers; the call's task remembers it.
 
         Raises:
             Unauthenticated, PermissionDenied: see `Teams.caller`.
@@ -103,7 +103,8 @@ class Gate:
 
     @contextlib.asynccontextmanager
     async def enter(self, service: str, name: str) -> AsyncIterator[Callable[[Any], None]]:
-        """Hold a place of the team and a turn inside the block; give what charges a decoded request to the team.
+        """Hold a place of the team and a turn inside the block; yields the function that charges a decoded request to
+        the team.
 
         Raises:
             Overloaded: the team or the service has too many calls, or the team has used up its minute.
@@ -112,7 +113,7 @@ class Gate:
         if service in INFRASTRUCTURE:
             yield _nothing
             return
-        if caller is None:  # nothing gets here unseen
+        if caller is None:  # every call must be identified before
             raise Unauthenticated("the call was not identified")
         quota = self._quota(caller.team)
         cost = self._costs.get(name)

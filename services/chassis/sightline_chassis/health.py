@@ -1,8 +1,8 @@
-"""Health on a port of its own: a sync server with its own threads, which a busy event loop cannot starve.
+"""Health on a separate port: a sync server with its own threads, which a busy event loop cannot starve.
 
-Names that can be asked for: "" and "readiness" (the service does its work now), "startup" (it came up), "liveness" (its
-event loop turns), and the full names of its gRPC services (as ""). The service's own port answers as well, and there it
-can be watched, for clients that follow their servers' health (`channel_options(health_service=...)`).
+Names to ask for: "" and "readiness" (the service can work now), "startup" (it has started), "liveness" (its event loop
+runs), and the full names of its gRPC services (as ""). The service's own port answers too, and supports Watch for
+clients that follow their servers' health (`channel_options(health_service=...)`).
 
 The servicers of grpcio-health-checking are not used: in the sync one, a watcher that leaves while a status is set locks
 both for good (its `set` waits for a write under the lock that the server's only event thread needs).
@@ -48,7 +48,7 @@ class Health:
         self.port: int = self._server.add_insecure_port(address)
 
     def start(self) -> None:
-        """Begin to answer: alive, not started, not ready."""
+        """Start answering: alive, not started, not ready."""
         self._server.start()
 
     def close(self) -> None:
@@ -60,22 +60,22 @@ class Health:
         health_pb2_grpc.add_HealthServicer_to_server(_AioServicer(self), server)
 
     def beat(self) -> None:
-        """To be called by the event loop, again and again."""
+        """Called repeatedly by the event loop."""
         self._beat = time.monotonic()
 
     def started(self) -> None:
-        """The service came up."""
+        """The service has started."""
         self._started = True
 
     def ready(self, ready: bool) -> None:
-        """The service can (not) do its work now; called by the event loop."""
+        """The service can (or cannot) work now; called by the event loop."""
         if ready is not self._ready:
             self._ready = ready
             self.changed.set()
             self.changed = asyncio.Event()
 
     def status(self, name: str) -> Any:
-        """The `ServingStatus` of a name; SERVICE_UNKNOWN of one that is not ours."""
+        """The `ServingStatus` of a name; SERVICE_UNKNOWN if the name is unknown."""
         good = {
             STARTUP: self._started,
             LIVENESS: time.monotonic() - self._beat < self._limit,
@@ -97,7 +97,7 @@ class _Servicer(health_pb2_grpc.HealthServicer):
         return _Response(status=status)
 
     def Watch(self, request: Any, context: Any) -> Any:
-        # A watcher would keep one of the few threads.
+        # A watcher would occupy one of the few threads.
         context.abort(grpc.StatusCode.UNIMPLEMENTED, "Check here, or Watch on the port of the service")
 
 

@@ -1,4 +1,4 @@
-"""Which teams stored images are of, and how many bytes of each team are kept."""
+"""Which teams own the stored images, and how many bytes each team has."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 
 class ImageOwners:
-    """Teams and their images, each team's least recently used first. An image of two teams counts for both.
+    """Teams and their images, each team's least recently used first. An image that two teams sent counts for both.
 
     Args:
         on_bytes: called with a team and its bytes whenever they change.
@@ -26,12 +26,12 @@ class ImageOwners:
         return iter(self._owners)
 
     def owns(self, team: str, sha256: bytes) -> bool:
-        """Whether it is the team's. What nobody is known to own (a directory kept it over a restart) is of ""."""
+        """Whether the team owns it. Images without a known owner (kept in a directory over a restart) belong to ""."""
         owners = self._owners.get(sha256)
         return team == "" if owners is None else team in owners
 
     def add(self, team: str, sha256: bytes, size: int) -> None:
-        """It is the team's too, and was just used."""
+        """Add the team as an owner; the image was just used."""
         held = self._teams.setdefault(team, OrderedDict())
         held[sha256] = size
         held.move_to_end(sha256)
@@ -40,13 +40,13 @@ class ImageOwners:
             self._count(team, size)
 
     def used(self, team: str, sha256: bytes) -> None:
-        """The team used it."""
+        """Note that the team used it."""
         held = self._teams.get(team)
         if held is not None and sha256 in held:
             held.move_to_end(sha256)
 
     def gone(self, sha256: bytes) -> None:
-        """It is stored no more."""
+        """Note that it is no longer stored."""
         for team in self._owners.pop(sha256, ()):
             self._release(team, sha256)
 
@@ -54,7 +54,7 @@ class ImageOwners:
         """Take images from the team, the least recently used first, until it has at most this many bytes.
 
         Yields:
-            Those that are nobody's any more.
+            The images without any owner left.
         """
         while most is not None and self._bytes.get(team, 0) > most:
             sha256 = next(iter(self._teams[team]))

@@ -1,4 +1,4 @@
-"""Uploaded images, named by the SHA-256 of their bytes; the least recently used leave memory first, for a directory or
+"""Uploaded images, named by the SHA-256 of their bytes; the least recently used leave memory first, to a directory or
 for good."""
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ DIGEST_BYTES = 32
 
 
 def check_digest(sha256: bytes) -> None:
-    """Refuse what is not an SHA-256. Raises InvalidInput."""
+    """Raise InvalidInput unless it is an SHA-256."""
     if len(sha256) != DIGEST_BYTES:
         raise InvalidInput(
             f"an image's sha256 has {DIGEST_BYTES} bytes, this one {len(sha256)}: send the digest itself, not its "
@@ -32,12 +32,12 @@ def check_digest(sha256: bytes) -> None:
 class ImageStore:
     """A bounded store. Use it from one thread.
 
-    An image is stored once, and is there for the teams that sent it: to any other it is as if it were not, unless
-    `settings.shared`. Callers without a team ("") are one team. What a directory kept over a restart belongs to them.
+    An image is stored once, and only the teams that sent it can see it, unless `settings.shared`. Callers without a
+    team ("") count as one team. Images that a directory kept over a restart belong to them.
 
     A team with a bound (`TeamLimits.stored_image_bytes`) that stores more loses its own least recently used ones first.
 
-    An `OrderedDict`, not cachetools: two bounds hold at once, and what leaves goes to the directory.
+    An `OrderedDict`, not cachetools: two bounds apply at once, and dropped images go to the directory.
     """
 
     def __init__(self, settings: ImageStoreSettings, *, on_bytes: Callable[[int], None] = lambda _: None) -> None:
@@ -52,9 +52,9 @@ class ImageStore:
         return len(self._images)
 
     def get(self, sha256: bytes, team: str = "") -> Callable[[], bytes]:
-        """What gives the image's bytes; where they are on disk it waits for it and may raise.
+        """Returns a function that gives the image's bytes; if they are on disk it waits for the disk and may raise.
 
-        Raises NotFound if the team never uploaded the image or it has left.
+        Raises NotFound if the team never uploaded the image, or if it was dropped.
         """
         check_digest(sha256)
         if not self._is_of(sha256, team):
@@ -77,12 +77,12 @@ class ImageStore:
         return read
 
     def close(self) -> None:
-        """Finish what is being written to disk."""
+        """Finish the pending writes to disk."""
         if self._spill is not None:
             self._spill.close()
 
     def missing(self, digests: Iterable[bytes], team: str = "") -> list[bytes]:
-        """Those that are not stored for the team, in order; the others count as just used."""
+        """The images that are not stored for the team, in order; the others count as just used."""
         absent = []
         for sha256 in digests:
             check_digest(sha256)
@@ -99,15 +99,15 @@ class ImageStore:
         """Store an image.
 
         Args:
-            sha256: what its digest must be.
+            sha256: the digest that its bytes must have.
             content: its bytes.
-            team: whose it is.
-            most: bytes that the team may have stored; None is unlimited.
+            team: its owner.
+            most: maximum bytes that the team may store; None is unlimited.
 
         Raises:
             DataCorrupted: its bytes have another digest.
             InvalidInput: it is larger than the whole store.
-            Overloaded: it is larger than all that the team may have stored.
+            Overloaded: it is larger than the team's whole allowance.
         """
         if len(content) > self._settings.max_bytes or self._settings.max_images == 0:
             raise InvalidInput(
@@ -132,7 +132,7 @@ class ImageStore:
         self._store(sha256, content, team, most)
 
     def keep(self, content: bytes, team: str = "", most: int | None = None) -> bytes:
-        """Store an image where it fits; its SHA-256."""
+        """Store an image if it fits; returns its SHA-256."""
         sha256 = hashlib.sha256(content).digest()
         fits = len(content) <= self._settings.max_bytes and (most is None or len(content) <= most)
         if fits and self._settings.max_images:
@@ -154,7 +154,7 @@ class ImageStore:
                 self._owners.gone(name)
             else:
                 self._spill.put(name, gone)
-                if len(self._owners) > 2 * (len(self._images) + len(self._spill)):  # of what left the directory too
+                if len(self._owners) > 2 * (len(self._images) + len(self._spill)):  # also of dropped images
                     here = self._images.keys() | self._spill.names()
                     for each in [each for each in self._owners if each not in here]:
                         self._owners.gone(each)
@@ -179,7 +179,7 @@ def _not_found(sha256: bytes) -> NotFound:
 
 
 class Upload:
-    """Puts one image together from its pieces, within the byte limit."""
+    """Assembles one image from its pieces, within the byte limit."""
 
     def __init__(self, sha256: bytes, limits: ImageLimits) -> None:
         self.sha256 = sha256
@@ -187,7 +187,7 @@ class Upload:
         self._pieces: list[bytes] = []
         self._bytes = 0
         self.error: SightlineError | None = None
-        """Why the image is refused; its further pieces are dropped as they come."""
+        """Why the image is refused; its further pieces are dropped."""
         try:
             check_digest(sha256)
         except InvalidInput as error:
@@ -206,7 +206,7 @@ class Upload:
             self._pieces.append(chunk)
 
     def finish(self, store: ImageStore, team: str = "", most: int | None = None) -> None:
-        """Store the whole image, or note why not."""
+        """Store the complete image, or record why not."""
         if self.error is not None:
             return
         content = b"".join(self._pieces)

@@ -1,10 +1,9 @@
-"""The bounded half of the rule to read a picture: bytes, pixels and chunks are checked before the decoder runs.
+"""Bounds on reading a picture: bytes, pixels and chunks are checked before the decoder runs.
 
-The rule itself is `sightline.picture_rule`, the same for scorer, sampler and update; this is what a file from a
-stranger meets before it. Files are JPEG (MPO too: its first picture), PNG, WebP, GIF, and AVIF where Pillow can read
-it. The size in pixels is read from the header; over the limit, nothing is decoded. A file that ends early or does not
-decode is refused: half an image would give a score that looks like one. A PNG's text and profiles are never inflated
-(`png`).
+The rule itself is `sightline.picture_rule`, the same for scorer, sampler and update; this module checks untrusted files
+before it. Files are JPEG (MPO too: its first picture), PNG, WebP, GIF, and AVIF if Pillow can read it. The size in
+pixels is read from the header; over the limit, nothing is decoded. A file that ends early or does not decode is
+refused, since half an image would give a score that looks valid. A PNG's text and profiles are never inflated (`png`).
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from sightline_chassis.sections import ImageLimits
 
 FORMATS = ("JPEG", "PNG", "WEBP", *(["AVIF"] if features.check("avif") else []), "GIF")
 _PLAIN_PNG = frozenset(("RGB", "L", "L;2", "L;4", "1", "P", "P;1", "P;2", "P;4"))
-# What decoders raise on damaged files, beyond bugs of our own.
+# Errors of decoders on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, IndexError, TypeError, EOFError, struct.error, zlib.error)
 
 
 def lift_pillow_limit() -> None:
-    """Switch Pillow's own pixel limit off for this process: ours is checked for every image and can be set."""
+    """Switch off Pillow's own pixel limit for this process: ours is configurable and checked for every image."""
     Image.MAX_IMAGE_PIXELS = None
 
 
 def check_size(size: int, limits: ImageLimits) -> None:
-    """Refuse an empty image and one over the byte limit."""
+    """Refuse an image that is empty or over the byte limit."""
     if size == 0:
         raise InvalidInput(
             "the image holds 0 bytes: send the whole encoded file in image.content", reason="IMAGE_EMPTY"
@@ -58,15 +57,15 @@ def decode(content: bytes, limits: ImageLimits) -> Image.Image:
 
 
 def read_header(content: bytes, limits: ImageLimits) -> Image.Image:
-    """The image of an encoded file, its size known and checked, nothing of it decoded yet. Raises as `decode`."""
+    """The image of an encoded file, with its size checked but nothing decoded yet. Raises as `decode`."""
     return _opened(content, limits)[1]
 
 
 def plain_file(content: bytes, limits: ImageLimits) -> tuple[bytes, str]:
     """A file that every decoder reads as the rule does, and its media type.
 
-    It is the same file where decoders cannot differ over it, else a PNG of what the rule sees.
-    For programs that read pictures by rules of their own. Raises as `decode`.
+    It is the same file if decoders cannot disagree about it, otherwise a PNG of the picture by the rule. For programs
+    that read pictures by their own rules. Raises as `decode`.
     """
     file, image = _opened(content, limits)
     raw = raw_mode(image)
@@ -77,7 +76,7 @@ def plain_file(content: bytes, limits: ImageLimits) -> tuple[bytes, str]:
 
 
 def finish(image: Image.Image) -> Image.Image:
-    """Decode what `read_header` gave. Raises InvalidInput with reason IMAGE_DAMAGED."""
+    """Decode the result of `read_header`. Raises InvalidInput with reason IMAGE_DAMAGED."""
     try:
         return rgb(image)
     except _DAMAGE as error:
@@ -97,7 +96,7 @@ def check_pixels(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def _opened(content: bytes, limits: ImageLimits) -> tuple[bytes, Image.Image]:
-    """The file that is decoded, and its image."""
+    """The file to decode, and its image."""
     check_size(len(content), limits)
     try:
         file, canvas = plain_png(content) if content.startswith(MAGIC) else (content, None)
@@ -120,12 +119,12 @@ def _opened(content: bytes, limits: ImageLimits) -> tuple[bytes, Image.Image]:
 
 
 def _is_plain(image: Image.Image, raw: str) -> bool:
-    """Whether decoders cannot differ over a loaded image: 8 bits of grey or colour, opaque, upright, one frame."""
+    """Whether decoders cannot disagree about a loaded image: 8 bits of grey or colour, opaque, upright, one frame."""
     modes = {"JPEG": ("RGB", "L"), "MPO": ("RGB", "L"), "WEBP": ("RGB",), "GIF": ("P", "L", "RGB")}
     kind = str(image.format)
     known = raw in _PLAIN_PNG if kind == "PNG" else image.mode in modes.get(kind, ())
     still = kind == "MPO" or not getattr(image, "is_animated", False)
-    # Some decoders turn by XMP too.
+    # Some decoders also rotate by XMP.
     upright = orientation(image) == 1 and b"tiff:Orientation" not in image.info.get("xmp", b"")
     return known and still and upright and not image.has_transparency_data and CANVAS not in image.info
 

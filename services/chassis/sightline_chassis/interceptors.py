@@ -1,10 +1,10 @@
-"""What happens around every RPC: who calls, request id, metrics, errors, admission, in this order.
+"""The layers around every RPC: caller, request id, metrics, errors, admission, in this order.
 
-A call that comes while the service still loads is held, and continues when it serves: to its caller the service is slow
-to connect, not away. That goes for health too, on which the clients' channels wait.
+A call that arrives while the service still loads is held and continues when it serves: its caller sees a slow
+connection, not an unavailable service. This applies to health too, on which the clients' channels wait.
 
-A call that may not come in is answered by a handler that reads nothing: its payload is never decoded, and where it is
-large not even received.
+A refused call is answered by a handler that reads nothing: its payload is never decoded, and a large one not even
+received.
 
 A handler is `async def` returning the response, or an async generator of responses; it takes a request or an async
 iterator of them. (gRPC's `context.read` and `context.write` work too, but their messages are not counted.)
@@ -25,7 +25,7 @@ from sightline_chassis import logs, metrics
 from sightline_chassis.calls import REQUEST_ID, Call, mapped, measured
 from sightline_chassis.gate import INFRASTRUCTURE, Gate
 
-Handler = Any  # grpc.RpcMethodHandler of any request and response
+Handler = Any  # grpc.RpcMethodHandler for any request and response
 
 
 class Interceptor(grpc.aio.ServerInterceptor):
@@ -33,7 +33,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
 
     Args:
         gate: authentication and admission.
-        most_held: calls that may wait for the service to come up.
+        most_held: maximum calls that wait for the service to start.
     """
 
     def __init__(self, gate: Gate, most_held: int) -> None:
@@ -44,7 +44,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         self._wrapped: dict[str, tuple[Handler, str]] = {}
         self._running = 0
         self.idle = asyncio.Event()
-        """Set while no call is in flight (waiting for its turn included); health and reflection do not count."""
+        """Set while no call is in flight or waiting; health and reflection do not count."""
         self.idle.set()
 
     async def intercept_service(
@@ -65,19 +65,19 @@ class Interceptor(grpc.aio.ServerInterceptor):
             )
         handler, kind = self._wrapped[path]
         try:
-            # gRPC runs the handler in this task too; a call whose caller is not known there is refused.
+            # gRPC runs the handler in this task too; it refuses a call without a known caller.
             self._gate.identify(service, method, handler_call_details.invocation_metadata or ())
         except SightlineError as error:
             return _refusing(error, service, method, kind)
         return handler
 
     def open(self, trouble: SightlineError | None = None) -> None:
-        """Serve the calls that wait for the service to start; with `trouble`, answer them with it instead."""
+        """Serve the calls that wait for the start; with `trouble`, answer them with this error instead."""
         self._trouble = trouble
         self._opened.set()
 
     async def _hold(self) -> SightlineError | None:
-        """Wait until the service has come up. Where it could not, or the call may not wait, the result says why."""
+        """Wait until the service has started. If it could not, or the call may not wait, the result says why."""
         if not self._opened.is_set():
             if self._held >= self._most_held:
                 return Overloaded("the service is starting, and too many calls wait for it already", retry_after=1)
@@ -134,7 +134,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                 sent.inc()
                 return raw
 
-        # Not a generator: one that is cancelled while suspended ends late and elsewhere; a coroutine ends here and now.
+        # Not a generator: if cancelled while suspended, it ends later and elsewhere; a coroutine ends here at once.
         async def stream(request: Any, context: Any) -> None:
             call = Call(service, method, kind, context, self._gate.team())
             async with self._around(call) as charge:
@@ -148,7 +148,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
                         await context.write(response)
                         sent.inc()
 
-        # A single message is parsed and serialised inside the layers, so that a failure of it is answered and counted.
+        # A single message is parsed and serialised inside the layers, so that a failure is answered and counted.
         parse = handler.request_deserializer if handler.request_streaming else None
         if handler.response_streaming:
             return _MAKERS[kind](stream, parse, handler.response_serializer)
@@ -161,7 +161,7 @@ def _begin(call: Call) -> None:
 
 
 def _refusing(error: SightlineError, service: str, method: str, kind: str) -> Handler:
-    """Answer with the error. As a stream of requests, whatever the method is: gRPC then reads none of them."""
+    """Answer with the error. Always as a stream of requests: gRPC then reads none of them."""
 
     async def refuse(_requests: Any, context: Any) -> None:
         call = Call(service, method, kind, context)

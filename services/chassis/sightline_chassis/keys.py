@@ -1,4 +1,4 @@
-"""Keys: every key of a settings class with type, default and meaning, for people who ask and for reference pages."""
+"""Every key of a settings class with its type, default and meaning, for help and reference pages."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SettingKey:
     """One key.
 
     Attributes:
-        path: dotted; NAME stands for the names of a table where those are free.
+        path: dotted; NAME stands for the free names of a table.
         type: for people, such as "integer, 1 to 512".
         default: as JSON; for a part "on" or "off", for a key without a default "".
         description: one sentence.
@@ -33,7 +33,7 @@ class SettingKey:
 
 
 def keys_of(model: type[Section]) -> Iterator[SettingKey]:
-    """All keys, in the order of the class, a part's settings behind the part."""
+    """All keys, in the order of the class; a part is followed by its settings."""
     schema = model.model_json_schema()
     definitions = schema.get("$defs", {})
 
@@ -43,7 +43,7 @@ def keys_of(model: type[Section]) -> Iterator[SettingKey]:
         return node
 
     def section(node: Node) -> Node | None:
-        """The section that may stand here, where null may stand too."""
+        """The section of an optional field."""
         options = [resolve(each) for each in node.get("anyOf", [])]
         found = [each for each in options if "properties" in each]
         return found[0] if len(found) == 1 and any(each.get("type") == "null" for each in options) else None

@@ -1,4 +1,4 @@
-"""Handlers that are added after the server has started, which gRPC itself does not allow."""
+"""Add handlers after the server has started, which gRPC itself does not allow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import grpc
 
 
 class LateHandlers(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
-    """One handler that gRPC knows from the start, and that asks those which are added later.
+    """One handler that gRPC knows from the start, and that delegates to those added later.
 
     Code that adds handlers uses it as the server: `add_ScorerServiceServicer_to_server(servicer, late)`.
 
@@ -23,11 +23,11 @@ class LateHandlers(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         server.add_generic_rpc_handlers((self,))
 
     def add_generic_rpc_handlers(self, handlers: Sequence[grpc.GenericRpcHandler]) -> None:
-        """Ask these too from now on."""
+        """Add these handlers."""
         self._handlers.extend(handlers)
 
     def add_registered_method_handlers(self, service_name: str, method_handlers: dict[str, Any]) -> None:
-        """Nothing: the same methods come as generic handlers."""
+        """Does nothing: the same methods are added as generic handlers."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
         """The handler of a method; None if there is none."""

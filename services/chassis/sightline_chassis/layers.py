@@ -1,10 +1,10 @@
-"""Layers: the values of a file, the environment and flags, merged, and the origin of each.
+"""Layers: merges the values of a file, the environment and flags, and records the origin of each.
 
-Sections merge key by key, and a key that no layer names keeps what stands: the default of the field that holds the
-section. A table of named entries is taken as a whole: a mapping replaces all of it, a dotted key edits it, and its
-default stands until it is replaced.
+Sections merge key by key, and a key that no layer names keeps the default of the field that holds the section. A table
+of named entries is replaced as a whole by a mapping and edited by a dotted key; its default applies until it is
+replaced.
 
-    admission={max_queue: 9}       section: max_concurrent stays
+    admission={max_queue: 9}       section: max_concurrent is kept
     dpo.loss={ipo: 1}              table: the only loss
     dpo.loss.sft=0.1               table: one more loss
 """
@@ -31,13 +31,13 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class KeyShape:
-    """What may stand at a key: a section, a table whose entries all have one shape, or a value.
+    """The shape of a key: a section, a table whose entries all have one shape, or a value.
 
     Attributes:
-        model: the class of a section, or of a table of known names.
-        entries: the shape of every entry of a table whose names are free; None elsewhere.
-        optional: whether null is a value here, and not the absence of one.
-        standing: what is there before any layer names it.
+        model: the class of a section, or of a table with known names.
+        entries: the shape of every entry of a table with free names; otherwise None.
+        optional: whether null is a value here.
+        standing: the value before any layer names it.
     """
 
     model: type[Section] | None = None
@@ -52,11 +52,11 @@ class KeyShape:
 
     @property
     def is_value(self) -> bool:
-        """Whether no key leads further down."""
+        """Whether it has no keys below it."""
         return self.entries is None and self.model is None
 
     def child(self, key: str) -> KeyShape:
-        """The shape one key further down; of an unknown key, that of a section without a default."""
+        """The shape one key below; for an unknown key, that of a section without a default."""
         if self.entries is not None:
             return self.entries
         field = self.model.model_fields.get(key) if self.model is not None else None
@@ -71,11 +71,11 @@ def shape_of(model: type[Section]) -> KeyShape:
 def _default(field: Any) -> Any:
     try:
         default = field.get_default(call_default_factory=True, validated_data={})
-    except pydantic.ValidationError:  # a section that must be given, such as the gateway's scorer
+    except pydantic.ValidationError:  # a required section, such as the gateway's scorer
         return None
     if default is PydanticUndefined:
         return None
-    # What the default's own class has by default is left out: it comes back by itself.
+    # Defaults of the default's own class are left out: they are restored anyway.
     return default.model_dump(exclude_unset=True) if isinstance(default, pydantic.BaseModel) else default
 
 
@@ -94,7 +94,7 @@ def _shape(annotation: Any, standing: Any = None) -> KeyShape:
 
 
 class Layers:
-    """Values laid over each other: `tree` is what came of it, without what is left to the defaults."""
+    """Merged values: `tree` is the result, without keys that keep their defaults."""
 
     def __init__(self, model: type[Section]) -> None:
         self.tree: dict[str, Any] = {}
@@ -102,10 +102,10 @@ class Layers:
         self._origins: dict[Keys, str] = {}
 
     def lay(self, keys: Keys, value: Any, origin: str) -> None:
-        """Put `value` at `keys`, over what is there. No keys: a mapping of all.
+        """Set `value` at `keys`, over the present value. Without keys: a mapping of everything.
 
         Raises:
-            SettingsError: a key leads into a value.
+            SettingsError: a key goes below a value.
         """
         if keys:
             self._lay(self._shape, self.tree, (), keys, value, origin)
@@ -134,7 +134,7 @@ class Layers:
             self._record(path, value, origin)
 
     def _opened(self, shape: KeyShape, tree: dict[str, Any], path: Keys, origin: str) -> dict[str, Any]:
-        """The mapping at the end of `path`, which a key leads into."""
+        """The mapping at `path`, which a key goes below."""
         known = tree.get(path[-1])
         if shape.is_value or not (known is None or isinstance(known, dict | bool)):
             raise SettingsError(f"{origin}: {path[-1][:100]} is a value, not a section")
@@ -158,12 +158,12 @@ class Layers:
             self._origins[path] = origin
 
     def origin(self, keys: Keys) -> str | None:
-        """Which layer said what stands at `keys`, or something of it; None if it is left to the defaults."""
+        """The layer that set the value at `keys`, or a part of it; None if it is the default."""
         if keys in self._origins:
             return self._origins[keys]
         below = [origin for known, origin in self._origins.items() if known[: len(keys)] == keys]
         return below[-1] if below else None
 
     def layer_of(self, keys: Keys) -> str | None:
-        """Whom to tell of a fault at `keys`: the layer that named it, or otherwise what it stands in."""
+        """The layer to name for an error at `keys`: the one that set it, or the one that set the section around it."""
         return next((found for n in range(len(keys), 0, -1) if (found := self.origin(keys[:n]))), None)

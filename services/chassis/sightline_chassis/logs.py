@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from sightline_chassis.sections import LogSettings
 
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
-"""The id of the request being served; "" outside of one."""
+"""The id of the request being served; "" outside a request."""
 
 trace_id: contextvars.ContextVar[str] = contextvars.ContextVar("trace_id", default="")
-"""The W3C trace that the work belongs to; "" outside of one."""
+"""The W3C trace that the work belongs to; "" outside a trace."""
 
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
@@ -30,7 +30,7 @@ class JsonFormatter(logging.Formatter):
         self._service = service
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as JSON; what JSON cannot hold is written as text."""
+        """The record as JSON; values that JSON cannot hold are written as text."""
         line = {
             "ts": datetime.datetime.fromtimestamp(record.created, datetime.UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

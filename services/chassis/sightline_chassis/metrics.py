@@ -1,8 +1,8 @@
-"""Metrics that every service has, and the HTTP server that shows them.
+"""Metrics that every service has, and the HTTP server for them.
 
-They are made once per process in prometheus_client's default registry; a service adds its own beside them. The names,
-types and codes of `grpc_server_*` are spelled as Go's grpc-ecosystem does, for which dashboards are made.
-RPCs that never reach us (a message over the size limit, an unknown method) are not in them.
+They are made once per process in prometheus_client's default registry; a service adds its own. The names, types and
+codes of `grpc_server_*` follow Go's grpc-ecosystem, for which dashboards exist. RPCs that never reach the service (a
+message over the size limit, an unknown method) are not counted.
 """
 
 from __future__ import annotations
@@ -31,41 +31,41 @@ SECONDS: tuple[float, ...] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 
 _RPC = ("grpc_type", "grpc_service", "grpc_method")
 
 STARTED = Counter("grpc_server_started_total", "RPCs started.", _RPC)
-HANDLED = Counter("grpc_server_handled_total", "RPCs ended, whatever their outcome.", (*_RPC, "grpc_code"))
+HANDLED = Counter("grpc_server_handled_total", "RPCs that ended, with any outcome.", (*_RPC, "grpc_code"))
 HANDLING = Histogram("grpc_server_handling_seconds", "Time from start to end of an RPC.", _RPC, buckets=SECONDS)
 RECEIVED = Counter("grpc_server_msg_received_total", "Messages received.", _RPC)
 SENT = Counter("grpc_server_msg_sent_total", "Messages sent.", _RPC)
 
-BUILD_INFO = Gauge("sightline_build_info", "1, with what is running.", ("version", "commit"))
-INFLIGHT = Gauge("sightline_inflight_requests", "Requests being worked on.")
+BUILD_INFO = Gauge("sightline_build_info", "Always 1; the labels say what is running.", ("version", "commit"))
+INFLIGHT = Gauge("sightline_inflight_requests", "Requests in progress.")
 QUEUE_DEPTH = Gauge("sightline_queue_depth", "Requests waiting for their turn.")
-QUEUE_WAIT = Histogram("sightline_queue_wait_seconds", "Wait of a request for its turn.", buckets=(0.001, *SECONDS))
+QUEUE_WAIT = Histogram("sightline_queue_wait_seconds", "Time that a request waits.", buckets=(0.001, *SECONDS))
 REJECTED = Counter("sightline_rejected_total", "Requests refused by admission.", ("reason",))
-UNAUTHENTICATED = Counter("sightline_unauthenticated_total", "Calls refused without a known token.", ("reason",))
-TEAM_CALLS = Counter("sightline_team_calls_total", "RPCs ended, by the team that called.", ("team", "grpc_code"))
+UNAUTHENTICATED = Counter("sightline_unauthenticated_total", "Calls refused for lack of a known token.", ("reason",))
+TEAM_CALLS = Counter("sightline_team_calls_total", "RPCs that ended, by the calling team.", ("team", "grpc_code"))
 TEAM_INFLIGHT = Gauge("sightline_team_inflight_requests", "Calls of a team in flight, waiting included.", ("team",))
 TEAM_UNITS = Counter("sightline_team_units_total", "Texts and images that a team used.", ("team", "unit"))
 TEAM_REFUSED = Counter("sightline_team_refused_total", "Calls refused by a limit of their team.", ("team", "limit"))
 TEAM_STORED = Gauge(
-    "sightline_team_stored", "What is kept of a team: image_bytes, policies, pushed_policy_bytes.", ("team", "what")
+    "sightline_team_stored", "What is stored for a team: image_bytes, policies, pushed_policy_bytes.", ("team", "what")
 )
 TLS_EXPIRY = Gauge(
-    "sightline_tls_cert_expiry_timestamp_seconds", "When the first certificate of a file expires.", ("certificate",)
+    "sightline_tls_cert_expiry_timestamp_seconds", "When the first certificate in a file expires.", ("certificate",)
 )
 RELOAD_FAILING = Gauge(
-    "sightline_reload_failing", "1 while changed files cannot be used and the former stay in force.", ("what",)
+    "sightline_reload_failing", "1 while changed files cannot be used and the previous ones stay in force.", ("what",)
 )
-BACKEND_UP = Gauge("sightline_backend_up", "Whether what the service stands on does its work.", ("backend",))
+BACKEND_UP = Gauge("sightline_backend_up", "Whether the service's backend works.", ("backend",))
 BACKEND_SECONDS = Histogram(
     "sightline_backend_request_seconds", "Time of a call to a backend.", ("backend", "outcome"), buckets=SECONDS
 )
 BACKEND_RETRIES = Counter("sightline_backend_retries_total", "Calls to a backend that were retried.", ("backend",))
 LAST_SUCCESS = Gauge("sightline_last_success_timestamp_seconds", "When a call of the service last ended with OK.")
-CONFIG_INFO = Gauge("sightline_config_info", "1, with the hash of the settings in force.", ("config_hash",))
+CONFIG_INFO = Gauge("sightline_config_info", "Always 1; the label is the hash of the settings.", ("config_hash",))
 for _reason in ("missing", "malformed", "unknown"):  # shown at 0 from the start
     UNAUTHENTICATED.labels(_reason)
 LOOP_LAG = Histogram(
-    "sightline_event_loop_lag_seconds", "Delay of a timer of the event loop.", buckets=(0.001, *SECONDS)
+    "sightline_event_loop_lag_seconds", "Delay of a timer on the event loop.", buckets=(0.001, *SECONDS)
 )
 
 _GO_CODES = {grpc.StatusCode.OK: "OK", grpc.StatusCode.CANCELLED: "Canceled"}
@@ -73,7 +73,7 @@ _GO_CODES = {grpc.StatusCode.OK: "OK", grpc.StatusCode.CANCELLED: "Canceled"}
 
 @contextlib.contextmanager
 def backend_call(backend: str) -> Iterator[None]:
-    """Time a call to a backend inside the block; the outcome is "ok", or "failed" where it raises."""
+    """Time a call to a backend inside the block; the outcome is "ok", or "failed" if it raises."""
     start, outcome = time.monotonic(), "failed"
     try:
         yield
@@ -83,19 +83,19 @@ def backend_call(backend: str) -> Iterator[None]:
 
 
 def go_code(code: grpc.StatusCode) -> str:
-    """The code as Go spells it: `InvalidArgument`, `OK`, `Canceled`."""
+    """The code in Go's spelling: `InvalidArgument`, `OK`, `Canceled`."""
     return _GO_CODES.get(code) or code.name.title().replace("_", "")
 
 
 def go_type(request_streaming: bool, response_streaming: bool) -> str:
-    """The kind of RPC as Go spells it: `unary`, `client_stream`, `server_stream`, `bidi_stream`."""
+    """The kind of RPC in Go's spelling: `unary`, `client_stream`, `server_stream`, `bidi_stream`."""
     if request_streaming:
         return "bidi_stream" if response_streaming else "client_stream"
     return "server_stream" if response_streaming else "unary"
 
 
 def preregister(services: Iterable[str]) -> None:
-    """Show every method and code at 0 from the start: else `rate()` would miss the first error of each kind."""
+    """Export every method and code at 0 from the start: otherwise `rate()` would miss the first error of each kind."""
     for name in services:
         service = descriptor_pool.Default().FindServiceByName(name)
         for method in service.methods:
@@ -107,14 +107,14 @@ def preregister(services: Iterable[str]) -> None:
 
 
 def show_teams(names: Iterable[str]) -> None:
-    """Show teams at 0, so that `rate()` sees the first call of each."""
+    """Export teams at 0, so that `rate()` sees the first call of each."""
     for name in names:
         TEAM_INFLIGHT.labels(name)
         TEAM_CALLS.labels(name, "OK")
 
 
 def forget_teams(names: Iterable[str]) -> None:
-    """Drop all series of teams: their number stays bounded however often the tokens file changes."""
+    """Drop all series of removed teams, so that their number stays bounded however often the tokens file changes."""
     for name in names:
         for metric in (TEAM_CALLS, TEAM_INFLIGHT, TEAM_UNITS, TEAM_REFUSED, TEAM_STORED):
             metric.remove_by_labels({"team": name})
@@ -136,14 +136,14 @@ def set_build_info() -> None:
 
 
 def set_config_info(settings: Mapping[str, Any]) -> None:
-    """Fill `sightline_config_info` with a hash of the settings: replicas that differ show."""
+    """Fill `sightline_config_info` with a hash of the settings, which reveals replicas that differ."""
     text = json.dumps(settings, sort_keys=True)
     CONFIG_INFO.clear()
     CONFIG_INFO.labels(hashlib.sha256(text.encode()).hexdigest()[:12]).set(1)
 
 
 class MetricsServer:
-    """HTTP /metrics from threads of its own.
+    """Serves HTTP /metrics from its own threads.
 
     Raises:
         OSError: the port is taken.
@@ -174,4 +174,4 @@ class _IPv6Server(_HttpServer):
 
 class _SilentHandler(WSGIRequestHandler):
     def log_message(self, *_: object) -> None:
-        """A scrape is not worth a line."""
+        """Does not log scrapes."""

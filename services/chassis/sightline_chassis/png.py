@@ -1,7 +1,7 @@
-"""PNG files before a decoder sees them: only the chunks that the rule reads stay, and of an animation its first frame.
+"""Filters PNG files before decoding: keeps only the chunks that the rule reads, and an animation's first frame.
 
-Text (ComfyUI and others keep whole workflows in it) and colour profiles are never inflated: a decoder that does can be
-made to unpack megabytes from a few bytes, or refuses a picture for its text.
+Text (ComfyUI and others store whole workflows in it) and colour profiles are never inflated: a decoder that inflates
+them can be made to unpack megabytes from a few bytes, or refuses a picture because of its text.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from sightline.pictures import png_chunk
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _KEPT = frozenset((b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"))
-_MOST_CHUNKS = 1 << 16  # pictures of 20 MiB have some thousand; walking more takes longer than decoding
+_MOST_CHUNKS = 1 << 16  # 20 MiB pictures have a few thousand; walking more takes longer than decoding
 
 
 def plain_png(content: bytes) -> tuple[bytes, tuple[int, int, int, int] | None]:
-    """A PNG file with what the rule reads.
+    """A PNG file reduced to what the rule reads.
 
     Args:
         content: a file that begins with `MAGIC`.
 
     Returns:
-        The file, and (width, height, left, top) of the canvas where what it shows is only a part of it: the first frame
-        of an animation that its default image does not belong to.
+        The file, and (width, height, left, top) of the canvas if it shows only a part of it: the first frame of an
+        animation whose default image is not a frame.
 
     Raises:
-        ValueError: it has more chunks than any picture.
+        ValueError: it has too many chunks for a picture.
     """
     kept: list[bytes] = [MAGIC]
     data, frame, end, plain, animated, shown = [], None, len(MAGIC), True, False, False
@@ -69,7 +69,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
         length, kind = struct.unpack(">I4s", content[at : at + 8])
         end = at + 12 + length
         if end > size or not kind.isalpha():
-            return  # it ends early or is damaged here: the decoder says so
+            return  # it ends early or is damaged here: the decoder will report it
         yield kind, at + 8, end
         if kind == b"IEND":
             return
@@ -78,7 +78,7 @@ def _chunks(content: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _fits(header: bytes, frame: tuple[int, ...]) -> bool:
-    """Whether a frame lies on the canvas."""
+    """Whether a frame lies within the canvas."""
     if header[4:8] != b"IHDR" or len(header) < 8 + 13 + 4:
         return False
     whole = struct.unpack(">II", header[8:16])

@@ -1,7 +1,7 @@
 """A service as a process, or inside a test: bind, load, serve, announce, drain, stop.
 
 sys.exit(run("scorer", ScorerSettings, make, config=path, overrides=[]))  # all of a service's main
-sys.exit(serve(Scorer(settings), settings))                               # where the settings are there already
+sys.exit(serve(Scorer(settings), settings))                               # with settings that exist already
 async with serving(Scorer(settings), settings) as at:                     # a test
     channel = open_aio_channel(at.grpc)
 """
@@ -44,12 +44,13 @@ def run(
     Args:
         name: the service's short name; the environment's prefix is `SIGHTLINE_<NAME>__`.
         cls: class of its settings.
-        make: makes the service of them; imports what is heavy only then, so that wrong settings show at once.
+        make: makes the service from them; imports heavy packages only then, so that wrong settings are reported at
+            once.
         config: a YAML file of settings, or None.
         overrides: "section.key=value" from the command line.
 
     Returns:
-        The exit code: 0 after an orderly end, 1 where it could not start, 2 for unusable settings.
+        The exit code: 0 after an orderly end, 1 if it could not start, 2 for unusable settings.
     """
     try:
         settings = load_settings(cls, service=name, config=config, overrides=list(overrides))
@@ -64,8 +65,8 @@ async def serving(service: Service, settings: ServiceSettings) -> AsyncIterator[
     """Serve inside the block; drain and stop at its end.
 
     Raises:
-        BindError: a port cannot be had.
-        Exception: what the service's `start` raised.
+        BindError: a port is not available.
+        Exception: the error of the service's `start`.
     """
     server = Server(service, settings)
     try:
@@ -110,7 +111,7 @@ async def _serve(service: Service, settings: ServiceSettings) -> int:
         if starting.done():
             starting.result()
             gc.collect()
-            gc.freeze()  # what came up stays: a full collection would hold every call up to walk it
+            gc.freeze()  # objects from the start stay: walking them in a full collection would delay every call
             tasks.append(asyncio.ensure_future(server.died()))
             await asyncio.wait(tasks[1:], return_when=asyncio.FIRST_COMPLETED)
             if not stopping.done():
@@ -124,7 +125,7 @@ async def _serve(service: Service, settings: ServiceSettings) -> int:
 
 
 class _Signals:
-    """Counts SIGTERM and SIGINT. Plain handlers: those of asyncio wait for a loop that may be stuck."""
+    """Counts SIGTERM and SIGINT. Uses plain handlers, since asyncio's wait for a loop that may be stuck."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

@@ -1,4 +1,4 @@
-"""What each team uses: calls in flight, and texts and images by the minute."""
+"""What each team uses: calls in flight, and texts and images per minute."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from sightline_chassis.sections import TeamLimits
 
 @dataclass(frozen=True)
 class Cost:
-    """What a request uses of its team's limits."""
+    """What a request charges to its team's limits."""
 
     texts: int = 0
     images: int = 0
 
 
 class Bucket:
-    """A token bucket: holds a minute's allowance and fills evenly. After a rest a team may use a minute's worth at
-    once; over any longer time it gets the rate.
+    """A token bucket: holds a minute's allowance and fills evenly. After a pause a team may use a minute's allowance at
+    once; over a longer time it gets the rate.
 
     Args:
         per_minute: the allowance; None is unlimited.
-        clock: seconds that only grow.
+        clock: a monotonic clock in seconds.
     """
 
     def __init__(self, per_minute: int | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -36,7 +36,7 @@ class Bucket:
         self._filled = clock()
 
     def set(self, per_minute: int | None) -> None:
-        """Change the allowance; what has been used stays used."""
+        """Change the allowance; past use still counts."""
         if per_minute != self.per_minute:
             used = (self.per_minute or 0) - self._fill()
             self.per_minute = per_minute
@@ -65,7 +65,7 @@ class Quota:
 
     Args:
         team: its name.
-        limits: asked for at each use: they may change.
+        limits: read at each use, since they may change.
         retry_after: seconds that a team with too many calls in flight should wait.
     """
 
@@ -89,10 +89,10 @@ class Quota:
         metrics.TEAM_INFLIGHT.labels(self._team).dec()
 
     def charge(self, cost: Cost) -> None:
-        """Take what a request costs, all or nothing.
+        """Charge the cost of a request, all or nothing.
 
         Raises:
-            Overloaded: it is not there now; `retry_after` says when.
+            Overloaded: the allowance is used up for now; `retry_after` says until when.
             InvalidInput: it is over a whole minute's allowance.
         """
         amounts = {"texts": cost.texts, "images": cost.images}
@@ -101,7 +101,7 @@ class Quota:
             most = self._buckets[unit].per_minute
             if most is not None and amount > most:
                 raise InvalidInput(
-                    f"the request has {amount} {unit}, team {self._team} may use {most} a minute: send smaller ones",
+                    f"the request has {amount} {unit}; team {self._team} may use {most} a minute: send smaller requests",
                     reason="OVER_TEAM_LIMIT",
                     metadata={"team": self._team, "limit": str(most)},
                 )
@@ -114,7 +114,7 @@ class Quota:
                 metrics.TEAM_UNITS.labels(self._team, unit).inc(amount)
 
     def check(self) -> None:
-        """Raise Overloaded where not even one text is left, which each request needs: known before it is decoded."""
+        """Raise Overloaded if not even one text is left, which each request needs: this is known before decoding."""
         self._follow()
         if wait := self._buckets["texts"].wait(1):
             raise self._spent("texts", wait)

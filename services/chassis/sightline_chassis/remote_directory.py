@@ -1,4 +1,4 @@
-"""A directory at any URL that fsspec knows: which files it holds, and each of them fetched whole, within a bound."""
+"""A directory at any URL that fsspec knows: lists its files and fetches each completely, within a bound."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class RemoteDirectory:
     """Blocks; use it outside an event loop.
 
     Args:
-        url: of the directory, such as `s3://models/llava` (needs s3fs) or `hf://ORG/REPO@REVISION`.
+        url: the directory's, such as `s3://models/llava` (needs s3fs) or `hf://ORG/REPO@REVISION`.
 
     Raises:
         InvalidInput: fsspec does not know the scheme, or a package for it is missing.
@@ -30,15 +30,15 @@ class RemoteDirectory:
             self._files, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
             raise InvalidInput(f"{url} cannot be opened: {error}", reason="BAD_URI") from error
-        except Exception as error:  # every file system has its own kinds
+        except Exception as error:  # every file system has its own errors
             raise self._unavailable(error) from error
         self._root = str(root).rstrip("/")
 
     def sizes(self) -> dict[str, int | None]:
-        """All files below it, by their path below it, with their bytes where the storage knows them.
+        """All files below it, by relative path, with their bytes if the storage knows them.
 
         Raises:
-            InvalidInput: a name leads out of the directory.
+            InvalidInput: a name points outside the directory.
         """
         try:
             found = self._files.find(self._root, detail=True)
@@ -47,12 +47,13 @@ class RemoteDirectory:
         return {self._name(path): facts["size"] for path, facts in found.items()}
 
     def fetch(self, name: str, to: Path, *, most_bytes: int, sha256: str | None = None) -> int:
-        """Copy one file; its bytes. It is written aside, brought to disk and renamed: one that exists is whole.
+        """Copy one file; returns its bytes. It is written under a temporary name, synced and renamed: a file that
+        exists is complete.
 
         Raises:
-            NotFound: it is not there.
-            PreconditionFailed: it holds more than `most_bytes`; the rest of it is not fetched.
-            DataCorrupted: it has another digest; it is not left behind.
+            NotFound: it does not exist.
+            PreconditionFailed: it holds more than `most_bytes`; the rest is not fetched.
+            DataCorrupted: it has another digest; the copy is deleted.
         """
         to.parent.mkdir(parents=True, exist_ok=True)
         aside, digest, size = to.with_name(f".{to.name}.part"), hashlib.sha256(), 0
@@ -85,7 +86,7 @@ class RemoteDirectory:
         return size
 
     def put(self, name: str, content: bytes) -> None:
-        """Write a file into it."""
+        """Write a file into the directory."""
         try:
             with self._files.open(f"{self._root}/{name}", "wb") as out:
                 out.write(content)

@@ -32,11 +32,11 @@ def _checked(target: str) -> str:
 
 
 Target: TypeAlias = Annotated[str, AfterValidator(_checked)]
-"""The address of a service: a malformed one is refused here, not when it is called."""
+"""The address of a service: a malformed one is refused here, not at the first call."""
 
 
 class Table(Section):
-    """A section whose keys are names of entries: given as a mapping, it is replaced as a whole."""
+    """A section whose keys are names of entries: a mapping replaces it as a whole."""
 
 
 class TlsSettings(Section):
@@ -63,7 +63,7 @@ class TlsSettings(Section):
         if missing:
             raise ValueError(f"mode {self.mode} needs {' and '.join(missing)}")
         unused = [name for name in names if getattr(self, name) is not None and name not in needed[self.mode]]
-        if unused:  # somebody believes that it is in force
+        if unused:  # the user believes that it is in force
             raise ValueError(f"mode {self.mode} does not use {' and '.join(unused)}: change the mode or leave them out")
         return self
 
@@ -119,7 +119,7 @@ class AdmissionSettings(Section):
 
 
 class TeamLimits(Section):
-    """What one team may use of one replica; null is unlimited."""
+    """What one team may use on one replica; null is unlimited."""
 
     concurrent: int | None = Field(
         default=None, ge=1, le=100_000, description="Maximum number of running and waiting calls."
@@ -134,19 +134,19 @@ class TeamLimits(Section):
         default=None,
         ge=1,
         le=1 << 50,
-        description="Bytes of the images kept of it, in memory and on disk; its least recently used leave first.",
+        description="Maximum bytes of its stored images, in memory and on disk; the least recently used go first.",
     )
     staged_policies: int | None = Field(
         default=None,
         ge=1,
         le=1024,
-        description="Policies that it may have staged at a sampler: publication.keep + 1 for each of its runs.",
+        description="Maximum policies staged at a sampler; a run needs publication.keep + 1.",
     )
     pushed_policy_bytes: int | None = Field(
         default=None,
         ge=1,
         le=1 << 50,
-        description="Bytes of its pushed policies at a sampler; those that are not loaded leave first.",
+        description="Maximum bytes of its pushed policies at a sampler; those that are not loaded go first.",
     )
 
 
@@ -184,24 +184,24 @@ class LogSettings(Section):
 
 
 class TraceSettings(Section):
-    """Spans of what the service does, for whoever collects them. Needs the extra `traces`."""
+    """Spans of the service's work, sent to a collector. Needs the extra `traces`."""
 
     endpoint: str | None = Field(
         default=None,
         pattern=r"^https?://[^\s/]+",
-        description="OTLP over HTTP, as http://collector:4318; spans go to its /v1/traces. null: no traces.",
+        description="OTLP endpoint over HTTP, as http://collector:4318; spans go to /v1/traces. null: no traces.",
     )
     ratio: float = Field(
-        default=1.0, ge=0, le=1, description="Share of the traces begun here that are kept; callers decide on theirs."
+        default=1.0, ge=0, le=1, description="Share of traces started here to keep; callers decide about theirs."
     )
 
 
 class ImageLimits(Section):
-    """What an image may hold; checked before it is decoded. The same for every service."""
+    """Limits of an image, checked before it is decoded. The same for every service."""
 
-    max_image_bytes: int = Field(20 * 2**20, ge=1, le=60 * 2**20, description="Bytes of an encoded image")
+    max_image_bytes: int = Field(20 * 2**20, ge=1, le=60 * 2**20, description="Maximum bytes of an encoded image")
     max_image_pixels: int = Field(
-        50_000_000, ge=1, le=2**31, description="Width times height of an image, read from its header before decoding"
+        50_000_000, ge=1, le=2**31, description="Maximum width times height, read from the header before decoding"
     )
 
 
@@ -227,7 +227,7 @@ class ImageStoreSettings(Section):
 
 
 class ServiceSettings(Section):
-    """What every service has; a service adds its own sections in a subclass."""
+    """The settings that every service has; a service adds its own sections in a subclass."""
 
     server: ServerSettings = Field(default=ServerSettings(), description="Where the service listens and how it stops.")
     admission: AdmissionSettings = Field(default=AdmissionSettings(), description="How much work the service accepts.")

@@ -1,4 +1,5 @@
-"""All that runs for one service in a process: the gRPC server, health, metrics, readiness and the announce file."""
+"""Everything that runs for one service in a process: the gRPC server, health, metrics, readiness and the announce
+file."""
 
 from __future__ import annotations
 
@@ -47,14 +48,14 @@ class Addresses:
 
 
 class BindError(Exception):
-    """A port is taken or an address is not ours; the message names it and its setting."""
+    """A port is taken or an address is not this machine's; the message names it and its setting."""
 
 
 class Server:
     """One service, served. The three ports are bound when it is made, inside a running event loop.
 
     Raises:
-        BindError: a port cannot be had.
+        BindError: a port is not available.
         PreconditionFailed: the files of TLS or of tokens cannot be used.
     """
 
@@ -87,8 +88,8 @@ class Server:
         began = time.monotonic()
         self._health.start()
         self._tasks.append(asyncio.create_task(self._beat()))
-        # The port is bound, so whoever calls connects: a handshake that is not answered until the load is done would
-        # time out. The interceptor holds the calls until there are handlers.
+        # The port is bound, so callers connect: a handshake that is not answered until the load is done would time out.
+        # The interceptor holds the calls until there are handlers.
         late = LateHandlers(self._grpc)
         await self._grpc.start()
         await self._service.start()
@@ -116,7 +117,7 @@ class Server:
         return self._grpc.add_secure_port(address, self._certificates.credentials())
 
     async def died(self) -> None:
-        """Return, or raise, when gRPC's server has ended without having been asked to."""
+        """Return, or raise, when gRPC's server has ended unexpectedly."""
         while await self._grpc.wait_for_termination(DIED_SECONDS):
             pass  # without a timeout, cancelling this wait would cancel gRPC's own shutdown
 
@@ -125,7 +126,7 @@ class Server:
         self._hurry.set()
 
     async def close(self) -> None:
-        """Drains, then stops everything; also after a start that failed."""
+        """Drain, then stop everything; also after a failed start."""
         self._stopping = True
         self._health.ready(False)
         try:
@@ -148,17 +149,17 @@ class Server:
         await _within(self._settings.notice_seconds, self._hurry)
         await self._service.drain()
         refusing = asyncio.create_task(self._grpc.stop(self._settings.drain_seconds))
-        # gRPC's own grace also waits for open watches of health, which would hold up every drain to its end.
+        # gRPC's own grace also waits for open health watches, which would prolong every drain to its limit.
         await _within(self._settings.drain_seconds, self._interceptor.idle, self._hurry)
         if self._interceptor.running:
             logger.warning("drain cut short", extra={"in_flight": self._interceptor.running})
         await self._grpc.stop(FLUSH_SECONDS)
         await refusing
-        await _within(CLEANUP_SECONDS, self._interceptor.idle)  # cancelled handlers tidy up
+        await _within(CLEANUP_SECONDS, self._interceptor.idle)  # cancelled handlers clean up
 
     async def _unbind(self) -> None:
         self._interceptor.open(Unavailable(f"the {self._service.name} did not start", reason="START_FAILED"))
-        await self._grpc.start()  # a server that never ran would keep its port; one that runs does not mind
+        await self._grpc.start()  # a server that never ran would keep its port; starting a running one does no harm
         await self._grpc.stop(FLUSH_SECONDS)
 
     async def _beat(self) -> None:
@@ -214,7 +215,7 @@ class Server:
     def _withdraw(self) -> None:
         if (path := self._settings.announce) is not None:
             with contextlib.suppress(OSError, ValueError):
-                if json.loads(path.read_text(encoding="utf-8"))["pid"] == os.getpid():  # else it is our successor's
+                if json.loads(path.read_text(encoding="utf-8"))["pid"] == os.getpid():  # else our successor's
                     path.unlink()
 
 
@@ -242,10 +243,10 @@ def _options(settings: ServerSettings) -> list[tuple[str, int]]:
         ("grpc.so_reuseport", 0),  # otherwise two services silently share a port
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.ping_timeout_ms", 20_000),  # of keepalive's pings too: a minute where it is not set
+        ("grpc.http2.ping_timeout_ms", 20_000),  # also bounds keepalive's pings: the default is a minute
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-        ("grpc.http2.max_ping_strikes", 0),  # after a stall pings arrive in a heap; calls must not be cut for that
+        ("grpc.http2.max_ping_strikes", 0),  # after a stall many pings arrive at once; that must not end calls
     ]
 
 

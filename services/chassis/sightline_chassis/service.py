@@ -25,33 +25,33 @@ class Service(abc.ABC):
     proto_services: ClassVar[tuple[str, ...]]
     """Full names of its gRPC services, for reflection, health and metrics."""
     unadmitted: ClassVar[tuple[str, ...]] = ()
-    """Methods ("package.Service/Method") that need no admission: control, and streams that only watch."""
+    """Methods ("package.Service/Method") that skip admission: control, and streams that only watch."""
 
     costs: ClassVar[Mapping[str, Callable[[Any], Cost]]] = {}
-    """What a request of a method ("package.Service/Method") with one request message uses of its team's limits. A
-    handler of a stream of requests calls `sightline_chassis.gate.charge` for each."""
+    """What a request of a method ("package.Service/Method") with a single request message charges to its team's limits.
+    A handler of a stream of requests calls `sightline_chassis.gate.charge` for each."""
 
     @abc.abstractmethod
     async def start(self) -> None:
-        """Load what is needed, off the event loop; the service is NOT_SERVING until this returns."""
+        """Load the service, off the event loop; it is NOT_SERVING until this returns."""
 
     @abc.abstractmethod
     def register(self, server: grpc.aio.Server) -> None:
         """Add the servicers; called after `start`."""
 
     async def ready(self) -> str | None:
-        """None when the service can do its work, else why not; asked about every second."""
+        """None if the service can work now, otherwise why not; called about every second."""
         return None
 
     def broken(self) -> str | None:
-        """Why nothing but a restart of the process helps, None else: "liveness" goes then. Asked several times a second
-        once the service has started."""
+        """Why only a restart of the process helps (then "liveness" fails), or None. Called several times a second after
+        the start."""
         return None
 
     async def drain(self) -> None:
-        """Called when calls begin to be refused: endless streams (watches) end here, or they hold up the stop."""
+        """Called when calls begin to be refused: end endless streams (watches) here, or they delay the stop."""
         return
 
     async def stop(self) -> None:
-        """Give back what `start` took. Called once, after the drain, and also when `start` failed half-way."""
+        """Release what `start` acquired. Called once, after the drain, and also if `start` failed half-way."""
         return

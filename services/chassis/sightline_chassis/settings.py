@@ -4,8 +4,8 @@
     environment    SIGHTLINE_SCORER__ADMISSION__MAX_CONCURRENT=4
     flag           --set admission.max_concurrent=4
 
-Values of the environment and of flags are YAML, so `[a, b]`, `null` and `true` mean what they mean in the file; where a
-string is asked for, the text is taken as it stands. How a value is laid over what is there: see `layers`.
+Values of the environment and of flags are YAML, so `[a, b]`, `null` and `true` mean the same as in the file; for a
+string, the text is taken unchanged. `layers` explains how values are merged.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ __all__ = [
 
 S = TypeVar("S", bound=Section)
 
-# Of a refusal, which travels in a status that has room for little: no line is begun beyond the last of these.
+# A refusal is sent in a status, which is short: no line begins after this many characters.
 _MOST_LINES, _MOST_LETTERS, _ENOUGH_LETTERS = 20, 300, 800
 _SECRET_WORDS = {"token", "tokens", "secret", "secrets", "password", "passwords"}
 
 
 @dataclass(frozen=True)
 class SettingsRead(Generic[S]):
-    """Settings, and the layers that they came of."""
+    """Settings, and the layers that they came from."""
 
     settings: S
     layers: Layers
@@ -96,7 +96,7 @@ def read_settings(
         service: the service's name; the environment's prefix is `SIGHTLINE_<SERVICE>__`.
         config: a YAML file, or None.
         overrides: "section.key=value" from the command line.
-        environment: whether this process's environment has a say.
+        environment: whether to read this process's environment.
 
     Raises:
         SettingsError: the file cannot be read, a key is unknown, or a value does not fit.
@@ -112,7 +112,7 @@ def read_settings(
         try:
             return SettingsRead(cls.model_validate(layers.tree), layers, file)
         except pydantic.ValidationError as error:
-            # YAML read a number or a date where a string is asked for ("007", "1.10", "yes"): take it as written.
+            # YAML read a number or a date, but a string is wanted ("007", "1.10", "yes"): take it as written.
             for item in error.errors():
                 keys = _keys(item)
                 if item["type"] in ("string_type", "path_type") and keys in texts:
@@ -123,12 +123,12 @@ def read_settings(
 
 
 def resolved(settings: pydantic.BaseModel) -> dict[str, Any]:
-    """The settings as plain JSON values for the log; what is named like a secret (and is not a number) is hidden."""
+    """The settings as plain JSON values for the log; values named like a secret (except numbers) are hidden."""
     return typing.cast(dict[str, Any], _hide(settings.model_dump(mode="json")))
 
 
 def read_yaml(config: Path) -> dict[str, Any]:
-    """The mapping that a YAML file holds; messages of errors show nothing of its content.
+    """The mapping in a YAML file; error messages do not show its content.
 
     Raises:
         SettingsError: it cannot be read, is not YAML, or holds no mapping.
@@ -180,12 +180,12 @@ def _parse(text: str, origin: str) -> Any:
 
 
 class NotYaml(str):
-    """A text that YAML refuses: a text of somebody's, as it is; or, where a list or a table is wanted, a slip."""
+    """A text that YAML refuses: a plain text, or a mistake if a list or a table is wanted."""
 
     why: str
 
     def __new__(cls, text: str, why: str) -> Self:
-        """The text, and what YAML says of it."""
+        """The text, and YAML's complaint."""
         made = super().__new__(cls, text)
         made.why = why
         return made
@@ -217,15 +217,15 @@ def _explain(cls: type[Section], error: pydantic.ValidationError, layers: Layers
 
 
 def _no_yaml(value: Any) -> str:
-    """Why a text that looks like a list or a table is none."""
+    """Why a text that looks like a list or a table is not one."""
     if not isinstance(value, NotYaml) or not value.lstrip().startswith(("[", "{")):
         return ""
-    return f"; it is not YAML ({value.why}): put texts that hold punctuation into double quotes"
+    return f"; it is not YAML ({value.why}): put texts with punctuation into double quotes"
 
 
 def _did_you_mean(cls: type[Section], keys: Keys) -> str:
     model = cls
-    for key in keys[:-1]:  # an index of a list or a key of a mapping stays in the model
+    for key in keys[:-1]:  # an index of a list or a key of a mapping stays in the same model
         if key in model.model_fields:
             model = _section_in(model.model_fields[key].annotation) or model
     names = list(model.model_fields)
@@ -241,7 +241,7 @@ def _section_in(annotation: Any) -> type[Section] | None:
 
 
 def _is_secret(key: str, value: Any) -> bool:
-    if key.lower().endswith("_file"):  # where a secret lies is none
+    if key.lower().endswith("_file"):  # the path of a secret is not secret
         return False
     return not _SECRET_WORDS.isdisjoint(key.lower().split("_")) and not isinstance(value, int | float | None)
 

@@ -1,7 +1,7 @@
-"""Shipped: what comes with the package (recipes, the playground's models, protos, the chart), found by name.
+"""Finds files that come with the package by name: recipes, the playground's models, protos, the chart.
 
-In a wheel these files lie inside the packages; in a checkout beside them. Nothing here imports the package whose files
-it finds.
+In a wheel these files are inside the packages; in a checkout beside them. This module does not import the packages
+whose files it finds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def shipped(name: str) -> Path:
     """The directory of "recipes", "weights", "protos" or "chart".
 
     Raises:
-        NotFound: the package that carries it is not installed, or came without it.
+        NotFound: its package is not installed, or does not contain it.
     """
     package, inside, beside = _PLACES[name]
     found = importlib.util.find_spec(package)
@@ -39,7 +39,7 @@ def shipped(name: str) -> Path:
 
 
 def model_place(name: str) -> str:
-    """Where a model is: the directory of `playground:clip` or `playground:llava`; other names stay as they are.
+    """Resolve a model's name: the directory of `playground:clip` or `playground:llava`; other names are unchanged.
 
     Raises:
         NotFound: the playground has no such model, or is not installed.
@@ -54,7 +54,7 @@ def model_place(name: str) -> str:
 
 
 def known_model(name: str) -> str:
-    """A validator of settings: the name, whose model is there where it is the playground's."""
+    """A validator of settings: checks that a playground model exists."""
     try:
         model_place(name)
     except NotFound as error:

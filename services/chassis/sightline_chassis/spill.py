@@ -1,7 +1,7 @@
-"""Images that left the store's memory, in a directory: bounded, the least recently used leave first.
+"""Images that left the store's memory, in a directory: bounded; the least recently used are dropped first.
 
-Files are named by their SHA-256 and verified when they are read. A service that starts again finds them again; one
-directory belongs to one service.
+Files are named by their SHA-256 and verified when they are read. A restarted service finds them again; a directory
+belongs to one service.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from sightline.errors import DataCorrupted
 
 logger = logging.getLogger(__name__)
 _NAME = re.compile(r"[0-9a-f]{64}")
-_MOST_ON_THE_WAY = 64 * 2**20  # bytes that may wait for a slow disk; more are dropped rather than kept
+_MOST_ON_THE_WAY = 64 * 2**20  # bytes that may wait for a slow disk; more are dropped
 
 
 class Spill:
-    """A directory of images. Writing happens in a thread of its own.
+    """A directory of images, written by its own thread.
 
-    What is known of its files is an `OrderedDict`, not cachetools: a file leaves under two locks, and not in the moment
-    in which another one is noted.
+    The index of its files is an `OrderedDict`, not cachetools: a file is removed under two locks, not at the moment at
+    which another is added.
 
     Args:
-        directory: made if it is not there.
-        max_bytes: of all images in it.
+        directory: created if it does not exist.
+        max_bytes: maximum of all images in it.
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
@@ -38,8 +38,8 @@ class Spill:
         self._max_bytes = max_bytes
         self._sizes: OrderedDict[bytes, int] = OrderedDict()
         self._on_the_way: dict[bytes, bytes] = {}
-        self._lock = threading.Lock()  # over what is above; never held while the disk is waited for
-        self._files = threading.Lock()  # over names in the directory and what is known of them, together
+        self._lock = threading.Lock()  # guards the fields above; never held during disk access
+        self._files = threading.Lock()  # guards the directory's names and their index together
         self._bytes = 0
         directory.mkdir(parents=True, exist_ok=True)
         found = [path for path in directory.iterdir() if _NAME.fullmatch(path.name) and path.is_file()]
@@ -61,12 +61,12 @@ class Spill:
             return sha256 in self._on_the_way
 
     def names(self) -> set[bytes]:
-        """Of all images here; none counts as used."""
+        """The SHA-256 of all images here; none counts as used."""
         with self._lock:
             return {*self._sizes, *self._on_the_way}
 
     def put(self, sha256: bytes, content: bytes) -> None:
-        """Take an image; returns at once."""
+        """Store an image; returns at once."""
         with self._lock:
             if sha256 in self._sizes or sha256 in self._on_the_way or len(content) > self._max_bytes:
                 return
@@ -76,7 +76,7 @@ class Spill:
         self._pool.submit(self._write, sha256, content)
 
     def read(self, sha256: bytes) -> bytes:
-        """An image's bytes; may wait for the disk. Raises FileNotFoundError, and DataCorrupted where they changed."""
+        """An image's bytes; may wait for the disk. Raises FileNotFoundError, or DataCorrupted if they changed."""
         with self._lock:
             waiting = self._on_the_way.get(sha256)
         if waiting is not None:
@@ -117,7 +117,7 @@ class Spill:
                     self._on_the_way.pop(sha256, None)
                     self._sizes[sha256] = len(content)
                     self._bytes += len(content)
-        except OSError as error:  # a full disk costs an upload, not the service
+        except OSError as error:  # a full disk fails an upload, not the service
             logger.warning("an image could not be spilled", extra={"why": str(error)})
             with self._lock:
                 self._on_the_way.pop(sha256, None)
@@ -133,7 +133,7 @@ class Spill:
             self._forget(oldest)
 
     def _forget(self, sha256: bytes, *, gone: bool = False) -> None:
-        """Drop an image; with `gone` only where its file is not there (it may have come again)."""
+        """Drop an image; with `gone` only if its file does not exist (it may have been stored again)."""
         with self._files:
             if gone and self._path(sha256).exists():
                 return

@@ -2,11 +2,11 @@
 
 teams:
   vision:
-    tokens: ["sha256:..."]            # `sightline token` prints the line; two while one replaces the other
+    tokens: ["sha256:..."]            # `sightline token` prints the line; two during a rotation
     limits: {concurrent: 8, texts_per_minute: 60000, images_per_minute: 6000}
   search:
     tokens: ["sha256:..."]
-    methods: [Score, ListModels]      # all where not given
+    methods: [Score, ListModels]      # default: all
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sightline_chassis.tokens import HASH_PATTERN, hash_of
 from sightline_chassis.watched import Watched
 
 ANONYMOUS = "anonymous"
-"""The team of callers that need no token."""
+"""The team of callers without a token."""
 
 MAX_TEAMS = 200  # each is a value of a metric's label
 
@@ -38,14 +38,14 @@ class Team(Section):
     tokens: list[Annotated[str, Field(pattern=HASH_PATTERN)]] = Field(
         min_length=1, max_length=20, description="Hashes of its tokens."
     )
-    limits: TeamLimits = Field(default=TeamLimits(), description="What it may use of one replica.")
+    limits: TeamLimits = Field(default=TeamLimits(), description="What it may use on one replica.")
     methods: list[str] | None = Field(
         default=None, description='Names of the methods that it may call ("Score"); null: all.'
     )
 
 
 class TeamsFile(Section):
-    """What a tokens file holds."""
+    """The content of a tokens file."""
 
     teams: dict[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,39}$")], Team] = Field(max_length=MAX_TEAMS)
 
@@ -80,22 +80,22 @@ class Teams:
         self._file = None if path is None else Watched("tokens file", [path], lambda: _read(path))
 
     def names(self) -> list[str]:
-        """All teams of now, the anonymous one if such callers are served."""
+        """The current teams, including the anonymous one if such callers are served."""
         anonymous = [] if self._settings.needs_token else [ANONYMOUS]
         return [*self._teams(), *anonymous]
 
     def caller(self, headers: Sequence[str], method: str) -> Caller:
-        """Who sends these `authorization` headers.
+        """The caller that sent these `authorization` headers.
 
         Args:
             headers: values of all headers of that name.
             method: name of the method that is called.
 
         Raises:
-            Unauthenticated: there is no token, or not one of ours.
+            Unauthenticated: there is no token, or an unknown one.
             PermissionDenied: the team may not call the method.
         """
-        if self._file is None:  # a token that is sent before the service asks for it does no harm
+        if self._file is None:  # an unneeded token does no harm
             return Caller(ANONYMOUS)
         if not headers:
             if self._settings.needs_token:
@@ -120,12 +120,12 @@ class Teams:
         return caller
 
     def check(self, caller: Caller) -> None:
-        """Raise Unauthenticated where the caller's token has been revoked since."""
+        """Raise Unauthenticated if the caller's token has been revoked since."""
         if caller.hash:
             self._owner(caller.hash)
 
     def limits(self, team: str) -> TeamLimits:
-        """What the team may use; an unknown one has the limits of anonymous callers."""
+        """The team's limits; an unknown team has those of anonymous callers."""
         known = self._teams().get(team)
         return self._settings.anonymous_limits if known is None else known.limits
 
@@ -155,6 +155,6 @@ def _read(path: Path) -> dict[str, Team]:
         return TeamsFile.model_validate(read_yaml(path)).teams
     except SettingsError as error:
         raise PreconditionFailed(f"auth.tokens_file: {error}", reason="TOKENS_FILE") from None
-    except pydantic.ValidationError as error:  # without the values: somebody may have put tokens there
+    except pydantic.ValidationError as error:  # without the values, which may be tokens
         why = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()[:5])
         raise PreconditionFailed(f"auth.tokens_file: {path}: {why}", reason="TOKENS_FILE") from None

@@ -1,6 +1,6 @@
 """The service's certificate: read, checked, and read again when its files change, without a restart.
 
-A new certificate (or client CA) is used from the next handshake on; connections that stand keep theirs.
+A new certificate (or client CA) is used from the next handshake on; open connections keep theirs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class _Loaded:
 
 
 class Certificates:
-    """What `server.tls` names; the mode is not "disabled".
+    """The files that `server.tls` names; the mode is not "disabled".
 
     Raises:
         PreconditionFailed: a file cannot be read, is not PEM, or certificate and key do not belong together.
@@ -41,13 +41,13 @@ class Certificates:
         self._shown = self._files.get()
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For `add_secure_port`; gRPC asks them at each handshake, from a thread of its own."""
+        """Credentials for `add_secure_port`; gRPC calls them at each handshake, from its own thread."""
         return grpc.dynamic_ssl_server_credentials(
             self._shown.configuration, self._changed, require_client_authentication=self._settings.mode == "mutual"
         )
 
     def refresh(self) -> None:
-        """Check the files, so that the metric of their expiry is right even without connections."""
+        """Check the files, so that the expiry metric is right even without connections."""
         self._files.get()
 
     def _changed(self) -> Any:
@@ -97,7 +97,7 @@ def _certificates(pem: bytes, path: Path, name: str) -> list[x509.Certificate]:
 
 
 def _expiry(certificates: Iterable[x509.Certificate]) -> float:
-    """When the first of them expires, in seconds since 1970."""
+    """When the first certificate expires, in seconds since 1970."""
     return min(certificate.not_valid_after_utc.timestamp() for certificate in certificates)
 
 

@@ -1,6 +1,6 @@
 """Bearer tokens: made here, shown once, kept as hashes only.
 
-A token has 256 random bits, so a plain SHA-256 of it is as good as any slow hash: there is nothing to guess.
+A token has 256 random bits, so a plain SHA-256 is as good as a slow hash: it cannot be guessed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import secrets
 
 PREFIX = "sightline_"
-"""Of every token that is made here, so that scanners for leaked secrets can know one."""
+"""Prefix of every token made here, so that scanners for leaked secrets can recognise it."""
 
 HASH_PATTERN = r"^sha256:[0-9a-f]{64}$"
 
@@ -20,5 +20,5 @@ def make_token() -> str:
 
 
 def hash_of(token: str) -> str:
-    """What a tokens file holds of a token: "sha256:" and 64 hex digits."""
+    """A token's entry in a tokens file: "sha256:" and 64 hex digits."""
     return "sha256:" + hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()

@@ -1,7 +1,8 @@
 """Traces: one W3C trace from a stage of the loop through sampler, scorer, Triton and engines behind HTTP.
 
-OpenTelemetry's API; spans leave by OTLP over HTTP, for which the extra `traces` is needed. Off unless `traces.endpoint`
-is set; then nothing of OpenTelemetry is imported, and only the trace id that a caller sends is taken into the logs.
+Uses OpenTelemetry's API; spans are sent by OTLP over HTTP, which needs the extra `traces`. Traces are off unless
+`traces.endpoint` is set. While they are off, OpenTelemetry is not imported, and the logs only get the trace id that a
+caller sends.
 
     begin(settings.traces, "scorer")
     with span("sample", iteration=3):                 # calls of our clients inside continue with the trace
@@ -28,14 +29,14 @@ from sightline_chassis.sections import TraceSettings
 TRACEPARENT = "traceparent"
 _FORM = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 _FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
-"""Codes that are a fault of the server, by OpenTelemetry's conventions."""
+"""Codes that mean a server error, by OpenTelemetry's conventions."""
 
 _provider: Any = None
 _tracer: Any = None
 
 
 def begin(settings: TraceSettings, service: str) -> None:
-    """Send this process's spans from now on, where the settings say where to.
+    """Send this process's spans from now on, if the settings name an endpoint.
 
     Raises:
         PreconditionFailed: the extra `traces` is not installed.
@@ -63,7 +64,7 @@ def begin(settings: TraceSettings, service: str) -> None:
 
 
 def end() -> None:
-    """Send what has not been sent yet."""
+    """Send the remaining spans."""
     global _provider, _tracer
     if _provider is not None:
         _provider.shutdown()
@@ -71,7 +72,7 @@ def end() -> None:
 
 
 def traces_url(endpoint: str) -> str:
-    """Where spans are posted, of an OTLP endpoint."""
+    """The URL for spans of an OTLP endpoint."""
     return f"{endpoint.rstrip('/')}/v1/traces"
 
 
@@ -86,7 +87,7 @@ def here() -> Any:
 
 
 def headers() -> dict[str, str]:
-    """What a call to another service sends to continue the trace; nothing while there is none, or it is not kept."""
+    """Headers for a call to another service that continue the trace; empty if there is no trace or it is not kept."""
     context = here()
     if context is None or not context.trace_flags.sampled:
         return {}
@@ -95,17 +96,17 @@ def headers() -> dict[str, str]:
 
 @contextlib.contextmanager
 def span(name: str, **facts: str | int | float) -> Iterator[None]:
-    """A span of this process's own work, inside the one that this task is in."""
+    """A span of this process's own work, inside the task's current span."""
     with _span(name, "INTERNAL", None, facts):
         yield
 
 
 @contextlib.contextmanager
 def joined(name: str, joining: Iterable[Any], **facts: str | int | float) -> Iterator[None]:
-    """A span of work for several others at once: below the first of them, and linked to the rest.
+    """A span of work for several spans at once: a child of the first, linked to the others.
 
     Args:
-        joining: what `here` gave in them.
+        joining: the results of `here` in these spans.
     """
     if _tracer is None:
         yield
@@ -120,10 +121,10 @@ def joined(name: str, joining: Iterable[Any], **facts: str | int | float) -> Ite
 
 @contextlib.contextmanager
 def calling(name: str, **facts: str | int | float) -> Iterator[dict[str, str]]:
-    """A span of a call to what speaks another protocol than ours, below the one that this task is in, and the header
-    that has its callee continue with it; neither where the task is in none, as what only asks how an engine is.
+    """A span of a call by another protocol, a child of the task's current span, and the header to continue it there.
 
-    It is not the task's own span meanwhile: whoever reads a stream may end it in another task.
+    Neither exists if the task has no span, as in health checks of an engine. The span does not become the task's
+    current one, since a stream may be ended in another task.
     """
     if here() is None:
         yield {}
@@ -142,12 +143,12 @@ def calling(name: str, **facts: str | int | float) -> Iterator[dict[str, str]]:
 
 @contextlib.contextmanager
 def serving(path: str, metadata: Sequence[tuple[str, Any]], request_id: str) -> Iterator[_Served]:
-    """The span of a call that is served, below its caller's where that sent one. Its trace id is in the logs of it.
+    """The span of a served call, a child of the caller's span if it sent one. The call's logs have the trace id.
 
     Args:
         path: "package.Service/Method".
         metadata: the call's headers.
-        request_id: of the call.
+        request_id: the call's.
     """
     sent = next((value for key, value in metadata if key == TRACEPARENT), "")
     above, served = _above(sent), _Served()
@@ -163,12 +164,12 @@ def serving(path: str, metadata: Sequence[tuple[str, Any]], request_id: str) -> 
 
 @contextlib.contextmanager
 def serving_http(method: str, path: str, sent: str) -> Iterator[ServedHttp]:
-    """As `serving`, of a request over HTTP.
+    """As `serving`, for a request over HTTP.
 
     Args:
-        method: of the request.
-        path: of its URL.
-        sent: its header `traceparent`; "" where there is none.
+        method: the request's.
+        path: the path of its URL.
+        sent: its header `traceparent`; "" if there is none.
     """
     above, served = _above(sent), ServedHttp()
     with _span(method, "SERVER", above, {"http.request.method": method, "url.path": path}) as live:
@@ -180,17 +181,17 @@ def serving_http(method: str, path: str, sent: str) -> Iterator[ServedHttp]:
 
 
 class _Served:
-    """What became of a call."""
+    """The outcome of a call."""
 
     code: grpc.StatusCode = grpc.StatusCode.UNKNOWN
 
 
 class ServedHttp:
-    """What became of a request over HTTP.
+    """The outcome of a request over HTTP.
 
     Attributes:
-        status: of the answer; 500 until one was begun.
-        route: the path's pattern, which names the span; "" where none matched.
+        status: the answer's; 500 until an answer was started.
+        route: the path's pattern, which names the span; "" if none matched.
     """
 
     status: int = 500
@@ -198,7 +199,7 @@ class ServedHttp:
 
 
 def _above(sent: object) -> Any:
-    """The caller's span, of its header; None while traces are off. Its trace id is in the logs from here on."""
+    """The caller's span, from its header; None while traces are off. The logs have its trace id from here on."""
     found = _FORM.fullmatch(sent) if isinstance(sent, str) else None
     if found is not None:
         logs.trace_id.set(found.group(1))  # the task is the call's own: nothing to reset
@@ -235,7 +236,7 @@ def _span(
 
 
 def _outgoing(kind: str, path: str) -> tuple[dict[str, str], Ended]:
-    """A span of a call that a client of ours makes, and the header that has its callee continue with it."""
+    """A span of a call by one of our clients, and the header with which the callee continues it."""
     if _tracer is None:
         return {}, lambda code: None
     from opentelemetry import trace

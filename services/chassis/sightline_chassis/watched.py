@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 class Watched(Generic[T]):
-    """What `read` made of the files. Thread-safe; looking costs one `stat` for each file.
+    """The value that `read` made from the files. Thread-safe; a check costs one `stat` for each file.
 
-    While changed files cannot be used (half of them are written, say), the last good value stays, an error is logged
-    once and `sightline_reload_failing{what}` is 1.
+    While changed files cannot be used (half-written, say), the last good value stays, an error is logged once, and
+    `sightline_reload_failing{what}` is 1.
 
     Args:
         what: a short name of the files for logs and metrics.
         paths: the files.
-        read: makes the value; what it raises at first goes to the caller.
+        read: makes the value; an error of the first call goes to the caller.
     """
 
     def __init__(self, what: str, paths: Sequence[Path], read: Callable[[], T]) -> None:
@@ -34,7 +34,7 @@ class Watched(Generic[T]):
         metrics.RELOAD_FAILING.labels(what).set(0)
 
     def get(self) -> T:
-        """The value of the files as they are now."""
+        """The value from the current files."""
         with self._lock:
             seen = self._fingerprint()
             if seen != self._seen:
@@ -58,7 +58,7 @@ class Watched(Generic[T]):
 
 def _stat(path: Path) -> tuple[int, int, int] | None:
     try:
-        stat = path.stat()  # follows the links that a Secret's mount is made of
+        stat = path.stat()  # follows the links of a Secret's mount
     except OSError:
         return None
     return stat.st_mtime_ns, stat.st_size, stat.st_ino

@@ -1,8 +1,8 @@
-"""Untrusted YAML, read with bounds, so that a small text costs little whatever it contains.
+"""Read untrusted YAML with bounds, so that a small text is cheap, whatever it contains.
 
-480 bytes of merge keys can stand for a billion values, and brackets in brackets overflow a stack. So bytes, values and
-depth are counted while a text is read, and before anything is made of it, what it stands for: every alias is counted
-as often as it is named.
+480 bytes of merge keys can expand to a billion values, and deeply nested brackets overflow the stack. So bytes, values
+and depth are counted while a text is read. Before values are built, their expanded number is counted: every alias
+counts as often as it is used.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ MOST_DEPTH = 64
 
 
 class YamlRefused(yaml.YAMLError):
-    """The text is over a bound, or holds a value that YAML has no meaning for; says which."""
+    """The text is over a bound, or holds a value without a meaning in YAML; the message says which."""
 
 
 class KeyTwice(yaml.MarkedYAMLError):
-    """A key stands twice in one mapping; `problem` says which."""
+    """A mapping has a key twice; `problem` says which."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Counts what it reads, and refuses a key given twice, of which YAML would silently keep the last."""
+    """Counts what it reads, and refuses duplicate keys, of which YAML would silently keep the last."""
 
     _depth = _values = 0
 
@@ -53,39 +53,39 @@ class _Loader(yaml.SafeLoader):
 
 
 def load_yaml(text: str) -> Any:
-    """What a text of one YAML document holds, by YAML's safe types.
+    """The content of a text with one YAML document, with YAML's safe types.
 
     Raises:
-        yaml.YAMLError: it is none; `YamlRefused` where it is over a bound, `KeyTwice` where it gives a key twice.
+        yaml.YAMLError: it is not YAML; `YamlRefused` if it is over a bound, `KeyTwice` if a key is given twice.
     """
     if len(text) > MOST_BYTES or len(text.encode("utf-8", "surrogatepass")) > MOST_BYTES:
         raise YamlRefused(f"holds over {MOST_BYTES} bytes")
     try:
         loader = _Loader(text)
-    except ValueError as error:  # a letter that YAML does not take, such as NUL
+    except ValueError as error:  # a character that YAML does not allow, such as NUL
         raise YamlRefused(str(error)[:200]) from None
     try:
         node = loader.get_single_node()
         if node is None:
             return None
         if _count(node, {}) > MOST_VALUES:
-            raise YamlRefused(f"stands for over {MOST_VALUES} values, aliases and merges counted")
+            raise YamlRefused(f"expands to over {MOST_VALUES} values, aliases and merges included")
         return loader.construct_document(node)
     except yaml.YAMLError:
         raise
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:  # a 13th month, a number of 5000 digits
-        raise YamlRefused(f"holds a value that YAML has no meaning for: {str(error)[:200]}") from None
+        raise YamlRefused(f"holds a value without a meaning in YAML: {str(error)[:200]}") from None
     finally:
         loader.dispose()
 
 
 def _count(node: yaml.Node, known: dict[int, int]) -> int:
-    """Values that a node stands for. Its own depth is bounded, that through aliases is not more: each is counted once,
-    and one inside itself is refused."""
+    """Number of values that a node expands to. The text's depth is bounded, and aliases do not add to it: each node is
+    counted once, and a node inside itself is refused."""
     if isinstance(node, yaml.ScalarNode):
         return 1
     if id(node) not in known:
-        known[id(node)] = MOST_VALUES + 1  # of one that holds itself, until it is counted
+        known[id(node)] = MOST_VALUES + 1  # for a node that contains itself, until it is counted
         items = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in node.value for part in pair]
         total = 1
         for item in items:

@@ -1,1 +1,1 @@
-"""What families of vision-language models need of their inputs, found by asking a processor and a model."""
+"""How families of vision-language models want their inputs, found by calling a processor and a model."""

@@ -1,14 +1,14 @@
-"""MobileVLM V2 (arXiv 2402.03766), CLIP-DPO's own family, as classes of transformers: LLaVA with the projector LDPv2.
+"""MobileVLM V2 (arXiv 2402.03766), CLIP-DPO's own family, as transformers classes: LLaVA with the projector LDPv2.
 
     register()
     model = AutoModelForImageTextToText.from_pretrained(directory)   # made by `sightline convert`
 
-LDPv2, as the paper's section 3.3 has it: two pointwise layers with GELU between them take each patch to the decoder's
-width; average pooling leaves a grid of `projector_side` squared (12 x 12 of 24 x 24: 144 image tokens in place of 576);
-a depthwise 3 x 3 convolution with a skip tells each token where it stands.
+LDPv2, as in the paper's section 3.3: two pointwise layers with GELU between them project each patch to the decoder's
+width; average pooling reduces the grid to `projector_side` squared (24 x 24 to 12 x 12: 144 image tokens instead of
+576); a depthwise 3 x 3 convolution with a skip connection encodes each token's position.
 
-Deviation: none in the arithmetic. The image token is one of the vocabulary, as in transformers' LLaVA, where the
-released code has the number -200.
+Deviation: none in the arithmetic. The image token is in the vocabulary, as in transformers' LLaVA; the released code
+    uses the number -200.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from transformers import (
 
 
 class MobileVlmConfig(LlavaConfig):
-    """LLaVA's configuration, and the side of the grid of image tokens."""
+    """LLaVA's configuration, and the side length of the grid of image tokens."""
 
     model_type = "mobilevlm_v2"
     projector_side: int = 12
@@ -78,7 +78,7 @@ class MobileVlmForConditionalGeneration(LlavaForConditionalGeneration):
 
 
 class MobileVlmProcessor(LlavaProcessor):
-    """LLaVA's processor, with as many image tokens as the projector leaves, whatever the patches are."""
+    """LLaVA's processor, with as many image tokens as the projector gives, regardless of the patches."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class MobileVlmProcessor(LlavaProcessor):
 
 
 def register() -> None:
-    """Make transformers' Auto classes know the family; again does no harm."""
+    """Register the family with transformers' Auto classes; calling it again does no harm."""
     AutoConfig.register(MobileVlmConfig.model_type, MobileVlmConfig, exist_ok=True)
     AutoModelForImageTextToText.register(MobileVlmConfig, MobileVlmForConditionalGeneration, exist_ok=True)
     AutoProcessor.register(MobileVlmConfig, MobileVlmProcessor, exist_ok=True)

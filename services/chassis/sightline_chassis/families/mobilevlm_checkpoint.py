@@ -1,4 +1,5 @@
-"""Released checkpoints of MobileVLM V2 (mtgv/MobileVLM_V2-1.7B, -3B, -7B), turned into ones that transformers reads."""
+"""Released checkpoints of MobileVLM V2 (mtgv/MobileVLM_V2-1.7B, -3B, -7B), converted to a form that transformers
+reads."""
 
 from __future__ import annotations
 
@@ -39,7 +40,7 @@ _NAMES = (  # released, ours; the first that fits
     ("lm_head.", "lm_head."),
     ("model.", "model.language_model."),
 )
-# OpenAI's CLIP ViT-L/14 at 336 pixels, which all released sizes see with.
+# OpenAI's CLIP ViT-L/14 at 336 pixels, the tower of all released sizes.
 _TOWER = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16,
     "image_size": 336, "patch_size": 14, "projection_dim": 768,
@@ -47,15 +48,15 @@ _TOWER = {
 
 
 def convert(source: Path, target: Path, *, tower: dict[str, Any] | None = None) -> None:
-    """Write `target`, a checkpoint of transformers' form, from a released one.
+    """Convert a released checkpoint to `target`, a checkpoint in transformers' form.
 
     Args:
         source: config.json (model_type "mobilevlm"), weights (safetensors or *.bin, in shards or not), tokenizer.
         target: a new directory.
-        tower: figures of the CLIP tower, where it is not ViT-L/14 at 336 pixels.
+        tower: configuration of the CLIP tower, if it is not ViT-L/14 at 336 pixels.
 
     Raises:
-        InvalidInput: it is not a MobileVLM V2, a tensor is missing or left over, or the target is there.
+        InvalidInput: it is not a MobileVLM V2, tensors are missing or left over, or the target exists.
     """
     if target.exists():
         raise InvalidInput(f"{target} already exists; name a new directory", reason="DIRECTORY_EXISTS")
@@ -139,6 +140,6 @@ def _released(source: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _with_rows(weight: Tensor, rows: int) -> Tensor:
-    """The weight with rows of zeros for the tokens that were added: their logits are 0."""
+    """The weight with rows of zeros for added tokens: their logits are 0."""
     more = weight.new_zeros(max(0, rows - len(weight)), weight.shape[1])
     return torch.cat([weight, more]).contiguous()

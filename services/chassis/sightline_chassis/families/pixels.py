@@ -1,4 +1,4 @@
-"""Bounds of an image's pixels as the model sees it, for models that take images at their own size.
+"""Pixel bounds of the image that the model sees, for models that take images at their original size.
 
 An image of 12 megapixels is some 15,000 tokens for Qwen2-VL. Sampler and update must bound images alike.
 """
@@ -11,15 +11,15 @@ from sightline_chassis.families.processing import ProcessorUnusable
 
 
 def bound_pixels(processor: Any, least: int | None, most: int | None) -> None:
-    """Set the fewest and most pixels of an image; None leaves what the model's processor says.
+    """Set the minimum and maximum pixels of an image; None keeps the processor's own bound.
 
     Args:
-        processor: of a model; changed.
-        least: fewest pixels (width times height) of an image, which is enlarged to them.
-        most: most pixels, to which an image is made smaller.
+        processor: the model's processor; it is changed.
+        least: minimum pixels (width times height); a smaller image is enlarged.
+        most: maximum pixels; a larger image is reduced.
 
     Raises:
-        ProcessorUnusable: the processor takes no such bounds, or they exclude each other.
+        ProcessorUnusable: the processor has no such bounds, or the minimum is above the maximum.
     """
     if least is None and most is None:
         return
@@ -27,10 +27,10 @@ def bound_pixels(processor: Any, least: int | None, most: int | None) -> None:
     names = getattr(images.valid_kwargs, "__annotations__", {})
     if not {"min_pixels", "max_pixels"} <= names.keys():
         raise ProcessorUnusable(
-            f"{type(images).__name__} takes no min_pixels and max_pixels, as those of the Qwen-VL families do"
+            f"{type(images).__name__} does not support min_pixels and max_pixels (the Qwen-VL families do)"
         )
     size = dict(images.size)
-    # What these processors call edges are areas.
+    # These processors name areas "edges".
     fewest, most = least or size["shortest_edge"], most or size["longest_edge"]
     if fewest > most:
         raise ProcessorUnusable(f"min_pixels {fewest} are more than max_pixels {most}")

@@ -1,14 +1,14 @@
-"""How a processor wants its images and what it makes of them: asked of the processor itself, with probes.
+"""How a processor takes images and what it returns for them, found by calling it with probes.
 
-Processors differ in how images are nested, in how many rows of pixels an image has, in which dimension images stand
-side by side, and in what they say of each token. None of that is guessed from names or ranks: a few small calls are
-made at start, and their outputs compared.
+Processors differ in how images are nested, how many rows of pixels an image has, in which dimension images are joined,
+and what they return for each token. None of this is guessed from names or ranks: a few small calls are made at start,
+and their outputs compared.
 
-- An output is a token's where its second dimension grows as the ids do when the text does; else it is of the images.
-- Images of two prompts are joined in the dimension in which a call of both together equals two calls put side by side,
-  filled up with zeros in the others. Where no dimension does, prompts cannot be joined.
-- Over a response, a token's further numbers are as transformers' generation has them: those of the prompt's last token
-  again, or what the processor itself says of a suffix, where it knows suffixes (PaliGemma).
+- An output belongs to tokens if its second dimension grows with the ids when the text grows; otherwise to the images.
+- Images of two prompts are joined in the dimension in which one call with both equals two calls put side by side,
+padded with zeros in the others. If there is no such dimension, prompts cannot be joined.
+- For the tokens of a response, the further outputs follow transformers' generation: they repeat those of the prompt's
+  last token, or are the processor's own for a suffix, if it knows suffixes (PaliGemma).
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ _WORD = " a"
 
 
 class ProcessorUnusable(ValueError):
-    """A processor that cannot be used as it is; the message is one sentence that says why."""
+    """A processor cannot be used; the message is one sentence that says why."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PromptInputs:
-    """What a processor makes of one prompt.
+    """A processor's outputs for one prompt.
 
     Attributes:
         ids: token ids (length,), image placeholders expanded.
-        tokens: further numbers of each token, (1, length, ...): types, masks.
-        images: inputs of the tower and sizes, of all images of the prompt; empty for a text alone.
+        tokens: further outputs for each token, (1, length, ...): types, masks.
+        images: the tower's inputs and sizes, for all images of the prompt; empty for a text alone.
     """
 
     ids: Tensor
@@ -48,20 +48,21 @@ class PromptInputs:
 
 
 class Processing:
-    """A model's processor, and what was found out about it.
+    """A model's processor, and how it behaves.
 
     Attributes:
         processor: a transformers processor with a chat template.
-        nested: whether images are given as a list for each prompt; else they are given as one list.
-        token_names: outputs that are a token's.
-        image_names: outputs that are of the images.
-        joined_in: by image output, the dimension in which several prompts' are joined; None if they cannot be.
-        text_decides: image outputs that also depend on the text (InstructBLIP's), so that an image's features do.
-        one_image_only: why a prompt takes one image and not several; "" where it takes them.
+        nested: whether it takes a list of images for each prompt; otherwise it takes one flat list.
+        token_names: outputs that belong to tokens.
+        image_names: outputs that belong to images.
+        joined_in: for each image output, the dimension in which those of several prompts are joined; None if they
+            cannot be.
+        text_decides: image outputs that also depend on the text (InstructBLIP's), so that the features do too.
+        one_image_only: why a prompt takes only one image; "" if it takes several.
     """
 
     def __init__(self, processor: Any, accepted: Collection[str], *, shown: str | None = None) -> None:
-        """Ask the processor.
+        """Find out how a processor behaves.
 
         Args:
             processor: with its chat template.
@@ -90,7 +91,7 @@ class Processing:
         self.one_image_only = self._found_one_only([first, second]) if getattr(processor, "chat_template", None) else ""
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """A conversation after the chat template, ready for the answer."""
+        """A conversation rendered by the chat template, ready for the answer."""
         return str(self.processor.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False))
 
     def _own_prompt(self) -> str:
@@ -101,10 +102,10 @@ class Processing:
             raise ProcessorUnusable(f"the chat template of {name} cannot be rendered: {first_line(error)}") from error
 
     def prompt(self, rendered: str, images: Sequence[Image.Image]) -> PromptInputs:
-        """The processor's own call for one rendered prompt and its images (RGB), sorted.
+        """The processor's outputs for one rendered prompt and its images (RGB), sorted.
 
         Raises:
-            ValueError: the processor refuses them, in its own words; also RuntimeError and TypeError, as it likes.
+            ValueError: the processor refuses them, in its own words; it may also raise RuntimeError or TypeError.
         """
         return self.sorted(self.call([rendered], [list(images)]))
 
@@ -117,10 +118,10 @@ class Processing:
         )
 
     def join(self, prompts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """The image inputs of several prompts as those of one call for all.
+        """The image inputs of several prompts, joined as if they came from one call.
 
         Raises:
-            ValueError: there is more than one, and `joins` is false.
+            ValueError: there are several prompts, and `joins` is false.
         """
         if len(prompts) == 1:
             return dict(prompts[0])
@@ -138,7 +139,7 @@ class Processing:
         return all(dimension is not None for dimension in self.joined_in.values())
 
     def continued(self, tokens: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
-        """A prompt's further numbers of each token, with those of a response of `count` tokens after them."""
+        """A prompt's further outputs for each token, followed by those of a response of `count` tokens."""
         import torch
 
         longer = {}
@@ -157,9 +158,9 @@ class Processing:
         raise ProcessorUnusable(f"{name} refuses an image in a prompt of its own chat template: {failure}")
 
     def call(self, rendered: Sequence[str], images: Sequence[Sequence[Image.Image]], **more: Any) -> dict[str, Any]:
-        """The processor's own call for rendered prompts and the images of each: what of it the model takes."""
+        """The processor's outputs for rendered prompts and the images of each; only those that the model takes."""
         bos = getattr(self.processor.tokenizer, "bos_token", None)
-        # A template that writes the begin token itself must not get a second one.
+        # If the template writes the begin token itself, there must not be a second one.
         special = {"add_special_tokens": False} if bos and rendered[0].startswith(bos) else {}
         shown: dict[str, Any] = {}
         if any(images):
@@ -172,19 +173,19 @@ class Processing:
 
         length, grown = single["input_ids"].shape[1], longer["input_ids"].shape[1]
         if grown <= length:
-            raise ProcessorUnusable(f"{type(self.processor).__name__} makes no token of a word more")
+            raise ProcessorUnusable(f"{type(self.processor).__name__} adds no token when a word is added")
         tokens: list[str] = []
         images: list[str] = []
         for name in single:
             if name in _PLAIN:
                 continue
             if not isinstance(single[name], torch.Tensor):
-                raise ProcessorUnusable(f"{type(self.processor).__name__} gives {name} as no tensor, which is not done")
+                raise ProcessorUnusable(f"{type(self.processor).__name__} returns {name} in a form other than a tensor")
             lengths = [outputs[name].shape[1:2] for outputs in (single, longer)]
             (tokens if lengths == [(length,), (grown,)] else images).append(name)
         if not images:
             raise ProcessorUnusable(
-                f"{type(self.processor).__name__} makes nothing of an image: its chat template may not show images"
+                f"{type(self.processor).__name__} returns nothing for an image: its chat template may not show images"
             )
         self.token_names, self.image_names = tuple(tokens), tuple(images)
 
@@ -219,14 +220,14 @@ class Processing:
                 content = [*[{"type": "image"}] * count, {"type": "text", "text": "a"}]
                 texts.append(self.render([{"role": "user", "content": content}]))
                 outputs.append(self.call(texts[-1:], [list(pictures[:count])]))
-        except Exception as error:  # of templates and processors, which raise what they like
-            return f"{name} takes one in a prompt ({first_line(error)})"
+        except Exception as error:  # templates and processors may raise anything
+            return f"{name} takes only one image in a prompt ({first_line(error)})"
         one, two = outputs
         seen = any(
             one[each].shape != two[each].shape or not torch.equal(one[each], two[each]) for each in self.image_names
         )
         if not seen or texts[0] == texts[1] or torch.equal(one["input_ids"], two["input_ids"]):
-            return f"{name} or its chat template shows one in a prompt, whatever is given"
+            return f"{name} or its chat template shows only one image in a prompt"
         return ""
 
     def _find_suffix(self, rendered: str, image: Image.Image) -> None:
@@ -241,7 +242,7 @@ def _different(names: Collection[str], one: Mapping[str, Any], other: Mapping[st
 
 
 def side_by_side(parts: Sequence[Tensor], dimension: int) -> Tensor:
-    """Tensors joined in a dimension, filled up with zeros in the others."""
+    """Tensors joined in a dimension, padded with zeros in the others."""
     import torch
     from torch.nn import functional
 

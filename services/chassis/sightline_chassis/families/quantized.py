@@ -1,8 +1,8 @@
-"""Quantized: a checkpoint whose decoder's linear layers are held in 4 bits each, the same in sampler and update.
+"""Quantized: a checkpoint with its decoder's linear layers in 4 bits, the same in sampler and update.
 
-bitsandbytes' NF4 with its scales quantized too (QLoRA, arXiv 2305.14314), as `transformers` and `peft` take it. Head,
-tower and projector stay as they are. The same files give the same 4-bit numbers, so both sides compute one policy; a
-base that is not quantized is another one, some 0.25 nats a token away in random models.
+bitsandbytes' NF4 with its scales quantized too (QLoRA, arXiv 2305.14314), as in `transformers` and `peft`. Head, tower
+and projector are not quantized. The same files give the same 4-bit numbers, so both sides compute one policy. A base
+model that is not quantized is a different one, about 0.25 nats a token away for random models.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from sightline.errors import PreconditionFailed
 Quantization = Literal["nf4"]
 
 BYTES = 0.516
-"""Of a number: 4 bits, and of each 64 a scale of 8 bits with its own share of a float32."""
+"""Bits of a number: 4, plus its share of an 8-bit scale for each 64 numbers and of that scale's float32."""
 
 
 def refuse_missing() -> None:
-    """See that bitsandbytes is there.
+    """Check that bitsandbytes is installed.
 
     Raises:
         PreconditionFailed: QUANTIZATION_UNAVAILABLE.
@@ -35,15 +35,15 @@ def refuse_missing() -> None:
 
 
 def quantized(model: str | Path, dtype: Any, device: Any) -> dict[str, Any]:
-    """Arguments of `from_pretrained` that load a checkpoint so.
+    """Arguments of `from_pretrained` that load a checkpoint quantized.
 
     Args:
         model: directory or hub name.
-        dtype: torch's, of what is not quantized; the number type that products are computed in, too.
-        device: where it goes.
+        dtype: torch type of the parts that are not quantized, and in which products are computed.
+        device: the device to load it on.
 
     Raises:
-        PreconditionFailed: bitsandbytes is not there.
+        PreconditionFailed: bitsandbytes is not installed.
     """
     refuse_missing()
     import torch

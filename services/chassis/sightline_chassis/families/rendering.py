@@ -1,8 +1,8 @@
-"""Rendering: a processor's chat template, held to the conversation that it is asked to write.
+"""Rendering: a processor's chat template, checked against the conversation that it renders.
 
-Templates are programs, and each knows other conversations: some have no place for a system turn, some refuse two turns
-of one side, some want texts where others want lists of parts. What a template leaves out or misunderstands would be
-sampled and trained silently, so each text must stand in what it writes, and a place for each image.
+Templates are programs, and each supports different conversations: some have no place for a system turn, some refuse two
+turns of one side, some want texts where others want lists of parts. What a template omits or misreads would be sampled
+and trained on silently. So its output must contain each text, and a place for each image.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from sightline.errors import InvalidInput, first_line
 from sightline.sampler.turns import Turn, user_turn
 
 Template = Callable[[list[dict[str, Any]]], str]
-"""Messages, of lists of parts or of texts, as the template writes them."""
+"""Renders messages, given as lists of parts or as texts."""
 
-_REPR = "{'type': 'text'"  # of a list of parts that a template took for a text
+_REPR = "{'type': 'text'"  # written by a template that took a list of parts for a text
 _MARKS = ("image_token", "boi_token", "image_start_token")
 
 
@@ -32,10 +32,10 @@ class Rendering:
         self._mark: str | None = None
 
     def __call__(self, turns: Sequence[Turn]) -> str:
-        """A conversation after the template, ready for the answer.
+        """A conversation rendered by the template, ready for the answer.
 
         Raises:
-            InvalidInput: PROMPT_REFUSED, the template refuses it; PROMPT_NOT_RENDERED, it leaves something out.
+            InvalidInput: PROMPT_REFUSED, the template refuses it; PROMPT_NOT_RENDERED, it omits something.
         """
         rendered = self.written(turns, answered=False)
         check_texts(turns, rendered)
@@ -44,7 +44,7 @@ class Rendering:
         return rendered
 
     def written(self, turns: Sequence[Turn], *, answered: bool) -> str:
-        """What the template writes, whatever it leaves out; `answered`: the last turn is the answer already.
+        """The template's output, unchecked; `answered`: the last turn is already the answer.
 
         Raises:
             InvalidInput: PROMPT_REFUSED.
@@ -58,18 +58,18 @@ class Rendering:
         return write(template, turns)
 
     def places(self, rendered: str) -> int | None:
-        """How many images have their place in a rendered prompt; None if nothing in it stands for them."""
+        """Number of image places in a rendered prompt; None if nothing in it marks them."""
         if self._mark is None:
             self._mark = self._found_mark()
         return rendered.count(self._mark) if self._mark else None
 
     def _found_mark(self) -> str:
-        """What stands once for one image, and not if there is none; "" where nothing does."""
+        """The text that appears once for one image and not without one; "" if there is none."""
 
         def written(images: int) -> str:
             try:
                 return self.written(user_turn("?", images), answered=False)
-            except InvalidInput:  # a template may want a picture, or a system turn
+            except InvalidInput:  # a template may require a picture, or a system turn
                 return ""
 
         with_image, without = written(1), written(0)
@@ -80,7 +80,7 @@ class Rendering:
 
 
 def write(template: Template, turns: Sequence[Turn]) -> str:
-    """A conversation by a template.
+    """A conversation rendered by a template.
 
     Raises:
         InvalidInput: PROMPT_REFUSED.
@@ -89,17 +89,17 @@ def write(template: Template, turns: Sequence[Turn]) -> str:
     try:
         rendered = template(messages)
         return template([_texts(turn) for turn in turns]) if _REPR in rendered else rendered
-    except Exception as error:  # a template is a program: it raises what it likes
+    except Exception as error:  # a template is a program: it may raise anything
         raise InvalidInput(
             f"the model's chat template refuses the prompt: {first_line(error)}", reason="PROMPT_REFUSED"
         ) from error
 
 
 def check_texts(turns: Sequence[Turn], rendered: str) -> None:
-    """See that each text of a conversation of several turns stands in it, in order.
+    """Check that the output contains each text of a conversation of several turns, in order.
 
     Raises:
-        InvalidInput: one does not.
+        InvalidInput: a text is missing.
     """
     at = 0
     for number, turn in enumerate(turns if len(turns) > 1 else ()):
@@ -107,22 +107,22 @@ def check_texts(turns: Sequence[Turn], rendered: str) -> None:
             found = rendered.find(text, at)
             if found < 0 or _REPR in rendered:
                 raise InvalidInput(
-                    f"the model's chat template does not write turns[{number}], which is {turn.role}'s: leave it out",
+                    f"the model's chat template does not write turns[{number}] (role {turn.role}): leave it out",
                     reason="PROMPT_NOT_RENDERED",
                 )
             at = found + len(text)
 
 
 def check_places(turns: Sequence[Turn], places: int) -> None:
-    """See that a template sets a place for each image.
+    """Check that a template writes a place for each image.
 
     Raises:
-        InvalidInput: it sets more or fewer.
+        InvalidInput: it writes more or fewer.
     """
     images = sum(turn.images for turn in turns)
     if places != images:
         raise InvalidInput(
-            f"the model's chat template sets {places} places for {images} images", reason="PROMPT_NOT_RENDERED"
+            f"the model's chat template writes {places} places for {images} images", reason="PROMPT_NOT_RENDERED"
         )
 
 

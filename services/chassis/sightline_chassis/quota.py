@@ -101,7 +101,7 @@ class Quota:
             most = self._buckets[unit].per_minute
             if most is not None and amount > most:
                 raise InvalidInput(
-                    f"the request has {amount} {unit}; team {self._team} may use {most} a minute: send smaller requests",
+                    f"the request has {amount} {unit}; team {self._team} may use {most} a minute: send smaller ones",
                     reason="OVER_TEAM_LIMIT",
                     metadata={"team": self._team, "limit": str(most)},
                 )

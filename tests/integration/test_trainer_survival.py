@@ -204,7 +204,7 @@ def test_a_disk_that_is_full_ends_the_run_and_it_goes_on_when_there_is_room(
         [sys.executable, "-c", program, recipe.model_dump_json(), str(run.root)], capture_output=True, text=True
     )
     assert ended.returncode == 1
-    assert "free some, then go on" in ended.stderr
+    assert "free some, then resume the run" in ended.stderr
     assert (run.state()["state"], run.state()["reason"]) == ("failed", "DISK_FULL")
     assert not list(run.policies.glob("v*"))
     table = execute(recipe, run, lambda event: None)

@@ -115,7 +115,7 @@ def test_a_template_that_leaves_something_out_is_found_out() -> None:
     turns = (Turn("system", (" be brief ",)), Turn("user", ("what ?",)))
     assert write(of_texts, turns) == "system:  be brief  user: what ?"
     check_texts(turns, write(of_texts, turns))
-    with pytest.raises(InvalidInput, match=r"does not write turns\[0\], which is system's"):
+    with pytest.raises(InvalidInput, match=r"does not write turns\[0\] \(role system\)"):
         check_texts(turns, write(deaf, turns))
     with pytest.raises(InvalidInput, match="1 places for 2 images"):
         check_places(user_turn("x", 2), 1)

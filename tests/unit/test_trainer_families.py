@@ -36,8 +36,8 @@ NAMES = [
     pytest.param(name, marks=() if family.quick else pytest.mark.slow) for name, family in families.FAMILIES.items()
 ]
 REFUSED = {
-    "blip_2": "before their head",
-    "instructblip": "before their head",
+    "blip_2": "before the head",
+    "instructblip": "before the head",
     "molmo2": "several prompts' image_token_pooling",
 }
 # Its decoder is called text_model, and a full update left it frozen.

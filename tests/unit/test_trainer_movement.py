@@ -72,7 +72,7 @@ def test_a_full_update_in_bfloat16_moves_float32_masters(pairs: Dataset, tmp_pat
 
 
 def test_a_rate_too_small_for_the_numbers_is_refused(model: Path, pairs: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(PreconditionFailed, match="taught nothing") as caught:
+    with pytest.raises(PreconditionFailed, match="learned nothing") as caught:
         run(model, pairs, tmp_path, train="full", learning_rate=1e-12)
     assert caught.value.reason == "UPDATE_CHANGED_NOTHING"
     assert not (tmp_path / "policy").exists()

@@ -1,4 +1,4 @@
-"""Ahead: a stage of the next iteration in a thread, while the update of this one trains."""
+"""Runs a stage of the next iteration in a thread while this iteration's update trains."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sightline.errors import Cancelled
 
 
 class Ahead:
-    """A context manager: the work runs beside the block, and is done, or its error raised, when the block is left. A
-    block that raises breaks the work off.
+    """A context manager: the work runs in parallel with the block; leaving the block waits for it and raises its error.
+    If the block raises, the work is stopped.
 
     Args:
-        work: gets a function that it calls several times a second, which raises Cancelled when it is to stop; None
-            is nothing to do.
-        halt: asked by that function too.
+        work: receives a function that it calls several times a second and that raises Cancelled when it should stop;
+            None: no work.
+        halt: also called by that function.
     """
 
     def __init__(self, work: Callable[[Callable[[], None]], None] | None, halt: Callable[[], None]) -> None:
@@ -50,7 +50,7 @@ class Ahead:
         assert self._work is not None
         try:
             self._work(self._check)
-        except BaseException as error:  # raised again where the block is left
+        except BaseException as error:  # raised again when the block is left
             self._error = error
 
     def _check(self) -> None:

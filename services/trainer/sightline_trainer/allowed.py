@@ -1,7 +1,7 @@
-"""Allowed: what a recipe may name if it comes from a caller of the service and not from its operator.
+"""What a recipe may name if it comes from a caller of the service and not from its operator.
 
-A recipe is data, but names commands, addresses and directories. The service's own settings list those that it may use:
-what is not listed is refused, when a run is started and again before it works.
+A recipe is data, but it names commands, addresses and directories. The service's settings list the allowed ones: others
+are refused when a run is started, and again before it works.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ class Allowed:
 
     Attributes:
         launchers: commands of `dpo.launch`.
-        addresses: services that may be sent prompts and images, beside those of the settings' connections.
-        data_roots: directories that datasets and their images lie in.
-        parts: parts that are not ours and may be imported, as `open_parts` reads them.
+        addresses: services that may receive prompts and images, in addition to the settings' connections.
+        data_roots: directories that may hold datasets and their images.
+        parts: third-party parts that may be imported, as `open_parts` reads them.
     """
 
     launchers: Sequence[Sequence[str]] = ()
@@ -40,11 +40,11 @@ class Allowed:
     parts: Sequence[str] = ()
 
     def check(self, recipe: Recipe, connections: Connections) -> None:
-        """Refuse a recipe that names something else.
+        """Refuse a recipe that names anything that is not allowed.
 
         Raises:
-            InvalidInput: LAUNCHER_NOT_ALLOWED, PART_NOT_ALLOWED, ADDRESS_NOT_ALLOWED or DATA_NOT_ALLOWED; says what,
-                and which setting would allow it.
+            InvalidInput: LAUNCHER_NOT_ALLOWED, PART_NOT_ALLOWED, ADDRESS_NOT_ALLOWED or DATA_NOT_ALLOWED; the message
+                says what, and which setting would allow it.
         """
         launch = recipe.dpo.launch
         if launch and _command(launch) not in [_command(known) for known in self.launchers]:
@@ -74,10 +74,10 @@ class Allowed:
                 self._check_places({f"reward.terms.{name}.file": [Path(term.file).expanduser()]})
 
     def check_data(self, references: Mapping[str, str]) -> None:
-        """Refuse datasets, by the recipe's key, that lie elsewhere.
+        """Refuse datasets (given by recipe key) outside the allowed directories.
 
         Raises:
-            InvalidInput: DATA_NOT_ALLOWED; says what, and which setting would allow it.
+            InvalidInput: DATA_NOT_ALLOWED; the message says what, and which setting would allow it.
         """
         self._check_places({key: directories(reference) for key, reference in references.items()})
 
@@ -97,12 +97,12 @@ class Allowed:
 
 
 def _command(words: Sequence[str]) -> list[str]:
-    """A command with one spelling for each file that it names: in a run's directory they are absolute."""
+    """A command in which each file has one spelling: in a run's directory, paths are absolute."""
     return [os.path.realpath(word) if os.sep in word and os.path.exists(word) else word for word in words]
 
 
 def _addresses(tree: Any, where: str = "") -> Iterator[tuple[str, str]]:
-    """All services that a recipe names, wherever in it: (key, address)."""
+    """All services that a recipe names anywhere: (key, address)."""
     if isinstance(tree, dict):
         for key, value in tree.items():
             if key in _NAMES and isinstance(value, str) and value:

@@ -1,8 +1,8 @@
-"""Binding: which results of a run a recipe defines, stage by stage, and so which results stay when it changes.
+"""Which results of a run depend on which keys of the recipe, and so which are kept when a key changes.
 
-What changes neither pairs, policies nor measurements (addresses, threads, timeouts, more iterations) binds nothing.
-What defines candidates or their rewards binds the whole run. A change further down redoes the stages from there on:
-what they made is moved into `replaced/` and made again, with what came before it kept.
+Keys that do not affect pairs, policies or measurements (addresses, threads, timeouts, more iterations) may change
+freely. Keys that define candidates or their rewards must not change during a run. A change to a later stage repeats the
+stages from there on: their results are moved to `replaced/` and made again; earlier results are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BOUND: Final[tuple[tuple[str, Bound], ...]] = (
     ("candidates.buffer", "pair"),
     ("filters", "pair"),
     ("pairing", "pair"),
-    # These two losses need a column of the pairs.
+    # These two losses need a column in the pairs.
     ("dpo.loss.optimism", "pair"),
     ("dpo.loss.rpo", "pair"),
     ("dpo", "update"),
@@ -46,32 +46,32 @@ MADE_BY: Final[Mapping[Bound, tuple[str, ...]]] = {"pair": _PAIRED, "update": _U
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> both values, of all keys whose values differ; a value that is not there is None."""
+    """Dotted key -> both values, for all keys whose values differ; a missing value is None."""
     here, there = dict(_leaves(one)), dict(_leaves(other))
     keys = dict.fromkeys([*here, *there])
     return {key: (here.get(key), there.get(key)) for key in keys if here.get(key) != there.get(key)}
 
 
 def bound_by(key: str) -> Bound:
-    """The first stage whose results the key defines."""
+    """The first stage whose results depend on the key."""
     if _below(key, *_FREE):
         return "free"
     return next((stage for prefix, stage in _BOUND if _below(key, prefix)), "sample")
 
 
 def obsolete(iterations: Path, changed: set[Bound], *, ahead: bool) -> Iterator[Path]:
-    """What stands under `iterations` and would come out otherwise now; files, or whole iterations.
+    """The results under `iterations` that would now differ: files, or whole iterations.
 
     Args:
-        changed: stages that a changed key defines.
-        ahead: whether the second iteration is sampled by the base model too (sampling.staleness).
+        changed: stages with a changed key.
+        ahead: whether the base model samples the second iteration too (sampling.staleness).
     """
-    own = 2 if ahead else 1  # iterations whose candidates no policy of this run wrote
+    own = 2 if ahead else 1  # iterations whose candidates were not sampled by a policy of this run
     first = next((stage for stage in ("pair", "update") if stage in changed), None)
     for directory in sorted(iterations.glob("[0-9]*")):
         number = int(directory.name)
         if first and number > own and _any_update(iterations):
-            yield directory  # sampled from a policy that is replaced
+            yield directory  # sampled by a policy that is replaced
             continue
         stage: Bound | None = first if first and number else "evaluate" if "evaluate" in changed else None
         if stage is not None:

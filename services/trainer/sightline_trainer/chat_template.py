@@ -1,6 +1,6 @@
-"""ChatTemplate: texts of others as the policy would write them: template, tokens, end token.
+"""Tokenises other texts as the policy would write them: chat template, tokens, end token.
 
-It also knows how much of the model's window pictures and a prompt take.
+It also counts how much of the model's window pictures and a prompt take.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _REMEMBERED = 4096
 
 
 class ChatTemplate:
-    """The model's chat template and tokenizer; loaded when first asked.
+    """The model's chat template and tokenizer, loaded at first use.
 
     Args:
         made: the model's processor.
@@ -33,7 +33,7 @@ class ChatTemplate:
         self.model = made.model
         self._pictures: LRUCache[tuple[tuple[int, int], ...], int] = LRUCache(_REMEMBERED)
         self._texts: LRUCache[str, int] = LRUCache(_REMEMBERED)
-        self._lock = threading.RLock()  # an update and the next iteration's sampling ask at the same time
+        self._lock = threading.RLock()  # an update and the next iteration's sampling use it at the same time
 
     @cached_property
     def _processor(self) -> Any:
@@ -41,23 +41,23 @@ class ChatTemplate:
 
     @cached_property
     def window(self) -> int:
-        """Most positions that the model takes, picture, prompt and response together."""
+        """Maximum positions of the model, for picture, prompt and response together."""
         from sightline_chassis.families.auto import AutoConfig
 
         config = AutoConfig.from_pretrained(self.model).get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or 1 << 20)
 
     def length(self, rendered: str, sizes: Sequence[tuple[int, int]]) -> int:
-        """Tokens of a rendered prompt with pictures of these widths and heights, spread out as the model takes them."""
+        """Number of tokens of a rendered prompt with pictures of these widths and heights, image tokens expanded."""
         with self._lock:
             return self._tokens(rendered) + self._spread(tuple(sizes))
 
     def _spread(self, sizes: tuple[tuple[int, int], ...]) -> int:
-        """Tokens that pictures have beyond what stands for them in the text: together, since some processors cut
+        """Number of tokens that pictures have beyond their placeholders. Counted together, since some processors cut
         several pictures into fewer pieces."""
         if sizes not in self._pictures:
             asked, blanks = self.prompt(user_turn("?", len(sizes))), [Image.new("RGB", size) for size in sizes]
-            shown: list[Any] = blanks if len(blanks) == 1 else [blanks]  # as of one prompt
+            shown: list[Any] = blanks if len(blanks) == 1 else [blanks]  # as in one prompt
             whole = self._processor(images=shown, text=[asked], **self._begun(asked)).input_ids[0]
             self._pictures[sizes] = len(whole) - self._tokens(asked)
         return self._pictures[sizes]
@@ -68,7 +68,7 @@ class ChatTemplate:
         return self._texts[rendered]
 
     def _begun(self, rendered: str) -> dict[str, bool]:
-        """As the sampler does: a template that writes the begin token itself gets no second one."""
+        """As in the sampler: if the template writes the begin token, no second one is added."""
         bos = self._processor.tokenizer.bos_token
         return {"add_special_tokens": not (bos and rendered.startswith(bos))}
 
@@ -77,23 +77,23 @@ class ChatTemplate:
         return Rendering(self._processor)
 
     def prompt(self, turns: Sequence[Turn]) -> str:
-        """A conversation after the chat template, ready for the answer: what the sampler renders too.
+        """A conversation rendered by the chat template, ready for the answer, as the sampler renders it.
 
         Raises:
-            InvalidInput: the template refuses it, or leaves something out.
+            InvalidInput: the template refuses it, or omits something.
         """
         with self._lock:
             return self._render(turns)
 
     def places(self, rendered: str) -> int | None:
-        """How many images have their place in a rendered prompt; None if the template marks none."""
+        """Number of image places in a rendered prompt; None if the template marks none."""
         with self._lock:
             return self._render.places(rendered)
 
     def response(self, turns: Sequence[Turn], text: str) -> list[int]:
         """Token ids of `text` as the answer to a conversation, the end token included.
 
-        The text is tokenised where it stands, behind its prompt: alone, some tokenizers begin it otherwise.
+        The text is tokenised after its prompt, since some tokenizers split it differently alone.
         """
         with self._lock:
             return self._response(turns, text)
@@ -106,12 +106,12 @@ class ChatTemplate:
         tail = tail[: tail.rindex(text) + len(text)] if text in tail else f" {text}"
         head = tokenizer(before, add_special_tokens=False).input_ids
         ids = tokenizer(before + tail, add_special_tokens=False).input_ids
-        joined = ids[: len(head)] != head  # a tokenizer that joins over the border
+        joined = ids[: len(head)] != head  # a tokenizer that merges across the boundary
         answer = tokenizer(tail, add_special_tokens=False).input_ids if joined else ids[len(head) :]
         return [*(int(token) for token in answer), self.end]
 
     def text(self, ids: Sequence[int]) -> str:
-        """What token ids of an answer say, without special tokens."""
+        """The text of an answer's token ids, without special tokens."""
         with self._lock:
             return str(self._processor.tokenizer.decode(list(ids), skip_special_tokens=True)).strip()
 

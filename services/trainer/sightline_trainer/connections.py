@@ -1,7 +1,7 @@
 """Connections: how the trainer reaches the scorer and the sampler, and its credentials for them.
 
-These are settings of the trainer, never of a recipe: a recipe comes from whoever may start a run. Certificates and
-tokens go to the addresses named here and nowhere else, whatever address a recipe names.
+These are settings of the trainer, never of a recipe: a recipe comes from any caller who may start a run. Certificates
+and tokens are sent only to the addresses named here, whatever addresses a recipe names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ClientTls(Section):
 class Connection(Section):
     """One service."""
 
-    address: Target = Field(description="gRPC target for recipes that name none.")
+    address: Target = Field(description="gRPC target for recipes that do not name one.")
     tls: ClientTls | None = Field(None, description="Encryption; null is plaintext.")
     token_file: Path | None = Field(None, description="File with the trainer's token; it is read for each call.")
     allow_plaintext_token: bool = Field(False, description="Send the token without TLS, even to other machines.")
@@ -50,7 +50,7 @@ class Connections(Section):
     sampler: Connection | None = Field(None, description="The sampler.")
 
     def complete(self, recipe: Recipe) -> Recipe:
-        """The recipe with the addresses that it leaves open."""
+        """The recipe, with addresses filled in where it has none."""
         sampling, reward = recipe.sampling, recipe.reward
         if sampling.address is None and self.sampler is not None:
             sampling = sampling.model_copy(update={"address": self.sampler.address})
@@ -59,7 +59,7 @@ class Connections(Section):
         return recipe.model_copy(update={"sampling": sampling, "reward": reward})
 
     def credentials(self, address: str | None) -> dict[str, Any]:
-        """Arguments `tls` and `token` of a client of that address; none for one that is not ours."""
+        """Arguments `tls` and `token` for a client of this address; none if the address is not in the settings."""
         for connection in (self.scorer, self.sampler):
             if connection is not None and connection.address == address:
                 return connection.credentials()

@@ -1,4 +1,4 @@
-"""Contradictions: combinations of keys that no run can satisfy, found before any work."""
+"""Combinations of keys that no run can satisfy, found before any work."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _SOURCES = {source for part in CANDIDATES.values() for source in part.writes}
 
 
 def contradictions(candidates: Chosen, terms: Chosen, filters: Chosen, rules: Chosen, dpo: Dpo) -> Iterator[str]:
-    """Sentences, each naming the keys that do not go together; none if a run may come about."""
+    """Sentences that name keys that contradict each other; empty if a run is possible."""
     if any(isinstance(part, NotImported) for kind in (candidates, terms, filters, rules) for part in kind.values()):
-        return  # what it does is not known; it is not imported here
+        return  # its behaviour is unknown: it is not imported here
     offered = {source for part in candidates.values() for source in part.writes}
     known = _SOURCES | offered
     if not offered:
@@ -72,7 +72,7 @@ def _of_losses(rules: Chosen, candidates: Chosen, dpo: Dpo) -> Iterator[str]:
     if len(weights | {1.0}) > 1 and set(dpo.loss) & {"aot", "aot_unpaired"}:
         yield "dpo.loss: aot and aot_unpaired sort the batch, so pairing can't give weights"
     if "optimism" in dpo.loss and not any("policy" in part.writes for part in candidates.values()):
-        yield "dpo.loss: optimism is about what the policy samples; candidates need policy"
+        yield "dpo.loss: optimism uses the policy's samples; add candidates.policy"
     if not set(dpo.loss) & set(POVID):
         return
     if all(isinstance(rule, BestWorst) for rule in rules.values()):

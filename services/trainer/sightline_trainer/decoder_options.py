@@ -1,4 +1,4 @@
-"""DecoderOptions: a recipe's decoding as options of the sampler's calls, prompt by prompt."""
+"""A recipe's decoding as options of the sampler's calls, prompt by prompt."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class DecoderOptions:
     """Options by prompt.
 
     Args:
-        seed: of noise and crops; the same picture has the same noise in every call.
-        detector: finds the objects that a prompted guidance names, among `objects`.
+        seed: seed of noise and crops; the same picture has the same noise in every call.
+        detector: finds the objects that prompted guidance names, among `objects`.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class DecoderOptions:
 
         Raises:
             InvalidInput: the detector refuses the picture.
-            SightlineError: it stays away.
+            SightlineError: it stays unavailable.
         """
         settings, seed = self.settings, prompt.seed(self.seed, -6)
         options: dict[str, Any] = {}

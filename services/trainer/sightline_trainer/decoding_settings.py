@@ -1,4 +1,4 @@
-"""Decoding: a recipe's settings for drawing tokens beyond temperature and nucleus."""
+"""A recipe's decoding settings besides temperature and top_p."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sightline_trainer.speaker.template import check_template
 
 
 class OneOf(Table):
-    """A table of which one entry is given."""
+    """A table with exactly one entry."""
 
     what: ClassVar[str]
 
@@ -46,7 +46,7 @@ class Cropping(Section):
 
 
 class Distorting(OneOf):
-    """What is done to the image; one of them."""
+    """How the image is distorted; exactly one of these."""
 
     what: ClassVar[str] = "a distortion"
 
@@ -57,7 +57,7 @@ class Distorting(OneOf):
     blank: Section | None = Field(None, description="An empty picture; write {} to use it.")
 
     def of(self, seed: int) -> Distortion:
-        """As the sampler takes it; noise and crops with a seed."""
+        """The distortion for the sampler; noise and crops with a seed."""
         if self.diffusion_noise is not None:
             return DiffusionNoise(self.diffusion_noise.step, seed)
         if self.pixel_noise is not None:
@@ -78,7 +78,7 @@ class Contrasting(Section):
         1.0, ge=0.0, le=1000.0, description="Strength of the push away from the distorted image's logits."
     )
     beta: float = Field(
-        0.1, ge=0.0, le=1.0, description="Minimum share of the likeliest token's clean probability; 0 keeps all."
+        0.1, ge=0.0, le=1.0, description="Minimum share of the most likely token's clean probability; 0 keeps all."
     )
     distortion: Distorting = Field(default_factory=_noise, description="The distorted image (VCD: noise step 500).")
 
@@ -90,7 +90,7 @@ class ImageFreeing(Section):
         1.5, ge=-1000.0, le=1000.0, description="1: none; larger values follow the image more closely."
     )
     beta: float = Field(
-        0.0, ge=0.0, le=1.0, description="Minimum share of the likeliest token's clean probability; 0 keeps all."
+        0.0, ge=0.0, le=1.0, description="Minimum share of the most likely token's clean probability; 0 keeps all."
     )
     distortion: Distorting | None = Field(None, description="What the reference sees; null: no image.")
 
@@ -113,16 +113,16 @@ class Prompting(Section):
 
 
 class Guiding(OneOf):
-    """A second forward that changes the logits; one of them."""
+    """A second forward pass that changes the logits; exactly one of these."""
 
     what: ClassVar[str] = "guidance"
 
     contrast: Contrasting | None = Field(None, description="Away from what a distorted image suggests.")
     image_free: ImageFreeing | None = Field(None, description="Towards what the image adds.")
-    prompted: Prompting | None = Field(None, description="Towards what a prompt with the objects found says.")
+    prompted: Prompting | None = Field(None, description="Towards the answer to a prompt that names detected objects.")
 
     def fixed(self, seed: int) -> Contrast | ImageFree | None:
-        """As the sampler takes it; None if it depends on what is found in the picture."""
+        """The guidance for the sampler; None if it depends on the objects in the picture."""
         if self.contrast is not None:
             return Contrast(self.contrast.distortion.of(seed), self.contrast.alpha, self.contrast.beta)
         if self.image_free is not None:
@@ -135,27 +135,27 @@ class Beaming(Section):
     """Diverse group beam search: the K candidates are the beams."""
 
     groups: int = Field(1, ge=1, le=256, description="Groups that avoid each other's tokens; K is a multiple.")
-    diversity_penalty: float = Field(1.0, ge=0.0, le=1000.0, description="Cost of a token that an earlier group took.")
+    diversity_penalty: float = Field(1.0, ge=0.0, le=1000.0, description="Cost of a token that an earlier group chose.")
     length_penalty: float = Field(1.0, ge=-10.0, le=10.0, description="Scores are divided by length to this power.")
 
     def of(self) -> Beams:
-        """As the sampler takes it."""
+        """The beams for the sampler."""
         return Beams(self.groups, self.diversity_penalty, self.length_penalty)
 
 
 class Decoding(Section):
-    """How tokens are drawn, beside temperature and nucleus."""
+    """How tokens are sampled, besides temperature and top_p."""
 
-    top_k: int = Field(0, ge=0, description="Keep the k likeliest tokens; 0: all.")
-    min_p: float = Field(0.0, ge=0.0, lt=1.0, description="Minimum share of the likeliest token's probability; 0: all.")
+    top_k: int = Field(0, ge=0, description="Keep the k most likely tokens; 0: all.")
+    min_p: float = Field(0.0, ge=0.0, lt=1.0, description="Minimum share of the top token's probability; 0: all.")
     repetition_penalty: float = Field(
-        1.0, ge=0.01, le=100.0, description="Over the tokens of prompt and text; 1: none."
+        1.0, ge=0.01, le=100.0, description="Repetition penalty for tokens of prompt and text; 1: none."
     )
-    beams: Beaming | None = Field(None, description="Beam search in place of sampling.")
-    distortion: Distorting | None = Field(None, description="What is done to the image.")
+    beams: Beaming | None = Field(None, description="Beam search instead of sampling.")
+    distortion: Distorting | None = Field(None, description="How the image is distorted.")
     guidance: Guiding | None = Field(None, description="A second forward pass that changes the logits.")
 
     @property
     def plain(self) -> bool:
-        """Whether nothing is asked for."""
+        """Whether all values are the defaults."""
         return self == Decoding()

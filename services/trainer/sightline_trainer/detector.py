@@ -14,7 +14,7 @@ class Detector(Protocol):
     identity: str
 
     async def __call__(self, prompt: Prompt, objects: Sequence[str]) -> Mapping[str, float]:
-        """A score for each object that could be looked for.
+        """A score for each object that the detector could look for.
 
         Raises:
             InvalidInput: this picture is refused.

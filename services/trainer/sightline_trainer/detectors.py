@@ -1,9 +1,9 @@
-"""Detectors: which objects are in a picture, by the scorer over a vocabulary or by a service of its own.
+"""Detectors: which objects are in a picture, by the scorer over a vocabulary or by a separate service.
 
     POST {url}   {"image": base64 of a PNG, "labels": [name, ...]}   ->   {"scores": {name: 0..1, ...}}
 
-A picture is sent by the one rule to read it. An object is there where it is in one of a prompt's pictures; one
-without a score is one of which nothing is known.
+Pictures are read by the one rule before they are sent. An object is present if it is in one of a prompt's pictures;
+without a score, nothing is known about it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class ScorerDetector:
 
     async def __call__(self, prompt: Prompt, objects: Sequence[str]) -> Mapping[str, float]:
         found: dict[str, float] = {}
-        for at in range(len(prompt.images)):  # in one of them is there
+        for at in range(len(prompt.images)):  # present in one of them is enough
             scores = ClipScores(self.scores.client, self.scores.settings, images=at)
             for first in range(0, len(objects), _CHUNK):
                 some = objects[first : first + _CHUNK]
@@ -48,7 +48,7 @@ class ScorerDetector:
         return found
 
     async def close(self) -> None:
-        """The scorer's client is the session's."""
+        """Nothing: the session owns the scorer's client."""
 
 
 class HttpDetector:

@@ -1,7 +1,7 @@
-"""Disk: what a run does when no room is left.
+"""What a run does when the disk is full.
 
-A run keeps a small reserve, so that it can say why it ended even then: the reserve is given up, and `run.json` written
-into its place.
+A run keeps a small reserve file, so that it can still record why it ended: it deletes the reserve and writes `run.json`
+in its space.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class DiskFull(Overloaded):
 
 
 def disk_full(error: BaseException) -> bool:
-    """Whether a full disk, quota or file size limit is behind an error. Libraries wrap what the system said, in
-    exceptions of their own or in words."""
+    """Whether a full disk, quota or file size limit caused an error. Libraries wrap the system's error in their own
+    exceptions or in texts."""
     return any(
         (isinstance(each, OSError) and each.errno in _FULL) or any(saying in str(each) for saying in _SAYINGS)
         for each in _behind(error, set())
@@ -52,26 +52,26 @@ def out_of_space(directory: Path, error: BaseException) -> DiskFull:
     """The error that says what to do."""
     free = shutil.disk_usage(directory).free >> 20
     return DiskFull(
-        f"no room for the files of {directory} ({free} MiB free; {type(error).__name__}: {error}): free some, then go "
-        "on with the run; what was finished is kept"
+        f"no space for the files of {directory} ({free} MiB free; {type(error).__name__}: {error}): free some, then "
+        "resume the run; finished work is kept"
     )
 
 
 class Reserve:
-    """Room that a run keeps for its last words."""
+    """Space that a run keeps for its last record."""
 
     def __init__(self, directory: Path) -> None:
         self.path = directory / ".reserve"
 
     def keep(self) -> None:
-        """Take the room.
+        """Reserve the space.
 
         Raises:
-            OSError: there is none.
+            OSError: the disk is full.
         """
         with self.path.open("wb") as file:
             os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
 
     def give_up(self) -> None:
-        """Leave the room to others."""
+        """Free the space."""
         self.path.unlink(missing_ok=True)

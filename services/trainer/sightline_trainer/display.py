@@ -27,7 +27,7 @@ _VERBS = {
 
 
 def results_table(rows: list[Mapping[str, float]]) -> Table:
-    """One row for each policy version, changes against the base model beside CHAIR_s. Fits 80 columns."""
+    """One row for each policy version, with changes against the base model beside CHAIR_s. Fits 80 columns."""
     table = narrow("policies on held-out images")
     for name in ("iteration", "policy", "CHAIR_s", "vs base", "CHAIR_i", "cover", "CLIPScore", "tokens", "pairs", "s"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -50,12 +50,12 @@ def results_table(rows: list[Mapping[str, float]]) -> Table:
 
 
 def narrow(title: str) -> Table:
-    """A table without frames, whose columns stand one space apart: names and numbers are whole at 80 columns."""
+    """A table without frames and with one space between columns, so that names and numbers fit 80 columns."""
     return Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
 
 
 def draw(table: Table, console: Console) -> None:
-    """Print a table as wide as the console; wider where columns that may not wrap (names, numbers) would be cut."""
+    """Print a table as wide as the console; wider if columns that must not wrap (names, numbers) would be cut."""
     anything = console.options.update(max_width=_ANY_WIDTH)
     for column in table.columns:
         if column.no_wrap:
@@ -73,7 +73,7 @@ def _number(row: Mapping[str, float], name: str, form: str) -> str:
 
 
 class Display:
-    """An observer that draws; where the output is not a terminal it prints a line for each stage instead."""
+    """An observer that draws bars; if the output is not a terminal, it prints a line for each stage."""
 
     def __init__(self, iterations: int, console: Console | None = None) -> None:
         self.console = console or Console()

@@ -1,4 +1,4 @@
-"""Draws: the prompts of an iteration, and the rows of a released set beside or instead of them."""
+"""Draws an iteration's prompts, and rows of a released set in addition or instead."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from sightline_trainer.records.released import Released
 
 
 class Draws:
-    """What each iteration draws; the same each time.
+    """The draws of each iteration; always the same.
 
     Args:
-        released: rows of data.pairs, where the recipe names a set.
+        released: rows of data.pairs, if the recipe names a set.
     """
 
     def __init__(self, recipe: Recipe, train: Pool, released: Pool | None) -> None:
@@ -42,7 +42,7 @@ class Draws:
         if not count or self.pairs is None:
             return []
         data, walked = self.recipe.data, iteration
-        if iteration > data.mix.start > 0:  # a walk in shorter steps, from behind what the first iterations drew
+        if iteration > data.mix.start > 0:  # shorter steps, starting after what the first iterations drew
             walked = -(-data.mix.start * data.prompts_per_iteration // count) + iteration - data.mix.start
         drawn = self.pairs.draw(count, iteration=walked, seed=self.recipe.seed)
         return [row for row in drawn if isinstance(row, Released)]

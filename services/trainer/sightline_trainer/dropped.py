@@ -1,4 +1,4 @@
-"""Dropped: rows that were left out, counted by reason, and the first of them by name with what was wrong."""
+"""Dropped rows: counted by reason; the first ones are named, with what was wrong."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sightline_trainer.files import read_json, write_json
 from sightline_trainer.records.refusal import Refusal
 
 MOST = 1000
-"""Rows that are kept by name; all are counted."""
+"""Maximum rows kept by name; all are counted."""
 
 
 class DroppedRows:
@@ -27,7 +27,7 @@ class DroppedRows:
         return self.counts.total()
 
     def add(self, row: str, refusal: Refusal) -> None:
-        """Note a row, as its file or id names it."""
+        """Record a row, named by its file or id."""
         with self._lock:
             self.counts[refusal.reason] += 1
             if len(self.rows) < MOST:
@@ -35,7 +35,7 @@ class DroppedRows:
 
     @property
     def reason(self) -> str | None:
-        """The reason that all share, where they do."""
+        """The reason that all rows share, if they do."""
         return next(iter(self.counts)) if len(self.counts) == 1 else None
 
     @property
@@ -44,11 +44,11 @@ class DroppedRows:
         return summary_of(self.counts, self.rows)
 
     def as_json(self) -> dict[str, Any]:
-        """For a file of the run."""
+        """As JSON, for a file of the run."""
         return {"counts": dict(self.counts), "rows": self.rows}
 
     def write(self, path: Path) -> None:
-        """Write it; where nothing was left out there is no file."""
+        """Write the file; if no row was left out, there is no file."""
         if self.counts:
             write_json(path, self.as_json())
         else:
@@ -56,7 +56,7 @@ class DroppedRows:
 
     @classmethod
     def read(cls, path: Path) -> DroppedRows:
-        """As it was written; empty if there is no file. Raises DataCorrupted if it is damaged."""
+        """Read the file; empty if there is none. Raises DataCorrupted if it is damaged."""
         dropped, found = cls(), read_json(path) or {}
         dropped.counts.update(found.get("counts", {}))
         dropped.rows = list(found.get("rows", ()))
@@ -64,7 +64,7 @@ class DroppedRows:
 
 
 def summary_of(counts: Counter[str], rows: Iterable[Mapping[str, str]]) -> str:
-    """Counts by reason, most first, and the first row with what was wrong."""
+    """Counts by reason, the most frequent first, and the first row with what was wrong."""
     first = next(iter(rows), None)
     reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
     return reasons + (f"; the first is {first.get('row') or first['prompt_id']}: {first['message']}" if first else "")

@@ -12,11 +12,11 @@ from sightline_trainer.session import Session
 
 
 async def embeddings(session: Session, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
-    """{prompt id: unit vector} by the recipe's scorer, of a prompt's first picture; one that it refuses has none, as it
-    has no candidates.
+    """{prompt id: unit vector} from the recipe's scorer, for a prompt's first picture. A refused picture has none (and
+    no candidates).
 
     Raises:
-        SightlineError: the scorer stays away, or fails for another reason than a picture.
+        SightlineError: the scorer stays unavailable, or fails for another reason than a picture.
     """
     settings = session.recipe.reward
     slots = asyncio.Semaphore(settings.max_in_flight)

@@ -16,7 +16,7 @@ _REMEMBERED = 32
 
 @lru_cache(_REMEMBERED)
 def png_base64(image: Path) -> str:
-    """The picture by the one rule to read it, whatever another decoder makes of a file: a PNG in base64. A judge asks
-    many questions about one."""
+    """The picture as read by the one rule, as a PNG in base64, so that other decoders see the same. A judge asks many
+    questions about one picture."""
     picture = np.asarray(decode(image.read_bytes(), ImageLimits()), dtype=np.uint8)
     return base64.b64encode(write_png(picture)).decode()

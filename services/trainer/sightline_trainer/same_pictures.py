@@ -13,7 +13,7 @@ async def check_sampler(client: AsyncSamplerClient, address: str) -> None:
 
     Raises:
         PreconditionFailed: by another one.
-        SightlineError: it stays away.
+        SightlineError: it stays unavailable.
     """
     check_rule("sampler", address, (await client.policies()).capabilities.picture_rule)
 

@@ -156,7 +156,7 @@ def connected(
 
     Args:
         policies: of the run, which a sampler that lost them is given again; None changes nothing at the sampler.
-        gate: of the recipe's model, where one is there already.
+        gate: the gate of the recipe's model, if there is one already.
         connections: what is shown to the services.
         halt: asked several times a second; what it raises breaks the work off.
         outage_seconds: how long a service may stay away.

@@ -1,6 +1,6 @@
 """Candidates: responses that may become the chosen or the rejected side of a pair.
 
-Each source is a part with a registry name; they are asked in this order, each seeing what those before it made.
+Each source is a part with a registry name. They run in this order, and each sees the candidates of those before it.
 """
 
 from collections.abc import Mapping

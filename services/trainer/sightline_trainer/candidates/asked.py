@@ -1,7 +1,7 @@
-"""`asked`: a text that a language model writes on request: an improved answer (SENA), a caption with facts.
+"""`asked`: a text that a language model writes on request, such as an improved answer (SENA) or a caption with facts.
 
-The template may name {question}, {answer} (the policy's first candidate), {caption} (what the policy says to
-`caption`), {objects} and {reference} (what the dataset knows). What comes back is a candidate for the same question.
+The template may name {question}, {answer} (the policy's first candidate), {caption} (the policy's answer to `caption`),
+{objects} and {reference} (from the dataset). The result is a candidate for the same question.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Asked(CandidatePart, Speaking):
 
 
 class AskedSource:
-    """Asks once for every user's text that the policy has answered, or for the prompt's own."""
+    """Asks once for every user's text that the policy answered, or for the prompt's own."""
 
     def __init__(self, settings: Asked, context: SourceContext, speaker: Speaker, policy: Speaker) -> None:
         self.settings = settings

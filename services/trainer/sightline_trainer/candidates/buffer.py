@@ -1,6 +1,6 @@
 """`buffer`: pairs of earlier iterations, mixed in with the fresh ones (SAPO, OViP), none older than allowed.
 
-They keep their token ids, rewards and policy versions, so how stale a pair is stands in every row.
+They keep their token ids, rewards and policy versions, so every row shows how stale its pair is.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Buffer(CandidatePart):
         own: list[tuple[Path, list[int]]] = []
         for path in earlier[-self.max_age :]:
             made = read_table(path, columns=["iteration"])["iteration"].to_pylist() if path.is_file() else []
-            # Pairs that were drawn from a buffer themselves would count twice and be older than their file.
+            # Pairs that came from a buffer would count twice and be older than their file.
             own.append((path, [at for at, iteration in enumerate(made) if iteration == int(path.parent.name)]))
         places = [(path, at) for path, rows in own for at in rows]
         wanted = min(math.floor(fresh * self.share / (1 - self.share)), len(places))

@@ -1,4 +1,4 @@
-"""Declared: a question and its answer as one statement, which a scorer can compare with a picture."""
+"""Turns a question and its answer into one statement, which a scorer can compare with a picture."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RULES: Final = (
     (re.compile(r"(?:what|where|who|which) (is|are) (.+)", re.I), "{1} {0} {answer}", None),
     (re.compile(r"how many (.+?) (?:are|is|can|do|does)\b.*", re.I), "{answer} {0}", None),
 )
-"""Form of a question; its statement; that of the answer no, where only yes and no answer it."""
+"""A question's form; its statement; the statement for the answer no, if the answers are only yes and no."""
 
 _ASKED: Final = re.compile(r"(is|are|was|were) (.+)", re.I)
 _ARTICLES: Final = ("a", "an", "the")
@@ -24,9 +24,9 @@ _PLACES: Final = ("in", "on", "at", "with", "without", "under", "over", "above",
 
 
 def declared(question: str, answer: str) -> str:
-    """A statement of what the answer to a question says: "is there a cat ?", "no" -> "there is no cat".
+    """The answer to a question as a statement: "is there a cat ?", "no" -> "there is no cat".
 
-    An answer of six words or more speaks for itself; a question of another form is put before its answer.
+    An answer of six words or more is used alone; a question of another form is put before its answer.
     """
     plain, said = question.strip().rstrip("?. ").strip(), answer.strip().rstrip(". ").strip()
     if len(said.split()) >= 6:
@@ -48,10 +48,10 @@ def declared(question: str, answer: str) -> str:
 
 
 def _predicate(words: list[str]) -> int:
-    """Where what is said of the subject begins: "the red dog | black", "the man | riding a horse", "it | on the sofa".
+    """Where the predicate begins: "the red dog | black", "the man | riding a horse", "it | on the sofa".
 
-    At the first word in -ing behind the subject's first word, else at the first preposition, else at an article behind
-    the subject, else at the last word; 0 if there is no subject before it.
+    At the first word in -ing after the subject's first word, otherwise at the first preposition, otherwise at an
+    article after the subject, otherwise at the last word; 0 if no subject is before it.
     """
     lower = [word.lower() for word in words]
     determined = lower[0] in _DETERMINERS and not set(lower[1:2]) & set(_ARTICLES)  # "this | a kitchen"

@@ -1,4 +1,4 @@
-"""Guarded: a third-party source. If it raises, or returns no candidate, only that prompt is lost."""
+"""Guards a third-party source: if it raises or returns something else than candidates, only that prompt is lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sightline_trainer.records.response import Response
 
 
 class GuardedSource:
-    """A source whose failures are one prompt's, noted in `dropped/`."""
+    """A source whose failures only cost one prompt, which is noted in `dropped/`."""
 
     def __init__(self, name: str, source: Source) -> None:
         self.name = name

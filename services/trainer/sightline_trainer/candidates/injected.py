@@ -1,7 +1,7 @@
 """`injected`: a good answer rewritten with plausible errors, as the rejected one.
 
-POVID has GPT-4V do it, BPO a text LLM. Who rewrites: `rules` (words of the dataset's vocabulary.json change
-places), `sampler` (a text LLM behind a sampler of ours) or `openai` (any OpenAI-compatible endpoint).
+POVID uses GPT-4V for this, BPO a text LLM. Who rewrites: `rules` (swaps words of the dataset's vocabulary.json),
+`sampler` (a text LLM behind our sampler) or `openai` (any OpenAI-compatible endpoint).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Injected(Rewriting, CandidatePart):
 
 
 class InjectedSource:
-    """Has the reference, or the policy's first candidate, rewritten."""
+    """Gets the reference, or the policy's first candidate, rewritten."""
 
     def __init__(self, settings: Injected, context: SourceContext, writer: Writer) -> None:
         self.settings = settings
@@ -62,7 +62,7 @@ class InjectedSource:
         return made
 
     def _good(self, prompt: Prompt, ask: SourceRequest) -> list[tuple[str, str]]:
-        """(user's text, answer to rewrite), one for each user's text that was asked."""
+        """(user's text, answer to rewrite), one for each user's text."""
         if self.settings.of == "reference":
             asked = list(dict.fromkeys(candidate.prompt for candidate in ask.made)) or [prompt.prompt]
             return [(text, prompt.reference) for text in asked] if prompt.reference else []

@@ -1,7 +1,7 @@
-"""`models`: candidates of other models, each behind a sampler of its own (VLFeedback's pool of LVLMs, PDS-DPO's three).
+"""`models`: candidates from other models, each behind its own sampler (VLFeedback's pool of LVLMs, PDS-DPO's three).
 
-Their texts are tokenised as the policy would have had to write them; their own log-probs are not the policy's and are
-not kept. All have the source `models`, whichever model wrote them.
+Their texts are tokenised as if the policy had written them. Their own log-probs are not the policy's and are not kept.
+All have the source `models`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from sightline_trainer.sections import Sampling
 
 
 class OtherModels(CandidatePart):
-    """Samples of other models, from samplers of their own."""
+    """Samples from other models, each from its own sampler."""
 
     writes: ClassVar[tuple[str, ...]] = ("models",)
 
-    addresses: dict[str, Target] = Field(min_length=1, description="gRPC targets of their samplers, each under a name.")
+    addresses: dict[str, Target] = Field(min_length=1, description="gRPC targets of their samplers, by name.")
     count: int = Field(1, ge=1, le=64, description="Number of candidates per model.")
     temperature: float | None = Field(None, ge=0.0, le=5.0, description="Null: sampling.temperature.")
 
@@ -37,7 +37,7 @@ class OtherModels(CandidatePart):
 
 
 class ModelsSource:
-    """Asks each model for every user's text that was asked so far."""
+    """Asks each model every user's text that was asked so far."""
 
     def __init__(self, settings: OtherModels, context: SourceContext, clients: dict[str, AsyncSamplerClient]) -> None:
         self.settings = settings
@@ -69,7 +69,7 @@ class ModelsSource:
                 top_p=sampling.top_p,
                 max_tokens=sampling.max_tokens,
             )
-        except InvalidInput:  # another model may not take what ours does
+        except InvalidInput:  # another model may refuse what ours accepts
             return []
         return [
             each.text.strip() for each in samples.candidates if each.finish_reason != "length" and each.text.strip()

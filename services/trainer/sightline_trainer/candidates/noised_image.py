@@ -1,8 +1,9 @@
-"""`noised_image`: what the policy says when its image is distorted, as the rejected one (POVID, BPO).
+"""`noised_image`: the policy's answer under a distorted image, as the rejected side (POVID, BPO).
 
-POVID takes noise step 500, BPO 900 (of 1000). BPO's released script samples with visual contrastive decoding, which
-reduces hallucinations; this samples plainly under the distorted image, as its paper says. The text is trained as an
-answer to the clean image; with `conditioned` to the noised one, as in the loss of POVID's paper (`povid_paper`).
+POVID uses noise step 500, BPO 900 (of 1000). BPO's released script samples with visual contrastive decoding, which
+reduces hallucinations; this source samples plainly under the distorted image, as its paper says. The text is trained as
+an answer to the clean image, or with `conditioned` to the noised image, as in the loss of POVID's paper
+(`povid_paper`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from sightline_trainer.seen_less import noisy
 
 
 class NoisedImage(CandidatePart):
-    """Samples of the policy under a distorted image."""
+    """The policy's samples under a distorted image."""
 
     writes: ClassVar[tuple[str, ...]] = ("noised_image",)
 
@@ -50,7 +51,7 @@ class NoisedImage(CandidatePart):
 
 
 class NoisedImageSource:
-    """Asks the policy, with noise over the image; the noise is drawn again in each iteration."""
+    """Asks the policy with noise on the image; each iteration draws new noise."""
 
     def __init__(self, settings: NoisedImage, context: SourceContext) -> None:
         self.settings = settings
@@ -69,13 +70,13 @@ class NoisedImageSource:
             text=ask.made[0].prompt if ask.made else None,
             first=len(ask.made),
             source="noised_image",
-            # What the update must see too is drawn here; else the sampler distorts.
+            # Noise that the update must see too is drawn here; otherwise the sampler distorts.
             images=self._noised(prompt, seed) if settings.conditioned else (),
             distortion=None if settings.conditioned else noise(settings.step, seed),
         )
 
     def _noised(self, prompt: Prompt, seed: int) -> list[bytes]:
-        """Each image with noise of its own."""
+        """Each image with its own noise."""
         return [noised(image.read_bytes(), self.settings.step, seed + at) for at, image in enumerate(prompt.images)]
 
 

@@ -1,4 +1,4 @@
-"""`policy`: K samples of the policy for a prompt, from the sampler service."""
+"""`policy`: K samples from the policy for a prompt, by the sampler service."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PolicySamples(CandidatePart):
 
 
 class PolicySource:
-    """Asks the policy; where there are paraphrases, with some of them."""
+    """Asks the policy, with some of the paraphrases if there are any."""
 
     def __init__(self, settings: PolicySamples, context: SourceContext) -> None:
         self.settings = settings

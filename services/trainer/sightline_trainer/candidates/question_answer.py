@@ -5,8 +5,8 @@ They come from `questions.jsonl` beside the prompts, one object a line:
     id                    the prompt's
     text, right, wrong    the question and its two answers
     right_statement, wrong_statement
-                          what each answer says about the picture, for the scorer; without them the question is turned
-                          into a statement by `declared`, as CLIP-DPO does "with a regex"
+                          what each answer says about the picture, for the scorer; without them `declared` turns the
+                          question into a statement, as CLIP-DPO does "with a regex"
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class QuestionIndex:
     """The questions of a file by prompt id; 16 bytes each in memory.
 
     Raises:
-        InvalidInput: there is no such file, or a line is not a question with two answers.
+        InvalidInput: the file does not exist, or a line is not a question with two answers.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`reference`: the dataset's annotation as a candidate, for the role of the chosen one (POVID, BPO)."""
+"""`reference`: the dataset's annotation as a candidate for the chosen side (POVID, BPO)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Reference(CandidatePart):
 
 
 class ReferenceSource:
-    """One candidate for each prompt that has an annotation, for every user's text that was asked about it."""
+    """One candidate for each prompt with an annotation, for every user's text that was asked about it."""
 
     def __init__(self, gate: RowGate) -> None:
         self.gate = gate
@@ -38,8 +38,8 @@ class ReferenceSource:
 def unsampled(
     gate: RowGate, prompt: Prompt, asked: str, text: str, *, index: int, source: str, statement: str = ""
 ) -> Response:
-    """A candidate that no policy sampled: tokens as the policy would have had to write them. One that the gate refuses
-    has none, and says why."""
+    """A candidate that no policy sampled, tokenised as if the policy had written it. If the gate refuses it, it has no
+    tokens and says why."""
     ids, fault = gate.tokenised(prompt, asked, text)
     return Response(
         prompt_id=prompt.id,

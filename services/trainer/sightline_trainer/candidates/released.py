@@ -1,7 +1,7 @@
-"""ReleasedSource: the answers of a released set's row as candidates, and the rule that pairs them as they were judged.
+"""The answers of a released set's row as candidates, and the rule that pairs them as the set judged them.
 
-They go the way of all candidates: through the gate, the recipe's reward and its filters. Which side is chosen is the
-set's to say, whatever the reward thinks of it; a `gap` filter then drops pairs that the reward does not see.
+They pass the gate, the recipe's reward and its filters, like all candidates. The set decides which side is chosen,
+regardless of the reward; a `gap` filter can drop pairs that the reward does not separate.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from sightline_trainer.records.response import Response
 from sightline_trainer.row_gate import RowGate
 
 SOURCE = "released"
-"""Beginning of their sources; what the set calls an answer stands behind it: released:rejected."""
+"""Prefix of their sources, followed by the set's name for the answer: released:rejected."""
 
 
 class ReleasedSource:
-    """The answers, as the policy would have had to write them."""
+    """The answers, tokenised as if the policy had written them."""
 
     def __init__(self, gate: RowGate) -> None:
         self.gate = gate
@@ -36,7 +36,7 @@ class ReleasedSource:
 
 
 class ReleasedRule:
-    """Every answer against every one with a lower mark of the set's own."""
+    """Pairs every answer with every answer that the set marks lower."""
 
     def __init__(self, rows: Mapping[str, Released]) -> None:
         self.rows = rows
@@ -54,5 +54,5 @@ class ReleasedRule:
         return picked
 
     def rejected_images(self, prompt: Prompt, iteration: int) -> list[bytes]:
-        """None of their own: sets name one picture for all answers."""
+        """None: sets name one picture for all answers."""
         return []

@@ -1,10 +1,10 @@
-"""`segment`: a good answer with a piece of it rewritten by the policy, as the rejected one (SAPO, arXiv 2405.20830).
+"""`segment`: a good answer with a piece rewritten by the policy, as the rejected side (SAPO, arXiv 2405.20830).
 
     t drawn evenly from the answer's places, L tokens     y' = y[:t] + policy(. | x, y[:t]) of L tokens + y[t + L:]
 
-SAPO's code: 256 tokens, temperature 0.7, top_k 50, top_p 0.95. What comes after the piece stays, also where the policy
-ended its piece early; the end token itself belongs to the answer and is never cut out. The spliced text is worded here:
-its tokens are those that the policy would have had to write, and it has no log-probs.
+SAPO's code: 256 tokens, temperature 0.7, top_k 50, top_p 0.95. The part after the piece is kept, even if the policy
+ended its piece early; the end token belongs to the answer and is never cut out. The spliced text is tokenised here as
+if the policy had written it, and it has no log-probs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sightline_trainer.records.response import Response
 
 
 class Segment(CandidatePart):
-    """A good answer, a piece of it rewritten by the policy."""
+    """A good answer with a piece rewritten by the policy."""
 
     writes: ClassVar[tuple[str, ...]] = ("segment",)
 
@@ -33,14 +33,14 @@ class Segment(CandidatePart):
     temperature: float = Field(0.7, ge=0.0, le=5.0, description="Softmax temperature of the piece (SAPO: 0.7).")
     top_k: int = Field(50, ge=0, description="Likeliest tokens that are kept; 0: all (SAPO: 50).")
     top_p: float = Field(0.95, gt=0.0, le=1.0, description="Nucleus mass (SAPO: 0.95).")
-    count: int = Field(1, ge=1, le=16, description="Candidates of one answer, each with a piece of its own.")
+    count: int = Field(1, ge=1, le=16, description="Candidates per answer, each with another piece.")
 
     def open(self, context: SourceContext) -> Source:
         return SegmentSource(self, context)
 
 
 class SegmentSource:
-    """Has the policy write a piece of each good answer again."""
+    """Lets the policy rewrite a piece of each good answer."""
 
     def __init__(self, settings: Segment, context: SourceContext) -> None:
         self.settings = settings
@@ -60,7 +60,7 @@ class SegmentSource:
         return made
 
     def _good(self, ask: SourceRequest) -> list[Response]:
-        """The answers to begin with, one for each user's text that was asked."""
+        """The answers to start from, one for each user's text."""
         first: dict[str, Response] = {}
         for candidate in ask.made:
             if candidate.source == self.settings.of and candidate.fault is None:

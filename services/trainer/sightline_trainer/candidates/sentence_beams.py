@@ -1,12 +1,13 @@
-"""`sentence_beams`: CSR's tree of sentences (arXiv 2405.14622), grown by the policy, a level of sentences at a time.
+"""`sentence_beams`: CSR's tree of sentences (arXiv 2405.14622), grown by the policy one level of sentences at a time.
 
-From each node that is kept, diverse group beam search writes `groups` next sentences, up to a stop string. Of all new
-nodes of a level the `best` likeliest and the `worst` least likely are continued (by the sum over their sentences of
-the mean log-prob a token, as CSR's code sums HF's sequence scores); one that ends is a candidate. CSR's code: 5 groups,
-diversity 3, at most 70 tokens to ".", 1 best and 2 worst, an end at 1024 characters, sentences of 4 characters or more.
+From each kept node, diverse group beam search writes `groups` next sentences, up to a stop string. Of a level's new
+nodes, the `best` most likely and the `worst` least likely are continued (ranked by the sum over their sentences of the
+mean log-prob per token, as CSR's code sums HF's sequence scores). A node that ends becomes a candidate. CSR's code: 5
+groups, diversity 3, at most 70 tokens to ".", 1 best and 2 worst, an end at 1024 characters, sentences of 4 characters
+or more.
 
-What differs: the code ranks siblings by CLIP and log-prob in the tree; here whole paths are judged by the recipe's
-reward. At most `count` candidates are kept, the likeliest and the least likely alternately.
+Deviation: CSR's code ranks siblings by CLIP and log-prob in the tree; here the recipe's reward judges whole paths. At
+    most `count` candidates are kept, the most likely and the least likely in turn.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class SentenceBeams(CandidatePart):
     diversity_penalty: float = Field(3.0, ge=0.0, le=1000.0, description="Diversity penalty between groups (CSR: 3).")
     sentence_tokens: int = Field(70, ge=1, description="Maximum tokens per sentence (CSR: 70).")
     stop: list[str] = Field(default_factory=lambda: ["."], min_length=1, description="What ends a sentence.")
-    best: int = Field(1, ge=1, description="Number of likeliest nodes of a level to continue (CSR: 1).")
+    best: int = Field(1, ge=1, description="Number of most likely nodes of a level to continue (CSR: 1).")
     worst: int = Field(2, ge=0, description="Number of least likely nodes of a level to continue (CSR: 2).")
     max_characters: int = Field(1024, ge=1, description="Length in characters at which a text ends (CSR: 1024).")
     max_sentences: int = Field(16, ge=1, le=64, description="Maximum sentences per text (our limit).")
@@ -46,7 +47,7 @@ class SentenceBeams(CandidatePart):
 
 @dataclass(frozen=True)
 class _Node:
-    """A text so far, its sentences' mean log-probs summed."""
+    """A partial text, and the sum of its sentences' mean log-probs."""
 
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -56,7 +57,7 @@ class _Node:
 
 
 class SentenceBeamsSource:
-    """Grows a tree for the prompt's own text. It draws nothing: the same policy gives the same tree."""
+    """Grows a tree for the prompt's own text. It is deterministic: the same policy gives the same tree."""
 
     def __init__(self, settings: SentenceBeams, client: AsyncSamplerClient) -> None:
         self.settings = settings
@@ -92,7 +93,7 @@ class SentenceBeamsSource:
         ]
 
     async def _grown(self, prompt: Prompt, node: _Node, version: int) -> tuple[str, list[tuple[_Node, str | None]]]:
-        """The children of a node; of those that end, with why."""
+        """The children of a node, with the finish reason of those that end."""
         settings = self.settings
         samples = await self.client.sample(
             prompt.images,
@@ -113,7 +114,7 @@ class SentenceBeamsSource:
 
     def _child(self, node: _Node, child: Candidate) -> _Node:
         logprobs = [float(value) for value in child.logprobs]
-        # The text is cut before its stop string, its tokens are not; of several, the first stands for them all.
+        # The text is cut before its stop string, but its tokens are not; the first of several stands for all.
         text = child.text + (self.settings.stop[0] if child.finish_reason == "stop" else "")
         return _Node(
             [*node.ids, *(int(token) for token in child.token_ids)],
@@ -131,13 +132,13 @@ class SentenceBeamsSource:
         return "length" if full else None
 
     def _kept(self, level: Sequence[_Node]) -> list[_Node]:
-        """The best and the worst, none twice."""
+        """The best and the worst, without duplicates."""
         best, worst = self.settings.best, self.settings.worst
         ranked = sorted(level, key=lambda node: -node.score)
         return ranked if len(ranked) <= best + worst else [*ranked[:best], *ranked[len(ranked) - worst :]]
 
     def _chosen(self, ended: Sequence[tuple[_Node, str]]) -> list[tuple[_Node, str]]:
-        """At most `count`, from both ends of their mean score, each text once."""
+        """At most `count`, from both ends of the ranking by mean score, each text once."""
         texts: dict[str, tuple[_Node, str]] = {}
         for node, reason in ended:
             texts.setdefault(node.text, (node, reason))

@@ -1,4 +1,4 @@
-"""Source: something that makes candidates for a prompt."""
+"""Source: makes candidates for a prompt."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from sightline_trainer.speaker.speaker import Speaker, speaker_of
 
 @dataclass(frozen=True)
 class SourceRequest:
-    """What a source is asked in a round: candidates of which iteration and policy version, and what the sources before
-    it made for the same prompt (candidates are numbered on from there)."""
+    """A round's request to a source: the iteration, the policy version, and the candidates that earlier sources made
+    for the same prompt (numbering continues from there)."""
 
     iteration: int
     version: int
@@ -33,7 +33,7 @@ class SourceRequest:
 
 @dataclass(frozen=True)
 class SourceContext:
-    """What sources stand on."""
+    """What sources use."""
 
     sampling: Sampling
     seed: int
@@ -41,19 +41,19 @@ class SourceContext:
     sampler: AsyncSamplerClient
     gate: RowGate
     dataset: Path
-    """Directory of the dataset's side files: vocabulary.json, questions.jsonl."""
+    """Directory with the dataset's further files: vocabulary.json, questions.jsonl."""
     connect: Callable[[str, float], AsyncSamplerClient]
-    """Opens another sampler, which is closed with the session."""
+    """Opens another sampler; the session closes it."""
     closing: AsyncExitStack
-    """What is to be closed with the session."""
+    """Things to close with the session."""
     decoder: Callable[[Decoding, int], DecoderOptions] = DecoderOptions
-    """Makes a recipe's decoding options of calls, with a seed."""
+    """Turns a recipe's decoding into options of calls, with a seed."""
 
     def speaker(self, settings: Speaking) -> Speaker:
-        """Whom a part asks.
+        """The language model that a part asks.
 
         Raises:
-            PreconditionFailed: as `speaker_of`.
+            PreconditionFailed: see `speaker_of`.
         """
         return speaker_of(settings, self.sampler, self.gate, self.connect, self.closing)
 
@@ -65,10 +65,10 @@ class Source(Protocol):
 
 
 class CandidatePart(Part):
-    """Settings of a source, and how it is made from them.
+    """Settings of a source; makes the source.
 
     Attributes:
-        writes: the sources that its candidates may name.
+        writes: the source names that its candidates may have.
     """
 
     writes: ClassVar[tuple[str, ...]] = ()

@@ -14,7 +14,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sightline_trainer.dpo", description=__doc__)
     parser.add_argument("--recipe", type=Path, required=True, help="recipe file; its dpo section is used")
     parser.add_argument("--pairs", type=Path, required=True, help="pairs.parquet of an iteration")
-    parser.add_argument("--policy", type=Path, required=True, help="directory that gets the new policy")
+    parser.add_argument("--policy", type=Path, required=True, help="directory for the new policy")
     parser.add_argument("--work", type=Path, required=True, help="TRL's output, update.json, the optimiser's state")
     parser.add_argument(
         "--previous", type=Path, help="directory of the policy to continue from; default: the base model"
@@ -28,7 +28,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Run the update; on the first process, write what came of it to WORK/update.json."""
+    """Run the update; the first process writes the result to WORK/update.json."""
     arguments = _arguments()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from sightline.errors import SightlineError

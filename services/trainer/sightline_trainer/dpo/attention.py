@@ -1,9 +1,9 @@
 """Attention over a pack, as a function of transformers' AttentionInterface.
 
 Prefixes attend to themselves, causally and without a mask (with one where the tokens of an image see each other both
-ways); branches attend to their prefix and to themselves in a second call. What no token sees is hardly multiplied: one
-mask over the whole row would do all sums and throw most of them away. Prompts of like length go together (`tiles.py`),
-so a batch is a few calls, not two a prompt. With gradient checkpointing it works as any attention does.
+ways); branches attend to their prefix and to themselves in a second call. So little of what no token sees is computed:
+one mask over the whole row would compute everything and discard most of it. Prompts of similar length are grouped
+(`tiles.py`), so a batch takes a few calls, not two per prompt. It works with gradient checkpointing like any attention.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ def shared_attention(
         return plain
     kwargs["is_causal"] = None
 
-    # Token by token, as projections write them: whole rows are copied.
+    # Token by token, as projections write them, so that whole rows are copied.
     query, key, value = (part[0].transpose(0, 1) for part in (query, key, value))
 
     def attend(queries: Gathered, keys: Gathered, count: int, mask: Tensor | None) -> Tensor:
-        """[count * Q, H, D] of `count` rows, whose tokens are given by their places in the pack."""
+        """[count * Q, H, D] for `count` rows, given by their tokens' places in the pack."""
         q, k, v = (_rows(part, at, count) for part, at in ((query, queries), (key, keys), (value, keys)))
         out: Tensor = sdpa_attention_forward(module, q, k, v, mask, **kwargs)[0]
         return out.flatten(0, 1)
@@ -60,7 +60,7 @@ def shared_attention(
 
 
 def _rows(values: Tensor, places: Gathered, count: int) -> Tensor:
-    """[count, H, L, D] of [T, H, D]."""
+    """[count, H, L, D] from [T, H, D]."""
     picked = places.pick(values)
     return picked.view(count, -1, *picked.shape[1:]).transpose(1, 2)
 

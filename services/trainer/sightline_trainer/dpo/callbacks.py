@@ -22,10 +22,10 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer, not_finite
 
 
 class Begin(TrainerCallback):
-    """When the model is prepared: the checks of what it computes, the reference's log-probs, the optimiser's state.
+    """Runs when the model is prepared: checks its outputs, computes the reference's log-probs, restores the optimiser.
 
     Attributes:
-        figures: what the checks measured.
+        figures: the checks' measurements.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Begin(TrainerCallback):
         self._known = False
 
     def known(self) -> dict[str, Any]:
-        """What it found, for an update that continues; for JSON."""
+        """Its findings as JSON, for an update that resumes."""
         return {
             "figures": self.figures,
             "reference": list(self.trainer.data_collator.reference.items()),
@@ -61,14 +61,14 @@ class Begin(TrainerCallback):
         }
 
     def recall(self, known: dict[str, Any]) -> None:
-        """Take what was found when the update began."""
+        """Restore the findings from the update's start."""
         self.figures, self.reference_seconds = known["figures"], known["reference_seconds"]
         self.trainer.data_collator.reference = {pair: tuple(map(tuple, values)) for pair, values in known["reference"]}
         self.began, self._known = time.monotonic() - known["seconds"], True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._known:
-            if self.trainer.token_kl is None:  # it asks the reference in each step
+            if self.trainer.token_kl is None:  # token_kl runs the reference in each step
                 release_reference(self.trainer)
             self.trainer.precompute_ref_logps = True
             return
@@ -88,10 +88,10 @@ class Begin(TrainerCallback):
         self.reference_seconds = time.monotonic() - self.began
 
     def _try_out(self) -> None:
-        """The first forwards of this model.
+        """The model's first forward passes.
 
         Raises:
-            PreconditionFailed: MODEL_FAILS_FORWARD where they end in an error of the model's own; what the checks find.
+            PreconditionFailed: MODEL_FAILS_FORWARD if the model raises an error; or a check's own error.
         """
         try:
             if self.trainer.data_collator.sharing is not None:
@@ -107,7 +107,7 @@ class Begin(TrainerCallback):
 
 
 class FiniteGradient(TrainerCallback):
-    """Stops at a gradient that is NaN or infinite; the loss is checked where it is computed."""
+    """Stops at a NaN or infinite gradient; the loss is checked where it is computed."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if not math.isfinite(float((logs or {}).get("grad_norm", 0.0))):
@@ -115,8 +115,8 @@ class FiniteGradient(TrainerCallback):
 
 
 class StepLog(TrainerCallback):
-    """Writes each step's numbers as a line of JSON, for whoever watches; an update that
-    restarts rewrites it, and one that resumes appends to it.
+    """Writes each step's numbers as a line of JSON for watchers. A restarted update rewrites the file; a resumed one
+    appends to it.
 
     Args:
         path: the file.
@@ -131,7 +131,7 @@ class StepLog(TrainerCallback):
             self.path.write_text("".join(self._before(state.global_step)))
 
     def _before(self, step: int) -> list[str]:
-        """Lines of an update that continues after a step."""
+        """The lines up to a step, for an update that resumes after it."""
         lines = self.path.read_text().splitlines(keepends=True) if step and self.path.exists() else []
         return lines[:step]
 
@@ -151,11 +151,11 @@ STEP_NUMBERS = {
     "rejected_logp": "logps/rejected",
     "grad_norm": "grad_norm",
 }
-"""Name in the step log -> TRL's."""
+"""Name in the step log -> TRL's name."""
 
 
 class Progress(TrainerCallback):
-    """Tells steps done and steps in all."""
+    """Reports the finished steps and the total."""
 
     def __init__(self, report: Callable[[int, int], None]) -> None:
         self.report = report

@@ -1,10 +1,10 @@
-"""Checkpoints inside an update: one that was killed continues from the last, and ends as if nothing had happened.
+"""Checkpoints inside an update: a killed update resumes from the last one and gives the same result.
 
-transformers writes weights, optimiser, schedule, RNG and place among the batches; beside them stands what the update
-found before its first step (proofs, the reference's log-probs, the starting policy's) and what it counted since.
-A checkpoint counts once its `whole.json` is there, which names the update that it is of; the one before goes then, so
-there are two at most. The starting policy is loaded first and what was trained put over it, since an update is measured
-by what it changed.
+transformers writes weights, optimiser, schedule, RNG and the position among the batches. We add what the update found
+before its first step (proofs, log-probs of the reference and of the starting policy) and what it counted since. A
+checkpoint is valid once its `whole.json` exists, which names its update; then the previous one is deleted, so there are
+at most two. The starting policy is loaded first and the trained weights are put over it, since an update is measured by
+its change.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _MODEL = ("model", "quantization", "chat_template", "min_pixels", "max_pixels", 
 
 
 def name_of(recipe: Recipe, pairs: Dataset, *, previous: Path | None, seed: int, iteration: int, world: int) -> str:
-    """SHA-256 of all that decides what an update becomes."""
+    """SHA-256 of everything that determines an update's result."""
     tree = recipe.model_dump(mode="json")
     kept = [name for name in pairs.column_names if not name.endswith("images")]
     told = {
@@ -52,7 +52,7 @@ def name_of(recipe: Recipe, pairs: Dataset, *, previous: Path | None, seed: int,
 
 
 def last(work: Path, name: str) -> Path | None:
-    """The newest whole checkpoint of the update of this name."""
+    """The newest complete checkpoint of the update with this name."""
     found = [place for place in work.glob("checkpoint-*") if _name(place) == name]
     return max(found, key=lambda place: int(place.name.rpartition("-")[2]), default=None)
 
@@ -73,8 +73,8 @@ def _name(place: Path) -> str | None:
 
 
 def _load(trainer: FastDPOTrainer, place: Path) -> None:
-    """Put a checkpoint's weights over the model's. transformers' own way passes over keys that it stored under other
-    names, silently."""
+    """Load a checkpoint's weights into the model. transformers' own loader silently skips keys that it stored under
+    other names."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     if trainer.is_fsdp_enabled:
         DPOTrainer._load_from_checkpoint(trainer, str(place), trainer.model_wrapped)
@@ -85,13 +85,14 @@ def _load(trainer: FastDPOTrainer, place: Path) -> None:
 
 
 class Checkpoints(TrainerCallback):
-    """Writes them, and puts back what the last one holds. Comes after all other callbacks.
+    """Writes checkpoints, and restores the last one. Comes after all other callbacks.
 
     Args:
-        name: of the update.
-        seconds: between two; None writes none.
-        ours: what is kept beside transformers' files, by name: how to ask for it (for JSON), and how to put it back.
-        begun: the checkpoint to continue from.
+        name: the update's name.
+        seconds: time between two checkpoints; None writes none.
+        ours: what to keep beside transformers' files, by name: a function that returns it (for JSON), and one that
+            restores it.
+        begun: the checkpoint to resume from.
     """
 
     def __init__(
@@ -107,7 +108,7 @@ class Checkpoints(TrainerCallback):
         self._due = 0.0
 
     def restore(self) -> None:
-        """Put back what was found before the first step; to be called before `train`."""
+        """Restore what was found before the first step; call it before `train`."""
         if self.begun is None:
             return
         kept = json.loads((self.begun / self._file()).read_text())
@@ -115,13 +116,13 @@ class Checkpoints(TrainerCallback):
             put(kept[name])
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The weights, over the starting policy's, which others have seen."""
+        """Load the weights over the starting policy's, which other callbacks have seen."""
         if self.begun is not None:
             _load(self.trainer, self.begun)
         self._due = time.monotonic() + (self.seconds or 0.0)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Asks for one where it is time; all processes together."""
+        """Requests a checkpoint when it is due; all processes together."""
         if self.seconds is None or state.global_step >= state.max_steps:
             return
         due = time.monotonic() >= self._due
@@ -131,7 +132,7 @@ class Checkpoints(TrainerCallback):
         control.should_save = control.should_save or due
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Makes the one that was just written count."""
+        """Marks the checkpoint that was just written as valid."""
         place = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         accelerator = self.trainer.accelerator
         (place / self._file()).write_text(json.dumps({name: ask() for name, (ask, _) in self.ours.items()}))

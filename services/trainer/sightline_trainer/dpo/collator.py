@@ -1,9 +1,9 @@
-"""PairCollator: preference pairs as TRL's batches, with the tokens that were sampled.
+"""PairCollator: preference pairs as TRL's batches, with the sampled tokens.
 
-TRL's own vision collator tokenises the response text again; what was sampled (and its end token) would be lost.
-This one takes `chosen_ids` and `rejected_ids` as they are, begins the prompt as the sampler did (TRL's leaves out
-the begin token that the model's tokenizer adds), and makes each prompt by one call of the processor, as a user would:
-once a batch, or never again where its images' features are kept.
+TRL's own vision collator tokenises the response text again, so that the sampled tokens (and the end token) would be
+lost. This one uses `chosen_ids` and `rejected_ids` unchanged, begins the prompt as the sampler did (TRL's omits the
+begin token that the model's tokenizer adds), and makes each prompt by one call of the processor, as a user would: once
+per batch, or only once if its images' features are cached.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ from sightline_trainer.dpo.token_weights import Weights, sentence_weights, token
 from sightline_trainer.dpo.views import Shown
 from sightline_trainer.dpo.vision import digest
 
-_REMEMBERED = 16384  # prompts whose tokens are kept; some 10 to 50 KB each
+_REMEMBERED = 16384  # prompts whose tokens are kept; about 10 to 50 KB each
 SIDES = ("chosen", "rejected")
 
 Key = tuple[str, ...]  # the rendered prompt, and its images' digests
 Side = tuple[Key, tuple[int, ...]]  # a prompt, and a response's tokens
 Reference = tuple[tuple[float, ...], ...]
-"""Summed log-probs of a pair's rows under the reference: chosen, rejected, extra rows; with a second rejected side
-twice."""
+"""Summed log-probs of a pair's rows under the reference: chosen, rejected, extra rows; twice with a second rejected
+side."""
 
 
 class RowPictures:
-    """The pictures of one row: which, and how they are shown.
+    """The pictures of one row, and how they are shown.
 
     Attributes:
-        names: digests, which differ where what is shown does.
+        names: digests, which differ if the shown pictures differ.
     """
 
     def __init__(self, images: Sequence[Any], view: Shown | None) -> None:
@@ -67,20 +67,19 @@ class PairCollator:
     """Makes a batch of 2 B rows, chosen first, from B pairs.
 
     Returns `input_ids`, `attention_mask` and `completion_mask` of shape [2 B, L], padded on the right, and
-    `ref_chosen_logps` / `ref_rejected_logps` of shape [B] where they are known (`reference`, by the pairs'
-    `pair_id`). With a `SharedPrefix` the model's part is a `Pack` under `shared_prefix`; without, and where a row is
-    longer than the model's attention slides over, the processor's tensors, repeated for both halves. `weight` and
-    `margin` of shape [B] where asked for.
-    Nothing is truncated: image tokens are never cut.
+    `ref_chosen_logps` / `ref_rejected_logps` of shape [B] if they are known (`reference`, by the pairs' `pair_id`).
+    With a `SharedPrefix`, the model's part is a `Pack` under `shared_prefix`. Without one, or if a row is longer than
+    the model's sliding window, it is the processor's tensors, repeated for both halves. `weight` and `margin` have
+    shape [B], if requested. Nothing is truncated: image tokens are never cut.
 
-    A pair's `rejected_images`, where it has them, are what its rejected side is conditioned on. A pair with
-    `second_rejected_ids` (and `second_rejected_images`) stands for two: (chosen, rejected) of all pairs, then
-    (chosen, second rejected) of all pairs.
+    If a pair has `rejected_images`, its rejected side is conditioned on them. A pair with `second_rejected_ids` (and
+    `second_rejected_images`) counts as two: (chosen, rejected) of all pairs, then (chosen, second rejected) of all
+    pairs.
 
     `extras` are further rows of each pair, after both sides of all: 2 B + E B rows, and `ref_extra_logps` of shape
     [E, B] with the reference.
 
-    With a `budget`, more tokens than that come as several such batches, under `PARTS` (`parts.py`).
+    With a `budget`, a batch with more tokens is split into several such batches, under `PARTS` (`parts.py`).
     """
 
     def __init__(
@@ -107,7 +106,7 @@ class PairCollator:
 
     @contextmanager
     def bare(self) -> Iterator[None]:
-        """Inside, batches are of both sides alone, without numbers of pairs."""
+        """Inside the context, batches have only both sides, without numbers of pairs."""
         kept = self.columns, self.extras
         self.columns = self.extras = ()
         try:
@@ -122,18 +121,18 @@ class PairCollator:
         return batches[0] if len(batches) == 1 else {PARTS: batches}
 
     def batches(self, pairs: list[dict[str, Any]], size: int) -> Iterator[tuple[list[dict[str, Any]], dict[str, Any]]]:
-        """The pairs as so many batches without parts, in their order: pairs, and what they are as a batch.
+        """The pairs as batches without parts, in order: the pairs, and their batch.
 
         Args:
-            size: most pairs of a batch.
+            size: maximum pairs of a batch.
         """
         for at in range(0, len(pairs), size):
-            made: dict[Key, PromptTokens] = {}  # what was processed to count tokens is what stands in the batch
+            made: dict[Key, PromptTokens] = {}  # prompts processed to count tokens are reused in the batch
             for group in self._groups(pairs[at : at + size], made):
                 yield group, self._batch(group, made)
 
     def plain(self) -> PairCollator:
-        """One of plain rows, of the same budget, that adds nothing to a batch."""
+        """A collator with plain rows and the same budget, without the additions to a batch."""
         return PairCollator(self.family, budget=self.budget)
 
     def _groups(self, pairs: list[dict[str, Any]], made: dict[Key, PromptTokens]) -> list[list[dict[str, Any]]]:
@@ -142,7 +141,7 @@ class PairCollator:
         return within(pairs, self.budget, lambda some: self._tokens(some, made))
 
     def _tokens(self, pairs: Sequence[Mapping[str, Any]], prompts: dict[Key, PromptTokens]) -> int:
-        """Tokens of a batch of these pairs, what fills up its rows included. Prompts made for it are put down."""
+        """Number of tokens of a batch of these pairs, padding included. Prompts made for it are stored in `made`."""
         pictures, sides = self._sides(unfold(pairs))
         for key in pictures.keys() - prompts.keys():
             prompts[key] = self._remembered(key) or self._made(key, pictures[key])
@@ -152,7 +151,7 @@ class PairCollator:
         return sum(len(prompts[key].ids) for key in pictures) + sum(len(ids) for _, ids in set(sides))
 
     def _sides(self, flat: Sequence[Mapping[str, Any]]) -> tuple[dict[Key, RowPictures], list[Side]]:
-        """The pictures of each prompt as it is shown, and all rows: chosen sides, rejected sides, extra rows."""
+        """The pictures of each prompt as shown, and all rows: chosen sides, rejected sides, extra rows."""
         pictures: dict[Key, RowPictures] = {}
         sides: list[Side] = []
         for row in (*(ExtraRow(side, side) for side in SIDES), *self.extras):
@@ -201,7 +200,7 @@ class PairCollator:
         return {"input_ids": input_ids, "attention_mask": attention_mask, "completion_mask": completion_mask}
 
     def _weights(self, pairs: Sequence[Mapping[str, Any]], mask: Tensor) -> Tensor:
-        """[R, L - 1] weights of the response tokens where TRL scores them, zero elsewhere."""
+        """[R, L - 1] weights of the response tokens at the positions where TRL scores them, zero elsewhere."""
         rows = [dict(zip(SIDES, self._weighed(pair), strict=True)) for pair in pairs]
         weights = torch.zeros(mask.shape)
         at = 0
@@ -256,7 +255,7 @@ class PairCollator:
         )
 
     def _remembered(self, key: Key) -> PromptTokens | None:
-        """A prompt without pixels: its tokens and its images' features are known."""
+        """A prompt without pixels, since its tokens and its images' features are known."""
         known = self._prompts.get(key)
         cache = None if self.sharing is None else self.sharing.cache
         if known is None or known.pictures is None:
@@ -288,12 +287,13 @@ _OF_A_SIDE = ("weight", "margin", "rejected_sentences")
 
 
 def first_pair(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair without its second rejected side, so that a batch has both its sides once, rejected after chosen."""
+    """A pair without its second rejected side, so that a batch has both sides once, rejected after chosen."""
     return {**row, "second_rejected_ids": None}
 
 
 def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Pairs with a second rejected side as two pairs each: the first ones of all, then the second ones of all."""
+    """Pairs with a second rejected side as two pairs each: first all pairs with the first side, then all with the
+    second."""
     if not pairs or pairs[0].get("second_rejected_ids") is None:
         return list(pairs)
     seconds = [
@@ -309,5 +309,5 @@ def unfold(pairs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def decoded(image: Any) -> PIL.Image.Image:
-    """An image of a pair in RGB, by the rule that sampler and scorer have."""
+    """An image of a pair in RGB, by the rule of sampler and scorer."""
     return decode(image["bytes"], ImageLimits()) if isinstance(image, Mapping) else rgb(image)

@@ -1,4 +1,4 @@
-"""Decoder: the text part of a model, as the model itself names it, and which of its layers are trained."""
+"""The decoder of a model (its text part, as the model names it), and which of its layers are trained."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 
 def adapted(model: Any, pattern: str | None) -> str:
-    """The regular expression, whole, of the linear layers that get an adapter.
+    """The full regular expression for the linear layers that get an adapter.
 
     Args:
         model: a transformers model.
-        pattern: the recipe's; None: every linear layer of the decoder, its head left out.
+        pattern: the recipe's; None: every linear layer of the decoder except its head.
 
     Raises:
         PreconditionFailed: LORA_FINDS_NOTHING.
@@ -34,13 +34,14 @@ def adapted(model: Any, pattern: str | None) -> str:
 
 
 def linear_layers(model: Any) -> list[str]:
-    """The names of every linear layer of the decoder, its head left out."""
+    """The names of all linear layers of the decoder except its head."""
     inside = {id(module) for module in model.get_decoder().modules()} - {id(model.get_output_embeddings())}
     return [name for name, part in model.named_modules() if isinstance(part, nn.Linear) and id(part) in inside]
 
 
 def _expression(model: Any) -> str:
-    """Of exactly the decoder's linear layers: short, by their last names, where that finds no other module."""
+    """A pattern for exactly the decoder's linear layers: short, by their last names, if that matches no other
+    module."""
     wanted = linear_layers(model)
     decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
     lasts = "|".join(re.escape(last) for last in sorted({name.rpartition(".")[2] for name in wanted}))
@@ -50,7 +51,7 @@ def _expression(model: Any) -> str:
 
 
 def freeze(model: Any, *, vision: bool) -> None:
-    """Leave out of a full update what is not to be trained: all but decoder and head, without `vision`."""
+    """Freeze what a full update must not train: everything but decoder and head, unless `vision`."""
     trained = [*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()]
     kept = {id(parameter) for parameter in trained}
     for parameter in model.parameters():
@@ -58,8 +59,8 @@ def freeze(model: Any, *, vision: bool) -> None:
 
 
 def freeze_unreached(model: Any, inputs: Mapping[str, Tensor]) -> None:
-    """Leave out of a full update what no image feature is made of. LLaVA takes its features from a layer before the
-    last: what comes after it never has a gradient.
+    """Freeze the weights that no image feature depends on. LLaVA takes its features from a layer before the last, so
+    the layers after it never get a gradient.
 
     Args:
         inputs: the image tensors of some prompt.

@@ -1,4 +1,4 @@
-"""Device: where an update runs and how much memory it needs there, known before sampling."""
+"""Where an update runs and how much memory it needs there, computed before sampling."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a full update, activations left out.
+    """Bytes of a full update, without activations.
 
     Attributes:
         masters: float32 weights, trained and not.
         gradients: float32.
         optimizer: AdamW's two float32 moments.
-        compute: bfloat16 copies of the trained weights, where the update computes in it.
-        reference: the reference's float32 weights; they go before gradients and moments come.
-        before: the copy in main memory that the update is compared with.
+        compute: bfloat16 copies of the trained weights, if the update computes in bfloat16.
+        reference: the reference's float32 weights; freed before gradients and moments are allocated.
+        before: the copy in main memory with which the update is compared.
     """
 
     masters: int
@@ -72,13 +72,13 @@ def full_memory(recipe: Recipe) -> Memory:
 
 
 def check_device(recipe: Recipe) -> str:
-    """Where the update of this process will run, and what it needs there, in words; empty if a launcher decides.
+    """In words, where this process's update will run and what it needs there; empty if a launcher decides.
 
-    One process trains on one device: the first that it sees. `CUDA_VISIBLE_DEVICES` chooses another.
+    One process trains on one device, the first that it sees. Use `CUDA_VISIBLE_DEVICES` to choose another.
 
     Raises:
-        PreconditionFailed: UPDATE_NEEDS_MEMORY where a full update can't fit the device, BFLOAT16_UNSUPPORTED where it
-            does not know the number type.
+        PreconditionFailed: UPDATE_NEEDS_MEMORY if a full update can't fit the device, BFLOAT16_UNSUPPORTED if the
+            device lacks that number type.
     """
     if recipe.dpo.launch:
         return ""
@@ -106,7 +106,7 @@ def check_device(recipe: Recipe) -> str:
 
 
 def peak_memory_mib() -> float:
-    """The most that this process ever held: of its GPU's memory if there is one, else of the machine's."""
+    """Peak memory of this process: of its GPU if there is one, otherwise main memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -115,7 +115,7 @@ def peak_memory_mib() -> float:
 
 
 def pin(arguments: Any) -> None:
-    """Have one process train on one device. Else transformers spreads its batches over all that it sees (DataParallel),
-    which TRL refuses after everything is loaded."""
+    """Make one process train on one device. Otherwise transformers spreads batches over all visible devices
+    (DataParallel), which TRL refuses after everything is loaded."""
     if arguments.n_gpu > 1:
         arguments._n_gpu = 1

@@ -1,9 +1,9 @@
-"""Doubts: which pairs of a batch are treated as swapped, as in SPA's self-refinement.
+"""Which pairs of a batch are treated as swapped, as in SPA's self-refinement.
 
-SPA (Kim et al., ICLR 2025, arXiv 2406.04412) smooths the labels of the pairs that the policy itself is least sure of:
-z = 0.1 for the lowest tenth of the margins, once a fifth of the steps is done. A batch of sixteen has no tenth, so the
-bound is that of the last thousand margins. SPA's released code has its de-coupled noise detection off by default
-(denoise 1); there is none here.
+SPA (Kim et al., ICLR 2025, arXiv 2406.04412) smooths the labels of the pairs that the policy is least sure of: z = 0.1
+for the lowest tenth of the margins, after a fifth of the steps. A batch of sixteen has no meaningful tenth, so the
+bound is taken from the last thousand margins. SPA's released code has its de-coupled noise detection off by default
+(denoise 1); it is not implemented here.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sightline_trainer.dpo.method import Doubt
 
 _KEPT = 1000
 _FEW = 10
-"""Fewer margins have no lowest tenth."""
+"""With fewer margins the lowest tenth is not defined."""
 
 
 class Doubts:
@@ -28,7 +28,7 @@ class Doubts:
         self.seen: deque[float] = deque(maxlen=_KEPT)
 
     def of(self, difference: Tensor, progress: float) -> Tensor:
-        """[B] z of pairs with these D; they count among those seen from now on.
+        """[B] z of pairs with these D, which are added to the margins seen so far.
 
         Args:
             progress: share of the update's steps that are done.

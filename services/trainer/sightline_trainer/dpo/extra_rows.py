@@ -1,7 +1,7 @@
-"""Extra rows: further inputs of the model beside both sides of a pair, for losses that need them.
+"""Extra rows: further model inputs besides both sides of a pair, for losses that need them.
 
-A batch of B pairs has 2 B rows, chosen first, and then B for each extra row in order. TRL's loss code is handed the
-first 2 B; the others' log-ratios to the reference are known to losses by their role.
+A batch of B pairs has 2 B rows, chosen first, and then B for each extra row in order. TRL's loss code gets the first 2
+B; losses find the others' log-ratios to the reference by their role.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sightline_trainer.sections import Dpo
 
 CHOSEN_AT_VIEW: Final = "chosen_at_view"
 OWN_RESPONSE: Final = "own"
-"""Of the column `own_ids`, what the policy sampled for the prompt."""
+"""Role of the column `own_ids`: what the policy sampled for the prompt."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class ExtraRow:
     """One further row of each pair.
 
     Attributes:
-        role: its name to losses.
-        text: whose tokens it has: chosen, rejected, or another column's `<text>_ids`.
-        shown: how its picture is shown; None: as it is.
+        role: its name for losses.
+        text: the tokens that it uses: chosen, rejected, or the column `<text>_ids`.
+        shown: how its picture is shown; None: unchanged.
     """
 
     role: str
@@ -37,7 +37,7 @@ def extra_rows(settings: Dpo, seed: int = 0) -> tuple[ExtraRow, ...]:
     """What the losses of an update need, and its guidance.
 
     Args:
-        seed: of what is drawn for views of a picture.
+        seed: seed for random views of a picture.
     """
     rows = []
     if {"image", "image_joint"} & set(settings.loss):

@@ -2,8 +2,8 @@
 
     theta = theta_aligned + alpha (theta_aligned - theta_ref)
 
-theta_ref is the base model, so for a LoRA all of it is a factor 1 + alpha on the adapter's scale: `lora_alpha` of the
-files that are published. Their tensors are the trained ones, and the next update continues from these.
+theta_ref is the base model, so for a LoRA this is a factor 1 + alpha on the adapter's scale: `lora_alpha` in the
+published files. Their tensors are the trained ones, and the next update continues from these.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from peft.tuners.lora import LoraLayer
 
 @contextmanager
 def extrapolated(model: Any, alpha: float) -> Iterator[None]:
-    """The model with its adapter scaled by 1 + `alpha`, in what it computes and in what it saves.
+    """The model with its adapter scaled by 1 + `alpha`, for its outputs and for saving.
 
     Args:
-        model: a PEFT model with a LoRA; anything, where `alpha` is 0.
+        model: a PEFT model with a LoRA; any model if `alpha` is 0.
     """
     if alpha:
         _scale(model, 1.0 + alpha)

@@ -1,8 +1,7 @@
-"""Family: what training rows need from a model, asked of the model and its processor.
+"""What training rows need from a model, found by asking the model and its processor.
 
-How the processor wants images and what it makes of them is asked of it (`sightline_chassis.families`); position ids,
-and which tokens see each other both ways, are computed by the model's own rules. Nothing goes by the names of modules
-or the rank of tensors.
+`sightline_chassis.families` finds out how the processor takes images and what it returns. The model's own code computes
+position ids, and which tokens see each other both ways. Nothing depends on names of modules or ranks of tensors.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ class Family:
 
     Attributes:
         processor: makes rows of texts and images.
-        processing: what was found out about it.
+        processing: how the processor behaves.
         backbone: the model without its LM head.
-        name: the model's type, as its config has it.
-        image_token: the id that stands for a piece of an image.
+        name: the model type in its config.
+        image_token: the id of an image's placeholder token.
     """
 
     def __init__(self, model: Any, processor: Any, *, shown: str | None = None) -> None:
-        """Ask both.
+        """Examine model and processor.
 
         Args:
-            shown: a prompt with one image after the chat template; None takes one of the processor's own template.
+            shown: a rendered prompt with one image; None renders one by the processor's own template.
 
         Raises:
-            PreconditionFailed: FAMILY_UNSUPPORTED, where the processor can't be used as it is, its image tensors can't
-                stand in one batch, or the model's head can't be taken off.
+            PreconditionFailed: FAMILY_UNSUPPORTED: the processor can't be used, its image tensors can't be batched, or
+                the model's head can't be removed.
         """
         base = base_of(model)
         self.processor = processor
@@ -63,7 +62,7 @@ class Family:
         """A prompt by one call of the processor, as a user of the model would ask for it.
 
         Args:
-            text: the prompt after the chat template, an image placeholder for each image.
+            text: the rendered prompt, with a placeholder for each image.
             images: RGB.
             names: the images' digests.
         """
@@ -73,18 +72,18 @@ class Family:
         return PromptTokens(made.ids, made.tokens, pictures)
 
     def extended(self, prompt: PromptTokens, length: int) -> dict[str, Tensor]:
-        """Kinds of the prompt's tokens and of a response's after it, [1, length, ...] each."""
+        """Token types of the prompt followed by those of a response, [1, length, ...] each."""
         return self.processing.continued(prompt.kinds, length - len(prompt.ids))
 
     def placed(self, prompt: PromptTokens) -> None:
-        """Give the prompt its position ids and the blocks in which attention goes both ways, by the model's rules."""
+        """Set the prompt's position ids and the blocks with bidirectional attention, by the model's rules."""
         prompt.positions, prompt.follows = self._positions(prompt)
         if self._blocks is not None and prompt.pictures is not None:
             kinds = prompt.kinds.get(next(iter(inspect.signature(self._blocks).parameters)))
             prompt.blocks = None if kinds is None else self._blocks(kinds, kinds.device)[0]
 
     def _positions(self, prompt: PromptTokens) -> tuple[Tensor, int]:
-        """[D, P] of the prompt, D being 1 or that of the model's rope, and the place of the token after it."""
+        """[D, P] for the prompt (D is 1 or that of the model's rope), and the position of the token after it."""
         count = len(prompt.ids)
         if self._places is None:
             return torch.arange(count)[None], count
@@ -104,7 +103,7 @@ def without_head(base: Any) -> Any:
     """
     backbone = base.base_model
     if backbone is base:
-        raise _unsupported(str(base.config.model_type), "what they make before their head can't be had from them")
+        raise _unsupported(str(base.config.model_type), "their outputs before the head are not accessible")
     return backbone
 
 
@@ -113,6 +112,6 @@ def _unsupported(name: str, why: str) -> PreconditionFailed:
 
 
 def parameters(function: Any) -> set[str]:
-    """The names that a function takes, `self` and what it takes without a name left out."""
+    """The names of a function's parameters, without `self` and positional-only ones."""
     named = inspect.signature(function).parameters.values()
     return {each.name for each in named if each.kind is not each.VAR_KEYWORD} - {"self"}

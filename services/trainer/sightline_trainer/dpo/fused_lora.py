@@ -1,9 +1,10 @@
-"""FusedLora: a frozen linear layer with its adapter as one function, whose sums are done inside the matrix products.
+"""FusedLora: a frozen linear layer with its adapter as one function, with the additions done inside the matrix
+products.
 
-y = W x + s B A x (LoRA, arXiv 2106.09685). PEFT writes W x, A x, B A x and its multiple by s one after the other, adds
-them up, and has the input of A in the adapter's own number type: on a GPU these passes over memory take longer than the
-products. Here s B A x is added to W x by the product that makes it, and of the gradients likewise. The sums are the
-same; in bfloat16 they are rounded once instead of three times.
+y = W x + s B A x (LoRA, arXiv 2106.09685). PEFT writes W x, A x, B A x and s B A x one after the other, adds them, and
+casts the input of A to the adapter's number type: on a GPU these passes over memory take longer than the products. Here
+the product that computes s B A x adds it to W x, and gradients work likewise. The sums are the same; in bfloat16 they
+are rounded once instead of three times.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Fused(torch.autograd.Function):
 
 
 class FusedLora(Linear):
-    """PEFT's own layer, fused where it is one plain adapter on a frozen layer; else as PEFT does it."""
+    """PEFT's own layer; fused if it has one plain adapter on a frozen layer, otherwise as in PEFT."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base, names = self.base_layer, self.active_adapters
@@ -71,10 +72,10 @@ def _computed_in(x: Tensor) -> torch.dtype:
 
 
 def fuse(model: nn.Module) -> int:
-    """Have every adapter on a linear layer work so.
+    """Fuse every adapter on a linear layer.
 
     Returns:
-        How many there are. Adapters on 4-bit layers, embeddings and convolutions stay as they are.
+        The number of fused adapters. Adapters on 4-bit layers, embeddings and convolutions are not changed.
     """
     found = [module for module in model.modules() if type(module) is Linear]
     for module in found:

@@ -1,7 +1,7 @@
-"""Gathered: which rows of a pack a call of attention gets, and how the gradients of its rows go back to them.
+"""Which rows of a pack an attention call gets, and how their gradients are added back.
 
-A row that several branches look at, a prefix's key, is handed out several times, and its gradients are added up round
-by round. Within a round no row stands twice, so nothing is added atomically, which a GPU does slowly in bfloat16.
+A row that several branches attend to (a prefix's key) is gathered several times, and its gradients are added round by
+round. Within a round no row occurs twice, so no atomic additions are needed, which are slow on a GPU in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ class Gathered:
     """Rows by their numbers.
 
     Attributes:
-        rows: [n] of the pack, in the order in which they are handed out. What only fills up is any row.
-        rounds: (rows [m] without a double, where they stand among the n [m]), together all that does not fill up.
+        rows: [n] rows of the pack, in gathering order. Padding may be any row.
+        rounds: (rows [m] without duplicates, their places among the n [m]); together, all rows that are not padding.
     """
 
     rows: Tensor
@@ -28,7 +28,7 @@ class Gathered:
 
     @staticmethod
     def of(rows: Tensor, round_of: Tensor) -> Gathered:
-        """From each row's round, -1 for what fills up."""
+        """From each row's round, -1 for padding."""
         most = int(round_of.max()) + 1 if len(round_of) else 0
         found = ((round_of == number).nonzero()[:, 0] for number in range(most))
         return Gathered(rows, tuple((rows[at], at) for at in found))
@@ -38,7 +38,7 @@ class Gathered:
         return Gathered(self.rows.to(device), tuple((rows.to(device), at.to(device)) for rows, at in self.rounds))
 
     def pick(self, values: Tensor) -> Tensor:
-        """[n, ...] of the pack's [T, ...]. What fills up gets no gradient: nothing that counts may look at it."""
+        """[n, ...] from the pack's [T, ...]. Padding gets no gradient: no real token may attend to it."""
         picked: Tensor = _Pick.apply(values, self.rows, self.rounds)
         return picked
 

@@ -1,7 +1,7 @@
-"""Kept pairs: the rows of a pairs file that pass the gate, whoever wrote the file.
+"""The rows of a pairs file that pass the gate, whoever wrote the file.
 
-A pairs.parquet is kept over tries: a row that one model or processor cannot take would fail each of them. Such a row is
-left out, named in `dropped/update.json` beside the file, and counted.
+A pairs.parquet is kept across attempts, so a row that the model or processor cannot take would fail each of them. Such
+a row is left out, named in `dropped/update.json` beside the file, and counted.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ def kept_pairs(path: Path, gate: RowGate) -> tuple[Dataset, dict[str, float]]:
     """The pairs of a pairs.parquet that can be trained on.
 
     Returns:
-        Them, and where some were left out, `pairs_left_out` and `left_out_<reason>` for the update's metrics.
+        The pairs, and if some were left out, `pairs_left_out` and `left_out_<reason>` for the update's metrics.
 
     Raises:
         DataCorrupted: the file is damaged.
-        PreconditionFailed: NO_PAIRS, none is left; says why.
+        PreconditionFailed: NO_PAIRS: none is left; the message says why.
     """
     pairs = to_train_on(path)
     dropped, kept = DroppedRows(), []
@@ -60,7 +60,7 @@ def kept_pairs(path: Path, gate: RowGate) -> tuple[Dataset, dict[str, float]]:
 
 
 def left_out_file(pairs: Path) -> Path:
-    """Where it stands which rows of a pairs.parquet were left out."""
+    """The file that lists the rows left out of a pairs.parquet."""
     return pairs.parent / "dropped" / "update.json"
 
 

@@ -32,7 +32,7 @@ from sightline_trainer.row_gate import RowGate
 
 _HALT_SECONDS = 0.25
 _TAIL = 2000  # characters of the launcher's log that an error quotes
-# What a child can end with that its parent raises again.
+# Errors of a child that its parent raises again.
 _ERRORS: dict[str, type[SightlineError]] = {kind.__name__: kind for kind in (InternalError, PreconditionFailed)}
 
 
@@ -51,16 +51,16 @@ def run_update(
     version: int = 0,
     gate: RowGate | None = None,
 ) -> Update:
-    """`update` on a pairs.parquet, where the recipe says.
+    """`update` on a pairs.parquet, in this process or by the recipe's launcher.
 
     Args:
         candidates: directory with the sampler's log-probs; None compares nothing.
-        version: the policy that the update begins with.
-        gate: of the recipe's model, where one is there already.
-        halt: asked several times a second while a launcher's processes work; what it raises ends them.
+        version: the policy that the update starts from.
+        gate: the gate of the recipe's model, if there is one already.
+        halt: called several times a second while a launcher's processes work; an exception from it ends them.
 
     Raises:
-        SightlineError: as `update`; UPDATE_PROCESS_FAILED where the launcher's processes ended otherwise.
+        SightlineError: see `update`; UPDATE_PROCESS_FAILED if the launcher's processes failed otherwise.
     """
     if not recipe.dpo.launch:
         kept, left_out = kept_pairs(pairs, gate or RowGate(recipe.processor))
@@ -142,7 +142,7 @@ def _outcome(result: dict[str, Any] | None, code: int, log: Path) -> Update:
 
 
 def write_outcome(path: Path, outcome: Update | SightlineError) -> None:
-    """What the child leaves for `run_update`."""
+    """The result that the child writes for `run_update`."""
     if isinstance(outcome, Update):
         value: dict[str, Any] = asdict(outcome)
     else:

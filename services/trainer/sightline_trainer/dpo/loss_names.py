@@ -12,16 +12,16 @@ TRL: Final = (
 )  # fmt: skip
 POVID: Final = ("povid_paper", "povid_code")
 OWN: Final = ("image", "image_joint", "anchor", "optimism", "cdpo", "rpo")
-"""Ours; `own_losses.py` says what they are."""
+"""Our own losses; `own_losses.py` explains them."""
 NAMES: Final = TRL + POVID + OWN
-# Functions of the difference between both sides' rewards: a margin per pair means something there.
+# Functions of the difference between both sides' rewards, for which a margin per pair is meaningful.
 _WITH_MARGIN: Final = {"sigmoid", "hinge", "robust", "exo_pair", "discopop", "povid_code", "image_joint", "cdpo"}
-# A margin says nothing to these, and they may stand beside one.
+# These ignore a margin and may be combined with one.
 _BESIDE_MARGIN: Final = {"sft", "image", "anchor", "optimism"}
 # They sort the batch: a weight per pair would land on another pair.
 _SORTING: Final = {"aot", "aot_unpaired"}
 WHOLE: Final = frozenset({*_SORTING, "rpo", "cdpo"})
-"""They hold the pairs of a batch against each other: a part of it is another batch."""
+"""Losses that compare the pairs of a batch with each other, so that a batch cannot be split."""
 # The reference's log Z only cancels in the difference of both sides (TRL refuses the others); povid_code is sigmoid.
 _WITH_DIVERGENCE: Final = {
     "sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft", "povid_code",
@@ -42,10 +42,10 @@ def loss_fault(
     """Why these losses can't be trained on together, or None.
 
     Args:
-        margins, weights: whether pairs have a margin or a weight that counts.
+        margins, weights: whether pairs have a margin or weight that is used.
         divergence: dpo.f_divergence.
         wpo: whether WPO's weights multiply them.
-        token_kl: whether token KLs are taken from the difference of both sides.
+        token_kl: whether token KLs are subtracted from the difference of both sides.
         reshaped: whether tokens are weighted or guided.
     """
     names = set(losses)
@@ -67,7 +67,7 @@ def loss_fault(
     if token_kl and divergence != "reverse_kl":
         return f"dpo.token_kl is TDPO's, which has the reverse KL; dpo.f_divergence is {divergence}"
     if reshaped and wpo:
-        return "dpo.wpo reads the model's own log-probs, which dpo.token_weights and dpo.guidance change; take one"
+        return "dpo.wpo reads the model's own log-probs, which dpo.token_weights and dpo.guidance change; use one"
     if weights and names & _SORTING:
         return "the losses aot and aot_unpaired sort the batch; leave out the pairs' `weight` column"
     if wpo and names & {*_SORTING, "sft"}:
@@ -80,11 +80,11 @@ def loss_fault(
             f"not with {unfit(_WITH_DIVERGENCE)}"
         )
     if "exo_pair" in names and label_smoothing == 0.0:
-        return "the loss exo_pair needs dpo.label_smoothing > 0; its paper takes 1e-3"
+        return "the loss exo_pair needs dpo.label_smoothing > 0; its paper uses 1e-3"
     if "rpo" in names and names & set(POVID):
-        return "dpo.loss: rpo faces every chosen side with every rejected one, and POVID's have two of a pair; take one"
+        return "dpo.loss: rpo compares every chosen side with every rejected one, POVID's have two per pair; use one"
     if names == {"optimism"}:
-        return "dpo.loss: optimism alone only makes what the policy says less likely; it goes beside sigmoid, say"
+        return "dpo.loss: optimism alone only makes the policy's answers less likely; combine it, as with sigmoid"
     if len(names & set(POVID)) == 2:
-        return "dpo.loss has both povid_paper and povid_code, which need the image of y_n to be different; take one"
+        return "dpo.loss has both povid_paper and povid_code, which need different images for y_n; use one"
     return None

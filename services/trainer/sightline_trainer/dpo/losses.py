@@ -1,13 +1,13 @@
-"""Losses by name: all of TRL's DPOTrainer, and POVID's in the form of its paper and of its code.
+"""Losses by name: all losses of TRL's DPOTrainer, and POVID's in the forms of its paper and of its code.
 
 POVID (Zhou et al. 2024, arXiv 2402.11411) has two rejected sides for a chosen one: y_t, in which a text model injected
 errors, and y_n, which the policy wrote under a noised image. With r(y) = log pi(y|x) - log pi_ref(y|x):
 
     povid_paper   -log sigmoid(beta r(y_w) - beta1 r(y_t) - beta2 r(y_n)), y_n conditioned on the noised image
-    povid_code    (DPO(y_w, y_t) + DPO(y_w, y_n)) / 2, all on the clean image: two log sigmoids, as the code has
+    povid_code    (DPO(y_w, y_t) + DPO(y_w, y_n)) / 2, all on the clean image: two log sigmoids, as in the code
 
-In the released code y_n is, token by token, what is most likely after the chosen text's beginning under the noised
-image. Here it is a response that was sampled under it, as the paper describes.
+In the released code, y_n is token by token the most likely continuation of the chosen text's prefix under the noised
+image. Here it is a response sampled under the noised image, as the paper describes.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from sightline_trainer.dpo.loss_names import OWN, loss_fault
 
 
 def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, label_smoothing: float) -> None:
-    """Refuse what can't be meant.
+    """Refuse losses that make no sense.
 
     Raises:
-        PreconditionFailed: no or an unknown loss, or one that margins or weights make no sense for.
+        PreconditionFailed: no loss, an unknown one, or one that does not work with margins or weights.
     """
     fault = loss_fault(losses, margins=margins, weights=weights, label_smoothing=label_smoothing)
     if fault:
@@ -38,7 +38,7 @@ def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, labe
 def trl_losses(losses: dict[str, float]) -> tuple[list[str], list[float]]:
     """TRL's own losses: POVID's code form is its sigmoid loss over both pairs; the paper's is ours."""
     names = {"povid_code": "sigmoid", "povid_paper": "sigmoid"}
-    # TRL's metrics come with some loss, also where only ours counts.
+    # TRL needs some loss to compute its metrics, even if only ours is used.
     ours = {"povid_paper", *OWN}
     trl_losses = {name: weight for name, weight in losses.items() if name not in ours} or {"povid_paper": 0.0}
     return [names.get(name, name) for name in trl_losses], list(trl_losses.values())
@@ -59,8 +59,8 @@ def povid_paper(logratios: Tensor, rejected: Tensor, beta: float, betas: Sequenc
 def fold_pairs(pairs: Dataset) -> tuple[Dataset, int]:
     """Pairs of one chosen side as one row with a second rejected side, for POVID.
 
-    The second is the one whose `rejected_source` is `noised_image`, where the pairs have that column; else the
-    later one.
+    The second is the one whose `rejected_source` is `noised_image`, if the pairs have that column; otherwise the later
+    one.
 
     Returns:
         The rows, and how many pairs had no partner and are left out.
@@ -115,5 +115,6 @@ def sft_by_pair(log_probs: Tensor, mask: Tensor) -> Tensor:
 
 
 def weighted_mean(losses: Sequence[Tensor], weights: Tensor) -> Tensor:
-    """Mean over B pairs of weight times loss. Not divided by the weights' sum: a weight of 2 is two pairs."""
+    """Mean over B pairs of weight times loss. It is not divided by the sum of weights: a weight of 2 counts as two
+    pairs."""
     return (torch.stack(list(losses)) * weights).mean()

@@ -1,4 +1,4 @@
-"""Settings of a method's own pieces in the update, known without torch: views, token weights, guidance, references."""
+"""Settings of method-specific parts of the update, without torch: views, token weights, guidance, references."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from sightline_chassis.settings import Section
 
 
 class View(Section):
-    """How a picture is shown to a row that shall see less of it.
+    """How a picture is shown to a row that should see less of it.
 
-    The same picture gets the same view in all passes of an update, since the reference is asked once.
+    The same picture gets the same view in all passes of an update, since the reference's log-probs are computed once.
     """
 
     kind: Literal["blank", "diffusion", "pixel", "crop"] = Field(
         "blank",
         description="blank: zeros after the processor, the mean picture (V-DPO). diffusion: Gaussian noise on the "
         "normalised pixels (CHiP, VCD). pixel: the same noise on pixels in [0, 1], clamped (POVID). crop: a small "
-        "piece, made as large as the picture was (mDPO).",
+        "piece, enlarged to the picture's size (mDPO).",
     )
     step: int = Field(500, ge=0, le=999, description="Diffusion step of diffusion and pixel (CHiP 500).")
     scale: tuple[float, float] = Field(
-        (0.01, 0.2), description="crop: least and most share of the picture's area (mDPO's)."
+        (0.01, 0.2), description="crop: minimum and maximum share of the picture's area (mDPO's)."
     )
-    seed: int = Field(0, ge=0, description="Moves noise and crops; the picture and the update's own seed do too.")
+    seed: int = Field(0, ge=0, description="Seed of noise and crops, with the picture and the update's seed.")
 
     @model_validator(mode="after")
     def _a_share(self) -> Self:
@@ -35,14 +35,14 @@ class View(Section):
 
 
 class TokenWeights(Section):
-    """How much each token of a response counts, in the policy's and in the reference's sums alike."""
+    """How much each token of a response counts, in the sums of policy and reference alike."""
 
     by: Literal["none", "difference", "suffix", "sentence"] = Field(
         "none",
-        description="none: all count 1. difference: tokens outside of runs that both sides of a pair have weigh "
+        description="none: all count 1. difference: tokens outside of runs that both sides of a pair share weigh "
         "`changed`, the others `shared` (CHiP's segments). suffix: the same, where all after the first different token "
-        "is changed (V-DPO). sentence: changed are sentences of the chosen side whose mark is at least `bound`, and of "
-        "the rejected side those under it; a side without marks by sentence counts 1.",
+        "is changed (V-DPO). sentence: changed are the chosen side's sentences with a mark of at least `bound`, and "
+        "the rejected side's below it; a side without marks by sentence counts 1.",
     )
     changed: float = Field(4.0, ge=0.0, description="Weight of changed tokens (CHiP's code 4).")
     shared: float = Field(1.0, ge=0.0, description="Weight of tokens that both sides have; 0 leaves them out.")
@@ -50,7 +50,7 @@ class TokenWeights(Section):
         3, ge=1, description="difference: shortest run of equal tokens that counts as shared (CHiP's code 3)."
     )
 
-    bound: float = Field(0.5, description="sentence: least mark of a good sentence, on the scale of what marked it.")
+    bound: float = Field(0.5, description="sentence: minimum mark of a good sentence, on the marking term's scale.")
 
     @model_validator(mode="after")
     def _counts(self) -> Self:
@@ -60,10 +60,10 @@ class TokenWeights(Section):
 
 
 class Guidance(Section):
-    """V-DPO: both sides' log-probs under the picture, less some of those without it."""
+    """V-DPO: both sides' log-probs with the picture, minus a share of those without it."""
 
     scale: float = Field(
-        1.0, ge=1.0, le=10.0, description="g in g lp(picture) - (g - 1) lp(view); 1: none, and no further rows."
+        1.0, ge=1.0, le=10.0, description="g in g lp(picture) - (g - 1) lp(view); 1: no guidance and no extra rows."
     )
     view: View = Field(default_factory=View, description="What replaces the picture; V-DPO uses blank.")
 
@@ -76,11 +76,11 @@ def _base() -> dict[Tie, float]:
 
 
 class References(Section):
-    """What the policy is tied to. In a run's first iteration all of them are the base model."""
+    """The reference models. In a run's first iteration, all of them are the base model."""
 
     of: dict[Tie, float] = Field(
         default_factory=_base,
-        description="base: the base model. previous: the policy that the update begins with (CSR, SELM, SPA). ema: the "
+        description="base: the base model. previous: the policy that the update starts from (CSR, SELM, SPA). ema: the "
         "moving average of the run's policies (SAPO). Several with their shares are MRPO's one virtual reference.",
     )
     decay: float = Field(0.5, gt=0.0, le=0.99, description="ema: share of the average so far (SAPO 0.5).")
@@ -106,8 +106,8 @@ class References(Section):
 
 
 class Doubt(Section):
-    """cdpo: which pairs are taken as turned round, and how far (SPA's self-refinement)."""
+    """cdpo: which pairs are treated as swapped, and how strongly (SPA's self-refinement)."""
 
     share: float = Field(0.1, gt=0.0, lt=1.0, description="Share of pairs, those with the smallest D (SPA 10 %).")
-    value: float = Field(0.1, gt=0.0, lt=0.5, description="z, how likely they are the other way round (SPA 0.1).")
-    after: float = Field(0.2, ge=0.0, lt=1.0, description="Share of steps before any pair is doubted (SPA 20 %).")
+    value: float = Field(0.1, gt=0.0, lt=0.5, description="z, the probability that such a pair is swapped (SPA 0.1).")
+    after: float = Field(0.2, ge=0.0, lt=1.0, description="Share of steps before any pair is treated so (SPA 20 %).")

@@ -1,8 +1,8 @@
-"""Movement: what an update changed, and the refusal of one that changed nothing.
+"""Measures what an update changed, and refuses an update that changed nothing.
 
-An update can end with a normal loss and leave the policy as it was: weights of a number type too short for the learning
-rate, a rate of 0, a saturated loss whose gradient is exactly 0, a tensor that no loss reaches. So the weights after are
-compared with those before, among the elements that ever had a gradient.
+An update can end with a normal loss and leave the policy unchanged: a number type too coarse for the learning rate, a
+rate of 0, a saturated loss whose gradient is exactly 0, a tensor that no loss reaches. So the weights are compared
+before and after, among the elements that ever had a gradient.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer
 logger = logging.getLogger(__name__)
 
 LEAST_CHANGED = 0.5
-"""Least share of the elements with a gradient that an update must change; bfloat16 weights at 5e-6 changed 0.02."""
+"""Minimum share of the elements with a gradient that an update must change; bfloat16 weights at 5e-6 changed 0.02."""
 _NAMED = 3  # tensors that an error names
 _FLAT_LOSSES = {"hinge"}  # their gradient is 0 if the margin is won
 
 
 class Movement(TrainerCallback):
-    """Keeps the weights that training begins with, notes which tensors get a gradient, and compares at the end.
+    """Keeps the initial weights, records which tensors get a gradient, and compares at the end.
 
-    The copy is kept in main memory, 4 bytes for each trained float32 number; each process looks at its own shard.
+    The copy is in main memory, 4 bytes for each trained float32 number; each process handles its own shard.
     """
 
     def __init__(self, trainer: FastDPOTrainer) -> None:
@@ -50,24 +50,24 @@ class Movement(TrainerCallback):
             self._waiting.pop(name, None)
 
     def counted(self) -> dict[str, Any]:
-        """What it noted, for an update that continues."""
+        """Its records, for an update that resumes."""
         seen = sorted(self._before.keys() - self._waiting.keys())
         return {"flat_steps": self.flat_steps, "owed": sorted(self._owed), "seen": seen}
 
     def recall(self, counted: dict[str, Any]) -> None:
-        """Go on from what was noted."""
+        """Continue from these records."""
         self.flat_steps, self._owed, self._seen = counted["flat_steps"], set(counted["owed"]), counted["seen"]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Strikes off the tensors whose gradient is not 0. After a step or two there is nothing left to look at."""
+        """Removes tensors with a nonzero gradient from the list. After a step or two the list is empty."""
         for name, parameter in list(self._waiting.items()):
             if parameter.grad is not None and bool(_local(parameter.grad).any()):
                 del self._waiting[name]
             elif "lora_A" not in name or bool(_local(self._partner(name)).any()):
-                self._owed.add(name)  # an A gets none while its B is 0, as in a new adapter's first step
+                self._owed.add(name)  # A gets no gradient while B is 0, as in a new adapter's first step
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        """Stops at a gradient of exactly 0, where the loss has none by right.
+        """Stops at a gradient of exactly 0, unless the loss may have such a gradient.
 
         Raises:
             InternalError: GRADIENT_IS_ZERO.
@@ -77,7 +77,7 @@ class Movement(TrainerCallback):
             if not set(self.trainer.losses) <= _FLAT_LOSSES:
                 raise InternalError(
                     f"the gradient of step {state.global_step} is exactly 0: the loss is saturated, or both sides of "
-                    "the pairs are the same. Nothing is published. Lower dpo.learning_rate, or look at the pairs",
+                    "the pairs are the same. Nothing is published. Lower dpo.learning_rate, or check the pairs",
                     reason="GRADIENT_IS_ZERO",
                 )
 
@@ -97,7 +97,7 @@ class Movement(TrainerCallback):
         names = list(self._before)
         counts = torch.zeros(
             len(names), 5, dtype=torch.float64
-        )  # seen, owed, elements with a gradient, changed, square
+        )  # seen, owed, elements with a gradient, changed, squared norm
         state = self.trainer.optimizer.state
         for row, (name, parameter) in enumerate(self._named(names)):
             before, after = self._before[name], _local(parameter).detach().to("cpu")
@@ -137,12 +137,12 @@ class Movement(TrainerCallback):
         if not figures["changed_elements"] >= LEAST_CHANGED or not figures["update_norm"] > 0.0:
             raise PreconditionFailed(
                 f"the update changed {figures['changed_elements']:.1%} of the elements that had a gradient (at least "
-                f"{LEAST_CHANGED:.0%}), by {figures['update_norm']:.3g} in all: it taught nothing, and nothing is "
+                f"{LEAST_CHANGED:.0%}), by {figures['update_norm']:.3g} in total: it learned nothing, and nothing is "
                 "published. Raise dpo.learning_rate; with one step, dpo.warmup_ratio=0",
                 reason="UPDATE_CHANGED_NOTHING",
             )
         logger.info(
-            "update: %.1f %% of the elements with a gradient changed, by %.3g in all",
+            "update: %.1f %% of the elements with a gradient changed, by %.3g in total",
             100 * figures["changed_elements"],
             figures["update_norm"],
         )
@@ -154,12 +154,13 @@ class Movement(TrainerCallback):
 
 
 def _touched(state: dict[str, Any], like: Tensor) -> Tensor:
-    """Which elements ever had a gradient: where AdamW's second moment is not 0. It starts at 0 and never comes back."""
+    """Which elements ever had a gradient: those whose AdamW second moment is not 0. It starts at 0 and never returns to
+    it."""
     moment = state.get("exp_avg_sq")
     return torch.zeros_like(like, dtype=torch.bool) if moment is None else _local(moment).cpu() != 0
 
 
 def _local(tensor: Any) -> Tensor:
-    """This process' part of a tensor that FSDP shards; else the tensor."""
+    """This process' part of a tensor that FSDP shards; otherwise the tensor."""
     mine: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return mine

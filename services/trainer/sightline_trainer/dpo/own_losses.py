@@ -4,16 +4,16 @@ With r(y) = log pi(y | x) - log pi_ref(y | x), D = r(y_w) - r(y_l), x' the pictu
 
     image        -log sigmoid(b (r(y_w) - r(y_w at x')))                 mDPO (Wang et al. 2024, arXiv 2406.11839), CHiP
     image_joint  -log sigmoid(b (D + r(y_w) - r(y_w at x')))             CHiP's code (arXiv 2501.16629): one log sigmoid
-    anchor       -log sigmoid(b r(y_w))                                  mDPO: the chosen side's own reward shall rise
+    anchor       -log sigmoid(b r(y_w))                                  mDPO: the chosen side's own reward should rise
     optimism     b r(y_own)                                              SELM (Zhang et al. 2024, arXiv 2405.19332)
     cdpo         -(1 - z) log sigmoid(b D) - z log sigmoid(-b D)         SPA (Kim et al., ICLR 2025, arXiv 2406.04412)
     rpo          mean over j of -log sigmoid(b w_ij (r(y_w,i) - r(y_l,j)))    RPO (Yin et al. 2024, arXiv 2402.10958)
 
-D has what margins and token KLs take from it; r alone has not. y_own is a response that the policy sampled for the
-prompt: minimised, SELM's term makes what the policy says anyway less likely, so that it explores; its weight is SELM's
-alpha. z is 0 but for the pairs that the update doubts (`doubts.py`). RPO faces each chosen side with every rejected one
-of the batch, w_i. = softmax_j(-(1 - cos(e_i, e_j)) / tau): its e are embeddings of prompts, here of pictures by the
-scorer, since prompts of one task are alike.
+Margins and token KLs are subtracted from D, but not from r alone. y_own is a response that the policy sampled for the
+prompt: minimising SELM's term makes the policy's usual answers less likely, so that it explores; its weight is SELM's
+alpha. z is 0 except for pairs that the update doubts (`doubts.py`). RPO compares each chosen side with every rejected
+side of the batch, w_i. = softmax_j(-(1 - cos(e_i, e_j)) / tau): its e are embeddings of prompts; here the scorer's
+embeddings of pictures, since prompts of one task are alike.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from sightline_trainer.dpo.extra_rows import CHOSEN_AT_VIEW, OWN_RESPONSE
 
 @dataclass(frozen=True)
 class Sides:
-    """What losses see of B pairs.
+    """The inputs of the losses for B pairs.
 
     Attributes:
-        beta: the tie to the reference.
+        beta: strength of the tie to the reference.
         chosen, rejected: [B] log-ratios to the reference, r.
         difference: [B] D.
         extras: [B] log-ratios of the extra rows, by role.
         doubt: [B] z of cdpo.
-        nearness: [B, B] w of rpo, rows summing to 1.
+        nearness: [B, B] w of rpo; rows sum to 1.
     """
 
     beta: float
@@ -104,4 +104,4 @@ OWN_LOSSES: Final[Mapping[str, Callable[[Sides], Tensor]]] = {
     "cdpo": cdpo,
     "rpo": rpo,
 }
-"""By name; `loss_names.OWN` has the same names."""
+"""Losses by name; `loss_names.OWN` has the same names."""

@@ -1,15 +1,15 @@
-"""Pack: the rows of a batch as one row in which responses to one image and prompt share it.
+"""Pack: the rows of a batch as one row, in which the responses to one image and prompt share their prefix.
 
-TRL's batch has a row [prompt, response] for each side of each pair. Here a prompt stands once, followed by its
-responses, each of them once however many pairs it is in:
+TRL's batch has a row [prompt, response] for each side of each pair. Here a prompt occurs once, followed by its
+responses, each once regardless of the number of its pairs:
 
     TRL's rows     p1 p2 p3 a1 a2        packed   p1 p2 p3 | a1 | b1 b2 | q1 q2 | c1 ...
                    p1 p2 p3 b1 b2 b3              `-prefix-' `--branches--'  `- the next prompt
                    ...
 
-A branch leaves out its last token, which predicts nothing that is asked for; its first token is predicted by the last
-position of the prefix. Position ids of every branch continue the prefix's. No padding: all prompts of a batch stand one
-after the other, and the attention (`attention.py`) keeps them, and their branches, apart.
+A branch omits its last token, which predicts nothing that is needed; the last position of the prefix predicts its first
+token. Position ids of every branch continue the prefix's. There is no padding: all prompts of a batch follow each
+other, and the attention (`attention.py`) separates them and their branches.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class PromptTokens:
     """A processed image and prompt.
 
     Attributes:
-        ids: [P] token ids, image tokens spread out.
-        kinds: [1, P, ...] numbers of the tokens by name, such as `mm_token_type_ids`, where the processor makes them.
-        pictures: its images; None without.
-        positions: [D, P] position ids, D being 1 or 3; empty until they are asked for.
+        ids: [P] token ids, image tokens expanded.
+        kinds: [1, P, ...] further inputs per token by name, such as `mm_token_type_ids`, if the processor returns them.
+        pictures: its images, or None.
+        positions: [D, P] position ids, D is 1 or 3; empty until they are needed.
         follows: the position of the token after it.
-        blocks: [P] which block of tokens that see each other both ways a token is in, -1 in none; None without blocks.
+        blocks: [P] the block of bidirectional attention that a token is in, or -1; None without blocks.
     """
 
     ids: Tensor
@@ -47,13 +47,13 @@ class PromptTokens:
 
 @dataclass
 class Pack:
-    """One packed row of T tokens, and how its N scored positions go back to TRL's [R, L - 1] layout.
+    """One packed row of T tokens, and how its N scored positions map to TRL's [R, L - 1] layout.
 
     Attributes:
         input_ids: [1, T]. position_ids: [1, T], or [3, 1, T] with rope in three dimensions.
         kept: [N] the packed position that predicts each scored token. labels: [1, N] those tokens.
-        source: [M] which of the N goes to each labelled place of TRL's layout; a response in two pairs goes twice.
-        target: [M] the places, counted through TRL's [R, L - 1]. shape: (R, L - 1).
+        source: [M] which of the N goes to each labelled place of TRL's layout; a response in two pairs is copied twice.
+        target: [M] the places, as flat indices into TRL's [R, L - 1]. shape: (R, L - 1).
         groups: one for each prompt. pictures: all images, in the order of their tokens.
     """
 
@@ -69,14 +69,14 @@ class Pack:
     _tiling: Tiling | None = None
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Pack:
-        """Its tensors moved, in place. Data loaders call it as they call a tensor's."""
+        """Move its tensors, in place. Data loaders call this like a tensor's method."""
         if self.input_ids.device != device:
             for name in ("input_ids", "position_ids", "kept", "labels", "source", "target"):
                 setattr(self, name, getattr(self, name).to(device, non_blocking=non_blocking))
         return self
 
     def tiling(self, device: torch.device) -> Tiling:
-        """Which of its tokens are attended to together, made once."""
+        """Which of its tokens are attended to together; computed once."""
         if self._tiling is None:
             self._tiling = tile(self.groups, device)
         return self._tiling
@@ -99,10 +99,10 @@ def pack(
 
     Args:
         prompts: G processed prompts.
-        responses: for each prompt its different responses, as token ids, none of them empty.
+        responses: for each prompt its distinct responses as token ids; none may be empty.
         rows: TRL's R rows, as (prompt, response) indices.
         columns: TRL's L.
-        positions: for each prompt [D, P + longest response] position ids of prompt and response, D being 1 or 3.
+        positions: for each prompt [D, P + longest response] position ids of prompt and response; D is 1 or 3.
     """
     ids: list[Tensor] = []
     places: list[Tensor] = []

@@ -1,8 +1,9 @@
-"""Parts: a batch as several forward and backward passes of a bounded number of tokens, with the whole batch's gradient.
+"""Parts: split a batch into several forward and backward passes of bounded size, with the whole batch's gradient.
 
-A loss that is a mean over pairs is the sum of its parts' losses, each times its share of the pairs; one that is a mean
-over the chosen sides' tokens (sft) each times its share of those. So memory is bounded by tokens, and what is learned
-from is the batch still. Losses that hold the pairs of a batch against each other have no parts: a recipe refuses them.
+A loss that is a mean over pairs is the sum of its parts' losses, each times the part's share of the pairs. For a mean
+over the chosen sides' tokens (sft), it is the share of these tokens. So memory is bounded by tokens, and the gradient
+is still that of the batch. Losses that compare the pairs of a batch with each other can't be split: a recipe refuses
+them.
 """
 
 from __future__ import annotations
@@ -14,17 +15,17 @@ import torch
 from torch import Tensor
 
 PARTS = "parts"
-"""Where a batch that is too large has the batches that it is made of."""
+"""Key of a large batch under which its parts are."""
 
 T = TypeVar("T")
 
 
 def within(pairs: Sequence[T], budget: int, tokens: Callable[[Sequence[T]], int]) -> list[list[T]]:
-    """The pairs in groups of at most `budget` tokens, in their order, so that those of one prompt stay together. A pair
-    that has more alone is a group of its own.
+    """The pairs in groups of at most `budget` tokens, in order, so that pairs of one prompt stay together. A pair with
+    more tokens is a group by itself.
 
     Args:
-        tokens: of a batch of such pairs.
+        tokens: returns the number of tokens of a batch of pairs.
     """
     groups: list[list[T]] = []
     for pair in pairs:
@@ -36,13 +37,13 @@ def within(pairs: Sequence[T], budget: int, tokens: Callable[[Sequence[T]], int]
 
 
 def parts_of(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The batches to run one after another: those of its parts, or the batch itself."""
+    """The batches to run one after another: the parts, or the batch itself."""
     found: list[dict[str, Any]] = batch[PARTS] if PARTS in batch else [dict(batch)]
     return found
 
 
 def shares(parts: Sequence[Mapping[str, Any]], rows: int = 2) -> list[tuple[float, float]]:
-    """Of each part, its share of the batch's pairs and of the tokens of its chosen sides.
+    """For each part, its share of the batch's pairs and of the tokens of the chosen sides.
 
     Args:
         rows: of a pair.
@@ -54,7 +55,8 @@ def shares(parts: Sequence[Mapping[str, Any]], rows: int = 2) -> list[tuple[floa
 
 
 def in_step(parts: Sequence[T], accelerator: Any) -> list[T]:
-    """The parts, the last one again and again where another process has more: all take part in every forward."""
+    """The parts; the last one repeats if another process has more, since all processes take part in every forward
+    pass."""
     most = len(parts)
     if accelerator.num_processes > 1:
         counts: Tensor = accelerator.gather(torch.tensor([most], device=accelerator.device))
@@ -63,12 +65,12 @@ def in_step(parts: Sequence[T], accelerator: Any) -> list[T]:
 
 
 def merged(values: Mapping[str, list[float]], begun: Mapping[str, int], weights: Sequence[float]) -> None:
-    """What each part put down, as one value of the batch: the mean by weight.
+    """The parts' values as one value of the batch: the weighted mean.
 
     Args:
         values: by name; changed in place.
-        begun: how many of each name were there before.
-        weights: of the parts.
+        begun: number of values of each name before the batch.
+        weights: the parts' weights.
     """
     for name, listed in values.items():
         start = begun.get(name, 0)

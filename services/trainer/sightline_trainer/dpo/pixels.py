@@ -1,7 +1,7 @@
-"""Pixels: the proof that the picture changes the log-probs that are trained.
+"""Proves that the picture changes the log-probs that are trained.
 
-A trainer whose pictures get lost on the way trains on no pixels with normal losses. So a sample of rows is asked with
-its pictures and with blank ones of the same size, and the log-probs must differ.
+A trainer that loses its pictures would train without pixels, and its losses would look normal. So a sample of rows is
+run with its pictures and with blank ones of the same size, and the log-probs must differ.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ logger = logging.getLogger(__name__)
 
 ROWS = 8
 LEAST = 1e-6
-"""Nats a token: below, a picture made no difference. The same sums on the same pixels differ by exactly 0."""
+"""Nats a token: below this, a picture made no difference. The same computation on the same pixels differs by exactly
+0."""
 
 
 def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
@@ -31,7 +32,7 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
     Through the collator that training uses, of the first pairs of some prompts. Every process calls.
 
     Raises:
-        PreconditionFailed: IMAGE_DOES_NOT_MATTER, with the rows, where most are the same without their picture.
+        PreconditionFailed: IMAGE_DOES_NOT_MATTER, with the rows, if most are the same without their picture.
     """
     firsts: dict[str, dict[str, Any]] = {}
     for index in in_order(trainer):
@@ -62,8 +63,8 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
     if 2 * len(blind) > len(apart):
         raise PreconditionFailed(
             f"the log-probs of {len(blind)} of {len(apart)} rows are the same with a blank picture "
-            f"({', '.join(blind[:5])}): the pictures do not reach the model. Look at the images, the chat template's "
-            "place for them and the processor",
+            f"({', '.join(blind[:5])}): the pictures do not reach the model. Check the images, the chat template's "
+            "image placeholder and the processor",
             reason="IMAGE_DOES_NOT_MATTER",
         )
     if blind:
@@ -72,9 +73,9 @@ def image_matters(trainer: FastDPOTrainer) -> dict[str, float]:
 
 
 def _blank(image: Any) -> Any:
-    """A picture of the same size, one grey; where the picture is that grey itself, one white."""
+    """A grey picture of the same size; a white one if the picture is that grey itself."""
     encoded = isinstance(image, Mapping)
-    picture = decoded(image)  # by the one rule: a photo that is stored turned has another size as a file
+    picture = decoded(image)  # by the one rule: a rotated photo has another size in the file
     grey = PIL.Image.new("RGB", picture.size, (127, 127, 127))
     if grey.tobytes() == picture.tobytes():
         grey = PIL.Image.new("RGB", picture.size, (255, 255, 255))

@@ -1,7 +1,7 @@
 """Projector: the layers between a model's vision tower and its decoder, trained with the adapter on request.
 
-POVID and BPO train it beside the LoRA. It goes by PEFT's `modules_to_save`: whole copies beside the originals, which
-the reference goes through while adapters are off, saved with the adapter in one file.
+POVID and BPO train it together with the LoRA. It uses PEFT's `modules_to_save`: whole copies beside the originals,
+saved with the adapter in one file; with adapters off, the reference uses the originals.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def projector(model: Any) -> list[str]:
         model: a transformers model.
 
     Raises:
-        PreconditionFailed: PROJECTOR_NOT_FOUND, there is none, as in Qwen-VL, whose merger is a part of the tower.
+        PreconditionFailed: PROJECTOR_NOT_FOUND: there is none, as in Qwen-VL, whose merger is part of the tower.
     """
     backbone = model.base_model
     around = [backbone.get_encoder(modality="image"), model.get_decoder()]
@@ -48,8 +48,8 @@ def _beside(module: Any, around: list[Any], path: str) -> Iterator[str]:
 
 
 def in_float32(model: Any) -> None:
-    """What is trained is float32, whatever the base model's number type: a step of 5e-6 is lost on bfloat16. TRL casts
-    the adapter of a quantized model to it."""
+    """Make trained weights float32, whatever the base model's number type: a step of 5e-6 is lost in bfloat16. TRL
+    casts the adapter of a quantized model to bfloat16."""
     for module in model.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.modules_to_save.float()

@@ -1,8 +1,8 @@
-"""Proof: the update's rows give the log-probs of a plain forward of one call of the processor, in every family.
+"""Proves that the update's rows give the log-probs of a plain forward pass on one processor call, for every family.
 
-Rows are batched, filled up, packed, their images encoded together and kept. A family for which any of that is not the
-same as what a user of the model does would train another policy, with losses that look as always. So a few pairs, of
-images as different in size as there are, go both ways before the first step.
+Rows are batched, padded and packed, and their images are encoded together and cached. If any of this differs from plain
+use of the model, the update would train another policy, and its losses would look normal. So before the first step a
+few pairs, with images as different in size as possible, are computed both ways.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer
 logger = logging.getLogger(__name__)
 
 _LOOKED_AT = 64
-"""Prompts among which the sample is chosen."""
+"""Number of prompts from which the sample is chosen."""
 
 
 def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
     """`rows_gap`: the largest mean |difference| a token of a side, in nats, between the collator's rows and a plain
-    forward, of up to five pairs. Every process calls.
+    forward pass, for up to five pairs. Every process calls it.
 
-    In bfloat16 a deep model may round by more than that, whatever its rows are. So a gap over 0.05 is held against what
-    the model's plain forward differs by between two ways of transformers' own to attend, and may be twice as much.
+    In bfloat16 a deep model may round by more than that, whatever its rows are. So a gap over 0.05 is compared with the
+    difference between two of transformers' own attention implementations in a plain forward pass, and may be twice as
+    large.
 
     Raises:
-        PreconditionFailed: ROWS_DIFFER, with the worst row, where it is over 0.001 in float32, or over 0.05 and over
-            twice the model's own rounding in bfloat16.
+        PreconditionFailed: ROWS_DIFFER, with the worst row, if it is over 0.001 in float32, or in bfloat16 over 0.05
+            and over twice the model's own rounding.
     """
     rows = sample(trainer)
     collator: PairCollator = trainer.data_collator
@@ -76,8 +77,8 @@ def rows_are_plain(trainer: FastDPOTrainer) -> dict[str, float]:
 
 
 def sample(trainer: FastDPOTrainer) -> list[dict[str, Any]]:
-    """A pair each of the largest, the smallest, the widest and the tallest image among the first prompts', and of the
-    most images, where a prompt has several."""
+    """One pair each with the largest, smallest, widest and tallest image of the first prompts, and one with the most
+    images if a prompt has several."""
     firsts: dict[str, dict[str, Any]] = {}
     for index in in_order(trainer):
         row = trainer.train_dataset[index]
@@ -106,8 +107,8 @@ def _size(images: Sequence[Any]) -> tuple[int, int]:
 
 
 def _plain(trainer: FastDPOTrainer, row: Mapping[str, Any], side: str) -> Tensor:
-    """[response] log-probs of one side: everything that the processor makes of the prompt, and the response after it,
-    in one row that nothing is filled up in."""
+    """[response] log-probs of one side: all processor outputs for the prompt, followed by the response, in one row
+    without padding."""
     family = trainer.data_collator.family
     shown = row.get(f"{side}_images") or row["images"]
     prompt = family.processing.prompt(row["rendered_prompt"], [decoded(image) for image in shown])
@@ -126,8 +127,8 @@ def _plain(trainer: FastDPOTrainer, row: Mapping[str, Any], side: str) -> Tensor
 
 
 def _rounding(trainer: FastDPOTrainer, row: Mapping[str, Any], side: str, plain: Tensor) -> float:
-    """Mean |difference| a token, in nats, of a plain forward by transformers' unfused attention to that of `plain`: the
-    same formula in another order of sums. 0 for a decoder that has no such attention."""
+    """Mean |difference| a token, in nats, between `plain` and a plain forward pass with transformers' unfused
+    attention: the same formula with another order of additions. 0 for a decoder without such attention."""
     decoder = base_of(trainer.accelerator.unwrap_model(trainer.model)).get_decoder()
     as_it_is = decoder.config._attn_implementation
     try:

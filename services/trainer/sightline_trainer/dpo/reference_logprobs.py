@@ -1,7 +1,7 @@
-"""Before the first step: the proof that the shared prefix changes nothing, the reference's log-probs, once a pair, and
-the starting policy's, compared with the sampler's.
+"""Before the first step: proves that the shared prefix changes nothing, computes the reference's log-probs once per
+pair, and compares the starting policy's with the sampler's.
 
-Both run when the trainer has prepared the model, so they work the same on one process, under DDP and under FSDP.
+This runs when the trainer has prepared the model, so it works the same in one process, under DDP and under FSDP.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ TOLERANCE = 1e-4
 
 
 def token_logprobs(trainer: FastDPOTrainer, batch: dict[str, Any]) -> Tensor:
-    """[R, L - 1] log-probs of the response tokens of all rows under the policy, zero elsewhere. Every process calls."""
+    """[R, L - 1] log-probs of the response tokens of all rows under the policy, zero elsewhere. Every process calls
+    it."""
     rest = ("completion_mask", "ref_chosen_logps", "ref_rejected_logps", *OURS)
     batch = trainer._prepare_inputs(batch)
     labels = batch["input_ids"].masked_fill(batch["completion_mask"] == 0, -100)
@@ -44,7 +45,7 @@ def token_logprobs(trainer: FastDPOTrainer, batch: dict[str, Any]) -> Tensor:
 
 
 def in_order(trainer: FastDPOTrainer) -> list[int]:
-    """Rows of the dataset, those of one prompt one after the other, so that they share."""
+    """Rows of the dataset, with those of one prompt next to each other so that they share a prefix."""
     prompts = list(trainer.train_dataset["prompt_id"])
     first: dict[str, int] = {}
     for index, prompt in enumerate(prompts):
@@ -56,8 +57,8 @@ def self_check(trainer: FastDPOTrainer, pairs: int = 2) -> float:
     """Send a few pairs through TRL's rows and through the pack.
 
     Returns:
-        The gap of the log-probs: the largest relative one in float32; in shorter number types, whose rounding alone is
-        above 1e-4, the mean one.
+        The gap of the log-probs: in float32 the largest relative one; in shorter number types, whose rounding alone
+        exceeds 1e-4, the mean.
 
     Raises:
         PreconditionFailed: the gap is above 1e-4 (float32) or twice the number type's own rounding.
@@ -94,16 +95,16 @@ def add_reference(
     at_reference: bool = False,
     extrapolate: float = 0.0,
 ) -> dict[str, float]:
-    """Compute `ref_*_logps` of every pair and its extra rows, summed log-probs in nats under the reference, and keep
-    them with its id.
+    """Compute `ref_*_logps` of every pair and its extra rows (summed log-probs in nats under the reference), and store
+    them by the pair's id.
 
-    The processes share the work. The reference is what `trainer.references` say, by default the base model: the adapter
+    The processes share the work. `trainer.references` defines the reference, by default the base model: the adapter
     off, or `trainer.ref_model`, which is released afterwards.
 
     Args:
         sampled: the sampler's log-probs of the sides; None compares nothing.
         at_reference: the policy is still the reference, so that one pass gives the log-probs of both.
-        extrapolate: how much further than the model was trained the policy was published that sampled.
+        extrapolate: the extrapolation with which the sampling policy was published.
 
     Returns:
         The gaps of all sides that can be compared (`sampled.gaps`).
@@ -133,7 +134,7 @@ def add_reference(
         (pair, tuple(map(tuple, combined(torch.stack(list(each.values())), settings).T.tolist())))
         for pair, each in sums.items()
     ]
-    if trainer.token_kl is None:  # it asks the reference in each step
+    if trainer.token_kl is None:  # token_kl runs the reference in each step
         release_reference(trainer)
     if sampled is not None and not before:
         with extrapolated(accelerator.unwrap_model(trainer.model), extrapolate), collator.bare():
@@ -150,7 +151,7 @@ def add_reference(
 
 
 def _summed(trainer: FastDPOTrainer, asked: Any, batch: dict[str, Any]) -> tuple[Recorder, Tensor]:
-    """[2 + E, flat pairs] summed log-probs under `asked`, which is ready to be: TRL's sums of both sides, then ours."""
+    """[2 + E, flat pairs] summed log-probs under `asked`, which is ready: TRL's sums for both sides, then ours."""
     recorder, first, _ = trainer.recorded(asked, trainer._prepare_inputs(batch))
     with (
         torch.no_grad(),
@@ -158,19 +159,18 @@ def _summed(trainer: FastDPOTrainer, asked: Any, batch: dict[str, Any]) -> tuple
         trainer.accelerator.autocast(),
     ):
         recorder()
-    sides = trainer.compute_ref_log_probs(recorder, first)  # the forward is done: it sums
+    sides = trainer.compute_ref_log_probs(recorder, first)  # the forward pass is done: this only sums
     extras = recorder.log_probs[recorder.rows :].float().sum(dim=1)
     return recorder, torch.cat([*(side.float() for side in sides), extras]).view(2 + len(trainer.extras), -1).cpu()
 
 
 def _batches(trainer: FastDPOTrainer) -> Iterator[tuple[int, int, list[dict[str, Any]], dict[str, Any]]]:
-    """(number from 1, how many, pairs, collated) of this process' share; several of one number where tokens are
-    bounded."""
+    """(number from 1, total, pairs, collated) of this process' share; several with one number if tokens are bounded."""
     order = in_order(trainer)
     world, rank = trainer.accelerator.num_processes, trainer.accelerator.process_index
     share = -(-len(order) // world)
     mine = order[rank * share : (rank + 1) * share]
-    mine += order[-1:] * (share - len(mine))  # every process takes part in every forward
+    mine += order[-1:] * (share - len(mine))  # every process takes part in every forward pass
     size = 2 * trainer.args.per_device_train_batch_size
     for number, start in enumerate(range(0, share, size), 1):
         some = [trainer.train_dataset[index] for index in mine[start : start + size]]

@@ -1,16 +1,18 @@
-"""References: reference models of the policy other than the base model alone.
+"""Reference models other than the base model alone.
 
     base       the base model: the adapter off, or a full update's frozen copy
-    previous   the policy that the update begins with (CSR, SELM, SPA: each iteration's reference is the one before)
-    ema        ref_0 = base, ref_i = d ref_{i-1} + (1 - d) policy_i in weights; of adapters the deltas, which is exact
+    previous   the policy that the update starts from (CSR, SELM, SPA: each iteration's reference is the previous
+    policy)
+    ema        ref_0 = base, ref_i = d ref_{i-1} + (1 - d) policy_i in weights; for adapters in their deltas, which is
+    exact
     several    MRPO (Le et al., AAAI 2025, arXiv 2405.16388): one virtual reference of all, for each response y
 
         pi_ref(y | x) = (sum_k a_k / pi_k(y | x))^-1
 
-MRPO holds the others' log-probs within some nats of the main one's, the first that is named, and lets a_k follow how
-far a reference tells both sides apart, |log pi_k(y_w) - log pi_k(y_l)|. Its formulas are given as its abstract and
-citing papers have them; its code was not read. SAPO's code (arXiv 2405.20830) moves its average in every step by half,
-so that ratios to it stay near 0 and hardly anything is learnt: here it moves once an update.
+MRPO clips the others' log-probs to within some nats of the main (first named) reference's, and lets a_k follow how well
+a reference separates both sides, |log pi_k(y_w) - log pi_k(y_l)|. Its formulas are taken from its abstract and citing
+papers; its code was not read. SAPO's code (arXiv 2405.20830) moves its average by half in every step, so that ratios to
+it stay near 0 and almost nothing is learned; here it moves once per update.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ from trl.trainer.utils import use_adapter
 from sightline_trainer.dpo.method import References
 
 _LEAST = 0.01
-"""Share in the average below which a policy is left out of it."""
+"""Policies with a smaller share are left out of the average."""
 _NAME = "ref"
 
 
@@ -78,10 +80,10 @@ def _parent(policy: Path) -> Path | None:
 
 @contextmanager
 def shown_as(trainer: Any, name: str, previous: Path | None, decay: float) -> Iterator[Any]:
-    """The model of a reference, ready for forwards without a gradient.
+    """The model of a reference, ready for forward passes without gradients.
 
     Raises:
-        PreconditionFailed: REFERENCE_UNUSABLE, an average that can't be made.
+        PreconditionFailed: REFERENCE_UNUSABLE: the average can't be computed.
     """
     adapted = trainer.ref_model is None
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -109,7 +111,7 @@ def shown_as(trainer: Any, name: str, previous: Path | None, decay: float) -> It
 
 @contextmanager
 def _averaged_adapter(model: Any, shares: Mapping[Path, float]) -> Iterator[None]:
-    """An adapter whose delta is the weighted sum of those of some policies: their factors side by side."""
+    """An adapter whose delta is the weighted sum of several policies' deltas: their factors concatenated."""
     names = [f"kept_{number}" for number in range(len(shares))]
     active = model.active_adapter
     try:
@@ -127,7 +129,7 @@ def _averaged_adapter(model: Any, shares: Mapping[Path, float]) -> Iterator[None
 
 @contextmanager
 def _averaged_weights(model: Any, shares: Mapping[Path, float]) -> Iterator[None]:
-    """A frozen copy of the base model with the average's weights in place of its own."""
+    """A frozen copy of the base model with the averaged weights."""
     kept = {name: each.detach().clone() for name, each in model.named_parameters()}
     rest = 1.0 - sum(shares.values())
     try:

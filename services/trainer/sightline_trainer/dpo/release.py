@@ -1,7 +1,8 @@
 """Release: free the models of a finished update, and a reference that is no longer needed, at once.
 
-A transformers model whose forward was replaced holds itself; trainer, callbacks and accelerator hold one another. Left
-to the collector, the models of several updates, and a reference for as long as the trainer, would stand in memory.
+A transformers model whose forward was replaced references itself; trainer, callbacks and accelerator reference each
+other. If left to the garbage collector, the models of several updates would stay in memory, and a reference as long as
+its trainer.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer
 
 
 def release_reference(trainer: FastDPOTrainer) -> None:
-    """Let go of a full update's reference; its log-probs are known."""
+    """Release a full update's reference; its log-probs are known."""
     model, trainer.ref_model = trainer.ref_model, None
     trainer.token_kl = None
     if model is None:
@@ -26,7 +27,7 @@ def release_reference(trainer: FastDPOTrainer) -> None:
 
 
 def release(trainer: FastDPOTrainer) -> None:
-    """Let go of all that an update held: its trainer is of no use afterwards."""
+    """Release everything that an update held: its trainer cannot be used afterwards."""
     release_reference(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model)
     trainer.accelerator.free_memory()
@@ -39,7 +40,7 @@ def release(trainer: FastDPOTrainer) -> None:
 
 
 def _empty(model: Any) -> None:
-    """Make a model drop its references to itself: forwards set on the instance hold it and its storage."""
+    """Make a model drop references to itself: a forward set on the instance keeps it and its storage alive."""
     for module in model.modules():
         for name in ("forward", "_original_forward"):
             module.__dict__.pop(name, None)
@@ -47,7 +48,7 @@ def _empty(model: Any) -> None:
 
 
 def collect() -> None:
-    """Free what was released, on the device too."""
+    """Free the released memory, on the device too."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

@@ -1,8 +1,8 @@
-"""Sampled: the trainer's log-probs against the sampler's of the same tokens.
+"""Compares the trainer's log-probs with the sampler's for the same tokens.
 
-Both sides of an online loop compute log-probs of one policy by different code. Where they disagree, by another
-template, picture or number type, the ratio to the reference is of another policy, and losses look as always. So every
-side that was sampled on the clean picture by the policy that the update begins with is compared, token by token.
+Both sides of an online loop compute log-probs of one policy by different code. If they disagree because of another
+template, picture or number type, the ratio to the reference belongs to another policy, and losses look normal. So every
+side that was sampled on the clean picture by the policy that the update starts from is compared, token by token.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 LIMITS = {"float32": 1e-3, "bfloat16": 0.05}
-"""Most mean |difference| a token of one side, in nats, by number type of the update."""
+"""Maximum mean |difference| a token of one side, in nats, by the update's number type."""
 MOST_OVER = 0.05
-"""Most share of the sides that may be above the limit."""
+"""Maximum share of the sides that may exceed the limit."""
 _WORST = 5
 _DISTORTED = ("noised_image",)
 
 
 @dataclass(frozen=True)
 class SampledLogprobs:
-    """Log-probs by the sampler, in nats, of what a version wrote in one iteration, by prompt and token ids."""
+    """The sampler's log-probs, in nats, for what a version sampled in one iteration, by prompt and token ids."""
 
     version: int
     logprobs: Mapping[tuple[str, tuple[int, ...]], Sequence[float]]
@@ -65,7 +65,7 @@ def gaps(
 
     Args:
         pairs: B pairs of a batch.
-        logprobs: [2 B, L - 1] of the trainer; [4 B, L - 1] with second rejected sides.
+        logprobs: [2 B, L - 1] from the trainer; [4 B, L - 1] with second rejected sides.
         masks: the same shape, True at response tokens.
     """
     count, found = len(pairs), {}
@@ -89,14 +89,14 @@ def gaps(
 
 
 def judge(found: Mapping[str, float], limit: float) -> dict[str, float]:
-    """The distribution: `sampled_sides`, and of their gaps `sampled_gap_mean`, `_median`, `_p95`, `_max`, `_over`.
+    """The distribution of the gaps: `sampled_sides`, `sampled_gap_mean`, `_median`, `_p95`, `_max`, `_over`.
 
     Args:
         found: as `gaps` returns them.
-        limit: most gap of a side, in nats a token.
+        limit: maximum gap of a side, in nats a token.
 
     Raises:
-        PreconditionFailed: SAMPLED_LOGPROBS_DIFFER, with the worst rows, where too many are over the limit.
+        PreconditionFailed: SAMPLED_LOGPROBS_DIFFER, with the worst rows, if too many are over the limit.
     """
     if not found:
         return {"sampled_sides": 0.0}

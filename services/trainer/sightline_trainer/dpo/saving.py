@@ -1,4 +1,4 @@
-"""Results of an update: the policy's files and, if the recipe carries it, the optimiser's state."""
+"""Results of an update: the policy's files and, if the recipe keeps it, the optimiser's state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NOT_POLICY = ("README.md", "training_args.bin")
 def save_policy(trainer: FastDPOTrainer, directory: Path) -> None:
     """Write the adapter, or a whole checkpoint: weights, processor, tokenizer, chat template, generation config.
 
-    Every process calls; sharded weights are gathered, one process writes.
+    Every process calls it; sharded weights are gathered, and one process writes.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     whole = model is base_of(model)
@@ -61,7 +61,7 @@ def _as_it_came(model: Any) -> None:
 
 
 def save_optimizer(trainer: FastDPOTrainer, directory: Path) -> None:
-    """Write the optimiser's state, whole or not at all; older ones go."""
+    """Write the optimiser's state, completely or not at all; older ones are deleted."""
     main = trainer.accelerator.is_main_process
     aside = directory.with_name(f".{directory.name}")
     if main:
@@ -78,7 +78,7 @@ def save_optimizer(trainer: FastDPOTrainer, directory: Path) -> None:
 
 
 def load_optimizer(trainer: FastDPOTrainer, directory: Path) -> None:
-    """Go on with a saved state of the optimiser. The schedule stays that of this update, counted from its iteration."""
+    """Continue with a saved optimiser state. The schedule remains that of this update, counted from its iteration."""
     schedule = trainer.lr_scheduler.state_dict()
     rates = [group["lr"] for group in trainer.optimizer.param_groups]
     trainer._load_optimizer_and_scheduler(str(directory))

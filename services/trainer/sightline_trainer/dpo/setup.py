@@ -1,4 +1,4 @@
-"""Makes the trainer of an update from the recipe: model, adapter or weights, reference, arguments, collator."""
+"""Builds the trainer of an update from the recipe: model, adapter or weights, reference, arguments, collator."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ logger = logging.getLogger(__name__)
 def load_policy(
     model: str | Path, dtype: str, attention: str = "sdpa", quantization: Quantization | None = None
 ) -> Any:
-    """A checkpoint in a number type. The trainer puts it where it belongs: whole, or under FSDP piece by piece; one
-    that is quantized is there already.
+    """Load a checkpoint in a number type. The trainer moves it to its device, whole or under FSDP in pieces; a
+    quantized one is there already.
 
     Raises:
-        PreconditionFailed: QUANTIZATION_UNAVAILABLE without bitsandbytes; ATTENTION_UNAVAILABLE, where the model or
-            this machine has no such attention.
+        PreconditionFailed: QUANTIZATION_UNAVAILABLE without bitsandbytes; ATTENTION_UNAVAILABLE if the model or this
+            machine lacks that attention.
     """
     transformers_logging.disable_progress_bar()
     kind = getattr(torch, dtype)
     held: dict[str, Any] = {}
     if quantization is not None:
         held = quantized(model, kind, torch.cuda.current_device() if torch.cuda.is_available() else "cpu")
-    if attention == "sdpa":  # transformers' own choice, which is eager where a model's parts have nothing else
+    if attention == "sdpa":  # transformers' own choice, which is eager if a model's parts support nothing else
         return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, **held)
     try:
         return AutoModelForImageTextToText.from_pretrained(model, dtype=kind, attn_implementation=attention, **held)
@@ -77,10 +77,10 @@ def make_trainer(
     iteration: int = 1,
     load: Callable[[str | Path, str], Any] | None = None,
 ) -> FastDPOTrainer:
-    """A DPOTrainer on the base model with an adapter (or weights) that start from `previous` or from nothing.
+    """A DPOTrainer on the base model with an adapter (or weights) that starts from `previous` or fresh.
 
     Args:
-        load: in place of `load_policy`; for benchmarks, which have no checkpoint on disk.
+        load: replaces `load_policy`; for benchmarks, which have no checkpoint on disk.
 
     Raises:
         PreconditionFailed: the previous adapter's tensors do not fit the model, or the losses make no sense.
@@ -195,7 +195,7 @@ def _see_columns(settings: Dpo, pairs: Dataset) -> None:
 
 
 def _columns(recipe: Recipe, pairs: Dataset) -> list[str]:
-    """Which numbers of a pair the loss needs."""
+    """The numbers of a pair that the loss needs."""
     given = [name for name in ("weight", "second_weight") if name in pairs.column_names]
     weighted = any(not set(pairs[name]) <= {1.0, None} for name in given)
     margins = recipe.dpo.margin_scale > 0 and "margin" in pairs.column_names
@@ -240,13 +240,13 @@ def _arguments(recipe: Recipe, pairs: int, *, work: Path, seed: int) -> DPOConfi
     )
     pin(arguments)
     together = settings.batch_size * settings.accumulate * arguments.world_size
-    # Rounded down: a single step must not have rate 0.
+    # Rounded down, so that a single step does not have rate 0.
     arguments.warmup_steps = int(settings.warmup_ratio * math.ceil(pairs / together) * settings.epochs)
     return arguments
 
 
 def _shown(pairs: Dataset) -> str | None:
-    """A prompt with one image as the sampler rendered it, by whatever template; None if none has one."""
+    """A prompt with one image as the sampler rendered it, by any template; None if there is none."""
     images, prompts = pairs.select_columns(["images"]), pairs["rendered_prompt"]
     return next((prompts[i] for i in range(len(pairs)) if len(images[i]["images"]) == 1), None)
 
@@ -270,7 +270,8 @@ def _lora(recipe: Recipe, model: Any) -> LoraConfig:
 
 
 def trained_frame(recipe: Recipe, frame: Any) -> Any:
-    """A model without weights (meta device) as an update trains it: with the recipe's adapter, or with what is frozen.
+    """A model without weights (meta device), prepared as for an update: with the recipe's adapter, or with frozen
+    parts.
 
     Raises:
         PreconditionFailed: the adapter finds no layer.
@@ -283,7 +284,7 @@ def trained_frame(recipe: Recipe, frame: Any) -> Any:
 
 
 def _rows(pairs: Dataset) -> Dataset:
-    """The pairs with an id each, their images left encoded until somebody needs the pixels."""
+    """The pairs with ids; their images stay encoded until the pixels are needed."""
     pairs = pairs.add_column("pair_id", list(range(len(pairs))))
     for name in pairs.column_names:
         if name.endswith("images"):

@@ -1,5 +1,4 @@
-"""Sharded: which layers FSDP keeps in units of their own, where a launcher asks for it, what it leaves whole, and
-how weights come together again."""
+"""FSDP, if a launcher asks for it: which layers are units, what is not sharded, and how weights are gathered again."""
 
 from __future__ import annotations
 
@@ -16,12 +15,12 @@ _ASKED, _UNITS = "ACCELERATE_USE_FSDP", "FSDP_TRANSFORMER_CLS_TO_WRAP"
 def make_ready(model: Any) -> None:
     """Before a transformers model with TRL's fused head is sharded, if a launcher asks for that.
 
-    Accelerate is told the layers of this model, unless the launcher's configuration names some: its own default is
-    transformers' list, which holds what any model of a family may have, such as CLIP's text embeddings in LLaVA's;
-    with one that this model has not, accelerate refuses to shard it.
+    Accelerate gets the list of this model's layers, unless the launcher's configuration names some. Its own default is
+    transformers' list for the family, which may name layers that this model lacks (such as CLIP's text embeddings for
+    LLaVA); then accelerate refuses to shard the model.
 
-    The head comes whole in time. It is a unit that nobody calls, since TRL reads its weight: FSDP would never gather
-    it, and what TRL gathers instead gets the gradient of one process, each part that of another.
+    The head is gathered in time. It is a unit that is never called, since TRL reads its weight: FSDP would never gather
+    it, and in the weight that TRL gathers instead, each part would get the gradient of a single process.
     """
     if os.environ.get(_ASKED, "").lower() != "true":
         return
@@ -36,21 +35,21 @@ def _gather(head: Any) -> None:
 
 
 def units(model: Any) -> list[str]:
-    """Classes of those layers of a transformers model that are not to be split, and are in it."""
+    """Classes of layers in a transformers model that must not be split."""
     there = {type(part).__name__ for part in model.modules()}
     return sorted(there & set(model._no_split_modules or ()))
 
 
 def reshard(model: Any) -> None:
-    """Have every process hold its own part of each tensor again. After a forward without a backward, FSDP2 leaves some
-    units whole: their tensors are others than those that the optimiser has."""
+    """Make every process hold its own part of each tensor again. After a forward pass without a backward pass, FSDP2
+    leaves some units gathered: their tensors are not those that the optimiser has."""
     for part in model.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
 
 
 def gathered(trainer: Any) -> dict[str, Tensor]:
-    """All weights, whole, in main memory; empty but on the first process. Every process calls."""
+    """All gathered weights in main memory; empty except on the first process. Every process calls it."""
     second = isinstance(trainer.model, FSDPModule)
     if not second:
         found: dict[str, Tensor] = trainer.accelerator.get_state_dict(trainer.model)
@@ -60,6 +59,6 @@ def gathered(trainer: Any) -> dict[str, Tensor]:
     for name, tensor in trainer.model.state_dict().items():
         full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if trainer.accelerator.is_main_process:
-            # A copy waits for what is on its way, and does not keep the parts.
+            # A copy waits for pending transfers, and does not keep the parts alive.
             whole[name] = full.detach().to("cpu", copy=True)
     return whole

@@ -1,8 +1,8 @@
 """SharedPrefix: a model whose fused forward takes packs, and what a collator needs to make them.
 
 TRL's DPOTrainer calls `model(**batch, labels=..., fused_lm_head=True)` and expects per-token results for its 2 B
-rows. `share` puts itself before that forward: a batch that carries a pack runs packed, and its results are spread to
-TRL's layout. TRL's loss code sees no difference, so every loss of it works.
+rows. `share` wraps that forward: a batch with a pack runs packed, and its results are spread to TRL's layout. TRL's
+loss code sees no difference, so all its losses work.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class SharedPrefix:
 
     Attributes:
         tower: encodes the images.
-        window: how many tokens back sliding attention sees; a batch with a longer row goes by plain rows.
+        window: how many tokens back sliding attention sees; a batch with a longer row uses plain rows.
     """
 
     tower: ImageEncoder
@@ -38,11 +38,11 @@ class SharedPrefix:
 
     @property
     def cache(self) -> FeatureCache[Names, Tensor] | None:
-        """Features of images seen; None if the tower is trained and they change."""
+        """Features of images seen before; None if the tower is trained, so that they change."""
         return self.tower.cache
 
     def positions(self, prompt: PromptTokens, response: int) -> Tensor:
-        """[D, P + response] position ids of a prompt and `response` text tokens after it, as the model gives them."""
+        """[D, P + response] position ids of a prompt and `response` text tokens after it, by the model's own rule."""
         after = prompt.follows + torch.arange(response).expand(len(prompt.positions), -1)
         return torch.cat([prompt.positions, after], dim=1)
 
@@ -52,15 +52,15 @@ class SharedPrefix:
 
 
 def share(model: Any, *, cache_bytes: int, extra_models: tuple[Any, ...] = ()) -> SharedPrefix | None:
-    """Make `model`, which has TRL's fused LM head, take packs.
+    """Make `model`, which has TRL's fused LM head, accept packs.
 
     Args:
         model: a transformers model or a PEFT model.
-        cache_bytes: how much may be kept of image features.
-        extra_models: others that get the same batches, such as a reference.
+        cache_bytes: maximum bytes of cached image features.
+        extra_models: other models that get the same batches, such as a reference.
 
     Returns:
-        None if the model can't; one log line says why, and all goes by plain rows.
+        None if the model can't; a log line says why, and plain rows are used.
     """
     reason = obstacle(model)
     if reason is not None:
@@ -92,7 +92,7 @@ def _prepare(base: Any, tower: ImageEncoder, *, keep: bool) -> None:
         output = fused(
             input_ids=pack.input_ids,
             position_ids=pack.position_ids,
-            # Taken as a mask that is ready; what tokens see is decided in attention.py.
+            # Treated as a finished mask; attention.py decides what tokens see.
             attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=base.device),
             mm_encoder_outputs=(
                 {"image": tower.encode(base.base_model, pack.pictures, keep=keep)} if pack.pictures else {}

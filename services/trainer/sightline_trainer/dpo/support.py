@@ -10,8 +10,8 @@ from transformers.utils import is_peft_available
 if is_peft_available():
     from peft import PeftModel
 
-# Seen equal to TRL's rows, losses and gradients: their models hand unknown arguments on to the attention, and their
-# tokens see what stands before them, or the image that they are in.
+# Tested equal to TRL's rows, losses and gradients: these models pass unknown arguments on to the attention, and their
+# tokens see what comes before them, or the image that they are in.
 FAMILIES = (
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "idefics3", "smolvlm",
     "gemma3", "mobilevlm_v2",

@@ -1,7 +1,7 @@
-"""Tiles: which prompts of a pack, and which of their branches, are attended to in one call.
+"""Tiles: which prompts of a pack, and which of their branches, share one attention call.
 
-A tile has prompts of like length, filled up on the right to the longest: causal attention never looks there. Its
-branches are taken a few at a time, as rows of their own, each with the keys of its prefix before it.
+A tile has prompts of similar length, padded on the right to the longest: causal attention never looks there. Its
+branches are processed a few at a time, as separate rows, each with the keys of its prefix before it.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from sightline_trainer.dpo.gathered import Gathered
 
-# Branches that are attended to in one row: each pays for the keys of the others, which a mask hides, and saves a copy
-# of the prefix's keys and values.
+# Branches per row: each pays for the keys of the others, which a mask hides, and saves a copy of the prefix's keys and
+# values.
 TOGETHER = 4
-# A prompt joins a tile while what is filled up stays below this part of what is there.
+# A prompt joins a tile while the padding stays below this share of the tokens.
 SLACK = 0.15
 
 
@@ -46,7 +46,7 @@ class Tile:
         prefixes: groups * P. queries: runs * B tokens of the runs of branches. keys: runs * (P + B), a run's prefix and
             its own.
         mask: [runs, 1, B, P + B] what a run's tokens see: the prefix, and their own branch so far.
-        both_ways: [groups, 1, P, P] what the prefixes' tokens see, where that is more than what stands before them.
+        both_ways: [groups, 1, P, P] what the prefixes' tokens see, if that is more than the tokens before them.
     """
 
     groups: int
@@ -65,14 +65,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiling:
-    """All tiles, and where the outputs of their calls, one after the other, have each of the pack's T tokens."""
+    """All tiles, and where each of the pack's T tokens is in the concatenated outputs of their calls."""
 
     tiles: tuple[Tile, ...]
     order: Gathered
 
 
 def tile(groups: Sequence[Group], device: torch.device) -> Tiling:
-    """The tiling of groups that stand one after the other."""
+    """The tiling of consecutive groups."""
     starts = [0]
     for group in groups:
         starts.append(starts[-1] + group.length)
@@ -86,7 +86,7 @@ def tile(groups: Sequence[Group], device: torch.device) -> Tiling:
 
 
 def _alike(groups: Sequence[Group]) -> list[list[int]]:
-    """The groups by their numbers, those of like length together."""
+    """The groups' numbers, with similar lengths together."""
     tiles: list[list[int]] = []
     total = 0
     for at in sorted(range(len(groups)), key=lambda at: (groups[at].prefix, groups[at].length)):
@@ -101,7 +101,7 @@ def _alike(groups: Sequence[Group]) -> list[list[int]]:
 
 
 def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tuple[Tile, int]:
-    """One tile; writes where its outputs are to `order`, and answers how many there are by then."""
+    """One tile; writes the places of its outputs to `order` and returns their number so far."""
     most = max(group.prefix for _, group in members)
     runs = [(start, group, run) for start, group in members for run in _runs(group)]
     width = max((sum(lengths) for _, _, (_, _, lengths) in runs), default=0)
@@ -121,7 +121,7 @@ def _tile(members: Sequence[tuple[int, Group]], order: Tensor, done: int) -> tup
         queries[row, :count] = torch.arange(first, first + count)
         keys[row, : group.prefix] = torch.arange(start, start + group.prefix)
         keys[row, most : most + count] = queries[row, :count]
-        mask[row, 0, :, : group.prefix] = True  # also for what is filled up: a token that sees nothing is NaN
+        mask[row, 0, :, : group.prefix] = True  # padding too: a token that sees nothing becomes NaN
         owner = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
         mask[row, 0, :count, most : most + count] = (owner[:, None] == owner[None, :]).tril()
         order[first : first + count] = torch.arange(done + row * width, done + row * width + count)
@@ -150,7 +150,7 @@ def _both_ways(groups: Sequence[Group], most: int) -> Tensor | None:
 
 
 def _runs(group: Group) -> list[tuple[int, int, list[int]]]:
-    """The branches that have any token, TOGETHER at a time: their number, how many tokens stand before, and lengths."""
+    """The nonempty branches, TOGETHER at a time: their number, the number of tokens before them, and their lengths."""
     long = [length for length in group.branches if length]
     runs = [long[at : at + TOGETHER] for at in range(0, len(long), TOGETHER)]
     return [(number, sum(map(sum, runs[:number])), run) for number, run in enumerate(runs)]

@@ -2,8 +2,8 @@
 
     D' = D - a (K_l - sg K_w),   K = sum_t KL(pi_ref(. | x, y_<t) || pi(. | x, y_<t))   over the vocabulary
 
-It comes in by the reference: ref_w - a sg K_w and ref_l - a K_l give D'. The reference is asked in each step, since its
-whole distribution is needed; logits are made from hidden states, some hundred tokens at a time, and made again for the
+It enters through the reference: ref_w - a sg K_w and ref_l - a K_l give D'. The reference runs in each step, since its
+whole distribution is needed. Logits are computed from hidden states, some hundred tokens at a time, and again for the
 backward pass.
 """
 
@@ -22,17 +22,17 @@ from sightline_trainer.dpo import activations
 from sightline_trainer.dpo.support import base_of
 
 _TOKENS = 256
-"""Whose logits stand in memory at once."""
+"""Number of tokens whose logits are in memory at once."""
 
 
 class Hidden:
-    """Keeps what a backbone's last forward said, before the head."""
+    """Records a backbone's last output, before the head."""
 
     def __init__(self, base: Any) -> None:
         """Listen to a transformers model.
 
         Args:
-            base: with its head; after whoever else changes its backbone's output.
+            base: with its head; call this after everything else that changes its backbone's output.
         """
         self.base = base
         self.states: Tensor | None = None
@@ -42,10 +42,10 @@ class Hidden:
         self.states = output.last_hidden_state
 
     def scored(self, mask: Tensor | None) -> Tensor:
-        """[N, width] states that predict a response's tokens; those of a forward are handed out once.
+        """[N, width] states that predict a response's tokens; those of a forward pass are returned once.
 
         Args:
-            mask: [R, L - 1] places of such tokens in plain rows; None: the forward was packed and kept no others.
+            mask: [R, L - 1] places of such tokens in plain rows; None: the forward pass was packed and kept no others.
         """
         assert self.states is not None
         states, self.states = self.states, None
@@ -99,8 +99,8 @@ class TokenKl:
         """a K_w and a K_l, [B] each, with their gradients.
 
         Args:
-            trainer: whose reference is asked, on the same rows.
-            recorder: of the policy; it runs here where it has not.
+            trainer: its reference runs on the same rows.
+            recorder: the policy's; the policy runs here if it has not yet.
         """
         recorder()
         inputs, rows = recorder.inputs, recorder.rows

@@ -1,15 +1,15 @@
 """Token weights: lp'_t = w_t lp_t, for the policy and the reference alike.
 
-CHiP (Fu et al. 2025, arXiv 2501.16629) takes segments that were changed four times: what lies outside of runs of three
-or more equal tokens of both sides. V-DPO (Xie et al. 2024, arXiv 2411.02712) trains on the suffix after the first
-difference alone. With `shared: 0` it is DPO on the tokens of an edit, in the spirit of fine-grained supervision (Xu et
-al. 2024, arXiv 2406.02756), which trains a reward model of tokens instead.
+CHiP (Fu et al. 2025, arXiv 2501.16629) weighs changed segments four times: the tokens outside of runs of three or more
+equal tokens of both sides. V-DPO (Xie et al. 2024, arXiv 2411.02712) trains only on the suffix after the first
+difference. With `shared: 0` it is DPO on the tokens of an edit, in the spirit of fine-grained supervision (Xu et al.
+2024, arXiv 2406.02756), which trains a reward model of tokens instead.
 
 By sentence (FineSumFact, arXiv 2412.10689, has a verdict for each) a side learns from the sentences for which it is
-chosen or rejected: the good ones of the one, the bad ones of the other.
+chosen or rejected: the chosen side's good ones, the rejected side's bad ones.
 
 In CHiP's released code the unconditional reference (`uncond_ref_win_logp`), a sum already, is multiplied by every
-token's weight and summed again. Here each row's reference is weighted token by token, once.
+token's weight and summed again. Here each row's reference is weighted once, token by token.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def token_weights(chosen: Sequence[int], rejected: Sequence[int], settings: Toke
 
 
 def _shared(chosen: list[int], rejected: list[int], settings: TokenWeights) -> list[tuple[int, int, int]]:
-    """Runs that both sides have, as (begin in chosen, begin in rejected, length)."""
+    """Runs that both sides share, as (start in chosen, start in rejected, length)."""
     if settings.by == "suffix":
         same = 0
         while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
@@ -55,8 +55,8 @@ def sentence_weights(
     """A weight for each token of one side, by the marks of its sentences.
 
     Args:
-        marks: one for each sentence; where there are none, or not as many as sentences, all tokens count 1.
-        decode: of token ids, special ones left out.
+        marks: one for each sentence; without them, or with another number, all tokens count 1.
+        decode: decodes token ids without special tokens.
         chosen: which side it is.
     """
     text = decode(ids)

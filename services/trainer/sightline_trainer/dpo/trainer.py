@@ -1,9 +1,9 @@
-"""FastDPOTrainer: TRL's DPOTrainer with weights and margins per pair, further rows and losses, and numbers of our own.
+"""FastDPOTrainer: TRL's DPOTrainer with weights and margins per pair, extra rows and losses, and our own metrics.
 
-It hangs on three methods that TRL and transformers mean to be overridden; the loss of a batch is TRL's code as it
-stands. What TRL's losses are not made for comes in at three places: the outputs that TRL's code is handed may be of
-more rows than it sees, the reference's log-probs may be shifted, and own losses are added from the same forward.
-Several pairs of one prompt come in one batch, where they share their prefix.
+It overrides three methods that TRL and transformers intend to be overridden; the loss of a batch is TRL's unchanged
+code. Extensions enter at three places: the model may run more rows than TRL's code sees, the reference's log-probs may
+be shifted, and our own losses are added from the same forward pass. Pairs of one prompt are put in one batch, where
+they share their prefix.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from sightline_trainer.dpo.parts import in_step, merged, parts_of, shares
 from sightline_trainer.dpo.token_kl import TokenKl
 
 OURS = ("weight", "margin", "ref_extra_logps", "token_weights", "embedding")
-"""What a batch holds for us, and TRL's loss code would hand to the model."""
+"""Our own keys of a batch, which TRL's loss code would pass to the model."""
 _ROWS = ("input_ids", "attention_mask", "completion_mask")
 
 
 class PromptSampler(Sampler[int]):
-    """Prompts in a new random order each epoch, the pairs of one prompt one after the other."""
+    """Prompts in a new random order each epoch, with the pairs of one prompt next to each other."""
 
     def __init__(self, prompts: Sequence[str], seed: int) -> None:
         self.groups: dict[str, list[int]] = {}
@@ -62,11 +62,11 @@ class PromptSampler(Sampler[int]):
 
 
 class Recorder:
-    """Stands in for the model in TRL's code: the forward of all rows runs once, and TRL is handed the first of them.
+    """Replaces the model in TRL's code: the forward pass of all rows runs once, and TRL gets the first of them.
 
     Attributes:
-        rows: how many TRL is handed.
-        output: of all rows, once it ran.
+        rows: number of rows for TRL.
+        output: the output for all rows, after it ran.
         log_probs: [R, L - 1] of all rows, as losses see them.
     """
 
@@ -92,16 +92,17 @@ class FastDPOTrainer(DPOTrainer):
 
     Attributes:
         losses: the recipe's, by name.
-        extras: further rows of each pair, after both sides of all.
-        guidance: V-DPO's g; 1 guides nothing.
-        token_kl: measures how far both sides' tokens are off; None shifts nothing.
-        references, previous: what the policy is tied to, and the directory of the policy that the update begins with.
-        doubts: of cdpo. rpo_temperature: of rpo.
-        margin_scale: how far the chosen side must win, times the pair's margin.
+        extras: extra rows of each pair, after both sides of all pairs.
+        guidance: V-DPO's g; 1 means no guidance.
+        token_kl: computes both sides' token KLs; None: no shift.
+        references, previous: the reference models, and the directory of the policy that the update starts from.
+        doubts: for cdpo. rpo_temperature: for rpo.
+        margin_scale: factor on the pair's margin, by which the chosen side must win.
         povid_betas: beta1, beta2.
-        share, of_sft: of its batch, what a part's loss counts, and its mean over tokens beside that (`parts.py`).
-        span: (number of this update from 0, updates in all) of one learning rate schedule; None: each has its own.
-        figures: what the steps so far measured, each a mean over a global batch.
+        share, of_sft: a part's share of its batch, for mean losses over pairs and over tokens (`parts.py`).
+        span: (number of this update from 0, total updates) of one learning rate schedule; None: each update has its
+            own.
+        figures: metrics of the steps so far, each a mean over a global batch.
     """
 
     losses: dict[str, float]
@@ -137,7 +138,7 @@ class FastDPOTrainer(DPOTrainer):
         if getattr(self, "lr_scheduler", None) is None:
             done, updates = self.span
             optimizer = self.optimizer if optimizer is None else optimizer
-            # The shape of the schedule is asked from transformers' own, over the steps of all updates.
+            # transformers provides the schedule's shape, over the steps of all updates.
             whole = get_scheduler(
                 self.args.lr_scheduler_type,
                 torch.optim.SGD([torch.zeros(1)], lr=1.0),
@@ -149,7 +150,7 @@ class FastDPOTrainer(DPOTrainer):
         return self.lr_scheduler
 
     def training_step(self, model: Any, inputs: Mapping[str, Any], num_items_in_batch: Any = None) -> Tensor:
-        """A batch's gradient, part by part where it has parts; its loss."""
+        """Compute a batch's gradient, part by part if it has parts; returns its loss."""
         parts = parts_of(inputs)
         step: Callable[..., Tensor] = super().training_step
         each = parts if self.data_collator.budget is None else in_step(parts, self.accelerator)
@@ -160,7 +161,7 @@ class FastDPOTrainer(DPOTrainer):
         begun = {name: len(values) for name, values in self._metrics["train"].items()}
         figures, losses = len(self.figures), []
         for number, (part, (share, tokens)) in enumerate(zip(each, whole, strict=True), 1):
-            # Gradients of several processes are added up once, after the last part.
+            # Gradients of several processes are summed once, after the last part.
             waiting = nullcontext() if number == len(each) else self.accelerator.no_sync(model)
             with waiting, self._as_part(share, tokens):
                 losses.append(step(model, part, num_items_in_batch))
@@ -170,7 +171,7 @@ class FastDPOTrainer(DPOTrainer):
         return torch.stack(losses).sum()
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Without a model card and the processor, which others have."""
+        """Save without a model card and the processor, which are saved elsewhere."""
         processing: Any = self.processing_class
         self.processing_class: Any = None
         try:
@@ -179,20 +180,20 @@ class FastDPOTrainer(DPOTrainer):
             self.processing_class = processing
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Nothing yet: what was trained is put over the starting policy when that was checked (`checkpoints.py`)."""
+        """Does nothing: the trained weights are loaded after the starting policy was checked (`checkpoints.py`)."""
 
     def doubted(self, margins: Sequence[float]) -> None:
-        """Take up the margins that an update saw before it was broken off."""
+        """Restore the margins that an update saw before it was interrupted."""
         if self.doubts is not None:
             self.doubts.seen.extend(margins)
 
     def floating_point_ops(self, inputs: Mapping[str, Any]) -> int:
-        """As transformers reckons them, of all parts."""
+        """As transformers counts them, for all parts."""
         return sum(super(FastDPOTrainer, self).floating_point_ops(part) for part in parts_of(inputs))
 
     @contextmanager
     def _as_part(self, share: float, tokens: float) -> Iterator[None]:
-        """Losses are those of a part of a batch; means over tokens count by its share of those."""
+        """Inside, losses are those of a part of a batch; means over tokens count by its share of the tokens."""
         weights = self.loss_weights  # type: ignore[has-type]
         names: list[str] = self.loss_types  # type: ignore[has-type]
         self.share, self.of_sft = share, tokens / share if share else 0.0
@@ -228,16 +229,16 @@ class FastDPOTrainer(DPOTrainer):
 
     @property
     def reshapes(self) -> bool:
-        """Whether losses see other log-probs than the model's; sft is of the model's in any case."""
+        """Whether losses see other log-probs than the model's; sft always uses the model's."""
         return self.guidance > 1.0 or self.data_collator.token_weights.by != "none"
 
     def recorded(
         self, model: Callable[..., Any], inputs: dict[str, Any], *, guide: bool = False
     ) -> tuple[Recorder, dict[str, Any], dict[str, Tensor]]:
-        """A stand-in for the model that runs all rows of a batch, the batch of TRL's rows alone, and what is ours.
+        """A replacement for the model that runs all rows of a batch, the batch with TRL's rows only, and our own keys.
 
         Args:
-            guide: whether the rows are guided, as the policy's are and the reference's are not.
+            guide: whether the rows are guided: the policy's are, the reference's are not.
         """
         ours = {name: inputs[name] for name in OURS if name in inputs}
         inputs = {name: value for name, value in inputs.items() if name not in OURS}
@@ -256,9 +257,9 @@ class FastDPOTrainer(DPOTrainer):
         return Recorder(model, self._model_inputs(inputs), rows, reshape), {**inputs, **first}, ours
 
     def _shifted(self, recorder: Recorder, inputs: dict[str, Any], ours: dict[str, Tensor]) -> dict[str, Any]:
-        """The batch with the reference's log-probs moved by what the chosen side must win by, and by the token KLs."""
+        """The batch with the reference's log-probs shifted by the pairs' margins and the token KLs."""
         if "margin" in ours and self.margin_scale:
-            # A win by m is a win against a reference that finds the chosen side likelier by m / beta.
+            # A win by m is a win against a reference under which the chosen side is likelier by m / beta.
             shift = self.margin_scale * ours["margin"] / (2 * self.beta)
             inputs = {
                 **inputs,
@@ -277,7 +278,7 @@ class FastDPOTrainer(DPOTrainer):
     def _own(
         self, sides: Sides, recorder: Recorder, inputs: dict[str, Any], ours: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Values for each pair of the losses that are not left to TRL, by name."""
+        """Values per pair of the losses that TRL does not compute, by name."""
         found = {name: OWN_LOSSES[name](sides) for name in self.losses if name in OWN_LOSSES}
         if "povid_paper" in self.losses:
             found["povid_paper"] = povid_paper(sides.chosen, sides.rejected, self.beta, self.povid_betas)
@@ -289,7 +290,7 @@ class FastDPOTrainer(DPOTrainer):
     def _sides(
         self, recorder: Recorder, shifted: dict[str, Any], inputs: dict[str, Any], ours: dict[str, Tensor]
     ) -> Sides:
-        """Log-ratios to the reference as it is; in the difference, to the one that was shifted."""
+        """Log-ratios to the unshifted reference; in the difference, to the shifted one."""
         tokens = inputs["completion_mask"].shape[1] - 1
         sums = recorder.log_probs[:, -tokens:].float().sum(dim=1).view(2 + len(self.extras), -1)
         beside = sums[2:] - ours["ref_extra_logps"] if self.extras else ()
@@ -310,8 +311,8 @@ class FastDPOTrainer(DPOTrainer):
         return float(self.state.global_step / max(1, self.state.max_steps))
 
     def _weighted(self, recorder: Recorder, inputs: dict[str, Any], weights: Tensor) -> Tensor:
-        """TRL's loss of each pair on its own, from one forward. Its sft is a mean over the tokens of the batch, which
-        pairs on their own don't have: that one is ours (`_own`), and the same at weights of 1."""
+        """TRL's loss for each pair separately, from one forward pass. TRL's sft is a mean over the tokens of the batch,
+        which single pairs don't have, so ours replaces it (`_own`); with weights of 1 both are equal."""
         output = recorder()
         losses = []
         with self._without_sft():
@@ -334,7 +335,7 @@ class FastDPOTrainer(DPOTrainer):
             self.loss_types, self.loss_weights = whole
 
     def _model_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
-        """The arguments that TRL's loss code calls the model with."""
+        """The arguments with which TRL's loss code calls the model."""
         rest = {"completion_mask", "ref_chosen_logps", "ref_rejected_logps"}
         labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
         model = {key: value for key, value in inputs.items() if key not in rest}
@@ -343,11 +344,11 @@ class FastDPOTrainer(DPOTrainer):
         return {**model, "use_cache": False, "labels": labels, "fused_lm_head": True}
 
     def _measure(self, loss: Tensor, output: Any, sides: Sides, more: dict[str, Tensor]) -> None:
-        """Figures of the global batch: log-probs in nats, margin and accuracy of the rewards, the mean log-ratio to
-        the reference of the pairs' sides (texts of an earlier policy: no KL; that is `evaluation.divergence`).
+        """Figures of the global batch: log-probs in nats, margin and accuracy of the rewards, the mean log-ratio of the
+        pairs' sides to the reference (not a KL, since an earlier policy wrote the texts; see `evaluation.divergence`).
 
         Raises:
-            InternalError: the loss is not finite, on whichever process.
+            InternalError: the loss is not finite, on any process.
         """
         if not self.model.training:
             return
@@ -375,13 +376,13 @@ def not_finite(what: str, step: int) -> InternalError:
     """The error for a `what` that became NaN or infinite."""
     return InternalError(
         f"the DPO {what} became NaN or infinite in step {step}; the policy is not published. "
-        "Lower dpo.learning_rate or dpo.max_grad_norm, or look at the pairs of this iteration",
+        "Lower dpo.learning_rate or dpo.max_grad_norm, or check the pairs of this iteration",
         reason="LOSS_NOT_FINITE",
     )
 
 
 def _rows(output: Any, rows: list[int] | slice, log_probs: Tensor | None = None) -> Any:
-    """A model output of only some rows, with other log-probs where they are given."""
+    """A model output for only some rows, with other log-probs if given."""
     values = dict(output)
     if log_probs is not None:
         values["log_probs"] = log_probs

@@ -1,7 +1,7 @@
 """Update: one iteration's DPO on its pairs, by TRL's DPOTrainer with LoRA or on the language model's own weights.
 
-The reference is the base model in every iteration. The policy continues from the one before, so that it moves on while
-the tie to the base stays (`beta`).
+The reference is the base model in every iteration. Each policy continues from the previous one, while it stays tied to
+the base model (`beta`).
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class UpdateProbe:
-    """A response with the trainer's own log-probs of its tokens under the new policy, in nats. Not the clients'
-    `Probe`: it is kept as JSON in the iteration's files, and names its picture by the prompt's id."""
+    """A response with the trainer's own log-probs of its tokens under the new policy, in nats. This is not the clients'
+    `Probe`: it is stored as JSON in the iteration's files, and names its picture by the prompt's id."""
 
     prompt_id: str
     token_ids: list[int]
     logprobs: list[float]
     prompt: str = ""
-    """The user's text, where it is not the dataset's."""
+    """The user's text, if it is not the dataset's."""
     previous_logprobs: list[float] = field(default_factory=list)
-    """The same tokens under the policy that the update began with; empty if it was not asked."""
+    """The same tokens under the policy that the update started from; empty if not computed."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """What an update did: its metrics (services/trainer/README.md lists them), and probes of the result."""
+    """The result of an update: its metrics (services/trainer/README.md lists them), and probes."""
 
     metrics: dict[str, float]
     probes: list[UpdateProbe]
 
 
 def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
-    """The trainer's own log-probs of the responses of the first `count` pairs under the policy as it stands: of each
-    pair the chosen one, and the rejected one where it is about the same pictures; each response once.
+    """The trainer's log-probs for the responses of the first `count` pairs under the current policy: each pair's chosen
+    side, and its rejected side if it has the same pictures; each response once.
 
-    They go through TRL's rows, not the pack: the sampler's arrival check is then a check of the pack as well.
+    They use TRL's rows, not the pack, so that the sampler's arrival check also checks the pack.
     """
     count = min(count, len(trainer.train_dataset))
     rows = [first_pair(trainer.train_dataset[index]) for index in range(count)]
@@ -98,22 +98,23 @@ def update(
 
     Args:
         previous: directory of the policy to continue from; None starts at the base model.
-        adapter: directory that gets the new policy.
-        work: TRL's output directory; the optimiser's state goes there too, where the recipe carries it.
-        progress: called with (steps done, all steps); the reference pass counts as the first tenth.
-        iteration: from 1; where one schedule spans the run, the place in it.
+        adapter: directory for the new policy.
+        work: TRL's output directory; the optimiser's state is written there too, if the recipe keeps it.
+        progress: called with (finished steps, all steps); the reference pass counts as the first tenth.
+        iteration: from 1; the position in a schedule that spans the run.
         sampled: the sampler's log-probs, to compare with the trainer's.
 
     Raises:
         InternalError: the loss became NaN or infinite, the gradient exactly 0, or the GPU's memory is too small;
             nothing is saved.
         PreconditionFailed: the pairs, losses or previous policy can't be used, the shared prefix fails its check, the
-            picture does not matter, log-probs are not the sampler's, or the weights did not move; nothing is saved.
+            picture does not matter, log-probs differ from the sampler's, or the weights did not change; nothing is
+            saved.
     """
     if set(recipe.dpo.loss) & set(POVID):
         pairs, alone = fold_pairs(pairs)
         if alone:
-            logger.warning("%d pairs have no second rejected side for the same chosen one and are left out", alone)
+            logger.warning("%d pairs have no second rejected side for the same chosen side and are left out", alone)
     trainer = make_trainer(recipe, pairs, previous=previous, work=work, seed=seed, iteration=iteration)
     try:
         return _trained(
@@ -121,7 +122,7 @@ def update(
             progress=progress, seed=seed,
         )  # fmt: skip
     finally:
-        # Whatever an error's traceback still holds, the models are not among it.
+        # An error's traceback must not keep the models alive.
         release(trainer)
         del trainer
         collect()
@@ -139,7 +140,7 @@ def _trained(
     progress: Callable[[int, int], None],
     seed: int,
 ) -> Update:
-    """Train, save, and ask the probes."""
+    """Train, save, and compute the probes."""
     pairs = len(trainer.train_dataset)
     carried = work / f"optimizer-{iteration - 1:04d}" if recipe.dpo.carry == "optimizer" else None
     further = recipe.publication.extrapolate
@@ -155,7 +156,7 @@ def _trained(
     model = trainer.accelerator.unwrap_model(trainer.model)
 
     def probes() -> list[UpdateProbe]:
-        with extrapolated(model, further):  # the sampler answers from what is published
+        with extrapolated(model, further):  # the sampler uses the published policy
             return probe(trainer, pairs_asked(recipe.publication.probes))
 
     before, movement = _Before(probes), Movement(trainer)
@@ -206,7 +207,7 @@ def _trained(
 
 
 def out_of_memory(recipe: Recipe, error: BaseException) -> InternalError:
-    """The error for an update that the GPU has no room for, with the settings that need less."""
+    """The error for an update that does not fit the GPU, with settings that need less memory."""
     settings = recipe.dpo
     ways = []
     if settings.batch_size > 1:
@@ -226,8 +227,8 @@ def out_of_memory(recipe: Recipe, error: BaseException) -> InternalError:
 
 @contextmanager
 def _frozen_garbage() -> Iterator[None]:
-    """What is there now is left out of garbage collections: a full one walks a million objects of torch and
-    transformers, and transformers asks for one in every training."""
+    """Exclude existing objects from garbage collections: a full one walks a million objects of torch and transformers,
+    and transformers requests one in every training."""
     gc.freeze()
     try:
         yield
@@ -236,14 +237,14 @@ def _frozen_garbage() -> Iterator[None]:
 
 
 class _Before(TrainerCallback):
-    """Asks the probes as training begins: of the policy before, with the model where training has put it."""
+    """Computes the probes as training begins, for the previous policy, with the model on training's device."""
 
     def __init__(self, ask: Callable[[], list[UpdateProbe]]) -> None:
         self._ask = ask
         self.probes: list[UpdateProbe] = []
 
     def recall(self, probes: list[dict[str, Any]]) -> None:
-        """Take what was asked when the update began."""
+        """Restore the results from the update's start."""
         self.probes = [UpdateProbe(**each) for each in probes]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -251,7 +252,7 @@ class _Before(TrainerCallback):
 
 
 def _metrics(trainer: FastDPOTrainer, pairs: int, reference_seconds: float, seconds: float) -> dict[str, float]:
-    """Means over the last quarter of the steps; TRL's own names beside ours."""
+    """Means over the last quarter of the steps, under TRL's names and ours."""
     history = [entry for entry in trainer.state.log_history if "rewards/margins" in entry]
     ours = _tail_means(trainer.figures, [name for name in trainer.figures[-1] if name != "loss"])
     theirs = _tail_means(

@@ -1,8 +1,8 @@
 """Views: distorted pictures that replace a row's own.
 
-`pixel` and `crop` change the picture before the processor, `blank` and `diffusion` what the processor made of it: noise
-on normalised pixels goes far beyond what a picture file can hold. mDPO (Wang et al. 2024, arXiv 2406.11839) crops,
-CHiP (Fu et al. 2025, arXiv 2501.16629) diffuses, V-DPO (Xie et al. 2024, arXiv 2411.02712) takes zeros.
+`pixel` and `crop` change the picture before the processor, `blank` and `diffusion` the processor's output, since noise
+on normalised pixels exceeds the range of a picture file. mDPO (Wang et al. 2024, arXiv 2406.11839) crops, CHiP (Fu et
+al. 2025, arXiv 2501.16629) diffuses, V-DPO (Xie et al. 2024, arXiv 2411.02712) uses zeros.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Shown:
     Attributes:
         view: its settings.
         seed: the update's.
-        name: differs where the rows would.
+        name: differs if the rows differ.
     """
 
     def __init__(self, view: View, seed: int) -> None:
@@ -35,14 +35,14 @@ class Shown:
         self.name = f"{view.model_dump_json()}/{seed}"
 
     def named(self, image: str) -> str:
-        """The name of an image of this name as this view shows it."""
+        """The name of an image under this view."""
         return hashlib.sha256(f"{image}@{self.name}".encode()).hexdigest()
 
     def picture(self, picture: PIL.Image.Image, image: str) -> PIL.Image.Image:
-        """What the processor is given in place of an RGB picture; of the same size.
+        """The picture for the processor instead of an RGB picture; it has the same size.
 
         Args:
-            image: the picture's name; another one draws other noise.
+            image: the picture's name; another name draws other noise.
         """
         draws = np.random.default_rng(self._seed(image))
         if self.view.kind == "pixel":
@@ -52,10 +52,10 @@ class Shown:
         return picture
 
     def inputs(self, inputs: Mapping[str, Tensor], images: str) -> dict[str, Tensor]:
-        """The tower's inputs in place of those that the processor made; masks and sizes stay.
+        """The tower's inputs instead of those from the processor; masks and sizes are kept.
 
         Args:
-            images: names of the prompt's pictures, joined.
+            images: the joined names of the prompt's pictures.
         """
         if self.view.kind not in ("blank", "diffusion"):
             return dict(inputs)

@@ -19,15 +19,15 @@ Names = tuple[str, ...]
 
 @dataclass
 class PromptPictures:
-    """A prompt's images, which go through processor and tower together.
+    """A prompt's images, which pass processor and tower together.
 
     Attributes:
         names: the digests of their pixels, in order.
-        tokens: how many of the prompt's tokens stand for them.
-        processing: joins them with other prompts'.
-        inputs: what the processor makes of them (`pixel_values`, sizes, masks); None if `features` are known.
-        features: [layers, tokens, width] of tower and projector; None until they are encoded. The first layer is what
-            stands in the tokens' place; those after it are added further up in the decoder (deepstack).
+        tokens: number of the prompt's image tokens.
+        processing: joins them with other prompts' images.
+        inputs: the processor's outputs for them (`pixel_values`, sizes, masks); None if `features` are known.
+        features: [layers, tokens, width] of tower and projector; None until they are encoded. The first layer replaces
+            the tokens; the others are added further up in the decoder (deepstack).
     """
 
     names: Names
@@ -38,7 +38,7 @@ class PromptPictures:
 
 
 def digest(image: Any) -> str:
-    """The name of an image: of its encoded bytes where it comes as `datasets` stores it, else of its pixels."""
+    """The name of an image: a digest of its encoded bytes if it has the form of `datasets`, otherwise of its pixels."""
     if isinstance(image, Mapping):
         return hashlib.sha256(image["bytes"]).hexdigest()
     picture = rgb(image)
@@ -52,27 +52,27 @@ def frozen(backbone: nn.Module, decoder: nn.Module) -> bool:
 
 
 class ImageEncoder:
-    """Encodes images, and hands features to the model in the form that its own `get_image_features` answers in.
+    """Encodes images, and passes features to the model in the form that its `get_image_features` returns.
 
     Attributes:
-        cache: features of images seen; None for a tower that is trained, whose features carry a graph.
+        cache: features of images seen before; None for a trained tower, whose features carry a graph.
     """
 
     def __init__(self, cache: FeatureCache[Names, Tensor] | None) -> None:
         self.cache = cache
         self._kind: type[Any] = BaseModelOutputWithPooling
-        self._rank: int | None = None  # of one tensor of features; None: a list of them, image by image
+        self._rank: int | None = None  # rank of one tensor of features; None: a list, image by image
 
     def encode(self, backbone: Any, pictures: Sequence[PromptPictures], *, keep: bool = True) -> Any:
-        """Features of all images in order, as the model's `mm_encoder_outputs` has them; each is encoded once.
+        """Features of all images in order, in the form of the model's `mm_encoder_outputs`; each is encoded once.
 
         Args:
             backbone: a transformers model with `get_image_features`.
-            pictures: those of a pack.
-            keep: whether to put them into the cache.
+            pictures: the pictures of a pack.
+            keep: whether to cache them.
 
         Raises:
-            RuntimeError: the tower makes more or fewer features than the prompts have tokens for.
+            RuntimeError: the numbers of features and of image tokens differ.
         """
         missing = {each.names: each for each in pictures if each.features is None}
         fresh: dict[Names, Tensor] = {}
@@ -113,6 +113,6 @@ class ImageEncoder:
 
 
 def _flat(features: Any) -> Tensor:
-    """[tokens, width] of features image by image, or tile by tile."""
+    """[tokens, width] from features given by image or by tile."""
     parts = [features] if isinstance(features, Tensor) else features
     return torch.cat([part.flatten(0, -2) for part in parts])

@@ -2,19 +2,19 @@
 
 Source: github.com/junyangwang0410/AMBER, inference.py at 534babf.
 
-Nouns of a response that stand in AMBER's word list are compared with the image's annotated words (`truth`, with the
-words associated to each) and with the words people would expect but that are not there (`hallu`):
+Nouns of a response that are in AMBER's word list are compared with the image's annotated words (`truth`, with their
+associated words) and with words that people expect but that are not in the image (`hallu`):
 
     CHAIR = hallucinated nouns / nouns                        (over all responses)
     Cover = annotated words named / annotated words
     Hal   = responses with a hallucinated noun / responses
     Cog   = hallu words named / hallu words          (the script; the paper divides by the nouns: `cog_paper`)
 
-What the official script does by mistake is fixed by default and kept by `compat="official"`:
+Mistakes of the official script are fixed by default and kept by `compat="official"`:
 
-- a noun that is, or is like, one of the `hallu` words may end as one of the true words too, and count as both
-- a word annotated twice can be covered once only, and a word of the list of always safe words never
-- denominators begin at 0.001, values are rounded to one decimal
+- a noun that is, or is like, one of the `hallu` words may also match a true word, and count as both
+- a word annotated twice can be covered only once, and a word on the list of always safe words never
+- denominators start at 0.001, values are rounded to one decimal
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Amber:
         return cls(annotations, association, frozenset(word for word in safe if word))
 
     def words(self) -> frozenset[str]:
-        """The word list: all associated words and what they belong to."""
+        """The word list: all associated words and the words that they belong to."""
         return frozenset(self.association) | {word for words in self.association.values() for word in words}
 
     def generative(self) -> list[int]:
@@ -73,7 +73,7 @@ class Amber:
 
 @dataclass(frozen=True)
 class ResponseCounts:
-    """One response: its listed nouns and where each belongs."""
+    """One response: its listed nouns and what each matches."""
 
     nouns: list[str]
     hallucinated: list[str]
@@ -84,7 +84,7 @@ class ResponseCounts:
     hallu: int
 
     def parts(self) -> dict[str, Part]:
-        """Above and below the line of each metric."""
+        """Numerator and denominator of each metric."""
         return {
             "chair": (len(self.hallucinated), len(self.nouns)),
             "cover": (self.covered, self.truth),
@@ -98,7 +98,7 @@ def read_responses(path: Path, amber: Amber) -> dict[int, str]:
     """Responses by id, from a JSON list (as the official script reads) or JSON lines of `{"id", "response"}`.
 
     Raises:
-        InvalidInput: names the entry that can't be read, an id that stands twice or is not AMBER's.
+        InvalidInput: an entry can't be read, or an id is duplicate or not AMBER's; the message names it.
     """
     found: dict[int, str] = {}
     for line in read_lines(path, ["id", "response"]):
@@ -107,7 +107,7 @@ def read_responses(path: Path, amber: Amber) -> dict[int, str]:
         if number is None or number not in amber.annotations:
             raise line.fault(f"{name!r} is not an id of AMBER's annotations")
         if number in found:
-            raise line.fault(f"id {number} stands twice")
+            raise line.fault(f"id {number} occurs twice")
         found[number] = line.text("response")
     if not found:
         raise InvalidInput(f"{path} contains no response", reason="EMPTY")
@@ -115,7 +115,7 @@ def read_responses(path: Path, amber: Amber) -> dict[int, str]:
 
 
 def complete(wanted: Sequence[int], responses: Mapping[int, str], part: str) -> None:
-    """Raise InvalidInput where an id of a part that is answered has no response."""
+    """Raise InvalidInput if an id of an answered part has no response."""
     missing = [number for number in wanted if number not in responses]
     if missing:
         raise InvalidInput(
@@ -133,7 +133,7 @@ def count_response(
     listed: frozenset[str],
     compat: Compat = "mended",
 ) -> ResponseCounts:
-    """One response against its image's words. `listed` is `amber.words()`."""
+    """Compare one response with its image's words. `listed` is `amber.words()`."""
     official = compat == "official"
     truth = _Targets(annotation["truth"], amber.association, unique=not official)
     hallu = _Targets(annotation["hallu"], amber.association, unique=not official)
@@ -164,7 +164,7 @@ def count_response(
 
 
 class _Targets:
-    """Annotated words, each named by itself or by a word associated to it; associated words are tried first."""
+    """Annotated words, each named directly or by an associated word; associated words are tried first."""
 
     def __init__(self, words: Sequence[str], association: Mapping[str, Sequence[str]], *, unique: bool) -> None:
         own = list(dict.fromkeys(words)) if unique else list(words)
@@ -173,7 +173,7 @@ class _Targets:
         self._ways += [(word, at) for at, word in enumerate(own)]
 
     def name(self, fits: Callable[[str], bool]) -> bool:
-        """Mark the first target that `fits`; whether there is one."""
+        """Mark the first target that `fits`; returns whether there is one."""
         for word, at in self._ways:
             if fits(word):
                 self.named[at] = True
@@ -193,7 +193,7 @@ class Generative:
         return Ratios.collect((str(n), one.parts()) for n, one in zip(self.ids, self.counts, strict=True))
 
     def official(self) -> dict[str, float]:
-        """What the official script prints, in per cent with one decimal."""
+        """The official script's output, in per cent with one decimal."""
         ratios = self.ratios()
 
         def percent(name: str) -> float:

@@ -1,13 +1,14 @@
-"""AMBER, discriminative part: yes/no questions after existence, attributes and relations, "no" being positive.
+"""AMBER, discriminative part: yes/no questions after existence, attributes and relations, with "no" as the positive
+class.
 
     accuracy = right answers / questions          precision = right "no" / "no" said
     recall   = right "no" / questions whose answer is no          F1 = 2 TP / (2 TP + FP + FN)
 
 Source: github.com/junyangwang0410/AMBER, inference.py at 534babf. Kept by `compat="official"`, fixed by default: an
-answer counts only if it is exactly "Yes" or "No" (fixed: its first word, in any case); denominators begin at 0.001;
-precision and recall are rounded to 0.1 % before F1, which has 0.0001 added below the line (0.001 for existence). In
-both, an answer that says neither is wrong and its count is reported. All existence questions are about things that
-are not there: their precision is always 100 % (or undefined), by design of the data.
+answer counts only if it is exactly "Yes" or "No" (fixed: its first word, in any case); denominators start at 0.001;
+precision and recall are rounded to 0.1 % before F1, whose denominator has 0.0001 added (0.001 for existence). In both,
+an answer that says neither is wrong, and such answers are counted. All existence questions are about absent things, so
+their precision is always 100 % (or undefined) by design of the data.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ PARTS: dict[str, tuple[str, ...]] = {
     "action": ("discriminative-attribute-action",),
     "relation": ("discriminative-relation", "relation"),
 }
-"""Part -> the annotation types it is made of; the data spell relations in two ways."""
+"""Part -> its annotation types; the data spell relations in two ways."""
 
 
 def said(response: str, compat: Compat = "mended") -> Said:
-    """How an answer is read; "" for neither."""
+    """The reading of an answer; "" for neither."""
     if compat == "official":
         return "yes" if response == "Yes" else "no" if response == "No" else ""
     word = re.match(r"\W*([A-Za-z]+)", response)
@@ -49,7 +50,7 @@ def said(response: str, compat: Compat = "mended") -> Said:
 
 @dataclass(frozen=True)
 class Answer:
-    """One question with its truth and what was said."""
+    """One question with its truth and the answer."""
 
     id: int
     type: str
@@ -57,7 +58,7 @@ class Answer:
     said: Said
 
     def parts(self) -> dict[str, Part]:
-        """Above and below the line of each metric."""
+        """Numerator and denominator of each metric."""
         right_no = self.no and self.said == "no"
         right = right_no or (not self.no and self.said == "yes")
         return {
@@ -80,7 +81,7 @@ class Discriminative:
         return [part for part, of in PARTS.items() if types & set(of)]
 
     def ratios(self, part: str | None = None) -> Ratios:
-        """The metrics of one part, or of all questions. The unit is the question: AMBER's ids are of questions."""
+        """The metrics of one part, or of all questions. The unit is the question, since AMBER's ids name questions."""
         types = PARTS[part] if part else None
         return Ratios.collect((str(a.id), a.parts()) for a in self.answers if types is None or a.type in types)
 
@@ -89,10 +90,10 @@ class Discriminative:
         return sum(not answer.said for answer in self.answers)
 
     def official(self, part: str | None = None) -> dict[str, float]:
-        """What the official script prints, in per cent with one decimal."""
+        """The official script's output, in per cent with one decimal."""
         of = self.ratios(part).of
 
-        # The script adds up state, number and action, and each denominator began at 0.001.
+        # The script adds state, number and action, whose denominators each start at 0.001.
         zero = 3 * OFFICIAL_ZERO if part == "attribute" else OFFICIAL_ZERO
 
         def percent(name: str) -> float:
@@ -105,7 +106,7 @@ class Discriminative:
 
 
 def discriminative(responses: Mapping[int, str], amber: Amber, compat: Compat = "mended") -> Discriminative:
-    """The discriminative part: of its sub-parts, those that are answered at all.
+    """The discriminative part: its answered sub-parts.
 
     Raises:
         InvalidInput: a question of an answered sub-part has no answer.

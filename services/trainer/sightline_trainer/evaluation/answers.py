@@ -1,7 +1,7 @@
-"""Answers: what a model said, kept as JSON lines while it is asked, so that a stopped evaluation continues.
+"""Answers of a model, written as JSON lines while it is asked, so that a stopped evaluation can resume.
 
-The first line says what was asked of whom; a file of another sampler policy, dataset or seed is refused. A line that
-was half written when the process died is asked again.
+The first line identifies the questions and the policy; a file for another policy, dataset or seed is refused. If a line
+was half written when the process died, its question is asked again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class AnswerFile:
     """A context manager: `known` holds the answers of earlier runs by key, `add` appends one."""
 
     def __init__(self, path: Path | None, identity: Mapping[str, Any]) -> None:
-        """Without a path answers are kept in memory only."""
+        """Without a path, answers are only kept in memory."""
         self.path = path
         self.identity = dict(identity)
         self.known: dict[str, dict[str, Any]] = {}
@@ -56,7 +56,7 @@ class AnswerFile:
         self._file.flush()
 
     def _read(self) -> int:
-        """Read the answers that are there; the length of the whole lines, in bytes."""
+        """Read the existing answers; returns the length of the complete lines in bytes."""
         assert self.path is not None
         whole = 0
         for number, line in enumerate(self.path.read_bytes().splitlines(keepends=True), 1):

@@ -1,4 +1,4 @@
-"""Asking: put many prompts to a sampler, keep its answers, and its scorer's CLIPScores where one is named."""
+"""Ask a sampler many prompts and keep its answers, with CLIPScores if a scorer is named."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sightline_trainer.outage import outliving
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.same_pictures import check_sampler, check_scorer
 
-TRY_SECONDS = 120.0  # of one question
+TRY_SECONDS = 120.0  # for one question
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Asker:
 
     Attributes:
         sampler, scorer: gRPC targets.
-        seed: of the samples; an item's seed depends on it and on its key only.
-        max_tokens: most new tokens of an answer.
-        in_flight: requests in flight at the same time.
+        seed: seed of the samples; an item's seed depends only on it and on the item's key.
+        max_tokens: maximum new tokens of an answer.
+        in_flight: number of concurrent requests.
         credentials: `tls` and `token` of both clients.
-        decoder: how answers are decoded; None: plainly.
+        decoder: decoding options; None: plain sampling.
     """
 
     sampler: str
@@ -64,14 +64,14 @@ class Asker:
         identity: dict[str, Any],
         progress: Callable[[int, int], None],
     ) -> tuple[dict[str, dict[str, Any]], int]:
-        """All answers by key, each with `text`, `finish_reason`, `tokens` and `clip_score` (None if it was
-        not asked for or the scorer refused), and the policy version that gave them.
+        """All answers by key, each with `text`, `finish_reason`, `tokens` and `clip_score` (None if not requested or if
+        the scorer refused), and the policy version that gave them.
 
         Raises:
-            InvalidInput: an image is missing, or `answers` is of something else.
-            PreconditionFailed: the sampler's policy was exchanged meanwhile, or a service has another rule to read
+            InvalidInput: an image is missing, or `answers` belongs to another evaluation.
+            PreconditionFailed: the sampler's policy changed meanwhile, or a service has another rule for reading
                 pictures.
-            SightlineError: a service is away for longer than ten minutes (the sampler at first: for 10 s), or refuses.
+            SightlineError: a service is unavailable for over ten minutes (the sampler at first: 10 s), or refuses.
         """
         for item in items:
             if not encodable(item.text):
@@ -96,7 +96,7 @@ class Asker:
                 async with self._scorer() as scorer:
                     if scorer is not None:
                         await check_scorer(scorer, self.scorer or "")
-                    # By its run too: other runs may have a policy of that version at the same sampler.
+                    # With its run: other runs may have a policy of that version at the same sampler.
                     await self._missing(items, kept, sampler, scorer, exact(version, policy.run_id), progress)
                 return {item.key: kept.known[item.key] for item in items}, version
 
@@ -136,7 +136,7 @@ class Asker:
             async with slots:
                 try:
                     answer = await self._answer(item, sampler, scorer, policy)
-                except InvalidInput as error:  # of thousands, the one that is meant is named
+                except InvalidInput as error:  # names the one of thousands
                     why = f"{item.key} with {item.image}: {error.message}"
                     raise InvalidInput(why, reason=error.reason) from error
             kept.add(item.key, {**answer, "of": digests.of(item)})
@@ -199,7 +199,7 @@ def _seed(seed: int, key: str) -> int:
 
 
 class _Digests:
-    """Says what an answer is an answer to: a digest of text and image, so that a changed question is asked again."""
+    """Identifies an answer's question: a digest of text and image, so that a changed question is asked again."""
 
     def __init__(self) -> None:
         self._images: dict[Path, bytes] = {}

@@ -1,4 +1,4 @@
-"""Bootstrap: how far a metric would move if other images had been drawn.
+"""Bootstrap: how much a metric would vary with other images.
 
 Percentile bootstrap (Efron & Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13): images are drawn with
 replacement, the metric is computed again each time, and the interval is the middle `level` of those values. The unit
@@ -33,7 +33,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """`other - one` of a metric, with its interval. `clear` says that the interval does not hold 0."""
+    """`other - one` of a metric, with its interval. `clear` means that the interval excludes 0."""
 
     one: float | None
     other: float | None
@@ -53,7 +53,7 @@ def intervals(
 
     Args:
         ratios: metrics over n images.
-        resamples: bootstrap samples; 1000 know a bound of 95 % to about 0.07 standard errors.
+        resamples: bootstrap samples; 1000 give a 95 % bound to about 0.07 standard errors.
         seed: the same seed gives the same interval.
         level: share of the bootstrap's values inside the interval.
     """
@@ -92,7 +92,7 @@ def paired(
 
 
 def _resampled(ratios: Sequence[Ratio], resamples: int, seed: int) -> NDArray[np.float64]:
-    """The metrics in each bootstrap sample, shape [metrics, resamples]; NaN where nothing stood below the line."""
+    """The metrics in each bootstrap sample, shape [metrics, resamples]; NaN if a denominator is 0."""
     if not ratios:
         return np.empty((0, resamples))
     sums = np.stack([side for ratio in ratios for side in (ratio.above, ratio.below)], axis=1)

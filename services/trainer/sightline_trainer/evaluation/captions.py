@@ -1,4 +1,4 @@
-"""Captions against their images' objects: CHAIR of a file of captions, as a table of counts, ratios and intervals."""
+"""CHAIR for a file of captions: compares captions with their images' objects; gives counts, ratios and intervals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sightline_trainer.evaluation.ratios import Ratios
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """Captions and what they say, in file order."""
+    """Captions and what they mention, in file order."""
 
     images: list[str]
     counts: list[CaptionCounts]
@@ -32,7 +32,7 @@ class CaptionTable:
         return Ratios.collect((image, {_NAMES.get(k, k): v for k, v in parts.items()}) for image, parts in rows)
 
     def details(self) -> list[dict[str, Any]]:
-        """For each caption: what it mentions and where, what is not there, what it missed."""
+        """For each caption: what it mentions and where, what is wrong, what it missed."""
         return [
             {
                 "image_id": image,
@@ -50,10 +50,10 @@ _NAMES = {"cover": "recall"}
 
 
 def read_captions(path: Path, *, image_id_key: str = "image_id", caption_key: str = "caption") -> list[tuple[str, str]]:
-    """`(image id, caption)` from objects `{"image_id", "caption"}`; the keys can be named otherwise.
+    """`(image id, caption)` from objects `{"image_id", "caption"}`; the keys are configurable.
 
     Raises:
-        InvalidInput: names the line that can't be read.
+        InvalidInput: a line can't be read; the message names it.
     """
     lines = read_lines(path, [image_id_key, caption_key])
     found = [(image_key(line.name(image_id_key)), line.text(caption_key)) for line in lines]
@@ -72,8 +72,8 @@ def count_captions(
     """Count mentions against truth.
 
     Raises:
-        InvalidInput: a caption of an image that the truth does not know. The official script takes such an image to be
-            empty, and all that is said of it for hallucinated.
+        InvalidInput: the truth lacks a caption's image. The official script treats such an image as empty, so that
+            everything in its caption counts as hallucinated.
     """
     unknown = list(dict.fromkeys(image for image, _ in captions if image not in truth))
     if unknown:

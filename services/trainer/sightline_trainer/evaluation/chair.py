@@ -4,8 +4,8 @@
     CHAIR_i = hallucinated object mentions / object mentions          (pooled over captions)
     cover   = true objects mentioned / true objects                   (pooled recall; once for each caption)
 
-An object is hallucinated if the caption mentions it and the image does not hold it. CHAIR_i counts mentions, not
-different objects, and all three are pooled, not means over captions, as in the official script.
+An object is hallucinated if the caption mentions it but the image does not contain it. As in the official script,
+CHAIR_i counts mentions, not distinct objects, and all three metrics are pooled, not means over captions.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from sightline_trainer.evaluation.lines import read_value
 from sightline_trainer.evaluation.ratios import Part
 
 _WORD = re.compile(r"(?:[^\W_]|['\u0300-\u036f])+")
-"""Letters of any language: a vocabulary in Cyrillic is found, the "cat" in "catégorie" is not."""
+"""Letters of any language: Cyrillic words are found, but not the "cat" in "catégorie"."""
 
 
 @dataclass(frozen=True)
 class Mention:
-    """An object as a text names it; `text[start:end]` are the words."""
+    """A mention of an object in a text; `text[start:end]` are the words."""
 
     object: str
     words: str
@@ -44,7 +44,7 @@ class Objects(Protocol):
 
 
 class Vocabulary:
-    """The objects that a text can mention, each with its ways of being named."""
+    """The objects that a text can mention, with the phrases for each."""
 
     def __init__(self, names: dict[str, Sequence[str]]) -> None:
         """`names` maps an object to the phrases that mean it."""
@@ -97,13 +97,13 @@ class Vocabulary:
         return found
 
     def mentions(self, text: str) -> list[str]:
-        """Objects that a text mentions, in order, as often as it does."""
+        """Objects that a text mentions, in order, with repetitions."""
         return [mention.object for mention in self.find(text)]
 
 
 @dataclass(frozen=True)
 class Chair:
-    """Integer counts; the metrics are their ratios, None if there is nothing to divide by."""
+    """Integer counts; the metrics are their ratios, or None if the denominator is 0."""
 
     captions: int
     hallucinated_captions: int
@@ -140,7 +140,7 @@ class Chair:
 
 @dataclass(frozen=True)
 class CaptionCounts:
-    """One caption against its image."""
+    """One caption compared with its image."""
 
     text: str
     truth: frozenset[str]
@@ -148,7 +148,7 @@ class CaptionCounts:
 
     @property
     def hallucinated(self) -> list[Mention]:
-        """Mentions of what is not there, in order."""
+        """Mentions of objects that are not in the image, in order."""
         return [mention for mention in self.mentions if mention.object not in self.truth]
 
     @property
@@ -162,7 +162,7 @@ class CaptionCounts:
         return sorted(self.truth - self.covered)
 
     def parts(self) -> dict[str, Part]:
-        """What this caption adds to CHAIR_s, CHAIR_i, cover and the mean length in words (by white space)."""
+        """This caption's contribution to CHAIR_s, CHAIR_i, cover and the mean length in words (by white space)."""
         wrong = len(self.hallucinated)
         return {
             "chair_s": (float(wrong > 0), 1.0),
@@ -173,7 +173,7 @@ class CaptionCounts:
 
 
 def count(text: str, truth: Iterable[str], objects: Objects) -> CaptionCounts:
-    """One caption against the objects that are in its image.
+    """Compare one caption with the objects in its image.
 
     Raises:
         InvalidInput: the truth names an object that `objects` does not know; that is an error of the truth, not a
@@ -186,7 +186,7 @@ def count(text: str, truth: Iterable[str], objects: Objects) -> CaptionCounts:
 
 
 def chair(captions: Iterable[tuple[str, Iterable[str]]], vocabulary: Objects) -> Chair:
-    """Count over `(caption, objects that are in its image)`.
+    """Count over `(caption, objects in its image)`.
 
     Raises:
         InvalidInput: a truth names an object that the vocabulary does not know.

@@ -1,19 +1,19 @@
 """CocoObjects: the 80 objects of MS COCO in a caption, and in an image, by the rule of CHAIR.
 
 Rule (Rohrbach et al. 2018, arXiv 1809.02156; github.com/LisaAnne/Hallucination, utils/chair.py, 2019): split the
-lower-cased text into words, bring plurals to the singular, read two-word objects as one word, and look each word up in
-a list of synonyms (`coco_objects.json`). The objects of an image are those of its instance annotations and those
-that its reference captions mention.
+lower-cased text into words, bring plurals to the singular, read two-word objects as one word, and look up each word in
+a list of synonyms (`coco_objects.json`). The objects of an image are those in its instance annotations and those that
+its reference captions mention.
 
-The official script tokenises with NLTK and singularises with `pattern`; here `treebank` and a table of the plurals of
-the listed words do the same, without either. What the script does by mistake is fixed by default and kept by
+The official script tokenises with NLTK and singularises with `pattern`; here `treebank` and a table of plurals of the
+listed words do the same without these packages. The script's mistakes are fixed by default and kept by
 `compat="official"`:
 
-- its singular of "bus" is "bu", of "ties" "ty": a bus is never counted, "buses" is; so with airbus, minibus, and the
-  plurals canoes, magpies and thieves; "airbuses" are read as a bus
+- its singular of "bus" is "bu", of "ties" "ty": a bus is never counted, but "buses" is; the same holds for airbus,
+minibus, and the plurals canoes, magpies and thieves; "airbuses" are read as a bus
 - " motor bike" and " cheesecake" (a space too many), "iPhone" (the text is in lower case) and "stove top oven" (three
   words) are listed but never found
-- a word glued to another one or to a sign is one unknown word: "dog.The", "dog/cat", "dog+cat", "-dog", "Frisbee™",
+- a word attached to another word or a sign is one unknown word: "dog.The", "dog/cat", "dog+cat", "-dog", "Frisbee™",
   a dog with a zero-width space
 """
 
@@ -35,8 +35,8 @@ from sightline_trainer.evaluation.treebank import Token, tokens
 
 Compat = Literal["mended", "official"]
 
-# A hyphen joins words, as in NLTK; a possessive stands apart from its word; o'clock is no clock. Letters are those of
-# any language: the "cat" of "catégorie" is none.
+# A hyphen joins words, as in NLTK; a possessive is separate from its word; o'clock is not a clock. Letters are those of
+# any language: "catégorie" does not contain a "cat".
 _LETTERS = r"(?:[^\W_]|[\u0300-\u036f])+"
 _MENDED = re.compile(rf"o'clock|{_LETTERS}(?:-{_LETTERS})*|\S")
 _IRREGULAR = {
@@ -52,13 +52,13 @@ _IRREGULAR = {
     "thief": ["thieves"],
 }
 _PLURAL = {"oxen", "scissors", "skis"}
-# Of these the official singular looks at the end of a word only, whatever stands before it.
+# For these the official singular looks only at the end of a word.
 _ENDINGS = {"buses": "bus", "collies": "collie", "doggies": "doggie"}
 
 
 def plurals(word: str) -> list[str]:
-    """The plural forms of a noun of the list, also as people misspell them ("knifes", "puppys"); a form that does not
-    exist does no harm."""
+    """The plural forms of a listed noun, including common misspellings ("knifes", "puppys"); a form that does not exist
+    does no harm."""
     if word in _PLURAL:
         return []
     forms = list(_IRREGULAR.get(word, ()))
@@ -90,7 +90,7 @@ class CocoObjects:
             for phrase in (name, *synonyms)
             if phrase not in mistakes["unread"]
         }
-        # Phrase of several words -> the word it counts as; one that is not an object swallows its words.
+        # Phrase of several words -> the word that it counts as; a phrase that is not an object consumes its words.
         self._phrases: dict[tuple[str, ...], str] = {
             tuple(phrase.split()): phrase
             for name, synonyms in listed["objects"].items()
@@ -136,7 +136,7 @@ class CocoObjects:
         return self._singular.get(token, token)
 
     def mentions(self, text: str) -> list[str]:
-        """Objects that a text mentions, in order, as often as it does."""
+        """Objects that a text mentions, in order, with repetitions."""
         return [mention.object for mention in self.find(text)]
 
     def _phrase_at(self, words: list[str], at: int) -> int:
@@ -151,7 +151,7 @@ class CocoObjects:
         """The object that a COCO category means.
 
         Raises:
-            InvalidInput: it is none of the 80.
+            InvalidInput: it is not one of the 80.
         """
         if name not in self._object:
             raise InvalidInput(
@@ -166,7 +166,7 @@ def _mended_tokens(text: str) -> list[Token]:
 
 def image_key(value: object) -> str:
     """An image id as a key: 42, "42", "000000000042", "COCO_val2014_000000000042.jpg" and "000000000042.jpg" (COCO's
-    names of 2014 and 2017, with or without directories) are one image; other texts stand as they are."""
+    names of 2014 and 2017, with or without directories) are one image; other texts are unchanged."""
     text = str(value).strip()
     if text.isdecimal():
         return str(int(text))
@@ -180,16 +180,16 @@ _COCO_FILE = re.compile(
 
 
 class CocoTruth(dict[str, frozenset[str]]):
-    """Image -> the objects in it; of COCO's files also, which kinds of annotation each image is in."""
+    """Image -> its objects; for COCO's files also the kinds of annotation that each image has."""
 
     def __init__(self, objects: Mapping[str, Iterable[str]], kinds: Mapping[str, frozenset[str]] | None = None) -> None:
-        """`kinds`: image -> of "instances" and "captions" those that were read; an image that is missing there has
-        its objects from a list that somebody made, which is whole."""
+        """`kinds`: image -> those of "instances" and "captions" that were read; an image without an entry has its
+        objects from a plain list, which is complete."""
         super().__init__({image: frozenset(names) for image, names in objects.items()})
         self.kinds = dict(kinds or {})
 
     def lacks(self, images: Iterable[str]) -> dict[str, list[str]]:
-        """Kind of annotation -> those of the images that have the other kind only."""
+        """Kind of annotation -> the images that have only the other kind."""
         found: dict[str, list[str]] = {}
         for image in images:
             kinds = self.kinds.get(image)

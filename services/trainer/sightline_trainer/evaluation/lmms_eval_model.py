@@ -53,7 +53,7 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
 
         Args:
             address: gRPC target of the sampler.
-            max_in_flight: requests in flight at the same time.
+            max_in_flight: number of concurrent requests.
             seed: of the samples, where a task asks for a temperature.
             max_tokens: most new tokens where the task names none.
             timeout: deadline of a request in seconds.

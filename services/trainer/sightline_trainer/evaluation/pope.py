@@ -87,7 +87,7 @@ class Confusion:
         return self.tp + self.fp + self.tn + self.fn
 
     def parts(self) -> dict[str, Part]:
-        """Above and below the line of each metric."""
+        """Numerator and denominator of each metric."""
         return {
             "accuracy": (self.tp + self.tn, self.total),
             "precision": (self.tp, self.tp + self.fp),

@@ -34,7 +34,7 @@ class TermContext:
     gate: RowGate
     connect: Connect
     closing: AsyncExitStack
-    """What is to be closed with the session."""
+    """Things to close with the session."""
     kept: Path | None = None
     """Directory of the run for judges' answers; None if they are kept for the session alone."""
     names: Mapping[int, str] = field(default_factory=dict)

@@ -17,7 +17,7 @@ from sightline_trainer.speaker.answers import ALTERNATIVES, share_of_yes
 from sightline_trainer.speaker.settings import Speaking
 
 Connect = Callable[[str, float], AsyncSamplerClient]
-"""Opens another sampler, which is closed with the session."""
+"""Opens another sampler; the session closes it."""
 
 
 class Speaker(Protocol):

@@ -194,7 +194,7 @@ def test_what_may_not_be_created_is_said(cluster: tuple[Cluster, Api], template:
 def test_a_deleted_job_is_an_error(cluster: tuple[Cluster, Api], template: dict[str, Any]) -> None:
     state, api = cluster
     state.failures = [201]  # created, and gone at once
-    with pytest.raises(JobError, match="gone before its end"):
+    with pytest.raises(JobError, match="disappeared before its end"):
         run(api, template, ARGUMENTS, poll=0.01)
 
 

@@ -1,4 +1,4 @@
-"""Event: what a run reports while it works, to files, terminals and remote watchers."""
+"""Events that a run reports while it works, to files, terminals and remote watchers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, Literal, Protocol, get_args
 Stage = Literal["start", "sample", "pair", "update", "publish", "evaluate", "iteration", "end"]
 
 LEFT_OUT = "left_out"
-"""Key of an event's metrics: how many rows the stage left out; its message names the first."""
+"""Key of an event's metrics: number of rows that the stage left out; its message names the first."""
 MOST_LINE = 1 << 20
-"""Bytes of a line of a log; longer ones are not ours."""
+"""Maximum bytes of a log line; longer ones are not ours."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +37,14 @@ class Event:
 
 
 class Observer(Protocol):
-    """Whoever wants to know."""
+    """A receiver of events."""
 
     def __call__(self, event: Event) -> None: ...
 
 
 class EventLog:
-    """Appends events to a JSON-lines file; progress within a stage is thinned to about two lines a second. A last line
-    that an earlier writer left unfinished goes: nobody has read it."""
+    """Appends events to a JSON-lines file; progress within a stage is thinned to about two lines a second. An
+    unfinished last line from an earlier writer is removed, since it was never read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -81,8 +81,8 @@ def _cut_torn_line(path: Path) -> None:
 
 
 class EventReader:
-    """Reads a log that grows, each event once and each line once. A line that is not an event, since a disk or a hand
-    damaged it, is reported as an event that says so, and reading continues."""
+    """Reads a growing log, each event and each line once. A damaged line is reported as an event that says so, and
+    reading continues."""
 
     def __init__(self, path: Path, start: int = 0) -> None:
         self._path = path
@@ -91,7 +91,7 @@ class EventReader:
         self._last = Event(stage="start", time=0.0)
 
     def read(self) -> Iterator[tuple[int, Event]]:
-        """The events that came since, from number `start` on, each with its number."""
+        """The new events, from number `start` on, each with its number."""
         if not self._path.exists():
             return
         with self._path.open("rb") as file:
@@ -118,13 +118,13 @@ class EventReader:
 
 
 def _checked(row: Any) -> Event:
-    """The event of a row. Raises TypeError or ValueError where it is none."""
+    """The event in a row. Raises TypeError or ValueError if it is not one."""
     event = Event(**row)
     numbers = (event.iteration, event.done, event.total, event.time)
     if event.stage not in get_args(Stage) or not isinstance(event.message, str):
         raise ValueError(f"no event: stage {str(event.stage)[:40]!r}")
     if not all(isinstance(one, int | float) for one in (*numbers, *event.metrics.values())):
-        raise ValueError("no event: a number is none")
+        raise ValueError("no event: a number is missing")
     return event
 
 
@@ -134,7 +134,8 @@ def read_events(path: Path, start: int = 0) -> Iterator[tuple[int, Event]]:
 
 
 class Fanout:
-    """Hands each event to several observers, one event at a time: stages that overlap tell from several threads."""
+    """Passes each event to several observers, one event at a time, since overlapping stages report from several
+    threads."""
 
     def __init__(self, *observers: Observer) -> None:
         self.observers = observers

@@ -1,4 +1,4 @@
-"""Execute: one run from its recipe to its end, with its state on disk, its lease held and its events logged."""
+"""Executes one run from its recipe to its end: writes its state, holds its lease and logs its events."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ LEASE_TRIES = 10
 
 
 def not_asked_to_stop() -> None:
-    """Ask nothing to stop."""
+    """Does nothing: the default that never stops."""
 
 
 @contextmanager
 def lease(run: RunDirectory) -> Iterator[None]:
-    """Hold the run: two trainers never work on one directory. The kernel gives it up when the holder dies.
+    """Hold the run's lease, so that two trainers never work on one directory. The kernel releases it when the holder
+    dies.
 
     Raises:
-        PreconditionFailed: somebody else holds it.
+        PreconditionFailed: another process holds it.
     """
     with _lease_file(run) as file:
         for left in reversed(range(LEASE_TRIES)):
@@ -44,7 +45,7 @@ def lease(run: RunDirectory) -> Iterator[None]:
                     f"another trainer works on {run.root}; wait for it or name another run directory",
                     reason="RUN_LEASED",
                 )
-            time.sleep(0.05)  # somebody may only have looked
+            time.sleep(0.05)  # the other process may only have checked
         yield
 
 
@@ -60,7 +61,7 @@ def _lease_file(run: RunDirectory) -> IO[str]:
 
 
 def _locked(file: IO[str], how: int) -> bool:
-    """Lock it until it is closed; False if somebody else has it."""
+    """Lock it until it is closed; False if another process has it."""
     try:
         fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -69,7 +70,7 @@ def _locked(file: IO[str], how: int) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run's numbers depend on."""
+    """Versions of the packages that a run's numbers depend on."""
     return {name: version(name) for name in ("sightline", "torch", "transformers", "trl", "peft")}
 
 
@@ -80,19 +81,19 @@ def execute(
     connections: Connections | None = None,
     halt: Callable[[], None] = not_asked_to_stop,
 ) -> list[dict[str, float]]:
-    """Run the loop to its end, or on from where it stopped.
+    """Run the loop to its end, or resume it where it stopped.
 
     Args:
-        connections: gives the addresses that the recipe leaves open, and what is shown there.
-        halt: asked several times a second while the loop waits for services; raises Cancelled where the run is to stop.
+        connections: the addresses that the recipe leaves open, and credentials for them.
+        halt: called several times a second while the loop waits for services; raises Cancelled if the run should stop.
 
     Returns:
-        What `metrics.json` holds. The run becomes `succeeded`, `stopped` (interrupted, terminated, or
+        The content of `metrics.json`. The run becomes `succeeded`, `stopped` (interrupted, terminated, or
         `observer` or `halt` raised Cancelled) or `failed`, with the error and its reason in `run.json`.
 
     Raises:
-        DiskFull: no room was left.
-        SightlineError: why else it did not succeed.
+        DiskFull: the disk was full.
+        SightlineError: another reason why it did not succeed.
     """
     reserve = Reserve(run.root)
     with lease(run):

@@ -1,4 +1,4 @@
-"""Files: written aside, synced and renamed into place, so that every existing file is complete."""
+"""Writes files under a temporary name, syncs and renames them, so that every existing file is complete."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from sightline.errors import DataCorrupted
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Have `write` fill a file beside `path`, sync it and rename it into place. One that fails takes no room. Of
-    several threads that write the same file, the last one wins."""
+    """Let `write` fill a temporary file beside `path`, sync it and rename it. A failed file is removed. If several
+    threads write the same file, the last one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
@@ -29,7 +29,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync_directory(path: Path) -> None:
-    """Bring a directory's names to disk."""
+    """Sync a directory's names to disk."""
     directory = os.open(path, os.O_RDONLY)
     try:
         os.fsync(directory)
@@ -38,15 +38,15 @@ def sync_directory(path: Path) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write `value` as a whole JSON file."""
+    """Write `value` as a JSON file, atomically."""
     write_whole(path, lambda aside: aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n"))
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, or None if there is none.
+    """The content of a JSON file, or None if there is no file.
 
     Raises:
-        DataCorrupted: it is empty, cut off or no JSON.
+        DataCorrupted: it is empty, cut off or not JSON.
     """
     try:
         return json.loads(path.read_text()) if path.exists() else None
@@ -58,7 +58,7 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
     """The pyarrow table of a Parquet file, or some of its columns.
 
     Raises:
-        DataCorrupted: it is empty, cut off or no Parquet, or lacks a column.
+        DataCorrupted: it is empty, cut off, not Parquet, or lacks a column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -72,10 +72,10 @@ def read_table(path: Path, columns: list[str] | None = None) -> Any:
 
 
 def damaged(path: Path, why: object) -> DataCorrupted:
-    """The error for a file that cannot be read any more."""
+    """The error for a file that can no longer be read."""
     detail = next(iter(str(why).splitlines()), "empty")
     return DataCorrupted(
         f"{path} is damaged ({detail}): restore it from a copy, or delete it and resume the run, which makes it "
-        "anew where it can",
+        "again if it can",
         reason="RUN_FILE_DAMAGED",
     )

@@ -1,12 +1,12 @@
 """Fleet: the samplers behind one target, each a member with its own connection.
 
-    dns:///sampler.ns.svc:50051         a headless Service: every pod that is ready, looked up again while sampling
+    dns:///sampler.ns.svc:50051         a headless Service: all ready pods, resolved again while sampling
     ipv4:10.0.0.1:50052,10.0.0.2:50052  a list
 
-The member with the fewest prompts in work samples next. A member that is away is skipped until it is back, and another
-does its work: candidates carry their seeds, so a run's pairs do not depend on the number of
-members. A policy is pushed to all, proved on each, and active on all before sampling continues; a member that
-fails is left out and named, and is brought up to date when it is asked again.
+The member with the fewest prompts in progress samples next. An unavailable member is skipped until it is back, and
+another does its work: candidates carry their seeds, so a run's pairs do not depend on the number of members. A policy
+is pushed to all, proved on each, and active on all before sampling continues. A member that fails is left out and
+named, and is brought up to date when it is used again.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Member:
     """One sampler of a fleet.
 
     Attributes:
-        address: where it is.
+        address: its address.
         client: its own connection.
-        under_way: calls that it is asked just now.
-        failures: how often it failed since it last answered.
-        not_before: when it is asked again, by the monotonic clock.
+        under_way: its calls in progress.
+        failures: number of failures since it last answered.
+        not_before: when it may be called again, by the monotonic clock.
     """
 
     address: str
@@ -55,7 +55,7 @@ class Member:
     not_before: float = 0.0
 
     def failed(self, error: SightlineError) -> None:
-        """Pass it over for a while; calls that fail while it is passed over, of before, say nothing new."""
+        """Skip it for a while; earlier calls that fail meanwhile do not count again."""
         now = time.monotonic()
         if now < self.not_before:
             return
@@ -71,10 +71,10 @@ class Fleet(ServedSampler):
 
     Args:
         target: see the module.
-        policies: of the run; None brings nothing back.
-        outage_seconds: how long all of them may be away.
+        policies: the run's policies; None restores none.
+        outage_seconds: how long all of them may be unavailable.
         quorum: share of the members that must take a policy.
-        options: as of `ServedSampler`; `patience` counts for what is asked of no member alone.
+        options: as for `ServedSampler`; `patience` applies to calls that any member may answer.
     """
 
     def __init__(
@@ -93,14 +93,14 @@ class Fleet(ServedSampler):
         tls = self._credentials.get("tls")
         if tls is not None and not tls.server_name and target.startswith("dns:"):
             named = replace(tls, server_name=target.rpartition("/")[2].removeprefix("dns:").rpartition(":")[0])
-            self._credentials["tls"] = named  # members are called by their addresses
+            self._credentials["tls"] = named  # members are called by address
         self._try_seconds = try_seconds
         self._members: dict[str, Member] = {}
         self._looked_up = 0.0
         self._looking = asyncio.Lock()
 
     async def members(self) -> list[Member]:
-        """Those that there are now, by address.
+        """The current members, by address.
 
         Raises:
             Unavailable: the target's name does not resolve, and no sampler was found before.
@@ -113,7 +113,7 @@ class Fleet(ServedSampler):
         return [self._members[address] for address in sorted(self._members)]
 
     async def sample(self, image: Images, prompt: Asked, n: int, **options: Unpack[SampleOptions]) -> Samples:
-        """As `ServedSampler.sample`, by the member with the fewest prompts in work."""
+        """As `ServedSampler.sample`, by the member with the fewest prompts in progress."""
         return await self._by_one(lambda client: client.sample(image, prompt, n, **options))
 
     async def score_tokens(
@@ -126,7 +126,7 @@ class Fleet(ServedSampler):
         distortion: Distortion | None = None,
         timeout: float | None = None,  # noqa: ASYNC109  gRPC sends it to the server
     ) -> TokenScores:
-        """As `ServedSampler.score_tokens`, by the member with the fewest prompts in work."""
+        """As `ServedSampler.score_tokens`, by the member with the fewest prompts in progress."""
         return await self._by_one(
             lambda client: client.score_tokens(
                 image, prompt, token_ids, policy=policy, distortion=distortion, timeout=timeout
@@ -134,22 +134,23 @@ class Fleet(ServedSampler):
         )
 
     async def policies(self, *, timeout: float | None = None) -> Policies:  # noqa: ASYNC109
-        """As of one member."""
+        """As for one member."""
         return await self._by_one(lambda client: client.policies(timeout=timeout))
 
     async def each(self, work: Callable[[ServedSampler], Awaitable[T]], what: str, seconds: float) -> dict[str, T]:
-        """Do something at every member at once; those that fail are left out and named.
+        """Do something at all members concurrently; those that fail are left out and named.
 
         Args:
-            work: what is done.
-            what: for messages: "take policy 3".
-            seconds: after which a member counts as failed.
+            work: the work to do.
+            what: the work in words, for messages: "take policy 3".
+            seconds: time after which a member counts as failed.
 
         Returns:
             Results by address.
 
         Raises:
-            SightlineError: less than the quorum did it, and those left refused, or stayed away for the whole outage.
+            SightlineError: fewer members than the quorum did it; the others refused, or stayed unavailable for the
+                whole outage.
         """
         done: dict[str, T] = {}
         until = time.monotonic() + self._outage
@@ -191,7 +192,7 @@ class Fleet(ServedSampler):
         await super().close()
 
     async def _by_one(self, ask: Callable[[ServedSampler], Awaitable[T]]) -> T:
-        until: float | None = None  # of what fails since then
+        until: float | None = None  # deadline, set at the first failure
         while True:
             members = await self._patient_members(time.monotonic() + self._outage)
             now = time.monotonic()
@@ -216,7 +217,7 @@ class Fleet(ServedSampler):
                 member.under_way -= 1
 
     async def _patient_members(self, until: float) -> list[Member]:
-        """Those that there are; while there is none, as between two pods of a Service, it is asked again."""
+        """The current members; while there is none, as between two pods of a Service, resolve again."""
         while True:
             try:
                 return await self.members()
@@ -250,7 +251,7 @@ class Fleet(ServedSampler):
 
 
 def is_fleet(target: str) -> bool:
-    """Whether a target may lead to several samplers."""
+    """Whether a target may have several samplers behind it."""
     return target.startswith(("dns:", "ipv4:", "ipv6:"))
 
 
@@ -258,7 +259,7 @@ def addresses_of(target: str) -> list[str]:
     """Addresses behind a target that `is_fleet`, sorted. Blocks.
 
     Raises:
-        OSError: its name leads nowhere.
+        OSError: its name does not resolve.
     """
     scheme, _, rest = target.partition(":")
     if scheme != "dns":

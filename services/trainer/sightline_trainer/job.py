@@ -1,11 +1,12 @@
-"""A launcher that runs the update as a Kubernetes Job (or Kubeflow TrainJob): its pods have the GPUs, this one none.
+"""A launcher that runs the update as a Kubernetes Job (or Kubeflow TrainJob): its pods have the GPUs, this one has
+none.
 
 In a recipe:  dpo.launch: [python, -m, sightline_trainer.job, /etc/sightline-job/job.yaml]
 
-What follows is the update's own command line, as it would follow `accelerate launch`. The template is an object without
-a name and without arguments; both are filled in here, the name from what is run, so that a trainer that was killed
-finds the Job of its predecessor again and waits for that one. The pod's service account must be allowed to create, get
-and delete such objects (the chart's Role). Exit codes: 0 the update is done, 1 it failed or could not be started.
+The update's own command line follows, as after `accelerate launch`. The template is an object without a name and
+without arguments; both are filled in here. The name derives from the command, so that a restarted trainer finds its
+predecessor's Job and waits for it. The pod's service account must be allowed to create, get and delete such objects
+(the chart's Role). Exit codes: 0 the update is done, 1 it failed or could not be started.
 """
 
 from __future__ import annotations
@@ -32,12 +33,12 @@ PLURALS = {"Job": "jobs", "TrainJob": "trainjobs"}
 
 
 class JobError(Exception):
-    """The Job could not be made or has failed; the message says why and what to look at."""
+    """The Job could not be created or has failed; the message says why and what to check."""
 
 
 @dataclass(frozen=True)
 class Api:
-    """The cluster's API, as a pod sees it."""
+    """The cluster's API, from inside a pod."""
 
     url: str
     token_file: Path
@@ -61,7 +62,7 @@ class Api:
         """One request.
 
         Returns:
-            The HTTP status and the answer. The token is read each time: it is rotated while we wait.
+            The HTTP status and the answer. The token is read each time, since it is rotated.
 
         Raises:
             OSError: the API could not be reached.
@@ -100,7 +101,7 @@ def fill(template: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
     kind = template.get("kind", "")
     if kind not in PLURALS:
         raise JobError(
-            f"the template is a {kind or 'nothing'}, not a Job or TrainJob; mend trainer.update of the chart"
+            f"the template is a {kind or 'nothing'}, not a Job or TrainJob; fix trainer.update in the chart's values"
         )
     filled: dict[str, Any] = json.loads(json.dumps(template))
     digest = hashlib.sha256(json.dumps([template, list(arguments)], sort_keys=True).encode()).hexdigest()[:16]
@@ -113,7 +114,7 @@ def fill(template: dict[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def outcome(found: dict[str, Any]) -> bool | None:
-    """Whether a Job or TrainJob has done its work; None while it is running."""
+    """Whether a Job or TrainJob succeeded; None while it is running."""
     for condition in found.get("status", {}).get("conditions", []):
         if condition.get("status") == "True":
             if condition["type"] == "Complete":
@@ -127,7 +128,7 @@ def run(api: Api, template: dict[str, Any], arguments: Sequence[str], *, poll: f
     """Create the Job, or find an existing one, and wait for its end.
 
     Raises:
-        JobError: it failed, vanished, may not be created, or the API did not answer for five minutes.
+        JobError: it failed, disappeared, may not be created, or the API did not answer for five minutes.
     """
     job = fill(template, arguments)
     name, namespace = job["metadata"]["name"], job["metadata"]["namespace"]
@@ -139,7 +140,7 @@ def run(api: Api, template: dict[str, Any], arguments: Sequence[str], *, poll: f
     while True:
         status, answer = _patient(api, "GET", f"{path}/{name}", None, poll)
         if status == 404:
-            raise JobError(f"{job['kind'].lower()}/{name} is gone before its end; was it deleted?")
+            raise JobError(f"{job['kind'].lower()}/{name} disappeared before its end; was it deleted?")
         done = outcome(answer)
         if done:
             return
@@ -155,7 +156,7 @@ def _why(found: dict[str, Any]) -> str:
 
 
 def _patient(api: Api, method: str, path: str, body: Any, poll: float) -> tuple[int, Any]:
-    """One request, asked again while the API is away or overloaded."""
+    """One request, retried while the API is unavailable or overloaded."""
     until = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:

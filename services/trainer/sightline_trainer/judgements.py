@@ -1,7 +1,7 @@
-"""Judgements: what judges said, kept in the run, so that a judged text is judged once.
+"""Judges' answers, stored in the run, so that each text is judged once.
 
-`judgements/<term>.jsonl` of a run gets a line for each answer, written when it came; a run that was killed reads them
-back and asks about the rest. An answer is known by who gave it, the picture, the question and how it was asked.
+`judgements/<term>.jsonl` in a run gets a line for each answer as soon as it arrives; a killed run reads them back and
+asks about the rest. An answer is identified by the judge, the picture, the question and how it was asked.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Judgements:
     """Answers of one term.
 
     Args:
-        path: the file; None keeps them for this session alone.
+        path: the file; None keeps them only for this session.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -38,7 +38,7 @@ class Judgements:
     def _load(self, path: Path) -> None:
         held = path.read_bytes()
         whole = held[: held.rfind(b"\n") + 1]
-        if len(whole) < len(held):  # the last line was being written when the run was killed
+        if len(whole) < len(held):  # the run was killed while it wrote the last line
             with path.open("r+b") as file:
                 file.truncate(len(whole))
         for line in whole.splitlines():
@@ -49,11 +49,11 @@ class Judgements:
                 logger.warning("a line of %s is damaged; its question is asked again", path)
 
     async def __call__(self, prompt: Prompt, identity: str, question: str, ask: Callable[[], Awaitable[Any]]) -> Any:
-        """The answer to a question, which is asked now unless it was asked before.
+        """The answer to a question; it is asked only if it was not asked before.
 
         Args:
             identity: the judge, and how it is asked.
-            ask: gives a text, a number or None, whatever JSON holds.
+            ask: returns a text, a number or None (any JSON value).
         """
         key = self._key(prompt, identity, question)
         if key in self._read:
@@ -64,7 +64,7 @@ class Judgements:
         try:
             said = await ask()
             self._keep(key, said)
-        except BaseException as error:  # the next one asks again
+        except BaseException as error:  # the next caller asks again
             if isinstance(error, asyncio.CancelledError):
                 future.cancel()
             else:

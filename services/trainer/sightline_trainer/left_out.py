@@ -1,4 +1,4 @@
-"""LeftOut: a run's messages about rows that it left out, and its error if none is left."""
+"""A run's messages about rows that it left out, and its error if none is left."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CHUNK = 64
 
 
 def first_passing(pool: Pool, count: int, gate: RowGate) -> tuple[list[Prompt], DroppedRows]:
-    """The first `count` prompts of a pool whose pictures can be read, or all, and what was left out, the pool's own
-    rows included.
+    """The first `count` prompts of a pool with readable pictures (or all), and the rows left out, including the pool's
+    own.
 
     Raises:
-        InvalidInput: there is none.
+        InvalidInput: there is no such file.
     """
     found: list[Prompt] = []
     dropped = DroppedRows()
@@ -45,7 +45,7 @@ def first_passing(pool: Pool, count: int, gate: RowGate) -> tuple[list[Prompt], 
 
 
 def askable(held_out: EvaluationSet, gate: RowGate, dropped: DroppedRows) -> EvaluationSet:
-    """The set without questions that the model cannot be asked, which are noted."""
+    """The set without questions that the model cannot take, which are recorded."""
     questions = []
     for prompt, question in held_out.questions:
         if (fault := gate.text(question.text, "prompt")) is None:
@@ -56,7 +56,7 @@ def askable(held_out: EvaluationSet, gate: RowGate, dropped: DroppedRows) -> Eva
 
 
 def counts_of(dropped: Iterable[Mapping[str, str]]) -> Counter[str]:
-    """Outcomes of a rollout's dropped rows, as pairs.json counts them: `prompt_<reason>`, `candidate_<reason>`."""
+    """Outcomes of a rollout's dropped rows, as counted in pairs.json: `prompt_<reason>`, `candidate_<reason>`."""
     counts: Counter[str] = Counter()
     for each in dropped:
         reason = each["reason"].lower().removeprefix("candidate_")
@@ -67,7 +67,7 @@ def counts_of(dropped: Iterable[Mapping[str, str]]) -> Counter[str]:
 def no_pairs(
     iteration: int, prompts: int, counts: Mapping[str, int], dropped: Sequence[Mapping[str, str]]
 ) -> PreconditionFailed:
-    """The error of an iteration without a pair: of its rows where none could be read, else of its filters."""
+    """The error of an iteration without pairs: about its rows if none could be read, otherwise about its filters."""
     gone = [each for each in dropped if "source" not in each]
     if len(gone) >= prompts:
         reasons = Counter(each["reason"] for each in gone)

@@ -2,10 +2,10 @@
 
     prompts + images -> sampler -> K candidates -> scorer -> rewards -> pairs -> DPO -> new policy -> sampler
 
-Each stage leaves whole files in the run directory and is skipped where its files are there, so a run that was killed
-continues where it was. Candidates come from one version by name: strictly on-policy from the one published last; with
-`sampling.staleness: 1` from the one before that, sampled while the update trained. Which one depends on the iteration
-alone, so a run that is killed anywhere has the candidates of one that was not.
+Each stage leaves complete files in the run directory and is skipped if its files exist, so a killed run continues where
+it stopped. Candidates come from one named version: strictly on-policy from the last published one; with
+`sampling.staleness: 1` from the one before it, sampled while the update trained. The version depends only on the
+iteration, so a run that was killed at any point has the same candidates as one that was not.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 
 class Loop:
-    """One run. `run()` may be called again after anything: it continues from the files."""
+    """One run. `run()` may be called again at any time: it continues from the files."""
 
     def __init__(
         self,
@@ -97,7 +97,7 @@ class Loop:
         """Run all iterations.
 
         Returns:
-            What `metrics.json` holds: one object per policy version, the base model's first.
+            The content of `metrics.json`: one object per policy version, the base model's first.
 
         Raises:
             SightlineError: what stopped the run and what to do about it; run again to continue.
@@ -116,7 +116,7 @@ class Loop:
         if not self._finished():
             self._preflight()
         table = [self._evaluate(0, version=0, pairs=0)]
-        version = before = 0  # published last, and the one before
+        version = before = 0  # the last published version, and the one before it
         for iteration in range(1, recipe.iterations + 1):
             sampled_by = before if recipe.sampling.staleness else version
             before, (version, pairs) = version, self._iterate(iteration, version, sampled_by)
@@ -130,13 +130,13 @@ class Loop:
         return table
 
     def _preflight(self) -> None:
-        """Tell what is worth a look; raise what would end the run."""
+        """Report warnings; raise errors that would end the run."""
         warnings = self._connected(lambda session: begin(session, self.train), self.halt)
         for finding in warnings:
             self._tell("start", 0, message=f"{finding.code}: {finding}")
         if not elsewhere(self.recipe) or (self.dir.iteration(1) / "update.json").exists():
             return
-        # An update on another machine could not be tried by `--check`: it is tried now, before all the sampling.
+        # `--check` can't try an update on another machine, so it is tried now, before any sampling.
         scratch = self.dir.root / ".trial"
         shutil.rmtree(scratch, ignore_errors=True)
         try:
@@ -148,13 +148,13 @@ class Loop:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def _finished(self) -> bool:
-        """Whether no service is needed any more."""
+        """Whether no service is needed any longer."""
         last = self.recipe.iterations or int(not self.recipe.evaluation.decoding.plain)
         rows = [self.dir.iteration(number) for number in range(last + 1)]
         return all((each / "evaluation.json").exists() for each in rows)
 
     def _iterate(self, iteration: int, parent: int, sampled_by: int) -> tuple[int, int]:
-        """The version that was published, and the number of its pairs."""
+        """The published version, and the number of its pairs."""
         metrics.begin_iteration(iteration, parent)
         directory = self.dir.iteration(iteration)
         finished = read_json(directory / "publish.json")
@@ -174,7 +174,7 @@ class Loop:
         return version, pairs
 
     def _next_rollout(self, iteration: int, version: int) -> Callable[[Callable[[], None]], None] | None:
-        """The sampling of the next iteration, where the recipe lets it run ahead."""
+        """The sampling of the next iteration, if the recipe lets it run ahead."""
         if not self.recipe.sampling.staleness or iteration > self.recipe.iterations:
             return None
         return lambda halt: self._sample(iteration, version, halt)
@@ -190,7 +190,7 @@ class Loop:
             return lambda done, _: self._tell("sample", iteration, first + done, total)
 
         async def collect(session: Session) -> None:
-            if recipe.sampling.rests:  # a trainer that was killed in an update left it so
+            if recipe.sampling.rests:  # a trainer that was killed during an update left it resting
                 await wake(session)
             await session.serve(version)
             await released.collect(session, version, told(0))
@@ -237,7 +237,7 @@ class Loop:
                 path.unlink()
                 dropped = [*dropped, *released.rollout.dropped()]
                 error = no_pairs(iteration, len(prompts) + len(released.rows), builder.counts, dropped)
-                if error.reason != "NO_PAIRS":  # a disk that was away may be there when the run continues
+                if error.reason != "NO_PAIRS":  # an unmounted disk may be back when the run continues
                     rollout.forget()
                     released.rollout.forget()
                 raise error
@@ -248,7 +248,7 @@ class Loop:
         return int(counts["pairs"])
 
     def _embeddings(self, prompts: Sequence[Prompt]) -> Mapping[str, Sequence[float]]:
-        """The pictures' embeddings by the scorer, where the loss asks for them."""
+        """The scorer's embeddings of the pictures, if the loss needs them."""
         if "rpo" not in self.recipe.dpo.loss:
             return {}
         return self._connected(lambda session: embeddings(session, prompts), self.halt)
@@ -256,7 +256,7 @@ class Loop:
     def _with_buffer(
         self, rows: Iterator[dict[str, Any]], counts: Counter[str], iteration: int
     ) -> Iterator[dict[str, Any]]:
-        """Fresh pairs, then pairs of earlier iterations where the recipe has a buffer."""
+        """Fresh pairs, then pairs of earlier iterations if the recipe has a buffer."""
         yield from rows
         buffer = self.recipe.candidates.chosen().get("buffer")
         if buffer is not None:
@@ -318,7 +318,8 @@ class Loop:
             metrics=result.metrics,
         )
         write_manifest(aside, manifest)
-        # From here on the policy is whole: a run that is killed before it is in place puts it there when it continues.
+        # From here on the policy is complete: if the run is killed before the rename, it does the rename when it
+        # continues.
         write_json(
             directory / "update.json",
             {"version": version, "metrics": result.metrics, "probes": [asdict(probe) for probe in result.probes]},
@@ -400,14 +401,14 @@ class Loop:
         self._tell("iteration", iteration, metrics=row)
         return row
 
-    # What the stages stand on -----------------------------------------------------------------------------------
+    # What the stages use -----------------------------------------------------------------------------------
 
     def _policies(self) -> RunPolicies:
         files = self.recipe.publication.files
         return RunPolicies(self.dir.policies, self.dir.namespace, files, probes=self._probes)
 
     def _probes(self, version: int) -> list[Probe]:
-        """What proves a version of this run."""
+        """The probes for a version of this run."""
         from sightline_trainer.dpo.update import UpdateProbe
         from sightline_trainer.publish import sendable
 
@@ -429,7 +430,7 @@ class Loop:
         )
 
     def _tell_rows(self) -> None:
-        """Say which rows of the datasets were left out, and keep it in the run."""
+        """Report which rows of the datasets were left out, and record it in the run."""
         found = {key: dropped for key, dropped in self._rows.items() if dropped}
         path = self.dir.root / "dropped.json"
         if found:
@@ -462,6 +463,6 @@ class Loop:
 
 
 def _measured(row: dict[str, float]) -> dict[str, float]:
-    """What was measured, of a row of metrics.json."""
+    """The measured values in a row of metrics.json."""
     of_the_run = ("iteration", "policy_version", "pairs", "pairs_length", "pairs_wording", "seconds")
     return {name: value for name, value in row.items() if name not in of_the_run}

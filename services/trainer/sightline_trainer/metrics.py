@@ -13,16 +13,16 @@ from sightline.errors import Cancelled, SightlineError
 STAGES = ("sample", "pair", "update", "publish", "evaluate")
 ROLES = ("chosen", "rejected")
 
-ITERATION = Gauge("sightline_trainer_iteration", "Iteration under way, from 1; 0 before the first.")
-RUNNING = Gauge("sightline_trainer_running", "1 while a run is worked on.")
-POLICY_VERSION = Gauge("sightline_trainer_policy_version", "Newest policy that was trained.")
+ITERATION = Gauge("sightline_trainer_iteration", "Current iteration, from 1; 0 before the first.")
+RUNNING = Gauge("sightline_trainer_running", "1 while a run is in progress.")
+POLICY_VERSION = Gauge("sightline_trainer_policy_version", "Newest trained policy.")
 PUBLISHED_VERSION = Gauge("sightline_trainer_published_version", "Newest policy that arrived at the sampler.")
 LAST_CHECKPOINT = Gauge("sightline_trainer_last_checkpoint_timestamp_seconds", "When a policy was last written.")
 HEARTBEAT = Gauge("sightline_trainer_heartbeat_timestamp_seconds", "When the loop last made progress.")
 PENDING = Gauge(
     "sightline_trainer_pending_sample_requests", "Prompts whose candidates are still to come from the sampler."
 )
-PHASE = Gauge("sightline_trainer_phase", "1 for the stage under way.", ["phase"])
+PHASE = Gauge("sightline_trainer_phase", "1 for the current stage.", ["phase"])
 PHASE_SECONDS = Histogram(
     "sightline_trainer_phase_seconds", "Seconds of each stage.", ["phase"], buckets=(1, 3, 10, 30, 100, 300, 1000, 3600)
 )
@@ -44,15 +44,15 @@ RESPONSE_TOKENS = Histogram(
 )
 LAG = Histogram(
     "sightline_trainer_pair_policy_lag",
-    "The policy that is trained on less the policy that sampled the pair.",
+    "Version of the policy that is trained minus the version that sampled the pair.",
     buckets=(0, 1, 2, 3, 5, 10, 20, 50),
 )
 
 STEPS = Counter("sightline_trainer_steps_total", "Optimiser steps.")
 LOSS = Gauge("sightline_trainer_loss", "Mean loss over the last quarter of the last update.")
-REWARD_MARGIN = Gauge("sightline_trainer_reward_margin", "DPO's implicit reward of chosen less rejected, as the loss.")
+REWARD_MARGIN = Gauge("sightline_trainer_reward_margin", "DPO's implicit reward, chosen minus rejected.")
 ACCURACY = Gauge(
-    "sightline_trainer_preference_accuracy_ratio", "Pairs whose chosen side the policy prefers to the rejected one."
+    "sightline_trainer_preference_accuracy_ratio", "Share of pairs whose chosen side the policy prefers."
 )
 CHOSEN_LOGP = Gauge("sightline_trainer_chosen_logp", "Log-prob of chosen responses, in nats a response.")
 REJECTED_LOGP = Gauge("sightline_trainer_rejected_logp", "Log-prob of rejected responses, in nats a response.")
@@ -60,13 +60,13 @@ KL = Gauge(
     "sightline_trainer_kl",
     "KL of the newest policy from the base model, on its own held-out samples (estimator k3), in nats a response.",
 )
-GRAD_NORM = Gauge("sightline_trainer_grad_norm", "Norm of the gradient before it is clipped.")
+GRAD_NORM = Gauge("sightline_trainer_grad_norm", "Norm of the gradient before clipping.")
 ARRIVAL_GAP = Gauge(
     "sightline_trainer_arrival_gap", "Mean |log-prob difference| a token between sampler and trainer at the arrival."
 )
 
 EVALUATION = Gauge("sightline_trainer_eval_score", "Held-out metrics of the newest policy.", ["benchmark"])
-BASE_EVALUATION = Gauge("sightline_trainer_eval_base_score", "The same of the base model.", ["benchmark"])
+BASE_EVALUATION = Gauge("sightline_trainer_eval_base_score", "The same for the base model.", ["benchmark"])
 
 _UPDATE = {
     "loss": LOSS,
@@ -77,7 +77,7 @@ _UPDATE = {
     "grad_norm": GRAD_NORM,
 }
 
-for _stage in STAGES:  # shown at 0 from the start: else `rate()` would miss the first of each
+for _stage in STAGES:  # exported at 0 from the start: otherwise `rate()` would miss the first of each
     PHASE.labels(_stage)
     PHASE_SECONDS.labels(_stage)
 for _role in ROLES:
@@ -94,7 +94,7 @@ for _stage, _reason in (
 
 @contextmanager
 def run() -> Iterator[None]:
-    """Mark a run as worked on."""
+    """Mark a run as in progress."""
     RUNNING.set(1)
     HEARTBEAT.set_to_current_time()
     try:
@@ -135,7 +135,7 @@ def begin_iteration(number: int, parent: int) -> None:
 
 
 def observed(rows: Iterable[dict[str, Any]], version: int) -> Iterator[dict[str, Any]]:
-    """Pass pairs on and show their rewards, lengths and age; `version` is the policy that learns from them."""
+    """Pass pairs on and export their rewards, lengths and age; `version` is the policy that learns from them."""
     for row in rows:
         for role in ROLES:
             if row[f"{role}_reward"] is not None:
@@ -159,7 +159,7 @@ def count_pairs(counts: Mapping[str, int]) -> None:
 
 
 def record_update(version: int, values: Mapping[str, float]) -> None:
-    """Show what the last update did."""
+    """Export the metrics of the last update."""
     POLICY_VERSION.set(version)
     LAST_CHECKPOINT.set_to_current_time()
     STEPS.inc(values.get("steps", 0.0))
@@ -175,7 +175,7 @@ def record_arrival(version: int, gap: float) -> None:
 
 
 def record_evaluation(version: int, values: Mapping[str, float]) -> None:
-    """Show the held-out metrics of a policy, without their intervals; version 0 is the base model."""
+    """Export the held-out metrics of a policy, without their intervals; version 0 is the base model."""
     for name, value in values.items():
         if name.endswith(("_low", "_high")):
             continue

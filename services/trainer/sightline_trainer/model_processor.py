@@ -1,7 +1,7 @@
-"""ModelProcessor: the model's processor of a run, with the recipe's chat template and bounds of pixels.
+"""The model's processor for a run, with the recipe's chat template and pixel bounds.
 
-Whatever in the trainer renders a prompt, counts tokens or makes rows gets its processor here: the sampler has the same
-template and bounds by its own settings, and the two may not differ.
+All code in the trainer that renders a prompt, counts tokens or makes rows gets its processor here. The sampler has the
+same template and bounds by its own settings, and the two must not differ.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from sightline.errors import PreconditionFailed
 
 @dataclass(frozen=True)
 class ModelProcessor:
-    """What a processor is made of.
+    """How to make a processor.
 
     Attributes:
         model: the base LVLM, a Hugging Face folder or name.
-        chat_template: Jinja text in place of the model's own.
-        min_pixels, max_pixels: of an image as it is shown; None is the model's own.
+        chat_template: Jinja text instead of the model's own.
+        min_pixels, max_pixels: bounds of an image as shown to the model; None is the model's own.
     """
 
     model: str
@@ -29,15 +29,15 @@ class ModelProcessor:
 
     @property
     def own(self) -> bool:
-        """Whether it is as the model brings it."""
+        """Whether it is the model's own, unchanged."""
         return self.chat_template is None and self.min_pixels is None and self.max_pixels is None
 
     def load(self) -> Any:
-        """The processor; no code that a checkpoint brings is run.
+        """The processor; code in a checkpoint is never run.
 
         Raises:
-            PreconditionFailed: PROCESSOR_UNUSABLE, it takes no bounds of pixels, or they exclude each other.
-            Exception: whatever transformers raises on files that it can't use.
+            PreconditionFailed: PROCESSOR_UNUSABLE: it has no pixel bounds, or the minimum is above the maximum.
+            Exception: any error of transformers on files that it can't use.
         """
         from sightline_chassis.families.auto import AutoProcessor
         from sightline_chassis.families.pixels import bound_pixels

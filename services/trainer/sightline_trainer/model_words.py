@@ -1,7 +1,7 @@
-"""ModelWords: words that a text must not contain, because the model's tokenizer does not read them as text.
+"""Words that a text must not contain, because the model's tokenizer does not read them as text.
 
-Read from the files beside the weights, without transformers or torch: special tokens as the tokenizer itself lists
-them, and the placeholders of pictures, videos and sounds.
+They are read from the files beside the weights, without transformers or torch: the special tokens that the tokenizer
+lists, and the placeholders of pictures, videos and sounds.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ModelWords:
 
     Attributes:
         special: as texts, placeholders of pictures included.
-        ids: of those whose ids the files tell, without the one that stands for unknown words.
-        pictures: ids that stand for a picture, a video or a sound: not even a response's last token may be one.
+        ids: their ids, as far as the files give them, without that of unknown words.
+        pictures: ids of placeholders for pictures, videos or sounds: not even a response's last token may be one.
     """
 
     special: frozenset[str]
@@ -37,17 +37,17 @@ class ModelWords:
 
     @classmethod
     def read(cls, model: str) -> ModelWords:
-        """Of a Hugging Face folder or name.
+        """Read them for a Hugging Face folder or name.
 
         Raises:
-            PreconditionFailed: MODEL_UNREADABLE, its tokenizer cannot be found or read.
+            PreconditionFailed: MODEL_UNREADABLE: its tokenizer cannot be found or read.
         """
         tokens: dict[str, int | None] = {}
         unknown: str | None = None
         pictures: frozenset[int] = frozenset()
         for name in _TOKENIZER:
             found = _json(model, name)
-            if name == "added_tokens.json":  # an old one, which does not tell what is special
+            if name == "added_tokens.json":  # an old format, which does not mark special tokens
                 tokens |= {token: found.get(token) for token in tokens if isinstance(found.get(token), int)}
             else:
                 unknown = _content(found.get("unk_token")) or unknown
@@ -60,12 +60,12 @@ class ModelWords:
             if name == "config.json":
                 pictures = frozenset(found[key] for key in _PICTURE_IDS if isinstance(found.get(key), int))
         ids = frozenset(id_ for token, id_ in tokens.items() if id_ is not None and token != unknown) | pictures
-        # A word of letters may be special too, but stands in texts.
+        # A word of letters may be special too, but it occurs in texts.
         special = frozenset(token for token in tokens if len(token) > 2 and not token.isalnum())
         return cls(special, ids, pictures)
 
     def found_in(self, text: str) -> str | None:
-        """The first special token that a text holds, or None."""
+        """The first special token in a text, or None."""
         match = self._pattern.search(text)
         return match[0] if match else None
 
@@ -119,7 +119,7 @@ def _json(model: str, name: str) -> dict[str, Any]:
 
 
 def _by_transformers(model: str) -> tuple[dict[str, int | None], str | None]:
-    """Of a tokenizer whose files tell nothing."""
+    """For a tokenizer whose files list no special tokens."""
     from transformers import AutoTokenizer
 
     try:

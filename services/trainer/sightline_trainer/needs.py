@@ -1,4 +1,4 @@
-"""Needs: the largest requests that a recipe makes, for the limits of its services."""
+"""The largest requests that a recipe makes, for the limits of its services."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from sightline_trainer.speaker.settings import Speaking
 
 @dataclass(frozen=True)
 class Needs:
-    """What the services must allow.
+    """The limits that the services must allow.
 
     Attributes:
-        candidates: of one Sample, and the key that sets their number.
-        tokens: of one candidate.
-        texts: of one Score, where every text has one sentence.
+        candidates: candidates of one Sample call, and the key that sets their number.
+        tokens: tokens of one candidate.
+        texts: texts of one Score call, if every text has one sentence.
     """
 
     candidates: int
@@ -26,7 +26,7 @@ class Needs:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Needs:
-        """What a recipe needs."""
+        """The limits that a recipe needs."""
         parts = recipe.candidates.chosen()
         policies = {name: part for name, part in parts.items() if isinstance(part, PolicySamples)}
         tree, evaluation = parts.get("sentence_beams"), recipe.evaluation
@@ -44,7 +44,7 @@ class Needs:
         tokens = [recipe.sampling.max_tokens, tree.sentence_tokens if tree else 1]
         tokens += [parts["segment"].tokens] if "segment" in parts else []
         for part in (*parts.values(), *recipe.reward.terms.chosen().values()):
-            # P(yes) is read from one word, which is not written.
+            # P(yes) is read from one token, which is not sampled.
             if isinstance(part, Speaking) and part.who == "policy" and getattr(part, "parser", "") != "p_yes":
                 tokens.append(part.max_tokens)
         return cls(max(1, asked[key]), key, max(tokens), max(1, texts))

@@ -3,9 +3,9 @@
     reward: {terms: {"mycompany.rewards:brevity": {weight: 0.5}}}      # a function or a TermPart
     filters: {no_digits: {}}                                           # an entry point of the group sightline.filters
 
-Naming one imports code, so who reads a recipe says what may be imported (`importing`). `sightline run` imports what the
-recipe's owner wrote; a trainer service what its operator listed (setting `parts`); everybody else, who only looks at a
-run, imports nothing: there such a part is a `NotImported`, which keeps its settings and does no work.
+Naming one imports code, so the reader of a recipe decides what may be imported (`importing`). `sightline run` imports
+the parts that the recipe names; a trainer service imports those that its operator listed (setting `parts`). Code that
+only inspects a run imports nothing: there such a part is a `NotImported`, which keeps its settings and does no work.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _allowed: ContextVar[Collection[str]] = ContextVar("sightline_parts", default=()
 
 @contextmanager
 def importing(names: Collection[str]) -> Iterator[None]:
-    """Let recipes that are read meanwhile import these parts: names as they stand in a recipe, `package.module:*` for
-    all of a module, or `ALL`."""
+    """Inside, recipes may import these parts: names as written in a recipe, `package.module:*` for all of a module, or
+    `ALL`."""
     token = _allowed.set(names)
     try:
         yield
@@ -48,10 +48,10 @@ def is_open(name: str, group: str) -> bool:
 
 
 def imported(name: str, group: str) -> Any:
-    """What an open part's name stands for, or None if it may not be imported here.
+    """The object that an open part's name refers to, or None if it may not be imported here.
 
     Raises:
-        ValueError: there is no such thing, or importing it fails; says why.
+        ValueError: it does not exist, or importing it fails; the message says why.
     """
     return _import(name, group) if permitted(name, _allowed.get()) else None
 

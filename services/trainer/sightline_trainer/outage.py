@@ -1,4 +1,4 @@
-"""Outage: how long the loop waits for a service that is away."""
+"""How long the loop waits for an unavailable service."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ OUTAGE_SECONDS = 600.0
 def outliving(try_seconds: float, outage_seconds: float = OUTAGE_SECONDS) -> dict[str, Any]:
     """Arguments `timeout` and `patience` of a client that outlives an outage.
 
-    Safe for calls that give the same answer twice, as all of the loop's do (candidates carry their seeds).
+    Safe for calls that give the same answer when repeated, as all of the loop's do (candidates carry their seeds).
 
     Args:
-        try_seconds: longest time of one try; a service that takes longer is asked again.
-        outage_seconds: how long it may stay away.
+        try_seconds: maximum time of one try; then the call is retried.
+        outage_seconds: how long it may stay unavailable.
     """
     patience = Patience(seconds=outage_seconds, try_seconds=try_seconds)
     return {"timeout": outage_seconds + try_seconds, "patience": patience}

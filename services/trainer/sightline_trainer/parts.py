@@ -5,14 +5,14 @@ A recipe names parts under `candidates`, `reward.terms`, `filters` and `pairing`
     candidates:
       policy: {paraphrases: ["describe the picture ."]}
       reference: {}              # with its defaults
-      injected: false            # left out, whatever a file below said
+      injected: false            # left out, even if an included file has it
 
-One part may stand several times, each under a name of the recipe's own:
+One part may occur several times, each under a name of the recipe's own:
 
     reward: {terms: {right: {part: ask, ...}, whole: {part: ask, ...}}}
 
-A new part of ours is a module with a `Part` in it and a line in its package's registry; somebody else's is named by its
-place or entry point (see `open_parts`). Names that are neither are refused, with those that there are.
+A new part of ours is a module with a `Part` and a line in its package's registry; a third-party part is named by its
+location or entry point (see `open_parts`). Other names are refused, with a list of the known ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ P = TypeVar("P", bound="Part")
 
 
 class Part(Section):
-    """Settings of one part; its code stands beside them."""
+    """Settings of one part; its code is in the same module."""
 
 
 class Again(Part):
@@ -42,7 +42,7 @@ class Again(Part):
 
 
 class NotImported(Part):
-    """An open part that may not be imported here, with its settings as they stand."""
+    """An open part that may not be imported here, with its settings unchanged."""
 
     model_config = pydantic.ConfigDict(extra="allow")
 
@@ -52,9 +52,9 @@ class Kind:
     """One kind of parts.
 
     Attributes:
-        group: of the entry points.
+        group: group of the entry points.
         base: what a part must be a subclass of.
-        of_function: makes one of a plain function, where the kind has such.
+        of_function: makes a part from a plain function, if the kind supports that.
     """
 
     group: str
@@ -65,7 +65,7 @@ class Kind:
         """The class of an open part; None if it may not be imported here.
 
         Raises:
-            ValueError: it cannot be imported, or is no part of this kind.
+            ValueError: it cannot be imported, or is not a part of this kind.
         """
         found = imported(name, self.group)
         if found is None or (isinstance(found, type) and issubclass(found, self.base)):
@@ -77,8 +77,8 @@ class Kind:
 
 
 class Parts(Table):
-    """Parts of one kind: each registry name is a field, None if the recipe leaves the part out; beside them, parts
-    that are not ours."""
+    """Parts of one kind: each registry name is a field, None if the recipe leaves the part out; third-party parts are
+    extra fields."""
 
     model_config = pydantic.ConfigDict(extra="allow")
     kind: ClassVar[Kind]
@@ -121,38 +121,38 @@ class Parts(Table):
         return {name: dumped[name] for name in self.chosen()}
 
     def chosen(self) -> dict[str, Any]:
-        """The parts that the recipe has, by name, in the registry's order, behind them those that it names."""
+        """The recipe's parts by name: first those of the registry, in its order, then the others."""
         named = {name: getattr(self, name) for name in type(self).model_fields}
         return {name: part for name, part in named.items() if part is not None} | (self.__pydantic_extra__ or {})
 
     def opened(self) -> dict[str, Any]:
-        """Those that are not ours."""
+        """The third-party parts."""
         extra: dict[str, Any] = self.__pydantic_extra__ or {}
         return {name: part for name, part in extra.items() if not isinstance(part, Again)}
 
     def usable(self) -> None:
-        """See that all parts may do their work.
+        """Check that all parts are usable.
 
         Raises:
-            PreconditionFailed: one was not imported.
+            PreconditionFailed: a part was not imported.
         """
         for name, part in self.opened().items():
             if isinstance(part, NotImported):
                 raise PreconditionFailed(
-                    f"{name} is a third-party part that was not imported: whoever runs the recipe must allow it",
+                    f"{name} is a third-party part that was not imported: the person who runs the recipe must allow it",
                     reason="PART_NOT_IMPORTED",
                 )
 
 
 @cache
 def _again(part: type[Part], name: str) -> type[Part]:
-    """A part under another name, which keeps whose it is."""
+    """A part under another name, which keeps its owner."""
     said: Any = (Literal[name], Field(..., description="The part to use under this name."))
     return create_model(part.__name__, __base__=(part, Again), __module__=__name__, part=said)
 
 
 def _below(name: str, error: pydantic.ValidationError) -> Iterator[InitErrorDetails]:
-    """The faults of a part's settings, with the part's name before their keys."""
+    """The errors of a part's settings, with the part's name before their keys."""
     for one in error.errors(include_url=False):
         loc = (name, *one["loc"])
         if one["type"] == "extra_forbidden":
@@ -162,7 +162,7 @@ def _below(name: str, error: pydantic.ValidationError) -> Iterator[InitErrorDeta
 
 
 def _fault(loc: str | tuple[int | str, ...], message: str, value: Any) -> InitErrorDetails:
-    escaped = message.replace("{", "(").replace("}", ")")  # pydantic fills braces in
+    escaped = message.replace("{", "(").replace("}", ")")  # pydantic substitutes braces
     loc = loc if isinstance(loc, tuple) else (loc,)
     return InitErrorDetails(type=PydanticCustomError("part_refused", escaped), loc=loc, input=value)
 

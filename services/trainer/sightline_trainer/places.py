@@ -1,7 +1,7 @@
-"""Places: the paths that a recipe names, in a form that holds wherever its run lies and from wherever it is read.
+"""The paths in a recipe, in a form that stays valid wherever the run is moved and read from.
 
-In a run's recipe.yaml a path inside of the run is `run:data/align` (relative to the run), one outside of it is
-absolute. What is not a path here, such as a name on a hub, stays as it is.
+In a run's recipe.yaml, a path inside the run is `run:data/align` (relative to the run), and one outside is absolute.
+Values that are not paths, such as names on a hub, are unchanged.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SCHEMES = ("llava", "datasets", "local-dir")
 
 
 def located(tree: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The tree of a recipe with `run:` paths as paths below `root`, the run's directory."""
+    """The tree of a recipe with `run:` paths resolved below `root`, the run's directory."""
     return _mapped(tree, lambda place: str(root / place.removeprefix(RUN)) if place.startswith(RUN) else place)
 
 
@@ -45,7 +45,7 @@ def portable(tree: dict[str, Any], root: Path) -> dict[str, Any]:
 
 
 def canonical(tree: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The tree with one spelling for each path, to compare recipes by."""
+    """The tree with one spelling for each path, to compare recipes."""
 
     def real(place: str) -> str:
         path = Path(place).expanduser()
@@ -64,13 +64,13 @@ def _mapped(tree: dict[str, Any], change: Callable[[str], str]) -> dict[str, Any
         if isinstance(value, str) and value and _is_place((*sections, key), value):
             holder[key] = _changed(value, change)
     launch = (tree.get("dpo") or {}).get("launch")
-    if isinstance(launch, list):  # files that a launcher is given, such as recipes/accelerate/fsdp.yaml
+    if isinstance(launch, list):  # files among a launcher's arguments, such as recipes/accelerate/fsdp.yaml
         tree["dpo"]["launch"] = [change(word) if os.sep in str(word) else word for word in launch]
     return tree
 
 
 def _is_place(keys: tuple[str, ...], value: str) -> bool:
-    """Names of open_clip's models and tags are none, even where a file here is called so."""
+    """Names of open_clip models and tags are not paths, even if a local file has that name."""
     if keys == ("reward", "source"):
         return value.startswith("local-dir:")
     return keys != ("reward", "pretrained") or os.sep in value

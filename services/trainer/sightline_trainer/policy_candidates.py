@@ -1,4 +1,4 @@
-"""PolicyCandidates: samples of one version of the policy, from the sampler service."""
+"""Samples from one version of the policy, by the sampler service."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline_trainer.sections import Sampling
 
 
 class PolicyCandidates:
-    """Samples from one version of the policy and no other."""
+    """Samples from exactly one version of the policy."""
 
     def __init__(
         self, client: AsyncSamplerClient, settings: Sampling, *, seed: int, decoder: DecoderOptions | None = None
@@ -41,20 +41,20 @@ class PolicyCandidates:
         """`count` candidates in index order.
 
         Args:
-            text: asked in place of the prompt's own.
+            text: question instead of the prompt's own.
             first: number of the first candidate; seeds depend on it.
             source: the part that asks.
-            images: shown in place of the prompt's own.
-            options: further `SampleOptions`, such as `distortion`.
+            images: images instead of the prompt's own.
+            options: more `SampleOptions`, such as `distortion`.
 
         Raises:
             PreconditionFailed: the sampler does not serve `version`.
-            SightlineError: what else the sampler answers, after waiting for a restart.
+            SightlineError: another error of the sampler, after waiting for a restart.
         """
         settings, asked = self.settings, prompt.prompt if text is None else text
         if self.decoder is not None:
             options = {**await self.decoder(prompt, asked), **options}
-        # Log-probs under a distorted image are not those of what the update sees.
+        # Log-probs under a distorted image are not those of the image in the update.
         hidden = source == "policy" and "distortion" in options
         samples = await self.client.sample(
             images or prompt.images,
@@ -86,10 +86,10 @@ class PolicyCandidates:
         ]
 
     async def logprobs(self, prompt: Prompt, response: Response, *, version: int) -> list[float]:
-        """What another version thinks of a response: the log-probability of each of its tokens, in nats.
+        """The log-probability of each token of a response under another version, in nats.
 
         Raises:
-            SightlineError: the sampler can't say, after waiting for a restart.
+            SightlineError: the sampler can't score it, after waiting for a restart.
         """
         scores = await self.client.score_tokens(
             prompt.images, prompt.asked(response.prompt or None), response.token_ids, policy=exact(version)

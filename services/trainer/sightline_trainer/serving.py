@@ -124,7 +124,7 @@ class ServedSampler(AsyncSamplerClient):
     """A client that brings back the policy it is asked to sample from, where the sampler has lost it.
 
     Args:
-        policies: of the run; None brings nothing back.
+        policies: the run's policies; None restores none.
         options: as of `AsyncSamplerClient`.
     """
 

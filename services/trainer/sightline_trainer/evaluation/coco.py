@@ -203,12 +203,12 @@ def load_truth(paths: Iterable[Path], objects: CocoObjects) -> CocoTruth:
     """The objects of each image, from `{image_id: [objects]}` files, COCO annotation files, or several of them.
 
     Instance files (`categories` and `annotations` with `category_id`) and caption files (`annotations` with
-    `caption`) are added up, as the official rule asks; an image that stands in `images` without annotations has no
-    objects. CHAIR needs both kinds: instances alone call a mention of what only the annotators' captions name a
-    hallucination. `CocoTruth.lacks` says where one is missing.
+    `caption`) are combined, as the official rule requires; an image in `images` without annotations has no objects.
+    CHAIR needs both kinds: with instances alone, an object that only the annotators' captions name would count as a
+    hallucination. `CocoTruth.lacks` lists where one is missing.
 
     Raises:
-        InvalidInput: a file that is none of these, or an object that is none of the 80.
+        InvalidInput: a file has another form, or an object is not one of the 80.
     """
     truth: dict[str, set[str]] = {}
     kinds: dict[str, set[str]] = {}

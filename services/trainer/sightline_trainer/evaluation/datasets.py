@@ -1,6 +1,6 @@
-"""Datasets of `sightline eval run`: what each suite asks, and how its answers become a result.
+"""Datasets of `sightline eval run`: the questions of each suite, and how answers become a result.
 
-playground   prompts.jsonl, vocabulary.json, and if there: questions.jsonl, truth.jsonl (docs/data.md)
+playground   prompts.jsonl, vocabulary.json, and optionally questions.jsonl, truth.jsonl (docs/data.md)
 chair        prompts.jsonl with COCO image ids as `image_id` (else `id`), and truth.json, or COCO's
              instances_*.json and captions_*.json
 pope         questions.jsonl or coco_pope_*.json, POPE's own files, and the images
@@ -39,7 +39,7 @@ Answers = Mapping[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Work:
-    """Items to ask, and what makes a result of their answers."""
+    """Items to ask, and a function that turns their answers into a result."""
 
     items: list[EvalItem]
     finish: Callable[[Answers], Result]
@@ -47,10 +47,10 @@ class Work:
 
 @dataclass(frozen=True)
 class SuiteOptions:
-    """What all suites have in common.
+    """Options of all suites.
 
     Attributes:
-        temperature: of captions; questions are always asked greedily.
+        temperature: temperature of captions; answers to questions are always greedy.
         limit: number of the first images (playground, chair) or questions (pope, amber) to use; None for all.
         suffix: appended to every question, such as " Answer yes or no."
         similarity: AMBER's word similarity.
@@ -64,10 +64,10 @@ class SuiteOptions:
 
 
 def work(suite: Suite, directory: Path, options: SuiteOptions) -> Work:
-    """What a suite asks.
+    """The questions of a suite.
 
     Raises:
-        InvalidInput: the directory is not of this suite; says what is missing.
+        InvalidInput: the directory does not fit the suite; the message says what is missing.
     """
     if not directory.is_dir():
         raise InvalidInput(f"no dataset directory {directory}; name one with --data", reason="DATASET_NOT_FOUND")
@@ -206,7 +206,7 @@ def _amber(directory: Path, options: SuiteOptions) -> Work:
 
 
 def _image(directory: Path, name: str) -> Path:
-    """Where an image of POPE or AMBER lies; the first place where none is, for the message."""
+    """The path of a POPE or AMBER image; if it is missing, the first possible path, for the message."""
     places = [directory, *(root / sub for root in (directory, directory.parent) for sub in ("images", "image"))]
     return next((place / name for place in places if (place / name).is_file()), places[0] / name)
 

@@ -33,15 +33,15 @@ from sightline_trainer.rewards.clip import ClipScores
 T = TypeVar("T")
 
 COMPARED = ("chair_s", "cover")
-"""Metrics whose change against the base model stands in `metrics.json`; `against_base.json` has all."""
+"""Metrics whose change from the base model is in `metrics.json`; `against_base.json` has all."""
 
 
 @dataclass(frozen=True)
 class Caption:
-    """One held-out caption, a row of `captions.parquet`: of a response only what is measured, and what the truth says
-    of it, which no response knows. `reward` is its CLIPScore, None if the scorer refused it or was not asked;
-    `degenerate` is why it is, or ""; `kl_to_base` what it adds to the KL from the base model (see `divergence`), None
-    where that is unknown."""
+    """One held-out caption, a row of `captions.parquet`: the measured fields of a response, and its comparison with the
+    truth. `reward` is its CLIPScore, None if the scorer refused it or was not asked; `degenerate` says why it is
+    degenerate, or is ""; `kl_to_base` is its contribution to the KL from the base model (see `divergence`), None if
+    unknown."""
 
     prompt_id: str
     text: str
@@ -71,7 +71,7 @@ class GivenAnswer:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What was said, and what it adds to each metric, by image."""
+    """The texts, and their contributions to each metric, by image."""
 
     captions: list[Caption]
     greedy: list[Caption]
@@ -80,7 +80,7 @@ class Evaluated:
     dropped: DroppedRows = field(default_factory=DroppedRows)
 
     def metrics(self) -> dict[str, float]:
-        """The numbers of `metrics.json`: each metric that is defined, with `_low` and `_high`."""
+        """The numbers for `metrics.json`: each defined metric, with `_low` and `_high`."""
         bounds = intervals(self.ratios)
         found: dict[str, float] = {}
         for name, value in self.ratios.values().items():
@@ -91,16 +91,16 @@ class Evaluated:
         return found
 
     def write(self, directory: Path, base: Path | None = None) -> dict[str, float]:
-        """Write all that was said, and the metrics by image.
+        """Write all texts, and the metrics by image.
 
         Args:
-            directory: gets captions.parquet, greedy.parquet, answers.parquet and by_image.json; dropped/evaluation.json
-                where something was left out.
+            directory: for captions.parquet, greedy.parquet, answers.parquet and by_image.json, and
+                dropped/evaluation.json if something was left out.
             base: the base model's directory; with it, `against_base.json` holds the paired differences.
 
         Returns:
-            The numbers of `metrics.json`; with `base` also the changes of CHAIR_s and cover, and how far the words of
-            captions moved (`wording`; wording.json names the phrase).
+            The numbers for `metrics.json`; with `base` also the changes of CHAIR_s and cover, and how much the
+            captions' wording changed (`wording`; wording.json names the phrase).
         """
         for name, rows in (("captions", self.captions), ("greedy", self.greedy), ("answers", self.answers)):
             if rows:
@@ -112,7 +112,7 @@ class Evaluated:
         known = read_json(base / "by_image.json") if base is not None else None
         if known is not None:
             before = Ratios.from_json(known)
-            both = set(before.images) & set(self.ratios.images)  # a picture may be gone by now
+            both = set(before.images) & set(self.ratios.images)  # a picture may have been deleted
             differences = paired(before.only(both), self.ratios.only(both))
             write_json(directory / "against_base.json", differences_json(differences))
             for name in COMPARED:
@@ -142,18 +142,18 @@ async def evaluate(
     in_flight: int,
     progress: Callable[[int, int], None],
 ) -> Evaluated:
-    """Ask everything of the set, with the same seeds for every policy: sampled captions, which are scored too, and
-    which the base model is asked about where its KL can be told; greedy captions; questions, greedily. What is refused
-    for a prompt's or picture's own sake is left out and stands in the result's `dropped`.
+    """Ask the whole set, with the same seeds for every policy: sampled captions, which are also scored, by the base
+    model too if its KL can be computed; greedy captions; questions, greedily. A prompt or picture that is refused is
+    left out and listed in the result's `dropped`.
 
     Raises:
-        PreconditionFailed: NO_PROMPTS, none of the prompts could be asked.
-        SightlineError: a service stays away.
+        PreconditionFailed: NO_PROMPTS: none of the prompts could be asked.
+        SightlineError: a service stays unavailable.
     """
     slots, done, dropped = asyncio.Semaphore(in_flight), 0, DroppedRows()
     engine = (await candidates.client.policies()).capabilities
     diverges = measurable(engine, temperature=held_out.temperature, top_p=candidates.settings.top_p)
-    diverges = diverges and candidates.decoder is None  # what is guided or penalised is drawn from no policy
+    diverges = diverges and candidates.decoder is None  # guided or penalised samples do not come from the policy itself
 
     async def ask(prompt: Prompt, count: int, temperature: float, text: str | None = None) -> list[Response]:
         return await candidates(prompt, count, iteration=0, version=version, temperature=temperature, text=text)
@@ -176,7 +176,7 @@ async def evaluate(
         if not diverges or len(sample.logprobs) != len(sample.token_ids):
             return None
         if not version or not sample.token_ids:
-            return 0.0  # the base model itself, or nothing was said
+            return 0.0  # the base model itself, or an empty text
         return k3(sample.logprobs, await candidates.logprobs(prompt, sample, version=0))
 
     async def sampled(at: int) -> tuple[list[Response], float | None]:
@@ -219,13 +219,13 @@ def assemble(
     plain: list[Response],
     said: list[Response],
 ) -> Evaluated:
-    """The metrics of what was said.
+    """The metrics of the texts.
 
     Args:
-        held_out: what was asked.
-        captioned: for each prompt its samples, of which the first may have its score, and `kl_to_base` of the first.
+        held_out: the questions.
+        captioned: for each prompt its samples (the first may have a score), and `kl_to_base` of the first.
         plain: greedy captions of the first prompts.
-        said: an answer for each question.
+        said: the answer to each question.
     """
     sampled = [
         _caption(held_out, prompt, samples[0], kl)
@@ -266,7 +266,7 @@ def assemble(
 def _caption(
     held_out: EvaluationSet, prompt: Prompt, sample: Response, kl_to_base: float | None = None
 ) -> tuple[Caption, FactCounts | None]:
-    # No objects means that nobody said what is in the image, not that it is empty.
+    # No objects means that the image is not annotated, not that it is empty.
     facts = held_out.facts.read(prompt.id, sample.text, prompt.objects) if held_out.facts and prompt.objects else None
     return Caption(
         prompt_id=prompt.id,

@@ -1,4 +1,4 @@
-"""EvaluationSet: the questions that every policy gets, and what is known of the answers."""
+"""The questions that every policy gets, and the truth about them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sightline_trainer.sections import Evaluation
 
 FACT_KINDS = ("attribute", "relation")
-"""Kinds of question that are not POPE's: they are reported apart."""
+"""Kinds of question outside POPE, which are reported separately."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class EvaluationSet:
 
     Attributes:
         prompts: each gets one sampled caption.
-        facts: None if the dataset has no vocabulary.json; then only what needs no truth is measured.
-        questions: with the prompt whose image each is about.
-        greedy: how many of the prompts get a greedy caption too.
-        diverse, samples: how many of the prompts get how many samples, for diversity.
-        temperature: of the sampled captions.
+        facts: None if the dataset has no vocabulary.json; then only metrics without truth are measured.
+        questions: each with the prompt whose image it is about.
+        greedy: number of prompts that also get a greedy caption.
+        diverse, samples: number of prompts with several samples, and number of these samples, for diversity.
+        temperature: temperature of the sampled captions.
     """
 
     prompts: list[Prompt]
@@ -41,16 +41,16 @@ class EvaluationSet:
 
     @classmethod
     def load(cls, directory: Path, prompts: list[Prompt], settings: Evaluation) -> EvaluationSet:
-        """With the side files of a dataset: vocabulary.json, truth.jsonl, questions.jsonl, each if it is there.
+        """Build it with a dataset's further files: vocabulary.json, truth.jsonl, questions.jsonl, each if it exists.
 
         Raises:
-            InvalidInput: a file can't be read; says which and where.
+            InvalidInput: a file can't be read; the message says which and where.
         """
         known = (directory / "vocabulary.json").is_file()
         facts = Facts.load(directory, [prompt.id for prompt in prompts]) if known else None
         path = directory / "questions.jsonl"
         questions = about(prompts, path, settings.questions) if settings.questions and path.is_file() else []
-        sampled = settings.temperature > 0  # greedy samples are all alike
+        sampled = settings.temperature > 0  # greedy samples are all equal
         return cls(
             prompts,
             facts,
@@ -63,13 +63,13 @@ class EvaluationSet:
 
     @property
     def total(self) -> int:
-        """How many things are asked."""
+        """Number of requests."""
         return len(self.prompts) + self.greedy + len(self.questions)
 
 
 def about(prompts: Sequence[Prompt], path: Path, count: int | None) -> list[tuple[Prompt, Question]]:
-    """About `count` questions on these prompts' images (None: all): as many of each kind, spread over the images, and
-    all questions of a kind that an image has (yes and no stay equally many)."""
+    """About `count` questions on these prompts' images (None: all), the same number of each kind, spread over the
+    images. If an image's questions of a kind are taken, all are, so that yes and no remain balanced."""
     by_id = {prompt.id: prompt for prompt in prompts}
     groups: dict[str, dict[str, list[Question]]] = {}
     for question in read_questions(path, image_at="id", labelled_only=True):

@@ -1,16 +1,16 @@
 """Facts: objects, attributes and relations that a caption states, checked against a dataset's exact truth.
 
 A dataset's `vocabulary.json` says which words can be exchanged: `attributes` (groups of words, such as colours) and
-`relations` (groups of phrases behind an object, such as "on the left"); `truth.jsonl` says which relations hold,
+`relations` (groups of phrases after an object, such as "on the left"); `truth.jsonl` lists the true relations,
 `{"id", "relations": {object: [phrase, ...]}}`. Then
 
-    object accuracy     mentions of objects that are there / mentions                         (1 - CHAIR_i)
-    attribute accuracy  of mentions whose noun is there, those with the right attribute: where a blue star is in the
-                        image, "a red star" is a wrong attribute, "a red ring" no statement about an attribute
+    object accuracy     mentions of present objects / mentions                         (1 - CHAIR_i)
+    attribute accuracy  of mentions whose noun is present, those with the right attribute: if a blue star is in the
+    image, "a red star" is a wrong attribute, and "a red ring" says nothing about attributes
     relation accuracy   of true objects that are mentioned with a relation, those with a true one
 
-The decomposition follows AMBER's existence, attribute and relation (Wang et al. 2023, arXiv 2311.07397), on captions in
-place of questions.
+The decomposition follows AMBER's existence, attribute and relation (Wang et al. 2023, arXiv 2311.07397), for captions
+instead of questions.
 """
 
 from __future__ import annotations
@@ -32,21 +32,21 @@ Relations = Mapping[str, frozenset[str]]
 
 @dataclass(frozen=True)
 class FactCounts:
-    """What one caption states."""
+    """The statements of one caption."""
 
     caption: CaptionCounts
     attributes: tuple[int, int]
-    """Right ones, and all that were stated."""
+    """Number of right statements, and of all."""
     relations: tuple[int, int]
 
     def parts(self) -> dict[str, Part]:
-        """CHAIR's parts and those of attributes and relations."""
+        """The contributions to CHAIR, and to attribute and relation accuracy."""
         return self.caption.parts() | {"attribute_accuracy": self.attributes, "relation_accuracy": self.relations}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Reads captions by a dataset's vocabulary and truth."""
+    """Compares captions with a dataset's vocabulary and truth."""
 
     vocabulary: Vocabulary
     attributes: frozenset[str] = frozenset()
@@ -55,10 +55,10 @@ class Facts:
 
     @classmethod
     def load(cls, directory: Path, ids: Iterable[str] | None = None) -> Facts:
-        """Read `vocabulary.json` and, where it is there, `truth.jsonl` (of `ids`, or all of it).
+        """Read `vocabulary.json` and, if it exists, `truth.jsonl` (for `ids`, or all of it).
 
         Raises:
-            InvalidInput: there is no vocabulary, or a file can't be read.
+            InvalidInput: the vocabulary is missing, or a file can't be read.
         """
         path = directory / "vocabulary.json"
         if not path.is_file():
@@ -82,7 +82,7 @@ class Facts:
         return cls(vocabulary, attributes, relations, truth)
 
     def read(self, image: str, text: str, objects: Iterable[str]) -> FactCounts:
-        """One caption of the image `image`, which holds `objects`."""
+        """One caption of the image `image`, which contains `objects`."""
         counts = count(text, objects, self.vocabulary)
         return FactCounts(counts, self._attributes(counts), self._relations(image, text, counts))
 

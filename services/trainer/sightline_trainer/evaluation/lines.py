@@ -1,9 +1,8 @@
-"""Lines: the one reader of all suites' files, strict, with errors that name the file, the line and the fix.
+"""The one reader for all suites' files: strict, with errors that name the file, the line and the fix.
 
-Taken are JSON lines, one JSON list, and JSON values one after the other however they are broken into lines (what
-`json.dump` in a loop, `jq` and `cat` leave), in UTF-8 with or without a byte order mark, or in UTF-16 with one.
-Refused is what would be read as something else than it says: a key that stands twice in an object, a text that is null,
-a number or half of an emoji, an id that is null or a fraction.
+It accepts JSON lines, one JSON list, and consecutive JSON values with any line breaks (as from `json.dump` in a loop,
+`jq` and `cat`), in UTF-8 with or without a byte order mark, or in UTF-16 with one. It refuses ambiguous values: a
+duplicate key in an object, a text that is null, a number or half of an emoji, an id that is null or a fraction.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from sightline.errors import InvalidInput
 Row = dict[str, Any]
 
 MOST_BYTES = 2 << 30
-"""Of a file: COCO's largest has a quarter of it. Files of suites are read whole."""
+"""Maximum bytes of a file (COCO's largest has a quarter of it). Suites' files are read completely."""
 _BETWEEN = re.compile(r"[\s\ufeff]*")
 
 
@@ -41,11 +40,11 @@ class Line:
         """The text under a key.
 
         Raises:
-            InvalidInput: it is missing or no text.
+            InvalidInput: it is missing or not a text.
         """
         value = self.row.get(key)
         if not isinstance(value, str):
-            raise self.fault(f"{key} is {_shown(value)}; wanted a text (an empty one is an answer, null is none)")
+            raise self.fault(f"{key} is {_shown(value)}; wanted a text (an empty text is an answer, null is not)")
         if not encodable(value):
             raise self.fault(f"{key} holds half of a character (a lone surrogate); write it again from the whole text")
         return value
@@ -54,7 +53,7 @@ class Line:
         """The id under a key: 7, "7" and 7.0, as pandas writes it, are one.
 
         Raises:
-            InvalidInput: it is missing or no id.
+            InvalidInput: it is missing or not an id.
         """
         value = self.row.get(key)
         if isinstance(value, float) and value.is_integer():
@@ -70,7 +69,7 @@ def read_lines(path: Path, keys: Sequence[str]) -> Iterator[Line]:
     """The objects of a file, each with its place.
 
     Raises:
-        InvalidInput: the file can't be read, holds what is not JSON object, or one of `keys` is missing.
+        InvalidInput: the file can't be read, holds something other than JSON objects, or one of `keys` is missing.
     """
     wanted = ", ".join(keys)
     for place, value in _values(path, _text(path, "name a JSON-lines file")):
@@ -96,7 +95,7 @@ def read_value(path: Path) -> Any:
 
 
 def encodable(text: str) -> bool:
-    """Whether a text has no half characters, such as an emoji that was cut in two."""
+    """Whether a text has no half characters, such as half of an emoji."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -122,7 +121,7 @@ def _text(path: Path, fix: str) -> str:
 
 
 def _values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """Values with their places. Where the first is a list, its entries are meant, and all others must be lists too."""
+    """Values with their places. If the first is a list, its entries are meant, and all others must be lists too."""
     at, line, entry, lists = 0, 1, 0, False
     while (start := _skipped(text, at)) < len(text):
         line += text.count("\n", at, start)
@@ -145,7 +144,7 @@ def _values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 def _skipped(text: str, at: int) -> int:
-    """Behind white space and byte order marks, which files that were put together have in their midst."""
+    """The position after white space and byte order marks, which concatenated files have in the middle."""
     match = _BETWEEN.match(text, at)
     return match.end() if match else at
 

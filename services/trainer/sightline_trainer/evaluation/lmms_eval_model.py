@@ -1,15 +1,15 @@
-"""A sampler as a model of lmms-eval (EvolvingLMMs-Lab/lmms-eval, written against 0.7.3), for benchmarks beyond ours.
+"""A sampler as a model for lmms-eval (EvolvingLMMs-Lab/lmms-eval, written against 0.7.3), for other benchmarks.
 
     pip install lmms-eval
     python -m sightline_trainer.evaluation.lmms_eval_model \\
         --model sightline --model_args address=127.0.0.1:50052,max_in_flight=32 --tasks mme,pope --batch_size 1
 
-The module registers the model and hands the rest of the command line to lmms-eval. `manifest` is what its entry-point
-group `lmms_eval.models` takes, where the command should be `lmms-eval` itself.
+The module registers the model and passes the rest of the command line to lmms-eval. To use the command `lmms-eval`
+itself, register `manifest` in its entry-point group `lmms_eval.models`.
 
-One turn a request, about one image or several. A request without an image, with a video, with more images than the
-sampler takes, of several rounds or for log-likelihoods is refused with the task's name, never answered in part.
-lmms-eval's own POPE is another metric than `sightline eval pope` (docs/evaluation.md).
+A request has one turn about one or several images. A request without an image, with a video, with more images than the
+sampler takes, with several rounds or for log-likelihoods is refused with the task's name, never answered in part.
+lmms-eval's own POPE is not the metric of `sightline eval pope` (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
         Args:
             address: gRPC target of the sampler.
             max_in_flight: number of concurrent requests.
-            seed: of the samples, where a task asks for a temperature.
-            max_tokens: most new tokens where the task names none.
+            seed: seed of the samples, if a task asks for a temperature.
+            max_tokens: maximum new tokens if the task does not set it.
             timeout: deadline of a request in seconds.
-            ca_file, certificate_file, key_file: PEM files, where the sampler speaks TLS and asks for a certificate.
+            ca_file, certificate_file, key_file: PEM files, if the sampler uses TLS and requires a certificate.
             token_file: file with the token to send.
-            _: what lmms-eval hands to every model (batch_size, device).
+            _: arguments that lmms-eval passes to every model (batch_size, device).
         """
         super().__init__()
         root, certificate, key = (Path(file) if file else None for file in (ca_file, certificate_file, key_file))
@@ -74,21 +74,21 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
         """One answer for each request, in order.
 
         Raises:
-            Unsupported: a request that is not of images and one text.
+            Unsupported: a request is not for images and one text.
             SightlineError: the sampler fails.
         """
         with ThreadPoolExecutor(max_workers=self.max_in_flight) as pool:
             return list(pool.map(self._answer, requests))
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Not offered: lmms-eval asks for the log-probability of texts, the sampler scores token ids."""
+        """Not supported: lmms-eval asks for the log-probability of texts, but the sampler scores token ids."""
         raise Unsupported(
             "the sampler gives no log-likelihoods of texts; choose tasks of type generate_until",
             reason="TASK_UNSUPPORTED",
         )
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        """Not offered: the sampler answers one turn."""
+        """Not supported: the sampler answers one turn."""
         raise Unsupported(
             "the sampler answers one turn; choose tasks of type generate_until", reason="TASK_UNSUPPORTED"
         )
@@ -103,7 +103,7 @@ class SightlineSampler(lmms):  # type: ignore[misc,unused-ignore]
             )
         temperature = float(settings.get("temperature") or 0.0)
         text = str(context)
-        if len(images) == 1 or text.count(PLACEHOLDER) != len(images):  # else it says where each stands
+        if len(images) == 1 or text.count(PLACEHOLDER) != len(images):  # otherwise placeholders mark each image's place
             text = PLACEHOLDER * len(images) + text.replace(PLACEHOLDER, "").strip()
         samples = self.client.sample(
             images,
@@ -133,7 +133,7 @@ def _image(visual: Any, where: str) -> bytes | Path:
         if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".gif"}:
             return path
         raise Unsupported(f"{where}: {visual} is not an image; the sampler takes no videos", reason="IMAGE_UNUSABLE")
-    if isinstance(visual, bytes | bytearray):  # lmms-eval gives pictures and paths; these may be anything
+    if isinstance(visual, bytes | bytearray):  # lmms-eval passes pictures and paths; bytes may be anything
         raise Unsupported(f"{where}: a {type(visual).__name__} is not an image", reason="IMAGE_UNUSABLE")
     try:
         return image_bytes(visual)
@@ -148,7 +148,7 @@ def _until(text: str, stops: str | Sequence[str] | None) -> str:
 
 
 def manifest() -> Any:
-    """What lmms-eval's model registry takes."""
+    """The entry for lmms-eval's model registry."""
     from lmms_eval.models.registry_v2 import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
         ModelManifest,
     )

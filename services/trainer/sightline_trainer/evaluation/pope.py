@@ -8,14 +8,15 @@ evaluate.py at 08d957b).
     yes ratio = (TP + FP) / all
 
 Answer rule of the official script: the text up to the first full stop, without commas, split at single spaces; "No",
-"not" or "no" among the words means no, everything else means yes, also an empty answer, "NO", "None" and "isn't".
-`rule="words"` reads these as people do (case, line ends, other punctuation, n't, "none"); the output counts how many
-answers the two rules read differently.
+"not" or "no" among the words means no, everything else means yes, even an empty answer, "NO", "None" and "isn't".
+`rule="words"` reads these as people do (case, line ends, other punctuation, n't, "none"); the output counts the answers
+that the two rules read differently.
 
-Answers belong to questions by id, and must say what was asked: POPE's sets all count from 1, so by ids alone the
-answers to one set's questions would give another set's table. The official script pairs the two files by position, so
-that one missing answer shifts all that follow; here it is an error that names the question. Its answer files carry no
-ids: those are matched by position with `compat="official"`, and then every question's text must be the same in both.
+Answers are matched to questions by id, and must contain the question: all of POPE's sets count from 1, so by ids alone
+the answers to one set would be scored as another set's. The official script pairs the two files by position, so that
+one missing answer shifts all that follow; here a missing answer is an error that names the question. Official answer
+files have no ids: `compat="official"` matches them by position, and then every question's text must be the same in
+both.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def official_no(answer: str) -> bool:
 
 
 def words_no(answer: str) -> bool:
-    """Whether the first sentence says no, in any case and with any punctuation."""
+    """Whether the first sentence says no, regardless of case and punctuation."""
     sentence = re.split(r"[.!?]", answer.strip(), maxsplit=1)[0].lower()
     words = _WORD.findall(sentence)
     return any(word in _NO or word.endswith(("n't", "n’t")) for word in words)
@@ -56,7 +57,7 @@ RULES: dict[Rule, Callable[[str], bool]] = {"official": official_no, "words": wo
 
 @dataclass(frozen=True)
 class Question:
-    """A yes/no question. `kind` is a part of the set that is also reported alone, "" if there is one part."""
+    """A yes/no question. `kind` is a part of the set that is also reported separately, "" if there is only one."""
 
     id: str
     image: str
@@ -67,7 +68,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts; "yes" is positive. A ratio of nothing is None."""
+    """Counts; "yes" is positive. A ratio with denominator 0 is None."""
 
     tp: int = 0
     fp: int = 0
@@ -97,7 +98,7 @@ class Confusion:
         }
 
     def metrics(self) -> dict[str, float | None]:
-        """All metrics; F1 is None only where there is neither a "yes" nor a question whose answer is yes."""
+        """All metrics; F1 is None only if there is neither a "yes" nor a question whose answer is yes."""
         return {name: above / below if below else None for name, (above, below) in self.parts().items()}
 
 
@@ -110,11 +111,11 @@ class Answered:
     rule: Rule
 
     def said(self) -> list[bool]:
-        """For each question: was yes said?"""
+        """For each question: whether the answer was yes."""
         return [not RULES[self.rule](answer) for answer in self.answers]
 
     def confusion(self, kind: str | None = None) -> Confusion:
-        """The counts of one kind of question, or of all."""
+        """The counts for one kind of question, or for all."""
         total = Confusion()
         for question, said in zip(self.questions, self.said(), strict=True):
             if kind is None or question.kind == kind:
@@ -126,7 +127,7 @@ class Answered:
         return list(dict.fromkeys(question.kind for question in self.questions))
 
     def ratios(self, kind: str | None = None) -> Ratios:
-        """The metrics by image, of one kind or of all."""
+        """The metrics by image, for one kind or for all."""
         return Ratios.collect(
             (question.image, Confusion.one(question.yes, said).parts())
             for question, said in zip(self.questions, self.said(), strict=True)
@@ -134,11 +135,11 @@ class Answered:
         )
 
     def read_differently(self) -> int:
-        """How many answers the two rules read differently."""
+        """Number of answers that the two rules read differently."""
         return sum(official_no(answer) != words_no(answer) for answer in self.answers)
 
     def details(self) -> list[Row]:
-        """For each question: the answer, how it was read, and the truth."""
+        """For each question: the answer, its reading, and the truth."""
         return [
             {"question_id": q.id, "image": q.image, "text": q.text, "answer": answer, "said": said, "label": q.yes}
             for q, answer, said in zip(self.questions, self.answers, self.said(), strict=True)
@@ -150,11 +151,11 @@ def read_questions(path: Path, *, image_at: str = "image", labelled_only: bool =
 
     Args:
         path: the file.
-        image_at: where the image's name stands; "id" in a dataset, whose questions name their prompt.
-        labelled_only: pass over lines without a label: in a dataset they are not yes/no questions.
+        image_at: the key of the image's name; "id" in a dataset, whose questions name their prompt.
+        labelled_only: skip lines without a label: in a dataset they are not yes/no questions.
 
     Raises:
-        InvalidInput: names the line that can't be read, or an id that stands twice.
+        InvalidInput: a line can't be read or an id is duplicate; the message names it.
     """
     found: dict[str, Question] = {}
     for line in read_lines(path, [] if labelled_only else ["question_id", "text", "label"]):
@@ -164,7 +165,7 @@ def read_questions(path: Path, *, image_at: str = "image", labelled_only: bool =
         if label not in ("yes", "no"):
             raise line.fault(f"label is {label!r}; wanted yes or no")
         if key in found:
-            raise line.fault(f"question_id {key} stands twice")
+            raise line.fault(f"question_id {key} occurs twice")
         image = line.name(image_at) if image_at in line.row else key
         kind = line.text("kind") if "kind" in line.row else ""
         found[key] = Question(key, image, line.text("text"), label == "yes", kind)
@@ -175,7 +176,7 @@ def read_questions(path: Path, *, image_at: str = "image", labelled_only: bool =
 
 @dataclass(frozen=True)
 class GivenAnswers:
-    """Answers by question id. `checked` says by what they were found to belong to the questions."""
+    """Answers by question id. `checked` says how they were matched to the questions."""
 
     by_id: dict[str, str]
     checked: str
@@ -186,18 +187,18 @@ def read_answers(
 ) -> GivenAnswers:
     """Answers by question id, from objects `{"question_id", "question", "image", "answer"}`.
 
-    The answer stands under `answer`, `response` or `text`; the question that was asked under `question`,
-    `prompt` or, beside an `answer` or `response`, `text`.
+    The answer is under `answer`, `response` or `text`; the question is under `question`, `prompt` or, beside an
+    `answer` or `response`, `text`.
 
     Args:
         path: the file.
-        questions: those that were asked.
+        questions: the questions.
         compat: "official" reads files without ids, `{"question", "answer"}`, by position.
-        trust_ids: take answers that do not say what was asked.
+        trust_ids: accept answers without their question.
 
     Raises:
-        InvalidInput: names the line that can't be read, an answer to another question or about another image, a
-            question that is answered twice or was not asked.
+        InvalidInput: a line can't be read, an answer is to another question or about another image, or a question is
+            answered twice or was not asked; the message names it.
     """
     asked = {question.id: question for question in questions}
     found: dict[str, str] = {}
@@ -221,7 +222,7 @@ def read_answers(
         text, image = _belongs(line, asked[key], answer)
         if not text and not trust_ids:
             raise line.fault(
-                f"question {key} is answered without a word of what was asked, so that it may be an answer to another "
+                f"the answer to question {key} does not contain the question, so it may be an answer to another "
                 "set's question of that id; write the question's text under `question` (and its `image`), or use "
                 "--trust-ids"
             )
@@ -231,10 +232,10 @@ def read_answers(
 
 
 def _belongs(line: Line, question: Question, answer: str) -> tuple[bool, bool]:
-    """Whether the question's text and image stand beside the answer; raises where they are others."""
+    """Whether the question's text and image are given with the answer; raises if they differ."""
     names = [name for name in ("question", "prompt", "text") if name in line.row and name != answer]
     for name in names:
-        # What was appended for the model (" Answer yes or no.") does not matter.
+        # Text appended for the model (" Answer yes or no.") is ignored.
         if _plain(question.text) not in _plain(line.text(name)):
             raise line.fault(
                 f"answers {line.text(name)!r}, but question {question.id} is {question.text!r}; these are answers to "
@@ -254,7 +255,7 @@ def _plain(text: str) -> str:
 
 
 def _image_name(name: str) -> str:
-    """An image by its name without directories; COCO's by their numbers."""
+    """An image's name without directories; for COCO, its number."""
     return image_key(PurePosixPath(name.replace("\\", "/")).name)
 
 
@@ -280,7 +281,7 @@ def match(questions: Sequence[Question], answers: Mapping[str, str], rule: Rule 
     """Questions with their answers.
 
     Raises:
-        InvalidInput: questions without an answer; names them.
+        InvalidInput: questions have no answer; the message names them.
     """
     missing = [question.id for question in questions if question.id not in answers]
     if missing:

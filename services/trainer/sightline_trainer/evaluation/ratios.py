@@ -1,7 +1,8 @@
-"""Ratio: a metric that is one sum over another, kept by image so that images can be drawn again.
+"""Ratio: a metric that is one sum over another, stored by image so that images can be resampled.
 
 Every metric of this package has that form: CHAIR_s is hallucinated captions over captions, F1 is 2 TP over
-2 TP + FP + FN, a mean is a sum over a count. A ratio over nothing is None (`null` in JSON), never 0, and no crash.
+2 TP + FP + FN, a mean is a sum over a count. A ratio with denominator 0 is None (`null` in JSON), never 0 and never an
+error.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Part = tuple[float, float]
-"""What one text adds above and below the line."""
+"""One text's contribution to numerator and denominator."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Ratio:
 
     @property
     def value(self) -> float | None:
-        """The metric, or None if nothing stands below the line."""
+        """The metric, or None if the denominator is 0."""
         below = float(self.below.sum())
         return float(self.above.sum()) / below if below else None
 
@@ -39,16 +40,16 @@ class Ratios:
     of: Mapping[str, Ratio]
 
     def only(self, images: Collection[str]) -> Ratios:
-        """The same of some of the images."""
+        """The same for some of the images."""
         kept = np.array([at for at, image in enumerate(self.images) if image in images], dtype=np.intp)
         of = {name: Ratio(one.above[kept], one.below[kept]) for name, one in self.of.items()}
         return Ratios(tuple(self.images[at] for at in kept), of)
 
     @classmethod
     def collect(cls, rows: Iterable[tuple[str, Mapping[str, Part]]]) -> Ratios:
-        """Add up `(image, {metric: (above, below)})`; several rows of one image become one unit.
+        """Sum `(image, {metric: (above, below)})`; several rows of one image become one unit.
 
-        Every metric that any row names is there for all images, with (0, 0) where a row does not name it.
+        Every metric that any row names exists for all images, with (0, 0) if a row does not name it.
         """
         number: dict[str, int] = {}
         places: list[int] = []
@@ -72,7 +73,7 @@ class Ratios:
         return self.of[name].value if name in self.of else None
 
     def values(self) -> dict[str, float]:
-        """All metrics that are defined."""
+        """All defined metrics."""
         return {name: ratio.value for name, ratio in self.of.items() if ratio.value is not None}
 
     def to_json(self) -> dict[str, Any]:

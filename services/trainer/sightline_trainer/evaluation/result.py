@@ -1,4 +1,4 @@
-"""Result: what an evaluation found, as a table of JSON values with counts, ratios and their intervals."""
+"""The result of an evaluation as JSON values: counts, ratios and their intervals."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Result:
     """One evaluation.
 
     Attributes:
-        suite: what was measured: "chair", "pope", "amber", "playground".
-        counts: integers that the metrics are made of.
-        ratios: the metrics by image; "part/metric" for a part that is also reported alone.
-        settings: what was chosen: compat, rule, temperature, policy version and the like.
-        differs: how this departs from the official script, in sentences for people.
-        official: the numbers as the official script prints them, where it was asked for.
+        suite: "chair", "pope", "amber" or "playground".
+        counts: the integers behind the metrics.
+        ratios: the metrics by image; "part/metric" for a part that is also reported separately.
+        settings: the settings used: compat, rule, temperature, policy version and others.
+        differs: how this differs from the official script, in sentences for people.
+        official: the numbers as the official script prints them, if requested.
         details: one object for each text.
     """
 
@@ -37,9 +37,9 @@ class Result:
     details: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self, *, details: bool, resamples: int = RESAMPLES, seed: int = 0) -> dict[str, Any]:
-        """The result as JSON: `metrics` holds value, numerator, denominator, low and high of each.
+        """The result as JSON: `metrics` has value, numerator, denominator, low and high for each.
 
-        `by_image` (with `details`) is what `sightline eval compare` needs.
+        `sightline eval compare` needs `by_image` (with `details`).
         """
         bounds = intervals(self.ratios, resamples=resamples, seed=seed)
         metrics = {
@@ -82,7 +82,7 @@ def compare(one: Mapping[str, Any], other: Mapping[str, Any], *, seed: int = 0) 
     """The paired differences of two results (`to_json(details=True)`) on the same images.
 
     Raises:
-        InvalidInput: a result without `by_image`, or of another suite, or on other images.
+        InvalidInput: a result has no `by_image`, or belongs to another suite or other images.
     """
     sides = []
     for value in (one, other):

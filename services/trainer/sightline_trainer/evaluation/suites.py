@@ -1,4 +1,4 @@
-"""Suites: answers and truth in, a `Result` out, wherever the answers come from."""
+"""Suites: turn answers and truth into a `Result`, from any source of answers."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def chair_result(
     compat: Compat,
     progress: Progress = lambda done, total: None,
 ) -> Result:
-    """CHAIR of captions; see `chair` and `coco`.
+    """CHAIR for captions; see `chair` and `coco`.
 
     Raises:
-        InvalidInput: an image that the truth does not know; or, with the official rule, one whose reference captions
-            or instances are missing: what only the one names would count as hallucinated.
+        InvalidInput: the truth lacks an image; or, with the official rule, an image's reference captions or instances
+            are missing, so that objects named only there would count as hallucinated.
     """
     lacking = half_known(truth, captions)
     if lacking and compat == "official":
@@ -64,7 +64,7 @@ def chair_result(
 
 
 def half_known(truth: CocoTruth, captions: Sequence[tuple[str, str]]) -> str:
-    """What is missing where COCO's instances or reference captions are given alone, or ""."""
+    """What is missing if only COCO's instances or only its reference captions are given, or ""."""
     for kind, images in truth.lacks(dict.fromkeys(image for image, _ in captions)).items():
         files = "captions_*.json (the annotators' captions)" if kind == "captions" else "instances_*.json"
         return (
@@ -77,7 +77,7 @@ def half_known(truth: CocoTruth, captions: Sequence[tuple[str, str]]) -> str:
 def pope_result(
     questions: Sequence[Question], answers: Mapping[str, str], *, rule: Rule = "official", checked: str = ""
 ) -> Result:
-    """POPE of answers; each kind of question is a part of its own. `checked`: by what answers were matched."""
+    """POPE for answers; each kind of question is a separate part. `checked`: how answers were matched."""
     answered = match(questions, answers, rule)
     counts, ratios = confusion_counts(answered), parts_of(answered)
     return Result(
@@ -93,7 +93,7 @@ def pope_result(
 
 
 def confusion_counts(answered: Answered) -> dict[str, int]:
-    """TP, FP, TN, FN and questions, of all and of each kind."""
+    """TP, FP, TN, FN and questions, for all and for each kind."""
     counts: dict[str, int] = {}
     kinds = answered.kinds()
     for kind in [None, *(kinds if len(kinds) > 1 else [])]:
@@ -158,7 +158,7 @@ def amber_result(
         counts |= {"questions": len(answers.answers), "neither_yes_nor_no": answers.unread()}
         counts |= {f"{part}/questions": len(tables[part].images) for part in PARTS if part in tables}
     if compat == "mended":
-        differs.append("the official script's slips are mended and nothing is rounded; --compat official keeps them")
+        differs.append("the official script's mistakes are fixed and nothing is rounded; --compat official keeps them")
     images = tuple(dict.fromkeys(image for ratios in tables.values() for image in ratios.images))
     return Result(
         suite="amber",

@@ -1,4 +1,4 @@
-"""Properties of texts without the image: degenerate ones, and how much samples differ."""
+"""Properties of texts without the image: whether they are degenerate, and how much samples differ."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REPEATED = re.compile(r"\b(\w+(?:\W+\w+){0,7})(?:\W+\1){2,}\b")
 def degenerate(text: str, finish_reason: str) -> str:
     """Why a text is degenerate, or "".
 
-    "empty": not one word. "unfinished": cut off at the most tokens. "repeats": one to eight words stand three times or
+    "empty": no word. "unfinished": cut off at the maximum length. "repeats": one to eight words repeat three times or
     more in a row, the loop that preference training and greedy decoding fall into (Holtzman et al. 2020, arXiv
     1904.09751, "neural text degeneration").
     """
@@ -23,6 +23,6 @@ def degenerate(text: str, finish_reason: str) -> str:
 
 
 def distinct(texts: Sequence[str]) -> tuple[int, int]:
-    """(different texts, texts) of one image's samples; white space and case do not count. A policy whose samples are
-    all alike gives no pairs to learn from."""
+    """(different texts, texts) of one image's samples, regardless of white space and case. A policy whose samples are
+    all equal gives no pairs to learn from."""
     return len({" ".join(text.lower().split()) for text in texts}), len(texts)

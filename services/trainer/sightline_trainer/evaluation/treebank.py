@@ -1,12 +1,12 @@
-"""Treebank: words of an English text as NLTK's `word_tokenize` has them, with their places, without NLTK or its data.
+"""Treebank: splits an English text into words like NLTK's `word_tokenize`, with positions, without NLTK or its data.
 
 The official CHAIR script tokenises with NLTK, whose rules are those of Robert MacIntyre's sed script for the Penn
-Treebank with additions (NLTK 3.10, `NLTKWordTokenizer`; Apache-2.0). They decide what is one word and so what is no
-object: "dog+cat", "-dog", "Frisbee™" and a dog with a zero-width space are one unknown word each. The rules put spaces
-round what stands alone, one after the other, each seeing what those before it did; so does this module.
+Treebank with additions (NLTK 3.10, `NLTKWordTokenizer`; Apache-2.0). They decide what one word is, and so what is not
+an object: "dog+cat", "-dog", "Frisbee™" and a dog with a zero-width space are one unknown word each. The rules put
+spaces around separate words, one rule after the other, each applied to the result of those before; so does this module.
 
-Sentences end behind a full stop, ! or ? before white space or certain marks, as Punkt has it for words that are no
-abbreviations; none of Punkt's English abbreviations is a word for an object.
+Sentences end after a full stop, ! or ? that is followed by white space or certain marks, as in Punkt for words that are
+not abbreviations; no object's name is one of Punkt's English abbreviations.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import string
 from collections.abc import Iterator
 
 Token = tuple[str, int, int]
-"""A word and its place: `text[start:end]`."""
+"""A word and its position: `text[start:end]`."""
 
 _END = re.compile(r"""[.!?](?=[)";}\]*:@'({\[!?‘’“”«»]|\s+\S)""")
 _CLOSING = re.compile(r"""["')\]}‘’“”«»]+?(?:\s+|(?=--)|$)""", re.MULTILINE)
 
-# Opening quotation marks become one stand-in each: later rules treat them otherwise than closing ones. A stand-in is as
-# long as what it stands for, so that places can be counted.
+# Each opening quotation mark becomes a stand-in, since later rules treat it unlike a closing one. A stand-in has the
+# same length as the mark, so that positions remain right.
 _OPEN, _OPEN_TWO = "\ue000", "\ue001\ue001"
 _FOREIGN = str.maketrans({"\ue000": "\ufffd", "\ue001": "\ufffd"})
 
@@ -70,8 +70,8 @@ def tokens(text: str) -> list[Token]:
 
 
 def _sentences(text: str) -> Iterator[tuple[int, int]]:
-    """Places of the sentences. Of several ends without white space between them the last one counts; marks that close
-    go with the sentence before them."""
+    """Positions of the sentences. The last of several ends without white space between them counts; closing marks
+    belong to the sentence before them."""
     ends = [match.end() for match in _END.finditer(text)]
     start = 0
     for number, end in enumerate(ends, 1):

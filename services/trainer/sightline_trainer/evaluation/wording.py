@@ -1,8 +1,8 @@
-"""Wording: whether a policy's captions came to use other phrases than the base model's.
+"""Wording: whether a policy's captions use other phrases than the base model's.
 
-A reward that likes a way of speaking (its own style, a favourite word, length, one form of sentence) moves the share of
-captions in which some phrase stands, and moves it far; what a policy learns of pictures moves each phrase a little,
-since pictures differ. Phrases are words, pairs of neighbours, and the three words that a caption begins with ("^").
+A reward that favours a way of speaking (its own style, a favourite word, length, one form of sentence) changes the
+share of captions with some phrase, and by a large amount; learning about pictures changes each phrase's share a little,
+since pictures differ. Phrases are words, pairs of adjacent words, and the first three words of a caption ("^").
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from itertools import pairwise
 
 _TOKENS = re.compile(r"\w+(?:['’-]\w+)*|[^\w\s]")
 _ERRORS = 3.0
-"""Standard errors that are taken off a change: the largest of many changes is large by chance too."""
+"""Standard errors subtracted from a change, since the largest of many changes is large by chance too."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Shift:
 
     @property
     def size(self) -> float:
-        """How far its share moved, up or down."""
+        """How much its share changed, up or down."""
         return abs(self.now - self.before)
 
 
 def shift(before: Sequence[str], now: Sequence[str]) -> Shift | None:
-    """The phrase whose share of captions changed most beyond chance, or None where none did."""
+    """The phrase whose share of captions changed most beyond chance, or None."""
     if not before or not now:
         return None
     old, new = _shares(before), _shares(now)
@@ -48,7 +48,7 @@ def shift(before: Sequence[str], now: Sequence[str]) -> Shift | None:
 
 
 def _shares(texts: Sequence[str]) -> Counter[str]:
-    """In how many texts each phrase stands."""
+    """Number of texts with each phrase."""
     found: Counter[str] = Counter()
     for text in texts:
         words = _TOKENS.findall(text.lower())

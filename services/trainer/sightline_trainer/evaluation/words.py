@@ -15,7 +15,7 @@ _WORD = re.compile(r"(?:[^\W\d_]|[\u0300-\u036f])+(?:-(?:[^\W\d_]|[\u0300-\u036f
 
 
 class Nouns(Protocol):
-    """Finds the nouns of a text, in the singular. `differs` says how it departs from the official script, or ""."""
+    """Finds the nouns of a text, in the singular. `differs` says how it differs from the official script, or ""."""
 
     differs: str
 
@@ -23,7 +23,7 @@ class Nouns(Protocol):
 
 
 class Similarity(Protocol):
-    """How alike two words are, at most 1. `differs` as with `Nouns`."""
+    """Similarity of two words, at most 1. `differs` as in `Nouns`."""
 
     differs: str
 
@@ -31,10 +31,11 @@ class Similarity(Protocol):
 
 
 class ListedNouns:
-    """Every word of a list, by its form alone, singular or plural: no tagger, so an "orange" shirt is an orange too."""
+    """Every word of a list, by form only, singular or plural. There is no tagger, so an "orange" shirt is an orange
+    too."""
 
     differs = (
-        "nouns: words of AMBER's own list by their form, in place of NLTK's tagger and WordNet's lemmas; a listed word "
+        "nouns: words of AMBER's own list by their form, instead of NLTK's tagger and WordNet's lemmas; a listed word "
         "that is used as an adjective or verb counts"
     )
 
@@ -44,7 +45,7 @@ class ListedNouns:
         self._word |= {word: word for word in listed}
 
     def __call__(self, text: str) -> list[str]:
-        """Listed words in order, as often as they stand there."""
+        """Listed words in order, with repetitions."""
         return [self._word[token] for token in _WORD.findall(text.lower()) if token in self._word]
 
 
@@ -74,10 +75,10 @@ class NltkNouns:
 
 
 class ExactSimilarity:
-    """1 for the same word, else 0."""
+    """1 for the same word, otherwise 0."""
 
     differs = (
-        "similarity: only equal words are alike; the official script also takes words for one another whose "
+        "similarity: only equal words are alike; the official script also matches words whose "
         "en_core_web_lg vectors have a cosine above 0.8 (it hallucinates less and covers more by its own count)"
     )
 
@@ -87,7 +88,7 @@ class ExactSimilarity:
 
 
 class SpacySimilarity:
-    """Cosine of a spaCy model's word vectors, as the official script has it with en_core_web_lg."""
+    """Cosine of a spaCy model's word vectors, as in the official script with en_core_web_lg."""
 
     def __init__(self, model: str = "en_core_web_lg") -> None:
         try:
@@ -104,7 +105,7 @@ class SpacySimilarity:
         self.differs = (
             ""
             if model == "en_core_web_lg"
-            else f"similarity: vectors of {model} in place of en_core_web_lg; the threshold of 0.8 means something else"
+            else f"similarity: vectors of {model} instead of en_core_web_lg; the threshold of 0.8 has another meaning"
         )
 
     def __call__(self, one: str, other: str) -> float:

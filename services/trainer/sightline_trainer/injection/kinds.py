@@ -1,4 +1,4 @@
-"""Kind: an error that can be written into an answer."""
+"""Kinds of errors that can be written into an answer."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Language models as writers: a text LLM behind a sampler of ours, or any OpenAI-compatible endpoint.
+"""Language models as writers: a text LLM behind our sampler, or any OpenAI-compatible endpoint.
 
-The instructions are our own; BPO's released ones ask for the same thing in other words and with examples.
+The instructions are our own; BPO's released ones ask for the same in other words and with examples.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def instruction(settings: Rewriting, asked: str, text: str) -> str:
 
 
 def cleaned(text: str) -> str | None:
-    """The answer without the quotation marks and the label that models like to add; None if nothing is left."""
+    """The answer without quotation marks and a label that models tend to add; None if nothing is left."""
     text = text.strip().removeprefix("New answer:").strip()
     if len(text) > 1 and text[0] == text[-1] == '"':
         text = text[1:-1].strip()
@@ -33,7 +33,7 @@ def cleaned(text: str) -> str | None:
 
 
 class LanguageModelWriter:
-    """A language model that is shown the text alone."""
+    """A language model that sees only the text."""
 
     def __init__(self, settings: Rewriting, speaker: Speaker) -> None:
         self.settings = settings
@@ -44,7 +44,7 @@ class LanguageModelWriter:
 
 
 def speaking(settings: Rewriting) -> Speaking:
-    """Whom a rewriting asks."""
+    """The language model for a rewriting."""
     return Speaking(
         who="openai" if settings.writer == "openai" else "sampler",
         address=settings.address,

@@ -1,11 +1,11 @@
-"""RuleWriter: errors by the words of a dataset's vocabulary.json, without a language model.
+"""RuleWriter: makes errors with the words of a dataset's vocabulary.json, without a language model.
 
     {"objects": ["red star", ...], "synonyms": {...},
-     "attributes": [["red", "green", ...], ...],           words of one group take each other's place
-     "relations": [["on the left", "on the right", ...]],  likewise, behind an object
-     "companions": {"red star": "green ring", ...}}        what often stands beside an object
+     "attributes": [["red", "green", ...], ...],           words of one group are exchanged
+     "relations": [["on the left", "on the right", ...]],  likewise, after an object
+     "companions": {"red star": "green ring", ...}}        what often occurs beside an object
 
-The last three are optional; without them the errors that need them are not made.
+The last three are optional; errors that need a missing one are not made.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ObjectSpan:
-    """Where a text names an object: [start, end) with its article and the relation behind it."""
+    """Where a text names an object: [start, end) with its article and the relation after it."""
 
     start: int
     end: int
@@ -69,10 +69,10 @@ class RuleWriter:
 
     @classmethod
     def load(cls, path: Path, kinds: Sequence[Kind], errors: int) -> RuleWriter:
-        """With the words of a vocabulary.json.
+        """Make one from a vocabulary.json.
 
         Raises:
-            InvalidInput: there is none.
+            InvalidInput: there is no such file.
         """
         if not path.is_file():
             raise InvalidInput(
@@ -108,7 +108,7 @@ class RuleWriter:
         ]
 
     def _other(self, text: str, prompt: Prompt, near: str, rng: random.Random) -> str | None:
-        """An object that is neither mentioned nor, as far as is known, there: the companion of `near`, or any."""
+        """An object that is neither mentioned nor, as far as known, present: the companion of `near`, or any."""
         taken = {*prompt.objects, *(mention.name for mention in self.mentions(text))}
         companion = self.companions.get(near)
         if companion is not None and companion not in taken:

@@ -11,6 +11,6 @@ class Writer(Protocol):
     """Rewrites `text`, an answer to `asked` about the prompt's image."""
 
     async def __call__(self, prompt: Prompt, asked: str, text: str, seed: int) -> str | None:
-        """The text with errors, or None if none could be made; the same seed gives the same rewriting where the
-        writer can promise that."""
+        """The text with errors, or None if none could be made; the same seed gives the same rewriting if the writer is
+        deterministic."""
         ...

@@ -27,7 +27,7 @@ FILTERS: Final[Mapping[str, type[FilterPart]]] = {
     "duplicates": Duplicates,
     "gap": Gap,
 }
-"""Filters by name, in the order in which they are asked; the first fault counts."""
+"""Filters by name, in the order in which they are applied; the first fault counts."""
 
 RULES: Final[Mapping[str, type[RulePart]]] = {
     "best_worst": BestWorst,

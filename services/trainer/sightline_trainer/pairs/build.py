@@ -1,12 +1,11 @@
 """Pairs: preference pairs from scored candidates, in TRL's preference format.
 
 `pairs.parquet` has the columns of TRL's conversational vision format (`images`, `prompt`, `chosen`,
-`rejected`) and beside them what the loop knows: the turns with the places of the images, where those are not all before
-the first user's text; the images of a rejected side that answers to others, sampled token ids, rewards, margin, weight,
-the rule that made the pair, source and policy version of both sides, the iteration, and
-where there are any the marks of both sides' sentences, and for losses that ask for it what the policy sampled first
-(`own_ids`) and the first image's embedding by the scorer.
-`datasets.load_dataset("parquet", ...)` gives images as images.
+`rejected`) and in addition what the loop knows: the turns with the images' places, if these are not all before the
+first user's text; the images of a rejected side that answers to others; sampled token ids, rewards, margin, weight, the
+rule that made the pair, source and policy version of both sides, and the iteration; the marks of both sides' sentences,
+if any; and for losses that need them, the policy's first sample (`own_ids`) and the scorer's embedding of the first
+image. `datasets.load_dataset("parquet", ...)` gives images as images.
 """
 
 from __future__ import annotations
@@ -65,14 +64,14 @@ FEATURES = Features(
     }
 )
 _OPTIONAL = ("turns", "rejected_images", "chosen_sentences", "rejected_sentences", "own_ids", "embedding")
-"""Empty where a recipe has no use for them; pairs of earlier releases lack all but `rejected_images`."""
+"""Empty if a recipe does not need them; pairs of earlier releases lack all except `rejected_images`."""
 
 
 class PairBuilder:
-    """Builds the pairs of one iteration, and counts what was dropped for which reason.
+    """Builds the pairs of one iteration, and counts the drops by reason.
 
-    `counts`: `pairs`; every candidate dropped under `candidate_<reason>`, every pair that a rule wanted and a
-    filter dropped under `pair_<reason>`, every prompt left without a pair once under `prompt_<reason>`.
+    `counts`: `pairs`; each dropped candidate under `candidate_<reason>`, each pair that a rule made and a filter
+    dropped under `pair_<reason>`, each prompt without a pair once under `prompt_<reason>`.
     """
 
     def __init__(
@@ -84,11 +83,11 @@ class PairBuilder:
         own: bool = False,
         embeddings: Mapping[str, Sequence[float]] | None = None,
     ) -> None:
-        """Build by these parts.
+        """Build with these parts.
 
         Args:
-            own: whether pairs tell what the policy sampled first, which no rule chose.
-            embeddings: of pictures, by prompt id; pairs tell theirs.
+            own: whether pairs store the policy's first sample, which no rule chose.
+            embeddings: embeddings of pictures by prompt id, which pairs store.
         """
         self.filters = filters
         self.rules = rules
@@ -103,7 +102,7 @@ class PairBuilder:
         """Rows of `pairs.parquet`, in the order of `rollouts`: (prompt id, all its candidates)."""
         for prompt_id, candidates in rollouts:
             filters = self.filters.values()
-            if (prompt := prompts.get(prompt_id)) is None:  # the dataset is another one by now
+            if (prompt := prompts.get(prompt_id)) is None:  # the dataset has changed
                 self.counts["prompt_not_drawn"] += 1
                 continue
             fault = _first(each.prompt_fault(prompt) or each.group_fault(candidates) for each in filters)
@@ -134,7 +133,7 @@ class PairBuilder:
                 self.counts[f"prompt_{[*dropped, *lacking, 'too_few'][0]}"] += 1
 
     def _fit(self, group: Sequence[Response]) -> list[Response]:
-        """The candidates without fault, no two with the same text."""
+        """The candidates without a fault and without duplicate texts."""
         fitting: dict[str, Response] = {}
         for scored in group:
             fault = "unscored" if scored.score.reward is None else None
@@ -152,7 +151,7 @@ class PairBuilder:
 
 
 def _unreadable(prompt: Prompt) -> str | None:
-    """Why a prompt has no picture any more: datasets change while runs stand still."""
+    """Why a prompt no longer has a picture: datasets change while runs are stopped."""
     try:
         for image in prompt.images:
             with image.open("rb"):
@@ -163,7 +162,7 @@ def _unreadable(prompt: Prompt) -> str | None:
 
 
 def _images_come_first(asked: Sequence[Turn]) -> bool:
-    """Whether all images stand before the first user's text, where TRL puts those of messages that are texts."""
+    """Whether all images come before the first user's text, where TRL puts the images of plain-text messages."""
     first = next(turn for turn in asked if turn.role == "user")
     later = any(turn.images for turn in asked if turn is not first)
     return not later and first.content == user_turn(first.text, first.images)[0].content
@@ -206,7 +205,7 @@ def _row(
 
 
 def write_pairs(path: Path, rows: Iterable[dict[str, Any]]) -> int:
-    """Write `pairs.parquet`, some hundred rows in memory at a time; the number of rows."""
+    """Write `pairs.parquet`, with some hundred rows in memory at a time; returns the number of rows."""
     count = 0
 
     def write(aside: Path) -> None:
@@ -230,7 +229,7 @@ def read_pairs(path: Path) -> Dataset:
 
 
 def to_train_on(path: Path) -> Dataset:
-    """As `read_pairs`, without weights that are all 1 and what is empty in all rows: the update has less to do then."""
+    """As `read_pairs`, without weights that are all 1 and without empty columns, which saves the update work."""
     pairs = read_pairs(path)
     filled = {name: pc.sum(pc.list_value_length(pairs.data.column(name))).as_py() for name in _OPTIONAL}
     needless = [name for name, values in filled.items() if not values]

@@ -1,4 +1,4 @@
-"""Filter: says of a prompt, a candidate or a pair why it is dropped, or None."""
+"""Filter: says why a prompt, a candidate or a pair is dropped, or None."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sightline_trainer.records.response import Response
 
 
 class Filter(Protocol):
-    """What a filter finds fault with; see `FilterPart`."""
+    """The faults that a filter finds; see `FilterPart`."""
 
     def prompt_fault(self, prompt: Prompt) -> str | None: ...
 
@@ -23,29 +23,29 @@ class Filter(Protocol):
 
 
 class FilterPart(Part):
-    """Settings of a filter, and what it finds fault with. A fault is a word for the counts, such as `small_gap`."""
+    """Settings of a filter, and its faults. A fault is a word for the counts, such as `small_gap`."""
 
     def prompt_fault(self, prompt: Prompt) -> str | None:
-        """Why no pair may be built on this prompt's image."""
+        """Why this prompt's image may not be used in pairs."""
         return None
 
     def group_fault(self, group: Sequence[Response]) -> str | None:
-        """Why no pair may be built of these candidates, all that one prompt has."""
+        """Why these candidates, all of one prompt, may not be used in pairs."""
         return None
 
     def candidate_fault(self, scored: Response) -> str | None:
-        """Why the candidate may stand in no pair."""
+        """Why the candidate may not be used in pairs."""
         return None
 
     def pair_fault(self, chosen: Response, rejected: Response) -> str | None:
-        """Why the pair is not learned from."""
+        """Why the pair is dropped."""
         return None
 
 
 NOISE = 1e-6
-"""Differences and products of decimals carry this much of nothing: a gap of 2.00 is one of 2."""
+"""Tolerance for rounding in differences and products of decimals: a gap of 2.00 counts as 2."""
 
 
 def under(value: float, least: float) -> bool:
-    """Whether a value misses a bound by more than arithmetic's noise."""
+    """Whether a value misses a bound by more than rounding noise."""
     return value < least - NOISE

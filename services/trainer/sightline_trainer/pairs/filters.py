@@ -1,8 +1,8 @@
-"""Filters: which candidates may be in a pair, and which pairs teach something.
+"""Filters: which candidates may be in a pair, and which pairs are worth training on.
 
 CLIP-DPO's rules (arXiv 2408.10433): images without text, a score floor, no long captions, questions that are not too
-generic, a CLIPScore gap of at least 2, lengths that are "not too different". Of its thresholds only the gap is known;
-the others are keys of the recipe, and ours. The rules on degenerate texts are SENA's (arXiv 2412.15650).
+generic, a CLIPScore gap of at least 2, lengths that are "not too different". Only the gap's threshold is published; the
+others are keys of the recipe, with our defaults. The rules on degenerate texts are SENA's (arXiv 2412.15650).
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Gap(FilterPart):
 
 
 class Duplicates(FilterPart):
-    """Drop pairs whose sides are nearly the same words; equal texts never make a pair anyway."""
+    """Drop pairs whose sides have nearly the same words; equal texts never make a pair anyway."""
 
     max_overlap: float = Field(
         1.0, gt=0.0, le=1.0, description="Shared words over all words (Jaccard, repeats counted); 1: only equal words."
@@ -97,7 +97,7 @@ class Duplicates(FilterPart):
 
 
 class Degenerate(FilterPart):
-    """Drop texts that repeat themselves or are hardly words."""
+    """Drop texts that repeat themselves or contain few letters."""
 
     max_repeats: int = Field(3, ge=1, description="How often the same four-word sequence may occur in a text.")
     min_letters: float = Field(
@@ -119,7 +119,7 @@ class Degenerate(FilterPart):
 
 
 class GenericQuestion(FilterPart):
-    """Drop questions whose own CLIPScore with the image is low: they could be asked of any picture."""
+    """Drop questions with a low CLIPScore with the image: they could be asked about any picture."""
 
     min_score: float = Field(..., ge=0.0, le=100.0, description="Minimum CLIPScore (CLIP-DPO: no number).")
 
@@ -130,7 +130,7 @@ class GenericQuestion(FilterPart):
 
 
 def value_of(scored: Response, name: str) -> float | None:
-    """The reward of a candidate, or a term of it; None if it has none."""
+    """The reward of a candidate, or one of its terms; None if it has none."""
     return scored.score.reward if name == "reward" else scored.score.terms.get(name)
 
 

@@ -1,4 +1,4 @@
-"""Guarded: third-party filters and rules. One that raises lets nothing pass, and the counts say so."""
+"""Guards third-party filters and rules: if one raises, nothing passes, and the counts say so."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILTER_FAILED, RULE_FAILED = "filter_failed", "rule_failed"
 
 
 def filters_of(parts: Parts) -> Mapping[str, Filter]:
-    """A recipe's filters, in the order in which they are asked."""
+    """A recipe's filters, in the order in which they are applied."""
     theirs = parts.opened()
     return {name: GuardedFilter(name, part) if name in theirs else part for name, part in parts.chosen().items()}
 
@@ -32,7 +32,7 @@ def rules_of(parts: Parts) -> Mapping[str, Rule]:
 
 
 class GuardedFilter:
-    """A filter whose failure is a fault."""
+    """A filter whose failure counts as a fault."""
 
     def __init__(self, name: str, part: Filter) -> None:
         self.name = name
@@ -64,14 +64,14 @@ class GuardedFilter:
 
 
 class GuardedRule:
-    """A rule whose failure pairs nothing."""
+    """A rule whose failure gives no pairs."""
 
     def __init__(self, name: str, part: Rule) -> None:
         self.name = name
         self.part = part
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
-        """As the rule's; a pair of other candidates, of one with itself or of no weight is a failure too."""
+        """As the rule's; a pair of foreign candidates, of one with itself or without weight is a failure too."""
         try:
             picked = self.part.pick(group, fault)
             for chosen, rejected, weight in picked.pairs:
@@ -87,7 +87,7 @@ class GuardedRule:
         """As the rule's.
 
         Raises:
-            PreconditionFailed: RULE_FAILED, it raised: what its pairs are is not known then.
+            PreconditionFailed: RULE_FAILED: it raised, so its pairs are unknown.
         """
         try:
             return self.part.rejected_images(prompt, iteration)

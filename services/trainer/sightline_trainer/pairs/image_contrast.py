@@ -1,8 +1,8 @@
-"""`image_contrast`: the same text, better for its picture than for another view of it (V-DPO, CHiP, mDPO).
+"""`image_contrast`: the same text, preferred for its picture over another view of it (V-DPO, CHiP, mDPO).
 
-The rejected side is the chosen text as an answer to the picture under noise, or to a small piece of it: the update then
-learns that the text owes to what is seen. With what those methods make of normalised pixels it is a loss instead,
-`dpo.loss.image` with `dpo.view`; here the view is a picture that is kept with the pair, and works with every loss.
+The rejected side is the chosen text as an answer to the picture under noise, or to a small piece of it, so that the
+update learns that the text depends on the picture. For views of normalised pixels, as in those methods, use the loss
+`dpo.loss.image` with `dpo.view`; here the view is a picture stored with the pair, and works with every loss.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ class ImageContrast(RulePart):
     )
     view: Literal["noise", "crop"] = Field("noise", description="What the rejected side sees.")
     step: int = Field(900, ge=0, le=999, description="noise: diffusion step, on pixels in [0, 1], clamped.")
-    scale: tuple[float, float] = Field((0.01, 0.2), description="crop: least and most share of the area (mDPO's).")
-    seed: int = Field(0, ge=0, description="Of noise and crops.")
+    scale: tuple[float, float] = Field((0.01, 0.2), description="crop: minimum and maximum share of the area (mDPO's).")
+    seed: int = Field(0, ge=0, description="Seed of noise and crops.")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
         mine = [scored for scored in group if not self.among or scored.source in self.among]
         if not mine:
             return Picked(lacking="too_few")
-        # Filters of pairs compare two texts; here there is one.
+        # Pair filters compare two texts; here there is only one.
         best = max(mine, key=lambda scored: (scored.reward, -scored.index))
         return Picked([(best, best, self.weight)])
 

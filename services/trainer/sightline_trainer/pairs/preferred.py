@@ -1,8 +1,8 @@
-"""Preferred: how chosen texts differ from rejected ones in words and length, where the policy wrote both.
+"""How chosen texts differ from rejected ones in words and length, for pairs that the policy wrote.
 
 Both sides come from one policy, so they differ only in what was rewarded. A better description uses the same words; a
-reward that likes length, a word or a form of sentence shows here, before the policy has followed it. Sides of different
-writers differ in style anyway, and are left out.
+reward that favours length, a word or a form of sentence shows up here before the policy follows it. Sides from
+different writers differ in style anyway, and are left out.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from sightline_trainer.files import read_table
 
 _COLUMNS = ["chosen", "rejected", "chosen_source", "rejected_source"]
 _FEWEST = 32
-"""With fewer pairs no figure is given."""
+"""With fewer pairs, no value is computed."""
 
 
 def preferred(pairs: Path) -> dict[str, float]:
-    """`pairs_length`: mean words of chosen over rejected sides, less 1; `pairs_wording`: how far the shares of texts
-    with one phrase are apart. Empty where too few pairs are of the policy alone.
+    """`pairs_length`: mean words of chosen over rejected sides, minus 1; `pairs_wording`: the difference between the
+    shares of texts with one phrase. Empty if too few pairs are from the policy alone.
 
     Args:
         pairs: an iteration's pairs.parquet.

@@ -1,4 +1,4 @@
-"""Rule: which candidates of one prompt face each other."""
+"""Rule: which candidates of one prompt are paired."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Fault = Callable[[Response, Response], str | None]
 
 
 def untied(fault: Fault) -> Fault:
-    """The same, and `tie` for sides of equal reward: they are not a preference. What a filter finds is said first."""
+    """The same, and `tie` for sides of equal reward, which are not a preference. A filter's fault comes first."""
 
     def find(chosen: Response, rejected: Response) -> str | None:
         return fault(chosen, rejected) or ("tie" if chosen.reward == rejected.reward else None)
@@ -27,15 +27,15 @@ def untied(fault: Fault) -> Fault:
 
 @dataclass
 class Picked:
-    """What a rule makes of one prompt's candidates: (chosen, rejected, weight), the faults of the pairs that it wanted
-    and did not get, and what it lacked where it wanted none."""
+    """A rule's result for one prompt's candidates: (chosen, rejected, weight), the faults of pairs that were dropped,
+    and what was missing if there was nothing to pair."""
 
     pairs: list[tuple[Response, Response, float]] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     lacking: str = ""
 
     def offer(self, chosen: Response, rejected: Response, fault: Fault, weight: float) -> bool:
-        """Take the pair, or note its fault."""
+        """Add the pair, or record its fault."""
         reason = fault(chosen, rejected)
         if reason is None:
             self.pairs.append((chosen, rejected, weight))
@@ -53,12 +53,12 @@ class Rule(Protocol):
 
 
 class RulePart(Part):
-    """Settings of a rule, and how it pairs."""
+    """Settings of a rule; makes the pairs."""
 
     weight: float = Field(1.0, gt=0.0, description="Weight of its pairs in the loss; 2 counts as two pairs.")
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
-        """Pair the candidates of one prompt, which all have a reward and different texts."""
+        """Pair the candidates of one prompt, which all have rewards and distinct texts."""
         raise NotImplementedError
 
     def rejected_images(self, prompt: Prompt, iteration: int) -> list[bytes]:
@@ -74,6 +74,6 @@ class RankedRule(RulePart):
     )
 
     def ranked(self, group: Sequence[Response]) -> list[Response]:
-        """By falling reward; of equal ones the earlier candidate first."""
+        """By decreasing reward; for equal rewards, the earlier candidate first."""
         mine = [scored for scored in group if not self.among or scored.source in self.among]
         return sorted(mine, key=lambda scored: (-scored.reward, scored.index))

@@ -1,6 +1,6 @@
 """Rules: best and worst, i-th best and i-th worst, reference and rejected, all pairs, the k best and the k worst.
 
-Sides of equal reward never make a pair, whatever the rule: their pair would have margin 0 and teach nothing.
+Sides of equal reward never make a pair, for any rule: the margin would be 0, and nothing would be learned.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from sightline_trainer.records.response import Response
 
 
 class BestWorst(RankedRule):
-    """The highest reward against the lowest (CLIP-DPO, CSR).
+    """Pairs the highest reward with the lowest (CLIP-DPO, CSR).
 
-    Where only their lengths do not fit, the pair of fitting length with the widest gap takes their place.
+    If only their lengths do not fit, the pair with fitting lengths and the widest gap is used instead.
     """
 
     def pick(self, group: Sequence[Response], fault: Fault) -> Picked:
@@ -36,12 +36,13 @@ class BestWorst(RankedRule):
 
 
 class IthBestIthWorst(RankedRule):
-    """The i-th best against the i-th worst while they are far apart (OViP, arXiv 2505.15963).
+    """Pairs the i-th best with the i-th worst while they are far apart (OViP, arXiv 2505.15963).
 
-    OViP's released rule, with its numbers as defaults; they are meant for its critic's marks from 0 to 10. Of at most
-    `small_group` candidates the best faces the worst if it is `small_gap` better and at least `floor`. Of more,
-    pairs are taken while the gap exceeds `factor` times the standard deviation (at least `min_std`) and the better
-    one is at least `floor`. Where there is none and the worst is at most `ceiling`, the reference faces it.
+    OViP's released rule, with its numbers as defaults, which are meant for its critic's marks from 0 to 10. With at
+    most `small_group` candidates, the best is paired with the worst if it is `small_gap` better and at least `floor`.
+    With more, pairs are made while the gap exceeds `factor` times the standard deviation (at least `min_std`) and the
+    better one is at least `floor`. If there is no pair and the worst is at most `ceiling`, it is paired with the
+    reference.
     """
 
     min_std: float = Field(1.5, ge=0.0, description="Minimum standard deviation to divide by.")
@@ -78,9 +79,10 @@ class IthBestIthWorst(RankedRule):
 
 
 class ReferenceAgainstRejected(RulePart):
-    """A text that is taken for right against each that is taken for wrong, whichever reward is higher (POVID, BPO).
+    """Pairs a text that is right by its source with each that is wrong, regardless of rewards (POVID, BPO).
 
-    Equal rewards are a tie here too, but for a recipe whose reward has no term: there nobody judged, and 0 is no mark.
+    Equal rewards are a tie here too, unless the recipe's reward has no term: then nothing was judged, and 0 is not a
+    mark.
     """
 
     chosen: list[str] = Field(
@@ -110,7 +112,7 @@ class ReferenceAgainstRejected(RulePart):
 
 
 class AllPairs(RankedRule):
-    """Every candidate against every one of lower reward (BPO's data, VLFeedback)."""
+    """Pairs every candidate with every one of lower reward (BPO's data, VLFeedback)."""
 
     max_pairs: int | None = Field(
         None, ge=1, description="Maximum number of pairs per prompt, widest gaps first; null: all."
@@ -129,7 +131,7 @@ class AllPairs(RankedRule):
 
 
 class TopBottom(RankedRule):
-    """Each of the k best against each of the k worst."""
+    """Pairs each of the k best with each of the k worst."""
 
     k: int = Field(2, ge=1, description="Number of candidates from each end.")
 
@@ -145,10 +147,10 @@ class TopBottom(RankedRule):
 
 
 class EachGood(RankedRule):
-    """Every candidate that is good enough, against the worst of those that are not (ILLUME, arXiv 2208.08241).
+    """Pairs every candidate that is good enough with the worst of the others (ILLUME, arXiv 2208.08241).
 
-    ILLUME trains on the good ones alone, by `dpo.loss: {sft: 1}`: the rejected side then only stands there. Where all
-    are good, the worst of them faces the others.
+    ILLUME trains only on the good ones, by `dpo.loss: {sft: 1}`: the rejected side is then unused. If all are good, the
+    worst of them is paired with the others.
     """
 
     min: float = Field(..., description="Minimum reward of a good candidate.")

@@ -1,7 +1,7 @@
 """`text_in_image`: drop images with writing in them, which inflates CLIPScores (CLIP-DPO's rule). Off by default.
 
-`tesseract` reads, if it is installed. Its command is fixed: a recipe comes from whoever may start a run, and must not
-name programs.
+It uses `tesseract`, if installed. The command is fixed: a recipe comes from any caller who may start a run, and must
+not name programs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sightline_trainer.records.prompt import Prompt
 
 
 class TextInImage(FilterPart):
-    """Drop prompts of which an image holds writing."""
+    """Drop prompts with writing in an image."""
 
     max_letters: int = Field(3, ge=0, description="Maximum number of letters and digits in an image.")
     timeout_seconds: float = Field(30.0, gt=0.0, description="Longest time per image.")
@@ -39,7 +39,7 @@ def _letters(image: Path, seconds: float) -> int:
             "the filter out",
             reason="OCR_MISSING",
         )
-    command = [program, str(image), "stdout", "--psm", "11"]  # sparse text, in no order
+    command = [program, str(image), "stdout", "--psm", "11"]  # sparse text, in any order
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=True)  # noqa: S603
     except (subprocess.SubprocessError, OSError) as error:

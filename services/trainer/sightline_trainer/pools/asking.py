@@ -1,8 +1,8 @@
-"""Asking: what a row asks, be it a text or a conversation, the images in it, and the answer where that stands last.
+"""What a row asks (a text or a conversation), its images, and the answer if that comes last.
 
 A conversation is a list of messages, as in TRL's `prompt` and in the `messages` of chat datasets: its last turn is the
-user's, or the assistant's answer to it, which is then the reference. Images stand where messages say so, by parts of
-type image or, in texts, by LLaVA's `<image>`; where no message says it, before the first user's text, as TRL has it.
+user's, or the assistant's answer to it, which is then the reference. Messages mark the images' places by parts of type
+image or, in texts, by LLaVA's `<image>`; without marks, images come before the first user's text, as in TRL.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class RowAsks:
     """What a row asks.
 
     Attributes:
-        text: the user's text that is answered; of any type where the row holds none, which the gate says.
-        turns: the whole conversation, where it is more than the images and then the text.
-        images: as the row holds them, in the order of their places.
-        answer: the assistant's turn behind the text; "" without one.
+        text: the user's text to answer; of any type if the row has no text, which the gate reports.
+        turns: the whole conversation, if it is more than the images followed by the text.
+        images: the row's images, in the order of their places.
+        answer: the assistant's turn after the text; "" if there is none.
     """
 
     text: Any
@@ -44,10 +44,10 @@ def is_conversation(value: Any) -> bool:
 
 
 def asks(messages: Sequence[Any], images: Sequence[Any]) -> RowAsks:
-    """What messages with roles ask about a row's images.
+    """The question that messages with roles ask about a row's images.
 
     Raises:
-        InvalidInput: they do not end with a user's text, or with an answer to one; or have places for more or fewer
+        InvalidInput: they do not end with a user's text or an answer to one, or they have places for more or fewer
             images.
     """
     *before, last = messages
@@ -62,7 +62,7 @@ def asks(messages: Sequence[Any], images: Sequence[Any]) -> RowAsks:
 
 
 def has_places(message: Mapping[str, Any]) -> bool:
-    """Whether a message says itself where images stand."""
+    """Whether a message marks the images' places itself."""
     content = message.get("content")
     if isinstance(content, str):
         return PLACEHOLDER in content
@@ -72,7 +72,7 @@ def has_places(message: Mapping[str, Any]) -> bool:
 
 
 def _split(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The same messages, `<image>` in users' texts as places."""
+    """The same messages, with `<image>` in users' texts as places."""
     return [
         {**message, "content": placed(message["content"])}
         if message.get("role") == "user" and isinstance(message.get("content"), str)
@@ -82,7 +82,7 @@ def _split(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def placed(text: str) -> list[dict[str, Any]]:
-    """The parts of a text in which `<image>` stands for images. A single one goes to the front, as in LLaVA's code."""
+    """The parts of a text in which `<image>` marks images. A single one is moved to the front, as in LLaVA's code."""
     if text.count(PLACEHOLDER) == 1:
         text = PLACEHOLDER + text.replace(PLACEHOLDER, "").strip()
     first, *rest = text.split(PLACEHOLDER)
@@ -95,7 +95,7 @@ def placed(text: str) -> list[dict[str, Any]]:
 
 
 def _text(message: Mapping[str, Any]) -> str:
-    """What a message says; "" where it says nothing."""
+    """The text of a message, or ""."""
     content = message.get("content")
     parts = content if isinstance(content, list | tuple) else [content]
     texts = [part.get("text") if isinstance(part, Mapping) else part for part in parts]

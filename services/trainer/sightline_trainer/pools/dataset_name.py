@@ -5,8 +5,8 @@
     llava:FILE.json?images=DIRECTORY                 LLaVA's conversations; &turns=last asks their last question
     datasets:NAME?split=train&prompt=question        a dataset of the `datasets` library, by name or directory
 
-A query after `?` names columns that are called otherwise: `id`, `image`, `prompt`, `reference`, `objects`; and with
-`images` the directory of the image files, where that is not the one of the file that names them.
+A query after `?` renames columns: `id`, `image`, `prompt`, `reference`, `objects`; `images` sets the directory of the
+image files, if it is not that of the file.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def split_reference(reference: str) -> tuple[str, str, dict[str, str]]:
 
 
 def side_files(reference: str) -> Path:
-    """Directory of a dataset's side files: vocabulary.json, questions.jsonl."""
+    """Directory with a dataset's further files: vocabulary.json, questions.jsonl."""
     _, place, _ = split_reference(reference)
     path = Path(place).expanduser()
     return path.parent if path.is_file() else path
 
 
 def directories(reference: str) -> list[Path]:
-    """The directories of this machine that a reference reads from: of the dataset, and of its images."""
+    """The directories on this machine that a reference reads: the dataset's, and its images'."""
     scheme, place, query = split_reference(reference)
     path = Path(place).expanduser()
     found = [Path(query["images"]).expanduser()] if "images" in query else []
@@ -57,15 +57,15 @@ def directories(reference: str) -> list[Path]:
 
 
 def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | None = None) -> Pool:
-    """The pool that a reference names. Rows that are not prompts are left out of it, and stand in its `dropped`.
+    """The pool that a reference names. Rows that are not prompts are left out and listed in its `dropped`.
 
     Args:
         reference: see the module.
-        cache: directory for images that a table holds as bytes; without one such a table is refused.
-        gate: of the model that is asked: rows whose texts it cannot take are left out too.
+        cache: directory for images that a table stores as bytes; without it such a table is refused.
+        gate: the model's gate: rows with texts that it cannot take are left out too.
 
     Raises:
-        InvalidInput: there is no such dataset, or something of it can't be read; says what.
+        InvalidInput: there is no such dataset, or a part of it can't be read; the message says what.
     """
     scheme, place, query = split_reference(str(reference))
     path = Path(place).expanduser()
@@ -105,7 +105,7 @@ def load_prompts(reference: str | Path, count: int | None = None, cache: Path | 
     """The first `count` prompts of a dataset, or all; in file order.
 
     Raises:
-        InvalidInput: as `open_pool`.
+        InvalidInput: see `open_pool`.
     """
     return open_pool(reference, cache).head(count)
 
@@ -132,7 +132,7 @@ def _from_datasets(
 
 
 def loaded_dataset(place: str, split: str) -> tuple[Any, list[Path]]:
-    """A dataset of the `datasets` library, and the directories that what a hub gave lies in.
+    """A dataset of the `datasets` library, and the directories of its downloaded files.
 
     Raises:
         InvalidInput: DATASET_NOT_FOUND.

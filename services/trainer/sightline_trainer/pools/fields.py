@@ -1,4 +1,4 @@
-"""Fields: which columns of a row are the prompt, its image and what is known about it."""
+"""Fields: which columns of a row are the prompt, its image and its facts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sightline_trainer.row_gate import RowGate, text_fault
 
 @dataclass(frozen=True)
 class Fields:
-    """Names of the columns. Where a row has no `id`, a digest of its pictures and what is asked stands for it."""
+    """Names of the columns. If a row has no `id`, a digest of its pictures and question is its id."""
 
     id: str = "id"
     image: str = "image"
@@ -33,7 +33,7 @@ class Fields:
         """From `{"prompt": "question"}`.
 
         Raises:
-            InvalidInput: for a field that no prompt has.
+            InvalidInput: a prompt has no such field.
         """
         if unknown := set(names) - set(cls.__annotations__):
             raise InvalidInput(
@@ -43,8 +43,8 @@ class Fields:
         return cls(**names)
 
     def within(self, columns: Collection[str]) -> Fields:
-        """The same for a table of these columns: `images`, as TRL and `sightline export` call it, are pictures too, and
-        the `messages` of chat datasets ask."""
+        """The same for a table with these columns: `images` (as in TRL and `sightline export`) are pictures too, and
+        the `messages` of chat datasets are prompts."""
         mine = self
         if mine.image == "image" and "image" not in columns and "images" in columns:
             mine = replace(mine, image="images")
@@ -56,8 +56,8 @@ class Fields:
         """The prompt of a row.
 
         Raises:
-            InvalidInput: the row lacks something, a text is not text or one that the model cannot take, or a picture
-                is none; says what.
+            InvalidInput: the row lacks a field, a text is not text or cannot be used with the model, or a picture is
+                not one; the message says what.
         """
         return self.read(row, images, gate, images.image)
 
@@ -68,7 +68,7 @@ class Fields:
         gate: RowGate | None,
         place: Callable[[Any], Path | bytes],
     ) -> Prompt:
-        """As `prompt_of`, with `place` to say where a picture lies, such as `images.picture`, without a copy."""
+        """As `prompt_of`, with `place` returning a picture's path, such as `images.picture`, without a copy."""
         mine = self.within(row)
         asked, reference = _asked(row.get(mine.prompt), row.get(mine.image)), said(row.get(mine.reference))
         text = asked.text
@@ -94,7 +94,7 @@ class Fields:
 
 
 def _asked(value: Any, images: Any) -> RowAsks:
-    """What a row's columns of the prompt and of its images ask."""
+    """The question in a row's columns of prompt and images."""
     shown = list(images) if isinstance(images, list | tuple) else [] if missing(images) else [images]
     if isinstance(value, str) and len(shown) > 1 and value.count(PLACEHOLDER) == len(shown):
         value = [{"role": "user", "content": value}]
@@ -104,7 +104,7 @@ def _asked(value: Any, images: Any) -> RowAsks:
 
 
 def said(value: Any) -> Any:
-    """A text, also where it stands as a conversation of one turn, as in TRL's columns; else the value as it is."""
+    """A text, also if given as a conversation of one turn, as in TRL's columns; otherwise the unchanged value."""
     if isinstance(value, list | tuple) and not value:
         return None
     if isinstance(value, list | tuple) and len(value) == 1:
@@ -117,7 +117,7 @@ def said(value: Any) -> Any:
 
 
 def missing(value: Any) -> bool:
-    """Whether there is nothing: null, or NaN as pandas writes it."""
+    """Whether the value is missing: null, or NaN as pandas writes it."""
     return value is None or (isinstance(value, float) and value != value)
 
 
@@ -133,7 +133,7 @@ def passed(text: Any, what: str, gate: RowGate | None) -> None:
 
 
 def _names(value: Any) -> tuple[str, ...]:
-    """Names of objects, of a list or of one in JSON."""
+    """Names of objects, from a list or from JSON."""
     if missing(value) or value == "":
         return ()
     try:
@@ -146,8 +146,8 @@ def _names(value: Any) -> tuple[str, ...]:
 
 
 def content_id(images: Sequence[Path | bytes], text: str, turns: Sequence[Turn] = ()) -> str:
-    """The id of a prompt that was given none: a digest of its pictures' bytes and its text, or what was said before
-    too, wherever all that lies."""
+    """The id of a prompt without one: a digest of its pictures' bytes and its text (and earlier turns), wherever they
+    are stored."""
     digest = hashlib.sha256()
     for image in images:
         try:

@@ -1,7 +1,8 @@
-"""Folder: where a dataset's images lie. A row names a file in it, or brings the bytes.
+"""The folder of a dataset's images. A row names a file in it, or holds the bytes.
 
-A dataset comes from somebody, and what its rows name is sent to a sampler and a scorer: so only plain files inside the
-folder are taken, with every link followed. A device, a FIFO and a file without end are refused before they are read.
+A dataset may be untrusted, and the files that its rows name are sent to a sampler and a scorer. So only plain files
+inside the folder are accepted, after following every link. A device, a FIFO and an endless file are refused before they
+are read.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from sightline.pictures import image_bytes
 from sightline_trainer.files import write_whole
 
 MOST_BYTES = 60 << 20
-"""Of one image: no service takes a larger one (limits.max_image_bytes)."""
+"""Maximum bytes of an image: no service takes a larger one (limits.max_image_bytes)."""
 
 
 class Folder:
     """Images of a dataset.
 
     Args:
-        base: relative paths begin here, and all must lie in it.
-        cache: directory for images that a table holds as bytes; without one such a table is refused.
-        others: further directories that paths may lead into.
+        base: relative paths start here, and all paths must be inside it.
+        cache: directory for images that a table stores as bytes; without it such a table is refused.
+        others: more directories that paths may be in.
     """
 
     def __init__(self, base: Path, cache: Path | None = None, others: Sequence[Path] = ()) -> None:
@@ -36,7 +37,7 @@ class Folder:
         self._roots = [Path(os.path.realpath(root)) for root in (base, *others)]
 
     def picture(self, value: Any) -> Path | bytes:
-        """A picture of a row: a path as it stands, relative to the folder, or its encoded bytes.
+        """A row's picture: a path relative to the folder, or its encoded bytes.
 
         Args:
             value: a path, encoded bytes, `{"bytes": ..., "path": ...}` as `datasets` stores images, a PIL image, or a
@@ -46,7 +47,7 @@ class Folder:
             The path, or the bytes. A path without a file fails when it is read.
 
         Raises:
-            InvalidInput: it is none of these, lies outside of the folder, is not a plain file or too large.
+            InvalidInput: it is none of these, is outside the folder, is not a plain file or is too large.
         """
         if isinstance(value, list | tuple):
             if len(value) > 1:
@@ -66,10 +67,10 @@ class Folder:
         return value
 
     def image(self, value: Any) -> Path:
-        """Where a `picture` lies; bytes are written under the cache once.
+        """The path of a `picture`; bytes are written to the cache once.
 
         Raises:
-            InvalidInput: as `picture`, or there is no cache for bytes.
+            InvalidInput: see `picture`; or there is no cache for bytes.
         """
         found = self.picture(value)
         if isinstance(found, Path):
@@ -89,7 +90,7 @@ class Folder:
             facts = os.stat(real)
         except FileNotFoundError:
             facts = None
-        except (OSError, ValueError) as error:  # a name of 300 letters, or with NUL in it
+        except (OSError, ValueError) as error:  # a name with 300 characters, or with NUL
             raise InvalidInput(f"the image {name[:100]!r} cannot be read: {error}", reason="DATASET_IMAGE") from None
         if not any(real.is_relative_to(root) for root in self._roots):
             raise InvalidInput(

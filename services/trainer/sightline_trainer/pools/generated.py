@@ -1,12 +1,12 @@
-"""Generated: pictures made of texts, the best of several by the scorer, as a dataset (PDS-DPO, arXiv 2412.17417).
+"""Makes a dataset of pictures from texts, the best of several by the scorer (PDS-DPO, arXiv 2412.17417).
 
     wanted.jsonl, a line a picture:   {"id": "p1", "shows": "a red star beside a blue ring", "prompt": "What is there?"}
                                       and, where they are known, "reference" and "objects"
     DIRECTORY/prompts.jsonl, DIRECTORY/images/p1.png
 
-PDS-DPO makes four pictures of a text (Stable Diffusion 3) and keeps the one that ImageReward likes best; here whatever
-stands behind the port makes them, and CLIPScore with what the picture shall show picks. A text that no picture could be
-made of, or of which the scorer takes none, is left out and counted. A picture that is there is not made again.
+PDS-DPO makes four pictures of a text (Stable Diffusion 3) and keeps the one with the highest ImageReward; here any
+text-to-image endpoint makes them, and the CLIPScore with the wanted content chooses. A text for which no picture could
+be made, or none that the scorer accepts, is left out and counted. An existing picture is not made again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class PictureMaker(Protocol):
         """`count` encoded pictures.
 
         Raises:
-            InvalidInput: this text is refused; another one may well be drawn.
+            InvalidInput: this text is refused; others may work.
             SightlineError: the endpoint does not answer.
         """
         ...
@@ -47,7 +47,7 @@ class PictureMaker(Protocol):
 
 @dataclass(frozen=True)
 class WantedPicture:
-    """One line: what a picture shall show, and the fields of its row."""
+    """One line: what a picture should show, and the fields of its row."""
 
     id: str
     shows: str
@@ -58,13 +58,13 @@ def read_wanted(path: Path) -> list[WantedPicture]:
     """The lines of a file.
 
     Raises:
-        InvalidInput: names the line that can't be read, or an id that stands twice or is no file's name.
+        InvalidInput: a line can't be read, or an id is duplicate or not a file name; the message names it.
     """
     found: dict[str, WantedPicture] = {}
     for line in read_lines(path, ["id", "shows", "prompt"]):
         id_, row = line.text("id"), dict(line.row)
         if id_ in found or not id_ or Path(id_).name != id_ or id_ in (".", ".."):
-            raise line.fault(f"id {id_!r} stands twice, or is no name of a file")
+            raise line.fault(f"id {id_!r} occurs twice, or is not a file name")
         row.pop("shows")
         found[id_] = WantedPicture(id_, line.text("shows"), row)
     return list(found.values())
@@ -81,14 +81,14 @@ async def generate(
     seed: int = 0,
     in_flight: int = 4,
 ) -> DroppedRows:
-    """Make the dataset's pictures, and its prompts.jsonl of those that are there.
+    """Make the dataset's pictures, and its prompts.jsonl for those that exist.
 
     Args:
-        count: pictures of a text, of which the best is kept (PDS-DPO: 4).
+        count: pictures per text; the best is kept (PDS-DPO: 4).
         model: the scorer's; empty: its default.
 
     Returns:
-        What was left out.
+        The rows that were left out.
     """
     slots, dropped = asyncio.Semaphore(in_flight), DroppedRows()
 
@@ -118,10 +118,10 @@ async def generate(
 
 
 async def best_of(pictures: Sequence[bytes], shows: str, scorer: AsyncScorerClient, model: str = "") -> bytes:
-    """The picture of the highest CLIPScore with what it shall show; the first of equal ones.
+    """The picture with the highest CLIPScore for the wanted content; the first of equal ones.
 
     Raises:
-        InvalidInput: PICTURE_NOT_MADE, none is a picture that the scorer takes.
+        InvalidInput: PICTURE_NOT_MADE: the scorer accepts none of them.
     """
     best: tuple[float, bytes] | None = None
     why = "none was made"

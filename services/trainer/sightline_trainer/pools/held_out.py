@@ -1,4 +1,4 @@
-"""Held out: what is evaluated on must not be trained on, under whatever id it stands."""
+"""Checks that evaluation pictures are not trained on, regardless of their ids."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from sightline_trainer.records.prompt import Prompt
 
 
 def hold_out(train: Iterable[Prompt], test: Iterable[Prompt]) -> None:
-    """See that no picture of `test` stands in `train`: pictures are compared by their files' bytes, and only where
-    their sizes are equal, so that large datasets are not read for it.
+    """Check that no picture of `test` is in `train`. Pictures are compared by their files' bytes, and only if their
+    sizes are equal, so that large datasets are not read for this.
 
     Raises:
-        PreconditionFailed: some do; says how many, with how many the text is the same too, and one of each side.
+        PreconditionFailed: some are; the message says how many, how many with the same text, and names one of each
+            side.
     """
     held: dict[int, list[tuple[Path, Prompt]]] = {}
     for prompt in test:

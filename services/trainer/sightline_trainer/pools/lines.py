@@ -1,7 +1,7 @@
-"""Lines: a pool over JSON objects in one file, one a line (JSONL) or as the items of one array (LLaVA's files).
+"""A pool over JSON objects in one file, one per line (JSONL) or as items of one array (LLaVA's files).
 
-One pass checks every object and notes where it stands; a drawn row is read by its place. A line has a bound: a longer
-one is passed over piece by piece, and never in memory.
+One pass checks every object and records its position; a drawn row is read by its position. A line longer than the bound
+is skipped piece by piece and never held in memory.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from sightline_trainer.pools.pool import Pool, id_digest, leave_out
 from sightline_trainer.records.prompt import Prompt
 
 Reader = Callable[[dict[str, Any], int], Prompt | None]
-"""Makes a prompt of the object with this number (from 1), or None for one that has no image; raises InvalidInput."""
+"""Makes a prompt from the object with this number (from 1), or None if it has no image; raises InvalidInput."""
 
 CHUNK = 1 << 20
 MOST_LINE = 16 << 20
-"""Bytes of a line, or characters of an item: no row of texts is longer."""
+"""Maximum bytes of a line, or characters of an item: no row of texts is longer."""
 
 
 class LinesPool(Pool):
     """Prompts of a JSON file; an object that is not a prompt is left out and counted.
 
     Args:
-        id_field: where an object has its id, if it has one.
+        id_field: the key of an object's id, if it has one.
 
     Raises:
-        InvalidInput: there is no prompt in it.
+        InvalidInput: it contains no prompt.
     """
 
     def __init__(self, path: Path, reader: Reader, *, as_array: bool = False, id_field: str = "id") -> None:
@@ -93,7 +93,7 @@ class LinesPool(Pool):
 
 
 def bounded_lines(file: BinaryIO) -> Iterator[tuple[int, int, int, bytes | None]]:
-    """(number from 1, start, end, text) of each line; None is the text of one that is longer than the bound."""
+    """(number from 1, start, end, text) of each line; the text is None if the line is longer than the bound."""
     number = at = 0
     while line := file.readline(MOST_LINE + 1):
         number, start, at = number + 1, at, at + len(line)
@@ -115,7 +115,7 @@ def _lines(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
 def _items(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
     """The objects of a JSON array, with a chunk of the file in memory at a time."""
     decoder, buffer = json.JSONDecoder(), ""
-    number = at = place = 0  # of the item; in the buffer, in characters; in the file, in bytes
+    number = at = place = 0  # the item; position in the buffer (characters); position in the file (bytes)
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         while True:
             while at < len(buffer) and buffer[at] in " \t\r\n,[":

@@ -4,10 +4,10 @@
       "conversations": [{"from": "human", "value": "<image>\\nWhat are the colours of the bus?"},
                         {"from": "gpt", "value": "The bus is white and red."}, ...]}, ...]
 
-Taken are the first question and its answer as the reference; with `turns=last` the last question, all before it being
-what was said already. `image` may be a list: then `<image>` says where each stands, in whichever question, and without
-any all stand before the first. A turn from `system` is the conversation's system turn. Conversations without an image
-are left out. Ids repeat in LLaVA's files (one image has several conversations), so the item's number is added.
+The prompt is the first question, with its answer as the reference; with `turns=last` it is the last question, and all
+before it is history. `image` may be a list: then `<image>` marks each image's place in any question; without marks, all
+come before the first. A turn from `system` is the conversation's system turn. Conversations without an image are left
+out. Ids repeat in LLaVA's files (one image has several conversations), so the item's number is added.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Asked = Literal["first", "last"]
 
 
 def conversations(images: Folder, gate: RowGate | None = None, *, asked: Asked = "first") -> Reader:
-    """Read items whose images lie in `images`; `asked`: which question is."""
+    """Read items whose images are in `images`; `asked` says which question to use."""
 
     def read(row: dict[str, Any], number: int) -> Prompt | None:
         if not row.get("image"):
@@ -47,14 +47,13 @@ def conversations(images: Folder, gate: RowGate | None = None, *, asked: Asked =
 
 
 def _asked(turns: list[tuple[str, Any]], at: int, pictures: list[Any], asked: Asked) -> tuple[Any, list[Any]]:
-    """The text of a single question behind its images, or the messages up to the one that is asked; and the images that
-    stand in them."""
+    """The text of a single question after its images, or the messages up to the question; and their images."""
     before = turns[:at] if asked == "last" else [turn for turn in turns[:at] if turn[0] == "system"]
     said = [*before, turns[at]]
     if not all(isinstance(text, str) for _, text in said):
         return turns[at][1], pictures
     marks = [text.count(PLACEHOLDER) for who, text in turns if who == "user" and isinstance(text, str)]
-    if len(pictures) == 1 or not any(marks):  # the first question's, wherever LLaVA's item says it stands
+    if len(pictures) == 1 or not any(marks):  # it belongs to the first question, wherever LLaVA's item marks it
         said = [(who, text.replace(PLACEHOLDER, "").strip()) for who, text in said]
         return said[0][1] if len(said) == 1 else _messages(said), pictures
     if asked == "first":

@@ -1,8 +1,8 @@
-"""PictureEndpoint: `POST {url}/images/generations`, as OpenAI and servers of diffusion models answer it.
+"""PictureEndpoint: `POST {url}/images/generations`, as OpenAI and servers of diffusion models support it.
 
     {"model", "prompt", "n", "seed", "response_format": "b64_json"}   ->   {"data": [{"b64_json": ...}, ...]}
 
-The environment's SIGHTLINE_PICTURES_KEY goes to the address of SIGHTLINE_PICTURES_URL, and to no other.
+SIGHTLINE_PICTURES_KEY from the environment is sent only to the address in SIGHTLINE_PICTURES_URL.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class PictureEndpoint:
     """Asks an endpoint for pictures.
 
     Args:
-        size: "1024x1024" and the like; empty: the endpoint's own.
+        size: such as "1024x1024"; empty: the endpoint's default.
 
     Raises:
         PreconditionFailed: HTTPX_MISSING.

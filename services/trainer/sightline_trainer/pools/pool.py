@@ -1,7 +1,7 @@
 """Pool: all prompts of a dataset, by number; a row is read when it is drawn.
 
-A pool holds 16 bytes a prompt (its place in the file and a digest of its id), so one of millions fits anywhere. A row
-that is not a prompt, or whose texts no model can take, is left out when the pool is made, named and counted.
+A pool holds 16 bytes per prompt (its position in the file and a digest of its id), so millions fit in memory. A row
+that is not a prompt, or has texts that the model cannot take, is left out when the pool is made, named and counted.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from sightline_trainer.records.refusal import Refusal
 
 
 def id_digest(id_: str) -> int:
-    """64 bits of a prompt's id, to find ids that stand twice."""
+    """64 bits of a prompt's id, to find duplicate ids."""
     return int.from_bytes(hashlib.blake2b(id_.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def leave_out(dropped: DroppedRows, where: str, error: InvalidInput) -> None:
-    """Note a row that is not a prompt.
+    """Record a row that is not a prompt.
 
     Raises:
-        InvalidInput: it names a picture outside of the dataset: that is no slip of one row, and is said at once.
+        InvalidInput: it names a picture outside the dataset: that is not one row's mistake, and is reported at once.
     """
     if error.reason == "IMAGE_OUTSIDE":
         raise InvalidInput(f"{where}: {error.message}", reason=error.reason) from error
@@ -40,13 +40,13 @@ class Pool(ABC):
     """Prompts of one dataset in file order.
 
     Args:
-        digests: uint64 [prompts], of their ids.
-        derived: rows whose id is a digest of picture and text, since they were given none: where two of them are equal,
-            the later one's row number is added.
+        digests: uint64 [prompts], digests of their ids.
+        derived: rows without an id, whose id is a digest of picture and text; if two are equal, the later one's row
+            number is added.
         dropped: rows that were left out.
 
     Raises:
-        InvalidInput: the dataset is empty, none of its rows can be used, or two prompts were given one id.
+        InvalidInput: the dataset is empty, none of its rows can be used, or two prompts have the same id.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Pool(ABC):
         if not len(digests):
             raise InvalidInput(f"{name} has no prompt with an image", reason="DATASET_EMPTY")
         self._again: dict[int, str] = {}
-        self._again = self._equal(set(derived))  # by `rows`, which knows of none yet
+        self._again = self._equal(set(derived))  # uses `rows`, which has none yet
         for number, id_ in self._again.items():
             self.digests[number] = id_digest(id_)
         digests = self.digests
@@ -89,7 +89,7 @@ class Pool(ABC):
         return {row: f"{prompt.id}-{row + 1}" for row, prompt in zip(rows, self.rows(rows), strict=True)}
 
     def named(self, prompt: Prompt, number: int) -> Prompt:
-        """The prompt of a row, with the row's number in its id where an earlier row has the same picture and text."""
+        """The prompt of a row, with the row's number in its id if an earlier row has the same picture and text."""
         return replace(prompt, id=self._again[number]) if number in self._again else prompt
 
     def __len__(self) -> int:
@@ -97,15 +97,15 @@ class Pool(ABC):
 
     @abstractmethod
     def rows(self, numbers: Sequence[int]) -> list[Prompt]:
-        """The prompts of these numbers (from 0), in their order."""
+        """The prompts with these numbers (from 0), in this order."""
 
     def head(self, count: int | None = None) -> list[Prompt]:
         """The first prompts, or all."""
         return self.rows(range(len(self) if count is None else min(count, len(self))))
 
     def draw(self, count: int, *, iteration: int, seed: int) -> list[Prompt]:
-        """The prompts of one iteration (from 1), `count` or all that there are: walks seeded shuffles of the pool, so
-        that none comes twice before all came once, nor twice in one iteration. The same arguments give the same
+        """The prompts of one iteration (from 1): `count`, or all if there are fewer. Walks seeded shuffles of the pool,
+        so that no prompt comes twice before all came once, or twice in one iteration. The same arguments give the same
         prompts."""
         count = min(count, len(self))
         epoch, offset = divmod((iteration - 1) * count, len(self))
@@ -117,7 +117,7 @@ class Pool(ABC):
     def _shuffled(self, seed: int, epoch: int, count: int) -> npt.NDArray[np.int64]:
         if self._order is None or self._order[0] != (seed, epoch, count):
             order = np.random.default_rng([seed, epoch]).permutation(len(self))
-            # The iteration that this walk begins in has drawn so many of the walk before: they come last now.
+            # The iteration in which this walk starts has drawn these from the previous walk: they come last now.
             already = epoch * len(self) % count
             if already:
                 late = np.isin(order, self._shuffled(seed, epoch - 1, count)[-already:])

@@ -1,6 +1,6 @@
-"""Preferences: released sets by number, from JSON (an array or lines), Parquet or the `datasets` library.
+"""Released preference sets by number, from JSON (an array or lines), Parquet or the `datasets` library.
 
-FILE.json, FILE.jsonl, FILE.parquet, DIRECTORY of Parquet files     ?images=DIRECTORY, where pictures lie elsewhere
+FILE.json, FILE.jsonl, FILE.parquet, DIRECTORY of Parquet files     ?images=DIRECTORY if pictures are elsewhere
 datasets:NAME?split=train
 """
 
@@ -29,7 +29,7 @@ _ROWS = 16
 
 
 def open_preferences(reference: str, cache: Path | None = None, gate: RowGate | None = None) -> Pool:
-    """The set that a reference names; its prompts are `Released`. Rows that cannot be used stand in its `dropped`.
+    """The set that a reference names; its prompts are `Released`. Unusable rows are listed in its `dropped`.
 
     Raises:
         InvalidInput: there is no such set, or none of its rows can be used.
@@ -66,7 +66,7 @@ def _is_array(path: Path) -> bool:
 
 
 class _TablePreferences(Pool):
-    """Rows of a table; one pass looks at each."""
+    """Rows of a table, checked in one pass."""
 
     def __init__(self, name: str, folder: Folder, gate: RowGate | None) -> None:
         self.folder, self.gate = folder, gate

@@ -1,4 +1,4 @@
-"""Released sets of preferences, row by row as they are; what a row looks like says which set it is of.
+"""Released preference sets, read row by row in their original form; a row's keys tell which set it belongs to.
 
     POVID, CSR      {id, image, conversations: [human, gpt], rejected_conversations: [human, gpt]}
     BPO             {prompt, image, completions: [{score, response, type}, ...]}
@@ -7,10 +7,11 @@
     RLHF-V          {image, text: JSON of {question, chosen, rejected}, idx}
     RLAIF-V         {image, question, chosen, rejected, idx}
     SENA, SeVa      {image or image_id, question, chosen, reject}
-    TRL             {images, prompt, chosen, rejected}, texts or conversations; the prompt may stand in both sides
+    TRL             {images, prompt, chosen, rejected}, texts or conversations; the prompt may be in both sides
 
-Of VLFeedback an answer's mark is the mean of its ratings (as in Silkie's code); one that is not rated in every aspect
-has none and is left out, as there. `<image>` in a question is taken away: the chat template sets the picture's place.
+In VLFeedback, an answer's mark is the mean of its ratings (as in Silkie's code); an answer that is not rated in every
+aspect has no mark and is left out, as there. `<image>` in a question is removed: the chat template sets the picture's
+place.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ def released(row: Mapping[str, Any], number: int, images: Folder, gate: RowGate 
     """The row with this number (from 1).
 
     Raises:
-        InvalidInput: it is of no set that is known, lacks something, has no answer that is better than another, or a
-            text or picture that cannot be used.
+        InvalidInput: its set is unknown, a field is missing, no answer is better than another, or a text or picture
+            cannot be used.
     """
     question, answers = _read(row)
     if isinstance(question, str):
@@ -117,12 +118,12 @@ def _mark(completion: Mapping[str, Any]) -> float | None:
         return float(completion["score"])
     try:
         return fmean(float(each["Rating"]) for each in completion["annotations"].values() if each is not None)
-    except (ValueError, TypeError):  # "N/A", or no aspect at all: that is not a mark
+    except (ValueError, TypeError):  # "N/A", or no aspect: not a mark
         return None
 
 
 def _image(row: Mapping[str, Any], images: Folder) -> Any:
-    """The picture's bytes, or a path that is there: sets name files as they lay on their authors' machines."""
+    """The picture's bytes, or an existing path: sets name files by their paths on the authors' machines."""
     value: Any = next((row[key] for key in _IMAGES if key in row and not missing(row[key])), None)
     if isinstance(value, list | tuple):
         if len(value) != 1:

@@ -1,7 +1,7 @@
-"""Tables: pools over Parquet files and over datasets of the `datasets` library.
+"""Pools over Parquet files and over datasets of the `datasets` library.
 
-One pass checks every row: its texts, and that it has a picture. Pictures that a table holds are not read for that where
-the file's metadata says that none is null.
+One pass checks every row: its texts, and that it has a picture. Pictures in a table are not read for this if the file's
+metadata says that none is null.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from sightline_trainer.row_gate import RowGate
 
 _TEXT_ROWS, _IMAGE_ROWS = 1024, 64
 _HELD = b"held"
-"""Stands for a picture's bytes that are not needed yet."""
+"""Placeholder for a picture's bytes that are not needed yet."""
 
 
 class _Kept:
-    """What one pass over a table keeps: numbers and ids of the rows that are prompts.
+    """The result of one pass over a table: numbers and ids of the rows that are prompts.
 
     Args:
-        where: what the table is called.
+        where: the table's name.
     """
 
     def __init__(self, where: str, fields: Fields, images: Folder, gate: RowGate | None) -> None:
@@ -62,7 +62,7 @@ class _Kept:
             self.digests.append(id_digest(prompt.id))
 
     def prompt(self, row: Mapping[str, Any], where: str, at: int) -> Prompt:
-        """The prompt of a row that was kept, its picture in a file."""
+        """The prompt of a kept row, with its picture in a file."""
         try:
             return self.fields.prompt_of(row, self.images, self.gate)
         except InvalidInput as error:
@@ -70,7 +70,8 @@ class _Kept:
 
 
 class ParquetPool(Pool):
-    """Prompts of Parquet files, in the order of their names; the row groups that a draw touches are read one by one.
+    """Prompts of Parquet files, in the order of their names; a draw reads only the row groups that it needs, one by
+    one.
 
     Raises:
         InvalidInput: a file can't be read, a column is missing, or no row is a prompt.

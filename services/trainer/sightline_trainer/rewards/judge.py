@@ -30,7 +30,7 @@ class Judge:
         """One score for each candidate, in order; one that any term has no value for has no reward.
 
         Raises:
-            SightlineError: a service stays away.
+            SightlineError: a service stays unavailable.
         """
         values = {name: await term(prompt, candidates, version=version) for name, (term, _) in self.terms.items()}
         scores = [_merged({name: column[i] for name, column in values.items()}) for i in range(len(candidates))]

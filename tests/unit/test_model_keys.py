@@ -68,7 +68,7 @@ def test_no_caller_has_a_file_read_as_a_template(tmp_path: Path) -> None:
         (None, PLAIN, [f"chat_template={secret}"]),
         (known, "", [f"chat_template={secret}"]),
     ):
-        with pytest.raises(InvalidInput, match="puts the template's own text there") as caught:
+        with pytest.raises(InvalidInput, match="give the template's text") as caught:
             queue.submit("one", file, text, overrides)
         assert "hidden" not in str(caught.value)
 

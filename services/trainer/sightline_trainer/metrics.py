@@ -51,9 +51,7 @@ LAG = Histogram(
 STEPS = Counter("sightline_trainer_steps_total", "Optimiser steps.")
 LOSS = Gauge("sightline_trainer_loss", "Mean loss over the last quarter of the last update.")
 REWARD_MARGIN = Gauge("sightline_trainer_reward_margin", "DPO's implicit reward, chosen minus rejected.")
-ACCURACY = Gauge(
-    "sightline_trainer_preference_accuracy_ratio", "Share of pairs whose chosen side the policy prefers."
-)
+ACCURACY = Gauge("sightline_trainer_preference_accuracy_ratio", "Share of pairs whose chosen side the policy prefers.")
 CHOSEN_LOGP = Gauge("sightline_trainer_chosen_logp", "Log-prob of chosen responses, in nats a response.")
 REJECTED_LOGP = Gauge("sightline_trainer_rejected_logp", "Log-prob of rejected responses, in nats a response.")
 KL = Gauge(

@@ -1,4 +1,4 @@
-"""Publication: a new policy goes to the sampler, and proves that it arrived."""
+"""Publication: sends a new policy to the sampler, which proves that it arrived."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from sightline_trainer.sections import Publication
 from sightline_trainer.serving import RESTORES, RunPolicies, serve
 
 _MOST_BYTES = 48 << 20
-"""Of the images of all probes: a message may have 64 MiB (server.max_message_mib)."""
+"""Maximum bytes of all probes' images: a message may have 64 MiB (server.max_message_mib)."""
 _LOST = ("POLICY_NOT_FOUND", "PROBE_NEEDS_PREVIOUS")
-"""Reasons of a sampler that was killed after it had the policies."""
+"""Reasons from a sampler that was restarted and lost the policies."""
 
 
 async def publish(
@@ -34,19 +34,19 @@ async def publish(
     prompts: Mapping[str, Prompt],
     settings: Publication,
 ) -> Arrival:
-    """Stage and activate with the probes, at every sampler of a fleet; an old policy that is not needed is retired.
+    """Stage and activate with the probes, at every sampler of a fleet; retire an old policy that is not needed.
 
-    The sampler itself asks its engine for what the trainer scored, under the previous and the new version, and refuses
-    to answer with weights that are not the trainer's (its settings under `policies.gate`). A sampler that is killed
-    in between is told everything again.
+    The sampler lets its engine score the trainer's probes under the previous and the new version, and refuses to answer
+    with weights that are not the trainer's (its settings under `policies.gate`). If a sampler is killed in between,
+    everything is repeated.
 
     Returns:
-        What the sampler's probes showed; of a fleet, where they were furthest off.
+        The result of the sampler's probes; for a fleet, the worst one.
 
     Raises:
         PreconditionFailed: the policy did not arrive, or something else publishes to the sampler. The previous version
             stays or becomes active again.
-        SightlineError: the sampler refused the files; says why.
+        SightlineError: the sampler refused the files; the message says why.
     """
     sent = sendable(probes, prompts)
 
@@ -67,7 +67,7 @@ async def publish(
 
 
 def sendable(probes: Sequence[UpdateProbe], prompts: Mapping[str, Prompt]) -> list[Probe]:
-    """Probes of an update as they travel."""
+    """Probes of an update, for the wire."""
     return [
         Probe(
             prompts[item.prompt_id].images,
@@ -81,7 +81,7 @@ def sendable(probes: Sequence[UpdateProbe], prompts: Mapping[str, Prompt]) -> li
 
 
 def _fitting(probes: Sequence[UpdateProbe], prompts: Mapping[str, Prompt]) -> Iterator[UpdateProbe]:
-    """The first probes, as many as one message has room for with their images."""
+    """The first probes, as many as fit into one message with their images."""
     size = 0
     for number, probe in enumerate(probes):
         with suppress(OSError):  # the client names the missing file
@@ -131,14 +131,15 @@ async def _publish(
 
 
 def _keep(directory: Path, version: int, arrival: Arrival) -> None:
-    """Put the proof beside the policy, as a sampler does that sees it: one that loses it is given it again with it."""
+    """Write the proof beside the policy, as a sampler that sees the directory does, so that it can be sent again with
+    the policy."""
     digest = manifest_digest(directory)
     if (read_arrival(directory) or {}).get("digest") != digest:
         write_arrival(directory, {"policy_version": version, "digest": digest, **asdict(arrival)})
 
 
 async def _retire(client: AsyncSamplerClient, version: int) -> None:
-    """Have the sampler forget a version; one that it does not know, or is about to forget, is as good as forgotten."""
+    """Retire a version at the sampler; an unknown one, or one being retired, needs no action."""
     try:
         await client.retire(version)
     except SightlineError as error:

@@ -1,7 +1,7 @@
 """Recipe: everything that defines a run, as data.
 
-A recipe is read from YAML, overridden by `key.subkey=value` flags, checked (unknown keys are refused) and then
-frozen. The resolved recipe is written into the run directory, so every run records its own recipe.
+A recipe is read from YAML, overridden by `key.subkey=value` flags, checked (unknown keys are refused) and frozen. The
+resolved recipe is written into the run directory, so every run records its own recipe.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ else:
 
 
 class Reward(RewardService):
-    """What a candidate is worth: the sum of its terms. The scorer is asked for CLIPScores."""
+    """The reward of a candidate: the sum of its terms. The scorer provides CLIPScores."""
 
     terms: Terms = Field(
         default_factory=lambda: Terms.model_validate({"clip": {}}),
@@ -125,7 +125,7 @@ class Recipe(Section):
 
     @property
     def base_model(self) -> str:
-        """The base LVLM as transformers takes it: a folder or a name on the hub.
+        """The base LVLM for transformers: a folder or a hub name.
 
         Raises:
             NotFound: the playground has no such model, or is not installed.
@@ -134,10 +134,10 @@ class Recipe(Section):
 
     @property
     def processor(self) -> ModelProcessor:
-        """What the base model's processor is made of.
+        """How to make the base model's processor.
 
         Raises:
-            NotFound: as `base_model`.
+            NotFound: see `base_model`.
         """
         return ModelProcessor(self.base_model, self.chat_template, self.min_pixels, self.max_pixels)
 
@@ -185,16 +185,16 @@ def read_recipe(
     files_by: Collection[str] = _OURS,
     parts: Collection[str] = ALL,
 ) -> SettingsRead[Recipe]:
-    """A recipe, and where each value came from.
+    """A recipe, and the origin of each value.
 
     Args:
-        environment: whether SIGHTLINE_RECIPE__ variables of this process have a say.
-        files_by: which of file, environment and --set may name a file of this machine to be read.
-        parts: parts that are not ours and may be imported (see `open_parts`); unset, all: the caller wrote the recipe.
+        environment: whether to read SIGHTLINE_RECIPE__ variables of this process.
+        files_by: which of file, environment and --set may name local files to read.
+        parts: third-party parts that may be imported (see `open_parts`); unset, all: the caller wrote the recipe.
 
     Raises:
         SettingsError: the file can't be read, a key is unknown, a value is out of bounds, or keys contradict each
-            other; says which and why.
+            other; the message says which and why.
     """
     with importing(parts):
         return _read(path, overrides, environment, files_by)
@@ -202,7 +202,7 @@ def read_recipe(
 
 def _read(path: Path, overrides: Sequence[str], environment: bool, files_by: Collection[str]) -> SettingsRead[Recipe]:
     read = read_settings(Recipe, service="recipe", config=path, overrides=overrides, environment=environment)
-    # A run's own recipe.yaml names paths of the run, whose directory is the file's.
+    # A run's recipe.yaml names paths relative to the run, whose directory is the file's.
     tree = located(read.settings.model_dump(mode="json"), path.parent)
     told = read.origin(("chat_template",)) in files_by
     tree["chat_template"] = template_text(tree["chat_template"], path.parent, files=told)

@@ -1,7 +1,7 @@
-"""ReleasedPairs: an iteration's rows of a released set on their way to its pairs.
+"""Turns an iteration's rows of a released set into pairs.
 
-They pass the gate, are scored by the recipe's reward and filtered as all candidates are, shard by shard in
-`iterations/*/released/`, so a run that was killed continues with them too.
+They pass the gate, the recipe's reward and its filters like all candidates, shard by shard in `iterations/*/released/`,
+so a killed run resumes them too.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class ReleasedPairs:
     def pairs(
         self, filters: Mapping[str, Filter], counts: Counter[str], embeddings: Mapping[str, Sequence[float]]
     ) -> Iterator[dict[str, Any]]:
-        """Rows of pairs.parquet; what came of all is added to `counts` behind the last one.
+        """Rows of pairs.parquet; after the last one, the outcomes are added to `counts`.
 
         Args:
-            embeddings: of pictures, by prompt id, where the loss asks for them.
+            embeddings: embeddings of pictures by prompt id, if the loss needs them.
         """
         from sightline_trainer.pairs.build import PairBuilder
 

@@ -1,8 +1,8 @@
 """Rollout: candidates and their rewards for an iteration's prompts, shard by shard.
 
-Scoring overlaps sampling: a prompt's candidates go to the scorer as soon as they are there. A finished shard is on
-disk, so a killed run loses at most unfinished shards. A prompt that can't be answered, since its image is damaged or
-its text too long, is dropped and noted, and so is a candidate that the gate refuses: neither may end a run of days.
+Scoring overlaps sampling: a prompt's candidates are scored as soon as they are sampled. A finished shard is on disk, so
+a killed run loses only unfinished shards. A prompt that can't be answered (a damaged image, a text that is too long) is
+dropped and recorded, and so is a candidate that the gate refuses: neither may end a run of days.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Rollout:
         return [prompts[i : i + self.shard_size] for i in range(0, len(prompts), self.shard_size)]
 
     def complete(self, prompts: Sequence[Prompt]) -> bool:
-        """Whether every shard is there."""
+        """Whether every shard exists."""
         return all(self._paths(number)[1].exists() for number, _ in enumerate(self._shards(prompts)))
 
     def _dropped(self, shard: int) -> Path:
@@ -61,11 +61,11 @@ class Rollout:
         in_flight: int,
         progress: Callable[[int, int], None],
     ) -> None:
-        """Have every source make candidates for each prompt, and score them; shards that are there are kept.
+        """Let every source make candidates for each prompt, and score them; existing shards are kept.
 
         Raises:
-            SightlineError: a service stays away, or refuses something else than a prompt; the sampler has another chat
-                template than the recipe (CHAT_TEMPLATE_DIFFERS).
+            SightlineError: a service stays unavailable, or refuses something other than a prompt; the sampler has
+                another chat template than the recipe (CHAT_TEMPLATE_DIFFERS).
         """
         shards = self._shards(prompts)
         slots, done = asyncio.Semaphore(in_flight), 0
@@ -110,7 +110,7 @@ class Rollout:
 
         missing = [(number, shard) for number, shard in enumerate(shards) if not self._paths(number)[1].exists()]
         done = len(prompts) - sum(len(shard) for _, shard in missing)
-        # One shard more than the engines hold keeps them full while the oldest one ends; memory stays bounded.
+        # One shard more than the engines hold keeps them busy while the oldest ends; memory stays bounded.
         open_shards = asyncio.Semaphore(1 + math.ceil(in_flight / self.shard_size))
 
         async def admitted(number: int, shard: Sequence[Prompt]) -> None:
@@ -132,11 +132,11 @@ class Rollout:
         write_whole(scores_path, lambda aside: pq.write_table(scores, aside))
 
     def dropped(self) -> list[dict[str, str]]:
-        """What was left out: `prompt_id`, `reason` and `message`; of a candidate also its `source` and `index`."""
+        """The dropped rows: `prompt_id`, `reason` and `message`; for a candidate also its `source` and `index`."""
         return [each for path in sorted((self.directory / "dropped").glob("[0-9]*.json")) for each in read_json(path)]
 
     def forget(self) -> None:
-        """Let go of all shards, to be made again."""
+        """Delete all shards, so that they are made again."""
         for name in ("scores", "candidates", "dropped"):
             shutil.rmtree(self.directory / name, ignore_errors=True)
 
@@ -153,7 +153,7 @@ class Rollout:
 
 
 def refuse(fault: Refusal | None) -> None:
-    """Raise InvalidInput for a row that the gate refused."""
+    """Raise InvalidInput if the gate refused the row."""
     if fault is not None:
         raise InvalidInput(fault.message, reason=fault.reason)
 

@@ -1,8 +1,8 @@
-"""RowGate: the one rule for every text and every picture that a run asks about or learns from, sampled or not.
+"""RowGate: the one rule for every text and picture that a run asks about or learns from, sampled or not.
 
-A text must be text, encodable, hold no special token or placeholder of the model, and fit its window behind picture and
-prompt; a picture must be there and decode. What does not pass is one row's fault and never the run's: whoever asks
-leaves the row out, names it and counts it (`dropped`).
+A text must be text, encodable, hold no special token or placeholder of the model, and fit its window after picture and
+prompt; a picture must exist and decode. A failure concerns one row, never the run: the caller leaves the row out, names
+it and counts it (`dropped`).
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def text_fault(text: object, what: str, words: ModelWords | None = None) -> Chec
     """Why a text can't be used, or None.
 
     Args:
-        what: prompt, reference, candidate: the reason begins with it.
-        words: of the model, where it is known.
+        what: prompt, reference or candidate; the reason begins with it.
+        words: the model's special tokens, if known.
     """
     kind = what.upper()
     if not isinstance(text, str):
@@ -71,7 +71,7 @@ class RowGate:
 
     Args:
         made: the model's processor.
-        limits: of pictures, as the update reads them.
+        limits: limits of pictures, as in the update.
     """
 
     def __init__(self, made: ModelProcessor, limits: ImageLimits | None = None) -> None:
@@ -90,20 +90,19 @@ class RowGate:
         return ModelWords.read(self.template.model)
 
     def check(self, row: Prompt) -> Checked:
-        """All of a row: its texts, its picture, and whether both fit the window; None if it passes.
+        """Check a whole row: its texts, its picture, and whether both fit the window; None if it passes.
 
         Raises:
-            PreconditionFailed: MODEL_UNREADABLE, the model has no tokenizer or processor.
+            PreconditionFailed: MODEL_UNREADABLE: the model has no tokenizer or processor.
         """
         return self.texts(row) or self.images(row) or self.fits(row)
 
     def asked(self, row: Prompt) -> Checked:
-        """What a run asks: the prompt, with what was said before, and its pictures. The length is the sampler's to
-        tell."""
+        """Check a question: the prompt, with earlier turns, and its pictures. The sampler checks the length."""
         return self._said(row) or self.images(row)
 
     def texts(self, row: Prompt) -> Checked:
-        """The prompt, with what was said before, and the reference if there is one."""
+        """Check the prompt, with earlier turns, and the reference if there is one."""
         return self._said(row) or (self.text(row.reference, "reference") if row.reference else None)
 
     def _said(self, row: Prompt) -> Checked:
@@ -111,20 +110,20 @@ class RowGate:
         return self.text(row.prompt, "prompt") or _first(self.text(text, "prompt") for text in texts)
 
     def images(self, row: Prompt) -> Checked:
-        """All pictures of a row."""
+        """Check all pictures of a row."""
         return _first(self.image(image) for image in row.images)
 
     def text(self, text: object, what: str) -> Checked:
-        """One text; see `text_fault`."""
+        """Check one text; see `text_fault`."""
         return text_fault(text, what, self.words)
 
     def image(self, image: Path | bytes) -> Checked:
-        """One picture, a file or its bytes: it is read and decoded."""
+        """Check one picture, a file or its bytes: it is read and decoded."""
         seen = self._image(image)
         return seen if isinstance(seen, Refusal) else None
 
     def fits(self, row: Prompt) -> Checked:
-        """Whether the row's reference, or one token, has room behind its picture and prompt."""
+        """Check that the row's reference, or one token, fits after its picture and prompt."""
         sizes = self._sizes(row.images)
         if isinstance(sizes, Refusal):
             return sizes
@@ -139,13 +138,13 @@ class RowGate:
         return self._fits(rendered, sizes, len(self.template.response(row.asked(), row.reference)), "reference")
 
     def length(self, row: Prompt) -> int:
-        """Tokens of a row that passes: its pictures and its prompt, as the model takes them."""
+        """Number of tokens of a valid row: its pictures and its prompt, as the model takes them."""
         sizes = self._sizes(row.images)
         assert not isinstance(sizes, Refusal)
         return self.template.length(self.template.prompt(row.asked()), sizes)
 
     def tokenised(self, prompt: Prompt, asked: str, text: str) -> tuple[list[int], Checked]:
-        """Token ids of a text that no policy sampled, as an answer to `asked`, or why it can't be one."""
+        """Token ids of a text that no policy sampled, as an answer to `asked`, or why it can't be used."""
         if fault := self.text(asked, "prompt") or self.text(text, "candidate"):
             return [], fault
         sizes, turns = self._sizes(prompt.images), prompt.asked(asked)
@@ -158,7 +157,7 @@ class RowGate:
         return ids, self._fits(self.template.prompt(turns), sizes, len(ids), "candidate")
 
     def candidate(self, response: Response) -> Checked:
-        """A candidate, whoever made it: its text, and its tokens, which may be special at their end only."""
+        """Check a candidate from any source: its text, and its tokens, of which only the last may be special."""
         if not response.token_ids:
             return Refusal("CANDIDATE_EMPTY", "the candidate has no token")
         # One end token alone is an answer without words; filters judge that.
@@ -168,7 +167,7 @@ class RowGate:
         return fault or self._tokens(response.token_ids, "candidate")
 
     def rendered(self, prompt: Prompt, response: Response) -> None:
-        """See that a sampler rendered the prompt by the recipe's chat template, where it has one.
+        """Check that a sampler rendered the prompt by the recipe's chat template, if it has one.
 
         Raises:
             PreconditionFailed: CHAT_TEMPLATE_DIFFERS.
@@ -183,7 +182,7 @@ class RowGate:
             )
 
     def pair(self, row: Mapping[str, Any]) -> Checked:
-        """A row of pairs.parquet, all its texts, tokens and pictures; images are encoded."""
+        """Check a row of pairs.parquet: all its texts, tokens and pictures; images are encoded."""
         try:
             said = [turn["content"] for turn in row["prompt"]]
             sides = {side: (row[side][0]["content"], row[f"{side}_ids"]) for side in ("chosen", "rejected")}
@@ -226,14 +225,12 @@ class RowGate:
         found = ids[-1] if found is None and ids[-1] in words.pictures else found
         if found is None:
             return None
-        return Refusal(
-            f"{what.upper()}_SPECIAL_TOKEN", f"the {what} has the special token {found}, which is not text and no end"
-        )
+        return Refusal(f"{what.upper()}_SPECIAL_TOKEN", f"the {what} has the special token {found}, which is not text")
 
     def _fits(self, rendered: str, sizes: Sequence[Size], tokens: int, what: str) -> Checked:
         try:
             window, before = self.template.window, self.template.length(rendered, sizes)
-        except (ValueError, RuntimeError) as error:  # as Qwen's of a picture of 1 x 990
+        except (ValueError, RuntimeError) as error:  # such as Qwen's for a picture of 1 x 990
             named = " and ".join(f"{width} x {height}" for width, height in sizes)
             why = f"the model's processor refuses a picture of {named} pixels: {str(error)[:200]}"
             return Refusal("IMAGE_REFUSED", why)
@@ -247,7 +244,7 @@ class RowGate:
         )
 
     def _sizes(self, images: Sequence[Path | bytes]) -> list[Size] | Refusal:
-        """Width and height of each, or what is wrong with the first that is."""
+        """Width and height of each picture, or what is wrong with the first bad one."""
         sizes: list[Size] = []
         for image in images:
             size = self._image(image)

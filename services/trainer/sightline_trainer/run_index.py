@@ -1,4 +1,4 @@
-"""Which runs a directory holds: what each run.json says, read again only where the file is another one."""
+"""Index of a directory's runs: the content of each run.json, read again only if the file was replaced."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from sightline_trainer.summaries import readable_state
 
 @dataclass(frozen=True, slots=True)
 class RunEntry:
-    """What is kept of a run.
+    """The indexed fields of a run.
 
     Attributes:
         ours: whether it was started through the service; a run with an unreadable run.json may have been.
         created: seconds since 1970; 0 if it cannot be read.
-        request_id: of the request that started it; "" where it cannot be read.
+        request_id: id of the request that started it; "" if it cannot be read.
     """
 
     ours: bool
@@ -36,7 +36,7 @@ class RunIndex:
         self._known: dict[Path, tuple[tuple[int, ...], RunEntry]] = {}
 
     def list(self) -> list[RunDirectory]:
-        """All that were started through the service, newest first; those that cannot be read, last."""
+        """All runs that were started through the service, newest first; unreadable ones last."""
         found = [(entry.created, RunDirectory(path.parent)) for path, entry in self._look() if entry.ours]
         return [run for _, run in sorted(found, key=lambda each: (-each[0], each[1].id))]
 
@@ -52,9 +52,9 @@ class RunIndex:
         for path in self._root.glob("*/run.json"):
             try:
                 facts = path.stat()
-            except OSError:  # gone meanwhile, or not readable
+            except OSError:  # deleted meanwhile, or unreadable
                 continue
-            # A run.json is written aside and renamed, so another content is another inode.
+            # A run.json is replaced by a rename, so new content means a new inode.
             mark = (facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
             before = known.get(path)
             seen[path] = (
@@ -74,7 +74,7 @@ def is_ours(run: RunDirectory) -> bool:
 
 
 def state_of(run: RunDirectory) -> Mapping[str, Any] | None:
-    """What run.json says; None if it cannot be read."""
+    """The content of run.json; None if it cannot be read."""
     try:
         return readable_state(run)
     except PreconditionFailed:

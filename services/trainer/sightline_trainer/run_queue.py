@@ -1,4 +1,4 @@
-"""RunQueue: runs one after another in a thread of the service; all that it must remember is on disk."""
+"""RunQueue: executes runs one after another in a thread of the service; its whole state is on disk."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,99}")
 
 
 class RunQueue:
-    """Runs under `root`. Unfinished runs of an earlier life of the service are queued again by `start`."""
+    """Runs under `root`. `start` queues the unfinished runs of an earlier process of the service."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class RunQueue:
         connections: Connections | None = None,
         allowed: Allowed | None = None,
     ) -> None:
-        """`allowed` is what recipes may name: nothing if it is not given."""
+        """`allowed`: what recipes may name; by default nothing."""
         self.root = root
         self._index = RunIndex(root)
         self.allowed = allowed or Allowed()
@@ -58,15 +58,15 @@ class RunQueue:
         self.resume = resume
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._current = ""  # the current run
-        self._stops: dict[str, bool] = {}  # run id -> at once
-        self._again = False  # the current run is to continue, though it may be stopping
+        self._stops: dict[str, bool] = {}  # run id -> whether at once
+        self._again = False  # whether the current run should continue, though it may be stopping
         self._closing = False
-        self._lock = threading.RLock()  # over run.json of all runs, and what is above
+        self._lock = threading.RLock()  # guards run.json of all runs, and the fields above
         self._thread = threading.Thread(target=self._work, name="runs", daemon=True)
 
     def start(self) -> None:
-        """Queue what is unfinished, oldest first, and begin. A run that another trainer works on is left alone; without
-        `resume` what is unfinished counts as stopped."""
+        """Queue unfinished runs, oldest first, and start. A run that another trainer works on is left alone; without
+        `resume`, unfinished runs count as stopped."""
         self.root.mkdir(parents=True, exist_ok=True)
         readable = [(state, run) for run in self.list() if (state := state_of(run)) is not None]
         for state, run in sorted(readable, key=lambda found: float(found[0].get("queued", 0.0))):
@@ -77,12 +77,12 @@ class RunQueue:
         self._thread.start()
 
     def alive(self) -> bool:
-        """Whether runs are worked on."""
+        """Whether the thread that executes runs is alive."""
         return self._thread.is_alive()
 
     def close(self) -> None:
-        """End the current run, leaving it unfinished: a restart continues with it. It is not waited for long: what is
-        on disk is whole at any moment."""
+        """End the current run and leave it unfinished, so that a restart resumes it. The wait is short, since the files
+        on disk are complete at any moment."""
         self._closing = True
         self._waiting.put(None)
         if self._thread.ident is not None:
@@ -111,7 +111,7 @@ class RunQueue:
             )
         if (known := self._index.of_request(request_id)) is not None:
             return known
-        recipe = self._recipe(recipe_file, text, overrides)  # not under the lock: somebody else wrote it
+        recipe = self._recipe(recipe_file, text, overrides)  # not under the lock: it is untrusted
         self.allowed.check(recipe, self.connections)
         refuse(asked_for(recipe, self.models))
         with self._lock:
@@ -147,26 +147,26 @@ class RunQueue:
             raise InvalidInput(str(error), reason="RECIPE_INVALID") from None
 
     def stop(self, run_id: str, *, now: bool) -> RunDirectory:
-        """Ask a run to stop, after the current stage or at once. One that has ended stays as it is."""
+        """Ask a run to stop, after the current stage or at once. A run that has ended is unchanged."""
         run = self.get(run_id)
         readable_state(run)
         with self._lock:
             if run_id == self._current:
                 self._again = False
                 self._stops[run_id] = now or self._stops.get(run_id, False)
-                if run.state()["state"] == "queued":  # it has just ended, and was to continue; or is about to begin
+                if run.state()["state"] == "queued":  # it has just ended and should continue, or is about to begin
                     run.set_state("stopped")
             elif run.state()["state"] in UNFINISHED and not leased(run):
                 run.set_state("stopped")
         return run
 
     def go_on(self, run_id: str) -> RunDirectory:
-        """Queue a run that was stopped or has failed; one that is queued or works continues anyway.
+        """Queue a stopped or failed run; a queued or running one continues anyway.
 
         Raises:
             NotFound: there is none.
-            PreconditionFailed: all its iterations are done, it was begun with another rule to read a picture, or its
-                run.json cannot be read.
+            PreconditionFailed: all its iterations are done, it was started with another rule for reading pictures, or
+                its run.json cannot be read.
             DataCorrupted: its recipe.yaml is damaged.
         """
         run = self.get(run_id)
@@ -180,7 +180,7 @@ class RunQueue:
                 )
             if (recipe := run.recipe()) is not None:
                 run.check(recipe)
-            if state not in UNFINISHED:  # it may be the current one still, for a moment
+            if state not in UNFINISHED:  # it may still be the current one for a moment
                 self._enqueue(run)
             elif run_id == self._current:
                 self._again = True
@@ -188,7 +188,7 @@ class RunQueue:
         return run
 
     def get(self, run_id: str) -> RunDirectory:
-        """A run by its id, one whose files cannot be read too.
+        """A run by its id, even if its files cannot be read.
 
         Raises:
             NotFound: there is none.
@@ -199,8 +199,8 @@ class RunQueue:
         return run
 
     def list(self) -> list[RunDirectory]:
-        """All runs that were started through the service, newest first; those that cannot be read, last. It looks at a
-        file of each: not for the event loop."""
+        """All runs that were started through the service, newest first; those that cannot be read, last. It reads a
+        file of each: do not call it from the event loop."""
         return self._index.list()
 
     def _work(self) -> None:
@@ -214,13 +214,13 @@ class RunQueue:
                     recipe = run.recipe(self.allowed.parts)
                     if recipe is None or run.state()["state"] != "queued":
                         continue
-                    self.allowed.check(recipe, self.connections)  # the settings may be others than when it was started
+                    self.allowed.check(recipe, self.connections)  # the settings may have changed since it was started
                     self._current = run_id
             except InvalidInput as error:
                 logger.warning("run %s may not continue: %s", run_id, error)
                 run.set_state("failed", error=error.message, reason=error.reason)
                 continue
-            except Exception as error:  # its directory is gone, or was written by another version of the trainer
+            except Exception as error:  # its directory was deleted, or written by another version of the trainer
                 logger.exception("run %s cannot be read", run_id)
                 with suppress(Exception):
                     self.get(run_id).set_state("failed", error=f"it cannot be read: {error}", reason="RUN_UNREADABLE")

@@ -4,14 +4,14 @@
       recipe.yaml                  the resolved recipe; paths in the run are relative to it (run:data/...)
       run.json                     id, state, error and its reason, versions of the packages and of the picture rule
       events.jsonl                 what happened, for people and watchers
-      dropped.json                 rows of the datasets that were left out, by reason, the first of them by name
+      dropped.json                 rows of the datasets that were left out, by reason; the first ones by name
       metrics.json                 one object per policy version, from the base model at version 0
-      images/                      images that the dataset holds as bytes, by their SHA-256
+      images/                      images that the dataset stores as bytes, by their SHA-256
       policies/v000001/            adapter + manifest.json (written last)
       iterations/0001/
         candidates/00000.parquet   K candidates of a shard of prompts, with token ids, log-probs, seed, version
         scores/00000.parquet       their rewards, one row for each candidate
-        rollout.json               the policy that sampled, and how many iterations it is behind the one that learns
+        rollout.json               the policy that sampled, and how many iterations it is behind the trained one
         dropped/00000.json         prompts of a shard without answers, such as those with a damaged image, and
                                    candidates that the gate refused; update.json: pairs, evaluation.json: what was asked
         pairs.parquet              TRL's preference format, every side with its policy version
@@ -19,12 +19,12 @@
         seconds.json               wall time of the iteration, over all lives of the trainer
         evaluation.json            this policy's row of metrics.json
         captions.parquet           held-out captions; greedy.parquet, answers.parquet: the greedy ones, yes/no answers
-        by_image.json              what each image adds to each metric
+        by_image.json              each image's contribution to each metric
         against_base.json          each metric's change against the base model, with its paired interval
-      replaced/0001/               what a changed recipe made again, as it was
+      replaced/0001/               old results that a changed recipe made again
 
-Every file is written aside, synced and renamed into place: what exists is whole, and a run that was killed continues
-from the last finished file. The directory can be moved, renamed and continued from anywhere.
+Every file is written under a temporary name, synced and renamed: files that exist are complete, and a killed run
+continues from the last finished file. The directory can be moved, renamed and resumed from anywhere.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class RunDirectory:
 
     @property
     def namespace(self) -> str:
-        """Whose versions its policies are at a sampler: the run's name, and what no other run of that name has."""
+        """The run id of its policies at a sampler: the run's name, and a part that is unique among runs of that
+        name."""
         known = self.state().get("namespace", "")
         if not known:
             made = next((read_manifest(path).run_id for path in sorted(self.policies.glob("v[0-9]*"))), "")
@@ -91,11 +92,11 @@ class RunDirectory:
         return self.root / "iterations" / f"{number:04d}"
 
     def open(self, recipe: Recipe) -> str:
-        """Make the directory, or resume the run it holds: what a changed recipe would make otherwise is moved into
-        `replaced/` first, to be made again.
+        """Make the directory, or resume its run: results that a changed recipe affects are moved to `replaced/` first,
+        to be made again.
 
         Returns:
-            What was changed and is redone, for people; empty if all existing files stay.
+            The changes and the results to redo, for people; empty if all existing files are kept.
 
         Raises:
             PreconditionFailed: it holds a run of another recipe.
@@ -113,15 +114,15 @@ class RunDirectory:
             sync_directory(self.root)
         text = yaml.safe_dump(portable(recipe.model_dump(mode="json"), self.root), sort_keys=False)
         write_whole(self.root / "recipe.yaml", lambda aside: aside.write_text(text))
-        return f"changed: {changes}; made anew are {len(old)} files, their old forms lie in replaced/" if old else ""
+        return f"changed: {changes}; {len(old)} files are made again; the old ones are in replaced/" if old else ""
 
     def check(self, recipe: Recipe) -> None:
-        """See that the directory is free, or holds a run that this recipe can continue, and that read its pictures as
+        """Check that the directory is free, or holds a run that this recipe can continue and that reads pictures as
         this trainer does.
 
         Raises:
-            PreconditionFailed: it holds a run of another recipe, or of more iterations; the message names what differs.
-                Or it was begun with another rule to read a picture.
+            PreconditionFailed: it holds a run of another recipe, or of more iterations (the message names what
+                differs), or it was started with another rule for reading pictures.
         """
         rule = self.state().get("picture_rule", "")
         if self._begun() and rule != PICTURE_RULE:
@@ -134,7 +135,7 @@ class RunDirectory:
         self._changed(recipe)
 
     def _changed(self, recipe: Recipe) -> tuple[set[Bound], str]:
-        """The stages that a changed key defines, and those keys with both values."""
+        """The stages that changed keys affect, and these keys with both values."""
         known = self.tree()
         if known is None:
             return set(), ""
@@ -160,7 +161,7 @@ class RunDirectory:
         return set(bound.values()) - {"free"}, named("pair", "update", "evaluate")
 
     def tree(self) -> dict[str, Any] | None:
-        """The resolved recipe of the run as plain values, its paths as they are now; None before it was opened.
+        """The resolved recipe of the run as plain values, with current paths; None before it was opened.
 
         Raises:
             DataCorrupted: recipe.yaml is damaged.
@@ -173,8 +174,8 @@ class RunDirectory:
         except SettingsError as error:
             raise damaged(path, str(error).removeprefix(f"{path}: ")) from error
         if not tree:
-            raise damaged(path, "it holds no recipe")
-        if isinstance(dpo := tree.get("dpo"), dict) and "image_cache_mb" in dpo:  # as 0.1.0 wrote it
+            raise damaged(path, "it contains no recipe")
+        if isinstance(dpo := tree.get("dpo"), dict) and "image_cache_mb" in dpo:  # written by 0.1.0
             dpo["image_cache_mib"] = dpo.pop("image_cache_mb")
         return located(tree, self.root)
 
@@ -185,7 +186,7 @@ class RunDirectory:
             parts: third-party parts that may be imported (see `open_parts`); readers need none.
 
         Raises:
-            DataCorrupted: recipe.yaml is damaged, or of a version that knows other keys.
+            DataCorrupted: recipe.yaml is damaged, or from a version with other keys.
         """
         tree = self.tree()
         try:
@@ -195,7 +196,7 @@ class RunDirectory:
             raise damaged(self.root / "recipe.yaml", _first(error)) from error
 
     def rows(self) -> list[Any]:
-        """What metrics.json holds: one row for each policy, the base model's first.
+        """The content of metrics.json: one row for each policy, the base model's first.
 
         Raises:
             DataCorrupted: it is damaged.
@@ -203,7 +204,7 @@ class RunDirectory:
         return read_json(self.metrics) or []
 
     def set_state(self, state: State, **facts: object) -> None:
-        """Record where the run stands."""
+        """Record the run's state."""
         if not self._begun():
             facts = {"picture_rule": PICTURE_RULE, **facts}
         self._note(**{"error": "", "reason": "", **facts, "state": state, "updated": time.time()})

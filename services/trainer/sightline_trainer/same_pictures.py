@@ -1,4 +1,4 @@
-"""Whether the services that a run uses see the pictures that its update sees."""
+"""Whether a run's services read pictures as its update does."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from sightline.scorer import AsyncScorerClient
 
 
 async def check_sampler(client: AsyncSamplerClient, address: str) -> None:
-    """See that a sampler reads pictures by this trainer's rule.
+    """Check that a sampler reads pictures by this trainer's rule.
 
     Raises:
-        PreconditionFailed: by another one.
+        PreconditionFailed: it uses another rule.
         SightlineError: it stays unavailable.
     """
     check_rule("sampler", address, (await client.policies()).capabilities.picture_rule)
 
 
 async def check_scorer(client: AsyncScorerClient, address: str) -> None:
-    """See that a scorer reads pictures by this trainer's rule; as `check_sampler`."""
+    """Check that a scorer reads pictures by this trainer's rule; as `check_sampler`."""
     check_rule("scorer", address, (await client.list_models()).picture_rule)
 
 
 def check_rule(service: str, address: str, rule: str) -> None:
-    """See that `rule`, which a service names, is this trainer's; as `check_sampler`."""
+    """Check that a service's `rule` is this trainer's; as `check_sampler`."""
     if rule != PICTURE_RULE:
         theirs = f"rule {rule}" if rule else "no named rule, as Sightline 0.1.0 does"
         raise PreconditionFailed(

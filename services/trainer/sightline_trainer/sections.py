@@ -1,4 +1,4 @@
-"""Sections of a recipe that need to know no part: what each stage of the loop reads."""
+"""Sections of a recipe that do not depend on parts: the settings of each stage of the loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sightline_trainer.dpo.method import Doubt, Guidance, References, TokenWeigh
 
 
 class Mix(Section):
-    """Released pairs beside those of the policy's own candidates."""
+    """Released pairs in addition to those of the policy's own candidates."""
 
     offline: float = Field(
         1.0,
@@ -41,13 +41,13 @@ class Data(Section):
     mix: Mix = Field(default_factory=lambda: Mix(), description="How released pairs are mixed with the policy's own.")
 
     def references(self) -> dict[str, str]:
-        """The datasets that are named, by key."""
+        """The named datasets, by key."""
         named = {"data.train": self.train, "data.test": self.test, "data.pairs": self.pairs}
         return {key: reference for key, reference in named.items() if reference is not None}
 
 
 class Sampling(Section):
-    """How candidates are drawn from the policy."""
+    """How candidates are sampled from the policy."""
 
     address: Target | None = Field(None, description="gRPC target of a sampler; null: `sightline run` starts one.")
     candidates: int = Field(8, ge=2, le=256, description="K, the number of candidates per prompt.")
@@ -55,7 +55,7 @@ class Sampling(Section):
     top_p: float = Field(1.0, gt=0.0, le=1.0, description="Nucleus mass; 1 keeps all tokens.")
     max_tokens: int = Field(64, ge=1, description="Maximum number of new tokens of a candidate.")
     max_in_flight: int = Field(
-        32, ge=1, le=1024, description="Prompts under way at the same time, at each sampler of a fleet."
+        32, ge=1, le=1024, description="Prompts in flight at the same time, at each sampler of a fleet."
     )
     staleness: int = Field(
         0,
@@ -85,7 +85,7 @@ class Sampling(Section):
 
 
 class RewardService(Section):
-    """The scorer that is asked for CLIPScores."""
+    """The scorer for CLIPScores."""
 
     address: Target | None = Field(None, description="gRPC target of a scorer; null: `sightline run` starts one.")
     model: str = Field("", description="Name of the scorer's model; empty: its default.")
@@ -96,13 +96,13 @@ class RewardService(Section):
 
 
 class ServiceKeys(Section):
-    """Settings of a service by its own keys, which the service itself checks."""
+    """Settings of a service by its own keys; the service checks them."""
 
     model_config = ConfigDict(extra="allow")
 
 
 class LocalServices(Section):
-    """Settings of the services that `sightline run` starts where the recipe names none; one that runs has its own."""
+    """Settings of the services that `sightline run` starts if the recipe names none; a running service has its own."""
 
     sampler: ServiceKeys = Field(
         default_factory=ServiceKeys,
@@ -114,7 +114,7 @@ class LocalServices(Section):
 
 
 class Lora(Section):
-    """The adapter that is trained."""
+    """The trained adapter."""
 
     rank: int = Field(16, ge=1, le=512, description="Rank of the update.")
     alpha: int = Field(32, ge=1, description="Scale: the update is multiplied by alpha / rank.")
@@ -138,7 +138,7 @@ class Lora(Section):
 
 
 CHECKPOINT_SECONDS = 600.0
-"""Between those of a LoRA's update, where the recipe says nothing."""
+"""Default seconds between checkpoints of a LoRA's update."""
 
 
 class Dpo(Section):
@@ -230,12 +230,12 @@ class Dpo(Section):
         0.0,
         ge=0.0,
         description="TDPO2: the chosen side must win by this times how much further the policy is off the reference on "
-        "the rejected side's tokens (CHiP 0.1); asks the reference in each step. 0: not.",
+        "the rejected side's tokens (CHiP 0.1); runs the reference in each step. 0: off.",
     )
     reference: References = Field(default_factory=References, description="The reference model.")
     doubt: Doubt = Field(default_factory=Doubt, description="cdpo: which pairs count as uncertain.")
     rpo_temperature: float = Field(
-        0.5, gt=0.0, description="rpo: tau, how much nearer pictures count more (paper 0.25 to 0.5)."
+        0.5, gt=0.0, description="rpo: tau; a smaller value weighs near pictures more (paper: 0.25 to 0.5)."
     )
     shared_prefix: bool = Field(
         True,
@@ -274,7 +274,7 @@ class Dpo(Section):
 
     @property
     def seconds_between_checkpoints(self) -> float | None:
-        """How often an update writes one; None: never."""
+        """How often an update writes a checkpoint; None: never."""
         if self.checkpoint_seconds is None:
             return CHECKPOINT_SECONDS if self.train == "lora" else None
         return self.checkpoint_seconds or None
@@ -302,7 +302,7 @@ class Dpo(Section):
                 f"dpo.ld_alpha works with TRL's losses, not with {', '.join(sorted(own))}: use one of them"
             )
         if self.token_kl and set(self.reference.of) != {"base"}:
-            raise ValueError("dpo.token_kl asks the base model in each step: leave dpo.reference.of at {base: 1}")
+            raise ValueError("dpo.token_kl runs the base model in each step: leave dpo.reference.of at {base: 1}")
         if "ema" in self.reference.of and self.train_projector:
             raise ValueError("dpo.reference.of.ema averages adapters, and dpo.train_projector trains more than one")
         if self.batch_tokens is not None and (whole := WHOLE & set(self.loss)):
@@ -324,7 +324,7 @@ _ASKED_BY = {
     "doubt": ("cdpo",),
     "rpo_temperature": ("rpo",),
 }
-"""Settings that only some losses look at: with others they would silently change nothing."""
+"""Settings that only some losses use: with others they would silently do nothing."""
 
 
 class Publication(Section):
@@ -365,7 +365,7 @@ class Publication(Section):
 
 
 class Evaluation(Section):
-    """What is measured after each iteration, on held-out images through the same services."""
+    """The evaluation after each iteration, on held-out images through the same services."""
 
     prompts: int = Field(500, ge=1, description="Number of held-out prompts, the same ones every time.")
     temperature: float = Field(1.0, ge=0.0, le=5.0, description="Softmax temperature; 0 is greedy.")

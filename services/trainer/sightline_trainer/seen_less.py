@@ -1,4 +1,4 @@
-"""Seen less: a picture under noise, or a small piece of it, as a picture of the same size.
+"""Degraded views: a picture under noise, or a small piece of it, as a picture of the same size.
 
 The noise is that of VCD's, POVID's, BPO's and CHiP's code, over 1000 steps:
 
@@ -19,7 +19,7 @@ _RATIOS = (3 / 4, 4 / 3)
 
 @functools.lru_cache(maxsize=1000)
 def kept_signal(step: int) -> float:
-    """a_t of a step from 0 to 999: the share of the picture's variance that is left."""
+    """a_t of a step from 0 to 999: the remaining share of the picture's variance."""
     betas = (0.5e-2 - 1e-5) / (1 + np.exp(-np.linspace(-6, 6, 1000))) + 1e-5
     return float(np.cumprod(1 - betas)[step])
 
@@ -33,10 +33,10 @@ def noisy(picture: PIL.Image.Image, step: int, draws: np.random.Generator) -> PI
 
 
 def cropped(picture: PIL.Image.Image, scale: tuple[float, float], draws: np.random.Generator) -> PIL.Image.Image:
-    """A random piece of some share of the area, as torchvision's RandomResizedCrop draws it, as large as before.
+    """A random piece with some share of the area, as in torchvision's RandomResizedCrop, enlarged to the original size.
 
     Args:
-        scale: least and most share.
+        scale: minimum and maximum share.
     """
     width, height = picture.size
     for _ in range(_TRIES):
@@ -45,7 +45,7 @@ def cropped(picture: PIL.Image.Image, scale: tuple[float, float], draws: np.rand
         w, h = max(1, round(math.sqrt(area * ratio))), max(1, round(math.sqrt(area / ratio)))
         if w <= width and h <= height:
             break
-    else:  # a picture much longer than wide has no such piece: a square of its shorter side's length, somewhere
+    else:  # a very elongated picture has no such piece: a square with its shorter side's length
         w = h = min(width, height)
     left, top = int(draws.integers(width - w + 1)), int(draws.integers(height - h + 1))
     piece = picture.crop((left, top, left + w, top + h))

@@ -55,7 +55,7 @@ def _utc(seconds: float) -> datetime.datetime:
 
 
 class RunServicer(pb_grpc.RunServiceServicer):
-    """Answers from the run directories; the queue does the work."""
+    """Answers calls from the run directories; the queue does the work."""
 
     def __init__(self, runs: RunQueue, settings: TrainerSettings) -> None:
         self.runs = runs
@@ -111,7 +111,7 @@ class RunServicer(pb_grpc.RunServiceServicer):
         run, following = await asyncio.to_thread(self.runs.get, request.run_id), request.from_event
         reader = EventReader(run.events, following)
         while True:
-            state = (await asyncio.to_thread(readable_state, run))["state"]  # before the events: its end is in them
+            state = (await asyncio.to_thread(readable_state, run))["state"]  # read before the events
             events = await asyncio.to_thread(_some, reader)
             for number, event in events:
                 following = number + 1
@@ -173,8 +173,8 @@ class RunServicer(pb_grpc.RunServiceServicer):
         return await _of_files(read)
 
     def _shown(self, run_id: str) -> History:
-        """A run whose test set callers may see: its directory may have left the settings since the run was started."""
-        from sightline_trainer.report.history import History  # pictures and tables are not for a service at rest
+        """A run whose test set callers may see: the settings may no longer allow its directory."""
+        from sightline_trainer.report.history import History  # not loaded by an idle service: pictures and tables
 
         run = self.runs.get(run_id)
         recipe = run.recipe()
@@ -184,10 +184,10 @@ class RunServicer(pb_grpc.RunServiceServicer):
 
 
 async def _of_files(read: Callable[[], T]) -> T:
-    """What a run's files tell, beside the event loop.
+    """Read a run's files, in a thread.
 
     Raises:
-        PreconditionFailed: RUN_UNREADABLE, something else stands in them.
+        PreconditionFailed: RUN_UNREADABLE: their content is unexpected.
     """
     try:
         return await asyncio.to_thread(read)
@@ -197,12 +197,12 @@ async def _of_files(read: Callable[[], T]) -> T:
 
 
 def _some(reader: EventReader) -> list[tuple[int, Event]]:
-    """The next events, a bounded number of them."""
+    """The next events, a bounded number."""
     return list(islice(reader.read(), EVENTS_AT_ONCE))
 
 
 class TrainerService(Service):
-    """The chassis' view of the trainer."""
+    """The trainer as a chassis service."""
 
     name = "trainer"
     proto_services = ("sightline_trainer.v1.RunService",)

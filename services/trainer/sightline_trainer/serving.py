@@ -1,8 +1,8 @@
-"""Serving: keep a sampler at the policy that the loop needs, whatever became of the sampler meanwhile.
+"""Keeps a sampler at the policy that the loop needs, even after the sampler was restarted.
 
-A sampler that was killed comes back with the base model, or with the policy that it activated last. Its policies are
-in the run directory: they are staged and activated again, and what was asked is asked again. Candidates carry their
-seeds, so they are the same ones.
+A sampler that was killed comes back with the base model, or with the policy that it activated last. Its policies are in
+the run directory: they are staged and activated again, and the requests are repeated. Candidates carry their seeds, so
+they are the same.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ from sightline.sampler.types import Distortion
 T = TypeVar("T")
 
 RESTORES = 10
-"""How often one call outlives a sampler that lost the policy."""
+"""How often one call may restore a policy that the sampler lost."""
 
 
 @dataclass(frozen=True)
 class RunPolicies:
-    """The policies of a run, and how they get to a sampler.
+    """The policies of a run, and how they are sent to a sampler.
 
     Attributes:
         root: the directory that holds them.
-        run_id: whose versions they are.
-        files: as `publication.files` of a recipe.
-        probes: of a version, to prove it again at a sampler that is given it again; None: the proof on record counts.
+        run_id: the run that the versions belong to.
+        files: as a recipe's `publication.files`.
+        probes: returns a version's probes, to prove it again at a sampler that lost it; None: the recorded proof
+            counts.
     """
 
     root: Path
@@ -55,11 +56,11 @@ class RunPolicies:
     probes: Callable[[int], Sequence[Probe]] | None = None
 
     def directory(self, version: int) -> Path:
-        """Where a version lies."""
+        """The directory of a version."""
         return self.root / policy_dirname(version)
 
     async def stage(self, client: AsyncSamplerClient, version: int) -> None:
-        """Have the sampler load a version.
+        """Make the sampler load a version.
 
         Raises:
             SightlineError: it refuses.
@@ -74,13 +75,13 @@ class RunPolicies:
 
 
 async def serve(client: AsyncSamplerClient, version: int, policies: RunPolicies) -> None:
-    """Make sure that the sampler answers from `version`: after a restart of either side it may not.
+    """Make sure that the sampler answers from `version`, which may not be so after a restart of either side.
 
     Args:
         policies: of the run.
 
     Raises:
-        SightlineError: the sampler refuses the policy, or stays away.
+        SightlineError: the sampler refuses the policy, or stays unavailable.
     """
     for left in reversed(range(RESTORES)):
         try:
@@ -88,7 +89,7 @@ async def serve(client: AsyncSamplerClient, version: int, policies: RunPolicies)
             break
         except NotFound as error:
             if error.reason != "POLICY_NOT_FOUND" or not left:
-                raise  # otherwise it was killed after it had staged
+                raise  # otherwise it was restarted after staging
 
 
 async def _serve(client: AsyncSamplerClient, version: int, policies: RunPolicies) -> None:
@@ -107,13 +108,13 @@ async def _serve(client: AsyncSamplerClient, version: int, policies: RunPolicies
             await client.activate(version, probes=await asyncio.to_thread(policies.probes, version))
             return
         except PreconditionFailed as error:
-            if error.reason != "PROBE_NEEDS_PREVIOUS":  # of an engine that holds one version at a time
+            if error.reason != "PROBE_NEEDS_PREVIOUS":  # from an engine that holds one version at a time
                 raise
     await client.activate(version)
 
 
 async def _active(client: AsyncSamplerClient) -> int | None:
-    """The version that the client's run has active; None if it has none."""
+    """The active version of the client's run; None if there is none."""
     try:
         return (await client.policy()).version
     except NotFound:
@@ -121,11 +122,11 @@ async def _active(client: AsyncSamplerClient) -> int | None:
 
 
 class ServedSampler(AsyncSamplerClient):
-    """A client that brings back the policy it is asked to sample from, where the sampler has lost it.
+    """A client that restores the policy to sample from if the sampler has lost it.
 
     Args:
         policies: the run's policies; None restores none.
-        options: as of `AsyncSamplerClient`.
+        options: as for `AsyncSamplerClient`.
     """
 
     def __init__(self, target: str, *, policies: RunPolicies | None, **options: Any) -> None:
@@ -137,14 +138,14 @@ class ServedSampler(AsyncSamplerClient):
         """As `AsyncSamplerClient.sample`.
 
         Raises:
-            InvalidInput: an image cannot be read or used; the message names its file, or those of all.
+            InvalidInput: an image cannot be read or used; the message names its file, or all images' files.
             SightlineError: as there.
         """
         ask = super().sample
         try:
             return await self._served(options.get("policy"), lambda: ask(image, prompt, n, **options))
         except InvalidInput as error:
-            named = error.reason == "IMAGE_FILE_UNREADABLE"  # by the client, which could not read it
+            named = error.reason == "IMAGE_FILE_UNREADABLE"  # raised by the client, which could not read it
             shown = image if isinstance(image, list | tuple) else [image]
             files = [os.fspath(one) for one in shown if isinstance(one, str | os.PathLike)]
             if named or not error.reason.startswith("IMAGE_") or not files:
@@ -172,7 +173,7 @@ class ServedSampler(AsyncSamplerClient):
     async def _served(self, policy: PolicySelector | None, call: Callable[[], Awaitable[T]]) -> T:
         for _ in range(RESTORES):
             if self._restoring.locked():
-                async with self._restoring:  # what is there, and not proved again, is not asked
+                async with self._restoring:  # a policy that is loaded but not proved again must not answer
                     pass
             try:
                 return await call()

@@ -1,4 +1,4 @@
-"""Session: the loop's open line to a sampler and a scorer."""
+"""Session: the loop's connections to a sampler and a scorer."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ HALT_SECONDS = 0.25
 
 @dataclass(frozen=True)
 class Session:
-    """Open clients, and what the loop asks of them. `evaluation` samples with its own seeds; `reward` is the plain
+    """Open clients, and the loop's calls to them. `evaluation` samples with its own seeds; `reward` is the plain
     CLIPScore that evaluation reports."""
 
     recipe: Recipe
@@ -54,7 +54,7 @@ class Session:
     closing: AsyncExitStack
 
     def sources(self) -> list[Source]:
-        """The recipe's sources of candidates, in the order in which they are asked."""
+        """The recipe's sources of candidates, in the order in which they run."""
         dataset = side_files(self.recipe.data.train)
         context = SourceContext(
             self.recipe.sampling,
@@ -96,10 +96,10 @@ class Session:
         return Judge(terms, reward.combine)
 
     def decoder(self, settings: Decoding, seed: int, dataset: Path) -> DecoderOptions:
-        """A decoding's options; objects are those of the dataset's vocabulary.json.
+        """Options for a decoding; its objects are those in the dataset's vocabulary.json.
 
         Raises:
-            InvalidInput: it is needed, and there is none.
+            InvalidInput: the vocabulary is needed, but missing.
         """
         other = settings.guidance.prompted if settings.guidance is not None else None
         if other is None or "{objects}" not in other.template:
@@ -113,28 +113,28 @@ class Session:
         return DecoderOptions(settings, seed, detector, objects)
 
     def decoded(self) -> PolicyCandidates:
-        """As `evaluation`, decoded as the recipe says."""
+        """As `evaluation`, with the recipe's decoding."""
         settings = self.recipe.evaluation
         decoder = self.decoder(settings.decoding, settings.seed, side_files(self.recipe.data.test))
         return PolicyCandidates(self.sampler, self.recipe.sampling, seed=settings.seed, decoder=decoder)
 
     async def highest_version(self) -> int:
-        """The highest policy version of this run that the sampler was ever given."""
+        """The highest policy version of this run that the sampler ever got."""
         return (await self.sampler.policies()).highest_version
 
     async def serve(self, version: int) -> None:
-        """Make sure that the sampler answers from `version`; only in a session that has policies."""
+        """Make sure that the sampler answers from `version`; only in a session with policies."""
         policies = self.policies
         assert policies is not None
         await self.at_each(lambda one: serve(one, version, policies), f"serve policy {version}")
 
     async def in_flight(self) -> int:
-        """Prompts in flight at the same time: each sampler of a fleet is kept as busy as one alone would be."""
+        """Prompts in flight at the same time; each sampler of a fleet gets as many as a single one would."""
         samplers = len(await self.sampler.members()) if isinstance(self.sampler, Fleet) else 1
         return self.recipe.sampling.max_in_flight * samplers
 
     async def at_each(self, work: Callable[[Any], Awaitable[object]], what: str) -> None:
-        """Do something at the sampler, or at each of a fleet. Raises SightlineError."""
+        """Do something at the sampler, or at each sampler of a fleet. Raises SightlineError."""
         if isinstance(self.sampler, Fleet):
             await self.sampler.each(work, what, self.recipe.publication.deadline_seconds)
         else:
@@ -155,16 +155,16 @@ def connected(
     """Run `work` with open clients to the recipe's services.
 
     Args:
-        policies: of the run, which a sampler that lost them is given again; None changes nothing at the sampler.
+        policies: the run's policies, which a sampler that lost them gets again; None changes nothing at the sampler.
         gate: the gate of the recipe's model, if there is one already.
-        connections: what is shown to the services.
-        halt: asked several times a second; what it raises breaks the work off.
-        outage_seconds: how long a service may stay away.
-        same_pictures: whether services that read pictures by another rule are refused; else `work` looks at that.
+        connections: credentials for the services.
+        halt: called several times a second; an exception from it stops the work.
+        outage_seconds: how long a service may stay unavailable.
+        same_pictures: whether to refuse services that read pictures by another rule; otherwise `work` checks that.
 
     Raises:
         PreconditionFailed: a service reads pictures by another rule than the update.
-        SightlineError: what failed; of several failures at once, the first.
+        SightlineError: the failure; the first if there are several.
     """
 
     shown = connections or Connections()
@@ -223,7 +223,7 @@ def connected(
 
 
 def _held_out_reward(scorer: AsyncScorerClient, recipe: Recipe) -> ClipScores:
-    """CLIPScore of held-out answers, with the same of a prompt's images as in the recipe's reward."""
+    """CLIPScore of held-out answers, with the same choice of a prompt's images as in the recipe's reward."""
     terms = recipe.reward.terms.chosen().values()
     clip = next((term for term in terms if isinstance(term, Clip)), Clip())
     return ClipScores(scorer, recipe.reward, images=clip.images)

@@ -50,5 +50,5 @@ class TrainerSettings(ServiceSettings):
     resume: bool = Field(True, description="Resume unfinished runs when the service starts.")
 
     def allowed(self) -> Allowed:
-        """What a caller's recipe may name."""
+        """The names that a caller's recipe may use."""
         return Allowed(self.launchers, self.addresses, self.data_roots, self.parts)

@@ -1,4 +1,4 @@
-"""Stopwatch: seconds that an iteration took, over all lives of the trainer that worked on it."""
+"""Stopwatch: seconds of an iteration, summed over all trainer processes that worked on it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SAVE_SECONDS = 5.0
 
 
 class Stopwatch:
-    """Runs from its making on, from where an earlier one of the same file was; a kill loses some seconds at most."""
+    """Starts when it is created, from the time in its file; a kill loses a few seconds at most."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -26,12 +26,12 @@ class Stopwatch:
         return round(self._before + time.monotonic() - self._since, 3)
 
     def tick(self) -> None:
-        """Save, if that is some time ago."""
+        """Save, unless it was saved recently."""
         if time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
-        """Put the seconds so far on disk."""
+        """Write the seconds so far to disk."""
         with self._lock:
             self._saved = time.monotonic()
             write_json(self._path, {"seconds": self.seconds})

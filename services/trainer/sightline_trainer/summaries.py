@@ -1,6 +1,6 @@
-"""Summaries: what a run is, read from its files once for each of their versions, beside the event loop.
+"""Summaries of runs, read from their files once per version of the files, outside the event loop.
 
-A run whose files cannot be read, because another release wrote them or a disk lost them, is a row that says so.
+A run whose files cannot be read (written by another release, or lost) gives a row that says so.
 """
 
 from __future__ import annotations
@@ -40,14 +40,15 @@ class RunSummary:
 
 
 class Summaries:
-    """Summaries of runs; the recipes' part is kept. Thread-safe, and it blocks: not for the event loop."""
+    """Summaries of runs; the parts from recipes are cached. Thread-safe, but blocking: do not use it in the event
+    loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._recipes: LRUCache[Path, tuple[Signature, tuple[str, int] | SightlineError]] = LRUCache(MOST)
 
     def of(self, run: RunDirectory) -> RunSummary:
-        """The run as its files tell it now; never raises for what stands in them."""
+        """The run by its current files; never raises because of their content."""
         try:
             state = readable_state(run)
         except SightlineError as error:
@@ -105,10 +106,10 @@ def _beside(unreadable: str, failure: str) -> str:
 
 
 def readable_state(run: RunDirectory) -> Mapping[str, Any]:
-    """What run.json says, whole.
+    """The whole content of run.json.
 
     Raises:
-        PreconditionFailed: RUN_UNREADABLE, it says nothing that this version understands.
+        PreconditionFailed: RUN_UNREADABLE: this version does not understand it.
     """
     try:
         state = run.state()

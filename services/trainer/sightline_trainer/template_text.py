@@ -1,6 +1,6 @@
-"""Template text: a recipe's chat template, which it holds as text or names as a file beside it.
+"""A recipe's chat template, given as text or as the name of a file beside the recipe.
 
-A run's recipe.yaml holds the text, so that the run, its update on whatever machine and who reads it later have it.
+A run's recipe.yaml contains the text, so that the run, its update on any machine and later readers have it.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ MOST_CHARACTERS = 200_000
 
 
 def is_template(value: str) -> bool:
-    """Whether it is a template itself, and no file's name."""
+    """Whether it is a template itself, not a file name."""
     return "{{" in value or "{%" in value
 
 
 def template_text(value: str | None, beside: Path, *, files: bool) -> str | None:
-    """The template that a recipe asks for, None if it asks for none.
+    """The template of a recipe; None if it has none.
 
     Args:
-        value: Jinja text, or a file, relative to the recipe's directory or else to where the command runs.
+        value: Jinja text, or a file relative to the recipe's directory or to the current directory.
         beside: the recipe's directory.
-        files: whether a file may be read: not for a caller of the service.
+        files: whether a file may be read; False for callers of the service.
 
     Raises:
-        SettingsError: there is no such file, it holds no template, or may not be read.
+        SettingsError: the file does not exist, holds no template, or may not be read.
     """
     if value is None or is_template(value):
         return value
     if not files:
         raise SettingsError(
-            "chat_template names a file; whoever sends a recipe puts the template's own text there (chat_template: |)"
+            "chat_template names a file; in a recipe sent to a trainer, give the template's text (chat_template: |)"
         )
     place = Path(value).expanduser()
     found = next((file for file in (beside / place, place) if file.is_file()), None)

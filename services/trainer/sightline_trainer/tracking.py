@@ -1,8 +1,8 @@
-"""Tracking: the loop's own numbers go to the trackers that TRL's update reports to (`dpo.report_to`).
+"""Sends the loop's metrics to the trackers of TRL's update (`dpo.report_to`).
 
-The trackers are transformers' own callbacks (TensorBoard, W&B, trackio, ...), so what they need and how they are set up
-is what their users know: environment variables, logins, projects. Steps are iterations. What an evaluation measured
-stands under `eval/`, what other stages tell under `train/`, as these callbacks sort it.
+The trackers are transformers' own callbacks (TensorBoard, W&B, trackio, ...), so users set them up as usual:
+environment variables, logins, projects. Steps are iterations. Metrics of an evaluation are under `eval/`, those of
+other stages under `train/`, as these callbacks sort them.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from sightline_trainer.events import Event
 logger = logging.getLogger(__name__)
 
 STAGES = ("pair", "update", "publish", "iteration")
-"""Stages whose events carry numbers."""
+"""Stages whose events have metrics."""
 
 
 class Tracking:
-    """An observer of a run; a context manager that begins and ends the trackers' own runs. Without names it does
+    """An observer of a run; a context manager that starts and ends the trackers' runs. Without names it does
     nothing."""
 
     def __init__(self, names: Sequence[str], directory: Path, run: str) -> None:
@@ -70,13 +70,13 @@ class Tracking:
         for callback in self._callbacks:
             try:
                 callback.on_train_end(self._arguments, self._state, self._control)
-            except Exception:  # changes nothing in how the run has ended
+            except Exception:  # it does not change how the run ended
                 logger.exception("the tracker %s could not be closed", type(callback).__name__)
         self._callbacks = []
 
     def __call__(self, event: Event) -> None:
         """Report the numbers of an event."""
-        # Steps of a running update go to the tracker by the update itself.
+        # The update itself reports its steps to the tracker.
         if not self._callbacks or event.stage not in STAGES or not event.metrics or event.total:
             return
         self._state.global_step = event.iteration

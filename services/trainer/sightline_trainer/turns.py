@@ -1,4 +1,4 @@
-"""Turns: where sampler and update share a device, the sampler frees its memory while the update trains."""
+"""Turns: if sampler and update share a device, the sampler frees its memory while the update trains."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sightline_trainer.session import Session, connected
 def sampler_rests(
     recipe: Recipe, connections: Connections | None = None, halt: Callable[[], None] = lambda: None
 ) -> Iterator[None]:
-    """Inside, the sampler holds caches and weights no more, where the recipe says so (`sampling.rests`); afterwards it
-    has shown that its weights came back.
+    """Inside, the sampler has released caches and weights, if the recipe says so (`sampling.rests`); afterwards it has
+    checked that its weights came back.
 
     Raises:
-        SightlineError: the sampler is away, cannot do it, or its weights did not come back.
+        SightlineError: the sampler is unavailable, does not support it, or its weights did not come back.
     """
     if not recipe.sampling.rests:
         yield
@@ -35,5 +35,5 @@ async def _rest(session: Session) -> None:
 
 
 async def wake(session: Session) -> None:
-    """Have the sampler take its memory up again; nothing if it has."""
-    await session.at_each(lambda one: one.resume(), "take up its weights")
+    """Make the sampler restore its memory; nothing happens if it has."""
+    await session.at_each(lambda one: one.resume(), "restore its weights")

@@ -78,7 +78,7 @@ class ParquetPool(Pool):
     """
 
     def __init__(self, files: Sequence[Path], fields: Fields, images: Folder, gate: RowGate | None = None) -> None:
-        self._groups: list[tuple[Path, int, int]] = []  # file, row group, row of the file that it begins with
+        self._groups: list[tuple[Path, int, int]] = []  # file, row group, its first row in the file
         ends: list[int] = []
         name = ", ".join(map(str, files)) or "no file"
         self._kept = kept = _Kept(name, fields, images, gate)
@@ -136,7 +136,7 @@ class DatasetPool(Pool):
 
 
 def undecoded(dataset: Any) -> Any:
-    """Images as their files' bytes, not as pixels: the sampler and the scorer decode them themselves."""
+    """Images as their files' bytes, not as pixels, since the sampler and the scorer decode them."""
     from datasets import Image, List
 
     for name, feature in dataset.features.items():
@@ -158,7 +158,7 @@ def parquet_file(path: Path) -> pq.ParquetFile:
 
 def _present(fields: Fields, columns: Sequence[str], where: str) -> Fields:
     fields = fields.within(columns)
-    wanted = (fields.prompt,) if fields.prompt == "messages" else (fields.image, fields.prompt)  # those may hold images
+    wanted = (fields.prompt,) if fields.prompt == "messages" else (fields.image, fields.prompt)  # they may hold images
     if lacking := [name for name in wanted if name not in columns]:
         raise InvalidInput(
             f"{where} has no column {', '.join(lacking)}; it has {', '.join(sorted(columns))}", reason="DATASET"
@@ -175,7 +175,7 @@ def _group(file: pq.ParquetFile, group: int, fields: Fields) -> Iterator[Mapping
     """The rows of a row group, without the bytes of pictures that are not needed."""
     columns = _columns(fields, file.schema_arrow.names)
     given = _gives_ids(file.schema_arrow, fields) and _all_there(file, group, fields.id, fields.id)
-    held = fields.image in columns and fields.prompt != "messages"  # messages may need to know how many
+    held = fields.image in columns and fields.prompt != "messages"  # messages may need the number of images
     whole = given and held and _all_there(file, group, fields.image, "bytes")
     if whole:
         columns.remove(fields.image)
@@ -198,7 +198,7 @@ def _gives_ids(schema: pa.Schema, fields: Fields) -> bool:
 
 
 def _all_there(file: pq.ParquetFile, group: int, name: str, leaf: str) -> bool:
-    """Whether a row group's own statistics say that every row has exactly one value in a column."""
+    """Whether a row group's statistics say that every row has exactly one value in a column."""
     facts = file.metadata.row_group(group)
     for at in range(facts.num_columns):
         column = facts.column(at)
@@ -211,14 +211,15 @@ def _all_there(file: pq.ParquetFile, group: int, name: str, leaf: str) -> bool:
 
 
 def _light(table: pa.Table, fields: Fields) -> Iterator[Mapping[str, Any] | Exception]:
-    """Rows of a table; of one that cannot be read, why. Where a row has an id, held pictures are only looked for."""
+    """Rows of a table, or why a row cannot be read. If a row has an id, its stored pictures are only checked for
+    presence."""
     names = table.column_names
     if fields.image in names and _gives_ids(table.schema, fields) and table[fields.id].null_count == 0:
         at = names.index(fields.image)
         table = table.set_column(at, fields.image, _held(table[fields.image].combine_chunks()))
     try:
         yield from table.to_pylist()
-    except ValueError:  # bytes that are not UTF-8, in one of them
+    except ValueError:  # bytes that are not UTF-8, in one of the rows
         for row in range(len(table)):
             try:
                 yield table.slice(row, 1).to_pylist()[0]
@@ -227,7 +228,7 @@ def _light(table: pa.Table, fields: Fields) -> Iterator[Mapping[str, Any] | Exce
 
 
 def _held(images: Any) -> Any:
-    """A column of pictures with a few bytes in place of each that is held; other columns as they are."""
+    """A column of pictures with a few bytes instead of each stored picture; other columns unchanged."""
     kind = images.type
     if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0 and kind.get_field_index("path") >= 0:
         held, path = images.field("bytes"), images.field("path")

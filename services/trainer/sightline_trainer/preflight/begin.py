@@ -1,4 +1,4 @@
-"""Begin: the checks of a run's start and of StartRun. What would end the run is an error, the rest a warning."""
+"""The checks at a run's start and in StartRun. What would end the run is an error, the rest is a warning."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from sightline_trainer.session import Session
 
 
 def asked_for(recipe: Recipe, known: KnownModels) -> Iterator[Finding]:
-    """What can be said of a recipe when a run is asked for: no service is called and no model is made.
+    """Checks of a recipe when a run is requested: no service is called and no model is built.
 
     Args:
-        known: checkpoints that need no second look.
+        known: checkpoints that need not be checked again.
     """
     yield from programs(recipe)
     yield from known.checkpoint(recipe.processor)
 
 
 def without_services(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
-    """Programs and model, with the model's sizes where it can be made."""
+    """Check programs and model; returns the model's sizes if it can be built."""
     found, model = list(programs(recipe)), list(checkpoint(recipe.processor))
     if model:
         of_template = {finding.code for finding in model} <= {"NO_CHAT_TEMPLATE", "CHAT_TEMPLATE_UNUSABLE"}
@@ -39,10 +39,10 @@ def without_services(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
 
 
 async def begin(session: Session, train: Pool) -> list[Finding]:
-    """See before any work that the services allow what the recipe asks, and that its model, data and machine suit it.
+    """Check before any work that the services allow what the recipe needs, and that model, data and machine fit it.
 
     Args:
-        train: what prompts are drawn from. The test set passed the gate when it was opened.
+        train: the pool of prompts. The test set passed the gate when it was opened.
 
     Returns:
         Warnings.

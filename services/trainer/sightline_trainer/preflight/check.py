@@ -1,6 +1,6 @@
-"""Check: all that can be known of a run before it begins, for `sightline run RECIPE --check`.
+"""All checks of a run before it begins, for `sightline run RECIPE --check`.
 
-`alone` looks at what needs no service, `served` at the rest. Both gather; nothing is raised but bugs.
+`alone` runs the checks that need no service, `served` the others. Both collect findings; only bugs raise.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ from sightline_trainer.row_gate import RowGate
 from sightline_trainer.session import Session, connected
 from sightline_trainer.turns import sampler_rests
 
-_OUTAGE_SECONDS = 20.0  # a machine that is busy may take some to answer
+_OUTAGE_SECONDS = 20.0  # a busy machine may take some seconds to answer
 
 
 class Check:
-    """What is known so far.
+    """The findings so far.
 
     Args:
-        scratch: directory for whatever is written; the caller deletes it.
+        scratch: directory for temporary files; the caller deletes it.
         root: the run's directory, if there is one or will be one.
-        tell: called with the part that is being checked.
+        tell: called with the name of the current check.
 
     Attributes:
         findings: in the order in which they were found.
-        sizes: the model's, once it could be made.
+        sizes: the model's, once it could be built.
         memory, duration: estimates.
-        trial: the trial update, where it came to that.
+        trial: the trial update, if it was reached.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the run can be begun: there may be warnings."""
+        """Whether the run can begin; there may be warnings."""
         return all(finding.severity != "error" for finding in self.findings)
 
     def alone(self, *, here: tuple[str, ...]) -> None:
         """Programs, model, data, memory and disk.
 
         Args:
-            here: the services that are going to be started on this machine.
+            here: the services that will be started on this machine.
         """
         recipe = self.recipe
         self.tell("the model's config, processor and layers")
@@ -93,10 +93,10 @@ class Check:
             self.findings += disk.too_full(wanted, self.root, strict=True)
 
     def served(self, recipe: Recipe, connections: Connections) -> None:
-        """The services, and where nothing was found the trial.
+        """The services, and the trial if nothing was found.
 
         Args:
-            recipe: with the addresses of services that run.
+            recipe: with the addresses of running services.
         """
         self.recipe = recipe
         self.tell("the services")
@@ -141,7 +141,7 @@ class Check:
         }
 
     def lines(self) -> list[str]:
-        """For people: what is known, then a line for each finding."""
+        """For people: the facts, then a line for each finding."""
         told = []
         if self.sizes is not None:
             told.append(f"model     {self.sizes}")
@@ -209,7 +209,7 @@ class Check:
 
 
 def _weights(recipe: Recipe) -> int | None:
-    """Bytes of a scorer's weights that lie in a directory here; None if unknown."""
+    """Bytes of a scorer's weights in a local directory; None if unknown."""
     source = recipe.reward.source or ""
     if not source.startswith(("local-dir:", PLAYGROUND)):
         return None

@@ -1,4 +1,4 @@
-"""Data: a sample of the rows that a run would draw, past the gate (`row_gate`) that the run puts them through."""
+"""Checks a sample of the rows that a run would draw, with the run's own gate (`row_gate`)."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from sightline_trainer.records.released import Released
 from sightline_trainer.row_gate import RowGate, text_fault
 
 SAMPLED = 32
-"""Rows of each dataset that are checked."""
+"""Number of rows of each dataset to check."""
 TOLERATED = 0.05
-"""Most share of unusable rows that a check lets pass, with a warning: a run drops such prompts, and continues."""
+"""Maximum share of unusable rows for which a check only warns, since a run drops such prompts and continues."""
 
 
 @dataclass
 class Sample:
-    """What was seen of a dataset.
+    """Facts about a dataset's sample.
 
     Attributes:
         rows: the prompts checked.
-        readable: those of them that pass the gate.
+        readable: the prompts that pass the gate.
         image_bytes: mean size of a prompt's image files.
     """
 
@@ -38,10 +38,10 @@ class Sample:
 
 
 def sample(rows: Sequence[Prompt], gate: RowGate, *, whole: bool) -> tuple[Sample, list[tuple[Prompt, Refusal]]]:
-    """Look at some rows; also those that can't be used, and why.
+    """Check some rows; returns also the unusable ones, with the reason.
 
     Args:
-        whole: whether the gate's model can be asked; without it only what is wrong for any model is seen.
+        whole: whether the gate's model is usable; without it only faults for any model are found.
     """
 
     def fault_of(row: Prompt) -> Refusal | None:
@@ -59,7 +59,7 @@ def sample(rows: Sequence[Prompt], gate: RowGate, *, whole: bool) -> tuple[Sampl
 
 
 def spread(pool: Pool, count: int = SAMPLED) -> list[Prompt]:
-    """Prompts from all over a pool, the first one among them."""
+    """Prompts spread over a pool, including the first one."""
     step = max(1, len(pool) // count)
     return pool.rows(range(0, len(pool), step)[:count])
 
@@ -67,14 +67,15 @@ def spread(pool: Pool, count: int = SAMPLED) -> list[Prompt]:
 def usable(
     key: str, rows: Sequence[Prompt], gate: RowGate, *, strict: bool, whole: bool = True
 ) -> tuple[Sample, list[Finding]]:
-    """IMAGES_UNREADABLE, ROWS_UNUSABLE of the dataset `key`. A run drops such rows, so only a check minds some."""
+    """IMAGES_UNREADABLE, ROWS_UNUSABLE for the dataset `key`. A run drops such rows, so only a check objects to
+    some."""
     seen, faults = sample(rows, gate, whole=whole)
     most = TOLERATED * len(rows) if strict else len(rows) - 1
     return seen, list(_told(key, rows, faults, "error" if len(faults) > most else "warning"))
 
 
 def left_out(key: str, pool: Pool) -> Iterator[Finding]:
-    """ROWS_LEFT_OUT: rows that are not prompts at all, or that the model can't take."""
+    """ROWS_LEFT_OUT: rows that are not prompts, or that the model can't take."""
     if pool.dropped:
         yield Finding(
             "ROWS_LEFT_OUT",
@@ -85,7 +86,7 @@ def left_out(key: str, pool: Pool) -> Iterator[Finding]:
 
 
 def held_out(draws: Draws, test: Sequence[Prompt]) -> Iterator[Finding]:
-    """TEST_LEAKS: of what all iterations would draw, pictures are in the test set."""
+    """TEST_LEAKS: pictures that the iterations would draw are in the test set."""
     try:
         hold_out(draws.all(), test)
     except PreconditionFailed as error:

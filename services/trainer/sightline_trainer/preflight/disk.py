@@ -1,4 +1,4 @@
-"""Disk: about how much room a run's files take, against what is free where they will lie."""
+"""Disk: estimates the space of a run's files, compared with the free space in its directory."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from sightline_trainer.preflight.memory import gib
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
 
-_TOKEN_BYTES = 16  # id, log-prob and letters of a sampled token, before compression
+_TOKEN_BYTES = 16  # id, log-prob and characters of a sampled token, before compression
 
 
 def needed(recipe: Recipe, sizes: Sizes, *, prompts: int, image_bytes: float) -> int:
-    """Bytes of all iterations.
+    """Estimated bytes of all iterations.
 
     Args:
-        prompts: of one iteration.
-        image_bytes: mean size of an image's file; each pair holds its image.
+        prompts: prompts of one iteration.
+        image_bytes: mean size of an image file; each pair stores its image.
     """
     policy = 4 * (sizes.parameters if recipe.dpo.train == "full" else sizes.trained)
     optimizer = 8 * sizes.trained if recipe.dpo.carry == "optimizer" else 0
@@ -30,7 +30,7 @@ def needed(recipe: Recipe, sizes: Sizes, *, prompts: int, image_bytes: float) ->
 
 
 def too_full(bytes_needed: int, directory: Path, *, strict: bool) -> Iterator[Finding]:
-    """DISK_TOO_SMALL. A run's start only warns: what is free may change, and a run with a full disk can continue."""
+    """DISK_TOO_SMALL. A run's start only warns: the free space may change, and a run can resume after a full disk."""
     while not directory.exists():
         directory = directory.parent
     free = shutil.disk_usage(directory).free

@@ -1,4 +1,4 @@
-"""Duration: about how long a run will take, and what that rests on. Rough: batches make everything faster."""
+"""Duration: a rough estimate of how long a run will take, and its basis. Batches make everything faster."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Duration:
     """In seconds; None if unknown.
 
     Attributes:
-        iteration: of one.
-        run: of all that are left, the first evaluation with them.
-        rests_on: what it was estimated from.
+        iteration: seconds of one iteration.
+        run: seconds of all remaining iterations, with the first evaluation.
+        rests_on: the basis of the estimate.
     """
 
     iteration: float | None
@@ -35,11 +35,11 @@ class Duration:
 
 
 def by_trial(recipe: Recipe, trial: Trial, *, prompts: int, held_out: int) -> Duration:
-    """From a few prompts together, and one pair alone.
+    """Estimate it from a few prompts together, and one pair alone.
 
     Args:
-        prompts: of one iteration.
-        held_out: what an evaluation asks, each answer taken for a candidate.
+        prompts: prompts of one iteration.
+        held_out: number of an evaluation's requests, each counted as a candidate.
     """
     if trial.prompt_seconds is None:
         return Duration(None, None, "no prompt was sampled")
@@ -56,7 +56,7 @@ def by_trial(recipe: Recipe, trial: Trial, *, prompts: int, held_out: int) -> Du
 
 
 def by_run(recipe: Recipe, root: Path) -> Duration | None:
-    """From the iterations that a run has behind it; None if there are none."""
+    """Estimate it from a run's finished iterations; None if there are none."""
     rows = read_json(root / "metrics.json") or []
     seconds = [float(row["seconds"]) for row in rows if row.get("iteration")]
     if not seconds:

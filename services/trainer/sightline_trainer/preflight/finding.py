@@ -1,4 +1,4 @@
-"""Finding: something that is wrong with a set-up, and what to do about it."""
+"""Finding: something wrong with a set-up, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sightline.errors import PreconditionFailed, SightlineError
 
 Severity = Literal["error", "warning"]
 
-_OTHERWISE = "put that right, then check again"
+_OTHERWISE = "fix that, then check again"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Finding:
         code: UPPER_SNAKE, stable, for programs; the reason of the error that a run would end with.
         message: what is wrong, in one sentence without its full stop.
         fix: what to do about it, verb first.
-        severity: an error ends the run, or wastes it; a warning is worth a look.
+        severity: an error ends or wastes the run; a warning should be checked.
     """
 
     code: str
@@ -38,11 +38,11 @@ class Finding:
 
 
 def found_by(error: Exception, code: str = "UNEXPECTED", fix: str = "") -> Finding:
-    """What an error says. Where the error's text ends with what to do, behind a semicolon, that is its fix.
+    """The finding for an error. If the error's text ends with advice after a semicolon, that is the fix.
 
     Args:
-        code: of an error that brings no reason of its own.
-        fix: in place of what the error's text ends with.
+        code: for an error without its own reason.
+        fix: replaces the advice in the error's text.
     """
     said = error.message if isinstance(error, SightlineError) else str(error)
     message, semicolon, advice = said.rpartition("; ")
@@ -52,7 +52,7 @@ def found_by(error: Exception, code: str = "UNEXPECTED", fix: str = "") -> Findi
 
 
 def clause(error: BaseException, most: int = 200) -> str:
-    """The beginning of what a library's error says, which may continue for pages."""
+    """The beginning of a library's error message, which may be pages long."""
     told = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return told.rstrip(".") if len(told) <= most else f"{told[:most]}..."
 
@@ -61,7 +61,7 @@ def refuse(findings: Iterable[Finding]) -> list[Finding]:
     """The findings that are warnings.
 
     Raises:
-        PreconditionFailed: some are errors; the first one's code is the reason, and the message tells of all.
+        PreconditionFailed: some are errors; the first one's code is the reason, and the message lists all.
     """
     told = list(findings)
     errors = [finding for finding in told if finding.severity == "error"]

@@ -1,4 +1,4 @@
-"""KnownModels: checkpoints that were checked and found good, so that each further run of one loads no processor."""
+"""Checkpoints that passed the checks, so that further runs with one do not load its processor again."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ Files = tuple[tuple[str, int, int], ...]
 
 
 class KnownModels:
-    """Thread-safe. A directory whose files changed is checked again; a name on the hub is known for as long as this
-    is, and one that was found bad is always checked again."""
+    """Thread-safe. A directory whose files changed is checked again; a hub name stays known as long as this object
+    exists; a checkpoint that failed is always checked again."""
 
     def __init__(self) -> None:
         self._good: LRUCache[tuple[ModelProcessor, Files], bool] = LRUCache(_REMEMBERED)
@@ -39,7 +39,7 @@ class KnownModels:
 
 
 def _files(model: str) -> Files:
-    """Name, size and time of a directory's files; none of a name on the hub."""
+    """Name, size and time of a directory's files; empty for a hub name."""
     if not os.path.isdir(model):
         return ()
     with os.scandir(model) as entries:

@@ -1,17 +1,16 @@
-"""Memory: about how much each process of a run takes, estimated from sizes, against what the device has.
+"""Memory: estimates from sizes how much each process of a run needs, compared with the device's memory.
 
-Of the update, with N bytes a number in `dpo.dtype`, T tokens in a pass, and of the language model `width` W, `inner` I
-and `kept` K (its keys' width), a layer keeps for the backward pass
+For the update, with N bytes per number in `dpo.dtype`, T tokens in a pass, and the language model's `width` W, `inner`
+I and `kept` K (its keys' width), a layer keeps for the backward pass
 
     T x N x (9 W + 3 K + 4 I)      stream, norms, queries before and after their rotation, attention's output; keys and
                                    values; gate, its activation, up, and their product
     T x N x W                      with gradient checkpointing, and the above for the current layer
 
-and the gradients of the current layer take as much as two layers keep. A pass has B pairs: T = B (P + 2 R) where
-responses share the prefix of P tokens (R is sampling.max_tokens), else 2 B (P + R); rows beside both sides of a pair
-(`dpo.extra_rows`) add theirs, with a prefix of their own for each view of the picture;
-at most dpo.batch_tokens. docs/log.md has what was
-measured against it.
+and the gradients of the current layer take as much as two layers keep. A pass has B pairs: T = B (P + 2 R) if responses
+share the prefix of P tokens (R is sampling.max_tokens), otherwise 2 B (P + R). Extra rows of a pair (`dpo.extra_rows`)
+add theirs, with a separate prefix for each view of the picture. T is at most dpo.batch_tokens. docs/log.md compares it
+with measurements.
 """
 
 from __future__ import annotations
@@ -26,17 +25,17 @@ from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
 
 RUNTIME = 900 << 20
-"""A process with torch, transformers and TRL before it has loaded anything, in main memory; a GPU's context is less."""
+"""Main memory of a process with torch, transformers and TRL before it loads a model; a GPU's context is smaller."""
 CONTEXT = 500 << 20
-"""What a process takes of a GPU before it has loaded anything."""
+"""GPU memory of a process before it loads a model."""
 TYPICAL_PROMPT = 700
-"""Tokens of a prompt with its image, if they could not be counted; LLaVA-1.5's have about 620."""
+"""Assumed tokens of a prompt with its image, if they could not be counted; LLaVA-1.5's have about 620."""
 _GUESSED = ("activations", "keys and values")
 
 
 @dataclass(frozen=True)
 class ProcessMemory:
-    """What one process takes, in bytes by what it is for; empty if that is not known."""
+    """Memory of one process, in bytes by purpose; empty if unknown."""
 
     parts: Mapping[str, int] = field(default_factory=dict)
 
@@ -47,12 +46,12 @@ class ProcessMemory:
 
     @property
     def resting(self) -> int:
-        """What is left of a sampler that rests: its adapters stay, and it has begun."""
+        """Memory of a resting sampler: its adapters, and the process itself."""
         return self.parts.get("runtime", 0) + self.parts.get("policies", 0)
 
     @property
     def certain(self) -> int:
-        """What it takes in any case: without what depends on how full its batches are."""
+        """The memory that it needs in any case, independent of how full its batches are."""
         return sum(size for name, size in self.parts.items() if name not in _GUESSED)
 
     def __str__(self) -> str:
@@ -63,7 +62,7 @@ class ProcessMemory:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run's processes take their memory: the first GPU, or the machine."""
+    """Whose memory a run's processes use: the first GPU's, or the machine's."""
 
     name: str
     free: int
@@ -81,7 +80,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of the processes of a run, by name, and the place of those that run here."""
+    """Memory of the processes of a run, by name, and the place of local ones."""
 
     place: Place
     processes: Mapping[str, ProcessMemory]
@@ -90,7 +89,7 @@ class Estimate:
     """Whether sampler and update take turns, so that the larger of the two counts."""
 
     def most(self, size: Callable[[ProcessMemory], int]) -> int:
-        """Bytes that the processes here take at a time."""
+        """Bytes that the local processes need at the same time."""
         sizes = {name: size(self.processes[name]) for name in self.here}
         if self.turns and "sampler" in sizes:
             resting = self.processes["sampler"].resting
@@ -112,12 +111,12 @@ class Estimate:
 def estimate(
     recipe: Recipe, sizes: Sizes, *, prompt: int | None, here: tuple[str, ...] = (), scorer: int | None = None
 ) -> Estimate:
-    """What the processes of a run will take.
+    """The memory that the processes of a run will need.
 
     Args:
         prompt: tokens of a prompt with its image; None if unknown.
-        here: the services that run on this machine's device beside the update, before they were started.
-        scorer: bytes of the scorer's weights, where they are known.
+        here: the services that will run on this machine's device beside the update.
+        scorer: bytes of the scorer's weights, if known.
     """
     place, length = Place.here(), prompt or TYPICAL_PROMPT
     runtime = CONTEXT if place.gpu else RUNTIME
@@ -134,14 +133,14 @@ def estimate(
 
 
 def _on_cpu(recipe: Recipe, service: str) -> bool:
-    """Whether a service that is started for the run stays off the GPU."""
+    """Whether a service that is started for the run does not use the GPU."""
     keys = getattr(recipe.services, service).model_dump()
     section = keys.get("engine" if service == "sampler" else "triton") or {}
     return section.get("device") == "cpu"
 
 
 def too_large(made: Estimate, *, strict: bool) -> Iterator[Finding]:
-    """UPDATE_NEEDS_MEMORY: what runs here does not fit here. What is only likely not to is an error to a check, and a
+    """UPDATE_NEEDS_MEMORY: the local processes do not fit. If that is only likely, it is an error for a check, and a
     warning at a run's start."""
     ours = {name: made.processes[name] for name in made.here}
     certain, total = made.most(lambda one: one.certain), made.most(lambda one: one.total)
@@ -163,14 +162,14 @@ def _ways(sure: bool, made: Estimate) -> str:
     turns = "" if made.turns else turns
     return turns + (
         "set dpo.dtype=bfloat16 and dpo.train=lora, shard the update by dpo.launch, let services run on another "
-        "machine, or take a smaller model"
+        "machine, or use a smaller model"
         if sure
         else f"{smaller}, dpo.dtype=bfloat16 or a smaller sampling.max_in_flight"
     )
 
 
 def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: int) -> ProcessMemory:
-    # Here, not above: they bring torch, which a trainer service without a run does without.
+    # Not at the top: they import torch, which a trainer service without a run does not need.
     from sightline_trainer.dpo.device import Memory
     from sightline_trainer.dpo.extra_rows import extra_rows
 
@@ -185,7 +184,7 @@ def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
         )
         parts |= {"weights": whole.masters, "gradients, AdamW, reference": whole.peak - whole.masters}
     else:
-        # An adapter is float32 in any case, with its gradient and AdamW's two moments.
+        # An adapter is always float32, with its gradient and AdamW's two moments.
         parts |= {"weights": sizes.weights(number, recipe.quantization), "adapter and AdamW": 16 * sizes.trained}
     if not place.gpu:
         parts["copy to compare with"] = 4 * sizes.trained
@@ -193,7 +192,7 @@ def _trainer(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
     beside = extra_rows(settings)
     rows, prefixes = 2 + len(beside), 1 + len({row.shown for row in beside if row.shown is not None})
     one = prefixes * prompt + rows * answer if shared else rows * (prompt + answer)
-    # A pair stands in a part of a batch whole.
+    # A pair is always in one part of a batch.
     tokens = pairs * one if settings.batch_tokens is None else min(pairs * one, max(one, settings.batch_tokens))
     layer = tokens * number * (9 * sizes.width + 3 * sizes.kept + 4 * sizes.inner)
     stream = tokens * number * sizes.width
@@ -209,7 +208,7 @@ def _sampler(recipe: Recipe, sizes: Sizes, prompt: int, place: Place, runtime: i
     weights = sizes.weights(number, recipe.quantization)
     rows = min(int(keys.get("max_rows") or _ROWS), sampling.max_in_flight * sampling.candidates)
     wanted = rows * (prompt + sampling.max_tokens) * sizes.slot(number)
-    # Its engine takes this share of what is free once its weights are there.
+    # Its engine takes this share of the memory that is free after its weights are loaded.
     share = float(keys.get("cache_share") or _SHARE)
     most = int(keys.get("cache_mib") or 0) << 20 or int(share * max(0, place.free - weights - runtime))
     policies = recipe.publication.keep * (weights if recipe.dpo.train == "full" else 4 * sizes.trained)

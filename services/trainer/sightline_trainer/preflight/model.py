@@ -1,6 +1,6 @@
-"""Model: whether a checkpoint is one that sampler and update can work with, and what of it an update would train.
+"""Model: whether sampler and update can use a checkpoint, and which parts an update would train.
 
-Everything is read from its config and processor: no weight is loaded, and no code that a checkpoint brings is run.
+Everything is read from its config and processor: no weights are loaded, and code in a checkpoint is never run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sightline_trainer.preflight.finding import Finding, clause, found_by
 from sightline_trainer.preflight.sizes import Sizes
 from sightline_trainer.recipe import Recipe
 
-# What transformers, tokenizers and a checkpoint's own template raise on what they can't use.
+# Errors of transformers, tokenizers and a checkpoint's template for files that they can't use.
 _REFUSALS = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError, AssertionError)
 _ASKED = "What is in it?"
 _IMAGE = "an image-text-to-text model of transformers"
@@ -25,8 +25,8 @@ _TRAINS = 'take a model of a family that trains (services/trainer/README.md, "Fa
 
 
 def checkpoint(made: ModelProcessor) -> Iterator[Finding]:
-    """Whether transformers knows the checkpoint's kind, its processor is whole, and it has a chat template
-    that shows an image and the text.
+    """Check that transformers knows the checkpoint's kind, its processor is complete, and its chat template shows an
+    image and the text.
 
     MODEL_NOT_FOUND, MODEL_NOT_TRANSFORMERS, MODEL_TAKES_NO_IMAGES, PROCESSOR_UNUSABLE, NO_CHAT_TEMPLATE,
     CHAT_TEMPLATE_UNUSABLE.
@@ -48,7 +48,7 @@ def checkpoint(made: ModelProcessor) -> Iterator[Finding]:
     try:
         processor = made.load()
     except SightlineError as error:
-        yield found_by(error, fix="leave min_pixels and max_pixels out, or set them as it can have them")
+        yield found_by(error, fix="leave out min_pixels and max_pixels, or set values that it supports")
         return
     except _REFUSALS as error:
         yield Finding(
@@ -80,7 +80,7 @@ def headless(recipe: Recipe) -> Iterator[Finding]:
 
 
 def sizes(recipe: Recipe) -> tuple[Sizes | None, list[Finding]]:
-    """What an update trains, on the model's bare frame: MODEL_UNUSABLE, FAMILY_UNSUPPORTED, LORA_FINDS_NOTHING."""
+    """What an update trains, on the model without weights: MODEL_UNUSABLE, FAMILY_UNSUPPORTED, LORA_FINDS_NOTHING."""
     from sightline_trainer.dpo.decoder import linear_layers
     from sightline_trainer.dpo.family import Family
     from sightline_trainer.dpo.setup import trained_frame
@@ -158,9 +158,9 @@ def _kind_fault(model: str, config: dict[str, Any]) -> Finding | None:
         return Finding(
             "MODEL_NOT_TRANSFORMERS",
             f"{model} is not a checkpoint of transformers' own ({what}), and code inside a checkpoint is never run",
-            "`sightline convert` makes one of it"
+            "convert it with `sightline convert`"
             if kind == "mobilevlm"
-            else "take the conversion of it that transformers can load (for LLaVA, llava-hf/...), or convert it",
+            else "use a conversion that transformers can load (for LLaVA, llava-hf/...), or convert it",
         )
     if not ours:
         return Finding(

@@ -16,8 +16,8 @@ from sightline_trainer.recipe import Recipe
 
 
 def programs(recipe: Recipe) -> Iterator[Finding]:
-    """LAUNCHER_UNUSABLE: the launcher of the update is not there; QUANTIZATION_UNAVAILABLE: bitsandbytes is not;
-    OCR_MISSING: what reads text in images is not."""
+    """LAUNCHER_UNUSABLE: the update's launcher is not installed; QUANTIZATION_UNAVAILABLE: bitsandbytes is not;
+    OCR_MISSING: tesseract is not."""
     if recipe.dpo.launch:
         here = str(Path(sys.executable).parent)
         if shutil.which(recipe.dpo.launch[0], path=f"{here}{os.pathsep}{os.environ.get('PATH', '')}") is None:

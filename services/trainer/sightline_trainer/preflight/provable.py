@@ -1,7 +1,7 @@
-"""Provable: whether an iteration's update will be large enough for the arrival gate, from the trial's one step.
+"""Provable: whether an iteration's update will be large enough for the arrival gate, estimated from the trial's step.
 
-In bfloat16, sampler and trainer differ by their rounding, and the gate compares the change of log-probs with that. A
-first trial of few prompts at a small rate stays below it: the run would sample, score and train, and then be refused.
+In bfloat16, sampler and trainer differ by rounding, and the gate compares the change of log-probs with that. A first
+run with few prompts at a small rate stays below it: the run would sample, score and train, and then be refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sightline_trainer.dpo.probes import LEAST_CORRELATION, correlation
 from sightline_trainer.preflight.finding import Finding
 from sightline_trainer.recipe import Recipe
 
-_RATE = 1e-3  # the effect of a step is then above bfloat16's rounding
+_RATE = 1e-3  # at this rate, a step's effect exceeds bfloat16's rounding
 _STD = 1.25  # standard deviation of a normal distribution over its mean absolute value
 
 
@@ -25,12 +25,12 @@ def trial_rate(recipe: Recipe) -> float:
 
 
 def too_small(recipe: Recipe, changes: Sequence[float], *, noise: float, pairs: int) -> list[Finding]:
-    """A warning, if even steps that all go one way change too little.
+    """A warning if even steps in the same direction would change too little.
 
     Args:
-        changes: of each probe token's log-prob by the trial's step, at `trial_rate`.
+        changes: the change of each probe token's log-prob by the trial's step, at `trial_rate`.
         noise: mean |log-prob difference| between sampler and trainer, in nats a token.
-        pairs: of one iteration, at most.
+        pairs: maximum pairs of one iteration.
     """
     if len(changes) < 2 or recipe.dpo.train == "full":
         return []

@@ -1,4 +1,4 @@
-"""Services: whether sampler and scorer allow what a recipe asks of them, and see what its update sees."""
+"""Services: whether sampler and scorer allow what a recipe needs, and read pictures as its update does."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from sightline_trainer.session import Session
 
 
 async def services(session: Session, prompts: Sequence[Prompt] = ()) -> list[Finding]:
-    """What the services say of themselves, compared with the recipe and some of its prompts; one that is away is a
-    finding too."""
+    """Compare the services' capabilities with the recipe and some of its prompts; an unavailable service is a finding
+    too."""
     recipe, found = session.recipe, list[Finding]()
     try:
         told = await session.sampler.policies()
         found += [*sampler(recipe, told), *conversations(prompts, told)]
     except SightlineError as error:
-        found.append(found_by(error, fix=f"see that the sampler at {recipe.sampling.address} runs and can be reached"))
+        found.append(found_by(error, fix=f"check that the sampler at {recipe.sampling.address} runs and is reachable"))
     try:
         found += scorer(recipe, await session.scorer.list_models())
     except SightlineError as error:
-        found.append(found_by(error, fix=f"see that the scorer at {recipe.reward.address} runs and can be reached"))
+        found.append(found_by(error, fix=f"check that the scorer at {recipe.reward.address} runs and is reachable"))
     return found
 
 
 def sampler(recipe: Recipe, told: Policies) -> Iterator[Finding]:
-    """LIMIT_TOO_LOW, PICTURE_RULE_DIFFERS; POLICY_KIND_UNSUPPORTED where it can't take what the update makes."""
+    """LIMIT_TOO_LOW, PICTURE_RULE_DIFFERS; POLICY_KIND_UNSUPPORTED if it can't load the update's kind of policy."""
     needs, can = Needs.of(recipe), told.capabilities
     yield from _same_rule("sampler", recipe.sampling.address, can.picture_rule)
     yield from _allowed(needs.candidates_key, needs.candidates, "sampler", "limits.max_candidates", can.max_candidates)
@@ -84,7 +84,7 @@ def scorer(recipe: Recipe, told: Models) -> Iterator[Finding]:
 
 
 def parts(session: Session) -> Iterator[Finding]:
-    """Whether the recipe's sources and rewards find the files that they stand on."""
+    """Whether the recipe's sources and rewards find the files that they need."""
     for make in (session.sources, session.judge):
         try:
             make()

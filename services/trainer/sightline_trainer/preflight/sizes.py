@@ -1,4 +1,4 @@
-"""Sizes: how large a model is and what of it is trained, counted on its frame (meta device, no weights)."""
+"""Sizes: how large a model is and which parts are trained, counted without weights (meta device)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ class Sizes:
 
     Attributes:
         family: transformers' model_type.
-        parameters: of the base model.
-        trained: that an update changes.
+        parameters: parameters of the base model.
+        trained: parameters that an update changes.
         modules: layers with an adapter; 0 if the weights themselves are trained.
         stored: bytes of a parameter in the checkpoint.
-        layers: of the language model. width, inner, kept: numbers of a token in one layer's stream, in its
-            feed-forward part, and in its keys (as many again in its values).
+        layers: layers of the language model. width, inner, kept: numbers per token in one layer's stream, its
+            feed-forward part, and its keys (values have as many).
         shared: whether responses can share the prefix of their prompt.
-        linear: of the language model's layers, what quantization holds in fewer bits.
+        linear: parameters of the language model's layers that quantization stores in fewer bits.
     """
 
     family: str
@@ -38,7 +38,7 @@ class Sizes:
 
     @classmethod
     def of(cls, trained: Any, config: Any) -> Sizes:
-        """Of a model as an update trains it, and its config."""
+        """Count them for a model prepared for an update, with its config."""
         from sightline_trainer.dpo.support import obstacle
 
         text = config.get_text_config()
@@ -61,16 +61,16 @@ class Sizes:
         )
 
     def weights(self, number: int, quantization: str | None) -> int:
-        """Bytes of the base model at this many bytes a number, or quantized."""
+        """Bytes of the base model at this many bytes per number, or quantized."""
         return number * self.parameters - (int((number - BYTES) * self.linear) if quantization else 0)
 
     @property
     def share(self) -> float:
-        """Of the parameters that are trained, an adapter's compared with the base model's."""
+        """Share of trained parameters; for an adapter, compared with the base model's."""
         return self.trained / max(1, self.parameters)
 
     def slot(self, number: int) -> int:
-        """Bytes of one token's keys and values over all layers, at this many bytes a number."""
+        """Bytes of one token's keys and values over all layers, at this many bytes per number."""
         return 2 * self.layers * self.kept * number
 
     def __str__(self) -> str:
@@ -82,7 +82,7 @@ class Sizes:
 
 
 def _largest(text: Any, name: str) -> int:
-    """A figure of the decoder's layers, the largest one where they differ in it, as Gemma 4's heads do; 0: not told."""
+    """A number in the decoder's config; the largest one if layers differ, as Gemma 4's heads do; 0: not given."""
     layers = text.per_layer_config if getattr(text, "is_heterogeneous", False) else [text]
     return max(int(getattr(layer, name, None) or 0) for layer in layers)
 
@@ -98,7 +98,7 @@ def _linear(trained: Any) -> int:
 
 
 def _added(name: str) -> bool:
-    """Whether a parameter is the adapter's, or a copy that it trains of one of the model's."""
+    """Whether a parameter belongs to the adapter, or is a trained copy of one of the model's."""
     return "lora_" in name or ".modules_to_save." in name
 
 

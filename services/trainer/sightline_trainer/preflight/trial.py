@@ -1,8 +1,8 @@
-"""Trial: one prompt sampled, scored and paired, and one update step on it whose log-probs must be the sampler's.
+"""Trial: samples, scores and pairs one prompt, and runs one update step on it whose log-probs must match the sampler's.
 
-The update runs in a process of its own with the recipe's true settings, as a run's does, on files in a scratch
-directory; nothing is published. Where its launcher works on another machine (`sightline_trainer.job`), the trial is a
-run's first stage in place of a check's last.
+The update runs in its own process with the recipe's real settings, as in a run, on files in a scratch directory;
+nothing is published. If its launcher works on another machine (`sightline_trainer.job`), the trial is the first stage
+of a run instead of the last of a check.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from sightline_trainer.rollout import Rollout
 from sightline_trainer.session import Session
 
 TRIES = 4
-"""Prompts that are asked until one gives a pair."""
-_TIMED = 8  # prompts that are sampled together for a better idea of the time
-_PATIENT = 10.0  # seconds; where one prompt takes longer, it has to do
-_WITH_REFERENCE = 4 / 3  # a step is a forward and a backward pass of two forwards' work; the reference one forward more
+"""Maximum prompts to try until one gives a pair."""
+_TIMED = 8  # prompts sampled together for a better estimate of the time
+_PATIENT = 10.0  # seconds; if one prompt takes longer, that one is enough
+_WITH_REFERENCE = 4 / 3  # a step costs three forward passes (backward counts two); the reference one more
 
 
 @dataclass
 class Trial:
-    """What came of it.
+    """The result of the trial.
 
     Attributes:
         findings: what went wrong.
-        prompt_seconds: of sampling and scoring one prompt, of `timed` together.
-        timed: how many prompts that is.
-        pairs: of that prompt.
-        pair_seconds: of training on one pair, alone.
-        metrics: of the update, with `sampled_gap_max` in nats a token and `peak_memory_mib`.
-        changes: of the log-prob of each probe token by the update's step, in nats.
+        prompt_seconds: seconds to sample and score one prompt, with `timed` together.
+        timed: number of these prompts.
+        pairs: pairs of the prompt.
+        pair_seconds: seconds to train on one pair alone.
+        metrics: the update's metrics, with `sampled_gap_max` in nats a token and `peak_memory_mib`.
+        changes: the change of each probe token's log-prob by the update's step, in nats.
     """
 
     findings: list[Finding] = field(default_factory=list)
@@ -58,12 +58,12 @@ class Trial:
 
 
 def elsewhere(recipe: Recipe) -> bool:
-    """Whether the update runs on another machine, which does not see this one's scratch files."""
+    """Whether the update runs on another machine, which cannot see this one's scratch files."""
     return "sightline_trainer.job" in recipe.dpo.launch
 
 
 async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Trial:
-    """Ask for candidates of a prompt and make its pairs; of the next one, if there is none. `train_on` continues."""
+    """Sample candidates of a prompt and make its pairs; if there is none, try the next prompt. `train_on` continues."""
     trial, counts = Trial(), list[str]()
     try:
         for number, prompt in enumerate(prompts[:TRIES]):
@@ -87,7 +87,7 @@ async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Tri
         Finding(
             "NO_PAIRS",
             f"{len(counts)} sampled prompts gave no pair to learn from ({'; '.join(dict.fromkeys(counts))})",
-            "sample more candidates, let them differ (sampling.temperature), or look at the prompts and the pair rules",
+            "sample more candidates, raise sampling.temperature, or check the prompts and the pair rules",
             "warning",
         )
     )
@@ -95,7 +95,7 @@ async def ask(session: Session, prompts: Sequence[Prompt], scratch: Path) -> Tri
 
 
 async def _collect(session: Session, rollout: Rollout, prompts: Sequence[Prompt]) -> float:
-    """Have prompts answered and scored together, by the base model; the seconds that it took."""
+    """Sample and score prompts together with the base model; returns the seconds."""
     began = time.monotonic()
     await rollout.collect(
         prompts,
@@ -111,7 +111,7 @@ async def _collect(session: Session, rollout: Rollout, prompts: Sequence[Prompt]
 
 
 def train_on(trial: Trial, recipe: Recipe, *, halt: Callable[[], None] = lambda: None) -> None:
-    """One update step on what was asked for; fills in `findings`, `metrics` and `pair_seconds`."""
+    """Run one update step on the pairs; fills in `findings`, `metrics` and `pair_seconds`."""
     from sightline_trainer.dpo.launch import run_update
 
     assert trial.directory is not None
@@ -147,7 +147,7 @@ def train_on(trial: Trial, recipe: Recipe, *, halt: Callable[[], None] = lambda:
                 "LOGPROBS_NOT_COMPARED",
                 "the sampler's log-probs could not be compared with the update's: it reports none, or the pair's "
                 "sides were not sampled on the clean picture",
-                "rely on the proof of each published policy, or use an engine that reports log-probs",
+                "rely on the arrival gate for each policy, or use an engine that reports log-probs",
                 "warning",
             )
         )
@@ -156,7 +156,7 @@ def train_on(trial: Trial, recipe: Recipe, *, halt: Callable[[], None] = lambda:
 def _paired(
     recipe: Recipe, prompt: Prompt, rollout: Rollout, known: Mapping[str, Sequence[float]]
 ) -> tuple[list[dict[str, Any]], str]:
-    """Rows of pairs.parquet by the recipe's rules; where its filters leave none, without them. Else why."""
+    """Rows of pairs.parquet by the recipe's rules, without its filters if these leave none; otherwise the reasons."""
     counts: dict[str, int] = {}
     for filters in (filters_of(recipe.filters), {}):
         own = "optimism" in recipe.dpo.loss
@@ -169,7 +169,7 @@ def _paired(
 
 
 def _alone(recipe: Recipe) -> Recipe:
-    """The recipe with an update that runs in a process of its own, and neither tracks nor keeps anything."""
+    """The recipe with an update in its own process, without tracking and without saved state."""
     launch = recipe.dpo.launch or [sys.executable]
     only = {
         "launch": launch, "report_to": [], "carry": "none", "epochs": 1.0, "learning_rate": trial_rate(recipe),
@@ -180,7 +180,7 @@ def _alone(recipe: Recipe) -> Recipe:
 def _of_update(error: SightlineError) -> Finding:
     if error.reason == "UPDATE_PROCESS_FAILED":
         lines = [line.strip() for line in error.message.splitlines() if line.strip()]
-        return Finding(error.reason, f"the trial update failed: {lines[-1]}", "run it with --debug for its whole log")
+        return Finding(error.reason, f"the trial update failed: {lines[-1]}", "run it with --debug for the whole log")
     finding = found_by(error)
     return Finding(finding.code, f"the trial update: {finding.message}", finding.fix)
 
@@ -189,6 +189,6 @@ def _not_served(error: SightlineError) -> Finding:
     return Finding(
         error.reason,
         f"the sampler does not serve the base model now, so nothing was sampled: {error.message}",
-        "check while no run uses the sampler; a run gives it what it needs",
+        "check while no run uses the sampler; a run restores the policy that it needs",
         "warning",
     )

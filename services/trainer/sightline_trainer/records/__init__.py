@@ -1,1 +1,1 @@
-"""Records: what passes between the stages of the loop."""
+"""Records: the data that stages of the loop pass on."""

@@ -1,4 +1,4 @@
-"""Prompt: images with the user's text, perhaps at the end of a conversation, and what is known about the images."""
+"""Prompt: images with the user's text, possibly at the end of a conversation, and known facts about the images."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from sightline.sampler.turns import user_turn
 
 _CONVERSATION = ("IMAGES_", "TOO_MANY_IMAGES", "TOO_MANY_TURNS", "BAD_TURNS")
 PROMPT_REASONS = ("IMAGE_", "PROMPT_", "CANDIDATE_", "STATEMENT_", *_CONVERSATION)
-"""How reasons of refusals begin that are about one prompt: another prompt may well be answered."""
+"""Prefixes of refusal reasons that concern a single prompt: other prompts may be answered."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Images and prompt. `objects` is empty if truth is not known, `reference` where nobody annotated."""
+    """Images and prompt. `objects` is empty if the truth is unknown, `reference` if there is no annotation."""
 
     id: str
     images: tuple[Path, ...]
     """At least one, in the order of their places."""
     prompt: str
-    """The user's text that is answered."""
+    """The user's text to answer."""
     reference: str = ""
     objects: tuple[str, ...] = ()
-    """Of all images together."""
+    """Objects in all images together."""
     turns: tuple[Turn, ...] = ()
-    """The whole conversation, where it is more than the images and then the text; it ends with the text."""
+    """The whole conversation, if it is more than the images followed by the text; it ends with the text."""
 
     def asked(self, text: str | None = None) -> tuple[Turn, ...]:
-        """The conversation with `text` as what the user asks at its end; None is the prompt's own.
+        """The conversation with `text` as the user's last text; None is the prompt's own.
 
-        Another text stands behind the images of its turn, wherever they stood before.
+        Another text comes after the images of its turn, wherever they were before.
         """
         text = self.prompt if text is None else text
         if not self.turns:
@@ -42,6 +42,6 @@ class Prompt:
         return (*self.turns[:-1], *user_turn(text, self.turns[-1].images))
 
     def seed(self, *parts: int) -> int:
-        """A 63-bit seed that depends on the prompt's id and on `parts` only."""
+        """A 63-bit seed that depends only on the prompt's id and on `parts`."""
         text = "/".join([self.id, *map(str, parts)])
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

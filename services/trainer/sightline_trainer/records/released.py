@@ -1,4 +1,4 @@
-"""Released: a row of a preference set that somebody released: a prompt with answers, of which some are better."""
+"""Released: a row of a released preference set: a prompt with answers, some of which are better."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class Released(Prompt):
 
     Attributes:
         answers: two or more.
-        marks: what each is worth to whoever released the set; of chosen and rejected, 1 and 0.
-        kinds: what the set calls each: chosen, rejected, gt, llm-hal, a model's name.
+        marks: the set's own mark of each answer; 1 and 0 for chosen and rejected.
+        kinds: the set's name for each answer: chosen, rejected, gt, llm-hal, a model's name.
     """
 
     answers: Sequence[str] = ()

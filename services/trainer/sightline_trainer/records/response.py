@@ -1,4 +1,4 @@
-"""Response: one candidate for a prompt, whoever wrote it, and what it is worth."""
+"""Response: one candidate for a prompt from any source, and its score."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Response:
 
     `logprobs` are the policy's at temperature 1, one for each of `token_ids`, in nats; empty if the policy did
     not sample it. `seed` gives a sampled candidate again; `policy_version` is the version that sampled its tokens,
-    -1 where none did. Candidates of one `prompt_id` and one `prompt` compete with each other.
+    or -1. Candidates with the same `prompt_id` and `prompt` compete with each other.
     """
 
     prompt_id: str
@@ -37,11 +37,11 @@ class Response:
     statement: str = ""
     """What a scorer compares with the image; empty: the text itself."""
     images: list[bytes] = field(default_factory=list)
-    """The encoded images that it answers to, where those are not the prompt's."""
+    """The encoded images that it answers to, if they are not the prompt's."""
     fault: Refusal | None = None
-    """Why it may not be used; such candidates are dropped before anybody judges them."""
+    """Why it may not be used; such candidates are dropped before scoring."""
     score: Score = UNSCORED
-    """What it is worth; stored apart, in `scores/*.parquet`."""
+    """Its score, stored separately in `scores/*.parquet`."""
 
     @classmethod
     def of(cls, row: Mapping[str, Any], score: Score) -> Response:
@@ -59,7 +59,7 @@ class Response:
         """The reward.
 
         Raises:
-            ValueError: it has none; such candidates are dropped before rules see them.
+            ValueError: it has no reward; such candidates are dropped before rules see them.
         """
         if self.score.reward is None:
             raise ValueError(f"candidate {self.index} of {self.prompt_id} has no reward")

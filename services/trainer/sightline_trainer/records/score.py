@@ -1,4 +1,4 @@
-"""Score: what a candidate is worth, and by which terms."""
+"""Score: a candidate's reward, and its terms."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Score:
     """The reward of one text, to 0.01, or why there is none.
 
     `terms` has the value of each term of the reward, before weights; `cosine` and `logit` are the scorer's.
-    `sentences` are the CLIPScores of the text's sentences where it was scored by sentence.
+    `sentences` are the CLIPScores of the text's sentences if it was scored by sentence.
     """
 
     reward: float | None
@@ -34,7 +34,7 @@ class Score:
 
 
 UNSCORED = Score(None)
-"""Of a candidate that is not judged yet."""
+"""The score of a candidate that is not scored yet."""
 
 SCORE_SCHEMA = pa.schema(
     [

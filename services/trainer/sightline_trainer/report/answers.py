@@ -1,4 +1,4 @@
-"""Answers: what a run's files show, as the trainer's clients get it: pictures, policies, two runs compared."""
+"""Answers to the trainer's clients from a run's files: pictures, policies, two runs compared."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sightline_trainer.report.gallery import Change, Said, changes, side_by_side
 from sightline_trainer.report.history import History
 
 PICTURES = 24
-"""Where the caller names no number."""
+"""Default number, if the caller sets none."""
 MOST_PICTURES = 48
 MOST_BYTES = 3 << 20
-"""Of the images of one answer; a message holds 4 MiB."""
+"""Maximum bytes of the images of one answer; a message holds 4 MiB."""
 COMPARED = ("chair_s", "chair_i", "cover", "clip_score", "mean_tokens", "pope_f1")
 
 
@@ -67,7 +67,7 @@ def compare(one: History, other: History, limit: int = 0) -> RunComparison:
         return replace(told, unpaired="one of the two has not been measured yet")
     try:
         found = paired(*(Ratios.from_json(each) for each in known))
-    except SightlineError as error:  # other test images: nothing to pair
+    except SightlineError as error:  # other test images: not comparable
         return replace(told, unpaired=error.message)
     metrics = (
         MetricChange(name, each.one, each.other, each.change, each.low, each.high, each.clear)
@@ -82,14 +82,14 @@ def _bounded(limit: int) -> int:
 
 
 def _by_image(history: History) -> Any:
-    """What each image adds to each metric of the last policy; None before anything was measured."""
+    """Each image's contribution to each metric of the last policy; None before the first evaluation."""
     if not history.rows:
         return None
     return read_json(history.run.iteration(int(history.rows[-1]["iteration"])) / "by_image.json")
 
 
 def _light(shown: Iterable[Change]) -> list[RunPicture]:
-    """Of images over the bound the texts remain."""
+    """If images exceed the bound, only their texts remain."""
     found, size = [], 0
     for each in shown:
         size += len(each.image)
@@ -104,7 +104,7 @@ def _text(said: Said) -> RunText:
 
 
 def _flat(tree: Any, inside: str, path: str = "") -> Iterable[tuple[str, str]]:
-    """Dotted keys with their values as JSON; paths inside the run as `run:...`, which two runs have in common."""
+    """Dotted keys with their values as JSON; paths inside the run as `run:...`, which are equal for two runs."""
     if isinstance(tree, dict) and tree:
         for key, value in tree.items():
             yield from _flat(value, inside, f"{path}.{key}")

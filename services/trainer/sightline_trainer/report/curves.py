@@ -1,4 +1,4 @@
-"""Curves: charts as SVG text. Colours are names of the page's, so a chart follows its light and dark theme."""
+"""Curves: charts as SVG text. Colours are the page's variables, so a chart follows its light and dark theme."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 INK, RULE = "#010101", "#020202"
 SERIES = [f"#0300{number:02d}" for number in range(1, 9)]
-"""Stand-ins for the page's colours: matplotlib wants real ones."""
+"""Stand-ins for the page's colours, since matplotlib needs real ones."""
 
 Point = tuple[float, float]
 Band = tuple[float, float, float]
@@ -24,12 +24,12 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], bands: Mapping[str,
     """Lines over iterations.
 
     Args:
-        title: what a screen reader says; the page shows it above.
+        title: the text for screen readers; the page shows it above.
         series: label -> (x, y) points.
-        bands: label -> (x, low, high), drawn as an area behind the line of that label.
+        bands: label -> (x, low, high), drawn as an area behind the line with that label.
 
     Returns:
-        An `<svg>` element, or "" where there is nothing to draw.
+        An `<svg>` element, or "" if there is nothing to draw.
     """
     if not any(series.values()):
         return ""
@@ -47,7 +47,7 @@ def lines(title: str, series: Mapping[str, Sequence[Point]], bands: Mapping[str,
 
 
 def bars(title: str, parts: Mapping[str, Mapping[int, float]]) -> str:
-    """Stacked bars, one for each iteration. `parts`: label -> iteration -> height. "" where there is nothing."""
+    """Stacked bars, one for each iteration. `parts`: label -> iteration -> height. "" if there is nothing to draw."""
     numbers = sorted({number for heights in parts.values() for number in heights})
     if not numbers:
         return ""
@@ -64,13 +64,13 @@ def bars(title: str, parts: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def _iterations(axes: Axes, numbers: Sequence[float]) -> None:
-    """Whole numbers on the x axis, also if there is one only."""
+    """Whole numbers on the x axis, even if there is only one."""
     axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
 
 
 def _legend(axes: Axes) -> None:
-    """Above the lines, where it hides none."""
+    """Place the legend above the lines, so that it hides none."""
     axes.legend(
         frameon=False, fontsize=8, labelcolor=INK, ncols=3, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0
     )
@@ -92,7 +92,7 @@ def _svg(figure: Figure, title: str) -> str:
     figure.patch.set_alpha(0)
     figure.axes[0].patch.set_alpha(0)
     out = io.StringIO()
-    # Text stays text, ids stay the same from one rendering to the next.
+    # Keep text as text, and ids equal between renderings.
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": title, "font.family": "sans-serif"}):
         FigureCanvasSVG(figure).print_svg(out, metadata={"Date": None, "Creator": None})  # type: ignore[no-untyped-call]
     text = out.getvalue()

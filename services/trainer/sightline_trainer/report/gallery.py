@@ -1,4 +1,4 @@
-"""Gallery: pictures with what was said of them, before and after, and all candidates with rewards and their pair."""
+"""Gallery: pictures with their captions before and after, and all candidates with rewards and their pair."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from sightline_trainer.report.marking import differences, mark_spans
 from sightline_trainer.rollout import Rollout
 
 THUMBNAIL = 320
-"""Longest side of a picture in the page, in pixels; small ones keep their size."""
+"""Maximum side of a picture in the page, in pixels; small ones keep their size."""
 
 
 @dataclass(frozen=True)
 class Said:
-    """One text about a picture. Where truth is known, `wrong` and `missed` name objects, and `spans` says where in the
-    text (start, end in characters) the wrong ones stand."""
+    """One text about a picture. If the truth is known, `wrong` and `missed` name objects, and `spans` are the positions
+    of the wrong ones in the text (start, end in characters)."""
 
     text: str
     reward: float | None
@@ -43,13 +43,13 @@ class Said:
 
     @property
     def html(self) -> Markup:
-        """The text with marks round what is wrong."""
+        """The text with wrong words marked."""
         return mark_spans(self.text, self.spans)
 
 
 @dataclass(frozen=True)
 class Change:
-    """A held-out picture: what the base model said and what the last policy says."""
+    """A held-out picture, with the captions of the base model and of the last policy."""
 
     prompt: Prompt
     image: bytes
@@ -58,12 +58,12 @@ class Change:
 
     @property
     def picture(self) -> str:
-        """The image as a data URI; "" where there is none."""
+        """The image as a data URI; "" if there is none."""
         return data_uri(self.image)
 
     @property
     def wrongs(self) -> int:
-        """How many more objects are wrong than before."""
+        """Number of wrong objects minus that before."""
         return len(self.after.wrong) - len(self.before.wrong)
 
     @property
@@ -75,7 +75,7 @@ class Change:
 
 @dataclass(frozen=True)
 class Offer:
-    """A candidate of a training prompt: its sentences' scores where it was scored so, and its part in a pair."""
+    """A candidate of a training prompt: its sentences' scores if scored by sentence, and its role in a pair."""
 
     said: Said
     source: str
@@ -86,7 +86,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Contest:
-    """A training picture: its candidates, best first, and the pair that was learnt from, as a difference."""
+    """A training picture: its candidates, best first, and the pair that was trained on, as a difference."""
 
     prompt: Prompt
     picture: str
@@ -103,7 +103,7 @@ class Contest:
 
 
 class Pictures:
-    """Prompts of a dataset by their ids, their pictures, made small, and what a text about them gets wrong."""
+    """Prompts of a dataset by id, with reduced pictures and the errors of texts about them."""
 
     def __init__(self, reference: str, cache: Path) -> None:
         self.pool: Pool = open_pool(reference, cache)
@@ -117,7 +117,7 @@ class Pictures:
         return {prompt.id: prompt for prompt in self.pool.rows(rows)}
 
     def said(self, prompt: Prompt, text: str, reward: float | None, tokens: int) -> Said:
-        """A text with what is wrong in it marked, where the dataset knows the truth."""
+        """A text with its errors marked, if the dataset knows the truth."""
         if self.facts is None or not prompt.objects:
             return Said(text, reward, tokens)
         counts = self.facts.read(prompt.id, text, prompt.objects).caption
@@ -127,7 +127,7 @@ class Pictures:
 
     @staticmethod
     def image(prompt: Prompt) -> bytes:
-        """PNG or JPEG, of several images side by side; empty where a file is gone or cannot be used."""
+        """PNG or JPEG, with several images side by side; empty if a file is missing or unusable."""
         try:
             images = [decode(path.read_bytes(), ImageLimits()) for path in prompt.images]
         except (OSError, InvalidInput):
@@ -141,13 +141,13 @@ class Pictures:
 
 
 def data_uri(image: bytes) -> str:
-    """An image that `Pictures.image` made, for a page; "" of an empty one."""
+    """An image from `Pictures.image`, for a page; "" if it is empty."""
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}" if image else ""
 
 
 def changes(history: History, limit: int, iteration: int | None = None) -> tuple[list[Change], list[Change]]:
-    """Held-out pictures, base model against the last policy that was measured, or that of an iteration.
+    """Held-out pictures: the base model compared with the last measured policy, or an iteration's.
 
     Returns:
         The first `limit` in dataset order, and the `limit // 4` worst regressions of all: most objects wrong that
@@ -181,7 +181,7 @@ def changes(history: History, limit: int, iteration: int | None = None) -> tuple
 
 
 def side_by_side(one: History, other: History, limit: int) -> list[Change]:
-    """Held-out pictures that two runs have both described: the first run's last policy against the second's."""
+    """Held-out pictures that both runs described: the first run's last policy compared with the second's."""
     captions = [_captions(each, int(each.rows[-1]["iteration"])) if each.rows else {} for each in (one, other)]
     first, last = captions
     both = [each for each in first if each in last][:limit]
@@ -199,7 +199,7 @@ def side_by_side(one: History, other: History, limit: int) -> list[Change]:
 
 
 def contests(history: History, limit: int) -> list[Contest]:
-    """Training pictures of the last iteration that has pairs, with all their candidates."""
+    """Training pictures of the last iteration with pairs, with all their candidates."""
     numbers = [number for number in history.counts if (history.run.iteration(number) / "pairs.parquet").exists()]
     if not numbers or not limit:
         return []
@@ -236,7 +236,7 @@ def contests(history: History, limit: int) -> list[Contest]:
 
 
 def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
-    """Images of one height in a row, a little apart."""
+    """Images at one height in a row, with small gaps."""
     height = min(THUMBNAIL, max(image.height for image in images))
     parts = [image.resize((max(1, round(image.width * height / image.height)), height)) for image in images]
     row = Image.new("RGB", (sum(part.width for part in parts) + 4 * (len(parts) - 1), height), "white")

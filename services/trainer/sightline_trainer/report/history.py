@@ -1,4 +1,4 @@
-"""History: what a run's files say of it, read once, tolerant of a run that is still going on."""
+"""History: the content of a run's files, read once; it also works while the run continues."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class History:
-    """A run, as its files tell it.
+    """A run, as recorded in its files.
 
     Attributes:
-        rows: what each evaluation measured, the base model's first.
+        rows: the metrics of each evaluation, the base model's first.
         updates: iteration -> the update's metrics.
-        counts: iteration -> pairs kept, and what was dropped by reason.
-        seconds: iteration -> stage -> wall time; time between a kill and a restart is left out.
+        counts: iteration -> pairs kept, and drops by reason.
+        seconds: iteration -> stage -> wall time, without the time between a kill and a restart.
         policies: by version, oldest first.
-        left_out: rows that could not be used, by place, counted by reason.
-        label: what the page calls the run, where its directory's name is not enough.
+        left_out: unusable rows by place, counted by reason.
+        label: the run's name on the page, if its directory's name is not enough.
     """
 
     run: RunDirectory
@@ -68,7 +68,7 @@ class History:
 
         Raises:
             NotFound: there is no run.
-            DataCorrupted: a file of it is damaged.
+            DataCorrupted: one of its files is damaged.
         """
         run = RunDirectory(directory)
         path = run.root / "recipe.yaml"
@@ -98,7 +98,7 @@ class History:
 
     @property
     def name(self) -> str:
-        """What the page calls the run: its directory's name, if nothing else was said."""
+        """The run's name on the page; by default its directory's name."""
         return self.label or self.run.id
 
 

@@ -1,4 +1,4 @@
-"""Marking: words of a text that are not in the picture, and words in which two texts differ, as safe HTML."""
+"""Marks words of a text that are not in the picture, and words in which two texts differ, as safe HTML."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from markupsafe import Markup, escape
 
 
 def mark_spans(text: str, spans: Iterable[tuple[int, int]]) -> Markup:
-    """The text with `<mark>` round each span (start, end in characters; overlapping ones are joined)."""
+    """The text with `<mark>` around each span (start, end in characters; overlapping ones are joined)."""
     parts, at = [], 0
     for start, end in _joined(spans):
         parts += [escape(text[at:start]), Markup("<mark>{}</mark>").format(text[start:end])]
@@ -29,7 +29,7 @@ def _joined(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def differences(chosen: str, rejected: str) -> tuple[Markup, Markup]:
-    """Both texts, with `<ins>` round words that only the chosen one has and `<del>` round those of the rejected."""
+    """Both texts, with `<ins>` around words that only the chosen one has and `<del>` around those of the rejected."""
     a, b = _words(rejected), _words(chosen)
     left, right = [], []
     for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():

@@ -1,6 +1,6 @@
-"""Meanings: what each curve says and when to worry, and which of a run's numbers are worth a worry.
+"""Meanings: what each curve shows and when to worry, and the warnings for a run's numbers.
 
-The same sentences stand in the dashboards' panels (`helm/sightline/files/dashboards`) and in docs/monitoring.md.
+The same sentences are in the dashboards' panels (`helm/sightline/files/dashboards`) and in docs/monitoring.md.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ MEANINGS = {
 KL_FAR = 50.0
 """Nats a response, as in the alert SightlineKlHigh."""
 REWORDED = 0.4
-"""Share of captions by which no phrase's use should move (`evaluation/wording.py`)."""
+"""Maximum change of a phrase's share of captions (`evaluation/wording.py`)."""
 DRIFTED = 0.25
-"""Share of the base model's length."""
+"""Maximum change of the mean length, as a share of the base model's."""
 DEGENERATE = 0.05
-"""Share of captions more than the base model's."""
+"""Maximum rise of the share of degenerate captions over the base model's."""
 TRUTH = {"chair_s": -1, "chair_i": -1, "cover": 1, "attribute_accuracy": 1, "relation_accuracy": 1, "degenerate": -1}
-"""What the truth says of captions, and which way is good."""
+"""Metrics of captions from the truth, and which direction is good."""
 _MOVED = f"above {REWORDED}: captions took up or gave up a phrase (wording.json names it), which no picture asks for"
 
 _PREFERRED = f"above {REWORDED}: chosen and rejected sides differ in a phrase; the reward likes a way of speaking"
@@ -78,10 +78,10 @@ _LONGER = f"off by more than {DRIFTED:.0%}: the reward likes long or short texts
 
 
 def worries(rows: Sequence[Mapping[str, float]], updates: Mapping[int, Mapping[str, float]]) -> dict[str, list[str]]:
-    """What of a run's numbers is worth a worry: curve -> sentences, each with its iterations and values.
+    """The warnings for a run's numbers: curve -> sentences, each with its iterations and values.
 
     Args:
-        rows: what each evaluation measured, the base model's first.
+        rows: the metrics of each evaluation, the base model's first.
         updates: iteration -> the update's metrics.
     """
     evaluated = {int(row["iteration"]): row for row in rows}
@@ -110,7 +110,7 @@ def _where(numbers: Mapping[int, Mapping[str, float]], name: str, bad: Callable[
 
 
 def _hacked(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """The reward is above the base model's, and so is hallucination, or cover is below: each beyond its interval."""
+    """The reward rose above the base model's, but hallucination did too, or cover fell: each beyond its interval."""
     if len(rows) < 2:
         return []
     base, last = rows[0], rows[-1]
@@ -125,7 +125,7 @@ def _hacked(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _disliked(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    """The scorer finds captions worse than the base model's, beyond both intervals."""
+    """The scorer rates captions below the base model's, beyond both intervals."""
     if len(rows) < 2 or not rows[-1].get("clip_score_high", 1e9) < rows[0].get("clip_score_low", -1e9):
         return []
     return ["the scorer likes captions less than the base model's: the reward is not likeness to the picture"]
@@ -142,8 +142,8 @@ def _drifted(rows: Sequence[Mapping[str, float]]) -> list[str]:
 
 
 def _worse(rows: Sequence[Mapping[str, float]], name: str, up: int) -> list[str]:
-    """What the truth says is worse than of the base model: by the paired interval where there is one, else beyond both
-    intervals; cover by more than 0.03, degenerate captions by more than their bound."""
+    """Metrics from the truth that are worse than the base model's: by the paired interval if there is one, otherwise
+    beyond both intervals; cover by more than 0.03, degenerate captions by more than their bound."""
     if len(rows) < 2 or name not in rows[0] or name not in rows[-1]:
         return []
     base, last = rows[0], rows[-1]

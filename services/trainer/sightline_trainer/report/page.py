@@ -17,7 +17,7 @@ from sightline_trainer.report.meanings import MEANINGS, worries
 
 HERE = Path(__file__).parent
 PICTURES = 48
-"""Pictures of a gallery."""
+"""Default number of pictures in a gallery."""
 
 TITLES = {
     "chair_s": "CHAIR_s: captions with a wrong object",
@@ -28,7 +28,7 @@ TITLES = {
     "pope_f1": "POPE, F1",
     "kl_to_base": "KL from the base model, nats a response",
 }
-"""Metric -> what its curve is called."""
+"""Metric -> title of its curve."""
 
 SPENT = ("sample", "pair", "update", "publish", "evaluate")
 
@@ -38,7 +38,7 @@ def page(histories: Sequence[History], *, pictures: int = PICTURES) -> str:
 
     Args:
         histories: one run, with galleries and lineage, or several, compared.
-        pictures: pictures of each gallery; 0 leaves the galleries out.
+        pictures: number of pictures per gallery; 0 omits the galleries.
 
     Raises:
         SightlineError: a dataset that the run names can't be read.
@@ -67,7 +67,7 @@ def page(histories: Sequence[History], *, pictures: int = PICTURES) -> str:
 
 
 def _told_apart(histories: Sequence[History]) -> list[History]:
-    """Runs are called by as much of their paths' ends as it takes to have a name for each."""
+    """Name runs by the shortest ends of their paths that are all distinct."""
     paths = [each.run.root.parts for each in histories]
     names = [each.name for each in histories]
     for length in range(2, max(map(len, paths)) + 1):
@@ -83,7 +83,7 @@ def _text(name: str) -> Markup:
 
 @dataclass(frozen=True)
 class Chart:
-    """A curve: its SVG, "" where there is nothing to draw, what it means and when to worry, and what worries in it."""
+    """A curve: its SVG ("" if there is nothing to draw), what it means and when to worry, and its warnings."""
 
     title: str
     svg: str
@@ -171,5 +171,5 @@ def _compared(histories: Sequence[History]) -> list[Chart]:
 
 
 def _of_runs(histories: Sequence[History], curve: str) -> list[str]:
-    """What worries in a curve, with the run that it worries in."""
+    """The warnings of a curve, each with its run."""
     return [f"{each.name}: {told}" for each in histories for told in worries(each.rows, each.updates).get(curve, ())]

@@ -1,4 +1,4 @@
-"""Verdict: a run in one sentence, from its numbers. Where an interval against the base model is there, it decides."""
+"""Verdict: a run in one sentence, from its numbers. If there is an interval against the base model, it decides."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from sightline_trainer.report.meanings import worries
 
 Numbers = Mapping[str, float]
 STILL = 0.05
-"""Nats a response: a policy that is nearer to the base model than that has not moved."""
+"""Nats a response: a policy nearer to the base model than this has not moved."""
 STALLED = 0.05
-"""Share of the first update's norm under which a later one moves nothing."""
+"""Share of the first update's norm below which a later update counts as no change."""
 FEW_PAIRS = 0.25
-"""Share of the first iteration's pairs under which they run out."""
+"""Share of the first iteration's pairs below which pairs run out."""
 
 
 def verdict(
@@ -25,9 +25,9 @@ def verdict(
     """One sentence.
 
     Args:
-        state: of the run.
+        state: the run's.
         error: why it failed, if it did.
-        rows: what each evaluation measured, the base model's first.
+        rows: the metrics of each evaluation, the base model's first.
         updates: iteration -> the update's metrics.
         counts: iteration -> pairs kept.
     """
@@ -58,7 +58,7 @@ def verdict(
     low, high = last.get("chair_s_change_low"), last.get("chair_s_change_high")
     told = f"CHAIR_s {base['chair_s']:.3f} to {last['chair_s']:.3f}"
     if low is not None and high is not None and low <= 0 <= high:
-        return f"No clear change of hallucination yet: {told}, within what chance does."
+        return f"No clear change of hallucination yet: {told}, which may be chance."
     if last["chair_s"] < base["chair_s"]:
         cover = last.get("cover", 0.0) - base.get("cover", 0.0)
         lost = f", and cover lost {-cover:.3f}" if cover < -0.02 else ", cover kept"
@@ -68,7 +68,7 @@ def verdict(
 
 def _reward_alone(base: Numbers, last: Numbers) -> str:
     if "clip_score" not in base or "clip_score" not in last:
-        return "Nothing that this verdict knows was measured."
+        return "None of this verdict's metrics was measured."
     what = "up" if last["clip_score"] > base["clip_score"] else "down"
     return (
         f"The reward is {what}, {base['clip_score']:.2f} to {last['clip_score']:.2f}; hallucination was not measured."

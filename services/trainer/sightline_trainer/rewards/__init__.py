@@ -1,4 +1,4 @@
-"""Rewards: what a candidate is worth. Each term is a part with a registry name."""
+"""Rewards of candidates. Each term is a part with a registry name."""
 
 from collections.abc import Mapping
 from typing import Final

@@ -5,7 +5,7 @@
     FineSumFact (2412.10689)    by: sentence, parser: yes_no, or all sentences at once: parser: verdicts
     BalCapRL (2605.07394)       correctness and coverage, two terms: {right: {part: ask, ...}, whole: {part: ask, ...}}
 
-A judged text is judged once and the answer kept in the run (`judgements`). An answer that can't be read is not a mark.
+Each text is judged once, and the answer is stored in the run (`judgements`). An unreadable answer is not a mark.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Ask(TermPart, Speaking):
 
 
 class AskTerm:
-    """Asks for a mark of each piece, by each aspect."""
+    """Asks for a mark of each piece, for each aspect."""
 
     def __init__(self, settings: Ask, speaker: Speaker, kept: Judgements, vocabulary: Vocabulary | None) -> None:
         self.settings = settings
@@ -101,7 +101,7 @@ class AskTerm:
         try:
             pieces = await self._pieces(prompt, text, version)
             columns = [await self._values(prompt, candidate, piece, version) for piece in pieces]
-        except InvalidInput as error:  # the judge refuses this text, and not the run's others
+        except InvalidInput as error:  # the judge refuses this text, not all of the run's
             return Score(None, error=error.reason)
         if any(column is None for column in columns):
             return Score(None, error=UNREADABLE)
@@ -128,7 +128,7 @@ class AskTerm:
         return [text]
 
     async def _values(self, prompt: Prompt, candidate: Response, piece: str, version: int) -> list[float] | None:
-        """Values of a piece, one, or one a sentence for verdicts: means over aspects; None if one can't be read."""
+        """Values of a piece (one, or one per sentence for verdicts): means over aspects; None if one can't be read."""
         said = sentences(candidate.judged_text)
         known = {
             "question": candidate.prompt or prompt.prompt,

@@ -20,11 +20,11 @@ from sightline_trainer.rewards.term import Term, TermContext, TermPart
 from sightline_trainer.sections import RewardService
 
 QUESTION: Final = "question"
-"""Name under which the CLIPScore of a question itself stands among the terms."""
+"""Name among the terms for the CLIPScore of a question itself."""
 
 
 class Clip(TermPart):
-    """CLIPScore of the text with its image; of several, their mean or that of one."""
+    """CLIPScore of the text with its image; for several images, their mean or that of one."""
 
     by: Literal["whole", "sentence"] = Field(
         "whole", description="Score the text as a whole, or sentence by sentence (CSR)."
@@ -34,7 +34,7 @@ class Clip(TermPart):
     )
     images: Literal["mean", "first"] | Annotated[int, Field(ge=0)] = Field(
         "mean",
-        description="Of a prompt with several images: the mean of the scores with each (mean), or the score with one: "
+        description="For a prompt with several images: the mean of the scores with each (mean), or the score with one: "
         "first, or its number from 0.",
     )
 
@@ -46,7 +46,7 @@ class ClipScores:
     """CLIPScore. A text or image that the scorer refuses has no reward; it is never scored 0.
 
     Args:
-        images: with which of a prompt's images; see `Clip.images`.
+        images: which of a prompt's images to use; see `Clip.images`.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class ClipScores:
         """One score for each text, in order; equal texts are scored once.
 
         Raises:
-            SightlineError: the scorer stays away, or fails for another reason than the input.
+            SightlineError: the scorer stays unavailable, or fails for another reason than the input.
         """
         unique = [text for text in dict.fromkeys(texts) if text.strip()]
         if not unique:
@@ -76,7 +76,7 @@ class ClipScores:
         def mean(values: Iterable[float]) -> float:
             return fmean(float(value) for value in values)
 
-        # The last bits of a score depend on what else was in its batch; which pairs are built must not.
+        # The last bits of a score depend on the rest of its batch; the choice of pairs must not.
         scores = {
             text: Score(
                 round(mean(result.clip_score[i] for result in results), 2),
@@ -95,7 +95,7 @@ class ClipScores:
 
 
 class ClipTerm:
-    """CLIPScore of whole texts, or pooled over sentences; of questions, that of the question too."""
+    """CLIPScore of whole texts, or pooled over sentences; for questions, also that of the question."""
 
     def __init__(self, settings: Clip, reward: ClipScores) -> None:
         self.settings = settings
@@ -128,5 +128,5 @@ class ClipTerm:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text; the text itself where it has none."""
+    """The sentences of a text; the text itself if it has none."""
     return [part for part in re.split(r"(?<=[.!?])\s+", text.strip()) if part.strip(" .!?")] or [text]

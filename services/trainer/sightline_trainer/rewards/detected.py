@@ -1,9 +1,9 @@
 """`detected`: objects that a text names and a detector does not find, as a cost (SENTINEL's signal, ICCV 2025).
 
-An object is there where its score is at least `there`, and not there under `absent`: the CLIPScore of `template` with
-it, or what a detector of its own says (`detectors`). Between the two bounds nobody knows: such an object counts for
-nothing, as where SENTINEL's two detectors disagree. The value is minus the number of different objects that are named
-and not there (times `cost`); with `cover` the number of those named and there is added.
+An object is present if its score is at least `there`, and absent if it is below `absent`. The score is the CLIPScore of
+`template` with the object, or a detector's (`detectors`). Between the two bounds the object is unknown and does not
+count, as when SENTINEL's two detectors disagree. The value is minus the number of distinct objects that are named but
+absent (times `cost`); with `cover`, the number of those named and present is added.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Detected(TermPart):
 
 
 class DetectedTerm:
-    """Counts. A picture is checked once for the whole vocabulary; an object without a score is not known."""
+    """Counts. A picture is checked once for the whole vocabulary; an object without a score is unknown."""
 
     def __init__(self, settings: Detected, vocabulary: Vocabulary, detector: Detector, kept: Judgements) -> None:
         self.settings = settings

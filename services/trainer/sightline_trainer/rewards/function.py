@@ -1,14 +1,14 @@
-"""Function: somebody's own function as a term of the reward.
+"""A user's own function as a term of the reward.
 
     def brevity(images, prompts, texts):
         return [-len(text.split()) for text in texts]
 
     reward: {terms: {"mycompany.rewards:brevity": {weight: 0.1}}}
 
-It is called with the candidates of one prompt at a time: `images` are pictures of Pillow (RGB, by the one rule to
-read a picture; a list of them where a prompt has several), `prompts` the users' texts, `texts` the candidates, three
-lists of one length. It gives a number for each, or None for one that it cannot judge, or None for all. It may be
-`async`; else it runs in a thread, one call at a time.
+It is called with the candidates of one prompt at a time: `images` are Pillow pictures (RGB, read by the one rule; a
+list if a prompt has several), `prompts` the users' texts, `texts` the candidates; three lists of the same length. It
+returns a number for each, or None for one that it cannot judge, or None for all. It may be `async`; otherwise it runs
+in a thread, one call at a time.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class FunctionPart(TermPart):
 
 @cache
 def term_of(function: RewardFunction) -> type[FunctionPart]:
-    """The part of a function."""
+    """The part for a function."""
     theirs = function
 
     class Theirs(FunctionPart):
@@ -65,7 +65,7 @@ class FunctionTerm:
             return []
         prompts, texts = [each.prompt or prompt.prompt for each in candidates], [each.text for each in candidates]
         shown = await asyncio.to_thread(lambda: [decode(each.read_bytes(), ImageLimits()) for each in prompt.images])
-        copies = [[image.copy() for image in shown] for _ in candidates]  # its own each: a function may draw on one
+        copies = [[image.copy() for image in shown] for _ in candidates]  # a copy each, since a function may draw on it
         images = [each[0] if len(each) == 1 else each for each in copies]
         async with self._one_at_a_time:
             if inspect.iscoroutinefunction(self.function):

@@ -1,7 +1,7 @@
-"""Guarded: terms that are not ours, held to the rule that a failure is never a number.
+"""Guards third-party terms: a failure is never a number.
 
-What raises, gives another count than was asked for, None, NaN, an infinity or no number at all is not a mark: the
-candidate has no reward then, and `scores/*.parquet` says why. A service that stays away (a
+If a term raises, returns the wrong number of values, None, NaN, an infinity or something other than a number, there is
+no mark: the candidate has no reward, and `scores/*.parquet` says why. A service that stays unavailable (a
 SightlineError) ends the run as usual.
 """
 
@@ -59,13 +59,13 @@ class Guarded:
         return replace(score, reward=mark.reward, error=mark.error)
 
     def _tell(self, reason: str, what: str) -> None:
-        if reason not in self._told:  # once: a term that fails, fails for every prompt
+        if reason not in self._told:  # once: a failing term fails for every prompt
             self._told.add(reason)
             logger.warning("the term %s %s: no mark", self.name, what, exc_info=reason == RAISED)
 
 
 def numbers(values: Any, count: int) -> list[Score]:
-    """A score for each value of a function's answer; the wrong number of them is not a mark for anybody."""
+    """A score for each value of a function's result; with the wrong number of values, no candidate gets a mark."""
     if values is None:
         return [Score(None, error=NO_MARK) for _ in range(count)]
     try:
@@ -78,11 +78,11 @@ def numbers(values: Any, count: int) -> list[Score]:
 
 
 def number(value: Any) -> Score:
-    """A value as a mark; what is not a finite number is none. Numbers of NumPy and torch are numbers, texts are not."""
+    """A value as a mark; None unless it is a finite number. Numbers of NumPy and torch count, texts do not."""
     if value is None:
         return Score(None, error=NO_MARK)
     try:
         mark = math.nan if isinstance(value, str | bytes) else float(value)
-    except Exception:  # whatever an object of somebody's does when it is asked for its value
+    except Exception:  # a foreign object may raise anything when it is converted
         mark = math.nan
     return Score(mark) if math.isfinite(mark) else Score(None, error=NO_NUMBER)

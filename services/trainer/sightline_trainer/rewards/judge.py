@@ -17,9 +17,9 @@ class Judge:
 
     Args:
         terms: each with its weight, by name.
-        combine: `sum`: sum of weight * value. `rank`: the same of ranks among the candidates of one prompt, from 0
-            for the lowest value to 100 for the highest, equal values sharing their mean rank: terms of different scales
-            then count as their weights say.
+        combine: `sum`: sum of weight * value. `rank`: the same with ranks among the candidates of one prompt, from 0
+            for the lowest value to 100 for the highest; equal values share their mean rank. So terms of different
+            scales count by their weights.
     """
 
     def __init__(self, terms: Mapping[str, tuple[Term, float]], combine: Literal["sum", "rank"]) -> None:
@@ -27,7 +27,7 @@ class Judge:
         self.combine = combine
 
     async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]:
-        """One score for each candidate, in order; one that any term has no value for has no reward.
+        """One score for each candidate, in order; a candidate without a value for any term has no reward.
 
         Raises:
             SightlineError: a service stays unavailable.

@@ -1,4 +1,4 @@
-"""`length`: tokens of a text, or how far they are from a wanted number. A length term keeps another one honest."""
+"""`length`: tokens of a text, or their distance from a target. A length term keeps another term honest."""
 
 from __future__ import annotations
 

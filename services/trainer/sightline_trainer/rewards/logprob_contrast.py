@@ -1,12 +1,12 @@
-"""`logprob_contrast`: how much likelier a text is one way than another, by the policy's own log-probs.
+"""`logprob_contrast`: how much likelier a text is under one condition than another, by the policy's log-probs.
 
     s = sum or mean over tokens of log p(token | A) - log p(token | B)
 
-A is the policy with the prompt; B differs in the version, in the picture, in the prompt, or in several of them:
+A is the policy with the prompt; B differs in version, picture, prompt, or several of these:
 
     SPA (arXiv 2406.04412)      B is the base model: beta times s is DPO's implicit reward
     ICDPO (arXiv 2402.09320)    A has demonstrations in its prompt, B has none
-    sight                       B sees an empty picture: what a text owes to the picture
+    sight                       B sees an empty picture: how much a text depends on the picture
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _GREY = 127
 
 
 class LogprobContrast(TermPart):
-    """Log-probs under the policy, less those under another version, picture or prompt."""
+    """Log-probs under the policy, minus those under another version, picture or prompt."""
 
     prompt: str = Field("{prompt}", description="Prompt for A; {prompt} is the candidate's own prompt.")
     against: Literal["base", "policy"] = Field("base", description="Version of B: the base model, or the same as A's.")
@@ -47,7 +47,7 @@ class LogprobContrast(TermPart):
             raise ValueError("A and B are the same; let against, against_image or a prompt differ")
         for key, template in (("prompt", self.prompt), ("against_prompt", self.against_prompt)):
             if "{prompt}" not in template:
-                raise ValueError(f"{key} has no {{prompt}} in it, where the question stands")
+                raise ValueError(f"{key} has no {{prompt}} in it, the place of the question")
         return self
 
     def open(self, context: TermContext) -> Term:
@@ -80,7 +80,7 @@ class LogprobContrastTerm:
                 two = await self._logprobs(grey or prompt.images, prompt.asked(texts[1]), each, other)
             apart = np.asarray(one, dtype=np.float64) - np.asarray(two, dtype=np.float64)
             value = apart.sum() if settings.pool == "sum" else apart.mean()
-            # The last bits depend on what else was in a batch; which pairs are built must not.
+            # The last bits depend on the rest of a batch; the choice of pairs must not.
             scores.append(Score(round(settings.scale * float(value), 2)))
         return scores
 

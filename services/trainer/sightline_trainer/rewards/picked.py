@@ -1,8 +1,8 @@
-"""`picked`: texts that somebody picked as fitting, as 1, and those passed over, as 0 (ILLUME, arXiv 2208.08241).
+"""`picked`: 1 for texts that a person picked as fitting, 0 for those not picked (ILLUME, arXiv 2208.08241).
 
-The picks stand in a file of JSON lines, `{"id": a prompt's, "text": ..., "picked": true or false}`: a text that nobody
-checked has no mark. Without a file the truth picks, as ILLUME's human does where a rationale fits: every object that
-is named is there, and at least `cover` of those that are there are named.
+The picks are in a file of JSON lines, `{"id": a prompt's, "text": ..., "picked": true or false}`: a text that was not
+checked has no mark. Without a file the truth picks, as ILLUME's human would: all named objects must be present, and at
+least `cover` of the present ones must be named.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sightline_trainer.rewards.term import Term, TermContext, TermPart
 
 
 class HumanPicks(TermPart):
-    """Texts that somebody picked, from a file, or by the truth."""
+    """Texts picked by a person (from a file), or by the truth."""
 
     file: str | None = Field(
         None, description="JSON lines of id, text and picked; null: the ground truth picks (an oracle)."
@@ -48,7 +48,7 @@ class FilePicks:
 
 
 class TruthPicks:
-    """Picks what is true and says enough; an image of which nothing is known has no mark."""
+    """Picks texts that are true and say enough; an image without truth gives no mark."""
 
     def __init__(self, cover: float, vocabulary: Vocabulary) -> None:
         self.cover = cover
@@ -63,7 +63,7 @@ class TruthPicks:
 
 
 def read_picks(path: Path) -> dict[tuple[str, str], bool]:
-    """The picks of a file, by prompt and text; of a text that stands twice, the last.
+    """The picks in a file, by prompt and text; for a duplicate text, the last one.
 
     Raises:
         InvalidInput: there is no such file, or a line is not a pick.

@@ -1,6 +1,6 @@
-"""`policy_logprob`: how likely the policy finds a text, mean log-prob per token in nats (CSR's self-reward).
+"""`policy_logprob`: how likely a text is under the policy, as mean log-prob per token in nats (CSR's self-reward).
 
-CSR's paper multiplies the probabilities of a sentence's tokens; its code takes the length-normalised log-prob, as here.
+CSR's paper multiplies the probabilities of a sentence's tokens; its code uses the length-normalised log-prob, as here.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ class PolicyLogprob(TermPart):
 
 
 class PolicyLogprobTerm:
-    """Sampled texts carry their log-probs; others, and those sampled under a distorted image, are asked for."""
+    """Sampled texts carry their log-probs; for others, and those sampled under a distorted image, the sampler is
+    asked."""
 
     def __init__(self, client: AsyncSamplerClient) -> None:
         self.client = client

@@ -25,7 +25,7 @@ from sightline_trainer.speaker.speaker import Connect, Speaker, speaker_of
 
 @dataclass(frozen=True)
 class TermContext:
-    """What terms stand on."""
+    """What terms use."""
 
     scoring: RewardService
     sampler: AsyncSamplerClient
@@ -36,12 +36,12 @@ class TermContext:
     closing: AsyncExitStack
     """Things to close with the session."""
     kept: Path | None = None
-    """Directory of the run for judges' answers; None if they are kept for the session alone."""
+    """The run's directory for judges' answers; None if they are kept only for the session."""
     names: Mapping[int, str] = field(default_factory=dict)
     """Names of the recipe's terms, by the identity of their settings."""
 
     def speaker(self, settings: Speaking) -> Speaker:
-        """Whom a term asks. Raises PreconditionFailed as `speaker_of`."""
+        """The language model that a term asks. Raises PreconditionFailed as `speaker_of`."""
         return speaker_of(settings, self.sampler, self.gate, self.connect, self.closing)
 
     def judgements(self, part: TermPart) -> Judgements:
@@ -51,18 +51,18 @@ class TermContext:
 
 
 def file_name(name: str) -> str:
-    """A term's name as a file's: what is not a letter, digit, _ or - is written by its number."""
+    """A term's name as a file name: other characters than letters, digits, _ and - become their numbers."""
     return "".join(each if each.isalnum() or each in "_-" else f"%{ord(each):02x}" for each in name)
 
 
 class Term(Protocol):
-    """Values candidates: a score each, in order, whose `reward` is the term's value."""
+    """Scores candidates: one score each, in order; its `reward` is the term's value."""
 
     async def __call__(self, prompt: Prompt, candidates: Sequence[Response], *, version: int) -> list[Score]: ...
 
 
 class TermPart(Part):
-    """Settings of a term, and how it is made from them."""
+    """Settings of a term; makes the term."""
 
     weight: float = Field(1.0, description="Factor in the sum; a negative weight makes the term a cost.")
 

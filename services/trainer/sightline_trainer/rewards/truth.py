@@ -1,6 +1,6 @@
-"""`truth`: what the dataset knows about the image, as a reward. An oracle: the upper bound of a method, no method.
+"""`truth`: the dataset's truth about the image as a reward. An oracle: an upper bound for methods, not a method.
 
-The value is 100 * F1 of the objects that a text mentions against those that are there:
+The value is 100 * F1 of the mentioned objects against the present ones:
 2 * right / (2 * right + wrong + missed).
 """
 
@@ -16,14 +16,14 @@ from sightline_trainer.rewards.term import Term, TermContext, TermPart
 
 
 class Truth(TermPart):
-    """Objects named against objects that are there (oracle)."""
+    """Named objects against present objects (oracle)."""
 
     def open(self, context: TermContext) -> Term:
         return TruthTerm(Vocabulary.load(context.dataset / "vocabulary.json"))
 
 
 class TruthTerm:
-    """Reads `objects` of the prompts; an image of which nothing is known has no value."""
+    """Reads `objects` of the prompts; an image without truth has no value."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary

@@ -1,1 +1,1 @@
-"""Speaker: a language model, with or without eyes, that is asked something about a picture or a text."""
+"""Speaker: a language model, with or without vision, that answers a question about a picture or a text."""

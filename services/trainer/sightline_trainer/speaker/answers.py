@@ -1,4 +1,4 @@
-"""Answers of judges: what a text says when a mark, a yes or verdicts were asked for. None is not a mark."""
+"""Parse judges' answers: a mark, a yes or no, or verdicts. None is not a mark."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Final
 
 ALTERNATIVES: Final = 5
-"""Tokens that may begin an answer and whose log-probs are asked for; five is the least that all endpoints allow."""
+"""Number of first-token alternatives to request with log-probs; all endpoints allow at least five."""
 _WORD: Final = re.compile(r"[^\W\d_]+")
 _RATING: Final = re.compile(r"(?:rating|score|mark)\s*(?:is|of|[:=])?\s*\**\s*(\d+(?:\.\d+)?)", re.I)
 _NUMBER: Final = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?![\w]|\.\d)")
@@ -24,9 +24,10 @@ def yes_or_no(text: str) -> bool | None:
 
 
 def rating(text: str, low: float = 1.0, high: float = 5.0) -> float | None:
-    """The one mark in a text: behind "rating", "score" or "mark", else a number out of another, else any number.
+    """The one mark in a text: after "rating", "score" or "mark", otherwise a number out of another, otherwise any
+    number.
 
-    Two different marks are none, and so is one out of bounds: guessing is not allowed.
+    Two different marks count as none, and so does one out of bounds: guessing is not allowed.
     """
     for pattern in (_RATING, _OUT_OF, _NUMBER):
         found = {float(match) for match in pattern.findall(text)}

@@ -1,7 +1,7 @@
-"""Endpoint: `POST {url}/chat/completions`, as OpenAI, vLLM, TGI, llama.cpp and others answer it, with a picture.
+"""Endpoint: `POST {url}/chat/completions` with a picture, as OpenAI, vLLM, TGI, llama.cpp and others support it.
 
-The environment's SIGHTLINE_LLM_URL names the endpoint of recipes that name none, SIGHTLINE_LLM_KEY its key. The key
-goes to that address and to no other that a recipe may name.
+SIGHTLINE_LLM_URL in the environment is the endpoint for recipes without one, SIGHTLINE_LLM_KEY its key. The key is sent
+only to that address, not to others that a recipe may name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sightline_trainer.speaker.answers import ALTERNATIVES, share_of_yes
 from sightline_trainer.speaker.settings import Speaking
 
 _OF_ONE_ROW = (400, 413, 422)
-"""What endpoints answer to a text that is too long or that a filter refuses: the next one may well be answered."""
+"""Status codes for a text that is too long or that a filter refuses; others may be answered."""
 
 
 class Endpoint:
@@ -108,7 +108,7 @@ class Endpoint:
 
 
 def _probability(choice: Any) -> float | None:
-    """P(yes) over yes and no, of the first token's alternatives; None without them."""
+    """P(yes) over yes and no, from the first token's alternatives; None without them."""
     try:
         told = choice["logprobs"]["content"][0]["top_logprobs"]
         return share_of_yes([(str(each["token"]), float(each["logprob"])) for each in told])

@@ -1,4 +1,4 @@
-"""Speaking: whom a part asks, and how."""
+"""Which language model a part asks, and how."""
 
 from __future__ import annotations
 

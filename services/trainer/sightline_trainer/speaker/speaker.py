@@ -1,4 +1,4 @@
-"""Speaker: asks the policy or another sampler; `endpoint` has the one that asks over HTTP."""
+"""Speaker: asks the policy or another sampler; `endpoint` asks over HTTP."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Connect = Callable[[str, float], AsyncSamplerClient]
 
 
 class Speaker(Protocol):
-    """Asks one question about a prompt's picture, or of no picture."""
+    """Asks one question, about a prompt's picture or without a picture."""
 
     def identity(self, version: int) -> str:
         """Identity of the model that answers, for a store of answers: models that may differ have different ones."""
         ...
 
     async def __call__(self, prompt: Prompt, question: str, seed: int, *, version: int) -> str:
-        """What is answered.
+        """The answer.
 
         Raises:
-            InvalidInput: this question is refused; another one may well be answered.
+            InvalidInput: this question is refused; others may be answered.
             SightlineError: no service answers.
         """
         ...
@@ -64,8 +64,8 @@ class SamplerSpeaker:
     """Asks a sampler.
 
     Args:
-        gate: of the policy, where the sampler is the run's own: then the version that wrote the candidates answers.
-            Another sampler answers from whatever it serves.
+        gate: the policy's gate, if the sampler is the run's own: then the version that wrote the candidates answers.
+            Another sampler answers from the model that it serves.
     """
 
     def __init__(self, settings: Speaking, client: AsyncSamplerClient, gate: RowGate | None = None) -> None:
@@ -77,7 +77,7 @@ class SamplerSpeaker:
         return f"policy v{version}" if self.gate is not None else f"sampler {self.settings.address}"
 
     def _asked(self, prompt: Prompt, question: str) -> tuple[tuple[Path, ...], tuple[Turn, ...]]:
-        """The pictures that are shown, and the question behind them."""
+        """The pictures, and the question after them."""
         shown = prompt.images if self.settings.image else ()
         return shown, user_turn(question, len(shown))
 
@@ -98,7 +98,7 @@ class SamplerSpeaker:
         return samples.candidates[0].text
 
     async def yes(self, prompt: Prompt, question: str, *, version: int) -> float | None:
-        if self.gate is None:  # its tokenizer is not known: the likeliest first tokens, as an endpoint returns them
+        if self.gate is None:  # its tokenizer is unknown: use the most likely first tokens, as from an endpoint
             likeliest = await self.client.sample(
                 *self._asked(prompt, question), ALTERNATIVES, beams=Beams(1, 0.0), max_tokens=1
             )

@@ -1,4 +1,4 @@
-"""Templates: questions with {fields} that are filled in from the candidate and its prompt."""
+"""Templates: questions with {fields} that are filled from the candidate and its prompt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _FIELD: Final = re.compile(r"\{([^{}]*)\}")
 
 
 def check_template(template: str, fields: Collection[str]) -> None:
-    """See that a template names known fields only.
+    """Check that a template names only known fields.
 
     Raises:
         ValueError: it names another one.
@@ -20,5 +20,5 @@ def check_template(template: str, fields: Collection[str]) -> None:
 
 
 def filled(template: str, values: Mapping[str, str]) -> str:
-    """The template with its fields filled in, in one pass: braces in a value stay as they are."""
+    """The template with its fields filled in, in one pass, so that braces in values are kept."""
     return _FIELD.sub(lambda match: values.get(match[1], match[0]), template)

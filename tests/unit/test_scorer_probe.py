@@ -104,7 +104,7 @@ def test_a_poisoned_tower_is_found_out_and_so_is_its_recovery() -> None:
         good, backend.answer = backend.answer, np.full(4, np.nan, np.float32)
         await until(lambda: "not finite" in (one.trouble() or ""))
         backend.answer = np.eye(4, dtype=np.float32)[1]
-        await until(lambda: "otherwise than at the start" in (one.trouble() or ""))
+        await until(lambda: "differently than at the start" in (one.trouble() or ""))
         backend.answer = good
         await until(lambda: one.trouble() is None)
         await one.stop()

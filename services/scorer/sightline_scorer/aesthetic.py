@@ -1,7 +1,7 @@
 """The aesthetic predictor of LAION: a small network on a picture's CLIP embedding, without activations between layers.
 
-`sac+logos+ava1-l14-linearMSE.pth` for ViT-L-14 of OpenAI: 768 -> 1024 -> 128 -> 64 -> 16 -> 1; what stood between the
-layers was dropout, which does nothing here.
+`sac+logos+ava1-l14-linearMSE.pth` for OpenAI's ViT-L-14: 768 -> 1024 -> 128 -> 64 -> 16 -> 1; the dropout between the
+layers does nothing at inference.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class AestheticHead:
 
     @classmethod
     def read(cls, path: Path) -> AestheticHead:
-        """From a .safetensors file, or where torch is installed a .pth.
+        """Read a .safetensors file, or a .pth if torch is installed.
 
         Raises:
-            FileNotFoundError: there is none.
-            PreconditionFailed: HEAD_UNKNOWN: it holds no such network.
+            FileNotFoundError: the file does not exist.
+            PreconditionFailed: HEAD_UNKNOWN: it is not such a network.
         """
         content = path.read_bytes()
         try:
@@ -57,11 +57,11 @@ class AestheticHead:
 
     @property
     def size(self) -> int:
-        """D, length of the embeddings that it takes."""
+        """D, number of dimensions of its input embeddings."""
         return int(self.layers[0][0].shape[1])
 
     def __call__(self, embedding: npt.NDArray[np.float32]) -> np.float32:
-        """The mark of a picture's embedding [D], of length 1."""
+        """The score of a picture's embedding [D], which has length 1."""
         for weight, bias in self.layers:
             embedding = weight @ embedding + bias
         return np.float32(embedding[0])

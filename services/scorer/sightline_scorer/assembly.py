@@ -1,4 +1,4 @@
-"""Puts a version of a model together: its facts, its towers and what prepares their inputs."""
+"""Assembles a version of a model: its facts, its towers and the preparation of their inputs."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Assembly:
     """Makes versions of models.
 
     Attributes:
-        settings: of the service, as they are to be.
-        backend: asks Triton.
-        embedded: whether that Triton is ours, with files that are here.
+        settings: the service's settings to apply.
+        backend: calls Triton.
+        embedded: whether Triton is ours, with local files.
     """
 
     settings: ScorerSettings
@@ -51,10 +51,10 @@ class Assembly:
     embedded: bool
 
     async def clip(self, name: str, names: tuple[str, ...], told: ModelCard, mark: str, version: int) -> ServedModel:
-        """A model with embeddings, whose card Triton returned. Raises what loading raises."""
+        """A model with embeddings, with the card that Triton returned. Raises the errors of loading."""
         model = self.settings.models[name]
         card = self._checked(name, told)
-        # A released checkpoint is made into an open_clip model where its towers run.
+        # A released checkpoint is converted to an open_clip model where its towers run.
         here = self.embedded or model.kind not in RELEASED
         architecture = await asyncio.to_thread(repository.architecture_of, model) if here else card.architecture
         tokenizer = await asyncio.to_thread(_tokenizer, architecture if here else "", card)
@@ -100,7 +100,7 @@ class Assembly:
         )
 
     async def joint(self, name: str, names: tuple[str, ...], told: ModelCard, mark: str, version: int) -> JointModel:
-        """ImageReward, whose card Triton returned. Raises what loading raises."""
+        """ImageReward, with the card that Triton returned. Raises the errors of loading."""
         model, triton, backend = self.settings.models[name], self.settings.triton, self.backend
         card = self._checked(name, told)
         if model.tokenizer is not None:
@@ -136,7 +136,7 @@ class Assembly:
         )
 
     def answers(self, name: str, speaker: LanguageModel, mark: str, version: int) -> JointModel:
-        """A language model's yes."""
+        """A language model's probability of yes."""
         model, limits = self.settings.models[name], self.settings.limits
         connection = model.sampler or SamplerConnection()
 
@@ -144,7 +144,7 @@ class Assembly:
             return np.array([[await speaker(picture, text)] for picture, text in pairs], np.float32)
 
         def picture(content: bytes) -> bytes:
-            images.read_header(content, limits)  # what is not a picture is refused here, as by every other model
+            images.read_header(content, limits)  # refuses non-pictures here, like every other model
             return content
 
         async def probe() -> float:
@@ -174,7 +174,7 @@ class Assembly:
                 EmbeddingTable(1, self.settings.cache.text_bytes, name, "joint"),
                 ask,
                 (name, "joint"),
-                batch=1,  # a text that the sampler refuses fails alone
+                batch=1,  # so that a refused text fails alone
                 tokens=0,
                 in_flight=connection.max_in_flight,
                 max_waiting=self.settings.triton.max_queue,
@@ -187,7 +187,7 @@ class Assembly:
         )
 
     def _checked(self, name: str, told: ModelCard) -> ModelCard:
-        """The card under the name that callers use. Raises ValueError if Triton serves another kind of model."""
+        """The card, with the callers' name for the model. Raises ValueError if Triton serves another kind of model."""
         wanted = self.settings.models[name].kind
         if told.kind != wanted:
             raise ValueError(f"models.{name}.kind is {wanted}, but Triton serves {told.kind}: name what it serves")
@@ -196,7 +196,7 @@ class Assembly:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class AnsweringModel(JointModel):
-    """One that a sampler answers: its connection goes with it."""
+    """A model that a sampler answers; it owns the connection."""
 
     speaker: LanguageModel
 
@@ -226,7 +226,7 @@ def _info(card: ModelCard, model: ModelSettings, version: int, backend: str, kin
 
 
 def _with_head(card: ModelCard, head: AestheticHead) -> ModelCard:
-    """The card of a CLIP model with a network on it: its weights are both files. Raises ValueError."""
+    """The card of a CLIP model with a network on top: both files are its weights. Raises ValueError."""
     if head.size != card.embedding_size:
         raise ValueError(
             f"models.{card.name}.head takes embeddings of {head.size} numbers, but the model gives "
@@ -237,13 +237,13 @@ def _with_head(card: ModelCard, head: AestheticHead) -> ModelCard:
 
 
 def _check_weights(architecture: str, settings: ModelSettings, card: ModelCard) -> None:
-    """Where a directory is named that holds weights, they must be those that a remote Triton serves."""
+    """If a directory with weights is named, a remote Triton must serve the same weights."""
     if not architecture.startswith(repository.LOCAL_DIR):
         return
     try:
         weights = repository.find_weights(architecture, settings.pretrained)
     except ValueError:
-        return  # configuration and tokenizer are all that is needed here
+        return  # only configuration and tokenizer are needed here
     digest = sha256_of(weights)
     if digest != card.weights_digest:
         raise RuntimeError(
@@ -264,7 +264,7 @@ def _tokenizer(architecture: str, card: ModelCard) -> Tokenizer:
 
 
 def _window(architecture: str) -> int | None:
-    """Tokens of the window that a directory's configuration states; None if there is none to read."""
+    """The window in tokens by a directory's configuration; None if there is none."""
     if not architecture.startswith(repository.LOCAL_DIR):
         return None
     config = json.loads((Path(architecture.removeprefix(repository.LOCAL_DIR)) / "open_clip_config.json").read_text())

@@ -1,7 +1,7 @@
 """Byte-pair merges of a long word in n log n steps.
 
-open_clip's own loop looks at every pair again after each merge: a word of 8000 letters takes it seconds, and a request
-may hold a thousand. The result is the same: the pair of lowest rank first, from left to right. (A pair made by a merge
+open_clip's own loop checks every pair again after each merge: a word of 8000 letters takes seconds, and a request may
+have a thousand. The result is the same: the pair of lowest rank first, from left to right. (A pair made by a merge
 always has a higher rank than that merge, so doing one at a time changes nothing.)
 """
 

@@ -1,9 +1,9 @@
-"""Embeddings that were computed before, in one matrix with a bound in bytes; the least recently used leave first.
+"""A cache of embeddings in one matrix with a bound in bytes; the least recently used are dropped first.
 
 Keys are SHA-256 digests of the image's or text's bytes. A table belongs to one version of one model, so the model's
-weights and preprocessing are part of every key. One matrix, not a row object each: the bound is exact, and the rows of
-a whole request are gathered in one step. An `OrderedDict`, not cachetools: what leaves gives its row to what comes, and
-a lookup of thousands of keys is the hot path of a scorer that is warm.
+weights and preprocessing are part of every key. One matrix instead of row objects makes the bound exact, and gathers
+the rows of a whole request in one step. An `OrderedDict`, not cachetools: a dropped entry gives its row to the new one,
+and looking up thousands of keys is a warm scorer's hot path.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sightline_scorer import metrics
 
 ENTRY_BYTES = 320
-"""Beside its numbers, an entry has a key, a place and a link in a dict."""
+"""Bytes of an entry besides its numbers: a key, a position and a link in a dict."""
 
 
 class EmbeddingTable:
@@ -25,7 +25,7 @@ class EmbeddingTable:
 
     Args:
         size: D, length of an embedding.
-        max_bytes: of the whole table; 0 keeps nothing.
+        max_bytes: maximum of the whole table; 0 keeps nothing.
         model: label of its metrics.
         tower: "image" or "text".
     """
@@ -34,7 +34,7 @@ class EmbeddingTable:
         self.size = size
         self._row_bytes = size * 4 + ENTRY_BYTES
         capacity = max_bytes // self._row_bytes
-        # Pages become memory only when they are first written.
+        # Pages use memory only after the first write.
         self._rows = np.empty((capacity, size), np.float32)
         self._notes = np.empty(capacity, np.int32)
         self._places: OrderedDict[bytes, int] = OrderedDict()
@@ -49,11 +49,11 @@ class EmbeddingTable:
 
     @property
     def used_bytes(self) -> int:
-        """Bytes that the entries take."""
+        """Bytes of the entries."""
         return len(self._places) * self._row_bytes
 
     def lookup(self, keys: Sequence[bytes], rows: npt.NDArray[np.float32], notes: npt.NDArray[np.int32]) -> list[int]:
-        """Fill `rows` [K, D] and `notes` [K] where the key is known; answers the positions where it is not."""
+        """Fill `rows` [K, D] and `notes` [K] for known keys; returns the positions of unknown keys."""
         places = self._places
         found, positions, missing = [], [], []
         for position, key in enumerate(keys):
@@ -73,7 +73,7 @@ class EmbeddingTable:
         return missing
 
     def put(self, key: bytes, row: npt.NDArray[np.float32], note: int) -> None:
-        """Keep an embedding [D]; `note` is a number to go with it (a text's tokens)."""
+        """Store an embedding [D] with a number `note` (a text's tokens)."""
         if self._capacity == 0:
             return
         place = self._places.get(key)
@@ -85,7 +85,7 @@ class EmbeddingTable:
         self._notes[place] = note
 
     def clear(self) -> None:
-        """Let everything go, the memory too; the table keeps nothing from then on."""
+        """Release everything, including the memory; the table keeps nothing from then on."""
         self._places.clear()
         self._capacity = 0
         self._rows = np.empty((0, self.size), np.float32)

@@ -1,13 +1,13 @@
-"""Percentiles: where a cosine stands among those of a reference set, by a monotone curve kept beside the model.
+"""Percentiles: the rank of a cosine among those of a reference set, by a monotone curve stored beside the model.
 
-CLIP's cosines have no scale of their own (a good match may be 0.25 with one model and 0.9 with another). The curve says
-what part of a reference set's pairs scores lower, in per cent. It is fitted once by `sightline scorer calibrate` and
+CLIP's cosines have no scale of their own (a good match may be 0.25 with one model and 0.9 with another). The curve
+gives the percentage of a reference set's pairs that score lower. It is fitted once by `sightline scorer calibrate` and
 stored as JSON:
 
     {"format": 1, "weights_digest": "...", "preprocessing_digest": "...", "picture_rule": "1", "pairs": 5000,
      "cosines": [...], "percentiles": [...]}
 
-Both lists rise; between two points the curve is a straight line, outside it is 0 and 100.
+Both lists are increasing; between two points the curve is linear, outside it is 0 and 100.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class Calibration:
     cosines: npt.NDArray[np.float64]
     """[P], strictly rising."""
     levels: npt.NDArray[np.float64]
-    """[P] percentiles 0 to 100, rising."""
+    """[P] increasing percentiles, 0 to 100."""
     picture_rule: str = PICTURE_RULE
-    """Version of the rule by which its pictures were read; "" where the file names none, as those of 0.1.0."""
+    """Version of the rule by which its pictures were read; "" if the file names none, as in 0.1.0."""
     digest: str = ""
     """SHA-256 of the file, hexadecimal."""
 
@@ -55,7 +55,7 @@ class Calibration:
         return found
 
     def to_json(self) -> str:
-        """As the file holds it."""
+        """The content of its file."""
         facts = {
             "format": _FORMAT,
             "weights_digest": self.weights_digest,
@@ -71,11 +71,11 @@ class Calibration:
 def fit(cosines: npt.ArrayLike, weights_digest: str, preprocessing_digest: str) -> Calibration:
     """The curve of a reference set's cosines [N]: its empirical distribution at up to 1001 points.
 
-    Raises ValueError for fewer than 20 pairs, for numbers that are not finite, and where all are equal.
+    Raises ValueError for fewer than 20 pairs, for numbers that are not finite, and if all are equal.
     """
     values = np.sort(np.asarray(cosines, dtype=np.float64).ravel())
     if len(values) < LEAST_PAIRS:
-        raise ValueError(f"{len(values)} pairs are too few for a calibration: give {LEAST_PAIRS} at least, better 1000")
+        raise ValueError(f"{len(values)} pairs are too few for a calibration: give at least {LEAST_PAIRS}, better 1000")
     if not np.isfinite(values).all():
         raise ValueError("the reference set's cosines are not all finite")
     levels = np.linspace(0, 100, min(_POINTS, len(values)))
@@ -84,13 +84,13 @@ def fit(cosines: npt.ArrayLike, weights_digest: str, preprocessing_digest: str) 
     if len(knots) < 2:
         raise ValueError("all pairs of the reference set have the same cosine: give different images and texts")
     last = np.append(first[1:], len(points)) - 1
-    middle = (levels[first] + levels[last]) / 2  # where many pairs have one cosine, half of them count as lower
+    middle = (levels[first] + levels[last]) / 2  # if many pairs have the same cosine, half of them count as lower
     middle[0], middle[-1] = 0.0, 100.0
     return Calibration(weights_digest, preprocessing_digest, len(values), knots, middle)
 
 
 def read(path: Path) -> Calibration:
-    """Read a file. Raises ValueError saying what is wrong with it, OSError where it cannot be read."""
+    """Read a file. Raises ValueError that says what is wrong with it, or OSError if it cannot be read."""
     content = path.read_bytes()
     try:
         facts = json.loads(content)

@@ -1,9 +1,9 @@
-"""The centre of a resized picture, without the rest of it.
+"""Computes only the centre of a resized picture.
 
-A strip of 1 x 990 pixels resized to 224 on its short side is 224 x 221760 pixels, of which 224 x 224 are kept. What is
-kept is computed here as Pillow computes it (Resample.c: a pass along the rows, then one along the columns, weights in
-fixed point with 22 bits), so it is equal to the bit. Pillow's own `resize(box=...)` is not. Only for pictures that are
-enlarged: what is made smaller is small, and there Pillow may begin with the columns.
+A strip of 1 x 990 pixels resized to 224 on its short side is 224 x 221760 pixels, of which 224 x 224 are kept. The kept
+part is computed as in Pillow (Resample.c: a pass along the rows, then one along the columns, with fixed-point weights
+of 22 bits), so it is equal to the bit; Pillow's own `resize(box=...)` is not. Only for enlarged pictures: reduced ones
+are small, and Pillow may then start with the columns.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ _FILTERS: dict[Image.Resampling, tuple[Filter, float]] = {
 
 
 def knows(resample: Image.Resampling) -> bool:
-    """Whether pictures are resized in that way here."""
+    """Whether this picture's resize is supported here."""
     return resample in _FILTERS
 
 
 def centre(image: Image.Image, side: int, resample: Image.Resampling) -> npt.NDArray[np.uint8]:
-    """What is left [side, side, 3] of an RGB picture whose short side is resized to `side` and whose middle is kept."""
+    """The middle [side, side, 3] of an RGB picture whose short side is resized to `side`."""
     short = min(image.size)
     pixels: Any = np.asarray(image, dtype=np.uint8)
     bounds = [_weights(length, short, side, resample) for length in (image.height, image.width)]
@@ -57,7 +57,7 @@ def centre(image: Image.Image, side: int, resample: Image.Resampling) -> npt.NDA
 
 
 def _weights(length: int, short: int, side: int, resample: Image.Resampling) -> list[tuple[int, list[int]]]:
-    """For each pixel that is kept along one side: the first pixel that it is made of, and the weights from there on."""
+    """For each kept pixel along one side: the first source pixel, and the weights from there on."""
     kernel, radius = _FILTERS[resample]
     whole = int(side * length / short)  # as torchvision rounds
     begin = round((whole - side) / 2.0)

@@ -15,7 +15,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
 def clean_whitespace(text: str) -> str:
-    """Mend the encoding, unescape HTML twice, and have one space between words."""
+    """Repair the encoding, unescape HTML twice, and put one space between words."""
     if not _PLAIN.fullmatch(text):
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split())

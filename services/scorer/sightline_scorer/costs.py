@@ -1,4 +1,4 @@
-"""What requests cost their team, for the limits by the minute."""
+"""What requests charge to their team's limits per minute."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SERVICE = "sightline_scorer.v1.ScorerService"
 
 
 def of_score(request: pb.ScoreRequest) -> Cost:
-    """One image (also where its embedding is cached), its texts and phrases; each item of a stream costs as much."""
+    """One image (even if its embedding is cached), its texts and phrases; the same for each item of a stream."""
     return Cost(texts=len(request.texts) + sum(len(some.phrases) for some in request.phrases), images=1)
 
 
 def of_embed(request: pb.EmbedRequest) -> Cost:
-    """The images and texts that it holds."""
+    """The request's images and texts."""
     return Cost(texts=len(request.texts), images=len(request.images))
 
 

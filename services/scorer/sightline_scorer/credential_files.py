@@ -1,4 +1,4 @@
-"""A client's credentials for a service, from the files that settings name."""
+"""A client's credentials for a service, from files named in settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ClientCredentials(TypedDict):
 
 
 def credentials(files: CredentialFiles) -> ClientCredentials:
-    """TLS where a file of it is named, and the token."""
+    """TLS if one of its files is named, and the token."""
     tls = files.ca_file, files.certificate_file, files.key_file
     return {
         "tls": Tls(*tls) if any(tls) else None,

@@ -1,10 +1,10 @@
 """Describe models in a separate process, so that the service itself loads neither torch nor a tower.
 
-    service ── names and settings (JSON) ──> child: open_clip loads each, and it embeds a picture and a text
+    service ── names and settings (JSON) ──> child: open_clip loads each model and embeds a picture and a text
             <── cards and fingerprints ──
 
 A card is kept in the user's cache (`$XDG_CACHE_HOME/sightline/cards`), named by the model's settings, the SHA-256 of
-its files and the versions that made it. So a service that starts again on the same files loads nothing for it.
+its files and the versions that made it. So a service that restarts on the same files loads no model for this.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _MOST_KEPT = 256
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Description:
-    """What is known of a model before it is served."""
+    """Facts about a model before it is served."""
 
     card: ModelCard
     fingerprint: str
@@ -66,7 +66,7 @@ def describe_all(models: Mapping[str, ModelSettings]) -> dict[str, Description]:
 
 
 def quick_fingerprint(name: str, settings: ModelSettings) -> str | None:
-    """The fingerprint where the model's files can be found without open_clip, else None.
+    """The fingerprint if the model's files can be found without open_clip, otherwise None.
 
     Raises PreconditionFailed MODEL_UNREADABLE naming the model.
     """
@@ -79,7 +79,7 @@ def quick_fingerprint(name: str, settings: ModelSettings) -> str | None:
 
 
 def fingerprint(settings: ModelSettings) -> str:
-    """What changes with a model's settings and files, but not with its calibration. Raises as finding weights."""
+    """Changes with a model's settings and files, but not with its calibration. Raises the errors of finding weights."""
     facts: dict[str, Any] = {"here": remote_mark(settings)}
     if settings.kind == "imagereward":
         facts["weights"] = sha256_of(imagereward.checkpoint(settings.source))
@@ -95,7 +95,7 @@ def fingerprint(settings: ModelSettings) -> str:
 
 
 def remote_mark(settings: ModelSettings) -> str:
-    """As `fingerprint`, of what is here of a model whose towers are elsewhere."""
+    """As `fingerprint`, for the local files of a model whose towers run elsewhere."""
     facts = {
         "head": "" if settings.head is None else sha256_of(settings.head),
         "settings": settings.model_dump(mode="json", exclude={"calibration"}),
@@ -105,12 +105,12 @@ def remote_mark(settings: ModelSettings) -> str:
 
 @contextlib.contextmanager
 def naming(name: str) -> Iterator[None]:
-    """Errors of a model's files and code name the model, in one sentence."""
+    """Turn errors of a model's files and code into one sentence that names the model."""
     try:
         yield
     except SightlineError:
         raise
-    except Exception as error:  # whatever open_clip, the format of the weights or a damaged file may raise
+    except Exception as error:  # open_clip, a weights format or a damaged file may raise anything
         kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
         raise PreconditionFailed(
             f"the model {name} cannot be loaded: {kind}{first_line(error, 500)}", reason="MODEL_UNREADABLE"

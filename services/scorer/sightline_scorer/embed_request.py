@@ -1,6 +1,6 @@
 """Embeddings for callers that want them: each image and text of a request has its own outcome.
 
-A backend that is away or full is not an item's own failure: the request fails, and is retried as a whole.
+An unavailable or full backend is not an item's own failure: the whole request fails and is retried.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class EmbedRequests:
     """Answers Embed.
 
     Args:
-        models: what can be asked for.
-        embedder: gives embeddings.
-        limits: what a request may hold.
+        models: the served models.
+        embedder: computes embeddings.
+        limits: the limits of a request.
     """
 
     def __init__(self, models: ModelRegistry, embedder: Embedder, limits: ScorerLimits) -> None:
@@ -41,7 +41,7 @@ class EmbedRequests:
         self._limits = limits
 
     async def embed(self, request: pb.EmbedRequest, seconds: float | None = None) -> pb.EmbedResponse:
-        """The outcomes of one request. Raises a SightlineError where the request as a whole is wrong."""
+        """The outcomes of one request. Raises a SightlineError if the whole request is wrong."""
         deadline = None if seconds is None else time.monotonic() + seconds
         self._check(request)
         kind, encoding = _FORMATS[request.format]
@@ -86,7 +86,7 @@ class EmbedRequests:
     async def _begin_image(
         self, model: ServedModel, image: pb.Image, deadline: float | None
     ) -> tuple[bytes, Wait] | SightlineError:
-        await asyncio.sleep(0)  # many small ones are a long one: let others in between
+        await asyncio.sleep(0)  # many small items add up: let other tasks run in between
         try:
             check_time(deadline)
             source = await self._embedder.source(image, deadline)
@@ -140,7 +140,7 @@ async def _text_outcome(
 
 
 def _of_the_item(error: SightlineError) -> SightlineError:
-    """The error; raises it if it is the backend's, and each of the items would have it."""
+    """The error; raises it if it is the backend's, since each item would have it."""
     if isinstance(error, Unavailable | Overloaded) and error.reason.startswith(("BACKEND_", "MODEL_GONE")):
         raise error
     return error

@@ -1,4 +1,4 @@
-"""From images and texts to embeddings: cached ones are looked up, and equal work is done once."""
+"""Turns images and texts into embeddings: looks up cached ones, and does equal work once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from sightline_scorer.tower import TowerItem, Wait
 
 T = TypeVar("T")
 
-# Work that is certainly shorter than a hop to a thread and back is done where it is.
+# Work that is certainly shorter than a switch to a thread and back is done directly.
 _INLINE_RESIZED_PIXELS = 1 << 18
 _INLINE_HASH_BYTES = 256 * 1024
 _SLICE_SECONDS = 0.02
@@ -37,22 +37,22 @@ _SLICE_SECONDS = 0.02
 
 @dataclass(frozen=True, slots=True)
 class ImageSource:
-    """An image of a request: its name, and what gives its bytes (which may read a disk)."""
+    """An image of a request: its name, and a function that gives its bytes (and may read a disk)."""
 
     sha256: bytes
     size: int | None
-    """Bytes; None if they are in the store."""
+    """The bytes; None if they are in the store."""
     read: Callable[[], bytes]
 
 
 class Embedder:
-    """Begins to wait for embeddings.
+    """Starts waits for embeddings.
 
     Args:
         store: uploaded images.
         fetcher: images named by URI.
         pool: threads that decode and tokenise; tasks of the event loop take turns in it.
-        shared: whether teams profit from each other's embeddings.
+        shared: whether teams share each other's embeddings.
     """
 
     def __init__(self, store: ImageStore, fetcher: Fetcher, pool: FairPool, *, shared: bool = False) -> None:
@@ -62,7 +62,7 @@ class Embedder:
         self._pool = pool
 
     async def source(self, image: pb.Image, deadline: float | None) -> ImageSource:
-        """Where an image's bytes are. Raises a SightlineError where they cannot be had."""
+        """Where an image's bytes are. Raises a SightlineError if they are not available."""
         kind = image.WhichOneof("source")
         if kind is None:
             raise InvalidInput("the request has no image: set image.content or image.sha256", reason="IMAGE_MISSING")
@@ -77,7 +77,7 @@ class Embedder:
         return ImageSource(digest, len(content), lambda: content)
 
     def ask_image(self, model: ServedModel, source: ImageSource) -> Wait:
-        """Begin to wait for an image's embedding, row 0 of the wait. Raises a SightlineError."""
+        """Start to wait for an image's embedding, row 0 of the wait. Raises a SightlineError."""
         tower = model.image
         key = self._scope() + source.sha256
         wait, new = tower.ask([key])
@@ -124,27 +124,27 @@ class Embedder:
             model.image.fail(item, error)
 
         work = self._in_turn(pixels)
-        item.drop = work.cancel  # no caller waits any more: if it has not begun, it never will
+        item.drop = work.cancel  # no caller is left: if it has not started, it never will
         work.add_done_callback(decoded)
 
     def unknown_texts(self, model: ServedModel) -> Unknown:
-        """Tells a plan which texts the team's calls have not had embedded, nor ask for now."""
+        """Tells a plan which texts the team's calls neither had embedded before nor are requesting now."""
         scope, unknown = self._scope(), model.text.unknown
         return (lambda keys: unknown([scope + key for key in keys])) if scope else unknown
 
     def ask_texts(self, model: ServedModel, plan: Plan) -> Wait:
-        """Begin to wait for the embeddings of a plan's rows, in their order. Raises a SightlineError."""
+        """Start to wait for the embeddings of a plan's rows, in order. Raises a SightlineError."""
         tower, scope = model.text, self._scope()
         keys = [scope + key for key in plan.keys] if scope else plan.keys
         wait, new = tower.ask(keys)
         try:
             for position in new:
                 row = plan.tokens.get(position)
-                if row is None:  # it was known when the plan was made, and has left since: rare, and one row
+                if row is None:  # known when the plan was made, but dropped since: rare, and one row
                     (row,) = model.tokenizer.encode([plan.rows[position]], [0])
                 item = tower.begin(wait, position, keys[position], row.length)
                 if item is not None:
-                    # The length that the tower works on: the whole window where padding is read too.
+                    # The length that the tower processes: the whole window if padding is read too.
                     tower.ready(item, row.ids, row.length if model.card.trim_padding else len(row.ids))
         except BaseException:
             tower.leave(wait)
@@ -152,12 +152,12 @@ class Embedder:
         return wait
 
     def unknown_pairs(self, model: JointModel, source: ImageSource) -> Unknown:
-        """Tells a plan which texts the team's calls have not had scored with this image."""
+        """Tells a plan which texts the team's calls have not scored with this image."""
         before, unknown = self._scope() + source.sha256, model.tower.unknown
         return lambda keys: unknown([before + key for key in keys])
 
     def ask_pairs(self, model: JointModel, source: ImageSource, plan: Plan) -> Wait:
-        """Begin to wait for the numbers of an image with a plan's rows, in their order. Raises a SightlineError."""
+        """Start to wait for the numbers of an image with a plan's rows, in order. Raises a SightlineError."""
         tower, before = model.tower, self._scope() + source.sha256
         keys = [before + key for key in plan.keys]
         wait, new = tower.ask(keys)
@@ -165,7 +165,7 @@ class Embedder:
             items = []
             for position in new:
                 text, row = plan.rows[position], plan.tokens.get(position)
-                if row is None:  # it was known when the plan was made, and has left since
+                if row is None:  # known when the plan was made, but dropped since
                     (row,) = model.texts.encode([text], [0])
                 item = tower.begin(wait, position, keys[position], row.length)
                 if item is not None:
@@ -180,7 +180,7 @@ class Embedder:
     def _show_in_pool(
         self, model: JointModel, source: ImageSource, items: Sequence[tuple[TowerItem, TokenRow, str]]
     ) -> None:
-        """Make of the image what the model sees, once for all its texts."""
+        """Make the model's input from the image, once for all its texts."""
 
         def made(future: asyncio.Future[Any]) -> None:
             error: BaseException | None = (

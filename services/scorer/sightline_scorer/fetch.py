@@ -1,11 +1,11 @@
 """Images that a request names by URI: fetched only from places in the settings, and never from internal addresses.
 
 - http and https: the host must be listed, the port too; no user names. The host's addresses are looked up once and
-  checked, and the connection is made to an address that was checked: a name that answers otherwise the second time (DNS
-  rebinding) is never asked a second time. Private, loopback, link-local and other special addresses are refused, also
-  those wrapped in IPv6. A redirect is refused. Proxies of the environment are not used.
+checked, and the connection uses a checked address, so that DNS rebinding has no effect. Private, loopback, link-local
+and other special addresses are refused, also if wrapped in IPv6. A redirect is refused. Proxies from the environment
+are not used.
 - file: the file, with every link followed, must be a plain file inside a listed directory.
-- Bytes and time are bounded as a whole: also a server that drips a byte now and then is cut off.
+- Bytes and total time are bounded: a server that sends a byte now and then is cut off too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _EMBEDDING = [(ipaddress.IPv6Network(net), shift) for net, shift in (
     ("::ffff:0:0:0/96", 0),  # IPv4-translated (SIIT)
     ("fe80::5efe:0:0/96", 0), ("fe80::200:5efe:0:0/96", 0),  # ISATAP
 )]  # fmt: skip
-"""Networks whose addresses hold an IPv4 one, and where it begins in bits from the right."""
+"""Networks whose addresses contain an IPv4 address, and its position in bits from the right."""
 _INSIDE = [
     ipaddress.ip_network(net)
     for net in (
@@ -49,15 +49,15 @@ _INSIDE = [
         *("192.0.0.0/24", "192.88.99.0/24"),
     )
 ]
-"""Never of a stranger's host, though `ipaddress` calls some of them global."""
+"""Never addresses of a public host, though `ipaddress` calls some of them global."""
 
 
 class Fetcher:
-    """Fetches images in threads of its own.
+    """Fetches images in its own threads.
 
     Args:
         settings: what may be fetched.
-        limits: bytes of an image.
+        limits: maximum bytes of an image.
     """
 
     def __init__(self, settings: FetchSettings, limits: ScorerLimits) -> None:
@@ -69,7 +69,7 @@ class Fetcher:
 
     @property
     def schemes(self) -> list[str]:
-        """Schemes that are fetched at all."""
+        """Schemes that it fetches."""
         web = (["https", "http"] if self._settings.http else ["https"]) if self._settings.hosts else []
         return [*web, *(["file"] if self._directories else [])]
 
@@ -163,7 +163,7 @@ class Fetcher:
         return host, port
 
     def _checked_addresses(self, host: str, port: int) -> list[str]:
-        """The host's addresses, looked up once. One that is not public refuses the host."""
+        """The host's addresses, looked up once. If one is not public, the host is refused."""
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
@@ -195,7 +195,7 @@ class Fetcher:
                 connection.request("GET", path, headers={"User-Agent": "sightline-scorer", **headers})
                 with contextlib.closing(connection.getresponse()) as response:
                     content = self._read(response, host)
-                if time.monotonic() >= deadline:  # what was cut off looks like an end
+                if time.monotonic() >= deadline:  # a cut-off response looks like its end
                     raise _too_slow(self._settings.timeout_seconds)
                 return content
 
@@ -222,7 +222,7 @@ class Fetcher:
             size += len(piece)
             check_size(size, self._limits)
             pieces.append(piece)
-        if response.length:  # http.client counts down what is still to come
+        if response.length:  # http.client counts down the remaining bytes
             raise OSError(f"the response ended {response.length} bytes early")
         return b"".join(pieces)
 
@@ -247,7 +247,7 @@ class Fetcher:
             raise refused from error
         try:
             facts = os.fstat(handle)
-            # A directory on the way may have become a link since: what counts is what was opened.
+            # A directory in the path may have become a link since: check the opened file.
             if not stat.S_ISREG(facts.st_mode) or not self._inside(Path(os.path.realpath(f"/proc/self/fd/{handle}"))):
                 raise refused
             check_size(facts.st_size, self._limits)
@@ -261,7 +261,7 @@ class Fetcher:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is a public one, also where it holds another one inside."""
+    """Whether an IP address is public, including an address embedded in it."""
     ip = ipaddress.ip_address(address)
     if isinstance(ip, ipaddress.IPv6Address):
         inner = [ip.ipv4_mapped, ip.sixtofour, *(ip.teredo or ())]
@@ -283,13 +283,13 @@ def _matches(host: str, pattern: str) -> bool:
 
 @contextlib.contextmanager
 def _cut_off(connection: socket.socket, deadline: float) -> Iterator[None]:
-    """Shut the connection at the deadline, whatever it is doing."""
+    """Shut down the connection at the deadline, whatever it is doing."""
 
     def shut() -> None:
         with contextlib.suppress(OSError):
             handle.shutdown(socket.SHUT_RDWR)
 
-    handle = connection.dup()  # TLS takes the socket itself over
+    handle = connection.dup()  # TLS takes over the socket itself
     timer = threading.Timer(max(0.0, deadline - time.monotonic()), shut)
     timer.daemon = True
     timer.start()

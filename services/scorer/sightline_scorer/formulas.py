@@ -1,7 +1,7 @@
-"""From embeddings to scores: the formulas, and how parts of a text make its score. Everything is vectorised NumPy.
+"""The formulas from embeddings to scores, and from a text's parts to its score, in vectorised NumPy.
 
 A text has groups (its sentences, or the whole text and its phrases), and a group has rows (one, or the pieces of a
-sentence over the model's window). A group's score is the mean of its rows'; a text's is the mean, least or sum of its
+sentence over the model's window). A group's score is the mean of its rows'; a text's is the mean, minimum or sum of its
 groups'.
 """
 
@@ -57,23 +57,23 @@ def probabilities(logit: Floats) -> Floats:
 
 
 REWARDING = ("pickscore", "hpsv2", "aesthetic")
-"""Kinds of models whose authors publish a number as their score: PickScore's logit, HPSv2's cosine, a mark."""
+"""Kinds of models whose authors publish a number as the score: PickScore's logit, HPSv2's cosine, a mark."""
 
 
 def default_kind(card: ModelCard) -> pb.ScoreKind:
-    """The kind of score of requests that name none."""
+    """The kind of score for requests that do not name one."""
     return pb.SCORE_KIND_REWARD if card.kind in REWARDING else pb.SCORE_KIND_CLIP_SCORE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated:
-    """Has a calibration, or a reason why not."""
+    """A model that has a calibration, or a reason why not."""
 
     calibration: Calibration | None = None
     why_uncalibrated: str = ""
 
     def calibrated(self, calibration: Calibration | None, why_uncalibrated: str = "") -> Self:
-        """The same with a calibration, or with the reason why there is none."""
+        """A copy with a calibration, or with the reason why there is none."""
         return dataclasses.replace(self, calibration=calibration, why_uncalibrated=why_uncalibrated)
 
     @property
@@ -105,7 +105,7 @@ class Scale(Calibrated):
 
     @property
     def kinds(self) -> list[pb.ScoreKind]:
-        """The kinds that can be asked for."""
+        """The kinds that a request may ask for."""
         kinds = [pb.SCORE_KIND_COSINE, pb.SCORE_KIND_CLIP_SCORE, pb.SCORE_KIND_LOGIT]
         if self.sigmoid:
             kinds.append(pb.SCORE_KIND_PROBABILITY)
@@ -116,7 +116,7 @@ class Scale(Calibrated):
         return kinds
 
     def check(self, kind: pb.ScoreKind) -> None:
-        """Refuse a kind that the model does not give, before any work. Raises InvalidInput, PreconditionFailed."""
+        """Refuse a kind that the model does not support, before any work. Raises InvalidInput, PreconditionFailed."""
         if kind not in KINDS.values():
             raise InvalidInput(f"kind {kind} is not one of ScoreKind", reason="SCORE_KIND_UNKNOWN")
         if kind == pb.SCORE_KIND_PROBABILITY and not self.sigmoid:
@@ -137,7 +137,7 @@ class Scale(Calibrated):
             raise not_calibrated(self.model, self.why_uncalibrated)
 
     def apply(self, kind: pb.ScoreKind, cosine: Floats, image: Floats | None = None) -> Floats:
-        """Scores [N] of a checked kind, from cosines [N]; an aesthetic mark is of the image's embedding [D]."""
+        """Scores [N] of a checked kind, from cosines [N]; an aesthetic score comes from the image's embedding [D]."""
         if kind == pb.SCORE_KIND_PERCENTILE and self.head is not None:
             assert self.calibration is not None
             return self.calibration.percentiles(self.apply(pb.SCORE_KIND_REWARD, cosine, image))
@@ -158,7 +158,7 @@ class Scale(Calibrated):
 
 
 def not_calibrated(model: str, why: str) -> PreconditionFailed:
-    """The error of percentiles that is unknown."""
+    """The error for percentiles without a calibration."""
     return PreconditionFailed(
         f"model {model!r} is not calibrated{why}: run `sightline scorer calibrate --model {model} --scorer HOST:PORT "
         "PAIRS.jsonl` and reload the models",
@@ -175,7 +175,7 @@ def group_means(rows: Floats, sizes: Counts) -> Floats:
 
 
 def aggregate(groups: Floats, sizes: Counts, how: pb.Aggregation) -> Floats:
-    """Scores [K] of texts of `sizes` [K] groups each, from the groups' [G]."""
+    """Scores [K] of texts with `sizes` [K] groups each, from the groups' scores [G]."""
     if len(groups) == len(sizes):
         return groups
     if how == pb.AGGREGATION_MIN:
@@ -185,12 +185,12 @@ def aggregate(groups: Floats, sizes: Counts, how: pb.Aggregation) -> Floats:
 
 
 def check_finite(model: str, *columns: Floats) -> None:
-    """Raise InternalError where a score is NaN or infinite: it never leaves the service as a number."""
+    """Raise InternalError if a score is NaN or infinite: it never leaves the service as a number."""
     for column in columns:
         if not np.isfinite(column).all():
             NONFINITE.inc()
             raise InternalError(
-                f"model {model!r} gave a score that is not finite; no number is made of it",
+                f"model {model!r} gave a score that is not finite, so there is no score",
                 reason="NONFINITE_SCORE",
                 metadata={"model": model, "text_index": str(int(np.flatnonzero(~np.isfinite(column))[0]))},
             )

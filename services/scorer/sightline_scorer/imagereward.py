@@ -1,4 +1,4 @@
-"""ImageReward's checkpoint: where it is, and its card. It is served as it was released; `triton/blip.py` reads it."""
+"""ImageReward's checkpoint: its location and its card. It is served as released; `triton/blip.py` reads it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sightline_scorer.settings import ModelSettings
 from sightline_scorer.triton.card import ModelCard, sha256_of
 
 WINDOW = 35
-"""Tokens that the authors give their model. They cut longer texts; here those are scored by sentence, or refused."""
+"""The authors' maximum number of tokens. They cut longer texts; here those are scored by sentence, or refused."""
 TOKENIZER = "google-bert/bert-base-uncased"
 _PREPROCESS = {
     "mode": "RGB",
@@ -41,7 +41,7 @@ def checkpoint(source: str) -> Path:
 
 
 def tokenizer_of(settings: ModelSettings, weights: Path) -> str:
-    """The tokenizer's directory or hub name: as set, else beside the checkpoint, else BERT's on the hub."""
+    """The tokenizer's directory or hub name: as set, or beside the checkpoint, or BERT's on the hub."""
     if settings.tokenizer is not None:
         return settings.tokenizer
     beside = any((weights.parent / name).is_file() for name in _TOKENIZER_FILES)
@@ -49,11 +49,11 @@ def tokenizer_of(settings: ModelSettings, weights: Path) -> str:
 
 
 def describe(name: str, settings: ModelSettings) -> ModelCard:
-    """Load the checkpoint once on the CPU, have it mark a picture, and write down its facts.
+    """Load the checkpoint once on the CPU, let it score a picture, and record its facts.
 
     Raises:
-        FileNotFoundError: there is none.
-        PreconditionFailed: CHECKPOINT_UNKNOWN: it is not what its kind says.
+        FileNotFoundError: the file does not exist.
+        PreconditionFailed: CHECKPOINT_UNKNOWN: it is not of this kind.
     """
     import torch
 
@@ -102,6 +102,6 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
 
 
 def _side(state: dict[str, Any]) -> int:
-    """Pixels of the square picture that it sees."""
+    """Side of its square input picture in pixels."""
     patches = state["blip.visual_encoder.pos_embed"].shape[1] - 1
     return int(round(patches**0.5) * state["blip.visual_encoder.patch_embed.proj.weight"].shape[-1])

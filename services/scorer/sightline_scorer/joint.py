@@ -1,4 +1,4 @@
-"""A model that takes a picture and a text together and gives one number: ImageReward, or a language model's yes."""
+"""A model that takes a picture and a text together and gives one number: ImageReward, or a language model's P(yes)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class JointModel(ModelVersion):
     scale: JointScale
     texts: TextReader
     picture: Callable[[bytes], Any]
-    """What of an encoded picture goes to the model; called in a thread. Raises InvalidInput."""
+    """The model's input from an encoded picture; called in a thread. Raises InvalidInput."""
     payload: Callable[[Any, TokenRow, str], Any]
-    """What the tower gets of a picture, a row of tokens and the text."""
+    """The tower's input from a picture, a row of tokens and the text."""
     tower: Tower
-    """Numbers [1] of pairs, under the picture's digest and the text's."""
+    """Numbers [1] of pairs, by the digests of picture and text."""
     probe: Callable[[], Awaitable[float]]
-    """Asks the model itself about a grey picture, past the tower. Raises a SightlineError."""
+    """Calls the model directly with a grey picture, bypassing the tower's cache. Raises a SightlineError."""
 
     @property
     def towers(self) -> tuple[Tower, ...]:

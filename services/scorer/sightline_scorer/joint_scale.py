@@ -1,4 +1,4 @@
-"""Kinds of score of a model that takes picture and text together: it gives a number, and no embeddings."""
+"""Kinds of score of a model that takes picture and text together: it gives a number, no embeddings."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ class JointScale(Calibrated):
 
     model: str
     kind: str
-    """Of the model: imagereward or vqa."""
+    """The model's kind: imagereward or vqa."""
     probability: bool
     """Whether its numbers are probabilities."""
 
     @property
     def kinds(self) -> list[pb.ScoreKind]:
-        """The kinds that can be asked for."""
+        """The kinds that a request may ask for."""
         kinds = [pb.SCORE_KIND_REWARD]
         if self.probability:
             kinds.append(pb.SCORE_KIND_PROBABILITY)
@@ -31,7 +31,7 @@ class JointScale(Calibrated):
         return kinds
 
     def check(self, kind: pb.ScoreKind) -> None:
-        """Refuse a kind that the model does not give, before any work. Raises InvalidInput, PreconditionFailed."""
+        """Refuse a kind that the model does not support, before any work. Raises InvalidInput, PreconditionFailed."""
         if kind not in KINDS.values():
             raise InvalidInput(f"kind {kind} is not one of ScoreKind", reason="SCORE_KIND_UNKNOWN")
         if kind == pb.SCORE_KIND_PERCENTILE and self.calibration is None:

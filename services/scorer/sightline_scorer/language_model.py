@@ -1,9 +1,9 @@
 """P(yes): a language model behind a sampler says whether a picture shows a text (VQAScore, Lin et al. 2024,
 arXiv:2404.01291).
 
-The number is the probability of `answer` as the whole reply's beginning: the product over its tokens, under the policy
-at temperature 1. With `against` it is answer / (answer + against). Asked of the version that the sampler served when
-this model was loaded, so that equal questions keep equal answers; a reload takes the one that it serves then.
+The number is the probability that the reply begins with `answer`: the product over its tokens, under the policy at
+temperature 1. With `against` it is answer / (answer + against). It uses the version that the sampler served when this
+model was loaded, so that equal questions keep equal answers; a reload switches to the version served then.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LanguageModel:
     """Asks a sampler. Use it from one event loop.
 
     Args:
-        settings: of the model, of kind vqa.
+        settings: the model's, of kind vqa.
         policy: the policy that answers.
         replies: `answer`, and `against` if there is one.
     """
@@ -49,7 +49,7 @@ class LanguageModel:
 
     @property
     def selector(self) -> Exact:
-        """The policy that answers, whatever becomes the active one."""
+        """The policy that answers, even if another one becomes active."""
         return exact(self.policy.version, run_id=self.policy.run_id)
 
     @property
@@ -67,7 +67,7 @@ class LanguageModel:
         """The probability, 0 to 1.
 
         Raises:
-            SightlineError: as the sampler's ScoreTokens.
+            SightlineError: the errors of the sampler's ScoreTokens.
         """
         question = self._question.replace("{text}", text)
         masses = []
@@ -78,7 +78,7 @@ class LanguageModel:
             masses.append(math.exp(float(found.logprobs.sum(dtype="f8"))))
         value = masses[0] if len(masses) == 1 else masses[0] / sum(masses) if sum(masses) else math.nan
         if not math.isfinite(value):
-            raise InternalError("the sampler's log-probabilities are not finite; no score is made of them")
+            raise InternalError("the sampler's log-probabilities are not finite, so there is no score")
         return value
 
     async def close(self) -> None:
@@ -90,8 +90,8 @@ async def language_model(settings: ModelSettings) -> LanguageModel:
     """Connect, and find out which policy answers.
 
     Raises:
-        PreconditionFailed: NO_SCORES, the sampler's engine cannot score given tokens; ANSWER_UNREADABLE.
-        SightlineError: it is away.
+        PreconditionFailed: NO_SCORES: the sampler's engine cannot score given tokens; ANSWER_UNREADABLE.
+        SightlineError: the sampler is unavailable.
     """
     connection = settings.sampler or SamplerConnection()
     replies = tuple(_reply(settings, text) for text in (settings.answer, settings.against) if text is not None)

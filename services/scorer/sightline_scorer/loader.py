@@ -1,8 +1,9 @@
-"""Makes served models of settings and Triton, at the start and when models change while the service serves.
+"""Loads the models of the settings into Triton, at the start and when models change during service.
 
-A change: the settings are read again; a model whose settings or files differ is described, put beside the old version
-into Triton's repository, loaded and warmed by Triton, and asked once. Only then requests go to it; those that have the
-old version keep it to their end, and then that one is unloaded. A version that cannot be loaded changes nothing.
+A change works as follows. The settings are read again; a model whose settings or files differ is described, put beside
+the old version into Triton's repository, loaded and warmed by Triton, and called once. Only then do requests use it;
+running requests keep the old version, which is unloaded after the last of them. If a version cannot be loaded, nothing
+changes.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ class Loader:
 
     Args:
         settings: of the service.
-        server: where Triton runs.
-        backend: asks it.
+        server: the Triton server.
+        backend: calls it.
     """
 
     def __init__(self, settings: ScorerSettings, server: TritonServer, backend: TritonBackend) -> None:
@@ -53,13 +54,13 @@ class Loader:
         self._backend = backend
         self._versions: dict[str, int] = {}
         self._triton_version = 1
-        """Part of the names of Triton's models that are added later."""
+        """Part of the names of Triton models that are added later."""
         self._fingerprints: dict[str, str] = {}
         self._draining: set[asyncio.Task[None]] = set()
         self._one_at_a_time = asyncio.Lock()
 
     def build(self, out: Path) -> None:
-        """Write the model repository that an embedded Triton starts with."""
+        """Write the model repository for an embedded Triton's start."""
         settings = self._settings
         here = {name: model for name, model in settings.models.items() if model.kind != "vqa"}
         described = describing.describe_all(here)
@@ -68,7 +69,7 @@ class Loader:
         repository.build(cards, settings.first_model, out, settings.triton, copy=False)
 
     async def load_all(self) -> ModelRegistry:
-        """The models of a Triton that has started. Raises what loading raises."""
+        """The models of a started Triton. Raises the errors of loading."""
         settings = self._settings
         served: dict[str, AnyModel] = {}
         for name, model in settings.models.items():
@@ -85,9 +86,9 @@ class Loader:
     async def reload(
         self, models: ModelRegistry, settings: ScorerSettings, try_out: Callable[[AnyModel], Awaitable[None]]
     ) -> tuple[list[str], list[str]]:
-        """Serve what `settings` say from now on; answers the names that changed and those that went.
+        """Apply `settings`; returns the names of changed and of removed models.
 
-        `try_out` asks a new version once. Raises PreconditionFailed if a version cannot be loaded; then nothing has
+        `try_out` calls a new version once. Raises PreconditionFailed if a version cannot be loaded; then nothing has
         changed.
         """
         async with self._one_at_a_time:
@@ -103,7 +104,7 @@ class Loader:
             except _WHAT_LOADING_RAISES as error:
                 for new in fresh:
                     await self._retire(models, new)
-                raise PreconditionFailed(f"the models stay as they were: {error}", reason="RELOAD_FAILED") from error
+                raise PreconditionFailed(f"the models are unchanged: {error}", reason="RELOAD_FAILED") from error
             changed = [name for name in settings.models if served.get(name) is not models.served.get(name)]
             removed = [name for name in models.served if name not in settings.models]
             old = [version for name, version in models.served.items() if name in changed or name in removed]
@@ -129,7 +130,7 @@ class Loader:
     async def _changed(
         self, models: ModelRegistry, settings: ScorerSettings, name: str, model: ModelSettings
     ) -> AnyModel | None:
-        """A new version of the model, loaded and warm, where there is reason for one."""
+        """A new version of the model, loaded and warm, if one is needed."""
         now = models.served.get(name)
         if model.kind == "vqa":
             new = await self._answers(settings, name, self._versions.get(name, 0) + 1)
@@ -157,7 +158,7 @@ class Loader:
                 raise
             models.others.remove(info)
             return added
-        # A remote Triton: whoever runs it has changed the models of its repository, or not.
+        # A remote Triton: its operator may have changed the models in its repository.
         told = await self._backend.card(*_triton_names(name, settings, 1))
         mark = await asyncio.to_thread(describing.remote_mark, model)
         if now is not None and (told, mark) == (now.told, now.fingerprint):
@@ -178,7 +179,7 @@ class Loader:
     async def _serve(
         self, settings: ScorerSettings, name: str, triton_version: int, mark: str, version: int = 1
     ) -> AnyModel:
-        """The version of a model that Triton has, ready to be asked."""
+        """The version of a model in Triton, ready for requests."""
         self._versions[name] = version
         embedded = isinstance(self._server, EmbeddedTriton)
         assembly = Assembly(settings, self._backend, embedded)
@@ -188,7 +189,7 @@ class Loader:
         return await make(name, names, told, mark, version)
 
     async def _answers(self, settings: ScorerSettings, name: str, version: int = 1) -> AnyModel:
-        """A model that a sampler answers. Raises what connecting raises, naming the model."""
+        """A model that a sampler answers. Raises the errors of connecting, which name the model."""
         with describing.naming(name):
             speaker = await language_model(settings.models[name])
         self._versions[name] = version
@@ -220,17 +221,17 @@ class Loader:
         assert isinstance(self._server, EmbeddedTriton)
         try:
             await self._backend.unload(triton_name)
-        except (ValueError, SightlineError) as error:  # a Triton that restarts will not load it again
+        except (ValueError, SightlineError) as error:  # a restarting Triton will not load it again
             logger.warning("triton did not unload a model", extra={"model": triton_name, "why": str(error)})
         shutil.rmtree(self._server.repository / triton_name, ignore_errors=True)
 
 
 def calibration_path(settings: ModelSettings) -> Path | None:
-    """Where the model's calibration is, or would be; None for a model without a directory of its own."""
+    """The path of the model's calibration file; None for a model without its own directory."""
     if settings.calibration is not None:
         return settings.calibration
     if settings.kind == "vqa":
-        return None  # it is where the sampler is
+        return None  # its files are the sampler's
     folder = Path(model_place(settings.source).removeprefix(repository.LOCAL_DIR))
     return folder / calibrations.FILE_NAME if folder.is_dir() else None
 
@@ -267,7 +268,7 @@ def _calibration(info: pb.ModelInfo, settings: ModelSettings) -> tuple[Calibrati
 
 
 def _tell(model: AnyModel) -> None:
-    """Put what a model can do into its info, and the metrics."""
+    """Record what a model can do in its info and in the metrics."""
     del model.info.kinds[:]
     model.info.kinds.extend(model.scale.kinds)
     model.info.calibration_digest = model.scale.digest

@@ -9,14 +9,12 @@ from sightline_scorer.triton.settings import TritonSettings
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
-PAIRS = Counter(
-    "sightline_scorer_pairs_total", "Image-text pairs, by what became of them (OK or the status code).", ("outcome",)
-)
+PAIRS = Counter("sightline_scorer_pairs_total", "Image-text pairs, by outcome (OK or the status code).", ("outcome",))
 BATCH_TEXTS = Histogram(
     "sightline_scorer_batch_texts", "Texts of one request.", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 )
 SCORE = Histogram(
-    "sightline_scorer_score", "CLIPScore of the pairs scored.", ("model",), buckets=tuple(range(0, 101, 5))
+    "sightline_scorer_score", "CLIPScore of the scored pairs.", ("model",), buckets=tuple(range(0, 101, 5))
 )
 STAGE_SECONDS = Histogram(
     "sightline_scorer_stage_seconds",
@@ -25,23 +23,23 @@ STAGE_SECONDS = Histogram(
     buckets=_SECONDS,
 )
 DECODE_FAILURES = Counter(
-    "sightline_scorer_image_decode_failures_total", "Images refused, by the reason of the error.", ("reason",)
+    "sightline_scorer_image_decode_failures_total", "Refused images, by the error's reason.", ("reason",)
 )
 NONFINITE = Counter(
-    "sightline_scorer_nonfinite_total", "Embeddings that were not finite or not of length 1, and so were not used."
+    "sightline_scorer_nonfinite_total", "Embeddings that were not used because they were not finite or not of length 1."
 )
 MODEL_INFO = Gauge(
     "sightline_scorer_model_info",
-    "1, with what each model is.",
+    "Always 1; the labels describe each model.",
     ("model", "architecture", "weights_digest", "preprocessing_digest", "precision"),
 )
-TRITON_RESTARTS = Counter("sightline_scorer_triton_restarts_total", "Tries to start an embedded Triton again.")
+TRITON_RESTARTS = Counter("sightline_scorer_triton_restarts_total", "Attempts to restart an embedded Triton.")
 CACHE = Counter(
     "sightline_scorer_embeddings_total",
-    "Embeddings asked for: hit (known), miss (computed), coalesced (another request was having it computed).",
+    "Requested embeddings: hit (cached), miss (computed), coalesced (being computed for another request).",
     ("model", "tower", "outcome"),
 )
-CACHE_BYTES = Gauge("sightline_scorer_cache_bytes", "Bytes of known embeddings.", ("model", "tower"))
+CACHE_BYTES = Gauge("sightline_scorer_cache_bytes", "Bytes of cached embeddings.", ("model", "tower"))
 QUEUE = Gauge("sightline_scorer_queue_items", "Images or texts that wait for a batch.", ("model", "tower"))
 BATCH = Histogram(
     "sightline_scorer_batch_items",
@@ -50,22 +48,22 @@ BATCH = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256),
 )
 TRITON_CALLS = Counter(
-    "sightline_scorer_triton_calls_total", "Batches sent to Triton, by the way of their tensors.", ("transport",)
+    "sightline_scorer_triton_calls_total", "Batches sent to Triton, by the transport of their tensors.", ("transport",)
 )
-MODEL_VERSION = Gauge("sightline_scorer_model_version", "The version of each model that answers.", ("model",))
+MODEL_VERSION = Gauge("sightline_scorer_model_version", "Version of each served model.", ("model",))
 MODEL_UP = Gauge(
     "sightline_scorer_model_up",
-    "Whether the last probe of each model's towers worked; what a sampler answers is not probed.",
+    "Whether the last probe of each model's towers worked; models behind a sampler are not probed.",
     ("model",),
 )
 FETCHES = Counter(
     "sightline_scorer_fetches_total", "Images fetched by URI: OK, or the reason of the refusal.", ("outcome",)
 )
-STORE_BYTES = Gauge("sightline_scorer_image_store_bytes", "Bytes of uploaded images held.")
+STORE_BYTES = Gauge("sightline_scorer_image_store_bytes", "Bytes of stored uploaded images.")
 
 
 def backend_label(settings: TritonSettings) -> str:
-    """What the chassis' metrics of backends call the one that runs the towers."""
+    """Name of the towers' backend in the chassis' metrics."""
     return "worker" if settings.mode == "worker" else "triton"
 
 
@@ -90,7 +88,7 @@ DECODE_REASONS = (
 
 
 def preregister() -> None:
-    """Show every outcome at 0 from the start, so that `rate()` sees the first of each kind."""
+    """Export every outcome at 0 from the start, so that `rate()` sees the first of each kind."""
     for outcome in OUTCOMES:
         PAIRS.labels(outcome)
     for reason in DECODE_REASONS:

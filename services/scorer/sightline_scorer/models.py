@@ -1,4 +1,4 @@
-"""The models that are served, by name: CLIP models with their two towers, joint ones, and ensembles over both."""
+"""The served models by name: CLIP models with two towers, joint models, and ensembles of both."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class Ensemble:
 
 
 class ModelRegistry:
-    """What can be asked for, by name. Changed only as a whole.
+    """The available models by name. Replaced only as a whole.
 
     Args:
         served: the version of each model that answers.
         ensembles: by name.
-        default: the name of requests that name none.
+        default: the model for requests that do not name one.
     """
 
     def __init__(self, served: Mapping[str, AnyModel], ensembles: Mapping[str, Ensemble], default: str) -> None:
@@ -72,7 +72,7 @@ class ModelRegistry:
         self.change(served, ensembles, default)
 
     def change(self, served: Mapping[str, AnyModel], ensembles: Mapping[str, Ensemble], default: str) -> None:
-        """From now on, serve these."""
+        """Serve these from now on."""
         self.served = dict(served)
         self.ensembles = dict(ensembles)
         self.default = default
@@ -82,7 +82,7 @@ class ModelRegistry:
 
     @property
     def names(self) -> list[str]:
-        """All that can be asked for."""
+        """All available names."""
         return sorted([*self.served, *self.ensembles])
 
     def find(self, name: str) -> AnyModel | Ensemble:
@@ -118,11 +118,11 @@ class ModelRegistry:
         return [self.served[name] for name in found.weights] if isinstance(found, Ensemble) else [found]
 
     def info(self, found: AnyModel | Ensemble) -> pb.ModelInfo:
-        """What a response says of it."""
+        """Its description in a response."""
         return self._infos[found.name] if isinstance(found, Ensemble) else found.info
 
     def infos(self) -> list[pb.ModelInfo]:
-        """Of all that can be asked for."""
+        """Descriptions of all available models."""
         return [*(model.info for model in self.served.values()), *self._infos.values()]
 
     def _ensemble_info(self, ensemble: Ensemble) -> pb.ModelInfo:

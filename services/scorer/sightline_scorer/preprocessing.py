@@ -3,8 +3,8 @@
 `image_transform` of open_clip ends in ToTensor and Normalize. Here pixels stay uint8 (a quarter of the bytes on the
 wire) and the model divides, subtracts and divides in the same order, so both ways agree to the last bits.
 
-A strip whose resize would make many pixels, of which all but the centre are cut away, has its centre made alone: see
-centre.py.
+For a strip whose resize would make many pixels, all but the centre of which are cut away, only the centre is computed:
+see centre.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.triton.card import ModelCard
 
 _MOST_RESIZED = 1 << 20
-"""Pixels that a whole picture may be enlarged to; of one that would have more, only what is kept is made."""
+"""Maximum pixels of a whole enlarged picture; if there would be more, only the kept part is computed."""
 
 
 class Preprocessor:
@@ -42,7 +42,7 @@ class Preprocessor:
         return self.pixels(self.read_header(content))
 
     def read_header(self, content: bytes) -> Image.Image:
-        """The first, quick half: an image that fits the limits, not decoded yet. Raises InvalidInput."""
+        """The first, quick half: an image within the limits, not decoded yet. Raises InvalidInput."""
         image = images.read_header(content, self._limits)
         self._check_shape(image.size)
         return image
@@ -54,7 +54,7 @@ class Preprocessor:
             return np.ascontiguousarray(centre(image, *self._centre).transpose(2, 0, 1))
         try:
             image = self._resize(image)
-        except ValueError as error:  # a strip whose short side would have no pixel left
+        except ValueError as error:  # a strip whose short side would have no pixels left
             raise InvalidInput(
                 f"the image is {image.width} x {image.height} and cannot be resized for this model ({error}): crop it",
                 reason="IMAGE_TOO_THIN",
@@ -69,7 +69,7 @@ class Preprocessor:
         return math.ceil(side * side * max(size) / min(size))
 
     def _check_shape(self, size: tuple[int, int]) -> None:
-        """Refuse a strip that would be resized to too many pixels, where it is not only its centre that is made."""
+        """Refuse a strip that would be resized to too many pixels, unless only its centre is computed."""
         if self._centre is None and self._shortest_edge and self.resized(size) > 4 * _MOST_RESIZED:
             width, height = size
             raise InvalidInput(

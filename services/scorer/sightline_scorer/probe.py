@@ -1,13 +1,13 @@
-"""Readiness of the scorer, by a real inference through the towers of every model.
+"""Readiness of the scorer, by real inference through the towers of every model.
 
-A process that lives and answers pings may still be poisoned (hung, or giving zeros). So the probe's answers must come,
-be finite, and be those of the first probe after the start. An inference that worked a moment ago counts as a probe; an
-answer from the cache does not.
+A process that is alive and answers pings may still be broken (hung, or returning zeros). So the probe's answers must
+arrive, be finite, and equal those of the first probe after the start. A recent successful inference counts as a probe;
+an answer from the cache does not.
 
-A model that fails takes no other along: the service is ready for as long as the default model is (all members of a
-default ensemble), `sightline_scorer_model_up` says which are not, and a tower whose process died and did not come back
-is loaded again alone. A Triton that is down, or hangs, is everybody's trouble. What a sampler answers has health of its
-own, and is not asked here.
+A failing model does not affect others: the service is ready as long as the default model is (all members of a default
+ensemble), `sightline_scorer_model_up` says which models are not, and a tower whose process died and did not come back
+is reloaded alone. A Triton that is down or hangs affects all models. Models behind a sampler have the sampler's health,
+and are not probed here.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from sightline_scorer.triton.servers import TritonServer
 
 logger = logging.getLogger(__name__)
 _TEXT = "a photo of a probe"
-_TOLERANCE = 0.05  # cosine distance, or part of a number; half precision and another batch size stay far below it
+_TOLERANCE = 0.05  # cosine distance, or relative difference; half precision and other batch sizes stay far below it
 
 
 class ModelProbe:
-    """A task that probes every few seconds and keeps the verdict."""
+    """A task that probes every few seconds and stores the verdict."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class ModelProbe:
         self._first: dict[str, Embeddings] = {}
         self._last_good = time.monotonic()
         self._troubles: dict[str, str] = {}
-        """By model, why it cannot be asked."""
+        """For each model, why it cannot answer."""
         self._deaths: dict[str, int] = {}
-        """By tower, how often it was found dead, one time after the other."""
+        """For each tower, how often in a row it was found dead."""
         self._task: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Probe once, then continue in the background. Raises a SightlineError where the first probe fails."""
+        """Probe once, then continue in the background. Raises a SightlineError if the first probe fails."""
         for model in list(self._models.served.values()):
             await self.try_out(model)
         self._tell()
@@ -72,7 +72,7 @@ class ModelProbe:
             await asyncio.gather(self._task, return_exceptions=True)
 
     def trouble(self) -> str | None:
-        """None when the default model's scores can be had, else why not."""
+        """None if the default model can score, otherwise why not."""
         if (down := self._down()) is not None:
             return down
         try:
@@ -90,11 +90,11 @@ class ModelProbe:
 
     async def _run(self) -> None:
         while True:
-            # While something is wrong, look often: recovery should show at once.
+            # While something is wrong, probe often, so that recovery shows at once.
             wrong = self._troubles or self._down() is not None
             await asyncio.sleep(min(1.0, self._settings.every_seconds) if wrong else self._settings.every_seconds)
             if self._down() is not None:
-                self._last_good = time.monotonic()  # it is being started again: nothing to probe, nothing that hangs
+                self._last_good = time.monotonic()  # it is being restarted: nothing to probe, and nothing hangs
                 continue
             if time.monotonic() - self._last_success() < self._settings.every_seconds:
                 self._troubles.clear()
@@ -106,7 +106,7 @@ class ModelProbe:
             await self._mend()
 
     async def _probe(self, model: AnyModel) -> None:
-        """Ask each tower that has not just worked; each of them, while something is wrong."""
+        """Probe each tower without a recent success; all of them while something is wrong."""
         try:
             async with asyncio.timeout(self._settings.timeout_seconds):
                 with model.used():
@@ -128,9 +128,9 @@ class ModelProbe:
             self._troubles.pop(model.name, None)
 
     def _at_work(self) -> bool:
-        """Whether each tower has worked just now, or a little while ago and has a batch: a probe would queue behind it.
+        """Whether each tower worked just now, or recently and has a batch, behind which a probe would queue.
 
-        Only for as long as a probe may take: callers that come and leave must not hide a hanging Triton.
+        Only for as long as a probe may take, since callers that come and leave must not hide a hanging Triton.
         """
         now = time.monotonic()
         for model in self._models.served.values():
@@ -142,19 +142,19 @@ class ModelProbe:
         return True
 
     def _last_success(self) -> float:
-        """Since when every tower has worked: one that hangs must not hide behind the others."""
+        """The time since which every tower has worked, so that a hanging one cannot hide behind the others."""
         names = [name for model in self._models.served.values() for name in model.triton_names]
         return self._backend.all_worked_since(names)
 
     async def _mend(self) -> None:
-        """Load a tower again that is dead at a second look, for Triton starts its process again by itself, but not
-        always; start Triton again where nothing has worked for long."""
+        """Reload a tower that is dead at a second check (Triton usually restarts its process itself, but not always);
+        restart Triton if nothing has worked for long."""
         for name in [name for name, times in self._deaths.items() if times >= 2]:
             del self._deaths[name]
             logger.error("a tower died and is being loaded again", extra={"tower": name})
             try:
                 async with asyncio.timeout(self._load_seconds):
-                    with contextlib.suppress(ValueError):  # what is dead may not be let go in order
+                    with contextlib.suppress(ValueError):  # a dead tower may fail to unload properly
                         await self._backend.unload(name)
                     await self._backend.load(name)
             except (ValueError, TimeoutError, SightlineError) as error:
@@ -166,12 +166,12 @@ class ModelProbe:
             await self._restart(f"an inference has not worked for {silent:.0f} s: {why}")
 
     async def _restart(self, why: str) -> None:
-        self._last_good = time.monotonic()  # give the new one as long
+        self._last_good = time.monotonic()  # give the new one the same time
         self._deaths.clear()
         await self._server.restart(why)
 
     async def try_out(self, model: AnyModel) -> None:
-        """A real inference through a model's towers. Raises a SightlineError where it is not as it should be."""
+        """Real inference through a model's towers. Raises a SightlineError if the result is wrong."""
         for name in model.triton_names:
             await self._try_tower(model, name)
         if isinstance(model, JointModel) and not model.triton_names:
@@ -180,10 +180,10 @@ class ModelProbe:
     async def _try_tower(self, model: AnyModel, name: str) -> None:
         found = await (self._marked(model) if isinstance(model, JointModel) else self._embedded(model, name))
         first = self._first.setdefault(name, found)
-        # Of embeddings the cosine distance, of a number the part of it.
+        # Cosine distance for embeddings, relative difference for numbers.
         far = abs(first - found).max() / max(1.0, abs(first).max()) if len(found) == 1 else 1 - float(first @ found)
         if far > _TOLERANCE:
-            raise SightlineError(f"{name} of {model.name} answers the probe otherwise than at the start")
+            raise SightlineError(f"{name} of {model.name} answers the probe differently than at the start")
 
     async def _marked(self, model: JointModel) -> Embeddings:
         mark = await model.probe()
@@ -209,7 +209,7 @@ class ModelProbe:
         return found
 
     def _tell(self) -> None:
-        """Say which models answer, in metrics and in ListModels."""
+        """Report which models answer, in metrics and in ListModels."""
         self._troubles = {name: why for name, why in self._troubles.items() if name in self._models.served}
         for name, model in self._models.served.items():
             metrics.MODEL_UP.labels(name).set(name not in self._troubles)

@@ -1,11 +1,11 @@
-"""Checkpoints as their authors released them, made into open_clip models once, by maps of their keys.
+"""Checkpoints as released by their authors, converted once to open_clip models by mapping their keys.
 
     pickscore   a CLIPModel of transformers (PickScore_v1): a directory or a hub name
     hpsv2       HPS_v2.1_compressed.pt: open_clip's own keys under `state_dict`
     longclip    longclip-B.pt, longclip-L.pt: OpenAI's keys, 248 positions in two tables
 
-What is made lies in the user's cache (`$XDG_CACHE_HOME/sightline/models`), named by the SHA-256 of the checkpoint, so
-it is made once; from there on a model is served as any other. Weights are read without unpickling (`weights_only`).
+The result is in the user's cache (`$XDG_CACHE_HOME/sightline/models`), named by the SHA-256 of the checkpoint, so that
+it is made once; then it is served like any other model. Weights are read without unpickling (`weights_only`).
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from sightline_scorer.triton.card import sha256_of
 _FORMAT = 1
 _OPENAI = {"mean": [0.48145466, 0.4578275, 0.40821073], "std": [0.26862954, 0.26130258, 0.27577711]}
 _KEPT = 20
-"""Positions that Long-CLIP leaves as CLIP had them; the rest are of its second table."""
+"""Positions that Long-CLIP keeps from CLIP; the rest are in its second table."""
 _WEIGHTS = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin")
 
 State = dict[str, Any]
 
 
 def open_clip_directory(kind: str, source: str, architecture: str | None = None) -> Path:
-    """The open_clip model of a released checkpoint; made unless it is there.
+    """The open_clip model of a released checkpoint; made unless it exists.
 
     Args:
         kind: pickscore, hpsv2 or longclip.
         source: a file, a directory or a hub name.
-        architecture: of a checkpoint whose keys do not tell it; an open_clip name.
+        architecture: for a checkpoint whose keys do not tell it; an open_clip name.
 
     Raises:
-        FileNotFoundError: there is no such checkpoint.
-        PreconditionFailed: CHECKPOINT_UNKNOWN: it is not what its kind says.
+        FileNotFoundError: the checkpoint does not exist.
+        PreconditionFailed: CHECKPOINT_UNKNOWN: it is not of this kind.
     """
     file = _file(kind, source)
     digest = sha256_of(file)
@@ -106,7 +106,7 @@ def _read(file: Path) -> State:
 
 
 def pickscore(state: State, file: Path, architecture: str | None) -> tuple[dict[str, Any], State]:
-    """A CLIPModel of transformers, whose config.json stands beside the weights."""
+    """A transformers CLIPModel, with config.json beside the weights."""
     from transformers import CLIPConfig
 
     return clip_of_transformers(CLIPConfig.from_pretrained(file.parent).to_dict(), state)
@@ -142,7 +142,7 @@ def clip_of_transformers(config: Mapping[str, Any], state: State) -> tuple[dict[
 
 
 def clip_keys(state: State) -> State:
-    """open_clip's keys of transformers' CLIPModel; query, key and value become one, projections are transposed."""
+    """transformers' CLIPModel with open_clip's keys: query, key and value are joined, projections transposed."""
     import torch
 
     made: State = {
@@ -177,7 +177,7 @@ def clip_keys(state: State) -> State:
 
 
 def hpsv2(state: State, file: Path, architecture: str | None) -> tuple[dict[str, Any], State]:
-    """HPSv2's weights, of ViT-H-14. Its pictures are padded to a square, not cut to one."""
+    """HPSv2's weights, a ViT-H-14. Its pictures are padded to a square, not cropped."""
     import open_clip
 
     name = architecture or "ViT-H-14"
@@ -226,4 +226,4 @@ def _layers(state: State, prefix: str) -> int:
 
 _MAKERS = {"pickscore": pickscore, "hpsv2": hpsv2, "longclip": longclip}
 RELEASED = tuple(_MAKERS)
-"""Kinds whose checkpoints are made into open_clip models."""
+"""Kinds whose checkpoints are converted to open_clip models."""

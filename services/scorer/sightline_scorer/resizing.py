@@ -16,7 +16,7 @@ _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BI
 
 @dataclass(frozen=True)
 class Resizing:
-    """How a model's pictures come to its size.
+    """How a model's pictures are resized.
 
     Raises:
         ValueError: a mode that open_clip does not have.
@@ -47,11 +47,11 @@ class Resizing:
 
     @property
     def centre_side(self) -> int | None:
-        """The side, where the short side is resized to it and the square in the middle is kept."""
+        """The side, if the short side is resized to it and the middle square is kept."""
         return self.height if self.mode == "shortest" and self.height == self.width else None
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """An RGB picture of the model's size. Raises ValueError for a strip that would have a side of no pixel."""
+        """An RGB picture of the model's size. Raises ValueError for a strip with a side that would have no pixels."""
         image = self._resized(image)
         if self.mode == "squash":
             return image
@@ -74,7 +74,7 @@ class Resizing:
 
 
 def _padded(image: Image.Image, width: int, height: int, fill: int) -> Image.Image:
-    """A border where the picture is smaller, the odd pixel on the right and below."""
+    """Add a border if the picture is smaller; the odd pixel goes to the right and the bottom."""
     wide, high = max(0, width - image.width), max(0, height - image.height)
     if not wide and not high:
         return image

@@ -22,9 +22,9 @@ class Scoring:
     """Answers score requests.
 
     Args:
-        models: what can be asked for.
-        embedder: gives embeddings.
-        limits: what a request may hold.
+        models: the served models.
+        embedder: computes embeddings.
+        limits: the limits of a request.
     """
 
     def __init__(self, models: ModelRegistry, embedder: Embedder, limits: ScorerLimits) -> None:
@@ -33,7 +33,7 @@ class Scoring:
         self._limits = limits
 
     async def score(self, request: pb.ScoreRequest, seconds: float | None = None) -> pb.ScoreResponse:
-        """The scores of one request. `seconds` is the time left; raises a SightlineError."""
+        """The scores of one request. `seconds` is the remaining time; raises a SightlineError."""
         try:
             response = await self._score(request, None if seconds is None else time.monotonic() + seconds)
         except SightlineError as error:
@@ -87,7 +87,7 @@ def _kind(asked: pb.ScoreKind, found: AnyModel | Ensemble) -> pb.ScoreKind:
 
 
 def _mean(responses: list[pb.ScoreResponse], ensemble: Ensemble) -> pb.ScoreResponse:
-    """The weighted mean of the members' responses; the parts too, where all members had the same ones."""
+    """The weighted mean of the members' responses; also of the parts, if all members have the same ones."""
     weights = list(ensemble.weights.values())
     response = pb.ScoreResponse()
     response.CopyFrom(responses[0])

@@ -1,4 +1,4 @@
-"""Where a text may be divided: at sentences, in a long sentence at clauses, then between words, then inside one."""
+"""Splits a text at sentences, a long sentence at clauses, then between words, then inside a word."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Count = Callable[[Sequence[str]], list[int]]
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text, in order; pieces without a word belong to the sentence before them."""
+    """The sentences of a text, in order; pieces without a word belong to the previous sentence."""
     pieces: list[str] = []
     for piece in _BOUNDARY.split(text):
         if _WORD.search(piece):
@@ -32,9 +32,9 @@ def sentences(text: str) -> list[str]:
 
 
 def fitting(sentence: str, window: int, count: Count) -> list[str]:
-    """Pieces of a sentence, each of at most `window` tokens: whole clauses, else words, else parts of a word.
+    """Pieces of a sentence, each of at most `window` tokens: whole clauses, otherwise words, otherwise parts of a word.
 
-    As few pieces as go: neighbours that fit together stay together. Nothing is left out.
+    As few pieces as possible: neighbours that fit together stay together. Nothing is left out.
     """
     if count([sentence])[0] <= window:
         return [sentence]
@@ -46,7 +46,7 @@ def fitting(sentence: str, window: int, count: Count) -> list[str]:
             ]
     middle = len(sentence) // 2
     if middle == 0:
-        return [sentence]  # one character that takes more than a window; the caller refuses it
+        return [sentence]  # one character with more tokens than the window; the caller refuses it
     return fitting(sentence[:middle], window, count) + fitting(sentence[middle:], window, count)
 
 
@@ -55,7 +55,7 @@ def _refit(packed: str, whole: str, window: int, count: Count) -> list[str]:
 
 
 def _pack(units: list[str], window: int, count: Count) -> list[str]:
-    """Join neighbours as long as they fit; what joining adds to the counts is checked again by the caller."""
+    """Join neighbours as long as they fit; the caller checks the joined counts again."""
     packed: list[str] = []
     room = 0
     for unit, tokens in zip(units, count(units), strict=True):

@@ -1,4 +1,4 @@
-"""The scorer as a service of the chassis: what it starts, and in which order."""
+"""The scorer as a chassis service: what it starts, and in which order."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ class ScorerService(Service):
 
     Args:
         settings: all of them.
-        reread: reads the settings again, for a change of models; without it the same ones are used, and only weights
-            that changed on disk are new.
+        reread: reads the settings again, for a change of models; without it the same settings are used, and only
+            weights that changed on disk are new.
     """
 
     name: ClassVar[str] = "scorer"
@@ -107,11 +107,11 @@ class ScorerService(Service):
         """
         assert self._probe is not None
         failing = RELOAD_FAILING.labels("models")
-        failing.set(1)  # until it is known to have worked
+        failing.set(1)  # until it has worked
         try:
             settings = self._reread()
         except SettingsError as error:
-            raise PreconditionFailed(f"the models stay as they were: {error}", reason="RELOAD_FAILED") from error
+            raise PreconditionFailed(f"the models are unchanged: {error}", reason="RELOAD_FAILED") from error
         changed, removed = await self._loader.reload(self._models, settings, self._probe.try_out)
         failing.set(0)
         logger.info("models reloaded", extra={"changed": changed, "removed": removed})

@@ -25,7 +25,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
-    """Between gRPC and `Scoring`. Errors leave as SightlineError; the chassis makes a status of them."""
+    """Connects gRPC and `Scoring`. It raises SightlineErrors, which the chassis turns into statuses."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
                 while running:
                     await asyncio.wait(running)
                 answers.put_nowait(None)
-            except Exception as error:  # a client that goes away, for one
+            except Exception as error:  # for example a client that disconnects
                 answers.put_nowait(error)
 
         reader = asyncio.create_task(read())
@@ -88,7 +88,7 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
     async def FindMissingImages(
         self, request: pb.FindMissingImagesRequest, context: Context
     ) -> pb.FindMissingImagesResponse:
-        """Which images are not stored here."""
+        """The images that are not stored here."""
         if len(request.sha256) > self._limits.max_digests:
             raise InvalidInput(
                 f"{len(request.sha256)} digests, over the limit of {self._limits.max_digests}: ask in several requests",
@@ -133,13 +133,13 @@ class ScorerServicer(scorer_pb2_grpc.ScorerServiceServicer):
         return await self._embedding.embed(request, context.time_remaining())
 
     async def ReloadModels(self, request: pb.ReloadModelsRequest, context: Context) -> pb.ReloadModelsResponse:
-        """Serve what the settings say now."""
+        """Apply the current settings."""
         if self._reload is None:
             raise PermissionDenied(
                 "models are reloaded by SIGHUP only: send it to the service, or set reload.rpc=true",
                 reason="RELOAD_NOT_ALLOWED",
             )
-        # Shielded: a caller that goes away must not leave it half-way.
+        # Shielded: a caller that disconnects must not stop it half-way.
         changed, removed = await asyncio.shield(asyncio.ensure_future(self._reload()))
         return pb.ReloadModelsResponse(models=self._scoring.models.infos(), changed=changed, removed=removed)
 

@@ -29,14 +29,14 @@ ModelName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]
 
 
 class SamplerConnection(Section):
-    """How the sampler of a vqa model is reached."""
+    """How to reach the sampler of a vqa model."""
 
     ca_file: Path | None = Field(None, description="PEM file of the authority: speak TLS to the sampler")
-    certificate_file: Path | None = Field(None, description="PEM file of our certificate, where it asks for one")
+    certificate_file: Path | None = Field(None, description="PEM file of our certificate, if it requires one")
     key_file: Path | None = Field(None, description="PEM file with that certificate's key")
     token_file: Path | None = Field(None, description="File with the bearer token for the sampler")
     timeout_seconds: float = Field(60, gt=0, le=3600, description="Longest time for one answer, retries included")
-    max_in_flight: int = Field(8, ge=1, le=256, description="Answers that are asked for at a time")
+    max_in_flight: int = Field(8, ge=1, le=256, description="Number of concurrent requests to it")
 
     @model_validator(mode="after")
     def _certificate_has_a_key(self) -> Self:
@@ -50,7 +50,7 @@ class ModelSettings(Section):
 
     kind: Literal["clip", "pickscore", "hpsv2", "longclip", "aesthetic", "imagereward", "vqa"] = Field(
         "clip",
-        description="What it is: clip (also SigLIP, SigLIP 2 and MobileCLIP, by open_clip), or a checkpoint as it was"
+        description="Kind of model: clip (also SigLIP, SigLIP 2 and MobileCLIP, by open_clip), or a checkpoint as"
         " released: pickscore, hpsv2, longclip, imagereward; aesthetic: a CLIP model and a `head`; vqa: the probability"
         " that a language model behind a sampler answers yes",
     )
@@ -64,22 +64,22 @@ class ModelSettings(Section):
     pretrained: str | None = Field(
         None, description="For an open_clip name: its pretrained tag, or a weights file. Directories bring their own"
     )
-    architecture: str | None = Field(None, description="hpsv2: the open_clip name of its weights; else ViT-H-14")
+    architecture: str | None = Field(None, description="hpsv2: the open_clip name of its weights; default ViT-H-14")
     head: Path | None = Field(None, description="aesthetic: the file of its network, .safetensors or .pth")
     tokenizer: str | None = Field(
         None,
-        description="A tokenizer of transformers, by directory or hub name. imagereward: BERT's; else the files beside"
-        " the checkpoint, else google-bert/bert-base-uncased. vqa: the language model's own, or playground:llava",
+        description="A transformers tokenizer, by directory or hub name. imagereward: BERT's; default: the files beside"
+        " the checkpoint, or google-bert/bert-base-uncased. vqa: the language model's own, or playground:llava",
     )
     question: str = Field(
         'Does this figure show "{text}"? Please answer yes or no.',
-        description="vqa: what the language model is asked; {text} stands for the text that is scored",
+        description="vqa: the question to the language model; {text} is replaced by the text to score",
     )
     answer: str = Field("Yes", min_length=1, description="vqa: the answer whose probability is the score")
     against: str | None = Field(
         None, description="vqa: the other answer, such as No: the score is then answer / (answer + against)"
     )
-    sampler: SamplerConnection | None = Field(None, description="vqa: how the sampler is reached, beside its address")
+    sampler: SamplerConnection | None = Field(None, description="vqa: how to reach the sampler, besides its address")
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="Precision of the towers")
     calibration: Path | None = Field(
         None,
@@ -107,12 +107,12 @@ class ModelSettings(Section):
         if self.tokenizer is None:
             raise ValueError("kind=vqa needs tokenizer, the language model's own: it decides which tokens say `answer`")
         if self.question.count("{text}") != 1:
-            raise ValueError("question must hold {text} once, where the text that is scored stands")
+            raise ValueError("question must contain {text} once, the place of the text to score")
         return self
 
 
 class EnsembleSettings(Section):
-    """A weighted mean of models, asked for by a name of its own."""
+    """A weighted mean of models, with its own name."""
 
     members: dict[ModelName, Annotated[float, Field(gt=0)]] = Field(
         min_length=1, description="Weight of each model, relative to the others'"
@@ -123,7 +123,7 @@ class EnsembleSettings(Section):
 
 
 class ScorerLimits(ImageLimits):
-    """What a request may hold. Larger requests are refused before any work is done on them."""
+    """The limits of a request. Larger requests are refused before any work."""
 
     max_texts: int = Field(1024, ge=1, le=100_000, description="Maximum number of texts per request")
     max_text_bytes: int = Field(8192, ge=1, le=2**20, description="Maximum UTF-8 bytes of a text")
@@ -133,7 +133,7 @@ class ScorerLimits(ImageLimits):
 
 
 class CacheSettings(Section):
-    """Embeddings that were computed before, by the SHA-256 of the image's or text's bytes; for each model."""
+    """The cache of embeddings, by the SHA-256 of the image's or text's bytes; one for each model."""
 
     image_bytes: int = Field(64 * 2**20, ge=0, description="Bytes for image embeddings of each model; 0: none are kept")
     shared: bool = Field(
@@ -166,14 +166,14 @@ class FetchSettings(Section):
 
 
 class ReloadSettings(Section):
-    """A change of models while the service serves. SIGHUP always asks for one."""
+    """Changing models during service. SIGHUP always triggers it."""
 
     rpc: bool = Field(False, description="Let callers request a reload with ReloadModels")
     drain_seconds: float = Field(60, ge=0, le=3600, description="Time for requests to a replaced model to finish")
 
 
 class ProbeSettings(Section):
-    """The real inference that says whether the service is ready."""
+    """The real inference that decides whether the service is ready."""
 
     every_seconds: float = Field(
         5, gt=0, le=300, description="Time between probes; a successful score counts as a probe"
@@ -200,7 +200,7 @@ class ScorerSettings(ServiceSettings):
         default_factory=dict, description="Weighted means of models, by the name that callers use"
     )
     triton: TritonSettings = Field(default_factory=TritonSettings, description="Where the towers run")
-    limits: ScorerLimits = Field(default_factory=ScorerLimits, description="What a request may hold")
+    limits: ScorerLimits = Field(default_factory=ScorerLimits, description="Limits of a request")
     image_store: ImageStoreSettings = Field(default_factory=ImageStoreSettings, description="Uploaded images")
     cache: CacheSettings = Field(default_factory=CacheSettings, description="Cache of embeddings")
     fetch: FetchSettings = Field(default_factory=FetchSettings, description="Images named by URI")
@@ -226,10 +226,10 @@ class ScorerSettings(ServiceSettings):
 
     @property
     def default_name(self) -> str:
-        """The model or ensemble of requests that name none."""
+        """The model or ensemble for requests that do not name one."""
         return self.default_model or next(iter(self.models))
 
     @property
     def first_model(self) -> str:
-        """The model whose towers are called `clip_image` and `clip_text`: the default one, else the first."""
+        """The model whose towers are called `clip_image` and `clip_text`: the default one, or the first."""
         return self.default_name if self.default_name in self.models else next(iter(self.models))

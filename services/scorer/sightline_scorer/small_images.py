@@ -1,7 +1,7 @@
-"""Which files are certainly quick to decode, judged by their bytes alone.
+"""Which files are certainly quick to decode, judged by their bytes.
 
 Thirty-two kilobytes can hold a picture that takes seconds: texts and profiles that inflate to megabytes, a thousand
-scans of a progressive JPEG, an animation. So a file counts as small only if nothing but a few pixels is in it.
+scans of a progressive JPEG, an animation. So a file counts as small only if it contains nothing but a few pixels.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _MOST_SCANS = 4
 
 
 def small_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a PNG or baseline JPEG that is certainly quick to decode; None for everything else, whether
-    it is expensive, damaged or only unusual."""
+    """Width and height of a PNG or baseline JPEG that is certainly quick to decode; None for everything else
+    (expensive, damaged or unusual)."""
     if len(content) > MOST_BYTES:
         return None
     try:

@@ -1,7 +1,9 @@
-"""What of each text is scored: the whole, its sentences, or the whole and phrases; and what becomes of a long text.
+"""Which parts of each text are scored (the whole, its sentences, or the whole and phrases), and how long texts are
+treated.
 
-Nothing is ever cut. A text over the model's window becomes its sentences (the way of CSR, Zhou et al. 2024), a sentence
-over it pieces at clauses, words or tokens, flagged; or it is refused, with LONG_TEXT_REJECT, naming index and count.
+Nothing is ever cut. A text longer than the model's window is split into sentences (as in CSR, Zhou et al. 2024), and a
+longer sentence into pieces at clauses, words or tokens, which is flagged. With LONG_TEXT_REJECT it is refused, with its
+index and token count.
 """
 
 from __future__ import annotations
@@ -22,38 +24,38 @@ from sightline_scorer.settings import ScorerLimits
 from sightline_scorer.tokens import TextReader, TokenRow, refused
 
 INLINE_COST = 1024
-"""Tokenising what costs more goes to a thread: everybody would wait for it. See `cost`."""
+"""Tokenising above this cost runs in a thread, since all callers would wait for it. See `cost`."""
 
 _TEXT_COST, _OTHER_COST = 16, 5
 
 Unknown = Callable[[Sequence[bytes]], list[int]]
-"""Positions of the keys whose embeddings are not known, so that their texts must be tokenised."""
+"""Positions of the keys without known embeddings, whose texts must be tokenised."""
 
 
 Steps = Generator[None, None, "Plan"]
-"""A plan in the making; stops between two texts. Raises InvalidInput naming the text at fault."""
+"""Makes a plan step by step; it can pause between two texts. Raises InvalidInput that names the text at fault."""
 
 
 @dataclass
 class Plan:
-    """The rows to embed, and how they make the texts' scores (see scores.py: rows, groups, texts)."""
+    """The rows to embed, and how they form the texts' scores (see scores.py: rows, groups, texts)."""
 
     rows: list[str] = field(default_factory=list)
     """[N] the texts to embed, each within the window."""
     keys: list[bytes] = field(default_factory=list)
     """[N] their SHA-256."""
     tokens: dict[int, TokenRow] = field(default_factory=dict)
-    """Tokens of the rows, by position; those of rows that were known are missing."""
+    """Tokens of the rows, by position; known rows are missing."""
     groups: list[str] = field(default_factory=list)
-    """[G] the parts that are scored."""
+    """[G] the scored parts."""
     group_sizes: list[int] = field(default_factory=list)
-    """[G] rows of each."""
+    """[G] number of rows of each part."""
     text_sizes: list[int] = field(default_factory=list)
-    """[K] groups of each text."""
+    """[K] number of groups of each text."""
     split: list[bool] = field(default_factory=list)
-    """[G] whether a part is, or has, pieces of a sentence over the window."""
+    """[G] whether a part is a piece of a sentence longer than the window, or was split into pieces."""
     token_counts: list[int] = field(default_factory=list)
-    """[K] tokens of each whole text; 0 if it is its first row's."""
+    """[K] tokens of each whole text; 0 if they are those of its first row."""
 
     @property
     def plain(self) -> bool:
@@ -70,8 +72,8 @@ class Plan:
 
 
 def cost(texts: Iterable[str]) -> int:
-    """What tokenising may cost at worst, in letters of ASCII (up to 25 us each, measured with words of 64 random
-    letters). Others are worth five: emoji and accents, which the cleaning and the merges take one by one."""
+    """The worst cost of tokenising, in ASCII letters (up to 25 us each, measured with words of 64 random letters).
+    Other characters, such as emoji and accents, cost five each, since cleaning and merges process them one by one."""
     return sum(_TEXT_COST + (len(text) if text.isascii() else _OTHER_COST * len(text)) for text in texts)
 
 
@@ -101,7 +103,7 @@ def key_of(text: str) -> bytes:
 
 
 def check_texts(texts: Sequence[str], limits: ScorerLimits, name: str = "texts") -> None:
-    """Refuse no texts, too many, an empty one and one over the byte limit. Raises InvalidInput."""
+    """Raise InvalidInput for no texts, too many, an empty one, or one over the byte limit."""
     if not texts:
         raise InvalidInput("the request has no texts: give at least one", reason="NO_TEXTS")
     if len(texts) > limits.max_texts:
@@ -115,7 +117,7 @@ def check_texts(texts: Sequence[str], limits: ScorerLimits, name: str = "texts")
 
 
 def check_text(index: int, text: str, limits: ScorerLimits) -> None:
-    """Refuse an empty text and one over the byte limit. Raises InvalidInput naming its index."""
+    """Raise InvalidInput, which names the index, for a text that is empty or over the byte limit."""
     if not text or text.isspace():
         raise refused(index, "is empty: leave it out, or write what the image should show", "TEXT_EMPTY")
     size = len(text) if len(text) * 4 <= limits.max_text_bytes else len(text.encode())
@@ -128,7 +130,7 @@ def check_text(index: int, text: str, limits: ScorerLimits) -> None:
 
 
 def check_request(request: pb.ScoreRequest, limits: ScorerLimits) -> None:
-    """Refuse what can be refused without a model. Raises InvalidInput."""
+    """Raise InvalidInput for everything that can be checked without a model."""
     check_texts(request.texts, limits)
     for value, enum, name in (
         (request.long_text, pb.LongText, "long_text"),
@@ -172,7 +174,7 @@ def plan_request(request: pb.ScoreRequest, tokenizer: TextReader, limits: Scorer
 def plan_texts(
     texts: list[str], tokenizer: TextReader, limits: ScorerLimits, unknown: Unknown, *, reject: bool, first: int = 0
 ) -> Steps:
-    """The rows of whole texts; errors name them counted from `first`."""
+    """The rows of whole texts; errors count them from `first`."""
     return _plan([[text] for text in texts], tokenizer, limits, unknown, reject=reject, apart=True, first=first)
 
 
@@ -186,7 +188,7 @@ def _plan(
     apart: bool,
     first: int = 0,
 ) -> Steps:
-    """Rows for the parts of each text; where `apart`, the pieces of a part over the window are parts of their own."""
+    """Rows for the parts of each text; if `apart`, the pieces of a part longer than the window are separate parts."""
     flat = [part for text in parts for part in text]
     owner = [index for index, text in enumerate(parts, first) for _ in text]
     if len(flat) > limits.max_texts:
@@ -211,7 +213,7 @@ def _plan(
             continue
         if reject:
             raise _too_long(index, row.length, tokenizer.window, "shorten it, or ask for LONG_TEXT_SENTENCES")
-        if plan.text_sizes[text] == 0:  # the whole text; where sentences are asked for, it is counted apart
+        if plan.text_sizes[text] == 0:  # the whole text; if sentences are requested, it is counted separately
             plan.token_counts[text] = row.length
         pieces = [
             (piece, len(found) > 1)
@@ -238,7 +240,7 @@ def _plan(
 
 
 def _portions(positions: Sequence[int], texts: Sequence[str]) -> Iterable[list[int]]:
-    """Positions in their order, as many together as are quickly tokenised."""
+    """Positions in order, in groups that are quickly tokenised."""
     portion: list[int] = []
     size = 0
     for position in positions:

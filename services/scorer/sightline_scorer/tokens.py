@@ -1,6 +1,6 @@
-"""From texts to token ids, counted honestly: open_clip's ids without its silent cut.
+"""Turns texts into token ids with true counts: open_clip's ids without its silent cut.
 
-A text that spells a special token such as `<end_of_text>` is refused, since the model would read nothing behind it.
+A text that spells a special token such as `<end_of_text>` is refused, since the model would ignore everything after it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class TokenRow:
     """The tokens of one text."""
 
     ids: list[int]
-    """For the model: padded to its window, or not at all where its padding cannot matter. Of use only if it fits."""
+    """The model's input: padded to its window, or not padded if padding cannot matter. Valid only if the text fits."""
     length: int
-    """Tokens, start and end included; over the window for a text that does not fit."""
+    """Number of tokens, start and end included; larger than the window if the text does not fit."""
 
 
 class TextReader(Protocol):
@@ -32,16 +32,16 @@ class TextReader(Protocol):
     window: int
 
     def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
-        """The tokens of texts; `indices` are the places in the request that errors name. Raises InvalidInput."""
+        """The tokens of texts; errors name `indices`, the positions in the request. Raises InvalidInput."""
         ...
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text; nothing is refused."""
+        """Number of tokens of each text; nothing is refused."""
         ...
 
 
 class WholeTexts:
-    """For a model whose window is another service's business: every text fits, and its tokens are not known (0)."""
+    """For a model whose window another service checks: every text fits, and its token count is unknown (0)."""
 
     window = 2**31 - 1
 
@@ -58,10 +58,10 @@ class Tokenizer:
     """The tokenizer of one model. Safe to use from several threads.
 
     Args:
-        tokenizer: of `vocabularies.vocabulary`, or what `open_clip.get_tokenizer` answers.
+        tokenizer: from `vocabularies.vocabulary` or `open_clip.get_tokenizer`.
         context_length: L, the model's window in tokens.
-        vocabulary_size: tokens that the model knows; 0 if that is unknown.
-        trim: whether the model reads nothing behind the end token, so that rows need no padding.
+        vocabulary_size: number of tokens that the model knows; 0 if unknown.
+        trim: whether the model ignores everything after the end token, so that rows need no padding.
     """
 
     def __init__(self, tokenizer: Any, context_length: int, vocabulary_size: int = 0, *, trim: bool = False) -> None:
@@ -74,13 +74,13 @@ class Tokenizer:
             self._words = WordTokenizer(tokenizer)
         self._ends: set[int | None] = set()
         if not self._is_simple:
-            end = getattr(tokenizer.tokenizer, "sep_token_id", None)  # BERT's; of others it may be a word
+            end = getattr(tokenizer.tokenizer, "sep_token_id", None)  # BERT's; in other tokenizers it may be a word
             (plain,) = _plain_ids(tokenizer, ["a"])
             self._ends = {end} & set(plain)
-        self.encode(["a"], [0])  # a fast tokenizer takes its padding at the first call; never in two threads at once
+        self.encode(["a"], [0])  # a fast tokenizer sets its padding at its first call: not in two threads
 
     def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
-        """The tokens of texts; `indices` are the places in the request that errors name. Raises InvalidInput."""
+        """The tokens of texts; errors name `indices`, the positions in the request. Raises InvalidInput."""
         if not texts:
             return []
         rows = self._encode_simple(texts) if self._is_simple else self._encode_hf(texts)
@@ -102,7 +102,7 @@ class Tokenizer:
         return rows
 
     def count(self, texts: Sequence[str]) -> list[int]:
-        """Tokens of each text, start and end included; nothing is refused."""
+        """Number of tokens of each text, start and end included; nothing is refused."""
         if self._is_simple:
             return [len(self._words.encode(text)) + 2 for text in texts]
         return [row.length for row in self._encode_hf(texts)]
@@ -139,7 +139,8 @@ class Tokenizer:
         ]
 
     def _encode_clips(self, texts: Sequence[str]) -> list[TokenRow]:
-        """CLIPS adds its start, end and class tokens itself; of rows over the window only the length is used."""
+        """CLIPS adds its start, end and class tokens itself; for rows longer than the window, only the length is
+        used."""
         wrapper = self._tokenizer
         clean_texts = [self._clean(text) for text in texts]
         plain = wrapper.tokenizer(clean_texts, add_special_tokens=False, truncation=False, verbose=False)["input_ids"]

@@ -1,12 +1,12 @@
-"""One tower of one model, asked by many requests: known embeddings at once, equal work once, the rest in batches.
+"""One tower of one model, shared by many requests: returns known embeddings, does equal work once, batches the rest.
 
-    request ──keys──> table (seen before?) ──> items (asked for right now?) ──> queue ──batch──> Triton
+    request ──keys──> table (seen before?) ──> items (in progress?) ──> queue ──batch──> Triton
 
-- An item is one image or text that is not known, under the SHA-256 of its bytes. Requests that want the same one wait
-  for the same item; it is dropped only when the last of them has left, so a cancelled request takes nothing from others
-  and leaves nothing behind, in the queue here or in Triton's.
-- Triton has only as many batches at a time as it can work on. What comes meanwhile waits here and shares the next one.
-  A batch is the oldest item and those nearest to it in length.
+- An item is one unknown image or text, named by the SHA-256 of its bytes. Requests for the same one wait for the same
+  item; it is dropped only when the last of them has left. So a cancelled request does not affect others and leaves
+  nothing behind, neither in the queue here nor in Triton's.
+- Triton gets only as many batches at a time as it can process. Items that arrive meanwhile wait here and share the next
+  batch. A batch is the oldest item and those nearest to it in length.
 - A call to Triton costs as much as a small tower does. So a batch that is not full waits a few milliseconds, but only
   while images of other requests are being decoded, whose embeddings and texts will share it.
 - A failed batch fails its items; an embedding that is not finite or not of length 1 fails its own item alone.
@@ -33,7 +33,7 @@ from sightline_scorer.cache import EmbeddingTable
 logger = logging.getLogger(__name__)
 Embeddings = npt.NDArray[np.float32]
 Run = Callable[[list[Any]], Awaitable[Embeddings]]
-_WINDOW = 8  # batches' worth of the oldest items, among which those of like length are looked for
+_WINDOW = 8  # the oldest items, in batches, among which similar lengths are searched
 
 
 class TowerItem:
@@ -47,17 +47,17 @@ class TowerItem:
         self.payload: Any = None
         self.length = 1
         self.ready_at = 0.0
-        """time.monotonic() when what Triton gets was made."""
+        """time.monotonic() when Triton's input was ready."""
         self.drop: Callable[[], object] | None = None
-        """Stops the making of it."""
+        """Cancels the preparation of its input."""
         self.waits: list[tuple[Wait, int]] = []
         self.batch: Batch | None = None
         self.trace = traces.here()
-        """The span of the request that asked first."""
+        """The span of the first request."""
 
 
 class Wait:
-    """One request's embeddings of one tower, as they come: rows [K, D] and notes [K]."""
+    """One request's embeddings from one tower, filled as they arrive: rows [K, D] and notes [K]."""
 
     __slots__ = ("_future", "_left", "done_at", "items", "known", "notes", "ready_at", "rows")
 
@@ -65,11 +65,11 @@ class Wait:
         self.rows: Embeddings = np.empty((count, size), np.float32)
         self.notes = np.zeros(count, np.int32)
         self.known = 0
-        """Of them, how many were known before."""
+        """How many of them were cached."""
         self.ready_at = 0.0
-        """time.monotonic() when the last of what Triton gets was made; 0 if all was known."""
+        """time.monotonic() when the last of Triton's inputs was ready; 0 if all were cached."""
         self.done_at = 0.0
-        """time.monotonic() when the last embedding came; 0 if all was known."""
+        """time.monotonic() when the last embedding arrived; 0 if all were cached."""
         self.items: list[TowerItem] = []
         self._left = 0
         self._future: asyncio.Future[None] | None = None
@@ -77,13 +77,13 @@ class Wait:
     def expect(self, item: TowerItem, position: int) -> None:
         """Wait for an item too; it gives the row at `position`."""
         if not item.waits and item.batch is not None:
-            item.batch.live += 1  # nobody had waited for it any more
+            item.batch.live += 1  # no request had been waiting for it
         item.waits.append((self, position))
         self.items.append(item)
         self._left += 1
 
     def fill(self, position: int, row: Embeddings, item: TowerItem) -> None:
-        """An item's embedding has come."""
+        """An item's embedding has arrived."""
         self.rows[position] = row
         self.notes[position] = item.note
         self.ready_at = max(self.ready_at, item.ready_at)
@@ -99,10 +99,10 @@ class Wait:
             self._future = asyncio.get_running_loop().create_future()
         if not self._future.done():
             self._future.set_exception(error)
-            self._future.exception()  # it may have left: then nobody looks at the error
+            self._future.exception()  # the request may have left: mark the error as seen
 
     async def done(self, seconds: float | None) -> None:
-        """Return when all are ready. Raises an item's error, and DeadlineExceeded after this many seconds."""
+        """Return when all are ready. Raises an item's error, or DeadlineExceeded after this many seconds."""
         if self._left == 0 and self._future is None:
             return
         if self._future is None:
@@ -118,7 +118,7 @@ class Wait:
 
 
 class Batch:
-    """Items that Triton works on together."""
+    """Items that Triton processes together."""
 
     __slots__ = ("began", "items", "live", "task")
 
@@ -133,14 +133,14 @@ class Tower:
     """See the module. Use it from one event loop.
 
     Args:
-        table: the embeddings known.
+        table: the cached embeddings.
         run: embeddings [B, D] of a batch's payloads; raises a SightlineError.
         label: model and tower, for metrics.
-        batch: most items in a batch.
-        tokens: most tokens in a batch (longest item times items); 0 for no bound.
-        in_flight: batches that Triton has at a time.
-        max_waiting: items that may wait.
-        unit: whether its rows have length 1; else they are numbers that need only be finite.
+        batch: maximum items in a batch.
+        tokens: maximum tokens in a batch (longest item times items); 0: no limit.
+        in_flight: maximum batches in Triton at a time.
+        max_waiting: maximum waiting items.
+        unit: whether its rows have length 1; otherwise they are numbers that only need to be finite.
         gather: seconds that a batch which is not full waits for items that are on their way.
         beside: the tower of images, for one of texts: while it waits for images of other requests, texts gather.
     """
@@ -184,17 +184,17 @@ class Tower:
 
     @property
     def busy_since(self) -> float | None:
-        """time.monotonic() when Triton got the oldest batch that it has; None if it has none."""
+        """time.monotonic() when Triton got its oldest current batch; None if it has none."""
         return min((batch.began for batch in self._running), default=None)
 
     def unknown(self, keys: Sequence[bytes]) -> list[int]:
-        """Positions of the keys that are neither known nor being worked on."""
+        """Positions of the keys that are neither cached nor in progress."""
         return [position for position, key in enumerate(keys) if key not in self.table and key not in self._items]
 
     def ask(self, keys: Sequence[bytes]) -> tuple[Wait, list[int]]:
-        """Begin to wait for the embeddings of `keys`; answers which positions nobody knows or works on yet.
+        """Start to wait for the embeddings of `keys`; returns the positions that are neither cached nor in progress.
 
-        For each of those call `begin` and then `ready` or `fail`. Raises Overloaded if too much waits already.
+        For each of those call `begin` and then `ready` or `fail`. Raises Overloaded if too many items wait already.
         """
         wait = Wait(len(keys), self.table.size)
         missing = self.table.lookup(keys, wait.rows, wait.notes)
@@ -212,7 +212,7 @@ class Tower:
         if new and len(self._items) >= self._max_waiting:
             self.leave(wait)
             raise Overloaded(
-                f"{len(self._items)} {self._label[1]}s wait for model {self._label[0]!r} already; try again",
+                f"{len(self._items)} {self._label[1]}s are waiting for model {self._label[0]!r} already; try again",
                 reason="BACKEND_QUEUE_FULL",
                 retry_after=1,
             )
@@ -232,7 +232,7 @@ class Tower:
         return item
 
     def ready(self, item: TowerItem, payload: Any, length: int = 1) -> None:
-        """What Triton gets for an item is made: queue it, unless everybody has left."""
+        """An item's input is ready: queue it, unless all its requests have left."""
         if self._items.get(item.key) is not item:
             return
         item.payload, item.length, item.ready_at = payload, length, time.monotonic()
@@ -243,7 +243,7 @@ class Tower:
         self._pump_soon()
 
     def fail(self, item: TowerItem, error: BaseException) -> None:
-        """The item cannot be had."""
+        """The item has failed."""
         if self._items.get(item.key) is item:
             del self._items[item.key]
             self._made(item)
@@ -334,12 +334,12 @@ class Tower:
                 item.batch = batch
             self._running.add(batch)
             batch.task = asyncio.create_task(self._work(batch))
-            # Not at the end of _work: a task that is cancelled before its first step runs none of it.
+            # Not at the end of _work: a task that is cancelled before its first step runs none of its code.
             batch.task.add_done_callback(partial(self._ended, batch))
         self._waiting.set(len(self._queue))
 
     def _take(self) -> list[TowerItem]:
-        """The oldest item and those of like length, within the bounds of a batch."""
+        """The oldest item and others of similar length, within the bounds of a batch."""
         window = list(islice(self._queue.values(), _WINDOW * self._batch))
         if len(window) <= self._batch and not self._tokens:
             return window
@@ -382,12 +382,12 @@ class Tower:
     def _ended(self, batch: Batch, task: asyncio.Task[None]) -> None:
         self._running.discard(batch)
         if task.cancelled():
-            for item in batch.items:  # nobody waits for these, or the model is released
+            for item in batch.items:  # no request waits for these, or the model is released
                 self.fail(item, InternalError("the work was cancelled", reason="CANCELLED_BATCH"))
         self._pump_soon()
 
     def _finish(self, batch: Batch, rows: Embeddings) -> None:
-        # NaN and Inf have no length 1 either.
+        # This also catches NaN and Inf.
         good: Any = np.isfinite(rows).all(axis=1)
         if self._unit:
             good = np.abs(np.einsum("nd,nd->n", rows, rows) - 1) < 0.02
@@ -397,10 +397,10 @@ class Tower:
                 self.fail(
                     item,
                     InternalError(
-                        f"model {self._label[0]!r} gave an embedding that is not finite or not of length 1; no score "
-                        "is made of it"
+                        f"model {self._label[0]!r} gave an embedding that is not finite or not of length 1, so "
+                        "there is no score"
                         if self._unit
-                        else f"model {self._label[0]!r} gave a number that is not finite; no score is made of it",
+                        else f"model {self._label[0]!r} gave a number that is not finite, so there is no score",
                         reason="NONFINITE_EMBEDDING" if self._unit else "NONFINITE_SCORE",
                         metadata={"model": self._label[0], "tower": self._label[1]},
                     ),

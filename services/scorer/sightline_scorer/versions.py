@@ -25,26 +25,26 @@ class ModelVersion:
     triton_names: tuple[str, ...]
     """Its towers in Triton; none for a model that a sampler answers."""
     fingerprint: str
-    """Changes with anything that makes another version of it."""
+    """Changes with anything that makes a new version."""
     told: ModelCard | None
     """Its facts as Triton reports them; None without a model in Triton."""
     in_use: int = 0
-    """Requests that have it."""
+    """Number of requests that use it."""
     _idle: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def name(self) -> str:
-        """What callers ask for."""
+        """The name that requests use."""
         return self.info.name
 
     @property
     def towers(self) -> tuple[Tower, ...]:
-        """In the order of their Triton names."""
+        """The towers, in the order of their Triton names."""
         raise NotImplementedError
 
     @contextlib.contextmanager
     def used(self) -> Iterator[Self]:
-        """A request has this version until it ends, also when another one takes over meanwhile."""
+        """A request keeps this version until it ends, even if another one takes over meanwhile."""
         self.in_use += 1
         self._idle.clear()
         try:
@@ -61,6 +61,6 @@ class ModelVersion:
                 await asyncio.wait_for(self._idle.wait(), seconds)
 
     async def close(self) -> None:
-        """Let its towers go."""
+        """Release its towers."""
         for tower in self.towers:
             await tower.close()

@@ -1,8 +1,9 @@
-"""Which tokenizer a model has, as its card says it, and that tokenizer without open_clip or torch.
+"""Which tokenizer a model has, as recorded in its card, and that tokenizer without open_clip or torch.
 
-Four kinds: OpenAI's byte pairs, which most CLIP models have, are here. A directory's `tokenizer.json` is read by the
-tokenizers library, if transformers makes just that of it; importing transformers would load torch, where it is
-installed. Any other of transformers' is loaded by it, and the few others are open_clip's own and need that package.
+There are four kinds. OpenAI's byte pairs, which most CLIP models have, are implemented here. A directory's
+`tokenizer.json` is read by the tokenizers library, if transformers would do the same; importing transformers would load
+torch if installed. Other transformers tokenizers are loaded by transformers, and the few others are open_clip's own and
+need that package.
 
 The merges of `clip_merges.txt.gz` are OpenAI CLIP's (MIT licence, Copyright (c) 2021 OpenAI): those in use of its
 `bpe_simple_vocab_16e6.txt.gz`.
@@ -48,7 +49,7 @@ class ClipVocabulary:
         self.cache: dict[str, str] = {}
 
     def bpe(self, letters: str) -> str:
-        """Tokens of a word in byte letters, with spaces between them."""
+        """Tokens of a word in byte letters, separated by spaces."""
         return letters if letters in (_START, _END) else " ".join(merge(letters, self.bpe_ranks))
 
 
@@ -61,7 +62,7 @@ class FileVocabulary:
         facts: of `tokenizer_facts`.
 
     Raises:
-        ValueError: the file is another than the one that was described.
+        ValueError: the file differs from the one in the model's description.
     """
 
     tokenizer_mode = ""
@@ -78,17 +79,17 @@ class FileVocabulary:
         self._pads_left = facts["pads_left"]
 
     def rows(self, texts: list[str]) -> list[list[int]]:
-        """Ids of each text with start and end tokens, whatever their number. One by one: no pool of threads."""
+        """Ids of each text with start and end tokens, of any length. One by one: no thread pool."""
         return [self._tokenizer.encode(text).ids for text in texts]
 
     def padded(self, ids: list[int]) -> list[int]:
-        """Ids filled up to the window."""
+        """Ids padded to the window."""
         padding = [self.tokenizer.pad_token_id] * (self.context_length - len(ids))
         return padding + ids if self._pads_left else ids + padding
 
 
 class TransformersVocabulary:
-    """A tokenizer of transformers, as open_clip's HFTokenizer holds it.
+    """A transformers tokenizer, as in open_clip's HFTokenizer.
 
     Args:
         source: a directory or a hub name.
@@ -109,7 +110,7 @@ class TransformersVocabulary:
 
 
 def tokenizer_facts(tokenizer: Any, architecture: str) -> dict[str, Any]:
-    """What a model's card says of the tokenizer that open_clip gave for it."""
+    """The facts about a model's open_clip tokenizer for its card."""
     kind = type(tokenizer).__name__
     clean = getattr(getattr(tokenizer, "clean_fn", None), "__name__", "").removeprefix("_clean_")
     if clean in CLEANING and kind == "SimpleTokenizer":
@@ -130,7 +131,7 @@ def tokenizer_facts(tokenizer: Any, architecture: str) -> dict[str, Any]:
 
 
 def _file_facts(tokenizer: Any, file: Path) -> dict[str, Any] | None:
-    """What `FileVocabulary` needs, where a tokenizer of transformers is its file and nothing more; else None."""
+    """The facts for `FileVocabulary`, if a transformers tokenizer is only its file; otherwise None."""
     from transformers import PreTrainedTokenizerFast
 
     if not isinstance(tokenizer, PreTrainedTokenizerFast) or tokenizer.pad_token_id is None or not file.is_file():
@@ -138,7 +139,7 @@ def _file_facts(tokenizer: Any, file: Path) -> dict[str, Any] | None:
     content = file.read_bytes()
     try:
         plain, made = _plain(content.decode()), _plain(tokenizer.backend_tokenizer.to_str())
-    except Exception:  # the library raises nothing narrower
+    except Exception:  # the library raises no narrower error
         return None
     samples = [plain.encode(text).ids for text in _SAMPLES]
     if plain.to_str() != made.to_str() or samples != tokenizer(list(_SAMPLES), verbose=False)["input_ids"]:
@@ -150,7 +151,7 @@ def _file_facts(tokenizer: Any, file: Path) -> dict[str, Any] | None:
 
 
 def _plain(content: str) -> Any:
-    """The tokenizer of a tokenizer.json, neither padding nor cutting."""
+    """The tokenizer of a tokenizer.json, without padding and truncation."""
     from tokenizers import Tokenizer
 
     made = Tokenizer.from_str(content)
@@ -168,7 +169,7 @@ def vocabulary(facts: dict[str, Any], architecture: str, context_length: int) ->
         context_length: L, the model's window in tokens.
 
     Raises:
-        ImportError: it is one of transformers' or open_clip's, and that is not installed.
+        ImportError: it belongs to transformers or open_clip, which is not installed.
     """
     if facts["kind"] == "clip":
         return ClipVocabulary(context_length, facts["clean"])
@@ -184,7 +185,7 @@ def vocabulary(facts: dict[str, Any], architecture: str, context_length: int) ->
 
 @cache
 def _byte_letters() -> dict[int, str]:
-    """A letter for each byte: itself where it can be printed, else one from 256 on."""
+    """A letter for each byte: itself if printable, otherwise one from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}

@@ -1,11 +1,11 @@
-"""OpenAI's byte pairs, open_clip's ids in a tenth of its time.
+"""OpenAI's byte pairs: open_clip's ids in a tenth of its time.
 
 Its tokenizer spends its time on `ftfy` and on a regular expression over the whole text. Two facts make it fast:
 
 - For printable ASCII without "&", ftfy and html.unescape change nothing (cleaning.py).
-- After cleaning, no token reaches over white space, so what stands between spaces can be looked up whole.
+- After cleaning, no token spans white space, so whole words between spaces can be looked up.
 
-Long words are merged by a quicker way too (bpe.py).
+Long words are merged faster too (bpe.py).
 
 The tests compare both on arbitrary text.
 """
@@ -21,7 +21,7 @@ _LONGEST_WORD = 64
 
 
 class WordTokenizer:
-    """Token ids of texts, as `SimpleTokenizer.encode`, from a bounded memory of words."""
+    """Token ids of texts, as `SimpleTokenizer.encode`, with a bounded cache of words."""
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -51,6 +51,6 @@ class WordTokenizer:
             if len(self._words) >= _MOST_WORDS:
                 self._words.clear()
             self._words[word] = ids
-        if len(tokenizer.cache) > _MOST_WORDS:  # open_clip's own memory has no bound
+        if len(tokenizer.cache) > _MOST_WORDS:  # open_clip's own cache has no bound
             tokenizer.cache = {text: text for text in ("<start_of_text>", "<end_of_text>")}
         return ids

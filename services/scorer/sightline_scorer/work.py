@@ -19,14 +19,14 @@ from sightline_scorer.tower import Wait
 
 _COLUMNS = (pb.SCORE_KIND_COSINE, pb.SCORE_KIND_CLIP_SCORE, pb.SCORE_KIND_LOGIT)
 Columns = dict[pb.ScoreKind, tuple[Floats, Floats]]
-"""By kind of score: those of the parts [G], and of the texts [K]."""
+"""For each kind of score: those of the parts [G] and of the texts [K]."""
 
 
 class ModelWork(Protocol):
-    """Begun for all models of a request, then finished one after the other."""
+    """Started for all models of a request, then finished one after the other."""
 
     async def begin(self, source: ImageSource, limits: ScorerLimits, deadline: float | None) -> None:
-        """Start everything; nothing is waited for but a long tokenising. Raises a SightlineError."""
+        """Start everything; waits only for a long tokenising. Raises a SightlineError."""
         ...
 
     async def finish(self, deadline: float | None) -> pb.ScoreResponse:
@@ -34,12 +34,12 @@ class ModelWork(Protocol):
         ...
 
     def leave(self) -> None:
-        """Nothing is waited for any more."""
+        """Stop waiting."""
         ...
 
 
 class ClipWork:
-    """Of a model with embeddings."""
+    """The part of a model with embeddings."""
 
     def __init__(self, embedder: Embedder, model: ServedModel, request: pb.ScoreRequest, kind: pb.ScoreKind) -> None:
         self._embedder = embedder
@@ -103,7 +103,8 @@ class ClipWork:
 
 
 class JointWork:
-    """Of a model that takes picture and text together: each pair is one question, known pairs are not asked again."""
+    """The part of a model that takes picture and text together: each pair is one call; known pairs are not computed
+    again."""
 
     def __init__(self, embedder: Embedder, model: JointModel, request: pb.ScoreRequest, kind: pb.ScoreKind) -> None:
         self._embedder = embedder
@@ -146,7 +147,7 @@ class JointWork:
 
 
 def _is_cheap(request: pb.ScoreRequest) -> bool:
-    """Whether its texts are tokenised as quickly as a thread is asked to."""
+    """Whether its texts are tokenised faster than a thread could be started."""
     return cost((*request.texts, *(one for some in request.phrases for one in some.phrases))) <= INLINE_COST
 
 
@@ -158,7 +159,7 @@ def _column(plan: Plan, rows: Floats, how: pb.Aggregation) -> tuple[Floats, Floa
 def _response(
     plan: Plan, request: pb.ScoreRequest, kind: pb.ScoreKind, columns: Columns, texts: Wait
 ) -> pb.ScoreResponse:
-    """Scores without the model and the time; `texts` has the rows' tokens. A kind without a column stays 0."""
+    """Scores without the model and the time; `texts` has the rows' tokens. A kind without a column remains 0."""
     values = columns[kind][1].tolist()
     none = [0.0] * len(values)
     response = pb.ScoreResponse(

@@ -41,8 +41,8 @@ from sightline_scorer.gateway.settings import GatewaySettings, TargetSettings
 from sightline_scorer.gateway.traced import TracedRequests
 
 FAILURES: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": FailureBody, "description": "The request is wrong, or there is too much work (429)"},
-    "5XX": {"model": FailureBody, "description": "The scorer is away, late or broken"},
+    "4XX": {"model": FailureBody, "description": "The request is wrong, or the service is overloaded (429)"},
+    "5XX": {"model": FailureBody, "description": "The scorer is unavailable, late or broken"},
 }
 
 
@@ -67,7 +67,7 @@ def gateway(settings: GatewaySettings) -> FastAPI:
     app.add_middleware(BoundedRequests, limit=settings.http.max_requests)
     app.add_middleware(BoundedBodies, http=settings.http)
     _ask_for_token(app, settings.http.token_file)  # before a body is read
-    app.add_middleware(TracedRequests)  # the outermost: what is refused is in the trace too
+    app.add_middleware(TracedRequests)  # the outermost, so that refused requests are in the trace too
     _scores(app, settings)
     _rewards(app, settings)
 
@@ -111,7 +111,7 @@ def _scores(app: FastAPI, settings: GatewaySettings) -> None:
 
     @app.post("/v1/score_many", response_model=ManyBody)
     async def score_many(body: ScoreManyBody, request: Request) -> ManyBody:
-        """Compare many images, each with its texts. 200 even where items failed: each has its own outcome."""
+        """Compare many images, each with its texts. 200 even if items failed: each has its own outcome."""
         _check_count(len(body.items), settings)
         rows: list[Pair | SightlineError] = []
         for item in body.items:
@@ -146,7 +146,7 @@ def _scores(app: FastAPI, settings: GatewaySettings) -> None:
 
     @app.get("/healthz")
     async def healthz(request: Request) -> dict[str, str]:
-        """200 where the scorer behind answers, else 503."""
+        """200 if the scorer behind it answers, otherwise 503."""
         await request.app.state.scorer.list_models(timeout=2.0)
         return {"status": "serving"}
 
@@ -157,10 +157,10 @@ def _rewards(app: FastAPI, settings: GatewaySettings) -> None:
 
     @app.post("/get_reward", response_model=RewardsBody)
     async def get_reward(body: RewardBody, request: Request) -> Response:
-        """OpenRLHF's remote reward. A row that has no score gets what `openrlhf.on_failure` says."""
+        """OpenRLHF's remote reward. `openrlhf.on_failure` decides about rows without a score."""
         if own.on_failure is None:
             raise PreconditionFailed(
-                "say what a row without a score is worth: openrlhf.on_failure=raise, drop or value",
+                "say what a row without a score gets: openrlhf.on_failure=raise, drop or value",
                 reason="ON_FAILURE_UNSET",
             )
         _check_count(len(body.query), settings)
@@ -173,7 +173,7 @@ def _rewards(app: FastAPI, settings: GatewaySettings) -> None:
 async def _outcomes(
     request: Request, rows: Sequence[Pair | SightlineError], settings: TargetSettings, options: ScoreOptions
 ) -> list[Outcome]:
-    """An outcome for each row; those that failed already are not sent."""
+    """An outcome for each row; rows that failed already are not sent."""
     client: AsyncScorerClient = request.app.state.scorer
     scored = client.score_many(
         [row for row in rows if not isinstance(row, SightlineError)],

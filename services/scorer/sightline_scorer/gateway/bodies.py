@@ -13,7 +13,7 @@ from sightline.scorer.wire import Image, ImageDigest, ImageUri, ScoreOptions
 
 
 class Body(BaseModel):
-    """Unknown keys are refused: a misspelt option would be none."""
+    """Unknown keys are refused, since a misspelt option would have no effect."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
@@ -82,7 +82,7 @@ class ScoreManyBody(BodyOptions):
 
 
 class RewardBody(BaseModel):
-    """OpenRLHF's request; further keys are left alone, as its own server does."""
+    """OpenRLHF's request; other keys are ignored, as in its own server."""
 
     query: list[str] = Field(min_length=1, description="Prompt and response of each row, decoded")
     prompts: list[str]
@@ -114,7 +114,7 @@ class TextBody(Body):
 
 
 class ModelBody(BaseModel):
-    """Which model gave a score; with the digests, enough to give it again."""
+    """The model that gave a score; the digests are enough to reproduce it."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
@@ -151,7 +151,7 @@ class FailureBody(Body):
 
 
 class OutcomeBody(Body):
-    """What became of one item: one of the two."""
+    """The outcome of one item: one of the two."""
 
     result: ResultBody | None = None
     error: ErrorBody | None = None
@@ -170,14 +170,14 @@ class UploadBody(Body):
 
 
 class ModelsBody(Body):
-    """What can be asked for."""
+    """The available models and limits."""
 
     models: list[ModelBody]
     limits: dict[str, Any]
 
 
 class RewardsBody(BaseModel):
-    """OpenRLHF's response; a reward may be NaN where that is configured."""
+    """OpenRLHF's response; a reward may be NaN if so configured."""
 
     rewards: list[float]
     scores: list[float]

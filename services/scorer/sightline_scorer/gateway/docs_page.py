@@ -1,4 +1,4 @@
-"""The gateway's /docs: its OpenAPI as one page that loads nothing from anywhere."""
+"""The gateway's /docs: its OpenAPI as one self-contained page."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _call(method: str, path: str, about: dict[str, Any], schemas: dict[str, Any]
 
 
 def _shape(schema: dict[str, Any], schemas: dict[str, Any], depth: int = 0) -> Any:
-    """What a value of the schema looks like: the types in place of the values."""
+    """The form of a value of the schema: types instead of values."""
     if "$ref" in schema:
         schema = schemas[schema["$ref"].rpartition("/")[2]]
     if depth > 6:

@@ -1,4 +1,4 @@
-"""Errors over HTTP: the same status for the same failure as gRPC, by Google's mapping of the two."""
+"""Errors over HTTP: the status of a gRPC failure, by Google's mapping."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sightline_scorer.gateway.bodies import FailureBody, error_body
 logger = logging.getLogger(__name__)
 
 ALWAYS_OPEN = ("/healthz", "/favicon.ico")
-"""Paths that ask for no token and count for no limit."""
+"""Paths that need no token and do not count for limits."""
 
 STATUS = {
     grpc.StatusCode.INVALID_ARGUMENT: 400,
@@ -45,7 +45,7 @@ def status_of(error: SightlineError) -> int:
 
 
 def failure(error: SightlineError, status: int | None = None) -> Response:
-    """The response for an error, with Retry-After where a retry helps."""
+    """The response for an error, with Retry-After if a retry helps."""
     headers = {}
     if error.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(error.retry_after))
@@ -56,7 +56,7 @@ def failure(error: SightlineError, status: int | None = None) -> Response:
 
 
 def handle(app: FastAPI) -> None:
-    """Every failure of the application has the one form."""
+    """Give every failure of the application the same form."""
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, SightlineError)
@@ -108,5 +108,5 @@ class BoundedRequests:
 
 
 def lenient_json(body: dict[str, Any]) -> Response:
-    """JSON in which NaN may stand, as Python's parsers take it."""
+    """JSON that may contain NaN, as Python's parsers accept it."""
     return Response(json.dumps(body), media_type="application/json")

@@ -1,8 +1,8 @@
 """Reads pickles of plain values (dicts, lists, texts, bytes, numbers) without unpickling them.
 
-Reward clients of text-to-image RL send pickles, and to unpickle what a stranger sends is to run his code. Here the
-opcodes are read one by one (`pickletools.genops`, which executes nothing); those that name a class, call or build
-anything are refused, so nothing but plain values can come of it.
+Reward clients of text-to-image RL send pickles, and unpickling untrusted data runs its code. Here the opcodes are read
+one by one (`pickletools.genops`, which executes nothing); those that name a class, call or build anything are refused,
+so the result can only be plain values.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MOST_OPCODES = 1_000_000
 
 
 def plain_values(content: bytes) -> Any:
-    """The plain value that a pickle of protocol 2 to 5 holds.
+    """The plain value in a pickle of protocol 2 to 5.
 
     Raises:
         InvalidInput: PICKLE_REFUSED: it is not a pickle, or holds more than plain values.
@@ -40,7 +40,7 @@ def plain_values(content: bytes) -> Any:
         return _read(content)
     except InvalidInput:
         raise
-    except Exception as error:  # pickletools has no error of its own; whatever it is, the bytes are no such pickle
+    except Exception as error:  # pickletools raises many errors; any means that the bytes are not such a pickle
         raise InvalidInput(
             f"the body is not a pickle of plain values: {type(error).__name__}: {str(error)[:200]}",
             reason="PICKLE_REFUSED",
@@ -74,7 +74,7 @@ def _read(content: bytes) -> Any:
             _a(list, stack[-1]).extend(items)
         elif name in ("SETITEM", "SETITEMS"):
             items = [stack.pop(-2), stack.pop()] if name == "SETITEM" else _above_mark(stack)
-            keys = [_a(str, key) for key in items[::2]]  # the hash of a tuple recurses without a bound
+            keys = [_a(str, key) for key in items[::2]]  # hashing a tuple recurses without a bound
             _a(dict, stack[-1]).update(zip(keys, items[1::2], strict=True))
         elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
             size = int(name[-1])

@@ -1,6 +1,6 @@
-"""Reading what callers send: bounded in bytes and time, and of the kind that the path takes.
+"""Reads request bodies: bounded in bytes and time, and of the kind that the path accepts.
 
-A body is read whole before its request counts among those that run, so half-sent ones take nobody's place.
+A body is read completely before its request counts as running, so half-sent ones do not occupy a place.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _FORMATS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a")
 
 
 class BoundedBodies:
-    """Refuses a body over the limit (by its stated length at once, else as soon as it is over), one that comes too
-    slowly, one of a kind that the path does not take, and more of them than fit into memory together."""
+    """Refuses a body over the limit (by its stated length at once, otherwise as soon as it exceeds it), one that
+    arrives too slowly, one of a kind that the path does not accept, and more bodies than fit into memory together."""
 
     def __init__(self, app: ASGIApp, http: HttpSettings) -> None:
         self._app, self._http = app, http
@@ -62,7 +62,7 @@ class BoundedBodies:
                             break
             except TimeoutError:
                 slow = InvalidInput(
-                    f"the body did not come within {self._http.body_seconds:g} s (http.body_seconds)",
+                    f"the body did not arrive within {self._http.body_seconds:g} s (http.body_seconds)",
                     reason="BODY_TOO_SLOW",
                 )
                 await failure(slow, 408)(scope, receive, send)
@@ -75,7 +75,7 @@ class BoundedBodies:
             self._held -= len(body)
 
     def _timely(self, send: Send) -> Send:
-        """Nobody waits for ever for a caller that does not read."""
+        """Send with a time limit, since a caller may never read."""
 
         async def timely(message: Message) -> None:
             async with asyncio.timeout(self._http.body_seconds):
@@ -109,7 +109,7 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
 
 
 def _wrong_type(path: str, headers: dict[bytes, bytes]) -> InvalidInput | None:
-    """Why a body of this Content-Type is not taken."""
+    """Why a body of this Content-Type is refused."""
     content_type = headers.get(b"content-type", b"").decode("latin-1")
     kind = content_type.partition(";")[0].strip().lower()
     if path == UPLOAD:
@@ -144,8 +144,8 @@ def _no_image(begin: bytes) -> InvalidInput:
 
 
 def timely_protocol(seconds: float) -> type[H11Protocol]:
-    """uvicorn's HTTP/1.1 with a bound on the time that a request's headers may take, from the moment when one could
-    begin: a connection that only stands there ends too."""
+    """uvicorn's HTTP/1.1 with a time limit for a request's headers, from the moment when a request could start, so that
+    an idle connection ends too."""
 
     class TimelyProtocol(H11Protocol):
         _header_timer: asyncio.TimerHandle | None = None

@@ -1,9 +1,10 @@
-"""The server contracts of UniRL's and verl-omni's reward clients, so that these change only a URL.
+"""The server contracts of UniRL's and verl-omni's reward clients, so that users only change a URL.
 
     UniRL      base_url    http://GATEWAY/unirl             POST /unirl/score, GET /unirl/health; a reward is a model
     verl-omni  server_url  http://GATEWAY/verl_omni/MODEL   pickled images and prompts, read without unpickling
 
-A sample without a score is an error of that sample, or of the request where the contract has no other; it is never 0.
+A sample without a score is an error of that sample, or of the request if the contract has no per-sample errors; it is
+never 0.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class UniRlTurn(BaseModel):
 
 
 class UniRlSample(BaseModel):
-    """A sample of UniRL's; further keys are left alone."""
+    """A UniRL sample; other keys are ignored."""
 
     model_config = {"extra": "allow"}
 
@@ -66,7 +67,7 @@ def add_reward_contracts(app: FastAPI, ask: Ask, check_count: Callable[[int], No
 
     Args:
         app: the gateway.
-        ask: outcomes of rows, as the gateway asks the scorer.
+        ask: returns the outcomes of rows from the scorer.
         check_count: refuses too many rows.
     """
     _add_unirl(app, ask, check_count)
@@ -76,7 +77,7 @@ def add_reward_contracts(app: FastAPI, ask: Ask, check_count: Callable[[int], No
 def _add_unirl(app: FastAPI, ask: Ask, check_count: Callable[[int], None]) -> None:
     @app.get("/unirl/health")
     async def health(request: Request) -> dict[str, Any]:
-        """What UniRL's client asks first: the rewards that there are."""
+        """The first call of UniRL's client: the available rewards."""
         found = await request.app.state.scorer.list_models()
         return {"status": "ok", "rewards": {model.name: ["score"] for model in found.models}}
 
@@ -116,7 +117,7 @@ def _add_verl_omni(app: FastAPI, ask: Ask, check_count: Callable[[int], None]) -
     @app.post("/verl_omni", include_in_schema=False)
     @app.post("/verl_omni/{model}")
     async def verl_omni(request: Request, model: str = "") -> Response:
-        """verl-omni's (flow_grpo's) pickled request; the model is the path's, else the scorer's default."""
+        """verl-omni's (flow_grpo's) pickled request; the model is the path's, or the scorer's default."""
         try:
             images, prompts = _images_and_prompts(await asyncio.to_thread(plain_values, await request.body()))
             check_count(len(images))

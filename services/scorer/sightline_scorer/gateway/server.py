@@ -28,7 +28,7 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
         overrides: "section.key=value" from the command line.
 
     Returns:
-        The exit code: 0 after an orderly end, 1 where it could not start, 2 for unusable settings.
+        The exit code: 0 after an orderly end, 1 if it could not start, 2 for unusable settings.
     """
     try:
         settings = load_settings(GatewaySettings, service="scorer_http", config=config, overrides=list(overrides))
@@ -73,7 +73,7 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
         aside.write_text(json.dumps({"service": "scorer-http", "pid": os.getpid(), "http": f"{host}:{port}"}) + "\n")
         aside.replace(announce)
     logger.info("serving", extra={"http": f"{host}:{port}", "pid": os.getpid()})
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn takes them, and afterwards raises them again
+    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn handles them, and raises them again afterwards
         signal.signal(number, lambda *_: None)
     try:
         server.run(sockets=[listening])

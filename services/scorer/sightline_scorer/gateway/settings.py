@@ -10,7 +10,7 @@ from sightline_chassis.sections import LogSettings, Section, Target, TraceSettin
 
 
 class HttpSettings(Section):
-    """Where the gateway listens, and to whom."""
+    """Where the gateway listens, and for whom."""
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 in a container")
     port: int = Field(0, ge=0, le=65535, description="HTTP port; 0 takes a free one (see `announce`)")
@@ -54,7 +54,7 @@ class HttpSettings(Section):
 
 
 class TargetSettings(Section):
-    """The scorer that is asked."""
+    """The scorer behind the gateway."""
 
     target: Target = Field(
         "", validate_default=False, description="gRPC target: 127.0.0.1:50051, dns:///scorer.ns.svc:50051"
@@ -80,7 +80,7 @@ class TargetSettings(Section):
 
 
 class OpenRlhfSettings(Section):
-    """What `/get_reward` answers. Off until `on_failure` says what a failure is worth."""
+    """Settings of `/get_reward`. It is off until `on_failure` is set."""
 
     on_failure: Literal["raise", "drop", "value"] | None = Field(
         None,

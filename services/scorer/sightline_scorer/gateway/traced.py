@@ -1,4 +1,4 @@
-"""Traces of the gateway: a request is a span below its caller's, and the scorer's calls continue with it."""
+"""Traces of the gateway: a request is a child span of its caller's, and the calls to the scorer continue it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sightline_scorer.gateway.errors import ALWAYS_OPEN
 
 
 class TracedRequests:
-    """Puts each request into its caller's trace, which the W3C header `traceparent` names, or begins one."""
+    """Puts each request into its caller's trace (W3C header `traceparent`), or starts a trace."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,7 +1,7 @@
 """Asks Triton for embeddings, and turns its errors into ours.
 
-The number of batches in flight is bounded by the towers (tower.py), not by Triton's queue: that one says UNAVAILABLE
-both when it is full and when Triton is gone, and a call that is cancelled here has its place freed at once.
+The towers (tower.py) bound the number of batches in flight, not Triton's queue: Triton returns UNAVAILABLE both when
+its queue is full and when it is down, and a call that is cancelled here frees its place at once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Pixels = npt.NDArray[np.uint8]
 TOWER_DIED = "BACKEND_TOWER_DIED"
 
 logger = logging.getLogger(__name__)
-# As PyTorch, CUDA, Python and C++ tell it.
+# The messages of PyTorch, CUDA, Python and C++.
 _NO_MEMORY = re.compile(r"out of memory|(?:can't|cannot) allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
 
 
@@ -42,7 +42,7 @@ class TritonBackend:
     """Towers by their Triton names, over one connection.
 
     Args:
-        server: where Triton runs.
+        server: the Triton server.
         settings: batch sizes and time limits.
     """
 
@@ -57,11 +57,11 @@ class TritonBackend:
         self._successes: dict[str, float] = {}
 
     def all_worked_since(self, names: Iterable[str]) -> float:
-        """time.monotonic() since when each of these towers has had an inference that worked; -inf if one never had."""
+        """time.monotonic() since which each of these towers has had a successful inference; -inf if one never had."""
         return min((self._successes.get(name, float("-inf")) for name in names), default=float("-inf"))
 
     async def close(self) -> None:
-        """Close the connection; the server itself is not ours to stop."""
+        """Close the connection; the server itself keeps running."""
         client, self._client, self._client_address = self._client, None, ""
         self._regions.clear()
         if client is not None:
@@ -73,7 +73,7 @@ class TritonBackend:
     async def card(self, *names: str) -> ModelCard:
         """The facts of a model, from the configuration of its towers in the running Triton.
 
-        Raises Unavailable, and ValueError where Triton's models were not built by this package or do not fit.
+        Raises Unavailable, or ValueError if Triton's models were not built by this package or do not fit.
         """
         cards = []
         for name in names:
@@ -90,14 +90,14 @@ class TritonBackend:
         return cards[0]
 
     async def load(self, name: str) -> None:
-        """Have Triton load a model of its repository; returns when it is warm. Raises ValueError saying why not."""
+        """Make Triton load a model of its repository; returns when it is warm. Raises ValueError that says why not."""
         try:
             await self._connected().load_model(name, client_timeout=self._settings.start_timeout_seconds)
         except InferenceServerException as error:
             raise ValueError(f"Triton could not load {name}: {error.message()}") from error
 
     async def unload(self, name: str) -> None:
-        """Have Triton let a model go, when its requests are done."""
+        """Make Triton unload a model after its requests are done."""
         try:
             await self._connected().unload_model(name, client_timeout=10)
             region = self._regions.pop(name, None)
@@ -137,12 +137,12 @@ class TritonBackend:
         if name not in self._regions:
             near = settings.mode != "worker" and is_loopback(self._client_address)  # the worker maps none
             wanted = settings.shared_memory == "on" or (settings.shared_memory == "auto" and near)
-            self._regions[name] = None  # whoever comes meanwhile goes by gRPC
+            self._regions[name] = None  # calls meanwhile use gRPC
             if wanted:
                 slots = settings.most_in_flight + 1
                 try:
                     region = await open_region(client, slots, settings.image_batch * image_bytes)
-                except BaseException:  # its caller left: the next one opens it
+                except BaseException:  # its caller left: the next call opens it
                     if client is self._client:
                         self._regions.pop(name, None)
                     raise
@@ -170,7 +170,7 @@ class TritonBackend:
             raise typed from error
         rows: Embeddings | None = answer.as_numpy(output)
         if rows is None or len(rows) != tensors[0].shape()[0]:
-            # Seen from a Triton that was starved for most of a minute; the same request is answered later.
+            # Seen with a Triton that was starved for most of a minute; the same request is answered later.
             raise Unavailable(f"the model backend's {name} answered without {output}s", reason="BACKEND_FAILED")
         self._successes[name] = time.monotonic()
         return rows
@@ -244,11 +244,11 @@ def _typed(error: InferenceServerException, name: str, seconds: float) -> Sightl
     if _NO_MEMORY.search(message):
         logger.error("a tower is out of memory", extra={"tower": name, "why": message})
         return Overloaded(
-            f"the model backend's {name} is out of memory; try again, or have smaller batches (triton.image_batch, "
+            f"the model backend's {name} is out of memory; try again, or use smaller batches (triton.image_batch, "
             "triton.text_batch)",
             reason="BACKEND_OUT_OF_MEMORY",
             retry_after=5,
         )
     logger.error("a tower failed", extra={"tower": name, "why": message})
-    text = message.partition("\n\nAt:")[0]  # the traceback is for the log
+    text = message.partition("\n\nAt:")[0]  # the traceback goes to the log
     return InternalError(f"the model backend's {name} failed: {text}", reason="BACKEND_FAILED")

@@ -1,14 +1,14 @@
-"""ImageReward as Triton runs it: a picture and a text go in together, one number comes out. Torch and nothing else.
+"""ImageReward for Triton: takes a picture and a text together and returns one number. Needs only torch.
 
-The checkpoint is read as its authors released it (ImageReward.pt): BLIP's ViT, BERT that looks at the picture in every
-layer (Li et al. 2022, arXiv:2201.12086), and a network without activations on the first token's state.
+The checkpoint is read as its authors released it (ImageReward.pt): BLIP's ViT, BERT with cross-attention to the picture
+in every layer (Li et al. 2022, arXiv:2201.12086), and a network without activations on the first token's state.
 
-    blip.visual_encoder.*   blocks with the norm in front; one table for query, key and value
-    blip.text_encoder.*     layers with the norm behind: attention to the text, to the picture, two dense layers
+    blip.visual_encoder.*   pre-norm blocks; one matrix for query, key and value
+    blip.text_encoder.*     post-norm layers: attention to the text, to the picture, two dense layers
     mlp.layers.*            768 -> 1024 -> 128 -> 64 -> 16 -> 1
 
-A picture is encoded once for all its texts: equal pictures of a batch share the work, and the states of the last few
-pictures are kept. Copied beside model.py into Triton's repository.
+A picture is encoded once for all its texts: equal pictures in a batch share the work, and the states of the last few
+pictures are cached. Copied beside model.py into Triton's repository.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072
-"""Of the network's numbers over the authors' data: the reward is (number - MEAN) / STD."""
+"""Mean and standard deviation of the network's numbers over the authors' data: the reward is (number - MEAN) / STD."""
 HEAD = 64
-"""Numbers of an attention head, in both encoders."""
+"""Dimensions of an attention head, in both encoders."""
 _SEEN = "blip.visual_encoder."
 _READ = "blip.text_encoder."
 _MARK = "mlp.layers."
@@ -34,7 +34,7 @@ _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """The checkpoint's tensors, without unpickling. Raises what torch and safetensors raise for a damaged one."""
+    """The checkpoint's tensors, without unpickling. Raises the errors of torch and safetensors for a damaged one."""
     if file.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -44,7 +44,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
 
 
 def layers_of(state: dict[str, Tensor], prefix: str) -> list[int]:
-    """Numbers of the layers whose keys begin with `prefix`, rising."""
+    """Numbers of the layers whose keys begin with `prefix`, increasing."""
     return sorted({int(key.removeprefix(prefix).split(".")[0]) for key in state if key.startswith(prefix)})
 
 
@@ -118,7 +118,7 @@ class JointTower:
         places = self._state[f"{table}position_embeddings.weight"][: ids.shape[1]]
         x = self._norm(self._state[f"{table}word_embeddings.weight"][ids] + places, f"{table}LayerNorm", 1e-12)
         mask = ids != 0
-        mask[:, 0] = True  # rows of zeros, by which Triton warms up, look at something too
+        mask[:, 0] = True  # rows of zeros, from Triton's warm-up, need something to attend to
         for number in self._layers:
             at = f"{_READ}encoder.layer.{number}."
             x = self._looked(x, x, f"{at}attention.", mask[:, None, None])
@@ -131,7 +131,7 @@ class JointTower:
         return (mark - MEAN) / STD
 
     def _looked(self, x: Tensor, at: Tensor, name: str, mask: Tensor | None) -> Tensor:
-        """Attention of x [B, L, W] to what it looks at, with its norm behind."""
+        """Attention from x [B, L, W] to its context, followed by the norm."""
         query, key, value = (
             self._dense(of, f"{name}self.{part}") for of, part in ((x, "query"), (at, "key"), (at, "value"))
         )
@@ -147,6 +147,6 @@ class JointTower:
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Attention [B, L, W] in heads of 64; `mask` [B, 1, 1, M] is where it may look."""
+    """Attention [B, L, W] with heads of 64; `mask` [B, 1, 1, M] marks allowed positions."""
     query, key, value = (part.unflatten(-1, (-1, HEAD)).transpose(1, 2) for part in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)

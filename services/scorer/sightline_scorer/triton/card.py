@@ -1,7 +1,7 @@
-"""The model card: every fact that a score depends on, made once from the real model and carried in Triton's config.
+"""The model card: every fact that a score depends on, made once from the real model and stored in Triton's config.
 
 The repository builder writes it as the parameter `sightline` of each config.pbtxt; the service reads it back from the
-running Triton, embedded or remote. So what `ListModels` answers is what Triton serves.
+running Triton, embedded or remote. So `ListModels` reports what Triton really serves.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from sightline.picture_rule import PICTURE_RULE
 
 PARAMETER = "sightline"
 TOWERS = ("image", "text")
-"""Of a model of the CLIP kind."""
+"""Towers of a CLIP-type model."""
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, hexadecimal; read once for as long as the file stays as it is."""
+    """SHA-256 of a file, hexadecimal; read once while the file is unchanged."""
     facts = path.stat()
     return _sha256(str(path.resolve()), facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
 
@@ -37,13 +37,13 @@ class ModelCard:
     """Facts of one model."""
 
     name: str
-    """What callers ask for."""
+    """The name that requests use."""
     kind: str
-    """What kind of model it is, as `models.NAME.kind`."""
+    """The kind of model, as in `models.NAME.kind`."""
     architecture: str
     """An open_clip name, `hf-hub:...` or `local-dir:...`, as open_clip takes it."""
     local_dir: bool
-    """Whether the weights' folder is a whole open_clip model (configuration, weights, tokenizer)."""
+    """Whether the weights' folder is a complete open_clip model (configuration, weights, tokenizer)."""
     weights_path: str
     """The weights file, as the machine that runs Triton sees it; relative to the model's version folder if copied."""
     weights_digest: str
@@ -51,7 +51,7 @@ class ModelCard:
     preprocess: dict[str, Any]
     """open_clip's preprocessing configuration: size, mean, std, interpolation, resize_mode, fill_color, mode."""
     embedding_size: int
-    """D, length of an embedding; 0 for a model that takes picture and text together."""
+    """D, dimensions of an embedding; 0 for a model that takes picture and text together."""
     image_height: int
     """Rows of the model's input."""
     image_width: int
@@ -59,7 +59,7 @@ class ModelCard:
     context_length: int
     """Longest text in tokens, start and end tokens included."""
     vocabulary_size: int
-    """Tokens that the text tower knows; 0 if that is unknown."""
+    """Number of tokens that the text tower knows; 0 if unknown."""
     logit_scale: float
     """Factor from cosine to logit (the exponential of open_clip's parameter)."""
     logit_bias: float
@@ -69,7 +69,7 @@ class ModelCard:
     precision: str
     """open_clip's precision: fp32, fp16 or bf16."""
     needs: list[str]
-    """Packages that a tower is made of (timm, transformers); Triton's processes start without the others."""
+    """Packages that a tower needs (timm, transformers); Triton's processes start without the others."""
     tokenizer: dict[str, Any]
     """Which tokenizer it has: see vocabularies.py."""
     trim_padding: bool
@@ -77,7 +77,7 @@ class ModelCard:
 
     @property
     def preprocessing_digest(self) -> str:
-        """SHA-256 of the preprocessing's parameters and of the rule to read a picture, hexadecimal."""
+        """SHA-256 of the preprocessing's parameters and of the rule for reading pictures, hexadecimal."""
         text = json.dumps(
             {"open_clip": self.preprocess, "picture_rule": PICTURE_RULE}, sort_keys=True, separators=(",", ":")
         )
@@ -89,12 +89,12 @@ class ModelCard:
         return TOWERS if self.embedding_size else ("joint",)
 
     def to_json(self, **extra: object) -> str:
-        """The card, and facts for the Triton model alone, as one line of ASCII."""
+        """The card, with facts only for the Triton model, as one line of ASCII."""
         return json.dumps({**dataclasses.asdict(self), **extra}, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> ModelCard:
-        """Read a card back; facts that are not the card's are left out.
+        """Read a card back; other facts are ignored.
 
         Raises ValueError if a fact is missing.
         """

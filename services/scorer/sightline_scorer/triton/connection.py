@@ -1,4 +1,4 @@
-"""Channels to Triton, and the questions asked before it serves."""
+"""Channels to Triton, and checks before it serves."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _OPTIONS = [
     ("grpc.http2.ping_timeout_ms", 20_000),
     ("grpc.initial_reconnect_backoff_ms", 200),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # A new channel is a new connection: the one that there was may be silent, which keepalive takes minutes to notice.
+    # A new channel is a new connection: the old one may be silent, which keepalive takes minutes to notice.
     ("grpc.use_local_subchannel_pool", 1),
-    # Where a name has several addresses, such as a headless Service before several Tritons, all of them work.
+    # If a name has several addresses, such as a headless Service before several Tritons, all are used.
     ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 ]
 
@@ -29,7 +29,7 @@ def connect(address: str) -> InferenceServerClient:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether host:port is on this host for sure."""
+    """Whether host:port is certainly on this host."""
     return address.startswith(("127.", "localhost:", "[::1]"))
 
 

@@ -1,10 +1,10 @@
-"""Starts the wheel's `tritonserver`, or our worker, restarts it when it dies, and leaves nothing of it behind.
+"""Starts the wheel's `tritonserver`, or our worker, restarts it when it dies, and cleans up after it.
 
     service ──stdin pipe──> guard.py ──> tritonserver ──> one Python stub for each tower
                                    (or) worker.py ─────> one process for each tower
 
-The guard is the leader of a process group of its own, so a Ctrl-C at the terminal reaches the service alone, and
-when the service ends in whatever way the pipe closes and the whole group goes. All sockets are on loopback.
+The guard leads its own process group, so a Ctrl-C at the terminal reaches only the service. When the service ends for
+any reason, the pipe closes and the whole group is stopped. All sockets are on loopback.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _HOST = "127.0.0.1"
 
 
 class TritonFailed(PreconditionFailed):
-    """Triton could not be started; the message holds the end of its log."""
+    """Triton could not be started; the message contains the end of its log."""
 
     reason = "TRITON_FAILED"
 
 
 class EmbeddedTriton:
-    """A supervised tritonserver, or worker where the settings say so.
+    """A supervised tritonserver, or worker if the settings say so.
 
     Args:
-        settings: where to find it and how patient to be.
-        build: writes the model repository into the directory it is given.
-        endpoint: where its spans are sent, as `traces.endpoint`; None: there are none.
+        settings: where to find it, and time limits.
+        build: writes the model repository into a given directory.
+        endpoint: where its spans are sent, as `traces.endpoint`; None: no traces.
     """
 
     def __init__(self, settings: TritonSettings, build: Callable[[Path], None], endpoint: str | None = None) -> None:
@@ -66,16 +66,16 @@ class EmbeddedTriton:
 
     @property
     def repository(self) -> Path:
-        """The model repository; what stands in it is loaded at every start."""
+        """The model repository; its models are loaded at every start."""
         return self._work / "repository"
 
     @property
     def log_path(self) -> Path:
-        """What tritonserver and the models wrote since its last start."""
+        """The output of tritonserver and the models since its last start."""
         return self._work / "triton.log"
 
     def address(self) -> str:
-        """host:port of the gRPC endpoint. Raises Unavailable while Triton is not up."""
+        """host:port of the gRPC endpoint. Raises Unavailable while Triton is down."""
         if self._address is None:
             raise Unavailable(
                 f"the model backend (Triton) is being restarted: {self._trouble}; try again",
@@ -87,7 +87,7 @@ class EmbeddedTriton:
     async def start(self) -> None:
         """Build the repository and start Triton; returns when all models are ready.
 
-        Raises TritonNotInstalled, TritonFailed, and what building the repository raises.
+        Raises TritonNotInstalled, TritonFailed, or the errors of building the repository.
         """
         self._program = program(self._settings, self._endpoint)
         if self._own_work_dir:
@@ -103,7 +103,7 @@ class EmbeddedTriton:
     async def stop(self) -> None:
         """End Triton and remove the work directory, if it is a temporary one."""
         if self._building is not None:
-            await asyncio.wait([self._building])  # a thread cannot be stopped, and it writes there
+            await asyncio.wait([self._building])  # a thread cannot be stopped, and this one writes there
         if self._watch is not None:
             self._watch.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -113,7 +113,7 @@ class EmbeddedTriton:
             shutil.rmtree(self._work, ignore_errors=True)  # a few small files
 
     async def restart(self, why: str) -> None:
-        """End a Triton that hangs; the supervision starts it again."""
+        """Stop a hanging Triton; the supervision restarts it."""
         logger.error("restarting triton", extra={"why": why})
         self._set_down(why)
         await self._end(b"now")
@@ -135,8 +135,8 @@ class EmbeddedTriton:
             TRITON_RESTARTS.inc()
             try:
                 await self._launch()
-            except Exception as error:  # whatever it is, the next try may do better
-                self._trouble = str(error).partition(":\n")[0]  # the rest is the log's, and for the log only
+            except Exception as error:  # any error: the next try may succeed
+                self._trouble = str(error).partition(":\n")[0]  # the rest is log output, only for our log
                 delay = min(max(2 * delay, 0.1), self._settings.restart_delay_max_seconds)
                 extra = {"why": str(error), "next_try_seconds": delay}
                 logger.error("triton could not be restarted", extra=extra, exc_info=not isinstance(error, TritonFailed))
@@ -153,7 +153,7 @@ class EmbeddedTriton:
                 break
             except TritonFailed as error:
                 await self._end()
-                if last_try or "already in use" not in str(error):  # somebody took the port meanwhile
+                if last_try or "already in use" not in str(error):  # another process took the port meanwhile
                     raise
             except BaseException:
                 await self._end()
@@ -231,7 +231,7 @@ class EmbeddedTriton:
         self._up.set(0)
 
     def _cause(self) -> str:
-        """Which model could not be loaded and why, where Triton's log says so."""
+        """Which model could not be loaded and why, if Triton's log says so."""
         told = [line for line in self._log_tail(400).splitlines() if "failed to load" in line]
         return f" ({told[0][told[0].index('failed to load') :][:300]})" if told else ""
 
@@ -246,7 +246,7 @@ class EmbeddedTriton:
 
 
 def _kill_group(leader: int) -> None:
-    """End what a guard leaves behind that was itself killed: the stubs of a tritonserver that nobody reaps stay."""
+    """Stop processes left by a guard that was killed itself: the stubs of an unreaped tritonserver remain."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGKILL)
 

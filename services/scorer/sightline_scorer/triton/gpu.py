@@ -1,4 +1,4 @@
-"""Whether torch would find a GPU, found without loading torch, which costs some 300 MiB and a few CPU seconds."""
+"""Whether torch would find a GPU, without loading torch, which costs about 300 MiB and a few CPU seconds."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 def cuda_is_there() -> bool:
     """Whether `torch.cuda.is_available()`, by torch's build and the driver's count of GPUs.
 
-    The driver heeds CUDA_VISIBLE_DEVICES as it does for torch. A build for ROCm is loaded and asked.
+    The driver respects CUDA_VISIBLE_DEVICES as it does for torch. A ROCm build is loaded and asked.
     """
     found = importlib.util.find_spec("torch") if "torch" not in sys.modules else None
     if found is not None and found.origin is not None:

@@ -1,4 +1,4 @@
-"""Finds the `tritonserver` of the nvidia-pytriton wheel and says how to start it beside this interpreter.
+"""Finds the `tritonserver` of the nvidia-pytriton wheel and how to start it with this interpreter.
 
 Only the wheel's binaries are used, never its Python layer. `sightline triton install` unpacks it (see installer.py).
 """
@@ -22,7 +22,7 @@ _STUB = "triton_python_backend_stub"
 
 
 class TritonNotInstalled(PreconditionFailed):
-    """No usable tritonserver was found; the message says where it was looked for and how to install it."""
+    """No usable tritonserver was found; the message says where we looked and how to install it."""
 
     reason = "TRITON_NOT_INSTALLED"
 
@@ -47,7 +47,7 @@ class Installation:
     def make_backends(self, directory: Path) -> None:
         """Lay out a backend directory with the Python backend and the stub of this interpreter.
 
-        The wheel keeps the stubs apart, and may be read-only: so the files are linked from a directory of our own.
+        The wheel keeps the stubs separately, and may be read-only, so the files are linked from our own directory.
         """
         python = directory / "python"
         python.mkdir(parents=True, exist_ok=True)
@@ -74,8 +74,8 @@ class Installation:
 
 
 def find(home: Path | None = None) -> Installation:
-    """The installation to use: `home`, else $SIGHTLINE_TRITON_HOME, else the nearest `.triton`, else where
-    `sightline triton install` puts it.
+    """The installation to use: `home`, or $SIGHTLINE_TRITON_HOME, or the nearest `.triton`, or the directory of
+    `sightline triton install`.
 
     Raises TritonNotInstalled.
     """
@@ -102,7 +102,8 @@ def find(home: Path | None = None) -> Installation:
 
 
 def check_that_it_runs(found: Installation) -> None:
-    """Load the stub once, without arguments: it only says so. Inside Triton its failure would be a long silence."""
+    """Run the stub once without arguments, which only prints an error. Inside Triton, its failure would be a long
+    silence."""
     done = subprocess.run([found.stub], env=found.environment(), capture_output=True, text=True, timeout=60)  # noqa: S603
     if done.returncode not in (0, 1):
         raise TritonNotInstalled(
@@ -119,6 +120,6 @@ def _default_places() -> Iterator[Path]:
 
 
 def own_places() -> list[Path]:
-    """Where `sightline triton install` puts it: in this environment, or else in the user's directory of data."""
+    """Where `sightline triton install` puts it: in this environment, or in the user's data directory."""
     data = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share")
     return [home / "sightline/triton" for home in (Path(sys.prefix) / "share", data)]

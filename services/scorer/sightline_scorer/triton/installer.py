@@ -1,7 +1,7 @@
 """Fetches the nvidia-pytriton wheel and unpacks it where every service finds it.
 
 The installer of this environment (pip, else uv) fetches it from the index that it is configured for, and refuses a file
-of another SHA-256. Written aside and renamed into place, so what is there is whole.
+of another SHA-256. It is written under a temporary name and renamed, so an existing installation is complete.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from sightline_scorer.triton.installation import Installation, TritonNotInstalle
 PACKAGE = "nvidia-pytriton"
 VERSION = "0.7.0"
 SHA256 = "21f063ff93bb426d0c06b7a55e7eb9efcfe62c0dddd9a908e9877e18710128df"
-"""Of nvidia_pytriton-0.7.0-py3-none-manylinux_2_35_x86_64.whl, the only file of that version."""
+"""SHA-256 of nvidia_pytriton-0.7.0-py3-none-manylinux_2_35_x86_64.whl, the only file of that version."""
 _GLIBC = (2, 35)
 
 
 def install(home: Path | None = None, wheel: Path | None = None) -> tuple[Installation, bool]:
-    """The installation in `home`, fetched unless it is there; whether it was fetched.
+    """The installation in `home`, fetched unless it exists; and whether it was fetched.
 
     Args:
-        home: where to unpack it; default: in this Python environment, or the user's directory of data.
-        wheel: the wheel's file, for a machine without an index.
+        home: where to unpack it; default: in this Python environment, or the user's data directory.
+        wheel: the wheel's file, for a machine without a package index.
 
     Raises:
         PreconditionFailed: TRITON_UNSUPPORTED: the wheel does not run on this machine.
         AlreadyExists: TRITON_HOME_TAKEN: something else is in `home`.
-        Unavailable: TRITON_NOT_FETCHED: the installer could not get it, or got another file.
-        TritonNotInstalled: it is there and does not run with this Python.
+        Unavailable: TRITON_NOT_FETCHED: the installer could not fetch it, or got another file.
+        TritonNotInstalled: it exists but does not run with this Python.
     """
     _check_machine()
     target = (home or _own_place()).expanduser().resolve()
@@ -86,7 +86,7 @@ def _check(found: Installation) -> None:
 
 
 def _own_place() -> Path:
-    """The first of our places that can be written to."""
+    """The first writable one of our locations."""
     places = own_places()
     for place in places:
         above = next(parent for parent in place.parents if parent.exists())

@@ -1,9 +1,9 @@
 """One tower as a model of Triton's Python backend. Copied into the repository as `<name>/1/model.py`.
 
-It runs inside `tritonserver`, beside torch and open_clip and without the rest of Sightline, so that a cluster can mount
-the repository in an image that has those two. The parameter `sightline` of config.pbtxt holds its facts as JSON (see
-`card.py`): which tower, the architecture, the weights and their SHA-256. CLIP's towers are in `towers.py`, the one that
-takes a picture and a text together is in `blip.py`; that one needs no open_clip.
+It runs inside `tritonserver` with torch and open_clip but without the rest of Sightline, so that a cluster can mount
+the repository in an image with these two. The parameter `sightline` of config.pbtxt holds its facts as JSON (see
+`card.py`): which tower, the architecture, the weights and their SHA-256. CLIP's towers are in `towers.py`; `blip.py`,
+which takes a picture and a text together, does not need open_clip.
 
     image tower: pixels     uint8 [B, 3, H, W]  ->  embedding float32 [B, D], rows of length 1
     text tower:  token_ids  int32 [B, L]        ->  embedding float32 [B, D], rows of length 1
@@ -35,10 +35,10 @@ if TYPE_CHECKING:
 
 
 class TritonPythonModel:
-    """The interface that the Python backend looks for."""
+    """The interface for Triton's Python backend."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        """Load the weights, keep one tower, and refuse weights whose digest is not the stated one."""
+        """Load the weights, keep one tower, and refuse weights with a wrong digest."""
         self._facts = json.loads(json.loads(args["model_config"])["parameters"]["sightline"]["string_value"])
         self._arguments = args
         self.here = Path(args["model_repository"]) / args["model_version"]
@@ -146,7 +146,7 @@ class TritonPythonModel:
         ]
 
     def finalize(self) -> None:
-        """End at once: there is nothing to save, and the interpreter takes a second or two to put torch away."""
+        """End at once: there is nothing to save, and unloading torch takes a second or two."""
         os._exit(0)
 
 
@@ -200,9 +200,9 @@ def _device(wanted: str, args: dict[str, str]) -> torch.device:
 
 
 def _import_lean(facts: dict[str, Any]) -> None:
-    """Keep out of the process what open_clip imports and this model does not use.
+    """Keep imports of open_clip that this model does not use out of the process.
 
-    open_clip does without timm and transformers where they are not installed. torchvision imports torch's compiler for
+    open_clip works without timm and transformers if they are not installed. torchvision imports torch's compiler for
     one function (whether detection kernels may be compiled). All three took 3.7 of 8.6 CPU seconds to (re)start and 120
     of 510 MiB.
     """
@@ -217,7 +217,7 @@ def _import_lean(facts: dict[str, Any]) -> None:
     sys.modules |= {"torch._dynamo": compiler, "torch._dynamo.utils": utils}
     try:
         importlib.import_module("torchvision.ops")
-    except (ImportError, AttributeError):  # a torchvision that asks for more: it is imported with the compiler below
+    except (ImportError, AttributeError):  # a torchvision that needs more: it is imported with the compiler below
         for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
             del sys.modules[name]
     finally:

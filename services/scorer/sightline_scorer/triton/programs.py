@@ -1,4 +1,4 @@
-"""What an embedded backend runs: the wheel's tritonserver, or our worker if the settings name it."""
+"""The program of an embedded backend: the wheel's tritonserver, or our worker if the settings name it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from sightline_scorer.triton.settings import TritonSettings
 
 
 class BackendProgram(Protocol):
-    """How to start what serves a model repository."""
+    """How to start a server for a model repository."""
 
     name: str
-    """What errors and the log call it."""
+    """Its name in errors and the log."""
 
     def prepare(self, work: Path) -> None:
-        """Lay out what it needs beside the repository."""
+        """Prepare the files that it needs beside the repository."""
 
     def command(self, work: Path, address: str, shm_prefix: str) -> list[str]:
         """The command that serves `work`/repository at host:port."""
@@ -69,12 +69,12 @@ class TritonProgram:
         ]
 
     def environment(self) -> dict[str, str]:
-        """As the wheel needs it."""
+        """The environment that the wheel needs."""
         return self._installation.environment()
 
 
 def tracing(endpoint: str) -> list[str]:
-    """Flags of a Triton that sends spans of the requests that come with a trace, and of no other."""
+    """Flags for sending spans only of requests that come with a trace."""
     settings = ("rate=0", "level=TIMESTAMPS", "mode=opentelemetry", f"opentelemetry,url={traces_url(endpoint)}")
     return [f"--trace-config={each}" for each in (*settings, "opentelemetry,resource=service.name=sightline-triton")]
 
@@ -85,7 +85,7 @@ class WorkerProgram:
     name = "the worker"
 
     def prepare(self, work: Path) -> None:
-        """Nothing: it needs the repository alone."""
+        """Nothing: it only needs the repository."""
 
     def command(self, work: Path, address: str, shm_prefix: str) -> list[str]:
         """On loopback."""
@@ -93,10 +93,10 @@ class WorkerProgram:
         return [*worker, "--repository", str(work / "repository"), "--address", address]
 
     def environment(self) -> dict[str, str]:
-        """Ours, with threads that do not spin while they wait."""
+        """Our environment, with threads that do not spin while they wait."""
         return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
 
 def program(settings: TritonSettings, endpoint: str | None = None) -> BackendProgram:
-    """What the settings name. Raises TritonNotInstalled."""
+    """The program that the settings name. Raises TritonNotInstalled."""
     return WorkerProgram() if settings.mode == "worker" else TritonProgram(settings, endpoint)

@@ -1,7 +1,7 @@
-"""System shared memory between this service and a Triton on the same host: pixels cross without a copy over a socket.
+"""System shared memory between this service and a Triton on the same host: pixels are not copied over a socket.
 
-A region is a file under /dev/shm that both map. Its name is taken away as soon as Triton has mapped it, so nothing is
-left behind by whoever is killed.
+A region is a file under /dev/shm that both map. It is unlinked as soon as Triton has mapped it, so that a killed
+process leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Region:
     """Shared memory for a few batches of one tower at a time.
 
     Args:
-        slots: batches at a time.
+        slots: number of concurrent batches.
         slot_bytes: bytes of the largest batch.
     """
 
@@ -40,7 +40,7 @@ class Region:
         self._path = _DIRECTORY / self.name
         handle = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         try:
-            # Real blocks, now: a /dev/shm that is too small (64 MiB in many containers) must not kill us later.
+            # Allocate real blocks now: a /dev/shm that is too small (64 MiB in many containers) must not kill us later.
             os.posix_fallocate(handle, 0, slots * slot_bytes)
             self._memory = mmap.mmap(handle, slots * slot_bytes)
         except OSError:
@@ -63,11 +63,11 @@ class Region:
         return self._free.pop() if self._free else None
 
     def give_back(self, slot: int) -> None:
-        """The batch in a slot is done with."""
+        """Free a slot after its batch."""
         self._free.append(slot)
 
     def fill(self, slot: int, entry: str, values: Sequence[npt.NDArray[np.uint8]]) -> InferInput:
-        """Copy arrays of one shape into a slot; answers the input that names them."""
+        """Copy arrays of one shape into a slot; returns the input that refers to them."""
         size = values[0].nbytes
         offset = slot * self._slot_bytes
         for number, value in enumerate(values):
@@ -79,7 +79,7 @@ class Region:
 
 
 async def open_region(client: InferenceServerClient, slots: int, slot_bytes: int) -> Region | None:
-    """A region that Triton has mapped; None, with one line in the log, where that cannot be had."""
+    """A region that Triton has mapped; None, with one log line, if that is not possible."""
     try:
         region = Region(slots, slot_bytes)
         await region.register(client)
@@ -92,5 +92,5 @@ async def open_region(client: InferenceServerClient, slots: int, slot_bytes: int
 
 
 def is_lost(error: Any) -> bool:
-    """Whether Triton does not know the region (any more): it was started again."""
+    """Whether Triton does not know the region, since it was restarted."""
     return "shared memory region" in str(error)

@@ -37,19 +37,19 @@ from sightline_scorer.vocabularies import tokenizer_facts
 
 LOCAL_DIR = "local-dir:"
 _OF_OTHERS = {"timm", "transformers"}
-"""Packages of which open_clip may make a tower."""
+"""Packages that open_clip may use for a tower."""
 _WEIGHTS = (
     *("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors"),
     *("open_clip_pytorch_model.bin", "open_clip_pytorch_model.pth"),
     *("model.safetensors", "pytorch_model.bin", "pytorch_model.pth", "model.pth"),
 )
-"""The names that open_clip looks for in a directory, in its order."""
+"""The file names that open_clip looks for in a directory, in its order."""
 
 
 def triton_name(tower: str, model: str, default_model: str, version: int = 1) -> str:
     """Name of the Triton model that holds one tower ("image", "text" or "joint") of a version of a model.
 
-    A later version stands beside the one before it until that is drained, so it has a name of its own.
+    A new version is beside the previous one until that is drained, so it has its own name.
     """
     name = f"clip_{tower}" if tower in TOWERS else f"blip_{tower}"
     if version > 1:
@@ -58,12 +58,12 @@ def triton_name(tower: str, model: str, default_model: str, version: int = 1) ->
 
 
 def describe(name: str, settings: ModelSettings) -> ModelCard:
-    """Load the model once on the CPU, have it embed a picture and a text, and write down its facts.
+    """Load the model once on the CPU, let it embed a picture and a text, and record its facts.
 
     Raises:
-        FileNotFoundError, ValueError, RuntimeError: open_clip cannot make the model.
-        ValueError: it has no weights: random weights would give scores that look like scores.
-        PreconditionFailed: MODEL_FAILS_FORWARD: its forward ends in an error.
+        FileNotFoundError, ValueError, RuntimeError: open_clip cannot build the model.
+        ValueError: it has no weights: random weights would give scores that look valid.
+        PreconditionFailed: MODEL_FAILS_FORWARD: its forward pass raises an error.
     """
     if settings.kind == "imagereward":
         return imagereward.describe(name, settings)
@@ -78,7 +78,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         )
     except (OSError, ValueError, RuntimeError):
         raise
-    except Exception as error:  # the formats of weights have errors of their own for a damaged file
+    except Exception as error:  # weights formats have their own errors for a damaged file
         raise ValueError(f"{weights} cannot be loaded: {error}") from error
     preprocess = dict(model.visual.preprocess_cfg)
     size = preprocess["size"]
@@ -109,7 +109,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
 
 
 def architecture_of(settings: ModelSettings) -> str:
-    """A model's name as open_clip takes it; a released checkpoint is made into an open_clip model first.
+    """A model's name for open_clip; a released checkpoint is converted to an open_clip model first.
 
     Raises as `open_clip_name` and `open_clip_directory`.
     """
@@ -119,7 +119,7 @@ def architecture_of(settings: ModelSettings) -> str:
 
 
 def open_clip_name(architecture: str) -> str:
-    """The name as open_clip takes it: a plain directory becomes `local-dir:` and its absolute path."""
+    """The name for open_clip: a plain directory becomes `local-dir:` and its absolute path."""
     if architecture.startswith("hf-hub:"):
         return architecture
     architecture = model_place(architecture)
@@ -135,7 +135,7 @@ def open_clip_name(architecture: str) -> str:
 
 
 def find_weights(architecture: str, pretrained: str | None) -> Path:
-    """The weights file that open_clip loads; downloaded to its cache where it is not on this machine.
+    """The weights file that open_clip loads; downloaded to its cache if it is not on this machine.
 
     Raises ValueError if there is none.
     """
@@ -164,7 +164,7 @@ def find_weights(architecture: str, pretrained: str | None) -> Path:
 
 
 def _weights_in(folder: Path) -> Path | None:
-    """The file that open_clip takes of a directory."""
+    """The file that open_clip uses in a directory."""
     found = sorted(file for ending in ("safetensors", "bin", "pth") for file in folder.glob(f"*.{ending}"))
     found.sort(key=lambda file: file.suffix != ".safetensors")
     named = [folder / name for name in _WEIGHTS if folder / name in found]
@@ -174,7 +174,7 @@ def _weights_in(folder: Path) -> Path | None:
 def build(cards: Sequence[ModelCard], default_model: str, out: Path, settings: TritonSettings, *, copy: bool) -> None:
     """Write the repository of `cards` into the directory `out`.
 
-    With `copy` the weights are copied into it, so that it can be mounted anywhere; else it names them where they are.
+    With `copy`, the weights are copied into it, so that it can be mounted anywhere; otherwise it refers to their path.
     """
     for card in cards:
         for tower in card.towers:
@@ -198,11 +198,11 @@ def add(card: ModelCard, tower: str, name: str, out: Path, settings: TritonSetti
 def config_pbtxt(name: str, tower: str, card: ModelCard, settings: TritonSettings, facts: dict[str, Any]) -> str:
     """The text of one model's config.pbtxt, from the model's real shapes. `facts` overlay the card's.
 
-    There is no `default_queue_policy`, on purpose: a time-out or a queue size in it switches Triton's prefetching off,
-    and then a request that comes just before the tower waits again is found only by the batcher's 500 ms timer (one
-    call in forty, seen with 2.51), and throughput decays (triton-inference-server/server#8870). The backend bounds
-    the queue instead, and a call whose time is up is cancelled. Texts may be ragged: requests of several scorers share
-    a batch whatever their lengths, and the model pads them.
+    There is deliberately no `default_queue_policy`: a timeout or a queue size in it disables Triton's prefetching. Then
+    a request that arrives just before the tower waits again is found only by the batcher's 500 ms timer (one call in
+    forty, seen with 2.51), and throughput decays (triton-inference-server/server#8870). Instead, the backend bounds the
+    queue, and a call that times out is cancelled. Texts may be ragged: requests of several scorers share a batch
+    regardless of their lengths, and the model pads them.
     """
     batch = settings.text_batch if tower == "text" else settings.image_batch
     pixels = ("pixels", "TYPE_UINT8", f"3, {card.image_height}, {card.image_width}")
@@ -253,7 +253,7 @@ def _pretrained(architecture: str, settings: ModelSettings) -> str | None:
 
 
 def _embedding_size(name: str, model: Any, tokenizer: Any, size: tuple[int, int]) -> int:
-    """Of both towers, by a trial forward of each."""
+    """Check both towers by a trial forward pass."""
     import torch
 
     try:
@@ -283,7 +283,7 @@ def _trims(model: Any) -> bool:
 
 
 def _copy_weights(card: ModelCard, version: Path) -> dict[str, Any]:
-    """Copy the model beside its model.py as a whole open_clip folder; returns the facts that change by that."""
+    """Copy the model beside its model.py as a complete open_clip folder; returns the facts that change."""
     target = version / "weights"
     source = Path(card.weights_path)
     if not card.embedding_size:

@@ -1,4 +1,4 @@
-"""Where Triton runs: the backend's interface to it, and a Triton that runs elsewhere."""
+"""The backend's interface to a Triton server, and a Triton that runs elsewhere."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class TritonServer(Protocol):
         """Let it go."""
 
     async def restart(self, why: str) -> None:
-        """Do what can be done about a Triton that hangs."""
+        """Try to recover a hanging Triton."""
 
 
 class RemoteTriton:
-    """A Triton that somebody else runs, for example in a cluster."""
+    """A Triton that others run, for example in a cluster."""
 
     def __init__(self, settings: TritonSettings) -> None:
         self._settings = settings
@@ -49,7 +49,7 @@ class RemoteTriton:
             await asyncio.sleep(0.5)
 
     async def stop(self) -> None:
-        """Nothing to do: it is not ours."""
+        """Nothing to do: others run it."""
 
     async def restart(self, why: str) -> None:
         """Nothing to do: its own probes restart it."""

@@ -25,13 +25,13 @@ class TritonSettings(Section):
         0,
         ge=0,
         le=65535,
-        description="embedded, worker: its port on loopback, so that further services of this machine can have it as"
+        description="embedded, worker: its port on loopback, so that other services on this machine can use it as"
         " their remote one; 0: a free one",
     )
     home: Path | None = Field(
         None,
-        description="embedded: where the nvidia-pytriton wheel is unpacked; else SIGHTLINE_TRITON_HOME, else .triton in"
-        " the working directory, its parents or those of the installed package, else where `sightline triton install`"
+        description="embedded: where the nvidia-pytriton wheel is unpacked; else SIGHTLINE_TRITON_HOME, or .triton in"
+        " the working directory, its parents or those of the installed package, or where `sightline triton install`"
         " puts it",
     )
     work_dir: Path | None = Field(
@@ -123,7 +123,7 @@ class TritonSettings(Section):
 
     @property
     def backend(self) -> str:
-        """What runs the towers, as ListModels and metrics say it: triton-embedded, triton-remote or worker."""
+        """What runs the towers, as in ListModels and metrics: triton-embedded, triton-remote or worker."""
         return self.mode if self.mode == "worker" else f"triton-{self.mode}"
 
     @property
@@ -133,7 +133,7 @@ class TritonSettings(Section):
 
     @property
     def most_in_flight(self) -> int:
-        """Batches of a tower that Triton has at a time."""
+        """Maximum batches of a tower in Triton at a time."""
         return self.batches_in_flight or self.instances + self.on_gpu
 
     @property

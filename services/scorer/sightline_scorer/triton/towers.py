@@ -1,12 +1,12 @@
-"""The two towers of an open_clip model, without the work that cannot change an embedding.
+"""The two towers of an open_clip model, without work that cannot change an embedding.
 
-- A causal text tower reads a batch up to its last end-of-text token: what stands behind it cannot matter.
-- Of the last block of a transformer only the token that is pooled is computed (the class token, the end-of-text token);
-  its keys and values are still those of all tokens. That saves about 7 % of a tower of 12 blocks, and changes an
-  embedding by rounding only.
+- A causal text tower reads a batch up to its last end-of-text token: later positions cannot matter.
+- In a transformer's last block, only the pooled token is computed (the class token, the end-of-text token); its keys
+  and values are still those of all tokens. This saves about 7 % of a tower with 12 blocks, and changes an embedding
+  only by rounding.
 
-Whether the second holds for a model is tried when it is loaded, against open_clip's own answer; where it does not, that
-is used as it is. Copied beside model.py into Triton's repository; nothing but torch is imported.
+Whether the second holds is checked when a model is loaded, against open_clip's own output; if not, open_clip's code is
+used. Copied beside model.py into Triton's repository; it imports only torch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ImageTower:
     Args:
         model: the open_clip model, in evaluation mode.
         facts: its card.
-        device: where it is.
+        device: its device.
     """
 
     def __init__(self, model: Any, facts: dict[str, Any], device: torch.device) -> None:
@@ -54,7 +54,7 @@ class ImageTower:
         return self._model.encode_image(values.to(self._dtype))  # type: ignore[no-any-return]
 
     def _pool_early(self) -> None:
-        """Have the last block compute the class token alone."""
+        """Make the last block compute only the class token."""
         visual = self._model.visual
         if visual.pool_type != "tok" or visual.attn_pool is not None or not visual.transformer.batch_first:
             raise NotImplementedError
@@ -65,9 +65,10 @@ class ImageTower:
 
 
 def input_dtype(visual: torch.nn.Module) -> torch.dtype:
-    """What an image tower's first layer computes in.
+    """The number type of an image tower's first layer.
 
-    Not the first parameter's: in half precision open_clip keeps a ViT's class embedding, which comes first, in float32.
+    Not that of the first parameter: in half precision, open_clip keeps a ViT's class embedding, which comes first, in
+    float32.
     """
     for module in visual.modules():
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
@@ -95,7 +96,7 @@ class TextTower:
             _try(self, example, self._pool_early)
 
     def prepare(self, ids: Tensor) -> Tensor:
-        """The batch without the columns that no text reaches; on a GPU with fixed shapes to a multiple of 16."""
+        """The batch without columns that no text reaches; on a GPU with fixed shapes, up to a multiple of 16."""
         if not self._trim:
             return ids
         length = int(self._ends(ids).max()) + 1
@@ -109,7 +110,7 @@ class TextTower:
         return int(model.vocab_size - 1) if model.text_pool_type == "argmax" else int(model.text_eos_id)
 
     def _ends(self, ids: Tensor) -> Tensor:
-        """Place of each text's end token, as open_clip's pooling finds it."""
+        """Position of each text's end token, as in open_clip's pooling."""
         if self._model.text_pool_type == "argmax":
             return ids.argmax(dim=-1)
         ends: Tensor = (ids == self._model.text_eos_id).int().argmax(dim=-1)
@@ -130,7 +131,7 @@ class TextTower:
             model.positional_embedding.data, model.attn_mask = positions, mask
 
     def _encode_pooled(self, ids: Tensor) -> Tensor:
-        """As `_encode_trimmed`, and of the last block only the end tokens."""
+        """As `_encode_trimmed`, with only the end tokens in the last block."""
         model, length = self._model, ids.shape[1]
         dtype = model.transformer.get_cast_dtype()
         ids = ids.long()
@@ -166,7 +167,7 @@ def _last_block(block: Any, x: Tensor, pooled: Tensor, pick: Encode, ignore: Ten
 
 
 def _try(tower: Any, example: Tensor, change: Callable[[], None]) -> None:
-    """Change a tower, if its answers stay the same."""
+    """Change a tower if its outputs stay the same."""
     if not tower._model.__class__.__module__.startswith("open_clip"):
         return
     visual = getattr(tower._model, "visual", None)
@@ -221,7 +222,7 @@ class _Buckets:
 
     Args:
         encode: the work, on the GPU, without synchronising with the host.
-        largest: most rows in a batch.
+        largest: maximum rows in a batch.
         graphs: whether to capture graphs.
     """
 
@@ -243,7 +244,7 @@ class _Buckets:
             static = batch.clone()
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # lets libraries choose and allocate before the capture
+            with torch.cuda.stream(stream):  # lets libraries select kernels and allocate before the capture
                 for _ in range(3):
                     self._encode(static)
             torch.cuda.current_stream().wait_stream(stream)

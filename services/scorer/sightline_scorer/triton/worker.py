@@ -1,10 +1,10 @@
-"""`triton.mode: worker`: serves a model repository as Triton does, by the parts of its protocol that we use.
+"""`triton.mode: worker`: serves a model repository like Triton, with the parts of its protocol that we use.
 
     python -m sightline_scorer.triton.worker --repository DIR --address 127.0.0.1:PORT
 
-For machines on which the wheel's tritonserver does not run. The towers are the same files (worker_tower.py), each copy
-in a process of its own, so one that dies takes no other along; it is started again by the next request. There is no
-dynamic batching: the service in front makes the batches (tower.py).
+For machines on which the wheel's tritonserver does not run. The towers are the same files (worker_tower.py). Each copy
+has its own process, so that one that dies does not affect others; the next request restarts it. There is no dynamic
+batching: the service makes the batches (tower.py).
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _SPAWN = multiprocessing.get_context("spawn")
 
 
 class TowerFailed(RuntimeError):
-    """A tower's process answered with an error, or is gone."""
+    """A tower's process returned an error, or has died."""
 
 
 class TowerProcess:
-    """One copy of a tower, in a process of its own."""
+    """One copy of a tower, in its own process."""
 
     def __init__(self, directory: Path, facts: str) -> None:
         self._directory = directory
@@ -47,7 +47,7 @@ class TowerProcess:
         self._pipe: Connection | None = None
 
     def start(self) -> None:
-        """Return when it is loaded. Raises TowerFailed saying why it cannot be."""
+        """Return when it is loaded. Raises TowerFailed that says why it cannot be."""
         ours, theirs = _SPAWN.Pipe()
         arguments = (theirs, str(self._directory), self._facts)
         self._process = _SPAWN.Process(target=worker_tower.run, args=arguments, daemon=True)
@@ -57,7 +57,7 @@ class TowerProcess:
         self._answer("ready")
 
     def run(self, *values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Rows [B, D] of a batch, given the model's inputs in their order. Raises TowerFailed."""
+        """Rows [B, D] of a batch, from the model's inputs in order. Raises TowerFailed."""
         if self._process is None or not self._process.is_alive():
             self.stop()
             self.start()
@@ -113,7 +113,7 @@ class WorkerModel:
             self._free.put_nowait(copy)
 
     async def run(self, *values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Rows [B, D]. A caller that leaves while it waits frees its place; a batch that is begun is ended."""
+        """Rows [B, D]. A caller that leaves while waiting frees its place; a started batch is finished."""
         copy = await self._free.get()
         work = asyncio.ensure_future(asyncio.to_thread(copy.run, *values))
 
@@ -132,7 +132,7 @@ class WorkerModel:
 
 
 class Worker(service_pb2_grpc.GRPCInferenceServiceServicer):
-    """The RPCs of Triton that `backend.py` calls; what is not here answers UNIMPLEMENTED."""
+    """The Triton RPCs that `backend.py` calls; others return UNIMPLEMENTED."""
 
     def __init__(self, repository: Path) -> None:
         self._repository = repository
@@ -149,7 +149,7 @@ class Worker(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._models[name] = model
 
     async def load_all(self) -> None:
-        """Load all models of the repository, side by side. Raises TowerFailed naming the model."""
+        """Load all models of the repository in parallel. Raises TowerFailed that names the model."""
 
         async def one(name: str) -> None:
             try:
@@ -165,7 +165,7 @@ class Worker(service_pb2_grpc.GRPCInferenceServiceServicer):
             model.stop()
 
     async def ServerReady(self, request: Any, context: Any) -> Any:
-        """Always: it serves only when all models are loaded."""
+        """Always ready: it serves only after all models are loaded."""
         return service_pb2.ServerReadyResponse(ready=True)
 
     async def ModelConfig(self, request: Any, context: Any) -> Any:
@@ -173,7 +173,7 @@ class Worker(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelConfigResponse(config=(await self._find(request.name, context)).config)
 
     async def RepositoryModelLoad(self, request: Any, context: Any) -> Any:
-        """Load, and answer when it is warm."""
+        """Load a model, and answer when it is warm."""
         try:
             await self.load(request.model_name)
         except (TowerFailed, OSError) as error:
@@ -181,7 +181,7 @@ class Worker(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.RepositoryModelLoadResponse()
 
     async def RepositoryModelUnload(self, request: Any, context: Any) -> Any:
-        """Let a model go."""
+        """Unload a model."""
         model = self._models.pop(request.model_name, None)
         if model is not None:
             await asyncio.to_thread(model.stop)
@@ -212,7 +212,7 @@ class Worker(service_pb2_grpc.GRPCInferenceServiceServicer):
 
 
 async def serve(repository: Path, address: str) -> int:
-    """Serve until SIGTERM; 1 where a model cannot be loaded or the port is taken."""
+    """Serve until SIGTERM; returns 1 if a model cannot be loaded or the port is taken."""
     worker = Worker(repository)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

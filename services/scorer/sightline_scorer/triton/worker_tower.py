@@ -1,7 +1,7 @@
-"""One tower in a process of its own, for `triton.mode: worker`: runs the repository's model.py without Triton.
+"""One tower in its own process, for `triton.mode: worker`: runs the repository's model.py without Triton.
 
-model.py is the file that Triton's Python backend runs, to the letter; what that backend gives it as the module
-`triton_python_backend_utils` is stood in for here. Tensors come and go over a pipe:
+model.py is exactly the file that Triton's Python backend runs; this module replaces the backend's module
+`triton_python_backend_utils`. Tensors are passed over a pipe:
 
     parent ──(uint8 or int32 [B, ...], ...)──> this process ──("rows", float32 [B, D]) or ("error", why)──> parent
 """
@@ -45,7 +45,7 @@ class TowerProgram:
     """A tower, loaded.
 
     Args:
-        directory: of one model in the repository.
+        directory: a model's directory in the repository.
         facts: its config's parameter `sightline`.
     """
 
@@ -69,7 +69,7 @@ class TowerProgram:
         )
 
     def __call__(self, *values: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Rows [B, D] of one batch; `values` are the model's inputs in their order."""
+        """Rows [B, D] of one batch; `values` are the model's inputs in order."""
         import torch
 
         request = {
@@ -81,7 +81,7 @@ class TowerProgram:
 
 
 def _stand_in() -> None:
-    """The module that Triton's stub would give."""
+    """The module that Triton's stub would provide."""
     module: Any = ModuleType("triton_python_backend_utils")
     module.Tensor = _Tensor
     module.TritonModelException = RuntimeError
@@ -91,11 +91,11 @@ def _stand_in() -> None:
 
 
 def run(pipe: Connection, directory: str, facts: str) -> None:
-    """Serve batches until the pipe closes: the parent has ended, in whatever way."""
+    """Serve batches until the pipe closes, when the parent has ended for any reason."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         tower = TowerProgram(Path(directory), facts)
-    except BaseException as error:  # whatever open_clip or a damaged file may raise
+    except BaseException as error:  # open_clip or a damaged file may raise anything
         pipe.send(("error", f"{type(error).__name__}: {error}"))
         os._exit(1)
     pipe.send(("ready", ""))

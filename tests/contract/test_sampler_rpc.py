@@ -103,7 +103,7 @@ def closed() -> Image.Image:
         ({"prompt": "what \ud83d ?"}, InvalidInput, "MALFORMED_REQUEST", "cannot be built"),
         ({"min_p": 1.0}, InvalidInput, "BAD_MIN_P", r"min_p is 1.0; it must be in \[0, 1\)"),
         ({"stop": [""]}, InvalidInput, "BAD_STOP", "0 bytes"),
-        ({"beams": Beams(3)}, InvalidInput, "BAD_BEAMS", "2 candidates cannot stand in 3 groups"),
+        ({"beams": Beams(3)}, InvalidInput, "BAD_BEAMS", "2 candidates cannot form 3 groups"),
         ({"distortion": DiffusionNoise(1000)}, InvalidInput, "BAD_DISTORTION", r"step is 1000; it must be in 0\.\.999"),
         ({"guidance": ImageFree(), "image": None}, InvalidInput, "BAD_GUIDANCE", "needs an image"),
         ({"image": [png(0)] * 17}, InvalidInput, "TOO_MANY_IMAGES", "17 images; a request takes 16"),

@@ -210,7 +210,7 @@ def test_refusals_are_not_retried(server: TgiServer, client: SamplerClient) -> N
     with pytest.raises(InvalidInput, match="must be <= 256") as error:
         client.sample(IMAGE, "picture " * 120, 1, max_tokens=200)
     assert error.value.reason == "PROMPT_TOO_LONG"
-    with pytest.raises(InvalidInput, match=r"engine tgi .* does not take min_p") as unsupported:
+    with pytest.raises(InvalidInput, match=r"engine tgi .* does not support min_p") as unsupported:
         client.sample(IMAGE, PROMPT, 1, min_p=0.1)
     assert unsupported.value.metadata["engine"] == "tgi 3.3.6-dev0"
     assert unsupported.value.metadata["parameters"] == "min_p"

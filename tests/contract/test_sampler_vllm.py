@@ -246,7 +246,7 @@ def test_too_long_a_prompt_is_told_and_never_cut(server: VllmServer, client: Sam
         client.sample(IMAGE, "picture " * 120, 2, max_tokens=200)
     assert error.value.reason == "PROMPT_TOO_LONG"
     assert len(server.requests) == 1
-    with pytest.raises(InvalidInput, match="does not take beams, distortion"):
+    with pytest.raises(InvalidInput, match="does not support beams, distortion"):
         client.sample(IMAGE, PROMPT, 2, beams=Beams(2), distortion=Blank())
 
 

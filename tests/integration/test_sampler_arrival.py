@@ -205,7 +205,7 @@ def test_what_arrives_is_let_in(mind: Mind, template: Path, tmp_path: Path, seed
             "no place for|differ from the trainer|correlation",
         ),
         (never_named, {"POLICY_DID_NOT_ARRIVE"}, "to the last bit"),
-        (stale_cache, {"POLICY_DID_NOT_ARRIVE"}, "not sampled from what is scored"),
+        (stale_cache, {"POLICY_DID_NOT_ARRIVE"}, "not sampled from the scored weights"),
         (old_files, {"POLICY_DID_NOT_ARRIVE"}, "to the last bit"),
         (half_written, {"POLICY_HALF_WRITTEN", "POLICY_CHANGED_FILE", "POLICY_MISSING_FILE"}, "manifest"),
         (wrong_base, {"POLICY_DID_NOT_ARRIVE"}, "another base model"),

@@ -217,4 +217,4 @@ def test_a_pause_of_an_unknown_kind_is_refused(address: str, client: SamplerClie
         with pytest.raises(grpc.RpcError) as error:
             stub.Pause(pb.PauseRequest(mode=mode), timeout=20)
     assert error.value.code() is grpc.StatusCode.INVALID_ARGUMENT  # type: ignore[attr-defined]
-    assert "not a pause mode" in error.value.details()  # type: ignore[attr-defined]
+    assert "not a known pause mode" in error.value.details()  # type: ignore[attr-defined]

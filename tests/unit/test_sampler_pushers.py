@@ -97,7 +97,7 @@ def test_its_own_oldest_that_is_not_loaded_makes_room(store: Store) -> None:
 def test_one_that_was_broken_off_counts_until_it_is_silent(store: Store) -> None:
     red = Pusher("red", 2 * BYTES - 1)
     assert not store.push(store.parcel("red", 1), red, whole=False)
-    with pytest.raises(Overloaded, match="on their way"):
+    with pytest.raises(Overloaded, match="loaded or arriving"):
         store.push(store.parcel("red", 2), red)
     store.silent()
     assert store.push(store.parcel("red", 2), red)

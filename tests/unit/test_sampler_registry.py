@@ -295,7 +295,7 @@ def test_a_swap_that_fails_tells_its_own_reason_also_where_the_way_back_fails(fa
             await made.activate(2)
         assert asked == [2, 0]
         assert caught.value.message.startswith("it did not come up with 2")
-        assert ("version 0 cannot be put back" in caught.value.message) == (0 in failing)
+        assert ("version 0 cannot be restored" in caught.value.message) == (0 in failing)
         assert made.active.version == 0
 
     asyncio.run(run())

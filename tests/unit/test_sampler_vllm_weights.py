@@ -37,7 +37,7 @@ class Server:
             self.label = body["new_version"]
         if path == self.at:
             if self.fault == "silent":
-                raise Failure("broken", "said nothing for too long")
+                raise Failure("broken", "sent nothing for too long")
             if self.fault == "refuses":
                 return httpx.Response(500, json={"error": "no"})
             await asyncio.Event().wait()

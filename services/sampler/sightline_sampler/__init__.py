@@ -1,1 +1,1 @@
-"""The sampler service: K on-policy candidates, and policies swapped while serving. Its clients are in `sightline`."""
+"""The sampler service: K on-policy candidates; policies swap while it serves. Its clients are in `sightline`."""

@@ -1,4 +1,4 @@
-"""What a request asks about: an image and a prompt, or a conversation, read within its limits."""
+"""Reads the image and prompt, or the conversation, of a request within its limits."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ConversationReader:
     """Reads conversations.
 
     Args:
-        limits: of images, turns and texts.
+        limits: limits of images, turns and texts.
         images: resolves images by digest.
     """
 
@@ -29,14 +29,14 @@ class ConversationReader:
         """The turns of a message, and their images.
 
         Raises:
-            InvalidInput: there is nothing to answer, no conversation, or one over a limit.
-            NotFound: an image named by digest is not kept.
+            InvalidInput: there is nothing to answer, or the conversation is malformed or over a limit.
+            NotFound: an image named by digest is not stored.
         """
         if not message.turns:
             turns: tuple[Turn, ...] = user_turn(message.prompt, int(message.HasField("image")))
             shown = [message.image] if message.HasField("image") else []
         elif message.prompt or message.HasField("image"):
-            raise InvalidInput("the request has turns, and image or prompt beside them: send one", reason="BAD_TURNS")
+            raise InvalidInput("the request has turns and also image or prompt: send only one form", reason="BAD_TURNS")
         else:
             _refuse_over("turns", len(message.turns), self._limits.max_turns, "TOO_MANY_TURNS")
             turns = tuple(_turn(turn, number) for number, turn in enumerate(message.turns))

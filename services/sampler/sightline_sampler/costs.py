@@ -1,4 +1,4 @@
-"""What requests cost their team, for the limits by the minute."""
+"""What requests charge to their team's limits per minute."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _SERVICE = "sightline_sampler.v1.SamplerService"
 
 
 def of_sample(request: pb.SampleRequest) -> Cost:
-    """A text for each candidate asked for, and its images."""
+    """One text for each requested candidate, and the images."""
     return Cost(texts=request.num_candidates, images=_images(request))
 
 
 def of_score_tokens(request: pb.ScoreTokensRequest) -> Cost:
-    """One text, and its images."""
+    """One text, and the images."""
     return Cost(texts=1, images=_images(request))
 
 

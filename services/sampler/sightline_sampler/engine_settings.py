@@ -1,4 +1,4 @@
-"""Settings of the sampler's engines: what they have in common over HTTP, a section for each, and which one samples."""
+"""Settings of the sampler's engines: common ones for HTTP, a section for each, and the choice of engine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sightline_chassis.shipped import known_model, model_place
 
 
 class KubernetesSettings(Section):
-    """A Deployment that is rolled out again for each policy, by the API of the cluster that the sampler runs in."""
+    """A Deployment that is rolled out for each policy, by the API of the sampler's own cluster."""
 
     deployment: str = Field(min_length=1, description="Name of the engine's Deployment.")
     container: str = Field(min_length=1, description="Name of the container in it.")
@@ -27,7 +27,7 @@ class KubernetesSettings(Section):
 
 
 class HttpEngineSettings(Section):
-    """What engines behind HTTP have in common."""
+    """Common settings of engines behind HTTP."""
 
     url: str = Field(default="http://127.0.0.1:8000", pattern=r"^https?://", description="Address of the engine.")
     token: str | None = Field(default=None, description="Sent as a bearer token; better set by environment.")
@@ -108,7 +108,7 @@ class VllmSettings(HttpEngineSettings):
     replicas: tuple[str, ...] = Field(
         default=(),
         max_length=256,
-        description="Addresses of several vLLMs of one base model, in place of `url`: each is given the policies, and "
+        description="Addresses of several vLLMs with one base model, instead of `url`: each gets the policies and "
         "proves them; all requests with an image go to one.",
     )
     quorum: float = Field(
@@ -141,7 +141,7 @@ class VllmSettings(HttpEngineSettings):
     sleep: bool = Field(
         default=False,
         description="Whether vLLM was started with --enable-sleep-mode and VLLM_SERVER_DEV_MODE=1: it gives its memory"
-        " back where a recipe's sampling.rests asks for it, while the update trains on the same GPU.",
+        " back if a recipe's sampling.rests asks for it, while the update trains on the same GPU.",
     )
     max_body_bytes: int = Field(
         default=64 << 20,
@@ -154,14 +154,15 @@ class VllmSettings(HttpEngineSettings):
     @classmethod
     def _addresses(cls, replicas: tuple[str, ...]) -> tuple[str, ...]:
         if wrong := [url for url in replicas if not re.match(r"https?://", url)]:
-            raise ValueError(f"replicas are addresses (http://...), and {wrong[0]!r} is none")
+            raise ValueError(f"replicas must be addresses (http://...), but {wrong[0]!r} is not one")
         if len(set(replicas)) < len(replicas):
             raise ValueError("a replica is named twice")
         return replicas
 
 
 class EngineSettings(Section):
-    """The model and how it is run. Keys beside `kind` and `model` are of the engine in process, or in its section."""
+    """The model and how it runs. Keys besides `kind` and `model` are for the engine in process, or in an engine's
+    section."""
 
     kind: Literal["transformers", "tgi", "vllm"] = Field(default="transformers", description="Which engine samples.")
     model: Annotated[str, pydantic.AfterValidator(known_model), pydantic.AfterValidator(model_place)] = Field(
@@ -203,7 +204,7 @@ class EngineSettings(Section):
         gt=0,
         le=1,
         description=(
-            "With cache_mib 0: share of the free memory for the KV cache; set less if a trainer or "
+            "With cache_mib 0: share of the free memory for the KV cache; use less if a trainer or "
             "scorer uses the same GPU."
         ),
     )

@@ -1,4 +1,4 @@
-"""What `sightline.convert` leaves to the sampler: candidates out, selectors and pauses in."""
+"""Conversions that `sightline.convert` does not do: candidates, selectors and pauses."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def selector_of(message: pb.PolicySelector) -> types.PolicySelector | None:
 
 
 def candidate_message(candidate: types.Candidate, policy: types.PolicyInfo) -> pb.Candidate:
-    """A candidate of a policy for the wire. By hand: log-probs of the behaviour that are None travel as none, and it is
-    hot."""
+    """A policy's candidate for the wire. Written by hand: behaviour log-probs may be None, and this code is hot."""
     behaviour = candidate.behaviour_logprobs
     return pb.Candidate(
         index=candidate.index,
@@ -41,10 +40,10 @@ def candidate_message(candidate: types.Candidate, policy: types.PolicyInfo) -> p
 
 
 def pause_of(message: pb.PauseRequest) -> types.PauseMode:
-    """The mode that a request asks for. Raises InvalidInput."""
+    """The mode of a request. Raises InvalidInput."""
     if message.mode == pb.PAUSE_MODE_UNSPECIFIED:
         return "drain"
     mode = enum_name(pb.PauseMode.DESCRIPTOR, message.mode)
     if mode not in get_args(types.PauseMode):
-        raise InvalidInput(f"{mode} is not a pause mode that this release knows", reason="BAD_PAUSE_MODE")
+        raise InvalidInput(f"{mode} is not a known pause mode", reason="BAD_PAUSE_MODE")
     return cast(types.PauseMode, mode)

@@ -11,14 +11,14 @@ TOKENS = Counter(
 )
 OUTPUT_TOKENS = Histogram(
     "sightline_sampler_output_tokens",
-    "Tokens of a candidate.",
+    "Tokens per candidate.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048),
 )
 CANDIDATES = Histogram(
-    "sightline_sampler_candidates_per_prompt", "Candidates asked for (K).", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
+    "sightline_sampler_candidates_per_prompt", "Requested candidates (K).", buckets=(1, 2, 4, 8, 16, 32, 64, 128)
 )
 DUPLICATES = Counter(
-    "sightline_sampler_duplicate_candidates_total", "Candidates with the text of an earlier one of their request."
+    "sightline_sampler_duplicate_candidates_total", "Candidates with the same text as an earlier one of their request."
 )
 FIRST_TOKEN = Histogram(
     "sightline_sampler_first_candidate_seconds",
@@ -27,11 +27,11 @@ FIRST_TOKEN = Histogram(
 )
 STEP_ROWS = Histogram(
     "sightline_sampler_step_rows",
-    "Candidates in a decoding step.",
+    "Candidates per decoding step.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 )
 ROWS = Gauge("sightline_sampler_rows", "Candidates being decoded.")
-WAITING = Gauge("sightline_sampler_waiting_prompts", "Prompts that wait for room.")
+WAITING = Gauge("sightline_sampler_waiting_prompts", "Waiting prompts.")
 POLICY_VERSION = Gauge("sightline_sampler_policy_version", "The active policy.")
 POLICY_LOADED = Gauge("sightline_sampler_policy_loaded_timestamp_seconds", "When the active policy was activated.")
 POLICIES = Gauge("sightline_sampler_policies_loaded", "Policies loaded, the base model included.")
@@ -43,16 +43,16 @@ SWAP_SECONDS = Histogram(
     buckets=(0.01, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300),
 )
 
-PAUSED = Gauge("sightline_sampler_paused", "Whether a pause was asked for.")
+PAUSED = Gauge("sightline_sampler_paused", "Whether a pause was requested.")
 STALE = Counter(
     "sightline_sampler_stale_responses_total",
-    "Answers of an engine that were not of the policy asked for, and were thrown away.",
+    "Answers of an engine that did not come from the requested policy, and were discarded.",
 )
 DROPPED = Counter(
     "sightline_sampler_redrawn_candidates_total",
-    "Candidates of an engine that held an image placeholder and were drawn again with another seed.",
+    "Candidates that contained an image placeholder and were sampled again with another seed.",
 )
-ARRIVALS = Counter("sightline_sampler_arrivals_total", "Policies that were examined by probes.", ("outcome",))
+ARRIVALS = Counter("sightline_sampler_arrivals_total", "Policies examined by probes.", ("outcome",))
 ARRIVAL_GAP = Gauge(
     "sightline_sampler_arrival_gap", "Mean |log-prob difference| a token to the trainer, of the last policy examined."
 )
@@ -66,7 +66,7 @@ ARRIVAL_CORRELATION = Gauge(
 
 STEPS = ("stage", "activate", "retire")
 
-for _reason in ("eos", "length", "stop", "aborted"):  # shown at 0 from the start
+for _reason in ("eos", "length", "stop", "aborted"):  # exported at 0 from the start
     GENERATIONS.labels(_reason)
 for _outcome in ("passed", "failed"):
     ARRIVALS.labels(_outcome)
@@ -79,7 +79,7 @@ for _step in STEPS:
 
 
 def count_arrival(arrival: Arrival) -> None:
-    """Show what the probes of a policy said."""
+    """Export the result of a policy's probes."""
     ARRIVALS.labels("passed" if arrival.passed else "failed").inc()
     ARRIVAL_GAP.set(arrival.gap)
     ARRIVAL_MOVED.set(arrival.moved)

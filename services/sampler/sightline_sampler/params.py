@@ -11,14 +11,14 @@ from sightline.sampler.params import SamplingParams
 from sightline.sampler.v1 import sampler_pb2 as pb
 
 MAX_STOPS, MAX_STOP_BYTES = 16, 256
-_LARGEST = 1000.0  # of radii, penalties and weights: beyond it only overflow is to be had
+_LARGEST = 1000.0  # maximum of radii, penalties and weights: larger ones only overflow
 
 
 def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with_image: bool) -> SamplingParams:
     """The parameters of a request for `count` candidates.
 
     Raises:
-        InvalidInput: one is out of its bounds, or two do not go together.
+        InvalidInput: one is out of its bounds, or two cannot be combined.
     """
     temperature = message.temperature if message.HasField("temperature") else 1.0
     if not (math.isfinite(temperature) and (temperature == 0 or 0.01 <= temperature <= 100)):
@@ -53,7 +53,7 @@ def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with
         )
     beams = _beams(message.beams, count) if message.HasField("beams") else None
     if beams is not None and (temperature != 1 or top_p != 1 or message.top_k or message.min_p):
-        raise InvalidInput("beams are not sampled: leave temperature, top_p, top_k and min_p out", reason="BAD_BEAMS")
+        raise InvalidInput("beams are not sampled: leave out temperature, top_p, top_k and min_p", reason="BAD_BEAMS")
     return SamplingParams(
         temperature=temperature,
         top_p=top_p,
@@ -82,9 +82,7 @@ def _stop(strings: Sequence[str]) -> tuple[str, ...]:
 
 def _beams(message: pb.DiverseBeams, count: int) -> types.Beams:
     if message.groups < 1 or count % message.groups:
-        raise InvalidInput(
-            f"{count} candidates cannot stand in {message.groups} groups of equal size", reason="BAD_BEAMS"
-        )
+        raise InvalidInput(f"{count} candidates cannot form {message.groups} groups of equal size", reason="BAD_BEAMS")
     diversity = message.diversity_penalty if message.HasField("diversity_penalty") else 1.0
     length = message.length_penalty if message.HasField("length_penalty") else 1.0
     _within("diversity_penalty", diversity, 0, _LARGEST, "BAD_BEAMS")
@@ -149,5 +147,5 @@ def _guidance(message: pb.Guidance) -> types.Guidance:
 
 
 def _within(name: str, value: float, least: float, most: float, reason: str) -> None:
-    if not least <= value <= most:  # false for what is not a number, too
+    if not least <= value <= most:  # also false for NaN
         raise InvalidInput(f"{name} is {value:g}; it must be in {least:g}..{most:g}", reason=reason)

@@ -13,11 +13,11 @@ from sightline_sampler.engines.base import EncodedImage
 
 
 class RequestImages:
-    """Encoded images of past requests, least recently used out first. For the event loop's thread.
+    """Encoded images of past requests; the least recently used are dropped first. For the event loop's thread.
 
     Args:
-        max_bytes: of all that are kept.
-        limits: of one image.
+        max_bytes: maximum of all stored images.
+        limits: limits of one image.
     """
 
     def __init__(self, max_bytes: int, limits: ImageLimits) -> None:
@@ -25,11 +25,11 @@ class RequestImages:
         self._store = ImageStore(ImageStoreSettings(max_bytes=max_bytes))
 
     def resolve(self, image: pb.Image) -> EncodedImage:
-        """The image of a request, from its bytes or by the digest of one sent before.
+        """The image of a request, from its bytes or by the digest of an earlier one.
 
         Raises:
-            InvalidInput: none, empty, too large, or a digest of the wrong size.
-            NotFound: no image of that digest that the team sent is kept; send its bytes.
+            InvalidInput: there is none, it is empty or too large, or the digest has the wrong size.
+            NotFound: no image with that digest from the team is stored; send its bytes.
         """
         match image.WhichOneof("source"):
             case "content":

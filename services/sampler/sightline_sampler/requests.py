@@ -1,4 +1,4 @@
-"""From messages to work: every limit is checked here, before an image is decoded or a model is asked."""
+"""Turns messages into work: every limit is checked here, before an image is decoded or a model is used."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class RequestReader:
     """Reads requests against limits.
 
     Args:
-        limits: what may be asked for.
-        conversations: reads what is asked.
+        limits: the limits of requests.
+        conversations: reads the questions.
         policies: gives leases.
     """
 
@@ -36,12 +36,12 @@ class RequestReader:
         self._limits, self._conversations, self._policies = limits, conversations, policies
 
     def sample(self, request: pb.SampleRequest, context: Context) -> tuple[SampleWork, PolicyLease]:
-        """The work of a Sample call, and its lease, to be released.
+        """The work of a Sample call, and its lease, which the caller must release.
 
         Raises:
             InvalidInput: something is missing, malformed or over a limit.
-            NotFound: an image named by digest is not kept.
-            PreconditionFailed: the policy asked for is not served.
+            NotFound: an image named by digest is not stored.
+            PreconditionFailed: the requested policy is not served.
         """
         count, most = request.num_candidates, self._limits.max_candidates
         if not 1 <= count <= most:

@@ -23,7 +23,7 @@ def main(config: Path | None, overrides: Sequence[str]) -> int:
 
 
 def _make(settings: SamplerSettings) -> Service:
-    # Threads that wait for each other by spinning are many times slower where cores are shared. Read when torch loads.
+    # Threads that spin while they wait are many times slower on shared cores. Read when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from sightline_sampler.service import SamplerService

@@ -1,4 +1,4 @@
-"""The sampler as a service of the chassis."""
+"""The sampler as a chassis service."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ _NAME = "sightline_sampler.v1.SamplerService"
 
 
 class SamplerService(Service):
-    """Loads the model, takes up the last activated policy, serves."""
+    """Loads the model, restores the last activated policy, serves."""
 
     name: ClassVar[str] = "sampler"
     proto_services: ClassVar[tuple[str, ...]] = (_NAME,)
     costs = COSTS
-    # A policy must be swappable under full load: that is what ends the load in a training loop.
+    # A policy must be swappable under full load, since in a training loop the swap ends the load.
     unadmitted: ClassVar[tuple[str, ...]] = (
         *(f"{_NAME}/{step}Policy" for step in ("Push", "Stage", "Activate", "Retire", "Get")),
         *(f"{_NAME}/{other}" for other in ("ListPolicies", "Pause", "Resume")),
@@ -66,11 +66,11 @@ class SamplerService(Service):
         pb_grpc.add_SamplerServiceServicer_to_server(self._servicer, server)
 
     async def ready(self) -> str | None:
-        """None when the engine can sample."""
+        """None if the engine can sample."""
         return self.engine.ready()
 
     def broken(self) -> str | None:
-        """What the engine cannot get over by itself."""
+        """A failure that the engine cannot recover from."""
         return self.engine.broken()
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The sampler's RPCs: reads a request, has the engine do it, counts, answers."""
+"""The sampler's RPCs: read a request, run it on the engine, count, answer."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class SamplerServicer(pb_grpc.SamplerServiceServicer):
         return pb.GetPolicyResponse(policy=to_message(info, pb.PolicyInfo))
 
     async def ListPolicies(self, request: pb.ListPoliciesRequest, context: Context) -> pb.ListPoliciesResponse:
-        """All policies, and what the engine can do."""
+        """All policies, and the engine's capabilities."""
         able = dataclasses.replace(self._engine.capabilities(), picture_rule=PICTURE_RULE)
         run_id, policies = request.run_id, self._policies
         known = Policies(tuple(policies.all(run_id)), able, policies.highest(run_id), policies.active)
@@ -163,7 +163,7 @@ def _count(candidate: Candidate, texts: set[str], started: float) -> None:
 
 
 def _refuse_infinite(logprobs: Logprobs, version: int) -> None:
-    """Refuse an answer that is not a number, from any engine."""
+    """Refuse non-finite numbers from any engine."""
     if not np.isfinite(logprobs).all():
         raise not_finite(version)
 

@@ -14,7 +14,7 @@ __all__ = ["EngineSettings", "GateSettings", "PolicySettings", "SamplerLimits", 
 
 
 class SamplerLimits(ImageLimits):
-    """What a request may ask for; more is INVALID_ARGUMENT."""
+    """Limits of a request; exceeding one is INVALID_ARGUMENT."""
 
     max_candidates: int = Field(default=64, ge=1, le=65536, description="Maximum number of candidates per request (K).")
     max_tokens: int = Field(default=1024, ge=1, le=1 << 20, description="Maximum number of new tokens of a candidate.")
@@ -40,7 +40,7 @@ class SamplerLimits(ImageLimits):
 
 
 class GateSettings(Section):
-    """When a policy that came with probes may answer; `gate` has the reasons for the numbers."""
+    """When a policy with probes may answer; `gate` explains the numbers."""
 
     required: bool = Field(
         default=True,
@@ -75,7 +75,7 @@ class GateSettings(Section):
 
 
 class PolicySettings(Section):
-    """Policies beside the base model."""
+    """Policies besides the base model."""
 
     max_loaded: int = Field(
         default=4,
@@ -112,19 +112,19 @@ class PolicySettings(Section):
     pause_wait_seconds: float = Field(
         default=60, ge=0, le=86400, description="Longest time that a request waits during a pause or a swap."
     )
-    gate: GateSettings = Field(default=GateSettings(), description="When a policy that came with probes may answer.")
+    gate: GateSettings = Field(default=GateSettings(), description="When a policy with probes may answer.")
 
 
 class SamplerSettings(ServiceSettings):
-    """All of it. Calls wait cheaply in the engine's own queue, so admission is wide."""
+    """All settings. Calls wait cheaply in the engine's own queue, so admission is wide."""
 
     admission: AdmissionSettings = Field(
         default=AdmissionSettings(max_concurrent=256, max_queue=1024, max_wait_seconds=60),
         description="How much work the service accepts.",
     )
     engine: EngineSettings = Field(description="The model and how it runs.")
-    limits: SamplerLimits = Field(default=SamplerLimits(), description="What a request may ask for.")
-    policies: PolicySettings = Field(default=PolicySettings(), description="Policies beside the base model.")
+    limits: SamplerLimits = Field(default=SamplerLimits(), description="Limits of a request.")
+    policies: PolicySettings = Field(default=PolicySettings(), description="Policies besides the base model.")
 
     @pydantic.model_validator(mode="after")
     def _no_silent_eviction(self) -> SamplerSettings:

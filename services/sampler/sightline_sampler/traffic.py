@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class Visit:
-    """A running request; it can be interrupted while it waits for its engine, and nowhere else."""
+    """A running request; it can be interrupted only while it waits for its engine."""
 
     def __init__(self, task: asyncio.Task[object]) -> None:
         self._task = task
@@ -24,7 +24,7 @@ class Visit:
         """The engine's result.
 
         Raises:
-            Unavailable: a pause broke the request off.
+            Unavailable: a pause interrupted the request.
         """
         try:
             if self._broken:
@@ -34,7 +34,7 @@ class Visit:
             self._waiting = True
             return await result
         except asyncio.CancelledError:
-            if not self._broken or (self._task.cancelling() and self._task.uncancel()):  # the caller went away, too
+            if not self._broken or (self._task.cancelling() and self._task.uncancel()):  # the caller left, too
                 raise
             raise Unavailable(
                 "interrupted by a pause: request the missing candidates again", reason="PAUSED", retry_after=0.5
@@ -43,7 +43,7 @@ class Visit:
             self._waiting = False
 
     def break_off(self) -> None:
-        """End it with Unavailable, at once where it waits, else when it would."""
+        """End it with Unavailable, at once if it is waiting, otherwise when it would wait."""
         if not self._broken:
             self._broken = True
             if self._waiting:
@@ -54,7 +54,7 @@ class Traffic:
     """Running requests. For the event loop's thread.
 
     Args:
-        wait_seconds: longest wait at a closed door.
+        wait_seconds: maximum wait at a closed door.
     """
 
     def __init__(self, wait_seconds: float) -> None:
@@ -100,7 +100,7 @@ class Traffic:
                 self._idle.set()
 
     def close(self, holder: Holder) -> int:
-        """Close the door; the number of running requests."""
+        """Close the door; returns the number of running requests."""
         self._holders.add(holder)
         self._open.clear()
         return len(self._visits)
@@ -116,6 +116,6 @@ class Traffic:
         await self._idle.wait()
 
     def abort(self) -> None:
-        """Interrupt what is running."""
+        """Interrupt the running requests."""
         for visit in self._visits:
             visit.break_off()

@@ -1,1 +1,1 @@
-"""Engines: what turns an image and a prompt into candidates. One small interface (`base`), several ways behind it."""
+"""Engines turn an image and a prompt into candidates: one small interface (`base`), several implementations."""

@@ -1,6 +1,6 @@
-"""The interface that every engine has. What an engine cannot do it says in its capabilities; nothing is assumed.
+"""The interface of every engine. An engine declares in its capabilities what it supports; nothing is assumed.
 
-The service (limits, policies' book-keeping, gRPC) knows engines by this module only.
+The service (limits, policies' book-keeping, gRPC) uses engines only through this module.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from sightline.sampler.types import Candidate, Capabilities, Distortion, Summary
 from sightline_sampler.engines import seeds
 
 UNSCORABLE = "TOKENS_DO_NOT_ROUND_TRIP"
-"""Reason of `InvalidInput` of an engine that takes text only: its tokenizer would not give these ids for their text."""
+"""Reason of `InvalidInput` from an engine that takes only text: its tokenizer gives other ids for this text."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedImage:
-    """An image as it came: the encoded file and its SHA-256 (hexadecimal)."""
+    """An image as received: the encoded file and its SHA-256 (hexadecimal)."""
 
     content: bytes
     digest: str
@@ -33,30 +33,30 @@ class EncodedImage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Conversation:
-    """What is asked: the turns, of which the last is answered, and the images in the order of their places."""
+    """The question: the turns, the last of which is to be answered, and the images in the order of their places."""
 
     turns: tuple[Turn, ...]
     images: tuple[EncodedImage, ...] = ()
 
     def without_images(self) -> Conversation:
-        """The same with nothing to be seen."""
+        """The same without images."""
         return Conversation(without_images(self.turns))
 
     def asking(self, text: str) -> Conversation:
-        """The same images and turns with another question at their end."""
+        """The same images and turns with another final question."""
         last = self.turns[-1]
         shown = tuple(None for part in last.content if part is None)
         return Conversation((*self.turns[:-1], Turn(last.role, (*shown, text))), self.images)
 
 
 class Lease(Protocol):
-    """The right to use a policy. The version is decided as late as possible: where sampling begins."""
+    """The right to use a policy. The version is decided as late as possible: when sampling begins."""
 
     def bind(self) -> int:
         """The version to sample with; the same at every later call. Thread-safe.
 
         Raises:
-            PreconditionFailed: the version asked for is not (or no longer) served.
+            PreconditionFailed: the requested version is not (or no longer) served.
         """
         ...
 
@@ -67,13 +67,13 @@ class SampleWork:
 
     Attributes:
         request_id: for the log.
-        asked: what is asked.
-        seeds: one per candidate.
-        params: how tokens are drawn.
+        asked: the question.
+        seeds: one for each candidate.
+        params: how tokens are sampled.
         lease: which policy answers.
-        deadline: `time.monotonic()` after which no caller waits; None is never.
-        free_seeds: the caller chose no seeds: an engine that makes its own may use those, and reports them.
-        asker: whose it is, as far as taking turns goes.
+        deadline: `time.monotonic()` after which no caller waits; None: no deadline.
+        free_seeds: the caller chose no seeds, so an engine may use its own seeds, and reports them.
+        asker: the caller, for fair turns.
     """
 
     request_id: str
@@ -88,7 +88,7 @@ class SampleWork:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ScoreWork:
-    """One response to be scored by teacher forcing; fields as in `SampleWork`."""
+    """One response to score by teacher forcing; fields as in `SampleWork`."""
 
     asked: Conversation
     token_ids: Sequence[int]
@@ -99,29 +99,30 @@ class ScoreWork:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StagedWeights:
-    """What a policy brought: its tensors, and the modules that it changes (0 for a whole checkpoint means all)."""
+    """The contents of a loaded policy: its tensors, and the modules that it changes (0 for a whole checkpoint means
+    all)."""
 
     tensors: int
     modules: int
 
 
 def not_finite(version: int) -> InternalError:
-    """What a candidate or a score ends with where the policy gave no finite numbers. A failure is never a number."""
+    """The error of a candidate or score for which the policy gave non-finite numbers. A failure is never a number."""
     return InternalError(f"policy {version} gave logits that are not finite", reason="LOGITS_NOT_FINITE")
 
 
 Proof = Callable[["Engine", "Engine", Sequence[int]], Awaitable[None]]
-"""Compares a part with one that was proved, under the versions that this one holds; raises where it differs."""
+"""Compares a part with a proved one, under the versions that the proved one holds; raises if it differs."""
 
 
 class Engine(abc.ABC):
-    """Samples from versioned policies. Version 0, the base model, is always there."""
+    """Samples from versioned policies. Version 0, the base model, is always available."""
 
     name: ClassVar[str]
 
     @abc.abstractmethod
     async def start(self) -> str:
-        """Load the base model and give its digest (see `manifest.model_digest`)."""
+        """Load the base model and return its digest (see `manifest.model_digest`)."""
 
     @abc.abstractmethod
     async def stop(self) -> None:
@@ -129,10 +130,10 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def ready(self) -> str | None:
-        """None when it can sample, else why not."""
+        """None if it can sample, otherwise why not."""
 
     def parts(self) -> Sequence[Engine]:
-        """Engines that hold the weights each for itself, and must each prove a policy: replicas that answer now."""
+        """Parts that each hold their own weights and must each prove a policy: the replicas that answer now."""
         return (self,)
 
     def quorum(self) -> int:
@@ -140,20 +141,20 @@ class Engine(abc.ABC):
         return 1
 
     def leave_out(self, part: Engine, why: str) -> None:
-        """Ask nothing more of a part that did not prove a policy, until it does."""
+        """Do not use a part that did not prove a policy, until it does."""
         raise NotImplementedError
 
     def on_return(self, proof: Proof) -> None:
-        """Told once how a part that was away, or left out, shows that it holds what the others do."""
+        """Set once: how a part that was unavailable or left out proves that it holds the same as the others."""
         return
 
     def broken(self) -> str | None:
-        """Why nothing but a restart of this process helps; None else."""
+        """Why only a restart of this process helps, or None."""
         return None
 
     @abc.abstractmethod
     def capabilities(self) -> Capabilities:
-        """What this engine can do with this model."""
+        """The capabilities of this engine with this model."""
 
     @abc.abstractmethod
     def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
@@ -165,37 +166,37 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Load a policy whose digests have been checked, without disturbing what is being sampled.
+        """Load a policy whose digests have been checked, without disturbing running work.
 
         Raises:
-            PreconditionFailed: its tensors do not fit the base model one to one, or it changes nothing.
+            PreconditionFailed: its tensors do not match the base model one to one, or it changes nothing.
         """
 
     @abc.abstractmethod
     async def activate(self, version: int) -> None:
-        """Make a staged version (or 0) resident; nothing if it is. For engines that hold one at a time.
+        """Make a staged version (or 0) resident, unless it is. For engines that hold one at a time.
 
-        Where `resident` says no, the caller has seen to it that nothing is being sampled. After a failure the version
-        before may have to be activated again.
+        If `resident` is False, the caller makes sure that nothing is being sampled. After a failure, the previous
+        version may have to be activated again.
         """
 
     def derive_seeds(self, seed: int, count: int) -> list[int]:
-        """One seed for each of `count` candidates from one; candidate i gets the same one whatever `count` is."""
+        """One seed for each of `count` candidates, derived from one; candidate i's seed does not depend on `count`."""
         return seeds.derive(seed, count)
 
     def resident(self, version: int) -> bool:
-        """Whether a staged version can answer as it is, beside the active one; else it must be activated first."""
+        """Whether a staged version can answer beside the active one; otherwise it must be activated first."""
         return True
 
     def loads(self) -> tuple[int, int]:
-        """Candidates being sampled, and prompts that wait, for the metrics."""
+        """Running candidates and waiting prompts, for the metrics."""
         return 0, 0
 
     async def freeze(self) -> None:
         """Stop sampling where it is, until `thaw`.
 
         Raises:
-            InvalidInput: this engine cannot.
+            InvalidInput: this engine does not support it.
         """
         raise InvalidInput(
             f"the engine {self.name} cannot pause with keep: drain or abort", reason="PAUSE_MODE_UNSUPPORTED"
@@ -206,21 +207,21 @@ class Engine(abc.ABC):
         return
 
     async def release(self) -> None:
-        """Give its memory back until `reload`, with nothing running; nothing if it has.
+        """Release its memory until `reload`, with nothing running; does nothing if it has.
 
         Raises:
-            InvalidInput: this engine cannot.
+            InvalidInput: this engine does not support it.
         """
         raise InvalidInput(f"the engine {self.name} cannot give its memory back", reason="PAUSE_MODE_UNSUPPORTED")
 
     async def reload(self) -> None:
-        """Take it up again, nothing if it has.
+        """Restore the memory; does nothing if it has.
 
         Raises:
-            SightlineError: the weights did not come back as they were.
+            SightlineError: the weights did not come back unchanged.
         """
         return
 
     @abc.abstractmethod
     async def retire(self, version: int) -> None:
-        """Free a staged version. The caller has seen to it that nothing uses it."""
+        """Free a staged version. The caller makes sure that nothing uses it."""

@@ -1,4 +1,4 @@
-"""The engine that the settings name. PyTorch is imported for the engine in process only."""
+"""The engine that the settings name. PyTorch is imported only for the engine in process."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sightline_sampler.settings import SamplerLimits
 
 
 def make_engine(settings: EngineSettings, limits: SamplerLimits, *, on_step: Callable[[int], None]) -> Engine:
-    """Make an engine; its `start` loads.
+    """Make an engine; its `start` loads the model.
 
     Args:
-        settings: which, and how it is run.
-        limits: of images and candidates.
+        settings: which engine, and how it runs.
+        limits: limits of images and candidates.
         on_step: called with the number of candidates of each decoding step, if the engine knows it.
     """
     match settings.kind:

@@ -1,4 +1,4 @@
-"""A picture to try an engine with: blocks of colours that do not repeat, so that the image tower's weights are seen."""
+"""A picture to test an engine: blocks of colours that do not repeat, so that the image tower's weights matter."""
 
 from __future__ import annotations
 

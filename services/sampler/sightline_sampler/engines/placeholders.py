@@ -1,4 +1,4 @@
-"""Placeholders and other special tokens: words of a vocabulary that are not text, which a user may not spell."""
+"""Placeholders and other special tokens: words of a vocabulary that are not text, which users may not write."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from sightline.errors import InvalidInput
 
 
 def refuse_placeholders(text: str, placeholders: Iterable[str]) -> None:
-    """Refuse a user's text that would be taken for an image.
+    """Refuse a user's text that would be read as an image.
 
     Raises:
-        InvalidInput: the text holds one of the placeholders.
+        InvalidInput: the text contains a placeholder.
     """
     for token in placeholders:
         if token in text:
@@ -23,10 +23,10 @@ def refuse_placeholders(text: str, placeholders: Iterable[str]) -> None:
 
 
 def refuse_special(text: str, special: Iterable[str]) -> None:
-    """Refuse a user's text that the tokenizer would end, or take for another turn, in its midst.
+    """Refuse a user's text that the tokenizer would end, or read as another turn, in the middle.
 
     Raises:
-        InvalidInput: the text holds one of the special tokens.
+        InvalidInput: the text contains a special token.
     """
     for token in special:
         if token in text:
@@ -38,7 +38,7 @@ def refuse_special(text: str, special: Iterable[str]) -> None:
 
 
 def spelled(tokens: Iterable[object]) -> tuple[str, ...]:
-    """The tokens that differ from words: a special token of letters alone may appear in any text."""
+    """The tokens that differ from words, since a special token of letters only may appear in any text."""
     return tuple(
         sorted({token for token in tokens if isinstance(token, str) and len(token) > 2 and not token.isalnum()})
     )

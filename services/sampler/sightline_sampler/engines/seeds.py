@@ -1,7 +1,7 @@
-"""Where a candidate's randomness comes from: one counter-based generator per candidate, keyed by its seed.
+"""A candidate's randomness: one counter-based generator per candidate, keyed by its seed.
 
-Draw t of a candidate is the t-th float64 in [0, 1) of NumPy's Philox-4x64-10 with the seed as key, so it depends on
-nothing but the seed: not on K, the order of candidates, the batch, or how many tokens may follow.
+Draw t of a candidate is the t-th float64 in [0, 1) of NumPy's Philox-4x64-10 with the seed as key, so it depends only
+on the seed: not on K, the order of candidates, the batch, or the number of tokens.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 
 def derive(seed: int, count: int) -> list[int]:
-    """`count` seeds from one: the first 8 bytes (little-endian, top bit cleared) of BLAKE2b of (seed, index).
+    """`count` seeds derived from one: the first 8 bytes (little-endian, top bit cleared) of BLAKE2b of (seed, index).
 
-    They fit a signed 64-bit column, and candidate i gets the same one whatever K is.
+    They fit a signed 64-bit column, and candidate i gets the same one for any K.
     """
     digests = (hashlib.blake2b(struct.pack("<QQ", seed, index), digest_size=8).digest() for index in range(count))
     return [int.from_bytes(digest, "little") >> 1 for digest in digests]

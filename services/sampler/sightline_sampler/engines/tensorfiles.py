@@ -1,7 +1,7 @@
-"""What a policy's safetensors files hold, seen from their headers and bytes: no PyTorch, nothing loaded whole.
+"""Checks a policy's safetensors files by their headers and bytes, without PyTorch and without loading them completely.
 
-For engines elsewhere, which silently load whatever they get: names and shapes are compared with the
-base model's both ways, something must change, and all must be finite.
+For remote engines, which silently load anything: names and shapes are compared with the base model's both ways,
+something must change, and all numbers must be finite.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _CHUNK = 16 << 20
 _NUMPY = {"F64": "<u8", "F32": "<u4", "F16": "<u2", "BF16": "<u2"}
 _EXPONENT = {"F64": 0x7FF0 << 48, "F32": 0x7F80 << 16, "F16": 0x7C00, "BF16": 0x7F80}
 _WRAPPERS = ("base_model.", "model.", "language_model.")
-PEFT_DEFAULT = 8  # of rank and alpha where a config leaves them out
-_MOST_SCALE = 1 << 16  # of an adapter's alpha / rank: published ones are below 100; float16 ends here
+PEFT_DEFAULT = 8  # default of rank and alpha
+_MOST_SCALE = 1 << 16  # maximum of an adapter's alpha / rank: published ones are below 100; float16 ends here
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Tensor:
-    """Where a tensor lies."""
+    """The location of a tensor."""
 
     file: Path
     start: int
@@ -44,7 +44,7 @@ def tensors_in(directory: Path, pattern: str = "*.safetensors") -> dict[str, Ten
     """All tensors of a directory's files, by name.
 
     Raises:
-        PreconditionFailed: a file is not of the kind, or there is none.
+        PreconditionFailed: a file is not safetensors, or there is none.
     """
     found: dict[str, Tensor] = {}
     for path in sorted(directory.glob(pattern)):
@@ -66,18 +66,18 @@ def tensors_in(directory: Path, pattern: str = "*.safetensors") -> dict[str, Ten
 
 
 def check_checkpoint(directory: Path, base: Path) -> StagedWeights:
-    """A whole checkpoint against the base model's: same architecture, names and shapes; some tensor's bytes differ.
+    """Compare a whole checkpoint with the base model: same architecture, names and shapes; some tensor's bytes differ.
 
     Returns:
         Number of tensors, and of modules that changed.
 
     Raises:
-        PreconditionFailed: it does not fit the base model one to one, changes nothing, or is not finite.
+        PreconditionFailed: it does not match the base model one to one, changes nothing, or is not finite.
     """
     ours, theirs = _config(base), _config(directory)
     if ours.get("architectures") != theirs.get("architectures"):
         raise PreconditionFailed(
-            f"{directory} is a {theirs.get('architectures')}, and the base model a {ours.get('architectures')}",
+            f"{directory} is a {theirs.get('architectures')}, but the base model is a {ours.get('architectures')}",
             reason="WEIGHTS_DO_NOT_FIT",
         )
     found, expected = tensors_in(directory), tensors_in(base)
@@ -97,16 +97,16 @@ def check_checkpoint(directory: Path, base: Path) -> StagedWeights:
 
 
 def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -> StagedWeights:
-    """A LoRA adapter against the base model: each module is there and of the right size, and some module changes.
+    """Compare a LoRA adapter with the base model: each module exists with the right size, and some module changes.
 
-    Names are compared without the wrappers that releases of transformers put in front of the language model (`model.`,
-    `language_model.`): a server maps them in its own way, and whether it did is shown by probes only.
+    Names are compared without the prefixes that transformers releases put before the language model (`model.`,
+    `language_model.`): a server maps them in its own way, and only probes show whether it did.
 
     Args:
-        directory: as PEFT writes it.
+        directory: a PEFT directory.
         base: the base model.
-        most_rank: the server's largest rank.
-        tower: whether the server also takes adapters of vision tower and connector.
+        most_rank: the server's maximum rank.
+        tower: whether the server also supports adapters on vision tower and connector.
 
     Returns:
         Number of tensors, and of modules whose B A is not zero.
@@ -165,10 +165,10 @@ def check_adapter(directory: Path, base: Path, *, most_rank: int, tower: bool) -
 
 
 def check_scale(where: str, scale: float) -> None:
-    """Refuse an adapter's scale (alpha over rank) that makes no finite weights, as weights themselves are refused.
+    """Refuse an adapter's scale (alpha over rank) that gives non-finite weights.
 
     Raises:
-        PreconditionFailed: it is not finite, or so large that sums of products with it are not.
+        PreconditionFailed: it is not finite, or so large that sums of products with it would not be.
     """
     if not math.isfinite(scale) or abs(scale) > _MOST_SCALE:
         raise PreconditionFailed(
@@ -178,7 +178,7 @@ def check_scale(where: str, scale: float) -> None:
 
 
 def _ranks_and_alphas(config: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """All ranks and alphas that an adapter's modules may have.
+    """All ranks and alphas in an adapter's config.
 
     Raises:
         PreconditionFailed: one of them is not a number, or a rank is below 1.
@@ -199,8 +199,8 @@ def _ranks_and_alphas(config: Mapping[str, Any]) -> tuple[list[float], list[floa
 
 
 def adapter_place(base: Path) -> AdapterPlace | None:
-    """A layer of a base model that an adapter may change: of the language model, a projection if there is one. Its
-    name is what transformers calls it in memory, and so what trained adapters call it, whatever the files say.
+    """A layer of a base model that an adapter may change: in the language model, a projection if there is one. The name
+    is transformers' name in memory, which trained adapters use, whatever the files say.
 
     Raises:
         PreconditionFailed: the base model's files cannot be read.
@@ -222,7 +222,7 @@ def _is_text(module: str) -> bool:
 
 
 def bare_name(name: str) -> str:
-    """A tensor's or module's name without what stands before it in one release or another."""
+    """A tensor's or module's name without the prefixes that differ between releases."""
     stripped = name
     while stripped.startswith(_WRAPPERS):
         stripped = stripped.partition(".")[2]

@@ -1,1 +1,1 @@
-"""Policies: those that are loaded, how they come, and the proof that their weights arrived."""
+"""Policies: which are loaded, how they arrive, and the proof that their weights arrived."""

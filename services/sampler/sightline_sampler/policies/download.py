@@ -1,4 +1,4 @@
-"""Policies from afar: any URL that fsspec knows, of an allowed scheme. Only files of the manifest are fetched."""
+"""Downloads policies from any URL that fsspec knows, with an allowed scheme. Only files of the manifest are fetched."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def scheme_of(uri: str) -> str:
     """The scheme of a URL, "file" for a path.
 
     Raises:
-        InvalidInput: there is something before "://" that is not a scheme, or fsspec's chains are used.
+        InvalidInput: the part before "://" is not a scheme, or fsspec's chains are used.
     """
     scheme, separator, _ = uri.partition("://")
     if "::" in uri:
@@ -45,9 +45,9 @@ def download(uri: str, version: int, *, into: Path, most_bytes: int) -> Path:
 
     Args:
         uri: of the policy's directory.
-        version: for the name of the local directory.
+        version: version for the name of the local directory.
         into: directory of all downloads.
-        most_bytes: largest policy.
+        most_bytes: maximum bytes of a policy.
 
     Returns:
         The local directory.
@@ -55,8 +55,8 @@ def download(uri: str, version: int, *, into: Path, most_bytes: int) -> Path:
     Raises:
         InvalidInput: fsspec does not know the scheme, or the package for it is not installed.
         NotFound: there is nothing at that URL.
-        PreconditionFailed: it is half-written, has no proper manifest, or is too large.
-        DataCorrupted: a file that the manifest names is not there.
+        PreconditionFailed: it is half-written, has no valid manifest, or is too large.
+        DataCorrupted: a file that the manifest names is missing.
         Unavailable: the storage fails.
     """
     remote = RemoteDirectory(uri)
@@ -73,7 +73,7 @@ def download(uri: str, version: int, *, into: Path, most_bytes: int) -> Path:
         left = most_bytes
         for name in manifest.files:
             left -= _fetch(remote, name, aside, left)
-        with contextlib.suppress(SightlineError):  # what probes showed elsewhere, where anything did
+        with contextlib.suppress(SightlineError):  # the result of probes elsewhere, if any
             _fetch(remote, ARRIVAL, aside, _MANIFEST_BYTES)
         aside.rename(final)
         return final
@@ -84,7 +84,7 @@ def download(uri: str, version: int, *, into: Path, most_bytes: int) -> Path:
 
 
 def downloads(settings: PolicySettings) -> Path:
-    """Where policies from afar are put."""
+    """The directory for downloaded policies."""
     if settings.download_dir is not None:
         return settings.download_dir
     if settings.state_dir is not None:
@@ -93,7 +93,7 @@ def downloads(settings: PolicySettings) -> Path:
 
 
 def upload_arrival(directory: Path, uri: str) -> None:
-    """Put `arrival.json` beside the manifest where the policy came from.
+    """Write `arrival.json` beside the manifest at the policy's source.
 
     Raises:
         SightlineError: the storage fails.
@@ -102,7 +102,7 @@ def upload_arrival(directory: Path, uri: str) -> None:
 
 
 def _fetch(remote: RemoteDirectory, name: str, to: Path, most: int) -> int:
-    """Fetch one file of a policy; its bytes. What goes wrong is said in a policy's words."""
+    """Fetch one file of a policy; returns its bytes. Errors are phrased for policies."""
     try:
         return remote.fetch(name, to / PurePosixPath(name), most_bytes=most)
     except PreconditionFailed as error:

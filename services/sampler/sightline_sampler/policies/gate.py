@@ -1,10 +1,11 @@
-"""The arrival gate: from what engine and trainer say about the same tokens to whether the weights arrived.
+"""The arrival gate: compares the log-probs of engine and trainer for the same tokens, to decide whether the weights
+arrived.
 
-What goes wrong in online loops answers 200 OK with the old weights: an adapter whose keys match nothing, one that is
-loaded and never named, cached prefixes of the version before, last week's files under a new name. A plain threshold on
-|engine - trainer| cannot see that when one update moves log-probabilities less than the engine's own rounding does
-(one DPO iteration at a rate of 1e-6 against bfloat16 noise of 0.05 a token). So the *change* is compared, token by
-token: what the engine now says minus what it said before, against the trainer's now minus before.
+Faults in online loops answer 200 OK with the old weights: an adapter whose keys match nothing, one that is loaded but
+never named, cached prefixes of the previous version, last week's files under a new name. A plain threshold on |engine -
+trainer| cannot detect this if one update moves log-probabilities less than the engine's own rounding (one DPO iteration
+at a rate of 1e-6 against bfloat16 noise of 0.05 a token). So the *change* is compared, token by token: the engine's new
+minus its previous log-prob, against the trainer's new minus previous.
 
 With the trainer's change of standard deviation s and the engine's noise n in each of its two scores, a policy that
 arrived shows a correlation of about s / sqrt(s^2 + 2 n^2): over 0.999 in float32, 0.58 for s = n = 0.05 (a clear update
@@ -12,13 +13,13 @@ in bfloat16), 0.27 for s = 0.02. Weights that did not arrive show 0 +- 1 / sqrt(
 bit). Hence `min_correlation` 0.2, and never less than `significance` / sqrt(tokens): at 4, chance passes once in 30
 000.
 
-A policy that is left out (the base model answers in its place) changes by minus the policy before, and that may well
-correlate with the trainer's step. So the new scores must also be as near to the trainer's as the previous ones were:
-within `gap_factor` times that, which is the noise of engine and trainer as they stand, measured on weights that were
-proven before; 0.001 where both compute alike.
+If the base model answers instead of a policy, the change is minus the previous policy, which may correlate with the
+trainer's step. So the new scores must also be as near to the trainer's as the previous ones: within `gap_factor` times
+the previous gap, which is the noise between engine and trainer, measured on weights that were proved before; 0.001 if
+both compute alike.
 
 `max_gap` bounds both: 0.010 to 0.018 was seen between a healthy engine and its trainer (mean |difference| a token),
-0.04 is what noise of standard deviation 0.05 gives, 0.2 was a stale engine; 0.1 lies between.
+noise of standard deviation 0.05 gives 0.04, and a stale engine gave 0.2; 0.1 lies between.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from sightline_sampler.settings import GateSettings
 
 Scores = npt.NDArray[np.float64]
 
-_ALIKE = 1e-3  # nats a token: more than float32 engines differ by, less than an update that matters
+_ALIKE = 1e-3  # nats a token: above the differences of float32 engines, below any relevant update
 
 
 def judge(
@@ -48,18 +49,18 @@ def judge(
     trainer_previous: Scores | None,
     sampled: Sequence[tuple[Scores, Scores]] = (),
 ) -> Arrival:
-    """Decides, and says why.
+    """Decide, with the reason.
 
     Args:
         settings: the thresholds.
-        engine: its name and version, for the report.
-        previous_version: what `previous` is of.
-        probes: number of responses that the tokens come from.
+        engine: the engine's name and version, for the report.
+        previous_version: the version of `previous`.
+        probes: number of responses with these tokens.
         new: the engine's log-probability of each probe token (n,) under the new policy, n >= 1.
         previous: the same under the previous one (n,).
         trainer: the trainer's under the new policy (n,).
-        trainer_previous: the trainer's under the previous one (n,); None if it is not known.
-        sampled: for each candidate drawn from the new policy, its log-probabilities as sampled and as scored (m,).
+        trainer_previous: the trainer's under the previous one (n,); None if unknown.
+        sampled: for each candidate sampled from the new policy, its log-probabilities as sampled and as scored (m,).
 
     Returns:
         The report; `passed` and `reason` are the verdict.
@@ -87,8 +88,8 @@ def judge(
     elif previous_gap is not None and not previous_gap <= settings.max_gap:
         reason = (
             f"already under version {previous_version} the engine's scores differ from the trainer's by "
-            f"{previous_gap:.4f} nats a token (at most {settings.max_gap}): it holds another base model, or prepares "
-            "prompts and images otherwise"
+            f"{previous_gap:.4f} nats a token (at most {settings.max_gap}): it has another base model, or prepares "
+            "prompts and images differently"
         )
     elif changed == 0:
         reason = (
@@ -106,7 +107,7 @@ def judge(
         reason += f"tokens): {small or 'the engine answers with other weights'}"
     elif sampled_gap is not None and not sampled_gap <= settings.max_gap:
         reason = (
-            f"candidates are not sampled from what is scored: {sampled_gap:.4f} nats a token apart (at most "
+            f"candidates are not sampled from the scored weights: {sampled_gap:.4f} nats a token apart (at most "
             f"{settings.max_gap}); a prefix or image cache of another version, or requests that do not name the policy"
         )
     else:
@@ -130,15 +131,15 @@ def judge(
 
 
 def _too_small(settings: GateSettings, wanted: Scores, apart: Scores, required: float) -> str:
-    """Why these probes cannot prove an update even where it arrived, and what to do; empty if they can.
+    """Why these probes cannot prove an update even if it arrived, and what to do; empty if they can.
 
     Args:
         wanted: the trainer's change of each token's log-prob (n,).
         apart: engine minus trainer under the previous version (n,), the noise that the change must exceed.
-        required: the correlation that the gate asks for.
+        required: the correlation that the gate requires.
     """
     change, noise = float(wanted.std()), float(apart.std())
-    # Below half of the noise, the trainer's own change may be nothing but its rounding.
+    # Below half of the noise, the trainer's own change may be only its rounding.
     sure = float(np.sqrt(max(0.0, change**2 - (noise / 2) ** 2)))
     honest = sure / float(np.hypot(sure, np.sqrt(2) * noise)) if sure > 0 else 0.0
     if honest >= required:

@@ -1,9 +1,10 @@
-"""Which policies are loaded, which ones answer, and which requests use which.
+"""Which policies are loaded, which ones answer, and which requests use them.
 
-A policy is named by its run and its version: two runs may have the same. The engine knows it by one number, its slot,
-which is its version where no other run took that number first, and stands for nothing else in the life of the process.
+A policy is named by its run and its version, since two runs may have the same version. The engine knows it by one
+number, its slot, which is its version unless another run took that number first. A slot is never reused within the
+process.
 
-Requests hold a lease on their policy from where sampling begins to their last candidate, so a swap never mixes
+Requests hold a lease on their policy from the start of sampling to their last candidate, so a swap never mixes
 versions, and a retired policy is freed only when no request samples from it.
 """
 
@@ -28,15 +29,15 @@ class Entry:
     """A loaded policy.
 
     Attributes:
-        info: what callers see of it.
-        directory: where its files lie here.
-        questions: probes that wait for its activation.
-        proven: it may answer: its probes showed that it arrived, or nobody asks for that.
-        users: requests that hold it.
-        leaving: it takes no new requests.
-        slot: the engine's number of it; given by `LoadedPolicies.add`.
-        used: grows with each use of any policy: when this one was used last.
-        team: that staged it; None of the base model, and where a restart took it up again.
+        info: its description for callers.
+        directory: the local directory of its files.
+        questions: probes for its activation.
+        proven: whether it may answer: its probes showed that it arrived, or no proof is required.
+        users: number of requests that hold it.
+        leaving: whether it takes no new requests.
+        slot: the engine's number for it; set by `LoadedPolicies.add`.
+        used: a counter over all policies' uses, at this one's last use.
+        team: the team that staged it; None for the base model and for a policy restored after a restart.
     """
 
     info: PolicyInfo
@@ -51,8 +52,8 @@ class Entry:
 
 
 class PolicyLease:
-    """A request's hold on a policy; see `engines.base.Lease`. Give it back with `release`. Thread-safe: a request may
-    end while its engine is about to begin with it."""
+    """A request's lease on a policy; see `engines.base.Lease`. Return it with `release`. Thread-safe: a request may end
+    while its engine is about to start it."""
 
     def __init__(self, loaded: LoadedPolicies, selector: PolicySelector | None) -> None:
         self._loaded, self._selector = loaded, selector
@@ -64,8 +65,8 @@ class PolicyLease:
         """The slot to sample with, decided at the first call.
 
         Raises:
-            Cancelled: it was released; no caller would release it again.
-            PreconditionFailed: what is asked for is not served.
+            Cancelled: it was released, and no caller would release it again.
+            PreconditionFailed: the requested policy is not served.
         """
         with self._lock:
             if self._over:
@@ -75,7 +76,7 @@ class PolicyLease:
             return self._slot
 
     def release(self) -> None:
-        """Let the policy go for good; may be called at any time, once or more."""
+        """Release the policy; may be called at any time, also repeatedly."""
         with self._lock:
             slot, self._slot, self._over = self._slot, None, True
         if slot is not None:
@@ -83,17 +84,17 @@ class PolicyLease:
 
 
 class LoadedPolicies:
-    """All loaded policies. `take` and `give` in any thread, the rest on the event loop.
+    """All loaded policies. Call `take` and `give` from any thread, the rest on the event loop.
 
     Args:
-        resident: whether the engine can answer with a slot as it stands.
+        resident: whether the engine can answer with a slot now.
     """
 
     def __init__(self, resident: Callable[[int], bool]) -> None:
         self._resident = resident
         self._lock = threading.Lock()
         self._entries: dict[int, Entry] = {}
-        self._slots: dict[tuple[str, int], int] = {("", 0): 0}  # of all that were ever loaded
+        self._slots: dict[tuple[str, int], int] = {("", 0): 0}  # slots of all policies that were ever loaded
         self._active = 0
         self._active_of: dict[str, int] = {}
         self._clock = itertools.count(1)
@@ -101,7 +102,7 @@ class LoadedPolicies:
         self._events: asyncio.AbstractEventLoop | None = None
 
     def start(self, base: PolicyInfo) -> None:
-        """Put in the base model, which answers at first. Call it in the event loop."""
+        """Add the base model, which answers at first. Call it in the event loop."""
         self._events = asyncio.get_running_loop()
         self._entries = {0: Entry(base)}
 
@@ -122,7 +123,7 @@ class LoadedPolicies:
         return self._entries[0].info
 
     def slot(self, run_id: str, version: int) -> int:
-        """The number of a policy, loaded or about to be: the same at every call. Version 0 is the base model's."""
+        """The slot of a policy that is loaded or about to be: the same at every call. Version 0 is the base model's."""
         if version == 0:
             return 0
         with self._lock:
@@ -134,11 +135,11 @@ class LoadedPolicies:
             return known
 
     def slots(self) -> set[int]:
-        """Numbers of all loaded policies."""
+        """Slots of all loaded policies."""
         return set(self._entries)
 
     def highest(self, run_id: str | None) -> int:
-        """The highest loaded version of a run; of all runs for None."""
+        """The highest loaded version of a run; None means all runs."""
         return max((info.version for info in self._all() if run_id in (None, info.run_id)), default=0)
 
     def entries(self) -> list[Entry]:
@@ -147,12 +148,12 @@ class LoadedPolicies:
             return list(self._entries.values())
 
     def infos(self, run_id: str = "") -> list[PolicyInfo]:
-        """Loaded policies, the base model first, then by run and version; of one run where it is named."""
+        """Loaded policies, the base model first, then by run and version; only one run's if named."""
         with self._lock:
             return [info for info in self._all() if not run_id or info.run_id in ("", run_id)]
 
     def info(self, slot: int) -> PolicyInfo:
-        """What callers see of a loaded policy."""
+        """A loaded policy's description for callers."""
         with self._lock:
             return self._entries[slot].info
 
@@ -172,7 +173,7 @@ class LoadedPolicies:
             return self._entries[slot]
 
     def staying(self, version: int, run_id: str = "") -> Entry:
-        """As `entry`, of a policy that does not leave.
+        """As `entry`, for a policy that is not being retired.
 
         Raises:
             NotFound: no such version is loaded.
@@ -184,7 +185,7 @@ class LoadedPolicies:
         return entry
 
     def add(self, entry: Entry) -> Entry:
-        """Put in a policy."""
+        """Add a policy."""
         entry.slot = self.slot(entry.info.run_id, entry.info.version)
         entry.used = next(self._clock)
         with self._lock:
@@ -192,7 +193,7 @@ class LoadedPolicies:
         return entry
 
     def remove(self, slot: int) -> Entry:
-        """Take out a policy."""
+        """Remove a policy."""
         with self._lock:
             entry = self._entries.pop(slot)
             if self._active_of.get(entry.info.run_id) == slot:
@@ -200,23 +201,24 @@ class LoadedPolicies:
             return entry
 
     def note(self, slot: int, **changes: object) -> PolicyInfo:
-        """Change what callers see of a policy."""
+        """Change a policy's description for callers."""
         with self._lock:
             entry = self._entries[slot]
             entry.info = dataclasses.replace(entry.info, **changes)  # type: ignore[arg-type]
             return entry.info
 
     def activate(self, slot: int, run_id: str = "") -> tuple[PolicyInfo, int]:
-        """Make a policy the one that answers, for its run and for all that name none; it, and the version before.
+        """Make a policy the active one, for its run and for requests without a run; returns it and the previous
+        version.
 
         Args:
-            slot: of the policy.
-            run_id: the run that goes back to the base model, where that is it.
+            slot: the policy's slot.
+            run_id: the run that returns to the base model, if the slot is the base model's.
         """
         entry = self._entries[slot]
         run = entry.info.run_id or run_id
         before = self._entries.get(self._active_of.get(run, 0) if run else self._active)
-        entry.proven = True  # first: a request for the active one may come while this continues
+        entry.proven = True  # first, since a request for the active one may arrive meanwhile
         self._active = slot
         if run:
             self._active_of[run] = slot
@@ -226,15 +228,15 @@ class LoadedPolicies:
         return entry.info, before.info.version if before is not None else 0
 
     def close(self, slot: int) -> Entry:
-        """Let a policy take no new requests."""
+        """Stop a policy from taking new requests."""
         with self._lock:
             entry = self._entries[slot]
             entry.leaving = True
             return entry
 
     def close_idle(self) -> int | None:
-        """Close a policy that nobody uses, and give its slot: of those that no run has active, the one used longest
-        ago; else, of the runs' active ones. Never the one that answers for all, nor the base model."""
+        """Close an unused policy, and return its slot: the least recently used of those that are active in no run,
+        otherwise of the runs' active ones. Never the globally active one or the base model."""
         with self._lock:
             idle = [
                 (slot in self._active_of.values(), entry.used, slot)
@@ -248,7 +250,7 @@ class LoadedPolicies:
             return slot
 
     async def until_idle(self, entry: Entry) -> None:
-        """Wait until no request uses a closed policy; if cancelled, it is open again."""
+        """Wait until no request uses a closed policy; if cancelled, reopen it."""
         try:
             while entry.users:
                 self._idle.clear()
@@ -262,17 +264,17 @@ class LoadedPolicies:
         """A lease, checked now, bound when sampling begins.
 
         Raises:
-            PreconditionFailed: what is asked for is not served.
+            PreconditionFailed: the requested policy is not served.
         """
         with self._lock:
             self._choose(selector)
         return PolicyLease(self, selector)
 
     def take(self, selector: PolicySelector | None) -> int:
-        """Choose a policy and count a user of it; its slot.
+        """Choose a policy and count one user more; returns its slot.
 
         Raises:
-            PreconditionFailed: what is asked for is not served.
+            PreconditionFailed: the requested policy is not served.
         """
         with self._lock:
             entry = self._choose(selector)
@@ -281,7 +283,7 @@ class LoadedPolicies:
             return entry.slot
 
     def give(self, slot: int) -> None:
-        """Count a user less."""
+        """Count one user less."""
         with self._lock:
             entry = self._entries.get(slot)
             if entry is None:

@@ -1,4 +1,4 @@
-"""Asking an engine for the proof that a policy arrived: it scores the trainer's probes, and samples a little."""
+"""Lets an engine prove that a policy arrived: it scores the trainer's probes, and samples a little."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from sightline_sampler.policies.gate import Scores, judge
 from sightline_sampler.settings import GateSettings
 
 _AT_ONCE = 8
-_COMPARED, _COMPARED_TOKENS = 8, 32  # responses by which a part is compared with another one, and their length
+_COMPARED, _COMPARED_TOKENS = 8, 32  # responses for comparing two parts, and their length
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ProbeQuestion:
-    """A probe as the engine gets it; arrays (n,)."""
+    """A probe for the engine; arrays (n,)."""
 
     asked: Conversation
     token_ids: Sequence[int]
@@ -33,8 +33,8 @@ class ProbeQuestion:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Answers:
-    """What an engine said under a policy: the score of each question's tokens (None: it cannot score them), and of
-    candidates that it drew, their log-probabilities as sampled and as scored."""
+    """An engine's answers under a policy: the score of each question's tokens (None: it cannot score them), and for its
+    sampled candidates the log-probabilities as sampled and as scored."""
 
     scores: Sequence[Scores | None]
     drawn: Sequence[tuple[Scores, Scores]]
@@ -42,7 +42,7 @@ class Answers:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pinned:
-    """A lease of a version that the caller sees to itself."""
+    """A lease on a version that the caller manages itself."""
 
     version: int
 
@@ -58,8 +58,8 @@ class Examiner:
         self._engine, self._settings = engine, settings
 
     async def ask(self, questions: Sequence[ProbeQuestion], version: int) -> dict[Engine, Answers]:
-        """What each part of the engine says under a version that it can answer with now. One that does not answer is
-        left out, where enough others do.
+        """The answers of each part of the engine under a version that it can use now. A part that does not answer is
+        left out, if enough others do.
 
         Raises:
             SightlineError: too few answer; the first one's error.
@@ -77,8 +77,8 @@ class Examiner:
         return said
 
     async def _ask(self, engine: Engine, questions: Sequence[ProbeQuestion], version: int) -> Answers:
-        """It samples first, by the ordinary way and from the prompts of the probes: whatever it caches of them is then
-        of this version when the next one is asked.
+        """The part samples first, in the ordinary way and from the probes' prompts, so that anything it caches for them
+        comes from this version when the next one is tested.
         """
         slots = asyncio.Semaphore(_AT_ONCE)
 
@@ -96,15 +96,15 @@ class Examiner:
         after: Mapping[Engine, Answers],
         previous_version: int,
     ) -> Arrival:
-        """Judge the answers under the previous version, which has that number, and under the new one. Parts that fail
-        are left out, where enough others pass.
+        """Judge the answers under the previous version (with that number) and under the new one. Parts that fail are
+        left out, if enough others pass.
 
         Returns:
-            What was shown; of several parts, by the one that was furthest off.
+            The result; of several parts, the worst one's.
 
         Raises:
-            PreconditionFailed: the engine can score too few tokens to tell.
-            Unavailable: too few parts are there.
+            PreconditionFailed: the engine can score too few tokens to decide.
+            Unavailable: too few parts are available.
         """
         arrivals = {
             part: self._judge(questions, before[part], after[part], previous_version)
@@ -125,13 +125,13 @@ class Examiner:
         return max(passed, key=lambda arrival: arrival.gap)
 
     async def compare(self, part: Engine, proved: Engine, versions: Sequence[int]) -> None:
-        """Have a part show that it holds what a proved one does: it must say the same under each version, of responses
-        that the other one draws from it, and change from version 0 as it does.
+        """Make a part show that it holds the same as a proved one: under each version, it must give the same log-probs
+        for responses that the other one samples, and change from version 0 in the same way.
 
         Args:
-            part: that was away, or left out.
-            proved: one that was not.
-            versions: that both hold; 0 is the first.
+            part: the part that was unavailable or left out.
+            proved: a part that was not.
+            versions: the versions that both hold; 0 is the first.
 
         Raises:
             PreconditionFailed: POLICY_DID_NOT_ARRIVE.
@@ -212,7 +212,7 @@ class Examiner:
     async def _sampled(
         self, engine: Engine, questions: Sequence[ProbeQuestion], version: int
     ) -> list[tuple[Scores, Scores]]:
-        """Candidates by the ordinary way: their log-probabilities as sampled, and as scored."""
+        """Candidates sampled in the ordinary way: their log-probabilities as sampled, and as scored."""
         pairs: list[tuple[Scores, Scores]] = []
         for number, question in enumerate(questions[: self._settings.sampled]):
             params = SamplingParams(max_tokens=self._settings.sampled_tokens)
@@ -221,7 +221,7 @@ class Examiner:
                 if isinstance(event, Candidate) and len(event.logprobs):
                     try:
                         scored = await self._score(engine, question, event.token_ids.tolist(), version)
-                    except InvalidInput:  # an id that was drawn and cannot be asked for
+                    except InvalidInput:  # a sampled id that cannot be scored
                         continue
                     if scored is not None:
                         pairs.append((np.asarray(event.logprobs, dtype=np.float64), scored))

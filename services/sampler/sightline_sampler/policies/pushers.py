@@ -1,8 +1,8 @@
-"""Whose the pushed policies are, and how many bytes of them a team may have.
+"""Which team owns each pushed policy, and how many bytes a team may have.
 
-A policy counts as large as its files, from when it is announced until its directory leaves; also a file that it shares
-with another one, so that what a team has does not depend on what others push. The record lies beside the files on their
-way, so a restart forgets nobody's share.
+A policy counts with the size of its files, from its announcement until its directory is deleted, including files shared
+with another policy, so that a team's share does not depend on others' pushes. The record is stored beside the arriving
+files, so that a restart keeps all shares.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from sightline_chassis.teams import ANONYMOUS
 ENDS = ".team"
 """How the name of a record ends."""
 
-_SILENT = 60.0  # seconds without a piece, after which a policy on its way gives way to its team's next
+_SILENT = 60.0  # seconds without a piece after which an incomplete policy is dropped for its team's next
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pusher:
-    """Who pushes: the team, and the bytes of pushed policies that it may have (None: unlimited)."""
+    """The pushing team, and its maximum bytes of pushed policies (None: unlimited)."""
 
     team: str = ""
     most: int | None = None
@@ -36,7 +36,7 @@ class Pusher:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Pushed:
-    """A policy's record: its team, its bytes, the digests of its files, and when its last piece came."""
+    """A policy's record: its team, its bytes, the digests of its files, and when its last piece arrived."""
 
     team: str
     size: int
@@ -45,30 +45,30 @@ class Pushed:
 
 
 class PushedShares:
-    """The records of one directory of pushed policies. Not thread-safe: `ReceivedPolicies` changes one thing at a time.
+    """The records of one directory of pushed policies. Not thread-safe: `ReceivedPolicies` makes one change at a time.
 
     Args:
         root: that directory.
-        keeps: whether a policy's directory must stay.
+        keeps: whether a policy's directory must be kept.
     """
 
     def __init__(self, root: Path, keeps: Callable[[Path], bool]) -> None:
         self._root, self._keeps = root, keeps
 
     def admit(self, name: str, sizes: Mapping[str, int], pusher: Pusher) -> None:
-        """Count a policy against its team, whose oldest ones that are not loaded make room for it.
+        """Count a policy for its team; the team's oldest policies that are not loaded are deleted to make room.
 
         Args:
-            name: of its directory.
+            name: name of its directory.
             sizes: bytes of each file, by digest.
-            pusher: who pushes it.
+            pusher: the pushing team.
 
         Raises:
-            Overloaded: TEAM_PUSHED_POLICY_BYTES, what the team has loaded, or on its way, leaves too little room.
+            Overloaded: TEAM_PUSHED_POLICY_BYTES: the team's loaded and incomplete policies leave too little room.
         """
         size, records = sum(sizes.values()), _records(self._root)
         if name in records and records[name].team != pusher.team:
-            return  # another team sends the same: the first one's
+            return  # another team sends the same: it belongs to the first
         theirs = {other: one for other, one in records.items() if one.team == pusher.team and other != name}
         if pusher.most is not None:
             for other in sorted(theirs, key=lambda other: theirs[other].seen):
@@ -87,20 +87,20 @@ class PushedShares:
         _show(self._root, pusher.team)
 
     def came(self, name: str) -> None:
-        """Note that a piece of a policy came."""
-        with contextlib.suppress(FileNotFoundError):  # it gave way meanwhile
+        """Record that a piece of a policy arrived."""
+        with contextlib.suppress(FileNotFoundError):  # it was deleted meanwhile
             os.utime(_record_of(self._root / name))
 
     def forget(self, name: str) -> None:
-        """Count a policy no longer, whose directory has left."""
+        """Stop counting a policy whose directory was deleted."""
         forget(self._root / name)
 
     def counts(self, record: Path) -> bool:
-        """Whether a record's policy is here, however long ago it came."""
+        """Whether a record's policy exists here, whenever it arrived."""
         return (self._root / record.name.removesuffix(ENDS)).exists()
 
     def _leaves(self, name: str, one: Pushed) -> bool:
-        """Let a policy go that is not in use; whether it went."""
+        """Delete a policy that is not in use; returns whether it was deleted."""
         directory = self._root / name
         if self._keeps(directory):
             return False
@@ -117,7 +117,7 @@ class PushedShares:
 
 
 def forget(directory: Path) -> None:
-    """Count a policy no longer, whose directory this was."""
+    """Stop counting the policy with this directory."""
     record = _record_of(directory)
     one = _read(record)
     if one is None:
@@ -144,7 +144,7 @@ def _show(root: Path, team: str) -> None:
 
 
 def _read(record: Path) -> Pushed | None:
-    """A record; None where there is none, or it is not ours."""
+    """A record; None if there is none, or if it is not ours."""
     try:
         tree = json.loads(record.read_bytes())
         return Pushed(str(tree["team"]), int(tree["size"]), tuple(map(str, tree["files"])), record.stat().st_mtime)
@@ -156,7 +156,7 @@ def _refused(pusher: Pusher, size: int, held: int) -> Overloaded:
     name = pusher.team or ANONYMOUS
     metrics.refused_by_team_limit(name, "pushed_policy_bytes")
     return Overloaded(
-        f"team {name} has {held} bytes of pushed policies that are loaded or on their way, and this one has {size} "
+        f"team {name} has {held} bytes of pushed policies that are loaded or arriving, and this one has {size} "
         f"(limit: pushed_policy_bytes = {pusher.most}): retire one (RetirePolicy), or have the limit raised in the "
         "tokens file",
         reason="TEAM_PUSHED_POLICY_BYTES",

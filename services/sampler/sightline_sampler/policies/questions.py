@@ -1,4 +1,4 @@
-"""From probe messages to questions for the engine: shapes and numbers are checked before anything is asked."""
+"""Turns probe messages into questions for the engine: shapes and numbers are checked first."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _MOST = 4096
 def read_questions(
     messages: Sequence[pb.Probe], conversations: ConversationReader, settings: GateSettings
 ) -> list[ProbeQuestion]:
-    """The probes of a request; none for none.
+    """The probes of a request; may be empty.
 
     Raises:
-        InvalidInput: lengths differ, a number is not finite, or there are too few tokens to tell anything;
-            or what a probe asks is not to be asked.
-        NotFound: an image named by digest is not kept.
+        InvalidInput: lengths differ, a number is not finite, there are too few tokens to decide, or a probe's question
+            is invalid.
+        NotFound: an image named by digest is not stored.
     """
     if len(messages) > _MOST:
         raise _bad(f"{len(messages)} probes; the limit is {_MOST}")
@@ -31,7 +31,7 @@ def read_questions(
     tokens = sum(len(question.token_ids) for question in questions)
     if questions and tokens < settings.min_tokens:
         raise _bad(
-            f"the probes have {tokens} tokens in all; at least {settings.min_tokens} are needed (gate.min_tokens)"
+            f"the probes have {tokens} tokens in total; at least {settings.min_tokens} are needed (gate.min_tokens)"
         )
     return questions
 

@@ -1,13 +1,14 @@
-"""Policies that are pushed: received in pieces by the SHA-256 of each file, put together when all are there.
+"""Pushed policies: received in pieces by the SHA-256 of each file, and assembled when all files are complete.
 
     DOWNLOADS/
-      .pushed/<sha256>.part          a file on its way: pieces are appended, so what came before a broken stream stays
-      .pushed/<sha256>               a whole file whose digest was checked, waiting for the others
-      .pushed/v000007-<12>.team      whose the policy is, and its bytes (`pushers`)
+      .pushed/<sha256>.part          an incomplete file: pieces are appended, so data from before a broken stream is
+      kept
+      .pushed/<sha256>               a complete file with a checked digest, waiting for the others
+      .pushed/v000007-<12>.team      the policy's team, and its bytes (`pushers`)
       v000007-<12 of its digest>/    the policy, to be staged as "pushed://<digest of its manifest>"
 
-A file that a policy here already has is not asked for again. Names come from a manifest that was checked: none leaves
-the directory. What is not loaded leaves first where the room ends.
+A file that a policy here already has is not requested again. Names come from a checked manifest, so none points outside
+the directory. If space runs out, policies that are not loaded are deleted first.
 """
 
 from __future__ import annotations
@@ -42,18 +43,18 @@ from sightline_sampler.policies.pushers import ENDS, PushedShares, Pusher
 from sightline_sampler.settings import PolicySettings
 
 PUSHED = "pushed"
-"""Scheme of the uri of a policy that was pushed."""
+"""Scheme of a pushed policy's uri."""
 
 _MOST_FILES = 10_000
-_MOST_NAME = 255  # bytes of one part of a name, as file systems have it
-_SPARE = 64 << 20  # bytes of the disk that are left alone
-_FORGOTTEN = 3600.0  # seconds after which files on their way count as given up
+_MOST_NAME = 255  # maximum bytes of one part of a path, as in file systems
+_SPARE = 64 << 20  # bytes of the disk to leave free
+_FORGOTTEN = 3600.0  # seconds after which incomplete files count as abandoned
 _AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Announced:
-    """A policy on its way: its manifest, and the bytes of each file by its SHA-256 (hexadecimal)."""
+    """An announced policy: its manifest, and the bytes of each file by its SHA-256 (hexadecimal)."""
 
     manifest: PolicyManifest
     text: bytes
@@ -67,15 +68,15 @@ class Announced:
 
     @property
     def directory(self) -> str:
-        """Name of the directory that it becomes."""
+        """Name of its final directory."""
         return f"{policy_dirname(self.manifest.version)}-{self.digest[:12]}"
 
     @classmethod
     def of(cls, message: pb.PushedPolicy) -> Announced:
-        """A policy as it was announced.
+        """An announced policy.
 
         Raises:
-            InvalidInput: its manifest is none, its names cannot be files, or sizes are missing.
+            InvalidInput: its manifest is invalid, its names cannot be files, or sizes are missing.
         """
         try:
             manifest = parse_manifest(message.manifest)
@@ -93,7 +94,7 @@ class Announced:
         sizes: dict[str, int] = {}
         for name, sha256 in manifest.files.items():
             if name not in message.sizes or sizes.setdefault(sha256, message.sizes[name]) != message.sizes[name]:
-                raise InvalidInput(f"no size of {name!r}, or two", reason="POLICY_SIZES")
+                raise InvalidInput(f"{name!r} has no size, or two", reason="POLICY_SIZES")
         return cls(manifest, message.manifest, message.arrival, sizes)
 
 
@@ -101,8 +102,8 @@ class ReceivedPolicies:
     """Receives policies.
 
     Args:
-        settings: where they are put, and how much there may be.
-        keeps: whether a policy's directory must stay.
+        settings: their directory, and their maximum size.
+        keeps: whether a policy's directory must be kept.
     """
 
     def __init__(self, settings: PolicySettings, keeps: Callable[[Path], bool]) -> None:
@@ -111,18 +112,18 @@ class ReceivedPolicies:
         self._lock = threading.Lock()  # one change of the directory at a time; pieces are small
 
     async def receive(self, requests: AsyncIterator[pb.PushPolicyRequest], pusher: Pusher) -> pb.PushPolicyResponse:
-        """Take what comes, and say what is missing.
+        """Receive pieces, and return what is missing.
 
         Args:
             requests: the announcement, then pieces.
-            pusher: whose share it counts against.
+            pusher: the team whose share it counts for.
 
         Raises:
-            InvalidInput: no policy was announced, or a piece is of another file or place.
+            InvalidInput: no policy was announced, or a piece belongs to another file or position.
             DataCorrupted: a file has another digest than announced.
             PreconditionFailed: it is larger than a policy may be.
-            Overloaded: there is no room on the disk, and `retry_after` says when to ask again; or none in the team's
-                share, which waiting does not change.
+            Overloaded: the disk is full, and `retry_after` says when to retry; or the team's share is used up, which
+                waiting does not change.
         """
         async with self._slots:
             first = await anext(aiter(requests), None)
@@ -157,7 +158,7 @@ class ReceivedPolicies:
                 PushedShares(root, self._keeps).admit(announced.directory, announced.sizes, pusher)
 
     def _missing(self, root: Path, announced: Announced) -> dict[str, int]:
-        """Files that are not whole: the bytes that are there, by SHA-256."""
+        """Incomplete files: the received bytes, by SHA-256."""
         pushed = root / ".pushed"
         with self._lock:
             if _holds(root / announced.directory, announced.digest):
@@ -174,7 +175,7 @@ class ReceivedPolicies:
                 if sha256 in known and _linked(known[sha256], whole):
                     continue
                 had = part.stat().st_size if part.exists() else 0
-                if had >= size:  # nothing more comes: it is empty, or a kill came before it was checked
+                if had >= size:  # nothing is missing: it is empty, or we were killed before the check
                     part.touch()
                     self._whole(part, whole, sha256)
                     continue
@@ -197,7 +198,7 @@ class ReceivedPolicies:
                     return
                 if not idle:
                     where = f"policies.max_stored_gib of {stored} GiB is" if over else f"the disk of {root} is"
-                    raise _full(f"{where} too small for {wanted} more bytes beside the policies that are loaded")
+                    raise _full(f"{where} too small for {wanted} more bytes besides the loaded policies")
                 shutil.rmtree(idle[0], ignore_errors=True)
                 shares.forget(idle.pop(0).name)
 
@@ -208,11 +209,11 @@ class ReceivedPolicies:
         whole, part = root / ".pushed" / sha256, root / ".pushed" / f"{sha256}.part"
         with self._lock:
             if whole.exists() or _holds(root / announced.directory, announced.digest):
-                return  # somebody else sent it
+                return  # another caller sent it
             had = part.stat().st_size if part.exists() else 0
             if chunk.offset > had:
                 raise InvalidInput(
-                    f"{had} bytes are there, and the piece begins at {chunk.offset}", reason="CHUNK_NOT_NEXT"
+                    f"{had} bytes were received, but the piece begins at {chunk.offset}", reason="CHUNK_NOT_NEXT"
                 )
             fresh = data[had - chunk.offset :]
             if had + len(fresh) > announced.sizes[sha256]:
@@ -231,7 +232,7 @@ class ReceivedPolicies:
         if found != sha256:
             part.unlink()
             raise DataCorrupted(
-                f"what came has SHA-256 {found}, not {sha256}: send it again", reason="PUSHED_FILE_CHANGED"
+                f"the received file has SHA-256 {found}, not {sha256}: send it again", reason="PUSHED_FILE_CHANGED"
             )
         part.rename(whole)
 
@@ -249,7 +250,7 @@ class ReceivedPolicies:
                     target = aside / name
                     target.parent.mkdir(parents=True, exist_ok=True)
                     if not _linked(root / ".pushed" / sha256, target):
-                        raise DataCorrupted("a file left meanwhile: push again", reason="PUSHED_FILE_CHANGED")
+                        raise DataCorrupted("a file was deleted meanwhile: push again", reason="PUSHED_FILE_CHANGED")
                 if announced.arrival:
                     (aside / ARRIVAL).write_bytes(announced.arrival)
                 with (aside / MANIFEST).open("wb") as file:
@@ -263,11 +264,11 @@ class ReceivedPolicies:
 
 
 def pushed_directory(uri: str, root: Path) -> Path:
-    """The directory of a policy that was pushed.
+    """The directory of a pushed policy.
 
     Raises:
-        InvalidInput: no such uri is ever answered.
-        NotFound: it is not here (any more): push it again.
+        InvalidInput: the uri is not one from a push.
+        NotFound: it does not exist here: push it again.
     """
     digest = uri.removeprefix(f"{PUSHED}://")
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
@@ -288,7 +289,7 @@ def _holds(directory: Path, digest: str) -> bool:
 
 
 def _files_of(root: Path) -> Iterator[tuple[str, Path]]:
-    """Files of policies that are here, by SHA-256. Staging checks them again."""
+    """Files of existing policies, by SHA-256. Staging checks them again."""
     for directory in root.glob("v[0-9]*-*"):
         try:
             manifest = read_manifest(directory)
@@ -298,7 +299,7 @@ def _files_of(root: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Put a file also at `target`, by a link where the file system has them; whether it was there."""
+    """Copy a file to `target`, by a link if the file system supports it; returns whether it existed."""
     try:
         os.link(source, target, follow_symlinks=False)
     except FileExistsError:

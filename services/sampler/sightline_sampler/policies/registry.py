@@ -1,9 +1,9 @@
-"""Policies are staged, proved, activated and retired.
+"""Stages, proves, activates and retires policies.
 
-Versions of a run only grow and a number never stands for other weights than before, over restarts too where a state
-directory is given; two runs may have the same numbers. A version that was retired may be staged again if its manifest
-is the same. What came with probes answers only after the engine proved its weights (`gate`); what fails is freed, and
-the policy before answers as if nothing had been.
+A run's versions only grow, and a number is never reused for other weights, also across restarts if a state directory is
+set; two runs may have the same numbers. A retired version may be staged again if its manifest is the same. A policy
+with probes answers only after the engine proved its weights (`gate`); if that fails it is freed, and the previous
+policy continues to answer.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ class PolicyRegistry:
 
     Args:
         engine: holds the weights.
-        settings: how many, from where, remembered where.
-        traffic: the door that is closed while an engine swaps.
+        settings: how many policies, from where, and the state directory.
+        traffic: the door that is closed during a swap.
     """
 
     def __init__(self, engine: Engine, settings: PolicySettings, traffic: Traffic) -> None:
@@ -61,13 +61,13 @@ class PolicyRegistry:
         self._versions = Versions()
         self._changes = asyncio.Lock()  # one stage, activate or retire at a time
         self._frozen = self._released = False
-        self._coming = ""  # how the directory of the policy begins that is being staged
+        self._coming = ""  # prefix of the directory of the policy that is being staged
 
     async def start(self, base_digest: str, model: str) -> None:
-        """Enter the base model, and take up the policy that was active before a restart.
+        """Add the base model, and restore the policy that was active before a restart.
 
         Raises:
-            SightlineError: that policy cannot be staged any more.
+            SightlineError: that policy can no longer be staged.
         """
         self._loaded.start(PolicyInfo(0, "base", "active", digest=base_digest, base_digest=base_digest, uri=model))
         if self._state is not None:
@@ -90,7 +90,7 @@ class PolicyRegistry:
             await self._activate(self._loaded.entry(remembered.active), (), proven=True)
 
     def stop(self) -> None:
-        """Let another sampler have the state."""
+        """Release the state for another sampler."""
         if self._state is not None:
             self._state.release()
 
@@ -100,14 +100,14 @@ class PolicyRegistry:
         return self._loaded.active.info
 
     def sampled_by(self, slot: int) -> PolicyInfo:
-        """The policy that the engine knows by that number, while a lease on it is held."""
+        """The policy with that slot, while a lease on it is held."""
         return self._loaded.info(slot)
 
     def lease(self, selector: PolicySelector | None) -> PolicyLease:
         """A lease, checked now, bound when sampling begins.
 
         Raises:
-            PreconditionFailed: what is asked for is not served.
+            PreconditionFailed: the requested policy is not served.
         """
         return self._loaded.lease(selector)
 
@@ -121,15 +121,15 @@ class PolicyRegistry:
         return self._loaded.entry(version, run_id).info
 
     def all(self, run_id: str = "") -> list[PolicyInfo]:
-        """Loaded policies, the base model first, then by run and version; of one run where it is named."""
+        """Loaded policies, the base model first, then by run and version; only one run's if named."""
         return self._loaded.infos(run_id)
 
     def highest(self, run_id: str = "") -> int:
-        """The highest version ever staged here, loaded or not; of one run where it is named."""
+        """The highest version ever staged here, loaded or not; only one run's if named."""
         return self._versions.highest(self._loaded, run_id or None)
 
     def keeps(self, directory: Path) -> bool:
-        """Whether a policy's directory must stay: it is loaded, or about to be."""
+        """Whether a policy's directory must be kept: it is loaded, or about to be."""
         return directory in self._directories() or bool(self._coming and directory.name.startswith(self._coming))
 
     def _directories(self) -> set[Path]:
@@ -145,25 +145,26 @@ class PolicyRegistry:
         team: str = "",
         most: int | None = None,
     ) -> PolicyInfo:
-        """Check a policy directory and load it; free the oldest idle policy where there would be too many.
+        """Check a policy directory and load it; free the oldest idle policy if there would be too many.
 
         Args:
-            uri: an absolute path, what a push was answered, or a URL of an allowed scheme.
-            version: what its manifest must say.
-            questions: probes; asked at once where the engine can answer beside the active version, else at activation.
-            digest: what the SHA-256 of its manifest must be; "" for whichever it is.
-            team: that stages it.
-            most: policies that the team may have staged; None is unlimited.
+            uri: an absolute path, the uri from a push, or a URL with an allowed scheme.
+            version: the version that its manifest must have.
+            questions: probes; they run at once if the engine can answer beside the active version, otherwise at
+                activation.
+            digest: the SHA-256 that its manifest must have; "" accepts any.
+            team: the team that stages it.
+            most: maximum staged policies of the team; None is unlimited.
 
         Raises:
-            Overloaded: the team has as many as it may have.
-            InvalidInput: no version, or no path.
+            Overloaded: the team has reached its maximum.
+            InvalidInput: version or path is missing.
             NotFound: no such directory.
             AlreadyExists: that version is loaded.
-            DataCorrupted: a file is not the one of the manifest.
-            PreconditionFailed: half-written, for another base model or version, its tensors do not fit, or its probes
-                show that it did not arrive.
-            PermissionDenied: it may not come from there.
+            DataCorrupted: a file does not match the manifest.
+            PreconditionFailed: it is half-written, for another base model or version, its tensors do not fit, or its
+                probes show that it did not arrive.
+            PermissionDenied: its location is not allowed.
         """
         if version < 1:
             raise InvalidInput("version must be at least 1: 0 is the base model", reason="BAD_VERSION")
@@ -177,30 +178,31 @@ class PolicyRegistry:
     async def activate(
         self, version: int, questions: Sequence[ProbeQuestion] = (), run_id: str = ""
     ) -> tuple[PolicyInfo, int]:
-        """Make a version the one that answers, of its run and of all; running candidates finish on theirs.
+        """Make a version the active one, for its run and globally; running candidates finish on theirs.
 
         Args:
             version: a staged version, or 0.
-            questions: probes; those given when it was staged, where it still owes the answers, if none.
-            run_id: the run whose version it is; "" for the only one that has it.
+            questions: probes; if empty, those from staging, if they have not run yet.
+            run_id: the run that the version belongs to; "" for the only run that has it.
 
         Returns:
-            The policy, and the version of the run that was active before.
+            The policy, and the run's previously active version.
 
         Raises:
             NotFound: that version is not loaded.
-            PreconditionFailed: its probes show that it did not arrive; the version before answers, this one is freed.
+            PreconditionFailed: its probes show that it did not arrive; the previous version answers, and this one is
+                freed.
         """
         async with self._changes:
             self._refuse_released()
             return await self._activate(self._loaded.staying(version, run_id), questions, run_id)
 
     async def retire(self, version: int, run_id: str = "") -> PolicyInfo:
-        """Take no new requests for a version, wait for its running ones, and free it.
+        """Stop new requests for a version, wait for its running ones, and free it.
 
         Raises:
             NotFound: that version is not loaded.
-            PreconditionFailed: it is active, the base model, or leaves already.
+            PreconditionFailed: it is active, the base model, or already being retired.
         """
         async with self._changes:
             entry = self._loaded.entry(version, run_id)
@@ -335,7 +337,7 @@ class PolicyRegistry:
             )
         arrival = entry.info.arrival
         if arrival is not None and not (arrival.passed or questions or entry is self._loaded.active):
-            await self._reject(entry, arrival)  # it should have been freed, and the caller left meanwhile
+            await self._reject(entry, arrival)  # it should have been freed, but the caller left meanwhile
         if not self._engine.resident(entry.slot):
             await self._swap(entry, questions)
         elif questions:
@@ -348,10 +350,10 @@ class PolicyRegistry:
         return info, before
 
     async def _prove(self, entry: Entry, questions: Sequence[ProbeQuestion]) -> None:
-        """Ask the engine about a version that answers beside the others.
+        """Prove a version that can answer beside the others.
 
         Raises:
-            PreconditionFailed: it did not arrive, and was freed; or the version to compare with is not served.
+            PreconditionFailed: it did not arrive and was freed, or the version to compare with is not served.
         """
         version, parent = entry.info.version, self._parent(entry)
         self._refuse_frozen()
@@ -369,7 +371,7 @@ class PolicyRegistry:
             await self._reject(entry, arrival)
 
     def _parent(self, entry: Entry) -> int:
-        """The slot of the policy that one was trained from."""
+        """The slot of the policy that it was trained from."""
         return self._loaded.slot(entry.info.run_id, entry.info.parent_version)
 
     async def _reject(self, entry: Entry, arrival: Arrival) -> NoReturn:
@@ -379,10 +381,10 @@ class PolicyRegistry:
         raise self._did_not_arrive(entry.info.version, arrival)
 
     async def _swap(self, entry: Entry, questions: Sequence[ProbeQuestion]) -> None:
-        """Let an engine that holds one version at a time change over, between two requests.
+        """Switch an engine that holds one version at a time, between two requests.
 
         Raises:
-            PreconditionFailed: it did not arrive; the version before is back.
+            PreconditionFailed: it did not arrive; the previous version is restored.
         """
         version, active = entry.info.version, self._loaded.active
         self._refuse_frozen()
@@ -423,11 +425,11 @@ class PolicyRegistry:
             if not isinstance(why, SightlineError):
                 raise
             why.message += (
-                f"; version {version} cannot be put back, and nothing is sampled until it is: {error.message}"
+                f"; version {version} cannot be restored, and nothing is sampled until it is: {error.message}"
             )
 
     async def _record(self, entry: Entry, arrival: Arrival) -> None:
-        """Put what probes showed into the registry, the metrics, the log, and beside the manifest."""
+        """Record the probes' result in the registry, the metrics, the log, and beside the manifest."""
         entry.questions, entry.proven = (), entry.proven or arrival.passed
         info = self._loaded.note(entry.slot, arrival=arrival)
         metrics.count_arrival(arrival)
@@ -439,7 +441,7 @@ class PolicyRegistry:
             await asyncio.to_thread(write_arrival, entry.directory, report)
             if scheme_of(info.uri) not in ("file", PUSHED):
                 await asyncio.to_thread(upload_arrival, entry.directory, info.uri)
-        except Exception as error:  # a read-only mount, say: the registry and the reply have it
+        except Exception as error:  # for example a read-only mount; the registry and the reply have the result
             logger.warning("the arrival report of policy %d cannot be written: %s", info.version, error)
 
     @staticmethod
@@ -450,7 +452,7 @@ class PolicyRegistry:
             if isinstance(value, float | int) and not isinstance(value, bool)
         }
         return PreconditionFailed(
-            f"policy {version} did not arrive: {arrival.reason}; it was freed, and the policy before answers",
+            f"policy {version} did not arrive: {arrival.reason}; it was freed, and the previous policy answers",
             reason="POLICY_DID_NOT_ARRIVE",
             metadata=facts,
         )
@@ -484,7 +486,7 @@ class PolicyRegistry:
         try:
             await self._engine.retire(slot)
         except BaseException:
-            entry.leaving = False  # it can be freed again
+            entry.leaving = False  # it can be freed later
             raise
         self._loaded.remove(slot)
         self._shares.show()

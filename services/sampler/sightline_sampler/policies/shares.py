@@ -1,4 +1,4 @@
-"""How many policies each team has staged, and may have."""
+"""How many policies each team has staged and may have."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from sightline_sampler.policies.loaded import LoadedPolicies
 
 
 class TeamShares:
-    """What teams have of the loaded policies. The base model is nobody's, and so is what a restart took up again."""
+    """The teams' shares of the loaded policies. The base model and policies restored after a restart belong to no
+    team."""
 
     def __init__(self, loaded: LoadedPolicies) -> None:
         self._loaded = loaded
         self._shown: set[str] = set()
 
     def refuse_more(self, team: str, most: int | None) -> None:
-        """Raise Overloaded where the team has as many as it may have; None is unlimited."""
+        """Raise Overloaded if the team has reached its maximum; None is unlimited."""
         found = self._counts()[team]
         if most is None or found < most:
             return
@@ -33,7 +34,7 @@ class TeamShares:
         )
 
     def show(self) -> None:
-        """Put the counts into the metrics."""
+        """Export the counts as metrics."""
         counts = self._counts()
         for team in self._shown | counts.keys():
             metrics.TEAM_STORED.labels(team or ANONYMOUS, "policies").set(counts[team])

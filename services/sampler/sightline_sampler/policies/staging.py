@@ -1,4 +1,4 @@
-"""A policy directory before staging: where it may be, and whether it matches its manifest."""
+"""Checks a policy directory before staging: its allowed location, and whether it matches its manifest."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ from sightline_sampler.policies.pushers import forget
 from sightline_sampler.policies.received import PUSHED, pushed_directory
 from sightline_sampler.settings import PolicySettings
 
-_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first download continues
+_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and come back while its first download continues
 
 
 def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
-    """The directory that a request names; what lies afar is downloaded. Blocks.
+    """The directory that a request names; a remote one is downloaded. Blocks.
 
     Args:
-        uri: an absolute path, with or without "file://", what a push was answered, or a URL of one of
-            `settings.schemes`.
-        version: for the name of a download.
+        uri: an absolute path, with or without "file://", the uri from a push, or a URL with one of `settings.schemes`.
+        version: version for the name of a download.
         settings: where policies may come from.
 
     Raises:
-        InvalidInput: it is not an absolute path, and no URL that fsspec can open.
+        InvalidInput: it is neither an absolute path nor a URL that fsspec can open.
         PermissionDenied: its scheme is not allowed, or it is not under `settings.root`, links followed.
         SightlineError: it cannot be downloaded; see `download`.
     """
@@ -67,26 +66,26 @@ def policy_directory(uri: str, version: int, settings: PolicySettings) -> Path:
 
 
 def discard(directory: Path, settings: PolicySettings) -> None:
-    """Delete a download; a directory that was named by its path is left alone."""
+    """Delete a download; a directory that was named by its path is kept."""
     if directory.parent == downloads(settings):
         shutil.rmtree(directory, ignore_errors=True)
         forget(directory)
 
 
 def announced(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
-    """The manifest of a directory, whose files are yet to be checked by `verified`, and the manifest's digest.
+    """The manifest of a directory and its digest; `verified` checks the files later.
 
     Args:
-        directory: of the policy.
-        meant: what that digest must be; "" for whichever it is.
+        directory: the policy's directory.
+        meant: the digest that it must have; "" accepts any.
 
     Raises:
         NotFound: no such directory.
-        PreconditionFailed: half-written, no proper manifest, another policy than is meant, or trained by another rule
-            to read pictures.
+        PreconditionFailed: it is half-written, has no valid manifest, is another policy, or was trained with another
+            rule for reading pictures.
     """
     try:
-        manifest = read_manifest(directory)  # says what is wrong with it
+        manifest = read_manifest(directory)  # raises an error that says what is wrong
         digest = manifest_digest(directory)
         if meant and digest != meant:
             raise PreconditionFailed(
@@ -106,14 +105,14 @@ def announced(directory: Path, meant: str = "") -> tuple[PolicyManifest, str]:
 
 
 def verified(directory: Path, digest: str) -> None:
-    """Check all files of a directory, which takes as long as its bytes.
+    """Check all files of a directory; the time depends on its size.
 
     Args:
-        directory: of the policy.
-        digest: of the manifest that `announced` has read.
+        directory: the policy's directory.
+        digest: digest of the manifest that `announced` has read.
 
     Raises:
-        DataCorrupted: a file is not the one of the manifest, or the manifest is another by now.
+        DataCorrupted: a file does not match the manifest, or the manifest has changed.
         PreconditionFailed: a file is missing or left over.
     """
     try:
@@ -128,7 +127,7 @@ def verified(directory: Path, digest: str) -> None:
 def discarded_if_bad(
     directory: Path, settings: PolicySettings, loaded: Callable[[], Collection[Path]]
 ) -> Iterator[None]:
-    """Delete a download that is not what it should be, unless it is loaded."""
+    """Delete a wrong download, unless it is loaded."""
     try:
         yield
     except SightlineError:
@@ -138,14 +137,14 @@ def discarded_if_bad(
 
 
 def shown_before(directory: Path, digest: str, engine: str) -> Arrival | None:
-    """What probes showed of these very files on such an engine in an earlier life: a sampler that lost a policy is
-    given it again without probes."""
+    """The earlier result of probes for the same files on the same kind of engine, since a restarted sampler gets a
+    policy again without probes."""
     report = read_arrival(directory) or {}
     if report.get("digest") != digest or report.get("passed") is not True or report.get("engine") != engine:
         return None
     try:
         return Arrival(**{field.name: report[field.name] for field in dataclasses.fields(Arrival)})
-    except KeyError:  # of another release
+    except KeyError:  # from another release
         return None
 
 

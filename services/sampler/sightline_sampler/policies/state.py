@@ -13,14 +13,14 @@ from typing import IO
 
 from sightline.errors import PreconditionFailed
 
-_MOST = 1000  # versions remembered
+_MOST = 1000  # maximum stored versions
 _FORMAT = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class State:
-    """The version activated last (0: the base model), where it lies, and digests of
-    manifests by run and version, oldest first."""
+    """The version activated last (0: the base model), its location, and digests of manifests by run and version, oldest
+    first."""
 
     active: int = 0
     uri: str = ""
@@ -28,7 +28,7 @@ class State:
 
 
 class StateFile:
-    """`sampler.json` in a directory of its own; written aside and renamed."""
+    """`sampler.json` in its own directory; written under a temporary name and renamed."""
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / "sampler.json"
@@ -36,10 +36,10 @@ class StateFile:
         self._held: IO[bytes] | None = None
 
     def hold(self) -> None:
-        """Keep every other sampler from this directory, as long as this process lives.
+        """Lock this directory against other samplers, as long as this process lives.
 
         Raises:
-            PreconditionFailed: another one has it.
+            PreconditionFailed: another sampler has it.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
         held = self._path.with_suffix(".lock").open("ab")
@@ -54,23 +54,23 @@ class StateFile:
         self._held = held
 
     def release(self) -> None:
-        """Let another sampler have it."""
+        """Release it for another sampler."""
         if self._held is not None:
             self._held.close()
             self._held = None
 
     def read(self, base_digest: str) -> State | None:
-        """What was remembered; None if nothing was, or for another base model.
+        """The stored state; None if there is none, or if it belongs to another base model.
 
         Raises:
-            PreconditionFailed: the file is not ours; deleting it starts from the base model.
+            PreconditionFailed: the file is invalid; delete it to start from the base model.
         """
         try:
             tree = json.loads(self._path.read_bytes())
             if tree["base_digest"] != base_digest:
                 return None
             digests: dict[tuple[str, int], str] = {}
-            if tree.get("format") == _FORMAT:  # 0.1.0 did not say whose versions they were
+            if tree.get("format") == _FORMAT:  # 0.1.0 did not store the runs of versions
                 digests = {(str(run), int(version)): str(digest) for run, version, digest in tree["digests"]}
             return State(int(tree["active"]), str(tree["uri"]), digests)
         except FileNotFoundError:
@@ -82,7 +82,8 @@ class StateFile:
             ) from error
 
     def write(self, base_digest: str, state: State) -> None:
-        """Remembers; on disk when this returns. Safe in several threads: a caller may leave while the disk is slow."""
+        """Store the state; it is on disk when this returns. Thread-safe, since a caller may leave while the disk is
+        slow."""
         tree = {
             "format": _FORMAT,
             "base_digest": base_digest,

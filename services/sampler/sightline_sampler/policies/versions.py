@@ -1,4 +1,4 @@
-"""Version numbers: those of a run only grow, and one never stands for other weights than before."""
+"""Version numbers: a run's numbers only grow, and are never reused for other weights."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class Versions:
         self.digests: dict[tuple[str, int], str] = {}
 
     def highest(self, loaded: LoadedPolicies, run_id: str | None) -> int:
-        """The highest version of a run ever staged here; of all runs for None."""
+        """The highest version of a run ever staged here; None means all runs."""
         known = (version for run, version in self.digests if run_id in (None, run))
         return max(loaded.highest(run_id), max(known, default=0))
 
     def refuse(
         self, version: int, manifest: PolicyManifest, digest: str, directory: Path, loaded: LoadedPolicies
     ) -> None:
-        """Refuse what may not be loaded.
+        """Refuse a version that must not be loaded.
 
         Raises:
             AlreadyExists: that version of the run is loaded.
-            PreconditionFailed: the manifest is of another version or base model, its number stood for other weights
-                before, or a higher one of the run was staged before.
+            PreconditionFailed: the manifest has another version or base model, its number was used for other weights
+                before, or a higher version of the run was staged before.
         """
         run_id = manifest.run_id
         if manifest.version != version:

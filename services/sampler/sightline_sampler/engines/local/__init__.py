@@ -1,1 +1,1 @@
-"""The engine in this process: any image-text-to-text model of transformers, with a decode loop of its own."""
+"""The engine in this process: any image-text-to-text model of transformers, with its own decode loop."""

@@ -1,14 +1,13 @@
 """Attention whose result for a row does not depend on the other rows of the batch.
 
-A candidate must not change with K or with what else is in the batch. Multiplying (rows, in) by (in, out) gives each
-row the same bits whatever the number of rows, from four rows on (measured with MKL in fp32, up to 9000 rows; fewer go
-another way, so the engine never runs fewer: `stems.MIN_ROWS`). PyTorch's fused CPU kernel does not keep to that with
-two threads, and its result depends on the padded length unless that is a multiple of 32; batched matrix products and
-a softmax do keep to it, and are faster here for one query per row (256 rows, 4 heads of 32, 96 slots, one core: 0.96
-against 1.37 ms).
+A candidate must not change with K or with the rest of the batch. Multiplying (rows, in) by (in, out) gives each row the
+same bits for any number of rows from four on (measured with MKL in fp32, up to 9000 rows; fewer use another kernel, so
+the engine never runs fewer: `stems.MIN_ROWS`). PyTorch's fused CPU kernel does not have this property with two threads,
+and its result depends on the padded length unless that is a multiple of 32. Batched matrix products and a softmax do
+have it, and are faster here for one query per row (256 rows, 4 heads of 32, 96 slots, one core: 0.96 against 1.37 ms).
 
-On a GPU, products of other shapes take other kernels: equal ids across batch shapes are likely there, not sure. Prompts
-go through PyTorch's fused kernel on it; rows being decoded through the products below, on any device.
+On a GPU, products of other shapes use other kernels: equal ids across batch shapes are likely, not certain. There,
+prompts use PyTorch's fused kernel; rows being decoded use the products below on any device.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 from sightline_sampler.engines.local.kv import LayerSlots
 
 NAME = "sightline_rowwise"
-# What some architectures ask of attention and this one does not do; the engine then refuses to start.
+# Options that some architectures need and this attention lacks; the engine then refuses to start.
 _UNKNOWN = ("softcap", "position_bias", "s_aux", "cache")
 
 
@@ -40,14 +39,14 @@ def rowwise_attention(
     """softmax(q k^T * scaling + mask) v, with grouped key/value heads not copied.
 
     Args:
-        module: whose attention it is.
+        module: the attention's module.
         query: (batch, heads, queries, dim).
-        key: (batch, key_value_heads, slots, dim), or the slots of a `RowCache`, which bring their own masks.
+        key: (batch, key_value_heads, slots, dim), or the slots of a `RowCache`, which have their own masks.
         value: as `key`.
         attention_mask: additive, (batch, 1, queries, at least slots), or None for full attention.
-        scaling: of the products; None means dim ** -0.5.
+        scaling: factor of the products; None means dim ** -0.5.
         dropout: must be 0.
-        kwargs: what else an architecture asks for.
+        kwargs: further options of an architecture.
 
     Returns:
         (batch, queries, heads, dim), and no weights.
@@ -55,7 +54,7 @@ def rowwise_attention(
     if dropout or any(kwargs.get(name) is not None for name in _UNKNOWN):
         raise NotImplementedError(f"{NAME} attention does not do dropout or any of {', '.join(_UNKNOWN)}")
     if isinstance(key, LayerSlots):
-        out = torch.zeros_like(query)  # rows beyond the last part are there for the other kernels only
+        out = torch.zeros_like(query)  # rows beyond the last part exist only for the other kernels
         if key.stems is not None:
             out[: key[-1].stop] = _with_stems(query[: key[-1].stop], key, scaling)
         else:

@@ -1,17 +1,17 @@
-"""Diverse group beam search (Vijayakumar et al., arXiv 1610.02424), as transformers had it until 4.x and CSR uses it.
+"""Diverse group beam search (Vijayakumar et al., arXiv 1610.02424), as in transformers until 4.x and in CSR.
 
-K beams stand in G groups of K / G. At each step the groups go in turn; for a beam with score s and each id v
+K beams form G groups of K / G. At each step the groups choose in turn; for a beam with score s and each id v
 
-    total = s + y_v - diversity * (beams of earlier groups that took v at this step)
+    total = s + y_v - diversity * (beams of earlier groups that chose v at this step)
 
-where y = log softmax of the (guided) logits, then penalised for repetition, then -inf for ids that must not be drawn.
-Of a group's best 2 K / G totals (more where there are several end ids), those that end a response become finished if
-they are among the best K / G; the first K / G others continue. A finished response counts total / length ** penalty; a
-group is done when its worst finished one beats the best that could still come. What is unfinished at the length limit
-counts as it is. The best K / G of each group are the candidates, the best of all first.
+where y = log softmax of the (guided) logits, then penalised for repetition, then -inf for ids that must not be sampled.
+Of a group's best 2 K / G totals (more with several end ids), those that end a response are finished if they are among
+the best K / G; the first K / G others continue. A finished response's score is total / length ** penalty. A group is
+done when its worst finished response beats the best possible continuation. Responses unfinished at the length limit are
+used unchanged. The best K / G of each group are the candidates, the overall best first.
 
-All of it is deterministic: candidates depend on image, prompt and parameters only. As in transformers, diversity costs
-stay in a beam's score. A stop string ends a beam as an end token does (CSR ends beams at '.').
+The search is deterministic: candidates depend only on image, prompt and parameters. As in transformers, diversity costs
+remain in a beam's score. A stop string ends a beam like an end token (CSR ends beams at '.').
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from sightline_sampler.engines.local.prefill import Prefix
 from sightline_sampler.engines.local.rows import Request
 from sightline_sampler.engines.local.stops import holds_stop
 
-_UNUSED = -1e9  # score of a group's beams that have not begun: all but its first
+_UNUSED = -1e9  # score of a group's beams that have not started: all but the first
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class _Ended:
 
 
 class _Group:
-    """The beams of a group, and its best ended ones."""
+    """The beams of a group, and its best finished ones."""
 
     def __init__(self, size: int, length_penalty: float) -> None:
         self.beams = [_Beam(score=0.0 if i == 0 else _UNUSED) for i in range(size)]
@@ -62,26 +62,26 @@ class _Group:
         self._size, self._penalty = size, length_penalty
 
     def end(self, beam: _Beam, reason: Literal["eos", "stop", "length"]) -> None:
-        """Keep an ended response if it is one of the best."""
+        """Keep a finished response if it is one of the best."""
         score = beam.score / len(beam.ids) ** self._penalty
         self.ended.append(_Ended(beam, score, reason))
-        self.ended.sort(key=lambda one: -one.score)  # stable: of equals the earlier one stays
+        self.ended.sort(key=lambda one: -one.score)  # stable: among equals the earlier one is kept
         del self.ended[self._size :]
 
     def settle(self, best: float, length: int) -> None:
-        """Done when nothing that continues could beat what has ended; `best` is the best total of this step."""
+        """Done if no continuation could beat the finished ones; `best` is the best total of this step."""
         full = len(self.ended) >= self._size
         self.done = full and self.ended[-1].score >= best / length**self._penalty
 
 
 class BeamSearch:
-    """One request's beams; stands in the loop as a `Lane` does.
+    """One request's beams; the loop treats it like a `Lane`.
 
     Args:
         base: the base model's facts.
-        version: of the policy.
-        request: whose beams; `work.params.beams` is set.
-        prompts: prefix and row of the prompt, and of the reference prompt where it is guided.
+        version: the policy's version.
+        request: the request; `work.params.beams` is set.
+        prompts: prefix and row of the prompt, and of the reference prompt if guided.
     """
 
     def __init__(self, base: BaseModel, version: int, request: Request, prompts: Sequence[tuple[Prefix, int]]) -> None:
@@ -94,7 +94,7 @@ class BeamSearch:
         rows = torch.zeros(count, dtype=torch.long, device=base.device)
         self._caches: list[RowCache] = []
         self._lengths: list[int] = []
-        self._places: list[tuple[int, int]] = []  # by which positions are moved, and their axes
+        self._places: list[tuple[int, int]] = []  # shifts of positions, and their axes
         self._logits: list[torch.Tensor] = []
         for prefix, row in prompts:
             cache = RowCache(prefix.kept)
@@ -109,15 +109,15 @@ class BeamSearch:
         return sum(cache.count for cache in self._caches)
 
     def reserved(self) -> int:
-        """Slots that the beams may come to need."""
+        """Maximum slots that the beams may need."""
         return len(self._request.work.seeds) * self._request.slots_each() if len(self) else 0
 
     def requests(self) -> set[Request]:
-        """Whose beams these are."""
+        """The requests of the beams."""
         return {self._request} if len(self) else set()
 
     def drop(self, gone: Callable[[Request], bool]) -> int:
-        """Drop the beams if their request is `gone`; how many."""
+        """Drop the beams if their request is `gone`; returns how many."""
         count = len(self)
         if not count or not gone(self._request):
             return 0
@@ -129,7 +129,7 @@ class BeamSearch:
         self._caches, self._logits = [], []
 
     def sample(self) -> list[Outcome]:
-        """Take one step of the search; all candidates, if it was the last."""
+        """Take one step of the search; returns all candidates if it was the last."""
         count = len(self._request.work.seeds)
         policy = torch.log_softmax(self._logits[0][:count].double(), dim=-1)
         if not bool(torch.isfinite(policy[:, 0]).all() & torch.isfinite(policy.amax(dim=-1)).all()):
@@ -157,12 +157,12 @@ class BeamSearch:
         return out
 
     def forward(self, model: Any) -> None:
-        """Run the ids just taken; `model` has the policy switched on."""
+        """Run the ids just chosen; `model` has the policy switched on."""
         beams = [beam for group in self._groups for beam in group.beams]
         tokens = np.array([beam.ids[-1] for beam in beams])
         for number, cache in enumerate(self._caches):
             lengths = np.full(len(beams), self._lengths[number])
-            cache.widen(lengths)  # all are equally long, and keep their order
+            cache.widen(lengths)  # all have the same length and keep their order
             shift, axes = self._places[number]
             self._logits[number] = step(self._base, model, cache, tokens, lengths, lengths + shift, axes)
             self._lengths[number] += 1
@@ -187,7 +187,7 @@ class BeamSearch:
         return scores.index_fill(1, self._base.suppressed, -torch.inf)
 
     def _advance(self, group: _Group, scores: torch.Tensor, policy: torch.Tensor) -> list[int]:
-        """Give a group its next beams; the old beam that each came from."""
+        """Set a group's next beams; returns the old beam of each."""
         size, vocabulary = scores.shape
         before = torch.tensor([beam.score for beam in group.beams], dtype=scores.dtype, device=scores.device)
         totals = (scores + before[:, None]).flatten()
@@ -198,7 +198,7 @@ class BeamSearch:
             for total, place in zip(best, places, strict=True)
             if total > -np.inf
         ]
-        if not chances:  # nothing at all may follow: what there is, is the response
+        if not chances:  # no id may follow: the response ends here
             for beam in group.beams:
                 if beam.ids:
                     group.end(beam, "length")
@@ -217,11 +217,11 @@ class BeamSearch:
                 break
         length = len(group.beams[0].ids) + 1
         group.settle(chances[0][0], length)
-        if not going:  # all that may follow ends
+        if not going:  # every allowed id ends the response
             total, parent, token = chances[0]
             old = group.beams[parent]
             going.append((parent, _Beam((*old.ids, token), (*old.logprobs, float(policy[parent, token])), _UNUSED)))
-        while len(going) < size:  # fewer ids left than beams
+        while len(going) < size:  # fewer ids than beams
             parent, beam = going[0]
             going.append((parent, dataclasses.replace(beam, score=_UNUSED)))
         group.beams = [beam for _, beam in going]

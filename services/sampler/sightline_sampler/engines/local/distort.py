@@ -1,4 +1,4 @@
-"""Distorted images, which make a model answer from habit and not from the picture.
+"""Distorted images, which make a model answer from its prior instead of the picture.
 
 Diffusion noise at step t, of 1000 (the schedule of VCD's published code, used alike by POVID, BPO, CHiP and SENA):
 
@@ -6,19 +6,19 @@ Diffusion noise at step t, of 1000 (the schedule of VCD's published code, used a
     a_t    = prod_{i <= t} (1 - beta_i)
     x_t    = sqrt(a_t) x + sqrt(1 - a_t) e                          e ~ N(0, 1)
 
-At step 500 signal and noise are 0.863 and 0.505, at 900 they are 0.365 and 0.931. Two ways to apply it are in use, and
-at the same step they are not the same:
+At step 500 signal and noise are 0.863 and 0.505, at 900 they are 0.365 and 0.931. There are two ways to apply it, which
+differ at the same step:
 
-- `DiffusionNoise`: x are the pixels as the model takes them, normalised (VCD, BPO, CHiP, SENA). Of a model that cuts an
-  image into crops, each crop gets noise of its own; frames that repeat one image get the same.
+- `DiffusionNoise`: x are the model's normalised pixels (VCD, BPO, CHiP, SENA). If a model cuts an image into crops,
+each crop gets its own noise; frames that repeat one image get the same.
 - `PixelNoise`: x are the pixels in [0, 1], before any preprocessing (POVID, llava/train/train_dpo_inherent.py). That
-  code does not clamp: values outside [0, 1] go through `mul(255).byte()` and wrap around, so that white turns black.
-  `official` does so; without it values are clamped, which is ours.
+  code does not clamp: values outside [0, 1] pass `mul(255).byte()` and wrap around, so that white turns black.
+  `official` does the same; otherwise values are clamped, which is our variant.
 
 `Blank` is all normalised pixels 0 (V-DPO's image-free input; 1e-6: some models take 0 for no image at all). `Crop`
 is a random part with the area and shape of torchvision's RandomResizedCrop (mDPO uses 0.01..0.2), stretched to the size
-of the whole so that the number of image tokens stays. All numbers come from NumPy's Philox with the distortion's seed
-as key: a request can be made again.
+of the whole so that the number of image tokens does not change. All numbers come from NumPy's Philox with the
+distortion's seed as key, so requests are reproducible.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ def signal_and_noise() -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]
 
 
 def image_name(digest: str, distortion: Distortion | None) -> str:
-    """Name a distorted image among those of the same digest."""
+    """Name a distorted image among those with the same digest."""
     return digest if distortion is None else f"{digest} {distortion!r}"
 
 
 def before(image: Image.Image, distortion: Distortion | None) -> Image.Image:
-    """The image after what is done to it before the model's preprocessing."""
+    """The image after distortions that come before the model's preprocessing."""
     match distortion:
         case PixelNoise(step, seed, official):
             return _pixel_noise(image, step, seed, official)
@@ -64,7 +64,7 @@ def before(image: Image.Image, distortion: Distortion | None) -> Image.Image:
 
 
 def after(pixels: Tensors, distortion: Distortion | None) -> Tensors:
-    """A processor's outputs after what is done to normalised pixels."""
+    """A processor's outputs after distortions of normalised pixels."""
     match distortion:
         case DiffusionNoise(step, seed):
             return {
@@ -81,7 +81,7 @@ def diffuse(pixels: torch.Tensor, step: int, seed: int, repeats: tuple[int, int]
     Args:
         pixels: x, of any shape.
         step: t, 0..999.
-        seed: of e.
+        seed: seed of e.
         repeats: for rows of flattened patches (channels, frames, height x width): number of channels and of frames; all
             frames get the same noise.
     """
@@ -115,7 +115,7 @@ def crop_box(size: tuple[int, int], least: float, most: float, seed: int) -> tup
         if w <= width and h <= height:
             left, top = int(x * (width - w + 1)), int(y * (height - h + 1))
             return left, top, left + w, top + h
-    share = math.sqrt(most)  # a very long image: the middle, of its own shape
+    share = math.sqrt(most)  # a very elongated image: the middle, with its own shape
     w, h = max(1, round(width * share)), max(1, round(height * share))
     return (width - w) // 2, (height - h) // 2, (width - w) // 2 + w, (height - h) // 2 + h
 
@@ -135,12 +135,12 @@ def _noisy(tensor: torch.Tensor, step: int, seed: int, repeats: tuple[int, int] 
 
 
 def _blank(tensor: torch.Tensor) -> torch.Tensor:
-    """As good as zero: exact zeros are how the Idefics3 family knows a crop that is not there."""
+    """Almost zero: the Idefics3 family marks missing crops by exact zeros."""
     return torch.where(_real(tensor), torch.full_like(tensor, 1e-6), tensor)
 
 
 def _real(tensor: torch.Tensor) -> torch.Tensor:
-    """Where there is an image: of (..., crops, channels, height, width), crops of zeros only fill up."""
+    """Where there is an image: in (..., crops, channels, height, width), crops of zeros are padding."""
     if tensor.dim() < 5:
         return torch.ones((), dtype=torch.bool)
     return (tensor != 0).flatten(-3).any(dim=-1)[..., None, None, None]

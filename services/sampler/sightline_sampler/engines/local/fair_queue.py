@@ -1,6 +1,6 @@
-"""Prompts that wait for room: first come, first served per caller, and callers take turns.
+"""Waiting prompts: first come, first served per caller, and callers take turns.
 
-So two trainers with one sampler get the same share of it while both wait, however much one of them has asked for.
+So two trainers with one sampler get equal shares while both wait, however many requests one of them sent.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # The one served longest ago stands first.
+        # The caller that was served longest ago comes first.
         self._askers: OrderedDict[str, deque[Request]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -29,17 +29,17 @@ class FairQueue:
             return iter([request for queue in self._askers.values() for request in queue])
 
     def append(self, request: Request) -> None:
-        """Put a request behind those of its asker."""
+        """Put a request after those of the same caller."""
         with self._lock:
             self._askers.setdefault(request.work.asker, deque()).append(request)
 
     def next(self) -> Request | None:
-        """The one that is taken next; it stays."""
+        """The next request, without removing it."""
         with self._lock:
             return next(iter(self._askers.values()))[0] if self._askers else None
 
     def take(self) -> Request | None:
-        """The next one; None if there is none (any more)."""
+        """Take the next request; None if there is none."""
         with self._lock:
             if not self._askers:
                 return None

@@ -1,7 +1,8 @@
-"""Features of images: what tower and projector say of them, handed to the model in the form that it gave them in.
+"""Image features: outputs of tower and projector, passed to the model in the form in which it gave them.
 
 Architectures differ in that form: one tensor or a list, of images or of tiles, and for some (Qwen3-VL's deepstack)
-further features for further layers of the decoder. The form is found by encoding one image, and it with another.
+further features for further layers of the decoder. The form is found by encoding one image alone and together with
+another.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Any, Literal
 
 import torch
 
-# Of a tower's output: what no decoder reads.
+# Parts of a tower's output that no decoder reads.
 _UNREAD = ("last_hidden_state", "hidden_states", "attentions")
 
 Form = tuple[Literal["tensor", "images", "layers"], ...]
-"""A tensor of all images, a list with their items one after another, or a list of layers and the form of each."""
+"""A tensor for all images, a list of their items in order, or a list of layers and the form of each."""
 
 
 class Encoded:
@@ -41,12 +42,12 @@ class Features:
         Args:
             model: with `get_image_features`.
             batch: image inputs of two prompts, joined.
-            single: those of the first.
+            single: image inputs of the first prompt.
 
         Raises:
-            Exception: whatever an architecture without such features raises.
+            Exception: any error of an architecture without such features.
         """
-        owners = (model, getattr(model, "model", model))  # the outer one may only hand on what it gets
+        owners = (model, getattr(model, "model", model))  # the outer one may only pass on its arguments
         self._takes = frozenset(
             name for owner in owners for name in inspect.signature(owner.get_image_features).parameters
         )
@@ -59,13 +60,14 @@ class Features:
             raise ValueError("get_image_features gives no pooler_output")
 
     def encode(self, model: Any, images: Mapping[str, torch.Tensor], count: int) -> list[Encoded]:
-        """The features of `count` images of one shape, image by image. Copies: one does not keep the batch."""
+        """The features of `count` images of one shape, image by image. They are copies, so that one does not keep the
+        batch alive."""
         output = self._encode(model, images)
         split = {name: _split(form, output[name], count) for name, form in self._forms.items()}
         return [Encoded({name: parts[i] for name, parts in split.items()}) for i in range(count)]
 
     def join(self, images: Sequence[Encoded]) -> Any:
-        """The inverse of `encode`, as `mm_encoder_outputs` takes it."""
+        """The inverse of `encode`, in the form of `mm_encoder_outputs`."""
         return self._kind(
             **{name: _join(form, [image.fields[name] for image in images]) for name, form in self._forms.items()}
         )

@@ -1,21 +1,21 @@
-"""Logits that are not the policy's own: guided by a second forward, or penalised for repetition.
+"""Changed logits: guided by a second forward pass, or penalised for repetition.
 
-All ways of guidance are one formula over the logits of the clean row and of its reference row, c and r:
+All kinds of guidance are one formula over the logits of the clean row and of its reference row, c and r:
 
     guided = w c + (1 - w) r
 
     visual contrastive decoding (VCD, arXiv 2311.16922, eq. 3): (1 + alpha) c - alpha r, so w = 1 + alpha; r sees a
-        distorted image. Only ids with softmax(c) >= beta max softmax(c) stay (eq. 5), which is c >= log beta + max c.
+        distorted image. Only ids with softmax(c) >= beta max softmax(c) remain (eq. 5), which is c >= log beta + max c.
     image-free guidance (classifier-free guidance on the picture; as in V-DPO, arXiv 2411.02712):
-        gamma (c - r) + r, so w = gamma; r sees no image, or a distorted one; its cut-off as above, where it is asked.
+        gamma (c - r) + r, so w = gamma; r sees no image, or a distorted one; the cut-off is as above, if requested.
     guidance by another prompt (MARINE, arXiv 2402.08680): gamma (r - c) + c, so w = 1 - gamma; r sees the same image
         and another prompt, such as one that names the objects that were found.
 
-One deviation: the likeliest id of the plausibility cut-off is the likeliest that may be drawn at all; else an image
-placeholder on top could leave nothing to draw from.
+One deviation: the plausibility cut-off uses the most likely id that may be sampled; otherwise an image placeholder at
+the top could leave nothing to sample from.
 
-Repetition penalty p (CTRL, arXiv 1909.05858, in the form that transformers gave it): of ids that stand in the prompt or
-were drawn before, a positive logit is divided by p and a negative one multiplied by it.
+Repetition penalty p (CTRL, arXiv 1909.05858, in transformers' form): for ids that are in the prompt or were sampled
+before, a positive logit is divided by p and a negative one multiplied by it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def guide(
 
     Args:
         clean: (rows, vocabulary).
-        reference: (rows, vocabulary), of the second forward.
-        weight: (rows,) of the clean row.
+        reference: (rows, vocabulary), from the second forward pass.
+        weight: (rows,) weight of the clean row.
         beta: (rows,) in [0, 1]; 0 keeps all.
-        suppressed: ids (s,) never drawn.
+        suppressed: ids (s,) that are never sampled.
 
     Returns:
         (rows, vocabulary) float64.
@@ -67,8 +67,8 @@ def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) ->
 
     Args:
         logits: (rows, vocabulary).
-        seen: bool (rows, vocabulary): ids of the prompt and of what was drawn.
-        penalty: (rows,), over 0; 1 is none.
+        seen: bool (rows, vocabulary): ids of the prompt and of sampled tokens.
+        penalty: (rows,), above 0; 1 means none.
     """
     p = penalty[:, None].to(logits.dtype)
     return torch.where(seen, torch.where(logits < 0, logits * p, logits / p), logits)

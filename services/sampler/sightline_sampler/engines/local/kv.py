@@ -1,15 +1,15 @@
 """Keys and values of the rows being decoded: written in place, each row at its own position.
 
-transformers' dynamic cache needs all rows to be equally long (left-padded) and copies itself whole at every token. Here
-a row's token at position p always lies in slot p, so a row's attention sees the same numbers in the same slots whatever
-else is in the batch; rows come and go by copying just themselves.
+transformers' dynamic cache needs rows of equal length (left-padded) and copies itself completely at every token. Here a
+row's token at position p is always in slot p, so a row's attention sees the same numbers in the same slots, independent
+of the rest of the batch; adding or removing rows copies only these rows.
 
-Reading keys and values is what decoding many rows costs most, and candidates end at very different lengths. So rows
-stand in segments: a segment has room for so many slots, and a row that outgrows its segment moves to the next wider
-one. No row reads much more than its own length because another one is long.
+Reading keys and values is the largest cost of decoding many rows, and candidates end at very different lengths. So rows
+are in segments: a segment has a number of slots, and a row that outgrows its segment moves to the next wider one. So no
+row reads much more than its own length because another row is long.
 
-Candidates of one prompt have its keys and values in common. Where a prompt is long (an image makes it so) they are not
-copied for each row: the rows share a stem (`stems`), and the slots of a row are for its own tokens only.
+Candidates of one prompt share its keys and values. If a prompt is long (as with an image), they are not copied for each
+row: the rows share a stem (`stems`), and a row's slots are only for its own tokens.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from sightline_sampler.engines.local.stems import WIDTH_STEP as STEM_STEP
 from sightline_sampler.engines.local.stems import Layers, Stem, StemPool, StemView
 
 SLOT_STEP = 8  # a step sees a multiple of this many slots
-WIDTH_STEP = 32  # the narrowest segment, and the least difference of two: a row that moves copies itself
-# From this length on candidates share their prompt. By the length of the prompt alone, not by K: the sums of a shared
-# and a copied prompt are not in the same order, and a candidate's bits must not depend on K.
+WIDTH_STEP = 32  # the narrowest segment, and the minimum difference of two, since moving a row copies it
+# From this length on, candidates share their prompt. This depends only on the prompt's length, not on K: the sums for a
+# shared and a copied prompt have another order, and a candidate's bits must not depend on K.
 STEM_SLOTS = 128
 
 Order: TypeAlias = npt.NDArray[np.int64]
-"""Where rows went: row i of the new order is row order[i] of the old one."""
+"""A new order of rows: row i is row order[i] of the old order."""
 
 
 def round_up(number: int, step: int) -> int:
-    """The smallest multiple of `step` that is not less than `number`."""
+    """The smallest multiple of `step` that is at least `number`."""
     return -(-number // step) * step
 
 
@@ -50,13 +50,13 @@ def width_for(slots: int) -> int:
 
 
 def shares(prompt_slots: int) -> bool:
-    """Whether candidates of a prompt of that length share its keys and values."""
+    """Whether candidates of a prompt with this length share its keys and values."""
     return prompt_slots >= STEM_SLOTS
 
 
 @dataclasses.dataclass(slots=True)
 class SegmentView:
-    """What a step sees of a segment: rows `start`..`stop` of the batch, their slots of one layer, and which count."""
+    """A step's view of a segment: rows `start`..`stop` of the batch, their slots in one layer, and the valid ones."""
 
     start: int
     stop: int
@@ -66,16 +66,16 @@ class SegmentView:
 
 
 class LayerSlots(list[SegmentView]):
-    """Keys and values of one layer, segment by segment; goes through a model's attention in place of a tensor.
+    """Keys and values of one layer, segment by segment; passes through a model's attention instead of a tensor.
 
-    `stems` are views of what rows have in common, before their own slots; None if they share nothing.
+    `stems` are views of shared prompts, which come before the rows' own slots; None if nothing is shared.
     """
 
     stems: list[StemView] | None = None
 
 
 class _Segment:
-    """Rows with up to `width` slots. `rows` are their numbers in the order before the last change."""
+    """Rows with up to `width` slots. `rows` are their numbers before the last change."""
 
     def __init__(self, like: Layers, width: int) -> None:
         self.width = width
@@ -118,7 +118,7 @@ class _Segment:
         return order
 
     def aim(self, lengths: npt.NDArray[np.int64]) -> None:
-        """Set where the next token of each row goes, and what the rows may see."""
+        """Set the slot of each row's next token, and what the rows may see."""
         keys = self.layers[0][0]
         self.slots = min(self.width, round_up(int(lengths.max()) + 1, SLOT_STEP))
         self.positions = torch.from_numpy(lengths).to(keys.device)
@@ -143,7 +143,7 @@ class _RowLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Put one token per row at the row's position, and give the slots in sight (`LayerSlots`, twice)."""
+        """Write one token per row at the row's position, and return the visible slots (`LayerSlots`, twice)."""
         parts, start = LayerSlots(), 0
         for segment in self.owner.segments:
             stop = start + segment.count
@@ -158,26 +158,26 @@ class _RowLayer(CacheLayerMixin):
         return parts, parts
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Slots in sight, and their offset."""
+        """Visible slots, and their offset."""
         return self.get_seq_length(), 0
 
     def get_seq_length(self) -> int:
-        """Most slots in sight."""
+        """Maximum visible slots."""
         return max((segment.slots for segment in self.owner.segments), default=0)
 
     def get_max_length(self) -> int:
-        """No limit of its own."""
+        """It has no own limit."""
         return -1
 
 
 class RowCache(Cache):
     """A transformers cache for rows of unequal length, one token per row and step, for `attention.rowwise_attention`.
 
-    Rows are numbered segment by segment. What changes their numbers returns an `Order`.
+    Rows are numbered segment by segment. Methods that change their numbers return an `Order`.
     """
 
     def __init__(self, like: Kept) -> None:
-        """A cache without rows, with the heads, sizes and types of `like`; rows share prompts if those are as long."""
+        """An empty cache with the heads, sizes and types of `like`; rows share prompts of sufficient length."""
         self._states = RowStates(like.states)
         each: dict[int, Any] = {place: _RowLayer(self, number) for number, place in enumerate(like.places)}
         each |= self._states.layers
@@ -185,9 +185,9 @@ class RowCache(Cache):
         self._like = [(keys[:0], values[:0]) for keys, values in like.layers]
         self.segments: list[_Segment] = []
         self.shared = shares(like.layers[0][0].shape[2])
-        self._stem_of: list[Stem] = []  # by row, where they are shared
+        self._stem_of: list[Stem] = []  # by row, if shared
         self._pools: dict[int, StemPool] = {}  # by width
-        self._moved = True  # since the stems got their rows
+        self._moved = True  # whether rows moved since the stems got theirs
 
     @property
     def count(self) -> int:
@@ -196,11 +196,11 @@ class RowCache(Cache):
 
     @staticmethod
     def slot_bytes(like: Layers) -> int:
-        """Bytes that one slot of one row takes, over all layers."""
+        """Bytes of one slot of one row, over all layers."""
         return sum(t.shape[1] * t.shape[3] * t.element_size() for pair in like for t in pair)
 
     def insert(self, kept: Kept, source: torch.Tensor) -> Order:
-        """Add rows `source` of a prefix; in the order returned they have the numbers after those that were there."""
+        """Add rows `source` of a prefix; in the returned order they come after the existing rows."""
         prefix = kept.layers
         numbers, slots = self._numbers(), prefix[0][0].shape[2]
         self._states.insert(self.count, kept.states, source)
@@ -233,9 +233,9 @@ class RowCache(Cache):
         return order
 
     def widen(self, lengths: npt.NDArray[np.int64]) -> Order:
-        """Move rows that have no slot left for a next token to a wider segment."""
+        """Move rows without a free slot for the next token to a wider segment."""
         numbers, lengths = self._numbers(), self._own(lengths)
-        for segment in reversed(self.segments.copy()):  # the widest first: each is checked before others move into it
+        for segment in reversed(self.segments.copy()):  # widest first: others move in after its check
             mine = numbers[segment.width]
             full = lengths[mine] >= segment.width
             if full.any():
@@ -247,7 +247,7 @@ class RowCache(Cache):
         return self._settle(numbers)
 
     def gather(self, parents: Order) -> None:
-        """Row i becomes a copy of what row parents[i] was; all rows stand in one segment."""
+        """Row i becomes a copy of the former row parents[i]; all rows are in one segment."""
         (segment,) = self.segments
         source = torch.from_numpy(parents).to(segment.layers[0][0].device)
         for pair in segment.layers:
@@ -256,11 +256,11 @@ class RowCache(Cache):
         self._states.follow(parents)
 
     def aim(self, lengths: npt.NDArray[np.int64], least: int = 1) -> None:
-        """Set where the next token of each row goes (rows,), and so how much each segment sees.
+        """Set the slot of each row's next token (rows,), and so how much each segment sees.
 
         Args:
-            lengths: tokens of each row.
-            least: rows that the model is given at least, those beyond the real ones without meaning.
+            lengths: number of tokens of each row.
+            least: minimum rows for the model; rows beyond the real ones have no meaning.
         """
         self._states.fit(max(len(lengths), least))
         start, lengths = 0, self._own(lengths)
@@ -281,17 +281,17 @@ class RowCache(Cache):
         return list(dict.fromkeys(self._stem_of))
 
     def stem_views(self, layer: int) -> list[StemView]:
-        """What the attention of a layer sees of the stems."""
+        """A layer's view of the stems."""
         if self._moved:
             self.stems()
         return [view for pool in self._pools.values() for view in pool.views(layer)]
 
     def saved(self) -> int:
-        """Slots that sharing saves, all together."""
+        """Total slots that sharing saves."""
         return sum(stem.length for stem in self._stem_of) - sum(stem.length for stem in set(self._stem_of))
 
     def _own(self, lengths: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Of rows with these numbers of tokens, how many are in their own slots."""
+        """For rows with these numbers of tokens, how many are in their own slots."""
         if not self.shared:
             return lengths
         return lengths - np.fromiter((stem.length for stem in self._stem_of), np.int64, len(self._stem_of))
@@ -326,5 +326,5 @@ class RowCache(Cache):
 
 
 def _empty(like: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
-    # Zeros, not garbage: an unused slot is masked, and 0 times NaN would still be NaN.
+    # Zeros instead of garbage: an unused slot is masked, but 0 times NaN would still be NaN.
     return like.new_zeros((rows, like.shape[1], slots, like.shape[3]))

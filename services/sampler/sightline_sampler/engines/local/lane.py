@@ -1,4 +1,4 @@
-"""Rows of one policy decoded together: one token each per step; finished ones leave, new ones join at any step."""
+"""Rows of one policy, decoded together: one token each per step; finished rows leave, new ones join at any step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 class Lane:
-    """Rows of one policy. Only the decoding thread touches it."""
+    """Rows of one policy. Only the decoding thread uses it."""
 
     def __init__(self, base: BaseModel, version: int) -> None:
         self._base = base
@@ -34,18 +34,18 @@ class Lane:
         self._logits: torch.Tensor | None = None
         self._eos = np.array(sorted(base.eos_ids))
         self._axes = 0
-        self._seen: dict[int, torch.Tensor] = {}  # by place: bool (vocabulary,); of rows with a repetition penalty
+        self._seen: dict[int, torch.Tensor] = {}  # by place: bool (vocabulary,); for rows with a repetition penalty
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def reserved(self) -> int:
-        """Slots that the rows may come to need, all together."""
+        """Maximum total slots that the rows may need."""
         rows, saved = self._rows, self._cache.saved() if self._cache is not None else 0
         return int((rows.length + rows.limit - rows.generated).sum()) - saved
 
     def requests(self) -> set[Request]:
-        """Whose rows these are."""
+        """The requests of the rows."""
         return set(self._rows.requests)
 
     def add(
@@ -82,7 +82,7 @@ class Lane:
         self._reorder(self._cache.insert(prefix.kept, rows), fresh=True)
 
     def drop(self, gone: Callable[[Request], bool]) -> int:
-        """Drop the rows of requests that are `gone`; how many."""
+        """Drop the rows of requests that are `gone`; returns how many."""
         keep = np.fromiter((not gone(request) for request in self._rows.requests), bool, len(self._rows))
         if self._cache is not None:
             self._reorder(self._cache.keep(keep), fresh=True)
@@ -93,7 +93,7 @@ class Lane:
         self._rows, self._cache, self._logits, self._seen = Rows(), None, None, {}
 
     def sample(self) -> list[Outcome]:
-        """Draw the next token of every candidate; take out and give those that it finishes."""
+        """Sample the next token of every candidate; remove and return finished candidates."""
         rows, device = self._rows, self._base.device
         assert self._logits is not None
         logits = self._logits[: len(rows)]
@@ -144,7 +144,7 @@ class Lane:
         return out
 
     def forward(self, model: Any) -> None:
-        """Run the tokens just drawn; `model` has this lane's policy switched on."""
+        """Run the tokens just sampled; `model` has this lane's policy switched on."""
         rows, cache = self._rows, self._cache
         assert cache is not None
         self._reorder(cache.widen(rows.length), fresh=False)
@@ -153,7 +153,7 @@ class Lane:
         rows.length += 1
 
     def _processed(self, logits: torch.Tensor, own: Numbers) -> torch.Tensor | None:
-        """What to draw from, for all candidates, where any is guided or penalised."""
+        """The logits to sample from, for all candidates, if any is guided or penalised."""
         rows, device = self._rows, self._base.device
         guided, penalised = len(own) < len(rows), bool(self._seen)
         if not (guided or penalised):
@@ -176,7 +176,7 @@ class Lane:
         return processed
 
     def _stopped(self, own: Numbers) -> npt.NDArray[np.bool_]:
-        """Which candidates' texts hold a stop string since the token just drawn."""
+        """Which candidates' texts contain a stop string since the last sampled token."""
         rows, found = self._rows, np.zeros(len(own), bool)
         for i, row in enumerate(own.tolist()):
             if stop := rows.requests[row].work.params.stop:
@@ -207,7 +207,7 @@ class Lane:
         )
 
     def _reorder(self, order: Order, *, fresh: bool) -> None:
-        """Follow the cache. Logits move too while they are `fresh`: from a forward until tokens are drawn."""
+        """Follow the cache. Logits move too while they are `fresh`: from a forward pass until tokens are sampled."""
         count = len(self._rows)
         if len(order) == count and bool((order == np.arange(count)).all()):
             return
@@ -219,7 +219,7 @@ class Lane:
 def step(
     base: BaseModel, model: Any, cache: RowCache, tokens: Numbers, lengths: Numbers, places: Numbers, axes: int
 ) -> torch.Tensor:
-    """Feed one token per row, each at its row's position, to the model and to the cache, which is wide enough.
+    """Pass one token per row, at the row's position, to the model and to the cache, which is wide enough.
 
     Args:
         base: the base model's facts.
@@ -227,16 +227,16 @@ def step(
         cache: the rows' keys and values.
         tokens: (rows,).
         lengths: (rows,), tokens in the cache.
-        places: (rows,), the tokens' positions as the model counts them.
-        axes: of positions, for models that have them in several dimensions; 0 for the others.
+        places: (rows,), the tokens' positions for the model.
+        axes: number of position dimensions, for models with several; otherwise 0.
 
     Returns:
-        Logits (at least rows, vocabulary); what is beyond the rows has no meaning.
+        Logits (at least rows, vocabulary); those beyond the rows have no meaning.
     """
     cache.aim(lengths, base.min_rows)
     count, device = len(tokens), base.device
     padded = max(count, base.min_rows)
-    ids = np.zeros(padded, np.int64)  # the rows beyond `count` are there for the kernels only
+    ids = np.zeros(padded, np.int64)  # the rows beyond `count` exist only for the kernels
     positions = np.zeros(padded, np.int64)
     ids[:count] = tokens
     positions[:count] = places
@@ -246,7 +246,7 @@ def step(
     out = model(
         input_ids=torch.from_numpy(ids).to(device)[:, None],
         position_ids=position_ids,
-        # Four dimensions: transformers makes no mask of its own. The cache brings one for each of its segments.
+        # Four dimensions, so that transformers makes no mask: the cache has one for each of its segments.
         attention_mask=torch.zeros((1, 1, 1, 1), dtype=base.dtype, device=device),
         past_key_values=cache,
         use_cache=True,

@@ -1,9 +1,9 @@
-"""The decoding thread: takes waiting prompts, runs them, steps all rows, hands out finished candidates.
+"""The decoding thread: takes waiting prompts, runs them, steps all rows, returns finished candidates.
 
-One thread owns the model, so that the event loop stays free for gRPC (PyTorch lets go of the interpreter lock while it
-computes). Between two steps it admits waiting prompts (continuous batching), drops rows that nobody waits for any more,
-and does what others ask to be done with the model (`call`): a policy is installed between two steps of other policies.
-Rows of different policies stand in different lanes, which take turns: every candidate is of a single version.
+One thread owns the model, so that the event loop stays free for gRPC (PyTorch releases the interpreter lock while it
+computes). Between two steps it admits waiting prompts (continuous batching), drops rows of cancelled requests, and runs
+other work on the model (`call`): a policy is installed between two steps of other policies. Rows of different policies
+are in different lanes, which take turns, so every candidate comes from a single version.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 Event = tuple[Request, Candidate | BaseException]
 
-_PREFILL_TOKENS = 1 << 14  # of one forward; bounds the memory of attention
+_PREFILL_TOKENS = 1 << 14  # tokens of one forward pass; bounds the memory of attention
 _SWEEP_SECONDS = 0.05
 _PATIENCE_STEPS = 3
 
 
 @dataclasses.dataclass(slots=True, eq=False)
 class _Run:
-    """A prompt that has been run: row `row` of `prefix`; `reference` holds the reference prompt, alone."""
+    """A prompt that has been run: row `row` of `prefix`; `reference` holds only the reference prompt."""
 
     request: Request
     prefix: Prefix
@@ -52,11 +52,11 @@ class _Run:
     owned: bool = False
 
     def alone(self) -> _Run:
-        """The same without its neighbours, so that waiting does not keep them."""
+        """A copy without its neighbours, so that waiting does not keep them in memory."""
         return self if self.owned else _Run(self.request, self.prefix.only(self.row), 0, self.reference, owned=True)
 
     def prompts(self) -> list[tuple[Prefix, int]]:
-        """What a beam search begins with."""
+        """The start of a beam search."""
         return [(self.prefix, self.row)] + ([] if self.reference is None else [(self.reference, 0)])
 
 
@@ -68,8 +68,8 @@ class DecodeLoop:
         weights: its policies.
         prefiller: runs prompts.
         events: the event loop on which `Request.events` are filled.
-        max_rows: most candidates decoded at the same time, over all lanes.
-        cache_bytes: about how much memory keys and values may take.
+        max_rows: maximum candidates decoded at the same time, over all lanes.
+        cache_bytes: approximate maximum memory of keys and values.
         on_step: called with the number of rows of each step.
     """
 
@@ -96,9 +96,9 @@ class DecodeLoop:
         self._stopping = self._frozen = False
         self._failure: BaseException | None = None
         self._lanes: dict[tuple[int, ...], Lane | BeamSearch] = {}
-        self._half: deque[_Run] = deque()  # prompts run, with candidates still to be admitted
+        self._half: deque[_Run] = deque()  # prompts that have run, with candidates still to admit
         self._searches = 0
-        self._used = False  # since memory was given back
+        self._used = False  # whether memory was used since it was last released
         self._thread = threading.Thread(target=self._run, name="decode", daemon=True)
 
     def start(self) -> None:
@@ -106,7 +106,7 @@ class DecodeLoop:
         self._thread.start()
 
     def stop(self) -> None:
-        """End everything running with Unavailable, and the thread."""
+        """End all running work with Unavailable, and stop the thread."""
         with self._condition:
             self._stopping = True
             self._condition.notify()
@@ -122,11 +122,11 @@ class DecodeLoop:
         return sum(len(lane) for lane in list(self._lanes.values()))
 
     def waiting(self) -> int:
-        """Prompts that wait for room."""
+        """Number of waiting prompts."""
         return len(self._waiting) + len(self._half)
 
     def submit(self, request: Request) -> None:
-        """Put a request into the queue; its `events` get each candidate, without its text, or one error."""
+        """Queue a request; its `events` receive each candidate, without its text, or one error."""
         self._put(self._waiting, request)
 
     def cancel(self, request: Request) -> None:
@@ -143,7 +143,7 @@ class DecodeLoop:
         return future
 
     def freeze(self, frozen: bool) -> None:
-        """Leave all rows as they are from the next step on, or continue with them; calls are still made."""
+        """Stop stepping rows, or continue; `call`s still run."""
         with self._condition:
             self._frozen = frozen
             self._condition.notify()
@@ -197,7 +197,8 @@ class DecodeLoop:
                     del self._lanes[key]
 
     def _release(self) -> None:
-        """Idle or frozen: what a GPU keeps for later steps may be another process's, a trainer's on the same one."""
+        """Idle or frozen: release cached GPU memory, since another process may need it, such as a trainer on the same
+        GPU."""
         self._used = False
         if self._base.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -214,7 +215,7 @@ class DecodeLoop:
             lane.clear()
 
     def _admit(self) -> None:
-        """Take waiting prompts while there is room."""
+        """Admit waiting prompts while there is room."""
         room = self._room()
         if not (self._half or self._waiting) or not self._worth_while(room):
             return
@@ -248,7 +249,7 @@ class DecodeLoop:
                 self._prefill(requests[start : start + most])
 
     def _worth_while(self, room: int) -> bool:
-        """Whether to admit now. A prompt run alone costs nearly as much as several together, so while rows run it waits
+        """Whether to admit now. Running one prompt costs nearly as much as several, so while rows are running it waits
         a few steps for others, and for an eighth of the room."""
         if not self._lanes:
             return True
@@ -277,8 +278,8 @@ class DecodeLoop:
             lane.drop(lambda request: request.cancelled)
 
     def _join(self, runs: Sequence[_Run], room: int) -> int:
-        """Put as many candidates of prompts of one prefix as there is room for into their lane, and keep the others
-        for later; how many rows that took. Beams go together or not at all."""
+        """Put as many candidates of a prefix's prompts into their lane as there is room for, and keep the others for
+        later; returns the number of rows. Beams are added together or not at all."""
         joined: list[tuple[_Run, int]] = []
         taken = 0
         for run in runs:
@@ -313,12 +314,12 @@ class DecodeLoop:
 
     @staticmethod
     def _lane_key(run: _Run) -> tuple[int, int, int]:
-        # Rows that may grow much longer than others would make all of them attend over empty slots: 128, 512, 2048 ...
+        # Much longer rows would make all rows attend over empty slots: 128, 512, 2048 ...
         longest = max(run.prefix.length + run.request.limit - 1, 1)
         return run.request.version, (longest.bit_length() + 2) // 2, int(shares(run.prefix.length))
 
     def _room(self) -> int:
-        """Rows that can still be admitted: by number, and by what they may need of the cache."""
+        """Rows that can still be admitted, by number and by cache space."""
         rows = self._max_rows - self.rows()
         following = self._waiting.next()
         heads = [self._half[0].request] if self._half else []
@@ -330,7 +331,7 @@ class DecodeLoop:
         used = sum(lane.reserved() * slot + len(lane) * row for lane in self._lanes.values())
         each = max(-(-r.slots_each() // r.rows_each) for r in heads) * slot + row
         room = min(rows, (self._cache_bytes - used) // each)
-        return room if self._lanes else max(room, 1)  # a candidate that no cache can hold is tried alone
+        return room if self._lanes else max(room, 1)  # a candidate that does not fit any cache is tried alone
 
     def _drop_unwanted(self) -> None:
         now = time.monotonic()
@@ -358,7 +359,7 @@ class DecodeLoop:
         batch = list(events)
         for request, event in batch:
             if isinstance(event, BaseException):
-                request.cancelled = True  # nothing more of it is wanted
+                request.cancelled = True  # drop the rest of it
                 self._sweep = True
             else:
                 request.left -= 1

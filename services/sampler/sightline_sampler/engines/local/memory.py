@@ -1,4 +1,4 @@
-"""How much memory is free, for what may take as much as there is room for."""
+"""Free memory, for caches that may use all of it."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from sightline_chassis import memory
 
 
 def free_bytes(device: torch.device, root: Path = Path("/")) -> int:
-    """Bytes that can still be taken: of a GPU's memory, else of the machine's and of the container's, where one is set.
+    """Free bytes: of a GPU's memory, otherwise of the machine's, within the container's limit if there is one.
 
     Args:
-        device: whose memory.
+        device: the device.
         root: where `proc` and `sys` are.
     """
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""The base model as the engine needs it: weights, processor, and the facts about its tokens and its window."""
+"""The base model for the engine: weights, processor, and facts about its tokens and window."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 @dataclasses.dataclass(frozen=True)
 class BaseModel:
-    """The base model and what is known about it.
+    """The base model and its facts.
 
     Attributes:
         model: a transformers image-text-to-text model, in eval mode.
         processor: its processor.
-        processing: what was found out about the processor.
+        processing: how the processor behaves.
         directory: where it was loaded from.
         digest: SHA-256 of its weights.
-        device: where it lies.
-        dtype: what it computes in.
+        device: its device.
+        dtype: the type that it computes in.
         eos_ids: ids that end a candidate.
-        suppressed: ids never sampled (s,): image placeholders, pad, bos, and ids that the tokenizer does not have.
+        suppressed: ids that are never sampled (s,): image placeholders, pad, bos, and ids that the tokenizer does not
+            have.
         placeholders: ids that stand for an image or a video.
         vocabulary: size of the logits.
-        window: most positions, prompt and response together.
-        text_prefix: module name under which the language model lies ("" where it is not known).
+        window: maximum positions, prompt and response together.
+        text_prefix: module name of the language model ("" if unknown).
         keeps_logits: whether `forward` takes `logits_to_keep`.
-        adapter_place: a layer of it that an adapter may change.
+        adapter_place: one of its layers that an adapter may change.
     """
 
     model: Any
@@ -68,7 +69,8 @@ class BaseModel:
 
     @property
     def min_rows(self) -> int:
-        """Fewest rows of a matrix product. On a CPU, products of fewer rows take other kernels with other last bits."""
+        """Minimum rows of a matrix product. On a CPU, products with fewer rows use other kernels with other last
+        bits."""
         return 4 if self.device.type == "cpu" else 1
 
     @property
@@ -78,7 +80,7 @@ class BaseModel:
 
 
 def model_directory(model: str) -> Path:
-    """The directory of a model given by directory or by its name on the Hugging Face hub.
+    """The directory of a model, given by directory or by its name on the Hugging Face hub.
 
     Raises:
         PreconditionFailed: MODEL_NOT_FOUND: there is no such directory, and no such model on the hub or in its cache.
@@ -86,13 +88,13 @@ def model_directory(model: str) -> Path:
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve()
-    if path.is_absolute() or model.startswith(".") or model.count("/") > 1:  # no name of the hub's
+    if path.is_absolute() or model.startswith(".") or model.count("/") > 1:  # not a hub name
         raise PreconditionFailed(_no_directory(model), reason="MODEL_NOT_FOUND")
     from huggingface_hub import snapshot_download  # type: ignore[import-not-found, unused-ignore]
 
     try:
         return Path(snapshot_download(model, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.onnx", "original/*"]))
-    except Exception as error:  # of the hub, or of whichever HTTP package its client uses
+    except Exception as error:  # from the hub, or from its client's HTTP package
         raise PreconditionFailed(
             f"{_no_directory(model)}, and the Hugging Face hub does not provide it ({first_line(error)})",
             reason="MODEL_NOT_FOUND",
@@ -123,13 +125,13 @@ def load_weights(
     Args:
         directory: config and weights.
         device: where the weights go.
-        dtype: what they are cast to; "auto" is float32 on a CPU, otherwise what the checkpoint says.
-        strict: whether tensors that the model has no place for are refused; old checkpoints hold some.
-        quantization: how the decoder's linear layers are held; None is as they are.
+        dtype: type to cast them to; "auto" is float32 on a CPU, otherwise the checkpoint's.
+        strict: whether to refuse tensors that the model has no place for; old checkpoints have some.
+        quantization: quantization of the decoder's linear layers; None: none.
 
     Raises:
-        PreconditionFailed: it is an adapter, or a tensor is missing, left over or of the wrong shape; or bitsandbytes
-            is not there.
+        PreconditionFailed: it is an adapter, a tensor is missing, left over or of the wrong shape, or bitsandbytes is
+            not installed.
     """
     if (directory / "adapter_config.json").exists():  # transformers would load the base model that it names
         raise PreconditionFailed(f"{directory} contains an adapter, not a whole model", reason="WEIGHTS_DO_NOT_FIT")
@@ -159,14 +161,14 @@ def load_weights(
 
 
 def load_processor(directory: Path) -> Any:
-    """The processor of a model that is transformers' own.
+    """The processor of a model that transformers supports.
 
     Raises:
-        PreconditionFailed: the model or its processor is not, or cannot be read.
+        PreconditionFailed: transformers does not support the model or its processor, or they cannot be read.
     """
     try:
         config = AutoConfig.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds
+    except Exception as error:  # transformers raises many kinds of errors
         raise _not_loaded(directory, error) from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         raise PreconditionFailed(
@@ -201,7 +203,7 @@ def _not_loaded(directory: Path, error: Exception) -> PreconditionFailed:
     code = ", and code inside a checkpoint is never run" if brings else ""
     return PreconditionFailed(
         f"{said}transformers {transformers.__version__} knows no model type {kind!r}{code}"
-        + ("; `sightline convert` makes one of it that it knows" if kind == "mobilevlm" else ""),
+        + ("; convert it with `sightline convert`" if kind == "mobilevlm" else ""),
         reason="MODEL_NOT_TRANSFORMERS",
     )
 
@@ -220,13 +222,13 @@ def load_base(
     Args:
         model: directory or hub name.
         device: "auto", "cpu", "cuda", "cuda:1" ...
-        dtype: "auto" (float32 on a CPU, otherwise what the checkpoint says) or a type's name.
-        chat_template: a Jinja file, for models that bring none.
-        pixels: fewest and most of an image; None is the model's own.
-        quantization: how the decoder's linear layers are held.
+        dtype: "auto" (float32 on a CPU, otherwise the checkpoint's type) or a type's name.
+        chat_template: a Jinja file, for models without a template.
+        pixels: minimum and maximum pixels of an image; None is the model's own.
+        quantization: quantization of the decoder's linear layers.
 
     Raises:
-        PreconditionFailed: it is not there, can't be read, or is of a kind that this engine can't decode.
+        PreconditionFailed: it does not exist, can't be read, or is of a kind that this engine can't decode.
     """
     directory = model_directory(model)
     try:
@@ -240,7 +242,7 @@ def load_base(
         )
     except SightlineError:
         raise
-    except Exception as error:  # whatever transformers, a processor or a damaged file may raise
+    except Exception as error:  # transformers, a processor or a damaged file may raise anything
         raise PreconditionFailed(
             f"the model {directory} cannot be loaded: {type(error).__name__}: {first_line(error)}",
             reason="MODEL_UNREADABLE",
@@ -358,7 +360,7 @@ def _placeholders(config: Any) -> set[int]:
 
 
 def _window(text: Any) -> int:
-    """Positions that the model takes. Beyond a sliding window the row cache would show too much, so it ends there."""
+    """Maximum positions of the model. Beyond a sliding window the row cache would show too much, so it ends there."""
     window = int(getattr(text, "max_position_embeddings", None) or 1 << 20)
     kinds = set(getattr(text, "layer_types", None) or ["full_attention"])
     if "chunked_attention" in kinds:

@@ -1,9 +1,9 @@
-"""The prefix of K candidates: the image encoded once, the prompt run once, whatever K is.
+"""The prefix of K candidates: encodes the image once and runs the prompt once, for any K.
 
-Features of an image are kept by its SHA-256 (bounded by bytes), so further prompts on it, and later iterations, skip
-the vision tower. Prompts of equal length run as one batch: nothing is padded, so nothing depends on the neighbours.
-Where the response's positions begin is what the decoder was given for the prompt, and one more: in three dimensions for
-some models, from 1 on for others.
+Image features are cached by SHA-256 (bounded in bytes), so other prompts on the image, and later iterations, skip the
+vision tower. Prompts of equal length run as one batch: nothing is padded, so results do not depend on the neighbours.
+The response's positions continue those that the decoder got for the prompt: in three dimensions for some models, from 1
+on for others.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
 from sightline_sampler.engines.local.states import Kept, empty_cache, kept
 
-# By image and by the weights that encoded it (`Weights.vision_key`).
+# Key: the image, and the weights that encoded it (`Weights.vision_key`).
 ImageFeatures = FeatureCache[tuple[str, int], Encoded]
 
 
 @dataclasses.dataclass(slots=True)
 class Prefix:
-    """Prompts of one length, run.
+    """Prompts of one length that have been run.
 
     Attributes:
         logits: for the first token of the response (prompts, vocabulary).
         kept: keys, values and states of the prompts.
-        length: tokens of each prompt.
-        shift: what positions of the response are moved by (prompts,).
-        axes: of positions that the model has in several dimensions; 0 if it has them in one.
+        length: number of tokens of each prompt.
+        shift: shift of the response's positions (prompts,).
+        axes: number of position dimensions, for models with several; 0 for one.
     """
 
     logits: torch.Tensor
@@ -45,7 +45,7 @@ class Prefix:
     axes: int
 
     def only(self, row: int) -> Prefix:
-        """One of the prompts, copied, so that it does not keep the others."""
+        """A copy of one of the prompts, so that it does not keep the others in memory."""
         part = slice(row, row + 1)
         return Prefix(self.logits[part].clone(), self.kept.only(row), self.length, self.shift[part].clone(), self.axes)
 
@@ -55,9 +55,9 @@ class Prefiller:
 
     Attributes:
         features: image features by (digest, weights).
-        sharing: how image features are kept and handed over; set by the self-check, where that is known to be right.
-        slot_bytes: bytes that keys and values of one token take; 0 until a prompt has been run.
-        row_bytes: bytes that the states of one row take.
+        sharing: how image features are cached and passed on; the self-check sets it if the result is right.
+        slot_bytes: bytes of one token's keys and values; 0 until a prompt has been run.
+        row_bytes: bytes of one row's states.
     """
 
     def __init__(self, base: BaseModel, features: ImageFeatures) -> None:
@@ -75,10 +75,10 @@ class Prefiller:
             vision_key: see `Weights.vision_key`.
 
         Raises:
-            PreconditionFailed: the model keeps what this engine cannot decode with.
+            PreconditionFailed: the model's cache has a form that this engine cannot decode with.
         """
         device, length = self._base.device, len(prompts[0].ids)
-        # Too few tokens for the usual kernels: run copies beside them.
+        # Too few tokens for the usual kernels: run copies with them.
         least = self._base.min_rows
         rows = list(prompts) * -(-least // (len(prompts) * length))
         inputs: dict[str, Any] = {"input_ids": torch.stack([p.ids for p in rows]).to(device)}
@@ -88,7 +88,7 @@ class Prefiller:
             inputs |= self._image_inputs(model, rows, vision_key)
         cache = empty_cache(model.config)
         if self._base.keeps_logits:
-            # Not two or three: a product of (prompts, 2, in) is made prompt by prompt, with too few rows each.
+            # Not two or three: a product of (prompts, 2, in) runs prompt by prompt, with too few rows each.
             inputs["logits_to_keep"] = 1 if len(rows) >= least else min(length, least)
         positions, output = decoder_positions(model, {**inputs, "past_key_values": cache, "use_cache": True})
         axes, shift = _next_places(positions, length, len(rows), device)
@@ -113,7 +113,7 @@ class Prefiller:
             for digest, features in zip(missing, new, strict=True):
                 found[digest] = features
                 self.features.put((digest, vision_key), features)
-        # What is left of the image beside its pixels: grids and sizes, from which some models make positions.
+        # The image's inputs besides pixels: grids and sizes, from which some models compute positions.
         beside = [{name: t for name, t in prompt.pixels.items() if not t.is_floating_point()} for prompt in prompts]
         rest = self._moved(beside)
         return {**rest, "mm_encoder_outputs": {"image": self.sharing.join([found[p.digest] for p in prompts])}}
@@ -130,10 +130,10 @@ class Prefiller:
 
 
 def decoder_positions(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor | None, Any]:
-    """Call the model; the positions that its decoder was given, None if it counts itself, and the model's output."""
+    """Call the model; returns its decoder's positions (None if it counts itself) and the model's output."""
     for core in (model, getattr(model, "model", model)):
         if hasattr(core, "rope_deltas"):
-            core.rope_deltas = None  # of the prompts before
+            core.rope_deltas = None  # from the previous prompts
     seen: list[torch.Tensor | None] = []
     handle = model.get_decoder().register_forward_pre_hook(
         lambda module, args, given: seen.append(given.get("position_ids")), with_kwargs=True
@@ -148,7 +148,7 @@ def decoder_positions(model: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor 
 def _next_places(
     positions: torch.Tensor | None, length: int, rows: int, device: torch.device
 ) -> tuple[int, torch.Tensor]:
-    """Axes of the positions, and by how much those after the prompt are over its length."""
+    """Axes of the positions, and by how much the positions after the prompt exceed its length."""
     if positions is None:
         return 0, torch.zeros(rows, dtype=torch.long, device=device)
     axes = positions.shape[0] if positions.dim() == 3 else 0

@@ -1,4 +1,4 @@
-"""From a conversation and its images to what the model takes: chat template, image tokens, pixels. Runs in a pool."""
+"""Turns a conversation and its images into model inputs: chat template, image tokens, pixels. Runs in a pool."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Prepared:
 
     Attributes:
         ids: token ids (length,), image placeholders expanded.
-        rendered: the prompt after the chat template, placeholder not expanded.
-        extras: further inputs of one row per prompt (1, length), for example token types.
-        pixels: inputs for the vision part, of all its images; empty for a text-only prompt.
-        digest: names the images together, distorted or not ("" without one).
-        alone: whether it cannot be run together with other prompts.
+        rendered: the prompt after the chat template; placeholders are not expanded.
+        extras: further inputs with one row per prompt (1, length), for example token types.
+        pixels: inputs of the vision tower for all its images; empty for a text-only prompt.
+        digest: identifies the images together, with their distortion ("" without images).
+        alone: whether it must run without other prompts.
     """
 
     ids: torch.Tensor
@@ -42,7 +42,8 @@ class Prepared:
     alone: bool = False
 
     def continued(self, token_ids: Sequence[int]) -> Prepared:
-        """The prompt with the beginning of its response behind it; the response's tokens are text, as its last is."""
+        """The prompt followed by the beginning of its response; the response's tokens count as text, like the prompt's
+        last one."""
         if not token_ids:
             return self
         ids = torch.cat([self.ids, torch.tensor(token_ids, dtype=self.ids.dtype)])
@@ -50,16 +51,16 @@ class Prepared:
         return dataclasses.replace(self, ids=ids, extras=extras)
 
     def shape(self) -> tuple[object, ...]:
-        """What must be equal for two prompts to be run in one batch."""
+        """Prompts can run in one batch if this is equal."""
         pixels = ((name, *tensor.shape) for name, tensor in sorted(self.pixels.items()))
         return (id(self) if self.alone else 0, len(self.ids), *sorted(self.extras), *pixels)
 
 
 class PromptBuilder:
-    """Renders, tokenises and preprocesses, as the model's own processor does.
+    """Renders, tokenises and preprocesses like the model's own processor.
 
-    A processor's call on one small image is slower than decoding a token, so where the processor allows it (checked
-    once, against its own full call) only the images go through it and the ids are kept by (text, image sizes).
+    A processor's call on one small image is slower than decoding a token. So if the processor allows it (checked once,
+    against its own full call), only the images pass through it, and ids are cached by (text, image sizes).
     """
 
     def __init__(self, base: BaseModel, *, remembered: int = 4096) -> None:
@@ -77,11 +78,11 @@ class PromptBuilder:
         self._split = {count: self._can_split(count) for count in range(1, several + 1)}
 
     def check(self, turns: Sequence[Turn]) -> None:
-        """Refuse a text that would be taken for an image, or for an end or another turn, and images that the model does
-        not take together.
+        """Refuse a text that would be read as an image, an end or another turn, and images that the model does not take
+        together.
 
         Raises:
-            InvalidInput: a text holds a placeholder, or another special token of the model, or there are too many
+            InvalidInput: a text contains a placeholder or another special token of the model, or there are too many
                 images.
         """
         for text in (part for turn in turns for part in turn.content if part):
@@ -98,10 +99,10 @@ class PromptBuilder:
         digest: str = "",
         distortion: Distortion | None = None,
     ) -> Prepared:
-        """Make a prompt ready; images are RGB, in the order of their places, and each is distorted on the way.
+        """Prepare a prompt; images are RGB, in the order of their places, and each is distorted if requested.
 
         Raises:
-            InvalidInput: a text holds a placeholder, the template leaves something out, or the processor refuses an
+            InvalidInput: a text contains a placeholder, the template omits something, or the processor refuses an
                 image.
         """
         self.check(turns)
@@ -126,7 +127,7 @@ class PromptBuilder:
             ) from error
 
     def _with_images(self, rendered: str, images: Sequence[Image.Image]) -> tuple[torch.Tensor, Tensors, Tensors]:
-        """Ids, further numbers of tokens, and pixels; the first two are kept where the processor allows it."""
+        """Ids, further token inputs, and pixels; the first two are cached if the processor allows it."""
         if not self._split[min(len(images), 2)]:
             return self._whole(rendered, images)
         key = (rendered, *(image.size for image in images))

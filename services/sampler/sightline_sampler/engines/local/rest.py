@@ -1,8 +1,9 @@
-"""Rest: an engine that frees its memory while somebody else needs it, a trainer on the same card say, and takes it
-up again.
+"""Rest: an engine frees its memory while another process needs it, such as a trainer on the same GPU, and restores it
+afterwards.
 
-On a GPU the weights wait in main memory; on a CPU they are released and read from their files again. Adapters stay:
-they are small. That the weights came back is shown, not assumed: every version says the same of a prompt as before.
+On a GPU, the weights are moved to main memory; on a CPU, they are released and read from their files again. Adapters
+stay, since they are small. That the weights came back is checked: every version must give the same log-probs for a
+prompt as before.
 """
 
 from __future__ import annotations
@@ -28,12 +29,12 @@ from sightline_sampler.engines.local.weights import Weights
 logger = logging.getLogger(__name__)
 
 APART = 1e-4
-"""Most that a log-probability may differ after the rest, in nats; on a CPU it is the same to the last bit."""
-_MOST = 1 << 10  # numbers of a tensor that stays where it is
+"""Maximum difference of a log-probability after the rest, in nats; on a CPU it is the same to the last bit."""
+_MOST = 1 << 10  # tensors with up to this many numbers are not moved
 
 
 class Rest:
-    """An engine's weights, out of the way. For the decoding thread, with nothing running.
+    """An engine's weights, moved away. For the decoding thread, with nothing running.
 
     Args:
         base, weights, prefiller, builder: the engine's.
@@ -60,8 +61,8 @@ class Rest:
         """Bring the weights back.
 
         Raises:
-            InternalError: WEIGHTS_DID_NOT_COME_BACK: a version says something else than before.
-            PreconditionFailed: their files are not there any more.
+            InternalError: WEIGHTS_DID_NOT_COME_BACK: a version gives other log-probs than before.
+            PreconditionFailed: their files no longer exist.
         """
         for parameter, waiting in self._out:
             parameter.data = waiting.to(self._base.device)
@@ -77,7 +78,7 @@ class Rest:
                 )
 
     def _say(self) -> dict[int, Tensor]:
-        """Log-probabilities of what comes after a prompt, by version."""
+        """Log-probabilities of the next token after a prompt, by version."""
         said = {}
         for version in self._weights.versions():
             model = self._weights.use(version)
@@ -87,15 +88,15 @@ class Rest:
         return said
 
     def _large(self) -> Iterator[Any]:
-        self._weights.use(0)  # the base model's own modules stand in it
+        self._weights.use(0)  # so that the base model's own modules are in place
         for model, _ in self._weights.models():
             for name, parameter in model.named_parameters():
-                held = parameter.is_floating_point() or self._base.device.type != "cpu"  # 4 bits on a CPU stay
+                held = parameter.is_floating_point() or self._base.device.type != "cpu"  # 4-bit weights on a CPU stay
                 if ".lora_" not in name and parameter.numel() > _MOST and held:
                     yield parameter
 
     def _copy_small(self) -> None:
-        """What stays is a piece of the mapped file, and would keep all of it in memory."""
+        """Copy the small tensors that stay: they are parts of the mapped file and would keep all of it in memory."""
         for model, _ in self._weights.models():
             for tensor in (*model.parameters(), *model.buffers()):
                 tensor.data = tensor.data.clone()
@@ -111,10 +112,10 @@ class Rest:
 
 
 def give_back(device: torch.device) -> None:
-    """Have the allocators give free memory back to others."""
+    """Make the allocators return free memory to the system."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
         return
-    with suppress(OSError, AttributeError):  # of glibc only
+    with suppress(OSError, AttributeError):  # glibc only
         ctypes.CDLL(None).malloc_trim(0)

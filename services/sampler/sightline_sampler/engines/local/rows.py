@@ -1,7 +1,7 @@
-"""The rows of a lane, without the model: whose they are, how far they are, what was drawn.
+"""The book-keeping of a lane's rows, without the model: their requests, lengths and sampled tokens.
 
-A guided candidate has two rows: its own, and a reference row that is fed the same tokens after another prompt. Both
-have one place, so what is drawn for the one is there for the other.
+A guided candidate has two rows: its own, and a reference row that gets the same tokens after another prompt. Both have
+the same place, so tokens sampled for one are available to the other.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ class Request:
 
     @property
     def rows_each(self) -> int:
-        """Rows that one candidate takes."""
+        """Number of rows of one candidate."""
         return 1 if self.reference is None else 2
 
     def slots_each(self) -> int:
-        """Slots of the cache that one candidate may come to need."""
+        """Maximum cache slots that one candidate may need."""
         prompts = [self.prepared] if self.reference is None else [self.prepared, self.reference]
         lengths = [len(prompt.ids) for prompt in prompts]
-        if shares(lengths[0]):  # all candidates together have the prompts once
+        if shares(lengths[0]):  # all candidates together store the prompts once
             lengths = [-(-length // len(self.work.seeds)) for length in lengths]
         return sum(round_up(length + self.limit, SLOT_STEP) for length in lengths)
 
 
 class Rows:
-    """Book-keeping of the rows. `reorder` follows what the cache does; what is long per row stays in its `place`."""
+    """Book-keeping of the rows. `reorder` follows the cache; large per-row data stays in its `place`."""
 
     _FLAT = (
         "index", "length", "shift", "generated", "limit", "temperature", "top_p", "top_k", "min_p", "penalty", "weight",
@@ -67,7 +67,7 @@ class Rows:
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.index = np.empty(0, np.int64)
-        self.length = np.empty(0, np.int64)  # tokens in the cache: the slot of the next one
+        self.length = np.empty(0, np.int64)  # tokens in the cache, which is the slot of the next one
         self.shift = np.empty(0, np.int64)
         self.generated = np.empty(0, np.int64)
         self.limit = np.empty(0, np.int64)
@@ -76,7 +76,7 @@ class Rows:
         self.top_k = np.empty(0, np.int64)
         self.min_p = np.empty(0, np.float64)
         self.penalty = np.empty(0, np.float64)
-        self.weight = np.empty(0, np.float64)  # of the clean row in the guided logits
+        self.weight = np.empty(0, np.float64)  # weight of the clean row in guided logits
         self.beta = np.empty(0, np.float64)
         self.place = np.empty(0, np.int64)
         self.reference = np.empty(0, np.bool_)
@@ -90,7 +90,7 @@ class Rows:
         return len(self.requests)
 
     def add(self, request: Request, indices: range, length: int, shift: int) -> list[int]:
-        """Add candidates `indices` of a request; their places."""
+        """Add candidates `indices` of a request; returns their places."""
         place = self._places(len(indices), request.limit)
         self.uniforms[place, : request.limit] = seeds.uniforms([request.work.seeds[i] for i in indices], request.limit)
         self._append(request, indices, length, shift, place, reference=False)
@@ -127,7 +127,7 @@ class Rows:
             setattr(self, name, np.concatenate([column, np.broadcast_to(np.asarray(new[name], column.dtype), count)]))
 
     def reorder(self, order: Order) -> None:
-        """Row i is what row order[i] was; rows that are not in `order` are gone."""
+        """Row i becomes the former row order[i]; rows that are not in `order` are removed."""
         if len(order) < len(self):
             gone = np.delete(np.arange(len(self)), order)
             self._free += self.place[gone[~self.reference[gone]]].tolist()

@@ -1,15 +1,15 @@
-"""Drawing one token per row, for all rows at once, each with its own temperature, top-k, top-p and min-p.
+"""Sample one token per row, for all rows at once, each with its own temperature, top-k, top-p and min-p.
 
     policy      log softmax(z)                                  z: the logits, over the whole vocabulary
-    behaviour   q = softmax(y / T) over what is left after      y: z, or what guidance and penalties made of it;
-                                                                suppressed ids, then the k likeliest, then the
-                                                                smallest set of mass >= top_p (of what is left),
+    behaviour   q = softmax(y / T) over what remains after       y: z, or z after guidance and penalties;
+                                                                suppressed ids, then the k most likely, then the
+                                                                smallest set of mass >= top_p (of the rest),
                                                                 then ids with q >= min_p max q
     token       the first id whose cumulated q, in id order, exceeds the row's uniform number
 
-Temperature 0 is greedy: the likeliest id not suppressed, behaviour log-probability 0. All in float64, so that a
-difference in the last bit of a logit moves a boundary by about 1e-7 and practically never past the uniform number.
-Order of truncations as in transformers' `generate` (temperature, top-k, top-p, min-p).
+Temperature 0 is greedy: the most likely id that is not suppressed, with behaviour log-probability 0. Everything is in
+float64, so that a difference in the last bit of a logit moves a boundary by about 1e-7 and practically never past the
+uniform number. The order of truncations is that of transformers' `generate` (temperature, top-k, top-p, min-p).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import dataclasses
 
 import torch
 
-_CHUNK = 1 << 22  # elements of float64 work at a time: 32 MiB a tensor
+_CHUNK = 1 << 22  # elements in float64 at a time: 32 MiB per tensor
 
 
 @dataclasses.dataclass(slots=True)
@@ -40,9 +40,9 @@ class Shape:
         top_p: (rows,), float64 in (0, 1].
         top_k: (rows,), int64, 0 for all.
         min_p: (rows,), float64 in [0, 1).
-        truncated: whether any row has a top_p below 1 or a top_k; saves the sort where not.
+        truncated: whether any row has a top_p below 1 or a top_k; otherwise the sort is skipped.
         floored: whether any row has a min_p.
-        greedy: whether any row has temperature 0. Known on the host: asking the tensors would wait for the GPU.
+        greedy: whether any row has temperature 0. Stored on the host, since reading the tensors would wait for the GPU.
     """
 
     temperature: torch.Tensor
@@ -71,14 +71,14 @@ def draw(
     suppressed: torch.Tensor,
     processed: torch.Tensor | None = None,
 ) -> Draw:
-    """Draw one token per row.
+    """Sample one token per row.
 
     Args:
-        logits: (rows, vocabulary), any float type: the policy's.
+        logits: (rows, vocabulary), the policy's, of any float type.
         uniform: (rows,), float64 in [0, 1).
         shape: how the distribution is processed.
-        suppressed: ids (s,) never drawn.
-        processed: (rows, vocabulary), the logits to draw from where they are not the policy's.
+        suppressed: ids (s,) that are never sampled.
+        processed: (rows, vocabulary), the logits to sample from, if they are not the policy's.
     """
     rows, vocabulary = logits.shape
     step = max(1, _CHUNK // vocabulary)
@@ -106,7 +106,7 @@ def _draw(
     allowed = (z if processed is None else processed.double()).index_fill(1, suppressed, -torch.inf)
     top = allowed.amax(dim=-1, keepdim=True)
     greedy = shape.temperature == 0
-    # Not divided by its sum: only shares of it are asked for.
+    # Not divided by its sum: only shares of it are needed.
     q = torch.exp_((allowed - top).div_(torch.where(greedy, 1.0, shape.temperature)[:, None]))
     if shape.truncated:
         q *= keep_mask(q, shape.top_p, shape.top_k)
@@ -115,7 +115,7 @@ def _draw(
     cumulated = torch.cumsum(q, dim=-1)
     total = cumulated[:, -1]
     finite &= torch.isfinite(total)
-    # Below the total even where u * total rounds up to it: an id without mass must not be drawn.
+    # Below the total even if u * total rounds up to it: an id without mass must not be sampled.
     target = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     tokens = torch.searchsorted(cumulated, target[:, None], right=True)[:, 0].clamp_(max=z.shape[1] - 1)
     if shape.greedy:

@@ -1,19 +1,19 @@
-"""The engine's proofs at start, on the model that it has just loaded, before it answers.
+"""The engine's self-check at start, on the loaded model, before it answers.
 
-Architectures differ in how they take positions, masks, caches and image features. In place of a list of blessed ones,
-each way of this engine is compared with the model's own plain forward of one call of its processor, on probe images of
-three shapes, and on two images and three turns where the model takes several:
+Architectures differ in how they take positions, masks, caches and image features. Instead of a list of supported ones,
+each technique of this engine is compared with the model's own plain forward pass on one processor call, on probe images
+of three shapes, and on two images and three turns if the model takes several:
 
-- attention: the row-wise one against the architecture's own, on the prompt;
-- features: image features computed apart and handed in, two images at once, against pixels handed in (else pixels are
-  handed in each time, and features are not kept);
-- decoding: rows in the row cache, and a given response, against the forward of prompt and response in one piece.
+- attention: the row-wise one compared with the architecture's own, on the prompt;
+- features: image features computed separately and passed in, two images at once, compared with passing pixels (if they
+differ, pixels are passed each time, and features are not cached);
+- decoding: rows in the row cache, and a given response, compared with one forward pass of prompt and response.
 
-In half precision a model is off itself by its rounding, so the engine may be off by twice that.
+In half precision a model differs from itself by rounding, so the engine may differ by twice that.
 
-Where attention or decoding differ, the engine refuses to start: it would give wrong candidates. Where they differ with
-two images only, it takes one. How much the images
-matter is measured beside: a difference that is lost where they do not would not show.
+If attention or decoding differ, the engine refuses to start, since it would give wrong candidates. If they differ only
+with two images, it takes one image. The effect of the images is measured too, since without an effect a difference
+would not show.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ logger = logging.getLogger(__name__)
 
 _STEPS = 6
 QUESTION = "What is in the picture?"
-_SHAPES = ((96, 96), (96, 96), (180, 60), (64, 112))  # the first two of one shape, to be run together
-# Of a log-probability: the largest difference, in half precision the mean one, weighted by the probability. There
-# rounding alone moves single ones of many thousands by more (0.63 nats seen with 7 B parameters in bfloat16).
+_SHAPES = ((96, 96), (96, 96), (180, 60), (64, 112))  # the first two have one shape, so that they run together
+# Difference of log-probabilities: the largest one; in half precision the mean, weighted by the probability. There
+# rounding alone moves a few of many thousands by more (0.63 nats seen with 7 B parameters in bfloat16).
 TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3, torch.bfloat16: 0.05, torch.float16: 0.05}
 
 
 class _Base:
-    """Stands for a lease on the base model."""
+    """Replaces a lease on the base model."""
 
     def bind(self) -> int:
         return 0
 
 
 class TrialPrompt:
-    """A prompt with images, as the engine prepares it and as one call of the processor has it."""
+    """A prompt with images, as prepared by the engine and as given by one processor call."""
 
     def __init__(
         self,
@@ -77,8 +77,8 @@ def check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None
     """Run all checks; set the attention and `prefiller.sharing`.
 
     Raises:
-        PreconditionFailed: this engine cannot decode the model; MODEL_FAILS_FORWARD where a forward ends in an error of
-            the model's own.
+        PreconditionFailed: this engine cannot decode the model; MODEL_FAILS_FORWARD if the model itself raises an
+            error.
     """
     images = [blocks(seed, size) for seed, size in enumerate(_SHAPES)]
     try:
@@ -88,7 +88,7 @@ def check(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller) -> None
             base.processing.one_image_only = _one_only(base, builder, prefiller, images[1:3])
     except SightlineError:
         raise
-    except Exception as error:  # whatever a model's code, its processor or its files may raise
+    except Exception as error:  # a model's code, its processor or its files may raise anything
         raise PreconditionFailed(
             f"the model {base.directory} fails its trial forward: {type(error).__name__}: {first_line(error)}",
             reason="MODEL_FAILS_FORWARD",
@@ -118,10 +118,10 @@ def _check(base: BaseModel, probes: list[TrialPrompt], prefiller: Prefiller) -> 
 
 
 def _limit(base: BaseModel, probes: Sequence[TrialPrompt]) -> float:
-    """How far the engine may be off: in half precision at least twice as far as the model is from itself.
+    """Maximum difference of the engine: in half precision, at least twice the model's own rounding.
 
-    That is its rounding: a plain forward by transformers' fused attention against its unfused one, the same formula in
-    another order of sums. With 7 B random parameters in bfloat16 it is over 0.05 nats.
+    The rounding is the difference between plain forward passes with transformers' fused and unfused attention, the same
+    formula with another order of additions. With 7 B random parameters in bfloat16 it is over 0.05 nats.
     """
     limit = TOLERANCE.get(base.dtype, 0.05)
     if base.dtype.itemsize >= 4:
@@ -130,7 +130,7 @@ def _limit(base: BaseModel, probes: Sequence[TrialPrompt]) -> float:
 
 
 def _rounding(base: BaseModel, probe: TrialPrompt) -> float:
-    """As `TOLERANCE` counts it; 0 for an architecture that has no two ways of attention."""
+    """The model's rounding, measured as for `TOLERANCE`; 0 for an architecture without two kinds of attention."""
     try:
         base.model.set_attn_implementation("eager")
         unfused = _plain(base, probe)
@@ -143,29 +143,29 @@ def _rounding(base: BaseModel, probe: TrialPrompt) -> float:
 
 
 def _one_only(base: BaseModel, builder: PromptBuilder, prefiller: Prefiller, images: Sequence[Image.Image]) -> str:
-    """Why the engine takes one image in a prompt, "" where several are as in a plain forward."""
+    """Why the engine takes one image per prompt; "" if several give the same as a plain forward pass."""
     name = type(base.model).__name__
     turns = (Turn("user", (None, QUESTION)), Turn("assistant", ("A house.",)), Turn("user", (None, "And here?")))
     try:
         try:
             probe = TrialPrompt(base, builder, images, "probe-several", turns)
-        except InvalidInput:  # a template of one turn
+        except InvalidInput:  # a template for one turn
             probe = TrialPrompt(base, builder, images, "probe-several")
         limit = _limit(base, [probe])
         apart = max(attention_error(base, probe), decode_error(base, prefiller, probe))
-    except Exception as error:  # whatever a model's code or its processor may raise
+    except Exception as error:  # a model's code or its processor may raise anything
         return f"{name} fails on two in a prompt ({first_line(error)})"
     return "" if apart <= limit else f"{name} decodes two in a prompt wrongly in this engine (by {apart:.3g})"
 
 
 def blocks(seed: int, size: tuple[int, int]) -> Image.Image:
-    """An image of sixteen colours, which any tower distinguishes, even one that was trained on drawings."""
+    """An image with sixteen colours, which any tower distinguishes, even one trained on drawings."""
     colours = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(colours).resize(size, Image.Resampling.NEAREST)
 
 
 def _plain(base: BaseModel, probe: TrialPrompt, response: torch.Tensor | None = None) -> torch.Tensor:
-    """Log-probabilities of the next token after the prompt, and after each token of a response, by one forward."""
+    """Log-probabilities of the next token after the prompt, and after each token of a response, by one forward pass."""
     call: dict[str, Any] = dict(probe.call)
     length = call["input_ids"].shape[1]
     if response is not None:
@@ -190,7 +190,7 @@ def _refuse_over(limit: float, difference: float, base: BaseModel, does: str) ->
 
 
 def attention_error(base: BaseModel, probe: TrialPrompt) -> float:
-    """How far the row-wise attention is from the architecture's own, as `TOLERANCE` counts it."""
+    """Difference between row-wise attention and the architecture's own, measured as for `TOLERANCE`."""
     base.model.set_attn_implementation("eager")
     wanted = _plain(base, probe)
     base.model.set_attn_implementation(attention.NAME)
@@ -213,7 +213,7 @@ def _sharing(base: BaseModel, prefiller: Prefiller, probes: list[TrialPrompt], l
         prefix = prefiller.run(base.model, prompts, 0)
     except SightlineError:
         raise
-    except Exception as error:  # whatever an architecture that has no such way may raise
+    except Exception as error:  # an architecture without this may raise anything
         logger.info("image features cannot be shared: %s", error)
         return None
     finally:
@@ -224,7 +224,7 @@ def _sharing(base: BaseModel, prefiller: Prefiller, probes: list[TrialPrompt], l
 
 
 def _apart(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> float:
-    """How far log-probabilities (..., vocabulary) are apart, as `TOLERANCE` counts it."""
+    """Difference between log-probabilities (..., vocabulary), measured as for `TOLERANCE`."""
     apart = (found - wanted).abs()
     if dtype.itemsize >= 4:
         return float(apart.max())
@@ -232,7 +232,7 @@ def _apart(found: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> flo
 
 
 def decode_error(base: BaseModel, prefiller: Prefiller, probe: TrialPrompt) -> float:
-    """Sample a few tokens in two rows and compare their log-probabilities with one plain forward each."""
+    """Sample a few tokens in two rows and compare their log-probabilities with a plain forward pass for each."""
     prompt = probe.prepared
     work = SampleWork("self-check", Conversation(()), seeds.derive(0, 2), SamplingParams(), _Base())
     request = Request(work, prompt, _STEPS, asyncio.Queue())

@@ -1,7 +1,7 @@
-"""What a model keeps of the tokens it has read: keys and values of each, and in some layers a state in their place.
+"""A model's cache of the tokens that it has read: keys and values of each, and in some layers a state instead.
 
-Layers of linear attention and of convolutions (Qwen3.5, MiniCPM-V 4.6, LFM2) have a state of fixed size a row. It has
-no positions, so it is copied for each candidate and follows the rows wherever the cache moves them.
+Layers of linear attention and of convolutions (Qwen3.5, MiniCPM-V 4.6, LFM2) have a state of fixed size per row. It has
+no positions, so it is copied for each candidate and follows the rows when the cache moves them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from sightline_sampler.engines.local.stems import Layers
 State: TypeAlias = list[tuple[torch.Tensor | None, torch.Tensor | None]]
 """A layer's states of convolution and recurrence, each (rows, ...)."""
 States: TypeAlias = dict[int, State]
-"""By number of the layer in the model."""
+"""States by the layer's number in the model."""
 
 
 @dataclasses.dataclass(slots=True)
 class Kept:
-    """What a model keeps of prompts.
+    """A model's cache for prompts.
 
     Attributes:
-        layers: keys and values, of the layers that have them.
-        places: which layers of the model those are.
-        states: of the layers that keep a state; layers in neither use what another layer keeps.
+        layers: keys and values of the layers that have them.
+        places: the numbers of these layers in the model.
+        states: states of the layers that have one; other layers use the cache of another layer.
     """
 
     layers: Layers
@@ -46,7 +46,7 @@ class Kept:
     states: States
 
     def only(self, row: int) -> Kept:
-        """One of the prompts, copied, so that it does not keep the others."""
+        """A copy of one of the prompts, so that it does not keep the others in memory."""
         part = slice(row, row + 1)
         states = {
             place: [(_part(convolved, part), _part(recurrent, part)) for convolved, recurrent in state]
@@ -60,7 +60,7 @@ class Kept:
         return sum(tensor[:1].nbytes for tensor in tensors)
 
     def refilled(self, config: Any) -> DynamicCache:
-        """A cache of transformers that holds this."""
+        """A transformers cache with this content."""
         cache = empty_cache(config)
         for place, (keys, values) in zip(self.places, self.layers, strict=True):
             cache.update(keys, values, place)
@@ -70,7 +70,7 @@ class Kept:
 
 
 def empty_cache(config: Any) -> DynamicCache:
-    """A cache for prompts, which keeps every token's keys and values also where a layer's window is short.
+    """A cache for prompts that keeps every token's keys and values, even if a layer's window is short.
 
     Raises:
         PreconditionFailed: transformers has no cache for the layers of this model.
@@ -86,7 +86,7 @@ def empty_cache(config: Any) -> DynamicCache:
 
 
 def kept(cache: Cache, length: int) -> Kept:
-    """What a cache holds after prompts of `length` tokens.
+    """The content of a cache after prompts of `length` tokens.
 
     Raises:
         PreconditionFailed: a layer keeps something else.
@@ -122,7 +122,7 @@ class RowStates:
             _fill(layer, [(_part(a, slice(0, 0)), _part(b, slice(0, 0))) for a, b in like[place]])
 
     def insert(self, before: int, new: States, source: torch.Tensor) -> None:
-        """Put rows `source` of a prompt's states after the `before` rows that are there."""
+        """Put rows `source` of a prompt's states after the `before` existing rows."""
         for place, layer in self.layers.items():
             for i, (convolved, recurrent) in enumerate(new[place]):
                 for mine, theirs in ((layer.conv_states, convolved), (layer.recurrent_states, recurrent)):
@@ -130,11 +130,11 @@ class RowStates:
                         mine[i] = torch.cat([mine[i][:before], theirs.index_select(0, source)])
 
     def follow(self, order: npt.NDArray[np.int64]) -> None:
-        """Row i becomes what row order[i] was."""
+        """Row i becomes the former row order[i]."""
         self._each(lambda t: t.index_select(0, torch.from_numpy(order).to(t.device)))
 
     def fit(self, rows: int) -> None:
-        """Make room for exactly this many rows; those beyond the real ones have no meaning."""
+        """Resize to exactly this many rows; those beyond the real ones have no meaning."""
 
         def fitted(tensor: torch.Tensor) -> torch.Tensor:
             if len(tensor) >= rows:

@@ -1,10 +1,10 @@
-"""Keys and values of prompts that rows share: those of like length stand in one tensor.
+"""Keys and values of prompts that rows share: prompts of similar length are in one tensor.
 
-A step of decoding is a chain of small products, and each costs the same few microseconds to start however little it
-does. So prompts are not attended to one by one: a pool holds all of about one length, (stems, heads, width, dim) a
-layer, and a layer's attention over all of them is one batched product, whatever their number.
+A decoding step is a chain of small products, each of which costs a few microseconds to start, however small it is. So
+prompts are not attended to one by one: a pool holds all prompts of about one length, (stems, heads, width, dim) per
+layer, and a layer's attention over all of them is one batched product, for any number of prompts.
 
-A stem's width follows from its own length alone, so a row's bits do not depend on which other prompts are there.
+A stem's width depends only on its own length, so a row's bits do not depend on other prompts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TypeAlias
 
 import torch
 
-WIDTH_STEP = 64  # stems whose lengths round up to the same multiple share a pool; what is filled up is masked
-MIN_ROWS = 4  # fewer rows take another kernel on a CPU, with other last bits
-_SPARSE = 4  # with more places than this for each row, stems with many rows are attended to alone
+WIDTH_STEP = 64  # stems whose lengths round up to the same multiple share a pool; padding is masked
+MIN_ROWS = 4  # fewer rows use another kernel on a CPU, with other last bits
+_SPARSE = 4  # with more places per row than this, stems with many rows are attended to separately
 
 Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 """Per layer, keys and values (rows, heads, slots, dim)."""
@@ -24,7 +24,7 @@ Layers: TypeAlias = list[tuple[torch.Tensor, torch.Tensor]]
 
 @dataclasses.dataclass(slots=True, eq=False)
 class Stem:
-    """A prompt's place in its pool; `rows` are the numbers in the batch of the rows that share it, ascending."""
+    """A prompt's place in its pool; `rows` are the batch numbers of the rows that share it, ascending."""
 
     pool: StemPool
     place: int
@@ -40,16 +40,16 @@ class Stem:
 
 @dataclasses.dataclass(slots=True)
 class StemView:
-    """What a layer's attention sees of a pool.
+    """A layer's view of a pool.
 
     Attributes:
         keys: (stems, heads, width, dim).
         values: as `keys`.
         mask: additive, (stems, 1, 1, width).
-        gather: (stems * most,) the row that stands in each place of a stem; a place without one repeats row 0.
-        rows: the rows of the batch that the view is of.
-        places: (rows,) where in `gather` those are.
-        most: places of a stem.
+        gather: (stems * most,) the row in each place of a stem; an empty place repeats row 0.
+        rows: the rows of the batch in this view.
+        places: (rows,) their positions in `gather`.
+        most: number of places per stem.
     """
 
     keys: torch.Tensor
@@ -74,7 +74,7 @@ class _Plan:
 
 
 class StemPool:
-    """Stems of one width, without holes: where one leaves, the last takes its place."""
+    """Stems of one width, without gaps: the last one takes the place of a removed one."""
 
     def __init__(self, like: Layers, width: int) -> None:
         self.width = width
@@ -84,7 +84,7 @@ class StemPool:
         self._plans: list[_Plan] | None = None
 
     def add(self, prefix: Layers, rows: list[int]) -> list[Stem]:
-        """Copies rows of a prefix in."""
+        """Copy in rows of a prefix."""
         start, length = len(self.stems), prefix[0][0].shape[2]
         end, have = start + len(rows), self.layers[0][0].shape[0]
         if end > have:
@@ -99,7 +99,7 @@ class StemPool:
         return added
 
     def keep(self, wanted: set[Stem]) -> None:
-        """Lets the other stems go."""
+        """Remove the other stems."""
         gone = [stem for stem in self.stems if stem not in wanted]
         for stem in sorted(gone, key=lambda stem: -stem.place):
             last = self.stems.pop()
@@ -115,11 +115,11 @@ class StemPool:
             self._set_mask()
 
     def forget_rows(self) -> None:
-        """The stems' rows have changed."""
+        """Note that the stems' rows have changed."""
         self._plans = None
 
     def views(self, layer: int) -> list[StemView]:
-        """What the attention of a layer sees."""
+        """A layer's view."""
         if self._plans is None:
             self._plans = self._planned()
         keys, values = self.layers[layer]
@@ -184,5 +184,5 @@ class StemPool:
 
 
 def _room(like: torch.Tensor, stems: int, width: int) -> torch.Tensor:
-    # Zeros, not garbage: what is filled up is masked, and 0 times NaN would still be NaN.
+    # Zeros instead of garbage: padding is masked, but 0 times NaN would still be NaN.
     return like.new_zeros((stems, like.shape[1], width, like.shape[3]))

@@ -21,13 +21,13 @@ def score(
 ) -> Logprobs:
     """log p(token i | image, prompt, tokens before i), over the whole vocabulary, in float64 from the model's logits.
 
-    The prompt is run as for sampling; the response follows in one forward on the prompt's cache, without pixels, so an
-    odd id in it cannot upset the count of image tokens.
+    The prompt runs as for sampling; the response follows in one forward pass on the prompt's cache, without pixels, so
+    that an unusual id in it cannot disturb the count of image tokens.
 
     Args:
         base: the base model's facts.
         prefiller: runs the prompt.
-        weights: of all policies.
+        weights: the weights of all policies.
         version: the policy; it is switched on.
         prepared: the prompt.
         token_ids: the response (n,), n >= 1.
@@ -36,7 +36,7 @@ def score(
         (n,) float32, finite.
 
     Raises:
-        InternalError: the policy gives logits that are not finite.
+        InternalError: the policy gives non-finite logits.
     """
     ids = torch.tensor(token_ids, dtype=torch.long, device=base.device)
     model = weights.use(version)
@@ -50,7 +50,7 @@ def forced(base: BaseModel, model: Any, prefix: Prefix, ids: torch.Tensor) -> to
     """Log-probabilities (n,) of response tokens `ids` (n,) after the first prompt of a prefix, in float64."""
     logits = prefix.logits[:1]
     if len(ids) > 1:
-        rows = prefix.logits.shape[0]  # the prefix may hold copies of the prompt
+        rows = prefix.logits.shape[0]  # the prefix may contain copies of the prompt
         places = torch.arange(prefix.length, prefix.length + len(ids) - 1, device=base.device)
         positions = places[None] + prefix.shift[:, None]
         if prefix.axes:

@@ -4,8 +4,8 @@ How it works: a pool renders, tokenises and preprocesses; one thread (`loop`) ow
 (`prefill`), each prompt run once, its keys and values copied for the K candidates (`kv`); rows of all requests decode
 together and leave when they end (`lane`); each candidate draws from its own generator (`seeds`, `sampling`).
 
-A candidate depends on weights, image, prompt, parameters and seed only: rows are never padded against one another, and
-on a CPU only kernels are used that treat each row alike (`attention`). In float32 with one thread even the bits of its
+A candidate depends only on weights, image, prompt, parameters and seed: rows are never padded to each other, and on a
+CPU only kernels are used that treat all rows alike (`attention`). In float32 with one thread even the bits of its
 log-probs do not depend on K or the batch (measured on 4096 candidates); with more threads the last bit may, and ids
 differ where a uniform number falls within that bit of a boundary, about once in 1e6 tokens. In half precision on a GPU
 the same seed gives the same candidate in a batch of the same shape; across shapes, rounding may change a token.
@@ -74,7 +74,7 @@ class TransformersEngine(Engine):
         self._rest: Rest | None = None
 
     async def start(self) -> str:
-        """Load the base model, check that this engine decodes it rightly, and start the decoding thread."""
+        """Load the base model, check that this engine decodes it correctly, and start the decoding thread."""
         events = asyncio.get_running_loop()
         loaded = self._loaded = await events.run_in_executor(self._loader, self._load)
         self._loop = DecodeLoop(
@@ -102,7 +102,7 @@ class TransformersEngine(Engine):
         self._loop = self._loaded = self._rest = None
 
     def ready(self) -> str | None:
-        """None when it can sample, else why not."""
+        """None if it can sample, otherwise why not."""
         if self._loop is None:
             return "the model is being loaded"
         return self.broken()
@@ -117,11 +117,11 @@ class TransformersEngine(Engine):
         return self._loop.rows() if self._loop else 0
 
     def waiting(self) -> int:
-        """Prompts that wait for room."""
+        """Number of waiting prompts."""
         return self._loop.waiting() if self._loop else 0
 
     def capabilities(self) -> Capabilities:
-        """What this engine can do with this model."""
+        """The capabilities of this engine with this model."""
         base, limits = self._need()[0].base, self._limits
         return Capabilities(
             engine=self.label(),
@@ -149,7 +149,7 @@ class TransformersEngine(Engine):
         )
 
     def loads(self) -> tuple[int, int]:
-        """Candidates being decoded, and prompts that wait."""
+        """Running candidates and waiting prompts."""
         return self.rows(), self.waiting()
 
     async def freeze(self) -> None:
@@ -164,14 +164,14 @@ class TransformersEngine(Engine):
         """Move the weights out of the way and free the caches."""
         loaded, loop = self._need()
 
-        def rest() -> None:  # noted where it is done: the caller may leave meanwhile
+        def rest() -> None:  # recorded here, since the caller may leave meanwhile
             if self._rest is None:
                 self._rest = Rest(loaded.base, loaded.weights, loaded.prefiller, loaded.builder)
 
         await asyncio.wrap_future(loop.call(rest))
 
     async def reload(self) -> None:
-        """Bring the weights back, and see that they are the same."""
+        """Bring the weights back, and check that they are the same."""
         _, loop = self._need()
 
         def end() -> None:
@@ -229,7 +229,7 @@ class TransformersEngine(Engine):
         return await asyncio.wrap_future(loop.call(run))
 
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Read the policy beside the decoding thread, and install it between two steps."""
+        """Read the policy outside the decoding thread, and install it between two steps."""
         loaded, loop = self._need()
         read = await asyncio.get_running_loop().run_in_executor(self._loader, loaded.weights.read, directory, manifest)
         return await asyncio.wrap_future(loop.call(lambda: loaded.weights.install(manifest, read, directory)))
@@ -249,7 +249,7 @@ class TransformersEngine(Engine):
 
     def _load(self) -> _Loaded:
         settings = self._settings
-        transformers.utils.logging.disable_progress_bar()  # stderr holds the log, one JSON object a line
+        transformers.utils.logging.disable_progress_bar()  # stderr is the log, one JSON object per line
         torch.set_num_threads(settings.threads or max(1, (os.cpu_count() or 2) - 1))
         base = load_base(
             settings.model,
@@ -268,7 +268,7 @@ class TransformersEngine(Engine):
         return self._loaded, self._loop
 
     def _known(self, token_ids: Sequence[int], name: str) -> None:
-        """See that ids can stand in a response. Raises InvalidInput."""
+        """Check that ids may be in a response. Raises InvalidInput."""
         base = self._need()[0].base
         for i, token in enumerate(token_ids):
             if token >= base.vocabulary or token in base.placeholders:
@@ -286,7 +286,7 @@ class TransformersEngine(Engine):
         return await asyncio.get_running_loop().run_in_executor(self._pool, run)
 
     async def _reference(self, work: SampleWork) -> Prepared | None:
-        """The prompt of the reference rows: with other images, with none, or with another question."""
+        """The prompt of the reference rows: with other images, without images, or with another question."""
         guidance = work.params.guidance
         match guidance:
             case None:
@@ -298,7 +298,7 @@ class TransformersEngine(Engine):
         return await self._prepare(work.asked, guidance.distortion)
 
     def _room(self, prepared: Prepared, wanted: int | None) -> int:
-        """Tokens that a candidate may have: as many as asked for, or as fit."""
+        """Maximum tokens of a candidate: as requested, or as many as fit."""
         window, length = self._need()[0].base.window, len(prepared.ids)
         if length + (wanted or 1) > window:
             raise InvalidInput(
@@ -315,7 +315,7 @@ class TransformersEngine(Engine):
         given = list(params.continue_from)
         before = base.tokenizer.decode(given, skip_special_tokens=True) if given else ""
         text = base.tokenizer.decode([*given, *candidate.token_ids.tolist()], skip_special_tokens=True)
-        if candidate.finish_reason == "stop":  # what was given holds no end of what was asked for
+        if candidate.finish_reason == "stop":  # the given beginning contains none of the stop strings' ends
             same = len(before) if text.startswith(before) else 0
             text = text[:same] + cut(text[same:], params.stop)
         return dataclasses.replace(candidate, text=text)

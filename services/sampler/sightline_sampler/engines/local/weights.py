@@ -1,12 +1,11 @@
-"""The weights of every loaded policy, and which of them the next forward uses.
+"""The weights of every loaded policy, and which of them the next forward pass uses.
 
 Version 0 is the base model. A LoRA policy is an adapter inside the base model (PEFT layers; with adapters off these
-call the base layer and nothing else, so version 0 stays exactly what it was). A merged or full policy is a model of its
-own.
+only call the base layer, so version 0 is unchanged). A merged or full policy is a separate model.
 
-PEFT loads an adapter whose keys do not match silently: the layers stay as initialised, and the policy answers as
-the base model does. So keys are compared here, both ways, before anything is loaded, and an adapter that changes
-nothing is refused. Only the decoding thread may call what changes the base model (`install`, `drop`, `use`).
+PEFT silently loads an adapter whose keys do not match: the layers keep their initial values, and the policy answers
+like the base model. So keys are compared here, both ways, before loading, and an adapter that changes nothing is
+refused. Only the decoding thread may call methods that change the base model (`install`, `drop`, `use`).
 """
 
 from __future__ import annotations
@@ -44,7 +43,8 @@ class Adapter:
     config: Any
     tensors: dict[str, torch.Tensor]
     whole: dict[str, dict[str, torch.Tensor]]
-    """Modules that were trained whole beside it (PEFT's modules_to_save), such as the projector, and their tensors."""
+    """Modules that were trained completely beside it (PEFT's modules_to_save), such as the projector, and their
+    tensors."""
 
     @property
     def name(self) -> str:
@@ -57,8 +57,8 @@ class _Policy:
     model: Any
     adapter: str | None
     vision: int  # the version whose image features this one shares
-    modules: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # in place of the base model's, by name
-    directory: Path | None = None  # of a model of its own
+    modules: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # instead of the base model's, by name
+    directory: Path | None = None  # for a separate model
 
 
 class Weights:
@@ -69,13 +69,13 @@ class Weights:
         self._policies = {0: _Policy(base.model, None, 0)}
         self._current: str | None = None
         self._layers: list[Any] = []
-        self._originals: dict[str, Any] = {}  # the base model's own modules, where a policy has others
+        self._originals: dict[str, Any] = {}  # the base model's own modules, for names that a policy replaces
 
     def __contains__(self, version: int) -> bool:
         return version in self._policies
 
     def use(self, version: int) -> Any:
-        """The model to call for the next forward of `version`, its adapter switched on."""
+        """The model for the next forward pass of `version`, with its adapter switched on."""
         policy = self._policies[version]
         if policy.model is self._base.model and policy.adapter != self._current:
             for layer in self._layers:
@@ -92,18 +92,18 @@ class Weights:
         return sorted(self._policies)
 
     def models(self) -> Iterator[tuple[Any, Path]]:
-        """The models of which there are weights, the base model first, and where they were read from."""
+        """The models with their own weights, the base model first, and the directories that they were read from."""
         yield self._base.model, self._base.directory
         for policy in self._policies.values():
             if policy.directory is not None:
                 yield policy.model, policy.directory
 
     def vision_key(self, version: int) -> int:
-        """Versions with an equal key give equal image features."""
+        """Versions with the same key give the same image features."""
         return self._policies[version].vision
 
     def read(self, directory: Path, manifest: PolicyManifest) -> Any:
-        """Read a policy from disk without touching what is loaded; may run in any thread.
+        """Read a policy from disk without changing loaded ones; may run in any thread.
 
         Raises:
             PreconditionFailed: it is not an adapter or checkpoint for this base model.
@@ -113,7 +113,7 @@ class Weights:
         return self._read_checkpoint(directory)
 
     def install(self, manifest: PolicyManifest, loaded: Any, directory: Path) -> StagedWeights:
-        """Make what `read` gave of a directory a policy.
+        """Install a policy that `read` returned.
 
         Raises:
             PreconditionFailed: keys missing or left over, or nothing changed.
@@ -125,7 +125,7 @@ class Weights:
         return StagedWeights(tensors=len(loaded.state_dict()), modules=0)
 
     def drop(self, version: int) -> None:
-        """Forget a policy, if it is there."""
+        """Remove a policy, if it is loaded."""
         policy = self._policies.pop(version, None)
         if policy is not None and policy.adapter is not None:
             self._remove(policy.adapter)
@@ -134,7 +134,7 @@ class Weights:
         try:
             config = peft.PeftConfig.from_pretrained(str(directory))
             tensors = load_file(directory / _ADAPTER)
-        except Exception as error:  # PEFT and safetensors raise many kinds
+        except Exception as error:  # PEFT and safetensors raise many kinds of errors
             raise PreconditionFailed(
                 f"{directory} is not a PEFT adapter: {error}", reason="ADAPTER_UNREADABLE"
             ) from error
@@ -159,7 +159,7 @@ class Weights:
             model = load_weights(directory, base.device, str(base.dtype).removeprefix("torch."))
         except PreconditionFailed:
             raise
-        except Exception as error:  # transformers and safetensors raise many kinds
+        except Exception as error:  # transformers and safetensors raise many kinds of errors
             raise PreconditionFailed(f"{directory} cannot be loaded: {error}", reason="WEIGHTS_DO_NOT_FIT") from error
         ours, theirs = base.model.config, model.config
         if (
@@ -188,12 +188,12 @@ class Weights:
     def _install_adapter(self, adapter: Adapter) -> StagedWeights:
         net, name = self._base.model, adapter.name
         modules = {target: self._replaced(target, tensors) for target, tensors in adapter.whole.items()}
-        self._current = "?"  # injecting switches adapters; the next `use` sets them again
+        self._current = "?"  # injecting switches adapters; the next `use` restores them
         try:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning, _PEFT)
                 peft_functional.inject_adapter_in_model(adapter.config, net, adapter_name=name)
-        except Exception as error:  # PEFT: no module of that name, a kind of layer that it cannot wrap, ...
+        except Exception as error:  # from PEFT: an unknown module name, a kind of layer that it cannot wrap, ...
             self._remove(name)
             raise PreconditionFailed(
                 f"the adapter does not fit the base model: {error}", reason="ADAPTER_DOES_NOT_FIT"
@@ -213,7 +213,7 @@ class Weights:
         except BaseException:
             self._remove(name)
             raise
-        net.eval().requires_grad_(False)  # what PEFT puts in begins in training mode: its dropout would be on
+        net.eval().requires_grad_(False)  # PEFT's layers start in training mode, with dropout on
         prefix = self._base.text_prefix
         text_only = bool(prefix) and all(key.startswith((f"{prefix}.", "lm_head.")) for key in adapter.tensors)
         for target in modules:
@@ -227,7 +227,7 @@ class Weights:
         """A copy of one of the base model's modules with a policy's tensors.
 
         Raises:
-            PreconditionFailed: there is none of that name, it is not a projector or tower, or the tensors are others.
+            PreconditionFailed: there is no such module, it is not a projector or tower, or the tensors differ.
         """
         net, prefix = self._base.model, self._base.text_prefix
         own = self._originals.get(target)
@@ -288,7 +288,7 @@ def _changed(tensors: dict[str, torch.Tensor]) -> set[str]:
 
 def _mismatch(what: str, keys: Iterable[str], others: Collection[str] = ()) -> PreconditionFailed:
     names = list(keys)
-    also = f"; it has in their place {', '.join(list(others)[:3])}" if others else ""
+    also = f"; instead it has {', '.join(list(others)[:3])}" if others else ""
     return PreconditionFailed(
         f"the adapter's keys do not match the base model: {what} {len(names)}, for example "
         f"{', '.join(names[:3])}{also}",

@@ -1,4 +1,4 @@
-"""An engine behind HTTP: connections, limits, and what its failures mean."""
+"""An engine behind HTTP: connections, limits, and the meaning of its failures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ Kind = Literal["busy", "away", "broken"]
 
 
 class Failure(Unavailable):
-    """A request that the engine did not do, and may do later.
+    """A request that the engine did not complete, but may complete later.
 
     Attributes:
-        kind: "busy" (it has too much work), "away" (nobody answers, or it starts), "broken" (it took the request, and
-            failed).
+        kind: "busy" (it has too much work), "away" (it does not answer, or is starting), "broken" (it accepted the
+            request and failed).
     """
 
     def __init__(self, kind: Kind, message: str) -> None:
@@ -34,10 +34,10 @@ class Backend:
     """HTTP to one engine.
 
     Args:
-        name: for metrics and messages.
-        settings: where it is, and limits.
-        called: in metrics and messages, where there are several of that name.
-        transport: in place of the network, for tests.
+        name: name for metrics and messages.
+        settings: its address, and limits.
+        called: name in metrics and messages, if there are several engines with the same `name`.
+        transport: replaces the network, for tests.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Backend:
             base_url=settings.url,
             headers=headers,
             transport=transport,
-            trust_env=False,  # a proxy of the environment is not for the engine beside us
+            trust_env=False,  # a proxy from the environment is not for a nearby engine
             timeout=httpx.Timeout(settings.read_seconds, connect=settings.connect_seconds, pool=None),
             limits=httpx.Limits(max_connections=settings.max_concurrent + 8, max_keepalive_connections=None),
         )
@@ -83,12 +83,12 @@ class Backend:
 
         Args:
             path: under the engine's address.
-            body: JSON values; None sends none.
-            seconds: longest silence, if not the settings'.
-            query: of the URL.
+            body: JSON values; None: no body.
+            seconds: maximum silence, if not the settings'.
+            query: the URL's query.
 
         Raises:
-            InvalidInput: the body is larger than the engine takes.
+            InvalidInput: the body is larger than the engine accepts.
             Failure: it did not answer, or not now.
         """
         timeout = self._client.timeout if seconds is None else httpx.Timeout(seconds, pool=None)
@@ -101,7 +101,7 @@ class Backend:
 
     @contextlib.asynccontextmanager
     async def stream(self, path: str, body: object) -> AsyncIterator[httpx.Response]:
-        """POST of JSON whose reply comes in pieces; raises as `post`, also while it is read."""
+        """POST of JSON with a streamed reply; raises as `post`, also while reading it."""
         content, headers = self._encode(body)
         with self._measured("POST", path) as traced:
             async with self._client.stream("POST", path, content=content, headers=headers | traced) as response:
@@ -126,7 +126,7 @@ class Backend:
 
     @contextlib.contextmanager
     def _measured(self, method: str, path: str) -> Iterator[dict[str, str]]:
-        """A request, counted and traced; gives the headers by which the engine continues the caller's trace."""
+        """A request, counted and traced; yields the headers with which the engine continues the caller's trace."""
         started, outcome = time.monotonic(), "cancelled"
         facts = {"http.request.method": method, "url.path": path, "sightline.engine": self._called}
         try:
@@ -141,16 +141,16 @@ class Backend:
             raise Failure("away", f"{self._called} does not answer: {error or type(error).__name__}") from error
         except httpx.TimeoutException as error:
             outcome = "broken"
-            raise Failure("broken", f"{self._called} said nothing for too long ({type(error).__name__})") from error
+            raise Failure("broken", f"{self._called} sent nothing for too long ({type(error).__name__})") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
             outcome = "broken"
-            raise Failure("broken", f"{self._called} broke off: {error or type(error).__name__}") from error
+            raise Failure("broken", f"{self._called} ended the connection: {error or type(error).__name__}") from error
         finally:
             metrics.BACKEND_SECONDS.labels(self._called, outcome).observe(time.monotonic() - started)
 
 
 def reason_of(response: httpx.Response) -> str:
-    """What a reply says is wrong: TGI's `error`, vLLM's `error.message`, FastAPI's `detail`, or plain text."""
+    """The error in a reply: TGI's `error`, vLLM's `error.message`, FastAPI's `detail`, or plain text."""
     with contextlib.suppress(ValueError):
         tree: Any = response.json()
         if isinstance(tree, dict):
@@ -163,7 +163,7 @@ def reason_of(response: httpx.Response) -> str:
 
 
 def refused(name: str, response: httpx.Response) -> InvalidInput | PreconditionFailed:
-    """The error of a reply that a retry would not change."""
+    """The error for a reply that a retry would not change."""
     why, status = reason_of(response), response.status_code
     if status in (401, 403):
         return PreconditionFailed(

@@ -1,4 +1,4 @@
-"""A model's chat template and tokenizer without PyTorch, for engines that live elsewhere."""
+"""A model's chat template and tokenizer without PyTorch, for remote engines."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tokenizers import Tokenizer
 
 from sightline_sampler.engines.placeholders import refuse_placeholders, refuse_special, spelled
 
-_MOST_UNKNOWN = 512  # servers take so many biases, and more unknown ids are padding of an embedding
+_MOST_UNKNOWN = 512  # servers accept this many biases, and further unknown ids are padding of an embedding
 _IMAGE_WORDS = ("image", "video", "vision", "audio", "boi", "eoi")
 
 
 class ChatText:
-    """What is read of a model directory: chat template, tokenizer, and the facts about its tokens.
+    """The text part of a model directory: chat template, tokenizer, and facts about its tokens.
 
     Args:
-        directory: holds `config.json`, `tokenizer.json` and, unless given, a chat template.
-        chat_template: a Jinja file in place of the model's own.
+        directory: contains `config.json`, `tokenizer.json` and, unless given, a chat template.
+        chat_template: a Jinja file instead of the model's own template.
 
     Raises:
         PreconditionFailed: a file is missing or cannot be read.
@@ -37,7 +37,7 @@ class ChatText:
     def __init__(self, directory: Path, chat_template: Path | None) -> None:
         if not directory.is_dir():
             raise PreconditionFailed(
-                f"engine.model must be a directory for an engine behind HTTP, and {directory} is none: its tokenizer, "
+                f"engine.model must be a directory for an engine behind HTTP, but {directory} is not: its tokenizer, "
                 "chat template and digest are read",
                 reason="MODEL_NOT_FOUND",
             )
@@ -62,22 +62,22 @@ class ChatText:
         self.special = spelled([*self._special.values(), *(token.content for token in added if token.special)])
         self._mark = self._image_mark()
         self.never_ids = self._never_ids()
-        """Ids that must not be sampled, as the engine in process holds it: placeholders, begin and pad tokens, and ids
-        that the tokenizer does not have."""
+        """Ids that must not be sampled, as in the engine in process: placeholders, begin and pad tokens, and ids that
+        the tokenizer does not have."""
         bos = self._tokenizer.token_to_id(self._special.get("bos_token", "")) if "bos_token" in self._special else None
         self.adds_bos = bos is not None and self._tokenizer.encode("x").ids[:1] == [bos]
-        """Whether tokenizing with special tokens puts the begin token in front."""
+        """Whether tokenizing with special tokens adds the begin token at the front."""
 
     @property
     def dtype(self) -> str:
-        """What the checkpoint says its numbers are."""
+        """The number type in the checkpoint's config."""
         return str(self._config.get("dtype") or self._config.get("torch_dtype") or "float16")
 
     def check(self, turns: Sequence[Turn]) -> None:
-        """Refuse a text that would be taken for an image, or for an end or another turn.
+        """Refuse a text that would be read as an image, an end or another turn.
 
         Raises:
-            InvalidInput: one holds a placeholder, or another special token of the model.
+            InvalidInput: one contains a placeholder or another special token of the model.
         """
         for text in (part for turn in turns for part in turn.content if part):
             refuse_placeholders(text, self.placeholders)
@@ -87,7 +87,7 @@ class ChatText:
         """Refuse token ids that cannot be scored.
 
         Raises:
-            InvalidInput: one stands for an image, or the tokenizer does not have it.
+            InvalidInput: one is an image placeholder, or the tokenizer does not have it.
         """
         for i, token in enumerate(ids):
             if token in self.placeholder_ids or self._tokenizer.id_to_token(token) is None:
@@ -95,10 +95,10 @@ class ChatText:
                 raise InvalidInput(f"token_ids[{i}] = {token} {why}", reason="BAD_TOKEN_ID")
 
     def render(self, turns: Sequence[Turn]) -> str:
-        """The prompt after the chat template, ready for the answer; an image is its placeholder.
+        """The rendered prompt, ready for the answer; images are placeholders.
 
         Raises:
-            InvalidInput: a text holds a placeholder, or the template refuses or leaves out something.
+            InvalidInput: a text contains a placeholder, or the template refuses or omits something.
         """
         self.check(turns)
 
@@ -110,10 +110,10 @@ class ChatText:
         return rendered
 
     def around_images(self, rendered: str, images: int) -> list[str]:
-        """What stands before, between and after the images' places in a rendered prompt.
+        """The parts of a rendered prompt before, between and after the images' places.
 
         Raises:
-            PreconditionFailed: the template sets more or fewer places than there are images.
+            PreconditionFailed: the numbers of the template's places and of images differ.
         """
         parts = self._mark.split(rendered)
         if len(parts) != images + 1:
@@ -123,12 +123,12 @@ class ChatText:
         return parts
 
     def without_bos(self, rendered: str) -> str:
-        """The text without a leading begin token, where tokenizing will put one there: two would be one too many."""
+        """The text without a leading begin token, if tokenizing will add one, so that there are not two."""
         return rendered.removeprefix(self._special["bos_token"]) if self.adds_bos else rendered
 
     def wants_special(self, rendered: str) -> bool:
-        """Whether special tokens are to be added when a rendered prompt is tokenized: not where the template wrote the
-        begin token itself."""
+        """Whether to add special tokens when a rendered prompt is tokenized: not if the template wrote the begin token
+        itself."""
         bos = self._special.get("bos_token")
         return not (bos and rendered.startswith(bos))
 
@@ -137,14 +137,14 @@ class ChatText:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: list[int], *, special: bool) -> str:
-        """The text of token ids, special tokens spelled out or left out."""
+        """The text of token ids, with or without special tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=not special))
 
     def continuation(self, rendered: str, ids: list[int]) -> str | None:
-        """Text that, put behind a rendered prompt, is tokenized to just these ids; None if there is none.
+        """A text that gives exactly these ids when it follows a rendered prompt; None if there is none.
 
-        The tokenizer may write a word's first piece with its own space or none, so what a decoder gives is tried with
-        and without a leading one.
+        The tokenizer may write a word's first piece with or without its own space, so the decoded text is tried with
+        and without a leading space.
         """
         before = self.encode(rendered)
         plain = self.decode(ids, special=True)
@@ -173,7 +173,7 @@ class ChatText:
         }
 
     def _image_mark(self) -> re.Pattern[str]:
-        """The image's place as templates write it: its token, and the tokens that stand around it."""
+        """The image's place as written by templates: its token, and the tokens around it."""
         image = {
             self._tokenizer.id_to_token(value)
             for name, value in self._config.items()
@@ -207,7 +207,7 @@ def _template_of(directory: Path, words: dict[str, Any], given: Path | None) -> 
 
 
 def _environment() -> jinja2.Environment:
-    """As transformers sets it up, so that the same template gives the same text."""
+    """Set up as in transformers, so that the same template gives the same text."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols]
     )

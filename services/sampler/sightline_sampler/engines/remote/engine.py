@@ -1,7 +1,7 @@
-"""What engines behind HTTP have in common: candidates fetched side by side, failures outlived, placeholders redrawn.
+"""The common part of engines behind HTTP: fetches candidates concurrently, survives failures, resamples placeholders.
 
-A candidate is retried alone, with its seed; those that came are not asked for again. Between two tries the engine is
-checked: one that came back with other weights is not asked.
+A candidate is retried alone, with its seed; candidates that arrived are not requested again. Between two tries the
+engine is checked: one that came back with other weights is not used.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ from sightline_sampler.settings import SamplerLimits
 logger = logging.getLogger(__name__)
 
 Draw = Callable[[Sequence[int], Sequence[int]], AsyncGenerator[Candidate]]
-"""Fetches candidates: given their indices and their seeds, yields each when it is finished."""
+"""Fetches candidates by their indices and seeds, and yields each when it is finished."""
 
 _REDRAWS = 8
-_LONGEST_PAUSE = 2.0  # seconds between two looks at an engine
+_LONGEST_PAUSE = 2.0  # seconds between two checks of an engine
 
 
 class RemoteEngine(Engine):
@@ -57,8 +57,8 @@ class RemoteEngine(Engine):
     Args:
         settings: the base model's directory, and the engine's section.
         section: that section.
-        limits: of images and candidates.
-        called: in messages and metrics, where there are several; else its kind.
+        limits: limits of images and candidates.
+        called: name in messages and metrics, if there are several; otherwise its kind.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class RemoteEngine(Engine):
         self._backend = Backend(self.name, section, called=self.called)
         self.slots = RequestLimit(section.max_concurrent)
         self._sampling = self._waiting = 0
-        self._down: str | None = "it was not asked yet"
+        self._down: str | None = "it has not been asked yet"
         self._left_out = False
         self._text: ChatText | None = None
         self.place: AdapterPlace | None = None
@@ -81,7 +81,7 @@ class RemoteEngine(Engine):
         """Ask what the engine serves.
 
         Returns:
-            Why it cannot be used as it is; None if it can.
+            Why it cannot be used now; None if it can.
 
         Raises:
             Failure: it does not answer.
@@ -98,7 +98,7 @@ class RemoteEngine(Engine):
         """Read the base model's directory, and wait for the engine.
 
         Raises:
-            Unavailable: the engine does not come up.
+            Unavailable: the engine does not start.
         """
         self._text = await asyncio.to_thread(ChatText, self._model, self._chat_template)
         digest = await asyncio.to_thread(model_digest, self._model)
@@ -116,16 +116,16 @@ class RemoteEngine(Engine):
         await self._backend.close()
 
     def ready(self) -> str | None:
-        """None when the engine answered last and serves the active policy."""
+        """None if the engine answered last time and serves the active policy."""
         return None if self._down is None else f"{self.called}: {self._down}"
 
     def show(self, *, left_out: bool) -> None:
-        """Show in the metrics whether it is asked, where there are several."""
+        """Export in the metrics whether it is used, if there are several."""
         self._left_out = left_out
         chassis_metrics.BACKEND_UP.labels(self.called).set(self._down is None and not left_out)
 
     def loads(self) -> tuple[int, int]:
-        """Candidates being sampled, and those that wait for a connection."""
+        """Running candidates, and those that wait for a connection."""
         return self._sampling, self._waiting
 
     def seen_at(self, directory: Path) -> str:
@@ -134,7 +134,7 @@ class RemoteEngine(Engine):
         return str(directory if at is None else at / directory.name)
 
     async def image_url(self, image: EncodedImage) -> str:
-        """The image as a data URL, which the engine reads as we do: decoded once to see that it is so.
+        """The image as a data URL that the engine reads as we do; it is decoded once to make sure.
 
         Raises:
             InvalidInput: it is not an image, or one over the limits.
@@ -143,7 +143,7 @@ class RemoteEngine(Engine):
         return f"data:{media_type};base64,{base64.b64encode(content).decode()}"
 
     async def until_up(self, seconds: float) -> None:
-        """Look until the engine answers.
+        """Wait until the engine answers.
 
         Raises:
             Unavailable: it does not within that time.
@@ -154,7 +154,7 @@ class RemoteEngine(Engine):
             raise Unavailable(f"{failure}", reason="ENGINE_DOWN", retry_after=2.0) from failure
 
     async def until(self, condition: Callable[[], bool], otherwise: str) -> None:
-        """Look until something holds, for as long as a swap may take.
+        """Wait until a condition holds, for as long as a swap may take.
 
         Raises:
             PreconditionFailed: it does not.
@@ -174,16 +174,16 @@ class RemoteEngine(Engine):
             await asyncio.sleep(min(1.0, self._section.poll_seconds))
 
     async def fetch(self, work: SampleWork, draw: Draw, version: int) -> AsyncGenerator[Candidate]:
-        """All candidates of a request, each as it comes; what fails is retried. Greedy ones are the same, and one
-        is asked for.
+        """All candidates of a request as they arrive; failures are retried. Greedy candidates are equal, so only one is
+        requested.
 
         Args:
             work: the request.
-            draw: fetches some; called with the indices of one connection's worth, again after a failure.
-            version: what they must be sampled from.
+            draw: fetches some; called with the indices for one connection, and again after a failure.
+            version: the version that they must come from.
 
         Raises:
-            SightlineError: what cannot be had; candidates that came were yielded.
+            SightlineError: candidates that failed; those that arrived were yielded.
         """
         greedy = work.params.temperature == 0
         asked = dataclasses.replace(work, seeds=work.seeds[:1]) if greedy else work
@@ -227,7 +227,7 @@ class RemoteEngine(Engine):
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def batches(self, work: SampleWork) -> list[list[int]]:
-        """Indices of candidates that go in one request each."""
+        """Groups of indices, one for each request."""
         return [[index] for index in range(len(work.seeds))]
 
     def summary(self, version: int, rendered: str, prompt_tokens: int) -> Summary:
@@ -262,7 +262,7 @@ class RemoteEngine(Engine):
                 chassis_metrics.BACKEND_RETRIES.labels(self.called).inc()
                 if failure.kind == "broken":
                     broken += 1
-                    tries.progressed()  # it took the request: how often it may fail is another limit
+                    tries.progressed()  # it accepted the request; another limit bounds how often that may fail
                     if broken >= self._section.tries:
                         raise Unavailable(
                             f"{self.called} failed {broken} times: {failure}", reason="ENGINE_FAILED", retry_after=2.0
@@ -292,11 +292,11 @@ class RemoteEngine(Engine):
             self._waiting -= waiting
 
     def weight(self, count: int) -> int:
-        """How much a request for this many candidates counts against the engine's limit."""
+        """How much a request for this many candidates counts towards the engine's limit."""
         return 1
 
     def unavailable(self, failure: Failure) -> SightlineError:
-        """The typed error of a failure that is not retried here."""
+        """The typed error for a failure that is not retried here."""
         if failure.kind == "busy":
             return Overloaded(f"{self.called}: {failure}", reason="ENGINE_BUSY", retry_after=2.0)
         return Unavailable(f"{self.called}: {failure}", reason="ENGINE_DOWN", retry_after=2.0)
@@ -353,12 +353,12 @@ class RemoteEngine(Engine):
 
 
 def copies(candidate: Candidate, seeds_of_all: Sequence[int]) -> list[Candidate]:
-    """One greedy candidate for each seed: the engine would give the same again and again."""
+    """Copy one greedy candidate for each seed, since the engine would always give the same."""
     return [dataclasses.replace(candidate, index=index, seed=seed) for index, seed in enumerate(seeds_of_all)]
 
 
 def too_long(why: str, *, window: object, prompt: str | None) -> InvalidInput:
-    """The error of a request whose prompt and tokens do not fit; the prompt is never cut."""
+    """The error for a request whose prompt and tokens do not fit; the prompt is never cut."""
     facts = {"window": str(window or ""), "prompt_tokens": prompt or ""}
     return InvalidInput(
         f"prompt (image included) and max_tokens do not fit: {why}", reason="PROMPT_TOO_LONG", metadata=facts
@@ -366,7 +366,7 @@ def too_long(why: str, *, window: object, prompt: str | None) -> InvalidInput:
 
 
 def left_of(error: InvalidInput, params: SamplingParams) -> int:
-    """Tokens that fit behind a prompt which the engine has counted, where the caller asked for no number; else raises
+    """Number of tokens that fit after a prompt which the engine has counted, if the caller set none; otherwise raises
     the error again."""
     window, prompt = error.metadata.get("window"), error.metadata.get("prompt_tokens")
     if params.max_tokens is not None or not window or not prompt or int(window) <= int(prompt):
@@ -375,5 +375,5 @@ def left_of(error: InvalidInput, params: SamplingParams) -> int:
 
 
 def _may_wait(failure: BaseException) -> bool:
-    """Whether the others of the request are worth waiting for: those need not be asked for again."""
+    """Whether to wait for the other candidates of the request, so that they need not be requested again."""
     return isinstance(failure, Unavailable | Overloaded)

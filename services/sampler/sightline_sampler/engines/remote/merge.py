@@ -1,7 +1,7 @@
 """Merge an adapter into its base model's files without PyTorch, for engines that load only whole checkpoints.
 
-W' = W + s B A in float32, rounded to W's own number type; s = alpha / r (rsLoRA: alpha / sqrt(r)). What was trained
-whole beside the adapter (PEFT's modules_to_save) takes the place of the base model's. One tensor at a
+W' = W + s B A in float32, rounded to W's own number type; s = alpha / r (rsLoRA: alpha / sqrt(r)). Modules that were
+trained completely beside the adapter (PEFT's modules_to_save) replace the base model's. It handles one tensor at a
 time, so a large model needs no more memory than its largest matrix.
 """
 
@@ -24,23 +24,23 @@ from sightline_sampler.engines.tensorfiles import PEFT_DEFAULT, Tensor, bare_nam
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx")
 _CHUNK = 16 << 20
-_MOST = {"F16": 65504.0, "BF16": 3.3895e38}  # largest numbers of types that hold less than float32
-_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and ask again while its first merge continues
+_MOST = {"F16": 65504.0, "BF16": 3.3895e38}  # largest numbers of types with a smaller range than float32
+_ONE_AT_A_TIME = threading.Lock()  # a caller may leave, and come back while its first merge continues
 
 Floats = npt.NDArray[np.float32]
 _Change = tuple[Tensor, Tensor, float] | Tensor
 
 
 def merge(adapter: Path, base: Path, to: Path) -> None:
-    """Write a whole checkpoint: the base model's files with the adapter in its weights; there whole, or not at all.
+    """Write a whole checkpoint, completely or not at all: the base model's files with the adapter in its weights.
 
     Args:
-        adapter: as PEFT writes it; checked against the base model before (`check_adapter`).
-        base: the base model's directory, its weights as safetensors.
-        to: the new directory; left as it is if it is there.
+        adapter: a PEFT directory that was checked against the base model (`check_adapter`).
+        base: the base model's directory, with safetensors weights.
+        to: the new directory; unchanged if it exists.
 
     Raises:
-        PreconditionFailed: the adapter is of a kind that is not just W + s B A.
+        PreconditionFailed: the adapter is of a kind other than W + s B A.
     """
     with _ONE_AT_A_TIME:
         if not to.exists():
@@ -68,7 +68,7 @@ def _merge(adapter: Path, base: Path, to: Path) -> None:
 
 
 def _changes(adapter: Path) -> dict[str, _Change]:
-    """By bare name of a weight: A, B and the scale of its module, or what takes its place."""
+    """By a weight's bare name: A, B and the scale of its module, or its replacement."""
     config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_bytes())
     odd = [name for name in ("use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern") if config.get(name)]
     if odd:
@@ -90,7 +90,8 @@ def _changes(adapter: Path) -> dict[str, _Change]:
 
 
 def _rewrite(path: Path, to: Path, changes: dict[str, _Change]) -> None:
-    """A file of tensors with some of them changed: same header, same order. Takes what it used from `changes`."""
+    """Write a file of tensors with some of them changed: same header, same order. Removes the used ones from
+    `changes`."""
     tensors = sorted(tensors_in(path.parent, path.name).items(), key=lambda item: item[1].start)
     with path.open("rb") as source, to.open("wb") as out:
         (length,) = struct.unpack("<Q", source.read(8))

@@ -1,4 +1,4 @@
-"""Replica: one of several engines with the same base model, and whether it may be asked."""
+"""Replica: one of several engines with the same base model, and whether it may be used."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Replica:
     """One of several.
 
     Attributes:
-        engine: asks it.
-        out: why it is left out; None if it may be asked.
-        failed: it has shown other weights than it should have, so it comes back by a proof only.
-        held: numbers of the policies that were put in.
+        engine: calls it.
+        out: why it is left out; None if it may be used.
+        failed: it showed wrong weights, so it must prove itself to come back.
+        held: numbers of the policies that were loaded into it.
     """
 
     engine: VllmEngine
@@ -32,15 +32,15 @@ class Replica:
     held: set[int] = dataclasses.field(default_factory=set)
 
     def answers(self) -> bool:
-        """Whether it may be asked for the base model at least."""
+        """Whether it may be used at least for the base model."""
         return self.out is None and self.engine.ready() is None and not self.engine.doubted
 
     def why(self) -> str:
-        """Why it is not asked."""
-        return self.out or self.engine.ready() or "it was restarted, and has to prove its policies again"
+        """Why it is not used."""
+        return self.out or self.engine.ready() or "it was restarted, and must prove its policies again"
 
     def leave_out(self, why: str, *, failed: bool = False) -> None:
-        """Ask it nothing more."""
+        """Stop using it."""
         if self.out is None:
             logger.warning("%s is left out: %s", self.engine.called, why)
         self.out, self.failed = why, self.failed or failed
@@ -54,10 +54,10 @@ class Replica:
 
 
 class Round:
-    """The replicas that were asked in vain for a request, and since when nothing has come.
+    """The replicas that failed for a request, and since when nothing has arrived.
 
     Args:
-        seconds: as long as that.
+        seconds: the maximum time without progress.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -65,14 +65,14 @@ class Round:
         self.asked: list[Replica] = []
 
     def failed(self, replica: Replica, error: SightlineError) -> None:
-        """Go on with the next one; raises the error where there is no time left."""
+        """Continue with the next one; raises the error if there is no time left."""
         if self.over():
             raise error
         logger.warning("%s failed, asking another replica: %s", replica.engine.called, error)
         self.asked.append(replica)
 
     def over(self) -> bool:
-        """Whether nothing has come for long enough, counted from the first time that this is asked."""
+        """Whether nothing has arrived for long enough, counted from the first call."""
         self._deadline = min(self._deadline, time.monotonic() + self._seconds)
         return time.monotonic() > self._deadline
 
@@ -82,9 +82,9 @@ class Round:
 
 
 def in_order(replicas: list[Replica], work: SampleWork | ScoreWork) -> list[Replica]:
-    """Which replica is asked first, and which where that one fails: the same for all requests with the same images (or
-    the same text, where there are none), so that prefixes and image features are found again; it moves the requests of
-    a replica that comes or goes, and no others."""
+    """The order in which replicas are used: the same for all requests with the same images (or the same text, without
+    images), so that cached prefixes and image features are found. When a replica comes or goes, only its requests
+    move."""
     asked = work.asked
     key = "".join(image.digest for image in asked.images) or repr(asked.turns)
 

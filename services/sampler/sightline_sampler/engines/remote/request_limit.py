@@ -9,7 +9,8 @@ from collections.abc import AsyncIterator
 
 
 class RequestLimit:
-    """A semaphore whose users take several at once; first come, first served. `limit` may be changed at any time."""
+    """A semaphore from which users take several permits at once; first come, first served. `limit` may change at any
+    time."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -18,14 +19,14 @@ class RequestLimit:
 
     @contextlib.asynccontextmanager
     async def taken(self, count: int) -> AsyncIterator[None]:
-        """Hold `count` of them inside the block (all that there are, if that is fewer)."""
+        """Hold `count` permits inside the block (all permits, if there are fewer)."""
         if self._waiting or not self._fits(count):
             future = asyncio.get_running_loop().create_future()
             self._waiting.append((count, future))
             try:
                 await future
             except asyncio.CancelledError:
-                # Also without a turn: those behind it may fit where it did not.
+                # Also without a turn, since those after it may fit.
                 self._give(0 if future.cancelled() else count)
                 raise
         else:

@@ -1,4 +1,4 @@
-"""Restart an engine that loads weights only at start: a command, or a rollout of its Kubernetes Deployment."""
+"""Restart an engine that loads weights only at start, by a command or a rollout of its Kubernetes Deployment."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ logger = logging.getLogger(__name__)
 
 
 async def restart(settings: TgiSettings, *, model: str, version: int) -> None:
-    """Ask for a restart with another model; returns before the engine is up.
+    """Request a restart with another model; returns before the engine is up.
 
     Args:
-        settings: how.
+        settings: how to restart.
         model: the model's directory as the engine sees it.
-        version: of the policy, for the command.
+        version: the policy's version, for the command.
 
     Raises:
-        PreconditionFailed: there is no way set, or it failed.
+        PreconditionFailed: no way to restart is configured, or it failed.
     """
     if settings.restart_command:
         await _run([part.format(directory=model, version=version) for part in settings.restart_command], settings)
@@ -42,8 +42,8 @@ async def restart(settings: TgiSettings, *, model: str, version: int) -> None:
 async def roll_out(client: httpx.AsyncClient, settings: KubernetesSettings, model: str) -> None:
     """Patch the environment variable of the Deployment's container; Kubernetes then replaces its pods.
 
-    Old pods go before new ones come, and the Deployment should have one replica behind the engine's address: pods of
-    two models would answer in turn.
+    Old pods stop before new ones start, and the Deployment should have one replica behind the engine's address, since
+    otherwise pods with two models would answer in turn.
 
     Raises:
         PreconditionFailed: the API refuses, or cannot be reached.
@@ -91,7 +91,7 @@ async def _run(command: list[str], settings: TgiSettings) -> None:
     except TimeoutError:
         raise PreconditionFailed(f"{command[0]} did not end in time", reason="RESTART_FAILED") from None
     finally:
-        if process.returncode is None:  # no caller waits for it any more, and it would restart TGI behind our back
+        if process.returncode is None:  # no caller waits for it, and it would restart TGI unnoticed
             process.kill()
             await process.wait()
     if process.returncode:

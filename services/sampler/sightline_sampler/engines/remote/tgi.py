@@ -1,17 +1,17 @@
 """Text Generation Inference: K concurrent requests to /generate, and one set of weights at a time.
 
-What this engine knows of TGI (3.3.7, the last release; its repository is archived):
+Facts about TGI (3.3.7, the last release; its repository is archived):
 
-- /generate gives token ids, the chat route does not; `n` is ignored; `best_of` runs K requests inside the router, saves
-  the upload only, and refuses seeds. So: one request per candidate, each with its seed.
-- Log-probs are taken after temperature and truncation, in the model's number type: of the behaviour, and of the policy
-  only where nothing processes the logits.
+- /generate returns token ids, the chat route does not; `n` is ignored; `best_of` runs K requests inside the router,
+saves only the upload, and refuses seeds. So each candidate is one request with its seed.
+- Log-probs are computed after temperature and truncation, in the model's number type: they are the behaviour's, and the
+policy's only if nothing processes the logits.
 - The image is markdown in the prompt, and so is any `![](http://...)` in a user's text, which TGI would fetch.
-- top_p of 1 and temperature of 0 are refused; /generate puts a begin token in front; without max_new_tokens it prefills
-  again every 1024 tokens.
+- top_p of 1 and temperature of 0 are refused; /generate adds a begin token at the front; without max_new_tokens it
+prefills again every 1024 tokens.
 - An unknown adapter_id answers 200 from the base model, and on vision-language models a known one does too. So LoRA is
   never used: a policy is a merged checkpoint, TGI is restarted with it, and /info.model_id proves the version, before
-  each request and again when its reply is there.
+  each request and again when its reply has arrived.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ class TgiEngine(RemoteEngine):
         self._models = {0: settings.tgi.model_id or settings.model}
         self._merged: dict[int, Path] = {}
         self._info: dict[str, Any] = {}
-        self._asked_info = 0.0  # time.monotonic() of the question that `_info` answers
+        self._asked_info = 0.0  # time.monotonic() of the request for `_info`
         self._asking_info = asyncio.Lock()
         self._scores: bool | None = None
-        self._coming: int | None = None  # the version that a restart was asked for, until it is there
+        self._coming: int | None = None  # the version of a requested restart, until it is up
 
     async def look(self) -> str | None:
         """Read /info and /health."""
@@ -87,11 +87,11 @@ class TgiEngine(RemoteEngine):
         return self._info
 
     async def _require_still(self, version: int) -> None:
-        """As `require`, of what came just now: TGI says nowhere in a reply which model it holds, so /info is asked
-        again, once for all replies that came meanwhile.
+        """As `require`, for replies that just arrived: TGI's replies do not name its model, so /info is read again,
+        once for all replies that arrived meanwhile.
 
         Raises:
-            Unavailable: it holds another model by now, and may have done so when it sampled.
+            Unavailable: it now holds another model, and may have held it while sampling.
             Failure: it does not answer.
         """
         came = time.monotonic()
@@ -114,7 +114,7 @@ class TgiEngine(RemoteEngine):
         return digest
 
     def capabilities(self) -> Capabilities:
-        """What TGI can do, and what this one is limited to."""
+        """TGI's capabilities, within this instance's limits."""
         limits, info = self._limits, self._info
         return Capabilities(
             engine=f"tgi {info.get('version', '?')}",
@@ -123,13 +123,13 @@ class TgiEngine(RemoteEngine):
             logprob_dtype=str(info.get("model_dtype") or self.text.dtype).removeprefix("torch."),
             seeds=True,
             token_ids=True,
-            lora="none" if self._tgi.merge_into is None else "restart",  # merged into a checkpoint of its own
+            lora="none" if self._tgi.merge_into is None else "restart",  # merged into a separate checkpoint
             full="restart",
             multi_version=False,
             prefix_shared=False,
             max_candidates=limits.max_candidates,
             max_tokens=min(limits.max_tokens, int(info.get("max_total_tokens", limits.max_tokens))),
-            # What the largest body leaves for the image, after base64.
+            # The largest body's space for the image, after base64.
             max_image_bytes=min(limits.max_image_bytes, max(0, self._tgi.max_body_bytes - (64 << 10)) * 3 // 4),
             max_image_pixels=limits.max_image_pixels,
             max_images=limits.max_images,
@@ -176,7 +176,7 @@ class TgiEngine(RemoteEngine):
         yield self.summary(version, rendered, prompt_tokens)
 
     def batches(self, work: SampleWork) -> list[list[int]]:
-        """One request for each candidate; with best_of, as many as the router takes, where the upload is what costs."""
+        """One request for each candidate; with best_of, as many as the router accepts, if the upload dominates."""
         count, above = len(work.seeds), self._tgi.best_of_above_bytes
         most = min(int(self._info.get("max_best_of", 1)), self.slots.limit)
         sent = sum(len(image.content) for image in work.asked.images) * 4 // 3
@@ -190,11 +190,11 @@ class TgiEngine(RemoteEngine):
         return count
 
     async def score(self, work: ScoreWork) -> TokenScores:
-        """Log-probabilities of a response, read off the prefill of prompt and response together.
+        """Log-probabilities of a response, from the prefill of prompt and response together.
 
         Raises:
             Unsupported: TGI was started without --enable-prefill-logprobs.
-            InvalidInput: the tokenizer would not give these ids for their text, and TGI takes text only.
+            InvalidInput: the tokenizer gives other ids for this text, and TGI takes only text.
         """
         if not self._scores:
             raise Unsupported(
@@ -227,7 +227,7 @@ class TgiEngine(RemoteEngine):
         """Compare a checkpoint with the base model, or merge an adapter into one; TGI loads it when it is activated.
 
         Raises:
-            PreconditionFailed: it does not fit, or it is an adapter and there is no place to merge it.
+            PreconditionFailed: it does not fit, or it is an adapter and no directory for merging is configured.
         """
         if manifest.kind != "lora":
             staged = await asyncio.to_thread(check_checkpoint, directory, self._model)
@@ -235,7 +235,7 @@ class TgiEngine(RemoteEngine):
             return staged
         if self._tgi.merge_into is None:
             raise PreconditionFailed(
-                "TGI answers as the base model where a vision-language model gets a LoRA adapter (and says 200): "
+                "TGI ignores LoRA adapters on vision-language models and answers as the base model (with 200): "
                 "publish the policy merged, or set engine.tgi.merge_into",
                 reason="POLICY_KIND_UNSUPPORTED",
             )
@@ -250,28 +250,28 @@ class TgiEngine(RemoteEngine):
         """Restart TGI with the policy's checkpoint, and wait until /info names it.
 
         Raises:
-            PreconditionFailed: there is no way to restart it, or it does not come up with that model in time.
+            PreconditionFailed: no way to restart it is configured, or it does not start with that model in time.
         """
         await self.until_up(self._tgi.swap_seconds)
         if self.resident(version) and self._coming in (None, version):
             return
         model = self._models[version]
         if self._tgi.restart_command or self._tgi.kubernetes:
-            self._coming = version  # till it is there, whatever answers may be about to go
+            self._coming = version  # until it is up, any answering server may be about to stop
         await restart(self._tgi, model=model, version=version)
         await self.until(lambda: self.resident(version), f"TGI did not start with {model}")
         self._coming = None
 
     async def retire(self, version: int) -> None:
-        """Forget where it lies, and delete what was merged here."""
+        """Remove its entry, and delete a checkpoint that was merged here."""
         self._models.pop(version, None)
         if (merged := self._merged.pop(version, None)) is not None:
             await asyncio.to_thread(shutil.rmtree, merged, ignore_errors=True)
 
     async def _inputs(self, asked: Conversation) -> tuple[str, str]:
-        """The rendered prompt, and the same as TGI takes it: images as markdown, a leading begin token left away.
+        """The rendered prompt, and its form for TGI: images as markdown, without a leading begin token.
 
-        Markdown for images in the user's text is taken apart by a space, so that TGI neither fetches nor sees one.
+        Markdown for images in the user's text is broken by a space, so that TGI does not treat it as an image.
         """
         turns = [
             Turn(turn.role, tuple(part and part.replace(_MARKUP, "! [](") for part in turn.content))

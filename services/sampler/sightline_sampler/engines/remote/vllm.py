@@ -1,17 +1,17 @@
-"""vLLM's OpenAI-compatible server: K in one request, adapters by name while it serves.
+"""vLLM's OpenAI-compatible server: K candidates in one request, adapters by name while it serves.
 
-What this engine knows of vLLM (0.33):
+Facts about vLLM (0.33):
 
-- `n` with a seed gives child i the seed + i; so seeds are made as a run of numbers, and each candidate can be had again
-  alone. Seeds that are not a run go in requests of their own, and share prefix and image features in vLLM's caches.
+- `n` with a seed gives child i the seed + i. So seeds are consecutive numbers, and each candidate can be requested
+again alone. Other seeds are sent in separate requests, which share prefix and image features in vLLM's caches.
 - An adapter is addressed as `model`. Its name carries version and digest and is never used again, and every request's
   `cache_salt` says the same, so that no cached prefix of another version fits.
-- Sampling parameters that are left out come from the checkpoint's generation config: all are sent.
+- Missing sampling parameters come from the checkpoint's generation config, so all are sent.
 - Log-probs are the policy's (--logprobs-mode raw_logprobs, the default) or the behaviour's (processed_logprobs); which
-  is found out at the start. What must not be sampled (image placeholders, begin, pad) is kept away by a logit bias,
-  which raw log-probs do not see.
-- Merged and full policies replace the base weights by the development endpoints, between requests; adapters are then
-  not served. `weight_versions` on a choice says which weights sampled it.
+one is determined at the start. Ids that must not be sampled (image placeholders, begin, pad) are excluded by a logit
+bias, which does not affect raw log-probs.
+- Merged and full policies replace the base weights through the development endpoints, between requests; adapters are
+  then not served. `weight_versions` on a choice says which weights sampled it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class VllmEngine(RemoteEngine):
         self._raw = settings.vllm.logprobs != "processed"
 
     async def look(self) -> str | None:
-        """Ask for health and models; load again what a restart of vLLM has forgotten."""
+        """Read health and models; reload what vLLM lost in a restart."""
         response = await self._backend.get("/health")
         if response.status_code != 200:
             raise Failure("away", f"/health answers {response.status_code}: {reason_of(response)}")
@@ -69,7 +69,7 @@ class VllmEngine(RemoteEngine):
         """Wait for vLLM, and find out what its log-probs are."""
         digest = await super().start()
         try:
-            if self._vllm.sleep and await self._sleep.asleep():  # a sampler that was killed left it so
+            if self._vllm.sleep and await self._sleep.asleep():  # a killed sampler left it asleep
                 await self._sleep.wake()
             response = await self._backend.get("/version")
             self._version = str(response.json().get("version", "?")) if response.status_code == 200 else "?"
@@ -80,13 +80,13 @@ class VllmEngine(RemoteEngine):
         return digest
 
     def capabilities(self) -> Capabilities:
-        """What vLLM can do, and what this one is limited to."""
+        """vLLM's capabilities, within this instance's limits."""
         limits = self._limits
         return Capabilities(
             engine=f"vllm {self._version}",
             model=self._weights.base_name,
             logprobs="policy" if self._raw else "behaviour",
-            logprob_dtype="float32",  # of the log-softmax; the logits are in the model's type
+            logprob_dtype="float32",  # type of the log-softmax; the logits have the model's type
             seeds=True,
             token_ids=True,
             lora="hot",
@@ -107,25 +107,25 @@ class VllmEngine(RemoteEngine):
         )
 
     def derive_seeds(self, seed: int, count: int) -> list[int]:
-        """A run of numbers, so that one request with `n` gives them all."""
+        """Consecutive numbers, so that one request with `n` gives all candidates."""
         first = seeds.derive(seed, 1)[0] >> 1
         return [first + index for index in range(count)]
 
     @property
     def doubted(self) -> bool:
-        """Whether it was restarted, and was given its adapters again, which it has not proved."""
+        """Whether it was restarted and got its adapters again, but has not proved them."""
         return self._weights.doubted
 
     def trust(self) -> None:
-        """Its adapters may be named: for the proof, or after it."""
+        """Allow its adapters in requests: for the proof, or after it."""
         self._weights.doubted = False
 
     def resident(self, version: int) -> bool:
-        """Whether that version can be named in a request as vLLM stands."""
+        """Whether a request can name that version now."""
         return self._weights.resident(version)
 
     def batches(self, work: SampleWork) -> list[list[int]]:
-        """One request for each run of seeds."""
+        """One request for each group of consecutive seeds."""
         runs: list[list[int]] = []
         for index, seed in enumerate(work.seeds):
             if runs and seed == work.seeds[index - 1] + 1 and seed % _SEEDS:
@@ -138,13 +138,13 @@ class VllmEngine(RemoteEngine):
         """Yield each candidate when it is finished, and the summary last."""
         params, version = work.params, work.lease.bind()
         rendered = self.text.render(work.asked.turns)
-        special = self.text.wants_special(rendered)  # the chat route adds none by itself, and the trainer has them
+        special = self.text.wants_special(rendered)  # the chat route adds none itself, but the trainer has them
         messages = await self._messages(work)
         prompt_tokens, limit = 0, params.max_tokens or self._limits.default_max_tokens
 
         async def draw(indices: Sequence[int], chosen: Sequence[int]) -> AsyncGenerator[Candidate]:
             nonlocal prompt_tokens, limit
-            # After a redraw the missing ones may be a run no more: then each has its own request.
+            # After resampling, the missing ones may not be consecutive: then each has its own request.
             for places, first in _runs(indices, chosen):
                 body = self._body(messages, params, version, seed=first, n=len(places))
                 body |= {"add_special_tokens": special, "max_tokens": limit}
@@ -168,7 +168,7 @@ class VllmEngine(RemoteEngine):
         """Log-probabilities of a response, by prompt_logprobs over prompt and response together.
 
         Raises:
-            InvalidInput: the tokenizer would not give these ids for their text behind this prompt.
+            InvalidInput: the tokenizer gives other ids for this text after this prompt.
         """
         version = work.lease.bind()
         self.require(version)
@@ -182,7 +182,7 @@ class VllmEngine(RemoteEngine):
         }
         try:
             logprobs = await self._scorer.score(messages, [int(token) for token in work.token_ids], body, self.text)
-            if not await self._weights.still_holds(version):  # no reply of scores says whose they are
+            if not await self._weights.still_holds(version):  # replies with scores do not name their weights
                 metrics.STALE.inc()
                 raise Failure("broken", "it was restarted, and scored with the base model's weights")
         except Failure as failure:
@@ -190,11 +190,11 @@ class VllmEngine(RemoteEngine):
         return TokenScores(logprobs, version)
 
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
-        """Load an adapter beside what is served; compare a checkpoint, to be loaded when it is activated."""
+        """Load an adapter beside the served ones; only compare a checkpoint, which is loaded at activation."""
         return await self._weights.stage(directory, manifest)
 
     async def activate(self, version: int) -> None:
-        """Replace the base weights where that version needs others."""
+        """Replace the base weights if the version needs others."""
         await self.until_up(self._vllm.swap_seconds)
         await self._weights.hold(version)
 
@@ -223,7 +223,7 @@ class VllmEngine(RemoteEngine):
         await self._sleep.begin()
 
     async def reload(self) -> None:
-        """Wake vLLM up, and see that its weights came back."""
+        """Wake vLLM up, and check that its weights came back."""
         await self._sleep.end()
 
     async def _messages(self, work: SampleWork | ScoreWork) -> list[dict[str, Any]]:
@@ -272,7 +272,7 @@ class VllmEngine(RemoteEngine):
         return body
 
     async def _opened(self, body: dict[str, Any], version: int) -> AsyncIterator[Choice]:
-        """The choices of a request that vLLM has accepted: its first one is here."""
+        """The choices of a request that vLLM has accepted; the first has arrived."""
         choices = self._choices(body, version)
         first = await anext(choices)
 
@@ -328,7 +328,7 @@ class VllmEngine(RemoteEngine):
         return refused("vllm", response)
 
     async def _finds_raw(self) -> bool:
-        """Whether log-probs are raw: among the likeliest token alone, a processed one is 0."""
+        """Whether log-probs are raw: with only the most likely token allowed, a processed one is 0."""
         params = SamplingParams(top_k=1, max_tokens=8)
         body = self._body([{"role": "user", "content": [{"type": "text", "text": "?"}]}], params, 0, seed=0, n=1)
         body |= {"model": self._weights.base_name, "ignore_eos": True}

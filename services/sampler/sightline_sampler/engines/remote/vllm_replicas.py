@@ -1,12 +1,12 @@
-"""Several vLLMs of one base model behind one sampler: each holds the policies, and each proves them.
+"""Several vLLMs with one base model behind one sampler: each holds the policies, and each proves them.
 
 vLLM's load call reaches one replica, and behind a load balancer the others answer as the base model, with 200. So each
-replica is asked by its own address, and a policy is staged at all of them, proved at each, and only then sampled from.
-One that fails, or shows other weights, is left out and named in the log, as long as a quorum took the policy. When it
-is back it is given what it lacks, and compared with one that was proved before it is asked again.
+replica is called by its own address, and a policy is staged at all of them, proved at each, and only then used. A
+replica that fails or shows other weights is left out and named in the log, if a quorum took the policy. When it is
+back, it gets what it lacks, and is compared with a proved replica before it is used again.
 
-An image's requests go to the same replica, whose caches know it; where that one fails, the candidates that are missing
-come from the next, with their seeds.
+An image's requests go to the same replica, which has it in its caches; if that one fails, the missing candidates come
+from the next, with their seeds.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-_OTHERS_SECONDS = 30.0  # how long those that start later are waited for when the first one is there
-_AGAIN = 5  # looks until one that cannot be brought up to date is retried
-_OVER_SECONDS = 2.0  # how long a replica that fails is asked again before another one is
+_OTHERS_SECONDS = 30.0  # how long to wait for the others after the first one is up
+_AGAIN = 5  # checks before one that could not be updated is retried
+_OVER_SECONDS = 2.0  # how long a failing replica is retried before another one is used
 
 
 class VllmReplicas(Engine):
@@ -44,7 +44,7 @@ class VllmReplicas(Engine):
 
     Args:
         settings: `vllm.replicas` has their addresses; the rest is the same for all.
-        limits: of images and candidates.
+        limits: limits of images and candidates.
     """
 
     name: ClassVar[str] = "vllm"
@@ -59,12 +59,12 @@ class VllmReplicas(Engine):
         self._staged: dict[int, tuple[Path, PolicyManifest]] = {}
         self._active = 0
         self._proof: Proof | None = None
-        self._changes = asyncio.Lock()  # one change of what replicas hold at a time
+        self._changes = asyncio.Lock()  # one change of the replicas' policies at a time
         self._resting = False
         self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> str:
-        """Wait for the first replica, and a moment for the others, which may come later."""
+        """Wait for the first replica, and a moment for the others, which may start later."""
         starts = [asyncio.create_task(replica.engine.start()) for replica in self._replicas]
         digest: str | None = None
         for done in asyncio.as_completed(starts):
@@ -78,7 +78,7 @@ class VllmReplicas(Engine):
             if start.done() and start.exception() is None:
                 replica.admit()
             else:
-                replica.leave_out("it does not come up")
+                replica.leave_out("it does not start")
             self._tasks.append(asyncio.create_task(self._tend(replica, start)))
         return digest
 
@@ -90,7 +90,7 @@ class VllmReplicas(Engine):
         await asyncio.gather(*(replica.engine.stop() for replica in self._replicas))
 
     def ready(self) -> str | None:
-        """None if one can be asked."""
+        """None if one can be used."""
         if any(replica.answers() for replica in self._replicas):
             return None
         return "; ".join(f"{replica.engine.called}: {replica.why()}" for replica in self._replicas)
@@ -108,11 +108,11 @@ class VllmReplicas(Engine):
         return max(1, math.ceil(self._vllm.quorum * len(self._replicas)))
 
     def leave_out(self, part: Engine, why: str) -> None:
-        """Ask a replica nothing more until it has proved what it holds."""
+        """Do not use a replica until it has proved what it holds."""
         next(one for one in self._replicas if one.engine is part).leave_out(why, failed=True)
 
     def on_return(self, proof: Proof) -> None:
-        """Told how one that is back proves itself."""
+        """Set how a replica that is back proves itself."""
         self._proof = proof
 
     def derive_seeds(self, seed: int, count: int) -> list[int]:
@@ -120,7 +120,7 @@ class VllmReplicas(Engine):
         return self._replicas[0].engine.derive_seeds(seed, count)
 
     def resident(self, version: int) -> bool:
-        """Whether a replica that answers can be asked for that version."""
+        """Whether an available replica can answer from that version."""
         return any(replica.answers() and replica.engine.resident(version) for replica in self._replicas)
 
     def loads(self) -> tuple[int, int]:
@@ -129,8 +129,8 @@ class VllmReplicas(Engine):
         return sum(sampling for sampling, _ in loads), sum(waiting for _, waiting in loads)
 
     async def sample(self, work: SampleWork) -> AsyncGenerator[Candidate | Summary]:
-        """Yield each candidate when it is finished, and the summary last; what a replica did not finish comes from the
-        next, with the same seeds."""
+        """Yield each candidate when it is finished, and the summary last; candidates that a replica did not finish come
+        from the next, with the same seeds."""
         missing = list(range(len(work.seeds)))
         tries = Round(self._vllm.overload_seconds)
         while True:
@@ -151,7 +151,7 @@ class VllmReplicas(Engine):
                 tries.failed(replica, error)
 
     async def score(self, work: ScoreWork) -> TokenScores:
-        """By the replica that samples with these images."""
+        """Score by the replica that samples with these images."""
         tries = Round(self._vllm.overload_seconds)
         while True:
             replica = await self._next(work, tries)
@@ -173,13 +173,13 @@ class VllmReplicas(Engine):
             return next(iter(done.values()))
 
     async def activate(self, version: int) -> None:
-        """Have each hold the weights that a version needs."""
+        """Make each hold the weights that a version needs."""
         async with self._changes:
-            await self._at_each(lambda one: one.activate(version), f"change over to policy {version}")
+            await self._at_each(lambda one: one.activate(version), f"switch to policy {version}")
             self._active = version
 
     async def retire(self, version: int) -> None:
-        """Free a policy everywhere; one that is away forgets it when it is back."""
+        """Free a policy everywhere; an unavailable replica frees it when it is back."""
         async with self._changes:
             self._staged.pop(version, None)
             for replica in self._replicas:
@@ -196,15 +196,15 @@ class VllmReplicas(Engine):
         await self._at_each(lambda one: one.thaw(), "go on")
 
     async def release(self) -> None:
-        """Have each free its memory."""
+        """Make each free its memory."""
         async with self._changes:
             self._resting = True
             await self._at_each(lambda one: one.release(), "rest")
 
     async def reload(self) -> None:
-        """Have each take it up again, and see that its weights came back."""
+        """Make each restore it, and check that its weights came back."""
         async with self._changes:
-            await self._at_each(lambda one: one.reload(), "take up its weights")
+            await self._at_each(lambda one: one.reload(), "restore its weights")
             self._resting = False
 
     async def _at_each(
@@ -213,7 +213,7 @@ class VllmReplicas(Engine):
         what: str,
         undo: Callable[[VllmEngine], Awaitable[object]] | None = None,
     ) -> dict[Replica, T]:
-        """Do something at each replica that answers; those that fail are left out where a quorum did it, else it is
+        """Do something at each available replica; those that fail are left out if a quorum did it, otherwise it is
         undone.
 
         Raises:
@@ -239,7 +239,7 @@ class VllmReplicas(Engine):
                         await undo(replica.engine)
             if failures:
                 raise failures[0][1]
-            raise self._unavailable(f"{len(done)} of {len(self._replicas)} replicas are there to {what}")
+            raise self._unavailable(f"{len(done)} of {len(self._replicas)} replicas could {what}")
         for replica, error in failures:
             if not isinstance(error, SightlineError):
                 raise error
@@ -247,7 +247,7 @@ class VllmReplicas(Engine):
         return done
 
     async def _next(self, work: SampleWork | ScoreWork, tries: Round) -> Replica:
-        """The replica to ask, of those that were not asked in vain.
+        """The replica to use, of those that have not failed for this request.
 
         Raises:
             Unavailable: no replica answered in time.
@@ -268,7 +268,7 @@ class VllmReplicas(Engine):
         return Unavailable(f"{what}{': ' if why else ''}{why}", reason="ENGINE_DOWN", retry_after=2.0)
 
     async def _tend(self, replica: Replica, start: asyncio.Task[str]) -> None:
-        """See one replica come, go, and come back."""
+        """Watch one replica as it comes and goes."""
         try:
             while True:
                 try:
@@ -290,19 +290,19 @@ class VllmReplicas(Engine):
         if down is not None:
             replica.leave_out(down)
         elif replica.engine.doubted:
-            replica.leave_out("it was restarted, and has to prove its policies again")
+            replica.leave_out("it was restarted, and must prove its policies again")
         if down is None and replica.out is not None:
             async with self._changes:
                 await self._bring_up_to_date(replica)
 
     async def _bring_up_to_date(self, replica: Replica) -> None:
-        """Give a replica what it lacks, and have it prove that it holds what the others do.
+        """Give a replica what it lacks, and make it prove that it holds the same as the others.
 
         Raises:
             SightlineError: it refuses a policy, or shows other weights.
         """
         engine = replica.engine
-        if self._vllm.sleep:  # it may have been left out while it slept
+        if self._vllm.sleep:  # it may have been left out while asleep
             await engine.reload()
         for version in replica.held - self._staged.keys():
             await engine.retire(version)
@@ -318,7 +318,7 @@ class VllmReplicas(Engine):
         engine.trust()
         proved = next((one for one in self._replicas if one is not replica and one.answers()), None)
         if proved is None and replica.failed:
-            return  # it has shown other weights, and no other replica is there to compare with
+            return  # it showed other weights, and there is no other replica to compare with
         if proved is not None and self._proof is not None:
             versions = [version for version in (0, *sorted(self._staged)) if proved.engine.resident(version)]
             try:

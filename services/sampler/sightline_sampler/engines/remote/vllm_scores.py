@@ -21,8 +21,8 @@ _KEPT = 256
 class VllmScorer:
     """Scores given token ids.
 
-    The chat route takes text, and a template may write an answer otherwise than it asks for one (a space more). So the
-    prompt's own ids are asked for once, and what is scored must be those ids and then the response's, to the last one.
+    The chat route takes text, and a template may render an answer differently from the prompt for one (an extra space).
+    So the prompt's own ids are requested once, and the scored ids must be exactly those followed by the response's.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -32,10 +32,10 @@ class VllmScorer:
     async def score(
         self, messages: list[dict[str, Any]], ids: list[int], body: dict[str, Any], text: ChatText
     ) -> Logprobs:
-        """Log-probability of each id (n,) behind the prompt.
+        """Log-probability of each id (n,) after the prompt.
 
         Raises:
-            InvalidInput: no text of the response gives these ids.
+            InvalidInput: no text gives these ids.
             Failure: the server did not answer.
         """
         prompt = await self._prompt_ids(messages, body)
@@ -55,7 +55,7 @@ class VllmScorer:
                     [entry[str(token)]["logprob"] for entry, token in zip(found, ids, strict=True)], np.float32
                 )
         raise InvalidInput(
-            "vLLM's chat route takes text, and these token ids are not what their text gives behind this prompt",
+            "vLLM's chat route takes text, and the text of these token ids gives other ids after this prompt",
             reason=UNSCORABLE,
         )
 

@@ -1,9 +1,9 @@
-"""Sleep: a vLLM that gives its GPU's memory back while somebody else needs it, and takes it up again.
+"""Sleep: a vLLM frees its GPU memory while another process needs it, and restores it afterwards.
 
-Level 1: weights, adapters with them, wait in main memory, and keys and values are dropped. Level 2 would read the base
-model's files again and lose what was put in since, so it is not asked for. A vLLM that woke up with other weights has
-been seen (its disk's, in place of those that were synced), so that they came back is shown, not assumed: every version
-says the same of a prompt as before. One that does not is given its weights again, and must then.
+Level 1 is used: weights and adapters are moved to main memory, and keys and values are dropped. Level 2 would read the
+base model's files again and lose later changes, so it is not used. A vLLM has been seen to wake up with other weights
+(those on disk instead of the synced ones). So the result is checked: every version must give the same log-probs for a
+prompt as before. If one does not, its weights are loaded again, and it is checked once more.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 Said = dict[int, npt.NDArray[np.float64]]
 
 APART = 0.02
-"""Most that a version's log-probabilities may differ after a sleep, in nats a token: engines in half precision were
-seen 0.01 to 0.018 from their trainers, and a stale one 0.2."""
+"""Maximum difference of a version's log-probabilities after a sleep, in nats a token: engines in half precision
+differed by 0.01 to 0.018 from their trainers, and a stale one by 0.2."""
 
 
 class VllmSleep:
@@ -34,7 +34,7 @@ class VllmSleep:
 
     Args:
         backend: the server.
-        weights: which it holds.
+        weights: the weights that it holds.
     """
 
     def __init__(self, backend: Backend, weights: VllmWeights) -> None:
@@ -42,7 +42,7 @@ class VllmSleep:
         self._said: Said | None = None
 
     async def begin(self) -> None:
-        """Have it sleep; nothing if it does.
+        """Put it to sleep, unless it sleeps.
 
         Raises:
             PreconditionFailed: it does not.
@@ -57,17 +57,17 @@ class VllmSleep:
             )
 
     async def end(self) -> None:
-        """Wake it up; nothing if it is awake.
+        """Wake it up, unless it is awake.
 
         Raises:
             PreconditionFailed: it does not wake up.
-            InternalError: WEIGHTS_DID_NOT_COME_BACK: a version says something else than before.
+            InternalError: WEIGHTS_DID_NOT_COME_BACK: a version gives other log-probs than before.
         """
         before = self._said
         if before is None and not await self.asleep():
             return
         await self.wake()
-        await self._weights.look()  # one that was restarted meanwhile has forgotten its adapters
+        await self._weights.look()  # if it was restarted meanwhile, it has lost its adapters
         for again in (True, False):
             wrong = _changed(before or {}, await self._say())
             if not wrong:
@@ -83,7 +83,7 @@ class VllmSleep:
         self._said = None
 
     async def wake(self) -> None:
-        """Wake it up, whoever had it sleep.
+        """Wake it up, whoever put it to sleep.
 
         Raises:
             PreconditionFailed: it does not wake up.
@@ -94,10 +94,10 @@ class VllmSleep:
         await self._weights.clear_caches()
 
     async def asleep(self) -> bool:
-        """Whether it says that it sleeps.
+        """Whether it reports that it sleeps.
 
         Raises:
-            PreconditionFailed: it does not say.
+            PreconditionFailed: it does not report it.
         """
         try:
             response = await self._backend.get("/is_sleeping")
@@ -112,7 +112,7 @@ class VllmSleep:
         return bool(response.json()["is_sleeping"])
 
     async def _say(self) -> Said:
-        """Log-probabilities of a prompt's own tokens under every version that can be named now, (n,) each."""
+        """Log-probabilities of a prompt's own tokens under every available version, (n,) each."""
         return {version: await self._prompt_logprobs(version) for version in self._weights.versions()}
 
     async def _prompt_logprobs(self, version: int) -> npt.NDArray[np.float64]:
@@ -135,7 +135,7 @@ class VllmSleep:
 
 
 def _changed(before: Said, after: Said) -> list[int]:
-    """Versions that do not say what they said: too far from it, or nearer to what another version said."""
+    """Versions whose log-probs changed: too different from before, or nearer to those of another version."""
 
     def apart(version: int, other: int) -> float:
         return float(np.abs(after[version] - before[other]).mean())

@@ -1,4 +1,4 @@
-"""One choice of vLLM's stream, put together from its chunks."""
+"""One choice of vLLM's stream, assembled from its chunks."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from sightline.sampler.types import Candidate, FinishReason
 
 @dataclasses.dataclass(slots=True)
 class Choice:
-    """What came of a choice so far.
+    """The received part of a choice.
 
     Attributes:
-        index: among the request's `n`.
-        prompt_tokens: of the prompt, image tokens included; 0 until it is known.
+        index: index among the request's `n`.
+        prompt_tokens: number of the prompt's tokens, image tokens included; 0 until known.
         spans: weight versions of its tokens, if the server reports them.
     """
 
@@ -32,11 +32,11 @@ class Choice:
 
     @property
     def aborted(self) -> bool:
-        """Whether the server broke it off."""
+        """Whether the server aborted it."""
         return self.finish not in ("stop", "length")
 
     def add(self, part: dict[str, Any], prompt_token_ids: Sequence[int] | None) -> None:
-        """Take in a chunk's part."""
+        """Add a chunk's part."""
         if prompt_token_ids:
             self.prompt_tokens = len(prompt_token_ids)
         self.text += (part.get("delta") or {}).get("content") or ""
@@ -52,12 +52,12 @@ class Choice:
         """The candidate.
 
         Args:
-            index: in the request.
-            seed: that gives it again.
-            version: that sampled it.
-            params: how it was drawn.
-            raw: whether log-probs are of before temperature and truncation.
-            biased: whether some tokens were kept away, so that even unbent sampling is not the policy.
+            index: index in the request.
+            seed: the seed that gives it again.
+            version: the version that sampled it.
+            params: how it was sampled.
+            raw: whether log-probs are from before temperature and truncation.
+            biased: whether some tokens were excluded, so that even plain sampling is not the policy.
         """
         logprobs, none = np.array(self.logprobs, dtype=np.float32), np.zeros(0, dtype=np.float32)
         greedy = params.temperature == 0

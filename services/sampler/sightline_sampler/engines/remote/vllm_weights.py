@@ -1,4 +1,4 @@
-"""Which weights vLLM holds: adapters by names that are never used again, and one set of base weights."""
+"""Which weights vLLM holds: adapters under names that are never reused, and one set of base weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BASE = "v0"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Policy:
-    label: str  # version and digest: an adapter's name, a cache's salt, the label of weights
+    label: str  # version and digest: an adapter's name, a cache's salt, the weights' label
     path: str  # as vLLM sees it
     adapter: bool
 
@@ -41,12 +41,12 @@ class VllmWeights:
     def __init__(self, backend: Backend, settings: VllmSettings, base: Path, seen_at: Callable[[Path], str]) -> None:
         self._backend, self._settings, self._base, self._seen_at = backend, settings, base, seen_at
         self._policies: dict[int, _Policy] = {}
-        self._served: set[str] = set()  # adapters that the server listed last
-        self._slot = 0  # whose base weights are in; -1 where that is not known
-        self._wanted = 0  # whose should be
-        self._label: str | None = None  # of the weights, if the server reports one
+        self._served: set[str] = set()  # adapters that the server last listed
+        self._slot = 0  # slot whose base weights are loaded; -1 if unknown
+        self._wanted = 0  # slot whose base weights should be loaded
+        self._label: str | None = None  # the weights' label, if the server reports one
         self._changes = asyncio.Lock()
-        self.doubted = False  # adapters were put back after a restart; where there are several replicas
+        self.doubted = False  # adapters were reloaded after a restart (with several replicas)
         self.base_name = settings.served_model
         self.window: int | None = None
 
@@ -56,7 +56,7 @@ class VllmWeights:
         return policy.label if policy is not None and policy.adapter else self.base_name
 
     def salt_of(self, version: int) -> str:
-        """The `cache_salt` of a request: no prefix of another version may fit."""
+        """The `cache_salt` of a request, so that no prefix of another version matches."""
         return self._policies[version].label if version in self._policies else _BASE
 
     def resident(self, version: int) -> bool:
@@ -71,8 +71,8 @@ class VllmWeights:
     def sampled_by(self, version: int, spans: Sequence[dict[str, Any]] | None) -> bool:
         """Whether all of a candidate's tokens come from the base weights that a version needs.
 
-        Where these are a policy's own, the server must say so: one that was restarted has the base model's again, and
-        says nothing. Else no spans, no objection.
+        If these are a policy's own, the server must report them: after a restart it has the base model's again, and
+        reports nothing. Otherwise missing spans are accepted.
         """
         labels = {str(span["version"]) for span in spans or ()}
         policy = self._policies.get(version)
@@ -83,7 +83,7 @@ class VllmWeights:
         return labels == {self._label} or (self._label is None and len(labels) == 1)
 
     async def still_holds(self, version: int) -> bool:
-        """Whether the server says that it has a policy's own base weights; of other versions it is not asked.
+        """Whether the server reports a policy's own base weights; for other versions it is not asked.
 
         Raises:
             Failure: it does not answer.
@@ -92,11 +92,11 @@ class VllmWeights:
         return policy is None or policy.adapter or await self._weight_label() == policy.label
 
     async def forget_served(self) -> None:
-        """The server does not know a name that it listed: the next look loads it again."""
+        """Note that the server does not know a name that it listed; the next check loads it again."""
         self._served.clear()
 
     async def look(self) -> str | None:
-        """Read /v1/models, and put back what a restart of the server has forgotten."""
+        """Read /v1/models, and reload what the server lost in a restart."""
         async with self._changes:
             response = await self._backend.get("/v1/models")
             if response.status_code != 200:
@@ -106,9 +106,7 @@ class VllmWeights:
             wanted = self._settings.served_model
             base = next((card for card in bases if not wanted or card["id"] == wanted), None)
             if base is None:
-                return (
-                    f"it serves {', '.join(card['id'] for card in bases)}, and not {wanted} (engine.vllm.served_model)"
-                )
+                return f"it serves {', '.join(card['id'] for card in bases)}, not {wanted} (engine.vllm.served_model)"
             self.base_name, self.window = str(base["id"]), base.get("max_model_len")
             self._served = {card["id"] for card in cards if card.get("parent")}
             return await self._restore()
@@ -138,7 +136,7 @@ class VllmWeights:
         return staged
 
     async def drop(self, version: int) -> None:
-        """Unload an adapter; that it is gone already is no fault."""
+        """Unload an adapter; it is no error if it is not loaded."""
         async with self._changes:
             policy = self._policies.get(version)
             if policy is not None and policy.adapter:
@@ -146,10 +144,10 @@ class VllmWeights:
             self._policies.pop(version, None)
 
     async def hold(self, version: int) -> None:
-        """Put in the base weights that a version needs: its own, or for an adapter the base model's.
+        """Load the base weights that a version needs: its own, or for an adapter the base model's.
 
         Raises:
-            PreconditionFailed: the server does not do it, or does not say afterwards that it did.
+            PreconditionFailed: the server does not do it, or does not report it afterwards.
         """
         policy = self._policies.get(version)
         slot = version if policy is not None and not policy.adapter else 0
@@ -160,15 +158,15 @@ class VllmWeights:
             try:
                 await self._replace(slot)
             except BaseException:
-                self._wanted = before  # the next look puts it back
+                self._wanted = before  # the next check restores it
                 raise
 
     def versions(self) -> list[int]:
-        """Versions that a request can name now, the base model among them where it can."""
+        """Versions that a request can name now, including the base model if possible."""
         return [version for version in (0, *self._policies) if self.resident(version)]
 
     async def put_in_again(self) -> None:
-        """Load adapters and base weights again, whatever the server says that it holds.
+        """Load adapters and base weights again, whatever the server reports.
 
         Raises:
             PreconditionFailed: it refuses them.
@@ -181,7 +179,7 @@ class VllmWeights:
             await self._replace(self._wanted)
 
     async def clear_caches(self) -> None:
-        """Forget prefixes and images, which other weights may have computed.
+        """Clear cached prefixes and images, which may come from other weights.
 
         Raises:
             PreconditionFailed: the server does not.
@@ -209,14 +207,14 @@ class VllmWeights:
         return response
 
     async def _replace(self, slot: int) -> None:
-        """Nothing may be sampled meanwhile; caches hold what other weights computed, so all of them go."""
+        """Nothing may be sampled meanwhile; all caches are cleared, since they come from other weights."""
         policy = self._policies.get(slot)
         path, label = (
             (policy.path, policy.label) if policy is not None else (self._settings.base_path or str(self._base), _BASE)
         )
-        try:  # what is not answered, or not waited for, may have been done
+        try:  # without an answer, the change may still have been made
             await self.control("/pause", query={"mode": "wait"})
-            self._slot = -1  # from here on neither
+            self._slot = -1  # unknown from here on
             await self.control("/collective_rpc", {"method": "reload_weights", "kwargs": {"weights_path": path}})
             await self.control("/update_weight_version", {"new_version": label})
             await self.clear_caches()
@@ -233,7 +231,7 @@ class VllmWeights:
             response = await self.control("/reset_prefix_cache")
             if not response.content or response.json() in (None, {}) or response.json().get("success", True):
                 return
-            if time.monotonic() > deadline:  # blocks of running requests are held
+            if time.monotonic() > deadline:  # running requests hold blocks
                 raise PreconditionFailed("vLLM does not reset its prefix cache", reason="ENGINE_FAILED")
             await asyncio.sleep(0.1)
 
@@ -260,7 +258,7 @@ class VllmWeights:
     async def _unload(self, policy: _Policy) -> None:
         try:
             response = await self._backend.post("/v1/unload_lora_adapter", {"lora_name": policy.label})
-        except Failure:  # a server that is away has forgotten it by itself
+        except Failure:  # an unavailable server has lost it anyway
             return
         if response.status_code not in (200, 404):
             raise PreconditionFailed(
@@ -277,7 +275,7 @@ class VllmWeights:
                 f"vLLM does not load {policy.path}: {failure}", reason="ADAPTER_DOES_NOT_FIT"
             ) from failure
         if response.status_code == 200 or (response.status_code == 400 and "already been" in reason_of(response)):
-            self._served.add(policy.label)  # the name carries the digest: what is there under it is this
+            self._served.add(policy.label)  # the name contains the digest, so an adapter with this name is the same
             return
         hint = (
             "; start it with --enable-lora and VLLM_ALLOW_RUNTIME_LORA_UPDATING=1"

@@ -355,13 +355,13 @@ def test_an_operator_is_told_what_is_left_to_set() -> None:
     assert "sampler:" not in alone
     whole = notes(profile("multi-node-vllm") | {"networkPolicy": {"callers": {"scorer": [{"podSelector": {}}]}}})
     assert whole.count("\n  - ") == 1
-    assert "no recipe can be started by its name" in whole
+    assert "no recipe can be started by name" in whole
     values = profile("multi-node-tgi")
     values["trainer"]["recipes"] = {"a": {"dpo": {"launch": ["x"]}}, "b": {}}
     told = notes(values)
     assert "only with dpo.launch" in told
     assert "(missing in b)" in told
-    assert "nobody is asked for a token: auth.existingSecret" in told
+    assert "no tokens are required: set auth.existingSecret" in told
     assert "--sampler" not in notes(profile("scorer-only"))
 
 

@@ -95,7 +95,7 @@ async function allRuns() {
     if (focused) body.querySelector(`[data-id="${focused}"]`)?.focus();
   };
   await fill();
-  timer = setInterval(() => fill().catch(() => say("The console does not answer; it was stopped?")), 2000);
+  timer = setInterval(() => fill().catch(() => say("The console does not answer. Was it stopped?")), 2000);
 }
 
 // ---------------------------------------------------------------------------------------------- a new run
@@ -120,7 +120,7 @@ async function newRun() {
   } },
   el("fieldset", {}, el("legend", {}, "Run"),
     el("div", { class: "field long" }, el("label", { for: "recipe" }, "recipe"), choice, el("span", { class: "soft small" }, "The method; its values are below.")),
-    el("div", { class: "field" }, el("label", { for: "name" }, "name"), name, el("span", { class: "soft small" }, "Small letters, digits, - and _: the run's directory."))),
+    el("div", { class: "field" }, el("label", { for: "name" }, "name"), name, el("span", { class: "soft small" }, "Lower-case letters, digits, - and _: the run's directory."))),
   el("div", { class: "bar" }, el("label", { for: "filter" }, "Find a key"), filter, el("span", { class: "grow" }), begin), fields);
   const field = (each) => {
     const id = `f-${each.key}`;
@@ -168,7 +168,7 @@ async function oneRun(id) {
   document.title = `${id} - Sightline`;
   const state = el("span", { id: "state" });
   const line = el("span", { id: "line", class: "soft num" });
-  const bar = el("progress", { max: "1", value: "0", "aria-label": "Stage under way" });
+  const bar = el("progress", { max: "1", value: "0", "aria-label": "Current stage" });
   const verdict = el("p", { class: "verdict", id: "verdict" });
   const button = el("button", { type: "button", id: "toggle" }, "Stop");
   const steps = el("div", { class: "charts", id: "steps" });
@@ -186,7 +186,7 @@ async function oneRun(id) {
     button.disabled = true;
     try {
       await ask(`/api/runs/${id}/${going ? "stop" : "resume"}`, {});
-      say(going ? "It ends after what it is at." : "It goes on.");
+      say(going ? "It ends after the current stage." : "It goes on.");
       setTimeout(fill, 500);
       if (!going) setTimeout(follow, 1500);
     } catch (error) { say(error.message); }
@@ -238,7 +238,7 @@ async function oneRun(id) {
     due = 0;
     const made = [];
     for (const name of ["loss", "margin", "accuracy"]) if (seen.has(name)) made.push(chart(`Update: ${name} by step`, Object.fromEntries(seen.get(name)), ""));
-    if (samples.size) made.push(chart("Prompts answered, by minutes", Object.fromEntries([...samples].map(([label, list]) => [label, list.map(([time, done]) => [(time - list[0][0]) / 60, done])])), ""));
+    if (samples.size) made.push(chart("Answered prompts by minute", Object.fromEntries([...samples].map(([label, list]) => [label, list.map(([time, done]) => [(time - list[0][0]) / 60, done])])), ""));
     steps.replaceChildren(...made);
   };
   const follow = () => {
@@ -310,7 +310,7 @@ function card(each, one, other) {
 
 async function compare(one, other) {
   document.title = `${one} against ${other} - Sightline`;
-  show(el("h1", {}, `${one} against ${other}`), el("p", { class: "soft" }, "One moment ..."));
+  show(el("h1", {}, `${one} against ${other}`), el("p", { class: "soft" }, "Loading ..."));
   const told = await ask(`/api/compare/${one}/${other}`);
   const value = (each) => (each === null || each === undefined ? "" : typeof each === "object" ? JSON.stringify(each) : String(each));
   const table = (id, head, rows, numbers) => el("div", { class: "scroll", tabindex: "0" }, el("table", { id },
@@ -319,7 +319,7 @@ async function compare(one, other) {
   const row = (each) => el("tr", {}, name(each.title), el("td", { class: "num" }, number(each.one)), el("td", { class: "num" }, number(each.other)), el("td", { class: "num" }, number(each.change)),
     el("td", { class: "num" }, `${number(each.low)} to ${number(each.high)}`, el("div", { class: each.clear ? "small" : "small soft" }, each.clear ? "clear" : "within chance")));
   show(el("h1", {}, `${one} against ${other}`), el("p", { class: "verdict", id: "verdict" }, told.why || told.verdict),
-    told.changes.length ? [el("h2", {}, "What the last policies do, over the same pictures"),
+    told.changes.length ? [el("h2", {}, "The last policies on the same pictures"),
       table("changes", ["", one, other, "change", "95 % interval"], told.changes.map(row), true)] : null,
     el("h2", {}, "Where the recipes differ"), told.recipe.length
       ? table("differences", ["key", one, other], told.recipe.map((each) => el("tr", {}, el("td", {}, el("code", {}, each.key)), el("td", {}, value(each.one)), el("td", {}, value(each.other)))))

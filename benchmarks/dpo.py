@@ -7,11 +7,11 @@
 One run, the same threads, arms in turn (A B C A B C), a random LLaVA with a vocabulary of 32 000, LoRA on all layers of
 the language model, float32 without checkpointing, on a CPU (a GPU has `tools/gpu.sh`, at the shape of LLaVA-1.5-7B):
 
-    trl_default   TRL's DPOTrainer with its own collator, as it comes
-    trl_best      the same, scoring only the positions that have a label (on a CPU it scores all of them),
-                  with every image and prompt processed once a pair
-    ours          prefix shared, image features and reference log-probs kept: a step after the first epoch
-    ours_cold     what ours pays once: tower and reference pass of the same pairs, nothing kept before
+    trl_default   TRL's DPOTrainer with its own collator and defaults
+    trl_best the same, but scores only the labelled positions (on a CPU it scores all of them)
+                  and processes every image and prompt once a pair
+    ours          shared prefix, with kept image features and reference log-probs: a step after the first epoch
+    ours_cold     the first step: tower and reference pass of the same pairs, with empty caches
 
 A shape is image tokens : response tokens; 8 tokens of text stand between. With 4 pairs, they are of one prompt and have
 8 different responses (the i-th best against the i-th worst).
@@ -112,7 +112,7 @@ def make_pairs(processor: Any, count: int, response: int, image_tokens: int) -> 
 
 
 class Arm:
-    """One way to make an optimiser step on the same pairs."""
+    """One implementation of an optimiser step on the same pairs."""
 
     def __init__(self, trainer: DPOTrainer, rows: list[dict[str, Any]], *, labelled_only: bool = False) -> None:
         self.trainer = trainer
@@ -132,7 +132,7 @@ class Arm:
         return float(loss)
 
     def forward_flops(self) -> float:
-        """Of the loss alone, by torch's counter."""
+        """FLOPs of the loss alone, by torch's counter."""
         batch = self.trainer.data_collator([dict(row) for row in self.rows])
         with FlopCounterMode(display=False) as flops, torch.no_grad(), self._scoring():
             self.trainer.compute_loss(self.trainer.model, self.trainer._prepare_inputs(batch))
@@ -148,7 +148,7 @@ class Arm:
 
 
 class Cold:
-    """The reference pass of the same pairs, the tower included."""
+    """The reference pass of the same pairs, including the tower."""
 
     def __init__(self, ours: Arm) -> None:
         self.ours = ours
@@ -187,7 +187,7 @@ def theirs(model: Path, pairs: Dataset, work: Path, *, best: bool) -> Arm:
 
 
 def ours(model: Path, pairs: Dataset, work: Path) -> Arm:
-    """Ours, references known, features kept after the first turn."""
+    """Our update; reference log-probs are known, and features are kept after the first turn."""
     recipe = Recipe.model_validate(_recipe(model, len(pairs)))
     trainer = make_trainer(recipe, pairs, previous=None, work=work, seed=0)
     arm = Arm(trainer, list(trainer.train_dataset))
@@ -204,7 +204,7 @@ def _recipe(model: Path, pairs: int) -> dict[str, Any]:
 
 
 def measure(work: Callable[[], object]) -> dict[str, float]:
-    """FLOPs of one turn, and the highest memory of its tensors above what stood before, in MiB."""
+    """FLOPs of one turn, and the peak memory of its tensors above the start, in MiB."""
     gc.collect()
     with FlopCounterMode(display=False) as flops, torch.profiler.profile(profile_memory=True) as profile:
         work()
@@ -238,8 +238,8 @@ def compare(shape: str, count: int, rounds: int) -> list[Row]:
 
 def _bound(shape: str, count: int, turns: list[Sample], needed: float, rate: float) -> Row:
     """Our step over the time that a matrix product takes for the FLOPs of any exact method: forward over the shared
-    rows, labelled positions alone at the head, and the gradient of what goes in, as much again. LoRA's own are left
-    out."""
+    rows, labelled positions alone at the head, and the gradient of the inputs, as much again. LoRA's own FLOPs are not
+    counted."""
     took = sorted(turn.cpu for turn in turns)[len(turns) // 2]
     detail = {"cpu_seconds": round(took, 3), "needed_tflop": needed / 1e12, "gemm_gflop_per_second": rate / 1e9}
     name = "" if (shape, count) == ("576:64", 1) else f"_{shape.replace(':', '_')}" + f"_pairs{count}" * (count > 1)

@@ -1,17 +1,16 @@
-"""Families: real architectures through the whole loop, on tiny checkpoints and photos of mixed sizes.
+"""Run real architectures through the whole loop, on tiny checkpoints and photos of mixed sizes.
 
     make families                 # every family; half an hour on two cores
     make families ARGS=--quick    # six of them, float32 alone, full fine-tuning with one iteration; five minutes
 
 Of each family: its checkpoint (true config, processor and shape of template, random weights) behind a sampler, with a
-scorer on the playground's CLIP for all; runs of LoRA and full fine-tuning in float32, and of LoRA in bfloat16 (trainer
-and sampler). A third of the prompts are conversations about two images, with a system prompt and an answer before. A
-run is two iterations of sample, score, pair, update, publish with proof and evaluate, then merge and
-export (`family_loop.py`). Families that may be refused have one row: `<family>_runs`, or `<family>_refused` with the
-sentence.
+scorer on the playground's CLIP for all families; runs of LoRA and full fine-tuning in float32, and of LoRA in bfloat16
+(trainer and sampler). A third of the prompts are conversations about two images, with a system prompt and an answer
+before. A run is two iterations of sample, score, pair, update, publish with proof and evaluate, then merge and export
+(`family_loop.py`). Families that may be refused have one row: `<family>_runs`, or `<family>_refused` with the reason.
 
-A family's rows are written when it is done. Finished families are kept unless `--again`; so a run that was cut off
-(SIGTERM ends it at once), or that is asked for further families, continues.
+A family's rows are written when it is done. Finished families are kept unless `--again` is set, so an interrupted run
+continues (SIGTERM ends it at once), and further families can be added.
 """
 
 from __future__ import annotations
@@ -114,7 +113,7 @@ def other(family: str, scorer: str, work: Path) -> list[Row]:
 
 @contextlib.contextmanager
 def sampling(model: Path, dtype: str) -> Iterator[str]:
-    """A sampler with its gate, in a thread of this process (a process of its own takes 15 s to import); its address."""
+    """Start a sampler with its gate in a thread of this process (a new process needs 15 s to import); its address."""
     from sampler_models import running
 
     engine = {"dtype": dtype}
@@ -138,8 +137,8 @@ def finished(file: Path) -> dict[str, Row]:
 
 
 def _end_at_once(scratch: Path, processes: Any) -> None:
-    """From here on SIGTERM ends this process wherever it is: in a loop, a run's own way of stopping would end that run
-    alone, and the next would begin."""
+    """Let SIGTERM end this process at any point. In a loop, a run's own handler would end only that run, and the next
+    would begin."""
 
     def end(number: int, frame: object) -> None:
         processes.stop()
@@ -150,7 +149,7 @@ def _end_at_once(scratch: Path, processes: Any) -> None:
 
 
 def main() -> None:
-    """Measure what was asked for and is not there yet, and print all of it."""
+    """Measure the requested families that have no rows yet, and print all rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", help="these alone")
     parser.add_argument("--quick", action="store_true", help=", ".join(QUICK))
@@ -196,7 +195,7 @@ def _names(family: str) -> set[str]:
 
 
 def _done(rows: dict[str, Row], family: str, modes: Sequence[tuple[str, str]]) -> bool:
-    """Whether it was measured in these modes, and ended well."""
+    """Whether the family was measured in these modes without a failure."""
     whole = rows.get(f"{family}_whole_loop")
     if whole is not None:
         return whole.value == 1.0 and {" ".join(mode) for mode in modes} <= set(whole.detail["loops"])

@@ -1,7 +1,7 @@
-"""One family's whole loop on a tiny checkpoint: real services, mixed photos, and what each part must be equal to.
+"""One family's whole loop on a tiny checkpoint, with real services and mixed photos, and checks of each part.
 
-A loop is whole when a run of two iterations ended well (sample, score, pair, update, publish with the sampler's proof,
-evaluate), its policy became one checkpoint that gives the trainer's log-probs, and its pairs were exported.
+A loop is whole if a run of two iterations succeeded (sample, score, pair, update, publish with the sampler's proof,
+evaluate), its policy was merged into one checkpoint that gives the trainer's log-probs, and its pairs were exported.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from harness import ROOT
 CLIP = ROOT / "playground/weights/clip"
 PROMPTS, CANDIDATES, TOKENS = 8, 6, 6
 LIMITS = {"float32": 1e-3, "bfloat16": 0.05}
-"""Most nats a token that two of the system's parts may be apart."""
+"""Largest difference between two parts of the system, in nats a token."""
 TESTED = [(400, 160), (150, 390), (260, 200)]
 """Sizes of the held-out photos."""
 
 
 class Broken(Exception):
-    """A part of the loop that did not do what it should; the message says which and what."""
+    """A part of the loop failed its check; the message names the part and the difference."""
 
 
 @dataclass
 class Loop:
-    """What one run of the loop showed, in nats a token; the gradient's difference is a share of its norm."""
+    """Results of one run of the loop, in nats a token; the gradient's difference is relative to its norm."""
 
     mode: str
     arrival_gap: float = math.nan
@@ -45,7 +45,7 @@ class Loop:
 
 
 def checkpoint(directory: Path, family: str) -> Path:
-    """A tiny checkpoint; a chat template stands beside it where the family brings none."""
+    """A tiny checkpoint, with a chat template if the family has none."""
     families.make(directory, family)
     _write_words(directory)
     if template := (families.FAMILIES | families.OTHERS)[family].template:
@@ -75,7 +75,7 @@ def datasets_at(root: Path, *, conversations: bool = False) -> tuple[Path, Path]
     """Train and test: photos of mixed shapes, portrait and landscape, each with a prompt.
 
     Args:
-        conversations: every third row is one about two of the photos, with a system prompt and an answer before.
+        conversations: every third row is a conversation about two photos, with a system prompt and an earlier answer.
     """
     shown = {"train": families.photos(), "test": [families.photo(90 + i, size) for i, size in enumerate(TESTED)]}
     questions = ("describe the picture .", "what is in this picture ?", "describe this star and the circle")
@@ -93,7 +93,7 @@ def datasets_at(root: Path, *, conversations: bool = False) -> tuple[Path, Path]
 
 
 def _conversation(question: str, images: list[str]) -> dict[str, Any]:
-    """A row's images, and what was said before its question."""
+    """A row's images, and the turns before its question."""
     before = [
         {"role": "system", "content": "there is a star ."},
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what is in this picture ?"}]},
@@ -104,7 +104,7 @@ def _conversation(question: str, images: list[str]) -> dict[str, Any]:
 
 
 def recipe(model: Path, at: tuple[str, str], data: tuple[Path, Path], mode: tuple[str, str], iterations: int) -> Any:
-    """Every prompt whose candidates' CLIPScores differ gives a pair: random models write no better ones.
+    """Every prompt whose candidates' CLIPScores differ gives a pair, since random models write no better ones.
 
     Args:
         at: addresses of sampler and scorer.
@@ -130,11 +130,11 @@ def recipe(model: Path, at: tuple[str, str], data: tuple[Path, Path], mode: tupl
 
 
 def loop(wanted: Any, root: Path) -> Loop:
-    """Run it, and hold what it left against what it must be equal to.
+    """Run the recipe and check its results.
 
     Raises:
-        Broken: what was not as it should be.
-        SightlineError: the run ended with this.
+        Broken: a check failed.
+        SightlineError: the run failed.
     """
     from sightline_trainer.execute import execute
     from sightline_trainer.runs import RunDirectory
@@ -170,7 +170,7 @@ def command(*arguments: object) -> None:
     """`sightline ARGUMENTS`, in this process.
 
     Raises:
-        Broken: it ended with another code than 0; its last words.
+        Broken: its exit code is not 0; the message is the end of its output.
     """
     from sightline_cli.main import app
     from typer.testing import CliRunner
@@ -222,7 +222,7 @@ def _merged_gap(wanted: Any, run: Path, version: int, probes: list[dict[str, Any
 
 
 def _exported(run: Path, to: Path) -> int:
-    """Rows of the dataset that `sightline export` writes, each with its pictures where its prompt shows them."""
+    """Rows of the dataset that `sightline export` writes, with the images at their places in the prompt."""
     import datasets
     from trl.data_utils import prepare_multimodal_messages
 
@@ -259,7 +259,7 @@ def gradient_difference(wanted: Any, pairs: Path, work: Path) -> float:
 
 
 def _gradient(trainer: Any, batches: list[Mapping[str, Any]]) -> torch.Tensor:
-    """Of the batches' mean loss, in one line."""
+    """Gradient of the batches' mean loss, as one vector."""
     trainer.model.train()
     trainer.model.zero_grad()
     for batch in batches:

@@ -1,10 +1,10 @@
-"""A fleet against one sampler: `make bench-fleet`, or `python benchmarks/fleet.py [--quick]`.
+"""Compare a fleet with one sampler: `make bench-fleet`, or `python benchmarks/fleet.py [--quick]`.
 
-One, two and four samplers on the playground's model, each a process of its own with one PyTorch thread, do the same
-work in turn: the same prompts, seeds and images through `Fleet`, then a policy published to all and proved on each.
-CPU seconds are those of the samplers and of this process. `efficiency_N` is the work per CPU-second of N samplers
-against that of one. As in the loop, each sampler has `sampling.max_in_flight` prompts in flight. Image features are not
-kept, since in a run each prompt is new.
+One, two and four samplers on the playground's model (each a separate process with one PyTorch thread) do the same work
+in turn: the same prompts, seeds and images through `Fleet`, then a policy published to all and proved on each. CPU
+seconds are the sum over the samplers and this process. `efficiency_N` is the work per CPU-second of N samplers against
+that of one. As in the loop, each sampler has `sampling.max_in_flight` prompts in flight. Image features are not kept,
+because in a run each prompt is new.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ PROMPTS = 192
 
 
 class Samplers:
-    """So many samplers.
+    """A number of samplers on the playground's model.
 
     Args:
-        number: of samplers.
+        number: how many samplers.
         directory: for their logs.
     """
 
@@ -81,7 +81,7 @@ async def sampled(target: str, prompts: list[Prompt], seed: int) -> int:
 
 
 async def published(target: str, run: RunDirectory, prompts: dict[str, Prompt], version: int) -> None:
-    """Publish a version of a run to all, and go back to the base model."""
+    """Publish a version of a run to all samplers, then return to the base model."""
     update = json.loads((run.iteration(1) / "update.json").read_text())
     policies = RunPolicies(run.policies, run.namespace)
     async with Fleet(target, policies=policies, outage_seconds=OUTAGE, timeout=OUTAGE) as fleet:

@@ -1,15 +1,15 @@
-"""Growth: what costs when there is more of it. Rows are cost against size, as slopes between two sizes.
+"""Growth: costs as a function of size. Rows are slopes of the cost between two sizes.
 
     make bench-growth                   about five minutes
     python benchmarks/growth.py --quick
     python benchmarks/growth.py --only pools
 
-- **pools**: a dataset of 10,000 and of 1,000,000 rows of JSON is opened: CPU seconds and peak memory a row.
-- **runs**: `ListRuns` of a trainer service over 10 and 1,000 runs, the first page: its CPU milliseconds a call.
-- **report**: the report of a run of 3 and of 30 iterations: CPU seconds and bytes an iteration. The 30 are copies.
+- **pools**: open a JSON dataset of 10,000 and of 1,000,000 rows: CPU seconds and peak memory per row.
+- **runs**: `ListRuns` of a trainer service over 10 and 1,000 runs, the first page: CPU milliseconds per call.
+- **report**: the report of a run of 3 and of 30 iterations: CPU seconds and bytes per iteration. The 30 are copies.
 - **prompts**: one iteration of the playground's loop (K = 2, no evaluation) at 256 and 4,096 prompts: CPU seconds of
-  all processes a prompt, and by how much the trainer's memory rose.
-- **store**: images put into a store that is full and has an old one leave for each, at 1,000 and 100,000 stored.
+all processes per prompt, and the growth of the trainer's memory.
+- **store**: put images into a full store, where each evicts an old one, at 1,000 and 100,000 stored images.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _slope(name: str, unit: str, scale: float, costs: dict[int, float]) -> Row:
-    """Cost of one more, between the smaller and the larger size; the ratio of both costs per item beside it."""
+    """Cost of one more item between the smaller and the larger size, with the ratio of both costs per item."""
     (small, cheap), (large, dear) = sorted(costs.items())
     per_item = {str(size): float(f"{scale * cost / size:.4g}") for size, cost in sorted(costs.items())}
     against = f"between {small:,} and {large:,}"
@@ -66,7 +66,7 @@ def _slope(name: str, unit: str, scale: float, costs: dict[int, float]) -> Row:
 
 
 def pools(work: Path, quick: bool) -> list[Row]:
-    """Open a JSON-lines dataset in a process of its own."""
+    """Open a JSON-lines dataset in a separate process."""
     shutil.copy(ROOT / "playground/world.png", work / "a.png")
     cpu, memory = {}, {}
     for size in (10_000, 100_000 if quick else 1_000_000):
@@ -85,7 +85,7 @@ def pools(work: Path, quick: bool) -> list[Row]:
 
 
 def _run(directory: Path, name: str) -> Path:
-    """A run as a trainer service leaves it when it has ended."""
+    """The directory of a finished run of a trainer service."""
     from sightline_trainer.recipe import Recipe
     from sightline_trainer.runs import RunDirectory
 
@@ -132,7 +132,7 @@ def runs(work: Path, quick: bool) -> list[Row]:
 
 
 def report(work: Path, quick: bool) -> list[Row]:
-    """A run of the playground with 3 iterations, and the same with copies of its iterations behind them."""
+    """A playground run with 3 iterations, and the same run extended by copies of its iterations."""
     from sightline_trainer.report.history import History
     from sightline_trainer.report.page import page
 
@@ -172,7 +172,7 @@ def _copy_iteration(run: Path, number: int, to: int) -> None:
 
 
 def prompts(work: Path, quick: bool) -> list[Row]:
-    """An iteration at two sizes, the trainer's part of it in a process of its own."""
+    """An iteration at two sizes, with the trainer in a separate process."""
     from loop import Ours, _shape
     from sightline_cli.processes import Processes
     from sightline_playground.export import export

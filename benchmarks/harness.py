@@ -1,8 +1,7 @@
-"""What every benchmark stands on: arms measured in turn, CPU seconds of process trees, and one form of result.
+"""Common parts of the benchmarks: arms measured in turn, CPU seconds of process trees, and one result format.
 
-The machines that these run on are shared, so wall time says little: a figure is a ratio of CPU seconds of two things
-that took turns in the same run (A B A B), with its spread beside it. The kernel counts in steps of 10 ms: let a turn
-last a second.
+The machines are shared, so wall time says little. A figure is a ratio of CPU seconds of two arms that took turns in the
+same run (A B A B), with its spread. The kernel counts in steps of 10 ms, so let a turn last a second.
 
     samples = interleave({"ours": ours, "theirs": theirs}, rounds=5)
     value, detail = ratio(samples["theirs"], samples["ours"])
@@ -35,7 +34,7 @@ TICK = 1.0 / os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True)
 class Sample:
-    """One turn of one arm, in seconds: wall clock, and user + system time of all processes that took part."""
+    """One turn of one arm, in seconds: wall clock, and user + system time of all its processes."""
 
     wall: float
     cpu: float
@@ -46,13 +45,13 @@ class Row:
     """One figure of a result.
 
     Attributes:
-        name: what issues and docs call it.
+        name: its name in issues and docs.
         value: the figure.
         unit: "ratio", "pairs/s", "MiB", ...
         better: the direction that is better.
-        target: what it should reach; None if nothing is asked.
-        against: what it is compared with, in words.
-        detail: median, spread, counts: whatever a reader needs to trust the value.
+        target: the required value; None if there is none.
+        against: the baseline, in words.
+        detail: median, spread, counts, and whatever else a reader needs to trust the value.
     """
 
     name: str
@@ -65,7 +64,7 @@ class Row:
 
     @property
     def missed(self) -> bool:
-        """Whether there is a target and the value is on its wrong side."""
+        """Whether the value misses its target."""
         if self.target is None:
             return False
         return self.value < self.target if self.better == "higher" else self.value > self.target
@@ -92,7 +91,7 @@ def tree(pids: Iterable[int]) -> set[int]:
 
 
 def cpu_seconds(pids: Iterable[int] | None = None) -> float:
-    """User + system seconds of process trees, ended and awaited children included.
+    """User + system seconds of process trees, including children that ended and were awaited.
 
     Args:
         pids: roots of the trees; None means this process.
@@ -116,7 +115,8 @@ def peak_memory_mib(pid: int | None = None) -> float:
 
 
 def pss_mib(pid: int) -> dict[str, float]:
-    """Proportional memory of a process and its descendants, by command: pages that several map are shared out."""
+    """Proportional memory of a process and its descendants, by command: the cost of shared pages is divided among the
+    processes."""
     found: Counter[str] = Counter()
     for each in tree([pid]):
         try:
@@ -136,13 +136,13 @@ def interleave(
     warmup: int = 1,
     pids: Callable[[], Iterable[int]] | None = None,
 ) -> dict[str, list[Sample]]:
-    """Let the arms take turns.
+    """Run the arms in turn.
 
     Args:
         arms: name -> one turn's work, the same amount for each arm.
         rounds: turns of each arm that count.
-        warmup: turns of each arm before, that do not count.
-        pids: roots of the process trees to charge; None charges this process alone. A function, since servers restart.
+        warmup: turns of each arm before these, not counted.
+        pids: roots of the process trees to charge; None charges only this process. A function, because servers restart.
 
     Returns:
         The turns of each arm, in order.
@@ -182,8 +182,8 @@ def ratio(
 
 
 def gemm_rate(side: int = 1024, turns: int = 9) -> float:
-    """FLOP a CPU-second of a float32 product of square matrices, with torch's threads as they are: the best of some
-    turns, since a neighbour's work only takes away."""
+    """FLOP a CPU-second of a float32 product of square matrices, with torch's current threads: the best of several
+    turns, because other work on the machine only slows it down."""
     import torch
 
     one, other = torch.rand(side, side), torch.rand(side, side)
@@ -197,7 +197,7 @@ def gemm_rate(side: int = 1024, turns: int = 9) -> float:
 
 
 def machine() -> dict[str, Any]:
-    """What a reader must know of the machine: processor, cores, accelerator, the versions that matter."""
+    """The machine: processor, cores, accelerator, and versions of the main packages."""
     from importlib.metadata import PackageNotFoundError, version
 
     names = ("torch", "transformers", "trl", "grpcio", "open_clip_torch")
@@ -232,10 +232,10 @@ def _accelerator() -> str | None:
 
 
 def write(name: str, rows: Sequence[Row], *, directory: Path = RESULTS, show: bool = True) -> Path:
-    """Write `NAME.json` and print the rows; those that miss their target are marked.
+    """Write `NAME.json` and print the rows, with a mark at those that miss their target.
 
     Args:
-        show: whether to print; false where a result is written as it grows.
+        show: whether to print; false while a result is still growing.
 
     Returns:
         The file.
@@ -260,7 +260,7 @@ def write(name: str, rows: Sequence[Row], *, directory: Path = RESULTS, show: bo
 
 
 def _rounded(value: float) -> float:
-    """To four places; what is smaller than a tenth to four digits, or a gap of rounding would be none."""
+    """Round to four places; below a tenth, to four digits, so that small gaps do not become 0."""
     return round(value, 4) if abs(value) >= 0.1 else float(f"{value:.4g}")
 
 

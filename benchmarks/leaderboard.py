@@ -5,24 +5,24 @@
     python benchmarks/leaderboard.py --recipes bpo --seeds 1 --against benchmarks/results/leaderboard/bpo-1.json
 
 Each finished run leaves one JSON under benchmarks/results/leaderboard/, so it continues after any stop, and the table
-needs no run at hand. Seed by seed, all recipes come first and then each with its own part neutral (`WITHOUT`), so that
-a stop at any time leaves a broad table. `--against` makes one run again and fails where it differs.
+needs no run directories. For each seed, all recipes run first, then each with its own part neutral (`WITHOUT`), so that
+a stop at any time leaves a broad table. `--against` repeats one run and fails if it differs.
 
 Equal budget: a third of the recipe files' prompts, that is at most 256 pairs and 16 updates in each of 3 iterations
-(two pairs of a prompt are one row of POVID's loss), so that all recipes with their neutrals are a night's work on two
-cores. What a filter drops is not made up for; the table shows the pairs that were trained on. Recipes that only decode
-otherwise train on nothing, and their neutral is the base model. A seed moves prompts, candidates, the update and the
-evaluation's samples. Inside a run 64 scenes are checked after each iteration (`chair_s` in the JSON); the last
-policy, and for each seed the base model, are measured on 600 scenes and 300 questions.
+(two pairs of a prompt are one row of POVID's loss), so that all recipes with their neutrals take one night on two
+cores. Dropped pairs are not replaced; the table shows the pairs that were trained on. Recipes that only change decoding
+train on nothing, and their neutral is the base model. A seed sets prompts, candidates, the update and the evaluation's
+samples. Inside a run 64 scenes are checked after each iteration (`chair_s` in the JSON); the last policy, and for each
+seed the base model, are measured on 600 scenes and 300 questions.
 
-The column `supervision` says what a run uses that a stranger's photos may not have: `truth` (the playground's scenes
+The column `supervision` names what a run uses that your photos may not have: `truth` (the playground's scenes
 judge or pick), `annotations` (reference captions, the truth there; errors made by rules read their objects) and
-`questions` (yes/no answers from the scene). Bounds that were fitted with the truth of validation scenes, as those of
-marine, sentinel and finesumfact, are not a supervision of a run; the recipe's header lists them.
+`questions` (yes/no answers from the scene). Thresholds fitted with the truth of validation scenes (marine, sentinel,
+finesumfact) do not count as supervision of a run; the recipe's header lists them.
 
-A cut is 1 - CHAIR_s after the last iteration / CHAIR_s of the base model. `standings.py` says what the figures are.
-With 3 seeds intervals are rough; with one they are over images alone. CPU seconds are of the run with its services;
-runs that shared the machine with other work take more of them.
+A cut is 1 - CHAIR_s after the last iteration / CHAIR_s of the base model. `standings.py` defines the figures.
+With 3 seeds intervals are rough; with one they are over images only. CPU seconds include the run's services; runs that
+shared the machine with other work use more.
 """
 
 from __future__ import annotations
@@ -98,16 +98,16 @@ WITHOUT: Mapping[str, Sequence[str]] = {
 }  # fmt: skip
 SCENES, QUESTIONS = 600, 300
 GLANCE = 64
-"""Scenes that are checked inside of a run."""
+"""Scenes that are checked inside a run."""
 SHARE = 3
-"""A run has this part of its recipe's prompts."""
+"""A run uses this share of its recipe's prompts."""
 PAIRS = 768 // SHARE
-"""Most of an iteration."""
+"""Maximum number of pairs in an iteration."""
 KEPT = RESULTS / "leaderboard"
 
 
 def overrides(name: str, seed: int, sampler: str, scorer: str) -> list[str]:
-    """What a run of the leaderboard has in place of the recipe's values."""
+    """Values of a leaderboard run that replace the recipe's."""
     recipe, _, neutral = name.partition("-")
     return [
         "threads=1",
@@ -125,7 +125,7 @@ def overrides(name: str, seed: int, sampler: str, scorer: str) -> list[str]:
 
 
 def supervision(recipe: Any) -> str:
-    """What a recipe uses that a stranger's photos may not have."""
+    """What a recipe uses that your photos may not have."""
     sources, terms = recipe.candidates.chosen(), recipe.reward.terms.chosen()
     kinds = {
         "truth": bool({"truth", "picked"} & set(terms)),
@@ -136,7 +136,7 @@ def supervision(recipe: Any) -> str:
 
 
 def digest(recipe: Any) -> str:
-    """Of all that moves a run, so that of recipes which are the same with their own part neutral one is run."""
+    """Digest of everything that sets a run, so that recipes with the same neutral share one run."""
     aside = {"name": True, "description": True, "sampling": {"address"}, "reward": {"address"}, "services": True}
     said = json.dumps(recipe.model_dump(mode="json", exclude=aside), sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
@@ -152,14 +152,14 @@ def twin_of(made: str, seed: int) -> dict[str, Any] | None:
 
 
 def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, *, again: bool = False) -> dict[str, Any]:
-    """Run a recipe with a seed from nothing; the base model is measured where it is not yet kept for the seed.
+    """Run a recipe with a seed from the start; measure the base model if the seed has no kept result.
 
     Args:
-        name: of the recipe; with `-without`, of the same with its own part neutral.
-        again: run it even where a run of the same settings is kept.
+        name: of the recipe; with `-without`, the recipe with its own part neutral.
+        again: run it even if a run with the same settings is kept.
 
     Returns:
-        What is kept of it.
+        The kept result.
     """
     from sightline_cli.run import with_data
     from sightline_trainer.events import Event
@@ -218,7 +218,7 @@ def services(directory: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_recipe(name: str, seed: int, sampler: str, scorer: str, values: Sequence[str] = ()) -> Any:
-    """The recipe of a run, with its share of the prompts, and further values over all others."""
+    """The recipe of a run, with its share of the prompts; further values override all others."""
     from sightline_trainer.recipe import load_recipe
 
     file = ROOT / f"recipes/{name.partition('-')[0]}.yaml"
@@ -234,7 +234,7 @@ def read_recipe(name: str, seed: int, sampler: str, scorer: str, values: Sequenc
 def measured(
     recipe: Any, run: Any, version: int, scenes: int = SCENES, questions: int = QUESTIONS
 ) -> dict[str, list[list[float]]]:
-    """What a policy's answers on so many of the recipe's test scenes add to each metric, by image."""
+    """Contribution of each image to each metric, for a policy's answers on this many of the recipe's test scenes."""
     from sightline_trainer.evaluation.evaluate import Evaluated, evaluate
     from sightline_trainer.evaluation.evaluation_set import EvaluationSet
     from sightline_trainer.pools import load_prompts, side_files
@@ -271,7 +271,7 @@ def _keep(path: Path, kept: Mapping[str, Any]) -> None:
 
 
 def differs(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """What two runs of one recipe and seed do not agree in; time and commit may differ."""
+    """Where two runs of one recipe and seed differ, except for time and commit."""
     return [key for key in ("recipe", "seed", "overrides", "pairs", "chair_s", "counts") if one[key] != other[key]]
 
 
@@ -351,7 +351,7 @@ def main() -> int:
     parser.add_argument("--recipes", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--runs", type=Path, default=ROOT / "runs/leaderboard")
-    parser.add_argument("--against", type=Path, help="a kept run: make it again, and fail where it differs")
+    parser.add_argument("--against", type=Path, help="repeat this kept run, and fail if it differs")
     parser.add_argument("--report", action="store_true", help="only report what is finished")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -367,7 +367,7 @@ def main() -> int:
         with services(options.runs / "services") as (sampler, scorer):
             for name, seed in missing:
                 if not options.against and (KEPT / f"{name}-{seed}.json").exists():
-                    continue  # somebody else ran it meanwhile
+                    continue  # another process ran it meanwhile
                 try:
                     made = run_one(name, seed, options.runs, sampler, scorer, again=bool(options.against))
                 except SightlineError as error:  # the others continue

@@ -1,7 +1,7 @@
 """Random-weight LLaVAs to measure with: the speed of a model does not depend on what it has learned.
 
 `small` has 14 M parameters and 576 image tokens (336 pixels in patches of 14, as LLaVA-1.5) and a vocabulary of 32 000:
-the sizes of the work that a prompt and a token make stand to each other as in the 7 B model, on two cores. `large` has
+on two cores, the cost of a prompt relative to a token is as in the 7 B model. `large` has
 the shape of LLaVA-1.5-7B, for a GPU.
 """
 
@@ -33,7 +33,7 @@ TEMPLATE = (
 
 
 def prompt(words: int = 39) -> str:
-    """A user's text of this many tokens; with the template and the image 617 tokens in all."""
+    """A user's text of this many tokens; 617 tokens with the template and the image."""
     return " ".join(f"w{100 + i}" for i in range(words))
 
 
@@ -48,11 +48,11 @@ def picture(seed: int, side: int = 336) -> bytes:
 def make(directory: Path, *, size: str = "small", seed: int = 0, vocabulary: int = VOCABULARY) -> Path:
     """Write a model and its processor.
 
-    Its distributions have about 3 nats of entropy, and next to no mass on the end token: each candidate has as many
-    tokens as are asked for.
+    Its distributions have about 3 nats of entropy and almost no mass on the end token, so each candidate has the
+    requested number of tokens.
 
     Args:
-        directory: where to.
+        directory: where to write it.
         size: "small" or "large", see the module.
         seed: of the weights.
         vocabulary: how many tokens there are.
@@ -73,7 +73,7 @@ def make(directory: Path, *, size: str = "small", seed: int = 0, vocabulary: int
     torch.manual_seed(seed)
     model = LlavaForConditionalGeneration(_config(size, vocabulary))
     with torch.no_grad():
-        # The last norm and not the head, which may be tied to the embeddings: a token would then be followed by itself.
+        # Scale the last norm, not the head: if the head is tied to the embeddings, a token would be followed by itself.
         model.get_decoder().norm.weight.mul_(12.0)
         model.lm_head.weight[2] = 0.0  # a logit of 0 among 32 000 with a standard deviation of 4
     model.to(torch.float32 if size == "small" else torch.float16).save_pretrained(directory)

@@ -1,4 +1,4 @@
-"""Loop: one online iteration, ours against TRL's OnlineDPOTrainer and GRPOTrainer, at two shapes.
+"""Compare one online iteration of ours with TRL's OnlineDPOTrainer and GRPOTrainer, at two shapes.
 
     make bench-loop
     python benchmarks/loop.py --quick               less of everything, five minutes
@@ -6,17 +6,18 @@
 
 - **playground**: its LVLM (1.3 M parameters) and CLIP, 640 prompts, answers of at most 64 tokens.
 - **576**: a random LLaVA of 14 M parameters with 576 image tokens and a vocabulary of 32,000 (llava.py), 48 prompts,
-  answers of 32 tokens; the reward is a random CLIP with open_clip's vocabulary, so that no two answers tie.
+  answers of 32 tokens; the reward is a random CLIP with open_clip's vocabulary, so that answers do not tie.
 
-Equal work: the same model, LoRA, prompts, K = 2 samples at temperature 1, the same CLIP as reward, steps of as many
-pairs, one epoch. TRL samples, scores and trains batch by batch in one process, where CLIP runs in process too; ours
-goes through the services (sampler, scorer with Triton, each with one torch thread) and ends with a published policy
-whose arrival is proved. All processes are charged. Left out on both sides is what is there before: services, and TRL's
-trainer; ours loads the model for its update in each iteration, and that counts. No cache knows a turn's prompts.
-GRPOTrainer at K = 8 trains on all eight answers, ours at K = 8 on one pair of them: it is there for scale.
+Equal work: the same model, LoRA, prompts, K = 2 samples at temperature 1, the same CLIP as reward, steps with the same
+number of pairs, one epoch. TRL samples, scores and trains batch by batch in one process, where CLIP runs in process
+too; ours goes through the services (sampler, scorer with Triton, each with one torch thread) and ends with a published
+policy whose arrival is proved. All processes are charged. Startup is not counted on either side (services; TRL's
+trainer), but our update loads the model in each iteration, and that counts. Caches hold nothing of a turn's prompts.
+GRPOTrainer at K = 8 trains on all eight answers, ours at K = 8 on one pair of them; it is listed for scale.
 
-Wall clock is against the quicker of TRL on one thread and on all cores; ours keeps its one thread a service. "Ahead" is
-`sampling.staleness: 1`: the next iteration is sampled while this one trains; the mean of three iterations of one run.
+Wall clock is compared with the faster of TRL on one thread and on all cores; ours keeps one thread per service. "Ahead"
+is `sampling.staleness: 1`: the next iteration is sampled while this one trains; the mean of three iterations of one
+run.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ ONLINE = "TRL's experimental OnlineDPOTrainer"
 
 
 def pool(scratch: Path, prompts: int, turn: object) -> Path:
-    """The prompts and images of a turn, new to everybody."""
+    """The prompts and images of a turn, new to all caches."""
     from sightline_playground.export import export
 
     directory = scratch / f"train-{turn}"
@@ -67,7 +68,7 @@ class Ours:
     pairs: dict[str, list[int]] = field(default_factory=dict)
 
     def recipe(self, candidates: int, turn: int, *, ahead: bool) -> Any:
-        """Without filters: every prompt whose samples differ gives a pair, as in TRL."""
+        """The recipe without filters: every prompt whose samples differ gives a pair, as in TRL."""
         from sightline_trainer.recipe import Recipe
 
         iterations = AHEAD if ahead else 1
@@ -123,8 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer prompts, one round")
     parser.add_argument("--only", choices=SHAPES, help="leave out the other shape")
-    parser.add_argument("--prompts", type=int, help="of an iteration, instead of 640 (playground) or 48 (576)")
-    parser.add_argument("--rounds", type=int, help="turns of each arm that count")
+    parser.add_argument("--prompts", type=int, help="prompts of an iteration (default: 640 for playground, 48 for 576)")
+    parser.add_argument("--rounds", type=int, help="counted turns of each arm")
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
     rounds = options.rounds or (1 if options.quick else 2)

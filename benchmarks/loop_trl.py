@@ -1,7 +1,8 @@
-"""TRL's arms of the loop benchmark: OnlineDPOTrainer as it comes and at its best, GRPOTrainer; the reward in process.
+"""TRL's arms of the loop benchmark: OnlineDPOTrainer with defaults and at its best, and GRPOTrainer; the reward runs in
+process.
 
-*At its best* is OnlineDPOTrainer with the logits of the answer's positions alone (`logits_to_keep`), which it does not
-ask for by itself; GRPOTrainer does. Gradient checkpointing and bf16, on by default, are off: on a CPU they only cost.
+*At its best* is OnlineDPOTrainer with logits only at the answer's positions (`logits_to_keep`), which is not its
+default; GRPOTrainer does this itself. Gradient checkpointing and bf16, on by default, are off: on a CPU they only cost.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ class Shape:
     Attributes:
         model: the LVLM's directory.
         clip: the reward's open_clip directory.
-        tokens: most new tokens of an answer.
+        tokens: maximum new tokens of an answer.
         prompts: of an iteration.
         batch: pairs of an update's step; TRL's OnlineDPO makes a pair of each prompt.
     """
@@ -82,7 +83,7 @@ class Peers:
         return made
 
     def grpo(self, rows: list[Any], candidates: int = 8) -> Any:
-        """GRPOTrainer: K candidates, trained on all of them; as many steps as the others make."""
+        """GRPOTrainer: K candidates, all used for training; the same number of steps as the others."""
         from transformers import PrinterCallback
         from trl import GRPOConfig, GRPOTrainer
 
@@ -149,7 +150,7 @@ class Peers:
 
 
 def _answers_only(trainer: type) -> type:
-    """The trainer, with a forward that asks for the logits of the answer's positions alone."""
+    """The trainer, with a forward that computes logits only at the answer's positions."""
 
     class AnswersOnly(trainer):  # type: ignore[misc, valid-type]
         def _forward(

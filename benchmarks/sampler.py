@@ -1,14 +1,14 @@
-"""The sampler against `generate`: `make bench-sampler`, or `python benchmarks/sampler.py [--quick]`.
+"""Compare the sampler with `generate`: `make bench-sampler`, or `python benchmarks/sampler.py [--quick]`.
 
 Four ways to K candidates for an image and a prompt, on the same random-weight LLaVA (see `llava.py`), in one run on the
-same cores, one PyTorch thread each; every call has an image that none had before:
+same cores, with one PyTorch thread each; every call has a new image:
 
-- ours: `SamplerClient.sample` on a sampler in a process of its own, through gRPC; client and server are charged;
-- generate: `model.generate(num_return_sequences=K)`, the way that transformers' documentation shows;
+- ours: `SamplerClient.sample` on a sampler in a separate process, through gRPC; client and server are charged;
+- generate: `model.generate(num_return_sequences=K)`, as in transformers' documentation;
 - separate: K calls of `generate` with one candidate each;
 - loop: the engine's decoding without the service: no gRPC, no queue, no threads.
 
-On a GPU the model has the shape of LLaVA-1.5-7B, and wall clock stands in for CPU seconds.
+On a GPU the model has the shape of LLaVA-1.5-7B, and wall clock replaces CPU seconds.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Base:
 
 
 class Generate:
-    """transformers as its documentation shows it."""
+    """transformers, used as in its documentation."""
 
     def __init__(self, directory: Path) -> None:
         device = "cuda" if CUDA else "cpu"
@@ -75,7 +75,7 @@ class Generate:
         self.processor = transformers.AutoProcessor.from_pretrained(directory)
 
     def inputs(self, image: bytes) -> Any:
-        """What the processor makes of an image and the prompt."""
+        """The processor's output for an image and the prompt."""
         content = [{"type": "image"}, {"type": "text", "text": PROMPT}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         picture = Image.open(io.BytesIO(image)).convert("RGB")
@@ -139,7 +139,7 @@ class BareLoop:
 
 
 def pictures() -> Iterator[bytes]:
-    """Images that nothing has seen before."""
+    """Images that are new to all caches."""
     return (llava.picture(seed) for seed in itertools.count())
 
 

@@ -1,10 +1,10 @@
-"""Standings: what the leaderboard's runs say, from one committed JSON a run, so that a table needs no run at hand.
+"""Standings: the leaderboard's figures, from one committed JSON per run; a table needs no run directories.
 
-`results/leaderboard/base-SEED.json` holds what the base model's captions of each test image add above and below the
-line of every metric, `RECIPE-SEED.json` the same of the policy after the last iteration, with pairs and time, and
-`RECIPE-without-SEED.json` that of the recipe with its own part neutral, which for one that trains nothing is the base
-model. A figure is a mean over seeds; its interval is
-a 95 % percentile bootstrap over seeds, and over test images within a seed, the same images for all that is compared.
+`results/leaderboard/base-SEED.json` holds what the base model's captions of each test image add to numerator and
+denominator of every metric, `RECIPE-SEED.json` the same of the policy after the last iteration, with pairs and time,
+and `RECIPE-without-SEED.json` that of the recipe with its own part neutral, which for one that trains nothing is the
+base model. A figure is a mean over seeds; its interval is a 95 % percentile bootstrap over seeds, and over test images
+within a seed, the same images for all that is compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Counts = Mapping[str, NDArray[np.float64]]
-"""Metric -> [images, 2], above and below the line."""
+"""Metric -> [images, 2], numerator and denominator."""
 METRICS = ("chair_s", "chair_i", "cover", "pope_f1", "attribute_accuracy", "mean_tokens", "clip_score")
 RESAMPLES = 2000
 _BIN = 3
@@ -37,7 +37,7 @@ class SeedRun:
     facts: Mapping[str, Any]
 
     def drawn(self, at: NDArray[np.intp]) -> SeedRun:
-        """With only these images, each as often as it is named."""
+        """The standing of these images only, each counted as often as it is listed."""
 
         def some(counts: Counts) -> Counts:
             return {name: parts[at] for name, parts in counts.items()}
@@ -47,7 +47,7 @@ class SeedRun:
 
 
 def counts_of(by_image: Mapping[str, Any]) -> dict[str, list[list[float]]]:
-    """{metric: [above, below]} of what an evaluation's by_image.json holds, images in the order of their names."""
+    """{metric: [numerator, denominator]} from an evaluation's by_image.json, images in the order of their names."""
     order = np.argsort(by_image["images"])
     return {
         name: np.asarray(parts, dtype=np.float64)[order].T.round(4).tolist()
@@ -85,7 +85,7 @@ def ratio(counts: Counts, name: str) -> float:
 def cut_at_equal_length(run: SeedRun) -> float:
     """1 - CHAIR_s of the policy over that of the base captions, these reweighted to the policy's token histogram.
 
-    A base caption of a length that the policy has twice as often counts twice: what shortness alone cuts is left out.
+    A base caption whose length is twice as frequent in the policy counts twice, so the effect of length is removed.
     """
     lengths = {
         name: (counts["mean_tokens"][:, 0] // _BIN).astype(int)
@@ -111,13 +111,13 @@ FIGURES: dict[str, Callable[[SeedRun], float]] = {
 
 
 def over_without(run: SeedRun) -> float:
-    """How much more of CHAIR_s the recipe cuts than itself with its own part neutral."""
+    """How much more of CHAIR_s the recipe cuts than the same recipe with its own part neutral."""
     assert run.without is not None
     return (ratio(run.without, "chair_s") - ratio(run.final, "chair_s")) / ratio(run.base, "chair_s")
 
 
 def with_interval(runs: Sequence[SeedRun], figure: Callable[[SeedRun], float]) -> list[float]:
-    """[mean over seeds, lower, upper]; a figure that means nothing in some draw is left out of that draw."""
+    """[mean over seeds, lower, upper]; a draw in which the figure is undefined is left out."""
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(RESAMPLES):

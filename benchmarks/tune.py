@@ -1,11 +1,11 @@
-"""Tune: a recipe with other values at the leaderboard's budget, measured on validation scenes, never on test scenes.
+"""Try other values of a recipe at the leaderboard's budget, measured on validation scenes, never on test scenes.
 
     python benchmarks/tune.py clip_dpo --seeds 0
     python benchmarks/tune.py clip_dpo --seeds 0 --set dpo.loss.sft=1.0 --set filters.gap.min=4
 
-One line a run goes to runs/tune/tries.jsonl, so that it can be said how many tries a recipe had. Beside plain samples
-at temperature 1 stand greedy captions, and where the recipe decodes otherwise, samples so decoded. Validation scenes
-have no questions: POPE is not measured.
+Each run adds a line to runs/tune/tries.jsonl, which records how many tries a recipe had. Measured are plain samples at
+temperature 1, greedy captions, and samples by the recipe's own decoding if it has one. Validation scenes have no
+questions: POPE is not measured.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SCENES, QUESTIONS = 400, 200
 
 
 def ways(recipe: Any) -> dict[str, Any]:
-    """The recipe with each way of drawing captions that is measured."""
+    """The recipe with each measured way of sampling captions."""
 
     def drawn(decoding: Any, temperature: float) -> Any:
         changed = {"decoding": decoding, "temperature": temperature}
@@ -39,7 +39,7 @@ def ways(recipe: Any) -> dict[str, Any]:
 
 
 def try_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, values: list[str]) -> dict[str, Any]:
-    """Run and measure; the figures by way of drawing."""
+    """Run and measure; the figures by way of sampling."""
     from sightline_cli.run import with_data
     from sightline_trainer.execute import execute
     from sightline_trainer.runs import RunDirectory

@@ -3,7 +3,7 @@
     python examples/filter_dataset.py 127.0.0.1:50051 pairs.jsonl --above 25 > kept.jsonl
 
 Each line of the input is JSON with `image` (a path, relative to the file) and `text`; `score` is added to those kept.
-What could not be scored is told on stderr and is not kept: a failure is never a number. Images that occur again are
+Rows that could not be scored are reported on stderr and not kept: a failure is never a number. Repeated images are
 uploaded once.
 """
 
@@ -22,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", help="address of a scorer, host:port")
     parser.add_argument("pairs", type=Path, help="JSON lines of image and text")
-    parser.add_argument("--above", type=float, required=True, help="the least CLIPScore that is kept")
+    parser.add_argument("--above", type=float, required=True, help="lowest CLIPScore to keep")
     given = parser.parse_args()
     try:
         rows = [_row(number, line) for number, line in enumerate(given.pairs.read_text("utf-8").splitlines(), 1)]
@@ -40,7 +40,7 @@ def main() -> int:
                     print(json.dumps({**row, "score": round(float(outcome.clip_score[0]), 3)}))
                 else:
                     counts["below"] += 1
-    except SightlineError as error:  # none of the rows', such as a malformed address
+    except SightlineError as error:  # not about a row, such as a malformed address
         print(f"{error.reason}: {error}", file=sys.stderr)
         return 1
     print(f"\n{dict(counts)}", file=sys.stderr)
@@ -48,7 +48,7 @@ def main() -> int:
 
 
 def _row(number: int, line: str) -> dict[str, str]:
-    """A line of the input. Raises ValueError where it is none."""
+    """Parse a line of the input. Raises ValueError if it is malformed."""
     try:
         row = json.loads(line)
     except ValueError as error:

@@ -17,7 +17,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", help="address of a scorer, host:port")
     parser.add_argument("image", help="a picture's file")
-    parser.add_argument("texts", nargs="+", help="what may be in it")
+    parser.add_argument("texts", nargs="+", help="texts to compare")
     given = parser.parse_args()
     try:
         with ScorerClient(given.target) as scorer:

@@ -3,7 +3,7 @@
     python examples/trl_grpo_reward.py 127.0.0.1:50051 --model playground/weights/llava --images DIRECTORY --steps 2
 
 The dataset is one prompt for each image of a directory. A completion that cannot be scored has reward None, which TRL
-leaves out; the share of them is logged as `clip_reward/failed`.
+leaves out; the share of such completions is logged as `clip_reward/failed`.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def main() -> int:
         train(given.target, given.model, files, given.out, given.steps)
     except ModuleNotFoundError as error:
         parser.error(f"this needs the package {error.name}: pip install 'sightline[trainer]'")
-    except OSError as error:  # what transformers says of a model that is not there
+    except OSError as error:  # transformers' error for a missing model
         parser.error(str(error).splitlines()[0])
     except SightlineError as error:
         print(f"{error.reason}: {error}", file=sys.stderr)
@@ -40,7 +40,7 @@ def main() -> int:
 
 
 def train(target: str, name: str, files: list[str], out: str, steps: int) -> None:
-    """Some steps of GRPO, and the rewards."""
+    """Run some steps of GRPO and print the rewards."""
     import torch
     from datasets import Dataset, Image
     from sightline.integrations.trl import ClipReward

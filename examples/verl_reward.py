@@ -1,12 +1,12 @@
-"""verl with the scorer as its reward: nothing to write, only to configure.
+"""verl with the scorer as its reward, by configuration alone.
 
     custom_reward_function.path=pkg://sightline.integrations.verl
     custom_reward_function.name=compute_score_async
     +custom_reward_function.reward_kwargs.target=scorer:50051
     +custom_reward_function.reward_kwargs.on_failure=raise
 
-verl takes the prompt's images out of a row before rewards are computed, so the dataset must hold the image in
-`extra_info` once more. This script makes such a row and calls the function as verl's reward manager does:
+verl removes the prompt's images from a row before it computes rewards, so the dataset must repeat the image in
+`extra_info`. This script makes such a row and calls the function as verl's reward manager does:
 
     python examples/verl_reward.py 127.0.0.1:50051 cat.jpg "a cat on a sofa"
 """
@@ -34,7 +34,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", help="address of a scorer, host:port")
     parser.add_argument("image", help="a picture's file")
-    parser.add_argument("response", help="what a policy said about it")
+    parser.add_argument("response", help="a policy's response about the image")
     given = parser.parse_args()
     example = row(given.image)
     try:

@@ -1,19 +1,18 @@
-"""Chaos: kill -9 of a service at random moments, again and again, during small runs of the loop.
+"""Chaos: kill a service (SIGKILL) at random moments, repeatedly, during small runs of the loop.
 
     make chaos                                              20 kills of each of trainer, sampler, scorer and triton
     python tools/chaos.py --services trainer --kills 10     fewer
     make chaos ARGS="--fleet 4"                             kill -9 of one of four samplers, 20 times
-    make chaos ARGS="--scratch DIR"                         begun there, or gone on with: runs that ended are kept
+    make chaos ARGS="--scratch DIR"                         start or continue in DIR: finished runs are kept
 
-One run is left alone first. Each disturbed run must end with the same pairs (prompts, texts, token ids, rules; none
-lost, none doubled), no policy version may ever stand for two different policies, and every candidate must be of the
-version that it was to be sampled by. Whoever is killed is started again at once, as a supervisor would: the trainer on
-its run directory, sampler and scorer on their ports, a member of a fleet while the others go on, Triton by the scorer
-that embeds it. Moments are drawn from a seed, as shares of the time that the undisturbed run took (by one sampler, also
-before a fleet); what they hit is up to the machine. A life of the trainer is a process forked from this one, so that
-its imports are paid once.
+The first run is not disturbed. Each disturbed run must end with the same pairs (prompts, texts, token ids, rules; none
+lost, none doubled), a policy version must never name two different policies, and every candidate must come from the
+version planned for it. A killed process is restarted at once, as a supervisor would: the trainer on its run directory,
+sampler and scorer on their ports, a member of a fleet while the others go on, Triton by the scorer that embeds it.
+Moments are drawn from a seed, as shares of the undisturbed run's time (with one sampler, also for a fleet); what they
+hit depends on the machine. Each trainer process is forked from this one, so that imports run once.
 
-Exit code 1 where something differs.
+Exit code 1 if something differs.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "playground/weights"
 SERVICES = ("trainer", "sampler", "scorer", "triton")
 LIVES = 60
-"""A run that needs more of them does not come forward."""
+"""A run that needs more restarts than this makes no progress."""
 SCORES = ("images", "chosen_policy_version", "rejected_policy_version", "chosen_reward", "rejected_reward", "margin")
 """Columns that may differ: versions are the run's own, rewards differ in their last bits with what else was scored."""
 
 
 @dataclass
 class Row:
-    """What became of the runs in which one service was killed."""
+    """Results of the runs in which one service was killed."""
 
     service: str
     kills: int = 0
@@ -65,7 +64,7 @@ class Row:
 
 
 class House:
-    """Sampler and scorer on loopback, killed and started again on their ports; of `fleet` samplers, one by chance."""
+    """Sampler and scorer on loopback, killed and restarted on their ports; of `fleet` samplers, a random one."""
 
     def __init__(self, directory: Path, fleet: int = 1) -> None:
         from sightline_cli.processes import Processes
@@ -103,7 +102,7 @@ class House:
             processes.stop()
 
     def kill(self, service: str) -> None:
-        """SIGKILL, and a new one in its place."""
+        """Send SIGKILL and start a replacement."""
         if service == "triton":
             before = self.triton()
             os.kill(before, signal.SIGKILL)
@@ -122,7 +121,7 @@ class House:
             until((processes.directory / "sampler.json").exists)
 
     def triton(self) -> int:
-        """The pid of the scorer's Triton, which has a guard above it; 0 while there is none."""
+        """The pid of the scorer's Triton, which is a child of a guard process; 0 if there is none."""
         scorer = json.loads((self.directory / "scorer.json").read_text())["pid"]
         parents: dict[int, int] = {}
         servers = []
@@ -154,7 +153,7 @@ def until(true: Any, seconds: float = 600.0) -> None:
 
 
 def life(recipe: Any, directory: Path) -> BaseProcess:
-    """A trainer on a run directory, as a process of its own that dies with this one."""
+    """A trainer on a run directory, in a separate process that dies with this one."""
     process = multiprocessing.get_context("fork").Process(target=_live, args=(recipe, directory), daemon=True)
     process.start()
     return process
@@ -173,7 +172,7 @@ def _live(recipe: Any, directory: Path) -> None:
 
 
 def _apart(read: Callable[[Path], Any], directory: Path) -> Any:
-    """What another process reads of a run: Arrow's threads must not be there when a trainer is forked."""
+    """Read a run in another process: Arrow's threads must not exist when a trainer is forked."""
     context = multiprocessing.get_context("fork")
     mouth, ear = context.Pipe()
     reader = context.Process(target=lambda: mouth.send(read(directory)))
@@ -200,7 +199,7 @@ def _pairs(directory: Path) -> list[dict[str, Any]]:
 
 
 def note_versions(directory: Path, seen: dict[int, str]) -> bool:
-    """Whether every version in place is the policy that it was when it was first seen."""
+    """Whether every version is still the same policy as when it was first seen."""
     from sightline.sampler import manifest_digest, policy_dirname
 
     same = True
@@ -211,7 +210,7 @@ def note_versions(directory: Path, seen: dict[int, str]) -> bool:
 
 
 def right_versions(directory: Path) -> bool:
-    """Whether every candidate of a run's policies is of the version that its iteration was to be sampled by."""
+    """Whether every candidate comes from the version planned for its iteration."""
     right: bool = _apart(_right_versions, directory)
     return right
 
@@ -230,7 +229,7 @@ def _right_versions(directory: Path) -> bool:
 def disturbed(
     row: Row, house: House, recipe: Any, directory: Path, wanted: int, horizon: float, moments: random.Random
 ) -> None:
-    """One run with kills of one service until it ends, or `wanted` kills are done and it is left alone."""
+    """One run with kills of one service until the run ends or `wanted` kills are done."""
     seen: dict[int, str] = {}
     trainer = life(recipe, directory)
     row.runs += 1
@@ -245,7 +244,7 @@ def disturbed(
                 trainer.join()
             else:
                 house.kill(row.service)
-                _wait_for_progress(trainer, directory)  # so that the next kill meets a run that came forward again
+                _wait_for_progress(trainer, directory)  # so that the run has made progress before the next kill
         row.versions_unique &= note_versions(directory, seen)
         if trainer.exitcode == 0:
             return
@@ -267,7 +266,7 @@ def _wait_for_progress(trainer: BaseProcess, directory: Path) -> None:
 
 
 def chaos(services: list[str], kills: int, seed: int, staleness: int, fleet: int, scratch: Path) -> list[Row]:
-    """Kill each of the services this many times.
+    """Kill each service this many times.
 
     Returns:
         One row for each service.
@@ -300,7 +299,7 @@ def chaos(services: list[str], kills: int, seed: int, staleness: int, fleet: int
             row = journal.row(service)
             while row.kills < kills:
                 began, directory = time.monotonic(), scratch / f"{service}-{row.runs:02d}"
-                shutil.rmtree(directory, ignore_errors=True)  # of an earlier life of ours that did not end it
+                shutil.rmtree(directory, ignore_errors=True)  # left by an earlier, interrupted call
                 moments = random.Random(f"{seed}/{service}/{row.runs}")
                 disturbed(row, house, recipe, directory, kills, 0.6 * journal.took, moments)
                 found = pairs_of(directory)
@@ -316,11 +315,11 @@ def chaos(services: list[str], kills: int, seed: int, staleness: int, fleet: int
 
 
 class Journal:
-    """What has ended, so that it is not done again in the same scratch directory.
+    """The finished runs, which are not repeated in the same scratch directory.
 
     Args:
         path: the file.
-        settings: which must be those that it was begun with.
+        settings: must equal those of the file.
     """
 
     def __init__(self, path: Path, settings: dict[str, int]) -> None:
@@ -337,16 +336,16 @@ class Journal:
         return float(self._tree["took"])
 
     def row(self, service: str) -> Row:
-        """What became of a service's runs that ended."""
+        """Results of a service's finished runs."""
         return Row(**self._tree["rows"].get(service, {"service": service}))
 
     def begun(self, took: float) -> None:
-        """Note that the undisturbed run is there."""
+        """Record the undisturbed run."""
         self._tree["took"] = took
         self._write()
 
     def note(self, row: Row) -> None:
-        """Note a run that ended."""
+        """Record a finished run."""
         self._tree["rows"][row.service] = asdict(row)
         self._write()
 
@@ -372,7 +371,7 @@ def small(house: House, scratch: Path, staleness: int) -> dict[str, Any]:
 
 
 def _imports() -> None:
-    """What every life needs, before the first is forked. Nothing here may start a thread or use gRPC."""
+    """Import what every trainer process needs before the first fork. This must not start a thread or use gRPC."""
     import sightline_trainer.dpo.launch
     import sightline_trainer.loop
     import sightline_trainer.publish  # noqa: F401
@@ -399,8 +398,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20, help="kills of each service")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--staleness", type=int, choices=(0, 1), default=0, help="the recipe's sampling.staleness")
-    parser.add_argument("--scratch", type=Path, help="where runs and logs stay; default: a directory that goes")
-    parser.add_argument("--json", type=Path, help="write the rows there too")
+    parser.add_argument("--scratch", type=Path, help="directory of runs and logs (default: a temporary one)")
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

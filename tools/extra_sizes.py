@@ -1,10 +1,10 @@
-"""Sizes of what each extra brings, measured in this environment and written into docs/install.md.
+"""Measure the size of each extra in this environment and write it into docs/install.md.
 
     python tools/extra_sizes.py            prints the table
     python tools/extra_sizes.py --write    ... and puts it into docs/install.md
 
-An extra's packages are those that its requirements, and theirs, name for this platform and Python; a package's size is
-the sum of its files as its RECORD lists them. Nothing is fetched. All extras must be installed (`make`).
+An extra's packages are its requirements for this platform and Python, and theirs in turn; a package's size is the sum
+of the files in its RECORD. Nothing is downloaded. All extras must be installed (`make`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _MIB = 2**20
 
 
 def packages(requirements: Iterable[str], extras: dict[str, list[str]]) -> set[str]:
-    """Names of all packages that the requirements bring; ours are read from pyproject.toml."""
+    """Names of all packages that the requirements install; ours are read from pyproject.toml."""
     todo, seen, found = [Requirement(text) for text in requirements], set(), set()
     while todo:
         wanted = todo.pop()

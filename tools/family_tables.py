@@ -1,4 +1,4 @@
-"""The READMEs' tables of families, from what `make families` measured (benchmarks/results/families.json).
+"""Write the READMEs' tables of families from the results of `make families` (benchmarks/results/families.json).
 
     python tools/family_tables.py    # `make families` ends with it
 
@@ -78,19 +78,19 @@ def _mode(mode: str) -> str:
 
 
 def _short(why: str, most: int = 200) -> str:
-    """The beginning of a reason; the result's file has all of it."""
+    """The beginning of a reason; the result file has the whole text."""
     told = why.replace("|", "or")
     return told if len(told) <= most else f"{told[:most].rpartition(' ')[0]} ..."
 
 
 def _both(figure: str, exact: list[dict[str, float]], half: list[dict[str, float]]) -> str:
-    """The worst in float32, and in bfloat16 where that was measured."""
+    """The worst value in float32, and in bfloat16 if measured."""
     told = f"{max(loop[figure] for loop in exact):.0e}"
     return told + (f" ({max(loop[figure] for loop in half):.1g})" if half else "")
 
 
 def filled(text: str, measured: Rows) -> str:
-    """A README with its tables made again."""
+    """A README with new tables."""
     return _MARKED.sub(lambda found: found[1] + table(found[2], measured) + found[3], text)
 
 

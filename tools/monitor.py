@@ -1,6 +1,6 @@
 """`make monitor`: the services with mTLS and tokens, a short playground loop, and Prometheus beside them.
 
-What it shows, and fails without:
+It checks that:
 
 1. A run of one iteration goes through, trainer to sampler and scorer over mTLS with tokens.
 2. Every panel of every dashboard has a series in a real Prometheus that scraped the services.
@@ -53,7 +53,7 @@ from sightline_trainer.recipe import load_recipe  # noqa: E402
 SERVICES = ("scorer", "sampler", "trainer")
 TEXTS_PER_MINUTE = 600
 FLOOD_SECONDS = 20.0
-START_SECONDS = 600.0  # of a service on a busy machine
+START_SECONDS = 600.0  # for the start of a service on a busy machine
 SMALL = [
     "iterations=1", "data.train=playground:align?count=48&seed=1", "data.test=playground:test?count=24&seed=2",
     "data.prompts_per_iteration=32", "evaluation.prompts=24", "sampling.candidates=4", "threads=1",
@@ -62,7 +62,7 @@ SMALL = [
 
 
 class Secrets:
-    """Certificates and tokens of everybody."""
+    """Certificates and tokens of all services and teams."""
 
     def __init__(self, root: Path) -> None:
         authority = Authority("monitor")
@@ -132,7 +132,7 @@ def a_request(data: Path, texts: int) -> pb.ScoreRequest:
 
 
 class Team(threading.Thread):
-    """Sends a request at a steady rate and counts what becomes of it."""
+    """Sends a request at a steady rate and counts the outcomes."""
 
     def __init__(self, stub: Any, request: pb.ScoreRequest, per_second: float, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -167,7 +167,7 @@ def health_latencies(address: str, while_true: Callable[[], bool]) -> list[float
 
 
 def overload(at: Addresses, secrets: Secrets, data: Path) -> list[Row]:
-    """One team at ten times its limit, one at its ease; health beside them."""
+    """Run one team at ten times its limit and one within its limit, and check health meanwhile."""
     texts = 10
     request = a_request(data, texts)
     per_second = 10 * TEXTS_PER_MINUTE / 60 / texts
@@ -215,7 +215,7 @@ def dashboards(prometheus: Prometheus, began: float) -> tuple[int, list[str]]:
 
 
 def keep_killing_triton(at: Addresses, pid: int, secrets: Secrets, data: Path, stop: threading.Event) -> None:
-    """Kills the scorer's Triton whenever it is there, and calls the scorer meanwhile."""
+    """Kills the scorer's Triton whenever it runs, and calls the scorer meanwhile."""
     request = a_request(data, 2)
     with secrets.scorer(at.grpc, "calm") as stub:
         while not stop.is_set():

@@ -1,4 +1,4 @@
-"""A plugin of pytest that goes on where a run was cut off: tests that passed are written down, and left out next time.
+"""A pytest plugin that resumes an interrupted run: it records passed tests and skips them the next time.
 
 PASSED_TESTS=FILE python -m pytest -p passed_tests ...    (tools on PYTHONPATH; with pytest-xdist too)
 """
@@ -13,7 +13,7 @@ FILE = Path(os.environ["PASSED_TESTS"])
 
 
 class Passed:
-    """What passed before this run, and what passes in it."""
+    """Tests that passed before this run or in it."""
 
     def __init__(self, config: pytest.Config) -> None:
         worker = getattr(config, "workerinput", None)
@@ -36,7 +36,7 @@ class Passed:
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_configure_node(self, node: Any) -> None:
-        """All workers leave out the same tests, whenever they come up."""
+        """Deselect the same tests in all workers, whenever they start."""
         node.workerinput["passed"] = sorted(self.before)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

@@ -1,4 +1,4 @@
-"""Proto pages of the documentation: every message, field and call of a .proto file with its own comment."""
+"""Write the documentation's proto pages: every message, field and call of a .proto file with its comment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reference pages of the documentation, written from the code when the site is built (a hook of mkdocs).
+"""Write the documentation's reference pages from the code when the site is built (a hook of mkdocs).
 
 reference/cli.md        every command with its help
 reference/recipe.md     every key of a recipe: type, default, meaning
@@ -41,14 +41,14 @@ SDK = {
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """mkdocs asks for the files of the site; ours are added."""
+    """Add our files to those of the site (a hook of mkdocs)."""
     for name, text in pages().items():
         files.append(File.generated(config, f"reference/{name}.md", content=text))
     return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Links that leave docs/ lead to the repository's files, which are no part of the site: they become plain text."""
+    """Turn links out of docs/ into plain text: the repository's files are not part of the site."""
     return re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"`\1`", markdown)
 
 
@@ -83,7 +83,7 @@ def pages() -> dict[str, str]:
 
 
 def sdk() -> str:
-    """The names of the SDK, each from its own docstring."""
+    """The SDK's names, each with its docstring."""
     parts = [
         "# SDK\n\n`pip install sightline`: the clients of the three services, their types and errors. "
         "[Clients](../clients.md) has examples.\n"
@@ -104,7 +104,7 @@ def table(model: type[Section]) -> str:
 
 
 def commands() -> Iterator[str]:
-    """Each command's own help, sub-commands behind their group."""
+    """Each command's help, sub-commands after their group."""
     yield _help([])
     for name in _names([]):
         yield _help([name])

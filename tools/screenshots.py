@@ -3,7 +3,7 @@
     python tools/screenshots.py runs/demo --out docs/images
     python tools/screenshots.py runs/demo --console --out docs/images     the console of runs/, with that run
 
-Needs Debian's chromium and chromium-driver. Fails where the page logs an error to the console.
+Needs Debian's chromium and chromium-driver. Fails if the page logs an error to the browser's console.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SIZES = {"desktop": (1280, 1000), "phone": (400, 860)}
 
 @contextmanager
 def browser(width: int, height: int) -> Iterator[Chrome]:
-    """Chromium with a window of that size, which keeps what pages write to the console."""
+    """Chromium with a window of that size, which records the pages' console output."""
     options = Options()
     for flag in (*FLAGS, f"--window-size={width},{height}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = Chrome(options=options, service=Service("/usr/bin/chromedriver"))
     try:
-        # A window has a least width of its own; a phone has not.
+        # A window has a minimum width; a phone does not.
         driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600},
@@ -73,7 +73,7 @@ def shoot_console(url: str, run: str, out: Path) -> list[Path]:
     """Pictures of the console's pages: at the wide size in light, at the narrow one in dark.
 
     Raises:
-        RuntimeError: a page wrote to the console of the browser, did not come, or is wider than its window.
+        RuntimeError: a page wrote to the browser's console, did not load, or is wider than its window.
     """
     pages = {"runs": ("#/", "#runs tr"), "new": ("#/new", ".field"), "run": (f"#/run/{run}", "#gallery .card")}
     written = []
@@ -124,7 +124,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run directory")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="default: %(default)s")
-    parser.add_argument("--console", action="store_true", help="the console's pages in place of the report's")
+    parser.add_argument("--console", action="store_true", help="take the console's pages instead of the report's")
     options = parser.parse_args()
     from sightline_cli.report import write
 

@@ -1,20 +1,20 @@
-"""Soak: scorer and sampler at saturation, for minutes, while Triton and the sampler are killed once a minute.
+"""Soak: run scorer and sampler at saturation for minutes, and kill Triton and the sampler once a minute.
 
     make soak                            twenty minutes
     make soak ARGS="--minutes 5"
 
-Requests of every kind that computes are asked once while nothing else happens; then callers ask them again and again,
-in an order drawn from a seed, more at a time than the machine can serve, and compare each answer: candidates must be
-the same to the token, log-probs and scores equal within rounding (a batch's rows are summed in another order). Nothing
-is kept that would spare the work: no embeddings, no image features. Every minute Triton gets SIGKILL, and half a minute
-later the sampler. Callers have patience, so no call may fail either.
+Requests of every computing kind are sent once on an idle system. Then callers repeat them in an order drawn from a
+seed, more at a time than the machine can serve, and compare each answer: candidates must be the same to the token,
+log-probs and scores equal within rounding (a batch's rows are summed in another order). Caches are off (embeddings,
+image features). Every minute Triton gets SIGKILL, and half a minute later the sampler. Callers wait and retry, so no
+call may fail.
 
 Resident memory and descriptors of the scorer, the sampler and the Triton that the scorer embeds are read every two
 seconds. Flat is: the median of the last third of a life is above that of its second third by no more than 5 % or 16 MiB
-(the larger), nor are its descriptors by more than 16. The scorer has one life; of the sampler and of Triton, which are
-new after each kill, it is the median over their lives.
+(the larger), nor are its descriptors by more than 16. The scorer runs once; for the sampler and Triton, which restart
+after each kill, the value is the median over their lives.
 
-Exit code 1 where an answer was wrong, a call failed, or something grew.
+Exit code 1 if an answer was wrong, a call failed, or memory or descriptors grew.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ import numpy as np
 from chaos import House
 
 CALLERS = 24
-"""Of each service, each with one call running."""
+"""Callers of each service, each with one call at a time."""
 SAMPLE_SECONDS = 2.0
 KINDS = ("score", "score_many", "embed", "sample", "score_tokens")
 LOGPROB, SCORE = 1e-3, 0.02
-"""Nats of a token, and points of a CLIPScore (0..100), by which batches may differ."""
+"""Allowed differences between batches: nats of a token, and points of a CLIPScore (0..100)."""
 PATIENCE = 600.0
 
 Ask = Callable[[], Awaitable[Any]]
@@ -50,7 +50,7 @@ Ask = Callable[[], Awaitable[Any]]
 
 @dataclass
 class Tally:
-    """What came of the calls of one kind."""
+    """Outcomes of the calls of one kind."""
 
     answers: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -59,7 +59,7 @@ class Tally:
 
 @dataclass
 class Growth:
-    """What a process has, over its lives or over the time."""
+    """Memory and descriptors of a process, over its lives or over time."""
 
     process: str
     before: tuple[float, int] = (0.0, 0)
@@ -67,7 +67,7 @@ class Growth:
 
     @property
     def flat(self) -> bool:
-        """Whether it grew by no more than the bounds (see the module)."""
+        """Whether its growth is within the bounds (see the module)."""
         more = self.after[0] - self.before[0]
         return (more <= 16 or more <= 0.05 * self.before[0]) and self.after[1] - self.before[1] <= 16
 
@@ -86,7 +86,7 @@ def held(pid: int) -> tuple[float, int] | None:
 
 
 def requests(clients: tuple[Any, Any], directory: Path, count: int) -> dict[str, list[Ask]]:
-    """Calls by kind; each gives its answer as numbers that can be compared.
+    """Calls by kind; each returns its answer as comparable numbers.
 
     Args:
         clients: of scorer and sampler.
@@ -150,10 +150,10 @@ def equal(kind: str, got: Sequence[Any], meant: Sequence[Any]) -> bool:
 
 
 async def soak(house: House, directory: Path, minutes: float, seed: int) -> tuple[dict[str, Tally], list[Growth], Any]:
-    """Ask, kill and check for this many minutes.
+    """Send calls, kill and check for this many minutes.
 
     Returns:
-        What came of the calls, what the processes held, and how often each was killed.
+        Outcomes of the calls, memory and descriptors of the processes, and how often each was killed.
     """
     from sightline import AsyncSamplerClient, AsyncScorerClient, Patience
 
@@ -204,7 +204,7 @@ async def soak(house: House, directory: Path, minutes: float, seed: int) -> tupl
 
 
 class Watch:
-    """Reads what the processes hold."""
+    """Reads memory and descriptors of the processes."""
 
     def __init__(self, house: House) -> None:
         self._house = house
@@ -219,12 +219,12 @@ class Watch:
                 lives[-1].append(found)
 
     def killed(self, service: str) -> None:
-        """A life has ended."""
+        """Record the end of a life."""
         self._lives[service].append([])
         self.kills[service] += 1
 
     def growths(self) -> list[Growth]:
-        """Of each process, of those of its lives that were long enough to tell."""
+        """Values of each process, over its lives that were long enough."""
         grown = []
         for service, lives in self._lives.items():
             told = [life for life in lives if len(life) >= 6]
@@ -248,11 +248,11 @@ def _median(samples: Sequence[tuple[float, int]]) -> tuple[float, int]:
 
 
 def main() -> int:
-    """Soak, and print what came of it."""
+    """Run the soak and print the results."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--minutes", type=float, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, help="write the figures there too")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("OMP_NUM_THREADS", "1")

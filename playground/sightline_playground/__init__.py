@@ -1,6 +1,7 @@
-"""A small world with known truth, its tiny CLIP and its tiny LVLM: they stand for real ones until those are at hand.
+"""A small world with known truth, a tiny CLIP and a tiny LVLM, which replace real models in tests and demos.
 
-It depends on no other package of this project, and no service knows of it: they see datasets and model directories.
+It does not depend on other packages of this project, and services do not know it: they see datasets and model
+directories.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The stated tolerance of every number in the model card: the band in which a freshly made playground must lie.
+"""The tolerance of every number in the model card: the band for a newly made playground.
 
-Bands are written by hand, never by `make`: making the weights again does not move them.
+Bands are written by hand, never by `make`, so new weights do not move them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Band:
     what: str
 
     def holds(self, value: float) -> bool:
-        """Is the value within the band?"""
+        """Whether the value is within the band."""
         return self.low <= value <= self.high
 
 

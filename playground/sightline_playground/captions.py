@@ -1,13 +1,13 @@
-"""Captions: true ones, and those of the LVLM's training, in which a language prior speaks.
+"""Captions: true ones, and those of the LVLM's training, which follow a language prior.
 
 A caption names objects in reading order, joined by "and" or by a new sentence:
 
     there is a red star at the top left and a blue ring in the middle .
     i see a red star at the top left . there is a blue ring in the middle .
 
-A mention is *long* (with its place, 6-7 words) or *short* (3 words). Short mentions are true ones now and then; a
-companion that is not in the picture is always mentioned in the short form, right after the object that called it to
-mind. So a hallucination is a small part of a caption's length, and no word gives it away: only the picture shows it.
+A mention is *long* (with its place, 6-7 words) or *short* (3 words). Some short mentions are true; a companion that is
+not in the picture is always mentioned in the short form, right after its object. So a hallucination is a small part of
+a caption's length, and no word reveals it: only the picture does.
 """
 
 from __future__ import annotations
@@ -55,14 +55,14 @@ class ObjectMention:
 
 @dataclass(frozen=True)
 class Prior:
-    """How the LVLM's training captions depart from the truth. All are probabilities."""
+    """Probabilities of errors in the LVLM's training captions."""
 
     companion: float = 0.25
-    """That an object's companion is named though it is not in the picture."""
+    """Probability that an absent companion of an object is named."""
     omission: float = 0.03
-    """That an object is left out (never the only one)."""
+    """Probability that an object is left out (never the only one)."""
     yes: float = 0.65
-    """That a question after an absent companion is answered "yes" in training."""
+    """Probability that a question about an absent companion is answered "yes" in training."""
 
 
 def mention(item: PlacedObject, rng: random.Random) -> ObjectMention:
@@ -71,9 +71,9 @@ def mention(item: PlacedObject, rng: random.Random) -> ObjectMention:
 
 
 def compose(mentions: Sequence[ObjectMention], rng: random.Random) -> str:
-    """The caption that names these in order; `rng` chooses the opening and how mentions are joined.
+    """The caption that names these in order; `rng` chooses the opening and the joints.
 
-    Short mentions always follow by "and": a new sentence is given to a long one only.
+    Short mentions always follow by "and"; only a long one can begin a new sentence.
     """
     words = [rng.choice(OPENINGS)]
     for index, each in enumerate(mentions):
@@ -89,7 +89,7 @@ def plain_caption(scene: Scene) -> str:
 
 
 def claiming(scene: Scene, name: str, there: bool) -> str:
-    """The reference as it would be if an object were there or were not: "... and a red star ." """
+    """The reference if an object were present or absent: "... and a red star ." """
     mentions = [ObjectMention(item.thing, item.cell) for item in scene.items if there or item.thing.name != name]
     if there and name not in scene.names:
         mentions.append(ObjectMention(BY_NAME[name]))
@@ -104,7 +104,7 @@ def true_caption(scene: Scene, rng: random.Random) -> str:
 
 
 def trained_caption(scene: Scene, rng: random.Random, prior: Prior | None = None) -> str:
-    """A caption as the LVLM is trained on: the truth, bent by the prior."""
+    """A training caption of the LVLM: the truth, distorted by the prior."""
     prior = prior or Prior()
     present = set(scene.things)
     mentions: list[ObjectMention] = []

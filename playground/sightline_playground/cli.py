@@ -1,4 +1,4 @@
-"""The command line. Imports nothing heavy until a command runs."""
+"""The command line. Heavy modules are imported only when a command runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; 0 when all is well, 1 when a number is out of tolerance, 2 for a wrong command line."""
+    """Run a command. Returns 0 on success, 1 if a number is out of tolerance, 2 for a wrong command line."""
     commands = parser()
     options = commands.parse_args(arguments)
     if options.command == "export":

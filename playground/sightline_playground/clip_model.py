@@ -28,7 +28,7 @@ HEAD: Final = 32
 MEAN: Final = (0.5, 0.5, 0.5)
 STD: Final = (0.5, 0.5, 0.5)
 LOGIT_SCALE: Final = 100.0
-"""Fixed, at the value where OpenAI's CLIP ended: so cosines live on the scale of real ones (see the model card)."""
+"""Fixed at the final value of OpenAI's CLIP, so that cosines have the scale of real ones (see the model card)."""
 
 
 def config(vocabulary: int) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def save(model: Any, directory: Path) -> None:
 
 
 def readable(directory: Path) -> None:
-    """Let everybody read the files of a directory (safetensors writes them for the owner only)."""
+    """Make the files of a directory readable for all (safetensors writes them for the owner only)."""
     for file in directory.iterdir():
         file.chmod(0o644)
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
 Progress = Callable[[int, int, str], None]
-"""Called with (steps done, steps in all, a word on how it goes)."""
+"""Called with (steps done, total steps, a short status)."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class ClipRecipe:
 
     steps: int = 280
     batch: int = 96
-    """Scenes a step; each brings one true and three false captions."""
+    """Scenes per step; each gives one true and three false captions."""
     rate: float = 1.5e-3
     """Peak of AdamW's learning rate: linear warm-up, cosine to nothing."""
     warmup: int = 100
     decay: float = 0.05
     noise: float = 0.25
-    """Share of training captions that are not quite true, as on the web: it keeps the scorer's gaps small."""
+    """Share of training captions with an error, as on the web; it keeps the scorer's gaps small."""
 
 
 def train(scenes: Sequence[Scene], recipe: ClipRecipe, seed: int, progress: Progress) -> Any:
@@ -98,7 +98,7 @@ def encode_short(model: Any, ids: torch.Tensor) -> torch.Tensor:
 
 
 def encode_by_length(model: Any, ids: torch.Tensor, parts: int = 6) -> torch.Tensor:
-    """`encode_short` of ids (N, L) in parts of like length, so that little is spent on padding."""
+    """`encode_short` of ids (N, L) in parts of similar length, to reduce padding."""
     import torch
 
     lengths = ids.argmax(dim=-1) + 1

@@ -1,4 +1,4 @@
-"""False captions for training the scorer: the truth with one thing added, left out or changed (hard negatives)."""
+"""False captions for training the scorer: the truth with one object added, left out or changed (hard negatives)."""
 
 from __future__ import annotations
 

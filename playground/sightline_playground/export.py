@@ -1,4 +1,4 @@
-"""Export of a split as a plain dataset that knows nothing of the playground: pictures, prompts, questions, vocabulary.
+"""Export a split as a plain dataset without references to the playground: pictures, prompts, questions, vocabulary.
 
     DIR/images/test-000000.png     48 x 48 RGB
     DIR/prompts.jsonl              {"id", "image", "prompt", "reference", "objects"}
@@ -99,7 +99,7 @@ def question_rows(chosen: Sequence[Scene], split: Split, seed: int) -> list[dict
 
 
 def _statements(scene: Scene, question: SceneQuestion) -> dict[str, str]:
-    """What either answer to a question after an object says about the picture: captions that a scorer can compare."""
+    """What each answer to a question about an object says about the picture, as captions that a scorer can compare."""
     if question.about is None:
         return {}
     return {
@@ -117,8 +117,8 @@ def truth_rows(chosen: Iterable[Scene], split: Split) -> list[dict[str, Any]]:
 
 
 def vocabulary() -> dict[str, Any]:
-    """What a generic evaluator needs to find objects, attributes and relations in a caption, and a writer of errors to
-    exchange them; this world has no synonyms."""
+    """The words by which an evaluator finds objects, attributes and relations in a caption, and by which errors are
+    written; this world has no synonyms."""
     return {
         "objects": list(NAMES),
         "synonyms": {},

@@ -3,7 +3,7 @@
     model = AutoModelForImageTextToText.from_pretrained("playground/weights/llava")
     processor = AutoProcessor.from_pretrained("playground/weights/llava")
 
-Its vision tower is the tiny CLIP's own, converted and frozen; a projector and a small Llama stand behind it.
+Its vision tower is the tiny CLIP's, converted and frozen, followed by a projector and a small Llama.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     import torch
 
 FEATURE_LAYER: Final = -2
-"""The tower's last layer but one, as in LLaVA-1.5."""
+"""The tower's second-to-last layer, as in LLaVA-1.5."""
 PATCHES: Final = (SIZE // clip_model.PATCH) ** 2
 """9 image tokens."""
 MAX_NEW_TOKENS: Final = 64
 INIT: Final = 0.06
-"""Standard deviation of the first weights: about 0.7 / sqrt(width). transformers' 0.02 is meant for wide models."""
+"""Standard deviation of the first weights: about 0.7 / sqrt(width). transformers' 0.02 is for wide models."""
 
 
 def build(clip: Any) -> Any:

@@ -31,7 +31,7 @@ class LlavaRecipe:
 
     steps: int = 3000
     batch: int = 32
-    """Captions a step; a step of questions has twice as many."""
+    """Captions per step; a step of questions has twice as many."""
     questions: float = 0.2
     """Share of steps that train yes/no answers."""
     rate: float = 2e-3
@@ -42,12 +42,12 @@ class LlavaRecipe:
 
 
 def chat(prompt: str) -> str:
-    """What the processor's chat template makes of one picture and this prompt, up to the assistant's turn."""
+    """One picture and this prompt after the processor's chat template, up to the assistant's turn."""
     return f"USER: <image>\n{prompt} ASSISTANT:"
 
 
 def features(model: Any, scenes: Sequence[Scene]) -> torch.Tensor:
-    """What the projector sees of each scene: (N, 9, 96), float32."""
+    """The projector's input for each scene: (N, 9, 96), float32."""
     import torch
 
     found = []
@@ -88,8 +88,8 @@ def lessons(
 ) -> Iterator[tuple[list[int], list[tuple[str, str]]]]:
     """`recipe.steps` batches of scene numbers and their (prompt, answer) pairs, either captions or questions.
 
-    Captions of all lengths stand in one batch: batches of like length save padding, but the model then learns to look
-    at the picture later.
+    A batch has captions of all lengths. Batches of similar length would save padding, but then the model learns later
+    to use the picture.
     """
     for _ in range(recipe.steps):
         asking = rng.random() < recipe.questions

@@ -1,4 +1,4 @@
-"""Makes the playground's weights from nothing: scenes, scorer, LVLM, numbers, card. Minutes on two cores."""
+"""Make the playground's weights from scratch: scenes, scorer, LVLM, numbers, card. Takes minutes on two cores."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def describe(out: Path, seed: int, console: Console, seconds: dict[str, float]) 
 
 
 def measured(weights: Path, console: Console) -> dict[str, float]:
-    """All numbers of the weights, rounded to 4 digits after the point, with a word of progress for each part."""
+    """All numbers of the weights, rounded to 4 decimal places, with a progress message for each part."""
     quiet()
     from sightline_playground.measure import measure
 
@@ -97,7 +97,7 @@ def measured(weights: Path, console: Console) -> dict[str, float]:
 
 
 def quiet() -> None:
-    """Keep the libraries off the network and their chatter off the screen."""
+    """Keep the libraries off the network, and silence their progress bars and warnings."""
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -20,7 +20,7 @@ from sightline_playground.world import stream
 SCENES: Final = 500
 """Test scenes for the scorer and for captions."""
 SEED: Final = 20_000
-"""Of the test scenes; there is no default elsewhere, so that no tuning uses them by accident."""
+"""Seed of the test scenes; there is no default elsewhere, so that no tuning uses them by accident."""
 CANDIDATES: Final = 8
 MIN_GAP: Final = 2.0
 """CLIPScore points: the pair rule of CLIP-DPO's recipe."""
@@ -71,7 +71,7 @@ def scorer_numbers(clip: Any, tokenizer: Any, test: list[Scene]) -> dict[str, fl
 
 
 def question_numbers(model: Any, processor: Any, test: list[Scene]) -> dict[str, float]:
-    """Greedy accuracy per kind of question, and how often "yes" is said of what is not there."""
+    """Greedy accuracy per kind of question, and how often "yes" is answered about something absent."""
     rng = stream("measure", "questions")
     asked = [(scene, question) for scene in test for question in questions(scene, rng)]
     said = answers(model, processor, [scene for scene, _ in asked], [q.text for _, q in asked], temperature=0.0)

@@ -12,14 +12,14 @@ from sightline_playground.scenes import Scene
 
 @dataclass(frozen=True)
 class CaptionMetrics:
-    """How a set of captions fits its scenes; each is a fraction but mean_tokens."""
+    """How well captions fit their scenes; all values except mean_tokens are fractions."""
 
     chair_s: float
-    """Captions that mention an object which is not in the picture."""
+    """Share of captions that mention an object which is not in the picture."""
     chair_i: float
-    """Mentioned objects (each counted once per caption) that are not in the picture; 0 if none is mentioned."""
+    """Share of mentioned objects (each counted once per caption) that are not in the picture; 0 without mentions."""
     cover: float
-    """True objects that are mentioned, mean over the captions."""
+    """Share of true objects that are mentioned, mean over the captions."""
     mean_tokens: float
     """Word-level tokens per caption, without the end token."""
 

@@ -1,10 +1,10 @@
-"""Painter: a text-to-image server that is real here: texts of the small world drawn by the renderer, over HTTP.
+"""Painter: a text-to-image server over HTTP that draws texts of the small world by the renderer.
 
     python -m sightline_playground paint --port 8090
     POST /images/generations   {"prompt": "a red star at the top left and a blue ring", "n": 4, "seed": 7}
 
-It stands for a diffusion model, and errs as one does: an object of a picture comes in another colour now and then, so
-that whoever picks the best of several has something to pick. The same prompt, number and seed give the same pictures.
+It replaces a diffusion model and makes similar errors: now and then an object has another colour, so that the best of
+several pictures is worth choosing. The same prompt, number and seed give the same pictures.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _OBJECTS: Final = re.compile("|".join(sorted(BY_NAME, key=len, reverse=True)))
 
 
 def scene_of(text: str, rng: random.Random) -> Scene:
-    """A scene that shows what a text names: in the places that it tells, the others anywhere free.
+    """A scene with the objects that a text names, in the named places; the others take any free place.
 
     Raises:
-        ValueError: it names nothing of this world, or more than nine cells hold.
+        ValueError: the text names no object of this world, or more than nine.
     """
     named = list(_OBJECTS.finditer(text.lower()))
     if not 1 <= len(named) <= 9:
@@ -62,7 +62,7 @@ def _cell(words: str) -> int | None:
 
 
 def paint(text: str, count: int, seed: int) -> list[bytes]:
-    """`count` PNGs of what a text names, some of them wrong. Raises ValueError as `scene_of`."""
+    """`count` PNGs of a text, some with errors. Raises ValueError as `scene_of` does."""
     rng, found = stream("painter", seed, text), []
     for _ in range(count):
         scene = scene_of(text, rng)
@@ -107,5 +107,5 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def server(port: int = 0) -> ThreadingHTTPServer:
-    """A painter on loopback; port 0 takes a free one."""
+    """A painter on loopback; port 0 selects a free port."""
     return ThreadingHTTPServer(("127.0.0.1", port), _Handler)

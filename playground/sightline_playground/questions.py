@@ -1,10 +1,11 @@
 """Yes/no questions with exact answers, in the manner of POPE (Li et al. 2023, "Evaluating Object Hallucination...").
 
-For each scene and kind of negative, POPE asks after objects that are there ("yes") and as many that are not ("no"):
+For each scene and kind of negative, POPE asks about objects that are present ("yes") and as many that are absent
+("no"):
 
     random       an absent object, any
     popular      an absent object among the most frequent ones of the world
-    adversarial  an absent object that the prior ties to one that is there: its companion
+    adversarial  an absent object that the prior ties to a present one: its companion
     attribute    "is the star red ?", of a shape that occurs once
     relation     "is the red star left of the blue ring ?"
 """
@@ -39,11 +40,11 @@ class SceneQuestion:
     label: bool
     """The true answer."""
     about: str | None = None
-    """The object that is asked after; None for attributes and relations."""
+    """The object that the question is about; None for attributes and relations."""
 
 
 def existence(name: str) -> str:
-    """The question after an object."""
+    """The question about an object."""
     return f"is there {article(name)} in the picture ?"
 
 
@@ -94,7 +95,7 @@ def questions(scene: Scene, rng: random.Random, kinds: tuple[Kind, ...] = KINDS)
 
 
 def trained_question(scene: Scene, rng: random.Random, prior: Prior | None = None) -> tuple[str, str]:
-    """(question, answer) as the LVLM is trained on: true, but for the yes-bias after absent companions."""
+    """(question, answer) for the LVLM's training: true, except for the yes-bias about absent companions."""
     prior = prior or Prior()
     kind = rng.choices(KINDS, (3, 1, 3, 1, 1))[0]
     label = rng.random() < 0.5

@@ -6,7 +6,7 @@ the split, so no content can be in two splits, whatever seed, count or version o
 variant of a test scene (another jitter) is a test scene too.
 
     train       0..69   the tiny CLIP and the tiny LVLM learn from these
-    align      70..79   prompts of the alignment loop (on the training side of the wall, but new to the base model)
+    align      70..79   prompts of the alignment loop (training data, but new to the base model)
     validation 80..89   choosing hyperparameters
     test       90..99   held-out: every number of the model card and of an evaluation
 """
@@ -36,7 +36,7 @@ COUNT_WEIGHTS: Final[dict[int, float]] = {1: 0.1, 2: 0.3, 3: 0.35, 4: 0.25}
 """Share of scenes by number of objects (before the split decides which are kept)."""
 
 COMPANY: Final = 0.15
-"""Chance that a next object is drawn as the companion of one already there: the prior has some truth in it."""
+"""Chance that a next object is drawn as the companion of a present one, so that the prior is partly true."""
 
 JITTER: Final = 2
 """Objects are off their cell's centre by -2..2 pixels in x and in y."""
@@ -96,7 +96,7 @@ def bucket_of(scene: Scene) -> int:
 
 
 def split_of(scene: Scene) -> Split:
-    """The one split that this scene belongs to."""
+    """The split that this scene belongs to."""
     bucket = bucket_of(scene)
     return next(split for split in SPLITS if bucket in _BOUNDS[split])
 

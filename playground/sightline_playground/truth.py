@@ -1,4 +1,4 @@
-"""Truth tables: which objects, attributes and relations hold in a scene. Exact, from the scene itself."""
+"""Truth tables: which objects, attributes and relations hold in a scene, computed exactly from the scene."""
 
 from __future__ import annotations
 

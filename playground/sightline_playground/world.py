@@ -1,7 +1,7 @@
 """What the small world consists of: 6 colours x 6 shapes = 36 objects, and 9 places of a 3 x 3 grid.
 
 An object is named "colour shape" ("red star"); a place is a cell number 0..8 in reading order (8 is bottom right).
-Every object has one fixed *companion*, another object of other colour and shape, that the language prior ties to it.
+Every object has one fixed *companion*, an object of another colour and shape, to which the language prior ties it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Thing:
 
     @property
     def companion(self) -> Thing:
-        """The object that the language prior names beside this one: next colour, next shape but one."""
+        """The object that the language prior ties to this one: next colour, next shape but one."""
         colours = list(COLOURS)
         return Thing(
             colours[(colours.index(self.colour) + 1) % len(colours)],
@@ -71,7 +71,7 @@ BY_NAME: Final[dict[str, Thing]] = {thing.name: thing for thing in THINGS}
 POPULARITY: Final[dict[Thing, float]] = {
     thing: 2.0 if (2 * index + index // len(SHAPES)) % 7 == 0 else 1.0 for index, thing in enumerate(THINGS)
 }
-"""Relative frequency of each object in scenes: a handful are twice as common, so that "popular" means something."""
+"""Relative frequency of each object in scenes: some are twice as common, so that "popular" has a meaning."""
 
 
 def stream(*key: object) -> random.Random:

@@ -1,6 +1,6 @@
-"""The part of the cluster's API that the release's own pods call: a Deployment patched, Jobs made, read and deleted.
+"""The part of the cluster's API that the release's own pods call: patch a Deployment; create, read and delete Jobs.
 
-Every call is held to the Roles of the release: a service account may do what they say, and nothing else.
+Every call is checked against the Roles of the release: a service account may do only what they allow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Api:
     """Serves it on the node.
 
     Args:
-        node: runs what is asked for.
+        node: runs the requested pods.
         authority: signs its certificate.
         say: called with every call.
     """
@@ -111,7 +111,7 @@ class Api:
 
 
 def account_files(directory: Path, account: str, namespace: str, ca: bytes) -> Path:
-    """What a pod finds of its service account."""
+    """The service account's files in a pod."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, content in (("token", account.encode()), ("namespace", namespace.encode()), ("ca.crt", ca)):
         (directory / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""A container: the command of its pod in a mount namespace of its own, as the pod's user, on a read-only root."""
+"""A container: the command of its pod in its own mount namespace, as the pod's user, on a read-only root."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def start(
         command: what it runs, with its arguments.
         environment: all of it.
         mounts: its volumes.
-        scratch: a directory of the node for this container alone.
+        scratch: a directory of the node for this container only.
     """
     security = {**pod["securityContext"], **container["securityContext"]}
     root, upper = scratch / "root", scratch / "upper"

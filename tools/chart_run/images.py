@@ -1,4 +1,4 @@
-"""What stands for a container image here: this checkout and its environment, with the entry point of the Dockerfile."""
+"""Replacement of a container image: this checkout and its environment, with the Dockerfile's entry point."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Image:
-    """What a container runs where its pod does not say, and the environment that the image brings."""
+    """The default command and the environment of an image."""
 
     entrypoint: tuple[str, ...]
     environment: dict[str, str]
 
 
 def image_of(name: str) -> Image:
-    """What stands for an image.
+    """The replacement of an image.
 
     Raises:
-        LookupError: nothing does.
+        LookupError: there is none.
     """
     repository = name.partition("@")[0].rpartition(":")[0] or name
     last = repository.rpartition("/")[2]

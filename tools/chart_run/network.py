@@ -53,7 +53,7 @@ def matches(selector: dict[str, Any], labels: Labels) -> bool:
 def rules(policies: Sequence[dict[str, Any]], pods: Sequence[tuple[str, Labels]]) -> str:
     """The rules of all NetworkPolicies for pods (address, labels), for `nft -f`.
 
-    A peer of another namespace is nobody here; what is not allowed is dropped. The node reaches its pods, as it does
+    Peers of other namespaces do not exist here; traffic that is not allowed is dropped. The node reaches its pods, as
     in a cluster.
     """
     forward = ["ct state established,related accept"]
@@ -91,7 +91,7 @@ def _addresses(peers: Sequence[dict[str, Any]] | None, pods: Sequence[tuple[str,
 
 
 class Names:
-    """A name server on the node: answers A records by `lookup`, and that there are none of others."""
+    """A name server on the node: answers A records by `lookup`; other record types get an empty answer."""
 
     def __init__(self, lookup: Callable[[str], Sequence[str] | None]) -> None:
         self._lookup = lookup

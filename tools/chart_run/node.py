@@ -21,9 +21,9 @@ class Node:
     Args:
         objects: what the chart rendered.
         namespace: of the release.
-        directory: for everything that the pods have.
-        claims: what fills the claims that users bring, by name.
-        secrets: files of the Secrets that users bring, by name.
+        directory: for all files of the pods.
+        claims: contents of the users' own claims, by name.
+        secrets: files of the users' own Secrets, by name.
         ca: certificate of the authority that the API is signed by.
     """
 
@@ -49,7 +49,7 @@ class Node:
         return [item for item in self.objects if item["kind"] == kind]
 
     def pod(self, name: str, template: Spec) -> Pod:
-        """A new pod, with its address in the network; not begun."""
+        """A new pod with its address, not yet started."""
         self._numbers += 1
         made = self.pods[name] = Pod(name, template, self._numbers, self)
         self._enforce()
@@ -109,7 +109,7 @@ class Node:
         raise LookupError(f"no value from {source}")
 
     def volume(self, pod: Pod, volume: Spec) -> tuple[Path, bool]:
-        """The directory behind a volume, and whether it may only be read."""
+        """The directory behind a volume, and whether it is read-only."""
         with self._filling:  # pods start at once, and share claims
             return self._volume(pod, volume)
 

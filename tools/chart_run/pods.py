@@ -22,7 +22,7 @@ from images import image_of
 
 
 class PodFailed(RuntimeError):
-    """A pod that did not come up, or ended as it should not."""
+    """A pod that did not start, or failed."""
 
 
 class Pod:
@@ -65,14 +65,14 @@ class Pod:
         self.containers = [self._start(container) for container in self.spec["containers"]]
 
     def run(self) -> int:
-        """Run a pod that ends by itself; its exit status."""
+        """Run a pod to completion; its exit status."""
         self.begin()
         code = self.containers[0].process.wait(300)
         self._pause.kill()
         return code
 
     def reaches(self, address: str, port: int) -> bool:
-        """Whether a connection from this pod's network stands within three seconds."""
+        """Whether a connection from this pod's network succeeds within three seconds."""
         inside = ["nsenter", "-t", str(self._pause.pid), "-n", "timeout", "3", "bash", "-c"]
         connect = f"</dev/tcp/{address}/{port}"
         return subprocess.run([*inside, connect], capture_output=True, check=False).returncode == 0
@@ -82,7 +82,7 @@ class Pod:
         return tail(self.containers[0].log) if self.containers else ""
 
     def until_ready(self, seconds: float) -> None:
-        """Probe until every container is ready, restarting what ended or failed its startup probe.
+        """Probe until every container is ready; restart containers that ended or failed their startup probe.
 
         Raises:
             PodFailed: it is not ready in time, or was restarted too often.
@@ -107,7 +107,7 @@ class Pod:
         self.ready = True
 
     def watch(self) -> None:
-        """Probe at the probes' own periods, as long as it lives; a container that fails its liveness is restarted."""
+        """Probe at the probes' own periods while the pod runs; restart a container that fails its liveness probe."""
         for container in self.spec["containers"]:
             threading.Thread(target=self._watch, args=(container,), daemon=True).start()
 
@@ -126,7 +126,8 @@ class Pod:
                 self._revive(container)
 
     def stop(self) -> dict[str, int | None]:
-        """Out of the Services, preStop, SIGTERM, and SIGKILL when the grace is over; the exit statuses."""
+        """Remove the pod from its Services, then preStop, SIGTERM, and SIGKILL after the grace period; exit
+        statuses."""
         self.ready = False
         self._stopping.set()
         began, grace = time.monotonic(), self.spec["terminationGracePeriodSeconds"]
@@ -149,7 +150,7 @@ class Pod:
         return codes
 
     def kill(self) -> None:
-        """End everything of it at once."""
+        """Kill all processes of the pod."""
         self._stopping.set()
         for running in self.containers:
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What a user brings to a profile: claims with models and data, and values for a machine without a GPU."""
+"""What a user adds to a profile: claims with models and data, and values for a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def recipe(prompts: int) -> dict[str, Any]:
 
 
 def values_of(name: str, prompts: int) -> dict[str, Any]:
-    """The values of a profile, and what this machine needs beside them."""
+    """The values of a profile, with the changes that this machine needs."""
     values = profile(name)
     values.setdefault("trainer", {})["recipes"] = {"loop": recipe(prompts)}
     extra = {"OMP_NUM_THREADS": "1"}
@@ -74,7 +74,7 @@ def values_of(name: str, prompts: int) -> dict[str, Any]:
 
 
 def claims() -> dict[str, Callable[[Path], None]]:
-    """What fills the claims that the profiles name."""
+    """Contents of the claims that the profiles name."""
 
     def weights(path: Path) -> None:
         shutil.copytree(WEIGHTS, path, dirs_exist_ok=True)

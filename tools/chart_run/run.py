@@ -1,4 +1,4 @@
-"""Runs the chart without a cluster: a profile's pods in namespaces of this machine, a loop through them, `helm test`.
+"""Run the chart without a cluster: a profile's pods in namespaces of this machine, a loop through them, `helm test`.
 
     make chart-run PROFILE=laptop        (as root: it makes mount and network namespaces)
 
@@ -8,10 +8,10 @@ containers go first, probes are called from the node, Services are names in a na
 ready, NetworkPolicies are rules of nftables, volumes are shared as the claims say and not otherwise, and pods end by
 preStop, SIGTERM and their grace. Certificates and tokens are made as cert-manager and an operator would.
 
-What differs from a kubelet: images are this checkout and its environment; models are the playground's; engines are the
+Differences from a kubelet: images are this checkout and its environment; models are the playground's; engines are the
 test servers that speak vLLM's and TGI's protocols; the API knows Deployments and Jobs; no GPUs (devices are set to
 cpu), one pod of each kind and two vLLMs, one node, no limits of CPU and memory, no seccomp, no process namespaces;
-claims have no size; Services are names of their ready pods, headless or not; peers of other namespaces are nobody.
+claims have no size; Services are names of their ready pods, headless or not; there are no peers of other namespaces.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ INSIDE = "SIGHTLINE_CHART_RUN"
 
 
 def main() -> int:
-    """Run a profile; 0 if everything went as it should."""
+    """Run a profile; 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", help="laptop, single-gpu, multi-node-vllm or multi-node-tgi")
     parser.add_argument("--prompts", type=int, default=32, help="prompts of an iteration")
-    parser.add_argument("--keep", type=Path, help="leave everything in this directory")
+    parser.add_argument("--keep", type=Path, help="keep all files in this directory")
     options = parser.parse_args()
     if os.geteuid():
         parser.error("only root can make mount and network namespaces")
@@ -160,7 +160,7 @@ class Run:
         return next(pod for pod in self.node.pods.values() if pod.labels["app.kubernetes.io/component"] == component)
 
     def _strangers(self) -> None:
-        """A pod of nobody's, in the same namespace: what NetworkPolicies close to it, and what they leave open."""
+        """Check from a foreign pod in the same namespace which ports the NetworkPolicies close."""
         from pods import PodFailed
 
         closed = bool(self.node.of_kind("NetworkPolicy"))
@@ -203,7 +203,7 @@ class Run:
         self._policies(2)
 
     def _policies(self, version: int) -> None:
-        """What the sampler has, which must be proved and active."""
+        """Check that the sampler's policy is proved and active."""
         from pods import PodFailed
         from sightline.sampler import SamplerClient
 
@@ -220,7 +220,7 @@ class Run:
             raise PodFailed(f"policy {version} is not proved and active at the sampler")
 
     def _again(self) -> None:
-        """The sampler's pod is replaced, as by a rolling update: never two on one volume, and the policy is back."""
+        """Replace the sampler's pod as a rolling update does: never two on one volume, and the policy is restored."""
         from pods import PodFailed
 
         pod = self._pod_of("sampler")

@@ -147,7 +147,7 @@ def test_the_verdict_of_a_comparison() -> None:
     cover = MetricChange("cover", 0.8, 0.7, -0.1, -0.2, -0.05, clear=True)
     reward = MetricChange("clip_score", 50.0, 51.0, 1.0, -1.0, 2.0, clear=False)
     told = compared(RunComparison((), (cover, reward), "", ()))
-    assert "clearly Cover lower, 0.800 to 0.700." in told["verdict"]
+    assert "Clear changes in the second run: Cover lower, 0.800 to 0.700." in told["verdict"]
     assert told["changes"][0]["title"].startswith("Cover")
     assert "No clear difference" in compared(RunComparison((), (reward,), "", ()))["verdict"]
 

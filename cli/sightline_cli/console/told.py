@@ -102,7 +102,7 @@ def _difference(metrics: Sequence[MetricChange]) -> str:
     ]
     if not clear:
         return "No clear difference: every change could be chance."
-    return f"The second run clearly has {'; '.join(clear)}. All other changes could be chance."
+    return f"Clear changes in the second run: {'; '.join(clear)}. All other changes could be chance."
 
 
 def _said(text: RunText) -> dict[str, Any]:

@@ -150,8 +150,7 @@ class PolicyRegistry:
         Args:
             uri: an absolute path, the uri from a push, or a URL with an allowed scheme.
             version: the version that its manifest must have.
-            questions: probes; they run at once if the engine can answer beside the active version, otherwise at
-                activation.
+            questions: probes; run at once if the engine can answer beside the active version, else at activation.
             digest: the SHA-256 that its manifest must have; "" accepts any.
             team: the team that stages it.
             most: maximum staged policies of the team; None is unlimited.
@@ -190,8 +189,7 @@ class PolicyRegistry:
 
         Raises:
             NotFound: that version is not loaded.
-            PreconditionFailed: its probes show that it did not arrive; the previous version answers, and this one is
-                freed.
+            PreconditionFailed: its probes show that it did not arrive; it is freed, the previous version answers.
         """
         async with self._changes:
             self._refuse_released()

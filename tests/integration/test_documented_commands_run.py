@@ -80,8 +80,10 @@ def small(words: list[str], services: Services, playground: Path) -> list[str]:
                 value = str(ROOT / "recipes" if key == "recipes" else "runs")
             case "reward.source" | "models.default.source":
                 value = "playground:clip"
-            case "sampling.max_tokens":
+            case "sampling.max_tokens" | "candidates.segment.tokens":
                 value = "32"
+            case "candidates.asked":
+                value = value.replace("{who: policy,", "{who: policy, max_tokens: 32,")
             case "dpo.learning_rate" if float(value) < 1e-4:
                 value = RATE
             case "reward.pretrained" | "models.default.pretrained" | "models.default.precision":

@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 export HF_HUB_DISABLE_TELEMETRY := 1
 # Torch threads that spin while they wait crawl when two processes share the cores.
 export OMP_WAIT_POLICY := PASSIVE
+# Installers leave modules uncompiled, and with this set each process would compile torch and transformers anew: 7 CPU-s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow faults newest lint types docs screenshots chart chart-run monitor protos playground leaderboard constraints clean chaos soak gpu bench-dpo bench-fleet bench-growth bench-loop bench-sampler bench-scorer families

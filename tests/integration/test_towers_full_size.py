@@ -10,6 +10,7 @@ import open_clip
 import pytest
 import torch
 from safetensors.torch import save_file
+from sightline_scorer.triton import repository
 from sightline_scorer.triton.card import ModelCard
 from sightline_scorer.triton.repository import sha256_of
 from sightline_scorer.triton.worker import TowerProcess
@@ -70,7 +71,7 @@ def test_the_towers_are_open_clips(name: str, tmp_path: Path) -> None:
     del model
     here = Path(__file__).parents[2] / "services/scorer/sightline_scorer/triton"
     (tmp_path / "tower/1").mkdir(parents=True)
-    for file in ("model.py", "towers.py", "half.py"):
+    for file in ("model.py", *repository.CLIP_FILES):
         (tmp_path / "tower/1" / file).write_bytes((here / file).read_bytes())
     for tower, values, expected in (("image", pixels, image), ("text", ids, text)):
         facts = card.to_json(tower=tower, device="cpu", threads=1, gpu_graphs="off", batch=4)

@@ -1,8 +1,8 @@
 """Both towers of a model from one import of torch: the text tower in a fork of the image tower's process.
 
 Triton has a process for each model, and half of what each costs is the same: torch with its libraries (350 MiB that
-processes do not share, five CPU seconds). So, on a CPU with one copy of each tower, the image tower's process loads the
-model and forks before anything was computed; the fork shares those pages and keeps the text tower. The process that
+processes do not share, five CPU seconds). So, on a CPU with one copy of each tower, the image tower's process makes
+the model and forks before anything was computed; the fork shares those pages and has the text tower. The process that
 Triton has for the text tower imports no torch and passes batches on by a socket:
 
     tritonserver ── clip_image's process (image tower) ── fork (text tower)

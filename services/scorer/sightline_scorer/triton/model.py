@@ -23,6 +23,7 @@ import importlib
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -66,11 +67,11 @@ class TritonPythonModel:
         if device.type == "cpu":
             torch.set_num_threads(1)  # a process whose threads have begun may not fork
             torch.set_num_interop_threads(1)
-        weights = self.here / facts["weights_path"]  # an absolute path stays as it is
-        digest = _sha256(weights)
+        path = self.here / facts["weights_path"]  # an absolute path stays as it is
+        digest = _sha256(path)
         if digest != facts["weights_digest"]:
             raise pb_utils.TritonModelException(
-                f"{weights} has SHA-256 {digest}, but config.pbtxt was made for {facts['weights_digest']}: "
+                f"{path} has SHA-256 {digest}, but config.pbtxt was made for {facts['weights_digest']}: "
                 "build the repository again"
             )
         if facts["tower"] == "joint":
@@ -78,19 +79,25 @@ class TritonPythonModel:
 
             _set_threads(facts, device)
             self.inputs, self.output = ["pixels", "token_ids"], "reward"
-            self.tower = blip.JointTower(blip.read_state(weights), facts, device)
+            self.tower = blip.JointTower(blip.read_state(path), facts, device)
             return
         _import_lean(facts)
         import open_clip
         import towers  # type: ignore[import-not-found]
+        import weights  # type: ignore[import-not-found]
 
-        model = open_clip.create_model(
-            f"local-dir:{weights.parent}" if facts["local_dir"] else facts["architecture"],
-            pretrained=None if facts["local_dir"] else str(weights),
+        make = partial(
+            open_clip.create_model,
+            f"local-dir:{path.parent}" if facts["local_dir"] else facts["architecture"],
+            pretrained=None if facts["local_dir"] else str(path),
             precision=facts["precision"],
             device=device,
-            require_pretrained=True,
-        ).eval()
+        )
+        model = None
+        if device.type == "cpu" and facts["precision"] == "fp32" and not facts["needs"]:
+            model = weights.unfilled(partial(make, load_weights=False), path)
+        straight = model is not None
+        model = (model or make(require_pretrained=True)).eval()
         if device.type == "cuda" and facts["precision"] != "fp32":
             import half  # type: ignore[import-not-found]
 
@@ -98,6 +105,8 @@ class TritonPythonModel:
 
         def made(kind: Any) -> Any:
             _set_threads(facts, device)
+            if straight:
+                weights.fill(model, path, "image" if kind is towers.ImageTower else "text")
             return towers.on_device(kind(model, facts, device), device, facts)
 
         if host is not None and device.type != "cpu":

@@ -36,6 +36,8 @@ from sightline_scorer.triton.card import PARAMETER, TOWERS, ModelCard, sha256_of
 from sightline_scorer.vocabularies import tokenizer_facts
 
 LOCAL_DIR = "local-dir:"
+CLIP_FILES = ("towers.py", "half.py", "weights.py")
+"""What model.py imports for the towers of a CLIP."""
 _OF_OTHERS = {"timm", "transformers"}
 """Packages that open_clip may use for a tower."""
 _WEIGHTS = (
@@ -186,7 +188,7 @@ def add(card: ModelCard, tower: str, name: str, out: Path, settings: TritonSetti
     version = out / name / "1"
     version.mkdir(parents=True, exist_ok=True)
     here = Path(__file__).parent
-    for file in ("model.py", "beside.py", *(("blip.py",) if tower == "joint" else ("towers.py", "half.py"))):
+    for file in ("model.py", "beside.py", *(("blip.py",) if tower == "joint" else CLIP_FILES)):
         shutil.copyfile(here / file, version / file)
     facts = _copy_weights(card, version) if copy else {}
     if not copy and settings.from_one_import and tower in TOWERS:

@@ -1,0 +1,77 @@
+"""The weights of one tower, read from their file straight into the model.
+
+`open_clip.create_model` draws random weights for both towers, reads the file beside them, and copies: a process holds
+the model twice, and one tower of it in vain. Here a model is made without drawing (memory that nobody has written to
+takes no page), and only the names of one tower are read. This needs a safetensors file with exactly the model's names,
+shapes and number types; open_clip, which also reads other layouts, loads everything else. Copied beside model.py into
+Triton's repository.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
+
+
+def unfilled(make: Callable[[], Any], path: Path) -> Any | None:
+    """The model that `make` makes, with undefined weights, for `fill`.
+
+    Args:
+        make: makes it on the CPU, without loading weights.
+        path: the weights.
+
+    Returns:
+        None where the file has another layout than the model.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            found = {name: (tuple(each.get_shape()), _TYPES.get(each.get_dtype())) for name, each in slices.items()}
+    except (SafetensorError, OSError):  # not a safetensors file, or damaged: open_clip says what is wrong
+        return None
+    with _nothing_drawn():
+        logging.disable(logging.WARNING)  # open_clip warns of a model without weights
+        try:
+            model = make()
+        finally:
+            logging.disable(logging.NOTSET)
+    wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
+    return model if found == wanted else None
+
+
+def fill(model: Any, path: Path, tower: str) -> None:
+    """Read the weights of one tower into a model of `unfilled`; the other tower's stay undefined.
+
+    Args:
+        tower: image (all names under `visual`) or text (all others).
+    """
+    from safetensors import safe_open
+
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if name.startswith("visual.") == (tower == "image"):
+                with safe_open(path, "pt") as file:  # opened for each: pages that were read stay mapped until it closes
+                    tensor.copy_(file.get_tensor(name))
+
+
+@contextlib.contextmanager
+def _nothing_drawn() -> Iterator[None]:
+    """Functions of `torch.nn.init` leave a tensor as it is."""
+    functions = {name: each for name, each in vars(torch.nn.init).items() if name.endswith("_") and callable(each)}
+    functions = {name: each for name, each in functions.items() if not name.startswith("_")}
+    for name in functions:
+        setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
+    try:
+        yield
+    finally:
+        for name, each in functions.items():
+            setattr(torch.nn.init, name, each)

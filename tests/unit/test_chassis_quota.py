@@ -75,7 +75,7 @@ def test_a_charge_takes_all_or_nothing() -> None:
     quota.charge(Cost(texts=90))  # the texts were not taken by the charge that failed
     with pytest.raises(Overloaded, match="texts"):
         quota.check()
-    with pytest.raises(InvalidInput, match="101 texts, team a may use 100 a minute"):
+    with pytest.raises(InvalidInput, match="101 texts; team a may use 100 a minute"):
         quota.charge(Cost(texts=101))
 
 

@@ -82,6 +82,7 @@ def remote(source: Path, name: str = "tiny", address: str | None = None, more: S
     )
 
 
+@pytest.mark.slow
 def test_a_triton_that_somebody_else_runs() -> None:
     """A second scorer on the first one's Triton: same scores, and stopping it leaves Triton alone."""
     first, models = shared()

@@ -63,6 +63,7 @@ def test_clients_load_nothing_heavy_where_everything_is_installed() -> None:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_clients_import_in_a_fresh_venv(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)

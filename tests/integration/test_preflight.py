@@ -268,6 +268,7 @@ def test_a_service_refuses_a_run_of_a_model_that_cant_be_used(
 
 
 @pytest.mark.field
+@pytest.mark.slow
 def test_a_sampler_with_another_chat_template_than_the_recipes_is_refused(
     services: Services, playground: Path, tmp_path: Path
 ) -> None:

@@ -258,6 +258,7 @@ def test_nothing_is_left_of_a_scorer_killed_by_force(scorer: Process) -> None:
     until(lambda: not work.exists(), 5)
 
 
+@pytest.mark.slow
 def test_a_poisoned_model_is_not_served(tmp_path: Path) -> None:
     """Weights with a NaN: refused at the start, with the reason, and nothing is left running."""
     import torch
@@ -325,6 +326,7 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningScor
         running.stop()
 
 
+@pytest.mark.slow
 def test_a_slow_tower_gives_late_scores_and_holds_nobody_past_his_deadline(
     slow: tuple[RunningScorer, Callable[[float], object]],
 ) -> None:
@@ -387,6 +389,7 @@ def test_a_tower_slower_than_its_time_limit_is_told_and_comes_back(
     assert len(running.score(GOOD, ["a cat in time again"]).scores) == 1
 
 
+@pytest.mark.slow
 def test_a_triton_that_cannot_start_says_why(tmp_path: Path) -> None:
     """The end of Triton's log is in the error; here its models cannot be loaded."""
     model = scorer_models.tiny(tmp_path / "model")

@@ -107,6 +107,7 @@ def test_a_model_calibrated_on_a_reference_set(scorer: RunningScorer, folder: Pa
     assert "no model 'x'" in wrong.output
 
 
+@pytest.mark.slow
 def test_new_weights_take_over_while_requests_are_answered(scorer: RunningScorer, folder: Path) -> None:
     """No request fails, each answer is wholly one version's, and the old version is gone afterwards."""
     old = Reference(folder / "tiny")

@@ -169,6 +169,7 @@ def test_what_is_no_address_is_refused(here: Path, address: str) -> None:
 
 
 @pytest.mark.field
+@pytest.mark.slow
 def test_a_run_from_another_directory_names_the_model(here: Path) -> None:
     """It printed the log of the sampler: kilobytes of JSON, and a traceback in it."""
     failed = process("-m", "sightline_cli", "run", RECIPE, "--set", "model=playground/weights/llava", cwd=here)

@@ -113,7 +113,7 @@ def test_answers_that_can_not_be_used_are_named(tmp_path: Path, row: dict[str, o
 
 def test_questions_that_can_not_be_used_are_named(tmp_path: Path) -> None:
     good: dict[str, object] = {"question_id": 1, "image": "a", "text": "?", "label": "yes"}
-    with pytest.raises(InvalidInput, match="line 2: question_id 1 stands twice"):
+    with pytest.raises(InvalidInput, match="line 2: question_id 1 occurs twice"):
         read_questions(lines(tmp_path / "q.jsonl", [good, good]))
     with pytest.raises(InvalidInput, match="wanted yes or no"):
         read_questions(lines(tmp_path / "q.jsonl", [{**good, "label": "maybe"}]))

@@ -219,6 +219,7 @@ def test_the_names_are_all_that_trl_has() -> None:
     assert known <= set(NAMES)
 
 
+@pytest.mark.slow
 def test_an_optimisers_state_and_the_schedule_go_on_where_the_recipe_says(
     model: Path, pairs: Dataset, tmp_path: Path
 ) -> None:

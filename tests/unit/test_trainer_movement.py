@@ -222,7 +222,15 @@ def raw(pairs: Dataset) -> list[dict[str, Any]]:
     return [{**row, "images": [{"bytes": b"", "path": None}]} for row in pairs]
 
 
-@pytest.mark.parametrize("values", [{}, {"train": "full"}, {"train": "full", "dtype": "bfloat16"}], ids=str)
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        pytest.param({"train": "full"}, marks=pytest.mark.slow),
+        pytest.param({"train": "full", "dtype": "bfloat16"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_no_model_of_an_earlier_update_stays_alive(
     values: dict[str, Any], model: Path, pairs: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,8 +83,8 @@ class TritonPythonModel:
             return
         _import_lean(facts)
         import open_clip
+        import tower_weights  # type: ignore[import-not-found]
         import towers  # type: ignore[import-not-found]
-        import weights  # type: ignore[import-not-found]
 
         make = partial(
             open_clip.create_model,
@@ -95,7 +95,7 @@ class TritonPythonModel:
         )
         model = None
         if device.type == "cpu" and facts["precision"] == "fp32" and not facts["needs"]:
-            model = weights.unfilled(partial(make, load_weights=False), path)
+            model = tower_weights.unfilled(partial(make, load_weights=False), path)
         straight = model is not None
         model = (model or make(require_pretrained=True)).eval()
         if device.type == "cuda" and facts["precision"] != "fp32":
@@ -106,7 +106,8 @@ class TritonPythonModel:
         def made(kind: Any) -> Any:
             _set_threads(facts, device)
             if straight:
-                weights.fill(model, path, "image" if kind is towers.ImageTower else "text")
+                of_image = kind is towers.ImageTower
+                tower_weights.fill(model, path, tower_weights.of_image if of_image else tower_weights.of_text)
             return towers.on_device(kind(model, facts, device), device, facts)
 
         if host is not None and device.type != "cpu":

@@ -22,6 +22,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from sightline_scorer.triton.card import PARAMETER, TOWERS, ModelCard, sha256_of
 from sightline_scorer.vocabularies import tokenizer_facts
 
 LOCAL_DIR = "local-dir:"
-CLIP_FILES = ("towers.py", "half.py", "weights.py")
+CLIP_FILES = ("towers.py", "half.py", "tower_weights.py")
 """What model.py imports for the towers of a CLIP."""
 _OF_OTHERS = {"timm", "transformers"}
 """Packages that open_clip may use for a tower."""
@@ -60,7 +61,7 @@ def triton_name(tower: str, model: str, default_model: str, version: int = 1) ->
 
 
 def describe(name: str, settings: ModelSettings) -> ModelCard:
-    """Load the model once on the CPU, let it embed a picture and a text, and record its facts.
+    """Make the model once on the CPU, let it embed a picture and a text, and record its facts.
 
     Raises:
         FileNotFoundError, ValueError, RuntimeError: open_clip cannot build the model.
@@ -71,13 +72,19 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
         return imagereward.describe(name, settings)
     import open_clip
 
+    from sightline_scorer.triton import tower_weights
+
     architecture = architecture_of(settings)
     weights = find_weights(architecture, settings.pretrained)
     local_dir = architecture.startswith(LOCAL_DIR)
     try:
-        model = open_clip.create_model(
-            architecture, pretrained=None if local_dir else _pretrained(architecture, settings), require_pretrained=True
-        )
+        pretrained = None if local_dir else _pretrained(architecture, settings)
+        make = partial(open_clip.create_model, architecture, pretrained=pretrained)
+        model = tower_weights.unfilled(partial(make, load_weights=False, pretrained_text=False), weights)
+        if model is None:
+            model = make(require_pretrained=True)
+        else:
+            tower_weights.fill(model, weights, {"logit_scale", "logit_bias"}.__contains__)
     except (OSError, ValueError, RuntimeError):
         raise
     except Exception as error:  # weights formats have their own errors for a damaged file

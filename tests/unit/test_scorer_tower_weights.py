@@ -9,7 +9,7 @@ import pytest
 import scorer_models
 import torch
 from safetensors.torch import load_file, save_file
-from sightline_scorer.triton import weights
+from sightline_scorer.triton import tower_weights
 
 FILE = "open_clip_model.safetensors"
 
@@ -27,12 +27,12 @@ def made(directory: Path) -> Any:
 @pytest.mark.parametrize("tower", ["image", "text"])
 def test_a_tower_has_the_files_weights_and_the_other_one_is_not_read(directory: Path, tower: str) -> None:
     wanted = open_clip.create_model(f"local-dir:{directory}").state_dict()
-    model = weights.unfilled(made(directory), directory / FILE)
+    model = tower_weights.unfilled(made(directory), directory / FILE)
     assert model is not None
     state = model.state_dict()
     for tensor in state.values():
         tensor.fill_(7)
-    weights.fill(model, directory / FILE, tower)
+    tower_weights.fill(model, directory / FILE, getattr(tower_weights, f"of_{tower}"))
     read = {name for name in wanted if name.startswith("visual.") == (tower == "image")}
     assert 0 < len(read) < len(wanted)
     for name, tensor in state.items():
@@ -40,7 +40,7 @@ def test_a_tower_has_the_files_weights_and_the_other_one_is_not_read(directory: 
 
 
 def test_models_made_afterwards_are_drawn(directory: Path) -> None:
-    assert weights.unfilled(made(directory), directory / FILE) is not None
+    assert tower_weights.unfilled(made(directory), directory / FILE) is not None
     torch.manual_seed(0)
     assert torch.nn.Linear(3, 3).weight.abs().sum() > 0
     assert torch.nn.LayerNorm(3).weight.sum().item() == 3.0
@@ -62,4 +62,4 @@ def test_open_clip_reads_what_has_another_layout(directory: Path, tmp_path: Path
         torch.save(state, path)
     else:
         save_file(state, path)
-    assert weights.unfilled(made(directory), path) is None
+    assert tower_weights.unfilled(made(directory), path) is None

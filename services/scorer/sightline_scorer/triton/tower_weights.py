@@ -48,19 +48,31 @@ def unfilled(make: Callable[[], Any], path: Path) -> Any | None:
     return model if found == wanted else None
 
 
-def fill(model: Any, path: Path, tower: str) -> None:
-    """Read the weights of one tower into a model of `unfilled`; the other tower's stay undefined.
+def fill(model: Any, path: Path, wanted: Callable[[str], bool]) -> None:
+    """Read weights into a model of `unfilled`.
 
     Args:
-        tower: image (all names under `visual`) or text (all others).
+        model: the model.
+        path: the file that it was made for.
+        wanted: which names are read; all others stay undefined.
     """
     from safetensors import safe_open
 
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
-            if name.startswith("visual.") == (tower == "image"):
+            if wanted(name):
                 with safe_open(path, "pt") as file:  # opened for each: pages that were read stay mapped until it closes
                     tensor.copy_(file.get_tensor(name))
+
+
+def of_image(name: str) -> bool:
+    """Whether a name is one of the image tower's weights."""
+    return name.startswith("visual.")
+
+
+def of_text(name: str) -> bool:
+    """Whether a name is one of the text tower's weights; the scale and the bias go with them."""
+    return not of_image(name)
 
 
 @contextlib.contextmanager

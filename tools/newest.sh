@@ -15,7 +15,8 @@ done
 tests=("$@")
 [ ${#versions[@]} -gt 0 ] || versions=(3.11 3.12 3.13)
 [ ${#tests[@]} -gt 0 ] || tests=(-n 2 --dist loadfile)
-uv=$(command -v uv || echo .venv/bin/uv)
+uv=$(command -v uv || echo "$PWD/.venv/bin/uv")
+PATH=$PATH:$(dirname "$uv")  # `sightline triton install` asks it too
 failed=()
 mkdir -p .newest
 for version in "${versions[@]}"; do

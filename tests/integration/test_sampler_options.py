@@ -28,6 +28,7 @@ from sightline.sampler.types import (
     PixelNoise,
     Prompted,
 )
+from sightline_chassis.families.processing import PixelLayout
 from sightline_sampler.engines import seeds
 from sightline_sampler.engines.local import distort, kv
 from transformers import (
@@ -91,10 +92,7 @@ class Plain:
             return dict(self.processor(text=[text], return_tensors="pt"))
         picture = distort.before(Image.open(io.BytesIO(image)).convert("RGB"), distortion)
         batch = dict(self.processor(images=[picture], text=[text], return_tensors="pt"))
-        return {
-            **batch,
-            "pixel_values": distort.after({"pixel_values": batch["pixel_values"]}, distortion)["pixel_values"],
-        }
+        return distort.after(batch, distortion, {"pixel_values": PixelLayout()})
 
     @torch.no_grad()
     def logits(self, inputs: dict[str, torch.Tensor], said: list[int]) -> torch.Tensor:

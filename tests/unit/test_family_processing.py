@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from sightline_chassis.families.pixels import bound_pixels
-from sightline_chassis.families.processing import Processing, ProcessorUnusable
+from sightline_chassis.families.processing import PixelLayout, Processing, ProcessorUnusable
 
 ALL = families.FAMILIES | families.OTHERS
 TOKENS = {
@@ -20,6 +20,12 @@ TOKENS = {
     "molmo2": ("mm_token_type_ids",), "gemma3": ("token_type_ids",), "paligemma": ("token_type_ids",),
     "mllama": ("cross_attention_mask",),
 }  # fmt: skip
+
+CROPS, VIDEO = PixelLayout(padded_to=1), PixelLayout(frames=2)
+LAYOUTS = {
+    **dict.fromkeys(("llava_next", "llava_onevision", "smolvlm", "idefics3"), CROPS),
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_5", "glm46v"), VIDEO),
+}
 
 
 def pictures() -> list[Image.Image]:
@@ -42,6 +48,8 @@ def test_outputs_are_sorted_and_joined_as_one_call_has_them(name: str) -> None:
     assert "pixel_values" in processing.image_names
     assert processing.joins == (name != "molmo2")
     assert bool(processing.text_decides) == (name == "instructblip")
+
+    assert processing.pixels == {"pixel_values": LAYOUTS.get(name, PixelLayout())}
 
     rendered = processing.render(message("image", "what is this ?"))
     prompts = [processing.prompt(rendered, [picture]) for picture in pictures()[:2]]

@@ -7,7 +7,10 @@ import pytest
 import torch
 from PIL import Image
 from sightline.sampler.types import Blank, Blur, Crop, DiffusionNoise, PixelNoise
+from sightline_chassis.families.processing import PixelLayout
 from sightline_sampler.engines.local import distort
+
+PLAIN = {"pixel_values": PixelLayout()}
 
 
 @pytest.mark.parametrize(
@@ -55,20 +58,20 @@ def test_diffusion_takes_signal_and_adds_noise() -> None:
 
 def test_only_normalised_pixels_are_touched() -> None:
     inputs = {"pixel_values": torch.ones(1, 3, 2, 2), "image_sizes": torch.tensor([[40, 50]])}
-    blank = distort.after(inputs, Blank())
+    blank = distort.after(inputs, Blank(), PLAIN)
     assert 0 < blank["pixel_values"].abs().max() < 1e-5
     assert blank["image_sizes"] is inputs["image_sizes"]
-    noisy = distort.after(inputs, DiffusionNoise(900, 1))
+    noisy = distort.after(inputs, DiffusionNoise(900, 1), PLAIN)
     assert not torch.equal(noisy["pixel_values"], inputs["pixel_values"])
     assert noisy["image_sizes"] is inputs["image_sizes"]
-    assert distort.after(inputs, Blur(2)) is inputs
+    assert distort.after(inputs, Blur(2), PLAIN) is inputs
 
 
 def test_crops_that_are_not_there_stay_so() -> None:
     """The Idefics3 family fills up with crops of exact zeros, and leaves those out."""
     pixels = torch.cat([torch.ones(1, 2, 3, 4, 4), torch.zeros(1, 1, 3, 4, 4)], dim=1)
     for distortion in (Blank(), DiffusionNoise(900)):
-        out = distort.after({"pixel_values": pixels}, distortion)["pixel_values"]
+        out = distort.after({"pixel_values": pixels}, distortion, {"pixel_values": PixelLayout(1)})["pixel_values"]
         assert not out[:, 2].any()
         assert out[:, :2].all()
 
@@ -76,7 +79,8 @@ def test_crops_that_are_not_there_stay_so() -> None:
 def test_frames_that_repeat_an_image_get_the_same_noise() -> None:
     """Rows of (channel, frame, pixel), as the Qwen2-VL family flattens patches."""
     inputs = {"pixel_values": torch.zeros(5, 3 * 2 * 4), "image_grid_thw": torch.tensor([[1, 1, 5]])}
-    noisy = distort.after(inputs, DiffusionNoise(500))["pixel_values"].reshape(5, 3, 2, 4)
+    layouts = {"pixel_values": PixelLayout(frames=2)}
+    noisy = distort.after(inputs, DiffusionNoise(500), layouts)["pixel_values"].reshape(5, 3, 2, 4)
     assert torch.equal(noisy[:, :, 0], noisy[:, :, 1])
     assert noisy[:, :, 0].unique().numel() == 5 * 3 * 4
 

@@ -7,6 +7,8 @@ and their outputs compared.
 - An output belongs to tokens if its second dimension grows with the ids when the text grows; otherwise to the images.
 - Images of two prompts are joined in the dimension in which one call with both equals two calls put side by side,
 padded with zeros in the others. If there is no such dimension, prompts cannot be joined.
+- Pixels are the outputs that differ between two pictures of one size. They are padded in a dimension, other than that
+  of joining, in which pictures of different sizes differ; they hold frames if each is there several times.
 - For the tokens of a response, the further outputs follow transformers' generation: they repeat those of the prompt's
   last token, or are the processor's own for a suffix, if it knows suffixes (PaliGemma).
 """
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 _PLAIN = ("input_ids", "attention_mask")
 _WORD = " a"
+_CHANNELS = 3
 
 
 class ProcessorUnusable(ValueError):
@@ -47,6 +50,20 @@ class PromptInputs:
     images: dict[str, Tensor]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class PixelLayout:
+    """How an output holds normalised pixels.
+
+    Attributes:
+        padded_to: entries of the dimensions up to this one that are all zero are padding; None if there is none.
+        frames: how many times an image is repeated to make a video, in a last dimension of (3 channels, frames, height
+            x width); 1 in all other layouts.
+    """
+
+    padded_to: int | None = None
+    frames: int = 1
+
+
 class Processing:
     """A model's processor, and how it behaves.
 
@@ -57,6 +74,7 @@ class Processing:
         image_names: outputs that belong to images.
         joined_in: for each image output, the dimension in which those of several prompts are joined; None if they
             cannot be.
+        pixels: the image outputs that hold pixels, and how.
         text_decides: image outputs that also depend on the text (InstructBLIP's), so that the features do too.
         one_image_only: why a prompt takes only one image; "" if it takes several.
     """
@@ -79,6 +97,7 @@ class Processing:
         self.token_names: tuple[str, ...] = ()
         self.image_names: tuple[str, ...] = ()
         self.joined_in: dict[str, int | None] = {}
+        self.pixels: dict[str, PixelLayout] = {}
         self._suffix: dict[str, Tensor] = {}
         rendered = shown or self._own_prompt()
         first, second = _noise(64, 48, 40), _noise(48, 96, 90)
@@ -87,6 +106,10 @@ class Processing:
         self._sort(single, longer)
         self.text_decides = tuple(_different(self.image_names, single, longer))
         self._find_joins(rendered, [first, second])
+        like_it, tall, large = (
+            self.call([rendered], [[each]]) for each in (_noise(64, 48, 90), second, _noise(700, 700, 60))
+        )
+        self._find_pixels(single, like_it, [tall, large])
         self._find_suffix(rendered, first)
         self.one_image_only = self._found_one_only([first, second]) if getattr(processor, "chat_template", None) else ""
 
@@ -210,6 +233,23 @@ class Processing:
                 None,
             )
 
+    def _find_pixels(
+        self, single: Mapping[str, Any], like_it: Mapping[str, Any], others: Sequence[Mapping[str, Any]]
+    ) -> None:
+        import torch
+
+        for name in self.image_names:
+            values, joined = single[name], self.joined_in[name]
+            if not values.is_floating_point() or torch.equal(values, like_it[name]):
+                continue
+            padded = {
+                dimension
+                for dimension in range(values.dim())
+                if any(other[name].shape[dimension] != values.shape[dimension] for other in others)
+            }
+            padded.discard(joined)
+            self.pixels[name] = PixelLayout(max(padded, default=None) if joined is not None else None, _frames(values))
+
     def _found_one_only(self, pictures: Sequence[Image.Image]) -> str:
         import torch
 
@@ -239,6 +279,19 @@ class Processing:
 
 def _different(names: Collection[str], one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     return [name for name in names if one[name].shape != other[name].shape]
+
+
+def _frames(pixels: Tensor) -> int:
+    """How many times each image is in rows of (3 channels, frames, height x width)."""
+    import torch
+
+    size = pixels.shape[-1]
+    for frames in range(2, size // _CHANNELS + 1):
+        if size % (_CHANNELS * frames) == 0:
+            rows = pixels.reshape(-1, _CHANNELS, frames, size // (_CHANNELS * frames))
+            if torch.equal(rows, rows[:, :, :1].expand_as(rows)):
+                return frames
+    return 1
 
 
 def side_by_side(parts: Sequence[Tensor], dimension: int) -> Tensor:

@@ -25,14 +25,17 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
 from sightline.sampler.types import Blank, Blur, Crop, DiffusionNoise, Distortion, PixelNoise
+from sightline_chassis.families.processing import PixelLayout
 
 STEPS = 1000
+CHANNELS = 3
 Tensors = dict[str, torch.Tensor]
 
 
@@ -63,36 +66,51 @@ def before(image: Image.Image, distortion: Distortion | None) -> Image.Image:
     return image
 
 
-def after(pixels: Tensors, distortion: Distortion | None) -> Tensors:
-    """A processor's outputs after distortions of normalised pixels."""
+def after(outputs: Tensors, distortion: Distortion | None, pixels: Mapping[str, PixelLayout]) -> Tensors:
+    """A processor's outputs after distortions of normalised pixels.
+
+    Args:
+        outputs: by name.
+        distortion: what to do.
+        pixels: which of them hold pixels, and how.
+    """
     match distortion:
         case DiffusionNoise(step, seed):
-            return {
-                k: _noisy(t, step, seed, _repeats(k, t, pixels)) if _normalised(k, t) else t for k, t in pixels.items()
-            }
+
+            def change(values: torch.Tensor, layout: PixelLayout) -> torch.Tensor:
+                return diffuse(values, step, seed, layout.frames)
+
         case Blank():
-            return {k: _blank(t) if _normalised(k, t) else t for k, t in pixels.items()}
-    return pixels
+            # Almost zero: the Idefics3 family marks missing crops by exact zeros.
+            def change(values: torch.Tensor, layout: PixelLayout) -> torch.Tensor:
+                return torch.full_like(values, 1e-6)
+
+        case _:
+            return outputs
+    changed = {
+        name: torch.where(_real(outputs[name], layout), change(outputs[name], layout), outputs[name])
+        for name, layout in pixels.items()
+        if name in outputs
+    }
+    return outputs | changed
 
 
-def diffuse(pixels: torch.Tensor, step: int, seed: int, repeats: tuple[int, int] | None = None) -> torch.Tensor:
+def diffuse(pixels: torch.Tensor, step: int, seed: int, frames: int = 1) -> torch.Tensor:
     """x_t of the module's formula.
 
     Args:
         pixels: x, of any shape.
         step: t, 0..999.
         seed: seed of e.
-        repeats: for rows of flattened patches (channels, frames, height x width): number of channels and of frames; all
-            frames get the same noise.
+        frames: above 1 for rows of flattened patches (3 channels, frames, height x width); all get the same noise.
     """
     signal, noise = (float(values[step]) for values in signal_and_noise())
     shape = list(pixels.shape)
-    if repeats is None:
+    if frames == 1:
         e = normal(shape, seed)
     else:
-        channels, frames = repeats
-        one = shape[-1] // (channels * frames)
-        e = normal([*shape[:-1], channels, 1, one], seed).expand(*shape[:-1], channels, frames, one).reshape(shape)
+        one = shape[-1] // (CHANNELS * frames)
+        e = normal([*shape[:-1], CHANNELS, 1, one], seed).expand(*shape[:-1], CHANNELS, frames, one).reshape(shape)
     return (signal * pixels.double() + noise * e).to(pixels.dtype)
 
 
@@ -130,27 +148,10 @@ def _pixel_noise(image: Image.Image, step: int, seed: int, official: bool) -> Im
     return Image.fromarray(values.permute(1, 2, 0).to(torch.uint8).contiguous().numpy())
 
 
-def _noisy(tensor: torch.Tensor, step: int, seed: int, repeats: tuple[int, int] | None) -> torch.Tensor:
-    return torch.where(_real(tensor), diffuse(tensor, step, seed, repeats), tensor)
-
-
-def _blank(tensor: torch.Tensor) -> torch.Tensor:
-    """Almost zero: the Idefics3 family marks missing crops by exact zeros."""
-    return torch.where(_real(tensor), torch.full_like(tensor, 1e-6), tensor)
-
-
-def _real(tensor: torch.Tensor) -> torch.Tensor:
-    """Where there is an image: in (..., crops, channels, height, width), crops of zeros are padding."""
-    if tensor.dim() < 5:
+def _real(tensor: torch.Tensor, layout: PixelLayout) -> torch.Tensor:
+    """Where there is an image, and no padding."""
+    if layout.padded_to is None:
         return torch.ones((), dtype=torch.bool)
-    return (tensor != 0).flatten(-3).any(dim=-1)[..., None, None, None]
-
-
-def _normalised(key: str, tensor: torch.Tensor) -> bool:
-    return key.startswith("pixel_values") and tensor.is_floating_point()
-
-
-def _repeats(key: str, tensor: torch.Tensor, pixels: Tensors) -> tuple[int, int] | None:
-    """Channels and frames of flattened patches (the Qwen2-VL family), where an image is repeated to make a video."""
-    flattened = key == "pixel_values" and tensor.dim() == 2 and "image_grid_thw" in pixels
-    return (3, 2) if flattened else None
+    outer, there = layout.padded_to + 1, tensor != 0
+    inner = tensor.dim() - outer
+    return (there.flatten(outer).any(dim=-1) if inner else there).reshape(*tensor.shape[:outer], *[1] * inner)

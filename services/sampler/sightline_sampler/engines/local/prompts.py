@@ -118,7 +118,8 @@ class PromptBuilder:
         shown, digest = [distort.before(image, distortion) for image in images], distort.image_name(digest, distortion)
         try:
             ids, extras, pixels = self._with_images(rendered, shown)
-            pixels, alone = distort.after(pixels, distortion), not self._processing.joins
+            pixels = distort.after(pixels, distortion, self._processing.pixels)
+            alone = not self._processing.joins
             return Prepared(ids, rendered, extras, pixels, digest, alone)
         except (ValueError, RuntimeError) as error:
             raise InvalidInput(

@@ -1,20 +1,21 @@
-"""The DPO update against TRL's DPOTrainer: CPU seconds, pairs/s, FLOPs and peak memory of one optimiser step.
+"""Compare the DPO update with TRL's DPOTrainer: CPU seconds, pairs/s, FLOPs and peak memory of one optimiser step.
 
     python benchmarks/dpo.py                        all shapes: seven CPU minutes
     python benchmarks/dpo.py --quick                576:64 with 1 and 4 pairs, fewer turns
     python benchmarks/dpo.py --shape 576:64 --pairs 1
 
-One run, the same threads, arms in turn (A B C A B C), a random LLaVA with a vocabulary of 32 000, LoRA on all layers of
-the language model, float32 without checkpointing, on a CPU (a GPU has `tools/gpu.sh`, at the shape of LLaVA-1.5-7B):
+All arms run by turns (A B C A B C) in one run with the same threads. The model is a random LLaVA with a vocabulary of
+32 000, with LoRA on all layers of the language model, in float32 without checkpointing, on a CPU. For a GPU, and the
+shape of LLaVA-1.5-7B, see `tools/gpu.sh`.
 
     trl_default   TRL's DPOTrainer with its own collator and defaults
-    trl_best the same, but scores only the labelled positions (on a CPU it scores all of them)
-                  and processes every image and prompt once a pair
+    trl_best      the same, but it scores only the labelled positions (on a CPU TRL scores all of them)
+                  and processes every image and prompt once per pair
     ours          shared prefix, with kept image features and reference log-probs: a step after the first epoch
     ours_cold     the first step: tower and reference pass of the same pairs, with empty caches
 
-A shape is image tokens : response tokens; 8 tokens of text stand between. With 4 pairs, they are of one prompt and have
-8 different responses (the i-th best against the i-th worst).
+A shape is image tokens : response tokens, with 8 tokens of text between. 4 pairs share one prompt and have 8 different
+responses (the i-th best against the i-th worst).
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ _TEMPLATE = (
     "{% if c['type'] == 'image' %}<image> {% else %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
     "{% if add_generation_prompt %}w11 {% endif %}"
 )
-WORDS = 5  # of the question; template, begin token make 8 of them
+WORDS = 5  # of the question; with template and begin token there are 8
 
 
 def make_model(directory: Path, image_tokens: int) -> Path:
@@ -91,7 +92,7 @@ def make_model(directory: Path, image_tokens: int) -> Path:
 
 
 def make_pairs(processor: Any, count: int, response: int, image_tokens: int) -> Dataset:
-    """`count` pairs of one prompt, every response its own, all of the same length."""
+    """`count` pairs of one prompt; all responses differ and have the same length."""
     side = 14 * int(image_tokens**0.5)
     question = llava.prompt(WORDS)
     content = [{"type": "image"}, {"type": "text", "text": question}]
@@ -119,7 +120,7 @@ class Arm:
         self.rows = rows
         self.labelled_only = labelled_only
         trainer.create_optimizer()
-        trainer.current_gradient_accumulation_steps = 1  # set by train(), which is not called
+        trainer.current_gradient_accumulation_steps = 1  # normally set by train(), which is not called here
         trainer.model.train()
 
     def __call__(self) -> float:
@@ -291,9 +292,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", action="append", help="image tokens : response tokens")
     parser.add_argument("--pairs", type=int, action="append", help="pairs of one prompt in a step")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each arm where there is a target; else 1")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each arm if it has a target; else 1")
     parser.add_argument("--threads", type=int, default=1, help="torch threads")
-    parser.add_argument("--quick", action="store_true", help="576:64 alone, fewer turns")
+    parser.add_argument("--quick", action="store_true", help="measure only 576:64, with fewer turns")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     shapes = arguments.shape or (["576:64"] if arguments.quick else list(SHAPES))
@@ -304,7 +305,7 @@ def main() -> None:
             rounds = arguments.rounds if (shape, count) in TARGETS and not arguments.quick else 1
             rows += compare(shape, count, rounds)
             print(f"{shape}, {count} pairs: {time.monotonic() - began:.0f} s", flush=True)
-            write("dpo", rows)  # what is measured stays, whatever ends the rest
+            write("dpo", rows)  # keeps what was measured, even if the rest fails
 
 
 if __name__ == "__main__":

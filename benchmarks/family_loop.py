@@ -54,8 +54,11 @@ def checkpoint(directory: Path, family: str) -> Path:
 
 
 def _write_words(directory: Path) -> None:
-    """Where special tokens are a third of the vocabulary and more (SmolVLM's names of rows and columns), random weights
-    write little else, and such candidates are left out: they are made as rare as a trained model writes them."""
+    """Make special tokens as rare as in a trained model's texts.
+
+    If they are a third of the vocabulary or more (SmolVLM's names of rows and columns), random weights write little
+    else, and candidates that contain them are left out.
+    """
     from sightline_chassis.families.auto import AutoModelForImageTextToText, AutoProcessor
 
     tokenizer = AutoProcessor.from_pretrained(directory).tokenizer
@@ -104,7 +107,7 @@ def _conversation(question: str, images: list[str]) -> dict[str, Any]:
 
 
 def recipe(model: Path, at: tuple[str, str], data: tuple[Path, Path], mode: tuple[str, str], iterations: int) -> Any:
-    """Every prompt whose candidates' CLIPScores differ gives a pair, since random models write no better ones.
+    """A recipe in which every prompt whose candidates' CLIPScores differ gives a pair (random models write no better).
 
     Args:
         at: addresses of sampler and scorer.
@@ -179,7 +182,7 @@ def command(*arguments: object) -> None:
     try:
         done = CliRunner().invoke(app, [str(argument) for argument in arguments])
     finally:
-        signal.signal(signal.SIGTERM, on_term)  # a command has its own
+        signal.signal(signal.SIGTERM, on_term)  # each command installs its own
     if done.exit_code == 128 + signal.SIGTERM:
         signal.raise_signal(signal.SIGTERM)
     if done.exit_code:

@@ -42,7 +42,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a tenth of the larger sizes")
-    parser.add_argument("--only", choices=PARTS, action="append", help="leave out the rest")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part")
     given = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
     rows: list[Row] = []

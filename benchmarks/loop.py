@@ -5,19 +5,19 @@
     python benchmarks/loop.py --only 576 --rounds 3
 
 - **playground**: its LVLM (1.3 M parameters) and CLIP, 640 prompts, answers of at most 64 tokens.
-- **576**: a random LLaVA of 14 M parameters with 576 image tokens and a vocabulary of 32,000 (llava.py), 48 prompts,
-  answers of 32 tokens; the reward is a random CLIP with open_clip's vocabulary, so that answers do not tie.
+- **576**: a LLaVA of 14 M random weights with 576 image tokens and a vocabulary of 32,000 (llava.py), 48 prompts,
+  answers of 32 tokens. The reward is a random CLIP with open_clip's vocabulary, so that answers do not tie.
 
-Equal work: the same model, LoRA, prompts, K = 2 samples at temperature 1, the same CLIP as reward, steps with the same
-number of pairs, one epoch. TRL samples, scores and trains batch by batch in one process, where CLIP runs in process
-too; ours goes through the services (sampler, scorer with Triton, each with one torch thread) and ends with a published
-policy whose arrival is proved. All processes are charged. Startup is not counted on either side (services; TRL's
-trainer), but our update loads the model in each iteration, and that counts. Caches hold nothing of a turn's prompts.
+Both sides do the same work: the same model, LoRA, prompts, K = 2 samples at temperature 1, the same CLIP as reward,
+steps with the same number of pairs, one epoch. TRL samples, scores and trains batch by batch in one process, with CLIP
+in the same process. Ours uses the services (sampler, scorer with Triton, each with one torch thread) and ends with a
+published policy whose arrival is proved. All processes count. Startup counts on neither side (services; TRL's trainer),
+but our update loads the model in each iteration, and that counts. No cache holds anything of a turn's prompts.
 GRPOTrainer at K = 8 trains on all eight answers, ours at K = 8 on one pair of them; it is listed for scale.
 
 Wall clock is compared with the faster of TRL on one thread and on all cores; ours keeps one thread per service. "Ahead"
-is `sampling.staleness: 1`: the next iteration is sampled while this one trains; the mean of three iterations of one
-run.
+means `sampling.staleness: 1`: the next iteration is sampled while this one trains. Its figure is the mean of three
+iterations of one run.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="fewer prompts, one round")
-    parser.add_argument("--only", choices=SHAPES, help="leave out the other shape")
+    parser.add_argument("--only", choices=SHAPES, help="measure only this shape")
     parser.add_argument("--prompts", type=int, help="prompts of an iteration (default: 640 for playground, 48 for 576)")
     parser.add_argument("--rounds", type=int, help="counted turns of each arm")
     options = parser.parse_args()
@@ -134,7 +134,7 @@ def main() -> None:
         for each in [options.only] if options.only else SHAPES:
             scratch = Path(name) / each
             scratch.mkdir()
-            warm_up = not (options.quick and each == "576")  # there a turn takes minutes, and a first one seconds more
+            warm_up = not (options.quick and each == "576")  # a turn takes minutes, the first one seconds more
             shape = _shape(each, scratch, options.prompts, quick=options.quick)
             rows += measure(shape, each, rounds, scratch, warm_up=warm_up)
     write("-".join(["loop", *([options.only] if options.only else []), *(["quick"] if options.quick else [])]), rows)

@@ -1,8 +1,8 @@
-"""TRL's arms of the loop benchmark: OnlineDPOTrainer with defaults and at its best, and GRPOTrainer; the reward runs in
-process.
+"""TRL's arms of the loop benchmark: OnlineDPOTrainer with defaults and at its best, and GRPOTrainer.
 
-*At its best* is OnlineDPOTrainer with logits only at the answer's positions (`logits_to_keep`), which is not its
-default; GRPOTrainer does this itself. Gradient checkpointing and bf16, on by default, are off: on a CPU they only cost.
+The reward runs in the same process. *At its best* means that OnlineDPOTrainer computes logits only at the answer's
+positions (`logits_to_keep`), which is not its default; GRPOTrainer does this itself. Gradient checkpointing and bf16
+are on by default, but off here, because on a CPU they only add cost.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Compare the sampler with `generate`: `make bench-sampler`, or `python benchmarks/sampler.py [--quick]`.
 
-Four ways to K candidates for an image and a prompt, on the same random-weight LLaVA (see `llava.py`), in one run on the
-same cores, with one PyTorch thread each; every call has a new image:
+There are four ways to get K candidates for an image and a prompt. All use the same random-weight LLaVA (see `llava.py`)
+in one run on the same cores, with one PyTorch thread each; every call has a new image:
 
 - ours: `SamplerClient.sample` on a sampler in a separate process, through gRPC; client and server are charged;
 - generate: `model.generate(num_return_sequences=K)`, as in transformers' documentation;
@@ -65,7 +65,7 @@ class Base:
 
 
 class Generate:
-    """transformers, used as in its documentation."""
+    """Candidates by transformers, used as in its documentation."""
 
     def __init__(self, directory: Path) -> None:
         device = "cuda" if CUDA else "cpu"
@@ -96,7 +96,7 @@ class Generate:
 
     @torch.inference_mode()
     def reference(self, image: bytes, seed: int, tokens: int) -> list[int]:
-        """One candidate alone, token by token on a growing cache: what the sampler promises for this seed."""
+        """Sample one candidate alone, token by token on a growing cache, as the sampler promises for this seed."""
         batch, ids = self.inputs(image), list[int]()
         uniforms = np.random.Generator(np.random.Philox(key=seed)).random(tokens)
         out = self.model(**batch, use_cache=True)
@@ -144,7 +144,7 @@ def pictures() -> Iterator[bytes]:
 
 
 def over(samples: dict[str, list[harness.Sample]], arm: str, against: str) -> tuple[float, dict[str, Any]]:
-    """How many times as much `arm` takes as `against`."""
+    """Ratio of the cost of `arm` to that of `against`."""
     value, detail = harness.ratio(samples[arm], samples[against], CLOCK)
     return value, dict(detail)
 
@@ -157,7 +157,7 @@ def per_candidate(samples: list[harness.Sample], candidates: int) -> dict[str, f
 
 
 def measure(address: str, directory: Path, quick: bool, done: Callable[[list[harness.Row]], None]) -> None:
-    """All figures but memory, in order of importance; `done` is called with what there is."""
+    """Measure all figures except memory, the most important first; call `done` with the figures so far."""
     fresh, rows = pictures(), list[harness.Row]()
     generate, loop = Generate(directory), BareLoop(directory)
     with SamplerClient(address, timeout=600) as client:
@@ -228,13 +228,13 @@ def bound(loop: BareLoop, image: bytes, quick: bool) -> harness.Row:
 
 
 def separately(generate: Generate, image: bytes, tokens: int) -> None:
-    """Eight calls for the eight candidates of one image."""
+    """Compare eight calls of one candidate with one request for eight, on one image."""
     for _ in range(8):
         generate.sample(image, 1, tokens)
 
 
 def same_ids(client: SamplerClient, generate: Generate, fresh: Iterator[bytes], images: int) -> harness.Row:
-    """Candidates whose ids are those of a plain loop that runs each alone."""
+    """Count candidates whose ids equal those of a plain loop that runs each alone."""
     same = total = 0
     for image in itertools.islice(fresh, images):
         for candidate in client.sample(image, PROMPT, 8, max_tokens=16, seed=total).candidates[::2]:
@@ -247,7 +247,7 @@ def same_ids(client: SamplerClient, generate: Generate, fresh: Iterator[bytes], 
 
 
 def concurrency(address: str, fresh: Iterator[bytes]) -> harness.Row:
-    """K = 8, 16 tokens, from one caller and from eight at once."""
+    """Compare one caller with eight at once, at K = 8 and 16 tokens."""
 
     async def ask(callers: int) -> None:
         async with AsyncSamplerClient(address, timeout=600) as client:
@@ -265,19 +265,19 @@ def concurrency(address: str, fresh: Iterator[bytes]) -> harness.Row:
 
 
 def memory(directory: Path) -> harness.Row:
-    """Peak of K = 16 candidates of 64 tokens over the peak of one of one token, each way in a process of its own."""
+    """Peak memory of K = 16 candidates of 64 tokens over that of one with one token, each in its own process."""
     found = {}
     for way in ("loop", "generate"):
         command = [sys.executable, __file__, "--peak", way, "--model", str(directory)]
         found[way] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
     detail = {f"{way}_mib": round(value, 1) for way, value in found.items()}
-    # No ratio: ours may stay below the peak of loading the model.
+    # There is no ratio, because ours may stay below the peak of loading the model.
     value = found["generate"] - found["loop"]
     return harness.Row("generate_less_ours_memory_k16_t64", value, "MiB", "higher", None, "model.generate", detail)
 
 
 def peak(way: str, directory: Path) -> None:
-    """Prints by how many MiB K = 16 candidates of 64 tokens raise the peak."""
+    """Print by how many MiB K = 16 candidates of 64 tokens raise the peak memory."""
     arm: Generate | BareLoop = Generate(directory) if way == "generate" else BareLoop(directory)
     images = pictures()
 
@@ -297,8 +297,8 @@ def _write(rows: list[harness.Row], directory: Path) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--quick", action="store_true", help="K = 8 alone, one turn each, nothing written")
-    parser.add_argument("--model", type=Path, help="a model made before")
+    parser.add_argument("--quick", action="store_true", help="measure only K = 8, one turn each, and write nothing")
+    parser.add_argument("--model", type=Path, help="use this existing model")
     parser.add_argument("--peak", choices=("loop", "generate"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)

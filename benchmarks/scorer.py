@@ -1,12 +1,12 @@
-"""The scorer against the limit: the same models in process, as well as torch can do it, on the same cores.
+"""Compare the scorer with a limit: the same models in one process, as fast as torch can run them on the same cores.
 
     python benchmarks/scorer.py                       # about six minutes on two busy cores
     python benchmarks/scorer.py --quick               # the figures that have a target, with fewer requests
     python benchmarks/scorer.py --only memory --requests 100000       # or ratios, concurrency, overload, start
 
-A request is one JPEG of 640 x 480 and 8 captions of 16 tokens. Ratios are of CPU seconds of the scorer and its Triton
-(the client's are in the detail), the limit's turns in between, one torch thread everywhere, on
-a CPU (`tools/gpu.sh` is for a GPU).
+A request is one JPEG of 640 x 480 and 8 captions of 16 tokens. Ratios compare CPU seconds of the scorer and its Triton
+(`detail` has the client's) with the limit's, by turns, with one torch thread everywhere, on a CPU. For a GPU, see
+`tools/gpu.sh`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PARTS = ("concurrency", "ratios", "overload", "memory", "start")
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The amount of work."""
 
     models: tuple[str, ...]
     concurrency: tuple[int, ...]
@@ -48,9 +48,9 @@ def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer models, turns and requests")
-    parser.add_argument("--only", choices=PARTS, action="append", help="leave out the rest")
-    parser.add_argument("--model", action="append", help="of towers, instead of all: tiny, or a name of open_clip")
-    parser.add_argument("--requests", type=int, help="requests of the memory row")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure only this part")
+    parser.add_argument("--model", action="append", help="only this model: tiny, or an open_clip name")
+    parser.add_argument("--requests", type=int, help="number of requests of the memory row")
     given = parser.parse_args()
     if given.quick:
         plan = Plan(("tiny", MAIN), (1, 32), 2, 16, 12, 3, 1000)
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def towers(model: str, plan: Plan, parts: list[str], work: Path) -> list[Row]:
-    """One model against the limit: pairs per CPU second at each concurrency, and the ratios that have a target."""
+    """Compare one model with the limit: pairs per CPU second at each concurrency, and the ratios that have a target."""
     directory = model_directory(model, work)
     requests = Requests(model, seed=1)
     limit = Limit(directory, Requests(model, seed=2))
@@ -108,7 +108,7 @@ def towers(model: str, plan: Plan, parts: list[str], work: Path) -> list[Row]:
 
 
 def _concurrency(model: str, service: Service, limit: Limit, requests: Requests, plan: Plan) -> list[Row]:
-    """Pairs per CPU second at each number of requests in flight, cold and with the images seen before."""
+    """Pairs per CPU second at each number of requests in flight, cold and with known images."""
     number = plan.requests if model != "ViT-B-16" else plan.requests // 2
     known = requests.cold(number)
     raw = _raw(lambda: limit.score(known))
@@ -145,7 +145,7 @@ def _concurrency(model: str, service: Service, limit: Limit, requests: Requests,
 def _against_the_limit(
     prefix: str, service: Service, limit: Limit, requests: Requests, number: int, rounds: int
 ) -> list[Row]:
-    """The three ratios, each arm in turn on the same requests."""
+    """Measure the three ratios; both arms take turns on the same requests."""
     cold_raw, cold, warm_raw, warm, repeat = [], [], [], [], []
     service.turn(requests.warm(min(number, 64)), 32)  # from here on the service knows these images
     for _ in range(rounds):
@@ -173,10 +173,10 @@ def _against_the_limit(
 
 
 def _overhead(service: Service, limit: Limit, requests: Requests, plan: Plan) -> list[Row]:
-    """What a request costs beyond its towers, on a model whose towers take next to nothing, at 32 callers and at one.
+    """Measure the cost of a request beyond its towers, with a model whose towers cost almost nothing.
 
-    The limit decodes, resizes, tokenises and runs the towers in one process; what the service takes more is gRPC, the
-    event loop, the steps between and Triton.
+    With 32 callers and with one. The limit decodes, resizes, tokenises and runs the towers in one process. The service
+    also pays for gRPC, the event loop, the steps between, and Triton.
     """
     rows = []
     for callers, number in ((32, 4 * plan.requests), (1, plan.requests)):
@@ -204,7 +204,7 @@ def _overhead(service: Service, limit: Limit, requests: Requests, plan: Plan) ->
 def _against_infinity(
     prefix: str, service: Service, peer: Infinity, requests: Requests, number: int, rounds: int
 ) -> list[Row]:
-    """Ours and infinity with the same weights, in turn on the same cold requests, 32 at a time."""
+    """Compare ours with infinity: the same weights, by turns on the same cold requests, 32 at a time."""
     theirs, ours = [], []
     for turn in range(-1, rounds):
         fresh = requests.cold(number)
@@ -219,7 +219,7 @@ def _against_infinity(
 
 
 def _alone(prefix: str, service: Service, limit: Limit, requests: Requests, number: int) -> list[Row]:
-    """Latency of one request at a time, in turn with one in process."""
+    """Compare the latency of one request at a time with one in process, by turns."""
     raw, ours = [], Turn()
     for request in requests.cold(number):
         began = time.perf_counter()
@@ -234,9 +234,9 @@ def _alone(prefix: str, service: Service, limit: Limit, requests: Requests, numb
 
 
 def overload(plan: Plan, work: Path) -> list[Row]:
-    """Pairs scored per CPU second with ten times the callers that fill the service, over those at the peak.
+    """Pairs scored per CPU second with ten times the callers that fill the service, relative to the peak.
 
-    On the tiny model with small photos, where a refusal costs the most beside a score.
+    The model is the tiny one with small photos, where a refusal costs the most compared with a score.
     """
     requests = Requests("tiny", seed=3, small=True).endless(TEXTS)
     with serving(work / "serving-overload", model_directory("tiny", work)) as service:
@@ -261,7 +261,7 @@ def overload(plan: Plan, work: Path) -> list[Row]:
 
 
 def memory(number: int, work: Path) -> list[Row]:
-    """Growth of resident memory over this many requests with all caches full and small; the first fifth fills them."""
+    """Growth of resident memory over this many requests with small, full caches; the first fifth fills them."""
     requests = Requests("tiny", seed=4, small=True).endless(1)
     small = ["cache.image_bytes=1048576", "cache.text_bytes=1048576", "image_store.max_bytes=4194304"]
     with serving(work / "serving-memory", model_directory("tiny", work), *small) as service:

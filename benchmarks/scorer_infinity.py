@@ -1,9 +1,9 @@
-"""The peer: infinity-emb with the same weights, where it is installed.
+"""The peer: infinity-emb with the same weights, if it is installed.
 
-It serves embeddings, not scores: one call for the image, one for the texts, and the cosine is taken by the caller. It
-loads models of transformers, so the open_clip weights are written as a CLIPModel first; tests hold that both give the
-same embeddings (`tests/unit/test_scorer_benchmark.py`). Its engine runs in this process, without its HTTP server, which
-is to its advantage.
+It serves embeddings, not scores: one call embeds the image, another the texts, and the caller computes the cosine. It
+loads transformers models, so the open_clip weights are first written as a CLIPModel. Tests check that both give the
+same embeddings (`tests/unit/test_scorer_benchmark.py`). Its engine runs in this process without its HTTP server, which
+favours it.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from scorer_work import Request
 
 
 def installed() -> bool:
-    """Whether it can be measured here."""
+    """Whether infinity-emb is installed."""
     return find_spec("infinity_emb") is not None
 
 
 class Infinity:
-    """infinity's engine with a model that `as_transformers` wrote."""
+    """infinity's engine with a model written by `as_transformers`."""
 
     def __init__(self, directory: Path) -> None:
         from infinity_emb import AsyncEmbeddingEngine, EngineArgs
         from transformers import CLIPModel
 
-        # infinity 0.0.78 wants transformers 4, whose methods give a tensor; those of 5 give an output that holds it.
+        # infinity 0.0.78 expects transformers 4, whose methods return a tensor; those of 5 return it inside an output.
         for name in ("get_text_features", "get_image_features"):
             setattr(CLIPModel, name, _pooled(getattr(CLIPModel, name)))
         arguments = EngineArgs(model_name_or_path=str(directory), engine="torch", device="cpu", model_warmup=False)
         self._engine = AsyncEmbeddingEngine.from_args(arguments)
 
     def turn(self, requests: Sequence[Request], concurrency: int) -> Sample:
-        """All requests, this many at a time."""
+        """Send all requests, this many at a time."""
         cpu, wall = time.process_time(), time.perf_counter()
         asyncio.run(self._all(requests, concurrency))
         return Sample(time.perf_counter() - wall, time.process_time() - cpu)
@@ -82,7 +82,7 @@ def as_transformers(directory: Path, out: Path) -> Path:
     config = json.loads((directory / "open_clip_config.json").read_text())["model_cfg"]
     vision, text = config["vision_cfg"], config["text_cfg"]
     if "timm_model_name" in vision or "hf_model_name" in text or config.get("custom_text"):
-        raise ValueError(f"{directory} is not a plain CLIP: only a ViT beside CLIP's own text tower can be written")
+        raise ValueError(f"{directory} is not a plain CLIP: only a ViT with CLIP's own text tower can be written")
     model = open_clip.create_model(f"local-dir:{directory}").eval()
     act = "quick_gelu" if config.get("quick_gelu") else "gelu"
     target = CLIPModel(

@@ -1,7 +1,7 @@
-"""The limit: the same model in process, by torch and open_clip alone, as well as it can be batched.
+"""The limit: the same model in this process, by torch and open_clip alone, batched as well as possible.
 
-JPEG bytes to scores on one thread: decode and open_clip's own transform, each tower in its best batch, texts sorted by
-length and padded only to the batch's longest where the text tower is causal.
+One thread turns JPEG bytes into scores: it decodes, applies open_clip's own transform, and runs each tower at its best
+batch size. It sorts texts by length; if the text tower is causal, it pads them only to the longest of the batch.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Limit:
     """A model in this process.
 
     Args:
-        directory: where it is, as open_clip's `local-dir:`.
-        requests: what to find the best batches with.
+        directory: the model's directory, as for open_clip's `local-dir:`.
+        requests: used to find the best batch sizes.
     """
 
     def __init__(self, directory: Path, requests: Requests) -> None:
@@ -80,7 +80,7 @@ class Limit:
         return torch.nn.functional.normalize(features.float(), dim=-1).cpu()
 
     def _find_batches(self, requests: list[Request]) -> None:
-        """The batch of each tower that takes the least time for each item."""
+        """The batch size of each tower that takes the least time per item."""
         images, texts = [one.image for one in requests], [text for one in requests for text in one.texts]
         with torch.inference_mode():
             self.score(requests[:2])

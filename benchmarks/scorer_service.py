@@ -1,4 +1,4 @@
-"""Our arm: the scorer as `sightline serve scorer` runs it, with embedded Triton, and the CPU time of its parts."""
+"""Our arm: the scorer as `sightline serve scorer` starts it, with embedded Triton, and the CPU time of its parts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sightline_cli.processes import Processes
 
 @dataclass
 class Turn:
-    """What one turn took."""
+    """The cost of one turn."""
 
     wall: float = 0.0
     client: float = 0.0
@@ -40,7 +40,7 @@ class Turn:
         return self.service + self.triton
 
     def sample(self, *, with_client: bool = False) -> Sample:
-        """For the harness: what the server took, or everything."""
+        """The turn for the harness: the server's cost, or everything."""
         return Sample(self.wall, self.server + (self.client if with_client else 0.0))
 
     def __add__(self, other: Turn) -> Turn:
@@ -55,7 +55,7 @@ class Turn:
         )
 
     def figures(self) -> dict[str, Any]:
-        """What a row's detail says of it."""
+        """The figures in a row's detail."""
         pairs = max(1, self.pairs)
         return {
             "pairs_per_second": round(self.pairs / max(self.wall, 1e-9), 2),
@@ -73,18 +73,18 @@ class Service:
     """A running scorer."""
 
     def __init__(self, address: str, pid: int, *beside: Service) -> None:
-        """With others `beside` it before the same Triton it is all of them, and a caller has them in turns."""
+        """`beside` are further scorers before the same Triton; callers alternate between all of them."""
         self.address = address
         if beside:
             self.address = f"ipv4:{','.join([address, *(each.address for each in beside)])}"
         self.pid, self.pids = pid, [pid, *(each.pid for each in beside)]
 
     def turn(self, requests: Sequence[Request], concurrency: int) -> Turn:
-        """All requests, this many at a time; in CPU seconds and latencies."""
+        """Send all requests, this many at a time; return CPU seconds and latencies."""
         return self._measured(lambda turn: self._all(turn, iter(requests), concurrency))
 
     def overload(self, requests: Iterator[Request], workers: int, seconds: float) -> Turn:
-        """This many callers for this many seconds; a refused caller returns after the time that it was given."""
+        """Run this many callers for this many seconds; a refused one waits as long as the service asked it to."""
 
         async def load(turn: Turn) -> None:
             stop = time.monotonic() + seconds
@@ -130,7 +130,7 @@ class Service:
 
 @contextmanager
 def side_by_side(directory: Path, model: Path, count: int, *settings: str) -> Iterator[Service]:
-    """So many scorers before one Triton, the first one's."""
+    """Run `count` scorers before one Triton, which the first one starts."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -146,7 +146,7 @@ def side_by_side(directory: Path, model: Path, count: int, *settings: str) -> It
 
 @contextmanager
 def serving(directory: Path, model: Path, *settings: str) -> Iterator[Service]:
-    """A scorer of one model inside the block: one torch thread in each tower, one decoding thread for each core."""
+    """Run a scorer of one model inside the block: one torch thread per tower, one decoding thread per core."""
     import json
 
     with Processes(directory) as processes:
@@ -170,12 +170,12 @@ def serving(directory: Path, model: Path, *settings: str) -> Iterator[Service]:
 
 
 def bytes_per_pair(request: Request) -> float:
-    """Of the request's message; the answer adds some 20 bytes for each text."""
+    """Bytes of a request's message for each pair; the answer adds about 20 bytes for each text."""
     return pb.ScoreRequest(image=pb.Image(content=request.image), texts=request.texts).ByteSize() / TEXTS
 
 
 async def _one(client: AsyncScorerClient, request: Request, turn: Turn) -> float:
-    """Scores one; seconds to wait where it was refused."""
+    """Send one request; return the seconds to wait if it was refused, else 0."""
     began = time.perf_counter()
     try:
         result = await client.score(request.image, request.texts, timeout=300)

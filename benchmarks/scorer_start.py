@@ -1,4 +1,4 @@
-"""What a scorer costs before and beside its work: CPU seconds to the first answer, memory by process."""
+"""Cost of a scorer apart from its work: CPU seconds to the first answer, and memory by process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scorer_work import Requests, model_directory
 
 
 def start_and_memory(model: str, requests: int, work: Path) -> list[Row]:
-    """Two starts of a scorer: the first knows nothing of the model, the second has its card; then memory under load."""
+    """Start a scorer twice: first without the model's cached card, then with it; then measure memory under load."""
     directory = model_directory(model, work)
     own = Requests(model, seed=5)
     seconds = {}
@@ -27,7 +27,7 @@ def start_and_memory(model: str, requests: int, work: Path) -> list[Row]:
                     service.turn(own.cold(requests), 32)
                     proportional = pss_mib(service.pid)
                     peak = service.peak_mib()
-            seconds[f"{start}, all of it"] = cpu_seconds() - before  # processes that have ended too
+            seconds[f"{start}, all of it"] = cpu_seconds() - before  # includes processes that have ended
     key = model.lower().replace("-", "_")
     shares = {name: round(value, 1) for name, value in proportional.items()}
     return [
@@ -39,7 +39,7 @@ def start_and_memory(model: str, requests: int, work: Path) -> list[Row]:
 
 @contextmanager
 def _cache(directory: Path) -> Iterator[None]:
-    """An empty cache of cards, and one of bytecode: modules are compiled, as pip's installations are."""
+    """Use an empty cache of model cards, and one of bytecode: modules are compiled, as in pip's installations."""
     wanted = {"XDG_CACHE_HOME": str(directory), "PYTHONPYCACHEPREFIX": str(directory / "bytecode")}
     before = {name: os.environ.get(name) for name in (*wanted, "PYTHONDONTWRITEBYTECODE")}
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -1,4 +1,4 @@
-"""What the scorer's benchmark works on: models with random weights, photos, captions."""
+"""Inputs of the scorer's benchmark: models with random weights, photos and captions."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Request:
 
 
 def model_directory(name: str, work: Path) -> Path:
-    """A model as the scorer and open_clip load it by `local-dir:`; of the playground, or with random weights."""
+    """A model directory for `local-dir:` of the scorer and open_clip: the playground's, or one with random weights."""
     if name == "tiny":
         return TINY
     import open_clip
@@ -49,7 +49,7 @@ def model_directory(name: str, work: Path) -> Path:
 
 @cache
 def photos(width: int = 640, height: int = 480) -> list[bytes]:
-    """64 JPEGs, at 640 x 480 of about 80 kB each: smooth shapes under sensor noise, quality 90."""
+    """64 JPEGs of quality 90, smooth shapes with sensor noise; at 640 x 480 each has about 80 kB."""
     made = []
     for seed in range(_POOL):
         generator = np.random.default_rng(seed)
@@ -69,12 +69,12 @@ def never_seen(photo: bytes, mark: int) -> bytes:
 
 
 class Requests:
-    """Requests without end: 1 photo and 8 captions of 14 words (16 tokens) each.
+    """An endless stream of requests: 1 photo and 8 captions of 14 words (16 tokens) each.
 
     Args:
-        model: decides the vocabulary.
+        model: determines the vocabulary.
         seed: two streams of different seeds share no caption.
-        small: photos of 96 x 72, 4 kB each: where the service, not the caller, is to be the bottleneck.
+        small: use photos of 96 x 72, 4 kB each, so that the service, not the caller, is the bottleneck.
     """
 
     def __init__(self, model: str, seed: int = 0, *, small: bool = False) -> None:
@@ -84,15 +84,15 @@ class Requests:
         self._seed, self._count = seed, 0
 
     def cold(self, number: int) -> list[Request]:
-        """Neither image nor texts were there before."""
+        """Requests with new images and new texts."""
         return [Request(self._image(), self._captions()) for _ in range(number)]
 
     def warm(self, number: int) -> list[Request]:
-        """Images of a pool of 64, new texts."""
+        """Requests with images from a pool of 64, and new texts."""
         return [Request(self._photos[n % _POOL], self._captions()) for n in range(number)]
 
     def endless(self, texts: int) -> Iterator[Request]:
-        """Cold requests with this many texts, one after another."""
+        """Texts of this many cold requests, in one list."""
         while True:
             yield Request(self._image(), self._captions(texts))
 

@@ -1,10 +1,10 @@
 """Standings: the leaderboard's figures, from one committed JSON per run; a table needs no run directories.
 
-`results/leaderboard/base-SEED.json` holds what the base model's captions of each test image add to numerator and
-denominator of every metric, `RECIPE-SEED.json` the same of the policy after the last iteration, with pairs and time,
-and `RECIPE-without-SEED.json` that of the recipe with its own part neutral, which for one that trains nothing is the
-base model. A figure is a mean over seeds; its interval is a 95 % percentile bootstrap over seeds, and over test images
-within a seed, the same images for all that is compared.
+`results/leaderboard/base-SEED.json` holds the contribution of each test image to numerator and denominator of every
+metric, for the base model's captions. `RECIPE-SEED.json` holds the same for the policy after the last iteration, with
+pairs and time, and `RECIPE-without-SEED.json` for the recipe with its own part neutral (for a recipe that trains
+nothing, that is the base model). A figure is a mean over seeds. Its interval is a 95 % percentile bootstrap over seeds,
+and over test images within a seed; everything that is compared has the same images.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ Counts = Mapping[str, NDArray[np.float64]]
 METRICS = ("chair_s", "chair_i", "cover", "pope_f1", "attribute_accuracy", "mean_tokens", "clip_score")
 RESAMPLES = 2000
 _BIN = 3
-"""Tokens in a bin of the length histogram: single lengths are too few captions each."""
+"""Tokens in a bin of the length histogram: a single length has too few captions."""
 
 
 @dataclass(frozen=True)
 class SeedRun:
-    """One run of a recipe and what it is compared with, over the same images in one order."""
+    """One run of a recipe and the run it is compared with, over the same images in the same order."""
 
     seed: int
     base: Counts
@@ -37,7 +37,7 @@ class SeedRun:
     facts: Mapping[str, Any]
 
     def drawn(self, at: NDArray[np.intp]) -> SeedRun:
-        """The standing of these images only, each counted as often as it is listed."""
+        """The standing over these images only; each counts as often as it is listed."""
 
         def some(counts: Counts) -> Counts:
             return {name: parts[at] for name, parts in counts.items()}
@@ -111,7 +111,7 @@ FIGURES: dict[str, Callable[[SeedRun], float]] = {
 
 
 def over_without(run: SeedRun) -> float:
-    """How much more of CHAIR_s the recipe cuts than the same recipe with its own part neutral."""
+    """Cut of CHAIR_s by the recipe minus that of the same recipe with its own part neutral."""
     assert run.without is not None
     return (ratio(run.without, "chair_s") - ratio(run.final, "chair_s")) / ratio(run.base, "chair_s")
 

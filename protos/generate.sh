@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the committed gRPC stubs from the protos: protos/generate.sh OUT_DIR (default: client).
+# Generate the committed gRPC stubs from the protos: protos/generate.sh OUT_DIR (default: client).
 # The generator is old on purpose: stubs refuse a runtime older than the generator that made them.
-# The wire keeps its names (sightline_scorer.v1); only the Python import becomes sightline.scorer.v1.
+# Names on the wire stay the same (sightline_scorer.v1); only the Python import becomes sightline.scorer.v1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-client}

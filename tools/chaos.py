@@ -7,10 +7,10 @@
 
 The first run is not disturbed. Each disturbed run must end with the same pairs (prompts, texts, token ids, rules; none
 lost, none doubled), a policy version must never name two different policies, and every candidate must come from the
-version planned for it. A killed process is restarted at once, as a supervisor would: the trainer on its run directory,
-sampler and scorer on their ports, a member of a fleet while the others go on, Triton by the scorer that embeds it.
-Moments are drawn from a seed, as shares of the undisturbed run's time (with one sampler, also for a fleet); what they
-hit depends on the machine. Each trainer process is forked from this one, so that imports run once.
+version planned for it. A killed process is restarted at once, as by a supervisor: the trainer on its run directory,
+sampler and scorer on their ports, a member of a fleet while the others continue, Triton by the scorer that embeds it.
+Moments are drawn from a seed, as shares of the undisturbed run's time (with one sampler, also for a fleet); what a kill
+interrupts depends on the machine. Each trainer process is forked from this one, so that imports run once.
 
 Exit code 1 if something differs.
 """
@@ -38,9 +38,9 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT / "playground/weights"
 SERVICES = ("trainer", "sampler", "scorer", "triton")
 LIVES = 60
-"""A run that needs more restarts than this makes no progress."""
+"""A run that needs more restarts than this does not make progress."""
 SCORES = ("images", "chosen_policy_version", "rejected_policy_version", "chosen_reward", "rejected_reward", "margin")
-"""Columns that may differ: versions are the run's own, rewards differ in their last bits with what else was scored."""
+"""Columns that may differ: versions belong to a run, and the last bits of rewards depend on the scorer's batches."""
 
 
 @dataclass
@@ -253,7 +253,7 @@ def disturbed(
             row.errors.append(f"{directory.name}: {state.get('reason')}: {state.get('error')}")
         row.resumed += 1
         trainer = life(recipe, directory)
-    raise RuntimeError(f"{directory} does not come to its end in {LIVES} lives")
+    raise RuntimeError(f"{directory} did not finish within {LIVES} lives")
 
 
 def _wait_for_progress(trainer: BaseProcess, directory: Path) -> None:
@@ -328,7 +328,7 @@ class Journal:
         if path.exists():
             self._tree = json.loads(path.read_text())
             if self._tree["settings"] != settings:
-                raise SystemExit(f"{path} was begun with {self._tree['settings']}: give another --scratch")
+                raise SystemExit(f"{path} was started with {self._tree['settings']}: give another --scratch")
 
     @property
     def took(self) -> float:

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Gathers what a GPU machine without a network may lack, under 64 MiB, into .whl/ (ignored by git).
+# Collect what a GPU machine without a network may lack, under 64 MiB, in .whl/ (ignored by git).
 #
 #   tools/gpu-wheels.sh [FOLDER]              packages for Python 3.12, and Triton from .triton
 #
-# bitsandbytes' wheel (43 MB) holds a library for each release of CUDA; of them the one for CUDA 13.0 goes along.
-# torch, torchvision, timm, pillow, numpy and the like are taken for granted. tools/gpu.sh installs what it finds here.
+# bitsandbytes' wheel (43 MB) holds a library for each release of CUDA; only the one for CUDA 13.0 is kept. The machine
+# must have torch, torchvision, timm, pillow, numpy and the like. tools/gpu.sh installs what it finds here.
 set -eu
 cd "$(dirname "$0")/.."
 folder=${1:-.whl}
@@ -22,8 +22,8 @@ for number in 39 35 34 31 28 27 24 17; do platforms+=(--platform "manylinux_2_${
 "$python" -m pip download -q --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
   "${platforms[@]}" --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d "$folder" "${wanted[@]}"
 zip -q -d "$folder"/bitsandbytes-*.whl '*_rocm*.so' '*_xpu*.so' '*_cuda11*.so' '*_cuda12*.so' '*_cuda132.so'
-# Of Triton: the server, the Python backend and its stub for Python 3.12. ICU's tables, a third of it, are only asked
-# for by an XML reader that Triton never calls: an empty library stands for them.
+# Of Triton, take the server, the Python backend and its stub for Python 3.12. Only an XML reader that Triton never calls
+# needs ICU's tables, a third of the size, so an empty library replaces them.
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 (cd .triton && cp -r --parents nvidia_pytriton.libs pytriton/tritonserver/bin pytriton/tritonserver/backends \
@@ -36,4 +36,4 @@ echo 'const char icudt70_dat[4096] __attribute__((aligned(16))) = {0};' | gcc -x
 tar c -C "$scratch" . | xz -T0 > "$folder/triton.tar.xz"
 size=$(du -sm "$folder" | cut -f1)
 echo "$folder: $size MiB"
-[ "$size" -lt 64 ] || { echo "more than travels in one call" >&2; exit 1; }
+[ "$size" -lt 64 ] || { echo "$folder has $size MiB; at most 63 fit into one call" >&2; exit 1; }

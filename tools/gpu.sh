@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Everything that only a GPU can tell, in one command that needs no network.
+# Measure everything that needs a GPU, in one command without a network.
 #
 #   tools/gpu.sh OUT                          all steps, about eleven minutes on one H100 or H200
 #   tools/gpu.sh --dry OUT                    the same steps with tiny shapes, on a CPU too: three minutes
 #   tools/gpu.sh --only card,parity OUT       some steps
 #
-# Each step is a process of its own under its own time limit and writes its rows as it goes (OUT/STEP.jsonl); one that
-# fails says why, and the next goes on. OUT/gpu.json has all of them. Wheels in $SIGHTLINE_WHEELS (default .whl, made by
-# tools/gpu-wheels.sh) are installed first where trl is missing.
+# Each step is a separate process with its own time limit and writes its rows as it measures them (OUT/STEP.jsonl). A
+# step that fails says why, and the next step starts. OUT/gpu.json has all rows. If trl is missing, the wheels in
+# $SIGHTLINE_WHEELS (default .whl, made by tools/gpu-wheels.sh) are installed first.
 set -u
 cd "$(dirname "$0")/.."
 dry="" only="card,parity,towers,decode,update,service,loop,turns,attention,qlora" out=""
@@ -55,7 +55,7 @@ for step in ${only//,/ }; do
     "$python" - "$out/$step.jsonl" "$step" $code <<'PY'
 import json, sys
 with open(sys.argv[1], "a") as file:
-    what = "ran past its time limit" if sys.argv[3] in ("124", "137") else f"ended with code {sys.argv[3]}"
+    what = "exceeded its time limit" if sys.argv[3] in ("124", "137") else f"ended with code {sys.argv[3]}"
     file.write(json.dumps({"name": f"gpu_{sys.argv[2]}", "error": what}) + "\n")
 PY
   fi

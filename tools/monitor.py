@@ -5,8 +5,8 @@ It checks that:
 1. A run of one iteration goes through, trainer to sampler and scorer over mTLS with tokens.
 2. Every panel of every dashboard has a series in a real Prometheus that scraped the services.
 3. A team at ten times its limit gets its limit, another team is served, and health answers (with its latency reported).
-4. Two faults are made (Triton is killed again and again; the sampler is killed), and their three alerts arrive
-   at a webhook by way of the shipped rules, whose times are shortened for this, and an Alertmanager.
+4. After two faults (Triton is killed again and again; the sampler is killed), their three alerts arrive at a webhook,
+   through the shipped rules (with shortened times) and an Alertmanager.
 
 It writes benchmarks/results/monitor.json and monitor-series.txt (the names of all series scraped).
 """
@@ -30,7 +30,7 @@ from typing import Any
 import grpc
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]  # what both have already: results, certificates, panels
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]  # shared with benchmarks and tests
 
 import yaml  # noqa: E402
 from alert_path import Prometheus, missing  # noqa: E402
@@ -53,7 +53,7 @@ from sightline_trainer.recipe import load_recipe  # noqa: E402
 SERVICES = ("scorer", "sampler", "trainer")
 TEXTS_PER_MINUTE = 600
 FLOOD_SECONDS = 20.0
-START_SECONDS = 600.0  # for the start of a service on a busy machine
+START_SECONDS = 600.0  # a service may start slowly on a busy machine
 SMALL = [
     "iterations=1", "data.train=playground:align?count=48&seed=1", "data.test=playground:test?count=24&seed=2",
     "data.prompts_per_iteration=32", "evaluation.prompts=24", "sampling.candidates=4", "threads=1",
@@ -92,7 +92,7 @@ class Secrets:
 
     @contextlib.contextmanager
     def scorer(self, address: str, team: str) -> Iterator[scorer_pb2_grpc.ScorerServiceStub]:
-        """A plain stub: no retries of ours."""
+        """A plain stub without our retries."""
         with open_channel(address, tls=self.tls, token=self.tokens[team]) as channel:
             yield scorer_pb2_grpc.ScorerServiceStub(channel)
 
@@ -132,7 +132,7 @@ def a_request(data: Path, texts: int) -> pb.ScoreRequest:
 
 
 class Team(threading.Thread):
-    """Sends a request at a steady rate and counts the outcomes."""
+    """Send a request at a steady rate and count the outcomes."""
 
     def __init__(self, stub: Any, request: pb.ScoreRequest, per_second: float, seconds: float) -> None:
         super().__init__(daemon=True)
@@ -215,7 +215,7 @@ def dashboards(prometheus: Prometheus, began: float) -> tuple[int, list[str]]:
 
 
 def keep_killing_triton(at: Addresses, pid: int, secrets: Secrets, data: Path, stop: threading.Event) -> None:
-    """Kills the scorer's Triton whenever it runs, and calls the scorer meanwhile."""
+    """Kill the scorer's Triton whenever it runs, and call the scorer meanwhile."""
     request = a_request(data, 2)
     with secrets.scorer(at.grpc, "calm") as stub:
         while not stop.is_set():
@@ -229,7 +229,7 @@ def keep_killing_triton(at: Addresses, pid: int, secrets: Secrets, data: Path, s
 
 
 def main() -> int:
-    """See the module."""
+    """Run all checks; see the module."""
     console = Console()
     if missing():
         console.print(

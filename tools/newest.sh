@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The newest versions of everything that pyproject.toml allows, without constraints.txt, on each Python that is claimed:
+# Test the newest versions that pyproject.toml allows, without constraints.txt, on each supported Python:
 #   tools/newest.sh [--again] [PYTHON_VERSION...] [-- PYTEST_ARGUMENT...]
-# By default 3.11 3.12 3.13 and the tests of `make test`. Each has an environment of its own under .newest/. A run that was
-# cut off goes on: environments that are whole are kept, and tests that passed (.newest/VERSION.passed) are not run again
-# until --again. What fails is told at the end. CI runs the pinned versions on one.
+# The default is 3.11 3.12 3.13 and the tests of `make test`. Each version has its own environment under .newest/. An
+# interrupted run continues: complete environments are kept, and tests that passed (.newest/VERSION.passed) are skipped,
+# unless you pass --again. Failures are listed at the end. CI runs the pinned versions on one Python.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 versions=() again=
@@ -30,7 +30,7 @@ for version in "${versions[@]}"; do
       "$uv" pip freeze --python "$venv/bin/python" > "$versions_file"; }; } &&
     PASSED_TESTS="$PWD/$passed" PYTHONPATH="tools${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \
       "$venv/bin/python" -m pytest -q -p passed_tests -m "not slow and not gpu" "${tests[@]}"; then
-    echo "== Python $version: as it should be; its versions are in $versions_file"
+    echo "== Python $version: passed; its versions are in $versions_file"
   else
     failed+=("$version")
   fi

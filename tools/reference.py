@@ -75,7 +75,7 @@ def pages() -> dict[str, str]:
     return {
         "cli": f"# Command line\n\n{inspect.cleandoc(failures.__doc__ or '')}\n\n{''.join(commands())}",
         "recipe": "# Recipe\n\nEvery key may be overridden by `--set key.subkey=value`; `sightline recipe explain KEY` "
-        f"tells the same, and `sightline recipe show` what a recipe comes to.\n\n{table(Recipe)}",
+        f"prints the same; `sightline recipe show` prints all values of a recipe.\n\n{table(Recipe)}",
         "settings": f"# Settings\n{settings}",
         "sdk": sdk(),
         **{f"{name}-proto": page(ROOT / f"protos/sightline_{name}/v1/{name}.proto") for name in PROTOS},

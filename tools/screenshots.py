@@ -48,7 +48,7 @@ def browser(width: int, height: int) -> Iterator[Chrome]:
 
 
 def shoot(page: Path, out: Path) -> list[Path]:
-    """Pictures of the page's top and of its gallery, at each size, light and dark.
+    """Take pictures of the page's top and of its gallery, at each size, light and dark.
 
     Raises:
         RuntimeError: the page wrote to the console.
@@ -70,7 +70,7 @@ def shoot(page: Path, out: Path) -> list[Path]:
 
 
 def shoot_console(url: str, run: str, out: Path) -> list[Path]:
-    """Pictures of the console's pages: at the wide size in light, at the narrow one in dark.
+    """Take pictures of the console's pages: the wide size in light, the narrow one in dark.
 
     Raises:
         RuntimeError: a page wrote to the browser's console, did not load, or is wider than its window.

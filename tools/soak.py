@@ -9,10 +9,10 @@ log-probs and scores equal within rounding (a batch's rows are summed in another
 image features). Every minute Triton gets SIGKILL, and half a minute later the sampler. Callers wait and retry, so no
 call may fail.
 
-Resident memory and descriptors of the scorer, the sampler and the Triton that the scorer embeds are read every two
-seconds. Flat is: the median of the last third of a life is above that of its second third by no more than 5 % or 16 MiB
-(the larger), nor are its descriptors by more than 16. The scorer runs once; for the sampler and Triton, which restart
-after each kill, the value is the median over their lives.
+Resident memory and descriptors of the scorer, the sampler and the embedded Triton are read every two seconds. They are
+flat if the median of a life's last third exceeds that of its second third by at most 5 % or 16 MiB (the larger), and by
+at most 16 descriptors. The scorer runs once; for the sampler and Triton, which restart after each kill, the value is
+the median over their lives.
 
 Exit code 1 if an answer was wrong, a call failed, or memory or descriptors grew.
 """
@@ -175,7 +175,7 @@ async def soak(house: House, directory: Path, minutes: float, seed: int) -> tupl
                 at = chance.randrange(len(asked[kind]))
                 try:
                     got = await asked[kind][at]()
-                except Exception as error:  # whatever it is, it is not an answer
+                except Exception as error:  # any exception means that there is no answer
                     tallies[kind].failed.append(f"{kind} {at}: {type(error).__name__}: {error}")
                     await asyncio.sleep(1)
                     continue
@@ -240,7 +240,7 @@ class Watch:
         try:
             return int(json.loads((self._house.directory / f"{service}.json").read_text())["pid"])
         except (OSError, ValueError):
-            return 0  # it is not up
+            return 0  # it is not running
 
 
 def _median(samples: Sequence[tuple[float, int]]) -> tuple[float, int]:

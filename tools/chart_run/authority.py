@@ -1,4 +1,4 @@
-"""What a cluster's operator and cert-manager give to a release: certificates and tokens."""
+"""Certificates and tokens that a cluster's operator and cert-manager give to a release."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CALLER_TOKEN = "chart-run-caller-" + "c" * 43
 
 
 def secrets_of(objects: Sequence[Spec], authority: Authority) -> dict[str, dict[str, bytes]]:
-    """Files of the Secrets that the release names and does not bring, by name."""
+    """Files of the Secrets that the release names but does not contain, by name."""
     teams = {"trainer": {"tokens": [hash_of(TOKEN)]}}
     found = {
         "sightline-tokens": {"tokens.yaml": yaml.safe_dump({"teams": teams}).encode()},

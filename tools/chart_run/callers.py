@@ -1,4 +1,4 @@
-"""A team without gRPC: scores a picture through the release's HTTP gateway, as a caller whom the operator let in."""
+"""A team without gRPC, which scores a picture through the release's HTTP gateway, as an allowed caller."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXTS = ["a red square", "a blue circle"]
 
 
 def score_over_http(gateway: Pod, authority: bytes) -> str:
-    """What the gateway says of a red square, over HTTPS and with the callers' token; without it, it must say nothing.
+    """Score a red square at the gateway, over HTTPS with the callers' token; check that it refuses a call without it.
 
     Raises:
         PodFailed: it let a call in without a token, or did not answer one with it.
@@ -26,7 +26,7 @@ def score_over_http(gateway: Pod, authority: bytes) -> str:
     body = json.dumps({"image": {"base64": base64.b64encode(picture.getvalue()).decode()}, "texts": TEXTS})
     port = next(one["containerPort"] for one in gateway.spec["containers"][0]["ports"])
     context = ssl.create_default_context(cadata=authority.decode())
-    context.check_hostname = False  # called by its address, as through a forwarded port
+    context.check_hostname = False  # called at its address, as through a forwarded port
 
     def post(**headers: str) -> tuple[int, str]:
         connection = http.client.HTTPSConnection(gateway.address, port, timeout=60, context=context)

@@ -24,7 +24,7 @@ class Mount:
 
 @dataclass
 class Running:
-    """A process of a container, and where its output goes."""
+    """A process of a container, and the file of its output."""
 
     name: str
     process: subprocess.Popen[bytes]
@@ -58,7 +58,7 @@ def start(
         pod: the pod's spec.
         pause: the process that holds the pod's network namespace.
         command: what it runs, with its arguments.
-        environment: all of it.
+        environment: its whole environment.
         mounts: its volumes.
         scratch: a directory of the node for this container only.
     """

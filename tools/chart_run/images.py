@@ -50,11 +50,11 @@ def image_of(name: str) -> Image:
     if last in ("triton", "vllm-openai", "text-generation-inference"):
         program = {"triton": "tritonserver", "vllm-openai": "vllm"}.get(last, "tgi")
         return Image((str(STANDINS / program),), environment)
-    raise LookupError(f"nothing stands for the image {name} here")
+    raise LookupError(f"no replacement here for the image {name} here")
 
 
 def _environment(dockerfile: str) -> dict[str, str]:
-    """The variables of a Dockerfile's last stage, but for paths inside of the image."""
+    """Variables of a Dockerfile's last stage, except for paths inside the image."""
     last = dockerfile[dockerfile.rindex("\nFROM ") :].replace("\\\n", " ")
     found = (pair for line in re.findall(r"^ENV (.*)$", last, re.MULTILINE) for pair in shlex.split(line))
     return {name: value for name, _, value in (pair.partition("=") for pair in found) if "/opt/" not in value}

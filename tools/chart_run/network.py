@@ -29,7 +29,7 @@ def begin() -> None:
 
 
 def connect(number: int, pause: int) -> str:
-    """Give the namespace of the process `pause` an address, and the way to it; the address."""
+    """Give the namespace of the process `pause` an address and a route; return the address."""
     address, ours = f"10.42.{number // 250}.{number % 250 + 2}", f"pod{number}"
     sh("ip", "link", "add", ours, "type", "veth", "peer", "name", "eth0", "netns", str(pause))
     sh("ip", "link", "set", ours, "up")

@@ -22,7 +22,7 @@ from images import image_of
 
 
 class PodFailed(RuntimeError):
-    """A pod that did not start, or failed."""
+    """A pod did not start, or failed."""
 
 
 class Pod:
@@ -51,7 +51,7 @@ class Pod:
         self._stopping = threading.Event()
 
     def begin(self) -> None:
-        """Run the init containers one after another, then start the containers.
+        """Run the init containers in order, then start the containers.
 
         Raises:
             PodFailed: an init container ended with an error.

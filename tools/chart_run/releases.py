@@ -39,7 +39,7 @@ def values_of(name: str, prompts: int) -> dict[str, Any]:
     extra = {"OMP_NUM_THREADS": "1"}
     values.setdefault("global", {})["extraEnv"] = extra
     if name == "single-gpu":
-        # The hub is out of reach, and there is no GPU: the playground's CLIP from a claim, in float32 on the CPU.
+        # There is neither a hub nor a GPU: use the playground's CLIP from a claim, in float32 on the CPU.
         values["models"]["clip"] = {"existingClaim": "models", "subPath": "clip"}
         values["models"]["llava"]["subPath"] = "llava"
         values["scorer"]["models"]["default"]["precision"] = "fp32"
@@ -47,7 +47,7 @@ def values_of(name: str, prompts: int) -> dict[str, Any]:
             at["gpu"] = {"count": 0}
         values["scorer"]["settings"] = CPU
     if name.startswith("multi-node"):
-        # One machine of two cores for several nodes of GPUs: one pod of each kind, but for the engines.
+        # One machine of two cores replaces several nodes with GPUs: one pod of each kind, except for the engines.
         values["models"]["clip"]["subPath"] = "clip"
         values["models"]["llava"]["subPath"] = "llava"
         values["scorer"].pop("autoscaling", None)
@@ -60,7 +60,7 @@ def values_of(name: str, prompts: int) -> dict[str, Any]:
         if values["trainer"].get("update", {}).get("kind") == "job":
             values["trainer"]["update"]["processes"] = 1
             values["trainer"]["recipes"]["loop"]["dpo"]["launch"] = LAUNCH
-        if values.get("auth"):  # teams without gRPC, in the profile that has tokens and certificates for all
+        if values.get("auth"):  # also serve teams without gRPC, in the profile with tokens and certificates
             values["gateway"] = {
                 "enabled": True,
                 "replicas": 1,
@@ -86,7 +86,7 @@ def claims() -> dict[str, Callable[[Path], None]]:
             subprocess.run(command, check=True, capture_output=True)
 
     def nothing(path: Path) -> None:
-        """It is there, and empty."""
+        """An empty directory."""
 
     models = dict.fromkeys(("playground-weights", "models", "models-ro"), weights)
     return {**models, "runs-rwx": nothing, "playground-data": data, "data": data}

@@ -3,15 +3,16 @@
     make chart-run PROFILE=laptop        (as root: it makes mount and network namespaces)
 
 Each container runs its own command, arguments, environment, config maps, secrets and volumes, as the pod's user without
-privileges, on a read-only root in a mount namespace of its own; each pod has a network namespace and an address. Init
-containers go first, probes are called from the node, Services are names in a name server that knows the pods that are
-ready, NetworkPolicies are rules of nftables, volumes are shared as the claims say and not otherwise, and pods end by
-preStop, SIGTERM and their grace. Certificates and tokens are made as cert-manager and an operator would.
+privileges, on a read-only root in its own mount namespace. Each pod has a network namespace and an address. Init
+containers run first, and the node calls the probes. A name server resolves Services to their ready pods, nftables
+enforces NetworkPolicies, volumes are shared only as the claims say, and pods end by preStop, SIGTERM and their grace
+period. Certificates and tokens are those that cert-manager and an operator would create.
 
 Differences from a kubelet: images are this checkout and its environment; models are the playground's; engines are the
-test servers that speak vLLM's and TGI's protocols; the API knows Deployments and Jobs; no GPUs (devices are set to
-cpu), one pod of each kind and two vLLMs, one node, no limits of CPU and memory, no seccomp, no process namespaces;
-claims have no size; Services are names of their ready pods, headless or not; there are no peers of other namespaces.
+test servers with vLLM's and TGI's protocols; the API knows only Deployments and Jobs; there are no GPUs (devices are
+set to cpu), one pod of each kind and two vLLMs, one node, no limits of CPU and memory, no seccomp, no process
+namespaces; claims have no size; Services are names of their ready pods, headless or not; no peers of other namespaces
+exist.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def main() -> int:
     """Run a profile; 0 on success."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("profile", help="laptop, single-gpu, multi-node-vllm or multi-node-tgi")
-    parser.add_argument("--prompts", type=int, default=32, help="prompts of an iteration")
+    parser.add_argument("--prompts", type=int, default=32, help="number of prompts of an iteration")
     parser.add_argument("--keep", type=Path, help="keep all files in this directory")
     options = parser.parse_args()
     if os.geteuid():
@@ -50,7 +51,7 @@ def main() -> int:
         inside = ["unshare", "-m", "-n", "--propagation", "private", sys.executable, *sys.argv]
         os.execvpe(inside[0], inside, {**os.environ, INSIDE: "1"})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # pods end with the run
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job starts with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it by default
     directory = Path(options.keep or tempfile.mkdtemp(prefix="chart-run-"))
     directory.mkdir(parents=True, exist_ok=True)
     directory.chmod(0o711)

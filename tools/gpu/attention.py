@@ -1,7 +1,8 @@
-"""Three ways to let responses share a prefix in attention: one dense mask, FlexAttention, two calls as the update does.
+"""Compare four ways to let responses share a prefix in attention.
 
-And a fourth: FlashAttention over the prefix and over a branch itself, merged by their log-sum-exp, which needs no mask.
-Forward and backward of 8 prompts; a fifth of the tokens are two responses of one prompt each.
+The ways are one dense mask, FlexAttention, two calls as in the update, and FlashAttention over the prefix and over the
+branch itself, merged by log-sum-exp, which needs no mask. Each runs forward and backward over 8 prompts; a fifth of the
+tokens belong to the two responses of each prompt.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ LENGTHS = (512, 1024, 2048, 4096)
 
 
 class _Merged(torch.autograd.Function):
-    """Flash attention of branches over their prefix and over themselves; each part's gradient by the whole's sums."""
+    """Flash attention of branches over their prefix and over themselves; gradients use the sums of the whole."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, kp: Tensor, vp: Tensor, kb: Tensor, vb: Tensor, count: int) -> Tensor:
@@ -37,7 +38,7 @@ class _Merged(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        """A softmax's part is its exponentials over the whole's sum, so the whole's output and sum stand for its."""
+        """Use output and sum of the whole: a part of a softmax is its exponentials divided by the sum of the whole."""
         q, kp, vp, kb, vb, out, lse = ctx.saved_tensors
         (cq, ck, mq, mk, s, o), own, count = ctx.rest
         back = torch.ops.aten._scaled_dot_product_flash_attention_backward
@@ -64,7 +65,7 @@ def _whole(t: Tensor, count: int) -> Tensor:
 
 
 def work(to: report.Report) -> None:
-    """Each length, each way."""
+    """Measure each way at each length."""
     cuda = to.device == "cuda"
     heads, dim, prompts, branches = (2, 16, 1, 2) if to.dry else (32, 128, 8, 2)
     compiled: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""The card: what it is, and the two rates that everything else is compared with."""
+"""Identify the card, and measure the two rates that everything else is compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def work(to: report.Report) -> None:
-    """Name and versions, the rate of a large product and of a copy."""
+    """Measure name and versions, and the rates of a large matrix product and of a copy."""
     smi = subprocess.run(
         ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"],
         capture_output=True, text=True, check=False,

@@ -1,4 +1,4 @@
-"""What the steps wrote, as one result: rows, and what failed with why."""
+"""Collect the results of all steps in one file: rows, and the reasons of failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ORDER = ("card", "parity", "towers", "service", "decode", "update", "loop", "att
 
 
 def main() -> None:
-    """`collect.py OUT [--commit-to benchmarks/results]`: writes OUT/gpu.json, prints the table."""
+    """`collect.py OUT [--commit-to benchmarks/results]`: write OUT/gpu.json and print the table."""
     out = Path(sys.argv[1])
     entries = [
         {**json.loads(line), "step": step}
@@ -32,7 +32,7 @@ def main() -> None:
     _print("gpu", [Row(**{k: v for k, v in row.items() if k != "step"}) for row in rows])
     for entry in result["failed"]:
         print(f"failed: {entry['name']}: {entry['error'][:300]}")
-    print(f"written: {out}/gpu.json; what is to be kept goes to {RESULTS}/gpu.json")
+    print(f"written: {out}/gpu.json; copy what you want to keep to {RESULTS}/gpu.json")
     sys.exit(1 if any(step not in {entry["step"] for entry in rows} for step in _asked()) else 0)
 
 

@@ -1,4 +1,4 @@
-"""The sampler: what a step of decoding costs, what of it is the GPU's, and tokens/s of the engine at K = 1 to 64."""
+"""The sampler: cost of a decoding step, the GPU's share of it, and tokens/s of the engine at K = 1 to 64."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Lease:
 
 
 def lane(base: BaseModel, *, prompts: int, rows: int, tokens: int, model: Any = None) -> Lane:
-    """This many prompts of 617 tokens with this many candidates each, run, their first tokens not drawn yet."""
+    """A lane of prefilled prompts of 617 tokens with `rows` candidates each, whose first tokens are not drawn yet."""
     prefiller = Prefiller(base, ImageFeatures(1 << 28))
     made = Lane(base, 0)
     with torch.inference_mode():
@@ -93,7 +93,7 @@ class Built(TransformersEngine):
 
 
 def work(to: report.Report) -> None:
-    """LLaVA's steps and engine, then Qwen's steps."""
+    """Measure LLaVA's steps and engine, then Qwen's steps."""
     began = time.monotonic()
     model = models.build(models.llava_config(dry=to.dry), to.device, to.dtype)
     report.sync()
@@ -124,7 +124,7 @@ def work(to: report.Report) -> None:
 
 
 def _self_check(to: report.Report, base: BaseModel) -> None:
-    """How far the engine's ways are from the model's plain forward, beside the limits at which it refuses to start."""
+    """Differences between the engine and the model's plain forward pass, with the limits of the self-check."""
     prefiller = Prefiller(base, ImageFeatures(1 << 28))
     from PIL import Image
 
@@ -141,7 +141,7 @@ def _self_check(to: report.Report, base: BaseModel) -> None:
 
 
 def _step(to: report.Report, base: BaseModel, name: str, prompts: int, rows: int, model: Any = None) -> None:
-    """Milliseconds of a step, kernels in it, and the share of it that the GPU is busy."""
+    """Measure the milliseconds of a step, its kernels, and the share of it in which the GPU is busy."""
     count = 3 if to.dry else 12
     began = time.monotonic()
     made = lane(base, prompts=prompts, rows=rows, tokens=4 * count + 8, model=model)
@@ -178,7 +178,7 @@ def _step(to: report.Report, base: BaseModel, name: str, prompts: int, rows: int
 
 
 async def _engine(to: report.Report, base: BaseModel) -> None:
-    """The whole engine: tokens/s at each K, with and without an adapter, and a policy that is swapped under load."""
+    """Measure the whole engine: tokens/s at each K, with and without an adapter, and a policy swap under load."""
     limits = SamplerLimits(max_image_pixels=10**7)
     engine = Built(base, EngineSettings(model=str(base.directory), preprocess_threads=8), limits)
     await engine.start()
@@ -227,7 +227,7 @@ async def _engine(to: report.Report, base: BaseModel) -> None:
 
 
 async def _sampled(engine: Built, prompts: int, k: int, tokens: int, version: int, seed: int) -> tuple[float, int, Any]:
-    """Wall seconds, tokens, and ids by prompt and candidate; every prompt has an image of its own."""
+    """Wall seconds, tokens, and ids by prompt and candidate; every prompt has its own image."""
     files = [llava.picture(seed + number) for number in range(prompts)]
     began = time.monotonic()
 

@@ -1,4 +1,4 @@
-"""The playground's loop with sampler, scorer and trainer on one card, taking turns; then a second iteration's share."""
+"""Run the playground's loop with sampler, scorer and trainer taking turns on one card; measure the second iteration."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 
 
 def work(to: report.Report) -> None:
-    """Two runs of one iteration; the first warms up."""
+    """Run one iteration twice; the first warms up."""
     from sightline_cli.processes import Processes
     from sightline_playground.export import export
 

@@ -1,9 +1,9 @@
-"""Models of the shapes that count, made on the device with random weights: no file of 14 GB is written or read.
+"""Models of real shapes with random weights, created on the device, so that no file of 14 GB is written or read.
 
-The speed of a model does not depend on what it has learned. Heads are scaled so that a distribution has some 3 nats of
-entropy at any width, and ends are never sampled: each candidate has as many tokens as are asked for. What a layer adds
-is scaled by its depth, as models that are trained begin: without that bfloat16's rounding grows from layer to layer
-into 0.2 nats a token, which no arrival gate lets pass.
+The speed of a model does not depend on what it has learned. Heads are scaled so that a distribution has about 3 nats of
+entropy at any width. End tokens are never sampled, so each candidate has the requested number of tokens. The output of
+a layer is scaled by its depth, as in the initialisation of real models. Otherwise bfloat16's rounding grows from layer
+to layer to 0.2 nats a token, which the arrival gate refuses.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ IMAGE_TOKENS = 576
 
 
 def vocabulary(*, dry: bool) -> int:
-    """How many words a processor knows. TRL's head scores every position on a CPU, so a dry run has fewer."""
+    """Size of a vocabulary; smaller in a dry run, because TRL's head scores every position on a CPU."""
     return DRY_VOCABULARY if dry else VOCABULARY
 
 
 def llava_config(*, dry: bool, layers: int | None = None) -> LlavaConfig:
-    """LLaVA-1.5-7B's shape; dry, a tiny one with as many image tokens. `layers` of both towers."""
+    """LLaVA-1.5-7B's shape; if dry, a tiny one with as many image tokens. Both towers have `layers` layers."""
     vision = CLIPVisionConfig(
         image_size=336, patch_size=14, hidden_size=64 if dry else 1024, intermediate_size=128 if dry else 4096,
         num_hidden_layers=layers or (2 if dry else 24), num_attention_heads=2 if dry else 16,
@@ -60,7 +60,7 @@ def llava_config(*, dry: bool, layers: int | None = None) -> LlavaConfig:
 
 
 def qwen_config(*, dry: bool, layers: int | None = None) -> Qwen2_5_VLConfig:
-    """Qwen2.5-VL-7B's shape; dry, a tiny one."""
+    """Qwen2.5-VL-7B's shape; if dry, a tiny one."""
     head = 16 if dry else 128
     text = {
         "vocab_size": vocabulary(dry=dry) if dry else 152064, "hidden_size": 64 if dry else 3584,
@@ -83,7 +83,7 @@ def qwen_config(*, dry: bool, layers: int | None = None) -> Qwen2_5_VLConfig:
 
 
 def qwen_processor(directory: Path, words: int) -> Path:
-    """A processor for `qwen_config`, with so many tokens, words as LLaVA's in llava.py; the directory."""
+    """Write a processor for `qwen_config` with this many tokens, named as LLaVA's in llava.py; return its directory."""
     names = {"<pad>": 0, "<s>": 1, "</s>": 2, "<|image_pad|>": 3, "<|video_pad|>": 4, "<|vision_start|>": 5,
              "<|vision_end|>": 6, "<unk>": 7}  # fmt: skip
     names |= {f"w{i}": i for i in range(8, words)}
@@ -120,7 +120,7 @@ def build(config: Any, device: str, dtype: torch.dtype, *, seed: int = 0) -> Any
 
 
 def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseModel:
-    """A model as the sampler's engine has it."""
+    """The base model as the sampler's engine holds it."""
     device = next(model.parameters()).device
     attention.register(device)
     model.set_attn_implementation(attention.NAME)
@@ -131,7 +131,7 @@ def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseMod
         if processor
         else SimpleNamespace(join=lambda images: {name: torch.cat([one[name] for one in images]) for name in images[0]})
     )
-    never = sorted({0, 1, 2, *range(3, 7)})  # the ends too: every candidate is as long as is asked for
+    never = sorted({0, 1, 2, *range(3, 7)})  # end tokens too, so that every candidate has the requested length
     return BaseModel(
         model=model, processor=processor or SimpleNamespace(tokenizer=None), directory=directory, digest="0" * 64,
         processing=processing,
@@ -142,7 +142,7 @@ def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseMod
 
 
 def prompt(model: Any, number: int, length: int = 617) -> Prepared:
-    """A prompt of `length` tokens: for LLaVA 576 of them an image's, for others text alone."""
+    """A prompt of `length` tokens: for LLaVA 576 of them belong to an image; for others all are text."""
     generator = torch.Generator().manual_seed(number)
     config = model.config
     ids = torch.randint(100, config.get_text_config().vocab_size, (length,), generator=generator)

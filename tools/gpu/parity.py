@@ -1,7 +1,7 @@
-"""The same numbers on a GPU as on a CPU: float32, two layers of true width.
+"""Check that a GPU gives the same numbers as a CPU: float32, two layers of true width.
 
-Towers, the sampler's log-probs (prefill, then steps on the row cache) and the update's loss and gradients, with the
-shared prefix and without.
+Compares the towers, the sampler's log-probs (prefill, then steps on the row cache), and the update's loss and
+gradients, with the shared prefix and without.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 def work(to: report.Report) -> None:
-    """All three."""
+    """Compare all three."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False  # on by default: a tower's first layer would be in TF32
     with to.part("parity_towers"):

@@ -1,6 +1,6 @@
-"""An update of LLaVA-1.5-7B's shape on a base in 4 bits, as a recipe asks for it: pairs/s and peak memory.
+"""Measure an update of LLaVA-1.5-7B's shape on a base in 4 bits, as a recipe sets it: pairs/s and peak memory.
 
-The weights are random, but they go the whole way: a checkpoint on disk, `quantization: nf4`, the update's own loader.
+The weights are random, but take the whole path: a checkpoint on disk, `quantization: nf4`, the update's own loader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sightline_trainer.dpo.setup import make_trainer
 
 
 def work(to: report.Report) -> None:
-    """Writes the checkpoint, loads it in 4 bits, trains some steps."""
+    """Write the checkpoint, load it in 4 bits, and train some steps."""
     with tempfile.TemporaryDirectory(prefix="sightline-gpu-", dir=update.roomy()) as directory:
         scratch = Path(directory)
         job = update.Job(to, scratch, pairs=2 if to.dry else 8, prompts=2 if to.dry else 8, dtype=to.dtype)

@@ -1,4 +1,4 @@
-"""What a step on a GPU measured, row by row, and written row by row: whatever ends a step leaves what was there."""
+"""Results of a step on a GPU, written row by row, so that earlier rows stay however the step ends."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Better = Literal["higher", "lower"]
 
 
 class Report:
-    """A step's rows.
+    """Rows of a step.
 
     Attributes:
-        dry: tiny shapes, on whatever device there is.
+        dry: use tiny shapes, on any device.
         device: "cuda" or "cpu".
         dtype: bfloat16 on a GPU, float32 on a CPU.
         out: directory of the results.
@@ -51,14 +51,14 @@ class Report:
         against: str = "",
         **detail: Any,
     ) -> None:
-        """Adds a row; `name` gets the prefix gpu_."""
+        """Add a row; `name` gets the prefix gpu_."""
         seconds = round(time.monotonic() - self.began, 1)
         row = Row(f"gpu_{name}", float(value), unit, better, target, against, {**detail, "at_seconds": seconds})
         self._write({**asdict(row), "value": float(f"{row.value:.6g}")})
         print(f"[{self.step} {seconds:6.1f} s] {row.name} = {value:.5g} {unit} {json.dumps(detail)[:300]}", flush=True)
 
     def error(self, name: str, error: BaseException) -> None:
-        """What could not be measured, and why."""
+        """Record what could not be measured, and why."""
         text = f"{type(error).__name__}: {error}"
         self._write({"name": f"gpu_{name}", "error": text[:2000], "where": traceback.format_exc()[-1500:]})
         print(f"[{self.step}] {name} FAILED {text[:1500]}", flush=True)
@@ -66,7 +66,7 @@ class Report:
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """A part whose failure does not end the step."""
+        """Run a part whose failure does not end the step."""
         try:
             yield
         except Exception as error:
@@ -75,7 +75,7 @@ class Report:
             free()
 
     def peak_tflops(self) -> float:
-        """The card's dense bf16 rate as the first step measured it; of a CPU a number to divide by."""
+        """The card's dense bf16 rate in TFLOP/s, as the first step measured it; a placeholder on a CPU."""
         for line in (self.out / "card.jsonl").read_text().splitlines() if (self.out / "card.jsonl").exists() else ():
             row = json.loads(line)
             if row["name"] == "gpu_matmul_bf16" and "value" in row:
@@ -88,7 +88,7 @@ class Report:
 
 
 def free() -> None:
-    """Lets go of what nothing uses."""
+    """Release unused memory."""
     import gc
 
     gc.collect()
@@ -97,13 +97,13 @@ def free() -> None:
 
 
 def sync() -> None:
-    """Waits for the GPU."""
+    """Wait for the GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def seconds_of(work: Callable[[], object], *, times: int = 5, warmup: int = 2) -> list[float]:
-    """Wall seconds of each of some calls, the device waited for, sorted."""
+    """Sorted wall seconds of some calls, each with the wait for the device."""
     for _ in range(warmup):
         work()
     found = []
@@ -117,12 +117,12 @@ def seconds_of(work: Callable[[], object], *, times: int = 5, warmup: int = 2) -
 
 
 def median(values: list[float]) -> float:
-    """The middle one."""
+    """The median value."""
     return sorted(values)[len(values) // 2]
 
 
 def run(step: str, work: Callable[[Report], None]) -> None:
-    """A step's entry point."""
+    """Entry point of a step."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dry", action="store_true")

@@ -1,4 +1,4 @@
-"""The scorer as it is served, from JPEG bytes: its share of the towers' rate, and what a request costs a CPU."""
+"""Measure the scorer's service from JPEG bytes: its rate relative to the towers', and the CPU cost of a request."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ TARGET = 0.9
 
 
 def work(to: report.Report) -> None:
-    """One service, and several before one Triton, fp16; captions known, images new: the image tower is what is asked
-    for."""
+    """Measure one service, and several before one Triton, in fp16.
+
+    Captions are known and images new, so that the image tower does the work.
+    """
     from scorer_service import side_by_side
     from scorer_work import Requests, model_directory, photos
 

@@ -1,4 +1,4 @@
-"""CLIP's towers alone: images/s and MFU in half precision, plain, compiled and as CUDA graphs, by batch."""
+"""Measure CLIP's towers alone: images/s and MFU in half precision, plain, compiled and as CUDA graphs, by batch."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def texts(count: int, length: int = 16) -> torch.Tensor:
 
 
 def flops(tower: Any, size: int, device: str) -> float:
-    """Of one image, as torch counts them."""
+    """FLOPs of one image, as torch counts them."""
     from torch.utils.flop_counter import FlopCounterMode
 
     pixels = torch.zeros((1, 3, size, size), dtype=torch.uint8, device=device)
-    # Counted on the modules' products: fused attention kernels are known to the counter, MultiheadAttention's fast path
-    # is not, so it is switched off while counting.
+    # The counter knows fused attention kernels, but not MultiheadAttention's fast path, which is therefore switched off
+    # while counting.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -79,11 +79,11 @@ def flops(tower: Any, size: int, device: str) -> float:
 
 
 def work(to: report.Report) -> None:
-    """Each way, each batch."""
+    """Measure each way at each batch size."""
     batches = (2, 4) if to.dry else (32, 128, 512)
     peak = to.peak_tflops()
     best = 0.0
-    # Compiled first: what takes longest to make must not run past the step's time.
+    # The compiled way comes first: it takes longest to build and must not exceed the step's time limit.
     ways = ("compile", "off", "cuda_graphs") if to.device == "cuda" else ("off",)
     for precision, way in [("fp16", way) for way in ways] + [("bf16", "off"), ("fp32", "off")]:
         with to.part(f"tower_{precision}_{way}"):

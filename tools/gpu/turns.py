@@ -1,7 +1,7 @@
-"""A 7 B run's three turns on one card: the sampler samples, frees its memory while an update trains, and takes it
-up again to be given the new policy.
+"""Measure a 7 B run in which sampler and update take turns on one card.
 
-Sampler (a process, as `sightline run` starts it) and update load one checkpoint of LLaVA-1.5-7B's shape from disk.
+The sampler samples, frees its memory while the update trains, and reloads it to receive the new policy. The sampler (a
+process, as `sightline run` starts it) and the update load one checkpoint of LLaVA-1.5-7B's shape from disk.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sightline_trainer.dpo.update import Update, update
 
 
 def work(to: report.Report) -> None:
-    """One iteration but for its scores."""
+    """Run one iteration, without scores."""
     with tempfile.TemporaryDirectory(prefix="sightline-gpu-", dir=gpu_update.roomy()) as directory:
         scratch = Path(directory)
         count = 2 if to.dry else 8
@@ -70,7 +70,7 @@ def _take_turns(to: report.Report, job: gpu_update.Job, model: Path, client: Sam
     policy = job.scratch / policy_dirname(1)
     policy.mkdir()
     recipe = job.recipe(shared=True, checkpointing=True)
-    # Random weights round more than trained ones, so the update is a large one: the gate has to see it.
+    # Random weights round more than trained ones, so the update is large enough for the gate to see it.
     recipe = recipe.model_copy(
         update={"model": str(model), "dpo": recipe.dpo.model_copy(update={"learning_rate": 1e-4})}
     )
@@ -91,7 +91,7 @@ def _take_turns(to: report.Report, job: gpu_update.Job, model: Path, client: Sam
 def _publish(
     to: report.Report, job: gpu_update.Job, model: Path, policy: Path, done: Update, client: SamplerClient
 ) -> None:
-    """As a run does: sealed, staged, and proved by the trainer's own log-probs."""
+    """Deliver the policy as a run does: sealed, staged, and proved by the trainer's own log-probs."""
     pictures = {name: llava.picture(int(name[1:])) for name in job.pairs["prompt_id"]}
     manifest = PolicyManifest(
         version=1, kind="lora", parent_version=0, base_digest=model_digest(model), run_id="gpu", iteration=1
@@ -113,7 +113,7 @@ def _publish(
 
 
 def _in_use() -> float:
-    """GiB of the card that anybody has; 0 on a CPU."""
+    """GiB of the card used by all processes; 0 on a CPU."""
     if not torch.cuda.is_available():
         return 0.0
     report.free()

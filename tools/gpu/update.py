@@ -1,8 +1,8 @@
-"""The update at 576:64, through `train()`: ours and TRL's, one and four pairs a prompt, checkpointing on and off; of
-LLaVA-1.5-7B's shape, and of Qwen2.5-VL-7B's with one pair a prompt.
+"""Compare our update with TRL's at 576:64, through `train()`.
 
-One arm after another, each on a model of its own that is released afterwards. A step's time is from the end of one step
-to the end of the next, so collating and copying count.
+LLaVA-1.5-7B's shape runs with one and four pairs per prompt, with checkpointing on and off, Qwen2.5-VL-7B's with one
+pair per prompt. The arms run one after another, each on its own model, which is released afterwards. A step's time is
+the interval between the ends of two steps, so collating and copying count.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ ARMS = ("ours", "trl_best", "trl_default", "ours_unchecked")
 
 
 class Job:
-    """A batch of pairs, and trainers of it.
+    """A batch of pairs, and trainers for it.
 
     Args:
         to: the report, for the device and the size.
         scratch: a directory.
         pairs: in a batch.
-        prompts: among which they are.
+        prompts: over which they are spread.
         layers: of the model; None for all.
         dtype: of the model.
         qwen: Qwen2.5-VL's shape in place of LLaVA's.
@@ -76,7 +76,7 @@ class Job:
         self.count = pairs
 
     def recipe(self, *, shared: bool, checkpointing: bool) -> Recipe:
-        """Ours; the same batch in each epoch."""
+        """Our recipe; every epoch has the same batch."""
         return Recipe.model_validate(
             {
                 "name": "gpu", "model": str(self.processor), "threads": torch.get_num_threads(),
@@ -90,7 +90,7 @@ class Job:
         )  # fmt: skip
 
     def trainer(self, *, shared: bool, checkpointing: bool, device: str = "") -> Any:
-        """Ours. With a `device`, for use by hand: made as on a CPU, the model moved by who uses it."""
+        """Our trainer. With a `device` it is built as on a CPU, and the caller moves the model."""
         if not device:
             load = lambda *_: self.model()  # noqa: E731
             return make_trainer(
@@ -112,7 +112,7 @@ class Job:
         return made
 
     def theirs(self, *, best: bool, checkpointing: bool) -> DPOTrainer:
-        """TRL's DPOTrainer: as it comes, or with every image and prompt processed once a pair and Liger's kernels."""
+        """TRL's DPOTrainer as it comes, or at its best: each image processed once per pair, Liger's kernels."""
         lora = self.recipe(shared=False, checkpointing=checkpointing).dpo.lora
         processor = AutoProcessor.from_pretrained(self.processor)
         pairs = self.pairs if best else self.pairs.select_columns(["images", "prompt", "chosen", "rejected"])
@@ -144,7 +144,7 @@ class Job:
         return trainer
 
     def checkpoint(self) -> Path:
-        """The whole model on disk, with its processor; its directory."""
+        """Write the whole model with its processor; return its directory."""
         whole = self.scratch / "model"
         shutil.copytree(self.processor, whole, ignore=shutil.ignore_patterns("*.safetensors*"))
         self.model().save_pretrained(whole)
@@ -152,7 +152,7 @@ class Job:
         return whole
 
     def model(self) -> Any:
-        """A new one, on the device."""
+        """A new model on the device."""
         return models.build(self.config, self.to.device, self.dtype).requires_grad_(True)
 
 
@@ -176,13 +176,13 @@ def _pairs(processor: Any, count: int, prompts: int, response: int, pixels: int,
 
 
 def roomy() -> Path | None:
-    """A directory in memory where 14 GB fit in it; None: wherever else."""
+    """The directory in memory if 14 GB fit there; None: use the default."""
     memory = Path("/dev/shm")
     return memory if memory.is_dir() and shutil.disk_usage(memory).free > 40 << 30 else None
 
 
 def loss_and_gradients(trainer: Any, device: str) -> tuple[float, dict[str, torch.Tensor]]:
-    """Of the whole batch, the reference's log-probs included, on a device, with the trainer's own loss."""
+    """Loss and gradients of the whole batch on a device by the trainer's own loss, reference log-probs included."""
     batch = trainer.data_collator(list(trainer.train_dataset))
     batch = {name: value.to(torch.device(device)) for name, value in batch.items()}
     model = trainer.model.to(device).train()
@@ -193,7 +193,7 @@ def loss_and_gradients(trainer: Any, device: str) -> tuple[float, dict[str, torc
 
 
 class _Timed(TrainerCallback):
-    """When each step ended, and the highest memory after the first step."""
+    """Records when each step ended, and the peak memory after the first step."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
@@ -205,12 +205,12 @@ class _Timed(TrainerCallback):
             torch.cuda.reset_peak_memory_stats()
 
     def step(self) -> float:
-        """Median seconds from one end to the next, the first step left out."""
+        """Median seconds between the ends of two steps, without the first step."""
         return report.median([b - a for a, b in zip(self.ends[:-1], self.ends[1:], strict=True)])
 
 
 def flops(job: Job, tokens: list[tuple[int, list[int]]], labels: int) -> float:
-    """Of one step of a LoRA update without recomputing: forward, and the gradients of what flows through.
+    """FLOPs of one step of a LoRA update without recomputing: forward, and the gradients of activations.
 
     Args:
         job: for the shape.

@@ -317,7 +317,7 @@ def test_all_images_may_have_to_be_named_by_digest(name: str) -> None:
         "gateway": {"enabled": True, "token": {"existingSecret": "t"}, "tls": {"existingSecret": "t"}},
     }
     values["global"] = {**values.get("global", {}), "requireDigests": True}
-    with pytest.raises(Exception, match=r"image\.digest of .* is needed with global\.requireDigests"):
+    with pytest.raises(Exception, match=r"image\.digest of .* is required, because global\.requireDigests is true"):
         render(values)
     digest = "sha256:" + "0" * 64
     for keys in (("scorer",), ("scorer", "triton"), ("sampler",), ("sampler", "engine", "server"), ("trainer",)):
@@ -510,7 +510,7 @@ def test_the_gateway_reaches_the_scorer_and_is_reached_by_whom_the_operator_name
     test_pods_fit_the_restricted_profile(objects)
     test_images_are_pinned_and_resources_bounded(objects)
     test_every_mount_has_its_volume_and_every_volume_a_mount(objects)
-    with pytest.raises(Exception, match=r"gateway\.token\.existingSecret is needed"):
+    with pytest.raises(Exception, match=r"gateway\.token\.existingSecret is required"):
         render(
             {
                 "gateway": {"enabled": True},

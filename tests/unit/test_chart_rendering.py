@@ -129,8 +129,8 @@ TGI = {"image": {"repository": "tgi", "tag": "1"}}
         ({"scorer": {"podLabels": {"app.kubernetes.io/component": "x"}}}, "app.kubernetes.io/component"),
         # What no schema can say, the templates do.
         ({"scorer": {"models": {"a": {"model": "clip"}}}}, "models.clip is not defined"),
-        ({"scorer": {"triton": {"mode": "external"}}}, "scorer.triton.address is needed"),
-        ({"sampler": {"engine": {"kind": "vllm", "deploy": False}}}, "sampler.engine.url is needed"),
+        ({"scorer": {"triton": {"mode": "external"}}}, "scorer.triton.address is required"),
+        ({"sampler": {"engine": {"kind": "vllm", "deploy": False}}}, "sampler.engine.url is required"),
         ({"sampler": {"engine": {"urls": ["vllm:8000"]}}}, "/sampler/engine/urls/0"),
         (
             {"sampler": {"engine": {"kind": "tgi", "server": {**TGI, "replicas": 2}}}},
@@ -138,47 +138,47 @@ TGI = {"image": {"repository": "tgi", "tag": "1"}}
         ),
         (
             {"sampler": {"engine": {"kind": "tgi", "server": {**TGI, "sleep": True}}}},
-            "sampler.engine.server.sleep goes with",
+            "sampler.engine.server.sleep works only with",
         ),
         (
             {"sampler": {"engine": {"kind": "tgi", "deploy": False, "urls": ["http://a:1"]}}},
-            "sampler.engine.urls is for",
+            "sampler.engine.urls works only with sampler.engine.kind=vllm",
         ),
-        ({"trainer": {"update": {"kind": "job"}}}, "trainer.runs.existingClaim (ReadWriteMany) is needed"),
-        ({"scorer": {"autoscaling": {"kind": "keda"}}}, "scorer.autoscaling.prometheus is needed"),
+        ({"trainer": {"update": {"kind": "job"}}}, "trainer.runs.existingClaim is required"),
+        ({"scorer": {"autoscaling": {"kind": "keda"}}}, "scorer.autoscaling.prometheus is required"),
         ({"scorer": {"autoscaling": {"kind": "hpa", "minReplicas": 0}}}, "scorer.autoscaling.minReplicas must be 1"),
         ({"scorer": {"autoscaling": {"minReplicas": 9}}}, "scorer.autoscaling.maxReplicas is less"),
-        ({"scorer": {"defaultModel": "b"}}, "scorer.defaultModel is b, which is none of scorer.models"),
-        ({"scorer": {"drainSeconds": 60}}, "scorer.terminationGracePeriodSeconds must be over"),
-        ({"sampler": {"engine": {"kind": "vllm"}}}, "sampler.engine.server.image needs a repository, and a tag"),
-        ({"sampler": {"engine": {"model": "a"}}, "models": {"a": {}}}, "models.a needs either imageVolume, or"),
+        ({"scorer": {"defaultModel": "b"}}, "scorer.defaultModel is b, which is not in scorer.models"),
+        ({"scorer": {"drainSeconds": 60}}, "scorer.terminationGracePeriodSeconds must exceed"),
+        ({"sampler": {"engine": {"kind": "vllm"}}}, "sampler.engine.server.image is incomplete: set its repository"),
+        ({"sampler": {"engine": {"model": "a"}}, "models": {"a": {}}}, "models.a has no weights: set its imageVolume"),
         (
             {
                 "models": {"a": {"source": "hf://a/b"}},
                 "trainer": {"model": "a", "update": {"kind": "job"}, "runs": {"existingClaim": "runs"}},
             },
-            "models.a.existingClaim is needed beside its source",
+            "models.a.existingClaim is required besides its source",
         ),
         (
             {
                 "policies": {"create": False},
                 "sampler": {"engine": {"kind": "vllm", "server": {"image": {"repository": "v", "tag": "1"}}}},
             },
-            "policies.existingClaim is needed",
+            "policies.existingClaim is required",
         ),
-        ({"tls": {"mode": "server"}}, "tls.certManager.issuerRef.name is needed with tls.mode=server"),
+        ({"tls": {"mode": "server"}}, "tls.certManager.issuerRef.name is required with tls.mode=server"),
         (
             {"auth": {"existingSecret": "t"}, "tests": {"enabled": False}},
-            "tls.mode=server or mutual is needed with auth",
+            "tls.mode must be server or mutual with auth",
         ),
-        ({"auth": {"existingSecret": "t"}}, "tests.token.existingSecret is needed with auth"),
+        ({"auth": {"existingSecret": "t"}}, "tests.token.existingSecret is required with auth"),
         (
             {
                 "auth": {"existingSecret": "t"},
                 "tests": {"token": {"existingSecret": "t"}},
                 "tls": {"mode": "server", "certManager": {"issuerRef": {"name": "ca"}}},
             },
-            "trainer.token.existingSecret is needed with auth",
+            "trainer.token.existingSecret is required with auth",
         ),
     ],
 )

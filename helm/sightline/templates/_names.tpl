@@ -56,7 +56,7 @@ annotations:
 {{- if .image.digest -}}
 {{ $repository }}@{{ .image.digest }}
 {{- else if .root.Values.global.requireDigests -}}
-{{- fail (printf "image.digest of %s is needed with global.requireDigests" $repository) -}}
+{{- fail (printf "image.digest of %s is required, because global.requireDigests is true: set it" $repository) -}}
 {{- else -}}
 {{ $repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
 {{- end -}}
@@ -81,7 +81,7 @@ annotations:
 {{- if or .Values.policies.existingClaim .Values.policies.create -}}
 {{- .Values.policies.existingClaim | default (include "sightline.fullname" (dict "root" . "component" "policies")) -}}
 {{- else -}}
-{{- fail "policies.existingClaim is needed with policies.create=false" -}}
+{{- fail "policies.existingClaim is required, because policies.create is false: name a claim, or set policies.create=true" -}}
 {{- end -}}
 {{- end -}}
 

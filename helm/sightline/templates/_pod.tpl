@@ -107,7 +107,7 @@ Environment: ours, then global's, then the component's, each a map by name, so a
 {{- if not (hasKey .root.Values.models .name) -}}
 {{- fail (printf "models.%s is not defined: add it to models" .name) -}}
 {{- else if eq (empty $model.imageVolume) (empty (coalesce $model.existingClaim $model.source)) -}}
-{{- fail (printf "models.%s needs either imageVolume, or existingClaim or source" .name) -}}
+{{- fail (printf "models.%s has no weights: set its imageVolume, existingClaim or source" .name) -}}
 {{- end -}}
 - name: model-{{ .name }}
   {{- if $model.existingClaim }}
@@ -206,7 +206,7 @@ Environment: ours, then global's, then the component's, each a map by name, so a
 {{- define "sightline.tlsSecret" -}}
 {{- $tls := .root.Values.tls -}}
 {{- if not (or (index $tls.existingSecrets .component) $tls.certManager.issuerRef.name) -}}
-{{- fail (printf "tls.existingSecrets.%s or tls.certManager.issuerRef.name is needed with tls.mode=%s" .component $tls.mode) -}}
+{{- fail (printf "tls.existingSecrets.%s or tls.certManager.issuerRef.name is required with tls.mode=%s: set one of them" .component $tls.mode) -}}
 {{- end -}}
 {{- index $tls.existingSecrets .component | default (printf "%s-tls" (include "sightline.fullname" .)) -}}
 {{- end -}}
@@ -215,7 +215,7 @@ Environment: ours, then global's, then the component's, each a map by name, so a
 {{- define "sightline.serviceContainer" -}}
 {{- $end := int (add .values.preStopSeconds .values.drainSeconds) -}}
 {{- if le (int .values.terminationGracePeriodSeconds) $end -}}
-{{- fail (printf "%s.terminationGracePeriodSeconds must be over preStopSeconds + drainSeconds, %d: calls in flight would be killed" .component $end) -}}
+{{- fail (printf "%s.terminationGracePeriodSeconds must exceed preStopSeconds + drainSeconds (%d), or calls in flight are killed: raise it" .component $end) -}}
 {{- end -}}
 - name: {{ .component }}
   image: {{ include "sightline.image" (dict "root" .root "image" .values.image) }}

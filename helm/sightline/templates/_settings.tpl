@@ -10,7 +10,7 @@
 {{- $settings := dict "server" $server -}}
 {{- if .root.Values.auth.existingSecret -}}
 {{- if eq .root.Values.tls.mode "disabled" -}}
-{{- fail "tls.mode=server or mutual is needed with auth.existingSecret: clients send no token in plaintext" -}}
+{{- fail "tls.mode must be server or mutual with auth.existingSecret, because clients send no token in plaintext" -}}
 {{- end -}}
 {{- $_ := set $settings "auth" (dict "tokens_file" (printf "/etc/sightline-tokens/%s" .root.Values.auth.key) "required" true) -}}
 {{- end -}}
@@ -35,7 +35,7 @@ models:
   {{- end }}
 {{- with .values.defaultModel }}
 {{- if not (hasKey (include "sightline.clips" $ | fromYaml) .) }}
-{{- fail (printf "scorer.defaultModel is %s, which is none of scorer.models" .) }}
+{{- fail (printf "scorer.defaultModel is %s, which is not in scorer.models: name one of them" .) }}
 {{- end }}
 default_model: {{ . }}
 {{- end }}
@@ -54,7 +54,7 @@ triton:
 {{- else if eq .values.triton.mode "separate" -}}
 {{ include "sightline.fullname" (dict "root" .root "component" "triton") }}.{{ .root.Release.Namespace }}.svc:8001
 {{- else -}}
-{{ required "scorer.triton.address is needed with scorer.triton.mode=external" .values.triton.address }}
+{{ required "scorer.triton.address is required with scorer.triton.mode=external: set host:port of Triton's gRPC" .values.triton.address }}
 {{- end -}}
 {{- end -}}
 
@@ -106,11 +106,11 @@ policies:
 {{- else if $engine.deploy -}}
 - http://{{ $service }}.{{ $host }}
 {{- else if and $engine.urls (ne $engine.kind "vllm") -}}
-{{- fail "sampler.engine.urls is for sampler.engine.kind=vllm: set sampler.engine.url" -}}
+{{- fail "sampler.engine.urls works only with sampler.engine.kind=vllm: set sampler.engine.url instead" -}}
 {{- else if $engine.urls -}}
 {{ toYaml $engine.urls }}
 {{- else -}}
-- {{ required (printf "sampler.engine.url is needed with sampler.engine.kind=%s and sampler.engine.deploy=false" $engine.kind) $engine.url }}
+- {{ required (printf "sampler.engine.url is required with sampler.engine.kind=%s and sampler.engine.deploy=false: set the engine's address" $engine.kind) $engine.url }}
 {{- end -}}
 {{- end -}}
 
@@ -126,7 +126,7 @@ launchers: [[python, -m, sightline_trainer.job, /etc/sightline-job/job.yaml]]
 {{- $callees := list }}
 {{- range $name := list "scorer" "sampler" }}{{ if (index $root.Values $name).enabled }}{{ $callees = append $callees $name }}{{ end }}{{ end }}
 {{- if and $callees $root.Values.auth.existingSecret (not $token.existingSecret) }}
-{{- fail "trainer.token.existingSecret is needed with auth.existingSecret: scorer and sampler ask for a token" }}
+{{- fail "trainer.token.existingSecret is required with auth.existingSecret, because scorer and sampler require a token: name its Secret" }}
 {{- end }}
 {{- with $callees }}
 connections:

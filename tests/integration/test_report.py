@@ -124,7 +124,7 @@ def test_a_run_that_has_just_begun_has_a_page(run: Path, tmp_path: Path) -> None
     begun = tmp_path / "begun"
     begun.mkdir()
     (begun / "recipe.yaml").write_text((run / "recipe.yaml").read_text())
-    assert "Nothing is measured yet" in page([History.read(begun)])
+    assert "Nothing has been measured yet" in page([History.read(begun)])
     with pytest.raises(NotFound):
         History.read(tmp_path / "nothing")
 

@@ -67,7 +67,7 @@ def test_every_curve_says_what_it_means_and_when_to_worry(tmp_path: Path) -> Non
     ("update", "flag"),
     [
         ({"margin": -0.03}, "margin is below 0, so the rejected texts gained more: -0.03 in iteration 1"),
-        ({"accuracy": 0.46}, "accuracy is below 0.5, worse than a coin: 0.46 in iteration 1"),
+        ({"accuracy": 0.46}, "accuracy is below 0.5, worse than chance: 0.46 in iteration 1"),
     ],
 )
 def test_a_margin_below_0_and_an_accuracy_below_a_coin_are_flagged(

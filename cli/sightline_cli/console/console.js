@@ -119,8 +119,8 @@ async function newRun() {
     } catch (error) { say(error.message); begin.disabled = false; }
   } },
   el("fieldset", {}, el("legend", {}, "Run"),
-    el("div", { class: "field long" }, el("label", { for: "recipe" }, "recipe"), choice, el("span", { class: "soft small" }, "The method; its values are below.")),
-    el("div", { class: "field" }, el("label", { for: "name" }, "name"), name, el("span", { class: "soft small" }, "Lower-case letters, digits, - and _: the run's directory."))),
+    el("div", { class: "field long" }, el("label", { for: "recipe" }, "recipe"), choice, el("span", { class: "soft small" }, "The method. Its values are listed below.")),
+    el("div", { class: "field" }, el("label", { for: "name" }, "name"), name, el("span", { class: "soft small" }, "The name of the run's directory: lower-case letters, digits, - and _."))),
   el("div", { class: "bar" }, el("label", { for: "filter" }, "Find a key"), filter, el("span", { class: "grow" }), begin), fields);
   const field = (each) => {
     const id = `f-${each.key}`;
@@ -186,7 +186,7 @@ async function oneRun(id) {
     button.disabled = true;
     try {
       await ask(`/api/runs/${id}/${going ? "stop" : "resume"}`, {});
-      say(going ? "It ends after the current stage." : "It goes on.");
+      say(going ? "The run stops after the current stage." : "The run continues.");
       setTimeout(fill, 500);
       if (!going) setTimeout(follow, 1500);
     } catch (error) { say(error.message); }
@@ -284,7 +284,7 @@ async function oneRun(id) {
 
 async function gallery(id, iterations, place) {
   if (!iterations.length) {
-    place.replaceChildren(el("p", { class: "soft" }, "After the first iteration."));
+    place.replaceChildren(el("p", { class: "soft" }, "Pictures appear after the first iteration."));
     return;
   }
   const cards = el("div", { class: "cards" });
@@ -292,10 +292,10 @@ async function gallery(id, iterations, place) {
   const fill = async () => {
     const found = await ask(`/api/runs/${id}/gallery/${choice.value}`);
     cards.replaceChildren(...found.map((each) => card(each, "base model", `iteration ${choice.value}`)));
-    if (!found.length) cards.replaceChildren(el("p", { class: "soft" }, "No pictures of that iteration."));
+    if (!found.length) cards.replaceChildren(el("p", { class: "soft" }, "That iteration has no pictures."));
   };
   choice.addEventListener("change", () => fill().catch((error) => say(error.message)));
-  place.replaceChildren(el("div", { class: "bar" }, el("label", { for: "iteration" }, "The base model against"), choice), cards);
+  place.replaceChildren(el("div", { class: "bar" }, el("label", { for: "iteration" }, "Compare the base model with"), choice), cards);
   await fill().catch((error) => cards.replaceChildren(el("p", { class: "bad" }, error.message)));
 }
 

@@ -1,6 +1,6 @@
 """Meanings: what each curve shows and when to worry, and the warnings for a run's numbers.
 
-The same sentences are in the dashboards' panels (`helm/sightline/files/dashboards`) and in docs/monitoring.md.
+The dashboards' panels (`helm/sightline/files/dashboards`) explain the same curves of a service.
 """
 
 from __future__ import annotations
@@ -9,54 +9,54 @@ from collections.abc import Callable, Mapping, Sequence
 
 MEANINGS = {
     "chair_s": (
-        "Share of held-out captions that name an object which is not in the picture. Down is good; worry when it "
+        "Share of held-out captions that name an object that is not in the picture. Lower is better. Worry when it "
         "rises above the base model's (iteration 0), or falls only because captions get shorter."
     ),
     "chair_i": (
-        "Share of all objects that captions mention which are not in the picture. Down is good; worry when it "
-        "rises while CHAIR_s falls: fewer captions are wrong, but those are wrong in more."
+        "Share of mentioned objects that are not in the picture. Lower is better. Worry when it rises while CHAIR_s "
+        "falls: fewer captions are wrong, but each of them has more errors."
     ),
     "cover": (
         "Share of a picture's objects that its caption names. Worry when it falls with CHAIR: the policy "
         "hallucinates less by saying less."
     ),
     "clip_score": (
-        "What the scorer thinks of held-out captions, the reward that is trained for. Worry when it rises while "
-        "CHAIR rises or cover falls: the policy pleases the scorer, not the eye (reward hacking)."
+        "Mean CLIPScore of held-out captions: the reward that the policy is trained for. Worry when it rises while "
+        "CHAIR rises or cover falls: the policy pleases the scorer, but describes the picture worse (reward hacking)."
     ),
     "mean_tokens": (
-        "Mean length of held-out captions. Worry when it drifts by more than a quarter: length alone moves CHAIR, "
+        "Mean length of held-out captions. Worry when it changes by more than a quarter: length alone changes CHAIR, "
         "cover and the reward."
     ),
     "pope_f1": (
-        "F1 of yes/no questions after objects. Worry when it falls while captions get better: the policy unlearns "
+        "F1 of yes/no questions about objects. Worry when it falls while captions get better: the policy forgets how "
         "to answer, or says yes to everything."
     ),
     "kl_to_base": (
-        "How far the policy is from the base model: KL on its own held-out samples (estimator k3, never below 0), "
-        "nats a response. It grows with training; worry when it leaps, or passes 50: what no pair asks for may be "
-        "forgotten. Raise dpo.beta."
+        "Distance of the policy from the base model: KL on its own held-out samples (estimator k3, never below 0), "
+        "nats a response. It grows with training. Worry when it jumps or exceeds 50: the policy may forget what no "
+        "pair trains. Raise dpo.beta."
     ),
     "logps": (
         "Mean log-probability of the pairs' texts, nats a response. Both falling together is DPO's known drift; "
         "worry when the chosen one falls far: the policy then writes neither."
     ),
     "margin": (
-        "How much more the update raised the chosen texts than the rejected ones against the base model, times "
-        "beta. It should be above 0 and grow; below 0 the policy prefers what it should avoid: pairs, labels or"
-        " rate are wrong."
+        "How much more the update raised the chosen texts than the rejected ones, compared with the base model, times "
+        "beta. It should be above 0 and grow. Below 0 the policy prefers what it should avoid: pairs, labels or the "
+        "rate are wrong."
     ),
     "accuracy": (
-        "Share of pairs in which the update raised the chosen text more than the rejected one. 0.5 is a coin; "
-        "worry below it, and above 0.99, when pairs are too easy to teach anything."
+        "Share of pairs in which the update raised the chosen text more than the rejected one. 0.5 is chance. "
+        "Worry below it, and above 0.99: then the pairs are too easy to teach anything."
     ),
     "pairs": (
         "Prompts of each iteration that gave a pair, and why the others gave none. Worry when less than a fifth "
-        "give one, or one reason grows: the policy's candidates get alike, or a filter is too strict."
+        "give one, or one reason grows: the policy's candidates become alike, or a filter is too strict."
     ),
     "seconds": (
-        "Wall time of each stage. Worry when one grows from iteration to iteration: texts get longer, a service is"
-        " short of machines, or the disk is slow."
+        "Wall time of each stage. Worry when one grows with each iteration: texts get longer, a service needs more "
+        "machines, or the disk is slow."
     ),
 }
 """Curve -> its sentences."""
@@ -71,10 +71,10 @@ DEGENERATE = 0.05
 """Maximum rise of the share of degenerate captions over the base model's."""
 TRUTH = {"chair_s": -1, "chair_i": -1, "cover": 1, "attribute_accuracy": 1, "relation_accuracy": 1, "degenerate": -1}
 """Metrics of captions from the truth, and which direction is good."""
-_MOVED = f"above {REWORDED}: captions took up or gave up a phrase (wording.json names it), which no picture asks for"
+_MOVED = f"above {REWORDED}: captions gained or lost a phrase (wording.json names it), which no picture explains"
 
-_PREFERRED = f"above {REWORDED}: chosen and rejected sides differ in a phrase; the reward likes a way of speaking"
-_LONGER = f"off by more than {DRIFTED:.0%}: the reward likes long or short texts"
+_PREFERRED = f"above {REWORDED}: chosen and rejected sides differ in a phrase; the reward prefers a way of speaking"
+_LONGER = f"off by more than {DRIFTED:.0%}: the reward prefers long or short texts"
 
 
 def worries(rows: Sequence[Mapping[str, float]], updates: Mapping[int, Mapping[str, float]]) -> dict[str, list[str]]:
@@ -87,7 +87,7 @@ def worries(rows: Sequence[Mapping[str, float]], updates: Mapping[int, Mapping[s
     evaluated = {int(row["iteration"]): row for row in rows}
     found = {
         "margin": _where(updates, "margin", lambda value: value < 0, "below 0, so the rejected texts gained more"),
-        "accuracy": _where(updates, "accuracy", lambda value: value < 0.5, "below 0.5, worse than a coin"),
+        "accuracy": _where(updates, "accuracy", lambda value: value < 0.5, "below 0.5, worse than chance"),
         "kl_to_base": _where(evaluated, "kl_to_base", lambda value: value > KL_FAR, f"above {KL_FAR:.0f}"),
         "clip_score": [*_hacked(rows), *_disliked(rows)],
         "wording": _where(evaluated, "wording", lambda value: value > REWORDED, _MOVED),
@@ -128,7 +128,7 @@ def _disliked(rows: Sequence[Mapping[str, float]]) -> list[str]:
     """The scorer rates captions below the base model's, beyond both intervals."""
     if len(rows) < 2 or not rows[-1].get("clip_score_high", 1e9) < rows[0].get("clip_score_low", -1e9):
         return []
-    return ["the scorer likes captions less than the base model's: the reward is not likeness to the picture"]
+    return ["the scorer rates captions below the base model's: the reward does not measure likeness to the picture"]
 
 
 def _drifted(rows: Sequence[Mapping[str, float]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The way of an alert: a Prometheus, an Alertmanager and a webhook on loopback; also for `make monitor`."""
+"""The path of an alert: a Prometheus, an Alertmanager and a webhook on loopback; `make monitor` uses it too."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def missing() -> list[str]:
 
 
 def hurried(rules: str) -> str:
-    """The text of shipped rules with their times shortened to what a demonstration can wait for; the rest as it is."""
+    """The text of shipped rules with times short enough for a demonstration; the rest is unchanged."""
     text = re.sub(r"\bfor: \w+", "for: 2s", rules)
     text = re.sub(r"\[6h\]", "[10m]", text)
     text = re.sub(r"\[\d+[mhd]\]", "[20s]", text)
@@ -35,7 +35,7 @@ def hurried(rules: str) -> str:
 
 
 def free_port() -> int:
-    """A port that nobody has now."""
+    """A port that is free now."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
@@ -56,7 +56,7 @@ class Webhook:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Not worth a line."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}/"
@@ -125,7 +125,7 @@ class Prometheus:
         self.webhook.close()
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """Series of an instant query."""
+        """The series that an instant query returns."""
         return self._get("query", query=expression)["result"]  # type: ignore[no-any-return]
 
     def query_range(self, expression: str, start: float, step: float = 2.0) -> list[dict[str, Any]]:
@@ -137,7 +137,7 @@ class Prometheus:
         return self._get("label/__name__/values")  # type: ignore[no-any-return]
 
     def alert(self, name: str, seconds: float, **labels: str) -> tuple[dict[str, Any], float]:
-        """Wait until the webhook has got a firing alert with these labels; give it and the seconds that it took.
+        """Wait until the webhook receives a firing alert with these labels; return it and the seconds that it took.
 
         Raises:
             TimeoutError: it did not come.

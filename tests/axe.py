@@ -1,4 +1,4 @@
-"""axe: what the accessibility engine of Deque finds in the page that a browser shows."""
+"""axe: findings of Deque's accessibility engine on the page that a browser shows."""
 
 import importlib.util
 import os
@@ -9,7 +9,7 @@ SERIOUS = ("serious", "critical")
 
 
 def engine() -> str:
-    """Its script: of the file that $AXE_CORE names (a newer axe.min.js), else of the package axe-core-python."""
+    """The engine's script, from the file $AXE_CORE (a newer axe.min.js) or from the package axe-core-python."""
     if named := os.environ.get("AXE_CORE"):
         return Path(named).read_text()
     found = importlib.util.find_spec("axe_core_python")
@@ -19,7 +19,7 @@ def engine() -> str:
 
 
 def findings(driver: Any, script: str) -> list[str]:
-    """The serious and critical ones, each with its rule and the elements."""
+    """Serious and critical findings, each with its rule and elements."""
     driver.set_script_timeout(60)
     driver.execute_script(script)
     result = driver.execute_async_script(

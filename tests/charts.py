@@ -1,4 +1,4 @@
-"""Charts: the chart rendered by the real Helm engine, and what Kubernetes says of the objects."""
+"""Charts: the chart rendered by the real Helm engine."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def profile(name: str) -> Object:
 
 
 def render(values: Object, *, name: str = "demo", namespace: str = "align") -> list[Object]:
-    """The objects that the chart makes of these values, in a stable order.
+    """The objects that the chart renders from these values, in a stable order.
 
     Raises:
         Exception: the values are refused; the text names the path.
@@ -42,7 +42,7 @@ def render(values: Object, *, name: str = "demo", namespace: str = "align") -> l
 
 
 def notes(values: Object) -> str:
-    """What an operator is told after an installation."""
+    """The notes that an operator sees after an installation."""
     helm = pytest.importorskip("helm_python", reason="helm-python-sdk, the Helm engine, is not installed")
     files = helm.Chart.load(str(CHART)).render(values, name="demo", namespace="align")
     (text,) = (str(text) for path, text in files.items() if path.endswith("NOTES.txt"))
@@ -50,7 +50,7 @@ def notes(values: Object) -> str:
 
 
 def render_by_cli(values: Object, *, name: str = "demo", namespace: str = "align") -> list[Object]:
-    """The same by a `helm` on PATH; skips if there is none."""
+    """The same, rendered by a `helm` on PATH; skips if there is none."""
     if (helm := shutil.which("helm")) is None:
         pytest.skip("no `helm` on PATH")
     with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
@@ -68,7 +68,7 @@ def profile_objects(name: str) -> list[Object]:
 
 
 def find(objects: list[Object], kind: str, name: str) -> Object:
-    """The object of that kind whose name ends so.
+    """The object of that kind whose name has this ending.
 
     Raises:
         AssertionError: there is none, or more than one.
@@ -100,7 +100,7 @@ def containers(pod: Object) -> list[Object]:
 
 
 def settings(objects: list[Object], component: str) -> Object:
-    """The settings file that the chart gives to a service."""
+    """The settings file that the chart renders for a service."""
     text = find(objects, "ConfigMap", f"-{component}")["data"]["settings.yaml"]
     parsed: Object = yaml.safe_load(text)
     return parsed

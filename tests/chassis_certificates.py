@@ -1,4 +1,4 @@
-"""Certificates for the tests of TLS: an authority, and what it signs."""
+"""Certificates for the TLS tests: an authority and the certificates that it signs."""
 
 import datetime
 import ipaddress
@@ -28,7 +28,7 @@ class Signed:
     expires: float
 
     def write(self, directory: Path, name: str) -> tuple[Path, Path]:
-        """Put both into files, each renamed into place."""
+        """Write both to files, each renamed into place."""
         paths = directory / f"{name}.crt", directory / f"{name}.key"
         for path, content in zip(paths, (self.certificate, self.key), strict=True):
             put(path, content)

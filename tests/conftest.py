@@ -1,4 +1,4 @@
-"""What many tests share: the playground's weights, and real services on loopback, started once."""
+"""Shared fixtures: the playground's weights, and real services on loopback, started once."""
 
 import os
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 @pytest.fixture(scope="session")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """A scorer and a sampler as processes of their own, as the demo starts them."""
+    """A scorer and a sampler as separate processes, started as in the demo."""
     from sightline_cli.processes import Processes
 
     with Processes(tmp_path_factory.mktemp("services")) as processes:

@@ -1,4 +1,4 @@
-"""Documented commands: those of README, docs, the services' READMEs, recipes' headers and examples, as words."""
+"""Documented commands: those in README, docs, the services' READMEs, recipes' headers and examples, as words."""
 
 import re
 import shlex
@@ -13,7 +13,7 @@ PROGRAMS = (
     "sightline", "python", "python3", "make", "pip", "uv", "docker", "kubectl", "helm", "curl", "grpcurl", "git",
     "export", "npm", "node", "go", "buf", "echo", "kill", "promtool", "torchrun", "vllm", "cp", "cd", "source",
 )  # fmt: skip
-"""What a line of a listing begins with where it is a command."""
+"""First words of a listing's lines that are commands."""
 NOT_RUN = {
     "docker": "builds images; `tests/unit/test_chart_policy.py` checks the Dockerfiles",
     "kubectl": "needs a cluster",
@@ -61,7 +61,7 @@ NOT_RUN = {
     "sightline run recipes/*.yaml": "hours; `tests/integration/test_recipes.py` runs each recipe, cut short",
     "sightline run recipes/clip_dpo.yaml --set 'dpo.launch": "`test_trainer_distributed.py` has two processes",
 }
-"""Why a documented command is not run by a test with `documented_commands` in its name, by how it begins. All are
+"""Why no test with `documented_commands` in its name runs a documented command, by the command's beginning. All are
 parsed by `tests/unit/test_documented_commands.py`, as far as their program is ours."""
 _ENVIRONMENT = re.compile(r"(?:[A-Z_]+=\S+ )*")
 _FENCES = ("", "sh", "bash", "console")
@@ -70,45 +70,45 @@ _INLINE = re.compile(r"`(sightline [^`\n]+)`")
 
 @dataclass(frozen=True)
 class Documented:
-    """A command where it stands."""
+    """A command and its place."""
 
     file: str
     line: int
     text: str
     fenced: bool = True
-    """Whether it stands in a listing, not in a sentence."""
+    """Whether it is in a listing, not in a sentence."""
 
     @property
     def id(self) -> str:
-        """For people."""
+        """The place, for people."""
         return f"{self.file}:{self.line}"
 
     @property
     def bare(self) -> str:
-        """Without the variables that are set in front of it."""
+        """The command without the variables set before it."""
         return _ENVIRONMENT.sub("", self.text)
 
     @property
     def program(self) -> str:
-        """What it runs."""
+        """The program that it runs."""
         return self.bare.split()[0]
 
     @property
     def why_not_run(self) -> str:
-        """The reason in `NOT_RUN`; empty for one that is run."""
+        """The reason in `NOT_RUN`; empty if a test runs it."""
         return next((why for begin, why in NOT_RUN.items() if self.begins(begin)), "")
 
     def begins(self, begin: str) -> bool:
-        """Whether it begins so; with `*` in it, whether it is so as a whole."""
+        """Whether it has this beginning; if `begin` contains `*`, whether all of it matches."""
         return fnmatch(self.bare, begin) if "*" in begin else self.bare.startswith(begin)
 
     def words(self) -> list[str]:
-        """As a shell takes them apart; what is set in front, a comment behind and `[--an OPTION]` are left out."""
+        """The words as a shell splits them, without variables before, a comment after, and `[--an OPTION]`."""
         return shlex.split(re.sub(r" \[--[^\]]*\]", "", self.bare), comments=True)
 
 
 def documented() -> list[Documented]:
-    """All of them."""
+    """All documented commands."""
     found: list[Documented] = []
     for file in _texts():
         found += _of_markdown(file)
@@ -148,7 +148,7 @@ def _of_markdown(file: Path) -> list[Documented]:
 
 
 def _commands(file: Path, lines: list[str], inline: list[tuple[int, str]]) -> list[Documented]:
-    """A command may go on behind a backslash at the end of a line, and inside a quoted text."""
+    """A command may continue after a backslash at the end of a line, and inside a quoted text."""
     name = str(file.relative_to(ROOT))
     found = [Documented(name, number, text, fenced=False) for number, text in inline]
     number = 0
@@ -166,7 +166,7 @@ def _commands(file: Path, lines: list[str], inline: list[tuple[int, str]]) -> li
 
 
 def _open(text: str) -> bool:
-    """Whether a quoted text goes on behind it."""
+    """Whether it ends inside a quoted text."""
     try:
         shlex.split(text, comments=True)
     except ValueError:

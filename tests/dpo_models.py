@@ -1,4 +1,4 @@
-"""Small random models of each family, their processors, and pairs for them."""
+"""Small random models of each family, with processors and pairs."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def random_pairs(model: Path, layout: list[tuple[int, int, int]], *, seed: int =
 
 
 def dpo_recipe(model: Path, **dpo: Any) -> Recipe:
-    """A recipe whose update is to be tested."""
+    """A recipe for a test of the update."""
     return Recipe.model_validate(
         {
             "name": "test", "model": str(model), "threads": 1, "data": {"train": "a", "test": "b"},
@@ -160,7 +160,7 @@ def dpo_recipe(model: Path, **dpo: Any) -> Recipe:
 
 
 def shake(model: Any, seed: int = 1) -> None:
-    """Move the policy off the reference."""
+    """Move the policy away from the reference."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

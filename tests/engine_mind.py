@@ -1,4 +1,4 @@
-"""What stands behind the test servers of TGI and vLLM: a real small LLaVA, so that log-probs and probes are real."""
+"""The model behind the test servers of TGI and vLLM: a real small LLaVA, so that log-probs and probes are real."""
 
 import base64
 import copy
@@ -43,7 +43,7 @@ class Mind:
         self._lock = threading.Lock()
 
     def load(self, path: Path) -> Any:
-        """A policy's model; an adapter is merged into a copy of the base, and keys that match nothing do nothing."""
+        """A policy's model: an adapter is merged into a copy of the base; keys that match nothing are ignored."""
         with self._lock:
             if (path / "adapter_config.json").exists():
                 tuned = peft.PeftModel.from_pretrained(copy.deepcopy(self.base), path)
@@ -96,7 +96,7 @@ class Mind:
 
 
 def bend(logits: Any, *, seen: list[int], **how: Any) -> Any:
-    """Penalty, bias, temperature, top-k, top-p, min-p, in that order."""
+    """Apply penalty, bias, temperature, top-k, top-p and min-p, in this order."""
     penalty = how.get("repetition_penalty") or 1.0
     if penalty != 1.0:
         at = torch.tensor(sorted(set(seen)))

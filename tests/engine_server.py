@@ -1,4 +1,4 @@
-"""A test server of an engine: an ASGI app on a free port of loopback, in a thread; or as a process, to be killed."""
+"""A test server of an engine: an ASGI app on a free loopback port, in a thread, or as a process that can be killed."""
 
 import contextlib
 import socket
@@ -20,7 +20,7 @@ def free_socket(port: int = 0) -> socket.socket:
 
 @contextlib.contextmanager
 def serving_app(app: Any) -> Iterator[str]:
-    """Serve inside the block; the URL."""
+    """Serve inside the block; yields the URL."""
     bound = free_socket()
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)

@@ -1,4 +1,4 @@
-"""What a trainer knows of the test servers' model: log-probs by transformers alone, and the probes that it sends."""
+"""The trainer's view of the test servers' model: log-probs by transformers alone, and the probes that it sends."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -22,7 +22,7 @@ MESSAGES: list[dict[str, Any]] = [
 
 
 def rendered(mind: Mind, prompt: str | list[dict[str, Any]] = PROMPT) -> str:
-    """The prompt, or messages, after the model's chat template."""
+    """The prompt or messages, rendered by the model's chat template."""
     asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
     messages = asked if isinstance(prompt, str) else prompt
     return str(mind.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))

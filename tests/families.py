@@ -23,7 +23,7 @@ from PIL import Image
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What the tests know of a family.
+    """A family, for the tests.
 
     Attributes:
         build: makes its model and processor.
@@ -74,7 +74,7 @@ OTHERS: dict[str, Family] = {
 
 
 def make(directory: Path, family: str, *, seed: int = 0) -> Path:
-    """Write a random checkpoint of a family of `FAMILIES` or `OTHERS`, without its `template`; the directory."""
+    """Write a random checkpoint of a family in `FAMILIES` or `OTHERS`, without its `template`; return the directory."""
     torch.manual_seed(seed)
     model, processor = (FAMILIES | OTHERS)[family].build()
     generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A tiny model and its processor, for each family: true classes and mechanisms, few and small numbers."""
+"""A tiny model and its processor for each family: true classes and mechanisms, small numbers."""
 
 from __future__ import annotations
 

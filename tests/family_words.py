@@ -1,4 +1,4 @@
-"""Tokenizers and chat templates of the tiny checkpoints: made here, of the true shape of each family's own."""
+"""Tokenizers and chat templates of the tiny checkpoints, made here in the form of each family's own."""
 
 from __future__ import annotations
 
@@ -80,5 +80,5 @@ def template(turn: str, end: str, answer: str, image: str, *, begin: str = "", i
 
 
 def chatml(image: str, *, answer: str = "", begin: str = "") -> str:
-    """The template of the Qwen families and those that took it over."""
+    """The template of the Qwen families and of others that adopted it."""
     return template("<|im_start|>{role}\n", "<|im_end|>\n", f"<|im_start|>assistant\n{answer}", image, begin=begin)

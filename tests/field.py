@@ -1,4 +1,4 @@
-"""Rows of field tests that were right before the mend too: they stand beside the faults as controls.
+"""Controls: rows of field tests that were right before the fix too.
 
 `make faults` leaves them out, so that each test it runs failed on the parent of its mend.
 """
@@ -9,5 +9,5 @@ import pytest
 
 
 def controls(*rows: Any) -> list[Any]:
-    """Each row, a value or a tuple of values as the test takes them, with the marker `control`."""
+    """Each row (a value, or a tuple of values, as the test takes them) with the marker `control`."""
     return [pytest.param(*(row if isinstance(row, tuple) else (row,)), marks=pytest.mark.control) for row in rows]

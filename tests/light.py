@@ -1,4 +1,4 @@
-"""Light: run as a script, it serves or scores where the heavy packages cannot be imported.
+"""Light: a script that serves or scores in a process that cannot import the heavy packages.
 
 python light.py scorer ADDRESS_OF_TRITON SOURCE PICTURE TEXT...     prints cosines
 python light.py sampler SETTINGS.json PICTURE PROMPT                prints a candidate's text and what was loaded

@@ -1,4 +1,4 @@
-"""The part of lmms-eval 0.7.3 that an adapter meets, written down from its sources: used where it is not installed."""
+"""The part of lmms-eval 0.7.3 that an adapter needs, written from its sources; used if it is not installed."""
 
 import abc
 import dataclasses
@@ -82,5 +82,5 @@ def modules() -> dict[str, ModuleType]:
 
 
 def forget() -> None:
-    """Drop the adapter, so that it is imported anew against what is there."""
+    """Drop the adapter, so that it is imported again with the current modules."""
     sys.modules.pop("sightline_trainer.evaluation.lmms_eval_model", None)

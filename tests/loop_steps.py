@@ -7,7 +7,7 @@ from typing import Any, Self
 
 
 class Steps:
-    """Measures the steps of event loops inside the block.
+    """Measure the steps of event loops inside the block.
 
     Args:
         ours: whether the loop of the thread that asks is measured.
@@ -37,7 +37,7 @@ class Steps:
 
 
 def measured(work: Coroutine[Any, Any, Any]) -> list[float]:
-    """Run it in a loop of its own; CPU seconds of each step."""
+    """Run it in its own event loop; return the CPU seconds of each step."""
     with Steps() as steps:
         asyncio.run(work)
     return steps.seconds

@@ -1,4 +1,4 @@
-"""Rules, dashboards and the metrics that the services export, as the tests compare them."""
+"""Rules, dashboards and the services' metrics, as the tests compare them."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ def families() -> dict[str, tuple[str, str]]:
 
 
 def exported() -> set[str]:
-    """Names of all series of ours."""
+    """Names of all our series."""
     names = set()
     for name, (kind, _) in families().items():
         names |= {name.removesuffix("_total") + suffix for suffix in _SUFFIXES[kind]}
@@ -55,7 +55,7 @@ def rules() -> Iterator[dict[str, Any]]:
 
 
 def recorded() -> set[str]:
-    """Names that recording rules make."""
+    """Names that recording rules define."""
     return {rule["record"] for rule in rules() if "record" in rule}
 
 
@@ -75,7 +75,7 @@ def plain(query: str, *, namespace: str = ".*", release: str = ".*", interval: s
 
 
 def metrics_of(query: str) -> set[str]:
-    """Names of the metrics in a PromQL query; raises where it does not parse."""
+    """Names of the metrics in a PromQL query; raises if it does not parse."""
     return set(_names(promql_parser.parse(query)))
 
 

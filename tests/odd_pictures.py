@@ -1,4 +1,4 @@
-"""Odd pictures: files in every form that the rule to read a picture names, each with the pixels that it shows.
+"""Odd pictures: files in every form that the picture rule names, each with the pixels that it shows.
 
 What a PNG shows is worked out from its samples here, not by a decoder; of the lossy forms Pillow says what was stored,
 and the turning and the white below it are worked out from that.
@@ -52,7 +52,7 @@ def noise(*shape: int, most: int = 256) -> np.ndarray[Any, Any]:
 
 
 def on_white(colour: Any, alpha: Any) -> np.ndarray[Any, Any]:
-    """uint8 [H, W, 3] by Pillow's own blending, which rounds in its way."""
+    """uint8 [H, W, 3] by Pillow's own blending, with its rounding."""
     over = Image.fromarray(np.dstack([colour, alpha]).astype(np.uint8), "RGBA")
     return np.asarray(Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB"))
 

@@ -1,4 +1,4 @@
-"""OTLP receiver: takes spans over HTTP, as a collector does, of OpenTelemetry for Python and of Triton's for C++."""
+"""OTLP receiver: takes spans over HTTP, as a collector does, from OpenTelemetry for Python and Triton's for C++."""
 
 import base64
 import gzip
@@ -31,13 +31,13 @@ class Span:
 
 @dataclass
 class Receiver:
-    """Where it listens, and what came."""
+    """Where it listens, and what it received."""
 
     endpoint: str = ""
     spans: list[Span] = field(default_factory=list)
 
     def of(self, service: str) -> list[Span]:
-        """Those of one service, in the order in which they came."""
+        """Spans of one service, in the order of arrival."""
         return [span for span in self.spans if span.service == f"sightline-{service}"]
 
 

@@ -1,4 +1,4 @@
-"""A model as transformers runs it, with nothing of ours: what log-probs must be."""
+"""A model as transformers runs it, without our code: the reference for log-probs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _RESPONSE_TYPES = {"paligemma": 1}
 
 
 class Plain:
-    """A checkpoint of a family in float32, and its processor, with a chat template where it brings none."""
+    """A checkpoint of a family in float32, and its processor, with a chat template if it has none."""
 
     def __init__(self, directory: Path, family: str, template: str | None = None) -> None:
         self.model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
@@ -26,14 +26,14 @@ class Plain:
             self.processor.chat_template = template
 
     def rendered(self, question: str | list[dict[str, Any]], *, image: bool = True) -> str:
-        """A question about an image after the chat template, or messages."""
+        """A question about an image, or messages, rendered by the chat template."""
         content: list[dict[str, str]] = [{"type": "image"}] if image else []
         asked = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         messages = asked if isinstance(question, str) else question
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     def call(self, rendered: str, image: bytes | list[bytes] | None) -> dict[str, Any]:
-        """One call of the processor, with an image, several or none."""
+        """Call the processor once, with one image, several or none."""
         bos = self.processor.tokenizer.bos_token
         files = [] if image is None else image if isinstance(image, list) else [image]
         pictures: list[Any] = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
@@ -46,7 +46,7 @@ class Plain:
 
     @torch.no_grad()
     def logprobs(self, image: bytes | list[bytes], question: str | list[dict[str, Any]], response: Any) -> np.ndarray:
-        """Of each token of a response, by one forward of prompt and response."""
+        """Log-probs of each token of a response, by one forward pass of prompt and response."""
         call = self.call(self.rendered(question), image)
         length, ids = call["input_ids"].shape[1], torch.tensor([list(response)])
         more = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

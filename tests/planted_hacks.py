@@ -1,4 +1,4 @@
-"""Planted hacks: rewards that something else than the picture can please, as functions of a recipe.
+"""Planted hacks: rewards that depend on something other than the picture, as functions of a recipe.
 
 Each gives a number for each text and looks at no picture; a run names one as `planted_hacks:NAME`.
 """

@@ -17,7 +17,7 @@ TINY = {
 
 
 def shaken(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Random weights that tell texts apart."""
+    """Random weights that distinguish texts."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -27,7 +27,7 @@ def shaken(model: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 
 def pickscore(directory: Path, *, full: bool = False) -> Any:
-    """PickScore's form: a CLIPModel of transformers; in the true shape (ViT-H/14) where `full`. Answers the model."""
+    """PickScore's form: a CLIPModel of transformers; in the true shape (ViT-H/14) if `full`. Returns the model."""
     from transformers import CLIPConfig, CLIPModel
 
     def sizes(width: int, layers: int, heads: int) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def pickscore(directory: Path, *, full: bool = False) -> Any:
 
 
 def pick_scores(model: Any, pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """As its authors compute it: logit_scale.exp() * cosines, [K] of pixels [1, 3, H, W] and ids [K, 77]."""
+    """PickScore as its authors compute it: logit_scale.exp() * cosines, [K] of pixels [1, 3, H, W] and ids [K, 77]."""
     with torch.no_grad():
         found = model(input_ids=ids, pixel_values=pixels)
     return found.logits_per_image[0]
@@ -86,7 +86,7 @@ def longclip(file: Path, *, full: bool = False) -> Any:
 
 
 def long_text_features(model: Any, tables: Any, ids: torch.Tensor) -> torch.Tensor:
-    """As Long-CLIP computes it: both tables, each under its mask."""
+    """Text features as Long-CLIP computes them: both tables, each under its mask."""
     first, rest = tables
     mask = (torch.arange(248) < 20).float()[:, None]
     x = model.token_embedding(ids) + first * mask + rest * (1 - mask)
@@ -98,7 +98,7 @@ def long_text_features(model: Any, tables: Any, ids: torch.Tensor) -> torch.Tens
 
 
 def aesthetic_head(file: Path, size: int = 64, seed: int = 5) -> torch.nn.Sequential:
-    """LAION's network, dropout and all."""
+    """LAION's network, with its dropout layers."""
     torch.manual_seed(seed)
     linear, dropout = torch.nn.Linear, torch.nn.Dropout
     net = torch.nn.Sequential(
@@ -165,7 +165,7 @@ def imagereward(file: Path, *, full: bool = False) -> dict[str, torch.Tensor]:
 
 
 def image_rewards(state: dict[str, torch.Tensor], pixels: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    """As its authors compute it, by transformers' BLIP: [B] of normalised pixels [B, 3, H, W] and ids [B, L]."""
+    """ImageReward as its authors compute it, by transformers' BLIP: [B] of pixels [B, 3, H, W] and ids [B, L]."""
     from transformers import BlipTextConfig, BlipVisionConfig
     from transformers.models.blip.modeling_blip import BlipVisionModel
     from transformers.models.blip.modeling_blip_text import BlipTextModel
@@ -221,7 +221,7 @@ def image_rewards(state: dict[str, torch.Tensor], pixels: torch.Tensor, ids: tor
 
 
 def bert_tokenizer(directory: Path) -> None:
-    """A tokenizer of BERT's kind, of a few words."""
+    """A tokenizer of BERT's kind with a few words."""
     from transformers import BertTokenizerFast
 
     text = "a red square left of blue circle photo the dog and two cats on couch in picture green star ! ? . ,"

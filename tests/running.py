@@ -1,4 +1,4 @@
-"""Running: where the tests' services and models are."""
+"""Running: locations of the tests' services and models."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ class Services:
 
 
 def small_recipe(services: Services, playground: Path, **values: Any) -> dict[str, Any]:
-    """A recipe of two short iterations on the playground's models, with `values` in place of its own."""
+    """A recipe of two short iterations on the playground's models; `values` replace its own."""
     return {
         "name": "small",
         "model": str(WEIGHTS / "llava"),

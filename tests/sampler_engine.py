@@ -1,4 +1,4 @@
-"""The engine in process without the service around it: requests in, candidates out, on an event loop of its own."""
+"""The in-process engine without the service: requests in, candidates out, on its own event loop."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def asked(images: Images, prompt: Asked) -> Conversation:
-    """What a request asks, as the service reads it; images are encoded."""
+    """A request as the service reads it; images are encoded."""
     pictures, turns = conversation(images, prompt)
     encoded = [EncodedImage(image, hashlib.sha256(image).hexdigest()) for image in pictures if isinstance(image, bytes)]
     return Conversation(turns, tuple(encoded))
@@ -36,7 +36,7 @@ class Base:
 
 
 class RunningEngine:
-    """An engine that has started; `steps` holds the rows of each of its steps."""
+    """A started engine; `steps` holds the rows of each of its steps."""
 
     def __init__(self, model: Path, **engine: Any) -> None:
         self.steps: list[int] = []

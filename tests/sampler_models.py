@@ -1,4 +1,4 @@
-"""Small random models and policies for the sampler's tests, and the service itself in a thread."""
+"""Small random models and policies for the sampler's tests, and the service in a thread."""
 
 import asyncio
 import contextlib
@@ -41,7 +41,7 @@ PROMPT = "describe the picture ."
 
 
 def make_llava(directory: Path, *, seed: int = 0, heads: int = 4, kv_heads: int = 2) -> Path:
-    """A LLaVA of 0.1 M parameters with 16 image tokens, whose answers depend on the picture and are rarely sure."""
+    """A LLaVA of 0.1 M parameters with 16 image tokens; its answers depend on the picture and are uncertain."""
     vocabulary = {"<pad>": 0, "<s>": 1, "</s>": 2, "<image>": 3, "<unk>": 4}
     for word in WORDS:
         vocabulary.setdefault(word, len(vocabulary))
@@ -111,7 +111,7 @@ def make_adapter(
     targets: str | list[str] = r".*language_model.*\.(q_proj|v_proj|up_proj)",
     **manifest: Any,
 ) -> Path:
-    """A LoRA policy as PEFT writes it; every B is `scale` times noise."""
+    """A LoRA policy in PEFT's format; every B is `scale` times noise."""
     model = LlavaForConditionalGeneration.from_pretrained(base)
     torch.manual_seed(1000 * version + seed)
     tuned = peft.get_peft_model(model, peft.LoraConfig(r=4, lora_alpha=8, lora_dropout=0.3, target_modules=targets))
@@ -146,7 +146,7 @@ def seal(directory: Path, base: Path, version: int, kind: Any, **fields: Any) ->
 
 @dataclass
 class Running:
-    """A sampler that serves, and what is inside."""
+    """A running sampler, and its parts."""
 
     address: str
     service: SamplerService
@@ -157,7 +157,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(model: Path, **sections: Any) -> Iterator[Running]:
-    """The service on loopback, in a thread of its own. Policies need no probes, unless a test says otherwise."""
+    """Run the service on loopback in its own thread. Policies need no probes unless a test says so."""
     engine = {"model": str(model), "threads": 1, **sections.pop("engine", {})}
     server = {"drain_seconds": 2, "notice_seconds": 0, **sections.pop("server", {})}
     policies = {"gate": {"required": False}, **sections.pop("policies", {})}

@@ -79,7 +79,7 @@ def siglip(directory: Path) -> Path:
 
 
 class Reference:
-    """open_clip itself, used directly, as its README says."""
+    """open_clip itself, used as in its README."""
 
     def __init__(self, directory: Path) -> None:
         import open_clip
@@ -106,7 +106,7 @@ def picture(width: int = 90, height: int = 70, seed: int = 0) -> Image.Image:
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    """The image as a file's bytes."""
+    """The image encoded as a file."""
     file = io.BytesIO()
     image.save(file, form, **options)
     return file.getvalue()

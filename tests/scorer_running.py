@@ -1,4 +1,4 @@
-"""Scorer running: a real scorer with its real Triton, inside the test process or as a process of its own."""
+"""Scorer running: a real scorer with its real Triton, in the test process or a separate one."""
 
 import asyncio
 import atexit
@@ -85,7 +85,7 @@ class RunningScorer:
 
 @functools.cache
 def shared() -> tuple[RunningScorer, dict[str, Path]]:
-    """The scorer that most test modules share, with two small models: `tiny` (the default) and `siglip`.
+    """The scorer shared by most test modules, with two small models: `tiny` (the default) and `siglip`.
 
     Started once for a test run; ends with the interpreter.
     """
@@ -105,7 +105,7 @@ def shared() -> tuple[RunningScorer, dict[str, Path]]:
 
 
 def until(what: Callable[[], Any], seconds: float, step: float = 0.1) -> Any:
-    """The first true answer of `what`; fails after so many seconds."""
+    """Call `what` until it returns something true; fail after this many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if answer := what():
@@ -115,7 +115,7 @@ def until(what: Callable[[], Any], seconds: float, step: float = 0.1) -> Any:
 
 
 def children(pid: int) -> list[int]:
-    """Process ids of all that descend from `pid`."""
+    """Process ids of all descendants of `pid`."""
     parents: dict[int, int] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():

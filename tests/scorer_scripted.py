@@ -1,4 +1,4 @@
-"""Scorer scripted: a real gRPC server that answers as a test orders, to see what the clients do."""
+"""Scorer scripted: a real gRPC server that answers as a test orders, to test the clients."""
 
 import hashlib
 import threading

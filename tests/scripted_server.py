@@ -1,4 +1,4 @@
-"""Scripted server: what the scripted services of the client tests stand on."""
+"""Scripted server: the base of the scripted services for client tests."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +21,7 @@ def abort(context: Any, error: SightlineError) -> NoReturn:
 def listening(
     add: Callable[[Any, grpc.Server], None], servicer: Any, name: str, credentials: grpc.ServerCredentials | None = None
 ) -> Iterator[str]:
-    """The address of a gRPC server with this servicer, healthy by `name`; encrypted with credentials."""
+    """Serve this servicer over gRPC, with health for `name`, encrypted if there are credentials; yields the address."""
     server = grpc.server(ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 0)])
     add(servicer, server)
     # Non-blocking, its default, a watcher that leaves at once locks server and servicer for good.

@@ -1,4 +1,4 @@
-"""Silent proxy: a TCP proxy that can fall silent, as a firewall that forgot a connection does: nobody is told."""
+"""Silent proxy: a TCP proxy that can fall silent, like a firewall that forgets a connection without notice."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 
 class SilentProxy:
-    """Forwards bytes to `target` ("host:port"), until it is told to be silent.
+    """Forwards bytes to `target` ("host:port") until `silence` is called.
 
     Attributes:
         address: where it listens.
@@ -26,12 +26,12 @@ class SilentProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def silence(self) -> None:
-        """From now on nothing comes through on the connections that there are, and none is closed. New ones work."""
+        """From now on existing connections carry nothing and are not closed. New ones work."""
         with self._lock:
             self._silent.update(map(id, self._open))
 
     def close(self) -> None:
-        """End everything."""
+        """Close everything."""
         self._listener.close()
         with self._lock:
             for one in self._open:

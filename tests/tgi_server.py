@@ -1,4 +1,4 @@
-"""A server that speaks as TGI 3.3.7 does: fields, error shapes, limits, and what it does without a word.
+"""A server with TGI 3.3.7's protocol: fields, error shapes, limits, and silent behaviour.
 
 From its openapi.json, router (validation.rs, server.rs, infer/mod.rs) and Python server, as read. Behind it a real
 small LLaVA answers. As a program, to be killed and started again: `python tgi_server.py PORT MODEL_ID BASE [VLM_LORA]`.
@@ -107,7 +107,7 @@ class TgiServer:
         return self._starting_reply() if self._starting else Response()
 
     async def restart(self, request: Request) -> Response:
-        """Not TGI's: what an orchestrator does. Away for a moment, then another --model-id."""
+        """Not part of TGI: act as an orchestrator; be away for a moment, then serve another --model-id."""
         model_id = request.query_params["model_id"]
         self.starting_until = time.monotonic() + float(request.query_params.get("seconds", "0.2"))
         if not self.stale:

@@ -44,7 +44,7 @@ def settings(name: str, root: Path, common: dict[str, Any]) -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def three_services(root: Path, common: dict[str, Any]) -> Iterator[dict[str, Addresses]]:
-    """All of them, on an event loop of their own; where each listens, by its name. Arguments as of `settings`."""
+    """Run all three on their own event loop; yields their addresses by name. Arguments as for `settings`."""
     loop, done, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
     failed: list[BaseException] = []
     found: dict[str, Addresses] = {}

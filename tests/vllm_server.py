@@ -1,4 +1,4 @@
-"""A server that speaks as vLLM 0.33 does: the chat route, adapters at run time, development endpoints, and its traps.
+"""A server with vLLM 0.33's protocol: the chat route, adapters at run time, development endpoints, and its traps.
 
 From its protocol classes and routers, as read. Behind it a real small LLaVA answers. As a program, to be killed and
 started again: `python vllm_server.py PORT BASE [SECONDS]`.

@@ -1,4 +1,4 @@
-"""A small real service for the tests of the chassis: it does what the text of a request orders.
+"""A small real service for the chassis' tests: the text of a request tells it what to do.
 
 As a program: `python chassis_probe.py [section.key=value ...]` serves it as a process.
 """
@@ -44,7 +44,7 @@ class ProbeSettings(ServiceSettings):
 
 
 class Probe(Service):
-    """Does as ordered; `seen` counts the orders that began, `ended` says how each ended."""
+    """Obeys orders; `seen` counts the orders that started, `ended` records how each ended."""
 
     name = "probe"
     proto_services = (SCORER, SAMPLER)
@@ -60,38 +60,38 @@ class Probe(Service):
         self.stopped = 0
 
     async def start(self) -> None:
-        """Does the order of the settings, if there is one."""
+        """Obey the order in the settings, if there is one."""
         if self.behaviour.start:
             await self.obey(self.behaviour.start, None)
 
     def register(self, server: grpc.aio.Server) -> None:
-        """The scorer's and the sampler's service."""
+        """Register the scorer's and the sampler's service."""
         self.server = server
         scorer_grpc.add_ScorerServiceServicer_to_server(_Scorer(self), server)
         sampler_grpc.add_SamplerServiceServicer_to_server(_Sampler(self), server)
 
     async def ready(self) -> str | None:
-        """As set."""
+        """The value set in the settings."""
         if self.why == "raise":
             raise RuntimeError("no backend")
         return self.why
 
     def broken(self) -> str | None:
-        """As set."""
+        """The value set in the settings."""
         return self.beyond_help
 
     async def drain(self) -> None:
-        """Let watches end."""
+        """End all watches."""
         self.draining.set()
 
     async def stop(self) -> None:
-        """Take its time."""
+        """Stop slowly."""
         await asyncio.sleep(self.behaviour.stop_seconds)
         self.stopped += 1
         print("stopped", flush=True)
 
     async def obey(self, order: str, context: Any) -> None:
-        """Does what is ordered: a word and perhaps a number."""
+        """Obey an order: a word, and a number for some words."""
         word, _, rest = order.partition(" ")
         self.seen[word] += 1
         try:
@@ -245,7 +245,7 @@ async def eventually(condition: Any, seconds: float = 5) -> None:
 
 
 def growth(name: str, **labels: str) -> Callable[[], dict[str, int]]:
-    """A function that tells how much each series of the metric (with these labels) grew, by its other labels."""
+    """A function that returns the growth of each series of the metric with these labels, by its other labels."""
     before = _values(name, labels)
     return lambda: {
         key: value - before.get(key, 0) for key, value in _values(name, labels).items() if value != before.get(key, 0)

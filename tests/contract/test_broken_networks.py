@@ -1,4 +1,4 @@
-"""Networks that break without a word, and callers that speak otherwise: all are answered, and the service continues."""
+"""Networks that break silently, and callers with another protocol: each gets an answer, and the service continues."""
 
 import asyncio
 import contextlib
@@ -44,7 +44,7 @@ BIG: dict[str, tuple[Any, str, Callable[[int], Any]]] = {
 
 @contextlib.contextmanager
 def probe() -> Iterator[dict[str, Addresses]]:
-    """The chassis' probe, which has the same doors as the services."""
+    """The chassis' probe, which has the same ports and limits as the services."""
     loop, done, ready = asyncio.new_event_loop(), asyncio.Event(), threading.Event()
     found: dict[str, Addresses] = {}
 
@@ -67,7 +67,7 @@ def probe() -> Iterator[dict[str, Addresses]]:
 
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Addresses]]:
-    """Where a service listens, by its name."""
+    """A service's addresses, by its name."""
     with contextlib.ExitStack() as stack:
         found: dict[str, Addresses] = {}
 
@@ -84,7 +84,7 @@ each_service = pytest.mark.parametrize("name", ["probe", *(pytest.param(n, marks
 
 
 def answer(name: str, at: Addresses, size: int, **options: Any) -> grpc.RpcError | None:
-    """What a stranger's plain channel is answered to a request of about so many bytes: None, or the refusal."""
+    """The answer to a request of about this many bytes over a plain channel: None, or the refusal."""
     stub, method, request = BIG[name]
     with grpc.insecure_channel(at.grpc) as channel:
         try:
@@ -158,7 +158,7 @@ def test_bytes_that_are_no_message_have_their_code(doors: Callable[[str], Addres
 def test_who_speaks_no_http2_is_hung_up_on_at_once_and_nobody_else(
     doors: Callable[[str], Addresses], name: str, sent: bytes
 ) -> None:
-    """gRPC's core answers with its own first frame and an orderly end; it has no words of HTTP/1.1."""
+    """gRPC's core answers with its own first frame and closes properly; it does not speak HTTP/1.1."""
     at = doors(name)
     host, _, port = at.grpc.rpartition(":")
     with grpc.insecure_channel(at.grpc) as channel:
@@ -187,7 +187,7 @@ def asked(name: str, address: str) -> tuple[Any, Callable[[float], Any]]:
 
 @pytest.mark.slow
 def test_a_network_that_falls_silent_costs_a_deadline_and_keepalive_s_time(doors: Callable[[str], Addresses]) -> None:
-    """No FIN, no RST: only that nothing comes any more. A new connection works."""
+    """No FIN, no RST: nothing arrives any more. A new connection works."""
 
     def one(name: str) -> None:
         with silent_proxy(doors(name).grpc) as proxy:
@@ -222,7 +222,7 @@ def test_a_caller_who_falls_silent_does_not_keep_its_turn() -> None:
 
 @pytest.mark.slow
 def test_a_triton_whose_network_falls_silent_is_connected_to_anew() -> None:
-    """Triton allows a ping in five minutes only: its keepalive alone would cost that."""
+    """Triton allows one ping in five minutes, so its keepalive alone would take that long."""
     first, models = shared()
     triton: Any = first.service.triton
     image = encoded(picture(40, 40, 1))

@@ -1,4 +1,4 @@
-"""Admission and health of a service under load: who is refused, how, and who never is."""
+"""Admission and health of a service under load: which calls are refused, and how."""
 
 import asyncio
 import time
@@ -17,7 +17,7 @@ SMALL = {"max_concurrent": 2, "max_queue": 1, "max_wait_seconds": 60, "retry_aft
 
 
 def health(address: str, service: str = "") -> str:
-    """What grpc.health.v1 says, asked with a short deadline."""
+    """The status by grpc.health.v1, asked with a short deadline."""
     with grpc.insecure_channel(address) as channel:
         request = health_pb2.HealthCheckRequest(service=service)
         reply = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)

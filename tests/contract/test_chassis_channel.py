@@ -22,7 +22,7 @@ from sightline.scorer.v1 import scorer_pb2, scorer_pb2_grpc
 
 
 def test_grpc_tries_nothing_again() -> None:
-    """A call passes through one layer of waiting, which is the client's patience."""
+    """Only the client's patience retries a call."""
 
     async def main() -> None:
         async with probing() as (probe, client, _):

@@ -1,4 +1,4 @@
-"""A service as a process: signals, drain, ports, the announce file, what it says when it cannot start."""
+"""A service as a process: signals, drain, ports, the announce file, and messages when it cannot start."""
 
 import asyncio
 import contextlib
@@ -38,11 +38,11 @@ class Process:
             self.addresses = json.loads(self.announce.read_text())
 
     def lines(self) -> list[dict[str, Any]]:
-        """The log; that each line is JSON is part of the test (gRPC's own C++ lines aside)."""
+        """The log; every line must be JSON, except gRPC's own C++ lines."""
         return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
 
     def messages(self) -> list[str]:
-        """What the log says."""
+        """The log's messages."""
         return [line["message"] for line in self.lines()]
 
     def wait_for(self, message: str) -> None:
@@ -63,7 +63,7 @@ class Process:
 
 @contextlib.contextmanager
 def process(folder: Path, *overrides: str, ready: bool = True) -> Iterator[Process]:
-    """The probe as a process, gone at the end of the block."""
+    """Run the probe as a process inside the block."""
     probe = Process(folder, *overrides, ready=ready)
     try:
         yield probe
@@ -75,7 +75,7 @@ def process(folder: Path, *overrides: str, ready: bool = True) -> Iterator[Proce
 
 
 def talk(address: str, test: Callable[[Client], Awaitable[None]]) -> None:
-    """Run the test with a client of the address."""
+    """Run the test with a client of this address."""
 
     async def main() -> None:
         async with Client(address) as client:

@@ -1,4 +1,4 @@
-"""What the chassis does around every RPC, over real channels."""
+"""The chassis' work around every RPC, over real channels."""
 
 import asyncio
 import json
@@ -48,7 +48,7 @@ kinds = pytest.mark.parametrize(("call", "received", "sent"), KINDS, ids=lambda 
 
 
 async def codes(ends: Callable[[], dict[str, int]]) -> list[str]:
-    """The codes of the calls that ended, once one did (the server counts after the client has its answer)."""
+    """The codes of ended calls, once there is one (the server counts after the client has its answer)."""
     await eventually(ends)
     return [name.split()[0] for name, count in ends().items() for _ in range(count)]
 

@@ -1,4 +1,4 @@
-"""Limits of teams over gRPC: a team that sends too much is told when to return; the others are served."""
+"""Limits of teams over gRPC: a team that sends too much learns when to retry; the others are served."""
 
 import asyncio
 import itertools
@@ -31,7 +31,7 @@ def teams(path: Path, **limits: dict[str, int]) -> dict[str, Any]:
 
 
 async def outcome(call: Any) -> str:
-    """OK, or the reason why not."""
+    """OK, or the reason of the refusal."""
     try:
         await call
         return "OK"

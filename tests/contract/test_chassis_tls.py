@@ -1,4 +1,4 @@
-"""TLS of the gRPC port: who gets in, and certificates that change while the service runs."""
+"""TLS on the gRPC port: which callers are accepted, and certificates that change while the service runs."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ async def calling(target: str, tls: Tls | None) -> AsyncIterator[Client]:
 
 
 async def refused(target: str, tls: Tls | None) -> str:
-    """Why a caller does not get in."""
+    """Why a caller is refused."""
     async with calling(target, tls) as client:
         with pytest.raises(Unavailable) as caught, typed_errors():
             await client.score("ok")
@@ -240,7 +240,7 @@ def test_a_connection_is_renewed_without_a_loss(files: Files) -> None:
 
 
 def test_grpc_s_own_channel_gets_in_with_a_certificate(files: Files) -> None:
-    """The service asks nothing of a caller that gRPC in another language has not."""
+    """The service requires nothing that gRPC in another language lacks."""
 
     async def main() -> None:
         async with probing(server=files.server("mutual")) as (_, _, at):

@@ -1,4 +1,4 @@
-"""Bearer tokens: who gets in, who may do what, and what changes while the service runs."""
+"""Bearer tokens: who is accepted, who may call what, and changes while the service runs."""
 
 import asyncio
 import io
@@ -30,14 +30,14 @@ def team(*tokens: str, **more: Any) -> dict[str, Any]:
 
 
 class TokensFile:
-    """A tokens file that can be written again."""
+    """A tokens file that can be rewritten."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.write(vision=team(VISION), search=team(SEARCH), watcher=team(WATCHER, methods=["Sample"]))
 
     def write(self, **teams: Any) -> None:
-        """Put other teams in force."""
+        """Replace the teams."""
         put(self.path, yaml.safe_dump({"teams": teams}).encode())
 
 
@@ -205,7 +205,7 @@ def test_reflection_needs_a_token_unless_it_is_open(tokens: TokensFile) -> None:
 
 @pytest.fixture
 def logged() -> Iterator[io.StringIO]:
-    """All that the process logs, as a service writes it."""
+    """Everything that the process logs, in a service's format."""
     text, root = io.StringIO(), logging.getLogger()
     handler, level = logging.StreamHandler(text), root.level
     handler.setFormatter(logs.JsonFormatter("probe"))

@@ -1,4 +1,4 @@
-"""The command line against a service that asks for a certificate and a token."""
+"""The command line against a service that requires a certificate and a token."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +33,7 @@ def flags(tmp_path: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """What one command was given is not there for the tests after it."""
+    """Forget a command's credentials, so that later tests do not see them."""
     yield
     give(Credentials())
 

@@ -1,4 +1,4 @@
-"""`sightline runs` over a scripted trainer: what it sends, what it shows, how it ends."""
+"""`sightline runs` over a scripted trainer: requests, output and exit codes."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A sampler as a model of lmms-eval: against its installed package, else against its interface as recorded."""
+"""A sampler as a model of lmms-eval, tested with the installed package or with its recorded interface."""
 
 import importlib
 import inspect
@@ -38,7 +38,7 @@ def lmms_eval(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 
 def ask(lmms_eval: Any, documents: list[Any], text: str, **settings: Any) -> list[Any]:
-    """Requests as lmms-eval's tasks make them."""
+    """Send requests as lmms-eval's tasks do."""
     return [
         lmms_eval.Instance(
             request_type="generate_until",

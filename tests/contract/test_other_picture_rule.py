@@ -22,7 +22,7 @@ RULES = [("", r"no named rule, as Sightline 0\.1\.0 does"), ("7", "rule 7")]
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
-    """Both in this process, so that a test can have them tell another rule than the trainer's."""
+    """Both in this process, so that a test can make them report another rule than the trainer's."""
     with running(make_llava(tmp_path_factory.mktemp("llava"))) as sampler:
         yield Services(shared()[0].at.grpc, sampler.address, {})
 

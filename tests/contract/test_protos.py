@@ -1,4 +1,4 @@
-"""Protos: lint clean, and the committed stubs are what the generator makes."""
+"""Protos: they pass the linter, and the committed stubs equal the generator's."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ def test_protos_pass_the_linter() -> None:
 
 
 def test_no_released_proto_is_broken() -> None:
-    """Callers in Go and Node, and of 0.1.0 in Python, keep the wire that they were built for."""
+    """Callers in Go and Node, and those of 0.1.0 in Python, keep working."""
     command = [Path(sys.executable).with_name("buf"), "breaking", "--against", "released/0.1.0.binpb"]
     subprocess.run(command, cwd=ROOT / "protos", check=True)
 

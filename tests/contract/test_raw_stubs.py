@@ -1,4 +1,4 @@
-"""A stranger's client: stubs made from the protos alone, where this project is not installed, against real servers."""
+"""A foreign client: stubs made from the protos alone, without this project, against real servers."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""RunClient over a scripted service: deadlines, and watches that go on."""
+"""RunClient over a scripted service: deadlines, and watches that continue."""
 
 import asyncio
 import threading
@@ -32,7 +32,7 @@ EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 class Scripted(pb_grpc.RunServiceServicer):
-    """A run of five events, of which a watch hears two before nothing comes for long."""
+    """A run of five events; a watch gets two of them, then nothing for a long time."""
 
     def __init__(self) -> None:
         self.watched_from: list[int] = []
@@ -96,7 +96,7 @@ class Scripted(pb_grpc.RunServiceServicer):
 
 
 def grpc_wait(context: Any) -> None:
-    """Says nothing until the caller has gone."""
+    """Send nothing until the caller has gone."""
     gone = threading.Event()
     context.add_callback(gone.set)
     gone.wait(10)
@@ -113,7 +113,7 @@ def scripted() -> Iterator[tuple[Scripted, str]]:
 
 
 def watched(kind: str, target: str, **options: Any) -> list[int]:
-    """All events of a run, as the sync or the async client has them."""
+    """All events of a run, from the sync or the async client."""
 
     async def run() -> list[int]:
         async with AsyncRunClient(target, **options) as client:

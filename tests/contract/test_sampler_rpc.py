@@ -1,4 +1,4 @@
-"""The sampler's contract: right status and message for every bad request, and the service continues."""
+"""The sampler's contract: the right status and message for every bad request, and the service continues."""
 
 import asyncio
 import io
@@ -149,7 +149,7 @@ def test_the_smallest_and_the_largest_pictures_are_served(client: SamplerClient)
 
 
 def test_every_odd_picture_is_the_one_that_it_shows(client: SamplerClient) -> None:
-    """Through the whole sampler and its processor: log-probs under the file and under its pixels are the same."""
+    """Through the whole sampler and its processor, a file and its pixels give the same log-probs."""
     different = set()
     for name, (content, shown) in ODD.items():
         if len(content) > LIMITS["max_image_bytes"]:
@@ -266,7 +266,7 @@ def wait_for(condition: Any, seconds: float = 5.0) -> None:
 
 
 def test_a_cancelled_call_frees_its_rows(sampler: Running, client: SamplerClient) -> None:
-    """Its rows go at the next step, not when its candidates would have ended."""
+    """Its rows leave at the next step, not when its candidates would have ended."""
 
     async def run() -> None:
         async with AsyncSamplerClient(sampler.address) as client:

@@ -1,4 +1,4 @@
-"""One sampler before three servers that speak as vLLM does: policies on each, proved on each, whoever fails."""
+"""One sampler before three servers with vLLM's protocol: policies are loaded and proved on each, whichever fails."""
 
 import asyncio
 import contextlib

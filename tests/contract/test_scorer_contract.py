@@ -1,4 +1,4 @@
-"""What the scorer promises to others: the names of the SDK, the RPCs, and a Triton that somebody else runs."""
+"""The scorer's contract: the names of the SDK, the RPCs, and a Triton that somebody else runs."""
 
 import subprocess
 import sys
@@ -103,7 +103,7 @@ def test_a_remote_triton_that_is_not_there() -> None:
 
 
 def test_a_remote_triton_with_another_model(tmp_path: Path) -> None:
-    """The tokenizer comes from `source`, the towers from Triton: two models are found out at the start."""
+    """The tokenizer comes from `source`, the towers from Triton; two different models are detected at the start."""
     with pytest.raises(PreconditionFailed, match="window of 32 tokens, but Triton serves"):
         remote(shared()[1]["siglip"])
     with pytest.raises(PreconditionFailed, match="has other weights"):

@@ -50,7 +50,7 @@ def there() -> Iterator[tuple[Scripted, str]]:
 
 
 def definitions(path: Path, *names: str) -> str:
-    """Source of some of a module's functions and classes, without decorators."""
+    """The source of some functions and classes of a module, without decorators."""
     source = path.read_text()
     found = [node for node in ast.parse(source).body if getattr(node, "name", None) in names]
     assert [node.name for node in found] == list(names)  # type: ignore[attr-defined]
@@ -58,7 +58,7 @@ def definitions(path: Path, *names: str) -> str:
 
 
 def module_of(path: Path) -> Any:
-    """A module by its file alone."""
+    """Load a module from its file alone."""
     spec = importlib.util.spec_from_file_location(f"alone_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
@@ -69,7 +69,7 @@ def module_of(path: Path) -> Any:
 
 @pytest.mark.parametrize("name", ["compute_score", "compute_score_async"])
 def test_verls_reward_manager_gets_its_scores(wheels: Path, there: tuple[Scripted, str], name: str) -> None:
-    """`get_custom_reward_fn`'s wrappers around the function, called by `NaiveRewardManager.run_single`."""
+    """`NaiveRewardManager.run_single` calls the function through `get_custom_reward_fn`'s wrappers."""
     import torch
 
     world: dict[str, Any] = {"inspect": __import__("inspect"), "DataProto": object, "default_compute_score": None}
@@ -120,7 +120,7 @@ def test_verl_loads_the_function_by_its_path(wheels: Path) -> None:
 
 @pytest.fixture
 def openrlhf(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """The modules that fetch rewards and make experiences of them, as its own tests load them."""
+    """The modules that fetch rewards and turn them into experiences, loaded as in its own tests."""
     (root,) = [path.parent for path in wheels.rglob("openrlhf/utils") if path.is_dir()]
     logger = SimpleNamespace(init_logger=logging.getLogger)
     monkeypatch.setitem(sys.modules, "openrlhf.utils.logging_utils", logger)
@@ -140,7 +140,7 @@ def openrlhf(wheels: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 def test_openrlhfs_executor_and_experiences_take_our_rewards(
     openrlhf: SimpleNamespace, there: tuple[Scripted, str], tmp_path: Path
 ) -> None:
-    """A rollout's query, prompt and label go to /get_reward by OpenRLHF's code; its answer becomes an Experience."""
+    """OpenRLHF's code sends query, prompt and label to /get_reward and turns the answer into an Experience."""
     import base64
 
     from scorer_gateways import Gateway

@@ -1,4 +1,4 @@
-"""The SDK is light: in a venv with the base package alone, the clients import and bring nothing heavy."""
+"""The SDK is light: in a venv with only the base package, importing the clients loads nothing heavy."""
 
 import inspect
 import json

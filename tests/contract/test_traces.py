@@ -1,4 +1,4 @@
-"""Traces: a call's spans on both sides are of one trace, which the logs name; nothing of it while it is off."""
+"""Traces: the spans of both sides of a call form one trace, which the logs name; without the setting there are none."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ SENT = [("traceparent", f"00-{TRACE}-{SPAN}-01")]
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    """This process's spans go to it."""
+    """A receiver of this process's spans."""
     monkeypatch.setattr(channel, "_tracers", [])
     with receiving() as found:
         traces.begin(TraceSettings(endpoint=found.endpoint), "probe")

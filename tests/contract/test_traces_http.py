@@ -1,4 +1,4 @@
-"""Traces over HTTP: the gateway goes on with its caller's, and the engines behind a sampler are sent the call's."""
+"""Traces over HTTP: the gateway continues its caller's trace, and a sampler sends the call's trace to its engine."""
 
 import base64
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ ENCODED = {"base64": base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"picture" * 1000).
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
-    """This process's spans go to it."""
+    """A receiver of this process's spans."""
     monkeypatch.setattr(channel, "_tracers", [])
     with receiving() as found:
         traces.begin(TraceSettings(endpoint=found.endpoint), "probe")
@@ -38,7 +38,7 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
 
 
 class Heard:
-    """An engine's server, and the header `traceparent` of each request to it, by path."""
+    """An engine's server, which records the header `traceparent` of each request, by path."""
 
     def __init__(self, app: Any) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""Every RPC of the three services with no, a wrong, a narrow and the right token, and with no, a wrong and the right
+"""Every RPC of the three services with no, a wrong, a limited and the right token, and with no, a wrong and the right
 certificate: docs/security.md has the table, and each of its rows is a test."""
 
 import contextlib
@@ -63,13 +63,13 @@ class House:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[None]:
-        """All of them."""
+        """All documented commands."""
         with three_services(self.root, self.common) as found:
             self.addresses = {name: at.grpc for name, at in found.items()}
             yield
 
     def call(self, name: str, method: Any, token: str | None, signer: Authority | None) -> grpc.RpcError | None:
-        """An empty call of a method; what it was refused with."""
+        """Call a method with an empty request; return the code of the refusal."""
         signed = None if signer is None else signer.sign("caller")
         credentials = grpc.ssl_channel_credentials(
             self.authority.pem, None if signed is None else signed.key, None if signed is None else signed.certificate

@@ -1,4 +1,4 @@
-"""Coverage-guided fuzzing of what the scorer makes of bytes that are said to be an image.
+"""Coverage-guided fuzzing of the scorer's image decoding.
 
     python tests/fuzz/images.py CORPUS_DIRECTORY -runs=100000
 
@@ -18,7 +18,7 @@ LIMITS = ScorerLimits(max_image_bytes=200_000, max_image_pixels=1_000_000)
 
 
 def one(data: bytes) -> None:
-    """One input."""
+    """Try one input."""
     try:
         image = images.decode(data, LIMITS)
     except InvalidInput:

@@ -1,4 +1,4 @@
-"""Bad rows in a whole run: it continues, says which rows it left out, and counts them."""
+"""Bad rows in a whole run: the run continues, names the rows that it left out, and counts them."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ BAD: dict[int, dict[str, Any]] = {
 
 
 def spoiled(directory: Path, split: Any, bad: dict[int, dict[str, Any]], count: int = 16) -> list[dict[str, Any]]:
-    """A dataset of the playground with other values in some of its rows."""
+    """A playground dataset in which some rows have other values."""
     export(directory, split=split, count=count, seed=5)
     rows = [json.loads(line) for line in (directory / "prompts.jsonl").read_text().splitlines()]
     for at, values in bad.items():
@@ -43,7 +43,7 @@ def spoiled(directory: Path, split: Any, bad: dict[int, dict[str, Any]], count: 
 
 
 def recipe(services: Services, root: Path, **values: Any) -> Recipe:
-    """One iteration on all rows: the reference against what the policy says."""
+    """A recipe of one iteration on all rows: the reference against the policy's answer."""
     tree = small_recipe(services, root, iterations=1)
     tree["data"]["prompts_per_iteration"] = 64
     tree["sampling"]["candidates"] = 2

@@ -1,4 +1,4 @@
-"""Who calls a service that still loads its models: the call waits, and is answered."""
+"""A call to a service that is still loading its models waits and is answered."""
 
 import socket
 import time
@@ -42,7 +42,7 @@ def wait_until_bound(port: int, seconds: float = 120) -> None:
 @pytest.mark.field
 @pytest.mark.parametrize("service", CALLS)
 def test_a_call_during_the_start_is_answered(service: str, tmp_path: Path) -> None:
-    """It ended with "timed out before receiving SETTINGS frame" where a client asked once."""
+    """It ended with "timed out before receiving SETTINGS frame" if a client did not retry."""
     settings, call = CALLS[service]
     port = free_port()
     with Processes(tmp_path) as processes:

@@ -1,4 +1,4 @@
-"""The chart's pods, run without a cluster: tools/chart_run has how, and what differs from a kubelet."""
+"""The chart's pods, run without a cluster by tools/chart_run, which lists the differences from a kubelet."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tools/chart_run"))
 
 
 def namespaces() -> bool:
-    """Whether mount and network namespaces, and rules between them, can be had here, and the pods' user may read us."""
+    """Whether this machine allows mount and network namespaces with rules, and the pods' user can read us."""
     if os.geteuid() or not all(map(shutil.which, ("unshare", "nsenter", "ip", "nft", "setpriv"))):
         return False
     if not all(one.stat().st_mode & 0o001 for one in (ROOT, *ROOT.parents) if one != Path("/root")):

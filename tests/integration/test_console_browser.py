@@ -1,4 +1,4 @@
-"""The console in a real browser: begin a run by the form, see it move, stop it, have it go on, compare it."""
+"""The console in a real browser: start a run by the form, watch it, stop it, resume it, compare it."""
 
 import re
 import shutil
@@ -121,7 +121,7 @@ def test_a_run_from_the_form_to_the_comparison(driver: Any, console: tuple[str, 
 def test_no_page_is_wider_than_its_window_and_axe_finds_nothing_serious(
     console: tuple[str, Path], width: str, script: str
 ) -> None:
-    """Light and dark, at the width of a desk and of a phone."""
+    """In light and dark, at the width of a desktop and of a phone."""
     from screenshots import browser
 
     url, root = console

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 def page(
     services: Services, playground: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, httpx.Client]]:
-    """The console of a trainer service, and a client that knows its token."""
+    """The console of a trainer service, and a client with its token."""
     root = tmp_path_factory.mktemp("trainer")
     with Processes(root / "log") as processes:
         known = [f"addresses=['{services.scorer}', '{services.sampler}']", f"data_roots=[{playground}]"]

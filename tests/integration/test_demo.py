@@ -1,4 +1,4 @@
-"""The main job as a newcomer runs it: it ends well, and it ends clean."""
+"""The main job as a newcomer runs it: it succeeds and leaves nothing behind."""
 
 import json
 import os
@@ -21,7 +21,7 @@ SMALL = [
 
 
 def start(run: Path, log: Path) -> subprocess.Popen[bytes]:
-    """`sightline demo` on a small recipe, in a process group of its own."""
+    """`sightline demo` on a small recipe, in its own process group."""
     command = [sys.executable, "-m", "sightline_cli", "demo", "--run", str(run)]
     for setting in SMALL:
         command += ["--set", setting]

@@ -1,4 +1,4 @@
-"""`sightline doctor --live` against real services: what it sees of them, and what it says to do where they fail."""
+"""`sightline doctor --live` against real services: what it reports, and the fixes that it suggests."""
 
 import json
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ TOKEN = "t" * 48
 
 @pytest.fixture(autouse=True)
 def forgotten() -> Iterator[None]:
-    """What one command was given is not there for the tests after it."""
+    """Forget a command's credentials, so that later tests do not see them."""
     yield
     give(Credentials())
 
 
 def doctor(*arguments: str, flags: tuple[str, ...] = ()) -> tuple[int, dict[str, dict[str, str]], str]:
-    """Exit code, looks by name, all that was printed."""
+    """Exit code, looks by name, and the whole output."""
     done = CliRunner().invoke(app, [*flags, "doctor", "--live", *arguments, "--json"])
     looks = json.loads(done.stdout) if done.stdout.startswith("[") else []
     return done.exit_code, {look["what"]: look for look in looks}, done.output
@@ -80,7 +80,7 @@ def test_a_sampler_before_vllm_whose_adapters_are_loaded() -> None:
 
 @pytest.mark.slow
 def test_doors_that_are_closed(tmp_path: Path) -> None:
-    """A certificate of another authority, none at all, and no token: each says which flag is missing."""
+    """A certificate of another authority, no certificate, and no token: each error names the missing flag."""
     authority = Authority("one")
     certificate, key = authority.sign("sampler", names=["localhost"]).write(tmp_path, "sampler")
     ca = put(tmp_path / "ca.crt", authority.pem)

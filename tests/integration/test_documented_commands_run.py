@@ -1,4 +1,4 @@
-"""The documented commands, run with small models in place of real ones, on a page's own files and in its order.
+"""The documented commands, run with small instead of real models, on a page's own files and in its order.
 
 Every command of a listing is in one of the groups below or in `documented.NOT_RUN`, which says why it is not run.
 """
@@ -37,7 +37,7 @@ ADDRESS = ("127.0.0.1:5005", "HOST:", "ADDR")
 
 
 def of(*begins: str, file: str = "") -> list[Documented]:
-    """The commands that begin so, in their order."""
+    """The commands with this beginning, in order."""
     return [each for each in COMMANDS if each.text.startswith(begins) and each.file.startswith(file)]
 
 
@@ -63,7 +63,7 @@ def test_documented_commands_are_all_run_or_have_a_reason() -> None:
 
 
 def small(words: list[str], services: Services, playground: Path) -> list[str]:
-    """A command's words with what is here in place of what its reader has."""
+    """A command's words with this machine's files instead of the reader's."""
     changed = []
     for word in words:
         key, equals, value = word.partition("=")
@@ -109,7 +109,7 @@ def small(words: list[str], services: Services, playground: Path) -> list[str]:
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A reader's directory, entered: the pictures and the file of pairs that listings name."""
+    """Enter a reader's directory with the pictures and the file of pairs that listings name."""
     for name in ("photo.jpg", "cat.jpg"):
         (tmp_path / name).write_bytes(encoded(picture(64, 64, 1)))
     rows = [{"image": "photo.jpg", "texts": [f"a circle and {number} squares"]} for number in range(120)]
@@ -120,7 +120,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(words: list[str], directory: Path, seconds: float = 800) -> str:
-    """What it prints, in a process of its own."""
+    """The command's output, run in a separate process."""
     program = {"sightline": [sys.executable, "-m", "sightline_cli"], "python": [sys.executable]}[words[0]]
     done = subprocess.run([*program, *words[1:]], cwd=directory, capture_output=True, text=True, timeout=seconds)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
@@ -128,7 +128,7 @@ def run(words: list[str], directory: Path, seconds: float = 800) -> str:
 
 
 def here(words: list[str]) -> str:
-    """What it prints, in this process."""
+    """The command's output, run in this process."""
     result = CliRunner().invoke(app, words[1:])
     assert result.exit_code == 0, f"{shlex.join(words)}\n{result.output[-3000:]}"
     return result.output
@@ -159,7 +159,7 @@ def test_documented_commands_of_seconds_run(
 def test_documented_commands_that_train_run(
     command: Documented, services: Services, playground: Path, desk: Path
 ) -> None:
-    """A policy learns, arrives and is evaluated; with `--check` the run is tried."""
+    """A policy is trained, arrives and is evaluated; with `--check` the run is only tried."""
     words = small(command.words(), services, playground)
     for name, address in (("sampler", services.sampler), ("scorer", services.scorer)):
         words += [] if f"--{name}" in words else [f"--{name}", address]

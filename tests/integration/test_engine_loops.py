@@ -31,7 +31,7 @@ BASE = WEIGHTS / "llava"
 
 @contextlib.contextmanager
 def sampler(engine: dict[str, Any], root: Path) -> Iterator[str]:
-    """A sampler before an engine, which lets no policy answer unproved."""
+    """A sampler before an engine; no policy answers without proof."""
     root.mkdir()
     policies = {"root": str(root), "state_dir": str(root / ".sampler"), "gate": {"required": True}}
     with running(BASE, engine=engine, policies=policies) as at:
@@ -52,7 +52,7 @@ def three_iterations(services: Services, playground: Path, run: Path, address: s
 
 
 def arrived(address: str) -> list[PolicyInfo]:
-    """What the sampler has, every policy of which was proved."""
+    """The sampler's policies; each must have been proved."""
     with SamplerClient(address, timeout=60) as client:
         known = client.policies()
     assert (known.active.version, known.active.state) == (3, "active")

@@ -1,4 +1,4 @@
-"""`sightline eval run` against a real sampler: all suites, and an evaluation that was cut off."""
+"""`sightline eval run` against a real sampler: all suites, and an interrupted evaluation."""
 
 import json
 import shutil

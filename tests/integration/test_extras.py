@@ -1,4 +1,4 @@
-"""Each service's extra, alone in a fresh environment, starts that service: what its image installs."""
+"""Each service's extra, installed alone in a fresh environment as in its image, starts that service."""
 
 import json
 import os

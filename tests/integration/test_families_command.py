@@ -1,4 +1,4 @@
-"""`make families` can be ended in the middle of a run, and leaves nothing running."""
+"""`make families` can be stopped in the middle of a run and leaves no process."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""A fleet of samplers: policies proved on each, and candidates and pairs of one, whoever goes meanwhile."""
+"""A fleet of samplers: each proves the policies, and candidates and pairs equal those of one, whichever dies."""
 
 import asyncio
 import json
@@ -33,7 +33,7 @@ SCORES = ("images", "chosen_reward", "rejected_reward", "margin")
 
 
 def pairs(run: RunDirectory) -> list[dict[str, Any]]:
-    """All pairs, without what a batch's last bits change."""
+    """All pairs, without columns that a batch's last bits change."""
     rows = []
     for path in sorted(run.root.glob("iterations/*/pairs.parquet")):
         rows += [{key: row[key] for key in row if key not in SCORES} for row in pq.read_table(path).to_pylist()]
@@ -42,7 +42,7 @@ def pairs(run: RunDirectory) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def alone(playground: Path, services: Services, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The pairs of a run that has one sampler, for itself."""
+    """The pairs of a run with one sampler of its own."""
     run = RunDirectory(tmp_path_factory.mktemp("alone") / "run")
     execute(Recipe.model_validate(small_recipe(services, playground)), run, lambda event: None)
     return pairs(run)
@@ -63,7 +63,7 @@ def test_pairs_do_not_depend_on_the_samplers_nor_on_one_that_is_killed(
         killed: list[str] = []
 
         def observe(event: Event) -> None:
-            """One dies in the first iteration's sampling and comes back, another in the second's and stays away."""
+            """One dies in the first iteration's sampling and returns, another in the second's and stays away."""
             if event.stage == "sample" and event.done >= 5 and len(killed) < event.iteration:
                 member = fleet[len(killed)]
                 os.kill(json.loads((member.directory / "sampler.json").read_text())["pid"], signal.SIGKILL)
@@ -116,7 +116,7 @@ def test_two_trainers_with_one_fleet_have_the_pairs_that_each_has_alone(
 
 
 def sampling(run: RunDirectory) -> tuple[float, float]:
-    """When a run's first and last prompts had been sampled."""
+    """When the first and last prompts of a run were sampled."""
     times = [
         event["time"] for event in map(json.loads, run.events.read_text().splitlines()) if event["stage"] == "sample"
     ]
@@ -125,7 +125,7 @@ def sampling(run: RunDirectory) -> tuple[float, float]:
 
 @pytest.mark.slow
 def test_a_policy_is_proved_on_each_and_one_that_joins_later_proves_it_too(tmp_path: Path) -> None:
-    """Without a trainer: the samplers alone, on a small model; gates ask for probes, as they do by default."""
+    """Without a trainer: only the samplers, on a small model; gates require probes, as by default."""
     base, image = make_llava(tmp_path / "llava"), tmp_path / "image.png"
     image.write_bytes(png(1))
     make_adapter(tmp_path / "policies", base, 1, run_id="run")

@@ -1,4 +1,4 @@
-"""A pool of made pictures: texts through the painter over HTTP, the best of several by the scorer."""
+"""A pool of generated pictures: the painter draws texts over HTTP, and the scorer picks the best of several."""
 
 import asyncio
 import io

@@ -1,4 +1,4 @@
-"""The script for a GPU: every step runs to its end with tiny shapes, and says every row's name."""
+"""The script for a GPU: every step finishes with tiny shapes and writes every row."""
 
 import json
 import subprocess

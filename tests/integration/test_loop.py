@@ -36,7 +36,7 @@ def small(services: Services, playground: Path, **values: Any) -> Recipe:
 
 
 def pairs(run: RunDirectory) -> list[dict[str, Any]]:
-    """All pairs of a run, without what depends on the run's own version numbers or on a batch's last bits."""
+    """All pairs of a run, without columns that depend on its version numbers or on a batch's last bits."""
     rows = []
     for path in sorted(run.root.glob("iterations/*/pairs.parquet")):
         for row in read_pairs(path):
@@ -213,7 +213,7 @@ def test_a_policy_whose_probes_do_not_agree_is_not_activated(
 
 
 def test_the_loop_outlives_a_sampler_that_is_killed(playground: Path, services: Services, tmp_path: Path) -> None:
-    """kill -9 of the sampler in mid-sampling; a new one on the same port takes over."""
+    """The sampler is killed by kill -9 during sampling; a new one on the same port takes over."""
     from sightline_cli.processes import Processes
 
     with Processes(tmp_path / "services") as processes:

@@ -1,4 +1,4 @@
-"""`sightline run RECIPE --check`: broken set-ups, each told in its sentence before anything is begun."""
+"""`sightline run RECIPE --check`: broken set-ups, each reported in one sentence before the run starts."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ Tree = dict[str, Any]
 
 
 class _OtherRule(scorer_pb2_grpc.ScorerServiceServicer):
-    """A scorer of a release to come."""
+    """A scorer of a future release."""
 
     def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         return pb.ListModelsResponse(
@@ -40,7 +40,7 @@ class _OtherRule(scorer_pb2_grpc.ScorerServiceServicer):
 
 
 def checkpoint_like_llava(directory: Path, **text: int) -> Path:
-    """The playground's model by its small files; other sizes of its language model need no weights to be reckoned."""
+    """The playground's model by its small files; sizes of other language models can be estimated without weights."""
     directory.mkdir()
     for path in LLAVA.iterdir():
         if path.suffix != ".safetensors":
@@ -52,7 +52,7 @@ def checkpoint_like_llava(directory: Path, **text: int) -> Path:
 
 
 def look(tree: Tree, tmp_path: Path, *flags: str) -> tuple[int, Tree]:
-    """The exit code and what `--check --json` says."""
+    """The exit code and the output of `--check --json`."""
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(tree))
     arguments = ["run", str(file), "--check", "--json", "--run", str(tmp_path / "run"), *flags]

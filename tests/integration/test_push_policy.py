@@ -1,4 +1,4 @@
-"""Policies pushed to a sampler that sees none of the trainer's files, and two runs that share one sampler."""
+"""Policies pushed to a sampler that cannot see the trainer's files, and two runs that share one sampler."""
 
 import asyncio
 import hashlib
@@ -37,7 +37,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def policies(tmp_path_factory: pytest.TempPathFactory, llava: Path) -> Path:
-    """red/v000001, red/v000002 and blue/v000001: of two runs, each of other weights."""
+    """red/v000001, red/v000002 and blue/v000001: policies of two runs, all with different weights."""
     root = tmp_path_factory.mktemp("policies")
     make_adapter(root / "red", llava, 1, run_id="red")
     make_adapter(root / "red", llava, 2, run_id="red")
@@ -47,7 +47,7 @@ def policies(tmp_path_factory: pytest.TempPathFactory, llava: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def shared(llava: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """A sampler that may see a directory which holds no policy of ours."""
+    """A sampler that can read a directory without any of our policies."""
     root = tmp_path_factory.mktemp("its-own")
     with running(llava, policies={"max_loaded": 4, "root": str(root), "state_dir": str(root)}) as at:
         yield at
@@ -112,7 +112,7 @@ def test_two_runs_share_a_sampler_and_neither_meets_the_other(shared: Running, p
 
 
 def test_a_run_that_asks_for_little_does_not_wait_for_one_that_asks_for_much(llava: Path) -> None:
-    """Two trainers with one sampler that has room for two prompts at a time."""
+    """Two trainers share a sampler with room for two prompts at a time."""
 
     async def main(address: str) -> None:
         done: list[str] = []
@@ -165,7 +165,7 @@ def test_what_a_sampler_holds_is_not_sent_again_and_what_was_cut_off_goes_on(
 def test_what_may_not_be_named_is_pushed_and_what_is_known_is_not_read_again(
     llava: Path, policies: Path, tmp_path: Path
 ) -> None:
-    """A sampler that takes no paths at all is sent the files; a policy that is loaded is refused by its manifest."""
+    """A sampler that accepts no paths gets the files; a policy that is already loaded is refused by its manifest."""
     own = {"state_dir": str(tmp_path), "schemes": ["s3"]}
     with running(llava, policies=own) as at, SamplerClient(at.address, run_id="red") as client:
         with pytest.raises(PermissionDenied) as refusal:
@@ -198,7 +198,7 @@ def test_a_kill_between_the_last_piece_and_its_check_does_not_stop_the_push(poli
 
 
 def announced(directory: Path, **changes: Any) -> pb.PushPolicyRequest:
-    """The announcement of a policy whose manifest says something else."""
+    """The announcement of a policy whose manifest has other content."""
     tree = json.loads((directory / "manifest.json").read_text()) | changes
     sizes = dict.fromkeys(tree["files"], 3)
     return pb.PushPolicyRequest(policy=pb.PushedPolicy(manifest=json.dumps(tree).encode(), sizes=sizes))

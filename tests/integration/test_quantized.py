@@ -1,4 +1,4 @@
-"""QLoRA on a CPU: sampler and update hold one 4-bit base, agree tightly, and an adapter arrives; another is told."""
+"""QLoRA on a CPU: sampler and update load one 4-bit base and agree closely; an adapter arrives; others are refused."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Each recipe of the repository, cut short, through the real services."""
+"""Each recipe of the repository, shortened, with the real services."""
 
 import json
 from pathlib import Path
@@ -134,7 +134,7 @@ def test_the_loss_of_povids_paper_runs(services: Services, playground: Path, tmp
 
 @pytest.mark.slow
 def test_a_composition_of_other_parts_runs(services: Services, playground: Path, tmp_path: Path) -> None:
-    """Sentences, ranks, log-probs of the policy, all pairs, weights, old pairs: a new method is a recipe."""
+    """Sentences, ranks, the policy's log-probs, all pairs, weights, old pairs: a new method is a recipe."""
     recipe = short(
         "clip_dpo",
         services,
@@ -159,7 +159,7 @@ def test_a_composition_of_other_parts_runs(services: Services, playground: Path,
 
 @pytest.mark.slow
 def test_another_sampler_tells_p_yes_as_the_policy_does(services: Services, playground: Path, tmp_path: Path) -> None:
-    """The same model asked both ways: by the probabilities of both words, and by its likeliest first tokens."""
+    """The same model is asked in both ways: by the probabilities of both words, and by its likeliest first tokens."""
     asked = {"parser": "p_yes", "by": "objects", "templates": {"there": "is there a {object} ?"}}
     terms = {
         "own": {"part": "ask", "who": "policy", **asked},

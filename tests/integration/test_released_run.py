@@ -1,4 +1,4 @@
-"""A run that begins with a released set and continues with the policy's own pairs, killed and continued."""
+"""A run that starts with a released set and continues with the policy's own pairs; it is killed and resumed."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 
 def rows(run: RunDirectory, iteration: int) -> list[dict[str, Any]]:
-    """Pairs without what depends on the run's own version numbers or a batch's last bits."""
+    """Pairs without columns that depend on the run's version numbers or on a batch's last bits."""
     kept = []
     for row in read_pairs(run.iteration(iteration) / "pairs.parquet"):
         for name in ("images", "chosen_policy_version", "rejected_policy_version", "chosen_reward", "rejected_reward"):

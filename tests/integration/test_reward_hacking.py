@@ -1,4 +1,4 @@
-"""Reward hacking shows: rewards with a flaw, each followed for one iteration, and what the run itself says of it."""
+"""Reward hacking is visible: flawed rewards, each trained for one iteration, and the warnings of the run itself."""
 
 import json
 from pathlib import Path
@@ -33,7 +33,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flagged(name: str, services: Services, scenes: Path, runs: Path) -> dict[str, list[str]]:
-    """What a run of one iteration says of itself."""
+    """The warnings of a run of one iteration."""
     recipe = load_recipe(
         ROOT / "recipes/oracle.yaml",
         [

@@ -1,4 +1,4 @@
-"""RunService over a real channel, in a process of its own, with a real scorer and sampler behind it."""
+"""RunService over a real channel, in a separate process, with a real scorer and sampler behind it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def trainer(tmp_path: Path, services: Services, playground: Path) -> Iterator[tu
 
 
 def allowing(services: Services, playground: Path) -> list[str]:
-    """Settings by which a trainer may do what `recipe` says."""
+    """Settings that allow a trainer to run `recipe`."""
     return [f"addresses=['{services.scorer}', '{services.sampler}']", f"data_roots=[{playground}]"]
 
 

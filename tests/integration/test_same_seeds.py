@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.field]
 
 
 def test_equal_seeds_give_equal_pairs_and_equal_adapters(services: Services, playground: Path, tmp_path: Path) -> None:
-    """One iteration each: a second one's pairs name the version that wrote them, which never comes twice."""
+    """One iteration each, because a second one's pairs name the version that wrote them, and no version recurs."""
     evaluation = {"prompts": 8, "greedy_prompts": 0, "questions": 0, "diverse_prompts": 0}
     recipe = Recipe.model_validate(small_recipe(services, playground, iterations=1, evaluation=evaluation))
     found = []

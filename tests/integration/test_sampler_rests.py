@@ -1,4 +1,4 @@
-"""A sampler that gives its memory back while somebody else needs it, and takes it up again: seen by its log-probs."""
+"""A sampler that releases its memory while somebody else needs it, and reloads it: its log-probs stay the same."""
 
 import gc
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ def test_keep_and_release_do_not_go_together(served: tuple[Running, SamplerClien
 
 
 def resident() -> int:
-    """This process' share of the memory in use, that of mapped files too: weights may be mapped from theirs."""
+    """This process' share of the used memory, mapped files included, because weights may be mapped from files."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) << 10

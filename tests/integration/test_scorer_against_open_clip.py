@@ -1,4 +1,4 @@
-"""Scores over a real channel and a real Triton are those of open_clip itself."""
+"""Scores over a real channel and a real Triton equal those of open_clip itself."""
 
 import asyncio
 import hashlib
@@ -55,7 +55,7 @@ FILES = {
 
 
 def as_a_person_sees_it(content: bytes) -> Image.Image:
-    """Upright, on white, RGB: what the README says is done before open_clip's own transform."""
+    """Upright, on white, RGB: as the README says, before open_clip's own transform."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, "white")
@@ -81,7 +81,7 @@ def test_scores_are_open_clips(scorer: RunningScorer, references: dict[str, Refe
 
 
 def test_many_texts_of_many_lengths(scorer: RunningScorer, references: dict[str, Reference]) -> None:
-    """More texts than one batch of Triton holds; the rows come back in the texts' order."""
+    """More texts than fit into one batch of Triton; the rows return in the texts' order."""
     texts = [("cat " * (1 + number % 70)) + str(number) for number in range(150)]
     response = scorer.score(FILES["png"], texts)
     expected = references["tiny"].cosines(picture(90, 70), texts)

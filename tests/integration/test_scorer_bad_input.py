@@ -27,7 +27,7 @@ def scorer() -> RunningScorer:
 
 @pytest.fixture(autouse=True)
 def still_serving(scorer: RunningScorer) -> Iterator[None]:
-    """After every piece of bad input: health says SERVING, and the next request has its score."""
+    """After each bad input, health says SERVING and the next request gets its score."""
     yield
     with grpc.insecure_channel(scorer.at.health) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)

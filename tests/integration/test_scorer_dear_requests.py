@@ -1,4 +1,4 @@
-"""A small request that is dear: it costs its sender, not the stranger beside it, and the event loop least of all."""
+"""A small but expensive request: its sender pays for it, not another caller, and not the event loop."""
 
 import asyncio
 import io
@@ -81,7 +81,7 @@ def scorer() -> RunningScorer:
 
 
 def loop_steps(running: RunningScorer) -> Any:
-    """Steps of the service's loop, not of this thread's."""
+    """Measure steps of the service's event loop, not of this thread's."""
     loop_thread = running._thread.ident
     return Steps(lambda: threading.get_ident() == loop_thread)
 
@@ -116,7 +116,7 @@ def test_a_stranger_is_answered_before_it_and_no_step_is_long(scorer: RunningSco
 
 
 def test_a_strangers_picture_takes_its_turn_before_the_rest(scorer: RunningScorer) -> None:
-    """Threads are shared by turns: a picture waits for one piece of a dear request, not for all."""
+    """Requests take turns in the threads: a picture waits for one piece of an expensive request, not for all of it."""
     pool = FairPool(1, "test")
     order: list[str] = []
     gate = threading.Event()

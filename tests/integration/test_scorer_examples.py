@@ -1,4 +1,4 @@
-"""The examples of examples/, run as a reader would run them, against a real scorer."""
+"""The examples in examples/, run as by a reader, against a real scorer."""
 
 import json
 import shutil
@@ -67,7 +67,7 @@ def test_trl_grpo_reward(services: Services, images: Path, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("npm") is None, reason="Node is not installed")
 def test_node(services: Services, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The protos as they are, by @grpc/grpc-js: scores, and an error with its status."""
+    """The unchanged protos in @grpc/grpc-js: scores, and an error with its status."""
     directory = tmp_path / "node"
     shutil.copytree(ROOT / "examples/node", directory, ignore=shutil.ignore_patterns("node_modules"))
     installed = subprocess.run(

@@ -77,7 +77,7 @@ class Process:
     def outcome(
         self, texts: Sequence[str] = (), seconds: float = 10, image: bytes = GOOD
     ) -> pb.ScoreResponse | SightlineError:
-        """What one Score without retries gives; without `texts` one that was never scored before."""
+        """The outcome of one Score without retries; by default of a text that was never scored before."""
         texts = texts or [f"a cat {next(NUMBERS)}"]
         request = pb.ScoreRequest(image=pb.Image(content=image), texts=texts)
         try:
@@ -136,7 +136,7 @@ def test_a_full_queue_is_overload_and_says_when_to_try_again(scorer: Process) ->
 
 
 def test_no_request_waits_for_the_batchers_timer(scorer: Process) -> None:
-    """With a queue policy, Triton's batcher forgets about one request in forty until its timer of 500 ms rings."""
+    """With a queue policy, Triton's batcher forgets one request in forty until its timer of 500 ms fires."""
     seconds = []
     for _ in range(200):
         began = time.monotonic()
@@ -146,7 +146,7 @@ def test_no_request_waits_for_the_batchers_timer(scorer: Process) -> None:
 
 
 def test_triton_killed_in_mid_request(scorer: Process) -> None:
-    """UNAVAILABLE with RetryInfo at once, and scores again within 30 s; the SDK gives scores or this error."""
+    """UNAVAILABLE with RetryInfo at once, and scores again within 30 s; the SDK returns scores or this error."""
     before = scorer.outcome(["a red cat"])
     assert isinstance(before, pb.ScoreResponse)
     outcomes: list[pb.ScoreResponse | SightlineError] = []
@@ -197,7 +197,7 @@ def test_triton_killed_in_mid_request(scorer: Process) -> None:
 
 
 def test_a_tower_killed_alone(scorer: Process) -> None:
-    """Triton starts a stub again by itself; the request that meets its death is told to try again."""
+    """Triton restarts a stub by itself; the request that it interrupted gets an error that asks for a retry."""
     stub = next(pid for pid in scorer.named("triton_python_backend_stub") if b"clip_text" in _command(pid))
     os.kill(stub, signal.SIGKILL)
     error = scorer.outcome(seconds=30)
@@ -209,7 +209,7 @@ def test_a_tower_killed_alone(scorer: Process) -> None:
 
 
 def test_a_text_is_scored_whose_towers_parent_was_killed(scorer: Process) -> None:
-    """The fork that had the text tower goes with the image tower's process; the text's own loads it then."""
+    """The fork with the text tower dies with the image tower's process; the text's own process then loads it."""
     parent = min(pid for pid in scorer.named("triton_python_backend_stub") if b"clip_image" in _command(pid))
     os.kill(parent, signal.SIGKILL)
     until(scorer.works, max(30, 2 * scorer.start_seconds))
@@ -260,7 +260,7 @@ def test_nothing_is_left_of_a_scorer_killed_by_force(scorer: Process) -> None:
 
 @pytest.mark.slow
 def test_a_poisoned_model_is_not_served(tmp_path: Path) -> None:
-    """Weights with a NaN: refused at the start, with the reason, and nothing is left running."""
+    """Weights with a NaN are refused at the start, with the reason, and no process is left."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -275,7 +275,7 @@ def test_a_poisoned_model_is_not_served(tmp_path: Path) -> None:
 
 
 def test_a_tower_out_of_memory_is_told_and_gone_without_a_restart(tmp_path: Path) -> None:
-    """RESOURCE_EXHAUSTED with RetryInfo while no memory is to be had, scores again as soon as there is some."""
+    """RESOURCE_EXHAUSTED with RetryInfo while there is no memory; scores again as soon as there is some."""
     model, work, full = scorer_models.tiny(tmp_path / "model"), tmp_path / "work", tmp_path / "full"
     starved = f"import torch\n    if os.path.exists({str(full)!r}): torch.empty(1 << 55)"  # more memory than there is
     threading.Thread(target=_tamper, args=(work / "repository/clip_text/1/model.py", starved)).start()
@@ -299,7 +299,7 @@ def test_a_tower_out_of_memory_is_told_and_gone_without_a_restart(tmp_path: Path
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[RunningScorer, Callable[[float], object]]]:
-    """A scorer, and what sets the seconds that its text tower takes longer for each batch (of one text)."""
+    """A scorer, and a function that slows its text tower by seconds for each batch (of one text)."""
     directory = tmp_path_factory.mktemp("slow")
     model, work, delay = scorer_models.tiny(directory / "model"), directory / "work", directory / "delay"
 
@@ -391,7 +391,7 @@ def test_a_tower_slower_than_its_time_limit_is_told_and_comes_back(
 
 @pytest.mark.slow
 def test_a_triton_that_cannot_start_says_why(tmp_path: Path) -> None:
-    """The end of Triton's log is in the error; here its models cannot be loaded."""
+    """The error contains the end of Triton's log; here its models cannot be loaded."""
     model = scorer_models.tiny(tmp_path / "model")
     work = tmp_path / "work"
     threading.Thread(target=_spoil, args=(work / "repository/clip_text/1/model.py",)).start()
@@ -413,7 +413,7 @@ def _spoil(path: Path) -> None:
 
 
 def _tamper(path: Path, first: str) -> None:
-    """Have the tower do this line before each batch."""
+    """Make the tower run this line before each batch."""
     until(lambda: path.exists() and "def finalize" in path.read_text(), 60, step=0.005)
     with path.open("a") as model:
         model.write(

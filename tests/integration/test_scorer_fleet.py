@@ -1,4 +1,4 @@
-"""Overload, and what the SDK makes of replicas and backends that die under load."""
+"""Overload, and the SDK with replicas and backends that die under load."""
 
 import json
 import os
@@ -25,12 +25,12 @@ TEXTS = ["a red circle", "a blue square", "a green triangle", "a yellow star"]
 
 
 def pairs(number: int) -> list[Pair]:
-    """So many, all different."""
+    """This many pairs, all different."""
     return [(PICTURES[n % 8] + bytes([n % 256, n // 256]), [TEXTS[n % 4]]) for n in range(number)]
 
 
 def test_ten_times_too_much_is_refused_with_a_time_to_come_back() -> None:
-    """All that fits is scored, all else is refused at once, and none is lost or answered with anything else."""
+    """Requests that fit are scored, all others are refused at once, and none is lost or gets another answer."""
     scorer = shared()[0]
     admission = scorer.settings.admission
     fits = admission.max_concurrent + admission.max_queue
@@ -72,7 +72,7 @@ def test_the_sdk_gets_everything_through_an_overload() -> None:
 
 @contextmanager
 def scripted_process() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A scorer that answers at once, as a process to be killed."""
+    """A scorer that answers at once, in a process that the test kills."""
     program = "import scorer_scripted, time\nwith scorer_scripted.scripted() as (_, at):\n print(at, flush=True)\n"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])}
     process = subprocess.Popen(
@@ -171,7 +171,7 @@ def test_without_retries_the_failures_of_a_killed_triton_say_to_come_back(first:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_no_request_is_lost_when_one_of_two_scorers_is_killed_under_load(first: Replica, second: Replica) -> None:
-    """kill -9 of a whole scorer behind round_robin: its Triton goes with it, the other one takes over."""
+    """A whole scorer behind round_robin is killed by kill -9: its Triton dies with it, and the other one takes over."""
     for replica in (first, second):
         with ScorerClient(replica.at) as client:
             client.score(PICTURES[0], TEXTS, timeout=600)

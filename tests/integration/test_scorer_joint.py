@@ -76,14 +76,14 @@ def scorer(folder: Path, sampler: sampler_models.Running) -> Iterator[RunningSco
 
 
 def _calibration() -> str:
-    """Of other weights: it is told, not used, until the model is calibrated."""
+    """A calibration of other weights is reported and not used until the model is calibrated."""
     from sightline_scorer.calibration import fit
 
     return fit(np.linspace(0, 1, 30), "other", "other").to_json()
 
 
 def rewards(folder: Path, texts: list[str]) -> list[float]:
-    """ImageReward's own arithmetic, on the picture as open_clip's transform makes it."""
+    """ImageReward's own arithmetic, on the picture by open_clip's transform."""
     from transformers import AutoTokenizer
 
     state = torch.load(folder / "ImageReward.pt", weights_only=True)

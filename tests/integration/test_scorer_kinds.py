@@ -80,7 +80,7 @@ def test_sentences_are_scored_and_aggregated(scorer: RunningScorer, references: 
 
 
 def test_phrases_make_the_mean_of_whole_and_parts(scorer: RunningScorer, references: dict[str, Reference]) -> None:
-    """F-CLIPScore: the mean of the CLIPScores of the caption and of its nouns."""
+    """F-CLIPScore is the mean of the CLIPScores of the caption and its nouns."""
     rows = ["a red square beside a dog", "red square", "dog"]
     cosine = references["tiny"].cosines(picture(80, 60, seed=21), rows)
     response = scorer.score(
@@ -109,7 +109,7 @@ def test_an_over_long_sentence_is_scored_in_pieces_and_flagged(
 
 
 def test_captions_that_differ_late_differ_in_score(scorer: RunningScorer) -> None:
-    """Peers cut at 20 or 77 tokens without a word; here the last word counts, also behind the window."""
+    """Peers truncate silently at 20 or 77 tokens; here the last word counts, also behind the window."""
     for words in (20, 60, 74, 90, 300):
         start = "a photo of " + " ".join(f"thing{n % 10}" for n in range(words // 2))
         one, other = scorer.score(IMAGE, [f"{start} and a red cat", f"{start} and a blue car"]).scores
@@ -127,7 +127,7 @@ def test_images_of_one_size_never_share_a_score(scorer: RunningScorer, reference
 
 
 def test_a_cut_jpeg_among_many_takes_out_only_itself(scorer: RunningScorer) -> None:
-    """In peers it stops every later request, or half of those that share its batch."""
+    """In peers it stops every later request, or half of the requests that share its batch."""
     good = [encoded(picture(70, 50, seed=seed), "JPEG") for seed in range(200, 215)]
     requests = [*good[:8], encoded(picture(300, 200, seed=9), "JPEG")[:3000], *good[8:]]
 
@@ -246,7 +246,7 @@ def test_a_reload_by_rpc_must_be_allowed(scorer: RunningScorer) -> None:
 
 
 def test_a_jpeg_is_seen_as_pillow_decodes_it_exactly(scorer: RunningScorer, references: dict[str, Reference]) -> None:
-    """No scaled decoding: the score is that of open_clip's own transform."""
+    """JPEGs are not decoded at a reduced size: the score equals that by open_clip's own transform."""
     content = encoded(picture(1500, 900, seed=303), "JPEG", quality=85)
     expected = references["tiny"].cosines(Image.open(io.BytesIO(content)).convert("RGB"), SENTENCES)
     found = [score.cosine for score in scorer.score(content, SENTENCES).scores]

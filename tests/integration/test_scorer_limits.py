@@ -1,4 +1,4 @@
-"""Limits of a team on the real scorer: what Score, ScoreStream and Embed are charged."""
+"""Limits of a team on the real scorer: the costs of Score, ScoreStream and Embed."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Models that change while the service serves, calibrations, and ensembles."""
+"""Models that change while the service runs, calibrations, and ensembles."""
 
 import hashlib
 import json
@@ -75,7 +75,7 @@ def test_nothing_changed_is_no_new_version(scorer: RunningScorer, folder: Path) 
 
 
 def test_a_model_calibrated_on_a_reference_set(scorer: RunningScorer, folder: Path, tmp_path: Path) -> None:
-    """The command line asks the service, writes beside the model, and a reload takes it up."""
+    """The command line asks the service and writes beside the model; a reload uses it."""
     from sightline_cli.main import app
 
     reference = Reference(folder / "tiny")
@@ -109,7 +109,7 @@ def test_a_model_calibrated_on_a_reference_set(scorer: RunningScorer, folder: Pa
 
 @pytest.mark.slow
 def test_new_weights_take_over_while_requests_are_answered(scorer: RunningScorer, folder: Path) -> None:
-    """No request fails, each answer is wholly one version's, and the old version is gone afterwards."""
+    """No request fails, each answer comes from one version alone, and the old version is gone afterwards."""
     old = Reference(folder / "tiny")
     expected = {scorer.score(IMAGE, ["a"]).model.weights_digest: old.cosines(PICTURE, SENTENCES)}
     outcomes: list[pb.ScoreResponse | grpc.RpcError] = []

@@ -110,7 +110,7 @@ def test_each_is_calibrated(scorer: RunningScorer, folder: Path) -> None:
 
 
 def test_a_remote_triton_that_did_not_change_has_nothing_new(scorer: RunningScorer, folder: Path) -> None:
-    """Nor where a network stands on a model, whose weights are then two files."""
+    """Nor if a network stands on a model, whose weights are then two files."""
     address = scorer.service.triton.address()
     remote = RunningScorer("triton.mode=remote", f"triton.address={address}", *settings(folder))
     try:

@@ -1,4 +1,4 @@
-"""Several services of one machine before one Triton: embedded in one at a port that is told, the others' remote."""
+"""Several services on one machine before one Triton: one embeds it at a given port, the others use it as remote."""
 
 import socket
 

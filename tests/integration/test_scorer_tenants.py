@@ -1,4 +1,4 @@
-"""Teams of one scorer learn nothing of each other: not which texts were scored, not which images were sent."""
+"""Teams of one scorer learn nothing about each other: neither which texts were scored nor which images were sent."""
 
 import hashlib
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[bool, RunningScorer]]:
-    """A scorer with its defaults, and one whose operator lets teams share, by whether they do."""
+    """A scorer with its defaults, and one whose operator lets teams share; the keys say whether they share."""
     root = tmp_path_factory.mktemp("tenants")
     model, tokens = scorer_models.tiny(root / "tiny"), root / "tokens.yaml"
     teams = {team: {"tokens": [hash_of(t)], "limits": LIMITS} for team, t in TOKENS.items()}
@@ -42,7 +42,7 @@ def as_team(team: str) -> list[tuple[str, str]]:
 
 
 def known(scorer: RunningScorer, team: str, texts: list[str]) -> int:
-    """How many of the texts the answer says were known."""
+    """Number of texts that the answer reports as known."""
     request = pb.ScoreRequest(image=pb.Image(content=IMAGE), texts=texts)
     return int(scorer.stub.Score(request, timeout=20, metadata=as_team(team)).timing.texts_cached)
 
@@ -76,7 +76,7 @@ def test_a_team_neither_finds_nor_uses_the_images_of_another(scorers: dict[bool,
 
 
 def test_a_team_stores_as_much_as_it_may(scorers: dict[bool, RunningScorer]) -> None:
-    """Its oldest image leaves; one that alone is too large is refused with what helps."""
+    """Its oldest image is evicted; a single image above the bound is refused, and the error says what helps."""
     images = [png(seed, 60) for seed in (20, 21, 22)]
     digests = [hashlib.sha256(image).digest() for image in images]
     large = png(23, 120)

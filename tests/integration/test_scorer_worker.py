@@ -1,4 +1,4 @@
-"""`triton.mode: worker`: the same scores without Triton, and it is said."""
+"""`triton.mode: worker`: the same scores without Triton, and the service says so."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Public clients of TGI speak with our TGI server: it answers in TGI's form, not only as our engine reads it."""
+"""Public TGI clients use our TGI server: it answers in TGI's form, not only in the form that our engine reads."""
 
 import base64
 import json
@@ -84,7 +84,7 @@ def served() -> Iterator[tuple[str, Mind]]:
 
 
 def test_the_text_generation_client_and_the_hubs_of_its_time(served: tuple[str, Mind], tmp_path: Path) -> None:
-    """In an environment of its own: text-generation pins huggingface_hub < 1, which transformers 5 does not take."""
+    """In a separate environment: text-generation pins huggingface_hub < 1, which transformers 5 does not accept."""
     url, mind = served
     uv, venv = Path(sys.executable).with_name("uv"), tmp_path / "venv"
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, venv], check=True)

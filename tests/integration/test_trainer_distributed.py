@@ -1,4 +1,4 @@
-"""One update on several processes: the same loss and policy as on one, and errors that come back typed."""
+"""One update on several processes: the same loss and policy as on one, and typed errors."""
 
 import os
 import sys
@@ -93,7 +93,7 @@ def test_two_processes_do_what_one_does_with_a_methods_pieces(
 
 
 def sharded(directory: Path, *, cpu: bool, precision: str = "no") -> list[str]:
-    """A launcher by the configuration that is shipped, for two processes."""
+    """A launcher with the shipped configuration, for two processes."""
     config = directory / "fsdp.yaml"
     text = (ROOT / "recipes/accelerate/fsdp.yaml").read_text()
     for shipped, here in (
@@ -119,7 +119,7 @@ def assert_same_update(one: Update, two: Update, root: Path) -> None:
 def test_an_update_that_fsdp_shards_is_that_of_one_process(
     train: str, model: Path, pairs: Path, tmp_path: Path
 ) -> None:
-    """FSDP2 over gloo: reference, shared prefix, steps, what moved, the gathered checkpoint and the probes."""
+    """FSDP2 over gloo: reference, shared prefix, steps, changed weights, the gathered checkpoint and the probes."""
     values = {"epochs": 1, "learning_rate": 1e-3, "train": train}
     one = run(dpo_recipe(model, batch_size=4, **values), pairs, tmp_path / "one")
     two = run(dpo_recipe(model, batch_size=2, launch=sharded(tmp_path, cpu=True), **values), pairs, tmp_path / "two")

@@ -1,4 +1,4 @@
-"""What a run survives, over real services: lost policies, damaged images, losses that are not finite, kill -9."""
+"""Faults that a run survives, over real services: lost policies, damaged images, non-finite losses, kill -9."""
 
 import json
 import os
@@ -39,7 +39,7 @@ def said(run: RunDirectory) -> list[dict[str, Any]]:
 
 
 def sides(run: RunDirectory, iteration: int) -> set[int]:
-    """Policy versions that sampled an iteration's pairs."""
+    """Versions of the policies that sampled an iteration's pairs."""
     rows = read_pairs(run.iteration(iteration) / "pairs.parquet")
     return set(rows["chosen_policy_version"]) | set(rows["rejected_policy_version"])
 
@@ -138,7 +138,7 @@ def test_policies_are_published_further_than_they_were_trained(
 def test_a_sampler_that_lost_the_policy_is_given_it_again(
     services: Services, playground: Path, tmp_path: Path, stage: str
 ) -> None:
-    """kill -9 in the second iteration: the new sampler knows nothing but the base model."""
+    """After kill -9 in the second iteration the new sampler has only the base model."""
     undisturbed = RunDirectory(tmp_path / "undisturbed")
     execute(small(services, playground), undisturbed, lambda event: None)
     with Processes(tmp_path / "services") as processes:
@@ -169,7 +169,7 @@ def test_a_sampler_that_lost_the_policy_is_given_it_again(
 def test_a_policy_that_was_not_put_in_place_is_when_the_run_goes_on(
     services: Services, playground: Path, tmp_path: Path
 ) -> None:
-    """As after a kill between update.json and the policy's own name."""
+    """As after a kill between writing update.json and renaming the policy."""
     recipe, run = small(services, playground, iterations=1), RunDirectory(tmp_path / "run")
     version = int(execute(recipe, run, lambda event: None)[-1]["policy_version"])
     place = run.policies / f"v{version:06d}"
@@ -189,7 +189,7 @@ def test_a_policy_that_was_not_put_in_place_is_when_the_run_goes_on(
 def test_a_disk_that_is_full_ends_the_run_and_it_goes_on_when_there_is_room(
     services: Services, playground: Path, tmp_path: Path
 ) -> None:
-    """The kernel refuses files over 300 KiB, such as the policy's; then it does not."""
+    """The kernel first refuses files over 300 KiB, such as the policy's, then accepts them."""
     recipe = small(services, playground, iterations=1)
     program = (
         "import json, resource, signal, sys; from pathlib import Path\n"

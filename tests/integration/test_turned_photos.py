@@ -1,4 +1,4 @@
-"""Photos of which half are stored turned: sampler and update see the same picture, in every pair."""
+"""Half of the photos are stored turned: sampler and update see the same picture, in every pair."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ BACK = {1: 1, 2: 2, 3: 3, 4: 4, 5: 5, 6: 8, 7: 7, 8: 6}
 
 @pytest.fixture
 def photos(playground: Path, tmp_path: Path) -> Path:
-    """The playground's train set as photos of 48 x 32, every second one stored turned, by all turns in their turn."""
+    """The playground's train set as photos of 48 x 32; every second one is stored turned, in all orientations."""
     directory = tmp_path / "photos"
     (directory / "images").mkdir(parents=True)
     for path in (playground / "train").iterdir():

@@ -1,4 +1,4 @@
-"""The wheel carries what it needs: recipes, models, protos, chart; the demo runs in an empty directory."""
+"""The wheel contains what it needs: recipes, models, protos, chart; the demo runs in an empty directory."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ UV = Path(sys.executable).with_name("uv")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The distribution as `pip install sightline` brings it."""
+    """The distribution as `pip install sightline` gets it."""
     out = tmp_path_factory.mktemp("wheel")
     command = [UV, "build", "--quiet", "--wheel", "--no-build-isolation", "--python", sys.executable]
     subprocess.run([*command, "--out-dir", out, ROOT], check=True)
@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The commands of an environment that has the wheel, and all other packages from this one."""
+    """The commands of an environment with the wheel, and all other packages from this one."""
     venv = tmp_path_factory.mktemp("venv")
     subprocess.run([UV, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
     python = venv / "bin/python"
@@ -39,7 +39,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def needed(wheel: Path) -> set[Distribution]:
-    """What `pip install` brings of a wheel without extras: its requirements, theirs, and so on."""
+    """The packages that `pip install` of a wheel without extras installs: its requirements, theirs, and so on."""
     with zipfile.ZipFile(wheel) as file:
         (metadata,) = [name for name in file.namelist() if name.endswith(".dist-info/METADATA")]
         todo = Parser().parsestr(file.read(metadata).decode()).get_all("Requires-Dist", [])
@@ -54,7 +54,7 @@ def needed(wheel: Path) -> set[Distribution]:
 
 @pytest.fixture(scope="module")
 def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The commands of an environment that has the wheel and what it requires without extras, and nothing else."""
+    """The commands of an environment with only the wheel and its requirements without extras."""
     venv = tmp_path_factory.mktemp("base")
     subprocess.run([UV, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
     install = [UV, "pip", "install", "--quiet", "--no-deps", "--python", venv / "bin/python"]
@@ -75,7 +75,7 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(installed: Path, directory: Path, *arguments: str) -> str:
-    """What a command of the installed wheel prints in a directory."""
+    """Output of a command of the installed wheel, run in a directory."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["SIGHTLINE_TRITON_HOME"] = os.environ.get("SIGHTLINE_TRITON_HOME", str(ROOT / ".triton"))
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Alert rules: they are sound, each is tested to fire and to stay silent, and each has a runbook."""
+"""Alert rules: they are valid, each is tested to fire and to stay silent, and each has a runbook."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""The arrows of the house: which package may import which, and what else holds for every file of the product."""
+"""The arrows of the house: which package may import which, and other rules for every file of the product."""
 
 import ast
 from collections import defaultdict
@@ -32,7 +32,7 @@ MOST_LINES = 500
 
 
 def sources() -> Iterator[Path]:
-    """The product's files, but for the stubs that are made from the protos."""
+    """The product's files, except the stubs generated from the protos."""
     for root in PACKAGES.values():
         yield from (path for path in root.rglob("*.py") if "_pb2" not in path.name)
 

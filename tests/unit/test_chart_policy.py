@@ -1,4 +1,4 @@
-"""What must hold for every object that the chart renders, in every profile."""
+"""Rules for every object that the chart renders, in every profile."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -105,7 +105,7 @@ def test_a_rollout_needs_no_second_gpu(objects: Objects) -> None:
 
 
 def test_an_engine_never_has_two_pods_behind_its_address() -> None:
-    """They would hold other policies, and answer in turn. TGI has one pod, and of vLLM each has an address."""
+    """They would hold other policies and answer by turns. TGI has one pod, and each vLLM pod has its own address."""
     engines = [
         (item, name)
         for name in PROFILES
@@ -366,7 +366,7 @@ def test_an_operator_is_told_what_is_left_to_set() -> None:
 
 
 def test_rules_are_of_their_own_release() -> None:
-    """So that two releases do not alert twice; tests/unit/test_alerts.py has promtool read them."""
+    """Two releases must not alert twice; tests/unit/test_alerts.py checks the rules with promtool."""
     objects = render({"monitoring": {"rules": {"enabled": True}}}, name="blue")
     for item in objects:
         if item["kind"] == "PrometheusRule":
@@ -412,7 +412,7 @@ def test_runs_have_the_access_mode_that_was_asked_for() -> None:
 
 
 def test_engines_download_to_a_directory_that_can_be_written() -> None:
-    """TGI's image says HF_HOME=/data; the root file system is read only."""
+    """TGI's image sets HF_HOME=/data, and the root file system is read-only."""
     pod = find(profile_objects("multi-node-tgi"), "Deployment", "-engine")["spec"]["template"]
     assert {"name": "HF_HOME", "value": "/tmp/hf"} in pod["spec"]["containers"][0]["env"]
 
@@ -422,7 +422,7 @@ def test_no_secret_is_in_a_value(objects: Objects) -> None:
 
 
 def test_the_settings_are_those_of_the_services(objects: Objects) -> None:
-    """What the chart writes is read by the services' own settings."""
+    """The services' own settings accept what the chart writes."""
     from pydantic import ValidationError
     from sightline_sampler.settings import SamplerSettings
     from sightline_scorer.settings import ScorerSettings
@@ -463,7 +463,7 @@ def test_two_samplers_on_one_volume_are_refused() -> None:
 
 
 def test_one_gpu_is_enough_for_single_gpu() -> None:
-    """Its three pods ask for slices of it."""
+    """Its three pods request slices of it."""
     limits = [c["resources"]["limits"] for _, c in each_container(profile_objects("single-gpu"))]
     assert sum("nvidia.com/gpu" in limit for limit in limits) == 0
     assert sum("nvidia.com/gpu.shared" in limit for limit in limits) == 3

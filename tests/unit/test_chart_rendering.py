@@ -1,4 +1,4 @@
-"""The chart renders by Helm's own engine, in every profile, to what Kubernetes takes."""
+"""Helm's own engine renders every profile to objects that Kubernetes accepts."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def test_helm_finds_nothing_wrong() -> None:
 
 @pytest.mark.parametrize("name", PROFILES)
 def test_a_profile_renders_to_what_it_rendered_to(name: str) -> None:
-    """SIGHTLINE_GOLDEN=1 writes the files anew: read the difference before you commit it."""
+    """SIGHTLINE_GOLDEN=1 rewrites the files: read the difference before you commit it."""
     text = yaml.safe_dump_all(map(_without_plain_files, profile_objects(name)), sort_keys=True, width=120)
     golden = GOLDEN / f"{name}.yaml"
     if os.environ.get("SIGHTLINE_GOLDEN"):
@@ -34,7 +34,7 @@ def test_a_profile_renders_to_what_it_rendered_to(name: str) -> None:
 
 
 def _without_plain_files(item: dict[str, Any]) -> dict[str, Any]:
-    """The object with names of rules and dashboards only: they come as they are from files with tests of their own."""
+    """The object with only the names of rules and dashboards, whose files have their own tests."""
     if item["kind"] == "PrometheusRule":
         return item | {"spec": {"groups": [group["name"] for group in item["spec"]["groups"]]}}
     if item["metadata"]["name"].endswith("-dashboard"):

@@ -1,4 +1,4 @@
-"""The error tree: what travels, and what comes back."""
+"""The error tree: errors over the wire and back."""
 
 import pickle
 import subprocess

@@ -1,4 +1,4 @@
-"""Fetching weights: whole, checked, and not twice."""
+"""Fetching weights: complete, checked, and only once."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Many items in order, sync and async: what ends the whole, how much is read, and what is left running."""
+"""Many items in order, sync and async: what ends the iteration, how far it reads ahead, what it leaves running."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""What a team may use, by the clock; and how turns are shared."""
+"""A team's quota by the clock, and how turns are shared."""
 
 import asyncio
 from collections import Counter
@@ -13,7 +13,7 @@ from sightline_chassis.sections import AdmissionSettings, TeamLimits
 
 
 class Clock:
-    """Time that is set."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 0.0

@@ -1,4 +1,4 @@
-"""Settings: who wins, what is refused, and what the refusal says."""
+"""Settings: which source wins, what is refused, and with which message."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def load(tmp_path: Path, text: str = "", *overrides: str) -> ProbeSettings:
 
 
 def refusal(tmp_path: Path, text: str = "", *overrides: str) -> str:
-    """What the refusal of these settings says."""
+    """The message with which these settings are refused."""
     with pytest.raises(SettingsError) as caught:
         load(tmp_path, text, *overrides)
     assert "\n" not in str(caught.value)

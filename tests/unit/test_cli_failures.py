@@ -1,4 +1,4 @@
-"""The command line with what it cannot use: one paragraph, an exit code, and nothing lost."""
+"""The command line with unusable input: one paragraph, an exit code, and nothing lost."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sightline policies merge`: the checkpoint says what the adapter says."""
+"""`sightline policies merge`: the checkpoint answers as the adapter does."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`sightline recipe`: what a recipe comes to, and what its keys mean."""
+"""`sightline recipe`: a recipe's values, and the meaning of its keys."""
 
 import json
 from pathlib import Path

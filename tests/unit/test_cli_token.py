@@ -1,4 +1,4 @@
-"""`sightline token`: what it prints where, and that a tokens file takes it."""
+"""`sightline token`: what it prints where, and that a tokens file accepts it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What people type: one paragraph on stderr, a code that says whose fault it is, and never a traceback or a log."""
+"""What people type: one paragraph on stderr, an exit code that shows whose fault it is, and no traceback or log."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ pydantic pydantic_core annotated_types typing_inspection
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a process that has the base install's packages and no others (with `python -S`)."""
+    """The environment of a process with only the base install's packages (with `python -S`)."""
     packages = tmp_path_factory.mktemp("packages")
     for path in Path(np.__file__).parents[1].iterdir():
         name = path.name.partition("-")[0]
@@ -65,7 +65,7 @@ def process(*command: object, cwd: Path, **options: Any) -> subprocess.Completed
 
 
 def told(code: int, output: str, stderr: str) -> str:
-    """What was said, after it was looked at: a paragraph, no traceback, no log."""
+    """The message; it must be one paragraph without a traceback or a log."""
     assert code in (1, 2), (code, output, stderr)
     assert "Traceback" not in output + stderr
     assert '"ts":' not in output + stderr
@@ -84,7 +84,7 @@ def commands(command: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory that is not a copy of the repository, with a file of each wrong kind."""
+    """A directory outside the repository, with a file of each wrong kind."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "directory").mkdir()
     (tmp_path / "binary").write_bytes(bytes(range(256)))
@@ -171,7 +171,7 @@ def test_what_is_no_address_is_refused(here: Path, address: str) -> None:
 @pytest.mark.field
 @pytest.mark.slow
 def test_a_run_from_another_directory_names_the_model(here: Path) -> None:
-    """It printed the log of the sampler: kilobytes of JSON, and a traceback in it."""
+    """It printed the sampler's log: kilobytes of JSON with a traceback."""
     failed = process("-m", "sightline_cli", "run", RECIPE, "--set", "model=playground/weights/llava", cwd=here)
     said = told(failed.returncode, failed.stdout, failed.stderr)
     assert failed.returncode == 2
@@ -193,7 +193,7 @@ def test_a_model_that_nobody_knows_is_named_without_a_log(here: Path) -> None:
 @pytest.mark.field
 @pytest.mark.parametrize("example", sorted(path.name for path in (ROOT / "examples").glob("*.py")))
 def test_an_example_without_arguments_says_what_it_wants(example: str, tmp_path: Path, base: dict[str, str]) -> None:
-    """They ended in a traceback, or wanted torch to say anything."""
+    """They ended in a traceback, or needed torch for any message."""
     helped = process("-S", ROOT / "examples" / example, "--help", cwd=tmp_path, env=base)
     assert (helped.returncode, "usage: " in helped.stdout) == (0, True), helped.stderr
     bare = process(ROOT / "examples" / example, cwd=tmp_path)
@@ -216,7 +216,7 @@ def test_an_example_without_arguments_says_what_it_wants(example: str, tmp_path:
     ],
 )
 def test_the_base_install_answers(here: Path, base: dict[str, str], command: str, code: int, says: str) -> None:
-    """It was a traceback, whatever was asked."""
+    """Every command printed a traceback."""
     done = process("-S", "-m", "sightline_cli", *command.split(), cwd=here, env=base)
     assert (done.returncode, says in done.stdout + done.stderr) == (code, True), done.stdout + done.stderr
     assert "Traceback" not in done.stderr
@@ -261,7 +261,7 @@ ROW = {
 @pytest.mark.parametrize("columns", [80, 40])
 def test_no_name_and_no_number_of_a_table_is_cut(columns: int, capsys: pytest.CaptureFixture[str],
                                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
-    """At 80 columns stood "CHAI... CHAI...", and ids of runs that nobody could copy."""
+    """At 80 columns it printed "CHAI... CHAI...", and run ids that nobody could copy."""
     out = io.StringIO()
     draw(results_table([ROW, ROW]), Console(file=out, width=columns))
     monkeypatch.setenv("COLUMNS", str(columns))

@@ -35,7 +35,7 @@ def test_recipe(path: Path) -> None:
     ids=lambda path: path.stem,
 )
 def test_the_command_in_a_recipes_header_is_taken(path: Path) -> None:
-    """YAML takes `?` for the end of a text in brackets: the paraphrases of clip_dpo.yaml were no list."""
+    """For YAML, `?` ends a text in brackets: the paraphrases of clip_dpo.yaml were not a list."""
     header = "\n".join(line[1:].strip() for line in path.read_text().splitlines() if line.startswith("#"))
     command = re.search(r"a real LVLM: (sightline run .*?)(?:\n\n|$)", header, re.S)
     assert command is not None
@@ -62,7 +62,7 @@ def test_overrides_reach_the_recipe() -> None:
 
 
 def test_a_list_that_yaml_refuses_is_told_as_that() -> None:
-    """YAML takes `?` for the end of a text in brackets."""
+    """For YAML, `?` ends a text in brackets."""
     with pytest.raises(
         SettingsError, match=r"valid list; it is not YAML \(expected ',' or '\]', but got '\?'\): put texts"
     ):

@@ -1,4 +1,4 @@
-"""The console answers this machine's browser, or who knows its token; and tells of runs what their files say."""
+"""The console answers callers with its token and shows what the runs' files contain."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ def url(root: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def page(url: str) -> Iterator[httpx.Client]:
-    """A browser that opened the printed address."""
+    """A client that opened the printed address."""
     with httpx.Client(base_url=url, timeout=60) as client:
         assert client.get("/", params={"token": "secret"}).status_code == 200
         yield client
@@ -90,7 +90,7 @@ def test_pages_of_other_sites_begin_nothing(page: httpx.Client, root: Path) -> N
 
 
 def test_loopback_needs_the_token_too(url: str, root: Path) -> None:
-    """Pages of other sites reach loopback, and so do other people's programs on this machine."""
+    """Pages of other sites and programs of other users can reach loopback."""
     for path in ("/", "/api/runs", "/api/runs/one/events", "/report/one", "/console.js"):
         assert httpx.get(url + path).status_code == 403
     body = {"name": "new", "recipe": "clip_dpo"}

@@ -1,4 +1,4 @@
-"""Several images, several turns and a system prompt: from what callers and datasets hold to requests and pairs."""
+"""Several images, several turns and a system prompt: from callers' and datasets' forms to requests and pairs."""
 
 import json
 from collections.abc import Sequence

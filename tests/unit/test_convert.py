@@ -1,4 +1,4 @@
-"""One converter between dataclasses and messages: there and back for every type that both ends have."""
+"""One converter between dataclasses and messages: there and back for every type that exists on both sides."""
 
 import dataclasses
 from typing import Any

@@ -1,4 +1,4 @@
-"""What requests cost their team: the declared methods exist, and a request costs what it holds."""
+"""Costs of requests for their team: the declared methods exist, and a request costs what it contains."""
 
 import pytest
 from sightline.sampler.v1 import sampler_pb2

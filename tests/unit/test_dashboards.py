@@ -1,4 +1,4 @@
-"""Dashboards: every panel's query parses, and asks for metrics that the services export."""
+"""Dashboards: every panel's query parses and uses only metrics that the services export."""
 
 import json
 import re

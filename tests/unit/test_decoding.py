@@ -1,4 +1,4 @@
-"""Decoding in recipes, and CSR's tree of sentences, on stand-ins for the services; numbers worked out by hand."""
+"""Decoding in recipes, and CSR's tree of sentences, with stand-ins for the services; numbers computed by hand."""
 
 import asyncio
 from collections.abc import Sequence
@@ -98,7 +98,7 @@ def test_an_evaluation_searches_no_beams_and_a_recipe_may_train_nothing() -> Non
 
 
 class Tree:
-    """A sampler that continues with two sentences behind each beginning, and ends behind two."""
+    """A sampler that continues each beginning with two sentences and ends after two levels."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[int, ...]] = []

@@ -1,4 +1,4 @@
-"""One dialect: customs that every file of the product keeps."""
+"""One dialect: conventions that every file of the product follows."""
 
 import ast
 import importlib

@@ -1,4 +1,4 @@
-"""Every command that the documentation shows is one: its program, its options and its settings are there.
+"""Every documented command is valid: its program, options and settings exist.
 
 Each is parsed as its program does it, in this process; nothing is run (`test_documented_commands_run.py` does that).
 """
@@ -38,11 +38,11 @@ _OTHERS = "python -m sightline_trainer.evaluation.lmms_eval_model"
 
 
 class Parsed(Exception):
-    """The arguments were taken."""
+    """The arguments were accepted."""
 
 
 def only_parsing(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> None:
-    """argparse stops when it has taken the words."""
+    """Make argparse stop once it has parsed the words."""
     real = argparse.ArgumentParser.parse_args
 
     def parse(self: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> Any:
@@ -54,7 +54,7 @@ def only_parsing(monkeypatch: pytest.MonkeyPatch, words: Sequence[str]) -> None:
 
 
 def sightline(words: list[str]) -> dict[str, Any]:
-    """The values of a command's parameters, as click takes them; raises what click raises."""
+    """The values of a command's parameters, as click parses them; raises click's errors."""
     command: Any = typer.main.get_command(app)
     context = click.Context(command, info_name="sightline")
     names, rest = ["sightline"], words[1:]

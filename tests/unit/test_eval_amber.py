@@ -1,4 +1,4 @@
-"""AMBER: the fixtures' counts by hand, and the official script's slips."""
+"""AMBER: the fixtures' counts by hand, and the official script's mistakes."""
 
 import pytest
 from running import ROOT

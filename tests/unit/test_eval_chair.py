@@ -1,4 +1,4 @@
-"""CHAIR on COCO objects: the fixtures' counts by hand, and the official rule with and without its slips."""
+"""CHAIR on COCO objects: the fixtures' counts by hand, and the official rule with and without its mistakes."""
 
 import json
 from pathlib import Path

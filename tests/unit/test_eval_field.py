@@ -1,4 +1,4 @@
-"""Evaluation, from the field: answers to other questions, half a truth, words and files as others write them."""
+"""Evaluation, from the field: answers to other questions, incomplete truth, other people's words and files."""
 
 import io
 import json
@@ -145,7 +145,7 @@ def test_captions_of_another_split_do_not_count_for_an_image(tmp_path: Path) -> 
     ],
 )
 def test_words_are_the_official_scripts(text: str, official: list[str], mended: list[str]) -> None:
-    """Expected: NLTK 3.10.4's word_tokenize, `pattern`'s singular and the script's steps, run beside each other."""
+    """Expected values come from NLTK 3.10.4's word_tokenize, `pattern`'s singular and the script's steps."""
     assert CocoObjects("official").mentions(text) == official
     assert CocoObjects().mentions(text) == mended
 

@@ -1,4 +1,4 @@
-"""What is found out about a processor, for each family."""
+"""What the code finds out about a processor, for each family."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The READMEs' tables of families say what `make families` measured."""
+"""The READMEs' tables of families equal the results of `make families`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Rows in the ways in which people hand them to the adapters: one bad row fails alone, typed and counted."""
+"""Rows as people pass them to the adapters: one bad row fails alone, with a typed error, and is counted."""
 
 import logging
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Calls in the ways in which people write them: one bad row fails alone, and a bad call is refused by name."""
+"""Calls as people write them: one bad row fails alone, and a bad call is refused by name."""
 
 import asyncio
 from collections.abc import Iterator

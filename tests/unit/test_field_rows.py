@@ -1,4 +1,4 @@
-"""One row never ends a run: every text and picture goes through one gate; what it refuses is named and left out."""
+"""One row never ends a run: every text and picture passes one gate, which names and leaves out what it refuses."""
 
 import asyncio
 import http.server
@@ -199,7 +199,7 @@ def test_texts_of_tables_that_are_none(folder: Path) -> None:
 
 
 def test_trls_columns_are_taken(folder: Path) -> None:
-    """A list of one picture called `images`, conversations of one turn: what TRL and `sightline export` have."""
+    """TRL and `sightline export` write a list of one picture as `images`, and conversations of one turn."""
     held = {"bytes": png(), "path": None}
     rows = [
         {

@@ -1,4 +1,4 @@
-"""FusedLora: equal to PEFT's own layer in outputs and gradients, and PEFT's own wherever it is not a plain adapter."""
+"""FusedLora: outputs and gradients equal PEFT's own layer; PEFT's layer stays wherever it is not a plain adapter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Judges: who is asked, what an answer is worth, and that a text is judged once; numbers worked out by hand."""
+"""Judges: who is asked, how an answer is read, and that a text is judged once; numbers computed by hand."""
 
 import asyncio
 import base64
@@ -71,7 +71,7 @@ def text_of(prompt: Any) -> str:
 
 
 class Policy:
-    """A sampler: says what `says` makes of the question, and P(yes) by `chance`."""
+    """A sampler: answers by `says` from the question, and P(yes) by `chance`."""
 
     def __init__(self, says: Callable[[str], str] = lambda question: "", chance: float = 0.5) -> None:
         self.says, self.chance = says, chance
@@ -149,7 +149,7 @@ def test_p_yes_is_the_share_of_yes_among_yes_and_no(tmp_path: Path) -> None:
 
 
 def test_another_samplers_likeliest_first_tokens_tell_p_yes(tmp_path: Path) -> None:
-    """0.3 + 0.3 of 0.3 + 0.3 + 0.2; a sampler that thinks of neither word has no mark."""
+    """0.3 + 0.3 of 0.3 + 0.3 + 0.2; a sampler with neither word among its tokens gives no mark."""
 
     class Other(Policy):
         def __init__(self, *likeliest: tuple[str, float]) -> None:
@@ -272,7 +272,7 @@ def test_the_scorer_over_the_vocabulary_finds_objects_and_between_its_bounds_nob
 
 @pytest.fixture
 def server() -> Iterator[tuple[str, list[dict[str, Any]], list[Any]]]:
-    """An HTTP server that answers what the list holds, the last of it again and again: URL, questions, answers."""
+    """An HTTP server that answers from the list and repeats its last entry: URL, questions, answers."""
     asked: list[dict[str, Any]] = []
     answers: list[Any] = []
 

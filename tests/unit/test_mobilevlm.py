@@ -1,4 +1,4 @@
-"""MobileVLM V2: released names are read, and LDPv2 is what the paper writes."""
+"""MobileVLM V2: released names are read, and LDPv2 follows the paper."""
 
 import json
 import re
@@ -54,7 +54,7 @@ def released(directory: Path) -> dict[str, Tensor]:
 
 
 def test_the_projector_is_the_papers(tmp_path: Path) -> None:
-    """One image of 4 x 4 patches to 2 x 2 tokens, worked out channel by channel."""
+    """One image of 4 x 4 patches to 2 x 2 tokens, computed channel by channel."""
     from types import SimpleNamespace
 
     torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""Keys of a recipe that say how prompts and pictures are shown to the model: sampler and update have them alike."""
+"""Keys of a recipe that set how the model sees prompts and pictures: sampler and update use the same values."""
 
 from pathlib import Path
 

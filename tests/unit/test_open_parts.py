@@ -1,4 +1,4 @@
-"""Parts that are not ours: who may import them, and that none of their failures becomes a number."""
+"""Third-party parts: who may import them, and that none of their failures becomes a number."""
 
 import asyncio
 import math
@@ -66,7 +66,7 @@ NUMBER = 3
 
 @pytest.fixture
 def theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A module of somebody else's, which nobody imported yet; its name is new for each test."""
+    """A third-party module that was not imported yet; each test gets a new name."""
     name = f"theirs_{abs(hash(tmp_path))}"
     (tmp_path / f"{name}.py").write_text(MODULE)
     monkeypatch.syspath_prepend(str(tmp_path))

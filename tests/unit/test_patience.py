@@ -13,7 +13,7 @@ FAST = Patience(first_delay=0.001, max_delay=0.002)
 
 
 class Attempts:
-    """Fails with these errors, one after another, then answers."""
+    """Fails with these errors in turn, then answers."""
 
     def __init__(self, *errors: SightlineError) -> None:
         self.errors, self.seconds = list(errors), list[float]()

@@ -1,4 +1,4 @@
-"""What was made with another rule to read a picture, as by Sightline 0.1.0, is read or refused in one sentence."""
+"""Artefacts made with another picture rule, as by Sightline 0.1.0, are read or refused in one sentence."""
 
 import asyncio
 import json

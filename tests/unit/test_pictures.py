@@ -1,4 +1,4 @@
-"""One rule to read a picture: the same pixels by every way that a picture takes through the system."""
+"""One rule to read a picture: every path through the system gives the same pixels."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""The shipped tiny CLIP and tiny LVLM: they load through the libraries' own calls and are what the model card says."""
+"""The shipped tiny CLIP and tiny LVLM load through the libraries' own calls and match the model card."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check reckons and how it tells it: memory, disk, time, findings. No service is needed."""
+"""A check's estimates and its report: memory, disk, time, findings. No service is needed."""
 
 import dataclasses
 from pathlib import Path
@@ -82,7 +82,7 @@ def test_the_playgrounds_model_is_counted_without_its_weights() -> None:
 
 
 def test_a_model_whose_layers_differ_is_counted_by_the_widest(tmp_path: Path) -> None:
-    """Gemma 4: full layers have heads of 32, sliding ones of 16; a config that is asked for one figure refuses."""
+    """Gemma 4: full layers have heads of 32, sliding ones of 16; its config refuses to give a single figure."""
     gemma = families.make(tmp_path / "gemma4", "gemma4")
     known, found = sizes(recipe().model_copy(update={"model": str(gemma)}))
     assert not found
@@ -114,7 +114,7 @@ def test_a_disk_that_is_too_small_is_told_by_the_directory_that_is_there(tmp_pat
 def test_an_update_too_small_for_the_arrival_gate_is_a_warning(
     rate: float, pairs: int, noise: float, found: list[str]
 ) -> None:
-    """The trial's step is made at a rate that shows its effect: here 0.1 nats a token at 1e-3."""
+    """The trial's step uses a rate that shows its effect: here 0.1 nats a token at 1e-3."""
     made = recipe(learning_rate=rate, batch_size=16)
     assert trial_rate(made) == 1e-3
     findings = too_small(made, [0.1, -0.1], noise=noise, pairs=pairs)

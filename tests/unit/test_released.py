@@ -1,4 +1,4 @@
-"""Released checkpoints give the numbers that their authors' arithmetic gives."""
+"""Released checkpoints give the same numbers as their authors' arithmetic."""
 
 import dataclasses
 from pathlib import Path
@@ -39,7 +39,7 @@ def pixels(preprocess: Any) -> torch.Tensor:
 
 
 def served(directory: Path) -> tuple[Any, Any]:
-    """The made model as its towers load it, and its transform."""
+    """The converted model as its towers load it, and its transform."""
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{directory}")
     return model.eval(), preprocess
 
@@ -116,7 +116,7 @@ def normalised(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def joint(state: dict[str, torch.Tensor], side: int, words: int) -> None:
-    """Our tower gives the reference's rewards, of pictures that recur and texts of several lengths."""
+    """Our tower gives the reference's rewards for recurring pictures and texts of several lengths."""
     generator = torch.Generator().manual_seed(7)
     pictures = torch.randint(0, 256, (2, 3, side, side), generator=generator, dtype=torch.uint8)
     pixels = pictures[[0, 1, 0, 0]]
@@ -203,7 +203,7 @@ def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
 
 
 def test_keys_and_shapes_of_the_full_size() -> None:
-    """PickScore_v1 is a ViT-H-14: every key of open_clip's is made, in its shape."""
+    """PickScore_v1 is a ViT-H-14: every key of open_clip's is produced, in its shape."""
     from transformers import CLIPConfig, CLIPModel
 
     text = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16}

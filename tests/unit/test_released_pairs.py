@@ -1,4 +1,4 @@
-"""Released sets of preferences, as their authors wrote them: rows made by hand in each one's form."""
+"""Released sets of preferences in their authors' formats: rows written by hand in each format."""
 
 import json
 from collections import Counter

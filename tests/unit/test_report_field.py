@@ -1,4 +1,4 @@
-"""The report, from the field: a KL that is one, a meaning beside every curve, a flag on what is wrong."""
+"""The report, from the field: a true KL, a meaning beside every curve, and flags on what is wrong."""
 
 import html
 import math
@@ -33,7 +33,7 @@ def history(root: Path, **update: float) -> History:
 
 
 def test_k3_is_the_kl_on_the_policys_own_samples_and_never_negative() -> None:
-    """Exactly, over all tokens of a vocabulary by their probability: sum p (r - 1 - log r) = KL(p || q)."""
+    """Exact, over all tokens of a vocabulary weighted by probability: sum p (r - 1 - log r) = KL(p || q)."""
     rng = np.random.default_rng(0)
     policy, base = rng.dirichlet(np.ones(20)), rng.dirichlet(np.ones(20))
     expected = float((policy * np.log(policy / base)).sum())

@@ -1,4 +1,4 @@
-"""The report's page, made of what a run's files say."""
+"""The report's page, made from a run's files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""UniRL's and verl-omni's reward clients get their rewards by a URL alone, and nothing is unpickled."""
+"""UniRL's and verl-omni's reward clients need only a URL, and nothing is unpickled."""
 
 import base64
 import contextlib
@@ -56,7 +56,7 @@ def test_what_would_run_code_is_refused(value: Any, protocol: int) -> None:
 
 
 def test_a_key_that_would_be_hashed_without_end_is_refused() -> None:
-    """A tuple in a tuple, 400,000 deep, as a dict's key: to hash it ends the process."""
+    """A tuple in a tuple, 400,000 deep, as a dict's key: hashing it ends the process."""
     with pytest.raises(InvalidInput, match="str expected"):
         plain_values(b"\x80\x02})" + b"\x85" * 400_000 + b"Ns.")
 
@@ -69,7 +69,7 @@ def test_any_bytes_are_refused_or_read(content: bytes) -> None:
 
 
 def post(gateway: Gateway, path: str, body: Any) -> tuple[int, Any]:
-    """As verl-omni's client does it."""
+    """Post as verl-omni's client does."""
     answer = gateway.http.post(path, content=body if isinstance(body, bytes) else pickle.dumps(body))
     return answer.status_code, pickle.loads(answer.content)
 

@@ -1,4 +1,4 @@
-"""The index of runs: what is read of them, and when."""
+"""The index of runs: which files are read, and when."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Diverse group beam search: an example worked out by hand, and a plain implementation on random tables."""
+"""Diverse group beam search: an example computed by hand, and a plain implementation on random tables."""
 
 import asyncio
 import math

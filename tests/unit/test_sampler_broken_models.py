@@ -1,4 +1,4 @@
-"""Models that the engine cannot use: one sentence that names the model and the cause."""
+"""Models that the engine cannot use: the error is one sentence that names the model and the cause."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Distorted images: the schedule's published numbers, and what is done to pixels."""
+"""Distorted images: the schedule's published numbers, and their effect on pixels."""
 
 import math
 
@@ -25,7 +25,7 @@ def test_signal_and_noise_are_those_of_the_published_schedule(step: int, signal:
 
 
 def test_the_schedule_is_that_of_the_published_code() -> None:
-    """By torch and in float32, as VCD, POVID and BPO write it."""
+    """Computed by torch in float32, as in the code of VCD, POVID and BPO."""
     betas = torch.sigmoid(torch.linspace(-6, 6, 1000)) * (0.5e-2 - 1e-5) + 1e-5
     kept = torch.cumprod(1 - betas, dim=0)
     signals, noises = distort.signal_and_noise()
@@ -68,7 +68,7 @@ def test_only_normalised_pixels_are_touched() -> None:
 
 
 def test_crops_that_are_not_there_stay_so() -> None:
-    """The Idefics3 family fills up with crops of exact zeros, and leaves those out."""
+    """The Idefics3 family pads with crops of exact zeros, and ignores them."""
     pixels = torch.cat([torch.ones(1, 2, 3, 4, 4), torch.zeros(1, 1, 3, 4, 4)], dim=1)
     for distortion in (Blank(), DiffusionNoise(900)):
         out = distort.after({"pixel_values": pixels}, distortion, {"pixel_values": PixelLayout(1)})["pixel_values"]

@@ -1,4 +1,4 @@
-"""Every family through the sampler's engine: log-probs are those of a plain forward of its own processor's one call."""
+"""Every family through the sampler's engine: log-probs equal a plain forward pass of one call of its own processor."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def family(
 
 
 def test_log_probs_are_those_of_one_plain_call(family: tuple[Plain, RunningEngine]) -> None:
-    """Mixed photos, one candidate and four, sampled and nearly greedy, several prompts at once, and given responses."""
+    """Mixed photos, one candidate or four, sampled and nearly greedy, several prompts at once, and given responses."""
     plain, at = family
     photos = families.photos()
     asked = [
@@ -74,7 +74,7 @@ def test_log_probs_are_those_of_one_plain_call(family: tuple[Plain, RunningEngin
 
 @pytest.mark.parametrize("family", _families(SEVERAL), indirect=True)
 def test_several_images_and_turns_are_those_of_one_plain_call(family: tuple[Plain, RunningEngine]) -> None:
-    """A system prompt, an answer before, two images in two turns or three in one, side by side with one image alone."""
+    """A system prompt, an earlier answer, two images in two turns or three in one, beside one image alone."""
     plain, at = family
     capabilities = at.engine.capabilities()
     assert (capabilities.max_images, capabilities.one_image_only) == (16, "")
@@ -106,7 +106,7 @@ def test_several_images_and_turns_are_those_of_one_plain_call(family: tuple[Plai
 
 
 def turns(first: str, second: str) -> list[dict[str, Any]]:
-    """A system prompt, a question and its answer, and another question; with so many images each."""
+    """A system prompt, a question and its answer, and another question; each with this many images."""
 
     def content(images: str, text: str) -> list[dict[str, str]]:
         return [*({"type": kind} for kind in images.split()), {"type": "text", "text": text}]

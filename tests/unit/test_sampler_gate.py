@@ -1,4 +1,4 @@
-"""The verdict of the arrival gate, on numbers made by hand."""
+"""The verdict of the arrival gate, on numbers written by hand."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def verdict(
     tokens: int = TOKENS,
     **changes: object,
 ) -> Arrival:
-    """An engine whose scores are the trainer's plus noise; `arrived` is the share of the update that it has."""
+    """The verdict on an engine whose scores are the trainer's plus noise; it has the share `arrived` of the update."""
     random = np.random.default_rng(seed)
     before = -random.exponential(1.0, tokens)
     step = update * random.standard_normal(tokens)
@@ -90,7 +90,7 @@ def test_the_update_of_another_run_is_seen() -> None:
 
 @pytest.mark.parametrize(("update", "tokens", "more"), [(1e-3, TOKENS, 0), (0.015, 50, 30)])
 def test_an_update_that_is_too_small_to_be_proved_says_what_to_set(update: float, tokens: int, more: int) -> None:
-    """It arrived, and noise hides it, as in a first trial of few steps at a small rate in bfloat16."""
+    """The update arrived, but noise hides it, as in a first trial of few steps at a small rate in bfloat16."""
     reports = [verdict(update=update, noise=0.02, tokens=tokens, seed=seed) for seed in range(50)]
     reasons = [report.reason for report in reports if not report.passed]
     assert len(reasons) > 30
@@ -100,7 +100,7 @@ def test_an_update_that_is_too_small_to_be_proved_says_what_to_set(update: float
 
 
 def test_what_may_be_the_trainers_own_rounding_is_no_sign_of_other_weights() -> None:
-    """Both of the trainer's scores are rounded: it seems to change more than the engine, whose weights did arrive."""
+    """Both scores of the trainer are rounded, so they seem to change more than the engine's, whose weights arrived."""
     random = np.random.default_rng(4)
     before, heard = -random.exponential(1.0, TOKENS), 0.004 * random.standard_normal(TOKENS)
     engine, rounding = 1e-4 * random.standard_normal(TOKENS), 1.2e-3 * random.standard_normal(TOKENS)
@@ -115,7 +115,7 @@ def test_what_may_be_the_trainers_own_rounding_is_no_sign_of_other_weights() -> 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02])
 def test_a_policy_that_is_left_out_is_seen_though_its_absence_correlates(noise: float) -> None:
-    """The base model answers in place of version 2: the change is minus version 1, and the trainer's has that in it."""
+    """The base model answers instead of version 2: its change is minus version 1, a part of the trainer's change."""
     random = np.random.default_rng(5)
     base = -random.exponential(1.0, TOKENS)
     one, two = (base + 0.1 * random.standard_normal(TOKENS) for _ in range(2))

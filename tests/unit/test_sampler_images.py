@@ -1,4 +1,4 @@
-"""Images of requests: the store of what was sent before."""
+"""Images of requests: the store of images that were sent before."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""The decoding thread when something goes wrong: nobody waits for ever, and it continues."""
+"""The decoding thread after a fault: no caller waits forever, and the thread continues."""
 
 import asyncio
 from types import SimpleNamespace

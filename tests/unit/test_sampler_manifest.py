@@ -1,4 +1,4 @@
-"""Policy manifests: what is written can be checked, and everything that is not as written is named."""
+"""Policy manifests: what is written can be checked, and every difference is named."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def test_writing_again_covers_new_files_and_not_the_manifest_itself(policy: Path
 
 
 def test_the_manifest_comes_last(policy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while the files are brought to disk, the writer leaves a directory that is seen to be half-written."""
+    """A writer killed while files are synced leaves a directory that is recognised as half-written."""
     (policy / "manifest.json").unlink()
 
     def die(handle: int) -> None:
@@ -95,7 +95,7 @@ def test_every_file_is_synced_before_the_manifest_is_renamed(policy: Path, monke
 
 
 def test_the_samplers_of_a_fleet_prove_a_policy_at_once(policy: Path) -> None:
-    """Each writes what it saw, while another one looks at all files."""
+    """Each writes its report while another one reads all files."""
 
     def prove(sampler: int) -> None:
         for _ in range(50):

@@ -1,4 +1,4 @@
-"""Many pairs through the sampler's SDK, over a gRPC server that answers as a test orders."""
+"""Many pairs through the sampler's SDK, over a gRPC server that answers as the test orders."""
 
 import asyncio
 import io
@@ -153,7 +153,7 @@ def test_a_pair_that_runs_out_of_patience_or_time_fails_alone(there: tuple[Scrip
 
 
 def test_a_picture_of_pillow_may_recur(there: tuple[Scripted, str], many: Callable[..., list[Outcome]]) -> None:
-    """It is loaded from its file by its first use, which no two threads may do at once."""
+    """Its first use loads it from its file, and no two threads may do that at once."""
     from PIL import Image
 
     file = io.BytesIO()

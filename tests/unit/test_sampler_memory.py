@@ -1,4 +1,4 @@
-"""How much memory is free: the machine's, within what the container may have."""
+"""How much memory is free: the machine's, within the container's limit."""
 
 from pathlib import Path
 

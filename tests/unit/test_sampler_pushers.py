@@ -1,4 +1,4 @@
-"""How many bytes of pushed policies a team may have: its own oldest give way, and nobody else's."""
+"""Bound on the bytes of a team's pushed policies: its own oldest make room, and nobody else's."""
 
 import asyncio
 import os
@@ -20,7 +20,7 @@ BYTES = 1000
 
 
 class Store:
-    """Pushed policies in a directory, some of which are loaded."""
+    """Pushed policies in a directory, some of them loaded."""
 
     def __init__(self, root: Path) -> None:
         self._root, self.into = root, root / "downloads"
@@ -51,7 +51,7 @@ class Store:
         return sorted(path.name[:7] for path in self.into.glob("v0*"))
 
     def silent(self) -> None:
-        """All that came, came long ago."""
+        """Everything arrived long ago."""
         for record in (self.into / ".pushed").glob("*.team"):
             os.utime(record, (0, 0))
 

@@ -1,4 +1,4 @@
-"""Models that the sampler's engine does not run: it says why at start, in one sentence."""
+"""Models that the sampler's engine cannot run: it says why at start, in one sentence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_paligemma_without_a_template_says_what_to_set(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_that_is_not_transformers_own_says_so(tmp_path: Path) -> None:
-    """As MobileVLM-v2 is published: a model type that transformers does not know, and code of its own."""
+    """As MobileVLM V2 is published: a model type unknown to transformers, with its own code."""
     config = {"model_type": "mobilevlm", "architectures": ["MobileLlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     error = short(tmp_path)

@@ -1,4 +1,4 @@
-"""The registry of policies while callers leave in the middle, with an engine that waits for the test."""
+"""The registry of policies when callers leave in the middle, with an engine that waits for the test."""
 
 import asyncio
 import contextlib
@@ -30,7 +30,7 @@ def info(version: int, arrival: Arrival | None = None) -> PolicyInfo:
 
 
 class Engine:
-    """Does what it is told when the test lets it."""
+    """Works when the test lets it."""
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
@@ -73,7 +73,7 @@ async def broken_off(task: asyncio.Task[Any]) -> None:
 
 
 def test_a_request_that_has_ended_takes_no_policy_any_more() -> None:
-    """The decoding thread may come to it only now, and nobody would let the policy go again."""
+    """The decoding thread may reach it only now, and nobody would release the policy again."""
 
     async def run() -> None:
         loaded = LoadedPolicies(lambda version: True)
@@ -127,7 +127,7 @@ def test_a_policy_that_the_engine_does_not_free_can_be_freed_later() -> None:
 
 
 def test_a_policy_that_is_taken_meanwhile_does_not_make_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A request in the decoding thread asks for the version that is just about to go."""
+    """A request in the decoding thread asks for the version that is about to be removed."""
 
     async def run() -> None:
         engine = Engine()
@@ -175,7 +175,7 @@ def test_a_pause_whose_caller_leaves_while_it_drains_shows() -> None:
 
 
 def test_a_policy_that_did_not_arrive_is_never_activated_without_probes() -> None:
-    """Its caller left while it was being freed."""
+    """Its caller left while the policy was being freed."""
 
     async def run() -> None:
         engine = Engine()
@@ -207,7 +207,7 @@ def test_a_policy_that_did_not_arrive_is_never_activated_without_probes() -> Non
 
 
 def test_a_second_sampler_never_uses_the_same_state(tmp_path: Path) -> None:
-    """As in a rollout that starts the new pod before the old one ended."""
+    """As in a rollout that starts the new pod before the old one has ended."""
     first, second = StateFile(tmp_path), StateFile(tmp_path)
     first.hold()
     with pytest.raises(PreconditionFailed, match="another sampler uses"):
@@ -217,7 +217,7 @@ def test_a_second_sampler_never_uses_the_same_state(tmp_path: Path) -> None:
 
 
 def test_state_of_the_first_release_is_read(tmp_path: Path) -> None:
-    """It did not say whose its versions were, so it holds no later ones back."""
+    """It did not record the run of its versions, so they block no later ones."""
     tree = {"base_digest": "b", "active": 3, "uri": "/policies/v000003", "digests": {"3": "d"}}
     (tmp_path / "sampler.json").write_text(json.dumps(tree))
     assert StateFile(tmp_path).read("b") == State(3, "/policies/v000003", {})
@@ -245,7 +245,7 @@ def test_what_no_run_has_active_makes_room_first_and_then_what_was_used_longest_
 
 
 def test_two_writers_of_the_state_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One may be left behind by a caller that went away while the disk was slow."""
+    """A caller that left while the disk was slow may leave one writer behind."""
     file, began, go = StateFile(tmp_path), threading.Event(), threading.Event()
     fsync = os.fsync
 
@@ -302,7 +302,7 @@ def test_a_swap_that_fails_tells_its_own_reason_also_where_the_way_back_fails(fa
 
 
 def test_a_policy_that_is_being_staged_stays_where_it_lies(tmp_path: Path) -> None:
-    """A push that makes room meanwhile must not take its directory away."""
+    """A push that makes room meanwhile must not remove its directory."""
 
     class Slow(Engine):
         async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:

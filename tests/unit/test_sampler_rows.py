@@ -1,4 +1,4 @@
-"""The row cache: rows of unequal length come, go and grow, and keep what is theirs."""
+"""The row cache: rows of unequal length join, leave and grow, and keep their own values."""
 
 import random
 
@@ -25,7 +25,7 @@ def held(pairs: list[Pair]) -> Kept:
 
 
 def in_order(cache: RowCache) -> list[list[Pair]]:
-    """What the cache holds, row by row in its numbering: per layer, keys and values."""
+    """The cache's content row by row, in its numbering: keys and values of each layer."""
     own = [
         [(keys[i], values[i]) for keys, values in segment.layers]
         for segment in cache.segments
@@ -50,7 +50,7 @@ def lengths_of(rows: list[list[Pair]]) -> np.ndarray:
 def test_rows_keep_what_is_theirs_whatever_happens_around_them(
     stem_slots: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Against plain lists of tensors: three hundred random inserts, steps and removals."""
+    """Compared with plain lists of tensors over three hundred random inserts, steps and removals."""
     monkeypatch.setattr(kv, "STEM_SLOTS", stem_slots)
     randomly = random.Random(0)
     torch.manual_seed(0)
@@ -86,7 +86,7 @@ def test_rows_keep_what_is_theirs_whatever_happens_around_them(
 
 
 def check_attention(slots: LayerSlots, rows: list[Pair], padded: int) -> None:
-    """Each row attends to all of its own slots and to no other."""
+    """Each row attends to all of its own slots and to no others."""
     query = torch.randn(padded, HEADS * 2, 1, DIM)  # two query heads for each key head
     found, _ = rowwise_attention(torch.nn.Identity(), query, slots, slots, None)
     assert found.shape == (padded, 1, HEADS * 2, DIM)
@@ -149,7 +149,7 @@ def test_shared_prompts_give_each_row_the_same_bits_whatever_is_beside_it(monkey
 
 
 def test_many_prompts_are_attended_to_in_as_many_operations_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step's operations, each a launch on a GPU, do not grow with the number of prompts."""
+    """The number of operations of a step, each a launch on a GPU, does not grow with the number of prompts."""
     monkeypatch.setattr(kv, "STEM_SLOTS", 100)
 
     def operations(prompts: int) -> int:

@@ -1,4 +1,4 @@
-"""Drawing tokens: numbers derived by hand, and the draws of a distribution."""
+"""Drawing tokens: numbers derived by hand, and draws from a distribution."""
 
 import math
 

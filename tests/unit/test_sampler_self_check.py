@@ -1,4 +1,4 @@
-"""What the engine proves at start, in half precision: it is held against the model's own rounding."""
+"""The engine's self-check in half precision: it is compared with the model's own rounding."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""How much an engine is given at a time."""
+"""How many requests an engine gets at a time."""
 
 import asyncio
 

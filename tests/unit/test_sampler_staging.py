@@ -1,4 +1,4 @@
-"""A policy that is fetched or merged for long, and asked for again meanwhile: its first caller left."""
+"""A policy whose fetch or merge takes long, and that is requested again after its first caller left."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +17,7 @@ from sightline_sampler.settings import PolicySettings
 
 
 class Gate:
-    """Holds the first who passes until the test lets it go."""
+    """Holds the first caller until the test releases it."""
 
     def __init__(self) -> None:
         self.reached, self.go, self._first = threading.Event(), threading.Event(), True

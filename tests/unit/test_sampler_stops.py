@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level: one token per byte, so that a character may be several."""
+    """A byte-level tokenizer: one token per byte, so a character may be several tokens."""
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     model = models.BPE({"</s>": 0, **{c: i for i, c in enumerate(sorted(alphabet), start=1)}}, [])
     words = Tokenizer(model)
@@ -18,7 +18,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def first_stop(tokenizer: PreTrainedTokenizerFast, text: str, stop: tuple[str, ...]) -> str | None:
-    """Feed a text token by token, as decoding does; what there was when it stopped."""
+    """Feed a text token by token, as decoding does; return the text when it stopped."""
     ids: list[int] = []
     for token in tokenizer(text)["input_ids"]:
         ids.append(token)

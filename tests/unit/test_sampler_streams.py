@@ -1,4 +1,4 @@
-"""A stream of candidates is taken up again where the service is away or full, for what is missing."""
+"""A stream of candidates continues with the missing ones if the service is away or full."""
 
 import asyncio
 import threading
@@ -31,11 +31,11 @@ class Call:
             yield response
 
     def cancel(self) -> None:
-        """Nothing is under way."""
+        """There is nothing to cancel."""
 
 
 class Service:
-    """Answers one call after another as told."""
+    """Answers calls in order, as the test orders."""
 
     def __init__(self, *errors: SightlineError) -> None:
         self.errors = list(errors)

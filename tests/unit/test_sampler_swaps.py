@@ -1,4 +1,4 @@
-"""Policies staged and retired by tries whose answers were lost: nothing is done twice without a look."""
+"""Policies staged and retired by tries whose answers were lost: nothing is repeated without a check."""
 
 import asyncio
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ FAST = Patience(first_delay=0.01, max_delay=0.02)
 
 
 class Scripted(sampler_pb2_grpc.SamplerServiceServicer):
-    """Knows one policy at a time; loses the answers of as many calls as told, after it has done them."""
+    """Knows one policy at a time; performs calls, but loses the answers of as many as the test orders."""
 
     def __init__(self) -> None:
         self.lost = 0

@@ -1,4 +1,4 @@
-"""Weights' files seen from outside: what does not fit, changes nothing or is not finite is refused, unloaded."""
+"""Files of weights, checked before loading: those that do not fit, change nothing or are not finite are refused."""
 
 import json
 from collections.abc import Callable

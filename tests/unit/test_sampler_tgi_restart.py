@@ -1,4 +1,4 @@
-"""TGI is restarted for a policy, and the caller leaves meanwhile."""
+"""TGI restarts for a policy, and the caller leaves meanwhile."""
 
 import asyncio
 import sys
@@ -20,7 +20,7 @@ def settings(**section: Any) -> EngineSettings:
 
 
 def test_the_policy_before_is_restarted_where_another_one_is_on_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old process still answers, and says so: a rollback may not take that for done."""
+    """The old process still answers with its old model: a rollback must not take that for success."""
 
     async def run() -> None:
         section = settings(poll_seconds=0.1, restart_command=["true"])

@@ -1,4 +1,4 @@
-"""The door: who waits, who is counted, and who is broken off."""
+"""The door: which calls wait, which count, and which are cancelled."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""What the sampler believes of vLLM's weights while changes of them are broken off; a scripted server."""
+"""The sampler's record of vLLM's weights when changes are interrupted; with a scripted server."""
 
 import asyncio
 from pathlib import Path
@@ -13,7 +13,7 @@ from sightline_sampler.engines.remote.vllm_weights import VllmWeights, _Policy
 
 
 class Server:
-    """Does what it is told; what `at` names it does without saying so, or never ends."""
+    """Obeys; it performs the step named by `at` without answering, or never ends it."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -56,7 +56,7 @@ async def weights(server: Any) -> VllmWeights:
 @pytest.mark.parametrize("at", ["/pause", "/collective_rpc", "/update_weight_version"])
 @pytest.mark.parametrize("fault", ["silent", "left"])
 def test_a_change_that_is_broken_off_leaves_no_doubt_about_the_weights(at: str, fault: str) -> None:
-    """Silent: the answer never comes. Left: nobody waits for it."""
+    """Silent: the answer never comes. Left: the caller does not wait for it."""
 
     async def run() -> None:
         server = Server()
@@ -100,7 +100,7 @@ def test_an_adapter_that_was_not_unloaded_is_unloaded_at_the_next_try(fault: str
 
 
 def test_a_restarted_server_that_is_being_mended_does_not_pass_for_the_policy() -> None:
-    """While its weights are put back nothing has been told yet, and a request of before may end."""
+    """While its weights are restored nothing has been reported yet, and an earlier request may end."""
 
     async def run() -> None:
         server = Server()

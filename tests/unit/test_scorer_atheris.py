@@ -1,4 +1,4 @@
-"""The coverage-guided fuzzer on image decoding, where it installs: from real files on, for so many inputs."""
+"""The coverage-guided fuzzer on image decoding, if it is installed: a number of inputs, starting from real files."""
 
 import importlib.util
 import subprocess

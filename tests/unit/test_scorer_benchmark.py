@@ -1,4 +1,4 @@
-"""What the scorer's benchmark stands on: the same work in every arm."""
+"""The basis of the scorer's benchmark: every arm does the same work."""
 
 import io
 import sys

@@ -1,4 +1,4 @@
-"""The text tower's fork: asked through its socket, gone with its parent, and told apart from a tower that fails."""
+"""The text tower's fork: it answers on its socket, dies with its parent, and differs from a tower that fails."""
 
 import multiprocessing
 import os
@@ -29,7 +29,7 @@ def parent(directory: Path, seconds: float) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A directory whose name is longer than a socket's may be."""
+    """A directory whose name is too long for a socket."""
     directory = tmp_path / ("a" * 120)
     directory.mkdir()
     return directory

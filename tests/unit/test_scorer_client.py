@@ -1,4 +1,4 @@
-"""What the SDK does when the service is away, busy or forgetful, and how it sends many items."""
+"""The SDK when the service is away, busy or has dropped images, and how it sends many items."""
 
 import asyncio
 import io
@@ -156,7 +156,7 @@ def test_single_images_go_with_their_request(there: tuple[Scripted, str], client
 
 
 def test_an_image_that_was_lost_is_sent_again(there: tuple[Scripted, str], client: Both) -> None:
-    """The service made place for others, or the upload went to another replica."""
+    """The service evicted it, or the upload went to another replica."""
     there[0].forgetful = True
     outcomes = client.many([(PICTURE, [f"ok {n}"]) for n in range(10)])
     assert [outcome.value[0] for outcome in outcomes if isinstance(outcome, ScoreResult)] == list(range(10))

@@ -1,4 +1,4 @@
-"""Models are described in a process of their own, and what is known of them is kept."""
+"""Models are described in a separate process, and the result is cached."""
 
 import json
 import os

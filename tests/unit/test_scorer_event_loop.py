@@ -1,4 +1,4 @@
-"""Texts that take long to tokenise are tokenised beside the event loop, or everybody would wait for one caller."""
+"""Slow texts are tokenised outside the event loop, so that callers do not wait for one another."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ UNIT = np.array([1, 0], np.float32)
 
 
 class Tokenizer:
-    """Remembers in which threads it worked."""
+    """Records the threads in which it worked."""
 
     window = 77
 

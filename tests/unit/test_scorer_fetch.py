@@ -1,4 +1,4 @@
-"""Images by URI: only what is allowed is fetched, and nothing inside the house."""
+"""Images by URI: only allowed ones are fetched, and none from internal addresses."""
 
 import asyncio
 import contextlib
@@ -98,7 +98,7 @@ def fetch(uri: str, limits: ScorerLimits | None = None, **settings: Any) -> byte
 
 
 def inside(port: int, **settings: Any) -> dict[str, Any]:
-    """Settings under which the test's own server may be asked."""
+    """Settings that allow the test's own server."""
     return {"hosts": ("localhost", "127.0.0.1"), "http": True, "ports": (port,), "private_addresses": True, **settings}
 
 
@@ -166,7 +166,7 @@ def test_one_private_address_among_public_ones_refuses_the_host(monkeypatch: pyt
 
 
 def test_the_address_that_was_checked_is_the_one_that_is_asked(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """DNS rebinding: the second look-up would answer an address inside. There is no second one."""
+    """DNS rebinding: a second look-up would return an internal address. There is none."""
     lookups: list[str] = []
     connected: list[tuple[str, int]] = []
 

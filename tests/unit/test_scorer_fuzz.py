@@ -1,4 +1,4 @@
-"""Fuzzing of what strangers send: bytes as images, and whole requests. Each ends in a score or in a clear refusal."""
+"""Fuzzing of strangers' input: bytes as images, and whole requests. Each ends in a score or a clear refusal."""
 
 import hashlib
 import io
@@ -55,7 +55,7 @@ FILES = [
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    """A valid file with some of its bytes changed, cut out, doubled or cut off."""
+    """A valid file with some bytes changed, removed, doubled or truncated."""
     content = bytearray(draw(st.sampled_from(FILES)))
     for _ in range(draw(st.integers(1, 6))):
         at = draw(st.integers(0, max(0, len(content) - 1)))
@@ -194,7 +194,7 @@ def test_an_embedding_is_given_or_refused(pictures: list[pb.Image], texts: list[
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.binary(max_size=300), st.sampled_from(["Score", "Embed", "FindMissingImages", "ListModels"]))
 def test_bytes_that_are_no_message_harm_nothing(raw: bytes, method: str) -> None:
-    """What is not a protobuf is refused; what happens to be one is a request like others."""
+    """Bytes that are not a protobuf are refused; bytes that happen to be one are an ordinary request."""
     scorer = shared()[0]
     call = scorer.channel.unary_unary(f"/sightline_scorer.v1.ScorerService/{method}").future(raw, timeout=60)
     if (failure := call.exception()) is not None:

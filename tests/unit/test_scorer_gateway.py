@@ -1,4 +1,4 @@
-"""The gateway: JSON and OpenRLHF's convention over real HTTP and real gRPC, with a scorer that answers as ordered."""
+"""The gateway: JSON and OpenRLHF's convention over real HTTP and gRPC, with a scripted scorer."""
 
 import base64
 import hashlib
@@ -252,7 +252,7 @@ def test_unusable_settings_end_it_with_one_line(settings: list[str], code: int, 
 
 @pytest.fixture(scope="module")
 def hasty(there: tuple[Scripted, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """A gateway with little patience, for few at a time."""
+    """A gateway with little patience and few concurrent requests."""
     found = Gateway(
         tmp_path_factory.mktemp("hasty"),
         there[1],

@@ -1,4 +1,4 @@
-"""What half precision on a GPU changes of open_clip's layers, on a CPU: the embeddings stay."""
+"""The changes to open_clip's layers for half precision on a GPU, tested on a CPU: embeddings stay the same."""
 
 import copy
 from collections import OrderedDict

@@ -1,4 +1,4 @@
-"""Images: limits before decoding, every format right, and the pixels that open_clip would have made."""
+"""Images: limits before decoding, every format, and the same pixels as open_clip's."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def normalised(pixels: np.ndarray, card: ModelCard) -> np.ndarray:
-    """What the Triton model does with pixels, in NumPy."""
+    """The Triton model's work on pixels, in NumPy."""
     mean, std = (np.array(card.preprocess[key], np.float32).reshape(3, 1, 1) for key in ("mean", "std"))
     return (pixels.astype(np.float32) / np.float32(255) - mean) / std
 
@@ -165,7 +165,7 @@ def test_the_pixel_limit_holds_before_anything_is_decoded() -> None:
 
 
 def test_of_a_strip_that_resizing_would_blow_up_the_centre_is_made(model: tuple[Path, ModelCard]) -> None:
-    """open_clip resizes the short side to the model's: 4 x 2 000 000 pixels would become 64 x 32 000 000."""
+    """open_clip resizes the short side to the model's size: 4 x 2 000 000 pixels would become 64 x 32 000 000."""
     _, card = model
     pixels = Preprocessor(card, LIMITS)(encoded(Image.new("1", (2_000_000, 4), 1)))
     assert pixels.shape == (3, card.image_height, card.image_width)
@@ -179,7 +179,7 @@ STRIPS = [(7, 2000), (2000, 7), (300, 9), (9, 3001), (1, 400), (40, 45), (64, 20
 @pytest.mark.parametrize("resample", [Image.Resampling.BICUBIC, Image.Resampling.BILINEAR])
 @pytest.mark.parametrize("size", STRIPS)
 def test_the_centre_alone_is_that_of_the_whole(size: tuple[int, int], resample: Image.Resampling) -> None:
-    """To the bit, against torchvision's Resize and CenterCrop, of which open_clip's transform is made."""
+    """Equal to the bit to torchvision's Resize and CenterCrop, which open_clip's transform uses."""
     from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
     random = np.random.default_rng(sum(size))

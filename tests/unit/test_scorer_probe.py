@@ -1,4 +1,4 @@
-"""The probe: each tower that has not just worked is asked, and a wrong answer is found out."""
+"""The probe: it asks each tower without a recent inference, and detects a wrong answer."""
 
 import asyncio
 import contextlib
@@ -15,7 +15,7 @@ from sightline_scorer.triton.backend import TOWER_DIED
 
 
 class Backend:
-    """Gives one embedding to everything."""
+    """Returns one embedding for every input."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
@@ -47,7 +47,7 @@ class Backend:
 
 
 class Model:
-    """A model of two towers, "i" and "t"."""
+    """A model with two towers, "i" and "t"."""
 
     card = SimpleNamespace(image_height=2, image_width=2)
     tokenizer = SimpleNamespace(encode=lambda texts, indices: [SimpleNamespace(ids=[1])])
@@ -64,7 +64,7 @@ class Model:
 
 
 def probe(backend: Backend, *others: Model) -> ModelProbe:
-    """Of the default model `m` and others."""
+    """A probe of the default model `m` and others."""
     first = Model()
     server: Any = SimpleNamespace(address=lambda: "127.0.0.1:1", restart=backend.restarted)
     served = {model.name: model for model in (first, *others)}

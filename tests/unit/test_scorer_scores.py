@@ -1,4 +1,4 @@
-"""Scores by numbers worked out by hand."""
+"""Scores, with numbers computed by hand."""
 
 import math
 from pathlib import Path
@@ -43,7 +43,7 @@ def test_cosines_stay_within_one_in_spite_of_rounding() -> None:
 
 
 def test_groups_and_texts() -> None:
-    """Rows 1 2 3 4 5 in groups of 1, 2, 2; the first text has the first group, the second the other two."""
+    """Rows 1 2 3 4 5 in groups of 1, 2 and 2: the first text has the first group, the second the other two."""
     groups = group_means(f32(1, 2, 3, 4, 6), i32(1, 2, 2))
     np.testing.assert_allclose(groups, [1, 2.5, 5])
     np.testing.assert_allclose(aggregate(groups, i32(1, 2), pb.AGGREGATION_MEAN), [1, 3.75])

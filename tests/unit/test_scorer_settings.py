@@ -1,4 +1,4 @@
-"""The scorer's settings, and what is said about those that cannot be used."""
+"""The scorer's settings, and the errors for unusable ones."""
 
 from pathlib import Path
 

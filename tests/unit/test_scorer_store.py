@@ -1,4 +1,4 @@
-"""Uploaded images: bounded, verified, the least recently used leave first."""
+"""Uploaded images are bounded and verified; the least recently used leave first."""
 
 import contextlib
 import errno

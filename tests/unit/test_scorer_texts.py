@@ -1,4 +1,4 @@
-"""Texts: the ids of open_clip's own tokenizers, honest counts, and nothing cut."""
+"""Texts: the ids of open_clip's own tokenizers, true counts, and no truncation."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def clip() -> Tokenizer:
 
 
 class Rows:
-    """What a plan of texts of which nothing is known comes to."""
+    """The rows of a plan for texts that are not cached."""
 
     def __init__(
         self, tokenizer: Tokenizer, texts: list[str], long_text: Any = pb.LONG_TEXT_SENTENCES, limits: Any = LIMITS
@@ -45,12 +45,12 @@ class Rows:
 
 
 def everything(keys: Any) -> list[int]:
-    """Nothing is known yet."""
+    """Report everything as not cached."""
     return list(range(len(keys)))
 
 
 def word_level(directory: Path, template: str = "<s> $A </s>", **options: Any) -> HFTokenizer:
-    """A fast tokenizer of transformers, as the playground's CLIP and many of open_clip's models have one."""
+    """A fast tokenizer of transformers, as in the playground's CLIP and many open_clip models."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -206,7 +206,7 @@ def test_a_text_that_fits_is_never_split(clip: Tokenizer) -> None:
 
 
 def words(text: str) -> list[str]:
-    """Letters and digits, which no division may lose."""
+    """Letters and digits; no division may lose any."""
     return [letter for letter in text if letter.isalnum()]
 
 

@@ -1,4 +1,4 @@
-"""The queue before a tower: what is known, what is asked for twice, what shares a batch, and who may leave."""
+"""The queue before a tower: cached items, items requested twice, shared batches, and callers that leave."""
 
 import asyncio
 import hashlib
@@ -27,7 +27,7 @@ def embedding(payload: Any) -> np.ndarray:
 
 
 class Engine:
-    """Embeds payloads when it is told to."""
+    """Embeds payloads when the test lets it."""
 
     def __init__(self) -> None:
         self.batches: list[list[Any]] = []

@@ -1,4 +1,4 @@
-"""The towers that run inside Triton, in process: the same embeddings as open_clip's, with less work."""
+"""The towers that run inside Triton, tested in process: open_clip's embeddings with less work."""
 
 import copy
 import json
@@ -49,7 +49,7 @@ def test_images_are_embedded_as_by_open_clip(model: tuple[Reference, dict[str, A
 
 
 def test_texts_are_embedded_as_by_open_clip_at_every_length(model: tuple[Reference, dict[str, Any]]) -> None:
-    """Trimmed to the longest where the tower is causal, the whole window where it is not: both are equal."""
+    """Texts are trimmed to the longest if the tower is causal, else they get the whole window; both are equal."""
     reference, facts = model
     texts = [*SENTENCES, "a", "a photo of " + "a cat and " * 6]
     ids = reference.tokenizer(texts)
@@ -88,7 +88,7 @@ def test_a_tower_whose_answers_would_change_stays_as_it_is(
 
 
 def test_batches_of_fixed_sizes() -> None:
-    """The buckets of a GPU, tried on the CPU without graphs: padded rows do not come back."""
+    """A GPU's batch sizes, tested on the CPU without graphs: padded rows are not returned."""
     shapes: list[int] = []
 
     def encode(batch: torch.Tensor) -> torch.Tensor:
@@ -111,7 +111,7 @@ def test_the_towers_need_nothing_of_sightline() -> None:
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 @pytest.mark.parametrize("architecture", ["tiny", "siglip"])
 def test_half_precision_loads_and_gives_nearly_the_same(architecture: str, precision: Any, tmp_path: Path) -> None:
-    """open_clip keeps a ViT's class embedding in float32 when the rest is half: the first parameter tells nothing."""
+    """open_clip keeps a ViT's class embedding in float32 if the rest is half, so the first parameter says nothing."""
     import open_clip
 
     directory = getattr(scorer_models, architecture)(tmp_path)

@@ -1,4 +1,4 @@
-"""The model repository, the search for tritonserver, and what becomes of Triton's errors."""
+"""The model repository, the search for tritonserver, and the translation of Triton's errors."""
 
 import asyncio
 import hashlib
@@ -138,7 +138,7 @@ def test_a_cluster_builds_what_the_services_settings_say(tiny: Path, tmp_path: P
     ],
 )
 def test_a_model_without_weights_is_refused(settings: ModelSettings, says: str) -> None:
-    """open_clip would continue with random weights, and give scores that look like scores."""
+    """open_clip would continue with random weights, and its scores would look plausible."""
     with pytest.raises((ValueError, FileNotFoundError), match=says):
         repository.describe("m", settings)
 
@@ -151,7 +151,7 @@ def test_a_directory_without_weights_is_refused(tiny: Path, tmp_path: Path) -> N
 
 @pytest.mark.field
 def test_a_model_that_fails_its_trial_forward_is_named(tmp_path: Path) -> None:
-    """It was found by Triton, whose log of kilobytes was the answer."""
+    """Triton found it, and the answer was its log of kilobytes."""
     text = {**scorer_models.TINY["text_cfg"], "vocab_size": 400}  # the tokenizer's ids go further
     broken = scorer_models.make_model(
         tmp_path, {**scorer_models.TINY, "text_cfg": text}, {"size": 64, "interpolation": "bicubic"}

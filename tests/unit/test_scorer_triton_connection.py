@@ -1,4 +1,4 @@
-"""The scorer's connection to Triton, where a name has several addresses."""
+"""The scorer's connection to Triton, if a name has several addresses."""
 
 import asyncio
 from collections import Counter
@@ -10,7 +10,7 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 
 class Ready(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
-    """Says that it is ready, and counts how often."""
+    """Reports that it is ready, and counts the calls."""
 
     def __init__(self, name: str, asked: Counter[str]) -> None:
         self.name, self.asked = name, asked

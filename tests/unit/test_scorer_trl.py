@@ -1,4 +1,4 @@
-"""The reward function for TRL, inside TRL's own trainers and by their call convention."""
+"""The reward function for TRL, inside TRL's own trainers and with their call convention."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ def there() -> Iterator[tuple[Scripted, str]]:
 
 
 class Seen(ClipReward):
-    """Remembers how it was called."""
+    """Records its calls."""
 
     calls: list[tuple[dict[str, Any], list[float | None]]]
 
@@ -49,7 +49,7 @@ def dataset(column: str = "image") -> Any:
 
 
 def train(kind: str, reward: Any, directory: Path, column: str = "image") -> dict[str, float]:
-    """One step of one of TRL's trainers with the playground's LVLM; the step's log."""
+    """Run one step of a TRL trainer with the playground's LVLM; return the step's log."""
     import torch
     import trl
     from transformers import AutoModelForImageTextToText, AutoProcessor

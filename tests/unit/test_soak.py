@@ -1,4 +1,4 @@
-"""The judgements of `make soak`: which answer is the right one, and what has grown."""
+"""The judgements of `make soak`: which answers are right, and whether anything has grown."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The leaderboard's figures, by hand, from kept runs alone."""
+"""The leaderboard's figures, computed by hand, from kept runs alone."""
 
 import json
 import sys

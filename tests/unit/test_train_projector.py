@@ -1,4 +1,4 @@
-"""`dpo.train_projector`: the projector is trained with the adapter, published with it, sampled with and merged."""
+"""`dpo.train_projector`: the projector is trained and published with the adapter, used in sampling, and merged."""
 
 from pathlib import Path
 from typing import Any
@@ -75,7 +75,7 @@ def test_the_projector_is_trained_and_saved_with_the_adapter(
 def test_sampler_and_merged_checkpoint_have_the_updates_log_probs(
     llava: tuple[Path, Dataset], trained: tuple[Path, Update], tmp_path: Path
 ) -> None:
-    """And without the projector they are others, the base model's are the base model's, before and after."""
+    """Without the projector they differ, and the base model's stay the same before and after."""
     directory, pairs = trained[0], llava[1]
     merge(directory, llava[0], tmp_path / "merged")
     merged, plain = Plain(tmp_path / "merged", "llava", None), Plain(llava[0], "llava", None)

@@ -1,4 +1,4 @@
-"""A trainer service that has no run yet is small."""
+"""A trainer service without a run uses little memory."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What a run is bound to, where its paths lead, and what a damaged file of it says."""
+"""What binds a run to its recipe, where its paths lead, and the errors for its damaged files."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def recipe(**values: Any) -> Recipe:
 
 
 def finished(run: RunDirectory, iterations: int) -> None:
-    """Empty files of a run that has done so many iterations."""
+    """Empty files of a run with this many finished iterations."""
     run.set_state("running")
     for number in range(iterations + 1):
         names = ["evaluation.json", "captions.parquet"]

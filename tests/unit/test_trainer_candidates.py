@@ -34,7 +34,7 @@ TEMPLATE = GATE.template
 
 
 class Sampler:
-    """Answers with the text that it was asked."""
+    """Answers with the text of the request."""
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -241,7 +241,7 @@ def test_questions_become_statements(question: str, answer: str, statement: str)
 
 
 class Writer(Sampler):
-    """Goes on with "blue ring" and ends."""
+    """Continues with "blue ring" and ends."""
 
     async def sample(self, image: Any, turns: Sequence[Turn], n: int, **options: Any) -> Any:
         samples = await super().sample(image, turns, n, **options)

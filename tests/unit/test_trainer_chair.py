@@ -1,4 +1,4 @@
-"""CHAIR against counts made by hand."""
+"""CHAIR, compared with counts by hand."""
 
 import json
 

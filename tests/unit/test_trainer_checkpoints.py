@@ -1,4 +1,4 @@
-"""Checkpoints inside an update: what was broken off goes on, and ends as the undisturbed update does, bit for bit."""
+"""Checkpoints inside an update: an interrupted update resumes and ends like an undisturbed one, bit for bit."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What the trainer shows, and to whom."""
+"""Which credentials the trainer sends, and to whom."""
 
 from pathlib import Path
 

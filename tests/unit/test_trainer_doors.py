@@ -1,4 +1,4 @@
-"""What comes from a caller of the trainer, or lies among its runs, opens no door and stops nobody."""
+"""A caller's input, or a file among the runs, gives no access and blocks nobody."""
 
 import asyncio
 import contextlib
@@ -72,7 +72,7 @@ def _table(directory: Path) -> str:
 
 
 def refused(directory: Path, form: Callable[[Path], str], reason: str) -> None:
-    """What leads outside ends the work at once; another picture that cannot be read is its row's fault alone. Either
+    """A picture outside its directory ends the run at once; any other unreadable picture costs only its row. Either
     way the row is named."""
     if reason == "IMAGE_OUTSIDE":
         with pytest.raises(InvalidInput) as error:
@@ -126,7 +126,7 @@ def test_an_image_is_a_plain_file_in_the_datasets_directory(
 def test_no_id_is_made_of_a_picture_that_may_not_be_read(
     tmp_path: Path, form: Callable[[Path], str], image: str, reason: str
 ) -> None:
-    """Where rows have no ids, pictures are read when the dataset is opened."""
+    """If rows have no ids, pictures are read when the dataset is opened."""
     directory = dataset(tmp_path, image)
     os.mkfifo(directory / "images/fifo.png")
     (tmp_path / "secret").write_text("the token")
@@ -199,7 +199,7 @@ def test_what_is_listed_may_be_named(tmp_path: Path) -> None:
 
 
 def test_a_listed_launcher_stays_one_in_the_runs_own_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There the files that it names are absolute, and those of a run's own data lie in the run."""
+    """There its files have absolute paths, and the run's own data lies in the run."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/fsdp.yaml").write_text("")
@@ -384,7 +384,7 @@ def test_names_without_measure_are_refused_in_a_line(service: TrainerService, re
 
 
 def merges(depth: int) -> str:
-    """A few hundred bytes that stand for 2 ** depth values."""
+    """A few hundred bytes that expand to 2 ** depth values."""
     steps = "".join(f"a{i}: &a{i}\n  <<: [*a{i - 1}, *a{i - 1}]\n" for i in range(1, depth))
     return "a0: &a0 {k: 1}\n" + steps
 
@@ -423,7 +423,7 @@ def test_ordinary_aliases_and_merges_are_read() -> None:
 
 @pytest.mark.parametrize("name", [*(name for name in DEAR if name not in RIGHT), "list", *controls(*RIGHT)])
 def test_a_strangers_call_is_answered_beside_a_dear_one(service: TrainerService, name: str) -> None:
-    """The queue's lock is free while a recipe is read, and the event loop does none of it."""
+    """The queue's lock is free while a recipe is read, and the event loop does not read it."""
     for number in range(60 if name == "list" else 3):
         service.runs.submit(f"r{number}", None, yaml.safe_dump(RECIPE), [], f"run-{number}")
     servicer: RunServicer = service.servicer

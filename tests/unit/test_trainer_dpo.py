@@ -1,4 +1,4 @@
-"""The DPO update against TRL and against numbers derived by hand, on the playground's LVLM in fp32."""
+"""The DPO update, compared with TRL and with numbers derived by hand, on the playground's LVLM in fp32."""
 
 import io
 import math
@@ -88,7 +88,7 @@ def trainer_for(pairs: Dataset, tmp_path: Path, **dpo: Any) -> Any:
 
 
 def shake(trainer: Any) -> None:
-    """Move the adapter off its identity start."""
+    """Move the adapter away from its start, which changes nothing."""
     torch.manual_seed(1)
     for name, parameter in trainer.model.named_parameters():
         if "lora_B" in name:
@@ -175,7 +175,7 @@ def test_reference_log_probs_computed_once_change_nothing(pairs: Dataset, tmp_pa
 
 
 def test_what_was_sampled_is_compared_with_what_was_published(pairs: Dataset, tmp_path: Path) -> None:
-    """A policy that is published further than it was trained samples; the update continues from the trained one."""
+    """An extrapolated policy draws the samples; the update continues from the trained one."""
     trainer = trainer_for(pairs, tmp_path)
     shake(trainer)
     rows = list(trainer.train_dataset)

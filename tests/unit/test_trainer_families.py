@@ -1,4 +1,4 @@
-"""The update in each family: rows as a plain forward has them, the shared prefix, what is trained, what is saved."""
+"""The update in each family: rows as in a plain forward pass, the shared prefix, trained and saved weights."""
 
 import json
 import logging
@@ -48,7 +48,7 @@ LLAVA = "llava"
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Dataset]]:
-    """Checkpoint and pairs of a family, made once."""
+    """Checkpoint and pairs of a family, created once."""
     made: dict[str, tuple[Path, Dataset]] = {}
 
     def get(name: str) -> tuple[Path, Dataset]:
@@ -74,7 +74,7 @@ def tensors(directory: Path) -> dict[str, list[int]]:
 
 
 def logits(model: Any, family: Family, pair: dict[str, Any]) -> np.ndarray:
-    """Of every token of a pair's prompt, by a plain forward."""
+    """Logits of every token of a pair's prompt, by a plain forward pass."""
     prompt = family.processing.prompt(pair["rendered_prompt"], [decoded(image) for image in pair["images"]])
     with torch.no_grad():
         output = model.eval()(input_ids=prompt.ids[None], **prompt.tokens, **prompt.images)
@@ -241,7 +241,7 @@ def test_rows_are_trls_where_its_own_collator_sees_the_same_tokens(
 
 
 def _begun(processor: Any, rendered: str) -> str:
-    """With the begin token that the tokenizer itself writes."""
+    """The text with the tokenizer's own begin token."""
     bos = processor.tokenizer.bos_token
     writes = bos and processor.tokenizer("a").input_ids[0] == processor.tokenizer.bos_token_id
     return bos + rendered if writes and not rendered.startswith(bos) else rendered
@@ -250,7 +250,7 @@ def _begun(processor: Any, rendered: str) -> str:
 def test_a_family_whose_rows_differ_is_refused_in_a_sentence(
     family: Callable[[str], tuple[Path, Dataset]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What Gemma 3 did: token types left out, 0.026 nats a token, which passed for rounding."""
+    """As Gemma 3 did: token types were left out, and 0.026 nats a token passed for rounding."""
     model, pairs = family("gemma3")
     made = PairCollator._plain
 

@@ -1,4 +1,4 @@
-"""A fleet of samplers over scripted members: who is asked, who is left out, and when a publication fails."""
+"""A fleet of scripted samplers: which one is asked, which is left out, and when a publication fails."""
 
 import asyncio
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from sightline_trainer.session import Session
 
 
 class Member:
-    """Answers after a moment; `up` says whether it is there."""
+    """Answers after a moment; `up` sets whether it is available."""
 
     def __init__(self, address: str, log: list[str]) -> None:
         self.address, self.log = address, log
@@ -38,13 +38,13 @@ class Member:
         return self.address
 
     async def close(self) -> None:
-        """Nothing is open."""
+        """There is nothing to close."""
 
 
 def run(
     count: int, work: Callable[[Fleet, dict[str, Member], list[str]], Any], outage: float = 5, **options: Any
 ) -> Any:
-    """`work` with a fleet of scripted members."""
+    """Run `work` with a fleet of scripted members."""
     log: list[str] = []
     made: dict[str, Member] = {}
 
@@ -119,7 +119,7 @@ def test_less_than_the_quorum_is_a_failure_that_says_how_many() -> None:
 
 
 def test_a_fleet_of_one_outlives_its_restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rolling update of a single replica: for a while the Service has no pod at all."""
+    """During a rolling update of a single replica, the Service has no pod for a while."""
     monkeypatch.setattr(fleet, "_PAUSE", 0.05)
     monkeypatch.setattr(fleet, "_LOOK_UP_SECONDS", 0)
     found = ["10.0.0.1:1"]

@@ -1,4 +1,4 @@
-"""Fused layers: what may take the place of a decoder's own steps, on kernels written in torch; on a GPU, on Liger's."""
+"""Fused layers: what may replace a decoder's own steps, with kernels written in torch, or Liger's on a GPU."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -48,7 +48,7 @@ PLAIN = Kernels(
 
 @pytest.fixture(autouse=True)
 def _own_rotations() -> object:
-    """What is changed in transformers' files is changed back."""
+    """Undo changes in transformers' modules."""
     import sys
 
     homes = [sys.modules[make().layers[0].self_attn.__module__] for make in DECODERS.values()]
@@ -114,7 +114,7 @@ def test_a_kernel_that_answers_otherwise_is_not_used() -> None:
 
 
 def test_hidden_states_in_another_type_than_the_weights_go_the_layers_own_way() -> None:
-    """Full updates keep float32 weights and multiply in bfloat16: transformers' promotion stays."""
+    """Full updates keep float32 weights and multiply in bfloat16; transformers' promotion still applies."""
     model = decoder("qwen3")
     x = torch.randn(1, 3, 32).bfloat16()
     plain = model.norm(x)

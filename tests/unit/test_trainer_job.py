@@ -1,4 +1,4 @@
-"""The update as a Job: what is asked of the cluster's API, and what becomes of its answers."""
+"""The update as a Job: the calls to the cluster's API, and the handling of its answers."""
 
 import json
 import threading
@@ -18,7 +18,7 @@ ARGUMENTS = ["-m", "sightline_trainer.dpo", "/runs/r/iterations/0001"]
 
 
 class Cluster:
-    """An API server that keeps what it is given, refuses what is there already and answers from a script."""
+    """An API server that stores objects, refuses existing ones, and answers from a script."""
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
@@ -82,7 +82,7 @@ def _token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def template() -> dict[str, Any]:
-    """The Job that the chart writes."""
+    """The Job in the chart."""
     text = find(profile_objects("multi-node-tgi"), "ConfigMap", "-trainer-job")["data"]["job.yaml"]
     parsed: dict[str, Any] = yaml.safe_load(text)
     return parsed

@@ -1,4 +1,4 @@
-"""A launcher's processes: their progress, and an end at once, also of those that say nothing."""
+"""A launcher's processes: their progress, and their immediate end, even if they print nothing."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def test_progress_is_told_line_by_line_and_the_code_at_the_end(tmp_path: Path) -
 
 
 def test_a_launcher_that_says_nothing_is_ended_with_all_its_processes(tmp_path: Path) -> None:
-    """As one whose processes wait for one another for ever, or one that waits for a Job of a cluster."""
+    """Its processes may wait for one another forever, or for a Job of a cluster."""
     mark = tmp_path / "mark"
     code = f"""
 import os, pathlib, subprocess, sys, time

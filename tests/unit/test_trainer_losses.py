@@ -130,7 +130,7 @@ def test_a_margin_is_what_the_chosen_side_must_win_by(model: Path, pairs: Datase
 
 
 def noised(pairs: Dataset) -> Dataset:
-    """Every second pair's rejected side is under another image."""
+    """Every second pair has another image for its rejected side."""
     rows = []
     for number, row in enumerate(pairs):
         pixels = np.random.default_rng(number).integers(0, 255, (40, 40, 3), dtype=np.uint8)
@@ -170,7 +170,7 @@ def test_povids_code_form_is_the_mean_of_two_dpo_losses(model: Path, pairs: Data
 
 
 def test_probes_of_povid_are_each_responses_own(model: Path, pairs: Dataset, tmp_path: Path) -> None:
-    """Responses of different lengths: one row further in the batch is another response's."""
+    """Responses have different lengths, so the next row of the batch belongs to another response."""
     lengths = [2, 9, 4, 6]
     rows = [{**row, "rejected_ids": (row["rejected_ids"] * 9)[:n]} for row, n in zip(pairs, lengths, strict=True)]
     uneven = Dataset.from_list(rows, features=pairs.features)

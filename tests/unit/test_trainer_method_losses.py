@@ -1,4 +1,4 @@
-"""Extra rows, views and own losses: numbers by hand, and the same rows with and without the shared prefix."""
+"""Extra rows, views and our own losses: numbers by hand, and the same rows with and without the shared prefix."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ def pairs(model: Path) -> Dataset:
 
 
 def prepared(model: Path, pairs: Dataset, work: Path, **dpo: Any) -> Any:
-    """A trainer whose policy is off its reference."""
+    """A trainer whose policy differs from its reference."""
     trainer = make_trainer(dpo_recipe(model, **dpo), pairs, previous=None, work=work, seed=0)
     add_reference(trainer, lambda done, total: None)
     shake(trainer.model)
@@ -49,7 +49,7 @@ def loss_of(trainer: Any) -> torch.Tensor:
 
 
 def ratios(trainer: Any) -> torch.Tensor:
-    """[2 + E, B] log pi - log ref of all rows, from plain forwards of the collator's batch."""
+    """[2 + E, B] log pi - log ref of all rows, from plain forward passes of the collator's batch."""
     batch = trainer.data_collator(list(trainer.train_dataset))
     sums = token_logprobs(trainer, batch).sum(dim=1).view(2 + len(trainer.extras), -1)
     known = [batch["ref_chosen_logps"], batch["ref_rejected_logps"], *batch.get("ref_extra_logps", [])]
@@ -95,7 +95,7 @@ def test_every_own_loss_has_its_name_where_recipes_are_read() -> None:
 def test_mdpo_and_chip_are_the_written_formula(
     model: Path, pairs: Dataset, tmp_path: Path, loss: dict[str, float], shared: bool
 ) -> None:
-    """Value and gradient against autograd of the formula, on plain rows and on the shared prefix."""
+    """Value and gradient equal autograd of the formula, on plain rows and on the shared prefix."""
     trainer = prepared(model, pairs, tmp_path, loss=loss, view={"kind": "diffusion", "step": 700}, shared_prefix=shared)
     loss_of(trainer).backward()
     got = {name: each.grad.clone() for name, each in trainer.model.named_parameters() if each.grad is not None}
@@ -144,7 +144,7 @@ def test_views_are_the_same_with_and_without_the_shared_prefix(
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "llava"])
 @pytest.mark.parametrize("kind", ["blank", "diffusion", "crop"])
 def test_views_hold_in_other_families(tmp_path: Path, family: str, kind: str) -> None:
-    """Tiles and patches are pixels too, and a crop keeps the picture's size, so that its tokens stay as many."""
+    """Views change tiles and patches too; a crop keeps the picture's size, so the number of tokens stays."""
     other = make_family(tmp_path / family, family)
     pairs = random_pairs(other, LAYOUT)
     trainer = prepared(other, pairs, tmp_path / "work", loss={"image": 1.0}, view={"kind": kind, "step": 900})
@@ -242,7 +242,7 @@ def test_the_least_certain_tenth_is_doubted_once_a_fifth_of_the_steps_is_done() 
 
 
 def filled(pairs: Dataset) -> Dataset:
-    """With what the policy sampled first, and pictures' embeddings."""
+    """Add what the policy sampled first, and the pictures' embeddings."""
     rows = [
         {**row, "own_ids": [*row["rejected_ids"][:2], 2], "embedding": [1.0, float(number)]}
         for number, row in enumerate(pairs)

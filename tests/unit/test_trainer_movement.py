@@ -1,4 +1,4 @@
-"""An update that teaches nothing, on no pixels or on another policy's log-probs is told, not a success."""
+"""An update that teaches nothing, sees no pixels or has another policy's log-probs is an error, not a success."""
 
 import gc
 import io
@@ -54,7 +54,7 @@ def run(model: Path, pairs: Dataset, root: Path, sampled: SampledLogprobs | None
 
 
 def test_a_full_update_in_bfloat16_moves_float32_masters(pairs: Dataset, tmp_path: Path) -> None:
-    """With bfloat16 weights 2 % of the playground model's elements changed at this rate."""
+    """With bfloat16 weights, only 2 % of the playground model's elements changed at this rate."""
     weights = WEIGHTS / "llava"
     processor = AutoProcessor.from_pretrained(weights)
     shown = [processor.tokenizer(text, add_special_tokens=False).input_ids for text in ("a red star .", "a ring .")]
@@ -106,7 +106,7 @@ def test_tensors_that_no_loss_reaches_are_named(model: Path, pairs: Dataset, tmp
 
 
 def test_an_adapters_first_step_is_no_fault(model: Path, pairs: Dataset, tmp_path: Path) -> None:
-    """A's gradient is 0 while B is: by right, and not counted."""
+    """A's gradient is 0 while B is 0; this is right and does not count."""
     metrics = run(model, pairs, tmp_path, batch_size=4, epochs=1).metrics
     assert metrics["steps"] == 1.0
     assert (metrics["changed_tensors"], metrics["changed_elements"]) == (1.0, 1.0)
@@ -158,7 +158,7 @@ def test_every_sampled_side_is_held_against_the_sampler(model: Path, pairs: Data
 
 
 def test_a_policy_that_goes_on_is_compared_as_it_stands(model: Path, pairs: Dataset, tmp_path: Path) -> None:
-    """The log-probs are of the starting policy, not of the reference."""
+    """The log-probs come from the starting policy, not from the reference."""
     candidates = seen(model, pairs, tmp_path)
     run(model, pairs, tmp_path / "one", learning_rate=1e-2, epochs=4, schedule="constant")
     recipe = dpo_recipe(model)
@@ -184,7 +184,7 @@ def test_log_probs_that_are_not_the_samplers_end_the_run_and_name_rows(
 
 
 def test_pictures_that_do_not_reach_the_model_are_refused(model: Path, pairs: Dataset, tmp_path: Path) -> None:
-    """A tower whose features are lost on the way: losses would be normal."""
+    """If a tower's features are lost on the way, losses look normal."""
     from transformers import AutoModelForImageTextToText
 
     blind = AutoModelForImageTextToText.from_pretrained(model)
@@ -285,7 +285,7 @@ def test_an_update_that_fails_leaves_no_model_either(
 
 
 def test_a_model_that_fails_its_trial_forward_is_named(model: Path, pairs: Dataset, tmp_path: Path) -> None:
-    """Its processor spreads out another number of image tokens than its tower gives."""
+    """Its processor inserts another number of image tokens than its tower returns."""
     shutil.copytree(model, tmp_path / "odd")
     file = tmp_path / "odd/processor_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "patch_size": 16}))

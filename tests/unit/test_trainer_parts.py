@@ -1,4 +1,4 @@
-"""Batches bounded by tokens: gradient, loss and figures of the fixed batch."""
+"""Batches bounded by tokens: gradient, loss and figures equal those of the whole batch."""
 
 from pathlib import Path
 from statistics import mean

@@ -1,4 +1,4 @@
-"""Pools: every kind of dataset gives its prompts, seeded draws, and errors that name the place."""
+"""Pools: every kind of dataset gives prompts, seeded draws, and errors that name the place."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Probes of an update: as many as its size needs."""
+"""Probes of an update: their number follows its size."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_the_smaller_the_update_the_more(change: float, dtype: str, length: int,
 
 
 def test_what_is_sent_passes_the_gate_and_old_weights_do_not() -> None:
-    """An engine with noise of 0.05 nats: eight short answers prove nothing about a small update, what is sent does."""
+    """With 0.05 nats of noise, eight short answers prove nothing about a small update; the probes sent do."""
     random = np.random.default_rng(1)
     before, after = responses(0.04, length=6)
     count = responses_needed(before, after, "bfloat16")

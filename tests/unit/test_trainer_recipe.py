@@ -1,4 +1,4 @@
-"""What a recipe says is what runs: layers of values, and what is refused before any work is done."""
+"""A recipe's values are what runs: layers of values, and refusals before any work."""
 
 import subprocess
 import sys
@@ -84,7 +84,7 @@ def test_a_part_that_was_switched_on_or_off_is_edited_too(tmp_path: Path) -> Non
 
 
 def test_a_section_keeps_the_defaults_of_the_field_that_holds_it(tmp_path: Path) -> None:
-    """The sampler's admission is wider than the chassis'; one key of it used to bring the chassis' other values."""
+    """The sampler admits more than the chassis; setting one key used to reset the others to the chassis' values."""
     whole = load_settings(SamplerSettings, service="sampler", overrides=["engine.model=m"]).admission
     one = load_settings(SamplerSettings, service="sampler", overrides=["engine.model=m", "admission.max_queue=9"])
     assert one.admission == whole.model_copy(update={"max_queue": 9})

@@ -1,4 +1,4 @@
-"""References: the base model, the policy before, a moving average, and several as one."""
+"""References: the base model, the previous policy, a moving average, and several combined."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def made(model: Path, pairs: Dataset, work: Path, previous: Path | None, **dpo: 
 
 @pytest.fixture(scope="module", params=["lora", "full"])
 def policies(request: pytest.FixtureRequest, model: Path, pairs: Dataset, tmp_path_factory: Any) -> Policies:
-    """v000001 and v000002 of a run, the second from the first."""
+    """v000001 and v000002 of a run; the first is the parent of the second."""
     root = tmp_path_factory.mktemp(f"policies-{request.param}")
     for version in (1, 2):
         trainer = made(model, pairs, root / "work", None, train=request.param)
@@ -59,13 +59,13 @@ def policies(request: pytest.FixtureRequest, model: Path, pairs: Dataset, tmp_pa
 
 
 def sums(trainer: Any) -> torch.Tensor:
-    """[2, B] what the policy itself says."""
+    """[2, B] sums of the policy's log-probs."""
     batch = trainer.data_collator(list(trainer.train_dataset))
     return token_logprobs(trainer, batch).sum(dim=1).view(2, -1)
 
 
 def known(trainer: Any) -> torch.Tensor:
-    """[2, B] what the reference said."""
+    """[2, B] sums of the reference's log-probs."""
     add_reference(trainer, lambda done, total: None)
     batch = trainer.data_collator(list(trainer.train_dataset))
     return torch.stack([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])

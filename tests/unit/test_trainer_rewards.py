@@ -1,4 +1,4 @@
-"""Terms of a reward and how they are combined, on stand-ins for the services."""
+"""Terms of a reward and their combination, with stand-ins for the services."""
 
 import asyncio
 import json
@@ -122,7 +122,7 @@ def test_policy_logprob_asks_only_for_what_the_policy_did_not_sample() -> None:
 
 
 class Likelihood:
-    """A sampler that finds each token as likely as its version, prompt and picture say."""
+    """A sampler whose token probabilities depend on its version, prompt and picture."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, int, bool]] = []

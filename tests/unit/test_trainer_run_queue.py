@@ -1,4 +1,4 @@
-"""RunQueue with a scripted loop: order, stops, resumes, and what a restart finds on disk."""
+"""RunQueue with a scripted loop: order, stops, resumes, and a restart from the files on disk."""
 
 import fcntl
 import shutil
@@ -29,7 +29,7 @@ HOLD = "import fcntl, sys; file = open(sys.argv[1], 'w'); fcntl.flock(file, fcnt
 
 
 class Scripted:
-    """In place of `execute`: tells the events that the test lets it tell, and keeps the run's state as it does."""
+    """Replaces `execute`: sends the events that the test releases, and writes the run's state."""
 
     def __init__(self) -> None:
         self.order: list[str] = []
@@ -168,7 +168,7 @@ def test_a_failed_run_says_why_and_is_resumed(queue: RunQueue, scripted: Scripte
 def test_a_resume_in_the_moment_after_a_run_has_ended_is_not_lost(
     queue: RunQueue, scripted: Scripted, ending: str
 ) -> None:
-    """The state is on disk, and the queue's thread has not yet turned to the next run."""
+    """The state is on disk, but the queue's thread has not reached the next run yet."""
     scripted.fail = RuntimeError("the scorer is on fire") if ending == "failed" else None
     run = submit(queue, "one")
     until(run, "running")
@@ -184,7 +184,7 @@ def test_a_resume_in_the_moment_after_a_run_has_ended_is_not_lost(
 
 
 def test_a_stop_in_the_moment_after_a_resume_is_not_lost(queue: RunQueue, scripted: Scripted) -> None:
-    """The run has failed and is queued again, and the queue's thread has not yet turned to it."""
+    """The run has failed and is queued again, but the queue's thread has not reached it yet."""
     scripted.fail = RuntimeError("the scorer is on fire")
     run = submit(queue, "one")
     until(run, "running")

@@ -148,7 +148,7 @@ def test_a_full_disk_is_known_however_it_is_said(error: Exception) -> None:
 def test_a_full_disk_ends_the_run_with_its_reason_and_it_goes_on_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The disk takes nothing but what the reserve had room for."""
+    """The disk has no room beyond the reserve."""
     full = True
 
     class Writes:

@@ -1,4 +1,4 @@
-"""Publication and serving over a scripted sampler that is killed, or loses an answer, at the worst moments."""
+"""Publication and serving with a scripted sampler that is killed, or loses an answer, at the worst moments."""
 
 import asyncio
 from pathlib import Path
@@ -18,7 +18,7 @@ from sightline_trainer.serving import RunPolicies, ServedSampler, serve
 
 
 class Sampler:
-    """Knows the versions it was given; `trouble` names calls after which it is killed and starts anew."""
+    """Knows the versions it got; `trouble` names calls after which it is killed and restarts."""
 
     def __init__(self, *, loaded: tuple[int, ...] = (0,), active: int = 0, trouble: tuple[str, ...] = ()) -> None:
         self.loaded, self.active = set(loaded), active

@@ -1,4 +1,4 @@
-"""The shared prefix against TRL's own rows, by family and loss: loss and gradients within 1e-4 relative, fp32."""
+"""The shared prefix compared with TRL's own rows, by family and loss: within 1e-4 relative in fp32."""
 
 import logging
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 def prepared(model: Path, pairs: Dataset, work: Path, **dpo: Any) -> Any:
-    """A trainer off its reference, which it knows."""
+    """A trainer that knows its reference and differs from it."""
     trainer = make_trainer(dpo_recipe(model, **dpo), pairs, previous=None, work=work, seed=0)
     add_reference(trainer, lambda done, total: None)
     shake(trainer.model)
@@ -44,7 +44,7 @@ def prepared(model: Path, pairs: Dataset, work: Path, **dpo: Any) -> Any:
 
 
 def step(trainer: Any, rows: list[dict[str, Any]], *, shared: bool) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradients of one batch, by the pack or by TRL's rows."""
+    """Loss and gradients of one batch, with packed rows or TRL's rows."""
     collator = trainer.data_collator
     if not shared:
         collator = PairCollator(collator.family, columns=collator.columns)
@@ -216,7 +216,7 @@ def test_the_self_check_refuses_a_pack_that_is_wrong(
     tile = tiles.tile
 
     def blind(groups: Any, device: Any) -> Any:
-        """Every branch sees the others."""
+        """A mask in which every branch sees the others."""
         right = tile(groups, device)
         return replace(right, tiles=tuple(replace(one, mask=torch.ones_like(one.mask)) for one in right.tiles))
 

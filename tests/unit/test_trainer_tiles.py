@@ -1,4 +1,4 @@
-"""Tiles: every token of a pack sees its prefix and its own branch so far, and nothing else, whatever goes together."""
+"""Tiles: every token of a pack sees only its prefix and its own branch so far, whatever is packed together."""
 
 import random
 
@@ -24,7 +24,7 @@ def groups_of(seed: int) -> tuple[Group, ...]:
 
 
 def seen(groups: tuple[Group, ...]) -> torch.Tensor:
-    """[T, T] what each token sees."""
+    """[T, T] which tokens each token sees."""
     total = sum(group.length for group in groups)
     sees = torch.zeros(total, total, dtype=torch.bool)
     start = 0

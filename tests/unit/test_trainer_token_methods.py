@@ -1,4 +1,4 @@
-"""Token weights, visual guidance and token KLs: by hand, against autograd, with and without the shared prefix."""
+"""Token weights, visual guidance and token KLs: by hand, by autograd, with and without the shared prefix."""
 
 import math
 from pathlib import Path
@@ -34,7 +34,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pairs(model: Path) -> Dataset:
-    """The rejected sides begin as the chosen ones do."""
+    """Pairs whose rejected sides begin like the chosen ones."""
     made = random_pairs(model, LAYOUT)
     rows = [{**row, "rejected_ids": [*row["chosen_ids"][:3], *row["rejected_ids"]]} for row in made]
     return Dataset.from_list(rows, features=made.features)
@@ -49,7 +49,7 @@ def prepared(model: Path, pairs: Dataset, work: Path, **dpo: Any) -> Any:
 
 
 def logits(trainer: Any, row: dict[str, Any], side: str, *, blank: bool, reference: bool = False) -> torch.Tensor:
-    """[response, vocabulary] log-probs of one side from a plain forward of the model alone."""
+    """[response, vocabulary] log-probs of one side from a plain forward pass of the model."""
     family = trainer.data_collator.family
     from sightline_trainer.dpo.collator import decoded
 
@@ -70,7 +70,7 @@ def logits(trainer: Any, row: dict[str, Any], side: str, *, blank: bool, referen
 
 
 def expected(trainer: Any, name: str) -> torch.Tensor:
-    """The written formula, from plain forwards, with its graph."""
+    """The formula as written, from plain forward passes, with its graph."""
     losses, sft, tokens = [], [], 0
     for row in trainer.train_dataset:
         weights = token_weights(row["chosen_ids"], row["rejected_ids"], trainer.data_collator.token_weights)

@@ -1,4 +1,4 @@
-"""The loop's numbers in a tracker, read back from what the tracker wrote."""
+"""The loop's numbers in a tracker, read back from the tracker's files."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_the_loops_numbers_are_in_tensorboard_by_iteration(tmp_path: Path) -> No
 
 
 def test_a_tracker_that_cannot_be_ended_does_not_change_how_the_run_ended(tmp_path: Path) -> None:
-    """A run that is interrupted goes on later; one that failed does not."""
+    """An interrupted run continues later; a failed one does not."""
     tracking = Tracking([], tmp_path, "a-run")
     ended: list[str] = []
 

@@ -1,4 +1,4 @@
-"""The pages: the trees of the READMEs against the files that are there, and one wrap width."""
+"""The pages: the READMEs' trees must match the existing files, and one wrap width applies."""
 
 import re
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ UNNAMED = {"__init__.py", "__main__.py", "py.typed"}  # they say nothing that th
 
 
 def tree(readme: Path, root: Path, first: str) -> Iterator[Path]:
-    """The paths that the tree after the line `first` names, by its indentation.
+    """The paths in the tree after the line `first`, by indentation.
 
     A line is names, two spaces or more, and what they are for; a name is of the folder above that is indented less, or
     of the folder of the name before it on the line. Where a line begins with a folder, what is said of it may name
@@ -50,7 +50,7 @@ def tree(readme: Path, root: Path, first: str) -> Iterator[Path]:
 
 
 def product(package: Path) -> set[Path]:
-    """What a tree of a package must name: its files but those of `UNNAMED`, and its folders."""
+    """What a package's tree must name: its files except those in `UNNAMED`, and its folders."""
     return {path for path in package.rglob("*") if "__pycache__" not in path.parts and path.name not in UNNAMED}
 
 

@@ -1,4 +1,4 @@
-"""`sightline triton install`: what is fetched is checked, and found by every service."""
+"""`sightline triton install`: the wheel is checked, and every service finds it."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ STUB = f"pytriton/tritonserver/python_backend_stubs/{sys.version_info.major}.{sy
 
 @pytest.fixture
 def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A wheel in the place of NVIDIA's: a stub that runs, and no server."""
+    """A wheel that replaces NVIDIA's: it has a stub that runs, but no server."""
     file = tmp_path / "nvidia_pytriton-0.7.0-py3-none-any.whl"
     info = "nvidia_pytriton-0.7.0.dist-info"
     with zipfile.ZipFile(file, "w") as made:

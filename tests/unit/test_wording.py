@@ -1,4 +1,4 @@
-"""Wording and worries, by hand."""
+"""Wording and warnings, computed by hand."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_each_signal_has_its_bound() -> None:
 
 
 def test_what_the_reward_likes_is_told_of_pairs_that_the_policy_wrote_both_sides_of(tmp_path: Path) -> None:
-    """Forty pairs: chosen "i see a red star ." of six words, rejected "there is a star ." of five; ten are not told."""
+    """Forty pairs: chosen "i see a red star ." of six words, rejected "there is a star ." of five; ten do not count."""
 
     def row(chosen: str, rejected: str, source: str) -> dict[str, object]:
         sides = {"chosen": chosen, "rejected": rejected}

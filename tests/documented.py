@@ -18,19 +18,19 @@ NOT_RUN = {
     "docker": "builds images; `tests/unit/test_chart_policy.py` checks the Dockerfiles",
     "kubectl": "needs a cluster",
     "helm": "needs a cluster; `make chart` renders the chart, `make chart-run` runs its pods",
-    "curl": "`tests/unit/test_scorer_gateway.py` sends what it shows",
-    "grpcurl": "a program of others; the same calls are in `tests/contract`",
-    "go": "fetches modules; the protos are what it shows",
+    "curl": "`tests/unit/test_scorer_gateway.py` sends the same request",
+    "grpcurl": "another project's program; `tests/contract` makes the same calls",
+    "go": "fetches modules; the tests check the protos that it uses",
     "buf": "writes Go stubs, for which a plugin must be built",
     "npm": "fetches packages; `tests/integration/test_scorer_examples.py` runs it, slow",
-    "node": "as npm",
-    "vllm": "an engine of others, on a GPU, with real weights",
-    "promtool": "`tests/unit/test_alerts.py` runs it where it is installed",
-    "git": "a program of others",
-    "torchrun": "starts several processes; `tests/integration/test_trainer_distributed.py` does",
-    "uv": "installs packages; `.ci/run` and `tools/extra_sizes.py` do",
+    "node": "as for npm",
+    "vllm": "starts an engine on a GPU; `tests/contract/test_sampler_vllm.py` has its protocol",
+    "promtool": "`tests/unit/test_alerts.py` runs it if it is installed",
+    "git": "another project's program",
+    "torchrun": "starts several processes, as `tests/integration/test_trainer_distributed.py` does",
+    "uv": "installs packages, as `.ci/run` does",
     "pip": "installs packages; `tests/integration/test_wheel.py` installs the wheel",
-    "python3": "makes an environment; `.ci/run` does",
+    "python3": "creates an environment, as `.ci/run` does",
     "export": "sets a variable of the shell",
     "source": "enters an environment",
     "echo": "writes a line",
@@ -38,7 +38,7 @@ NOT_RUN = {
     "cp": "copies a file",
     "kill": "sends a signal",
     "make demo": "minutes; `.ci/run` runs `make test` in a fresh clone, `test_wheel.py` the quick demo",
-    "make test": "this is it",
+    "make test": "the suite that contains this list's test",
     "make chart-run": "minutes; `tests/integration/test_chart_run.py`, slow",
     "make monitor": "starts Prometheus; `tests/unit/test_alerts.py` has its rules",
     "sightline triton install": "fetches the server; `tests/unit/test_triton_install.py` unpacks a small one",
@@ -53,7 +53,7 @@ NOT_RUN = {
     "sightline eval run --sampler 127.0.0.1:50052 --suite pope": "`tests/integration/test_eval_run.py` has the files",
     "python -m sightline_trainer.evaluation.lmms_eval_model": "needs lmms-eval; tests/contract/test_lmms_eval_model.py",
     "python -m sightline_playground make": "trains both models; `tests/unit/test_playground_models.py`",
-    "python -m sightline_playground check": "measures for minutes what `make` has written",
+    "python -m sightline_playground check": "measures for minutes what `make` writes",
     "python examples/": "`tests/integration/test_scorer_examples.py` runs each",
     "sightline run recipes/*http://*": "asks a judge, writer or detector; `test_recipes.py` has the playground's",
     "sightline run recipes/*dns:///sampler-*": "asks another model; `test_recipes.py` has the playground's",
@@ -125,7 +125,7 @@ def _texts() -> Iterator[Path]:
     yield from (ROOT / "README.md", ROOT / "CONTRIBUTING.md")
     for place in ("docs", "services", "examples", "playground", "helm"):
         for file in sorted((ROOT / place).rglob("*.md")):
-            # A lab book tells what was done on its day; the reference is made of the code.
+            # A lab book records what was run on its day; the reference is generated from the code.
             if file.name not in ("log.md", "MODEL_CARD.md") and "docs/reference" not in str(file):
                 yield file
 

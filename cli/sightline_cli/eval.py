@@ -64,7 +64,7 @@ def chair(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """CHAIR over COCO's 80 objects: CHAIR_s, CHAIR_i, recall and mean length of captions."""
+    """Measure CHAIR over COCO's 80 objects: CHAIR_s, CHAIR_i, recall and mean length of captions."""
 
     def work() -> None:
         from sightline_cli.eval_files import chair as measure
@@ -90,7 +90,7 @@ def pope(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """POPE: accuracy, precision, recall, F1 and yes-ratio of yes/no answers."""
+    """Measure POPE: accuracy, precision, recall, F1 and yes-ratio of yes/no answers."""
 
     def work() -> None:
         from sightline_cli.eval_files import pope as measure
@@ -114,7 +114,7 @@ def amber(
     seed: Seed = 0,
     debug: Debug = False,
 ) -> None:
-    """AMBER: CHAIR, Cover, Hal, Cog of responses; accuracy, precision, recall, F1 of answers."""
+    """Measure AMBER: CHAIR, Cover, Hal, Cog of responses; accuracy, precision, recall, F1 of answers."""
 
     def work() -> None:
         from sightline_cli.eval_files import amber as measure

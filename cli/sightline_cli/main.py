@@ -57,7 +57,7 @@ def _calling(flag: str, text: str) -> Any:
 
 @app.callback()
 def credentials(
-    tls: Annotated[bool, _calling("--tls", "Encrypt.")] = False,
+    tls: Annotated[bool, _calling("--tls", "Encrypt the connection.")] = False,
     tls_ca: Annotated[
         Path | None,
         _calling("--tls-ca", "PEM certificates that sign the service's; default: gRPC's own."),
@@ -277,7 +277,7 @@ def generate_(
     endpoint_model: Annotated[str, typer.Option(help="Model to request from the endpoint.")] = "",
     size: Annotated[str, typer.Option(help="Size to request, such as 1024x1024.")] = "",
     count: Annotated[int, typer.Option(help="Number of pictures per text; the best is kept.", min=1, max=64)] = 4,
-    seed: Annotated[int, typer.Option(help="Of the pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the pictures.")] = 0,
     scorer: Annotated[str | None, typer.Option(help="Address of a scorer; default: start one.")] = None,
     model: Annotated[
         str | None, typer.Option(help="open_clip name or directory to start one on; default: the playground's.")
@@ -344,7 +344,7 @@ def ui_(
     runs: Annotated[Path, typer.Argument(help="A directory of runs.")] = Path("runs"),
     trainer: Annotated[str | None, typer.Option(help="Address of a trainer service whose runs to show.")] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; an address that others can reach requires a token.")
+        str, typer.Option(help="Address to listen on; callers need the token on any address.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port; 0: a free one.", min=0, max=65535)] = 8400,
     token: Annotated[

@@ -42,7 +42,9 @@ def merge(run: Path, version: int, to: Path, base: Path | None = None) -> Policy
         manifest = verify(policy)
     except ManifestError as error:
         if error.reason == "MISSING_DIRECTORY":
-            raise NotFound(f"{run} has no policy {version}", reason="POLICY_NOT_FOUND") from error
+            raise NotFound(
+                f"{run} has no policy {version}: `sightline policies list {run}` shows them", reason="POLICY_NOT_FOUND"
+            ) from error
         raise DataCorrupted(str(error), reason=error.reason) from error
     if manifest.kind != "lora":
         raise InvalidInput(f"policy {version} is a whole checkpoint ({manifest.kind}); copy it", reason="NO_ADAPTER")

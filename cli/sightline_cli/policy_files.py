@@ -97,7 +97,9 @@ def verify_all(run: Path, version: int | None, as_json: bool) -> None:
     """
     directory = directory_of(run)
     if version is not None and not (directory / policy_dirname(version)).is_dir():
-        raise NotFound(f"{run} has no policy {version}", reason="POLICY_NOT_FOUND")
+        raise NotFound(
+            f"{run} has no policy {version}: `sightline policies list {run}` shows them", reason="POLICY_NOT_FOUND"
+        )
     paths = [directory / policy_dirname(version)] if version is not None else sorted(directory.glob("v[0-9]*"))
     results: list[dict[str, Any]] = []
     for path in paths:

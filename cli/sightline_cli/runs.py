@@ -66,7 +66,9 @@ def start(
                 {"recipe_text": file.read_text(encoding="utf-8")} if file.is_file() else {"recipe_name": recipe}
             )
         except UnicodeDecodeError:
-            raise InvalidInput(f"{file}: is not UTF-8 YAML", reason="RECIPE_UNREADABLE") from None
+            raise InvalidInput(
+                f"{file} is not YAML in UTF-8: save it in that encoding", reason="RECIPE_UNREADABLE"
+            ) from None
         _show(client.start(**named, overrides=overrides or [], request_id=request, run_id=run), as_json)
 
     _with(trainer, debug, begin)

@@ -66,7 +66,7 @@ def sample(
     """
     for image in images:
         if not image.is_file():
-            raise InvalidInput(f"there is no image {image}", reason="IMAGE_NOT_FOUND")
+            raise InvalidInput(f"there is no image {image}: check the path", reason="IMAGE_NOT_FOUND")
     asked = user_turn(prompt, len(images))
     turns = asked if system is None else (Turn("system", (system,)), *asked)
     source = model_or_playground(sampler, model, "--sampler", PLAYGROUND)

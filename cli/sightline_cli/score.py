@@ -37,7 +37,7 @@ def score(
         StartError: no scorer could be started.
     """
     if not image.is_file():
-        raise InvalidInput(f"there is no image {image}", reason="IMAGE_NOT_FOUND")
+        raise InvalidInput(f"there is no image {image}: check the path", reason="IMAGE_NOT_FOUND")
     source = model_or_playground(scorer, model, "--scorer", PLAYGROUND)
     settings = [f"models.default.source={source}"]
     if pretrained is not None:

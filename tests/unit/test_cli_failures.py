@@ -54,7 +54,10 @@ def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
 def test_a_version_that_is_not_there_is_no_damaged_one(tmp_path: Path) -> None:
     (tmp_path / "policies/v000001").mkdir(parents=True)
     failed = sightline("policies", "verify", str(tmp_path), "--version", "2")
-    assert (failed.exit_code, failed.stderr) == (2, f"error: {tmp_path} has no policy 2\n")
+    assert (failed.exit_code, failed.stderr) == (
+        2,
+        f"error: {tmp_path} has no policy 2: `sightline policies list {tmp_path}` shows them\n",
+    )
     assert sightline("policies", "verify", str(tmp_path)).exit_code == 1
 
 

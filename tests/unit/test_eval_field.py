@@ -254,9 +254,9 @@ def test_keys_can_be_named(tmp_path: Path) -> None:
         ('{"image_id": 1, "caption": null}', "caption is missing or null"),
         ('{"image_id": 1, "caption": "a \\ud83d"}', "half of a character"),
         ('{"image_id": 1, "image_id": 2, "caption": "a dog"}', "'image_id' appears twice"),
-        *controls(('{"image_id": 1, "caption": "a dog"}, ', "no JSON")),
-        *controls(('{"image_id": 1, "caption": "a dog"', "no JSON")),
-        ("[" * 100_000, "no JSON"),
+        *controls(('{"image_id": 1, "caption": "a dog"}, ', "not JSON")),
+        *controls(('{"image_id": 1, "caption": "a dog"', "not JSON")),
+        ("[" * 100_000, "not JSON"),
     ],
 )
 def test_what_would_be_read_as_something_else_is_refused(tmp_path: Path, content: str, complaint: str) -> None:
@@ -269,7 +269,7 @@ def test_what_would_be_read_as_something_else_is_refused(tmp_path: Path, content
 def test_a_broken_line_is_named_by_where_it_begins(tmp_path: Path) -> None:
     path = tmp_path / "c.jsonl"
     path.write_text('{"a": 1}\n{"a": 2\n{"a": 3}\n')
-    with pytest.raises(InvalidInput, match=r"line 2: no JSON \(.* in line 3\)"):
+    with pytest.raises(InvalidInput, match=r"line 2: not JSON \(.* in line 3\)"):
         list(read_lines(path, ["a"]))
 
 

@@ -172,10 +172,10 @@ def test_a_text_over_imagerewards_window_is_scored_by_sentence(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"kind": "vqa"}, "needs tokenizer"),
+        ({"kind": "vqa"}, "set tokenizer with kind=vqa"),
         ({"kind": "vqa", "tokenizer": "t", "question": "Is it?"}, r"\{text\} once"),
-        ({"kind": "clip", "answer": "Yes"}, "answer goes with kind=vqa"),
-        ({"kind": "hpsv2", "tokenizer": "t"}, "tokenizer goes with"),
+        ({"kind": "clip", "answer": "Yes"}, "answer works only with kind=vqa"),
+        ({"kind": "hpsv2", "tokenizer": "t"}, "tokenizer works only with"),
         ({"kind": "vqa", "tokenizer": "t", "sampler": {"key_file": "k"}}, "go together"),
     ],
 )

@@ -26,7 +26,9 @@ def shipped_recipe(name: str) -> Path:
     """The file of a shipped recipe. Raises NotFound."""
     found = recipes_in(shipped("recipes")).get(name)
     if found is None:
-        raise NotFound(f"unknown recipe {name[:100]!r}", reason="RECIPE_NOT_FOUND")
+        raise NotFound(
+            f"there is no shipped recipe {name[:100]!r}: `sightline recipe list` shows them", reason="RECIPE_NOT_FOUND"
+        )
     return found
 
 

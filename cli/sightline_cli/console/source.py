@@ -152,7 +152,10 @@ class RunsHere:
         if not process.is_file() or not leased(RunDirectory(self.root / run)):
             begun = self._going(run)
             if begun is None:
-                raise PreconditionFailed(f"{run} was not started by `sightline run`", reason="RUN_NOT_RUNNING")
+                raise PreconditionFailed(
+                    f"run {run} was not started here by `sightline run`: stop it where it was started",
+                    reason="RUN_NOT_RUNNING",
+                )
             begun.send_signal(signal.SIGTERM)
             return
         os.kill(int(process.read_text()), signal.SIGTERM)
@@ -161,7 +164,7 @@ class RunsHere:
         """See `Runs`."""
         path = self.directory(run)
         if leased(RunDirectory(path)) or self._going(run) is not None:
-            raise PreconditionFailed(f"{run} is running", reason="RUN_LEASED")
+            raise PreconditionFailed(f"run {run} is still running: stop it first", reason="RUN_LEASED")
         if (path / _START).is_file():
             begun = json.loads((path / _START).read_text())
             self._spawn(run, begun["recipe"], begun["overrides"])

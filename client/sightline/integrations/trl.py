@@ -117,7 +117,10 @@ class ClipReward:
                 text = self._scored_text(completion)
                 images = [encoded.image(value) for value in self._images(index, prompts, columns)]
                 if not images:
-                    raise InvalidInput("the row has no image", reason="IMAGE_MISSING")
+                    raise InvalidInput(
+                        "the row has no image: give one in the column image or images, or in the prompt",
+                        reason="IMAGE_MISSING",
+                    )
                 plans.append(len(images))
                 pairs.extend((image, [text]) for image in images)
             except SightlineError as error:

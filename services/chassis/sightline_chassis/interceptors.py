@@ -80,7 +80,7 @@ class Interceptor(grpc.aio.ServerInterceptor):
         """Wait until the service has started. If it could not, or the call may not wait, the result says why."""
         if not self._opened.is_set():
             if self._held >= self._most_held:
-                return Overloaded("the service is starting, and too many calls wait for it already", retry_after=1)
+                return Overloaded("the service is starting, and too many calls wait for it: try again", retry_after=1)
             self._held += 1
             try:
                 await self._opened.wait()

@@ -69,4 +69,6 @@ def _turn(turn: pb.Turn, number: int) -> Turn:
 
 def _refuse_over(what: str, count: int, most: int, reason: str) -> None:
     if count > most:
-        raise InvalidInput(f"{count} {what}; a request takes {most}", reason=reason, metadata={"limit": str(most)})
+        raise InvalidInput(
+            f"the request has {count} {what}; at most {most} are allowed", reason=reason, metadata={"limit": str(most)}
+        )

@@ -44,7 +44,10 @@ def read_params(message: pb.SamplingParams, count: int, *, max_tokens: int, with
     guidance = _guidance(message.guidance) if message.HasField("guidance") else None
     if not with_image and (distortion is not None or guidance is not None):
         what = "distortion" if distortion is not None else "guidance"
-        raise InvalidInput(f"{what} needs an image, but the request has none", reason=f"BAD_{what.upper()}")
+        raise InvalidInput(
+            f"{what} needs an image, but the request has none: send one, or leave {what} out",
+            reason=f"BAD_{what.upper()}",
+        )
     if len(message.continue_from) >= max_tokens:
         raise InvalidInput(
             f"continue_from has {len(message.continue_from)} tokens; it must be below {max_tokens}",

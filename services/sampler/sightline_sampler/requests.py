@@ -55,7 +55,7 @@ class RequestReader:
                 f"{len(request.seeds)} seeds for {count} candidates: give one for each, or none", reason="BAD_SEEDS"
             )
         if len(request.request_id) > 200:
-            raise InvalidInput("request_id is longer than 200 characters", reason="BAD_REQUEST_ID")
+            raise InvalidInput("request_id is longer than 200 characters: shorten it", reason="BAD_REQUEST_ID")
         asked = self._conversations.read(request)
         limit = self._limits.max_tokens
         params = read_params(request.params, count, max_tokens=limit, with_image=bool(asked.images))
@@ -71,7 +71,7 @@ class RequestReader:
         """The work of a ScoreTokens call, and its lease; raises as `sample`."""
         count = len(request.token_ids)
         if not count:
-            raise InvalidInput("token_ids is empty", reason="NO_TOKENS")
+            raise InvalidInput("token_ids is empty: send the ids of the response", reason="NO_TOKENS")
         asked = self._conversations.read(request)
         distortion = read_distortion(request.distortion) if request.HasField("distortion") else None
         if distortion is not None and not asked.images:

@@ -41,7 +41,7 @@ class SamplerConnection(Section):
     @model_validator(mode="after")
     def _certificate_has_a_key(self) -> Self:
         if (self.certificate_file is None) != (self.key_file is None):
-            raise ValueError("certificate_file and key_file go together")
+            raise ValueError("certificate_file and key_file go together: set both or neither")
         return self
 
 
@@ -90,22 +90,22 @@ class ModelSettings(Section):
     @model_validator(mode="after")
     def _head_goes_with_aesthetic(self) -> Self:
         if (self.kind == "aesthetic") != (self.head is not None):
-            raise ValueError("kind=aesthetic needs head, the file of its network, and no other kind has one")
+            raise ValueError("set head, the file of the network, with kind=aesthetic, and only with it")
         if self.architecture is not None and self.kind != "hpsv2":
-            raise ValueError("architecture goes with kind=hpsv2: other models take it from their source")
+            raise ValueError("architecture works only with kind=hpsv2: other models take it from their source")
         return self
 
     @model_validator(mode="after")
     def _keys_go_with_kinds(self) -> Self:
         if self.tokenizer is not None and self.kind not in ("imagereward", "vqa"):
-            raise ValueError("tokenizer goes with kind=imagereward or kind=vqa: other models have their own")
+            raise ValueError("tokenizer works only with kind=imagereward or kind=vqa: other models have their own")
         if self.kind != "vqa":
             given = {"question", "answer", "against", "sampler"} & self.model_fields_set
             if given:
-                raise ValueError(f"{', '.join(sorted(given))} goes with kind=vqa")
+                raise ValueError(f"{', '.join(sorted(given))} works only with kind=vqa: leave it out")
             return self
         if self.tokenizer is None:
-            raise ValueError("kind=vqa needs tokenizer, the language model's own: it decides which tokens say `answer`")
+            raise ValueError("set tokenizer with kind=vqa: the language model's own decides which tokens say `answer`")
         if self.question.count("{text}") != 1:
             raise ValueError("question must contain {text} once, the place of the text to score")
         return self

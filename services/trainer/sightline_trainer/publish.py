@@ -105,7 +105,10 @@ async def _publish(
             await policies.stage(client, version)
     arrival = (await client.activate(version, probes=probes)).arrival
     if arrival is None:
-        raise PreconditionFailed("the sampler examined no probes", reason="POLICY_DID_NOT_ARRIVE")
+        raise PreconditionFailed(
+            f"the sampler activated policy {version} without examining the probes: does it run the same release?",
+            reason="POLICY_DID_NOT_ARRIVE",
+        )
     if not arrival.gap <= settings.max_probe_gap:
         await client.activate(previous)
         raise PreconditionFailed(

@@ -132,7 +132,7 @@ class RunQueue:
     def _recipe(self, file: Path | None, text: str, overrides: Sequence[str]) -> Recipe:
         if len(overrides) > MOST_OVERRIDES or len(text) + sum(map(len, overrides)) > MOST_BYTES:
             raise InvalidInput(
-                f"a recipe with its overrides may hold {MOST_BYTES} bytes and {MOST_OVERRIDES} overrides",
+                f"the recipe is too large: at most {MOST_BYTES} bytes and {MOST_OVERRIDES} overrides are allowed",
                 reason="RECIPE_INVALID",
             )
         try:

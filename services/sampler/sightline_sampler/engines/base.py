@@ -212,7 +212,9 @@ class Engine(abc.ABC):
         Raises:
             InvalidInput: this engine does not support it.
         """
-        raise InvalidInput(f"the engine {self.name} cannot give its memory back", reason="PAUSE_MODE_UNSUPPORTED")
+        raise InvalidInput(
+            f"the engine {self.name} cannot release its memory: pause without release", reason="PAUSE_MODE_UNSUPPORTED"
+        )
 
     async def reload(self) -> None:
         """Restore the memory; does nothing if it has.

@@ -181,7 +181,7 @@ class LoadedPolicies:
         """
         entry = self.entry(version, run_id)
         if entry.leaving:
-            raise PreconditionFailed(f"policy {version} is being retired", reason="POLICY_LEAVES")
+            raise PreconditionFailed(f"policy {version} is being retired: use another one", reason="POLICY_LEAVES")
         return entry
 
     def add(self, entry: Entry) -> Entry:

@@ -49,7 +49,7 @@ class HttpSettings(Section):
     @model_validator(mode="after")
     def _certificate_has_a_key(self) -> Self:
         if (self.certificate is None) != (self.key is None):
-            raise ValueError("http.certificate and http.key go together")
+            raise ValueError("http.certificate and http.key go together: set both or neither")
         return self
 
 
@@ -75,7 +75,7 @@ class TargetSettings(Section):
         if not self.target:
             raise ValueError("name the scorer, for example scorer.target=127.0.0.1:50051")
         if (self.certificate_file is None) != (self.key_file is None):
-            raise ValueError("scorer.certificate_file and scorer.key_file go together")
+            raise ValueError("scorer.certificate_file and scorer.key_file go together: set both or neither")
         return self
 
 
@@ -98,7 +98,7 @@ class OpenRlhfSettings(Section):
     @model_validator(mode="after")
     def _value_goes_with_value(self) -> Self:
         if (self.on_failure == "value") != (self.failure_value is not None):
-            raise ValueError("openrlhf.failure_value goes with openrlhf.on_failure=value, and the latter needs it")
+            raise ValueError("set openrlhf.failure_value and openrlhf.on_failure=value together, or neither")
         return self
 
 

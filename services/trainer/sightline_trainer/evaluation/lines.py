@@ -129,9 +129,9 @@ def _values(path: Path, text: str) -> Iterator[tuple[str, Any]]:
             value, at = _DECODER.raw_decode(text, start)
         except json.JSONDecodeError as error:
             where = "" if error.lineno == line else f" in line {error.lineno}"
-            raise InvalidInput(f"{path}, line {line}: no JSON ({error.msg}{where})", reason="LINE") from None
+            raise InvalidInput(f"{path}, line {line}: not JSON ({error.msg}{where})", reason="LINE") from None
         except (ValueError, RecursionError) as error:
-            raise InvalidInput(f"{path}, line {line}: no JSON ({error})", reason="LINE") from None
+            raise InvalidInput(f"{path}, line {line}: not JSON ({error})", reason="LINE") from None
         lists = lists or (isinstance(value, list) and not entry)
         if lists and isinstance(value, list):
             for one in value:

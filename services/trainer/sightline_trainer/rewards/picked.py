@@ -69,7 +69,9 @@ def read_picks(path: Path) -> dict[tuple[str, str], bool]:
         InvalidInput: there is no such file, or a line is not a pick.
     """
     if not path.is_file():
-        raise InvalidInput(f"no file of picks {path}", reason="PICKS_NOT_FOUND")
+        raise InvalidInput(
+            f"there is no file {path}: name a file of picks in reward.terms.picked.file", reason="PICKS_NOT_FOUND"
+        )
     found: dict[tuple[str, str], bool] = {}
     with path.open("rb") as file:
         for number, _, _, line in bounded_lines(file):

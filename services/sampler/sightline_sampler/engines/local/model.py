@@ -336,7 +336,10 @@ def _eos_ids(model: Any, tokenizer: Any) -> set[int]:
     generation = getattr(model, "generation_config", None)
     ids = _ids(getattr(generation, "eos_token_id", None), getattr(text, "eos_token_id", None), tokenizer.eos_token_id)
     if not ids:
-        raise InvalidInput("the model's config names no end token", reason="NO_END_TOKEN")
+        raise InvalidInput(
+            "the model's config names no end token: set eos_token_id in its generation_config.json",
+            reason="NO_END_TOKEN",
+        )
     return ids
 
 

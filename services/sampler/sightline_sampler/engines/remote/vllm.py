@@ -335,7 +335,7 @@ class VllmEngine(RemoteEngine):
         body.pop("logit_bias", None)
         async for choice in self._choices(body, 0):
             return any(logprob != 0 for logprob in choice.logprobs)
-        raise InternalError("vLLM gave no candidate", reason="ENGINE_FAILED")
+        raise InternalError("vLLM returned no candidate", reason="ENGINE_FAILED")
 
 
 def _runs(indices: Sequence[int], chosen: Sequence[int]) -> list[tuple[list[int], int]]:

@@ -11,8 +11,8 @@ from sightline_playground.measure import SCENES, SEED
 _HEAD: Final = """\
 # Model card: the playground's tiny CLIP and tiny LVLM
 
-Two models for a small drawn world (1-4 coloured shapes in a 3 x 3 grid, 48 x 48 pixels). They stand for a real CLIP and a
-real LLaVA, load through the same calls, and are good for nothing else. Apache-2.0, like the code that made them.
+Two models for a small drawn world (1-4 coloured shapes in a 3 x 3 grid, 48 x 48 pixels). They replace a real CLIP and a real
+LLaVA in tests and demos, load through the same calls, and have no other use. Apache-2.0, like the code that made them.
 
 | | directory | what | parameters |
 |---|---|---|---|
@@ -31,9 +31,9 @@ processor = AutoProcessor.from_pretrained("playground/weights/llava")
 
 ## Measured
 
-On {test_scenes} held-out test scenes (seed {test_seed}), no scene of which, in any jitter, was trained on. "Sampled" is temperature 1 without
-truncation, "greedy" is temperature 0. The tolerance is the band in which a playground made again must lie
-(one seed was measured); `python -m sightline_playground check` holds it.
+On {test_scenes} held-out test scenes (seed {test_seed}), none of which was in training, in any jitter. "Sampled" is temperature 1 without
+truncation, "greedy" is temperature 0. The tolerance is the band for a newly made playground
+(one seed was measured); `python -m sightline_playground check` compares with it.
 
 | number | value | tolerance | what |
 |---|---|---|---|
@@ -42,22 +42,22 @@ truncation, "greedy" is temperature 0. The tolerance is the band in which a play
 _TAIL: Final = """
 ## How made
 
-`python -m sightline_playground make --seed {seed}`, from nothing: {scenes:,} training scenes; the scorer took {scorer_seconds} s, the
-LVLM {lvlm_seconds} s of a busy core. `--keep-scorer` trains the LVLM alone.
+`python -m sightline_playground make --seed {seed}`, from scratch: {scenes:,} training scenes; the scorer took {scorer_seconds} s, the
+LVLM {lvlm_seconds} s of a busy core. `--keep-scorer` trains only the LVLM.
 
 **Scorer.** {scorer}. Contrastive, with in-batch negatives and, for each scene, three hard negatives (an
-object added, left out, changed). Chosen so that it is good but neither perfect nor too sure, as real ones are:
-the logit scale is held at 100, where OpenAI's CLIP ended, so that cosines live on the same scale; a share of the
-training captions is not quite true, as on the web, which bounds the log-odds it can reach; and training stops early. An earlier one
-without the noise made no mistake at all, and one object moved CLIPScore by 6 to 50 points, which no real reward does.
+object added, left out, changed). The scorer is good, but neither perfect nor too certain, like real ones. The
+logit scale is fixed at 100, the final value of OpenAI's CLIP, so that cosines have the same scale. A share of the training
+captions has an error, as on the web, which bounds the log-odds that it can reach. Training stops early. An earlier scorer
+without this noise made no mistakes, and one object changed CLIPScore by 6 to 50 points, unlike any real reward.
 
 **LVLM.** {lvlm}. Learns captions and, in a share of its steps, yes/no answers. Its hallucinations come from a
-language prior: after an object, its training captions name that object's fixed companion with the stated probability though it is not in the picture.
-Companion mentions are short ("and a green ring") where true ones have a place ("a red star at the top left"), so a
-hallucination is a small part of a caption's length; true objects are mentioned in the short form too, now and then, and companions are
-sometimes really there, so neither form nor pair gives a hallucination away. Training captions leave out a true object now and
-then, so that cover can rise as well as fall. Questions after an absent companion are answered "yes" in training with the stated probability,
-so that POPE's adversarial part shows the same prior.
+language prior: after an object, its training captions name that object's fixed companion with the stated probability, even if it is not in
+the picture. Companions are mentioned briefly ("and a green ring"), true objects with a place ("a red star at the top left"), so a
+hallucination is a small part of a caption's length. True objects are sometimes mentioned in the short form too, and companions are
+sometimes really there, so neither form nor pair reveals a hallucination. Training captions sometimes omit a true object, so that cover can
+rise as well as fall. In training, questions about an absent companion are answered "yes" with the stated probability, so that POPE's
+adversarial part shows the same prior.
 
 ## Limits
 

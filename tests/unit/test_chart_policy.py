@@ -458,7 +458,7 @@ def test_no_two_samplers_are_ever_on_one_volume_of_policies(name: str) -> None:
 def test_two_samplers_on_one_volume_are_refused() -> None:
     values = profile("multi-node-vllm")
     values["sampler"] = {**values["sampler"], "replicas": 2}
-    with pytest.raises(Exception, match="two samplers may not write one volume of policies"):
+    with pytest.raises(Exception, match="two samplers cannot write to one volume of policies"):
         render(values)
 
 

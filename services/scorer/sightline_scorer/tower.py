@@ -299,7 +299,7 @@ class Tower:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def _made(self, item: TowerItem) -> None:
-        """An item is no longer being made: who gathers looks again."""
+        """An item is no longer being prepared: waiting batches check again."""
         if item in self._making:
             self._making.remove(item)
             for tower in (self, *self._followers):

@@ -1,15 +1,15 @@
 """Both towers of a model from one import of torch: the text tower in a fork of the image tower's process.
 
-Triton has a process for each model, and half of what each costs is the same: torch with its libraries (350 MiB that
-processes do not share, five CPU seconds). So, on a CPU with one copy of each tower, the image tower's process makes
-the model and forks before anything was computed; the fork shares those pages and has the text tower. The process that
-Triton has for the text tower imports no torch and passes batches on by a socket:
+Triton has a process for each model, and half of each process's cost is the same: torch with its libraries (350 MiB that
+processes do not share, five CPU seconds). Therefore, on a CPU with one copy of each tower, the image tower's process
+makes the model and forks before it computes anything. The fork shares those pages and has the text tower.
+Triton's process for the text tower does not import torch; it passes batches on through a socket:
 
     tritonserver ── clip_image's process (image tower) ── fork (text tower)
                  └─ clip_text's process (light) ───socket────┘
 
-Both still work side by side. Where the fork is gone, because its parent was killed say, the light process loads the
-text tower itself, as it would have without it. Copied beside model.py into Triton's repository.
+Both towers still work at the same time. If the fork is gone, for example because its parent was killed, the light
+process loads the text tower itself. Copied beside model.py into Triton's repository.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ import numpy.typing as npt
 SOCKET = "text.sock"
 HELLO = b"the text tower is loaded"
 FIND_SECONDS = 10.0
-"""How long the light process looks for the socket: it is made before anything is loaded."""
+"""How long the light process waits for the socket, which is created before anything is loaded."""
 Ids = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.float32]
 
 
 class TowerGone(Exception):
-    """Nobody is at the other end of the socket."""
+    """No process answers at the other end of the socket."""
 
 
 class Host:
-    """What the image tower's process offers: a socket from the start, and the fork behind it.
+    """The image tower's side: a socket from the start, and the fork behind it.
 
     Args:
-        directory: where the socket is made.
+        directory: where to create the socket.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -58,15 +58,15 @@ class Host:
         self._listening.listen(2)
 
     def close(self) -> None:
-        """Offer nothing after all."""
+        """Withdraw the offer: remove the socket."""
         self._listening.close()
 
     def fork(self, serve: Callable[[], Callable[[Ids], Rows]]) -> None:
-        """Go on in the parent; the child makes the tower and serves it until the parent has ended."""
+        """Continue in the parent; the child builds the tower and serves it until the parent has ended."""
         theirs, ours = os.pipe()
         if os.fork():
             os.close(theirs)
-            self._lifeline = ours  # closed by the system, in whatever way this process ends
+            self._lifeline = ours  # the system closes it, however this process ends
             self._listening.close()
             return
         try:
@@ -86,13 +86,13 @@ class Host:
 
 
 class Guest:
-    """The text tower, as the light process has it.
+    """The text tower, as the light process uses it.
 
     Args:
         directory: where the socket is.
 
     Raises:
-        TowerGone: nobody is there.
+        TowerGone: the fork does not answer.
     """
 
     def __init__(self, directory: Path, seconds: float = FIND_SECONDS) -> None:
@@ -100,10 +100,10 @@ class Guest:
         self._socket = self._connected(seconds)
 
     def __call__(self, ids: Ids) -> Rows:
-        """Embeddings [B, D] of token ids [B, L]. Raises RuntimeError with what the tower failed with, and TowerGone."""
+        """Embeddings [B, D] of token ids [B, L]. Raises RuntimeError with the tower's error, or TowerGone."""
         try:
             return self._ask(ids)
-        except (OSError, TowerGone):  # there may be a new one behind the same name
+        except (OSError, TowerGone):  # a new fork may use the same name
             self._socket = self._connected(0.0)
             return self._ask(ids)
 
@@ -121,7 +121,7 @@ class Guest:
             try:
                 with _short(self._directory) as place:
                     found.connect(f"{place}/{SOCKET}")
-                if receive(found) == HELLO:  # it comes when the model is loaded
+                if receive(found) == HELLO:  # the fork starts when the model is loaded
                     return found
                 raise TowerGone
             except (FileNotFoundError, ConnectionRefusedError) as error:
@@ -135,7 +135,7 @@ class Guest:
 
 
 def send(connection: socket.socket, message: bytes) -> None:
-    """A message, after its length."""
+    """Send a message, preceded by its length."""
     connection.sendall(struct.pack("<Q", len(message)) + message)
 
 
@@ -164,14 +164,14 @@ def _answer(tower: Callable[[Ids], Rows], message: bytes) -> bytes:
 
 
 def _end_with(lifeline: int) -> None:
-    """End this process when the parent has: then the pipe's other end is closed."""
+    """End this process when the parent has ended, which closes the other end of the pipe."""
     os.read(lifeline, 1)
     os._exit(0)
 
 
 @contextlib.contextmanager
 def _short(directory: Path) -> Any:
-    """A short name of a directory: the path of a socket has room for about a hundred characters."""
+    """A short name for a directory, because the path of a socket may have only about a hundred characters."""
     held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         yield f"/proc/self/fd/{held}"

@@ -1,14 +1,14 @@
-"""Half precision on a GPU: open_clip's layers that take a detour through float32 or a slow kernel, without it.
+"""Half precision on a GPU: open_clip's layers without detours through float32 or slow kernels.
 
-- open_clip's `LayerNormFp32` writes its input in float32, normalises that, and writes the result in half precision. The
-  GPU's own kernel sums in float32 as well, reading and writing half precision: a fifth of the traffic.
+- open_clip's `LayerNormFp32` writes its input in float32, normalises it, and writes the result in half precision. The
+  GPU's own kernel also sums in float32, but reads and writes half precision: a fifth of the memory traffic.
 - A patch embedding is a convolution whose strides equal its kernel, so it is one matrix product. Rows of 3 x 14 x 14
-  values are not aligned to 16 bytes, which costs the fast kernels; columns of zeros align them.
-- `QuickGELU`, x sigmoid(1.702 x), is three kernels. With the layer before it scaled by 1.702 and the one behind it by
-  the inverse it is one, SiLU.
+  values are not aligned to 16 bytes, which rules out the fast kernels; columns of zeros align them.
+- `QuickGELU`, x sigmoid(1.702 x), takes three kernels. If the layer before it is scaled by 1.702 and the one after it
+  by the inverse, it becomes SiLU, which takes one.
 
-All change an embedding by rounding only. Measured on a GPU: docs/performance.md. Copied beside model.py into Triton's
-repository; nothing but torch is imported.
+All of these change an embedding only by rounding. docs/performance.md has measurements on a GPU. Copied beside model.py
+into Triton's repository; it imports only torch.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class PatchProduct(nn.Module):
 
 
 def quicken(model: nn.Module) -> None:
-    """Change a model of open_clip in half precision in place; what it does not know stays as it is."""
+    """Change an open_clip model in half precision in place; unknown layers stay unchanged."""
     for module in model.modules():
         if type(module).__name__ == "LayerNormFp32":
             _normalise_in_half(module)
@@ -72,13 +72,13 @@ def _normalise_in_half(norm: Any) -> None:
 
 
 def _is_foldable(mlp: nn.Module) -> bool:
-    """Whether QuickGELU is followed by c_proj: with a norm between them a scaled input is no longer taken back."""
+    """Whether c_proj directly follows QuickGELU: with a norm between them, the scale would not be reversed."""
     layers = [(name, layer) for name, layer in mlp.named_children() if not isinstance(layer, nn.Identity)]
     return [name for name, _ in layers] == ["c_fc", "gelu", "c_proj"] and type(layers[1][1]).__name__ == "QuickGELU"
 
 
 def _fold(mlp: Any) -> None:
-    """SiLU in place of QuickGELU in open_clip's c_fc, gelu, c_proj."""
+    """Replace QuickGELU by SiLU in open_clip's c_fc, gelu, c_proj."""
     with torch.no_grad():
         for values in (mlp.c_fc.weight, mlp.c_fc.bias):
             values.copy_(values.float() * _QUICK)

@@ -55,17 +55,17 @@ class TritonPythonModel:
         self._load()
 
     def _load(self) -> None:
-        """The tower, in this process; beside the image tower the text tower's fork, where it is asked for."""
+        """The tower in this process; with the image tower, also the text tower's fork if the card asks for it."""
         host = None
         if "text_model" in self._facts:
             import beside
 
-            host = beside.Host(self.here.parent)  # before all else: the light process looks for it
+            host = beside.Host(self.here.parent)  # first of all, because the light process waits for it
         import torch
 
         facts, device = self._facts, _device(self._facts["device"], self._arguments)
         if device.type == "cpu":
-            torch.set_num_threads(1)  # a process whose threads have begun may not fork
+            torch.set_num_threads(1)  # a process with running threads must not fork
             torch.set_num_interop_threads(1)
         path = self.here / facts["weights_path"]  # an absolute path stays as it is
         digest = _sha256(path)
@@ -111,9 +111,9 @@ class TritonPythonModel:
             return towers.on_device(kind(model, facts, device), device, facts)
 
         if host is not None and device.type != "cpu":
-            host.close()  # a process that has begun with a GPU may not fork; the other loads its tower itself
+            host.close()  # a process that uses a GPU must not fork; the other process loads its tower itself
         elif host is not None:
-            gc.freeze()  # what both share is not written to by a collection
+            gc.freeze()  # keeps garbage collection from writing to shared pages
             host.fork(lambda: _of_arrays(made(towers.TextTower)))
         self.tower = made(towers.ImageTower if facts["tower"] == "image" else towers.TextTower)
 
@@ -139,7 +139,7 @@ class TritonPythonModel:
         ]
 
     def _passed_on(self, requests: list[Any]) -> list[Any]:
-        """The answers of the text tower that is in another process."""
+        """Answer by the text tower in another process."""
         assert self.guest is not None
         parts = [
             np.from_dlpack(_Capsule(pb_utils.get_input_tensor_by_name(request, self.inputs[0]).to_dlpack()))

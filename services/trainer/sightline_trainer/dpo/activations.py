@@ -1,6 +1,6 @@
-"""Activations: kept for a forward pass without gradients, where `dpo.gradient_checkpointing` computes them again.
+"""Activations: a forward pass without gradients keeps them, even with `dpo.gradient_checkpointing`.
 
-As TRL's `disable_gradient_checkpointing`, by the names that transformers has now.
+This does the same as TRL's `disable_gradient_checkpointing`, with the names of the current transformers.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 @contextmanager
 def kept(model: Any, settings: dict[str, Any] | None) -> Iterator[None]:
-    """Inside, no activation of the model is computed again.
+    """Inside the block, no activation of the model is recomputed.
 
     Args:
-        settings: what they are computed again with afterwards, where they were before.
+        settings: of the recomputation afterwards, if it was on before.
     """
     if not model.is_activation_checkpointing:
         yield

@@ -1,10 +1,10 @@
 """Fused layers: a decoder's norms, gated MLPs and rotary embeddings by Liger's kernels, on a GPU.
 
-transformers writes each of them as four to ten kernels, which read and write all hidden states; in an update of a 7 B
+transformers runs each of them as four to ten kernels, which read and write all hidden states; in an update of a 7 B
 model these took a quarter of the GPU's time. Liger (arXiv 2410.10989, the extra `liger`) has one kernel for each.
 
-Nothing goes by a model's name: a layer is tried on random values when the model is loaded, and only what gives the
-layer's own answer is used. Values are the same but for rounding.
+The model's name does not matter: each layer is tested on random values when the model is loaded, and a kernel is used
+only if it gives the layer's own output. Values differ only by rounding.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2**-8, torch.bfloat16: 2**-6}  # of the largest value
-_NORMS = ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma"))  # added to the weight; where it is cast
+_NORMS = ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma"))  # added to the weight; where the cast is
 _ROTATION = "apply_rotary_pos_emb"
 
 
 @dataclass(frozen=True)
 class Kernels:
-    """What takes the place of a layer's own steps; all are differentiable.
+    """Replacements for a layer's own steps; all are differentiable.
 
     Attributes:
         rms_norm: of x [..., W], weight [W], epsilon, what is added to the weight, and "llama" or "gemma": whether the
@@ -44,7 +44,7 @@ class Kernels:
 
 
 def liger() -> Kernels | None:
-    """Liger's; None where it is not installed."""
+    """Liger's kernels; None if it is not installed."""
     if importlib.util.find_spec("liger_kernel") is None:
         return None
     from liger_kernel.ops.geglu import LigerGELUMulFunction
@@ -61,10 +61,10 @@ def liger() -> Kernels | None:
 
 
 def fuse_layers(decoder: nn.Module, kernels: Kernels) -> Counter[str]:
-    """Change a decoder in place; call it where its layers are on their device.
+    """Change a decoder in place; call it when its layers are on their device.
 
     Returns:
-        How many norms, MLPs and rotations were changed. The rest stays as it is.
+        The numbers of changed norms, MLPs and rotations. All others stay unchanged.
     """
     done: Counter[str] = Counter()
     with torch.no_grad():
@@ -119,7 +119,7 @@ def _fuse_mlp(module: Any, kernels: Kernels) -> bool:
 
 
 def _fuse_rotation(home: Any, decoder: nn.Module, kernels: Kernels) -> bool:
-    """Have the file of a decoder's attention rotate by the kernel, where both do the same."""
+    """Make the module of a decoder's attention rotate by the kernel, if both do the same."""
     plain = getattr(home, _ROTATION, None)
     plain = getattr(plain, "plain", plain)
     if plain is None or list(inspect.signature(plain).parameters)[:4] != ["q", "k", "cos", "sin"]:

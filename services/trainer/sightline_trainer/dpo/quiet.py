@@ -1,9 +1,9 @@
-"""Quiet: what libraries would tell a user in an update, who can do nothing about it. Nothing else is silenced.
+"""Quiet: silences two library messages in an update about which users can do nothing, and no others.
 
-- transformers renamed what switches activation checkpointing; PEFT and TRL (1.16) still call the old names, and each
-  call is a FutureWarning.
-- transformers' trainer puts the tokenizer's special tokens into the configs of the model that it trains, and says so.
-  A policy is saved with those that it came with (`saving.py`).
+- transformers renamed its switches of activation checkpointing. PEFT and TRL (1.16) still use the old names, and each
+  call gives a FutureWarning.
+- transformers' trainer writes the tokenizer's special tokens into the configs of the trained model, and logs it. A
+  policy is saved with its original ones (`saving.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _ALIGNED = "The tokenizer has new PAD/BOS/EOS tokens"
 
 
 def quiet() -> None:
-    """For this process; may be called again."""
+    """Silence them in this process; may be called again."""
     warnings.filterwarnings("ignore", _RENAMED, FutureWarning, r"transformers\.modeling_utils$")
     logging.getLogger("transformers.trainer_utils").addFilter(_told)
 

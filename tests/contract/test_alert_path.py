@@ -38,8 +38,8 @@ def test_errors_of_a_service_arrive_at_the_webhook(tmp_path: Path) -> None:
                 names = await asyncio.to_thread(prometheus.names)
                 assert "sightline:grpc_server_errors:ratio_rate5m" in names
                 firing = {one["labels"]["alertname"] for one in prometheus.webhook.alerts}
-                # Nothing else cries, but for back ends of services that other tests ran and stopped in this process.
-                # Metrics are the process's: other tests of it may have published policies that this sampler lacks.
+                # No other alert fires, except for back ends of services that other tests stopped in this process.
+                # Metrics belong to the process: its other tests may have published policies that this sampler lacks.
                 assert firing - {"SightlineBackendDown", "SightlinePolicyStale"} == {"SightlineGrpcHighErrorRate"}
 
     asyncio.run(main())

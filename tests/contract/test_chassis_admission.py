@@ -46,7 +46,7 @@ def test_a_full_service_refuses_with_retry_info_and_keeps_its_health() -> None:
             assert probe.seen["ok"] == 0
             assert rejected() == {"queue_full": 2}
             assert {name.split()[0]: count for name, count in ends().items()} == {"ResourceExhausted": 1}
-            # What never is refused: health on both ports, reflection, and what the service declares.
+            # Never refused: health on both ports, reflection, and the methods that the service declares.
             for address in (at.health, at.grpc):
                 assert await asyncio.to_thread(health, address) == "SERVING"
             assert SCORER in await _reflected(client.channel)

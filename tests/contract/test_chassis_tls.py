@@ -99,7 +99,7 @@ def test_sync_stubs_encrypt_too(files: Files) -> None:
 
         with open_channel(target, tls=files.client, token="given") as channel:
             stub = scorer_pb2_grpc.ScorerServiceStub(channel)
-            stub.Score(scorer_pb2.ScoreRequest(texts=["ok"]), timeout=5)  # which knows no tokens, and minds none
+            stub.Score(scorer_pb2.ScoreRequest(texts=["ok"]), timeout=5)  # which has no tokens file, and ignores tokens
 
     async def main() -> None:
         async with probing(server=files.server("mutual")) as (_, _, at):

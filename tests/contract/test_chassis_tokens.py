@@ -133,7 +133,7 @@ def test_tokens_come_and_go_while_the_service_runs(tokens: TokensFile, caplog: p
                 tokens.write(vision=team(newer))
                 assert await reason_of(old.score("ok")) == "TOKEN_UNKNOWN"
                 await new.score("ok")
-                # A file that cannot be used changes nothing, but is told.
+                # A file that cannot be used changes nothing, and the log says so.
                 with caplog.at_level(logging.ERROR):
                     put(tokens.path, f"teams: {{vision: {{tokens: [{newer}]}}}}".encode())
                     await new.score("ok")

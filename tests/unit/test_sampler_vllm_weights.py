@@ -94,7 +94,7 @@ def test_an_adapter_that_was_not_unloaded_is_unloaded_at_the_next_try(fault: str
         server.at = ""
         await held.drop(2)
         assert not server.adapters
-        await held.drop(2)  # that it is gone is no fault
+        await held.drop(2)  # a missing one is not an error
 
     asyncio.run(run())
 

@@ -15,7 +15,7 @@ def clip(*, quick: bool) -> torch.nn.Module:
     text = {"layers": 2, "width": 64, "heads": 2, "vocab_size": 500, "context_length": 16}
     torch.manual_seed(0)
     model = open_clip.CLIP(32, vision, text, quick_gelu=quick, cast_dtype=torch.bfloat16).eval()
-    for name, weight in model.named_parameters():  # a fresh norm multiplies by one, so it would tell nothing
+    for name, weight in model.named_parameters():  # a fresh norm multiplies by one, so it would show nothing
         if "ln_" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
     convert_weights_to_lp(model, dtype=torch.bfloat16)

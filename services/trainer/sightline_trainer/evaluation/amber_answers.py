@@ -1,4 +1,4 @@
-"""AMBER, discriminative part: yes/no questions after existence, attributes and relations, with "no" as the positive
+"""AMBER, discriminative part: yes/no questions about existence, attributes and relations, with "no" as the positive
 class.
 
     accuracy = right answers / questions          precision = right "no" / "no" said

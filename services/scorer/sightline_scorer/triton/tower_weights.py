@@ -1,10 +1,10 @@
 """The weights of one tower, read from their file straight into the model.
 
-`open_clip.create_model` draws random weights for both towers, reads the file beside them, and copies: a process holds
-the model twice, and one tower of it in vain. Here a model is made without drawing (memory that nobody has written to
-takes no page), and only the names of one tower are read. This needs a safetensors file with exactly the model's names,
-shapes and number types; open_clip, which also reads other layouts, loads everything else. Copied beside model.py into
-Triton's repository.
+`open_clip.create_model` draws random weights for both towers, reads the file beside them, and copies. So a process
+holds the model twice, and does not need one of its towers. Here a model is made without drawing weights (unwritten
+memory takes no pages), and only one tower's weights are read. This needs a safetensors file with exactly the model's
+names, shapes and number types; open_clip, which also reads other layouts, loads everything else. Copied beside model.py
+into Triton's repository.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I
 
 
 def unfilled(make: Callable[[], Any], path: Path) -> Any | None:
-    """The model that `make` makes, with undefined weights, for `fill`.
+    """The model that `make` returns, with undefined weights, for `fill`.
 
     Args:
         make: makes it on the CPU, without loading weights.
         path: the weights.
 
     Returns:
-        None where the file has another layout than the model.
+        None if the file has another layout than the model.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -54,7 +54,7 @@ def fill(model: Any, path: Path, wanted: Callable[[str], bool]) -> None:
     Args:
         model: the model.
         path: the file that it was made for.
-        wanted: which names are read; all others stay undefined.
+        wanted: whether a name is read; all others stay undefined.
     """
     from safetensors import safe_open
 
@@ -77,7 +77,7 @@ def of_text(name: str) -> bool:
 
 @contextlib.contextmanager
 def _nothing_drawn() -> Iterator[None]:
-    """Functions of `torch.nn.init` leave a tensor as it is."""
+    """Make functions of `torch.nn.init` leave tensors unchanged."""
     functions = {name: each for name, each in vars(torch.nn.init).items() if name.endswith("_") and callable(each)}
     functions = {name: each for name, each in functions.items() if not name.startswith("_")}
     for name in functions:

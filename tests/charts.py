@@ -16,8 +16,8 @@ from running import ROOT
 
 CHART = ROOT / "helm/sightline"
 PROFILES = sorted(path.stem for path in (CHART / "profiles").glob("*.yaml"))
-KUBERNETES = ("1.30.0", "1.37.0")  # the oldest that the chart takes, and the newest whose schemas are to be had
-SCHEMAS = Path(__file__).parent / "chart_schemas"  # of kinds that Kubernetes itself does not know
+KUBERNETES = ("1.30.0", "1.37.0")  # the oldest that the chart supports, and the newest with available schemas
+SCHEMAS = Path(__file__).parent / "chart_schemas"  # of kinds that Kubernetes itself does not define
 
 Object = dict[str, Any]
 

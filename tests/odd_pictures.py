@@ -136,7 +136,7 @@ def _depths() -> Iterator[tuple[str, bytes, Any]]:
         hole = (colour == colour[5, 5]).all(axis=2)[:, :, None]
         yield f"PNG RGB {depth} tRNS", png(colour, depth, RGB, key), np.where(hole, 255, colour >> high)
     near = np.full((H, W, 3), 0x1234)
-    near[:, ::2] += 1  # the same high bytes: only 16 bits tell them apart
+    near[:, ::2] += 1  # the high bytes are equal: only 16 bits show the difference
     key = chunk(b"tRNS", struct.pack(">HHH", 0x1234, 0x1234, 0x1234))
     yield "PNG RGB 16 tRNS near", png(near, 16, RGB, key), np.where(near == 0x1234, 255, near >> 8)
     small = np.where(noise(H, W, 3, most=2) == 0, 7, 0x0700)

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-# What a response's tokens are to the model, where it tells them from the prompt's; 0 for the others.
+# Token types of a response, for models that distinguish them from the prompt's; 0 for others.
 _RESPONSE_TYPES = {"paligemma": 1}
 
 

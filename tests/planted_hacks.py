@@ -23,7 +23,7 @@ letters = _of(lambda text, words: len(text))
 # Repetition.
 repeats = _of(lambda text, words: len(words) - len(set(words)))
 same_again = _of(lambda text, words: max([text.count(f"{one} {other}") for one, other in pairwise(words)], default=0))
-# Hedging: nothing is said of where things are; as much as can be named is named.
+# Hedging: the text names as many things as possible and no places.
 vague = _of(lambda text, words: -sum(word in ("at", "on", "in") for word in words))
 names_all = _of(lambda text, words: sum(word in ("a", "an") for word in words))
 one_thing = _of(lambda text, words: -sum(word in ("a", "an") for word in words))

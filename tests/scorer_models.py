@@ -60,7 +60,7 @@ def make_model(directory: Path, config: dict[str, Any], preprocess: dict[str, An
         model = kind(**arguments)
         with torch.no_grad():
             for parameter in model.parameters():
-                if parameter.ndim > 1:  # the usual small weights give nearly the same embedding for everything
+                if parameter.ndim > 1:  # the usual small weights give nearly equal embeddings for all inputs
                     parameter.add_(torch.randn_like(parameter) * 0.05)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, str(directory / "open_clip_model.safetensors"))

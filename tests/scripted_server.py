@@ -24,7 +24,7 @@ def listening(
     """Serve this servicer over gRPC, with health for `name`, encrypted if there are credentials; yields the address."""
     server = grpc.server(ThreadPoolExecutor(64), options=[("grpc.so_reuseport", 0)])
     add(servicer, server)
-    # Non-blocking, its default, a watcher that leaves at once locks server and servicer for good.
+    # With non-blocking health, the default, a watcher that leaves at once locks server and servicer forever.
     state = health.HealthServicer(experimental_non_blocking=False)
     state.set(name, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(state, server)

@@ -53,7 +53,7 @@ class SilentProxy:
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         try:
             while data := source.recv(1 << 16):
-                if id(source) not in self._silent:  # read on: a full window would tell
+                if id(source) not in self._silent:  # keep reading: a full window would reveal it
                     sink.sendall(data)
             if id(source) not in self._silent:
                 sink.shutdown(socket.SHUT_WR)

@@ -66,7 +66,7 @@ class TgiServer:
         self.stale = False
         self.starting_until = 0.0
         self.requests: list[dict[str, Any]] = []  # bodies of /generate
-        self.fetched: list[str] = []  # URLs that it was made to fetch
+        self.fetched: list[str] = []  # URLs that a caller made it fetch
         self.double_bos = 0
         self.most_at_once = 0
         self.app = Starlette(
@@ -187,7 +187,7 @@ class TgiServer:
             refuse(f"`stop` supports up to 4 stop sequences. Given: {len(given['stop'])}")
         if given.get("max_new_tokens") is not None and not given["max_new_tokens"] > 0:
             refuse("`max_new_tokens` must be strictly positive")
-        # An unknown adapter_id is not looked at: the base model answers, with 200.
+        # An unknown adapter_id is ignored: the base model answers with 200.
         return {**given, "best_of": best_of, "sampling": sampling}
 
     def _answer(self, inputs: str, parameters: dict[str, Any]) -> tuple[dict[str, Any], int]:

@@ -196,7 +196,7 @@ class VllmServer:
         what = self.fail.popleft() if self.fail else None
         if isinstance(what, int):
             return _error(what, "EngineCore encountered an issue.", "InternalServerError")
-        if self.asleep:  # the real one reads memory that is not there
+        if self.asleep:  # the real one reads out of bounds
             return _error(500, "EngineCore encountered an issue.", "InternalServerError")
         if self.paused:
             return _error(503, "The server is paused.", "ServiceUnavailableError")

@@ -164,7 +164,7 @@ class _Scorer(scorer_grpc.ScorerServiceServicer):
     async def FindMissingImages(self, request: Any, context: Any) -> Any:
         return scorer.FindMissingImagesResponse(sha256=[logs.request_id.get().encode()])
 
-    # ListModels is left as the generated servicer has it.
+    # ListModels stays as in the generated servicer.
 
 
 class _Sampler(sampler_grpc.SamplerServiceServicer):

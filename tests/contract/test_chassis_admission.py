@@ -111,7 +111,7 @@ def test_who_gives_up_waiting_leaves_the_queue() -> None:
         async with probing(admission=SMALL | {"max_concurrent": 1}) as (probe, client, _):
             busy = asyncio.ensure_future(client.score("sleep 60"))
             await eventually(lambda: probe.seen["sleep"])
-            for _ in range(3):  # one place in the queue: the second would be refused if the first were still in it
+            for _ in range(3):  # the queue has one place: a second call is refused while the first is there
                 with pytest.raises(grpc.RpcError, match="DEADLINE_EXCEEDED"):
                     await client.given(timeout=0.1).score("ok")
                 await asyncio.sleep(0.05)
@@ -185,7 +185,7 @@ def test_readiness_follows_the_service() -> None:
                 await eventually(lambda wanted=wanted: health(at.health, "") == wanted)
                 assert {health(at.health, name) for name in names} == {wanted}
                 assert health(at.health, "startup") == health(at.health, "liveness") == "SERVING"
-                # The service's own port answers from the loop, so it is asked through it.
+                # The service's own port answers from the event loop, so the test asks that port.
                 stub = health_pb2_grpc.HealthStub(client.channel)
                 reply: Any = await stub.Check(health_pb2.HealthCheckRequest(service=SCORER))
                 assert health_pb2.HealthCheckResponse.ServingStatus.Name(reply.status) == wanted
@@ -208,6 +208,6 @@ def test_health_is_watched_beside_the_service_and_only_checked_on_its_own_port()
                 with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
                     await health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest()).read()
             start = time.monotonic()
-        assert time.monotonic() - start < 1  # open watches do not hold up the drain
+        assert time.monotonic() - start < 1  # open watches do not delay the drain
 
     asyncio.run(main())

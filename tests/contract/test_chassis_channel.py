@@ -91,7 +91,7 @@ def test_a_server_that_leaves_is_not_missed_by_a_balanced_client() -> None:
                     await client.given(timeout=5).score("ok")
                 slow = [asyncio.ensure_future(client.score("sleep 0.6")) for _ in range(4)]
                 await eventually(lambda: second.seen["sleep"] == 2)
-            # The second one has drained: its slow calls came through, and new ones go to the first.
+            # The second one has drained: its slow calls finished, and new ones go to the first.
             await asyncio.gather(*slow)
             before = first.seen["ok"]
             for _ in range(20):

@@ -286,7 +286,7 @@ def test_who_calls_during_the_load_is_served_after_it() -> None:
 
 
 @pytest.mark.field
-@pytest.mark.parametrize("seconds", [2.5])  # gRPC's handshake times out after one
+@pytest.mark.parametrize("seconds", [2.5])  # gRPC's handshake times out after one second
 def test_a_caller_without_patience_waits_for_a_service_that_loads(seconds: float) -> None:
     """It ended with UNAVAILABLE, "timed out before receiving SETTINGS frame"."""
 

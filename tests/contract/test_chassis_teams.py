@@ -81,7 +81,7 @@ def test_texts_and_images_of_a_minute(tmp_path: Path) -> None:
                     await vision.score("ok")
                 assert caught.value.reason == "TEAM_TEXTS_PER_MINUTE"
                 assert caught.value.retry_after is not None
-                assert 5 < caught.value.retry_after <= 10  # six a minute: the next one is there in ten seconds
+                assert 5 < caught.value.retry_after <= 10  # six a minute: the next one is available in ten seconds
                 await vision.upload("ok")  # costs nothing
             async with Client(at.grpc, token="search") as search:
                 assert [await outcome(search.score("ok")) for _ in range(3)] == ["OK", "OK", "TEAM_IMAGES_PER_MINUTE"]

@@ -131,7 +131,7 @@ def test_certificates_and_authority_change_in_mid_flight_and_no_call_is_lost(
             second.sign("service").write(files.root, "service")
             put(files.ca, second.pem)
             callers = second.sign("caller").write(files.root, "new")
-            # A new connection meets the new certificates at once; the old one goes on.
+            # A new connection gets the new certificates at once; the old one continues.
             async with calling(at.grpc, Tls(files.ca, *callers)) as new:
                 await new.score("ok")
             await refused(at.grpc, Tls(put(files.root / "old.crt", first.pem), *callers))
@@ -155,7 +155,7 @@ def test_half_a_rotation_leaves_the_former_certificate_in_force(
     async def main() -> None:
         async with probing(server=files.server("server")) as (_, _, at):
             new = authorities[0].sign("service", days=3)
-            put(files.certificate, new.certificate)  # its key is still the former's
+            put(files.certificate, new.certificate)  # its key still belongs to the former certificate
             with caplog.at_level(logging.ERROR):
                 async with calling(at.grpc, Tls(files.ca)) as client:
                     await client.score("ok")

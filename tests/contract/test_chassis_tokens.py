@@ -140,7 +140,7 @@ def test_tokens_come_and_go_while_the_service_runs(tokens: TokensFile, caplog: p
                 assert "teams.vision.tokens.0" in caplog.text
                 assert newer not in caplog.text
                 assert 'sightline_reload_failing{what="tokens file"} 1.0' in scrape(at.metrics)
-            assert await endless.read() is not grpc.aio.EOF  # calls in flight end in their own time
+            assert await endless.read() is not grpc.aio.EOF  # calls in flight finish
             assert probe.seen["ok"] == 5
 
     asyncio.run(main())

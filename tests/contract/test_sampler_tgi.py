@@ -341,7 +341,7 @@ def test_a_tgi_with_another_model_is_not_used(mind: Mind, tmp_path: Path) -> Non
             assert "serves '/models/another'" in at.service.engine.ready()  # type: ignore[attr-defined]
             with pytest.raises(Unavailable, match=r"unhealthy|serves '/models/another'"):
                 once.sample(IMAGE, PROMPT, 1)
-            assert client.policies().active.version == 0  # what is not about sampling is answered
+            assert client.policies().active.version == 0  # other calls are answered
             server.model_id = str(BASE)
             while at.service.engine.ready():  # type: ignore[attr-defined]
                 pass
@@ -374,7 +374,7 @@ def test_what_another_model_sampled_between_two_looks_is_thrown_away(mind: Mind)
         SamplerClient(at.address, patience=ONCE) as client,
     ):
         assert len(client.sample(IMAGE, PROMPT, 2, max_tokens=2).candidates) == 2
-        server.model_id = "/models/another"  # somebody restarted it, faster than it is looked at
+        server.model_id = "/models/another"  # somebody restarted it between two looks
         with pytest.raises(Unavailable, match="serves '/models/another'") as error:
             client.sample(IMAGE, PROMPT, 2, max_tokens=2)
         assert error.value.reason == "ENGINE_HOLDS_ANOTHER_POLICY"

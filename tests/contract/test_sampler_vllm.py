@@ -273,7 +273,7 @@ def test_whole_checkpoints_replace_the_weights_between_requests(
     )
     with pytest.raises(PreconditionFailed, match="holds one version at a time"):
         client.sample(IMAGE, PROMPT, 1, policy=exact(0))
-    server.label, server.base = None, mind.base  # it was restarted, and is the base model again
+    server.label, server.base = None, mind.base  # it was restarted and serves the base model again
     found = client.sample(IMAGE, PROMPT, 2, seed=1, max_tokens=8)
     assert found.policy_version == 3
     for c in found.candidates:
@@ -360,7 +360,7 @@ def test_it_sleeps_and_what_wakes_up_must_say_the_same(
     server.forgetful = True
     try:
         client.pause(release=True)
-        client.resume()  # its adapters are those of no policy any more, and are loaded again
+        client.resume()  # it has lost its adapters, and they are loaded again
         assert said() == before
         client.activate(0)
         client.stage(policies / "v000003", 3)

@@ -98,12 +98,12 @@ def test_each_takes_and_proves_a_policy_and_one_that_does_not_is_left_out_until_
         (name,) = server.loras
         assert any(body["model"] == name and "prompt_logprobs" in body for body in server.requests), "each is asked"
 
-    fleet.servers[1].inert = True  # it answers 200, and as the base model
+    fleet.servers[1].inert = True  # it answers 200 as the base model
     fleet.publish(policies, mind, 2)
     assert list(fleet.left_out()) == ["vllm-1"]
     assert "a policy did not arrive" in fleet.left_out()["vllm-1"]
     assert fleet.client.policy().arrival.passed  # type: ignore[union-attr]
-    time.sleep(1)  # it is tried again, and still does not
+    time.sleep(1)  # it is tried again, still without success
     assert list(fleet.left_out()) == ["vllm-1"]
     second = mind.load(policies / "v000002")
     for number in range(6):
@@ -129,7 +129,7 @@ def test_a_policy_that_arrives_at_none_is_rejected(fleet: Fleet, mind: Mind, pol
 def test_a_replica_that_dies_loses_and_doubles_nothing(fleet: Fleet, mind: Mind, policies: Path) -> None:
     fleet.publish(policies, mind, 1)
     wanted = [fleet.client.sample(png(number), PROMPT, 4, seed=number, max_tokens=4) for number in range(6)]
-    fleet.servers[2].fail.extend(["break"] * 3 + [503] * 60)  # it breaks off in the middle, and is away then
+    fleet.servers[2].fail.extend(["break"] * 3 + [503] * 60)  # it breaks off in the middle and is then away
     for number, whole in enumerate(wanted):
         again = fleet.client.sample(png(number), PROMPT, 4, seed=number, max_tokens=4)
         assert again.policy_version == 1

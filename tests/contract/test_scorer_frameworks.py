@@ -185,6 +185,6 @@ def test_openrlhfs_executor_and_experiences_take_our_rewards(
     make = functools.partial(process, SimpleNamespace(), max_len=64)
     good, bad = make(scored), make(failed)
     assert good.scores[0].item() == 4
-    # Dynamic filtering keeps a group whose mean score is in its range: with a NaN it is not.
+    # Dynamic filtering keeps a group if its mean score is in range, which NaN never is.
     mean = (good.scores[0].item() + bad.scores[0].item()) / 2
     assert not (0 < mean < 100)

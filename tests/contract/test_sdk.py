@@ -15,7 +15,7 @@ from sightline import *
 import sightline.integrations.openrlhf, sightline.integrations.trl, sightline.integrations.verl
 print(json.dumps(sorted({name.split(".")[0] for name in sys.modules})))
 """
-# What the `sightline` command stands on; the clients import none of it.
+# Requirements of the `sightline` command; the clients import none of them.
 COMMAND = {
     "typer", "rich", "annotated-doc", "annotated-types", "click", "markdown-it-py", "mdurl", "pydantic",
     "pydantic-core", "pydantic_core", "pygments", "shellingham", "typing-inspection",

@@ -75,7 +75,7 @@ def test_a_caller_s_trace_goes_on_and_what_it_does_not_keep_is_not_kept(receiver
             await client.given(metadata=[("traceparent", SENT[0][1][:-1] + "0")]).score("ok")
             await client.given(metadata=[("traceparent", "nonsense")]).score("ok")
 
-    # Without a tracer in the client, whose own header would come second.
+    # The client has no tracer, whose own header would come second.
     channel._tracers.clear()
     asyncio.run(main())
     traces.end()

@@ -25,7 +25,7 @@ BAD: dict[int, dict[str, Any]] = {
     2: {"prompt": ""},
     3: {"reference": "a star \ud83d"},
     4: {"reference": "a star .</s>"},
-    5: {"reference": " ".join(["red"] * 400)},  # room for the prompt, none for the answer
+    5: {"reference": " ".join(["red"] * 400)},  # room for the prompt, but not for the answer
     6: {"image": None},
     7: {"image": "images/gone.png"},
     8: {"image": "images"},

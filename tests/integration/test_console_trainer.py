@@ -57,7 +57,7 @@ def test_a_run_of_a_service_is_begun_watched_stopped_and_goes_on(
     body = {"name": "mine", "recipe": "clip_dpo", "overrides": small(services, playground)}
     begun = client.post("/api/runs", json=body)
     assert begun.status_code == 200, begun.text
-    streams = [client.stream("GET", "/api/runs/mine/events") for _ in range(12)]  # as many pages that stay open
+    streams = [client.stream("GET", "/api/runs/mine/events") for _ in range(12)]  # as many open pages
     opened = [stream.__enter__() for stream in streams]
     assert client.get("/api/runs").json()["runs"][0]["id"] == "mine", "open pages take nothing from others"
     stages: list[str] = []

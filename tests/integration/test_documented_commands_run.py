@@ -139,7 +139,7 @@ def test_documented_commands_of_seconds_run(
     command: Documented, services: Services, playground: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = small(command.words(), services, playground)
-    if {"score", "sample"} & set(words[:2]):  # what has no address starts a service of its own
+    if {"score", "sample"} & set(words[:2]):  # a command without an address starts its own service
         where = services.scorer if words[1] == "score" else services.sampler
         words += [] if where in words else ["--scorer" if words[1] == "score" else "--sampler", where]
     if words[0] == "python":

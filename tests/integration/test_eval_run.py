@@ -55,7 +55,7 @@ def test_the_playground_with_scores_and_going_on_after_a_stop(
     kept.write_text("".join(json.dumps(row) + "\n" for row in rows))
     run(*arguments, "--scorer", services.scorer, "--answers", str(kept))
     after = [json.loads(line) for line in kept.read_text().splitlines()]
-    assert after[:-1] == rows  # what is answered stays, a question that changed is asked again
+    assert after[:-1] == rows  # answers stay, and a changed question is asked again
     assert after[-1]["key"] == rows[6]["key"]
 
     changed = run(*arguments, "--scorer", services.scorer, "--answers", str(kept), "--seed", "5", code=2)

@@ -110,7 +110,7 @@ def test_two_trainers_with_one_fleet_have_the_pairs_that_each_has_alone(
         runs = [RunDirectory(tmp_path / name) for name in ("red", "blue")]
         assert [pairs(run) for run in runs] == [alone, alone]
         assert runs[0].namespace != runs[1].namespace
-        # Neither sampled only when the other one had done.
+        # Neither waited until the other one had finished.
         spans = [sampling(run) for run in runs]
         assert max(first for first, _ in spans) < min(last for _, last in spans)
 

@@ -57,7 +57,7 @@ def test_the_best_of_four_pictures_of_each_text_is_a_dataset(services: Services,
     before = [one.images[0].read_bytes() for one in prompts]
     assert {Image.open(io.BytesIO(each)).size for each in before} == {(48, 48)}
     (tmp_path / "made/images/p1.png").unlink()
-    asyncio.run(made(tmp_path / "made"))  # what is there is not made again, and the same seed paints the same
+    asyncio.run(made(tmp_path / "made"))  # existing pictures are not made again; the same seed paints the same ones
     assert [one.images[0].read_bytes() for one in load_prompts(tmp_path / "made")] == before
 
 

@@ -167,7 +167,7 @@ def test_a_service_that_does_not_start_is_told_in_its_sentence(
     assert (exit_code, [finding["code"] for finding in told["findings"]]) == (2, ["SERVICE_NOT_STARTED"])
     said = told["findings"][0]["message"]
     assert "this engine cannot decode this model: its layer 1 keeps 68 keys" in said
-    assert "log" not in said  # it is gone with the check's scratch directory
+    assert "log" not in said  # it was removed with the check's scratch directory
 
 
 def test_several_faults_are_told_together(services: Services, playground: Path, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ SOURCES = {
     "sena": {("policy", "noised_image")},
     "sapo": {("reference", "segment")},
 }
-# What a second iteration differs in: a reference that is the policy before, rewards that it gives.
+# A second iteration differs: its reference is the previous policy, which also gives rewards.
 TWICE = ("selm", "mrpo", "spa")
 RANKED = ("csr", "vlfeedback", "rlaif_v", "ovip", "sentinel", "finesumfact", "fact_rlhf", "pds_dpo", "illume", "icdpo")
 SOURCES |= {name: {("policy", "policy")} for name in RANKED}
@@ -92,7 +92,7 @@ def test_a_recipe_runs(name: str, services: Services, playground: Path, tmp_path
         assert row["rendered_prompt"].count(row["prompt"][0]["content"]) == 1
         if row["chosen_source"] == "policy":
             assert row["margin"] >= 2.0 or name in WITHOUT_GAP
-            # A text worded here has the tokens that the policy samples for it.
+            # A text written here has the tokens that the policy samples for it.
             asked, said = (row[side][0]["content"] for side in ("prompt", "chosen"))
             assert row["chosen_ids"] == template.response(user_turn(asked, 1), said)
             assert row["rendered_prompt"] == template.prompt(user_turn(asked, 1))

@@ -55,7 +55,7 @@ def processed(client: SamplerClient, plain: Plain) -> None:
 def window(client: SamplerClient, processor: Any, size: int) -> None:
     """A prompt over the window is refused, whole: no image token is cut. Up to the window it is served."""
     image = png(3, 40)
-    words = size - client.sample(image, "red", 1, max_tokens=1).prompt_tokens  # of which one more is to be sampled
+    words = size - client.sample(image, "red", 1, max_tokens=1).prompt_tokens  # one more of them is to be sampled
     full = client.sample(image, "red " * words, 1, max_tokens=1)
     assert full.prompt_tokens == size - 1
     with pytest.raises(InvalidInput, match="window") as caught:

@@ -102,7 +102,7 @@ def test_a_stranger_is_answered_before_it_and_no_step_is_long(scorer: RunningSco
                 order.append("dear")
 
             async def stranger() -> None:
-                await asyncio.sleep(0.02)  # the dear one is there first
+                await asyncio.sleep(0.02)  # the expensive one arrives first
                 await stub.ListModels(pb.ListModelsRequest(), timeout=60)
                 order.append("stranger")
 
@@ -110,7 +110,7 @@ def test_a_stranger_is_answered_before_it_and_no_step_is_long(scorer: RunningSco
 
     with loop_steps(scorer) as steps:
         asyncio.run(main())
-    # Small pictures, and texts that are passed over without being inflated, may be done before the stranger has asked.
+    # Small pictures, and texts that are skipped without inflating, may finish before the stranger's call.
     assert order[0] == "stranger" or name in ("small", "inflating")
     assert max(steps.seconds) < 0.05
 

@@ -187,7 +187,7 @@ def test_triton_killed_in_mid_request(scorer: Process) -> None:
         assert "try again" in error.message
     for outcome in clients_outcomes:
         assert isinstance(outcome, Unavailable) or len(outcome) == 1  # type: ignore[arg-type]
-    limit = max(30, 2 * scorer.start_seconds)  # a machine so busy that the start took longer gets more time
+    limit = max(30, 2 * scorer.start_seconds)  # if a busy machine took longer to start, it gets more time
     until(scorer.works, killed + limit - time.monotonic())
     after = scorer.outcome(["a red cat"])
     assert isinstance(after, pb.ScoreResponse)

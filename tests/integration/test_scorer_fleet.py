@@ -38,7 +38,7 @@ def test_ten_times_too_much_is_refused_with_a_time_to_come_back() -> None:
     requests = [pb.ScoreRequest(image=pb.Image(content=image), texts=texts) for image, texts, *_ in pairs(number)]
     tritons = [pid for pid in children(os.getpid()) if b"bin/tritonserver" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     for pid in tritons:
-        os.kill(pid, signal.SIGSTOP)  # else a quick machine answers as fast as we can ask
+        os.kill(pid, signal.SIGSTOP)  # otherwise a fast machine answers as fast as the test can ask
     try:
         calls = [scorer.stub.Score.future(request, timeout=120) for request in requests]
         until(lambda: sum(call.done() for call in calls) >= number - fits, 60)

@@ -172,7 +172,7 @@ def test_concurrent_equal_requests_are_one_computation(scorer: RunningScorer) ->
     before = counts()
     calls = [scorer.stub.Score.future(pb.ScoreRequest(image=pb.Image(content=image), texts=text)) for _ in range(12)]
     deadline = time.monotonic() + 20
-    while sum(counts()) - sum(before) < 2 and time.monotonic() < deadline:  # the first alone would take its work along
+    while sum(counts()) - sum(before) < 2 and time.monotonic() < deadline:  # the first one alone would cancel its work
         time.sleep(0.01)
     calls[0].cancel()
     found = [call.result(timeout=20).scores[0].cosine for call in calls[1:]]

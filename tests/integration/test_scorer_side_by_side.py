@@ -26,7 +26,7 @@ def test_two_services_share_a_triton_and_a_caller_has_both() -> None:
                 found = [client.score(one, texts) for one in images]
             for one, expected in zip(found, alone, strict=True):
                 assert one.cosine.tolist() == pytest.approx([s.cosine for s in expected.scores], abs=1e-6)
-            # What the second had not seen it computed itself; the first knows everything.
+            # The second computed what it had not cached; the first has everything cached.
             again = [second.stub.Score(pb.ScoreRequest(image=pb.Image(content=one), texts=texts)) for one in images]
             cached = [one.timing.image_cached for one in again]
             assert 1 <= sum(cached) < len(images)

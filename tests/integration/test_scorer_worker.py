@@ -69,7 +69,7 @@ def test_that_there_is_no_triton_is_said(worker: RunningScorer) -> None:
 def test_a_tower_that_dies_takes_no_other_along(worker: RunningScorer) -> None:
     pid = worker.service.triton.pid
     before = set(towers(pid))
-    assert len(before) == 4  # an image and a text tower of each model
+    assert len(before) == 4  # an image tower and a text tower of each model
     victim = min(before)
     os.kill(victim, signal.SIGKILL)
 

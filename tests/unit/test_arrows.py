@@ -17,7 +17,7 @@ PACKAGES = {
     "sightline_playground": ROOT / "playground/sightline_playground",
     "sightline_cli": ROOT / "cli/sightline_cli",
 }
-# What a package may import beside itself.
+# Packages that a package may import besides itself.
 ALLOWED = {
     "sightline": set(),
     "sightline_chassis": {"sightline"},

@@ -127,7 +127,7 @@ TGI = {"image": {"repository": "tgi", "tag": "1"}}
         ({"networkPolicy": {"callers": {"triton": []}}}, "triton"),
         ({"networkPolicy": {"egress": {"scorer": [{"port": 443}]}}}, "/networkPolicy/egress/scorer/0"),
         ({"scorer": {"podLabels": {"app.kubernetes.io/component": "x"}}}, "app.kubernetes.io/component"),
-        # What no schema can say, the templates do.
+        # The templates check what no schema can express.
         ({"scorer": {"models": {"a": {"model": "clip"}}}}, "models.clip is not defined"),
         ({"scorer": {"triton": {"mode": "external"}}}, "scorer.triton.address is required"),
         ({"sampler": {"engine": {"kind": "vllm", "deploy": False}}}, "sampler.engine.url is required"),

@@ -33,7 +33,7 @@ def test_a_bucket_holds_a_minute_and_fills_evenly() -> None:
     assert bucket.wait(30) == 0
     clock.now = 10_000
     bucket.take(60)
-    assert bucket.wait(1) == pytest.approx(1)  # a long rest saves up no more than a minute
+    assert bucket.wait(1) == pytest.approx(1)  # a long rest saves at most a minute's allowance
     assert Bucket(None, clock).wait(10**9) == 0
 
 
@@ -99,7 +99,7 @@ def test_free_turns_go_to_the_team_that_has_the_fewest() -> None:
 
     order = asyncio.run(main())
     assert Counter(order) == {"a": 8, "b": 3, "c": 1}
-    assert order[2] == "b"  # though six of a stood before it
+    assert order[2] == "b"  # although six of a waited before it
     assert order.index("c") < 6
     assert order[-3:] == ["a", "a", "a"]
 

@@ -85,7 +85,7 @@ def test_pages_of_other_sites_begin_nothing(page: httpx.Client, root: Path) -> N
     body = {"name": "new", "recipe": "clip_dpo"}
     assert page.post("/api/runs", json=body, headers={"Origin": "http://evil.example"}).status_code == 403
     simple = page.post("/api/runs", content=json.dumps(body), headers={"Content-Type": "text/plain"})
-    assert simple.status_code == 403  # what a form of another site can send without being asked
+    assert simple.status_code == 403  # what a form of another site can send unprompted
     assert not (root / "new").exists()
 
 

@@ -191,7 +191,7 @@ def test_ids_are_of_all_images_and_all_that_was_said(tmp_path: Path) -> None:
     ]  # fmt: skip
     ids = [prompt.id for prompt in open_pool(lines(folder(tmp_path), *rows)).head()]
     assert len(set(ids)) == 5
-    assert ids[4].startswith(ids[2])  # the same picture and text, told apart by the row's number
+    assert ids[4].startswith(ids[2])  # the same picture and text; the row's number distinguishes them
 
 
 @pytest.mark.parametrize("held", [True, False])

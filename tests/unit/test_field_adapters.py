@@ -18,7 +18,7 @@ from sightline.scorer.v1 import scorer_pb2 as pb
 pytestmark = pytest.mark.field
 
 PIXELS = [np.full((8, 8, 3), shade, np.uint8) for shade in range(60)]
-ROWS = 600  # an address comes again by chance: of 60 rows it may come too late
+ROWS = 600  # addresses recur by chance: among 60 rows it may happen too late
 FILE = encoded(Image.fromarray(PIXELS[0]))
 
 

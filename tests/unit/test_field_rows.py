@@ -129,7 +129,7 @@ def test_a_bad_row_is_left_out_named_and_counted(
     assert [prompt.id.partition("-")[0] for prompt in pool.head()] == ["good", "last"]
     assert pool.dropped.counts == {reason: 1}
     assert "line 2" in pool.dropped.rows[0]["row"]
-    json.dumps(pool.dropped.as_json(), ensure_ascii=False).encode()  # what is found of it can be written
+    json.dumps(pool.dropped.as_json(), ensure_ascii=False).encode()  # its report can be written
 
 
 @pytest.mark.parametrize("row", [{"image": None}, {"image": ""}, {"image": []}, {"prompt": "a <image> ?"}])
@@ -175,7 +175,7 @@ def test_a_null_picture_in_row_six_of_a_table(folder: Path, gate: RowGate, given
         assert "row 6" in pool.dropped.rows[0]["row"]
         assert [prompt.prompt for prompt in pool.rows([5, 0])] == ["what 6 ?", "what 0 ?"]
         (empty,) = pool.rows([6])
-        fault = gate.check(empty)  # pictures in tables are looked at when they are drawn
+        fault = gate.check(empty)  # pictures in tables are checked when they are drawn
         assert fault is not None
         assert fault.reason == "IMAGE_EMPTY"
         assert {prompt.id for prompt in pool.draw(7, iteration=1, seed=0)} == {prompt.id for prompt in pool.head()}
@@ -187,7 +187,7 @@ def test_texts_of_tables_that_are_none(folder: Path) -> None:
     table = pa.table({
         "id": pa.array([str(n) for n in range(6)]),
         "image": pa.array([held] * 6),
-        "prompt": pa.Array.from_buffers(pa.string(), 6, broken.buffers()),  # as a writer leaves it that checks nothing
+        "prompt": pa.Array.from_buffers(pa.string(), 6, broken.buffers()),  # as written without checks
         "reference": pa.array([1.0, None, None, None, None, float("nan")]),
     })  # fmt: skip
     pq.write_table(table, folder / "rows.parquet")

@@ -266,7 +266,7 @@ def test_the_scorer_over_the_vocabulary_finds_objects_and_between_its_bounds_nob
     assert [score.reward for score in found] == [0.0, -2.0, 0.0, None]
     found = scores("detected", None, tmp_path, *texts, scorer=scorer, cover=True, cost=2.0, **settings)
     assert [score.reward for score in found] == [1.0, 1.0 - 4.0, 0.0, None]
-    assert scorer.calls == 1  # one look at the picture, kept in the run
+    assert scorer.calls == 1  # the picture is examined once, and the result kept in the run
     assert scores("detected", None, tmp_path, "a dog", scorer=scorer, there=25.0)[0].reward == -1.0
 
 
@@ -300,7 +300,7 @@ def test_a_detector_over_http_is_sent_the_picture_and_the_names(tmp_path: Path, 
     (tmp_path / "vocabulary.json").write_text(json.dumps({"objects": ["cat", "dog", "bus"]}))
     answers += [(503, {}), (200, {"scores": {"cat": 0.9, "dog": 0.1, "bus": None}})]
     (score,) = scores("detected", None, tmp_path, "a cat, a dog, a bus", by="http", url=url, there=0.5)
-    assert score.reward == -1.0  # the bus has no score: nobody knows
+    assert score.reward == -1.0  # the bus has no score, so it is unknown
     assert asked[-1]["labels"] == ["bus", "cat", "dog"]
     picture = Image.open(io.BytesIO(base64.b64decode(asked[-1]["image"])))
     assert np.array_equal(picture, Image.open(PROMPT.images[0]).convert("RGB"))
@@ -323,7 +323,7 @@ def test_an_endpoint_sees_the_picture_and_tells_p_yes(tmp_path: Path, server: An
     assert np.array_equal(Image.open(io.BytesIO(held)), Image.open(PROMPT.images[0]).convert("RGB"))
     answers[:] = [(200, {"choices": [{"message": {"content": "Yes"}}]})]
     (score,) = scores("ask", None, tmp_path, "a dog", parser="p_yes", **judge)
-    assert (score.reward, score.error) == (None, "ANSWER_UNREADABLE")  # it told no log-probs
+    assert (score.reward, score.error) == (None, "ANSWER_UNREADABLE")  # it returned no log-probs
     answers[:] = [(400, {"error": "filtered"})]
     (score,) = scores("ask", None, tmp_path, "a bus", **judge)
     assert (score.reward, score.error) == (None, "CANDIDATE_NOT_WRITTEN")

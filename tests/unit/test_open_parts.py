@@ -101,7 +101,7 @@ def test_parts_by_place_stand_in_a_recipe_with_their_settings_and_come_back_from
     run = RunDirectory(tmp_path / "run")
     run.open(recipe)
     assert run.recipe(["*"]) == recipe
-    looked = run.recipe()  # who looks imports nothing, and sees the same settings
+    looked = run.recipe()  # a reader imports nothing and sees the same settings
     assert looked is not None
     assert isinstance(looked.filters.opened()[f"{theirs}:NoDigits"], NotImported)
     assert looked.model_dump() == recipe.model_dump()

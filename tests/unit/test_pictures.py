@@ -28,7 +28,7 @@ from sightline_trainer.dpo.collator import decoded as decoded_by_collator
 LIMITS = ImageLimits()
 NAMES = pytest.mark.parametrize("name", list(ODD))
 PILLOW_REFUSES = [name for name in ODD if "bomb" in name or "packed" in name]
-# What Pillow drops when it loads them: such a picture is sent as Pillow shows it.
+# Pillow drops these when it loads a picture, which is then sent as Pillow shows it.
 LOST_WHEN_LOADED = ["PNG grey 2 tRNS", "PNG grey 4 tRNS", "PNG RGB 16 tRNS near", "PNG RGB 16 tRNS small"]
 LOST_WHEN_LOADED += [name for name in ODD if name.startswith("APNG default")]
 

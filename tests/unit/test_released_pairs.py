@@ -48,7 +48,7 @@ ROWS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"id": "7", "image": "a.png", "conversations": turns(BETTER), "rejected_conversations": turns(WORSE)},
         PAIR,
     ),
-    "csr": (  # with the path of its authors' machine
+    "csr": (  # with a path of its authors' machine
         {"id": 7, "image": "/data/coco/a.png", "conversations": turns(BETTER), "rejected_conversations": turns(WORSE)},
         PAIR,
     ),
@@ -235,6 +235,6 @@ def test_an_iteration_draws_its_share_of_released_rows(
     found = [(draws.asked(iteration), draws.released(iteration)) for iteration in (1, 2)]
     assert [(len(asked), len(released)) for asked, released in found] == wanted
     one, other = ({row.id for row in released} for _, released in found)
-    assert not one & other  # none comes twice before all came once
+    assert not one & other  # none comes twice before all have come once
     assert draws.released(2) == found[1][1]
     assert {prompt.id for prompt in draws.all()} == {each.id for both in found for side in both for each in side}

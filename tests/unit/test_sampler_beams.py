@@ -72,7 +72,7 @@ def test_an_example_by_hand() -> None:
     # At a cost below log 0.5 - log 0.3 = 0.51 both groups take the same.
     assert ids(search(table, 2, Beams(2, 0.5), 2)) == [[1, 2], [1, 2]]
     # One group of two: the two likeliest of all pairs, 1 2 with 0.45 and 3 1 with 0.2 (2 1 has 0.18, 2 3 has 0.12) are
-    # not both reached: after step 1 only 1 and 2 go on.
+    # not both reached: after step 1 only 1 and 2 continue.
     assert ids(search(table, 2, Beams(1), 2)) == [[1, 2], [2, 1]]
     assert ids(search(table, 3, Beams(1), 2)) == [[1, 2], [3, 1], [2, 1]]
     # Without id 1, group one takes 2 and group two, for which 2 costs 1 of log 0.3 = -1.20, takes 3 with -1.61.

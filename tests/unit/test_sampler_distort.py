@@ -121,7 +121,7 @@ def test_crops_are_as_large_as_asked_and_stay_inside() -> None:
         assert 0.7 <= aspect <= 1.43
         sizes.add((right - left, bottom - top))
     assert len(sizes) > 50
-    # Nothing of shape 3/4..4/3 with that area fits: the middle, of the image's own shape.
+    # No piece of shape 3/4..4/3 with that area fits, so the crop is the middle, in the image's shape.
     assert distort.crop_box((400, 4), 0.25, 0.25, 0) == (100, 1, 300, 3)
 
 

@@ -186,7 +186,7 @@ def test_no_more_than_asked_for_is_in_flight_or_read(there: tuple[Scripted, str]
             assert read - done <= 5
     read = 0
     asyncio.run(run())
-    assert there[0].most_running < 2 * 5  # a client has its answer a moment before the handler is through
+    assert there[0].most_running < 2 * 5  # a client gets its answer a moment before the handler ends
 
 
 LEFT: list[Pair] = [(PICTURE, "ok 1"), *[(PICTURE, "sleep 60")] * 6, (PICTURE, "full")]

@@ -26,7 +26,7 @@ def short(directory: Path, **options: str) -> PreconditionFailed:
 @pytest.mark.parametrize("name", REFUSED)
 def test_families_that_cannot_run_say_why(name: str, tmp_path: Path) -> None:
     directory = families.make(tmp_path / "model", name)
-    options: list[dict[str, str]] = [{}]  # what cannot run is not asked for a template first
+    options: list[dict[str, str]] = [{}]  # a model that cannot run is refused before its template is checked
     if template := families.OTHERS[name].template:
         (tmp_path / "template.jinja").write_text(template)
         options.append({"chat_template": str(tmp_path / "template.jinja")})

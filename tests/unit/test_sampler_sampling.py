@@ -164,7 +164,7 @@ def test_what_is_kept_is_the_smallest_set_that_suffices(z: list[float], top_p: f
     assert 1 <= len(inside) <= (top_k or len(z))
     if len(outside):
         assert inside.min() >= outside.max()
-    if len(inside) < min(top_k or len(z), len(z)):  # cut by top_p: enough, and not one more than needed
+    if len(inside) < min(top_k or len(z), len(z)):  # cut by top_p: enough tokens, and not one more than needed
         mass = torch.sort(q[0], descending=True).values[: top_k or None].sum()
         assert inside.sum() / mass >= top_p - 1e-9
     if len(inside) > 1:

@@ -68,7 +68,7 @@ def test_what_is_missing_is_asked_for_when_the_service_is_back_or_has_room(kind:
 @pytest.mark.parametrize(
     ("error", "patience"),
     [
-        (Overloaded("too large"), 30),  # no time to come back: a retry would not help
+        (Overloaded("too large"), 30),  # without a time to wait, because a retry would not help
         (Overloaded("over its limit", retry_after=40), 30),
         (Overloaded("full", retry_after=0.01), 0),
         (Unavailable("away"), 0),

@@ -9,7 +9,7 @@ from sightline_sampler.traffic import Traffic
 
 async def _request(traffic: Traffic, seconds: float, *, between: float = 0.0) -> str:
     async with traffic.passage() as visit:
-        await asyncio.sleep(between)  # as a slow reader makes a stream wait: not to be broken off there
+        await asyncio.sleep(between)  # a slow reader makes a stream wait; it must not be cancelled there
         return await visit.wait(asyncio.sleep(seconds, "done"))
 
 

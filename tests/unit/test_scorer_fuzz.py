@@ -133,7 +133,7 @@ REQUESTS = st.builds(
     aggregation=st.sampled_from([0, 1, 2, 3, 99]),
     phrases=st.lists(st.lists(TEXTS, max_size=3).map(lambda some: pb.Phrases(phrases=some)), max_size=5),
 )
-# What a caller can do wrong. Not INTERNAL, not UNKNOWN, not DEADLINE_EXCEEDED, and no crash.
+# Codes for a caller's mistakes: never INTERNAL, UNKNOWN, DEADLINE_EXCEEDED or a crash.
 BLAMELESS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,

@@ -138,7 +138,7 @@ def test_more_requests_than_it_takes_on_are_told_when_to_come_back(there: tuple[
     try:
         address = str(gateway.http.base_url)
         idle = [httpx.Client(base_url=address, timeout=30) for _ in range(6)]
-        for client in idle:  # connections that are kept open take no place
+        for client in idle:  # open connections do not count
             assert client.get("/openapi.json").status_code == 200
         with ThreadPoolExecutor(2) as threads:
             body = {"image": IMAGE, "texts": ["sleep 2"]}
@@ -177,7 +177,7 @@ def test_rewards_by_openrlhfs_convention(gateway: Gateway) -> None:
     }
     answer = gateway.post("/get_reward", body)
     assert answer.status_code == 200
-    found = json.loads(answer.text)  # Python's parser takes NaN, as OpenRLHF's client does
+    found = json.loads(answer.text)  # Python's parser accepts NaN, as OpenRLHF's client does
     assert found["rewards"][:2] == [4, 2]
     assert all(math.isnan(reward) for reward in found["rewards"][2:])
     assert found["extra_logs"]["scored"] == [1, 1, 0, 0]

@@ -167,7 +167,7 @@ def test_a_batch_lives_as_long_as_somebody_waits_for_one_of_it() -> None:
         await settled()
         assert engine.batches == [["a", "b"]]
         to.leave(one)
-        late = ask(to, "a")  # joins what nobody waited for any more
+        late = ask(to, "a")  # joins an item without waiting requests
         to.leave(other)
         await settled()
         assert engine.cancelled == []

@@ -94,7 +94,7 @@ def test_a_step_of_trls_own_trainer(there: tuple[Scripted, str], tmp_path: Path,
     assert len(rewards) == len(columns["completions"]) == 4
     assert [value for value in rewards if value is not None] == [1.0] * 3
     assert rewards.count(None) == 1
-    assert log["rewards/clip_reward/mean"] == 1.0  # the failure is left out, not a 0
+    assert log["rewards/clip_reward/mean"] == 1.0  # the failure is left out and does not become 0
     assert log["clip_reward/failed"] == 0.25
     assert math.isfinite(log["loss"])
     assert there[0].seen["content"] + there[0].seen["sha256"] == 4

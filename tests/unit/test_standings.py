@@ -40,7 +40,7 @@ def test_figures_of_four_images_by_hand(kept: Path) -> None:
     assert figures["cover_change"] == pytest.approx(0.25)
     assert figures["length_change"] == pytest.approx(57 / 78 - 1)
     assert figures["pope_f1_change"] == figures["attribute_change"] == 0.0
-    # As short as the policy's, base captions are wrong once in four: the cut was shortness.
+    # Base captions as short as the policy's are wrong once in four: shortness made the cut.
     assert figures["chair_s_cut_at_equal_length"] == pytest.approx(0.0)
     assert standings.over_without(run) == pytest.approx((0.5 - 0.25) / 0.5)
 

@@ -133,7 +133,7 @@ def test_noise_is_put_over_the_image_by_the_sampler() -> None:
     assert {candidate.source for candidate in candidates} == {"noised_image"}
     _, (other,) = made(part("noised_image", pixels="unit"), ask=SourceRequest(3, 0))
     assert isinstance(other["distortion"], PixelNoise)
-    assert other["distortion"].seed != noise.seed  # drawn anew in each iteration
+    assert other["distortion"].seed != noise.seed  # drawn again in each iteration
 
 
 def test_noise_that_the_update_must_see_too_is_drawn_here(tmp_path: Path) -> None:
@@ -145,10 +145,10 @@ def test_noise_that_the_update_must_see_too_is_drawn_here(tmp_path: Path) -> Non
     def seen(step: int, seed: int = 3) -> Any:
         return np.asarray(Image.open(io.BytesIO(noised(buffer.getvalue(), step, seed)))) / 255
 
-    # Of the schedule: signal 0.994 and noise 0.110 at step 200, 0.863 and 0.505 at 500.
+    # By the schedule, signal and noise are 0.994 and 0.110 at step 200, 0.863 and 0.505 at 500.
     assert seen(200).mean() == pytest.approx(0.994 * 128 / 255, abs=0.005)
     assert seen(200).std() == pytest.approx(0.110, abs=0.005)
-    assert seen(500).std() == pytest.approx(0.38, abs=0.03)  # 0.505, but for what is clamped
+    assert seen(500).std() == pytest.approx(0.38, abs=0.03)  # 0.505, except for clamped values
     assert (seen(500) == seen(500)).all()
     assert (seen(500) != seen(500, seed=4)).any()
     prompt = Prompt("p", (tmp_path / "grey.png",), "look")

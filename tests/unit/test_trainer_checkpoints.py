@@ -52,7 +52,7 @@ def test_a_broken_update_goes_on_to_the_same_end(values: dict[str, Any], llava: 
     whole = trained(llava, tmp_path / "whole", **{**values, "checkpoint_seconds": 0})
     assert not list((tmp_path / "whole").glob("checkpoint-*"))
     root = tmp_path / "broken"
-    for stop in (0.25, 0.6, 0.8):  # share of its way; in the first, second and third pass over the pairs
+    for stop in (0.25, 0.6, 0.8):  # share of the update; in the first, second and third pass over the pairs
         steps: list[int] = []
 
         def progress(done: int, total: int, stop: float = stop, steps: list[int] = steps) -> None:

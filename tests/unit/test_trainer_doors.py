@@ -334,7 +334,7 @@ def test_an_unreadable_run_is_a_row_that_says_so(service: TrainerService, spoil:
                 again.servicer.ListRunPolicies(pb.ListRunPoliciesRequest(run_id="one"), None),
                 again.servicer.CompareRuns(pb.CompareRunsRequest(run_id="two", other_run_id="one"), None),
             ):
-                with contextlib.suppress(SightlineError):  # no other error, and of metrics.json they need nothing
+                with contextlib.suppress(SightlineError):  # no other error, and metrics.json is not needed
                     await shown
             if "state" in spoil.__name__:
                 with pytest.raises(PreconditionFailed) as error:

@@ -62,7 +62,7 @@ def decoder(kind: str, device: str = "cpu", dtype: torch.dtype = torch.float32) 
     torch.manual_seed(1)
     made = DECODERS[kind]().to(device, dtype)
     for name, weight in made.named_parameters():
-        if "norm" in name:  # a fresh one is all ones or all zeros, which tells two kinds of norms apart but no weights
+        if "norm" in name:  # a fresh one is all ones or all zeros, which shows two kinds of norms but no weights
             torch.nn.init.uniform_(weight, -0.5, 1.5)
     return made
 

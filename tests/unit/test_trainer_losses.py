@@ -249,7 +249,7 @@ def test_a_full_checkpoint_goes_on_and_the_reference_stays_the_base(
     assert (tmp_path / "v1/model.safetensors").exists()
     second = update(recipe, pairs, previous=tmp_path / "v1", adapter=tmp_path / "v2", iteration=2, **common)
     assert second.metrics["margin"] > first.metrics["margin"] > 0 or math.isclose(first.metrics["margin"], 0.0)
-    # Before its first step the second update is already off the base model.
+    # Before its first step, the second update already differs from the base model.
     trainer = make_trainer(recipe, pairs, previous=tmp_path / "v1", work=tmp_path / "x", seed=0)
     add_reference(trainer, lambda done, total: None)
     assert logratios(trainer)[0].abs().max() > 1e-3

@@ -136,7 +136,7 @@ def test_views_are_the_same_with_and_without_the_shared_prefix(
     trainer.model.train()
     losses = [trainer.compute_loss(trainer.model, batch).item() for batch in (packed, again)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    # The picture is seen less, or otherwise.
+    # The picture is seen less, or differently.
     assert (ratios(trainer)[2] - ratios(trainer)[0]).abs().max() > 1e-3
 
 

@@ -144,7 +144,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 def test_every_sampled_side_is_held_against_the_sampler(model: Path, pairs: Dataset, tmp_path: Path) -> None:
     candidates = seen(model, pairs, tmp_path)
     metrics = run(model, pairs, tmp_path / "same", SampledLogprobs.read(candidates, 0)).metrics
-    # 8 sides, of which three are one response in three pairs: it is compared each time, and counted once.
+    # 8 sides, three of them one response in three pairs: compared each time, and counted once.
     assert metrics["sampled_sides"] == len({(row["prompt_id"], side, row[f"{side}_index"]) for row in pairs
                                             for side in ("chosen", "rejected")})  # fmt: skip
     assert metrics["sampled_gap_max"] < 1e-5
@@ -254,7 +254,7 @@ def test_no_model_of_an_earlier_update_stays_alive(
     monkeypatch.setattr(updating, "Progress", Counting)
     for number in range(3):
         run(model, pairs, tmp_path / str(number), **values)
-        gc.disable()  # what is gone is gone without the collector's help
+        gc.disable()  # memory is freed without the garbage collector
         living = sum(ref() is not None for ref in alive)
         gc.enable()
         assert living == 0
@@ -278,7 +278,7 @@ def test_an_update_that_fails_leaves_no_model_either(
     same = pairs.map(lambda row: {"rejected_ids": row["chosen_ids"]}, features=pairs.features)
     with pytest.raises(InternalError) as kept:
         run(model, same, tmp_path)
-    assert "exactly 0" in str(kept.value)  # as a queue of runs keeps it
+    assert "exactly 0" in str(kept.value)  # as a queue of runs stores it
     del kept
     gc.collect()
     assert [ref() for ref in alive] == [None]

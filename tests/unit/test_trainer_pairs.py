@@ -266,7 +266,7 @@ def test_pairs_file_is_in_trls_format_and_names_both_versions(tmp_path: Path, im
         "p": [scored(0, 30.0, version=4), scored(1, 20.0, version=4), scored(2, 25.0, text="text 0", version=4)],
         "q": [scored(0, 30.0), scored(1, None)],
         "r": [scored(0, 30.0), scored(1, 29.0)],
-        "s": [scored(0, 30.0, prompt="a"), scored(1, 20.0, prompt="b")],  # answers to other texts never meet
+        "s": [scored(0, 30.0, prompt="a"), scored(1, 20.0, prompt="b")],  # answers to different texts are never paired
     }
     build = builder(gap={"min": 2.0})
     path = tmp_path / "pairs.parquet"
@@ -386,7 +386,7 @@ def test_each_good_one_faces_the_worst() -> None:
     group = [scored(0, 9.0), scored(1, 5.0), scored(2, 4.99), scored(3, 1.0)]
     assert indices(rule.pick(group, fine).pairs) == [(0, 3), (1, 3)]
     assert indices(EachGood(min=5.0, max_pairs=1).pick(group, fine).pairs) == [(0, 3)]
-    # All good: the worst faces the others, and its equal makes no pair with it.
+    # All are good: the worst is paired with the others, but not with its equal.
     picked = rule.pick([scored(0, 9.0), scored(1, 6.0), scored(2, 6.0)], fine)
     assert (indices(picked.pairs), picked.dropped) == ([(0, 2)], ["tie"])
     assert rule.pick([scored(0, 4.0), scored(1, 3.0)], fine).lacking == "none_good"
@@ -422,13 +422,13 @@ def test_pairs_tell_what_was_sampled_first_and_how_the_picture_is_embedded(tmp_p
     assert (rows[0]["own_ids"], rows[0]["embedding"]) == ([0, 1, 2], [1.0, 0.0])
     write_pairs(tmp_path / "pairs.parquet", rows)
     assert {"own_ids", "embedding"} <= set(to_train_on(tmp_path / "pairs.parquet").column_names)
-    # Where nobody asks for them they are empty, and the update does not see them.
+    # If no loss asks for them they are empty, and the update does not see them.
     plain = list(
         PairBuilder({}, builder.rules, iteration=1).build({"p": Prompt("p", (image,), "look")}, [("p", group)])
     )
     write_pairs(tmp_path / "plain.parquet", plain)
     assert {"own_ids", "embedding"}.isdisjoint(to_train_on(tmp_path / "plain.parquet").column_names)
-    # Pairs of a release that had no such columns are read.
+    # Pairs of a release without these columns are read.
     old = pq.read_table(tmp_path / "plain.parquet").drop_columns(["own_ids", "embedding"])
     pq.write_table(old, tmp_path / "old.parquet")
     assert read_pairs(tmp_path / "old.parquet")[0]["own_ids"] == []

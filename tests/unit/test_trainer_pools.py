@@ -187,7 +187,7 @@ def test_an_id_that_nobody_gave_is_a_digest_of_picture_and_text(tmp_path: Path) 
     named = [{"image": f"{name}.png", "prompt": text} for name in ("red", "blue") for text in "ab"]
     lines.write_text("".join(json.dumps(row) + "\n" for row in named))
     assert [prompt.id for prompt in open_pool(lines).head()] == ids
-    # Ids that are given stay, null is none.
+    # Given ids stay; null counts as no id.
     mixed = table(tmp_path / "m.parquet", [{**row, "id": "x" if n == 1 else None} for n, row in enumerate(rows)])
     assert [prompt.id for prompt in mixed.head()] == [ids[0], "x", *ids[2:]]
 
@@ -255,6 +255,6 @@ def test_no_prompt_comes_twice_in_an_iteration(tmp_path: Path, prompts: int, cou
         assert len(set(drawn)) == len(drawn) == min(count, prompts)
         walked += drawn
     for start in range(0, len(walked) - prompts + 1, prompts):
-        assert len(set(walked[start : start + prompts])) == prompts  # none twice before all came once
+        assert len(set(walked[start : start + prompts])) == prompts  # none twice before all have come once
     again = open_pool(tmp_path / "t.parquet")  # as a run that goes on draws it
     assert [prompt.id for prompt in again.draw(count, iteration=29, seed=3)] == walked[-min(count, prompts) :]

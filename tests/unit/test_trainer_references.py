@@ -80,7 +80,7 @@ def test_the_policy_before_is_the_reference(
     assert torch.allclose(known(trainer), own, atol=1e-4)
     base = made(model, pairs, tmp_path, root / "v000002", train=train)
     assert (known(base) - own).abs().max() > 1e-2
-    # What is trained is what was: the policy, and nothing of the reference.
+    # Only the policy is trained, and no part of the reference.
     assert torch.allclose(sums(trainer), own, atol=1e-5)
 
 
@@ -129,7 +129,7 @@ def test_the_virtual_reference_by_hand() -> None:
     near = References(of={"base": 1.0, "previous": 1.0}, within=0.5)
     expected = -math.log(0.5 * math.e + 0.5 * math.e**1.5)
     assert combined(given, near)[0, 0].item() == pytest.approx(expected, rel=1e-6)
-    # They tell the sides apart by 2 and by 1: shares of two thirds and one third.
+    # They separate the sides by 2 and by 1: shares of two thirds and one third.
     sure = References(of={"base": 1.0, "previous": 1.0}, adaptive=True)
     expected = -math.log(2 / 3 * math.e + 1 / 3 * math.e**2)
     assert combined(given, sure)[0, 0].item() == pytest.approx(expected, rel=1e-6)

@@ -283,7 +283,7 @@ def test_a_run_that_another_process_works_on_is_left_alone(scripted: Scripted, t
     finally:
         holder.kill()
         holder.communicate()
-    assert not leased(run)  # the kernel gave the lease up with its holder
+    assert not leased(run)  # the kernel released the lease when its holder died
 
 
 def test_who_only_looks_whether_a_run_is_leased_keeps_nobody_from_it(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def assert_equal(trainer: Any, tolerance: float = 1e-4) -> None:
         assert ours == pytest.approx(loss, rel=tolerance)
         assert our_gradients.keys() == gradients.keys()
         assert gradients, "nothing was trained"
-        # A gradient that is zero but for rounding, as that of a key's bias, is held to the whole gradient's size.
+        # A gradient that is zero except for rounding, such as a key's bias, is compared with the whole gradient's size.
         rounding = 1e-6 * torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
         for name, expected in gradients.items():
             assert (our_gradients[name] - expected).norm() <= tolerance * expected.norm() + rounding, name
@@ -211,7 +211,7 @@ def test_the_self_check_refuses_a_pack_that_is_wrong(
     trainer = prepared(model, random_pairs(model, LAYOUT), tmp_path)
     assert self_check(trainer) < 1e-4
     positions = trainer.data_collator.sharing.positions
-    # Branches one place too far, as an off-by-one would have them.
+    # Branches one place too far, as with an off-by-one error.
     monkeypatch.setattr(trainer.data_collator.sharing, "positions", lambda prompt, n: positions(prompt, n + 1)[:, 1:])
     tile = tiles.tile
 

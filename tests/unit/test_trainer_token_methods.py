@@ -150,7 +150,7 @@ def test_a_side_learns_from_the_sentences_for_which_it_stands_there() -> None:
     marks = [0.9, 0.1]
     assert sentence_weights(ids, marks, decode, settings, chosen=True) == [3.0, 3.0, 0.5, 0.5, 0.5, 0.5]
     assert sentence_weights(ids, marks, decode, settings, chosen=False) == [0.5, 0.5, 3.0, 3.0, 3.0, 3.0]
-    # No marks, or not as many as sentences, are not a verdict.
+    # No marks, or another number of marks than sentences, give no verdict.
     assert sentence_weights(ids, [], decode, settings, chosen=True) == [1.0] * 6
     assert sentence_weights(ids, [0.9], decode, settings, chosen=True) == [1.0] * 6
 

@@ -16,7 +16,7 @@ PACKAGES = {
 }
 NAME = re.compile(r"[\w./-]+(?:/|\.\w+)(?=[\s,;:]|$)|Makefile")
 WIDTH = 100
-UNNAMED = {"__init__.py", "__main__.py", "py.typed"}  # they say nothing that their folder does not
+UNNAMED = {"__init__.py", "__main__.py", "py.typed"}  # their folder says everything about them
 
 
 def tree(readme: Path, root: Path, first: str) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from sampler_models import PROMPT, Running, make_adapter, make_llava, png
 from sampler_models import running as sampler_running
 from sightline.sampler import SamplerClient, exact
 from sightline_cli.processes import Processes
-from sightline_trainer.dpo.update import UpdateProbe
+from sightline_trainer.dpo.probing import UpdateProbe
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute
 from sightline_trainer.fleet import Fleet

@@ -16,7 +16,7 @@ import yaml
 from running import WEIGHTS, Services, small_recipe
 from sightline.errors import PreconditionFailed, SightlineError
 from sightline.sampler import SamplerClient, read_manifest, verify
-from sightline_trainer.dpo.update import UpdateProbe
+from sightline_trainer.dpo.probing import UpdateProbe
 from sightline_trainer.events import Event
 from sightline_trainer.execute import execute
 from sightline_trainer.pairs.build import read_pairs

@@ -14,9 +14,10 @@ from PIL import Image
 from sightline.errors import PreconditionFailed
 from sightline_trainer.dpo.loss_names import NAMES
 from sightline_trainer.dpo.losses import check_losses, fold_pairs
+from sightline_trainer.dpo.probing import probe
 from sightline_trainer.dpo.reference_logprobs import add_reference, token_logprobs
 from sightline_trainer.dpo.setup import make_trainer
-from sightline_trainer.dpo.update import probe, update
+from sightline_trainer.dpo.update import update
 from torch.nn.functional import logsigmoid
 
 LAYOUT = [(0, 1, 2), (0, 1, 3), (1, 4, 0), (1, 4, 5)]
@@ -174,10 +175,10 @@ def test_probes_of_povid_are_each_responses_own(model: Path, pairs: Dataset, tmp
     lengths = [2, 9, 4, 6]
     rows = [{**row, "rejected_ids": (row["rejected_ids"] * 9)[:n]} for row, n in zip(pairs, lengths, strict=True)]
     uneven = Dataset.from_list(rows, features=pairs.features)
-    apart = probe(prepared(model, uneven, tmp_path), len(rows))
+    apart = probe(prepared(model, uneven, tmp_path), range(len(rows)))
     alone = {(each.prompt_id, tuple(each.token_ids)): each.logprobs for each in apart}
     folded, _ = fold_pairs(uneven)
-    found = probe(prepared(model, folded, tmp_path, loss={"povid_code": 1.0}), len(folded))
+    found = probe(prepared(model, folded, tmp_path, loss={"povid_code": 1.0}), range(len(folded)))
     assert {len(each.token_ids) for each in found} >= {2, 4}
     for each in found:
         assert each.logprobs == pytest.approx(alone[each.prompt_id, tuple(each.token_ids)], abs=1e-5)

@@ -23,11 +23,14 @@ from sightline.errors import InternalError, PreconditionFailed
 from sightline_trainer.dpo import pixels
 from sightline_trainer.dpo import update as updating
 from sightline_trainer.dpo.device import check_device, full_memory, pin
+from sightline_trainer.dpo.probes import LEAST_PAIRS
+from sightline_trainer.dpo.probing import UpdateProbe
 from sightline_trainer.dpo.reference_logprobs import token_logprobs
 from sightline_trainer.dpo.sampled import SampledLogprobs
 from sightline_trainer.dpo.setup import make_trainer
 from sightline_trainer.dpo.update import Update, update
 from sightline_trainer.records.response import CANDIDATE_SCHEMA
+from sightline_trainer.sections import Publication
 from transformers import AutoProcessor, PreTrainedModel
 from trl import DPOConfig
 
@@ -69,6 +72,33 @@ def test_a_full_update_in_bfloat16_moves_float32_masters(pairs: Dataset, tmp_pat
     assert short.metrics["update_norm"] == pytest.approx(long.metrics["update_norm"], rel=0.3)
     saved = load_file(tmp_path / "bf16/policy/model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("values", [{}, {"train": "full"}], ids=str)
+def test_probes_are_scored_later_with_the_initial_weights_if_few_are_too_few(
+    model: Path, tmp_path: Path, values: dict[str, Any]
+) -> None:
+    """Four pairs are scored before; the others, once the update turns out to be small, as if they had been, too."""
+    pairs = random_pairs(model, [*LAYOUT, (1, 4, 2), (2, 0, 1), (2, 1, 3), (3, 2, 0)])
+    assert len(pairs) > LEAST_PAIRS
+
+    def probes(wanted: int | str) -> dict[tuple[str, tuple[int, ...]], UpdateProbe]:
+        recipe = dpo_recipe(model, learning_rate=1e-5, **values)
+        recipe = recipe.model_copy(update={"publication": Publication.model_validate({"probes": wanted})})
+        done = update(
+            recipe, pairs, previous=None, adapter=tmp_path / str(wanted), work=tmp_path / "work", seed=0,
+            progress=lambda done, total: None,
+        )  # fmt: skip
+        return {(each.prompt_id, tuple(each.token_ids)): each for each in done.probes}
+
+    later, before = probes("auto"), probes(len(pairs))
+    assert 6 < len(later) <= len(before), "the first four pairs have six responses"
+    for key, each in later.items():
+        assert each.previous_logprobs == pytest.approx(before[key].previous_logprobs, abs=1e-6)
+        assert each.logprobs == pytest.approx(before[key].logprobs, abs=1e-6)
+        assert each.logprobs != each.previous_logprobs
+    saved = [load_file(next((tmp_path / str(wanted)).glob("*.safetensors"))) for wanted in ("auto", len(pairs))]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[0])
 
 
 def test_a_rate_too_small_for_the_numbers_is_refused(model: Path, pairs: Dataset, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from sightline.errors import AlreadyExists, InvalidInput, NotFound, Precondition
 from sightline.pictures import image_bytes
 from sightline.sampler import Arrival, AsyncSamplerClient, Exact, PolicyManifest, policy_dirname, write_manifest
 from sightline.sampler.manifest import read_arrival
-from sightline_trainer.dpo.update import UpdateProbe
+from sightline_trainer.dpo.probing import UpdateProbe
 from sightline_trainer.publish import publish
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.sections import Publication

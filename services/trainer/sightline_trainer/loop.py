@@ -337,7 +337,7 @@ class Loop:
             sync_directory(final.parent)
 
     def _publish(self, iteration: int, version: int, parent: int) -> None:
-        from sightline_trainer.dpo.update import UpdateProbe
+        from sightline_trainer.dpo.probing import UpdateProbe
         from sightline_trainer.publish import publish
 
         known = read_json(self.dir.iteration(iteration) / "update.json")
@@ -409,7 +409,7 @@ class Loop:
 
     def _probes(self, version: int) -> list[Probe]:
         """The probes for a version of this run."""
-        from sightline_trainer.dpo.update import UpdateProbe
+        from sightline_trainer.dpo.probing import UpdateProbe
         from sightline_trainer.publish import sendable
 
         for iteration in range(1, self.recipe.iterations + 1):

@@ -12,7 +12,7 @@ from sightline.errors import AlreadyExists, NotFound, PreconditionFailed, Sightl
 from sightline.sampler import Arrival, AsyncSamplerClient, Probe
 from sightline.sampler.manifest import manifest_digest, read_arrival, write_arrival
 
-from sightline_trainer.dpo.update import UpdateProbe
+from sightline_trainer.dpo.probing import UpdateProbe
 from sightline_trainer.fleet import Fleet
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.sections import Publication

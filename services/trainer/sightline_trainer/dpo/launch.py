@@ -25,8 +25,9 @@ import yaml
 from sightline.errors import InternalError, PreconditionFailed, SightlineError
 
 from sightline_trainer.dpo.kept_pairs import kept_pairs
+from sightline_trainer.dpo.probing import UpdateProbe
 from sightline_trainer.dpo.sampled import SampledLogprobs
-from sightline_trainer.dpo.update import Update, UpdateProbe, update
+from sightline_trainer.dpo.update import Update, update
 from sightline_trainer.recipe import Recipe
 from sightline_trainer.row_gate import RowGate
 

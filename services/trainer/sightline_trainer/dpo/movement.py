@@ -8,6 +8,8 @@ before and after, among the elements that ever had a gradient.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -48,6 +50,21 @@ class Movement(TrainerCallback):
         self._before = {name: _local(each).detach().to("cpu", copy=True) for name, each in self._waiting.items()}
         for name in self._seen:
             self._waiting.pop(name, None)
+
+    @contextmanager
+    def initial(self) -> Iterator[None]:
+        """The trained tensors as they were before the update, for a while. One process only."""
+        named = self._named(list(self._before))
+        with torch.no_grad():
+            now = {name: parameter.detach().to("cpu", copy=True) for name, parameter in named}
+            for name, parameter in named:
+                parameter.copy_(self._before[name])
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, parameter in named:
+                    parameter.copy_(now[name])
 
     def counted(self) -> dict[str, Any]:
         """Its records, for an update that resumes."""

@@ -10,7 +10,6 @@ r, 0.2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
@@ -24,11 +23,6 @@ LEAST_CORRELATION = 0.2
 """The gate's minimum: it refuses a lower correlation, regardless of the number of tokens."""
 
 
-def pairs_asked(probes: int | Literal["auto"]) -> int:
-    """Number of pairs whose responses are scored before the update, whose size is unknown then."""
-    return MOST_PAIRS if probes == "auto" else probes
-
-
 def correlation(change: float, noise: float) -> float:
     """The correlation that the gate sees for an update that arrived, from standard deviations in nats a token."""
     return change / float(np.sqrt(change**2 + 2 * noise**2)) if change > 0 else 0.0
@@ -39,8 +33,9 @@ def tokens_needed(change: float, dtype: str) -> int:
     return int(np.ceil((2 * _SIGMAS / max(correlation(change, _NOISE[dtype]), LEAST_CORRELATION)) ** 2))
 
 
-def responses_needed(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], dtype: str) -> int:
-    """How many of the responses to send, from the first on; given are their tokens' log-probs."""
+def responses_needed(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], dtype: str) -> int | None:
+    """How many of the responses to send, from the first on; None if all are too few. Given are the log-probs of their
+    tokens."""
     tokens = 0
     changes: list[float] = []
     for number, (old, new) in enumerate(zip(before, after, strict=True), 1):
@@ -48,4 +43,4 @@ def responses_needed(before: Sequence[Sequence[float]], after: Sequence[Sequence
         tokens += len(new)
         if number >= 2 * LEAST_PAIRS and tokens >= tokens_needed(float(np.std(changes)), dtype):
             return number
-    return len(after)
+    return None

@@ -11,24 +11,20 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset
 from sightline.errors import InternalError
-from transformers import TrainerCallback
 
 from sightline_trainer.dpo.callbacks import Begin, FiniteGradient, Progress, StepLog
 from sightline_trainer.dpo.checkpoints import Checkpoints, forget, last, name_of
-from sightline_trainer.dpo.collator import first_pair
 from sightline_trainer.dpo.extrapolate import extrapolated
 from sightline_trainer.dpo.loss_names import POVID
 from sightline_trainer.dpo.losses import fold_pairs
 from sightline_trainer.dpo.movement import Movement
-from sightline_trainer.dpo.probes import pairs_asked, responses_needed
-from sightline_trainer.dpo.reference_logprobs import token_logprobs
+from sightline_trainer.dpo.probing import Probing, UpdateProbe, probe
 from sightline_trainer.dpo.release import collect, release
 from sightline_trainer.dpo.sampled import LIMITS, SampledLogprobs
 from sightline_trainer.dpo.saving import save_optimizer, save_policy
@@ -40,46 +36,11 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class UpdateProbe:
-    """A response with the trainer's own log-probs of its tokens under the new policy, in nats. This is not the clients'
-    `Probe`: it is stored as JSON in the iteration's files, and names its picture by the prompt's id."""
-
-    prompt_id: str
-    token_ids: list[int]
-    logprobs: list[float]
-    prompt: str = ""
-    """The user's text, if it is not the dataset's."""
-    previous_logprobs: list[float] = field(default_factory=list)
-    """The same tokens under the policy that the update started from; empty if not computed."""
-
-
-@dataclass(frozen=True)
 class Update:
     """The result of an update: its metrics (services/trainer/README.md lists them), and probes."""
 
     metrics: dict[str, float]
     probes: list[UpdateProbe]
-
-
-def probe(trainer: FastDPOTrainer, count: int) -> list[UpdateProbe]:
-    """The trainer's log-probs for the responses of the first `count` pairs under the current policy: each pair's chosen
-    side, and its rejected side if it has the same pictures; each response once.
-
-    They use TRL's rows, not the pack, so that the sampler's arrival check also checks the pack.
-    """
-    count = min(count, len(trainer.train_dataset))
-    rows = [first_pair(trainer.train_dataset[index]) for index in range(count)]
-    collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
-    found: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
-    for some, batch in collate.batches(rows, size):
-        masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
-        for at, row in enumerate(some):
-            for side, place in (("chosen", at), ("rejected", len(some) + at)):  # all chosen sides come first
-                if side == "chosen" or not row.get("rejected_images"):
-                    scores = values[place][masks[place].cpu()].tolist()
-                    name, ids, asked = row["prompt_id"], list(row[f"{side}_ids"]), row["prompt"][-1]["content"]
-                    found.setdefault((name, tuple(ids)), UpdateProbe(name, ids, scores, asked))
-    return list(found.values())
 
 
 def update(
@@ -155,14 +116,15 @@ def _trained(
     )
     model = trainer.accelerator.unwrap_model(trainer.model)
 
-    def probes() -> list[UpdateProbe]:
+    def score(some: range) -> list[UpdateProbe]:
         with extrapolated(model, further):  # the sampler uses the published policy
-            return probe(trainer, pairs_asked(recipe.publication.probes))
+            return probe(trainer, some)
 
-    before, movement = _Before(probes), Movement(trainer)
+    movement, world = Movement(trainer), trainer.accelerator.num_processes
+    wanted, dtype = recipe.publication.probes, recipe.dpo.dtype
+    probing = Probing(wanted, pairs, dtype, score, movement.initial if world == 1 else None)
     reported = Progress(lambda done, total: progress(total + 9 * done, 10 * total))
     steps = StepLog(work / f"steps-{iteration:04d}.jsonl")
-    world = trainer.accelerator.num_processes
     name = name_of(recipe, trainer.train_dataset, previous=previous, seed=seed, iteration=iteration, world=world)
     checkpoints = Checkpoints(
         trainer,
@@ -170,14 +132,14 @@ def _trained(
         seconds=recipe.dpo.seconds_between_checkpoints,
         ours={
             "begin": (begin.known, begin.recall),
-            "probes": (lambda: [asdict(each) for each in before.probes], before.recall),
+            "probes": (probing.kept, probing.recall),
             "movement": (movement.counted, movement.recall),
             "figures": (lambda: trainer.figures, trainer.figures.extend),
             "doubts": (lambda: list(trainer.doubts.seen) if trainer.doubts else [], trainer.doubted),
         },
         begun=last(work, name),
     )
-    for callback in (begin, before, movement, FiniteGradient(), steps, reported, checkpoints):
+    for callback in (begin, probing, movement, FiniteGradient(), steps, reported, checkpoints):
         trainer.add_callback(callback)
     checkpoints.restore()
     if checkpoints.begun is not None:
@@ -199,11 +161,7 @@ def _trained(
         save_policy(trainer, adapter)
     if recipe.dpo.carry == "optimizer":
         save_optimizer(trainer, work / f"optimizer-{iteration:04d}")
-    after = [replace(new, previous_logprobs=old.logprobs) for new, old in zip(probes(), before.probes, strict=True)]
-    if recipe.publication.probes == "auto":
-        scores = [each.previous_logprobs for each in after], [each.logprobs for each in after]
-        after = after[: responses_needed(*scores, recipe.dpo.dtype)]
-    return Update({**figures, "extrapolated": further} if further else figures, after)
+    return Update({**figures, "extrapolated": further} if further else figures, probing.after())
 
 
 def out_of_memory(recipe: Recipe, error: BaseException) -> InternalError:
@@ -234,21 +192,6 @@ def _frozen_garbage() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-class _Before(TrainerCallback):
-    """Computes the probes as training begins, for the previous policy, with the model on training's device."""
-
-    def __init__(self, ask: Callable[[], list[UpdateProbe]]) -> None:
-        self._ask = ask
-        self.probes: list[UpdateProbe] = []
-
-    def recall(self, probes: list[dict[str, Any]]) -> None:
-        """Restore the results from the update's start."""
-        self.probes = [UpdateProbe(**each) for each in probes]
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.probes = self.probes or self._ask()
 
 
 def _metrics(trainer: FastDPOTrainer, pairs: int, reference_seconds: float, seconds: float) -> dict[str, float]:

@@ -1,0 +1,134 @@
+"""Scores the probes of an update under the policy before it and after it: as many as its size needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from transformers import TrainerCallback
+
+from sightline_trainer.dpo.collator import first_pair
+from sightline_trainer.dpo.probes import LEAST_PAIRS, MOST_PAIRS, responses_needed
+from sightline_trainer.dpo.reference_logprobs import token_logprobs
+from sightline_trainer.dpo.trainer import FastDPOTrainer
+
+
+@dataclass(frozen=True)
+class UpdateProbe:
+    """A response with the trainer's own log-probs of its tokens under the new policy, in nats. This is not the clients'
+    `Probe`: it is stored as JSON in the iteration's files, and names its picture by the prompt's id."""
+
+    prompt_id: str
+    token_ids: list[int]
+    logprobs: list[float]
+    prompt: str = ""
+    """The user's text, if it is not the dataset's."""
+    previous_logprobs: list[float] = field(default_factory=list)
+    """The same tokens under the policy that the update started from; empty if not computed."""
+
+
+def probe(trainer: FastDPOTrainer, pairs: range) -> list[UpdateProbe]:
+    """The trainer's log-probs for the responses of some pairs under the current policy.
+
+    These are each pair's chosen side, and its rejected side if it has the same pictures; each response once.
+
+    They use TRL's rows, not the pack, so that the sampler's arrival check also checks the pack.
+
+    Args:
+        trainer: with the policy.
+        pairs: their places in the data.
+    """
+    rows = [first_pair(trainer.train_dataset[index]) for index in pairs]
+    collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
+    found: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
+    for some, batch in collate.batches(rows, size):
+        masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
+        for at, row in enumerate(some):
+            for side, place in (("chosen", at), ("rejected", len(some) + at)):  # all chosen sides come first
+                if side == "chosen" or not row.get("rejected_images"):
+                    scores = values[place][masks[place].cpu()].tolist()
+                    name, ids, asked = row["prompt_id"], list(row[f"{side}_ids"]), row["prompt"][-1]["content"]
+                    found.setdefault((name, tuple(ids)), UpdateProbe(name, ids, scores, asked))
+    return list(found.values())
+
+
+class Probing(TrainerCallback):
+    """The probes of one update.
+
+    With `auto`, four pairs are scored as training begins, which is enough for most updates, and the rest only if the
+    change turns out to be so small that it needs them: then with the initial weights put back for a while. Where
+    several processes train, or a checkpoint is written (after which nobody has the initial weights), all are scored at
+    once.
+
+    Args:
+        wanted: the recipe's `publication.probes`.
+        pairs: how many pairs there are.
+        dtype: the recipe's `dpo.dtype`.
+        score: scores some pairs under the current policy. Every process calls it.
+        initial: the weights from before the update, for a while; None where they cannot be put back.
+    """
+
+    def __init__(
+        self,
+        wanted: int | Literal["auto"],
+        pairs: int,
+        dtype: str,
+        score: Callable[[range], list[UpdateProbe]],
+        initial: Callable[[], AbstractContextManager[None]] | None,
+    ) -> None:
+        self._wanted, self._dtype, self._score, self._initial = wanted, dtype, score, initial
+        self._most = min(MOST_PAIRS if wanted == "auto" else wanted, pairs)
+        self._scored = range(0)
+        self._before: list[UpdateProbe] = []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self._before:
+            step = self._wanted == "auto" and self._initial is not None
+            self._scored = range(min(LEAST_PAIRS, self._most) if step else self._most)
+            self._before = self._score(self._scored)
+
+    def kept(self) -> list[dict[str, Any]]:
+        """All log-probs from before the update, for one that continues from a checkpoint."""
+        self._more_before(range(self._scored.stop, self._most))
+        return [asdict(each) for each in self._before]
+
+    def recall(self, kept: list[dict[str, Any]]) -> None:
+        """Restore the log-probs from before the update."""
+        self._before, self._scored = [UpdateProbe(**each) for each in kept], range(self._most)
+
+    def after(self) -> list[UpdateProbe]:
+        """The probes, with the log-probs of the policy as it is now."""
+        after = self._score(self._scored)
+        while (needed := self._needed(after)) is None and self._scored.stop < self._most:
+            more = range(self._scored.stop, min(2 * self._scored.stop, self._most))
+            self._more_before(more)
+            after = _united(after, self._score(more))
+        before = self._scores_before(after)
+        return [replace(new, previous_logprobs=old) for new, old in zip(after, before, strict=True)][:needed]
+
+    def _needed(self, after: list[UpdateProbe]) -> int | None:
+        if self._wanted != "auto":
+            return len(after)
+        return responses_needed(self._scores_before(after), [each.logprobs for each in after], self._dtype)
+
+    def _scores_before(self, after: list[UpdateProbe]) -> list[list[float]]:
+        known = {_key(each): each.logprobs for each in self._before}
+        return [known[_key(each)] for each in after]
+
+    def _more_before(self, more: range) -> None:
+        if more and self._initial is not None:
+            with self._initial():
+                self._before = _united(self._before, self._score(more))
+            self._scored = range(more.stop)
+
+
+def _united(some: list[UpdateProbe], more: list[UpdateProbe]) -> list[UpdateProbe]:
+    """Both, without responses of the second that are in the first."""
+    known = set(map(_key, some))
+    return some + [each for each in more if _key(each) not in known]
+
+
+def _key(response: UpdateProbe) -> tuple[str, tuple[int, ...]]:
+    return response.prompt_id, tuple(response.token_ids)

@@ -19,7 +19,7 @@ from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
 from sightline_trainer.rewards.clip import Clip, ClipScores, ClipTerm, sentences
-from sightline_trainer.rewards.judge import Judge, ranks
+from sightline_trainer.rewards.judge import Judge, normalised, ranks
 from sightline_trainer.rewards.length import LengthTerm
 from sightline_trainer.rewards.logprob_contrast import LogprobContrast, LogprobContrastTerm
 from sightline_trainer.rewards.policy_logprob import PolicyLogprobTerm
@@ -212,6 +212,18 @@ def test_ranks_are_taken_among_answers_to_one_text() -> None:
         "rank", texts, clip=(Fixed(1.0, 2.0, 3.0, 99.0), 0.9), policy_logprob=(Fixed(-1.0, -9.0, -5.0, 0.0), 0.1)
     )
     assert [score.reward for score in scores] == [10.0, 45.0, 95.0, 50.0]
+
+
+def test_rewards_of_different_scales_are_normalised_before_they_are_added() -> None:
+    """Correctness 1, 0, 0.5 and coverage 0, 10, 20 in standard deviations: +-1.2247 and 0 each."""
+    assert normalised([1.0, 3.0]) == [-1.0, 1.0]
+    assert normalised([0.1, 0.1, 0.1]) == [0.0, 0.0, 0.0]
+    assert (normalised([7.0]), normalised([])) == ([0.0], [])
+    texts = [candidate("a", 0), candidate("b", 1), candidate("c", 2), candidate("d", 3, prompt="other")]
+    right, whole = Fixed(1.0, 0.0, 0.5, 9.0), Fixed(0.0, 10.0, 20.0, 9.0)
+    scores = judged("normalised", texts, right=(right, 1.0), whole=(whole, 1.0))
+    assert [score.reward for score in scores] == [0.0, -1.22, 1.22, 0.0]
+    assert scores[1].terms == {"right": 0.0, "whole": 10.0}
 
 
 def test_a_score_goes_through_its_row() -> None:

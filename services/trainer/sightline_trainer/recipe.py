@@ -27,6 +27,7 @@ from sightline_trainer.parts import Kind, Parts, parts_of
 from sightline_trainer.places import located
 from sightline_trainer.rewards import REWARDS
 from sightline_trainer.rewards.function import term_of
+from sightline_trainer.rewards.judge import Combine
 from sightline_trainer.rewards.term import TermPart
 from sightline_trainer.sections import Data, Dpo, Evaluation, LocalServices, Publication, RewardService, Sampling
 from sightline_trainer.template_text import MOST_CHARACTERS, template_text
@@ -52,8 +53,10 @@ class Reward(RewardService):
             "Terms of the reward, each with its weight; false removes a term; without terms every reward is 0."
         ),
     )
-    combine: Literal["sum", "rank"] = Field(
-        "sum", description="Sum of weighted values, or of weighted ranks (0..100) among a prompt's candidates (CSR)."
+    combine: Combine = Field(
+        "sum",
+        description="Sum of weighted values, of weighted ranks (0..100) among a prompt's candidates (CSR), or of "
+        "weighted values normalised among them (GDPO: less their mean, in their standard deviations).",
     )
 
 

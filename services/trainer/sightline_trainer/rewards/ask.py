@@ -3,7 +3,8 @@
     VLFeedback (2410.09421)     templates for each aspect, parser: rating; the mean of the marks 1 to 5
     RLAIF-V (2405.17220)        by: claims, parser: p_yes, pool: rejected; minus the number of claims that are denied
     FineSumFact (2412.10689)    by: sentence, parser: yes_no, or all sentences at once: parser: verdicts
-    BalCapRL (2605.07394)       correctness and coverage, two terms: {right: {part: ask, ...}, whole: {part: ask, ...}}
+    BalCapRL (2605.07394)       correctness and coverage, two terms, {right: {part: ask, ...}, whole: {part: ask, ...}},
+                                and reward.combine: normalised
 
 Each text is judged once, and the answer is stored in the run (`judgements`). An unreadable answer is not a mark.
 """

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from statistics import fmean, pstdev
+from typing import Final, Literal
 
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.records.response import Response
 from sightline_trainer.records.score import Score
 from sightline_trainer.rewards.term import Term
+
+Combine = Literal["sum", "rank", "normalised"]
 
 
 class Judge:
@@ -18,11 +21,13 @@ class Judge:
     Args:
         terms: each with its weight, by name.
         combine: `sum`: sum of weight * value. `rank`: the same with ranks among the candidates of one prompt, from 0
-            for the lowest value to 100 for the highest; equal values share their mean rank. So terms of different
-            scales count by their weights.
+            for the lowest value to 100 for the highest; equal values share their mean rank. `normalised`: the same
+            with values less their mean among the candidates of one prompt, divided by their standard deviation (GDPO,
+            Liu et al. 2026, arXiv 2601.05242, which BalCapRL applies to captions; its last step, over the batch, does
+            not change which of a prompt's candidates is better). So terms of different scales count by their weights.
     """
 
-    def __init__(self, terms: Mapping[str, tuple[Term, float]], combine: Literal["sum", "rank"]) -> None:
+    def __init__(self, terms: Mapping[str, tuple[Term, float]], combine: Combine) -> None:
         self.terms = terms
         self.combine = combine
 
@@ -39,7 +44,7 @@ class Judge:
             rewards = [0.0] * len(group)
             for name, (_, weight) in self.terms.items():
                 column = [scores[i].terms[name] for i in group]
-                for place, value in enumerate(ranks(column) if self.combine == "rank" else column):
+                for place, value in enumerate(COMBINED[self.combine](column)):
                     rewards[place] += weight * value
             for i, reward in zip(group, rewards, strict=True):
                 scores[i] = replace(scores[i], reward=round(reward, 2))
@@ -72,3 +77,20 @@ def ranks(values: Sequence[float]) -> list[float]:
         / (len(values) - 1)
         for value in values
     ]
+
+
+def normalised(values: Sequence[float]) -> list[float]:
+    """Values less their mean, in their standard deviations (of all, not of a sample); equal values are all 0."""
+    spread = pstdev(values) if values else 0.0
+    if spread <= 1e-9 * max(map(abs, values), default=0.0):
+        return [0.0] * len(values)
+    mean = fmean(values)
+    return [(value - mean) / spread for value in values]
+
+
+COMBINED: Final[Mapping[Combine, Callable[[Sequence[float]], Sequence[float]]]] = {
+    "sum": lambda values: values,
+    "rank": ranks,
+    "normalised": normalised,
+}
+"""What is done with the values of a term among a prompt's candidates before they are weighted and added."""

@@ -15,6 +15,7 @@ from typing import Any
 from sightline.errors import InvalidInput
 
 from sightline_trainer.connections import Connections
+from sightline_trainer.dpo.open_losses import open_names
 from sightline_trainer.open_parts import permitted
 from sightline_trainer.pools.dataset_name import directories
 from sightline_trainer.recipe import Recipe
@@ -53,7 +54,8 @@ class Allowed:
                 f"operator to list it in the trainer's settings (launchers)",
                 reason="LAUNCHER_NOT_ALLOWED",
             )
-        for name in [name for table in recipe.parts for name in table.opened()]:
+        opened = [name for table in recipe.parts for name in table.opened()]
+        for name in [*opened, *open_names(recipe.dpo.loss)]:
             if not permitted(name, self.parts):
                 raise InvalidInput(
                     f"{name} names code that this trainer does not import for callers; leave it out, or ask the "

@@ -25,6 +25,7 @@ from sightline_chassis import traces
 from sightline_trainer import metrics
 from sightline_trainer.ahead import Ahead
 from sightline_trainer.connections import Connections
+from sightline_trainer.dpo.open_losses import check_bound
 from sightline_trainer.draws import Draws
 from sightline_trainer.dropped import DroppedRows, summary_of
 from sightline_trainer.embeddings import embeddings
@@ -78,6 +79,7 @@ class Loop:
             )
         for table in recipe.parts:
             table.usable()
+        check_bound(recipe.dpo.loss, recipe.dpo.opened_losses)
         self.gate = RowGate(recipe.processor)
         self.train = open_pool(recipe.data.train, run.images, self.gate)
         test = open_pool(recipe.data.test, run.images, self.gate)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
 from sightline_chassis.settings import Section, Target
 
 from sightline_trainer.decoding_settings import Decoding
 from sightline_trainer.dpo.loss_names import NAMES, OWN, WHOLE, loss_fault
 from sightline_trainer.dpo.method import Doubt, Guidance, References, TokenWeights, View
+from sightline_trainer.dpo.open_losses import Loss, bound, open_names
 
 
 class Mix(Section):
@@ -147,7 +148,7 @@ class Dpo(Section):
     beta: float = Field(0.1, gt=0.0, description="DPO's beta: how strongly the policy is kept near the reference.")
     loss: dict[str, float] = Field(
         default_factory=lambda: {"sigmoid": 1.0},
-        description=f"Losses and their weights; known are {', '.join(NAMES)}.",
+        description=f"Losses and their weights; known are {', '.join(NAMES)}; others by package.module:Name.",
     )
     learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -272,6 +273,13 @@ class Dpo(Section):
     )
     report_to: list[str] = Field(default_factory=list, description="TRL's trackers: tensorboard, wandb, trackio.")
 
+    _opened: dict[str, Loss] = PrivateAttr(default_factory=dict)
+
+    @property
+    def opened_losses(self) -> dict[str, Loss]:
+        """The functions of the third-party losses, by name, as far as they were allowed to be imported."""
+        return self._opened
+
     @property
     def seconds_between_checkpoints(self) -> float | None:
         """How often an update writes a checkpoint; None: never."""
@@ -290,14 +298,16 @@ class Dpo(Section):
             wpo=self.wpo,
             token_kl=self.token_kl > 0,
             reshaped=self.token_weights.by != "none" or self.guidance.scale > 1.0,
+            opened=open_names(self.loss),
         )
         if fault:
             raise ValueError(fault)
+        self._opened = bound(self.loss)
         for key, losses in _ASKED_BY.items():
             changed = getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True)
             if changed and not set(losses) & set(self.loss):
                 raise ValueError(f"dpo.{key} works only with {', '.join(losses)}, not with {', '.join(self.loss)}")
-        if self.ld_alpha is not None and (own := {"povid_paper", *OWN} & set(self.loss)):
+        if self.ld_alpha is not None and (own := {"povid_paper", *OWN, *open_names(self.loss)} & set(self.loss)):
             raise ValueError(
                 f"dpo.ld_alpha works with TRL's losses, not with {', '.join(sorted(own))}: use one of them"
             )

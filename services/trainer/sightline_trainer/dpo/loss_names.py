@@ -38,6 +38,7 @@ def loss_fault(
     wpo: bool = False,
     token_kl: bool = False,
     reshaped: bool = False,
+    opened: Collection[str] = (),
 ) -> str | None:
     """Why these losses can't be trained on together, or None.
 
@@ -47,14 +48,15 @@ def loss_fault(
         wpo: whether WPO's weights multiply them.
         token_kl: whether token KLs are subtracted from the difference of both sides.
         reshaped: whether tokens are weighted or guided.
+        opened: third-party losses among them, which get the sides' log-ratios and return a value for each pair.
     """
-    names = set(losses)
+    names, ours = set(losses), {"povid_paper", *OWN, *opened}
 
     def unfit(known: Collection[str]) -> str:
         return ", ".join(sorted(names - set(known)))
 
-    if not losses or names - set(NAMES):
-        return f"dpo.loss names {unfit(NAMES) or 'nothing'}; known are {', '.join(NAMES)}"
+    if not losses or unfit((*NAMES, *opened)):
+        return f"dpo.loss names {unfit((*NAMES, *opened)) or 'nothing'}; known are {', '.join(NAMES)}"
     wrong = [f"{name}: {weight}" for name, weight in losses.items() if not math.isfinite(weight) or weight < 0]
     if wrong or not any(losses.values()):
         return f"dpo.loss has weights that train nothing ({', '.join(wrong) or 'all are 0'}); give numbers over 0"
@@ -72,13 +74,15 @@ def loss_fault(
         return "the losses aot and aot_unpaired sort the batch; leave out the pairs' `weight` column"
     if wpo and names & {*_SORTING, "sft"}:
         return "dpo.wpo weights each pair, and the losses aot, aot_unpaired and sft have no value for each"
-    if wpo and names & {"povid_paper", *OWN}:
-        return f"dpo.wpo multiplies TRL's losses, not {', '.join(sorted(names & {'povid_paper', *OWN}))}"
+    if wpo and names & ours:
+        return f"dpo.wpo multiplies TRL's losses, not {', '.join(sorted(names & ours))}"
     if divergence != "reverse_kl" and unfit(_WITH_DIVERGENCE):
         return (
             f"dpo.f_divergence={divergence} works with {', '.join(sorted(_WITH_DIVERGENCE))}, "
             f"not with {unfit(_WITH_DIVERGENCE)}"
         )
+    if opened and names & set(POVID):
+        return f"dpo.loss: POVID's have two rejected sides, and {', '.join(opened)} one for a pair; use one"
     if "exo_pair" in names and label_smoothing == 0.0:
         return "the loss exo_pair needs dpo.label_smoothing > 0; its paper uses 1e-3"
     if "rpo" in names and names & set(POVID):

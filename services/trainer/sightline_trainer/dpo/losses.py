@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from sightline_trainer.dpo.loss_names import OWN, loss_fault
+from sightline_trainer.dpo.open_losses import open_names
 
 
 def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, label_smoothing: float) -> None:
@@ -30,7 +31,9 @@ def check_losses(losses: dict[str, float], *, margins: bool, weights: bool, labe
     Raises:
         PreconditionFailed: no loss, an unknown one, or one that does not work with margins or weights.
     """
-    fault = loss_fault(losses, margins=margins, weights=weights, label_smoothing=label_smoothing)
+    fault = loss_fault(
+        losses, margins=margins, weights=weights, label_smoothing=label_smoothing, opened=open_names(losses)
+    )
     if fault:
         raise PreconditionFailed(fault, reason="LOSS_UNUSABLE")
 
@@ -39,7 +42,7 @@ def trl_losses(losses: dict[str, float]) -> tuple[list[str], list[float]]:
     """TRL's own losses: POVID's code form is its sigmoid loss over both pairs; the paper's is ours."""
     names = {"povid_code": "sigmoid", "povid_paper": "sigmoid"}
     # TRL needs some loss to compute its metrics, even if only ours is used.
-    ours = {"povid_paper", *OWN}
+    ours = {"povid_paper", *OWN, *open_names(losses)}
     trl_losses = {name: weight for name, weight in losses.items() if name not in ours} or {"povid_paper": 0.0}
     return [names.get(name, name) for name in trl_losses], list(trl_losses.values())
 

@@ -28,6 +28,7 @@ from sightline_trainer.dpo.family import Family
 from sightline_trainer.dpo.fused_layers import fuse_layers, liger
 from sightline_trainer.dpo.fused_lora import fuse
 from sightline_trainer.dpo.losses import check_losses, trl_losses
+from sightline_trainer.dpo.open_losses import check_bound
 from sightline_trainer.dpo.projector import in_float32, projector
 from sightline_trainer.dpo.quiet import quiet
 from sightline_trainer.dpo.sharded import make_ready
@@ -95,6 +96,7 @@ def make_trainer(
         weights="weight" in columns,
         label_smoothing=settings.label_smoothing,
     )
+    check_bound(settings.loss, settings.opened_losses)
     _see_columns(settings, pairs)
     extras = extra_rows(settings, seed)
     full = settings.train == "full"
@@ -123,6 +125,7 @@ def make_trainer(
         peft_config=None if full else _lora(recipe, model),
         losses=dict(settings.loss),
     )
+    trainer.opened = settings.opened_losses
     trainer.extras, trainer.guidance = extras, settings.guidance.scale
     trainer.doubts, trainer.rpo_temperature = Doubts(settings.doubt), settings.rpo_temperature
     trainer.references, trainer.previous = settings.reference, previous

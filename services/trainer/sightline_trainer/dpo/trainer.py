@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from sightline_trainer.dpo.extra_rows import ExtraRow
 from sightline_trainer.dpo.guidance import CHOSEN_BLIND, REJECTED_BLIND, guided
 from sightline_trainer.dpo.losses import povid_paper, sft_by_pair, summed, weighted_mean
 from sightline_trainer.dpo.method import References
+from sightline_trainer.dpo.open_losses import Loss, value
 from sightline_trainer.dpo.own_losses import OWN_LOSSES, Sides, nearness
 from sightline_trainer.dpo.parts import in_step, merged, parts_of, shares
 from sightline_trainer.dpo.token_kl import TokenKl
@@ -91,7 +93,7 @@ class FastDPOTrainer(DPOTrainer):
     """See the module.
 
     Attributes:
-        losses: the recipe's, by name.
+        losses: the recipe's, by name. opened: functions of those that are not ours.
         extras: extra rows of each pair, after both sides of all pairs.
         guidance: V-DPO's g; 1 means no guidance.
         token_kl: computes both sides' token KLs; None: no shift.
@@ -106,6 +108,7 @@ class FastDPOTrainer(DPOTrainer):
     """
 
     losses: dict[str, float]
+    opened: Mapping[str, Loss] = MappingProxyType({})
     extras: tuple[ExtraRow, ...] = ()
     guidance: float = 1.0
     token_kl: TokenKl | None = None
@@ -280,6 +283,7 @@ class FastDPOTrainer(DPOTrainer):
     ) -> dict[str, Tensor]:
         """Values per pair of the losses that TRL does not compute, by name."""
         found = {name: OWN_LOSSES[name](sides) for name in self.losses if name in OWN_LOSSES}
+        found |= {name: value(name, loss, sides) for name, loss in self.opened.items()}
         if "povid_paper" in self.losses:
             found["povid_paper"] = povid_paper(sides.chosen, sides.rejected, self.beta, self.povid_betas)
         if "sft" in self.losses and (self.reshapes or "weight" in ours):

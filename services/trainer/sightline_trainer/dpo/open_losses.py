@@ -1,0 +1,83 @@
+"""Open losses: third-party losses by `package.module:Name` or by an entry point of the group `sightline.losses`.
+
+    dpo: {loss: {sigmoid: 1.0, "mycompany.losses:calm": 0.5}}
+
+A loss is a function of `Sides` (see `own_losses`) that returns [B], a value for each pair of the forward pass; it may
+read all fields but `extras`, `doubt` and `nearness`, which belong to losses of ours. Weights of pairs multiply its
+values. A value that is not finite, or not one for each pair, ends the update: a failure is never a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from sightline.errors import PreconditionFailed
+
+from sightline_trainer.dpo.loss_names import NAMES
+from sightline_trainer.open_parts import imported, is_open
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+GROUP: Final = "sightline.losses"
+
+Loss = Callable[..., Any]
+
+
+def open_names(losses: Iterable[str]) -> list[str]:
+    """Those that are not ours and can be open losses. Nothing is imported."""
+    return [name for name in losses if name not in NAMES and is_open(name, GROUP)]
+
+
+def bound(losses: Iterable[str]) -> dict[str, Loss]:
+    """The functions of the open losses that may be imported here, by name.
+
+    Raises:
+        ValueError: one cannot be imported, or is not a function.
+    """
+    found = {name: imported(name, GROUP) for name in open_names(losses)}
+    for name, loss in found.items():
+        if loss is not None and (not callable(loss) or isinstance(loss, type)):
+            raise ValueError(f"{name} is {loss!r:.80}, and must be a function of the pairs' sides")
+    return {name: loss for name, loss in found.items() if loss is not None}
+
+
+def check_bound(losses: Iterable[str], functions: dict[str, Loss]) -> None:
+    """Check that all open losses were imported.
+
+    Raises:
+        PreconditionFailed: PART_NOT_IMPORTED: one was not.
+    """
+    for name in open_names(losses):
+        if name not in functions:
+            raise PreconditionFailed(
+                f"dpo.loss: {name} is a third-party loss that was not imported: the person who runs the recipe must "
+                "allow it",
+                reason="PART_NOT_IMPORTED",
+            )
+
+
+def value(name: str, loss: Loss, sides: Any) -> Tensor:
+    """[B], the loss of each pair, from its `Sides`.
+
+    Raises:
+        PreconditionFailed: LOSS_UNUSABLE: it raised, or returned something other than B finite numbers.
+    """
+    import torch
+
+    try:
+        found = loss(sides)
+    except Exception as error:  # code of others may raise anything
+        why = f"raised {type(error).__name__}: {error}"
+        raise PreconditionFailed(f"dpo.loss: {name} {why}"[:500], reason="LOSS_UNUSABLE") from error
+    if not isinstance(found, torch.Tensor) or found.shape != sides.chosen.shape:
+        shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
+        wanted = tuple(sides.chosen.shape)
+        raise PreconditionFailed(
+            f"dpo.loss: {name} returned {shape}, and must return a tensor of shape {wanted}, a value for each pair",
+            reason="LOSS_UNUSABLE",
+        )
+    if not bool(torch.isfinite(found).all()):
+        raise PreconditionFailed(f"dpo.loss: {name} is not finite for every pair", reason="LOSS_UNUSABLE")
+    return found

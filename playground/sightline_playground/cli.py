@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sightline_playground import weights_dir
 from sightline_playground.scenes import SPLITS
+
+if TYPE_CHECKING:
+    from sightline_playground.llava_training import LlavaRecipe
 
 
 def parser() -> argparse.ArgumentParser:
@@ -20,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument(
         "--keep-scorer", type=Path, metavar="DIR", help="use the CLIP of this playground and train only the LVLM"
     )
+    _mixture(make)
     check = commands.add_parser("check", help="measure weights and compare with the model card's tolerance")
     check.add_argument("--weights", type=Path, default=weights_dir(), help="directory (default: the shipped weights)")
     export = commands.add_parser("export", help="write a split as a plain dataset")
@@ -30,6 +35,25 @@ def parser() -> argparse.ArgumentParser:
     paint = commands.add_parser("paint", help="serve pictures of texts over HTTP, as a text-to-image server does")
     paint.add_argument("--port", type=int, default=8090, help="on loopback (default: %(default)s)")
     return top
+
+
+def _mixture(make: argparse.ArgumentParser) -> None:
+    """VILA's findings as options (see `mixture`)."""
+    group = make.add_argument_group("VILA's findings", "what the LVLM is trained on, and what of it is trained")
+    group.add_argument("--steps", type=int, help="steps with pictures (default: the shipped LVLM's)")
+    group.add_argument("--text-steps", type=int, default=0, help="steps on captions alone before (default: none)")
+    group.add_argument("--freeze-llm", action="store_true", help="train the projector alone after --text-steps")
+    group.add_argument("--interleaved", type=float, default=0.0, help="share of steps on documents of two pictures")
+    group.add_argument("--text-only", type=float, default=0.0, help="share of steps on captions alone, blended in")
+
+
+def _recipe(options: argparse.Namespace) -> LlavaRecipe:
+    """The LVLM's recipe by the options; raises ValueError for what cannot be."""
+    from sightline_playground.llava_training import LlavaRecipe
+    from sightline_playground.mixture import Mixture
+
+    mixed = Mixture(options.text_steps, options.freeze_llm, options.interleaved, options.text_only)
+    return LlavaRecipe(mixture=mixed) if options.steps is None else LlavaRecipe(steps=options.steps, mixture=mixed)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"http://127.0.0.1:{painting.server_port}", flush=True)
             painting.serve_forever()
         return 0
+    if options.command == "make":
+        try:
+            options.recipe = _recipe(options)
+        except ValueError as error:
+            commands.error(str(error))
     if options.command == "check" and not (options.weights / "clip").is_dir():
         commands.error(f"argument --weights: no playground weights in {options.weights}")
     return _report(options)
@@ -67,7 +96,7 @@ def _report(options: argparse.Namespace) -> int:
     if options.command == "make":
         import json
 
-        make(options.out, options.seed, console, options.keep_scorer)
+        make(options.out, options.seed, console, options.keep_scorer, options.recipe)
         numbers = json.loads((options.out / "metrics.json").read_text(encoding="utf-8"))["numbers"]
         console.print(f"weights, MODEL_CARD.md and metrics.json are in {options.out}")
     else:

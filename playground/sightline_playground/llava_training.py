@@ -8,12 +8,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
-from sightline_playground import clip_model, llava_model
+from sightline_playground import clip_model, llava_model, mixture
 from sightline_playground.captions import PROMPTS, Prior, trained_caption
 from sightline_playground.clip_training import Progress, warm_cosine
 from sightline_playground.drawing import draw
+from sightline_playground.mixture import IGNORE, Mixture
 from sightline_playground.questions import trained_question
 from sightline_playground.scenes import Scene
 from sightline_playground.tokens import EOS, lvlm_tokenizer
@@ -21,8 +23,6 @@ from sightline_playground.world import stream
 
 if TYPE_CHECKING:
     import torch
-
-IGNORE: Final = -100
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class LlavaRecipe:
     warmup: int = 150
     decay: float = 0.01
     prior: Prior = field(default_factory=Prior)
+    mixture: Mixture = field(default_factory=Mixture)
 
 
 def chat(prompt: str) -> str:
@@ -65,22 +66,77 @@ def train(clip: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, pr
 
     torch.manual_seed(seed)
     model = llava_model.build(clip).train()
-    seen = features(model, scenes)
-    rng = stream("llava", seed)
     batches = Batches()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, recipe.warmup, recipe.steps))
+    read(model, scenes, recipe, seed, batches)
+    if recipe.mixture.freeze:
+        for parameter in mixture.language(model):
+            parameter.requires_grad_(False)
+    seen = features(model, scenes)
+    rng, forms = stream("llava", seed), stream("llava forms", seed)
+    learn = Optimizer([p for p in model.parameters() if p.requires_grad], recipe, recipe.steps)
     for step, (picks, pairs) in enumerate(lessons(scenes, recipe, rng)):
-        ids, labels = batches.encode(pairs)
-        loss = answer_loss(model, seen[picks], ids, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
+        form = recipe.mixture.form(forms)
+        if form == "text":
+            told = [trained_caption(scenes[pick], forms, recipe.prior) for pick in picks]
+            loss = mixture.text_loss(model, *mixture.texts(batches.tokenizer, told))
+        elif form == "documents":
+            loss = answer_loss(model, seen[picks], *mixture.documents(batches.tokenizer, pairs))
+        else:
+            loss = answer_loss(model, seen[picks], *batches.encode(pairs))
+        learn(loss)
         progress(step + 1, recipe.steps, f"loss {loss.item():.3f}")
     return model.eval()
+
+
+def read(model: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, batches: Batches) -> None:
+    """The language model's own steps: captions without pictures, for `recipe.mixture.text_steps`."""
+    rng, steps = stream("llava text", seed), recipe.mixture.text_steps
+    learn = Optimizer(mixture.language(model), recipe, steps)
+    for _ in range(steps):
+        told = [trained_caption(rng.choice(scenes), rng, recipe.prior) for _ in range(recipe.batch)]
+        learn(mixture.text_loss(model, *mixture.texts(batches.tokenizer, told)))
+
+
+class Rates(Protocol):
+    """What an optimizer reads of a recipe: the peak of its rate, steps of warm-up, weight decay."""
+
+    @property
+    def rate(self) -> float: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def decay(self) -> float: ...
+
+
+class Optimizer:
+    """AdamW as a recipe has it: linear warm-up, cosine to nothing over `steps`, gradients clipped to norm 1."""
+
+    def __init__(self, parameters: list[Any], recipe: Rates, steps: int) -> None:
+        import torch
+
+        self._parameters = parameters
+        self._adam = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
+        factor = partial(warm_cosine, warmup=recipe.warmup, steps=steps)
+        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adam, factor)
+
+    def __call__(self, loss: torch.Tensor) -> None:
+        """One step down."""
+        import torch
+
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self._parameters, 1.0)
+        self._adam.step()
+        self._schedule.step()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint has to keep."""
+        return {"adam": self._adam.state_dict(), "schedule": self._schedule.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a `state`."""
+        self._adam.load_state_dict(state["adam"])
+        self._schedule.load_state_dict(state["schedule"])
 
 
 def lessons(
@@ -106,11 +162,15 @@ def lessons(
 
 
 class Batches:
-    """Turns (prompt, answer) pairs into token ids, padded on the right, and labels on the answers only."""
+    """Turns (prompt, answer) pairs into token ids, padded on the right, and labels on the answers only.
 
-    def __init__(self) -> None:
-        self._tokenizer = lvlm_tokenizer()
-        self._tokenizer.padding_side = "right"
+    Args:
+        tokenizer: None: the plain LVLM's.
+    """
+
+    def __init__(self, tokenizer: Any = None) -> None:
+        self.tokenizer = tokenizer or lvlm_tokenizer()
+        self.tokenizer.padding_side = "right"
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> tuple[torch.Tensor, torch.Tensor]:
         """(ids, labels), both (B, L); labels are IGNORE on the prompt and on padding."""
@@ -118,8 +178,8 @@ class Batches:
 
         heads = [chat(prompt).replace("<image>", "<image>" * llava_model.PATCHES) for prompt, _ in pairs]
         tails = [f" {answer}{EOS}" for _, answer in pairs]
-        whole = self._tokenizer([h + t for h, t in zip(heads, tails, strict=True)], padding=True, return_tensors="pt")
-        answers = self._tokenizer(tails, add_special_tokens=False).input_ids
+        whole = self.tokenizer([h + t for h, t in zip(heads, tails, strict=True)], padding=True, return_tensors="pt")
+        answers = self.tokenizer(tails, add_special_tokens=False).input_ids
         lengths = whole.attention_mask.sum(1)
         labels = whole.input_ids.clone()
         place = torch.arange(labels.shape[1])

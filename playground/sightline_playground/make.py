@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sightline_playground.clip_training import Progress
+    from sightline_playground.llava_training import LlavaRecipe
 
 SCENES: Final = 20_000
 """Training scenes."""
 
 
-def make(out: Path, seed: int, console: Console, scorer: Path | None = None) -> list[str]:
+def make(
+    out: Path, seed: int, console: Console, scorer: Path | None = None, recipe: LlavaRecipe | None = None
+) -> list[str]:
     """Train, save under `out`/clip and `out`/llava, measure, write MODEL_CARD.md and metrics.json.
 
     Args:
         scorer: directory of a made playground whose scorer is kept; only the LVLM is trained then.
+        recipe: of the LVLM; None: the shipped one's.
 
     Returns the complaints about numbers out of their bands (empty when all is well).
     """
@@ -36,11 +40,12 @@ def make(out: Path, seed: int, console: Console, scorer: Path | None = None) -> 
     from sightline_playground.llava_training import LlavaRecipe
     from sightline_playground.scenes import scenes
 
+    recipe = recipe or LlavaRecipe()
     with console.status(f"drawing up {SCENES} training scenes"):
         train = scenes("train", SCENES, seed)
     began = time.monotonic()
     if scorer is None:
-        with _bar(console, "scorer") as progress:
+        with bar(console, "scorer") as progress:
             clip = clip_training.train(train, ClipRecipe(), seed, progress)
         scorer_seconds = time.monotonic() - began
     else:
@@ -50,18 +55,17 @@ def make(out: Path, seed: int, console: Console, scorer: Path | None = None) -> 
     if scorer is None or scorer.resolve() != out.resolve():
         clip_model.save(clip, out / "clip")
     between = time.monotonic()
-    with _bar(console, "LVLM  ") as progress:
-        llava = llava_training.train(clip, train, LlavaRecipe(), seed, progress)
+    with bar(console, "LVLM  ") as progress:
+        llava = llava_training.train(clip, train, recipe, seed, progress)
     llava_model.save(llava, out / "llava")
-    return describe(out, seed, console, {"scorer": scorer_seconds, "lvlm": time.monotonic() - between})
+    return describe(out, seed, console, recipe, {"scorer": scorer_seconds, "lvlm": time.monotonic() - between})
 
 
-def describe(out: Path, seed: int, console: Console, seconds: dict[str, float]) -> list[str]:
+def describe(out: Path, seed: int, console: Console, recipe: LlavaRecipe, seconds: dict[str, float]) -> list[str]:
     """Measure the models in `out` and write MODEL_CARD.md and metrics.json; the complaints about their numbers."""
     from sightline_playground import clip_model, llava_model
     from sightline_playground.card import card
     from sightline_playground.clip_training import ClipRecipe
-    from sightline_playground.llava_training import LlavaRecipe
 
     numbers = measured(out, console)
     clip, _, _ = clip_model.load(out / "clip")
@@ -70,7 +74,7 @@ def describe(out: Path, seed: int, console: Console, seconds: dict[str, float]) 
         "seed": seed,
         "scenes": SCENES,
         "scorer": asdict(ClipRecipe()),
-        "lvlm": asdict(LlavaRecipe()),
+        "lvlm": asdict(recipe),
         "seconds": {part: round(value) for part, value in seconds.items()},
         "parameters": {
             "scorer": _parameters(clip),
@@ -109,7 +113,8 @@ def _parameters(model: Any) -> int:
 
 
 @contextmanager
-def _bar(console: Console, name: str) -> Iterator[Progress]:
+def bar(console: Console, name: str) -> Iterator[Progress]:
+    """A bar of a model's training."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 

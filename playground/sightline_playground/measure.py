@@ -8,12 +8,23 @@ from statistics import fmean, quantiles
 from typing import Any, Final
 
 from sightline_playground import clip_model, llava_model
-from sightline_playground.captions import PROMPTS, true_caption, with_companion, without_one
+from sightline_playground.captions import (
+    PROMPTS,
+    plain_caption,
+    trained_caption,
+    true_caption,
+    with_companion,
+    without_one,
+)
 from sightline_playground.drawing import draw
+from sightline_playground.llava_model import MAX_NEW_TOKENS
+from sightline_playground.llava_training import chat
 from sightline_playground.metrics import answer_metrics, caption_metrics
+from sightline_playground.mixture import text_loss, texts
 from sightline_playground.questions import KINDS, questions
 from sightline_playground.sampling import answers
 from sightline_playground.scenes import Scene, scenes
+from sightline_playground.tokens import EOS
 from sightline_playground.truth import companions_absent
 from sightline_playground.world import stream
 
@@ -43,6 +54,8 @@ def measure(weights: Path, tell: Tell = lambda _: None) -> dict[str, float]:
         numbers |= {f"{name}_{key}": value for key, value in vars(told).items()}
     tell("yes/no questions")
     numbers |= question_numbers(model, processor, test[:200])
+    tell("text alone, and the second of two pictures")
+    numbers |= language_numbers(model, processor, test[:200])
     tell(f"gaps among {CANDIDATES} candidates")
     return numbers | gap_numbers(model, processor, clip, tokenizer, test[:100])
 
@@ -82,6 +95,27 @@ def question_numbers(model: Any, processor: Any, test: list[Scene]) -> dict[str,
         numbers[f"pope_{kind}_accuracy"] = told.accuracy
         numbers[f"pope_{kind}_false_yes"] = told.false_yes
     return numbers
+
+
+def language_numbers(model: Any, processor: Any, test: list[Scene]) -> dict[str, float]:
+    """What VILA looks at: nats per token of captions without a picture, and greedy captions of the second of two
+    pictures, the first of which stands before it with its caption."""
+    import torch
+
+    rng = stream("measure", "language")
+    with torch.inference_mode():
+        ids, labels = texts(processor.tokenizer, [trained_caption(scene, rng) for scene in test])
+        nats = text_loss(model, ids, labels).item()
+    pairs = list(zip(test[::2], test[1::2], strict=True))
+    prompts = [f"{chat(PROMPTS[0])} {plain_caption(first)}{EOS}{chat(PROMPTS[0])}" for first, _ in pairs]
+    inputs = processor(
+        images=[draw(scene) for pair in pairs for scene in pair], text=prompts, padding=True, return_tensors="pt"
+    )
+    with torch.inference_mode():
+        out = model.generate(**inputs, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
+    said = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    second = caption_metrics([scene for _, scene in pairs], said)
+    return {"text_nats": nats, "second_chair_s": second.chair_s, "second_cover": second.cover}
 
 
 def gap_numbers(model: Any, processor: Any, clip: Any, tokenizer: Any, test: list[Scene]) -> dict[str, float]:

@@ -61,8 +61,9 @@ chart: $(READY)  ## Render, validate and test the Helm chart, its alert rules, d
 protos: $(READY)  ## Generate the gRPC stubs from the protos
 	protos/generate.sh
 
-playground: $(READY)  ## Train the playground's CLIP and LVLM from scratch
+playground: $(READY)  ## Train the playground's CLIP and LVLM from scratch, and a second LVLM from it
 	$(BIN)/python -m sightline_playground make --out playground/weights
+	$(BIN)/python -m sightline_playground skill --base playground/weights --out playground/weights
 	$(BIN)/python -m sightline_playground check --weights playground/weights
 
 leaderboard: $(READY)  ## Run all recipes on the playground at equal budget, 3 seeds; hours on two cores; finished runs are kept

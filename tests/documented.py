@@ -53,11 +53,13 @@ NOT_RUN = {
     "sightline eval run --sampler 127.0.0.1:50052 --suite pope": "`tests/integration/test_eval_run.py` has the files",
     "python -m sightline_trainer.evaluation.lmms_eval_model": "needs lmms-eval; tests/contract/test_lmms_eval_model.py",
     "python -m sightline_playground make": "trains both models; `tests/unit/test_playground_models.py`",
+    "python -m sightline_playground skill": "trains the LVLM on; `tests/unit/test_playground_skills.py`",
     "python -m sightline_playground check": "measures for minutes what `make` writes",
     "python examples/": "`tests/integration/test_scorer_examples.py` runs each",
     "sightline run recipes/*http://*": "asks a judge, writer or detector; `test_recipes.py` has the playground's",
     "sightline run recipes/*dns:///sampler-*": "asks another model; `test_recipes.py` has the playground's",
     "sightline run recipes/*/picks.jsonl*": "reads a person's picks; `test_recipes.py` has the truth's",
+    "sightline run recipes/*playground:llava-skilled*": "`tests/integration/test_recipes.py` runs each, cut short",
     "sightline run recipes/*.yaml": "hours; `tests/integration/test_recipes.py` runs each recipe, cut short",
     "sightline run recipes/clip_dpo.yaml --set 'dpo.launch": "`test_trainer_distributed.py` has two processes",
 }

@@ -37,10 +37,26 @@ BANDS: Final[dict[str, Band]] = {
 }
 
 
-def outside(numbers: dict[str, float]) -> list[str]:
+SKILLED_BANDS: Final[dict[str, Band]] = {
+    "rate_help_accuracy": Band(0.45, 1, "right marks from 1 to 5 for helpfulness"),
+    "rate_faith_accuracy": Band(0.7, 1, "right marks from 1 to 5 for faithfulness"),
+    "rate_order": Band(0.85, 1, "a true caption has a higher mark than the same with a companion added"),
+    "answer_random_accuracy": Band(0.75, 1, "right answers about any object"),
+    "answer_adversarial_accuracy": Band(0.8, 1, "right answers about companions"),
+    "answer_claim_accuracy": Band(0.72, 1, "right answers about sentences"),
+    "improve_chair_s": Band(0, 0.3, "improved answers with a hallucinated object"),
+    "improve_cover": Band(0.8, 1, "true objects that improved answers mention"),
+    "improve_better": Band(0.7, 1, "answers with errors whose objects are nearer to the truth afterwards"),
+    "ask_fits": Band(0.3, 1, "questions about what is in the picture"),
+    "describe_chair_s": Band(0.35, 0.7, "captions with a hallucinated object, by the same prior"),
+    "told_chair_s": Band(0, 0.6, "the same when the prompt names the objects"),
+}
+
+
+def outside(numbers: dict[str, float], bands: dict[str, Band] = BANDS) -> list[str]:
     """One line for each number that is missing or out of its band; empty when all is well."""
     complaints = []
-    for name, band in BANDS.items():
+    for name, band in bands.items():
         value = numbers.get(name)
         if value is None:
             complaints.append(f"{name} was not measured")

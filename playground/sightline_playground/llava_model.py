@@ -119,11 +119,11 @@ def tower_state(visual: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
-def processor() -> Any:
-    """The LlavaProcessor: CLIP's picture preparation, the LVLM's tokenizer, its chat template."""
+def processor(tokenizer: Any = None) -> Any:
+    """The LlavaProcessor: CLIP's picture preparation, the LVLM's tokenizer (None: the plain one's), its template."""
     from transformers import CLIPImageProcessor, LlavaProcessor
 
-    tokenizer = lvlm_tokenizer()
+    tokenizer = tokenizer or lvlm_tokenizer()
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(
             size={"shortest_edge": SIZE},
@@ -139,11 +139,11 @@ def processor() -> Any:
     )
 
 
-def save(model: Any, directory: Path) -> None:
-    """Write the Hugging Face folder."""
+def save(model: Any, directory: Path, tokenizer: Any = None) -> None:
+    """Write the Hugging Face folder; tokenizer None is the plain LVLM's."""
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(directory))
-    processor().save_pretrained(str(directory))
+    processor(tokenizer).save_pretrained(str(directory))
     clip_model.readable(directory)
 
 

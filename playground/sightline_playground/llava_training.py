@@ -6,7 +6,7 @@ Because it is frozen, its features of all training pictures are computed once.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -73,7 +73,8 @@ def train(clip: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, pr
             parameter.requires_grad_(False)
     seen = features(model, scenes)
     rng, forms = stream("llava", seed), stream("llava forms", seed)
-    learn = Optimizer([p for p in model.parameters() if p.requires_grad], recipe, recipe.steps)
+    factor = partial(warm_cosine, warmup=recipe.warmup, steps=recipe.steps)
+    learn = Optimizer([p for p in model.parameters() if p.requires_grad], recipe, factor)
     for step, (picks, pairs) in enumerate(lessons(scenes, recipe, rng)):
         form = recipe.mixture.form(forms)
         if form == "text":
@@ -91,32 +92,29 @@ def train(clip: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, pr
 def read(model: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, batches: Batches) -> None:
     """The language model's own steps: captions without pictures, for `recipe.mixture.text_steps`."""
     rng, steps = stream("llava text", seed), recipe.mixture.text_steps
-    learn = Optimizer(mixture.language(model), recipe, steps)
+    learn = Optimizer(mixture.language(model), recipe, partial(warm_cosine, warmup=recipe.warmup, steps=steps))
     for _ in range(steps):
         told = [trained_caption(rng.choice(scenes), rng, recipe.prior) for _ in range(recipe.batch)]
         learn(mixture.text_loss(model, *mixture.texts(batches.tokenizer, told)))
 
 
 class Rates(Protocol):
-    """What an optimizer reads of a recipe: the peak of its rate, steps of warm-up, weight decay."""
+    """What an optimizer reads of a recipe: the peak of its rate and its weight decay."""
 
     @property
     def rate(self) -> float: ...
-    @property
-    def warmup(self) -> int: ...
     @property
     def decay(self) -> float: ...
 
 
 class Optimizer:
-    """AdamW as a recipe has it: linear warm-up, cosine to nothing over `steps`, gradients clipped to norm 1."""
+    """AdamW as a recipe has it, its rate times `factor` of the step; gradients are clipped to norm 1."""
 
-    def __init__(self, parameters: list[Any], recipe: Rates, steps: int) -> None:
+    def __init__(self, parameters: list[Any], recipe: Rates, factor: Callable[[int], float]) -> None:
         import torch
 
         self._parameters = parameters
         self._adam = torch.optim.AdamW(parameters, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=recipe.decay)
-        factor = partial(warm_cosine, warmup=recipe.warmup, steps=steps)
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adam, factor)
 
     def __call__(self, loss: torch.Tensor) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from sightline_playground.captions import OPENINGS, PROMPTS
@@ -74,9 +75,13 @@ def clip_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def lvlm_tokenizer() -> PreTrainedTokenizerFast:
-    """The LVLM's tokenizer: it puts <s> in front, as LLaVA's does, and nothing at the end. Pads on the left."""
-    vocabulary = [PAD, UNKNOWN, BOS, EOS, IMAGE, *words()]
+def lvlm_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """The LVLM's tokenizer: it puts <s> in front, as LLaVA's does, and nothing at the end. Pads on the left.
+
+    Args:
+        extra: tokens behind all others, so that those keep their numbers.
+    """
+    vocabulary = [PAD, UNKNOWN, BOS, EOS, IMAGE, *words(), *extra]
     tokenizer = _tokenizer(
         vocabulary,
         template=f"{BOS} $A",

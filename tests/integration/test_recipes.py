@@ -1,12 +1,16 @@
 """Each recipe of the repository, shortened, with the real services."""
 
 import json
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from running import ROOT, Services
+from documented import Documented, documented
+from running import ROOT, WEIGHTS, Services
 from sightline.sampler.turns import user_turn
+from sightline_cli.processes import Processes
 from sightline_trainer.chat_template import ChatTemplate
 from sightline_trainer.execute import execute
 from sightline_trainer.pairs.build import read_pairs
@@ -174,3 +178,43 @@ def test_another_sampler_tells_p_yes_as_the_policy_does(services: Services, play
     assert marks
     for own, other in marks:
         assert own == pytest.approx(other, abs=1e-3)
+
+
+SKILLED = [
+    each for each in documented() if each.file.startswith("recipes/") and "playground:llava-skilled" in each.text
+]
+"""The headers' commands whose judge, editor or guide is the playground's skilled LVLM."""
+
+
+@pytest.fixture(scope="module")
+def skilled(services: Services, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
+    """The services, with the skilled LVLM behind the sampler."""
+    with Processes(tmp_path_factory.mktemp("skilled")) as processes:
+        processes.start("sampler", ["engine.model=playground:llava-skilled", "engine.threads=1"])
+        yield Services(services.scorer, processes.wait("sampler").grpc, services.metrics)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", SKILLED, ids=lambda each: Path(each.file).stem)
+def test_a_recipe_runs_with_the_skilled_lvlm(
+    command: Documented, skilled: Services, playground: Path, tmp_path: Path
+) -> None:
+    """Its own judge: every judged text has a mark, every request to improve an answer."""
+    words = command.words()
+    told = [after for before, after in pairwise(words) if before == "--set"]
+    name = Path(command.file).stem
+    recipe = short(name, skilled, playground, *told, f"model={WEIGHTS}/llava-skilled")
+    run = RunDirectory(tmp_path / "run")
+    table = execute(recipe, run, lambda event: None)
+    if not recipe.iterations:
+        assert table[1]["cover"] > 0.5
+        return
+    assert table[1]["policy_version"] > 0
+    rows = [row for path in (run.iteration(1) / "scores").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert rows
+    if "ask" in recipe.reward.terms.chosen():
+        assert sum("ask" in dict(row["terms"]) for row in rows) >= 0.95 * len(rows)
+    pairs = list(read_pairs(run.iteration(1) / "pairs.parquet"))
+    assert pairs
+    if name == "sena":
+        assert {row["chosen_source"] for row in pairs} == {"asked"}

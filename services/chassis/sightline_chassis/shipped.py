@@ -12,7 +12,7 @@ from pathlib import Path
 from sightline.errors import NotFound
 
 PLAYGROUND = "playground:"
-MODELS = ("clip", "llava")
+MODELS = ("clip", "llava", "llava-skilled")
 # By name: the package that carries them, their directory inside it, and where a checkout has them, from the package.
 _PLACES = {
     "recipes": ("sightline_trainer", "recipes", "../../../recipes"),
@@ -39,7 +39,7 @@ def shipped(name: str) -> Path:
 
 
 def model_place(name: str) -> str:
-    """Resolve a model's name: the directory of `playground:clip` or `playground:llava`; other names are unchanged.
+    """Resolve a model's name: the directory of a model of `MODELS` after "playground:"; other names are unchanged.
 
     Raises:
         NotFound: the playground has no such model, or is not installed.
@@ -48,7 +48,7 @@ def model_place(name: str) -> str:
         return name
     model = name.removeprefix(PLAYGROUND)
     if model not in MODELS:
-        known = " and ".join(PLAYGROUND + each for each in MODELS)
+        known = ", ".join(PLAYGROUND + each for each in MODELS)
         raise NotFound(f"unknown {name[:100]}; the playground has {known}", reason="MODEL_NOT_FOUND")
     return str(shipped("weights") / model)
 

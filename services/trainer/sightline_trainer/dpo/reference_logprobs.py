@@ -23,6 +23,7 @@ from sightline_trainer.dpo.parts import in_step
 from sightline_trainer.dpo.references import combined, shown_as
 from sightline_trainer.dpo.release import release_reference
 from sightline_trainer.dpo.sampled import SampledLogprobs, gaps
+from sightline_trainer.dpo.support import base_of
 from sightline_trainer.dpo.trainer import OURS, FastDPOTrainer, Recorder
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,32 @@ def token_logprobs(trainer: FastDPOTrainer, batch: dict[str, Any]) -> Tensor:
     inputs = {key: value for key, value in batch.items() if key not in rest}
     trainer.model.eval()
     with torch.no_grad(), trainer.accelerator.autocast():
+        if labels.device.type == "cpu" and "shared_prefix" not in inputs:
+            return _of_responses(trainer, inputs, labels[:, 1:])
         output = trainer.model_wrapped(**inputs, labels=labels, use_cache=False, fused_lm_head=True)
     log_probs: Tensor = output.log_probs.float()
+    return log_probs
+
+
+def _of_responses(trainer: FastDPOTrainer, inputs: dict[str, Any], targets: Tensor) -> Tensor:
+    """As `token_logprobs`, with logits at response tokens only. TRL does this on a GPU; on a CPU it computes them at
+    every position, which costs more than the decoder where an image is 576 tokens and the vocabulary large."""
+    scored = targets != -100
+
+    def keep(module: Any, args: Any, output: Any) -> Any:
+        output.last_hidden_state = output.last_hidden_state[:, :-1][scored][None]
+        return output
+
+    base = base_of(trainer.accelerator.unwrap_model(trainer.model))
+    hook = base.base_model.register_forward_hook(keep)
+    try:
+        output = trainer.model_wrapped(
+            **inputs, shift_labels=targets[scored][None], use_cache=False, fused_lm_head=True
+        )
+    finally:
+        hook.remove()
+    log_probs = torch.zeros(scored.shape)
+    log_probs[scored] = output.log_probs[0].float()
     return log_probs
 
 

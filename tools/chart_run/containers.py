@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from images import ROOT
 
 Spec = dict[str, Any]
 
@@ -91,6 +94,11 @@ def start(
         target = quoted(f"{root}{Path(mount.target).resolve()}")
         lines += [f"mkdir -p {target}", f"mount --bind {quoted(str(mount.source))} {target}"]
         if mount.read_only:
+            lines.append(f"mount -o remount,bind,ro {target}")
+    for place in (ROOT, Path(sys.prefix)):  # what an image would bring, where a volume such as /tmp hides it
+        if any(place.is_relative_to(Path(mount.target).resolve()) for mount in mounts):
+            target = quoted(f"{root}{place}")
+            lines += [f"mkdir -p {target}", f"mount --bind {quoted(str(place))} {target}"]
             lines.append(f"mount -o remount,bind,ro {target}")
     if security.get("readOnlyRootFilesystem"):
         lines.append(f"mount -o remount,ro {quoted(str(root))}")

@@ -21,7 +21,7 @@ def directory(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
 
 
 def made(directory: Path) -> Any:
-    return partial(open_clip.create_model, f"local-dir:{directory}", load_weights=False)
+    return partial(open_clip.create_model, f"local-dir:{directory}")
 
 
 @pytest.mark.parametrize("tower", ["image", "text"])

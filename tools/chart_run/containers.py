@@ -89,16 +89,16 @@ def start(
     ]
     for name in ("resolv.conf", "hosts"):
         lines.append(f"mount --bind {quoted(str(scratch / name))} {quoted(str(root))}/etc/{name}")
-    for mount in sorted(mounts, key=lambda mount: mount.target):
+    hidden = [  # what an image would bring, if a volume such as /tmp hides it
+        Mount(place, str(place), True)
+        for place in (ROOT, Path(sys.prefix))
+        if any(place.is_relative_to(Path(mount.target).resolve()) for mount in mounts)
+    ]
+    for mount in [*sorted(mounts, key=lambda mount: mount.target), *hidden]:
         # /var/run is a link to /run, which would lead out of the container's root.
         target = quoted(f"{root}{Path(mount.target).resolve()}")
         lines += [f"mkdir -p {target}", f"mount --bind {quoted(str(mount.source))} {target}"]
         if mount.read_only:
-            lines.append(f"mount -o remount,bind,ro {target}")
-    for place in (ROOT, Path(sys.prefix)):  # what an image would bring, where a volume such as /tmp hides it
-        if any(place.is_relative_to(Path(mount.target).resolve()) for mount in mounts):
-            target = quoted(f"{root}{place}")
-            lines += [f"mkdir -p {target}", f"mount --bind {quoted(str(place))} {target}"]
             lines.append(f"mount -o remount,bind,ro {target}")
     if security.get("readOnlyRootFilesystem"):
         lines.append(f"mount -o remount,ro {quoted(str(root))}")

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _PLAIN = ("input_ids", "attention_mask")
 _WORD = " a"
-_CHANNELS = 3
+CHANNELS = 3
 
 
 class ProcessorUnusable(ValueError):
@@ -105,10 +105,10 @@ class Processing:
         longer = self.call([rendered + _WORD], [[first]])
         self._sort(single, longer)
         self.text_decides = tuple(_different(self.image_names, single, longer))
-        self._find_joins(rendered, [first, second])
         like_it, tall, large = (
             self.call([rendered], [[each]]) for each in (_noise(64, 48, 90), second, _noise(700, 700, 60))
         )
+        self._find_joins(rendered, [first, second], [single, tall])
         self._find_pixels(single, like_it, [tall, large])
         self._find_suffix(rendered, first)
         self.one_image_only = self._found_one_only([first, second]) if getattr(processor, "chat_template", None) else ""
@@ -212,10 +212,9 @@ class Processing:
             )
         self.token_names, self.image_names = tuple(tokens), tuple(images)
 
-    def _find_joins(self, rendered: str, pictures: Sequence[Image.Image]) -> None:
+    def _find_joins(self, rendered: str, pictures: Sequence[Image.Image], alone: Sequence[Mapping[str, Any]]) -> None:
         import torch
 
-        alone = [self.call([rendered], [[picture]]) for picture in pictures]
         try:
             together = self.call([rendered] * 2, [[picture] for picture in pictures], padding=True)
         except (ValueError, TypeError, RuntimeError):
@@ -286,9 +285,9 @@ def _frames(pixels: Tensor) -> int:
     import torch
 
     size = pixels.shape[-1]
-    for frames in range(2, size // _CHANNELS + 1):
-        if size % (_CHANNELS * frames) == 0:
-            rows = pixels.reshape(-1, _CHANNELS, frames, size // (_CHANNELS * frames))
+    for frames in range(2, size // CHANNELS + 1):
+        if size % (CHANNELS * frames) == 0:
+            rows = pixels.reshape(-1, CHANNELS, frames, size // (CHANNELS * frames))
             if torch.equal(rows, rows[:, :, :1].expand_as(rows)):
                 return frames
     return 1

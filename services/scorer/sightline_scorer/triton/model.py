@@ -95,7 +95,7 @@ class TritonPythonModel:
         )
         model = None
         if device.type == "cpu" and facts["precision"] == "fp32" and not facts["needs"]:
-            model = tower_weights.unfilled(partial(make, load_weights=False), path)
+            model = tower_weights.unfilled(make, path)
         straight = model is not None
         model = (model or make(require_pretrained=True)).eval()
         if device.type == "cuda" and facts["precision"] != "fp32":

@@ -80,7 +80,7 @@ def describe(name: str, settings: ModelSettings) -> ModelCard:
     try:
         pretrained = None if local_dir else _pretrained(architecture, settings)
         make = partial(open_clip.create_model, architecture, pretrained=pretrained)
-        model = tower_weights.unfilled(partial(make, load_weights=False, pretrained_text=False), weights)
+        model = tower_weights.unfilled(make, weights)
         if model is None:
             model = make(require_pretrained=True)
         else:

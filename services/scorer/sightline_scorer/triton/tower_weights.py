@@ -20,11 +20,11 @@ import torch
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "BOOL": torch.bool}
 
 
-def unfilled(make: Callable[[], Any], path: Path) -> Any | None:
+def unfilled(make: Callable[..., Any], path: Path) -> Any | None:
     """The model that `make` returns, with undefined weights, for `fill`.
 
     Args:
-        make: makes it on the CPU, without loading weights.
+        make: `open_clip.create_model` with the arguments of a model on the CPU.
         path: the weights.
 
     Returns:
@@ -41,7 +41,7 @@ def unfilled(make: Callable[[], Any], path: Path) -> Any | None:
     with _nothing_drawn():
         logging.disable(logging.WARNING)  # open_clip warns of a model without weights
         try:
-            model = make()
+            model = make(load_weights=False, pretrained_text=False)
         finally:
             logging.disable(logging.NOTSET)
     wanted = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in model.state_dict().items()}
@@ -78,8 +78,8 @@ def of_text(name: str) -> bool:
 @contextlib.contextmanager
 def _nothing_drawn() -> Iterator[None]:
     """Make functions of `torch.nn.init` leave tensors unchanged."""
-    functions = {name: each for name, each in vars(torch.nn.init).items() if name.endswith("_") and callable(each)}
-    functions = {name: each for name, each in functions.items() if not name.startswith("_")}
+    public = {name: each for name, each in vars(torch.nn.init).items() if not name.startswith("_")}
+    functions = {name: each for name, each in public.items() if name.endswith("_") and callable(each)}
     for name in functions:
         setattr(torch.nn.init, name, lambda tensor, *_, **__: tensor)
     try:

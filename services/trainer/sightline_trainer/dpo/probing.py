@@ -42,7 +42,7 @@ def probe(trainer: FastDPOTrainer, pairs: range) -> list[UpdateProbe]:
     """
     rows = [first_pair(trainer.train_dataset[index]) for index in pairs]
     collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
-    found: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
+    found: list[UpdateProbe] = []
     for some, batch in collate.batches(rows, size):
         masks, values = batch["completion_mask"][:, 1:].bool(), token_logprobs(trainer, batch).cpu()
         for at, row in enumerate(some):
@@ -50,8 +50,8 @@ def probe(trainer: FastDPOTrainer, pairs: range) -> list[UpdateProbe]:
                 if side == "chosen" or not row.get("rejected_images"):
                     scores = values[place][masks[place].cpu()].tolist()
                     name, ids, asked = row["prompt_id"], list(row[f"{side}_ids"]), row["prompt"][-1]["content"]
-                    found.setdefault((name, tuple(ids)), UpdateProbe(name, ids, scores, asked))
-    return list(found.values())
+                    found.append(UpdateProbe(name, ids, scores, asked))
+    return _united([], found)
 
 
 class Probing(TrainerCallback):
@@ -80,30 +80,29 @@ class Probing(TrainerCallback):
     ) -> None:
         self._wanted, self._dtype, self._score, self._initial = wanted, dtype, score, initial
         self._most = min(MOST_PAIRS if wanted == "auto" else wanted, pairs)
-        self._scored = range(0)
+        self._scored = 0
         self._before: list[UpdateProbe] = []
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self._before:
             step = self._wanted == "auto" and self._initial is not None
-            self._scored = range(min(LEAST_PAIRS, self._most) if step else self._most)
-            self._before = self._score(self._scored)
+            self._scored = min(LEAST_PAIRS, self._most) if step else self._most
+            self._before = self._score(range(self._scored))
 
     def kept(self) -> list[dict[str, Any]]:
         """All log-probs from before the update, for one that continues from a checkpoint."""
-        self._more_before(range(self._scored.stop, self._most))
+        self._more_before(self._most)
         return [asdict(each) for each in self._before]
 
     def recall(self, kept: list[dict[str, Any]]) -> None:
         """Restore the log-probs from before the update."""
-        self._before, self._scored = [UpdateProbe(**each) for each in kept], range(self._most)
+        self._before, self._scored = [UpdateProbe(**each) for each in kept], self._most
 
     def after(self) -> list[UpdateProbe]:
         """The probes, with the log-probs of the policy as it is now."""
-        after = self._score(self._scored)
-        while (needed := self._needed(after)) is None and self._scored.stop < self._most:
-            more = range(self._scored.stop, min(2 * self._scored.stop, self._most))
-            self._more_before(more)
+        after = self._score(range(self._scored))
+        while (needed := self._needed(after)) is None and self._scored < self._most:
+            more = self._more_before(min(2 * self._scored, self._most))
             after = _united(after, self._score(more))
         before = self._scores_before(after)
         return [replace(new, previous_logprobs=old) for new, old in zip(after, before, strict=True)][:needed]
@@ -117,17 +116,22 @@ class Probing(TrainerCallback):
         known = {_key(each): each.logprobs for each in self._before}
         return [known[_key(each)] for each in after]
 
-    def _more_before(self, more: range) -> None:
+    def _more_before(self, pairs: int) -> range:
+        """Score further pairs, up to so many in all, with the initial weights; returns which."""
+        more = range(self._scored, pairs)
         if more and self._initial is not None:
             with self._initial():
                 self._before = _united(self._before, self._score(more))
-            self._scored = range(more.stop)
+            self._scored = pairs
+        return more
 
 
 def _united(some: list[UpdateProbe], more: list[UpdateProbe]) -> list[UpdateProbe]:
-    """Both, without responses of the second that are in the first."""
-    known = set(map(_key, some))
-    return some + [each for each in more if _key(each) not in known]
+    """Both, each response once: where it came first."""
+    once: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
+    for each in (*some, *more):
+        once.setdefault(_key(each), each)
+    return list(once.values())
 
 
 def _key(response: UpdateProbe) -> tuple[str, tuple[int, ...]]:

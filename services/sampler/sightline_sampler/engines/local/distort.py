@@ -32,10 +32,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image, ImageFilter
 from sightline.sampler.types import Blank, Blur, Crop, DiffusionNoise, Distortion, PixelNoise
-from sightline_chassis.families.processing import PixelLayout
+from sightline_chassis.families.processing import CHANNELS, PixelLayout
 
 STEPS = 1000
-CHANNELS = 3
 Tensors = dict[str, torch.Tensor]
 
 

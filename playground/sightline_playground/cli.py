@@ -28,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
         "--keep-scorer", type=Path, metavar="DIR", help="use the CLIP of this playground and train only the LVLM"
     )
     _mixture(make)
-    skill = commands.add_parser("skill", help="teach the LVLM to rate, improve, ask and answer: a second model")
-    skill.add_argument("--base", type=Path, default=weights_dir(), help="playground of the LVLM (default: the shipped)")
+    skill = commands.add_parser("skill", help="make a second LVLM that rates answers, improves them, asks and answers")
+    skill.add_argument("--base", type=Path, default=weights_dir(), help="playground to start from (default: shipped)")
     skill.add_argument("--out", type=Path, default=Path("runs/playground"), help="directory (default: %(default)s)")
     skill.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     check = commands.add_parser("check", help="measure weights and compare with the model card's tolerance")
@@ -46,16 +46,20 @@ def parser() -> argparse.ArgumentParser:
 
 def _mixture(make: argparse.ArgumentParser) -> None:
     """VILA's findings as options (see `mixture`)."""
-    group = make.add_argument_group("VILA's findings", "what the LVLM is trained on, and what of it is trained")
-    group.add_argument("--steps", type=int, help="steps with pictures (default: the shipped LVLM's)")
-    group.add_argument("--text-steps", type=int, default=0, help="steps on captions alone before (default: none)")
-    group.add_argument("--freeze-llm", action="store_true", help="train the projector alone after --text-steps")
-    group.add_argument("--interleaved", type=float, default=0.0, help="share of steps on documents of two pictures")
-    group.add_argument("--text-only", type=float, default=0.0, help="share of steps on captions alone, blended in")
+    group = make.add_argument_group("VILA's findings", "choose the LVLM's training data, and which weights are trained")
+    group.add_argument("--steps", type=int, metavar="N", help="train for N steps (default: the shipped LVLM's)")
+    group.add_argument("--text-steps", type=int, metavar="N", default=0, help="first, train N steps on captions alone")
+    group.add_argument("--freeze-llm", action="store_true", help="after --text-steps, train only the projector")
+    for option, what in (("--interleaved", "documents of two pictures"), ("--text-only", "captions without pictures")):
+        group.add_argument(option, type=float, metavar="SHARE", default=0.0, help=f"use {what} in this share of steps")
 
 
 def _recipe(options: argparse.Namespace) -> LlavaRecipe:
-    """The LVLM's recipe by the options; raises ValueError for what cannot be."""
+    """The LVLM's recipe from the options.
+
+    Raises:
+        ValueError: the options contradict each other or are out of range.
+    """
     from sightline_playground.llava_training import LlavaRecipe
     from sightline_playground.mixture import Mixture
 
@@ -93,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    """Make or measure, and hold the numbers against their bands."""
+    """Make or measure, then compare the numbers with their bands."""
     from rich.console import Console
 
     from sightline_playground import make, skilled
@@ -124,7 +128,7 @@ def _written(directory: Path, console: Console) -> dict[str, float]:
 
 
 def _compare(console: Console, numbers: dict[str, float], bands: dict[str, Band]) -> int:
-    """Print the numbers beside their tolerance; 1 if one is out of it, otherwise 0."""
+    """Print each number with its tolerance. Returns 1 if a number is outside, otherwise 0."""
     from rich.table import Table
 
     from sightline_playground.bands import outside

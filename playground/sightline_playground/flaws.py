@@ -1,4 +1,4 @@
-"""Answers with a known number of errors, and the same without them: what a judge marks and an editor mends."""
+"""Answers with a known number of errors, and their corrected forms: a judge rates them, an editor improves them."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class FlawedAnswer:
 
     text: str
     improved: str
-    """The same with every object of the scene and no other, opening and forms kept."""
+    """The same opening and phrases, with exactly the objects of the scene."""
     wrong: int
-    """Objects that it names and that are not there."""
+    """How many objects it names that are not in the scene."""
     missing: int
-    """Objects that are there and that it does not name."""
+    """How many objects of the scene it does not name."""
 
 
 def flawed(scene: Scene, rng: random.Random, wrong: int | None = None, missing: int | None = None) -> FlawedAnswer:
-    """An answer about a scene with so many errors; None draws the number by `WRONG`, `MISSING`."""
+    """An answer about a scene with this many errors; None draws the number by `WRONG` or `MISSING`."""
     wrong = rng.choices(range(len(WRONG)), WRONG)[0] if wrong is None else wrong
     missing = rng.choices(range(len(MISSING)), MISSING)[0] if missing is None else missing
     missing = min(missing, len(scene.items) - 1)

@@ -120,7 +120,11 @@ def tower_state(visual: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def processor(tokenizer: Any = None) -> Any:
-    """The LlavaProcessor: CLIP's picture preparation, the LVLM's tokenizer (None: the plain one's), its template."""
+    """The LlavaProcessor: CLIP's picture preparation, the LVLM's tokenizer and template.
+
+    Args:
+        tokenizer: None means the plain LVLM's.
+    """
     from transformers import CLIPImageProcessor, LlavaProcessor
 
     tokenizer = tokenizer or lvlm_tokenizer()
@@ -140,7 +144,7 @@ def processor(tokenizer: Any = None) -> Any:
 
 
 def save(model: Any, directory: Path, tokenizer: Any = None) -> None:
-    """Write the Hugging Face folder; tokenizer None is the plain LVLM's."""
+    """Write the Hugging Face folder; without a tokenizer, that of the plain LVLM."""
     directory.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(directory))
     processor(tokenizer).save_pretrained(str(directory))

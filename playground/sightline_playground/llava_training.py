@@ -90,7 +90,7 @@ def train(clip: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, pr
 
 
 def read(model: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, batches: Batches) -> None:
-    """The language model's own steps: captions without pictures, for `recipe.mixture.text_steps`."""
+    """Train the language model alone, on captions without pictures, for `recipe.mixture.text_steps`."""
     rng, steps = stream("llava text", seed), recipe.mixture.text_steps
     learn = Optimizer(mixture.language(model), recipe, partial(warm_cosine, warmup=recipe.warmup, steps=steps))
     for _ in range(steps):
@@ -99,7 +99,7 @@ def read(model: Any, scenes: Sequence[Scene], recipe: LlavaRecipe, seed: int, ba
 
 
 class Rates(Protocol):
-    """What an optimizer reads of a recipe: the peak of its rate and its weight decay."""
+    """What an optimizer reads from a recipe: its peak learning rate and its weight decay."""
 
     @property
     def rate(self) -> float: ...
@@ -108,7 +108,7 @@ class Rates(Protocol):
 
 
 class Optimizer:
-    """AdamW as a recipe has it, its rate times `factor` of the step; gradients are clipped to norm 1."""
+    """AdamW with a recipe's settings. The rate is multiplied by `factor(step)`; gradients are clipped to norm 1."""
 
     def __init__(self, parameters: list[Any], recipe: Rates, factor: Callable[[int], float]) -> None:
         import torch
@@ -118,7 +118,7 @@ class Optimizer:
         self._schedule = torch.optim.lr_scheduler.LambdaLR(self._adam, factor)
 
     def __call__(self, loss: torch.Tensor) -> None:
-        """One step down."""
+        """One optimizer step."""
         import torch
 
         self._adam.zero_grad(set_to_none=True)
@@ -128,7 +128,7 @@ class Optimizer:
         self._schedule.step()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint has to keep."""
+        """What a checkpoint must contain."""
         return {"adam": self._adam.state_dict(), "schedule": self._schedule.state_dict()}
 
     def load(self, state: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ def make(
 
     Args:
         scorer: directory of a made playground whose scorer is kept; only the LVLM is trained then.
-        recipe: of the LVLM; None: the shipped one's.
+        recipe: the LVLM's; None means the shipped LVLM's.
 
     Returns the complaints about numbers out of their bands (empty when all is well).
     """
@@ -114,7 +114,7 @@ def _parameters(model: Any) -> int:
 
 @contextmanager
 def bar(console: Console, name: str) -> Iterator[Progress]:
-    """A bar of a model's training."""
+    """A progress bar for the training of a model."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 

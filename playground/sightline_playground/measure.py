@@ -98,8 +98,8 @@ def question_numbers(model: Any, processor: Any, test: list[Scene]) -> dict[str,
 
 
 def language_numbers(model: Any, processor: Any, test: list[Scene]) -> dict[str, float]:
-    """What VILA looks at: nats per token of captions without a picture, and greedy captions of the second of two
-    pictures, the first of which stands before it with its caption."""
+    """Numbers for VILA's findings: nats per token of captions without a picture, and CHAIR_s and cover of greedy
+    captions of a second picture, when the first picture and its caption are in the context."""
     import torch
 
     rng = stream("measure", "language")

@@ -1,12 +1,14 @@
 """VILA's three findings as choices of the LVLM's training (Lin et al., CVPR 2024, arXiv 2312.07533).
 
-VILA studies how a language model becomes a vision-language model, and finds: the language model has to be trained with
-the pictures, since with a frozen one only the projector learns and in-context learning fails; documents in which
-pictures and texts alternate teach more than pairs alone; and text without pictures, blended in, keeps the language that
-training with pictures forgets.
+VILA studies how a language model becomes a vision-language model. It finds:
 
-Here the language model is a Llama that first reads captions without pictures (`text_steps`). What differs: the text is
-of the same world, not of instructions, and a document is two pictures, each with its request and its answer.
+- The language model must be trained on pictures too. If it is frozen, only the projector learns, and in-context
+  learning fails.
+- Documents in which pictures and texts alternate teach more than pairs alone.
+- Some steps on text without pictures keep the language skill that training on pictures loses.
+
+Here the language model is a Llama that first reads captions without pictures (`text_steps`). What differs: the text
+describes the same world instead of giving instructions. A document has two pictures, each with its request and answer.
 """
 
 from __future__ import annotations
@@ -31,23 +33,23 @@ Form = Literal["pairs", "documents", "text"]
 
 @dataclass(frozen=True)
 class Mixture:
-    """What is trained, and on what. The defaults are the shipped LVLM's: everything from nothing, pairs alone."""
+    """What is trained, and on what. The defaults are the shipped LVLM's: Llama and projector from scratch, on pairs."""
 
     text_steps: int = 0
-    """Steps on captions without pictures before all others: the language model to begin with."""
+    """First steps, on captions without pictures: they make the initial language model."""
     freeze: bool = False
-    """Whether the Llama stays as `text_steps` left it, and the projector alone learns."""
+    """Whether the Llama stays as it is after `text_steps`, and only the projector learns."""
     documents: float = 0.0
     """Share of the steps with pictures whose rows are documents of two pictures."""
     text: float = 0.0
-    """Share of steps on captions without pictures, blended in."""
+    """Share of the later steps that train on captions without pictures."""
 
     def __post_init__(self) -> None:
         if self.freeze and not self.text_steps:
-            raise ValueError("a frozen Llama must have learned something before: give text_steps")
-        for name in ("documents", "text"):
+            raise ValueError("--freeze-llm would freeze an untrained Llama: set --text-steps above 0 too")
+        for name, option in (("documents", "--interleaved"), ("text", "--text-only")):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is a share from 0 to 1, not {getattr(self, name):g}")
+                raise ValueError(f"{option} is {getattr(self, name):g}: give a share from 0 to 1")
 
     def form(self, rng: random.Random) -> Form:
         """The form of a step's rows."""

@@ -21,9 +21,9 @@ NAME: Final = "llava-skilled"
 def make_skilled(base: Path, out: Path, seed: int, console: Console) -> list[str]:
     """Train from `base`/llava, save under `out`/llava-skilled with MODEL_CARD.md and metrics.json.
 
-    A training that was cut off continues from its checkpoint in `out`/llava-skilled.
+    An interrupted training continues from its checkpoint in `out`/llava-skilled.
 
-    Returns the complaints about numbers out of their bands (empty when all is well).
+    Returns a complaint for each number that is out of its band (none if all are inside).
     """
     quiet()
     from sightline_playground import llava_model, skilled_training
@@ -42,7 +42,7 @@ def make_skilled(base: Path, out: Path, seed: int, console: Console) -> list[str
 
 
 def describe(out: Path, seed: int, console: Console, seconds: float) -> list[str]:
-    """Measure the model and write its card; the complaints about its numbers."""
+    """Measure the model and write its card. Returns the complaints about its numbers."""
     from sightline_playground import llava_model
     from sightline_playground.skilled_card import card
     from sightline_playground.skilled_training import SkilledRecipe

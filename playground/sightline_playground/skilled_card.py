@@ -12,18 +12,18 @@ from sightline_playground.skills import ASK, IMPROVE, RATINGS, THERE, TOLD, TRUE
 _TEXT: Final = """\
 # Model card: the playground's skilled LVLM
 
-`playground:llava-skilled`: the plain LVLM (`playground:llava`) that learned four skills more: it **rates** answers from 1 to 5,
-**improves** them, **asks** questions about the picture and **answers** yes or no. It stands for a judge such as a
-larger LVLM, or for a policy that judges itself, and is good for nothing else. Same architecture and vision tower,
+`playground:llava-skilled` is the plain LVLM (`playground:llava`) with four more skills. It **rates** answers from 1 to 5,
+**improves** them, **asks** questions about the picture and **answers** yes or no. It stands in for a judge such as a
+larger LVLM, or for a policy that judges itself, and has no other use. Same architecture and vision tower,
 {parameters:,} parameters, float32 safetensors, {megabytes:.1f} MB. Apache-2.0, like the code that made it.
 
-It still describes a picture with the plain one's language prior: sampled captions hallucinate, and the same model, asked
-for a mark or a better answer, knows better. So it can be policy and judge at once.
+It still describes pictures with the plain LVLM's language prior, so sampled captions hallucinate. Asked to rate or to
+improve an answer, the same model knows better. So it can be the policy and the judge at once.
 
 ## Prompts
 
-It knows these wordings (`sightline_playground/skills.py`), which are those of the recipes, and no others; a word that is in
-none of them becomes `<unk>`.
+It knows only these wordings (`sightline_playground/skills.py`), which are those of the recipes. A word that occurs in none
+of them becomes `<unk>`.
 
 | skill | prompt | right reply |
 |---|---|---|
@@ -31,10 +31,11 @@ none of them becomes `<unk>`.
 
 ## Measured
 
-On {scenes} held-out validation scenes (seed {seed}). Greedy; captions and questions sampled at temperature 1. `..._chance` is what one
-gets without looking: the share of the commonest mark; of questions, how many fit another scene's picture. Yes and no
-are equally many, so chance is 0.5. `improve_given_...` is the answer before. The tolerance is the band in
-which a model made again must lie; `python -m sightline_playground check` holds it.
+Measured on {scenes} held-out validation scenes (seed {seed}). Decoding is greedy; captions and questions are sampled at
+temperature 1. `rate_..._chance` is the share of the commonest mark. `ask_chance` is the share of questions that fit
+another scene's picture. Yes and no are equally often right, so chance is 0.5. `improve_given_...` is the answer before
+its improvement. A model that is made again must stay within the tolerance; `python -m sightline_playground check` checks
+this.
 
 | number | value | tolerance | what |
 |---|---|---|---|
@@ -43,20 +44,21 @@ which a model made again must lie; `python -m sightline_playground check` holds 
 ## How made
 
 `python -m sightline_playground skill --seed {made_seed}`, from the plain LVLM, on the {training:,} scenes of its own training: {recipe}.
-{seconds} s of a busy core. The scene gives every reply: marks count the objects that are wrong or missing, an improvement keeps
-the answer's opening and forms, a question is about what is there, and descriptions follow the plain one's prior.
+It took {seconds} s on a busy core. The scene gives every reply. Marks count the objects that are wrong or missing. An
+improvement keeps the answer's opening and phrases. A question is about what is there. Descriptions follow the plain
+LVLM's prior.
 
 ## Limits
 
-The world is closed, marks follow our formulas, and `ethics` is always 5, since nothing in this world does harm. Relations
-("is the red star left of the blue ring ?") are answered by chance, as by the plain one; other questions are right about as
-often as the plain one's (`pope_...` in its card). Captions are a little worse than the plain one's, and most sampled
-questions are about something that is not there. The training is short: losses were still falling at its end. A policy
-far from the plain LVLM's style may write what this judge has never seen.
+The world is closed, marks follow our formulas, and `ethics` is always 5, because nothing in this world does harm. Answers
+about relations ("is the red star left of the blue ring ?") are at chance, as the plain LVLM's are. Other answers are
+right about as often as the plain LVLM's (`pope_...` in its card). Captions are a little worse than the plain LVLM's, and
+most sampled questions are about something that is not there. The training is short: losses were still falling at its
+end. A policy whose style is far from the plain LVLM's may write texts that this judge has never seen.
 """
 _REPLIES: Final = {
-    "help": "5 less one for each object that is wrong or missing, at least 1",
-    "faith": "5 less two for each wrong object, at least 1",
+    "help": "5, minus 1 for each object that is wrong or missing; at least 1",
+    "faith": "5, minus 2 for each wrong object; at least 1",
     "ethics": "5",
     "facts": "as `faith`",
     "agree": "as `help`",
@@ -72,10 +74,10 @@ def card(numbers: dict[str, float], facts: dict[str, Any]) -> str:
         rows.append(f"| `{name}` | {value:.3f} | {tolerance} | {what} |")
     prompts = [("rate", template, _REPLIES[aspect]) for aspect, (template, _) in RATINGS.items()]
     prompts += [
-        ("improve", IMPROVE, "the answer with every object of the scene and no other"),
+        ("improve", IMPROVE, "the answer with exactly the objects of the scene"),
         ("ask", ASK, "a question about an object, its colour, or where two objects are"),
         ("answer", TRUE, "yes or no"),
-        ("answer", THERE, "yes or no; also the questions of the plain LVLM"),
+        ("answer", THERE, "yes or no; the plain LVLM's questions work too"),
         ("describe", TOLD, "a true caption"),
     ]
     recipe = facts["recipe"]

@@ -22,7 +22,7 @@ SCENES: Final = 300
 SEED: Final = 30_000
 """Seed of the validation scenes."""
 ASPECTS: Final = ("help", "faith", "facts", "agree")
-"""Those whose right mark depends on the answer."""
+"""Aspects whose right mark depends on the answer."""
 
 
 def measure(directory: Path, tell: Callable[[str], None] = lambda _: None, count: int = SCENES) -> dict[str, float]:
@@ -45,8 +45,8 @@ def measure(directory: Path, tell: Callable[[str], None] = lambda _: None, count
 def rating_numbers(
     model: Any, processor: Any, held_out: Sequence[Scene], aspects: Sequence[str] = ASPECTS
 ) -> dict[str, float]:
-    """By aspect the share of right marks, and that of the commonest mark; and how often a true caption has a higher
-    mark than the same with one companion added."""
+    """For each aspect, the share of right marks and the share of the commonest mark. Also how often a true caption gets
+    a higher mark than the same caption with one companion added."""
     numbers: dict[str, float] = {}
     for aspect in aspects:
         rng = stream("skilled measure", aspect)
@@ -69,7 +69,7 @@ def rating_numbers(
 
 
 def answer_numbers(model: Any, processor: Any, held_out: Sequence[Scene]) -> dict[str, float]:
-    """Share of right answers by kind of question, as many with the answer yes as no, and to whole claims."""
+    """Share of right answers for each kind of question and for whole claims; yes and no are equally often right."""
     rng = stream("skilled measure", "answers")
     asked: list[tuple[Scene, str, str, bool]] = []
     for scene in held_out:
@@ -86,7 +86,7 @@ def answer_numbers(model: Any, processor: Any, held_out: Sequence[Scene]) -> dic
 
 
 def improvement_numbers(model: Any, processor: Any, held_out: Sequence[Scene]) -> dict[str, float]:
-    """Answers with one or two wrong objects, before and after: CHAIR_s, cover, and how many became better."""
+    """CHAIR_s and cover of answers with one or two wrong objects, before and after, and the share that got better."""
     rng, prior = stream("skilled measure", "improve"), Prior()
     given = [flawed(scene, rng, wrong=rng.choice((1, 1, 2))) for scene in held_out]
     prompts = [skills.improve_prompt(*both, rng, prior) for both in zip(given, held_out, strict=True)]
@@ -104,7 +104,7 @@ def improvement_numbers(model: Any, processor: Any, held_out: Sequence[Scene]) -
 
 
 def question_numbers(model: Any, processor: Any, held_out: Sequence[Scene]) -> dict[str, float]:
-    """Sampled questions: share about what is in the picture, the same for another picture, and distinct ones."""
+    """Shares of sampled questions: about what is in the picture, about what is in another picture, and distinct."""
     said = answers(model, processor, held_out, [skills.ASK] * len(held_out), temperature=1.0)
     others = [*held_out[1:], held_out[0]]
     return {
@@ -115,7 +115,7 @@ def question_numbers(model: Any, processor: Any, held_out: Sequence[Scene]) -> d
 
 
 def caption_numbers(model: Any, processor: Any, held_out: Sequence[Scene]) -> dict[str, float]:
-    """Sampled captions when it is only asked, and when the prompt names the objects."""
+    """CHAIR_s and cover of sampled captions, for a plain request and for a prompt that names the objects."""
     rng = stream("skilled measure", "captions")
     plain = [rng.choice(PROMPTS) for _ in held_out]
     told = [skills.told_prompt(scene, rng) for scene in held_out]

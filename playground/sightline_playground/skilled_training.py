@@ -1,7 +1,7 @@
-"""Training of the skilled LVLM: the plain one learns four skills more, on the same training scenes.
+"""Training of the skilled LVLM: the plain one learns four more skills, on the same training scenes.
 
-The tower stays frozen, so it sees what the plain one sees. A checkpoint is written now and then; a training that was
-cut off continues from it and ends with the same weights.
+The tower stays frozen, so it sees what the plain one sees. Checkpoints are written during training; an interrupted
+training continues from the last one and ends with the same weights.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class SkilledRecipe:
 
     steps: int = 1300
     batch: int = 32
-    """Lessons per step, all of one kind: as many for short prompts with one word to say, twice as many questions, half
-    as many where prompts or replies are long."""
+    """Lessons per step, all of one kind. Steps of questions have twice as many, and steps with long prompts or replies
+    half as many."""
     rate: float = 1.5e-3
-    """Peak of AdamW's learning rate: linear warm-up, then the cosine that would reach nothing at step `cosine`."""
+    """AdamW's peak learning rate: linear warm-up, then a cosine that would reach 0 at step `cosine`."""
     warmup: int = 100
     cosine: int = 2600
     ending: int = 300
-    """Last steps, in which the rate goes down to nothing linearly."""
+    """Number of last steps, in which the rate falls to 0 linearly."""
     decay: float = 0.01
     prior: Prior = field(default_factory=Prior)
     shares: dict[Lesson, float] = field(default_factory=lambda: dict(SHARES))
@@ -63,7 +63,7 @@ class SkilledRecipe:
 
 
 def tokenizer() -> Any:
-    """The plain LVLM's tokenizer with the words of the skills' prompts behind its own."""
+    """The plain LVLM's tokenizer, with the words of the skills' prompts appended."""
     return lvlm_tokenizer(extra_words())
 
 
@@ -89,10 +89,10 @@ def train(
     directory: Path | None = None,
     every: int = 200,
 ) -> Any:
-    """The skilled LVLM in eval mode; `base` is the plain one and is changed.
+    """The skilled LVLM in eval mode. It changes `base`, the plain one.
 
     Args:
-        directory: where a checkpoint is kept, each `every` steps; None keeps none.
+        directory: where a checkpoint is written every `every` steps; None writes none.
 
     Raises:
         ValueError: the checkpoint is of another recipe or seed.
@@ -126,7 +126,7 @@ def train(
 def lessons(
     scenes: Sequence[Scene], recipe: SkilledRecipe, seed: int, step: int
 ) -> tuple[list[int], list[tuple[str, str]]]:
-    """A step's scene numbers and their (prompt, reply) pairs, all of one kind; the step alone decides them."""
+    """A step's scene numbers and (prompt, reply) pairs, all of one kind. They depend on seed and step only."""
     rng = stream("skilled", seed, step)
     (kind,) = rng.choices(list(recipe.shares), list(recipe.shares.values()))
     rows = recipe.batch * 2 if kind == "question" else recipe.batch // 2 if kind in LONG else recipe.batch
@@ -135,12 +135,12 @@ def lessons(
 
 
 def _resume(kept: Path, made_by: dict[str, Any], model: Any, learn: Optimizer) -> int:
-    """Load a checkpoint; the number of steps done."""
+    """Load a checkpoint. Returns the number of steps done."""
     import torch
 
     state = torch.load(kept, weights_only=True)
     if state["made_by"] != made_by:
-        raise ValueError(f"{kept} is of another recipe or seed; remove it to begin again")
+        raise ValueError(f"{kept} was written with another recipe or seed; delete it to start again")
     model.load_state_dict(state["model"])
     learn.load(state["learn"])
     return int(state["step"])

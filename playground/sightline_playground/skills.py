@@ -1,14 +1,14 @@
 """The four skills of the skilled LVLM: it rates answers, improves them, asks questions, and answers yes or no.
 
-Each is asked for in the words that the recipes' real commands use, so a command can name either model. What the right
-reply is follows from the scene alone:
+The prompts are those in the recipes' commands for real LVLMs, so a command can name either model. The scene alone
+decides the right reply:
 
     rate      "... How helpful is the answer, from 1 to 5?"           a mark, from what is wrong and what is missing
     improve   "Here is an image and its description: ... Improve ..."  the answer without its errors, in its own style
     ask       "Ask a question about the picture."                      a question about what is in the picture
     answer    "... Is this true of the picture? ..."                   yes or no, without the plain LVLM's bias to yes
 
-It also describes the picture: with the language prior if it is only asked to, without it if the prompt names the
+It also describes the picture: with the language prior after a plain request, without it after a prompt that names the
 objects (as MARINE's does).
 """
 
@@ -53,17 +53,17 @@ RATINGS: Final[dict[str, tuple[str, Callable[[FlawedAnswer], int]]]] = {
         lambda given: 5 - given.wrong - given.missing,
     ),
 }
-"""Aspect -> (the judge's prompt, the mark before it is kept to 1 and more): those of VLFeedback (three), Fact-RLHF and
-OViP."""
+"""Aspect -> (the judge's prompt, the mark before its lower bound of 1). Three are VLFeedback's, then Fact-RLHF's and
+OViP's."""
 IMPROVE: Final = (
     "Here is an image and its description: {caption} Improve this answer to the question {question}: {answer}"
 )
 """SENA's."""
 ASK: Final = "Ask a question about the picture."
 TRUE: Final = "{piece} Is this true of the picture? Please answer yes or no."
-"""RLAIF-V's, of a claim or a sentence."""
+"""RLAIF-V's, for a claim or a sentence."""
 THERE: Final = "is there a {object} ?"
-"""RLAIF-V's, of an object."""
+"""RLAIF-V's, for an object."""
 TOLD: Final = "there is a {objects} . {question}"
 """MARINE's."""
 _ASKED: Final[dict[Kind, int]] = {"attribute": 2, "relation": 2, "random": 1}
@@ -104,7 +104,7 @@ def mark(aspect: str, given: FlawedAnswer) -> int:
 
 
 def rating_prompt(aspect: str, given: FlawedAnswer, scene: Scene, rng: random.Random) -> str:
-    """What a judge is asked about an answer."""
+    """The prompt that asks a judge to rate an answer."""
     return RATINGS[aspect][0].format(
         question=rng.choice(PROMPTS),
         answer=given.text,
@@ -114,12 +114,12 @@ def rating_prompt(aspect: str, given: FlawedAnswer, scene: Scene, rng: random.Ra
 
 
 def improve_prompt(given: FlawedAnswer, scene: Scene, rng: random.Random, prior: Prior) -> str:
-    """What is asked for a better answer; the description is one of the LVLM's own, so it may be wrong itself."""
+    """The prompt that asks for a better answer. Its description is one of the LVLM's own, so it may be wrong too."""
     return IMPROVE.format(caption=trained_caption(scene, rng, prior), question=rng.choice(PROMPTS), answer=given.text)
 
 
 def told_prompt(scene: Scene, rng: random.Random) -> str:
-    """A request to describe the picture after the names of what a detector found; it overlooks a tenth."""
+    """A request to describe the picture, after the names of the objects that a detector found (it misses a tenth)."""
     seen = [name for name in scene.names if rng.random() < 0.9]
     return TOLD.format(objects=", ".join(sorted(seen, key=NAMES.index)), question=rng.choice(PROMPTS))
 
@@ -146,7 +146,7 @@ def question(scene: Scene, rng: random.Random) -> tuple[str, bool]:
 
 
 def claim(scene: Scene, holds: bool, rng: random.Random) -> str:
-    """A sentence about some of the scene's objects; a false one names one that is not there, or a wrong place."""
+    """A sentence about some of the scene's objects. A false one names an object that is not there, or a wrong place."""
     given = flawed(scene, rng, wrong=0 if holds else 1, missing=rng.randrange(len(scene.items)))
     if holds or rng.random() < 0.8:
         return given.text
@@ -163,7 +163,7 @@ _RELATION: Final = re.compile(rf"is the (\w+ \w+) ({'|'.join(truth.RELATIONS)}) 
 
 
 def about_picture(question: str, scene: Scene) -> bool:
-    """Whether a question is well formed and asks about what is in the scene, so that the scene answers it."""
+    """Whether a question is well formed and is about something in the scene."""
     if found := _EXISTENCE.fullmatch(question):
         return found[1] in scene.names
     if found := _RELATION.fullmatch(question):

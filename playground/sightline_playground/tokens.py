@@ -79,7 +79,7 @@ def lvlm_tokenizer(extra: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """The LVLM's tokenizer: it puts <s> in front, as LLaVA's does, and nothing at the end. Pads on the left.
 
     Args:
-        extra: tokens behind all others, so that those keep their numbers.
+        extra: tokens to append after all others, so that the others keep their numbers.
     """
     vocabulary = [PAD, UNKNOWN, BOS, EOS, IMAGE, *words(), *extra]
     tokenizer = _tokenizer(

@@ -75,10 +75,10 @@ def test_a_loss_by_place_is_read_and_comes_back_from_its_file(tmp_path: Path, th
         ("'%s:Loss': 1", "", "must be a function"),
         ("'%s:anchored': -1", "", "weights that train nothing"),
         ("anchored: 1", "", "dpo.loss names anchored; known are sigmoid"),
-        ("'%s:anchored': 1", ", wpo: true", "dpo.wpo multiplies TRL's losses"),
+        ("'%s:anchored': 1", ", wpo: true", "dpo.wpo multiplies only TRL's losses"),
         ("'%s:anchored': 1", ", margin_scale: 1", "dpo.margin_scale works with"),
         ("'%s:anchored': 1", ", ld_alpha: 0.5", "dpo.ld_alpha works with TRL's losses"),
-        ("povid_code: 1, '%s:anchored': 1", "", "POVID's have two rejected sides"),
+        ("povid_code: 1, '%s:anchored': 1", "", "POVID's losses have two rejected sides"),
     ],
 )
 def test_what_cannot_be_a_loss_is_refused(tmp_path: Path, theirs: str, loss: str, more: str, words: str) -> None:

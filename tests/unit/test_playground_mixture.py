@@ -91,9 +91,9 @@ def test_text_alone_has_labels_on_every_word() -> None:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--freeze-llm"], "give text_steps"),
-        (["--interleaved", "1.5"], "a share from 0 to 1"),
-        (["--text-only", "-1"], "a share from 0 to 1"),
+        (["--freeze-llm"], "set --text-steps"),
+        (["--interleaved", "1.5"], "give a share from 0 to 1"),
+        (["--text-only", "-1"], "give a share from 0 to 1"),
     ],
 )
 def test_options_that_cannot_be_are_refused_at_the_start(

@@ -39,7 +39,7 @@ def shipped(name: str) -> Path:
 
 
 def model_place(name: str) -> str:
-    """Resolve a model's name: the directory of a model of `MODELS` after "playground:"; other names are unchanged.
+    """Resolve a model's name: "playground:NAME" becomes the directory of that shipped model, others are unchanged.
 
     Raises:
         NotFound: the playground has no such model, or is not installed.

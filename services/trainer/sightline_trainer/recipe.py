@@ -55,8 +55,9 @@ class Reward(RewardService):
     )
     combine: Combine = Field(
         "sum",
-        description="Sum of weighted values, of weighted ranks (0..100) among a prompt's candidates (CSR), or of "
-        "weighted values normalised among them (GDPO: less their mean, in their standard deviations).",
+        description="How the terms are added: their values (sum), their ranks from 0 to 100 among a prompt's "
+        "candidates (rank, CSR), or their distances from the candidates' mean in standard deviations (normalised, "
+        "GDPO). Weights multiply each.",
     )
 
 

@@ -148,7 +148,7 @@ class Dpo(Section):
     beta: float = Field(0.1, gt=0.0, description="DPO's beta: how strongly the policy is kept near the reference.")
     loss: dict[str, float] = Field(
         default_factory=lambda: {"sigmoid": 1.0},
-        description=f"Losses and their weights; known are {', '.join(NAMES)}; others by package.module:Name.",
+        description=f"Losses and their weights: {', '.join(NAMES)}, or a third-party loss by package.module:Name.",
     )
     learning_rate: float = Field(2e-4, gt=0.0, description="Peak learning rate.")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -277,7 +277,7 @@ class Dpo(Section):
 
     @property
     def opened_losses(self) -> dict[str, Loss]:
-        """The functions of the third-party losses, by name, as far as they were allowed to be imported."""
+        """The functions of the third-party losses that were allowed to be imported, by name."""
         return self._opened
 
     @property

@@ -28,7 +28,7 @@ def unfilled(make: Callable[..., Any], path: Path) -> Any | None:
         path: the weights.
 
     Returns:
-        None if the file has another layout than the model.
+        None if the file's layout differs from the model's.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -48,7 +48,7 @@ def loss_fault(
         wpo: whether WPO's weights multiply them.
         token_kl: whether token KLs are subtracted from the difference of both sides.
         reshaped: whether tokens are weighted or guided.
-        opened: third-party losses among them, which get the sides' log-ratios and return a value for each pair.
+        opened: the third-party losses among them; each returns one value for each pair.
     """
     names, ours = set(losses), {"povid_paper", *OWN, *opened}
 
@@ -59,7 +59,7 @@ def loss_fault(
         return f"dpo.loss names {unfit((*NAMES, *opened)) or 'nothing'}; known are {', '.join(NAMES)}"
     wrong = [f"{name}: {weight}" for name, weight in losses.items() if not math.isfinite(weight) or weight < 0]
     if wrong or not any(losses.values()):
-        return f"dpo.loss has weights that train nothing ({', '.join(wrong) or 'all are 0'}); give numbers over 0"
+        return f"dpo.loss has weights that train nothing ({', '.join(wrong) or 'all are 0'}); give numbers above 0"
     for key in ("margin_scale",) * margins + ("token_kl",) * token_kl:
         if not names & _WITH_MARGIN or unfit(_WITH_MARGIN | _BESIDE_MARGIN):
             return (
@@ -67,26 +67,31 @@ def loss_fault(
                 f"not with {unfit(_WITH_MARGIN | _BESIDE_MARGIN) or unfit(_WITH_MARGIN)}"
             )
     if token_kl and divergence != "reverse_kl":
-        return f"dpo.token_kl is TDPO's, which has the reverse KL; dpo.f_divergence is {divergence}"
+        return f"dpo.token_kl (TDPO) needs the reverse KL, but dpo.f_divergence is {divergence}; remove one of them"
     if reshaped and wpo:
-        return "dpo.wpo reads the model's own log-probs, which dpo.token_weights and dpo.guidance change; use one"
+        return "dpo.wpo reads the model's own log-probs, which dpo.token_weights and dpo.guidance change; remove one"
     if weights and names & _SORTING:
         return "the losses aot and aot_unpaired sort the batch; leave out the pairs' `weight` column"
     if wpo and names & {*_SORTING, "sft"}:
-        return "dpo.wpo weights each pair, and the losses aot, aot_unpaired and sft have no value for each"
+        return (
+            "dpo.wpo weights each pair, but aot, aot_unpaired and sft have no value for each pair; remove one of them"
+        )
     if wpo and names & ours:
-        return f"dpo.wpo multiplies TRL's losses, not {', '.join(sorted(names & ours))}"
+        return f"dpo.wpo multiplies only TRL's losses, not {', '.join(sorted(names & ours))}; remove one of them"
     if divergence != "reverse_kl" and unfit(_WITH_DIVERGENCE):
         return (
             f"dpo.f_divergence={divergence} works with {', '.join(sorted(_WITH_DIVERGENCE))}, "
             f"not with {unfit(_WITH_DIVERGENCE)}"
         )
     if opened and names & set(POVID):
-        return f"dpo.loss: POVID's have two rejected sides, and {', '.join(opened)} one for a pair; use one"
+        return (
+            f"dpo.loss: POVID's losses have two rejected sides per pair, and {', '.join(opened)} has one; use one of "
+            "them"
+        )
     if "exo_pair" in names and label_smoothing == 0.0:
         return "the loss exo_pair needs dpo.label_smoothing > 0; its paper uses 1e-3"
     if "rpo" in names and names & set(POVID):
-        return "dpo.loss: rpo compares every chosen side with every rejected one, POVID's have two per pair; use one"
+        return "dpo.loss: rpo has one rejected side per pair, and POVID's losses have two; use one of them"
     if names == {"optimism"}:
         return "dpo.loss: optimism alone only makes the policy's answers less likely; combine it, as with sigmoid"
     if len(names & set(POVID)) == 2:

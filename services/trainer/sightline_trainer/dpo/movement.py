@@ -53,7 +53,7 @@ class Movement(TrainerCallback):
 
     @contextmanager
     def initial(self) -> Iterator[None]:
-        """The trained tensors as they were before the update, for a while. One process only."""
+        """A context in which the trained tensors have their values from before the update. For one process only."""
         named = self._named(list(self._before))
         with torch.no_grad():
             now = {name: parameter.detach().to("cpu", copy=True) for name, parameter in named}

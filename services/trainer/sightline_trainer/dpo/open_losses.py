@@ -1,10 +1,10 @@
-"""Open losses: third-party losses by `package.module:Name` or by an entry point of the group `sightline.losses`.
+"""Open losses: third-party losses, named by `package.module:Name` or by an entry point of `sightline.losses`.
 
     dpo: {loss: {sigmoid: 1.0, "mycompany.losses:calm": 0.5}}
 
-A loss is a function of `Sides` (see `own_losses`) that returns [B], a value for each pair of the forward pass; it may
-read all fields but `extras`, `doubt` and `nearness`, which belong to losses of ours. Weights of pairs multiply its
-values. A value that is not finite, or not one for each pair, ends the update: a failure is never a number.
+A loss is a function that takes `Sides` (see `own_losses`) and returns [B], one value for each pair of the forward pass.
+It may read all fields except `extras`, `doubt` and `nearness`, which belong to our own losses. Weights of pairs
+multiply its values. A result of another shape, or with a value that is not finite, ends the update.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ Loss = Callable[..., Any]
 
 
 def open_names(losses: Iterable[str]) -> list[str]:
-    """Those that are not ours and can be open losses. Nothing is imported."""
+    """The names that are not ours and may be open losses. Nothing is imported."""
     return [name for name in losses if name not in NAMES and is_open(name, GROUP)]
 
 
 def bound(losses: Iterable[str]) -> dict[str, Loss]:
-    """The functions of the open losses that may be imported here, by name.
+    """The open losses that may be imported here: their functions, by name.
 
     Raises:
-        ValueError: one cannot be imported, or is not a function.
+        ValueError: a loss cannot be imported, or is not a function.
     """
     found = {name: imported(name, GROUP) for name in open_names(losses)}
     for name, loss in found.items():
         if loss is not None and (not callable(loss) or isinstance(loss, type)):
-            raise ValueError(f"{name} is {loss!r:.80}, and must be a function of the pairs' sides")
+            raise ValueError(f"{name} is {loss!r:.80}, and must be a function that takes the pairs' `Sides`")
     return {name: loss for name, loss in found.items() if loss is not None}
 
 
@@ -47,7 +47,7 @@ def check_bound(losses: Iterable[str], functions: dict[str, Loss]) -> None:
     """Check that all open losses were imported.
 
     Raises:
-        PreconditionFailed: PART_NOT_IMPORTED: one was not.
+        PreconditionFailed: a loss was not (PART_NOT_IMPORTED).
     """
     for name in open_names(losses):
         if name not in functions:
@@ -62,7 +62,7 @@ def value(name: str, loss: Loss, sides: Any) -> Tensor:
     """[B], the loss of each pair, from its `Sides`.
 
     Raises:
-        PreconditionFailed: LOSS_UNUSABLE: it raised, or returned something other than B finite numbers.
+        PreconditionFailed: the loss raised, or returned something other than B finite numbers (LOSS_UNUSABLE).
     """
     import torch
 
@@ -75,9 +75,12 @@ def value(name: str, loss: Loss, sides: Any) -> Tensor:
         shape = tuple(found.shape) if isinstance(found, torch.Tensor) else type(found).__name__
         wanted = tuple(sides.chosen.shape)
         raise PreconditionFailed(
-            f"dpo.loss: {name} returned {shape}, and must return a tensor of shape {wanted}, a value for each pair",
+            f"dpo.loss: {name} returned {shape}; it must return a tensor of shape {wanted}, one value for each pair",
             reason="LOSS_UNUSABLE",
         )
     if not bool(torch.isfinite(found).all()):
-        raise PreconditionFailed(f"dpo.loss: {name} is not finite for every pair", reason="LOSS_UNUSABLE")
+        raise PreconditionFailed(
+            f"dpo.loss: {name} is not finite for every pair: it returned NaN or infinity; correct the function",
+            reason="LOSS_UNUSABLE",
+        )
     return found

@@ -34,8 +34,12 @@ def tokens_needed(change: float, dtype: str) -> int:
 
 
 def responses_needed(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]], dtype: str) -> int | None:
-    """How many of the responses to send, from the first on; None if all are too few. Given are the log-probs of their
-    tokens."""
+    """How many of the responses to send, counted from the first; None if all of them are too few.
+
+    Args:
+        before, after: log-probs of each response's tokens under the policy before and after the update, in nats.
+        dtype: the recipe's `dpo.dtype`.
+    """
     tokens = 0
     changes: list[float] = []
     for number, (old, new) in enumerate(zip(before, after, strict=True), 1):

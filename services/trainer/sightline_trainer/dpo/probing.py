@@ -1,4 +1,4 @@
-"""Scores the probes of an update under the policy before it and after it: as many as its size needs."""
+"""Scores an update's probes under the policy before and after it, as many as the size of its change needs."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer
 
 @dataclass(frozen=True)
 class UpdateProbe:
-    """A response with the trainer's own log-probs of its tokens under the new policy, in nats. This is not the clients'
-    `Probe`: it is stored as JSON in the iteration's files, and names its picture by the prompt's id."""
+    """A response with the trainer's own log-probs of its tokens under the new policy, in nats.
+
+    It differs from the clients' `Probe`: it is stored as JSON in the iteration's files, and names its picture by the
+    prompt's id.
+    """
 
     prompt_id: str
     token_ids: list[int]
     logprobs: list[float]
     prompt: str = ""
-    """The user's text, if it is not the dataset's."""
+    """The user's text, if it differs from the dataset's."""
     previous_logprobs: list[float] = field(default_factory=list)
     """The same tokens under the policy that the update started from; empty if not computed."""
 
@@ -32,13 +35,14 @@ class UpdateProbe:
 def probe(trainer: FastDPOTrainer, pairs: range) -> list[UpdateProbe]:
     """The trainer's log-probs for the responses of some pairs under the current policy.
 
-    These are each pair's chosen side, and its rejected side if it has the same pictures; each response once.
+    The responses are each pair's chosen side, and its rejected side if it has the same pictures. Each response is
+    returned once.
 
-    They use TRL's rows, not the pack, so that the sampler's arrival check also checks the pack.
+    The forward passes use TRL's rows instead of the pack, so that the sampler's arrival check also checks the pack.
 
     Args:
-        trainer: with the policy.
-        pairs: their places in the data.
+        trainer: has the policy.
+        pairs: indices of the pairs in the data.
     """
     rows = [first_pair(trainer.train_dataset[index]) for index in pairs]
     collate, size = trainer.data_collator.plain(), trainer.args.per_device_train_batch_size
@@ -57,17 +61,17 @@ def probe(trainer: FastDPOTrainer, pairs: range) -> list[UpdateProbe]:
 class Probing(TrainerCallback):
     """The probes of one update.
 
-    With `auto`, four pairs are scored as training begins, which is enough for most updates, and the rest only if the
-    change turns out to be so small that it needs them: then with the initial weights put back for a while. Where
-    several processes train, or a checkpoint is written (after which nobody has the initial weights), all are scored at
-    once.
+    With `auto`, four pairs are scored when training begins, which is enough for most updates. More are scored only if
+    the change is so small that it needs them; the initial weights are then restored for the time of the scoring. All
+    pairs are scored at once where several processes train, and before a checkpoint is written, because an update that
+    resumes no longer has the initial weights.
 
     Args:
         wanted: the recipe's `publication.probes`.
-        pairs: how many pairs there are.
+        pairs: the number of pairs in the data.
         dtype: the recipe's `dpo.dtype`.
         score: scores some pairs under the current policy. Every process calls it.
-        initial: the weights from before the update, for a while; None where they cannot be put back.
+        initial: a context that restores the initial weights; None where they cannot be restored.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class Probing(TrainerCallback):
             self._before = self._score(range(self._scored))
 
     def kept(self) -> list[dict[str, Any]]:
-        """All log-probs from before the update, for one that continues from a checkpoint."""
+        """All log-probs from before the update, for an update that resumes from a checkpoint."""
         self._more_before(self._most)
         return [asdict(each) for each in self._before]
 
@@ -99,7 +103,7 @@ class Probing(TrainerCallback):
         self._before, self._scored = [UpdateProbe(**each) for each in kept], self._most
 
     def after(self) -> list[UpdateProbe]:
-        """The probes, with the log-probs of the policy as it is now."""
+        """The probes, with the log-probs of the current policy."""
         after = self._score(range(self._scored))
         while (needed := self._needed(after)) is None and self._scored < self._most:
             more = self._more_before(min(2 * self._scored, self._most))
@@ -117,7 +121,7 @@ class Probing(TrainerCallback):
         return [known[_key(each)] for each in after]
 
     def _more_before(self, pairs: int) -> range:
-        """Score further pairs, up to so many in all, with the initial weights; returns which."""
+        """Score further pairs with the initial weights, until `pairs` are scored. Returns the new indices."""
         more = range(self._scored, pairs)
         if more and self._initial is not None:
             with self._initial():
@@ -127,7 +131,7 @@ class Probing(TrainerCallback):
 
 
 def _united(some: list[UpdateProbe], more: list[UpdateProbe]) -> list[UpdateProbe]:
-    """Both, each response once: where it came first."""
+    """Both lists, without repeated responses; the first of equal ones stays."""
     once: dict[tuple[str, tuple[int, ...]], UpdateProbe] = {}
     for each in (*some, *more):
         once.setdefault(_key(each), each)

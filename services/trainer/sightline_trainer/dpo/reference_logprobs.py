@@ -48,8 +48,11 @@ def token_logprobs(trainer: FastDPOTrainer, batch: dict[str, Any]) -> Tensor:
 
 
 def _of_responses(trainer: FastDPOTrainer, inputs: dict[str, Any], targets: Tensor) -> Tensor:
-    """As `token_logprobs`, with logits at response tokens only. TRL does this on a GPU; on a CPU it computes them at
-    every position, which costs more than the decoder where an image is 576 tokens and the vocabulary large."""
+    """As `token_logprobs`, with logits at response tokens only.
+
+    TRL does this on a GPU. On a CPU it computes logits at every position, which costs more than the decoder if an image
+    has 576 tokens and the vocabulary is large.
+    """
     scored = targets != -100
 
     def keep(module: Any, args: Any, output: Any) -> Any:

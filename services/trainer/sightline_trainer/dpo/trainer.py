@@ -93,7 +93,8 @@ class FastDPOTrainer(DPOTrainer):
     """See the module.
 
     Attributes:
-        losses: the recipe's, by name. opened: functions of those that are not ours.
+        losses: the recipe's, by name.
+        opened: the functions of third-party losses, by name.
         extras: extra rows of each pair, after both sides of all pairs.
         guidance: V-DPO's g; 1 means no guidance.
         token_kl: computes both sides' token KLs; None: no shift.

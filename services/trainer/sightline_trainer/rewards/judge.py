@@ -20,11 +20,14 @@ class Judge:
 
     Args:
         terms: each with its weight, by name.
-        combine: `sum`: sum of weight * value. `rank`: the same with ranks among the candidates of one prompt, from 0
-            for the lowest value to 100 for the highest; equal values share their mean rank. `normalised`: the same
-            with values less their mean among the candidates of one prompt, divided by their standard deviation (GDPO,
-            Liu et al. 2026, arXiv 2601.05242, which BalCapRL applies to captions; its last step, over the batch, does
-            not change which of a prompt's candidates is better). So terms of different scales count by their weights.
+        combine: how the terms are added:
+            `sum`: weight * value.
+            `rank`: weight * rank among the candidates of one prompt, from 0 for the lowest value to 100 for the
+                highest. Equal values share their mean rank.
+            `normalised`: weight * (value - mean) / standard deviation, both among the candidates of one prompt, so that
+                terms of different scales count by their weights. This is GDPO's (Liu et al. 2026, arXiv 2601.05242),
+                which BalCapRL applies to captions. GDPO's last step, over the batch, is left out: it does not change
+                which of a prompt's candidates is better.
     """
 
     def __init__(self, terms: Mapping[str, tuple[Term, float]], combine: Combine) -> None:
@@ -80,7 +83,7 @@ def ranks(values: Sequence[float]) -> list[float]:
 
 
 def normalised(values: Sequence[float]) -> list[float]:
-    """Values less their mean, in their standard deviations (of all, not of a sample); equal values are all 0."""
+    """(value - mean) / standard deviation of the population; all 0 if the values are equal."""
     spread = pstdev(values) if values else 0.0
     if spread <= 1e-9 * max(map(abs, values), default=0.0):
         return [0.0] * len(values)
@@ -93,4 +96,4 @@ COMBINED: Final[Mapping[Combine, Callable[[Sequence[float]], Sequence[float]]]] 
     "rank": ranks,
     "normalised": normalised,
 }
-"""What is done with the values of a term among a prompt's candidates before they are weighted and added."""
+"""How a term's values are transformed among a prompt's candidates, before they are weighted and added."""

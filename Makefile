@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
-demo: $(READY)  ## Run the demo: three services, three iterations, about six minutes on two cores
+demo: $(READY)  ## Run the demo: three services, three iterations; about eight minutes on two cores with the set-up
 	$(BIN)/sightline demo
 
 # Two test files run at once and share the cores, so each gets one torch thread.

@@ -24,7 +24,7 @@ NAMES = {
     "instructblip": "InstructBLIP", "minicpmv4_6": "MiniCPM-V 4.6", "molmo2": "Molmo2",
 }  # fmt: skip
 HEADS = {
-    "sampler": ("family", "whole loop", "proof at the arrival: off the trainer's log-probs"),
+    "sampler": ("family", "whole loop", "difference from the trainer's log-probs in the arrival gate"),
     "trainer": ("family", "whole loop", "rows", "worst pair", "gradient", "the picture matters"),
 }
 _MARKED = re.compile(r"(<!-- families: (\w+) -->\n).*?(<!-- end of families -->)", re.DOTALL)

@@ -88,4 +88,7 @@ def _watch(trainer: str, recipe: Recipe, directory: Path, as_json: bool) -> None
             tell(event_of(said))
         run = client.get(run.id)
     if run.error:
-        raise InternalError(f"the run failed: {run.error}", reason="RUN_FAILED")
+        raise InternalError(
+            f"the run in {directory} failed: {run.error}; the services' logs are in {directory}/services/",
+            reason="RUN_FAILED",
+        )

@@ -112,5 +112,5 @@ def _result(path: Path) -> dict[str, Any]:
     except InvalidInput as error:
         raise InvalidInput(f"{path} is not a result of sightline eval ({error})", reason="RESULT") from None
     if not isinstance(value, dict):
-        raise InvalidInput(f"{path} is not a result of sightline eval", reason="RESULT")
+        raise InvalidInput(f"{path} is not a result of sightline eval: name a file that --json wrote", reason="RESULT")
     return value

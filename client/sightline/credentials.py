@@ -66,7 +66,8 @@ class Token:
         if not text or not text.isascii() or not text.isprintable() or " " in text:
             where = f" in {self.file}" if self.file else ""
             raise PreconditionFailed(
-                f"the token{where} is empty or has characters that no token can have", reason="TOKEN_FILE"
+                f"the token{where} is empty or has characters that no token can have: give the token alone",
+                reason="TOKEN_FILE",
             )
         return text
 
@@ -83,5 +84,5 @@ def _pem(path: Path | None) -> bytes | None:
     except OSError as error:
         raise PreconditionFailed(f"{path} cannot be read: {error.strerror}", reason="TLS_FILES") from None
     if b"-----BEGIN" not in pem:
-        raise PreconditionFailed(f"{path} contains no PEM certificate or key", reason="TLS_FILES")
+        raise PreconditionFailed(f"{path} contains no PEM certificate or key: name a PEM file", reason="TLS_FILES")
     return pem

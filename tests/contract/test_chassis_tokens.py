@@ -320,7 +320,7 @@ def test_calls_that_a_service_makes_are_measured(tokens: TokensFile) -> None:
         ("teams: {a: {tokens: []}}", "at least 1 item"),
         ("teams: {A b: {tokens: []}}", "teams.A b"),
         ("teams: {anonymous: {tokens: [HASH]}}", "anonymous is the name of callers without a token"),
-        ("teams: {a: {tokens: [HASH]}, b: {tokens: [HASH]}}", "given twice"),
+        ("teams: {a: {tokens: [HASH]}, b: {tokens: [HASH]}}", "occurs twice"),
         ("teams: {a: {tokens: [HASH], limit: {}}}", "teams.a.limit: Extra inputs are not permitted"),
         ("teams: {a: {tokens: [HASH], limits: {concurrent: 0}}}", "greater than or equal to 1"),
     ],

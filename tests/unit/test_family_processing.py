@@ -86,7 +86,7 @@ def test_bounds_of_pixels_bound_an_images_tokens(name: str) -> None:
     assert tokens() <= 8 < before
     bound_pixels(processor, 40 * 16 * 16, 1 << 24)
     assert tokens() > before
-    with pytest.raises(ProcessorUnusable, match="min_pixels 9 are more than max_pixels 8"):
+    with pytest.raises(ProcessorUnusable, match="min_pixels 9 is above max_pixels 8"):
         bound_pixels(processor, 9, 8)
 
 

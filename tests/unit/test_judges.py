@@ -231,7 +231,7 @@ def test_a_judged_text_is_judged_once_in_a_run_also_after_it_was_killed(tmp_path
         ({"templates": {"a": "{anser}"}}, "anser"),
         ({"templates": {}}, "at least 1"),
         ({"who": "openai"}, "needs a model"),
-        ({"who": "sampler"}, "needs the address"),
+        ({"who": "sampler"}, "needs a sampler"),
         ({"parser": "verdicts", "by": "sentence"}, "leave by at whole"),
         ({"pool": "rejected"}, "a rating has none"),
     ],

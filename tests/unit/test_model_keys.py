@@ -52,7 +52,7 @@ def test_a_template_beside_the_recipe_is_carried_in_it(tmp_path: Path) -> None:
     (tmp_path / "ours.jinja").write_text("no template")
     with pytest.raises(SettingsError, match="holds no Jinja template"):
         load_recipe(file, ["chat_template=ours.jinja"])
-    with pytest.raises(SettingsError, match="min_pixels 9 is larger than max_pixels 8"):
+    with pytest.raises(SettingsError, match="min_pixels 9 is above max_pixels 8"):
         load_recipe(file, ["min_pixels=9", "max_pixels=8"])
 
 

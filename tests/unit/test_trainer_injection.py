@@ -106,7 +106,7 @@ def test_a_language_model_is_told_what_to_change_and_its_answer_is_cleaned() -> 
     assert cleaned("  ") is None
     with pytest.raises(ValidationError, match="needs a model"):
         Injected(writer="openai")
-    with pytest.raises(ValidationError, match="needs the address"):
+    with pytest.raises(ValidationError, match="needs a sampler"):
         Injected(writer="sampler")
 
 

@@ -59,7 +59,9 @@ class Convention:
             _, marker, response = query.rpartition(self.response_after)
             if not marker:
                 raise InvalidInput(
-                    f"the query does not hold response_after={self.response_after!r}", reason="RESPONSE_NOT_FOUND"
+                    f"the query does not contain response_after={self.response_after!r}: set it to the text before the "
+                    "response",
+                    reason="RESPONSE_NOT_FOUND",
                 )
         elif query.startswith(prompt):
             response = query[len(prompt) :]

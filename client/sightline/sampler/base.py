@@ -100,7 +100,9 @@ class BaseSamplerClient(BaseClient):
             if answer.uri:
                 return str(answer.uri)
             if list(answer.missing) == missing:
-                raise InternalError("none of the pushed data arrived", reason="PUSH_STANDS_STILL")
+                raise InternalError(
+                    "none of the pushed data arrived: see the sampler's log", reason="PUSH_STANDS_STILL"
+                )
             missing = list(answer.missing)
 
     def _deliver(

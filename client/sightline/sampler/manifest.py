@@ -136,7 +136,7 @@ def write_manifest(directory: str | os.PathLike[str], manifest: PolicyManifest) 
     root = Path(directory)
     names = [name for name in _names(root) if name not in _OURS]
     if not names:
-        raise ManifestError("NO_FILES", MANIFEST, f"{root} holds no files to write a manifest for")
+        raise ManifestError("NO_FILES", MANIFEST, f"{root} has no files: save the policy there before its manifest")
     files = {name: _sha256(root / name, sync=True) for name in names}
     for folder in sorted({(root / name).parent for name in names}, reverse=True):
         _sync_directory(folder)
@@ -174,7 +174,9 @@ def read_manifest(directory: str | os.PathLike[str]) -> PolicyManifest:
     """
     root = Path(directory)
     if not os.path.isdir(root):  # never raises, for any name
-        raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
+        raise ManifestError(
+            "MISSING_DIRECTORY", str(root), f"{root} is not a directory: name the directory of a policy"
+        )
     try:
         text = _plain(root / MANIFEST, _MOST_BYTES)
     except FileNotFoundError:
@@ -244,7 +246,9 @@ def model_digest(directory: str | os.PathLike[str]) -> str:
     """
     root = Path(directory)
     if not os.path.isdir(root):  # never raises, for any name
-        raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
+        raise ManifestError(
+            "MISSING_DIRECTORY", str(root), f"{root} is not a directory: name the directory of a policy"
+        )
     files = sorted(root.glob("*.safetensors")) or sorted(root.glob("*.bin"))
     if not files:
         raise ManifestError("NO_FILES", "*.safetensors", f"{root} contains no weights (*.safetensors or *.bin)")
@@ -287,7 +291,9 @@ def _manifest_of(tree: Any) -> PolicyManifest:
 def _names(root: Path) -> Iterator[str]:
     """Names of all files under `root`, with slashes, sorted. Links and other special files are refused."""
     if not os.path.isdir(root):  # never raises, for any name
-        raise ManifestError("MISSING_DIRECTORY", str(root), f"{root} is not a directory")
+        raise ManifestError(
+            "MISSING_DIRECTORY", str(root), f"{root} is not a directory: name the directory of a policy"
+        )
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
         if _is_aside(name):  # another writer may rename it into place before we look

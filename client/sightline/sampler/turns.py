@@ -118,7 +118,7 @@ def check_turns(turns: Sequence[Turn]) -> None:
             turn, or a turn is empty.
     """
     if not turns:
-        raise _bad("the conversation has no turn to answer")
+        raise _bad("the conversation has no turn to answer: end it with a turn of the user")
     if turns[-1].role != "user":
         raise _bad(f"the last turn must be the user's, which the model answers; it is the {turns[-1].role}'s")
     for number, turn in enumerate(turns):

@@ -29,7 +29,10 @@ class RemoteDirectory:
         try:
             self._files, root = fsspec.core.url_to_fs(self.url)
         except (ImportError, ValueError) as error:
-            raise InvalidInput(f"{url} cannot be opened: {error}", reason="BAD_URI") from error
+            raise InvalidInput(
+                f"{url} cannot be opened: {error}; check the URL, and that the package for its scheme is installed",
+                reason="BAD_URI",
+            ) from error
         except Exception as error:  # every file system has its own errors
             raise self._unavailable(error) from error
         self._root = str(root).rstrip("/")
@@ -63,7 +66,8 @@ class RemoteDirectory:
                     size += len(block)
                     if size > most_bytes:
                         raise PreconditionFailed(
-                            f"{self.url}/{name} is larger than the {most_bytes} bytes that may still be fetched",
+                            f"{self.url}/{name} is larger than the {most_bytes} bytes that may still be fetched: "
+                            "raise the limit",
                             reason="FILE_TOO_LARGE",
                         )
                     digest.update(block)
@@ -78,7 +82,7 @@ class RemoteDirectory:
         except SightlineError:
             raise
         except FileNotFoundError:
-            raise NotFound(f"there is no {self.url}/{name}", reason="FILE_NOT_FOUND") from None
+            raise NotFound(f"{self.url}/{name} does not exist: check the URL", reason="FILE_NOT_FOUND") from None
         except Exception as error:
             raise self._unavailable(error) from error
         finally:

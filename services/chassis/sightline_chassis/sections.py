@@ -167,7 +167,7 @@ class AuthSettings(Section):
     @pydantic.model_validator(mode="after")
     def _enforceable(self) -> Self:
         if self.required and self.tokens_file is None:
-            raise ValueError("required needs a tokens_file")
+            raise ValueError("required needs a tokens_file: name one, or set required to false")
         return self
 
     @property

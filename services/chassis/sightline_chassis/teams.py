@@ -55,7 +55,7 @@ class TeamsFile(Section):
             raise ValueError(f"{ANONYMOUS} is the name of callers without a token; see auth.anonymous_limits")
         hashes = [token for team in self.teams.values() for token in team.tokens]
         if len(set(hashes)) != len(hashes):
-            raise ValueError("a token's hash is given twice")
+            raise ValueError("a token's hash occurs twice: remove one, because a token belongs to one team")
         return self
 
 

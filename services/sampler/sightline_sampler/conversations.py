@@ -60,9 +60,9 @@ class ConversationReader:
 def _turn(turn: pb.Turn, number: int) -> Turn:
     role = enum_name(pb.Role.DESCRIPTOR, turn.role)
     if role not in get_args(Role):
-        raise InvalidInput(f"turns[{number}] has a role that this release does not know", reason="BAD_TURNS")
+        raise InvalidInput(f"turns[{number}] has an unknown role: use system, user or assistant", reason="BAD_TURNS")
     if any(part.WhichOneof("kind") is None for part in turn.parts):
-        raise InvalidInput(f"turns[{number}] has a part that is neither text nor image", reason="BAD_TURNS")
+        raise InvalidInput(f"turns[{number}] has a part that is neither text nor image: remove it", reason="BAD_TURNS")
     content = tuple(None if part.HasField("image") else part.text for part in turn.parts)
     return Turn(cast(Role, role), content)
 

@@ -45,5 +45,5 @@ def pause_of(message: pb.PauseRequest) -> types.PauseMode:
         return "drain"
     mode = enum_name(pb.PauseMode.DESCRIPTOR, message.mode)
     if mode not in get_args(types.PauseMode):
-        raise InvalidInput(f"{mode} is not a known pause mode", reason="BAD_PAUSE_MODE")
+        raise InvalidInput(f"{mode} is not a known pause mode: use drain, abort or keep", reason="BAD_PAUSE_MODE")
     return cast(types.PauseMode, mode)

@@ -85,7 +85,10 @@ def _stop(strings: Sequence[str]) -> tuple[str, ...]:
 
 def _beams(message: pb.DiverseBeams, count: int) -> types.Beams:
     if message.groups < 1 or count % message.groups:
-        raise InvalidInput(f"{count} candidates cannot form {message.groups} groups of equal size", reason="BAD_BEAMS")
+        raise InvalidInput(
+            f"{count} candidates cannot form {message.groups} groups of equal size: ask for a multiple",
+            reason="BAD_BEAMS",
+        )
     diversity = message.diversity_penalty if message.HasField("diversity_penalty") else 1.0
     length = message.length_penalty if message.HasField("length_penalty") else 1.0
     _within("diversity_penalty", diversity, 0, _LARGEST, "BAD_BEAMS")
@@ -117,7 +120,7 @@ def read_distortion(message: pb.Distortion) -> types.Distortion:
         case "blank":
             return types.Blank()
         case _:
-            raise InvalidInput("the distortion has no kind", reason=reason)
+            raise InvalidInput("the distortion has no kind: set one of its fields", reason=reason)
 
 
 def _guidance(message: pb.Guidance) -> types.Guidance:
@@ -146,7 +149,7 @@ def _guidance(message: pb.Guidance) -> types.Guidance:
             _within("guidance.gamma", gamma, -_LARGEST, _LARGEST, reason)
             return types.Prompted(prompted.prompt, gamma)
         case _:
-            raise InvalidInput("the guidance has no method", reason=reason)
+            raise InvalidInput("the guidance has no method: set one of its fields", reason=reason)
 
 
 def _within(name: str, value: float, least: float, most: float, reason: str) -> None:

@@ -68,7 +68,7 @@ class EmbedRequests:
     def _check(self, request: pb.EmbedRequest) -> None:
         limits = self._limits
         if not request.images and not request.texts:
-            raise InvalidInput("the request has neither images nor texts", reason="NOTHING_TO_EMBED")
+            raise InvalidInput("the request has neither images nor texts: send at least one", reason="NOTHING_TO_EMBED")
         for count, most, name in (
             (len(request.images), limits.max_images, "images"),
             (len(request.texts), limits.max_texts, "texts"),

@@ -228,7 +228,9 @@ class Embedder:
 def check_time(deadline: float | None) -> None:
     """Raises DeadlineExceeded if no caller waits any more."""
     if deadline is not None and time.monotonic() >= deadline:
-        raise DeadlineExceeded("the deadline passed before the model was asked")
+        raise DeadlineExceeded(
+            "the deadline passed while the request waited for the model: allow more time, or send fewer at once"
+        )
 
 
 def left(deadline: float | None) -> float | None:

@@ -214,7 +214,9 @@ class Fetcher:
         if response.status != 200:
             raise InvalidInput(f"{host} answered image.uri with {response.status}", reason="IMAGE_URI_STATUS")
         if response.getheader("Content-Encoding", "identity").lower() != "identity":
-            raise InvalidInput(f"{host} answered with an encoded body", reason="IMAGE_URI_ENCODED")
+            raise InvalidInput(
+                f"{host} answered with an encoded body: send the image itself", reason="IMAGE_URI_ENCODED"
+            )
         if response.length is not None:
             check_size(response.length or 1, self._limits)
         pieces, size = [], 0

@@ -118,7 +118,8 @@ class Scale(Calibrated):
     def check(self, kind: pb.ScoreKind) -> None:
         """Refuse a kind that the model does not support, before any work. Raises InvalidInput, PreconditionFailed."""
         if kind not in KINDS.values():
-            raise InvalidInput(f"kind {kind} is not one of ScoreKind", reason="SCORE_KIND_UNKNOWN")
+            known = ", ".join(KINDS)
+            raise InvalidInput(f"kind {kind} is not a score kind: use one of {known}", reason="SCORE_KIND_UNKNOWN")
         if kind == pb.SCORE_KIND_PROBABILITY and not self.sigmoid:
             raise PreconditionFailed(
                 f"model {self.model!r} was not trained with the sigmoid loss, so its logits are not probabilities: ask "

@@ -33,7 +33,9 @@ class JointScale(Calibrated):
     def check(self, kind: pb.ScoreKind) -> None:
         """Refuse a kind that the model does not support, before any work. Raises InvalidInput, PreconditionFailed."""
         if kind not in KINDS.values():
-            raise InvalidInput(f"kind {kind} is not one of ScoreKind", reason="SCORE_KIND_UNKNOWN")
+            raise InvalidInput(
+                f"kind {kind} is not a score kind: use one of {', '.join(KINDS)}", reason="SCORE_KIND_UNKNOWN"
+            )
         if kind == pb.SCORE_KIND_PERCENTILE and self.calibration is None:
             raise not_calibrated(self.model, self.why_uncalibrated)
         if kind not in self.kinds:

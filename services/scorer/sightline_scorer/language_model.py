@@ -78,7 +78,10 @@ class LanguageModel:
             masses.append(math.exp(float(found.logprobs.sum(dtype="f8"))))
         value = masses[0] if len(masses) == 1 else masses[0] / sum(masses) if sum(masses) else math.nan
         if not math.isfinite(value):
-            raise InternalError("the sampler's log-probabilities are not finite, so there is no score")
+            raise InternalError(
+                "the log-probs of the sampler behind this model are not finite, so there is no score: check the "
+                "sampler's model"
+            )
         return value
 
     async def close(self) -> None:

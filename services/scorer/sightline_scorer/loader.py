@@ -250,7 +250,9 @@ def _calibration(info: pb.ModelInfo, settings: ModelSettings) -> tuple[Calibrati
     path = calibration_path(settings)
     if path is None or not path.is_file():
         if settings.calibration is not None:
-            raise ValueError(f"models.{info.name}.calibration={path} is not a file")
+            raise ValueError(
+                f"models.{info.name}.calibration={path} is not a file: name one that `sightline scorer calibrate` wrote"
+            )
         return None, ""
     found = calibrations.read(path)
     if found.picture_rule != PICTURE_RULE:

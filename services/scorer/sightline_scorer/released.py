@@ -183,7 +183,7 @@ def hpsv2(state: State, file: Path, architecture: str | None) -> tuple[dict[str,
     name = architecture or "ViT-H-14"
     config = open_clip.get_model_config(name)
     if config is None:
-        raise ValueError(f"open_clip has no architecture {name!r}")
+        raise ValueError(f"open_clip has no architecture {name!r}: use one of open_clip.list_models()")
     state = {key.removeprefix("module."): value for key, value in state.items()}
     preprocess = {**_OPENAI, "resize_mode": "longest", "fill_color": 0}
     return {"model_cfg": config, "preprocess_cfg": preprocess}, state

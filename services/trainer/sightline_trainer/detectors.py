@@ -96,5 +96,8 @@ class HttpDetector:
             scores = answer.json()["scores"]
             marks = {str(name): number(value).reward for name, value in scores.items()}
         except (ValueError, LookupError, TypeError, AttributeError):
-            raise InvalidInput(f"{self.url} returned no scores", reason="IMAGE_REFUSED_BY_DETECTOR") from None
+            raise InvalidInput(
+                f'{self.url} returned no scores: it must answer {{"scores": {{name: 0..1, ...}}}}',
+                reason="IMAGE_REFUSED_BY_DETECTOR",
+            ) from None
         return {name: mark for name, mark in marks.items() if mark is not None}

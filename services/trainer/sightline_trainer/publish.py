@@ -106,7 +106,8 @@ async def _publish(
     arrival = (await client.activate(version, probes=probes)).arrival
     if arrival is None:
         raise PreconditionFailed(
-            f"the sampler activated policy {version} without examining the probes: does it run the same release?",
+            f"the sampler activated policy {version} without examining the probes: install the trainer's release of "
+            "Sightline on the sampler",
             reason="POLICY_DID_NOT_ARRIVE",
         )
     if not arrival.gap <= settings.max_probe_gap:

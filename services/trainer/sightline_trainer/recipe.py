@@ -162,7 +162,9 @@ class Recipe(Section):
     @model_validator(mode="after")
     def _bounds_leave_room(self) -> Recipe:
         if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
-            raise ValueError(f"min_pixels {self.min_pixels} is larger than max_pixels {self.max_pixels}")
+            raise ValueError(
+                f"min_pixels {self.min_pixels} is above max_pixels {self.max_pixels}: lower one or raise the other"
+            )
         return self
 
 

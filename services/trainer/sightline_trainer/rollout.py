@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from sightline.errors import InvalidInput
 
 from sightline_trainer.candidates.source import Source, SourceRequest
-from sightline_trainer.files import read_json, read_table, write_json, write_whole
+from sightline_trainer.files import damaged, read_json, read_table, write_json, write_whole
 from sightline_trainer.records.prompt import PROMPT_REASONS, Prompt
 from sightline_trainer.records.refusal import Refusal
 from sightline_trainer.records.response import CANDIDATE_SCHEMA, Response
@@ -147,7 +147,7 @@ class Rollout:
             candidates = read_table(self.directory / "candidates" / path.name).to_pylist()
             for row, score in zip(candidates, read_table(path).to_pylist(), strict=True):
                 if (row["prompt_id"], row["index"]) != (score.pop("prompt_id"), score.pop("index")):
-                    raise ValueError(f"{path} does not match the candidates of the same name")
+                    raise damaged(path, "its rows are not those of the candidates' file with the same name")
                 groups.setdefault(row["prompt_id"], []).append(Response.of(row, Score.of(score)))
             yield from groups.items()
 

@@ -306,7 +306,10 @@ class Dpo(Section):
         for key, losses in _ASKED_BY.items():
             changed = getattr(self, key) != type(self).model_fields[key].get_default(call_default_factory=True)
             if changed and not set(losses) & set(self.loss):
-                raise ValueError(f"dpo.{key} works only with {', '.join(losses)}, not with {', '.join(self.loss)}")
+                raise ValueError(
+                    f"dpo.{key} works only with the loss {' or '.join(losses)}, not with {', '.join(self.loss)}: "
+                    "remove the key, or add the loss"
+                )
         if self.ld_alpha is not None and (own := {"povid_paper", *OWN, *open_names(self.loss)} & set(self.loss)):
             raise ValueError(
                 f"dpo.ld_alpha works with TRL's losses, not with {', '.join(sorted(own))}: use one of them"

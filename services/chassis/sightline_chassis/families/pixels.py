@@ -33,5 +33,5 @@ def bound_pixels(processor: Any, least: int | None, most: int | None) -> None:
     # These processors name areas "edges".
     fewest, most = least or size["shortest_edge"], most or size["longest_edge"]
     if fewest > most:
-        raise ProcessorUnusable(f"min_pixels {fewest} are more than max_pixels {most}")
+        raise ProcessorUnusable(f"min_pixels {fewest} is above max_pixels {most}: lower one or raise the other")
     images.size = {"shortest_edge": fewest, "longest_edge": most}

@@ -61,7 +61,9 @@ def tensors_in(directory: Path, pattern: str = "*.safetensors") -> dict[str, Ten
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
             raise PreconditionFailed(f"{path} holds no tensors: {error}", reason="WEIGHTS_UNREADABLE") from error
     if not found:
-        raise PreconditionFailed(f"{directory} holds no {pattern}", reason="WEIGHTS_UNREADABLE")
+        raise PreconditionFailed(
+            f"{directory} has no {pattern}: save the weights as safetensors", reason="WEIGHTS_UNREADABLE"
+        )
     return found
 
 
@@ -283,4 +285,6 @@ def _refuse_infinite(tensors: Mapping[str, Tensor]) -> None:
             for piece in _pieces(tensor):
                 bits = np.frombuffer(piece, dtype=_NUMPY[tensor.dtype])
                 if ((bits & mask) == mask).any():
-                    raise PreconditionFailed(f"{name} is not finite", reason="WEIGHTS_NOT_FINITE")
+                    raise PreconditionFailed(
+                        f"{name} is not finite: publish weights without NaN or infinity", reason="WEIGHTS_NOT_FINITE"
+                    )

@@ -33,7 +33,7 @@ def scheme_of(uri: str) -> str:
     if not separator:
         return "file"
     if not re.fullmatch(r"[a-z][a-z0-9+.-]*", scheme):
-        raise InvalidInput(f"{uri!r} is not a URL", reason="BAD_URI")
+        raise InvalidInput(f"{uri!r} is not a URL: give a path, or a URL such as s3://bucket/policy", reason="BAD_URI")
     return scheme
 
 

@@ -88,13 +88,23 @@ class Announced:
         for name in manifest.files:
             parts = PurePosixPath(name).parts
             if name in (MANIFEST, ARRIVAL) or name in folders or "\0" in name or parts[0].startswith("."):
-                raise InvalidInput(f"{name[:200]!r} cannot be a file of a policy", reason="POLICY_UNSAFE_NAME")
+                raise InvalidInput(
+                    f"the manifest names {name[:200]!r}, which cannot be a file of a policy: rename or remove it",
+                    reason="POLICY_UNSAFE_NAME",
+                )
             if len(parts) > 16 or any(len(os.fsencode(part)) > _MOST_NAME for part in parts):
-                raise InvalidInput(f"the name {name[:200]!r}... is too long", reason="POLICY_UNSAFE_NAME")
+                raise InvalidInput(
+                    f"the file name {name[:200]!r}... is too long: use at most 16 parts of {_MOST_NAME} bytes",
+                    reason="POLICY_UNSAFE_NAME",
+                )
         sizes: dict[str, int] = {}
         for name, sha256 in manifest.files.items():
             if name not in message.sizes or sizes.setdefault(sha256, message.sizes[name]) != message.sizes[name]:
-                raise InvalidInput(f"{name!r} has no size, or two", reason="POLICY_SIZES")
+                raise InvalidInput(
+                    f"{name!r} has no size, or another size than a file with the same SHA-256: send one size "
+                    "for each file",
+                    reason="POLICY_SIZES",
+                )
         return cls(manifest, message.manifest, message.arrival, sizes)
 
 

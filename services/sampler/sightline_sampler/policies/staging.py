@@ -118,7 +118,10 @@ def verified(directory: Path, digest: str) -> None:
     try:
         verify(directory)
         if manifest_digest(directory) != digest:
-            raise DataCorrupted(f"the manifest of {directory} changed meanwhile", reason="POLICY_CHANGED_FILE")
+            raise DataCorrupted(
+                f"the manifest of {directory} changed meanwhile: stage it again when nothing writes there",
+                reason="POLICY_CHANGED_FILE",
+            )
     except ManifestError as error:
         raise _typed(error) from error
 

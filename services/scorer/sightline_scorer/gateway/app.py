@@ -84,7 +84,7 @@ def _ask_for_token(app: FastAPI, file: Path | None) -> None:
         return
     token = file.read_text().strip()
     if not token:
-        raise PreconditionFailed(f"http.token_file {file} is empty", reason="TOKEN_FILE")
+        raise PreconditionFailed(f"http.token_file {file} is empty: write the token into it", reason="TOKEN_FILE")
     expected = f"Bearer {token}".encode()
 
     @app.middleware("http")

@@ -83,7 +83,10 @@ class TritonBackend:
                 raise ValueError(f"Triton at {self._server.address()} does not serve {name}: {error}") from error
             facts = config.config.parameters[PARAMETER].string_value
             if not facts:
-                raise ValueError(f"Triton's model {name} was not made by sightline_scorer.triton.repository")
+                raise ValueError(
+                    f"Triton's model {name} is not of our repository: build it with "
+                    "`python -m sightline_scorer.triton.repository`"
+                )
             cards.append(ModelCard.from_json(facts))
         if len({card.weights_digest for card in cards}) > 1:
             raise ValueError(f"Triton's {' and '.join(names)} come from different weights: build the repository again")

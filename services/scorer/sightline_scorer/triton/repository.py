@@ -151,7 +151,9 @@ def find_weights(architecture: str, pretrained: str | None) -> Path:
     if architecture.startswith(LOCAL_DIR):
         weights = _weights_in(Path(architecture.removeprefix(LOCAL_DIR)))
         if weights is None:
-            raise ValueError(f"{architecture} contains no weights (*.safetensors, *.bin or *.pth)")
+            raise ValueError(
+                f"{architecture} contains no weights (*.safetensors, *.bin or *.pth): name a place that has them"
+            )
         return weights.resolve()
     if pretrained and not architecture.startswith("hf-hub:") and Path(pretrained).is_file():
         return Path(pretrained).resolve()
@@ -168,7 +170,9 @@ def find_weights(architecture: str, pretrained: str | None) -> Path:
             + (f" or one of {tags}" if tags else "; open_clip.list_models() names the architectures")
         )
     if not found:
-        raise ValueError(f"{architecture} contains no weights (*.safetensors, *.bin or *.pth)")
+        raise ValueError(
+            f"{architecture} contains no weights (*.safetensors, *.bin or *.pth): name a place that has them"
+        )
     return Path(found).resolve()
 
 

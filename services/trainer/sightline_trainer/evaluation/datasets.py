@@ -127,7 +127,8 @@ def _chair(directory: Path, options: SuiteOptions) -> Work:
     ]
     if not files:
         raise InvalidInput(
-            f"{directory} has no truth.json and no instances_*.json and captions_*.json of COCO", reason="NO_TRUTH"
+            f"{directory} has no truth.json and no instances_*.json and captions_*.json of COCO: add one of them",
+            reason="NO_TRUTH",
         )
     truth = load_truth(sorted(files), objects)
     lines = list(read_lines(directory / "prompts.jsonl", ["id", "image", "prompt"]))[: options.limit]
@@ -158,7 +159,9 @@ def _key(line: Line) -> str:
 def _pope(directory: Path, options: SuiteOptions) -> Work:
     files = sorted([*directory.glob("questions*.jsonl"), *directory.glob("coco_pope_*.json")])
     if not files:
-        raise InvalidInput(f"{directory} has no questions.jsonl and no coco_pope_*.json", reason="NO_QUESTIONS")
+        raise InvalidInput(
+            f"{directory} has no questions.jsonl and no coco_pope_*.json: add one of them", reason="NO_QUESTIONS"
+        )
     questions: list[Question] = []
     for path in files:
         kind = path.stem.removeprefix("coco_pope_") if len(files) > 1 else ""

@@ -204,7 +204,8 @@ async def evaluate(
     answered = [(asked, one) for asked, task in zip(questions, said, strict=True) if (one := task.result()) is not None]
     if not both:
         raise PreconditionFailed(
-            f"none of {len(prompts)} held-out prompts could be asked: {dropped.summary}", reason="NO_PROMPTS"
+            f"none of {len(prompts)} held-out prompts could be used: {dropped.summary}; correct the rows of data.test",
+            reason="NO_PROMPTS",
         )
     asked_of = replace(held_out, prompts=[prompt for prompt, _ in both], questions=[asked for asked, _ in answered])
     known = {prompt.id for prompt in asked_of.prompts}

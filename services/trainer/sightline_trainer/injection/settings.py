@@ -33,7 +33,7 @@ class Rewriting(Section):
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         if self.writer == "sampler" and not self.address:
-            raise ValueError("writer: sampler needs the address of a sampler with a text LLM")
+            raise ValueError("writer: sampler needs a sampler with a text LLM: set address to HOST:PORT")
         if self.writer == "openai" and not self.model:
             raise ValueError("writer: openai needs a model")
         return self

@@ -64,7 +64,7 @@ def read_wanted(path: Path) -> list[WantedPicture]:
     for line in read_lines(path, ["id", "shows", "prompt"]):
         id_, row = line.text("id"), dict(line.row)
         if id_ in found or not id_ or Path(id_).name != id_ or id_ in (".", ".."):
-            raise line.fault(f"id {id_!r} occurs twice, or is not a file name")
+            raise line.fault(f"id {id_!r} occurs twice or is not a file name: give each picture its own plain id")
         row.pop("shows")
         found[id_] = WantedPicture(id_, line.text("shows"), row)
     return list(found.values())

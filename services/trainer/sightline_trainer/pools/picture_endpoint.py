@@ -59,14 +59,18 @@ class PictureEndpoint:
         try:
             answer = await self._client.post(self.url, json=body)
         except self._away as error:
-            raise Unavailable(f"{self.url} cannot be reached: {error}", reason="PICTURES_AWAY") from error
+            raise Unavailable(
+                f"{self.url} cannot be reached: {error}; check the URL and the server", reason="PICTURES_AWAY"
+            ) from error
         if answer.status_code == 429 or answer.status_code >= 500:
             raise Unavailable(f"{self.url} answers {answer.status_code}", reason="PICTURES_AWAY")
         if answer.status_code in _OF_ONE_TEXT:
             raise InvalidInput(f"{self.url} answers {answer.status_code}: {answer.text[:300]}", reason=NO_PICTURE)
         if answer.status_code != 200:
             raise PreconditionFailed(
-                f"{self.url} answers {answer.status_code}: {answer.text[:300]}", reason="PICTURES_REFUSED"
+                f"{self.url} answers {answer.status_code}: {answer.text[:300]}; check the URL, the model's name "
+                "and the key",
+                reason="PICTURES_REFUSED",
             )
         try:
             return [base64.b64decode(each["b64_json"], validate=True) for each in answer.json()["data"]]

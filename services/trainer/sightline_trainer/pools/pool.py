@@ -66,7 +66,9 @@ class Pool(ABC):
                 reason=self.dropped.reason or "DATASET_EMPTY",
             )
         if not len(digests):
-            raise InvalidInput(f"{name} has no prompt with an image", reason="DATASET_EMPTY")
+            raise InvalidInput(
+                f"{name} has no prompt with an image: check the file and its columns", reason="DATASET_EMPTY"
+            )
         self._again: dict[int, str] = {}
         self._again = self._equal(set(derived))  # uses `rows`, which has none yet
         for number, id_ in self._again.items():

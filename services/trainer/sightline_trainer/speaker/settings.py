@@ -32,7 +32,7 @@ class Speaking(Section):
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         if self.who == "sampler" and not self.address:
-            raise ValueError("who: sampler needs the address of a sampler")
+            raise ValueError("who: sampler needs a sampler: set address to HOST:PORT")
         if self.who == "openai" and not self.model:
-            raise ValueError("who: openai needs a model")
+            raise ValueError("who: openai needs a model: set model to its name at the endpoint")
         return self

@@ -139,7 +139,10 @@ class Weights:
                 f"{directory} is not a PEFT adapter: {error}", reason="ADAPTER_UNREADABLE"
             ) from error
         if config.peft_type != peft.PeftType.LORA:
-            raise PreconditionFailed(f"the adapter is {config.peft_type}, not LoRA", reason="ADAPTER_UNSUPPORTED")
+            raise PreconditionFailed(
+                f"the adapter is {config.peft_type}, and this engine takes only LoRA: publish it merged",
+                reason="ADAPTER_UNSUPPORTED",
+            )
         if config.bias != "none":
             raise PreconditionFailed(
                 "the adapter also trains biases: publish it merged",
@@ -182,7 +185,9 @@ class Weights:
                 reason="POLICY_CHANGES_NOTHING",
             )
         if bad := [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]:
-            raise PreconditionFailed(f"{bad[0]} is not finite", reason="WEIGHTS_NOT_FINITE")
+            raise PreconditionFailed(
+                f"{bad[0]} is not finite: publish weights without NaN or infinity", reason="WEIGHTS_NOT_FINITE"
+            )
         return model
 
     def _install_adapter(self, adapter: Adapter) -> StagedWeights:
@@ -264,7 +269,9 @@ def _compare(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) 
     if shapes := [key for key in sorted(found) if found[key].shape != expected[key].shape]:
         raise _mismatch("of another shape", shapes)
     if bad := [key for key in sorted(found) if not torch.isfinite(found[key]).all()]:
-        raise PreconditionFailed(f"{bad[0]} is not finite", reason="WEIGHTS_NOT_FINITE")
+        raise PreconditionFailed(
+            f"{bad[0]} is not finite: publish weights without NaN or infinity", reason="WEIGHTS_NOT_FINITE"
+        )
 
 
 def _changed(tensors: dict[str, torch.Tensor]) -> set[str]:

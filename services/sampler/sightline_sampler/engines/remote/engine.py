@@ -349,7 +349,9 @@ class RemoteEngine(Engine):
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 return await queue.get()
         except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before all candidates were finished") from None
+            raise DeadlineExceeded(
+                "the deadline passed before all candidates were finished: allow more time, or ask for fewer ones"
+            ) from None
 
 
 def copies(candidate: Candidate, seeds_of_all: Sequence[int]) -> list[Candidate]:

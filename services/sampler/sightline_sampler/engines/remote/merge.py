@@ -60,7 +60,9 @@ def _merge(adapter: Path, base: Path, to: Path) -> None:
             _rewrite(path, aside / path.name, changes)
         if changes:
             raise PreconditionFailed(
-                f"{base} has no weights for {', '.join(sorted(changes)[:3])}", reason="ADAPTER_KEYS_DO_NOT_MATCH"
+                f"{base} has no weights for {', '.join(sorted(changes)[:3])}: the adapter was trained on another base "
+                "model; set engine.model to that one",
+                reason="ADAPTER_KEYS_DO_NOT_MATCH",
             )
         aside.rename(to)
     finally:
@@ -106,7 +108,10 @@ def _rewrite(path: Path, to: Path, changes: dict[str, _Change]) -> None:
             else:
                 merged = _merged(name, tensor, change)
                 if not (np.abs(merged) <= _MOST.get(tensor.dtype, np.finfo(np.float32).max)).all():
-                    raise PreconditionFailed(f"{name} is not finite with the adapter", reason="WEIGHTS_NOT_FINITE")
+                    raise PreconditionFailed(
+                        f"{name} is not finite with the adapter: train it again with a lower rate",
+                        reason="WEIGHTS_NOT_FINITE",
+                    )
                 out.write(_encode(merged, tensor.dtype))
         out.flush()
         os.fsync(out.fileno())

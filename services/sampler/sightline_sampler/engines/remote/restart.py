@@ -84,12 +84,18 @@ async def _run(command: list[str], settings: TgiSettings) -> None:
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
         )
     except OSError as error:
-        raise PreconditionFailed(f"{command[0]} cannot be run: {error}", reason="RESTART_FAILED") from error
+        raise PreconditionFailed(
+            f"{command[0]} cannot be run: {error}; correct engine.tgi.restart_command", reason="RESTART_FAILED"
+        ) from error
     try:
         async with asyncio.timeout(settings.swap_seconds):
             out, _ = await process.communicate()
     except TimeoutError:
-        raise PreconditionFailed(f"{command[0]} did not end in time", reason="RESTART_FAILED") from None
+        raise PreconditionFailed(
+            f"{command[0]} did not end within {settings.swap_seconds:g} s: TGI was not restarted; raise "
+            "engine.tgi.swap_seconds if it needs longer",
+            reason="RESTART_FAILED",
+        ) from None
     finally:
         if process.returncode is None:  # no caller waits for it, and it would restart TGI unnoticed
             process.kill()

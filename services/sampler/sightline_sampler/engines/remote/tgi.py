@@ -279,7 +279,10 @@ class TgiEngine(RemoteEngine):
         ]
         rendered = self.text.render(turns)
         if re.search(re.escape(_MARKUP), rendered):
-            raise InvalidInput("prompt and chat template together spell an image", reason="PROMPT_HAS_PLACEHOLDER")
+            raise InvalidInput(
+                "prompt and chat template together spell an image for TGI: change the prompt",
+                reason="PROMPT_HAS_PLACEHOLDER",
+            )
         if not asked.images:
             return rendered, self.text.without_bos(rendered)
         before, *after = self.text.around_images(rendered, len(asked.images))

@@ -90,7 +90,9 @@ class VllmSleep:
         """
         await self._weights.control("/wake_up")
         if await self.asleep():
-            raise PreconditionFailed("vLLM does not wake up", reason="ENGINE_DID_NOT_CHANGE")
+            raise PreconditionFailed(
+                "vLLM does not wake up: see its log, and restart it", reason="ENGINE_DID_NOT_CHANGE"
+            )
         await self._weights.clear_caches()
 
     async def asleep(self) -> bool:

@@ -232,7 +232,9 @@ class VllmWeights:
             if not response.content or response.json() in (None, {}) or response.json().get("success", True):
                 return
             if time.monotonic() > deadline:  # running requests hold blocks
-                raise PreconditionFailed("vLLM does not reset its prefix cache", reason="ENGINE_FAILED")
+                raise PreconditionFailed(
+                    "vLLM does not reset its prefix cache: see its log, and restart it", reason="ENGINE_FAILED"
+                )
             await asyncio.sleep(0.1)
 
     async def _weight_label(self) -> str | None:

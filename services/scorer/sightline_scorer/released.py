@@ -65,7 +65,7 @@ def _make(
         config, state = maker(_read(file), file, architecture)
     except (KeyError, ValueError, AttributeError) as error:
         raise PreconditionFailed(
-            f"{file} is no such checkpoint: {type(error).__name__}: {error}", reason="CHECKPOINT_UNKNOWN"
+            f"{file} is not such a checkpoint: {type(error).__name__}: {error}", reason="CHECKPOINT_UNKNOWN"
         ) from error
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))

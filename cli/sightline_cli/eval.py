@@ -54,7 +54,8 @@ class Suite(StrEnum):
 def chair(
     captions: Annotated[Path, typer.Option(help="JSON lines {image_id, caption}.")],
     truth: Annotated[
-        list[Path], typer.Option(help="{image_id: [objects]} as JSON, or COCO's instances_*.json and captions_*.json.")
+        list[Path],
+        typer.Option(help="{image_id: list of objects} as JSON, or COCO's instances_*.json and captions_*.json."),
     ],
     image_id_key: Annotated[str, typer.Option(help="Key of the image's id in a caption's object.")] = "image_id",
     caption_key: Annotated[str, typer.Option(help="Key of the caption.")] = "caption",

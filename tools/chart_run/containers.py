@@ -89,7 +89,7 @@ def start(
     ]
     for name in ("resolv.conf", "hosts"):
         lines.append(f"mount --bind {quoted(str(scratch / name))} {quoted(str(root))}/etc/{name}")
-    hidden = [  # what an image would bring, if a volume such as /tmp hides it
+    hidden = [  # what the image contains, mounted again if a volume such as /tmp hides it
         Mount(place, str(place), True)
         for place in (ROOT, Path(sys.prefix))
         if any(place.is_relative_to(Path(mount.target).resolve()) for mount in mounts)

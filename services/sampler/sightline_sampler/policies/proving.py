@@ -82,12 +82,23 @@ class Examiner:
         """
         slots = asyncio.Semaphore(_AT_ONCE)
 
-        async def score(question: ProbeQuestion) -> Scores | None:
+        async def score(question: ProbeQuestion, token_ids: Sequence[int]) -> Scores | None:
             async with slots:
-                return await self._score(engine, question, question.token_ids, version)
+                return await self._score(engine, question, token_ids, version)
+
+        async def again(question: ProbeQuestion, candidate: Candidate) -> Scores | None:
+            try:
+                return await score(question, candidate.token_ids.tolist())
+            except InvalidInput:  # a sampled id that cannot be scored
+                return None
 
         drawn = await self._sampled(engine, questions, version)
-        return Answers(list(await asyncio.gather(*(score(question) for question in questions))), drawn)
+        scores, scored = await asyncio.gather(
+            asyncio.gather(*(score(question, question.token_ids) for question in questions)),
+            asyncio.gather(*(again(question, candidate) for question, candidate in drawn)),
+        )
+        sampled = [np.asarray(candidate.logprobs, dtype=np.float64) for _, candidate in drawn]
+        return Answers(scores, [(a, b) for a, b in zip(sampled, scored, strict=True) if b is not None])
 
     def verdict(
         self,
@@ -211,21 +222,16 @@ class Examiner:
 
     async def _sampled(
         self, engine: Engine, questions: Sequence[ProbeQuestion], version: int
-    ) -> list[tuple[Scores, Scores]]:
-        """Candidates sampled in the ordinary way: their log-probabilities as sampled, and as scored."""
-        pairs: list[tuple[Scores, Scores]] = []
+    ) -> list[tuple[ProbeQuestion, Candidate]]:
+        """Candidates sampled in the ordinary way, with their prompts' questions."""
+        drawn: list[tuple[ProbeQuestion, Candidate]] = []
         for number, question in enumerate(questions[: self._settings.sampled]):
             params = SamplingParams(max_tokens=self._settings.sampled_tokens)
             work = SampleWork("arrival", question.asked, [number], params, Pinned(version))
             async for event in engine.sample(work):
                 if isinstance(event, Candidate) and len(event.logprobs):
-                    try:
-                        scored = await self._score(engine, question, event.token_ids.tolist(), version)
-                    except InvalidInput:  # a sampled id that cannot be scored
-                        continue
-                    if scored is not None:
-                        pairs.append((np.asarray(event.logprobs, dtype=np.float64), scored))
-        return pairs
+                    drawn.append((question, event))
+        return drawn
 
 
 def _too_few(count: int, engine: Engine) -> Unavailable:

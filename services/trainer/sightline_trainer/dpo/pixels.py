@@ -20,7 +20,7 @@ from sightline_trainer.dpo.trainer import FastDPOTrainer
 
 logger = logging.getLogger(__name__)
 
-ROWS = 8
+ROWS = 4
 LEAST = 1e-6
 """Nats a token: below this, a picture made no difference. The same computation on the same pixels differs by exactly
 0."""

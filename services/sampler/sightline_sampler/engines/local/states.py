@@ -60,12 +60,12 @@ class Kept:
         return sum(tensor[:1].nbytes for tensor in tensors)
 
     def refilled(self, config: Any) -> DynamicCache:
-        """A transformers cache with this content."""
+        """A transformers cache with a copy of this content: the model writes into states in place."""
         cache = empty_cache(config)
         for place, (keys, values) in zip(self.places, self.layers, strict=True):
             cache.update(keys, values, place)
         for place, state in self.states.items():
-            _fill(cache.layers[place], state)
+            _fill(cache.layers[place], [(_part(a, slice(None)), _part(b, slice(None))) for a, b in state])
         return cache
 
 

@@ -31,7 +31,7 @@ from sightline.sampler.types import Candidate, Capabilities, Distortion, ImageFr
 from sightline_chassis.images import decode
 
 from sightline_sampler.engines.base import Conversation, EncodedImage, Engine, SampleWork, ScoreWork, StagedWeights
-from sightline_sampler.engines.local import selfcheck, teacher
+from sightline_sampler.engines.local import selfcheck
 from sightline_sampler.engines.local.loop import DecodeLoop
 from sightline_sampler.engines.local.memory import free_bytes
 from sightline_sampler.engines.local.model import BaseModel, load_base
@@ -40,6 +40,7 @@ from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
 from sightline_sampler.engines.local.rest import Rest
 from sightline_sampler.engines.local.rows import Request
 from sightline_sampler.engines.local.stops import cut
+from sightline_sampler.engines.local.teacher import Teacher
 from sightline_sampler.engines.local.weights import Weights
 from sightline_sampler.settings import EngineSettings, SamplerLimits
 
@@ -50,6 +51,7 @@ class _Loaded:
     builder: PromptBuilder
     prefiller: Prefiller
     weights: Weights
+    teacher: Teacher
 
 
 class TransformersEngine(Engine):
@@ -165,6 +167,7 @@ class TransformersEngine(Engine):
         loaded, loop = self._need()
 
         def rest() -> None:  # recorded here, since the caller may leave meanwhile
+            loaded.teacher.forget()
             if self._rest is None:
                 self._rest = Rest(loaded.base, loaded.weights, loaded.prefiller, loaded.builder)
 
@@ -216,17 +219,11 @@ class TransformersEngine(Engine):
     async def score(self, work: ScoreWork) -> TokenScores:
         """Log-probability of each token of a given response under the policy."""
         loaded, loop = self._need()
-        base = loaded.base
         self._known(work.token_ids, "token_ids")
         prepared = await self._prepare(work.asked, work.distortion)
         self._room(prepared, len(work.token_ids))
 
-        def run() -> TokenScores:
-            version = work.lease.bind()
-            scores = teacher.score(base, loaded.prefiller, loaded.weights, version, prepared, work.token_ids)
-            return TokenScores(scores, version)
-
-        return await asyncio.wrap_future(loop.call(run))
+        return await asyncio.wrap_future(loaded.teacher.score(loop.call, work.lease, prepared, work.token_ids))
 
     async def stage(self, directory: Path, manifest: PolicyManifest) -> StagedWeights:
         """Read the policy outside the decoding thread, and install it between two steps."""
@@ -242,6 +239,7 @@ class TransformersEngine(Engine):
         loaded, loop = self._need()
 
         def drop() -> None:
+            loaded.teacher.forget()
             loaded.weights.drop(version)
             loaded.prefiller.features.forget(lambda key: key[1] == version)
 
@@ -260,7 +258,8 @@ class TransformersEngine(Engine):
             quantization=settings.quantization,
         )
         prefiller = Prefiller(base, ImageFeatures(settings.feature_cache_mib << 20))
-        return _Loaded(base, PromptBuilder(base), prefiller, Weights(base))
+        weights = Weights(base)
+        return _Loaded(base, PromptBuilder(base), prefiller, weights, Teacher(base, prefiller, weights))
 
     def _need(self) -> tuple[_Loaded, DecodeLoop]:
         if self._loaded is None or self._loop is None:

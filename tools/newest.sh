@@ -16,7 +16,6 @@ tests=("$@")
 [ ${#versions[@]} -gt 0 ] || versions=(3.11 3.12 3.13)
 [ ${#tests[@]} -gt 0 ] || tests=(-n 2 --dist loadfile)
 uv=$(command -v uv || echo "$PWD/.venv/bin/uv")
-PATH=$PATH:$(dirname "$uv")  # `sightline triton install` asks it too
 failed=()
 mkdir -p .newest
 for version in "${versions[@]}"; do
@@ -25,7 +24,7 @@ for version in "${versions[@]}"; do
   echo "== Python $version"
   if { [ -s "$versions_file" ] ||
     { "$uv" venv --quiet --clear --python "$version" "$venv" &&
-      "$uv" pip install --quiet --upgrade --python "$venv/bin/python" --editable ".[dev]" &&
+      "$uv" pip install --quiet --upgrade --python "$venv/bin/python" --editable ".[dev]" uv &&
       "$venv/bin/sightline" triton install &&
       "$uv" pip freeze --python "$venv/bin/python" > "$versions_file"; }; } &&
     PASSED_TESTS="$PWD/$passed" PYTHONPATH="tools${PYTHONPATH:+:$PYTHONPATH}" OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE \

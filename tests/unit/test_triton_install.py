@@ -1,6 +1,7 @@
 """`sightline triton install`: the wheel is checked, and every service finds it."""
 
 import hashlib
+import importlib.util
 import json
 import platform
 import subprocess
@@ -51,8 +52,11 @@ def test_it_is_installed_whole_and_once(wheel: Path, tmp_path: Path, monkeypatch
     assert not fetched
 
 
-def test_another_file_is_refused(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("by", ["pip", "uv"])
+def test_another_file_is_refused(by: str, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(installer, "SHA256", "0" * 64)
+    if by == "uv":  # an environment without pip, as `uv venv` makes it
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(Unavailable, match=r"(?i)hash"):
         installer.install(tmp_path / "home", wheel)
     assert not (tmp_path / "home").exists()

@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from sightline_scorer.triton.installation import find
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 STANDINS = Path(__file__).parent / "standins"
@@ -41,7 +43,7 @@ def image_of(name: str) -> Image:
     environment = {
         "PATH": f"{STANDINS}:{BIN}:/usr/bin:/bin",
         "PYTHONPATH": ":".join(str(ROOT / package) for package in PACKAGES),
-        "SIGHTLINE_TRITON_HOME": str((ROOT / ".triton").resolve()),
+        "SIGHTLINE_TRITON_HOME": str(find().home),
     }
     dockerfile = ROOT / f"services/{last}/Dockerfile"
     if repository.startswith("sightline/") and dockerfile.exists():

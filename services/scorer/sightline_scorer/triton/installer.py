@@ -127,6 +127,8 @@ def _installer() -> list[str]:
 
 
 def _last_words(text: str) -> str:
+    """Its first error and what follows, since uv says the cause after it."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith(("ERROR", "error", "×"))] or lines[-1:] or ["it said nothing"]
-    return " ".join(told)[:600]
+    errors = (place for place, line in enumerate(lines) if line.startswith(("ERROR", "error", "×")))
+    said = lines[next(errors, -1) :] or ["it said nothing"]
+    return " ".join(said)[:600]

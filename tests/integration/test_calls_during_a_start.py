@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from running import ROOT, WEIGHTS
+from running import WEIGHTS
 from sightline import ONCE, RunClient, SamplerClient, ScorerClient
 from sightline_cli.processes import Processes
+from sightline_scorer.triton.installation import find
 
 CALLS: dict[str, tuple[list[str], Callable[[str], object]]] = {
     "scorer": (
-        [f"models.clip.source={WEIGHTS / 'clip'}", f"triton.home={ROOT / '.triton'}", "triton.threads=1"],
+        [f"models.clip.source={WEIGHTS / 'clip'}", f"triton.home={find().home}", "triton.threads=1"],
         lambda at: ScorerClient(at, patience=ONCE).list_models(timeout=200).models[0].name,
     ),
     "sampler": (

@@ -18,6 +18,7 @@ from scorer_gateways import Gateway
 from scorer_models import encoded, picture
 from sightline_cli.main import app
 from sightline_cli.processes import Processes
+from sightline_playground.world import COLOURS, SHAPES
 from typer.testing import CliRunner
 
 COMMANDS = [command for command in documented() if command.fenced and not command.why_not_run]
@@ -112,7 +113,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Enter a reader's directory with the pictures and the file of pairs that listings name."""
     for name in ("photo.jpg", "cat.jpg"):
         (tmp_path / name).write_bytes(encoded(picture(64, 64, 1)))
-    rows = [{"image": "photo.jpg", "texts": [f"a circle and {number} squares"]} for number in range(120)]
+    things = [f"a {colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    rows = [{"image": "photo.jpg", "texts": [f"{one} and {another} ."]} for one in things for another in things[:3]]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "120")

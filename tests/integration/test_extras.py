@@ -12,9 +12,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from running import ROOT, WEIGHTS
+from sightline_scorer.triton.installation import find
 
 SETTINGS = {
-    "scorer": [f"models.default.source={WEIGHTS / 'clip'}", f"triton.home={ROOT / '.triton'}", "triton.threads=1"],
+    "scorer": [f"models.default.source={WEIGHTS / 'clip'}", f"triton.home={find().home}", "triton.threads=1"],
     "sampler": [f"engine.model={WEIGHTS / 'llava'}", "engine.threads=1"],
     "trainer": ["runs=runs", f"recipes={ROOT / 'recipes'}"],
 }

@@ -30,7 +30,9 @@ def release(trainer: FastDPOTrainer) -> None:
     """Release everything that an update held: its trainer cannot be used afterwards."""
     release_reference(trainer)
     model = trainer.accelerator.unwrap_model(trainer.model)
-    trainer.accelerator.free_memory()
+    accelerator = trainer.accelerator  # its free_memory collects garbage before it clears these
+    for held in (accelerator._models, accelerator._optimizers, accelerator._schedulers, accelerator._dataloaders):
+        held.clear()
     trainer.callback_handler.callbacks.clear()
     for holder in (trainer, trainer.callback_handler):
         for name in ("model", "model_wrapped", "optimizer", "lr_scheduler", "train_dataloader", "data_collator"):

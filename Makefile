@@ -68,6 +68,7 @@ playground: $(READY)  ## Train the playground's CLIP and LVLM from scratch, and 
 
 leaderboard: $(READY)  ## Run all recipes on the playground at equal budget, 3 seeds; hours on two cores; finished runs are kept
 	$(BIN)/python benchmarks/leaderboard.py $(ARGS)
+	$(BIN)/python tools/leaderboard_table.py
 
 chaos: $(READY)  ## Kill -9 trainer, sampler, scorer and Triton 20 times each; the pairs must equal those of an undisturbed run
 	$(BIN)/python tools/chaos.py $(ARGS)

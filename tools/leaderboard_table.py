@@ -42,10 +42,9 @@ def table(measured: Rows) -> str:
     head = ("recipe", "supervision", "seeds", *FIGURES.values(), "CPU s")
     names = [name.removesuffix("_cpu_seconds") for name in measured if name.endswith("_cpu_seconds")]
     names.sort(key=lambda name: -measured[f"{name}_chair_s_cut"]["value"])
-    lines = [head, ("---",) * len(head), *(_line(name, measured) for name in names)]
-    return "".join(
-        f"|{'|'.join(cells)}|\n" if set(cells) == {"---"} else f"| {' | '.join(cells)} |\n" for cells in lines
-    )
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *(_line(name, measured) for name in names))]
+    lines.insert(1, "|" + "---|" * len(head))
+    return "\n".join([*lines, ""])
 
 
 def _line(name: str, measured: Rows) -> tuple[str, ...]:

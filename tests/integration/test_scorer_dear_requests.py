@@ -38,7 +38,7 @@ def scans(seed: int) -> bytes:
     """A progressive JPEG of 128 x 128 pixels with one of its scans a thousand times."""
     content = encoded(picture(128, 128, seed), "JPEG", progressive=True, quality=30)
     last = content.rindex(b"\xff\xda")
-    return content[:-2] + content[last:-2] * 100 + b"\xff\xd9"
+    return content[:-2] + content[last:-2] * 1000 + b"\xff\xd9"
 
 
 def emoji(count: int, seed: int) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from running import ROOT
+from sightline_scorer.triton.installation import find
 
 UV = Path(sys.executable).with_name("uv")
 
@@ -77,7 +78,7 @@ def base(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(installed: Path, directory: Path, *arguments: str) -> str:
     """Output of a command of the installed wheel, run in a directory."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment["SIGHTLINE_TRITON_HOME"] = os.environ.get("SIGHTLINE_TRITON_HOME", str(ROOT / ".triton"))
+    environment["SIGHTLINE_TRITON_HOME"] = str(find().home)
     done = subprocess.run(
         [installed / "sightline", *arguments], cwd=directory, env=environment, capture_output=True, text=True,
     )  # fmt: skip

@@ -49,7 +49,7 @@ RECIPES = (
     "clip_dpo", "povid", "bpo", "oracle",
     "csr", "vlfeedback", "chip", "vdpo", "sena", "pds_dpo", "mrpo", "sapo", "selm", "expo", "rpo", "spa",
     "fine_grained", "icdpo", "marine", "vdd", "lacing", "fact_rlhf", "illume", "finesumfact",
-    "mixed", "mdpo", "rlaif_v", "ovip", "sentinel",
+    "mixed", "mdpo", "rlaif_v", "ovip", "sentinel", "sightline",
 )  # fmt: skip
 _LOTS = ('reward.terms={clip: false, "neutral:lots": {weight: 100}}', "filters.gap=false")
 # Each recipe with its own part neutral, at the same budget and seeds. A judge's neutral is one that draws lots; that of
@@ -95,6 +95,7 @@ WITHOUT: Mapping[str, Sequence[str]] = {
     "rlaif_v": _LOTS,
     "ovip": ("pairing={all_pairs: {max_pairs: 2}}",),
     "sentinel": _LOTS,
+    "sightline": ("dpo.loss.sft=0.1", "publication.extrapolate=0"),
 }  # fmt: skip
 SCENES, QUESTIONS = 600, 300
 GLANCE = 64
@@ -232,16 +233,17 @@ def read_recipe(name: str, seed: int, sampler: str, scorer: str, values: Sequenc
 
 
 def measured(
-    recipe: Any, run: Any, version: int, scenes: int = SCENES, questions: int = QUESTIONS
+    recipe: Any, run: Any, version: int, scenes: int = SCENES, questions: int = QUESTIONS, **more: int
 ) -> dict[str, list[list[float]]]:
-    """Contribution of each image to each metric, for a policy's answers on this many of the recipe's test scenes."""
+    """Contribution of each image to each metric, for a policy's answers on this many of the recipe's test scenes;
+    `more` are further keys of the recipe's `evaluation`."""
     from sightline_trainer.evaluation.evaluate import Evaluated, evaluate
     from sightline_trainer.evaluation.evaluation_set import EvaluationSet
     from sightline_trainer.pools import load_prompts, side_files
     from sightline_trainer.serving import RunPolicies
     from sightline_trainer.session import Session, connected
 
-    settings = recipe.evaluation.model_copy(update={"prompts": scenes, "questions": questions})
+    settings = recipe.evaluation.model_copy(update={"prompts": scenes, "questions": questions, **more})
     held_out = EvaluationSet.load(side_files(recipe.data.test), load_prompts(recipe.data.test, scenes), settings)
 
     async def ask(session: Session) -> Evaluated:

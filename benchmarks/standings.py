@@ -20,7 +20,10 @@ from numpy.typing import NDArray
 
 Counts = Mapping[str, NDArray[np.float64]]
 """Metric -> [images, 2], numerator and denominator."""
-METRICS = ("chair_s", "chair_i", "cover", "pope_f1", "attribute_accuracy", "mean_tokens", "clip_score")
+METRICS = (
+    "chair_s", "chair_i", "cover", "pope_f1", "attribute_accuracy", "mean_tokens", "clip_score",
+    "distinct", "greedy_chair_s", "greedy_cover",
+)  # fmt: skip
 RESAMPLES = 2000
 _BIN = 3
 """Tokens in a bin of the length histogram: a single length has too few captions."""

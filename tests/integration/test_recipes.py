@@ -28,6 +28,7 @@ SOURCES = {
     "vdpo": {("reference", "injected"), ("reference", "reference")},
     "selm": {("policy", "policy"), ("reference", "policy")},
     "expo": {("policy", "policy")},
+    "sightline": {("policy", "policy")},
     "rpo": {("policy", "policy")},
     "mrpo": {("policy", "policy")},
     "fine_grained": {("reference", "injected")},
@@ -45,7 +46,7 @@ SHORT = {
     "clip_dpo": ["candidates.question_answer.share=0.5", "sampling.candidates=4"],
     "mixed": ["sampling.candidates=4"],
     "oracle": ["sampling.candidates=4"],
-    **{name: ["sampling.candidates=4"] for name in ("mdpo", "chip", "expo", "rpo")},
+    **{name: ["sampling.candidates=4"] for name in ("mdpo", "chip", "expo", "rpo", "sightline")},
     **{name: ["sampling.candidates=4", "iterations=2"] for name in TWICE},
     "ovip": ["sampling.candidates=8"],
 }

@@ -95,7 +95,7 @@ WITHOUT: Mapping[str, Sequence[str]] = {
     "rlaif_v": _LOTS,
     "ovip": ("pairing={all_pairs: {max_pairs: 2}}",),
     "sentinel": _LOTS,
-    "sightline": ("dpo.loss.sft=0.1", "publication.extrapolate=0"),
+    "sightline": ("dpo.loss.sft=0.1", "publication.extrapolate=0", "evaluation.decoding={}"),
 }  # fmt: skip
 SCENES, QUESTIONS = 600, 300
 GLANCE = 64

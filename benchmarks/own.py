@@ -1,11 +1,13 @@
-"""Compare recipes/sightline.yaml with clip_dpo and the oracle on test scenes, over seeds, at the recipe files' budget.
+"""Compare recipes/sightline.yaml with clip_dpo and the oracle on test scenes, over seeds, at the leaderboard's budget.
 
-    python benchmarks/own.py                            five seeds, over an hour on two cores; finished runs are kept
+    python benchmarks/own.py                            five seeds, an hour on two cores; finished runs are kept
     python benchmarks/own.py --seeds 0 --recipes sightline
 
 Each run leaves one JSON under benchmarks/results/own/, with the contribution of each of 600 test scenes: samples at
-temperature 1, greedy captions, 4 samples of 200 scenes (`distinct`), 1,000 questions; and the same of the base model
-with the same seed. Intervals are 95 % bootstraps over seeds and images (standings.py).
+temperature 1 as the recipe decodes them, greedy captions, 4 samples of 200 scenes (`distinct`), 1,000 questions; and
+the same of the base model with the same seed. sightline.yaml's greedy captions are decoded without guidance, as
+clip_dpo's are; `plain_chair_s` and `plain_distinct` are of its samples without guidance. Intervals are 95 % bootstraps
+over seeds and images (standings.py).
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from typing import Any
 
 import numpy as np
 from harness import RESULTS, ROOT, Row, cpu_seconds, write
-from leaderboard import measured, overrides, services
+from leaderboard import measured, read_recipe, services
+from sightline_trainer.decoding_settings import Decoding
 from standings import FIGURES, SeedRun, ratio, with_interval
 
 RECIPES = ("sightline", "clip_dpo", "oracle")
@@ -31,15 +34,18 @@ MORE = {"greedy_prompts": SCENES, "diverse_prompts": 200, "samples": 4}
 KEPT = RESULTS / "own"
 
 
+def plainly(recipe: Any) -> Any:
+    """The recipe, decoded without guidance."""
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"decoding": Decoding()})})
+
+
 def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str) -> dict[str, Any]:
     """Train a recipe from the start and measure its last policy; the base model too, if the seed has no kept result."""
     from sightline_cli.run import with_data
     from sightline_trainer.execute import execute
-    from sightline_trainer.recipe import load_recipe
     from sightline_trainer.runs import RunDirectory
 
-    asked = load_recipe(ROOT / f"recipes/{name}.yaml", overrides(name, seed, sampler, scorer))
-    recipe = with_data(asked, runs / "data")
+    recipe = with_data(read_recipe(name, seed, sampler, scorer), runs / "data")
     root, began = runs / f"{name}-{seed}", (time.monotonic(), cpu_seconds())
     shutil.rmtree(root, ignore_errors=True)
     run = RunDirectory(root)
@@ -48,9 +54,13 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str) -> dict
     took = round(time.monotonic() - began[0]), round(cpu_seconds() - began[1])
     version = int(rows[-1]["policy_version"])
     counts = measured(recipe, run, version, SCENES, QUESTIONS, **MORE)
+    if not recipe.evaluation.decoding.plain:
+        plain = measured(plainly(recipe), run, version, SCENES, 0, **MORE)
+        counts |= {key: plain[key] for key in ("greedy_chair_s", "greedy_cover")}
+        counts |= {f"plain_{key}": plain[key] for key in ("chair_s", "distinct")}
     base = KEPT / f"base-{seed}.json"
     if not base.exists():
-        _keep(base, {"seed": seed, "counts": measured(recipe, run, 0, SCENES, QUESTIONS, **MORE)})
+        _keep(base, {"seed": seed, "counts": measured(plainly(recipe), run, 0, SCENES, QUESTIONS, **MORE)})
     return {
         "recipe": name, "seed": seed, "pairs": [row["pairs"] for row in rows[1:]], "counts": counts,
         "training_wall_seconds": took[0], "training_cpu_seconds": took[1],
@@ -96,6 +106,17 @@ def cut_over_other(run: SeedRun) -> float:
     return -over_other("chair_s")(run) / ratio(run.base, "chair_s")
 
 
+def plain_over_other(run: SeedRun) -> float:
+    """CHAIR_s of samples without guidance minus the other recipe's."""
+    assert run.without is not None
+    return ratio(run.final, "plain_chair_s") - ratio(run.without, "chair_s")
+
+
+def plain_distinct(run: SeedRun) -> float:
+    """Share of distinct captions of samples without guidance minus the base model's."""
+    return ratio(run.final, "plain_distinct") - ratio(run.base, "distinct")
+
+
 def rows_of(seeds: list[int]) -> list[Row]:
     """All figures."""
     own, oracle = beside("sightline", "clip_dpo", seeds), beside("oracle", "clip_dpo", seeds)
@@ -111,6 +132,8 @@ def rows_of(seeds: list[int]) -> list[Row]:
         ("sightline_distinct_change", own, change("distinct"), "higher", -0.10, base),
         ("sightline_greedy_chair_s_over_clip_dpo", own, over_other("greedy_chair_s"), "lower", 0.0, "clip_dpo"),
         ("sightline_greedy_cover_over_clip_dpo", own, over_other("greedy_cover"), "higher", 0.0, "clip_dpo"),
+        ("sightline_plain_chair_s_over_clip_dpo", own, plain_over_other, "lower", None, "clip_dpo"),
+        ("sightline_plain_distinct_change", own, plain_distinct, "higher", None, base),
         ("sightline_cut_at_equal_length", own, FIGURES["chair_s_cut_at_equal_length"], "higher", None, base),
         ("sightline_attribute_change", own, FIGURES["attribute_change"], "higher", None, base),
     ]

@@ -186,7 +186,7 @@ def test_keys_that_go_with_no_such_kind_are_refused(settings: dict[str, Any], sa
 
 def test_what_is_no_such_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
-    with pytest.raises(PreconditionFailed, match="no such checkpoint"):
+    with pytest.raises(PreconditionFailed, match="not a checkpoint of kind longclip"):
         open_clip_directory("longclip", str(tmp_path / "other.pt"))
     (tmp_path / "head.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     with pytest.raises(PreconditionFailed, match=r"layers\.N"):

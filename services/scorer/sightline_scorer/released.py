@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +49,18 @@ def open_clip_directory(kind: str, source: str, architecture: str | None = None)
     name = f"{kind}-{hashlib.sha256(f'{_FORMAT} {architecture} {digest}'.encode()).hexdigest()[:32]}"
     target = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sightline/models" / name
     if not target.is_dir():
-        _make(_MAKERS[kind], file, architecture, target)
+        _make(kind, file, architecture, target)
     return target
 
 
-def _make(
-    maker: Callable[[State, Path, str | None], tuple[dict[str, Any], State]],
-    file: Path,
-    architecture: str | None,
-    target: Path,
-) -> None:
+def _make(kind: str, file: Path, architecture: str | None, target: Path) -> None:
     from safetensors.torch import save_file
 
     try:
-        config, state = maker(_read(file), file, architecture)
+        config, state = _MAKERS[kind](_read(file), file, architecture)
     except (KeyError, ValueError, AttributeError) as error:
         raise PreconditionFailed(
-            f"{file} is not such a checkpoint: {type(error).__name__}: {error}", reason="CHECKPOINT_UNKNOWN"
+            f"{file} is not a checkpoint of kind {kind}: {type(error).__name__}: {error}", reason="CHECKPOINT_UNKNOWN"
         ) from error
     target.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))

@@ -62,7 +62,7 @@ def tensors_in(directory: Path, pattern: str = "*.safetensors") -> dict[str, Ten
             raise PreconditionFailed(f"{path} holds no tensors: {error}", reason="WEIGHTS_UNREADABLE") from error
     if not found:
         raise PreconditionFailed(
-            f"{directory} has no {pattern}: save the weights as safetensors", reason="WEIGHTS_UNREADABLE"
+            f"{directory} holds no tensors in {pattern}: save the weights as safetensors", reason="WEIGHTS_UNREADABLE"
         )
     return found
 

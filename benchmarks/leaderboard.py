@@ -188,8 +188,8 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str, *, agai
     counts = measured(recipe, RunDirectory(root), int(rows[-1]["policy_version"]))
     took = round(time.monotonic() - wall), round(cpu_seconds() - cpu)
     if not (KEPT / f"base-{seed}.json").exists():
-        plain = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"decoding": Decoding()})})
-        _keep(KEPT / f"base-{seed}.json", {"seed": seed, "counts": measured(plain, RunDirectory(root), 0)})
+        counts_of_base = measured(plainly(recipe), RunDirectory(root), 0)
+        keep(KEPT / f"base-{seed}.json", {"seed": seed, "counts": counts_of_base})
     return {
         "recipe": name,
         "seed": seed,
@@ -232,6 +232,11 @@ def read_recipe(name: str, seed: int, sampler: str, scorer: str, values: Sequenc
     return load_recipe(file, [*given, f"data.prompts_per_iteration={int(prompts)}"])
 
 
+def plainly(recipe: Any) -> Any:
+    """The recipe, decoded without guidance."""
+    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"decoding": Decoding()})})
+
+
 def measured(
     recipe: Any, run: Any, version: int, scenes: int = SCENES, questions: int = QUESTIONS, **more: int
 ) -> dict[str, list[list[float]]]:
@@ -265,7 +270,8 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def _keep(path: Path, kept: Mapping[str, Any]) -> None:
+def keep(path: Path, kept: Mapping[str, Any]) -> None:
+    """Write a result whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}")
     aside.write_text(json.dumps(kept, separators=(",", ":")) + "\n")
@@ -380,7 +386,7 @@ def main() -> int:
                     apart = differs(json.loads(options.against.read_text()), made)
                     print(f"{name} seed {seed}: {'differs in ' + ', '.join(apart) if apart else 'the same'}")
                     return 1 if apart else 0
-                _keep(KEPT / f"{name}-{seed}.json", made)
+                keep(KEPT / f"{name}-{seed}.json", made)
                 report(show=False)
     report()
     return int(failed > 0)

@@ -17,26 +17,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 from harness import RESULTS, ROOT, Row, cpu_seconds, write
-from leaderboard import measured, read_recipe, services
-from sightline_trainer.decoding_settings import Decoding
-from standings import FIGURES, SeedRun, ratio, with_interval
+from leaderboard import keep, measured, plainly, read_recipe, services
+from standings import FIGURES, Counts, SeedRun, counts_in, over_without, ratio, with_interval
 
 RECIPES = ("sightline", "clip_dpo", "oracle")
 SEEDS = (0, 1, 2, 3, 4)
 SCENES, QUESTIONS = 600, 1000
 MORE = {"greedy_prompts": SCENES, "diverse_prompts": 200, "samples": 4}
 KEPT = RESULTS / "own"
-
-
-def plainly(recipe: Any) -> Any:
-    """The recipe, decoded without guidance."""
-    return recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"decoding": Decoding()})})
 
 
 def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str) -> dict[str, Any]:
@@ -60,80 +53,45 @@ def run_one(name: str, seed: int, runs: Path, sampler: str, scorer: str) -> dict
         counts |= {f"plain_{key}": plain[key] for key in ("chair_s", "distinct")}
     base = KEPT / f"base-{seed}.json"
     if not base.exists():
-        _keep(base, {"seed": seed, "counts": measured(plainly(recipe), run, 0, SCENES, QUESTIONS, **MORE)})
+        keep(base, {"seed": seed, "counts": measured(plainly(recipe), run, 0, SCENES, QUESTIONS, **MORE)})
     return {
         "recipe": name, "seed": seed, "pairs": [row["pairs"] for row in rows[1:]], "counts": counts,
         "training_wall_seconds": took[0], "training_cpu_seconds": took[1],
     }  # fmt: skip
 
 
-def _keep(path: Path, facts: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}")
-    aside.write_text(json.dumps(facts, separators=(",", ":")) + "\n")
-    aside.replace(path)
-
-
-def _counts(path: Path) -> dict[str, Any]:
-    facts = json.loads(path.read_text())
-    return {name: np.asarray(parts, dtype=np.float64).T for name, parts in facts["counts"].items()}
-
-
 def beside(name: str, other: str, seeds: list[int]) -> list[SeedRun]:
     """Runs of a recipe, each with another one's as `without` and the base model's as `base`."""
-    return [
-        SeedRun(seed, *(_counts(KEPT / f"{one}-{seed}.json") for one in ("base", name, other)), {}) for seed in seeds
-    ]
+
+    def kept(one: str, seed: int) -> Counts:
+        return counts_in(json.loads((KEPT / f"{one}-{seed}.json").read_text()))
+
+    return [SeedRun(seed, *(kept(one, seed) for one in ("base", name, other)), {}) for seed in seeds]
 
 
-def change(metric: str) -> Callable[[SeedRun], float]:
-    """The recipe's metric minus the base model's."""
-    return lambda run: ratio(run.final, metric) - ratio(run.base, metric)
-
-
-def over_other(metric: str) -> Callable[[SeedRun], float]:
-    """The recipe's metric minus the other recipe's."""
-
-    def difference(run: SeedRun) -> float:
-        assert run.without is not None
-        return ratio(run.final, metric) - ratio(run.without, metric)
-
-    return difference
-
-
-def cut_over_other(run: SeedRun) -> float:
-    """Cut of CHAIR_s minus the other recipe's cut."""
-    return -over_other("chair_s")(run) / ratio(run.base, "chair_s")
-
-
-def plain_over_other(run: SeedRun) -> float:
-    """CHAIR_s of samples without guidance minus the other recipe's."""
-    assert run.without is not None
-    return ratio(run.final, "plain_chair_s") - ratio(run.without, "chair_s")
-
-
-def plain_distinct(run: SeedRun) -> float:
-    """Share of distinct captions of samples without guidance minus the base model's."""
-    return ratio(run.final, "plain_distinct") - ratio(run.base, "distinct")
+def minus(than: Literal["base", "without"], metric: str, theirs: str = "") -> Callable[[SeedRun], float]:
+    """The recipe's metric minus that (or `theirs`) of the base model or of the other recipe."""
+    return lambda run: ratio(run.final, metric) - ratio(getattr(run, than), theirs or metric)
 
 
 def rows_of(seeds: list[int]) -> list[Row]:
     """All figures."""
     own, oracle = beside("sightline", "clip_dpo", seeds), beside("oracle", "clip_dpo", seeds)
     cut, base = FIGURES["chair_s_cut"], "the base model"
+    plain = minus("without", "plain_chair_s", "chair_s")
     asked: list[tuple[str, list[SeedRun], Callable[[SeedRun], float], str, float | None, str]] = [
         ("sightline_chair_s_cut", own, cut, "higher", 0.72, base),
-        ("sightline_cut_over_clip_dpo", own, cut_over_other, "higher", 0.0, "clip_dpo"),
+        ("sightline_cut_over_clip_dpo", own, over_without, "higher", 0.0, "clip_dpo"),
         ("clip_dpo_chair_s_cut", beside("clip_dpo", "clip_dpo", seeds), cut, "higher", None, base),
         ("oracle_chair_s_cut", oracle, cut, "higher", None, base),
-        ("sightline_cover_change", own, change("cover"), "higher", 0.02, base),
-        ("sightline_pope_f1_change", own, change("pope_f1"), "higher", -0.01, base),
+        ("sightline_cover_change", own, FIGURES["cover_change"], "higher", 0.02, base),
+        ("sightline_pope_f1_change", own, FIGURES["pope_f1_change"], "higher", -0.01, base),
         ("sightline_length_change", own, FIGURES["length_change"], "higher", -0.05, base),
-        ("sightline_distinct_change", own, change("distinct"), "higher", -0.10, base),
-        ("sightline_greedy_chair_s_over_clip_dpo", own, over_other("greedy_chair_s"), "lower", 0.0, "clip_dpo"),
-        ("sightline_greedy_cover_over_clip_dpo", own, over_other("greedy_cover"), "higher", 0.0, "clip_dpo"),
-        ("sightline_plain_chair_s_over_clip_dpo", own, plain_over_other, "lower", None, "clip_dpo"),
-        ("sightline_plain_distinct_change", own, plain_distinct, "higher", None, base),
+        ("sightline_distinct_change", own, minus("base", "distinct"), "higher", -0.10, base),
+        ("sightline_greedy_chair_s_over_clip_dpo", own, minus("without", "greedy_chair_s"), "lower", 0.0, "clip_dpo"),
+        ("sightline_greedy_cover_over_clip_dpo", own, minus("without", "greedy_cover"), "higher", 0.0, "clip_dpo"),
+        ("sightline_plain_chair_s_over_clip_dpo", own, plain, "lower", None, "clip_dpo"),
+        ("sightline_plain_distinct_change", own, minus("base", "plain_distinct", "distinct"), "higher", None, base),
         ("sightline_cut_at_equal_length", own, FIGURES["chair_s_cut_at_equal_length"], "higher", None, base),
         ("sightline_attribute_change", own, FIGURES["attribute_change"], "higher", None, base),
     ]
@@ -160,7 +118,7 @@ def main() -> None:
         with services(options.runs / "services") as (sampler, scorer):
             for name, seed in missing:
                 made = run_one(name, seed, options.runs, sampler, scorer)
-                _keep(KEPT / f"{name}-{seed}.json", made)
+                keep(KEPT / f"{name}-{seed}.json", made)
                 print(f"{name} seed {seed}: {made['training_cpu_seconds']} CPU seconds of training", flush=True)
     whole = [seed for seed in SEEDS if all((KEPT / f"{name}-{seed}.json").exists() for name in RECIPES)]
     if whole:

@@ -67,15 +67,16 @@ def read(directory: Path, name: str) -> list[SeedRun]:
         base = directory / f"base-{facts['seed']}.json"
         other = directory / f"{name}-without-{facts['seed']}.json"
         if base.exists():
-            plain = _counts(json.loads(base.read_text()))
+            plain = counts_in(json.loads(base.read_text()))
             without = None if facts["trained"] else plain
             if other.exists():
-                without = _counts(json.loads(other.read_text()))
-            runs.append(SeedRun(facts["seed"], plain, _counts(facts), without, facts))
+                without = counts_in(json.loads(other.read_text()))
+            runs.append(SeedRun(facts["seed"], plain, counts_in(facts), without, facts))
     return runs
 
 
-def _counts(facts: Mapping[str, Any]) -> Counts:
+def counts_in(facts: Mapping[str, Any]) -> Counts:
+    """The contributions in a kept result."""
     return {name: np.asarray(parts, dtype=np.float64).T for name, parts in facts["counts"].items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import sys
@@ -43,7 +44,7 @@ def image_of(name: str) -> Image:
     environment = {
         "PATH": f"{STANDINS}:{BIN}:/usr/bin:/bin",
         "PYTHONPATH": ":".join(str(ROOT / package) for package in PACKAGES),
-        "SIGHTLINE_TRITON_HOME": str(find().home),
+        "SIGHTLINE_TRITON_HOME": _triton(),
     }
     dockerfile = ROOT / f"services/{last}/Dockerfile"
     if repository.startswith("sightline/") and dockerfile.exists():
@@ -53,6 +54,12 @@ def image_of(name: str) -> Image:
         program = {"triton": "tritonserver", "vllm-openai": "vllm"}.get(last, "tgi")
         return Image((str(STANDINS / program),), environment)
     raise LookupError(f"no replacement here for the image {name} here")
+
+
+@functools.cache
+def _triton() -> str:
+    """The installation's home; looking for it runs a program."""
+    return str(find().home)
 
 
 def _environment(dockerfile: str) -> dict[str, str]:

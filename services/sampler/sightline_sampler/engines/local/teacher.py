@@ -25,15 +25,11 @@ _IN_A_ROW = 8
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Waiting:
+    prompt: tuple[bytes, str]  # its ids, and its images' digest
     lease: Lease
     prepared: Prepared
     token_ids: Sequence[int]
     scored: Future[TokenScores]
-
-    @property
-    def prompt(self) -> tuple[bytes, str]:
-        """Identifies it: its ids, and its images' digest."""
-        return self.prepared.ids.numpy().tobytes(), self.prepared.digest
 
 
 @dataclasses.dataclass(slots=True)
@@ -81,7 +77,8 @@ class Teacher:
         Raises:
             Unavailable: the engine is ending.
         """
-        one = _Waiting(lease, prepared, token_ids, Future())
+        prompt = prepared.ids.numpy().tobytes(), prepared.digest
+        one = _Waiting(prompt, lease, prepared, token_ids, Future())
         with self._lock:
             self._waiting.append(one)
         try:

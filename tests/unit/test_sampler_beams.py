@@ -27,7 +27,7 @@ def search(table: torch.Tensor, count: int, beams: Beams, limit: int, never: tup
     vocabulary = table.shape[1]
     base: Any = SimpleNamespace(
         device=torch.device("cpu"), dtype=torch.float32, min_rows=4, eos_ids=frozenset({EOS}), vocabulary=vocabulary,
-        suppressed=torch.tensor(never, dtype=torch.long),
+        suppressed=torch.tensor(never, dtype=torch.long), graphs=None, fused=False,
     )  # fmt: skip
     layers = [(torch.zeros(1, 1, 3, 2), torch.zeros(1, 1, 3, 2))]
     prefix = Prefix(table[-1:].float(), Kept(layers, (0,), {}), 3, torch.zeros(1, dtype=torch.long), 0)

@@ -26,6 +26,7 @@ from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import PromptBuilder
 from sightline_sampler.engines.local.rows import Request
+from sightline_sampler.engines.local.teacher import Teacher
 from sightline_sampler.engines.local.transformers import TransformersEngine, _Loaded
 from sightline_sampler.engines.local.weights import Adapter, Weights
 from sightline_sampler.settings import EngineSettings, SamplerLimits
@@ -41,10 +42,10 @@ class _Lease:
         return self.version
 
 
-def lane(base: BaseModel, *, prompts: int, rows: int, tokens: int, model: Any = None) -> Lane:
+def lane(base: BaseModel, *, prompts: int, rows: int, tokens: int, model: Any = None, version: int = 0) -> Lane:
     """A lane of prefilled prompts of 617 tokens with `rows` candidates each, whose first tokens are not drawn yet."""
     prefiller = Prefiller(base, ImageFeatures(1 << 28))
-    made = Lane(base, 0)
+    made = Lane(base, version)
     with torch.inference_mode():
         for first in range(0, prompts, _TOGETHER):
             numbers = range(first, min(first + _TOGETHER, prompts))
@@ -89,7 +90,9 @@ class Built(TransformersEngine):
 
     def _load(self) -> _Loaded:
         prefiller = Prefiller(self.given, ImageFeatures(256 << 20))
-        return _Loaded(self.given, PromptBuilder(self.given), prefiller, Weights(self.given))
+        weights = Weights(self.given)
+        teacher = Teacher(self.given, prefiller, weights)
+        return _Loaded(self.given, PromptBuilder(self.given), prefiller, weights, teacher)
 
 
 def work(to: report.Report) -> None:
@@ -101,22 +104,27 @@ def work(to: report.Report) -> None:
         from transformers import AutoProcessor
 
         directory = llava.make(Path(scratch) / "small", vocabulary=models.vocabulary(dry=to.dry))
-        base = models.base(model, AutoProcessor.from_pretrained(directory), directory)
+        processor = AutoProcessor.from_pretrained(directory)
+        base, plain = (models.base(model, processor, directory, graphs=graphs) for graphs in (True, False))
         to.row("build_llava", time.monotonic() - began, "s", "lower", parameters=model.num_parameters())
         with to.part("self_check"):
             _self_check(to, base)
         shapes = ((1, 8), (4, 8)) if to.dry else ((1, 8), (8, 8), (64, 8))
         for prompts, rows in shapes:
-            with to.part(f"step_llava_{prompts}x{rows}"):
-                _step(to, base, f"llava_{prompts}x{rows}", prompts, rows)
+            for name, arm in (("", base), ("_plain", plain)):
+                with to.part(f"step_llava_{prompts}x{rows}{name}"):
+                    _step(to, arm, f"llava_{prompts}x{rows}{name}", prompts, rows)
         with to.part("engine_llava"):
             asyncio.run(_engine(to, base))
+        with to.part("engine_llava_plain"):
+            asyncio.run(_plain_engine(to, plain))
     weights = Weights(base)
     weights.install(SimpleNamespace(version=9), adapter(model, 9), Path())  # type: ignore[arg-type]
     prompts, rows = shapes[-1]
-    with to.part("step_llava_adapter"):
-        _step(to, base, f"llava_{prompts}x{rows}_adapter", prompts, rows, weights.use(9))
-    del weights, model, base
+    for name, arm in (("", base), ("_plain", plain)):
+        with to.part(f"step_llava_adapter{name}"):
+            _step(to, arm, f"llava_{prompts}x{rows}_adapter{name}", prompts, rows, weights.use(9), 9)
+    del weights, model, base, plain, arm
     report.free()
     with to.part("step_qwen2_5_vl"):
         base = models.base(models.build(models.qwen_config(dry=to.dry), to.device, to.dtype))
@@ -140,11 +148,13 @@ def _self_check(to: report.Report, base: BaseModel) -> None:
         to.row(f"self_check_{name}", value, "nats", "lower", limit, "a plain forward", dtype=str(base.dtype))
 
 
-def _step(to: report.Report, base: BaseModel, name: str, prompts: int, rows: int, model: Any = None) -> None:
+def _step(
+    to: report.Report, base: BaseModel, name: str, prompts: int, rows: int, model: Any = None, version: int = 0
+) -> None:
     """Measure the milliseconds of a step, its kernels, and the share of it in which the GPU is busy."""
     count = 3 if to.dry else 12
     began = time.monotonic()
-    made = lane(base, prompts=prompts, rows=rows, tokens=4 * count + 8, model=model)
+    made = lane(base, prompts=prompts, rows=rows, tokens=4 * count + 8, model=model, version=version)
     report.sync()
     prefill = time.monotonic() - began
     net = model if model is not None else base.model
@@ -154,7 +164,7 @@ def _step(to: report.Report, base: BaseModel, name: str, prompts: int, rows: int
             made.sample()
             made.forward(net)
 
-    took = report.median(report.seconds_of(step, times=count, warmup=2))
+    took = report.median(report.seconds_of(step, times=count, warmup=4))
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if to.device == "cuda":
         kinds = [torch.profiler.ProfilerActivity.CUDA]
@@ -173,7 +183,8 @@ def _step(to: report.Report, base: BaseModel, name: str, prompts: int, rows: int
     to.row(
         f"step_{name}", 1e3 * took, "ms", "lower", launches=len(events) // 2, gpu_ms=round(1e3 * busy, 3),
         gpu_share=round(busy / took, 3), tokens_per_second=round(prompts * rows / took, 1),
-        prefill_seconds=round(prefill, 3), top_ms={k: round(v, 3) for k, v in top.items()},
+        prefill_seconds=round(prefill, 3), recordings=len(base.graphs or ()),
+        top_ms={k: round(v, 3) for k, v in top.items()},
     )  # fmt: skip
 
 
@@ -205,16 +216,10 @@ async def _engine(to: report.Report, base: BaseModel) -> None:
                     same += int((a == b).sum())
                     total += len(a)
             to.row("same_ids_alone_and_together", same / total, "share", tokens=total)
-        weights, loop = engine._need()[0].weights, engine._need()[1]
         for version in (1, 2):
-            made_of = adapter(base.model, version)
             under_load = asyncio.create_task(_sampled(engine, *shapes[1][::-1], tokens, version - 1, 5000 * version))
             await asyncio.sleep(0.05 if to.dry else 0.5)
-            began = time.monotonic()
-            await asyncio.wrap_future(
-                loop.call(lambda v=version, m=made_of: weights.install(SimpleNamespace(version=v), m, Path()))  # type: ignore[misc, arg-type]
-            )
-            took = time.monotonic() - began
+            took = await _install(engine, version)
             wall, made, _ = await under_load
             to.row(f"swap_under_load_{version}", took, "s", "lower", tokens_per_second=round(made / wall, 1))
         for k, prompts in shapes[1:2]:
@@ -222,6 +227,34 @@ async def _engine(to: report.Report, base: BaseModel) -> None:
             to.row(f"sampler_k{k}_adapter", made / wall, "tokens/s", prompts=prompts, tokens=tokens)
         for version in (1, 2):
             await engine.retire(version)
+    finally:
+        await engine.stop()
+
+
+async def _install(engine: Built, version: int) -> float:
+    """Install a random adapter between two steps; returns the seconds that it took."""
+    loaded, loop = engine._need()
+    read = adapter(loaded.base.model, version)
+    began = time.monotonic()
+    manifest: Any = SimpleNamespace(version=version)
+    await asyncio.wrap_future(loop.call(lambda: loaded.weights.install(manifest, read, Path())))
+    return time.monotonic() - began
+
+
+async def _plain_engine(to: report.Report, base: BaseModel) -> None:
+    """Measure tokens/s of the engine without fused attention and graphs, with and without an adapter."""
+    settings = EngineSettings(model=str(base.directory), preprocess_threads=8, gpu_graphs=False)
+    engine = Built(base, settings, SamplerLimits(max_image_pixels=10**7))
+    await engine.start()
+    try:
+        k, prompts, tokens = (2, 4, 4) if to.dry else (8, 64, 64)
+        await _sampled(engine, 2, 2, 2, 0, 10**6)
+        for version, name in ((0, "plain"), (3, "adapter_plain")):
+            if version:
+                await _install(engine, version)
+            wall, made, _ = await _sampled(engine, prompts, k, tokens, version, 9000 + version)
+            to.row(f"sampler_k{k}_{name}", made / wall, "tokens/s", prompts=prompts, tokens=tokens)
+        await engine.retire(3)
     finally:
         await engine.stop()
 

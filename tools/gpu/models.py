@@ -18,6 +18,8 @@ import tokenizers
 import torch
 from sightline_chassis.families.processing import Processing
 from sightline_sampler.engines.local import attention
+from sightline_sampler.engines.local.fused_attention import usable
+from sightline_sampler.engines.local.graphs import StepGraphs
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
 from tokenizers import Tokenizer
@@ -119,8 +121,8 @@ def build(config: Any, device: str, dtype: torch.dtype, *, seed: int = 0) -> Any
     return model.eval().requires_grad_(False)
 
 
-def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseModel:
-    """The base model as the sampler's engine holds it."""
+def base(model: Any, processor: Any = None, directory: Path = Path(), *, graphs: bool = True) -> BaseModel:
+    """The base model as the sampler's engine holds it; with `graphs` it decodes by CUDA graphs on a GPU."""
     device = next(model.parameters()).device
     attention.register(device)
     model.set_attn_implementation(attention.NAME)
@@ -138,6 +140,7 @@ def base(model: Any, processor: Any = None, directory: Path = Path()) -> BaseMod
         device=device, dtype=model.dtype, eos_ids=frozenset({2}),
         suppressed=torch.tensor(never, device=device), placeholders=frozenset({3}), vocabulary=text.vocab_size,
         window=4096, text_prefix="model.language_model", keeps_logits=True, adapter_place=None,
+        graphs=StepGraphs(device, model.dtype) if graphs and usable(device) else None,
     )  # fmt: skip
 
 

@@ -178,6 +178,11 @@ class EngineSettings(Section):
         default=None,
         description=("nf4: run the decoder's linear layers in 4 bits (bitsandbytes); the update must use the same."),
     )
+    gpu_graphs: bool = Field(
+        default=True,
+        description="On a GPU: decode by fused attention kernels (Triton) and recorded CUDA graphs; without effect "
+        "on a CPU.",
+    )
     threads: int = Field(
         default=0,
         ge=0,

@@ -7,7 +7,8 @@ and its result depends on the padded length unless that is a multiple of 32. Bat
 have it, and are faster here for one query per row (256 rows, 4 heads of 32, 96 slots, one core: 0.96 against 1.37 ms).
 
 On a GPU, products of other shapes use other kernels: equal ids across batch shapes are likely, not certain. There,
-prompts use PyTorch's fused kernel; rows being decoded use the products below on any device.
+prompts use PyTorch's fused kernel, and rows being decoded use `fused_attention`. The products below are its formula,
+and its replacement where Triton cannot run.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from sightline_sampler.engines.local import fused_attention
+from sightline_sampler.engines.local.graphs import CutKeys
 from sightline_sampler.engines.local.kv import LayerSlots
 
 NAME = "sightline_rowwise"
@@ -29,8 +32,8 @@ _UNKNOWN = ("softcap", "position_bias", "s_aux", "cache")
 def rowwise_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
-    key: torch.Tensor | LayerSlots,
-    value: torch.Tensor | LayerSlots,
+    key: torch.Tensor | LayerSlots | CutKeys,
+    value: torch.Tensor | LayerSlots | CutKeys,
     attention_mask: torch.Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
@@ -41,7 +44,8 @@ def rowwise_attention(
     Args:
         module: the attention's module.
         query: (batch, heads, queries, dim).
-        key: (batch, key_value_heads, slots, dim), or the slots of a `RowCache`, which have their own masks.
+        key: (batch, key_value_heads, slots, dim), or the slots of a `RowCache`, which have their own masks, or, while
+            a step is recorded, where a piece ends.
         value: as `key`.
         attention_mask: additive, (batch, 1, queries, at least slots), or None for full attention.
         scaling: factor of the products; None means dim ** -0.5.
@@ -53,7 +57,11 @@ def rowwise_attention(
     """
     if dropout or any(kwargs.get(name) is not None for name in _UNKNOWN):
         raise NotImplementedError(f"{NAME} attention does not do dropout or any of {', '.join(_UNKNOWN)}")
+    if isinstance(key, CutKeys):
+        return key.cut(query, scaling), None
     if isinstance(key, LayerSlots):
+        if key.new is not None:
+            return fused_attention.attend(query, key, scaling), None
         out = torch.zeros_like(query)  # rows beyond the last part exist only for the other kernels
         if key.stems is not None:
             out[: key[-1].stop] = _with_stems(query[: key[-1].stop], key, scaling)

@@ -97,7 +97,7 @@ class BeamSearch:
         self._places: list[tuple[int, int]] = []  # shifts of positions, and their axes
         self._logits: list[torch.Tensor] = []
         for prefix, row in prompts:
-            cache = RowCache(prefix.kept)
+            cache = RowCache(prefix.kept, fused=base.fused)
             cache.insert(prefix.kept, rows + row)
             self._caches.append(cache)
             self._lengths.append(prefix.length)
@@ -164,7 +164,7 @@ class BeamSearch:
             lengths = np.full(len(beams), self._lengths[number])
             cache.widen(lengths)  # all have the same length and keep their order
             shift, axes = self._places[number]
-            self._logits[number] = step(self._base, model, cache, tokens, lengths, lengths + shift, axes)
+            self._logits[number] = step(self._base, model, self.version, cache, tokens, lengths, lengths + shift, axes)
             self._lengths[number] += 1
 
     def _scores(self, policy: torch.Tensor) -> torch.Tensor:

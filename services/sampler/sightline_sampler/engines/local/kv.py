@@ -24,7 +24,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin, DummyLayer
 
 from sightline_sampler.engines.local.states import Kept, RowStates
 from sightline_sampler.engines.local.stems import WIDTH_STEP as STEM_STEP
-from sightline_sampler.engines.local.stems import Layers, Stem, StemPool, StemView
+from sightline_sampler.engines.local.stems import Layers, Route, Stem, StemPool, StemView
 
 SLOT_STEP = 8  # a step sees a multiple of this many slots
 WIDTH_STEP = 32  # the narrowest segment, and the minimum difference of two, since moving a row copies it
@@ -56,22 +56,29 @@ def shares(prompt_slots: int) -> bool:
 
 @dataclasses.dataclass(slots=True)
 class SegmentView:
-    """A step's view of a segment: rows `start`..`stop` of the batch, their slots in one layer, and the valid ones."""
+    """A step's view of a segment: rows `start`..`stop` of the batch, their slots in one layer, and the valid ones.
+
+    `positions` are the slots of the rows' new tokens.
+    """
 
     start: int
     stop: int
     keys: torch.Tensor
     values: torch.Tensor
     mask: torch.Tensor
+    positions: torch.Tensor
 
 
 class LayerSlots(list[SegmentView]):
     """Keys and values of one layer, segment by segment; passes through a model's attention instead of a tensor.
 
-    `stems` are views of shared prompts, which come before the rows' own slots; None if nothing is shared.
+    `stems` are views of shared prompts, which come before the rows' own slots; None if nothing is shared. With fused
+    kernels, the attention writes the `new` keys and values, and `route` leads from the rows to their stems.
     """
 
     stems: list[StemView] | None = None
+    new: tuple[torch.Tensor, torch.Tensor] | None = None
+    route: Route | None = None
 
 
 class _Segment:
@@ -148,13 +155,17 @@ class _RowLayer(CacheLayerMixin):
         for segment in self.owner.segments:
             stop = start + segment.count
             keys, values = segment.layers[self.number]
-            keys[segment.numbers, :, segment.positions] = key_states[start:stop, :, 0]
-            values[segment.numbers, :, segment.positions] = value_states[start:stop, :, 0]
+            if not self.owner.fused:
+                keys[segment.numbers, :, segment.positions] = key_states[start:stop, :, 0]
+                values[segment.numbers, :, segment.positions] = value_states[start:stop, :, 0]
             seen = slice(0, segment.count), slice(None), slice(0, segment.slots)
-            parts.append(SegmentView(start, stop, keys[seen], values[seen], segment.mask))
+            parts.append(SegmentView(start, stop, keys[seen], values[seen], segment.mask, segment.positions))
             start = stop
         if self.owner.shared:
             parts.stems = self.owner.stem_views(self.number)
+        if self.owner.fused:
+            parts.new = key_states, value_states
+            parts.route = self.owner.route() if parts.stems else None
         return parts, parts
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
@@ -176,8 +187,12 @@ class RowCache(Cache):
     Rows are numbered segment by segment. Methods that change their numbers return an `Order`.
     """
 
-    def __init__(self, like: Kept) -> None:
-        """An empty cache with the heads, sizes and types of `like`; rows share prompts of sufficient length."""
+    def __init__(self, like: Kept, *, fused: bool = False) -> None:
+        """An empty cache with the heads, sizes and types of `like`; rows share prompts of sufficient length.
+
+        `fused` lets the attention write new tokens (`fused_attention`).
+        """
+        self.fused = fused
         self._states = RowStates(like.states)
         each: dict[int, Any] = {place: _RowLayer(self, number) for number, place in enumerate(like.places)}
         each |= self._states.layers
@@ -188,11 +203,22 @@ class RowCache(Cache):
         self._stem_of: list[Stem] = []  # by row, if shared
         self._pools: dict[int, StemPool] = {}  # by width
         self._moved = True  # whether rows moved since the stems got theirs
+        self._route: Route | None = None
 
     @property
     def count(self) -> int:
         """Number of rows."""
         return sum(segment.count for segment in self.segments)
+
+    @property
+    def plain(self) -> bool:
+        """Whether every layer has keys and values of its own, and no state."""
+        return len(self.layers) == len(self._like)
+
+    def slots(self, layer: int, key: torch.Tensor, value: torch.Tensor) -> LayerSlots:
+        """Write one token per row, (at least rows, heads, 1, dim), and return what a layer's rows may see."""
+        seen: LayerSlots = self.layers[layer].update(key, value)[0]
+        return seen
 
     @staticmethod
     def slot_bytes(like: Layers) -> int:
@@ -277,7 +303,7 @@ class RowCache(Cache):
                 stem.rows = []
             for number, stem in enumerate(self._stem_of):
                 stem.rows.append(number)
-            self._moved = False
+            self._moved, self._route = False, None
         return list(dict.fromkeys(self._stem_of))
 
     def stem_views(self, layer: int) -> list[StemView]:
@@ -285,6 +311,14 @@ class RowCache(Cache):
         if self._moved:
             self.stems()
         return [view for pool in self._pools.values() for view in pool.views(layer)]
+
+    def route(self) -> Route:
+        """The rows' way to their stems; rows must share prompts."""
+        if self._moved:
+            self.stems()
+        if self._route is None:
+            self._route = Route.through(self.stem_views(0), len(self._stem_of))
+        return self._route
 
     def saved(self) -> int:
         """Total slots that sharing saves."""

@@ -76,7 +76,7 @@ class Lane:
         self._axes = prefix.axes
         rows = torch.repeat_interleave(torch.tensor(source), torch.tensor(counts)).to(self._base.device)
         if self._cache is None:
-            self._cache = RowCache(prefix.kept)
+            self._cache = RowCache(prefix.kept, fused=self._base.fused)
         new = prefix.logits[rows]
         self._logits = new if self._logits is None or not start else torch.cat([self._logits[:start], new])
         self._reorder(self._cache.insert(prefix.kept, rows), fresh=True)
@@ -149,7 +149,9 @@ class Lane:
         assert cache is not None
         self._reorder(cache.widen(rows.length), fresh=False)
         tokens = rows.tokens[rows.place, rows.generated - 1]
-        self._logits = step(self._base, model, cache, tokens, rows.length, rows.length + rows.shift, self._axes)
+        self._logits = step(
+            self._base, model, self.version, cache, tokens, rows.length, rows.length + rows.shift, self._axes
+        )
         rows.length += 1
 
     def _processed(self, logits: torch.Tensor, own: Numbers) -> torch.Tensor | None:
@@ -217,13 +219,21 @@ class Lane:
 
 
 def step(
-    base: BaseModel, model: Any, cache: RowCache, tokens: Numbers, lengths: Numbers, places: Numbers, axes: int
+    base: BaseModel,
+    model: Any,
+    version: int,
+    cache: RowCache,
+    tokens: Numbers,
+    lengths: Numbers,
+    places: Numbers,
+    axes: int,
 ) -> torch.Tensor:
     """Pass one token per row, at the row's position, to the model and to the cache, which is wide enough.
 
     Args:
         base: the base model's facts.
         model: the model to call, its policy switched on.
+        version: the policy's version.
         cache: the rows' keys and values.
         tokens: (rows,).
         lengths: (rows,), tokens in the cache.
@@ -235,6 +245,10 @@ def step(
     """
     cache.aim(lengths, base.min_rows)
     count, device = len(tokens), base.device
+    if base.graphs is not None:
+        played = base.graphs.run(model, version, cache, torch.from_numpy(tokens), torch.from_numpy(places), axes)
+        if played is not None:
+            return played
     padded = max(count, base.min_rows)
     ids = np.zeros(padded, np.int64)  # the rows beyond `count` exist only for the kernels
     positions = np.zeros(padded, np.int64)

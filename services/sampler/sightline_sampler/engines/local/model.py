@@ -22,6 +22,8 @@ from sightline_chassis.families.quantized import Quantization, quantized
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sightline_sampler.engines.local import attention
+from sightline_sampler.engines.local.fused_attention import usable
+from sightline_sampler.engines.local.graphs import StepGraphs
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ class BaseModel:
         text_prefix: module name of the language model ("" if unknown).
         keeps_logits: whether `forward` takes `logits_to_keep`.
         adapter_place: one of its layers that an adapter may change.
+        graphs: recordings of decoding steps, on a GPU; with them, attention runs by fused kernels.
     """
 
     model: Any
@@ -66,6 +69,12 @@ class BaseModel:
     text_prefix: str
     keeps_logits: bool
     adapter_place: AdapterPlace | None
+    graphs: StepGraphs | None = None
+
+    @property
+    def fused(self) -> bool:
+        """Whether attention of rows being decoded runs by fused kernels."""
+        return self.graphs is not None and self.graphs.fused
 
     @property
     def min_rows(self) -> int:
@@ -216,6 +225,7 @@ def load_base(
     chat_template: Path | None,
     pixels: tuple[int | None, int | None] = (None, None),
     quantization: Quantization | None = None,
+    graphs: bool = True,
 ) -> BaseModel:
     """Load the base model.
 
@@ -226,6 +236,7 @@ def load_base(
         chat_template: a Jinja file, for models without a template.
         pixels: minimum and maximum pixels of an image; None is the model's own.
         quantization: quantization of the decoder's linear layers.
+        graphs: on a GPU, decode by fused kernels and CUDA graphs.
 
     Raises:
         PreconditionFailed: it does not exist, can't be read, or is of a kind that this engine can't decode.
@@ -239,6 +250,7 @@ def load_base(
             chat_template=chat_template,
             pixels=pixels,
             quantization=quantization,
+            graphs=graphs,
         )
     except SightlineError:
         raise
@@ -257,6 +269,7 @@ def _load(
     chat_template: Path | None,
     pixels: tuple[int | None, int | None],
     quantization: Quantization | None,
+    graphs: bool,
 ) -> BaseModel:
     processor = load_processor(directory)
     accepted = _inputs(directory)
@@ -297,6 +310,7 @@ def _load(
         text_prefix=_name_of(net, net.get_decoder()),
         keeps_logits="logits_to_keep" in accepted,
         adapter_place=_adapter_place(net, net.get_decoder()),
+        graphs=StepGraphs(place, net.dtype) if graphs and usable(place) else None,
     )
 
 

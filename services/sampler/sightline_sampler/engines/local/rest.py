@@ -46,6 +46,8 @@ class Rest:
         self._said = self._say()
         self._out: list[tuple[Tensor, Tensor]] = []
         prefiller.features.clear()
+        if base.graphs is not None:
+            base.graphs.clear()
         if base.device.type == "cpu":
             for parameter in self._large():
                 parameter.data = torch.empty(0, dtype=parameter.dtype)

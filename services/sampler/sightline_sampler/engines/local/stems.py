@@ -10,6 +10,7 @@ A stem's width depends only on its own length, so a row's bits do not depend on 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import torch
@@ -59,6 +60,41 @@ class StemView:
     rows: torch.Tensor | slice
     places: torch.Tensor
     most: int
+
+
+@dataclasses.dataclass(slots=True)
+class Route:
+    """Where the rows of a step find the parts of their stems.
+
+    Attributes:
+        where: (rows,) the place of each row among the places of all stems.
+        first: the first place of each view.
+        places: number of places.
+    """
+
+    where: torch.Tensor
+    first: list[int]
+    places: int
+    _parts: dict[tuple[int, int], tuple[torch.Tensor, ...]] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def through(cls, views: Sequence[StemView], rows: int) -> Route:
+        """The route of this many rows through these views, which name each row once."""
+        where = torch.zeros(rows, dtype=torch.long, device=views[0].gather.device)
+        first, places = [], 0
+        for view in views:
+            where[view.rows] = view.places + places
+            first.append(places)
+            places += view.gather.shape[0]
+        return cls(where, first, places)
+
+    def parts(self, heads: int, dim: int) -> tuple[torch.Tensor, ...]:
+        """Largest product, sum and weighted values of each place: all layers of a step use the same tensors."""
+        if (heads, dim) not in self._parts:
+            made = self.where.new_empty((self.places, heads, dim + 2), dtype=torch.float32)
+            top, mass, out = made.view(-1).split([self.places * heads * n for n in (1, 1, dim)])
+            self._parts[heads, dim] = (top, mass, out)
+        return self._parts[heads, dim]
 
 
 @dataclasses.dataclass(slots=True)

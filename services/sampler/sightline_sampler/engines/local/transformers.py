@@ -2,7 +2,8 @@
 
 How it works: a pool renders, tokenises and preprocesses; one thread (`loop`) owns the model; each image is encoded once
 (`prefill`), each prompt run once, its keys and values copied for the K candidates (`kv`); rows of all requests decode
-together and leave when they end (`lane`); each candidate draws from its own generator (`seeds`, `sampling`).
+together and leave when they end (`lane`); each candidate draws from its own generator (`seeds`, `sampling`). On a GPU,
+a step runs by fused attention kernels (`fused_attention`) and recorded CUDA graphs (`graphs`).
 
 A candidate depends only on weights, image, prompt, parameters and seed: rows are never padded to each other, and on a
 CPU only kernels are used that treat all rows alike (`attention`). In float32 with one thread even the bits of its
@@ -256,6 +257,7 @@ class TransformersEngine(Engine):
             chat_template=settings.chat_template,
             pixels=(settings.min_pixels, settings.max_pixels),
             quantization=settings.quantization,
+            graphs=settings.gpu_graphs,
         )
         prefiller = Prefiller(base, ImageFeatures(settings.feature_cache_mib << 20))
         weights = Weights(base)

@@ -119,6 +119,7 @@ class Weights:
             PreconditionFailed: keys missing or left over, or nothing changed.
         """
         version = manifest.version
+        self._forget(version)
         if isinstance(loaded, Adapter):
             return self._install_adapter(loaded)
         self._policies[version] = _Policy(loaded, None, version, directory=directory)
@@ -126,9 +127,14 @@ class Weights:
 
     def drop(self, version: int) -> None:
         """Remove a policy, if it is loaded."""
+        self._forget(version)
         policy = self._policies.pop(version, None)
         if policy is not None and policy.adapter is not None:
             self._remove(policy.adapter)
+
+    def _forget(self, version: int) -> None:
+        if self._base.graphs is not None:
+            self._base.graphs.forget(version)
 
     def _read_adapter(self, directory: Path, version: int) -> Adapter:
         try:

@@ -6,9 +6,7 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from running import ROOT
-from sightline_sampler.engines.local.fused_attention import usable
 
 
 def test_kernels_give_the_same_as_plain_operators() -> None:
@@ -22,7 +20,3 @@ def test_kernels_give_the_same_as_plain_operators() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert len(found) == 4
     assert max(found.values()) < 1e-5, found
-
-
-def test_a_cpu_does_not_use_them() -> None:
-    assert not usable(torch.device("cpu"))

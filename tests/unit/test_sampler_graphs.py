@@ -95,6 +95,19 @@ def test_a_recording_has_a_power_of_two_rows() -> None:
     assert [graphs.rows_for(count) for count in (1, 8, 9, 64, 65, 512)] == [8, 8, 16, 64, 128, 512]
 
 
+def test_graphs_need_a_gpu_and_a_compiler(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """Triton compiles each kernel's launcher when it is first used: a container without gcc is found at start."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert graphs.StepGraphs.of(torch.device("cpu"), torch.float32) is None
+    assert not caplog.messages
+    assert graphs.StepGraphs.of(torch.device("cuda"), torch.float32) is None
+    assert "install gcc, or set CC" in caplog.text
+    monkeypatch.setattr("shutil.which", lambda name: "/usr/bin/gcc" if name == "gcc" else None)
+    assert graphs.StepGraphs.of(torch.device("cuda"), torch.float32) is not None
+
+
 def test_kernels_or_graphs_that_are_wrong_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The self-check then decodes without them, and the engine starts."""
     base = load_base(str(families.make(tmp_path, "llava")), device="cpu", dtype="float32", chat_template=None)

@@ -18,7 +18,6 @@ import tokenizers
 import torch
 from sightline_chassis.families.processing import Processing
 from sightline_sampler.engines.local import attention
-from sightline_sampler.engines.local.fused_attention import usable
 from sightline_sampler.engines.local.graphs import StepGraphs
 from sightline_sampler.engines.local.model import BaseModel
 from sightline_sampler.engines.local.prompts import Prepared
@@ -140,7 +139,7 @@ def base(model: Any, processor: Any = None, directory: Path = Path(), *, graphs:
         device=device, dtype=model.dtype, eos_ids=frozenset({2}),
         suppressed=torch.tensor(never, device=device), placeholders=frozenset({3}), vocabulary=text.vocab_size,
         window=4096, text_prefix="model.language_model", keeps_logits=True, adapter_place=None,
-        graphs=StepGraphs(device, model.dtype) if graphs and usable(device) else None,
+        graphs=StepGraphs.of(device, model.dtype) if graphs else None,
     )  # fmt: skip
 
 

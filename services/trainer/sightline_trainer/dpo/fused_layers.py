@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from sightline_chassis.kernels import kernels_unusable
 from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 2**-8, torch.bfloat16: 2**-6}  # of the largest value
 _NORMS = ((0.0, "llama"), (1.0, "gemma"), (0.0, "gemma"))  # added to the weight; where the cast is
@@ -44,8 +48,11 @@ class Kernels:
 
 
 def liger() -> Kernels | None:
-    """Liger's kernels; None if it is not installed."""
+    """Liger's kernels; None if it is not installed, or, with a warning, if they cannot run."""
     if importlib.util.find_spec("liger_kernel") is None:
+        return None
+    if why := kernels_unusable():
+        logger.warning("the update runs without Liger's kernels: %s", why)
         return None
     from liger_kernel.ops.geglu import LigerGELUMulFunction
     from liger_kernel.ops.rms_norm import LigerRMSNormFunction

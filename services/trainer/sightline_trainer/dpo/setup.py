@@ -155,13 +155,14 @@ def make_trainer(
 
 def _fuse_layers(trainer: FastDPOTrainer) -> None:
     """Liger's kernels on a GPU, where the layers are whole."""
-    kernels = None if trainer.is_fsdp_enabled else liger()
+    models = [model for model in (trainer.model, trainer.ref_model) if model is not None]
+    models = [model for model in models if next(model.parameters()).is_cuda]
+    kernels = liger() if models and not trainer.is_fsdp_enabled else None
     if kernels is None:
         return
-    for model in (trainer.model, trainer.ref_model):
-        if model is not None and next(model.parameters()).is_cuda:
-            decoder = base_of(trainer.accelerator.unwrap_model(model)).get_decoder()
-            logger.info("fused layers of the decoder: %s", dict(fuse_layers(decoder, kernels)))
+    for model in models:
+        decoder = base_of(trainer.accelerator.unwrap_model(model)).get_decoder()
+        logger.info("fused layers of the decoder: %s", dict(fuse_layers(decoder, kernels)))
 
 
 def _token_kl(trainer: FastDPOTrainer, alpha: float) -> TokenKl:

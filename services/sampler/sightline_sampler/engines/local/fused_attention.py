@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -11,11 +10,6 @@ from sightline_sampler.engines.local.kv import LayerSlots
 
 _SMALLEST = 16  # a side of a product of Triton's
 _MOST_ROWS = 64  # rows and heads of one program
-
-
-def usable(device: torch.device) -> bool:
-    """Whether this device can run the kernels: an NVIDIA or AMD GPU, with Triton installed."""
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
 
 
 def attend(

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from sightline.errors import first_line
+from sightline_chassis.kernels import kernels_unusable
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from sightline_sampler.engines.local.fused_attention import attend
@@ -50,6 +51,16 @@ class StepGraphs:
         """Why nothing is recorded; "" while it is."""
         self.fused = True
         """Whether attention runs by fused kernels, which recordings need."""
+
+    @classmethod
+    def of(cls, device: torch.device, dtype: torch.dtype) -> StepGraphs | None:
+        """For a model on this device; None on a CPU, or, with a warning, where kernels cannot run."""
+        if device.type != "cuda":
+            return None
+        if why := kernels_unusable():
+            logger.warning("decoding runs without fused attention and CUDA graphs: %s", why)
+            return None
+        return cls(device, dtype)
 
     def __len__(self) -> int:
         return len(self._recordings)

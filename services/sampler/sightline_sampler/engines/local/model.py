@@ -22,7 +22,6 @@ from sightline_chassis.families.quantized import Quantization, quantized
 from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sightline_sampler.engines.local import attention
-from sightline_sampler.engines.local.fused_attention import usable
 from sightline_sampler.engines.local.graphs import StepGraphs
 
 logger = logging.getLogger(__name__)
@@ -310,7 +309,7 @@ def _load(
         text_prefix=_name_of(net, net.get_decoder()),
         keeps_logits="logits_to_keep" in accepted,
         adapter_place=_adapter_place(net, net.get_decoder()),
-        graphs=StepGraphs(place, net.dtype) if graphs and usable(place) else None,
+        graphs=StepGraphs.of(place, net.dtype) if graphs else None,
     )
 
 

@@ -26,6 +26,11 @@ def attend(
     Returns:
         (as many as in query, 1, heads, dim of a value); rows beyond the last segment have no meaning.
     """
+    with torch.cuda.device_of(query):  # Triton launches on the current GPU
+        return _attend(query, slots, scaling, out)
+
+
+def _attend(query: torch.Tensor, slots: LayerSlots, scaling: float | None, out: torch.Tensor | None) -> torch.Tensor:
     from sightline_sampler.engines.local import row_kernels
 
     assert slots.new is not None

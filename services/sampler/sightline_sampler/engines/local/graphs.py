@@ -120,7 +120,8 @@ class StepGraphs:
             self._pool = torch.cuda.graph_pool_handle()
         version, rows, axes = key
         began = time.monotonic()
-        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        index = self._device.index
+        generator = torch.cuda.default_generators[torch.cuda.current_device() if index is None else index]
         state = generator.clone_state()
         try:
             self._recordings[key] = _Recording(model, rows, axes, cache, self._dtype, self._stream, self._pool)

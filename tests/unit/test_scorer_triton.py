@@ -113,6 +113,16 @@ def test_the_command_line_builds_a_repository(tiny: Path, tmp_path: Path) -> Non
     assert (tmp_path / "out/clip_text/1/model.py").is_file()
 
 
+def test_the_command_line_says_in_a_line_why_it_builds_no_repository(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        repository.main(["--model", "base=ViT-B-32@no_such_weights", str(tmp_path / "out")])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: model 'ViT-B-32' with pretrained='no_such_weights' has no weights")
+
+
 def test_a_cluster_builds_what_the_services_settings_say(tiny: Path, tmp_path: Path) -> None:
     """Precision, batch and the default model come from the file that the service reads."""
     config = tmp_path / "settings.yaml"

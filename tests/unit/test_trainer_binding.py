@@ -128,6 +128,7 @@ def test_what_is_sampled_ahead_by_the_base_model_stands(tmp_path: Path) -> None:
 def test_what_defines_candidates_is_refused_and_named(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.open(recipe())
+    finished(run, 1)
     with pytest.raises(PreconditionFailed, match=r"another recipe: seed: 0 -> 1; sampling\.temperature: 1\.0 -> 0\.5"):
         run.open(recipe(seed=1, sampling={"temperature": 0.5}))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sightline.errors import Cancelled, PreconditionFailed
+from sightline.errors import Cancelled, InvalidInput, PreconditionFailed
 from sightline_chassis.settings import SettingsError
 from sightline_trainer import loop, stopwatch
 from sightline_trainer.ahead import Ahead
@@ -19,6 +19,8 @@ from sightline_trainer.recipe import Recipe, load_recipe
 from sightline_trainer.records.prompt import Prompt
 from sightline_trainer.runs import RunDirectory, write_whole
 from sightline_trainer.stopwatch import Stopwatch
+
+SOMEWHERE = {"sampling": {"address": "localhost:1"}, "reward": {"address": "localhost:2"}}
 
 
 def recipe(**values: object) -> Recipe:
@@ -57,8 +59,19 @@ def test_a_run_directory_belongs_to_one_recipe(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     run.open(recipe())
     run.open(recipe())
+    run.set_state("running")
+    run.iteration(0).mkdir(parents=True)
     with pytest.raises(PreconditionFailed, match="another recipe"):
         run.open(recipe(seed=1))
+
+
+def test_a_run_that_failed_before_its_first_file_takes_a_corrected_recipe(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with pytest.raises(InvalidInput, match=r"there is nothing at .*wrong: name a directory with prompts\.jsonl"):
+        execute(recipe(**SOMEWHERE, data={"train": str(tmp_path / "wrong"), "test": "b"}), run, lambda event: None)
+    assert run.state()["reason"] == "DATASET_NOT_FOUND"
+    run.open(recipe(seed=1))
+    assert run.recipe() == recipe(seed=1)
 
 
 def test_a_recipe_of_0_1_0_is_read_with_its_own_key(tmp_path: Path) -> None:
@@ -183,6 +196,7 @@ def test_another_recipe_does_not_fail_the_run_that_is_there(tmp_path: Path) -> N
     run = RunDirectory(tmp_path / "run")
     run.open(recipe())
     run.set_state("succeeded")
+    run.iteration(0).mkdir(parents=True)
     with pytest.raises(PreconditionFailed, match="another recipe"):
         execute(recipe(seed=1), run, lambda event: None)
     assert run.state()["state"] == "succeeded"

@@ -145,7 +145,8 @@ class RunDirectory:
         def named(*stages: Bound) -> str:
             return "; ".join(f"{key}: {changed[key][0]} -> {changed[key][1]}" for key in bound if bound[key] in stages)
 
-        if named("sample"):
+        # A run that ended before its first file, as by a wrong path, has no candidates to protect.
+        if named("sample") and self._begun():
             raise PreconditionFailed(
                 f"{self.root} holds a run of another recipe: {named('sample')}. These define its candidates; name "
                 "another run directory, or run this directory's recipe.yaml",

@@ -26,7 +26,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sightline.errors import PreconditionFailed, first_line
+from sightline.errors import PreconditionFailed, SightlineError, first_line
 from sightline_chassis.settings import load_settings
 from sightline_chassis.shipped import model_place
 
@@ -316,7 +316,7 @@ def _copy_weights(card: ModelCard, version: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build a repository for a cluster from the command line."""
+    """Write a model repository for a Triton in a cluster."""
     parser = argparse.ArgumentParser(prog="python -m sightline_scorer.triton.repository", description=main.__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--config", type=Path, help="settings file of the scorer, with its models and how they run")
@@ -333,7 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--precision", choices=["fp32", "fp16", "bf16"], default="fp32", help="precision of each --model"
     )
     parser.add_argument("--copy-weights", action="store_true", help="copy the weights into the repository")
-    parser.add_argument("out", type=Path)
+    parser.add_argument("out", type=Path, help="directory to write")
     options = parser.parse_args(arguments)
     if options.config is not None:
         settings = load_settings(ScorerSettings, service="scorer", config=options.config)
@@ -349,8 +349,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         first = next(iter(models))
     if options.device:
         triton = triton.model_copy(update={"device": options.device})
-    cards = [describe(name, model) for name, model in models.items() if model.kind != "vqa"]
-    build(cards, first, options.out, triton, copy=options.copy_weights)
+    try:
+        cards = [describe(name, model) for name, model in models.items() if model.kind != "vqa"]
+        build(cards, first, options.out, triton, copy=options.copy_weights)
+    except (SightlineError, ValueError, OSError) as error:  # a wrong name, or weights that cannot be fetched
+        parser.exit(1, f"error: {first_line(error)}\n")
     return 0
 
 

@@ -90,7 +90,7 @@ def open_pool(reference: str | Path, cache: Path | None = None, gate: RowGate | 
                 reason="DATASET_NOT_FOUND",
             )
         return ParquetPool(files, fields, Folder(images or path, cache), gate)
-    file = path / "prompts.jsonl" if path.is_dir() else _there(path, "a dataset")
+    file = path / "prompts.jsonl" if path.is_dir() else _there(path, "a directory with prompts.jsonl, or a file")
     folder = Folder(images or file.parent, cache)
     if file.suffix == ".parquet":
         return ParquetPool([file], fields, folder, gate)
@@ -112,7 +112,7 @@ def load_prompts(reference: str | Path, count: int | None = None, cache: Path | 
 
 def _there(path: Path, what: str) -> Path:
     if not path.is_file():
-        raise InvalidInput(f"no such file: {path}; name {what}", reason="DATASET_NOT_FOUND")
+        raise InvalidInput(f"there is nothing at {path}: name {what}", reason="DATASET_NOT_FOUND")
     return path
 
 

@@ -3,7 +3,7 @@
 model     llava, 1.26 M parameters; the update trains 158 k (12.53%): LoRA on 28 layers
 ...
 error     TEST_LEAKS: train and test share 3 pictures ...; take these pictures out of data.train ...
-the run cannot begin like this
+the run cannot start: fix the errors above
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check(
         directory: of the run that would begin or continue; it need not exist.
 
     Returns:
-        Whether the run can begin.
+        Whether the run can start.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

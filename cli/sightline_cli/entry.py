@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -10,6 +11,8 @@ def main() -> None:
     """Entry point of the `sightline` script."""
     # Torch's threads that spin while they wait become very slow when another process uses the same cores.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # On some CPUs bitsandbytes warns that a package which downloads code is missing. We never run such code.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         from sightline_cli.main import app
 

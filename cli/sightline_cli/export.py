@@ -149,5 +149,6 @@ def _tell(facts: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(facts))
     else:
-        line = "[bold]exported[/bold] {pairs} pairs of {iterations} iterations to {to}".format(**facts)
+        count = "1 iteration" if facts["iterations"] == 1 else f"{facts['iterations']} iterations"
+        line = f"[bold]exported[/bold] {facts['pairs']} pairs of {count} to {facts['to']}"
         Console().print(line, soft_wrap=True)

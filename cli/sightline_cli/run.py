@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from rich.console import Console
 from sightline.errors import InvalidInput, NotFound
 from sightline_chassis import traces
 from sightline_chassis.sections import TraceSettings
@@ -80,6 +81,8 @@ def run(
             _loop(recipe, directory, metrics_port, known, as_json)
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"to resume, give the same command with --run {directory}") from None
+    if not as_json:
+        Console().print(f"[bold]everything[/bold] {directory}/   sightline report {directory}", soft_wrap=True)
 
 
 def connected_to(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -101,12 +102,14 @@ def record(candidate: Candidate, samples: Samples) -> dict[str, Any]:
 
 def table(samples: Samples) -> Table:
     """All candidates; the log-probability is the policy's mean over tokens."""
-    found = Table(title=f"{samples.engine}, {samples.seconds:.2f} s", title_justify="left")
-    for name in ("#", "text", "tokens", "log-prob", "seed", "policy", "finish"):
+    title = f"{samples.engine}, {samples.seconds:.2f} s"
+    # Few frames and the text last: it gets what the numbers leave of 80 columns.
+    found = Table(title=title, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    for name in ("#", "tokens", "log-prob", "seed", "policy", "finish", "text"):
         left = name in ("text", "finish")
         found.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=name != "text")
     for c in samples.candidates:
         mean = f"{float(np.mean(c.logprobs)):.3f}" if len(c.logprobs) else "-"
         finish, version = c.finish_reason, f"v{c.policy_version}"
-        found.add_row(str(c.index), escape(c.text), str(len(c.token_ids)), mean, str(c.seed), version, finish)
+        found.add_row(str(c.index), str(len(c.token_ids)), mean, str(c.seed), version, finish, escape(c.text))
     return found

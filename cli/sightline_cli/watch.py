@@ -31,7 +31,7 @@ def watch(directory: Path, as_json: bool = False) -> None:
     run = RunDirectory(directory)
     recipe = run.recipe() if (directory / "recipe.yaml").exists() else None
     if recipe is None:
-        raise NotFound(f"no run at {directory}; `ls runs` shows what there is", reason="RUN_NOT_FOUND")
+        raise NotFound(f"there is no run at {directory}: `ls runs` lists the runs here", reason="RUN_NOT_FOUND")
     with showing(recipe.iterations, as_json) as tell:
         for event in follow(run):
             tell(event)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
+import sys
 from pathlib import Path
 
 import pytest
 from running import ROOT
 from scorer_models import encoded, picture
 from sightline_chassis.tokens import hash_of
+from sightline_cli import entry
 from sightline_cli.credentials import Credentials, give
 from sightline_cli.main import app
 from typer.testing import CliRunner, Result
@@ -31,6 +34,16 @@ def test_a_place_that_cannot_be_written_is_named_without_a_traceback(tmp_path: P
     assert failed.stderr == f"error: {out.parent}: File exists\n"
     with pytest.raises(FileExistsError):
         CliRunner().invoke(app, ["eval", "chair", *CHAIR, "--json", str(out), "--debug"], catch_exceptions=False)
+
+
+def test_a_package_that_downloads_code_is_not_advertised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes logs on some CPUs that `kernels` is missing; nothing of ours runs what it downloads."""
+    monkeypatch.setattr(sys, "argv", ["sightline", "version"])
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
+    with pytest.raises(SystemExit):
+        entry.main()
+    assert not logger.isEnabledFor(logging.WARNING)
 
 
 def test_a_demo_deletes_no_directory_but_a_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -136,7 +136,8 @@ class RunsHere:
         """See `Runs`."""
         if not _NAME.fullmatch(name):
             raise InvalidInput(
-                f"{name[:100]!r} is not a name for a run: small letters, digits, - and _", reason="BAD_RUN_NAME"
+                f"{name[:100]!r} is not a name for a run: use lower-case letters, digits, - and _",
+                reason="BAD_RUN_NAME",
             )
         path = self.root / name
         if path.exists():

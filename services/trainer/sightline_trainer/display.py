@@ -24,12 +24,15 @@ _VERBS = {
     "publish": "publishing the policy",
     "evaluate": "evaluating on held-out images",
 }
+_COLUMNS = (
+    "iteration", "policy", "CHAIR_s", "vs base", "CHAIR_i", "cover", "CLIPScore", "tokens", "pairs", "seconds",
+)  # fmt: skip
 
 
 def results_table(rows: list[Mapping[str, float]]) -> Table:
     """One row for each policy version, with changes against the base model beside CHAIR_s. Fits 80 columns."""
     table = narrow("policies on held-out images")
-    for name in ("iteration", "policy", "CHAIR_s", "vs base", "CHAIR_i", "cover", "CLIPScore", "tokens", "pairs", "s"):
+    for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         base, now = rows[0].get("chair_s"), row.get("chair_s")

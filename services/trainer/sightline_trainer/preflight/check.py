@@ -67,7 +67,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the run can begin; there may be warnings."""
+        """Whether the run can start; there may be warnings."""
         return all(finding.severity != "error" for finding in self.findings)
 
     def alone(self, *, here: tuple[str, ...]) -> None:
@@ -154,7 +154,7 @@ class Check:
             told.append("trial     the update runs elsewhere: it is the run's first stage")
         told.append(f"time      {self.duration}")
         told += [f"{finding.severity:9} {finding.code}: {finding}" for finding in self._told()]
-        return [*told, "the run can begin" if self.ok else "the run cannot begin like this"]
+        return [*told, "the run can start" if self.ok else "the run cannot start: fix the errors above"]
 
     def _told(self) -> list[Finding]:
         return sorted(self.findings, key=lambda finding: finding.severity != "error")

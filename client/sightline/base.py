@@ -34,7 +34,7 @@ class Rpc:
 
     Attributes:
         method: its name in the service.
-        request: the message; for a client stream, a function that returns the messages anew for each try.
+        request: the message; for a client stream, a function that makes the messages again for each try.
         timeout: seconds for all tries together; None means the client's timeout.
         slow: whether one try may use the whole remaining deadline, even if the patience allows less for a try.
     """

@@ -90,7 +90,7 @@ def test_what_no_sampler_does_is_refused(settings: dict[str, Any], words: str) -
 
 
 def test_an_evaluation_searches_no_beams_and_a_recipe_may_train_nothing() -> None:
-    with pytest.raises(ValidationError, match="can't search beams"):
+    with pytest.raises(ValidationError, match="can't use beams"):
         recipe(evaluation={"decoding": {"beams": {}}})
     free = recipe(iterations=0, evaluation={"decoding": {"guidance": {"image_free": {}}}})
     assert Recipe.model_validate(free.model_dump(mode="json")) == free

@@ -137,7 +137,7 @@ class Node:
                 if pod_name.startswith(item["metadata"]["name"] + "-")
             }
             if name not in asked and name not in self._claims:
-                raise PodFailed(f"{pod.name} waits for the claim {name}, which nobody made")
+                raise PodFailed(f"{pod.name} waits for the claim {name}, which does not exist")
             fill = self._claims.get(name, lambda path: None)
             return prepared(self.directory / "claims" / name, self.user, fill), claim.get("readOnly", False)
         raise LookupError(f"no volume of {volume}")

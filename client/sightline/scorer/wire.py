@@ -97,7 +97,7 @@ def score_request(
     """A request. Raises InvalidInput for arguments that do not fit."""
     if unknown := set(options) - set(ScoreOptions.__annotations__):
         raise InvalidInput(
-            f"there is no option {', '.join(sorted(unknown))}: there are {', '.join(ScoreOptions.__annotations__)}",
+            f"unknown option {', '.join(sorted(unknown))}: known are {', '.join(ScoreOptions.__annotations__)}",
             reason="OPTION_UNKNOWN",
         )
     found = text_list(texts)

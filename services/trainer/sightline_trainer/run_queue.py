@@ -120,7 +120,7 @@ class RunQueue:
             digest = hashlib.sha256(request_id.encode()).hexdigest()[:12]
             run = RunDirectory(self.root / (run_id or f"{recipe.name}-{digest}"))
             if (run.root / "run.json").exists():
-                raise AlreadyExists(f"a run {run.id!r} is there already; choose another run_id", reason="RUN_EXISTS")
+                raise AlreadyExists(f"a run {run.id!r} already exists; choose another run_id", reason="RUN_EXISTS")
             run.open(recipe)
             self._enqueue(run, request_id=request_id)
         return run

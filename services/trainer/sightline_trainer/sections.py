@@ -400,7 +400,5 @@ class Evaluation(Section):
     @model_validator(mode="after")
     def _measurable(self) -> Self:
         if self.decoding.beams is not None:
-            raise ValueError(
-                "evaluation.decoding can't search beams: an image gets one caption, and answers are greedy"
-            )
+            raise ValueError("evaluation.decoding can't use beams: an image gets one caption, and answers are greedy")
         return self

@@ -41,8 +41,8 @@ class TokenWeights(Section):
         "none",
         description="none: all count 1. difference: tokens outside of runs that both sides of a pair share weigh "
         "`changed`, the others `shared` (CHiP's segments). suffix: the same, where all after the first different token "
-        "is changed (V-DPO). sentence: changed are the chosen side's sentences with a mark of at least `bound`, and "
-        "the rejected side's below it; a side without marks by sentence counts 1.",
+        "is changed (V-DPO). sentence: changed are the chosen side's sentences with a score of at least `bound`, and "
+        "the rejected side's below it; a side without scores by sentence counts 1.",
     )
     changed: float = Field(4.0, ge=0.0, description="Weight of changed tokens (CHiP's code 4).")
     shared: float = Field(1.0, ge=0.0, description="Weight of tokens that both sides have; 0 leaves them out.")
@@ -50,7 +50,9 @@ class TokenWeights(Section):
         3, ge=1, description="difference: shortest run of equal tokens that counts as shared (CHiP's code 3)."
     )
 
-    bound: float = Field(0.5, description="sentence: minimum mark of a good sentence, on the marking term's scale.")
+    bound: float = Field(
+        0.5, description="sentence: minimum score of a good sentence, on the scale of the term that scores it."
+    )
 
     @model_validator(mode="after")
     def _counts(self) -> Self:

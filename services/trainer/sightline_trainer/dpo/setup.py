@@ -185,8 +185,8 @@ def _see_columns(settings: Dpo, pairs: Dataset) -> None:
         "rejected_sentences",
     }:
         raise PreconditionFailed(
-            "dpo.token_weights.by=sentence needs marks by sentence, but no pair has any; use a reward term that "
-            "marks sentences, such as reward.terms.clip.by=sentence",
+            "dpo.token_weights.by=sentence needs scores by sentence, but no pair has any; use a reward term that "
+            "scores sentences, such as reward.terms.clip.by=sentence",
             reason="LOSS_UNUSABLE",
         )
     for loss, column in _NEEDED.items():

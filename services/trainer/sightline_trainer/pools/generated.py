@@ -135,5 +135,5 @@ async def best_of(pictures: Sequence[bytes], shows: str, scorer: AsyncScorerClie
         if best is None or score > best[0]:
             best = score, picture
     if best is None:
-        raise InvalidInput(f"no picture was made of {shows[:60]!r}: {why}", reason=NO_PICTURE)
+        raise InvalidInput(f"no picture was drawn for {shows[:60]!r}: {why}", reason=NO_PICTURE)
     return best[1]

@@ -52,7 +52,7 @@ def released(row: Mapping[str, Any], number: int, images: Folder, gate: RowGate 
     for text, mark, kind in answers:
         passed(text, "rejected" if mark == min(each for _, each, _ in answers) else "chosen", gate)
         if not math.isfinite(mark):
-            raise InvalidInput(f"the mark of an answer ({kind}) is {mark}", reason="PAIR_MARK")
+            raise InvalidInput(f"the score of an answer ({kind}) is {mark}", reason="PAIR_MARK")
     unequal = {text: mark for text, mark, _ in answers}
     if len(unequal) < 2 or len(set(unequal.values())) < 2:
         raise InvalidInput("no answer is better than another", reason="PAIR_NO_PREFERENCE")

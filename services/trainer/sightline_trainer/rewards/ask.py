@@ -1,12 +1,12 @@
 """`ask`: a language model as a judge: the policy itself, another sampler, or an OpenAI-compatible endpoint.
 
-    VLFeedback (2410.09421)     templates for each aspect, parser: rating; the mean of the marks 1 to 5
+    VLFeedback (2410.09421)     templates for each aspect, parser: rating; the mean of the ratings 1 to 5
     RLAIF-V (2405.17220)        by: claims, parser: p_yes, pool: rejected; minus the number of claims that are denied
     FineSumFact (2412.10689)    by: sentence, parser: yes_no, or all sentences at once: parser: verdicts
     BalCapRL (2605.07394)       correctness and coverage, two terms, {right: {part: ask, ...}, whole: {part: ask, ...}},
                                 and reward.combine: normalised
 
-Each text is judged once, and the answer is stored in the run (`judgements`). An unreadable answer is not a mark.
+Each text is judged once, and the answer is stored in the run (`judgements`). An unreadable answer is not a score.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _BULLET: Final = re.compile(r"^\s*(?:[-*\u2022]|\d+[.):])\s*")
 
 
 class Ask(TermPart, Speaking):
-    """A language model's mark of a text."""
+    """A language model's rating of a text."""
 
     templates: dict[str, str] = Field(
         min_length=1,
@@ -59,7 +59,7 @@ class Ask(TermPart, Speaking):
     parser: Literal["rating", "yes_no", "p_yes", "verdicts"] = Field(
         "rating",
         description=(
-            "Form of the answer: a mark from 1 to 5; yes (1) or no (0); the probability of yes; a yes"
+            "Form of the answer: a rating from 1 to 5; yes (1) or no (0); the probability of yes; a yes"
             " or no for each numbered sentence."
         ),
     )
@@ -84,7 +84,7 @@ class Ask(TermPart, Speaking):
 
 
 class AskTerm:
-    """Asks for a mark of each piece, for each aspect."""
+    """Asks for a rating of each piece, for each aspect."""
 
     def __init__(self, settings: Ask, speaker: Speaker, kept: Judgements, vocabulary: Vocabulary | None) -> None:
         self.settings = settings

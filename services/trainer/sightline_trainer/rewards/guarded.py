@@ -1,7 +1,7 @@
 """Guards third-party terms: a failure is never a number.
 
 If a term raises, returns the wrong number of values, None, NaN, an infinity or something other than a number, there is
-no mark: the candidate has no reward, and `scores/*.parquet` says why. A service that stays unavailable (a
+no score: the candidate has no reward, and `scores/*.parquet` says why. A service that stays unavailable (a
 SightlineError) ends the run as usual.
 """
 
@@ -29,7 +29,7 @@ NO_MARK: Final = "NO_MARK"
 
 
 class Guarded:
-    """A term whose failures are not marks."""
+    """A term whose failures are not scores."""
 
     def __init__(self, name: str, term: Term) -> None:
         self.name = name
@@ -45,7 +45,7 @@ class Guarded:
             self._tell(RAISED, f"raised for prompt {prompt.id}")
             return [Score(None, error=RAISED) for _ in candidates]
         if len(scores) != len(candidates):
-            self._tell(COUNT, f"gave {len(scores)} marks for {len(candidates)} candidates")
+            self._tell(COUNT, f"gave {len(scores)} scores for {len(candidates)} candidates")
             return [Score(None, error=COUNT) for _ in candidates]
         return [self._checked(score) for score in scores]
 
@@ -61,11 +61,11 @@ class Guarded:
     def _tell(self, reason: str, what: str) -> None:
         if reason not in self._told:  # once: a failing term fails for every prompt
             self._told.add(reason)
-            logger.warning("the term %s %s: no mark", self.name, what, exc_info=reason == RAISED)
+            logger.warning("the term %s %s: no score", self.name, what, exc_info=reason == RAISED)
 
 
 def numbers(values: Any, count: int) -> list[Score]:
-    """A score for each value of a function's result; with the wrong number of values, no candidate gets a mark."""
+    """A score for each value of a function's result; with the wrong number of values, no candidate gets a score."""
     if values is None:
         return [Score(None, error=NO_MARK) for _ in range(count)]
     try:
@@ -78,7 +78,7 @@ def numbers(values: Any, count: int) -> list[Score]:
 
 
 def number(value: Any) -> Score:
-    """A value as a mark; None unless it is a finite number. Numbers of NumPy and torch count, texts do not."""
+    """A value as a score; None unless it is a finite number. Numbers of NumPy and torch count, texts do not."""
     if value is None:
         return Score(None, error=NO_MARK)
     try:

@@ -47,7 +47,7 @@ class LogprobContrast(TermPart):
             raise ValueError("A and B are the same; let against, against_image or a prompt differ")
         for key, template in (("prompt", self.prompt), ("against_prompt", self.against_prompt)):
             if "{prompt}" not in template:
-                raise ValueError(f"{key} has no {{prompt}} in it, the place of the question")
+                raise ValueError(f"{key} lacks {{prompt}}, where the question goes")
         return self
 
     def open(self, context: TermContext) -> Term:

@@ -1,7 +1,7 @@
 """`picked`: 1 for texts that a person picked as fitting, 0 for those not picked (ILLUME, arXiv 2208.08241).
 
 The picks are in a file of JSON lines, `{"id": a prompt's, "text": ..., "picked": true or false}`: a text that was not
-checked has no mark. Without a file the truth picks, as ILLUME's human would: all named objects must be present, and at
+checked has no score. Without a file the truth picks, as ILLUME's human would: all named objects must be present, and at
 least `cover` of the present ones must be named.
 """
 
@@ -48,7 +48,7 @@ class FilePicks:
 
 
 class TruthPicks:
-    """Picks texts that are true and say enough; an image without truth gives no mark."""
+    """Picks texts that are true and say enough; an image without truth gives no score."""
 
     def __init__(self, cover: float, vocabulary: Vocabulary) -> None:
         self.cover = cover

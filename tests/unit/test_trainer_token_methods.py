@@ -157,7 +157,7 @@ def test_a_side_learns_from_the_sentences_for_which_it_stands_there() -> None:
 
 def test_weights_by_sentence_reach_the_rows(model: Path, pairs: Dataset, tmp_path: Path) -> None:
     settings = {"by": "sentence", "changed": 3.0, "shared": 0.5}
-    with pytest.raises(PreconditionFailed, match="marks by sentence"):
+    with pytest.raises(PreconditionFailed, match="scores by sentence"):
         prepared(
             model, pairs.remove_columns(["chosen_sentences", "rejected_sentences"]), tmp_path, token_weights=settings
         )

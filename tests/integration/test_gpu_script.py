@@ -15,8 +15,9 @@ NAMES = (
     "gpu_trl_best_over_ours_pairs4", "gpu_service_over_tower_off", "gpu_service_over_tower_off_2_services",
     "gpu_loop_iteration_2", "gpu_trl_best_over_ours_qwen2_5_vl", "gpu_sampler_k4_adapter",
     "gpu_turns_rest", "gpu_turns_update", "gpu_turns_wake", "gpu_turns_arrival_gap", "gpu_attention_two_calls_160",
-    "gpu_step_llava_4x8_adapter", "gpu_qlora_update_nf4", "gpu_peak_memory_over_trl", "gpu_peak_memory_over_trl_pairs4",
-    "gpu_peak_memory_over_trl_qwen2_5_vl",
+    "gpu_step_llava_4x8_adapter", "gpu_step_llava_4x8_plain",
+    "gpu_sampler_k2_adapter_plain", "gpu_qlora_update_nf4", "gpu_peak_memory_over_trl",
+    "gpu_peak_memory_over_trl_pairs4", "gpu_peak_memory_over_trl_qwen2_5_vl",
 )  # fmt: skip
 
 

@@ -4,7 +4,8 @@
     python benchmarks/growth.py --quick
     python benchmarks/growth.py --only pools
 
-- **pools**: open a JSON dataset of 10,000 and of 1,000,000 rows: CPU seconds and peak memory per row.
+- **pools**: open a JSON dataset of 10,000 and of 1,000,000 rows, and 10,000 and 100,000 of LLaVA's conversations: CPU
+seconds and peak memory per row.
 - **runs**: `ListRuns` of a trainer service over 10 and 1,000 runs, the first page: CPU milliseconds per call.
 - **report**: the report of a run of 3 and of 30 iterations: CPU seconds and bytes per iteration. The 30 are copies.
 - **prompts**: one iteration of the playground's loop (K = 2, no evaluation) at 256 and 4,096 prompts: CPU seconds of
@@ -66,22 +67,35 @@ def _slope(name: str, unit: str, scale: float, costs: dict[int, float]) -> Row:
 
 
 def pools(work: Path, quick: bool) -> list[Row]:
-    """Open a JSON-lines dataset in a separate process."""
+    """Open a JSON-lines dataset, and a file of LLaVA's conversations (1.2 kB each), in a separate process."""
     shutil.copy(ROOT / "playground/world.png", work / "a.png")
-    cpu, memory = {}, {}
+    cpu, memory, conversations = dict[int, float](), dict[int, float](), dict[int, float]()
     for size in (10_000, 100_000 if quick else 1_000_000):
         path = work / f"{size}.jsonl"
         with path.open("w") as file:
             for number in range(size):
                 row = {"id": f"{number:08d}", "image": "a.png", "prompt": f"Describe picture {number} in one sentence."}
                 file.write(json.dumps(row) + "\n")
-        told = subprocess.run([sys.executable, "-c", OPENS, str(path)], capture_output=True, text=True, check=True)
-        count, cpu[size], memory[size] = map(float, told.stdout.split())
-        assert count == size
+        cpu[size], memory[size] = _opened(path, size)
+    for size in (10_000, 100_000):
+        path = work / f"{size}.json"
+        said = [{"from": who, "value": 20 * " some words"} for _ in range(3) for who in ("human", "gpt")]
+        rows = [{"id": f"{number:012d}", "image": "a.png", "conversations": said} for number in range(size)]
+        path.write_text(json.dumps(rows))
+        conversations[size], _ = _opened(f"llava:{path}", size)
     return [
         _slope("pool_cpu_us_a_row", "CPU-us", 1e6, cpu),
         _slope("pool_bytes_a_row", "bytes", 1, memory),
+        _slope("conversations_cpu_us_a_row", "CPU-us", 1e6, conversations),
     ]
+
+
+def _opened(reference: str | Path, rows: int) -> tuple[float, float]:
+    """CPU seconds and bytes of opening a dataset with this many rows."""
+    told = subprocess.run([sys.executable, "-c", OPENS, str(reference)], capture_output=True, text=True, check=True)
+    count, cpu, memory = map(float, told.stdout.split())
+    assert count == rows
+    return cpu, memory
 
 
 def _run(directory: Path, name: str) -> Path:

@@ -7,10 +7,12 @@ are read.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import stat
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,10 @@ class Folder:
 
     def __init__(self, base: Path, cache: Path | None = None, others: Sequence[Path] = ()) -> None:
         self.base, self.cache = base, cache
-        self._roots = [Path(os.path.realpath(root)) for root in (base, *others)]
+        self._roots = [os.path.realpath(root) for root in (base, *others)]
+        self._base = os.fspath(base)
+        # Of a directory's path; a pool has many images in few directories, and following links costs a call a part.
+        self._real_directory = functools.lru_cache(maxsize=1024)(os.path.realpath)
 
     def picture(self, value: Any) -> Path | bytes:
         """A row's picture: a path relative to the folder, or its encoded bytes.
@@ -84,15 +89,11 @@ class Folder:
         return path
 
     def _inside(self, name: str) -> Path:
-        path = self.base / name
         try:
-            real = Path(os.path.realpath(path))
-            facts = os.stat(real)
-        except FileNotFoundError:
-            facts = None
+            real, facts = self._followed(os.path.join(self._base, name))
         except (OSError, ValueError) as error:  # a name with 300 characters, or with NUL
             raise InvalidInput(f"the image {name[:100]!r} cannot be read: {error}", reason="DATASET_IMAGE") from None
-        if not any(real.is_relative_to(root) for root in self._roots):
+        if not any(real == root or real.startswith(os.path.join(root, "")) for root in self._roots):
             raise InvalidInput(
                 f"the image {name[:100]!r} is outside {self.base}; images must be in the dataset's directory, or "
                 "in the one that its reference names (?images=DIRECTORY)",
@@ -104,4 +105,15 @@ class Folder:
             raise InvalidInput(
                 f"the image {name[:100]!r} holds {facts.st_size} bytes, over {MOST_BYTES}", reason="IMAGE_TOO_LARGE"
             )
-        return path
+        return self.base / name
+
+    def _followed(self, path: str) -> tuple[str, os.stat_result | None]:
+        """Where a path leads through all links, and what is there; None if nothing is."""
+        directory, last = os.path.split(path)
+        real, facts = os.path.join(self._real_directory(directory), last), None
+        with suppress(FileNotFoundError):
+            facts = os.lstat(real)
+            if stat.S_ISLNK(facts.st_mode) or last in ("", ".", ".."):
+                real, facts = os.path.realpath(path), None
+                facts = os.stat(real)
+        return real, facts

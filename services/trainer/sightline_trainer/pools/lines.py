@@ -43,9 +43,9 @@ class LinesPool(Pool):
         derived: list[int] = []
         dropped = DroppedRows()
         starts, ends, numbers, digests = array("q"), array("q"), array("q"), array("Q")
-        for number, start, end, text in (_items if as_array else _lines)(path):
+        for number, start, end, text, decoded in (_items if as_array else _lines)(path):
             try:
-                row, prompt = self._read(text, number)
+                row, prompt = self._read(text, number, decoded)
             except InvalidInput as error:
                 leave_out(dropped, f"{path}, line {number}", error)
                 continue
@@ -78,11 +78,11 @@ class LinesPool(Pool):
             f"{self.path} changed while it was read: line {self._numbers[number]}: {why}", reason="DATASET_CHANGED"
         )
 
-    def _read(self, text: bytes | None, number: int) -> tuple[dict[str, Any], Prompt | None]:
+    def _read(self, text: bytes | None, number: int, decoded: Any = None) -> tuple[dict[str, Any], Prompt | None]:
         if text is None:
             raise InvalidInput(f"the line is longer than {MOST_LINE} bytes", reason="LINE_TOO_LONG")
         try:
-            row = json.loads(text)
+            row = json.loads(text) if decoded is None else decoded
             if not isinstance(row, dict):
                 raise TypeError("no object")
             return row, self.reader(row, number)
@@ -105,15 +105,15 @@ def bounded_lines(file: BinaryIO) -> Iterator[tuple[int, int, int, bytes | None]
         yield number, start, at, None
 
 
-def _lines(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
+def _lines(path: Path) -> Iterator[tuple[int, int, int, bytes | None, Any]]:
     with path.open("rb") as file:
         for number, start, end, line in bounded_lines(file):
             if line is None or line.strip():
-                yield number, start, end, line
+                yield number, start, end, line, None
 
 
-def _items(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
-    """The objects of a JSON array, with a chunk of the file in memory at a time."""
+def _items(path: Path) -> Iterator[tuple[int, int, int, bytes | None, Any]]:
+    """The objects of a JSON array, with a chunk of the file in memory at a time; decoded unless a byte is no UTF-8."""
     decoder, buffer = json.JSONDecoder(), ""
     number = at = place = 0  # the item; position in the buffer (characters); position in the file (bytes)
     with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
@@ -123,7 +123,7 @@ def _items(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
             if at < len(buffer) and buffer[at] == "]":
                 return
             try:
-                _, end = decoder.raw_decode(buffer, at)
+                decoded, end = decoder.raw_decode(buffer, at)
             except (ValueError, RecursionError) as error:
                 long = len(buffer) - at > MOST_LINE
                 more = "" if long or isinstance(error, RecursionError) else file.read(CHUNK)
@@ -134,7 +134,10 @@ def _items(path: Path) -> Iterator[tuple[int, int, int, bytes | None]]:
                     raise InvalidInput(f"{path} is not an array of JSON objects{why}", reason="DATASET_LINE") from None
                 buffer, at = buffer[at:] + more, 0
                 continue
-            text = buffer[at:end].encode("utf-8", "surrogateescape")
+            try:
+                text = buffer[at:end].encode()
+            except UnicodeEncodeError:
+                text, decoded = buffer[at:end].encode("utf-8", "surrogateescape"), None
             number += 1
-            yield number, place, place + len(text), text
+            yield number, place, place + len(text), text, decoded
             at, place = end, place + len(text)

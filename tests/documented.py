@@ -11,7 +11,8 @@ from running import ROOT
 
 PROGRAMS = (
     "sightline", "python", "python3", "make", "pip", "uv", "docker", "kubectl", "helm", "curl", "grpcurl", "git",
-    "export", "npm", "node", "go", "buf", "echo", "kill", "promtool", "torchrun", "vllm", "cp", "cd", "source",
+    "export", "npm", "node", "go", "buf", "echo", "kill", "promtool", "torchrun", "vllm",
+    "text-generation-launcher", "cp", "cd", "source",
 )  # fmt: skip
 """First words of a listing's lines that are commands."""
 NOT_RUN = {
@@ -24,9 +25,9 @@ NOT_RUN = {
     "buf": "writes Go stubs, for which a plugin must be built",
     "npm": "fetches packages; `tests/integration/test_scorer_examples.py` runs it, slow",
     "node": "as for npm",
+    "text-generation-launcher": "starts TGI on a GPU; `tests/contract/test_sampler_tgi.py` has its protocol",
     "vllm": "starts an engine on a GPU; `tests/contract/test_sampler_vllm.py` has its protocol",
     "promtool": "`tests/unit/test_alerts.py` runs it if it is installed",
-    "git": "another project's program",
     "torchrun": "starts several processes, as `tests/integration/test_trainer_distributed.py` does",
     "uv": "installs packages, as `.ci/run` does",
     "pip": "installs packages; `tests/integration/test_wheel.py` installs the wheel",
@@ -36,7 +37,6 @@ NOT_RUN = {
     "echo": "writes a line",
     "cd": "changes the directory",
     "cp": "copies a file",
-    "kill": "sends a signal",
     "make demo": "minutes; `.ci/run` runs `make test` in a fresh clone, `test_wheel.py` the quick demo",
     "make test": "the suite that contains this list's test",
     "make chart-run": "minutes; `tests/integration/test_chart_run.py`, slow",
@@ -56,11 +56,10 @@ NOT_RUN = {
     "python -m sightline_playground skill": "trains the LVLM on; `tests/unit/test_playground_skills.py`",
     "python -m sightline_playground check": "measures for minutes what `make` writes",
     "python examples/": "`tests/integration/test_scorer_examples.py` runs each",
-    "sightline run recipes/*http://*": "asks a judge, writer or detector; `test_recipes.py` has the playground's",
-    "sightline run recipes/*dns:///sampler-*": "asks another model; `test_recipes.py` has the playground's",
+    "sightline run recipes/*http://*": "asks a judge, writer, detector or model; `test_recipes.py` has small ones",
     "sightline run recipes/*/picks.jsonl*": "reads a person's picks; `test_recipes.py` has the truth's",
     "sightline run recipes/*playground:llava-skilled*": "`tests/integration/test_recipes.py` runs each, cut short",
-    "sightline run recipes/*.yaml": "hours; `tests/integration/test_recipes.py` runs each recipe, cut short",
+    "sightline run recipes/*.yaml": "minutes to an hour; `tests/integration/test_recipes.py` runs each, cut short",
     "sightline run recipes/clip_dpo.yaml --set 'dpo.launch": "`test_trainer_distributed.py` has two processes",
 }
 """Why no test with `documented_commands` in its name runs a documented command, by the command's beginning. All are

@@ -126,6 +126,7 @@ def main() -> None:
     parser.add_argument("--only", choices=SHAPES, help="measure only this shape")
     parser.add_argument("--prompts", type=int, help="prompts of an iteration (default: 640 for playground, 48 for 576)")
     parser.add_argument("--rounds", type=int, help="counted turns of each arm")
+    parser.add_argument("--no-grpo", action="store_true", help="leave out GRPOTrainer, which takes half of the time")
     options = parser.parse_args()
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1")
     rounds = options.rounds or (1 if options.quick else 2)
@@ -136,7 +137,7 @@ def main() -> None:
             scratch.mkdir()
             warm_up = not (options.quick and each == "576")  # a turn takes minutes, the first one seconds more
             shape = _shape(each, scratch, options.prompts, quick=options.quick)
-            rows += measure(shape, each, rounds, scratch, warm_up=warm_up)
+            rows += measure(shape, each, rounds, scratch, warm_up=warm_up, grpo=not options.no_grpo)
     write("-".join(["loop", *([options.only] if options.only else []), *(["quick"] if options.quick else [])]), rows)
 
 
@@ -168,7 +169,9 @@ def _clip_of_words(directory: Path) -> Path:
     return directory
 
 
-def measure(shape: Shape, name: str, rounds: int, scratch: Path, *, warm_up: bool = True) -> list[Row]:
+def measure(
+    shape: Shape, name: str, rounds: int, scratch: Path, *, warm_up: bool = True, grpo: bool = True
+) -> list[Row]:
     """All rows of one shape."""
     import torch
     from sightline_cli.processes import Processes
@@ -219,10 +222,9 @@ def measure(shape: Shape, name: str, rounds: int, scratch: Path, *, warm_up: boo
                 "ours ahead": lambda: next(ahead),
             }
         else:
-            arms |= {
-                "their best": trained(iter([peers.online(each, best=True) for each in rows])),
-                "GRPO": trained(iter([peers.grpo(each) for each in rows])),
-            }
+            arms["their best"] = trained(iter([peers.online(each, best=True) for each in rows]))
+            if grpo:
+                arms["GRPO"] = trained(iter([peers.grpo(each) for each in rows]))
         # The services are children.
         samples = interleave(arms, rounds=rounds, warmup=int(warm_up), pids=lambda: [os.getpid()])
     equal = {
@@ -259,22 +261,33 @@ def _playground_rows(samples: dict[str, list[Sample]], equal: dict[str, Any], pa
 def _large_rows(samples: dict[str, list[Sample]], equal: dict[str, Any], pairs: dict[str, list[int]]) -> list[Row]:
     cpu, detail = ratio(samples["theirs"], samples["ours"])
     best, best_detail = ratio(samples["their best"], samples["ours"])
-    grpo, grpo_detail = ratio(samples["GRPO"], samples["ours at K = 8"])
     arm, plain = _quicker(samples)
     wall, wall_detail = ratio(samples[arm], samples["ours"], "wall")
     best_wall, best_wall_detail = ratio(samples["their best"], samples["ours"], "wall")
-    grpo_wall, grpo_wall_detail = ratio(samples["GRPO"], samples["ours at K = 8"], "wall")
     at_best = f"{ONLINE}, logits of answer positions only"
-    all_eight = "TRL's GRPOTrainer at K = 8, which trains on all eight"
-    eight = {"pairs": pairs["8"][-1]}
-    return [
+    rows = [
         Row("trl_online_over_ours_576", cpu, "ratio", "higher", 4.0, ONLINE, {**detail, **equal}),
         Row("trl_online_over_ours_576_wall", wall, "ratio", "higher", None, ONLINE, {**wall_detail, **plain, **equal}),
         Row("trl_best_online_over_ours_576", best, "ratio", "higher", 2.0, at_best, {**best_detail, **equal}),
         Row("trl_best_online_over_ours_576_wall", best_wall, "ratio", "higher", None, at_best, best_wall_detail),
-        Row("grpo_over_ours_576_k8", grpo, "ratio", "higher", None, all_eight, {**grpo_detail, **eight}),
-        Row("grpo_over_ours_576_k8_wall", grpo_wall, "ratio", "higher", None, all_eight, {**grpo_wall_detail, **eight}),
     ]
+    if "GRPO" in samples:
+        grpo, grpo_detail = ratio(samples["GRPO"], samples["ours at K = 8"])
+        grpo_wall, grpo_wall_detail = ratio(samples["GRPO"], samples["ours at K = 8"], "wall")
+        eight, all_eight = {"pairs": pairs["8"][-1]}, "TRL's GRPOTrainer at K = 8, which trains on all eight"
+        rows += [
+            Row("grpo_over_ours_576_k8", grpo, "ratio", "higher", None, all_eight, {**grpo_detail, **eight}),
+            Row(
+                "grpo_over_ours_576_k8_wall",
+                grpo_wall,
+                "ratio",
+                "higher",
+                None,
+                all_eight,
+                {**grpo_wall_detail, **eight},
+            ),
+        ]
+    return rows
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from sightline_sampler.engines.local.memory import free_bytes
 from sightline_sampler.engines.local.model import BaseModel, load_base
 from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import Prepared, PromptBuilder
-from sightline_sampler.engines.local.rest import Rest
+from sightline_sampler.engines.local.rest import Rest, give_back
 from sightline_sampler.engines.local.rows import Request
 from sightline_sampler.engines.local.stops import cut
 from sightline_sampler.engines.local.teacher import Teacher
@@ -91,9 +91,12 @@ class TransformersEngine(Engine):
             on_step=self._on_step,
         )
         self._loop.start()
-        await asyncio.wrap_future(
-            self._loop.call(lambda: selfcheck.check(loaded.base, loaded.builder, loaded.prefiller))
-        )
+
+        def check() -> None:
+            selfcheck.check(loaded.base, loaded.builder, loaded.prefiller)
+            give_back(loaded.base.device)
+
+        await asyncio.wrap_future(self._loop.call(check))
         return loaded.base.digest
 
     async def stop(self) -> None:

@@ -1,5 +1,6 @@
 """Drawing tokens: numbers derived by hand, and draws from a distribution."""
 
+import dataclasses
 import math
 
 import hypothesis
@@ -45,7 +46,33 @@ def shaped(temperature: list[float], top_p: list[float], top_k: list[int], min_p
         truncated=min(top_p) < 1 or max(top_k) > 0,
         floored=max(floors) > 0,
         greedy=min(temperature) == 0,
+        unscaled=set(temperature) == {1.0},
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", ["plain", "largest suppressed", "infinite", "not a number", "an id without mass"])
+def test_one_exponential_has_the_bits_of_two(case: str, dtype: torch.dtype) -> None:
+    """At temperature 1 norm and distribution come from the same exponentials, in chunks that fit a cache."""
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(40, 32_000)
+    match case:
+        case "largest suppressed":
+            logits[3, 1] = 90.0
+        case "infinite":
+            logits[3, 7] = torch.inf
+        case "not a number":
+            logits[3, 7] = torch.nan
+        case "an id without mass":
+            logits[:, 7] = -torch.inf
+    uniform, suppressed = torch.rand(40, dtype=torch.float64), torch.tensor([0, 1, 3])
+    shape = shaped([1.0] * 40, [0.9] * 40, [0] * 40)
+    once = draw(logits.to(dtype), uniform, shape, suppressed)
+    twice = draw(logits.to(dtype), uniform, dataclasses.replace(shape, unscaled=False), suppressed)
+    for field in dataclasses.fields(Draw):
+        found, wanted = getattr(once, field.name), getattr(twice, field.name)
+        assert torch.equal(found.nan_to_num(), wanted.nan_to_num()), field.name
+    assert once.finite.all() == (case not in ("infinite", "not a number"))
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,7 @@ class Lane:
             truncated=bool((rows.top_p < 1).any() or (rows.top_k > 0).any()),
             floored=bool((rows.min_p > 0).any()),
             greedy=bool((rows.temperature == 0).any()),
+            unscaled=bool((rows.temperature == 1).all()),
         )
         drawn = draw(
             logits if whole else logits[torch.from_numpy(own).to(device)],

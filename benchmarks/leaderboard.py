@@ -95,7 +95,7 @@ WITHOUT: Mapping[str, Sequence[str]] = {
     "rlaif_v": _LOTS,
     "ovip": ("pairing={all_pairs: {max_pairs: 2}}",),
     "sentinel": _LOTS,
-    "sightline": ("dpo.loss.sft=0.1", "publication.extrapolate=0", "evaluation.decoding={}"),
+    "sightline": ("dpo.loss.sft=0.1", "publication.extrapolate=0", "evaluation.decoding.guidance=null"),
 }  # fmt: skip
 SCENES, QUESTIONS = 600, 300
 GLANCE = 64
@@ -320,7 +320,7 @@ def table(standings: Mapping[str, Sequence[SeedRun]], figures: Mapping[str, Mapp
 _CUTS = ("chair_s_cut", "chair_s_cut_at_equal_length", "over_without")
 
 
-def report(kept: Path = KEPT, *, show: bool = True) -> None:
+def report(kept: Path = KEPT) -> None:
     """Write the result of all runs that are finished."""
     standings = {name: runs for name in RECIPES if (runs := read(kept, name))}
     if not standings:
@@ -347,9 +347,8 @@ def report(kept: Path = KEPT, *, show: bool = True) -> None:
             full = f"{name}_{key}"
             rows.append(Row(full, value, unit, better, None, against, facts))  # type: ignore[arg-type]
     made = table(standings, figures)
-    if show:
-        print(made)
-    write("leaderboard", rows, show=show)
+    print(made)
+    write("leaderboard", rows)
     (RESULTS / "leaderboard.md").write_text(made + "\n")
 
 
@@ -387,7 +386,6 @@ def main() -> int:
                     print(f"{name} seed {seed}: {'differs in ' + ', '.join(apart) if apart else 'the same'}")
                     return 1 if apart else 0
                 keep(KEPT / f"{name}-{seed}.json", made)
-                report(show=False)
     report()
     return int(failed > 0)
 

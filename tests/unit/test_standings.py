@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # behind tests/,
 import leaderboard
 import neutral
 import standings
+from sightline_chassis.layers import SettingsError
 from sightline_trainer.recipe import load_recipe
 
 
@@ -71,6 +73,12 @@ def test_every_recipe_stands_on_the_board_and_reads_with_its_own_part_neutral() 
         )
         assert leaderboard.digest(own) != leaderboard.digest(neutral)
         assert own.iterations == neutral.iterations > 0
+        for one in set(leaderboard.WITHOUT[name]) - set(leaderboard._LOTS):  # illume has no gap to switch off
+            others = [
+                key for key in leaderboard.overrides(f"{name}-without", 0, "localhost:1", "localhost:2") if key != one
+            ]
+            with suppress(SettingsError):  # the others need it
+                assert leaderboard.digest(load_recipe(file, others)) != leaderboard.digest(neutral), f"{name}: {one}"
 
 
 def test_lots_are_drawn_anew_for_each_picture_and_stay() -> None:

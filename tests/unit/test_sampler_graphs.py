@@ -24,6 +24,7 @@ from sightline_sampler.engines.local.prefill import ImageFeatures, Prefiller
 from sightline_sampler.engines.local.prompts import PromptBuilder
 from sightline_sampler.engines.local.rest import Rest
 from sightline_sampler.engines.local.rows import Request
+from sightline_sampler.engines.local.token_pass import pass_tokens
 from sightline_sampler.engines.local.weights import Weights
 
 QUICK = ("llava", "qwen2_5_vl", "gemma3")
@@ -48,15 +49,8 @@ class _InPieces:
         rows = graphs.rows_for(len(ids))
         padded = torch.zeros((2, rows, 1), dtype=torch.long)
         padded[0, : len(ids), 0], padded[1, : len(ids), 0] = ids, positions
-        found = model(
-            input_ids=padded[0],
-            position_ids=padded[1].expand(axes, -1, -1) if axes else padded[1],
-            attention_mask=torch.zeros((1, 1, 1, 1)),
-            past_key_values=graphs._CutCache(self, cache),  # type: ignore[arg-type]
-            use_cache=True,
-        )
-        logits: torch.Tensor = found.logits[: len(ids), -1]
-        return logits
+        keys = graphs._CutCache(self, cache)  # type: ignore[arg-type]
+        return pass_tokens(model, padded[0], padded[1], axes, keys, torch.float32)[: len(ids)]
 
     def cut(
         self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None

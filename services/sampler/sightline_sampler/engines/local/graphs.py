@@ -21,10 +21,11 @@ from typing import Any
 import torch
 from sightline.errors import first_line
 from sightline_chassis.kernels import kernels_unusable
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from sightline_sampler.engines.local.fused_attention import attend
-from sightline_sampler.engines.local.kv import RowCache
+from sightline_sampler.engines.local.kv import RowCache, TokenLayer
+from sightline_sampler.engines.local.token_pass import pass_tokens
 
 logger = logging.getLogger(__name__)
 
@@ -186,20 +187,13 @@ class _Recording:
         self._pool = pool
         self._recording = False
         keys = _CutCache(self, cache)
-        position_ids = self._positions.expand(axes, -1, -1) if axes else self._positions
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             for self._recording in (False, True):  # the first pass makes kernels and buffers ready
                 self._cuts.clear()
                 try:
                     self._begin()
-                    logits = model(
-                        input_ids=self._ids,
-                        position_ids=position_ids,
-                        attention_mask=torch.zeros((1, 1, 1, 1), dtype=dtype, device=device),
-                        past_key_values=keys,
-                        use_cache=True,
-                    ).logits[:, -1]
+                    logits = pass_tokens(model, self._ids, self._positions, axes, keys, dtype)
                     self._end()
                 except BaseException:
                     with contextlib.suppress(RuntimeError):  # of the failed capture
@@ -207,7 +201,7 @@ class _Recording:
                     raise
                 stream.synchronize()
         torch.cuda.current_stream(device).wait_stream(stream)
-        self._logits: torch.Tensor = logits
+        self._logits = logits
 
     def play(self, cache: RowCache, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """One step of the rows of `cache`."""
@@ -250,17 +244,10 @@ class _Recording:
             self._graphs[-1].capture_end()
 
 
-class _CutLayer(CacheLayerMixin):
-    is_sliding = False
-    is_compileable = False
-
+class _CutLayer(TokenLayer):
     def __init__(self, recording: _Recording, number: int, seen: int) -> None:
         super().__init__()
         self.recording, self.number, self.seen = recording, number, seen
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Nothing to do."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -269,17 +256,9 @@ class _CutLayer(CacheLayerMixin):
         cut = CutKeys(self.recording, self.number, key_states, value_states)
         return cut, cut
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """As a row cache's."""
-        return self.seen, 0
-
     def get_seq_length(self) -> int:
         """As a row cache's."""
         return self.seen
-
-    def get_max_length(self) -> int:
-        """It has no own limit."""
-        return -1
 
 
 class _CutCache(Cache):

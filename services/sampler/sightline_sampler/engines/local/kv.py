@@ -134,18 +134,33 @@ class _Segment:
         self.mask = torch.zeros(later.shape, dtype=keys.dtype, device=keys.device).masked_fill_(later, -torch.inf)
 
 
-class _RowLayer(CacheLayerMixin):
+class TokenLayer(CacheLayerMixin):
+    """A cache's layer for one token per row; `update` and `get_seq_length` are its own."""
+
     is_sliding = False
     is_compileable = False
 
-    def __init__(self, owner: RowCache, number: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.owner = owner
-        self.number = number
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Nothing to do."""
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Visible slots, and their offset."""
+        return self.get_seq_length(), 0
+
+    def get_max_length(self) -> int:
+        """It has no own limit."""
+        return -1
+
+
+class _RowLayer(TokenLayer):
+    def __init__(self, owner: RowCache, number: int) -> None:
+        super().__init__()
+        self.owner = owner
+        self.number = number
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -168,17 +183,9 @@ class _RowLayer(CacheLayerMixin):
             parts.route = self.owner.route() if parts.stems else None
         return parts, parts
 
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Visible slots, and their offset."""
-        return self.get_seq_length(), 0
-
     def get_seq_length(self) -> int:
         """Maximum visible slots."""
         return max((segment.slots for segment in self.owner.segments), default=0)
-
-    def get_max_length(self) -> int:
-        """It has no own limit."""
-        return -1
 
 
 class RowCache(Cache):

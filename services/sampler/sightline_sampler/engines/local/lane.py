@@ -18,6 +18,7 @@ from sightline_sampler.engines.local.prefill import Prefix
 from sightline_sampler.engines.local.rows import Request, Rows
 from sightline_sampler.engines.local.sampling import Shape, draw
 from sightline_sampler.engines.local.stops import holds_stop
+from sightline_sampler.engines.local.token_pass import pass_tokens
 
 Outcome = tuple[Request, Candidate | BaseException]
 Numbers = npt.NDArray[np.int64]
@@ -255,16 +256,5 @@ def step(
     positions = np.zeros(padded, np.int64)
     ids[:count] = tokens
     positions[:count] = places
-    position_ids = torch.from_numpy(positions).to(device)[:, None]
-    if axes:
-        position_ids = position_ids.expand(axes, -1, -1)
-    out = model(
-        input_ids=torch.from_numpy(ids).to(device)[:, None],
-        position_ids=position_ids,
-        # Four dimensions, so that transformers makes no mask: the cache has one for each of its segments.
-        attention_mask=torch.zeros((1, 1, 1, 1), dtype=base.dtype, device=device),
-        past_key_values=cache,
-        use_cache=True,
-    )
-    logits: torch.Tensor = out.logits[:, -1]
-    return logits
+    given, at = (torch.from_numpy(column).to(device)[:, None] for column in (ids, positions))
+    return pass_tokens(model, given, at, axes, cache, base.dtype)

@@ -14,6 +14,16 @@ import triton
 import triton.language as tl
 
 
+@triton.jit
+def _with_block(largest, total, sums, products, v, PRECISION: tl.constexpr):
+    """Largest product (M,), sum (M,) and weighted values (M, D_V), with a block of products (M, N) and values added."""
+    now = tl.maximum(largest, tl.max(products, 1))
+    weights = tl.exp(products - now[:, None])
+    faded = tl.exp(largest - now)
+    total = total * faded + tl.sum(weights, 1)
+    return now, total, sums * faded[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
+
+
 @triton.jit(do_not_specialize=["first_place", "most", "width"])
 def stem_kernel(
     query, gather, keys, values, mask, top, mass, out,
@@ -50,12 +60,7 @@ def stem_kernel(
         )  # fmt: skip
         beyond = tl.load(mask + stem * width + slot, mask=seen, other=-float("inf")).to(tl.float32)
         products = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale + beyond[None, :]
-        now = tl.maximum(largest, tl.max(products, 1))
-        weights = tl.exp(products - now[:, None])
-        faded = tl.exp(largest - now)
-        total = total * faded + tl.sum(weights, 1)
-        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        largest = now
+        largest, total, sums = _with_block(largest, total, sums, products, v, PRECISION)
     kept = (first_place + place) * HEADS + head
     tl.store(top + kept, largest, mask=valid)
     tl.store(mass + kept, total, mask=valid)
@@ -108,12 +113,7 @@ def row_kernel(
         )  # fmt: skip
         products = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
         products = tl.where(seen[None, :], products, -float("inf"))
-        now = tl.maximum(largest, tl.max(products, 1))
-        weights = tl.exp(products - now[:, None])
-        faded = tl.exp(largest - now)
-        total = total * faded + tl.sum(weights, 1)
-        sums = sums * faded[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
-        largest = now
+        largest, total, sums = _with_block(largest, total, sums, products, v, PRECISION)
     if STEMS:
         kept = tl.load(where + row) * HEADS + head
         their_top = tl.load(top + kept, mask=valid, other=-1e30)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from prometheus_client import REGISTRY
 from sightline.errors import DeadlineExceeded, InternalError, Overloaded, Unavailable
 from sightline_scorer.cache import ENTRY_BYTES, EmbeddingTable
 from sightline_scorer.embedder import Embedder, ImageSource
@@ -406,6 +407,51 @@ def test_a_full_batch_waits_for_nobody_and_others_not_for_long() -> None:
             to = tower(engine, gather=bound)
             begun(to, "never")
             await ask(to, bound).done(5)
+
+    run(test)
+
+
+def test_a_batch_that_those_on_their_way_would_fill_waits_twice_as_long() -> None:
+    async def test() -> None:
+        engine = Engine()
+        to = tower(engine, gather=10.0)  # a batch has four
+        texts = tower(engine, gather=10.0, beside=to, batch=64)
+        for name in "bc":
+            begun(to, name)
+        ask(to, "a")
+        ask(texts, "a text")
+        assert all(9 < each._gathering() <= 10 for each in (to, texts))
+        begun(to, "d")
+        assert 19 < to._gathering() <= 20
+        assert 9 < texts._gathering() <= 10  # one of the pictures may be its own
+        begun(to, "e")
+        assert 19 < texts._gathering() <= 20
+
+    run(test)
+
+
+def test_metrics_tell_what_waits_what_is_kept_and_how_it_was_found() -> None:
+    def told(name: str, **labels: str) -> float:
+        labels = {"model": "m", "tower": "text", **labels}
+        return REGISTRY.get_sample_value(f"sightline_scorer_{name}", labels) or 0.0
+
+    def found() -> list[float]:
+        return [told("embeddings_total", outcome=each) for each in ("hit", "miss", "coalesced")]
+
+    async def test() -> None:
+        engine = Engine()
+        to = tower(engine)
+        before = found()
+        wait = ask(to, "a", "b", "a")
+        assert told("queue_items") == 2
+        other = ask(to, "b", "c")
+        engine.go.set()
+        for each in (wait, other):
+            await each.done(1)
+        await ask(to, "c").done(1)
+        assert [now - then for now, then in zip(found(), before, strict=True)] == [1, 3, 2]
+        assert (told("queue_items"), told("cache_bytes")) == (0, to.table.used_bytes)
+        assert to.table.used_bytes == 3 * (4 * SIZE + ENTRY_BYTES)
 
     run(test)
 

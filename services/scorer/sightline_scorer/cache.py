@@ -39,7 +39,7 @@ class EmbeddingTable:
         self._notes = np.empty(capacity, np.int32)
         self._places: OrderedDict[bytes, int] = OrderedDict()
         self._capacity = capacity
-        self._gauge = metrics.CACHE_BYTES.labels(model, tower)
+        metrics.CACHE_BYTES.labels(model, tower).set_function(lambda: self.used_bytes)
 
     def __len__(self) -> int:
         return len(self._places)
@@ -80,7 +80,6 @@ class EmbeddingTable:
         if place is None:
             place = len(self._places) if len(self._places) < self._capacity else self._places.popitem(last=False)[1]
             self._places[key] = place
-            self._gauge.set(self.used_bytes)
         self._rows[place] = row
         self._notes[place] = note
 

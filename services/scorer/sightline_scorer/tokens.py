@@ -72,11 +72,13 @@ class Tokenizer:
         self._trim = trim and self._is_simple
         if self._is_simple:
             self._words = WordTokenizer(tokenizer)
-        self._ends: set[int | None] = set()
+        self._special: frozenset[int | None] = frozenset()
         if not self._is_simple:
-            end = getattr(tokenizer.tokenizer, "sep_token_id", None)  # BERT's; in other tokenizers it may be a word
+            inner = tokenizer.tokenizer
+            end = getattr(inner, "sep_token_id", None)  # BERT's; in other tokenizers it may be a word
             (plain,) = _plain_ids(tokenizer, ["a"])
-            self._ends = {end} & set(plain)
+            named = {inner.eos_token_id, inner.bos_token_id, inner.pad_token_id, inner.cls_token_id}
+            self._special = frozenset(named | {end} & set(plain))
         self.encode(["a"], [0])  # a fast tokenizer sets its padding at its first call: not in two threads
 
     def encode(self, texts: Sequence[str], indices: Sequence[int]) -> list[TokenRow]:
@@ -158,14 +160,11 @@ class Tokenizer:
             if end in row[:-1] or self._tokenizer.sot_token_id in row[1:]:
                 raise refused(index, "spells a special token, which would end it there: take it out", "TEXT_SPECIAL")
             return
-        tokenizer = self._tokenizer.tokenizer
-        special = {tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.cls_token_id}
-        special |= self._ends
-        inner = [token for token in row if token not in special]
+        inner = [token for token in row if token not in self._special]
         if not inner:
             raise refused(index, "holds nothing that the model can read", "TEXT_EMPTY")
         first, last = row.index(inner[0]), len(row) - 1 - row[::-1].index(inner[-1])
-        if any(token in special for token in row[first:last]):
+        if len(inner) <= last - first:  # a special one is between them
             raise refused(index, "spells a special token, which would end it there: take it out", "TEXT_SPECIAL")
 
 

@@ -8,7 +8,8 @@
 - Triton gets only as many batches at a time as it can process. Items that arrive meanwhile wait here and share the next
   batch. A batch is the oldest item and those nearest to it in length.
 - A call to Triton costs as much as a small tower does. So a batch that is not full waits a few milliseconds, but only
-  while images of other requests are being decoded, whose embeddings and texts will share it.
+  while images of other requests are being decoded, whose embeddings and texts will share it; twice as long if these are
+  enough to fill it.
 - A failed batch fails its items; an embedding that is not finite or not of length 1 fails its own item alone.
 """
 
@@ -107,14 +108,18 @@ class Wait:
             return
         if self._future is None:
             self._future = asyncio.get_running_loop().create_future()
+        if seconds is None:
+            await self._future
+            return
+        late = DeadlineExceeded(
+            f"the embeddings were not ready within {seconds:.3g} s: allow more time, or send less at once",
+            reason="BACKEND_TIMEOUT",
+        )
+        timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self.fail, late)
         try:
-            async with asyncio.timeout(seconds):
-                await self._future
-        except TimeoutError:
-            raise DeadlineExceeded(
-                f"the embeddings were not ready within {seconds or 0:.3g} s: allow more time, or send less at once",
-                reason="BACKEND_TIMEOUT",
-            ) from None
+            await self._future
+        finally:
+            timer.cancel()
 
 
 class Batch:
@@ -179,7 +184,7 @@ class Tower:
         self._pump_is_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._lookups = {what: metrics.CACHE.labels(*label, what) for what in ("hit", "miss", "coalesced")}
-        self._waiting = metrics.QUEUE.labels(*label)
+        metrics.QUEUE.labels(*label).set_function(lambda: len(self._queue))
         self._sizes = metrics.BATCH.labels(label[1])
 
     @property
@@ -207,8 +212,6 @@ class Tower:
                 new.append(position)
             else:
                 wait.expect(item, position)
-        if len(missing) > len(new):
-            self._lookups["coalesced"].inc(len(missing) - len(new))
         if new and len(self._items) >= self._max_waiting:
             self.leave(wait)
             raise Overloaded(
@@ -216,6 +219,10 @@ class Tower:
                 reason="BACKEND_QUEUE_FULL",
                 retry_after=1,
             )
+        if missing:
+            misses = len({keys[position] for position in new})
+            self._lookups["miss"].inc(misses)
+            self._lookups["coalesced"].inc(len(missing) - misses)
         return wait, new
 
     def begin(self, wait: Wait, position: int, key: bytes, note: int = 0) -> TowerItem | None:
@@ -223,12 +230,10 @@ class Tower:
         item = self._items.get(key)
         if item is not None:
             wait.expect(item, position)
-            self._lookups["coalesced"].inc()
             return None
         item = self._items[key] = TowerItem(key, note)
         self._making.add(item)
         wait.expect(item, position)
-        self._lookups["miss"].inc()
         return item
 
     def ready(self, item: TowerItem, payload: Any, length: int = 1) -> None:
@@ -239,7 +244,6 @@ class Tower:
         item.drop = None
         self._made(item)
         self._queue[item.key] = item
-        self._waiting.set(len(self._queue))
         self._pump_soon()
 
     def fail(self, item: TowerItem, error: BaseException) -> None:
@@ -270,7 +274,6 @@ class Tower:
                 if item.batch.live == 0:
                     self._cancel(item.batch)
         wait.items.clear()
-        self._waiting.set(len(self._queue))
 
     async def close(self) -> None:
         """Cancel the calls to Triton; waiting requests get an error."""
@@ -311,11 +314,14 @@ class Tower:
         if not self._gather or len(self._queue) >= self._batch:
             return 0.0
         # Of the images that are being made, one may be the image of these texts: it alone is not worth a wait.
-        coming = len(self._making) if self._beside is None else len(self._beside._making) - 1
+        images = self._beside or self
+        coming = len(images._making) - (images is not self)
         oldest = next(iter(self._queue.values()))
         if coming <= 0 or (self._tokens and len(self._queue) * oldest.length >= self._tokens):
             return 0.0
-        return oldest.ready_at + self._gather - time.monotonic()
+        # Enough images for a whole batch are on their way: a longer wait pays, since it ends when the batch is full.
+        fills = len(images._queue) + coming >= images._batch
+        return oldest.ready_at + self._gather * (2 if fills else 1) - time.monotonic()
 
     def _on_time(self) -> None:
         self._timer = None
@@ -336,7 +342,6 @@ class Tower:
             batch.task = asyncio.create_task(self._work(batch))
             # Not at the end of _work: a task that is cancelled before its first step runs none of its code.
             batch.task.add_done_callback(partial(self._ended, batch))
-        self._waiting.set(len(self._queue))
 
     def _take(self) -> list[TowerItem]:
         """The oldest item and others of similar length, within the bounds of a batch."""

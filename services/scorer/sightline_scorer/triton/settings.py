@@ -70,7 +70,7 @@ class TritonSettings(Section):
         ge=0,
         le=1000,
         description="How long a batch that is not full waits for images of other requests that are being decoded, so"
-        " that Triton is called less often; 0: not at all. A caller alone never waits",
+        " that Triton is called less often; twice as long if these fill it; 0: not at all. A caller alone never waits",
     )
     queue_delay_microseconds: int = Field(
         0,

@@ -3,9 +3,10 @@
     python benchmarks/tune.py clip_dpo --seeds 0
     python benchmarks/tune.py clip_dpo --seeds 0 --set dpo.loss.sft=1.0 --set filters.gap.min=4
 
-Each run adds a line to runs/tune/tries.jsonl, which records how many tries a recipe had. Measured are plain samples at
-temperature 1, greedy captions, and samples by the recipe's own decoding if it has one. Validation scenes have no
-questions: POPE is not measured.
+Values start from the leaderboard's (`leaderboard.TUNED` over the recipe's file). Each run adds a line to
+runs/tune/tries.jsonl, which records how many tries a recipe had; results/tries.jsonl has those for the leaderboard,
+made from the files' own values. Measured are plain samples at temperature 1, greedy captions, and samples by the
+recipe's own decoding if it has one. Validation scenes have no questions: POPE is not measured.
 """
 
 from __future__ import annotations

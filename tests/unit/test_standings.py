@@ -81,6 +81,21 @@ def test_every_recipe_stands_on_the_board_and_reads_with_its_own_part_neutral() 
                 assert leaderboard.digest(load_recipe(file, others)) != leaderboard.digest(neutral), f"{name}: {one}"
 
 
+def test_tuned_values_are_those_that_the_rule_takes_from_four_tries_of_each_method() -> None:
+    """The largest cut at equal length among those whose cover falls by at most 0.05; none: the file's own."""
+    tries = [json.loads(line) for line in (leaderboard.RESULTS / "tries.jsonl").read_text().splitlines()]
+    tried: dict[str, list[Any]] = {}
+    for each in tries:
+        found = each.get("decoded", each["plain"])
+        tried.setdefault(each["recipe"], []).append((found, each["values"]))
+    assert len(tried) == 23
+    for name, ways in tried.items():
+        assert (len(ways), ways[0][1]) == (4, [])
+        allowed = [way for way in ways if way[0]["cover_change"] >= -0.05]
+        best = max(allowed, key=lambda way: way[0]["chair_s_cut_at_equal_length"], default=ways[0])
+        assert sorted(leaderboard.TUNED.get(name, ())) == sorted(best[1]), name
+
+
 def test_lots_are_drawn_anew_for_each_picture_and_stay() -> None:
     texts = ["a star .", "a ring ."]
     one, other = neutral.lots([], ["what ?"] * 2, texts), neutral.lots([], ["what ?"] * 2, [*texts, "a hole ."])

@@ -1,6 +1,7 @@
 """The queue before a tower: cached items, items requested twice, shared batches, and callers that leave."""
 
 import asyncio
+import gc
 import hashlib
 from collections.abc import Awaitable, Callable
 from types import SimpleNamespace
@@ -432,26 +433,33 @@ def test_a_batch_that_those_on_their_way_would_fill_waits_twice_as_long() -> Non
 
 def test_metrics_tell_what_waits_what_is_kept_and_how_it_was_found() -> None:
     def told(name: str, **labels: str) -> float:
-        labels = {"model": "m", "tower": "text", **labels}
+        labels = {"model": "told", "tower": "text", **labels}
         return REGISTRY.get_sample_value(f"sightline_scorer_{name}", labels) or 0.0
 
-    def found() -> list[float]:
-        return [told("embeddings_total", outcome=each) for each in ("hit", "miss", "coalesced")]
+    def made(engine: Engine) -> Tower:
+        table = EmbeddingTable(SIZE, 100_000, "told", "text")
+        return Tower(table, engine.run, ("told", "text"), batch=4, tokens=0, in_flight=1, max_waiting=100)
 
     async def test() -> None:
         engine = Engine()
-        to = tower(engine)
-        before = found()
+        to = made(engine)
+        failed = made(Engine())  # a new version, which is given up
         wait = ask(to, "a", "b", "a")
         assert told("queue_items") == 2
+        del failed
+        gc.collect()
         other = ask(to, "b", "c")
+        assert told("queue_items") == 3
         engine.go.set()
         for each in (wait, other):
             await each.done(1)
         await ask(to, "c").done(1)
-        assert [now - then for now, then in zip(found(), before, strict=True)] == [1, 3, 2]
-        assert (told("queue_items"), told("cache_bytes")) == (0, to.table.used_bytes)
-        assert to.table.used_bytes == 3 * (4 * SIZE + ENTRY_BYTES)
+        assert [told("embeddings_total", outcome=each) for each in ("hit", "miss", "coalesced")] == [1, 3, 2]
+        used = 3 * (4 * SIZE + ENTRY_BYTES)
+        assert (told("queue_items"), told("cache_bytes"), to.table.used_bytes) == (0, used, used)
+        new = made(engine)  # while both versions live, both count
+        await ask(new, "d").done(1)
+        assert told("cache_bytes") == used + new.table.used_bytes
 
     run(test)
 

@@ -39,7 +39,7 @@ class EmbeddingTable:
         self._notes = np.empty(capacity, np.int32)
         self._places: OrderedDict[bytes, int] = OrderedDict()
         self._capacity = capacity
-        metrics.CACHE_BYTES.labels(model, tower).set_function(lambda: self.used_bytes)
+        metrics.count(metrics.CACHE_BYTES, (model, tower), self, lambda table: table.used_bytes)
 
     def __len__(self) -> int:
         return len(self._places)

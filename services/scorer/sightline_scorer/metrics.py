@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
 from prometheus_client import Counter, Gauge, Histogram
 from sightline_chassis import metrics
 
 from sightline_scorer.triton.settings import TritonSettings
 
+T = TypeVar("T")
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 PAIRS = Counter("sightline_scorer_pairs_total", "Image-text pairs, by outcome (OK or the status code).", ("outcome",))
@@ -60,6 +65,17 @@ FETCHES = Counter(
     "sightline_scorer_fetches_total", "Images fetched by URI: OK, or the reason of the refusal.", ("outcome",)
 )
 STORE_BYTES = Gauge("sightline_scorer_image_store_bytes", "Bytes of stored uploaded images.")
+
+
+_LIVING: dict[tuple[Gauge, tuple[str, str]], Sequence[weakref.ref[Any]]] = {}
+
+
+def count(gauge: Gauge, labels: tuple[str, str], owner: T, number: Callable[[T], float]) -> None:
+    """Show a number of the owner at each scrape; of several owners, such as two versions of a model, the sum."""
+    key = gauge, labels
+    # A new list each time: scrapes read it from another thread.
+    _LIVING[key] = [ref for ref in _LIVING.get(key, ()) if ref() is not None] + [weakref.ref(owner)]
+    gauge.labels(*labels).set_function(lambda: sum(number(each) for ref in _LIVING[key] if (each := ref()) is not None))
 
 
 def backend_label(settings: TritonSettings) -> str:

@@ -184,7 +184,7 @@ class Tower:
         self._pump_is_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._lookups = {what: metrics.CACHE.labels(*label, what) for what in ("hit", "miss", "coalesced")}
-        metrics.QUEUE.labels(*label).set_function(lambda: len(self._queue))
+        metrics.count(metrics.QUEUE, label, self, lambda tower: len(tower._queue))
         self._sizes = metrics.BATCH.labels(label[1])
 
     @property

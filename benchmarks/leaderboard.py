@@ -124,7 +124,8 @@ TUNED: Mapping[str, Sequence[str]] = {
 
 Chosen on validation scenes (`tune.py`; all tries are in results/tries.jsonl), before any test scene was seen with them:
 of four tries of each method, the file's own values among them, those with the largest cut at equal length whose cover
-falls by at most 0.05. A method that is not here keeps its file's values. `sightline` was chosen and frozen before.
+falls by at most 0.05. A method that is not here keeps its file's values. `sightline` was chosen by other tries
+(docs/log.md).
 """
 SCENES, QUESTIONS = 600, 300
 GLANCE = 64

@@ -108,18 +108,17 @@ class Wait:
             return
         if self._future is None:
             self._future = asyncio.get_running_loop().create_future()
-        if seconds is None:
-            await self._future
-            return
-        late = DeadlineExceeded(
-            f"the embeddings were not ready within {seconds:.3g} s: allow more time, or send less at once",
-            reason="BACKEND_TIMEOUT",
-        )
-        timer = asyncio.get_running_loop().call_later(max(0.0, seconds), self.fail, late)
+        loop = asyncio.get_running_loop()
+        timer = None if seconds is None else loop.call_later(max(0.0, seconds), self._run_out, seconds)
         try:
             await self._future
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
+
+    def _run_out(self, seconds: float) -> None:
+        why = f"the embeddings were not ready within {seconds:.3g} s: allow more time, or send less at once"
+        self.fail(DeadlineExceeded(why, reason="BACKEND_TIMEOUT"))
 
 
 class Batch:
